@@ -1,0 +1,127 @@
+"""How the documentation is built: ``sphinx-build -W -n -b html docs OUTPUT``, without the network."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import re
+import sys
+from pathlib import Path
+
+from docutils import nodes
+
+DOCS = Path(__file__).parent
+# The checkout's own sources, whatever is installed.
+sys.path.insert(0, str(DOCS.parent))
+
+import persistcoll  # noqa: E402
+
+project = "persistcoll"
+author = "persistcoll developers"
+copyright = "2026, persistcoll developers"
+version = release = persistcoll.__version__
+
+extensions = ["sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+# A block says its language, so that tests/docs knows what to run.
+highlight_language = "none"
+nitpicky = True
+# Names that annotations hold and no page describes.
+nitpick_ignore_regex = [
+    ("py:.*", r"(.*\.)?_?[A-Z]([a-z]*_(co|contra))?"),  # type variables: T, T_co
+    ("py:.*", r"hypothesis\..*"),
+]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+autoclass_content = "both"
+python_use_unqualified_type_names = True
+
+html_theme = "furo"
+html_title = f"persistcoll {release}"
+html_show_sphinx = False
+
+_LIBRARY = "https://docs.python.org/3/library"
+_BUILTIN_TYPES = {
+    "bytearray",
+    "bytes",
+    "dict",
+    "frozenset",
+    "list",
+    "memoryview",
+    "range",
+    "set",
+    "str",
+    "tuple",
+}
+# In the standard library of a newer Python than the one that may be building.
+_NEWER = {"queue.ShutDown": "queue.html#queue.ShutDown"}
+
+
+def link_to_standard_library(app, env, node, content):
+    """Resolve a reference into Python's own library by looking the name up in the running Python.
+
+    The usual way fetches an inventory, and this build has no network. A name that does not exist
+    stays unresolved, so that the build fails on it.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    page = _page_of(node["reftarget"])
+    if page is None:
+        return None
+    return nodes.reference("", "", content, internal=False, refuri=f"{_LIBRARY}/{page}")
+
+
+def _page_of(target: str) -> str | None:
+    if target in _NEWER:
+        return _NEWER[target]
+    value = getattr(builtins, target, None)
+    if value is not None or target == "None":
+        if isinstance(value, type) and issubclass(value, BaseException):
+            return f"exceptions.html#{target}"
+        if value is None or isinstance(value, bool):
+            return f"constants.html#{target}"
+        return f"{'stdtypes' if target in _BUILTIN_TYPES else 'functions'}.html#{target}"
+    parts = target.split(".")
+    if parts[0] not in sys.stdlib_module_names:
+        return None
+    # The longest part that is a module has a page; the rest must be there.
+    for length in range(len(parts), 0, -1):
+        module = ".".join(parts[:length])
+        try:
+            value = importlib.import_module(module)
+            for name in parts[length:]:
+                value = getattr(value, name)
+        except (ImportError, AttributeError):
+            continue
+        anchor = target if length < len(parts) else f"module-{module}"
+        return f"{module}.html#{anchor}"
+    return None
+
+
+def changelog(app, docname, source):
+    """Show CHANGELOG.md as the page ``changelog``: its headings, links and literals in this markup."""
+    if docname != "changelog":
+        return
+    text = (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
+    text = re.sub(r"`([^`\n]+)`", r"``\1``", text)
+    text = re.sub(r"(?<!\])\[([^\]\n]+)\]\(([^)\n]+)\)", r"`\1 <\2>`__", text)
+    lines = []
+    for line in text.splitlines():
+        level, _, title = line.partition(" ")
+        if level in ("#", "##", "###"):
+            title = title.strip("[]")
+            lines += [title, {"#": "=", "##": "-", "###": "~"}[level] * len(title)]
+        else:
+            lines.append(line)
+    source[0] = "\n".join(lines) + "\n"
+    app.env.note_dependency(str(DOCS.parent / "CHANGELOG.md"))
+
+
+def setup(app):
+    """Connect the two."""
+    app.connect("missing-reference", link_to_standard_library)
+    app.connect("source-read", changelog)
+    return {"parallel_read_safe": True}

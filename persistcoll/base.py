@@ -1,0 +1,285 @@
+"""What every queue class offers: the standard library's interface, over serialized items.
+
+The classes in :mod:`persistcoll.queues` pick a store and pass it to :class:`BaseQueue`; what waits is in
+:mod:`persistcoll.engine.blocking`, what is stored and how is the store's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.contracts import Store
+from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
+from persistcoll.engine.values import Record, Stats
+from persistcoll.errors import DecodeError
+from persistcoll.serializers.base import Codec, decode_error, encode_error
+
+__all__ = ["BaseQueue", "checked_count"]
+
+
+def checked_count(name: str, value: int | None, least: int = 0) -> int:
+    """``value`` if it is a whole number of at least ``least``; ``None`` counts as 0.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: too small.
+    """
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name!r} must be a whole number, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name!r} must be at least {least}, not {value}")
+    return value
+
+
+class BaseQueue:
+    """A :class:`queue.Queue` whose items live in a store.
+
+    All methods may be called from any thread, and, as the class says, from several processes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        codec: Codec,
+        *,
+        maxsize: int,
+        autosave: bool,
+        description: str,
+        reopen: tuple[Callable[..., BaseQueue], dict[str, Any]],
+    ) -> None:
+        self._description = description
+        self._reopen = reopen
+        self._codec = codec
+        self._dumps = codec.dumps
+        self._loads = codec.loads
+        self._decode = self._decode_sealed if codec.unseal is not None else self._decode_plain
+        self._blocking = BlockingQueue(store, maxsize, autosave)
+        self._put = self._blocking.put
+        self._get = self._blocking.get
+        self._closed = False
+        follow_forks(self)
+
+    # Codec.
+
+    def _encode(self, item: Any) -> bytes:
+        try:
+            return self._dumps(item)
+        except Exception as cause:
+            raise encode_error(self._codec, item, cause) from cause
+
+    def _decode_plain(self, record: Record) -> tuple[int, Any]:
+        try:
+            return record.id, self._loads(record.payload)
+        except Exception as cause:
+            raise decode_error(self._codec, record.id, cause) from cause
+
+    def _decode_sealed(self, record: Record) -> tuple[int, Any]:
+        assert self._codec.unseal is not None
+        try:
+            return record.id, self._loads(self._codec.unseal(record.payload, record.id))
+        except DecodeError:
+            raise
+        except Exception as cause:
+            raise decode_error(self._codec, record.id, cause) from cause
+
+    # Putting.
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Store ``item``. When this returns, it is durable.
+
+        :param block: wait for room while the queue is full.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Full: there was no room.
+        :raise ShutDown: after :meth:`shutdown`.
+        :raise EncodeError: the serializer cannot store this item.
+        :raise StorageFullError: the disk has no room; nothing is stored.
+        :raise StorageError: the storage failed; the message says if the outcome is unknown.
+        :raise ValueError: the timeout is negative.
+        """
+        try:
+            payload = self._dumps(item)
+        except Exception as cause:
+            raise encode_error(self._codec, item, cause) from cause
+        self._put(payload, block, timeout)
+
+    def put_nowait(self, item: Any) -> None:
+        """``put(item, block=False)``."""
+        self.put(item, False)
+
+    def put_many(self, items: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
+        """Store all of ``items``, in order, or none: one write and one sync.
+
+        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        """
+        self._blocking.put_many([self._encode(item) for item in items], block, timeout)
+
+    # Getting.
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take the next item.
+
+        It stays stored until it is acknowledged (:meth:`task_done`, or here and now with ``autosave``).
+
+        :param block: wait for an item while there is none.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Empty: there was none.
+        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
+        :raise DecodeError: the next item cannot be deserialized; it stays, ``skip(error.id)``
+            removes it.
+        :raise CorruptionError: the next item is damaged.
+        :raise LockedError: another process consumes from this queue.
+        :raise ValueError: the timeout is negative.
+        """
+        return self._get(self._decode, block, timeout)
+
+    def get_nowait(self) -> Any:
+        """``get(block=False)``."""
+        return self._get(self._decode, False, None)
+
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
+        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`."""
+        return self._blocking.get_many(checked_count("n", n, 1), self._decode, block, timeout)
+
+    @contextmanager
+    def receive(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
+        """A context manager that gives the next item.
+
+        It is acknowledged when the block ends well, and back in its place when the block raises.
+        ``task_done()`` is not to be called for it. Raises as :meth:`get`.
+        """
+        id, item = self._blocking.claim(self._decode, block, timeout)
+        try:
+            yield item
+        except BaseException:
+            self._blocking.settle(id, done=False)
+            raise
+        self._blocking.settle(id, done=True)
+
+    def task_done(self) -> None:
+        """Acknowledge the oldest item that this thread got and has not acknowledged.
+
+        A thread that holds none acknowledges the oldest one that any thread holds. When this
+        returns, the removal is durable.
+
+        :raise ValueError: called more often than items were got.
+        """
+        self._blocking.task_done()
+
+    def join(self) -> None:
+        """Wait until every stored item has been got and acknowledged, by whichever process."""
+        self._blocking.join()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Refuse to ``put``, and to ``get`` once the queue is empty (``immediate``: at once).
+
+        Those who wait are woken with ``ShutDown``. This is about this object only: nothing stored is
+        deleted, and other processes do not notice.
+        """
+        self._blocking.shutdown(immediate)
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether :meth:`shutdown` was called."""
+        return self._blocking.is_shutdown
+
+    # Looking and removing.
+
+    def peek(self) -> Any:
+        """The item that ``get`` would take next, which stays where it is.
+
+        :raise Empty: there is none.
+        """
+        return self._blocking.store.peek(self._decode)[1]
+
+    def items(self) -> Iterator[Any]:
+        """The items waiting at this moment, oldest first, without taking them."""
+        for record in self._blocking.store.records():
+            yield self._decode(record)[1]
+
+    def skip(self, id: int | None = None) -> int | None:
+        """Remove an item unseen: the one with this id (of a ``DecodeError``), else the next one.
+
+        :return: its id; ``None`` if no such item waits.
+        """
+        return self._blocking.discard(id)
+
+    def clear(self) -> int:
+        """Remove every waiting item; return how many there were."""
+        return self._blocking.clear()
+
+    @property
+    def maxsize(self) -> int:
+        """How many items may wait; 0 means without bound. May be set at any time."""
+        return self._blocking.maxsize
+
+    @maxsize.setter
+    def maxsize(self, value: int) -> None:
+        self._blocking.maxsize = checked_count("maxsize", value)
+
+    def qsize(self) -> int:
+        """How many items wait, exactly, across threads and processes."""
+        return self._blocking.qsize()
+
+    def __len__(self) -> int:
+        return self._blocking.qsize()
+
+    def __bool__(self) -> bool:
+        # A queue is a thing, not a sequence: an empty one is not false (nor is queue.Queue's).
+        return True
+
+    @property
+    def size(self) -> int:
+        """The same as :meth:`qsize`."""
+        return self._blocking.qsize()
+
+    def empty(self) -> bool:
+        """Whether no item waits."""
+        return not self._blocking.qsize()
+
+    def full(self) -> bool:
+        """Whether ``maxsize`` items wait; never without a ``maxsize``."""
+        return self._blocking.full()
+
+    def stats(self) -> Stats:
+        """The queue's numbers at this moment."""
+        return self._blocking.store.stats()
+
+    # Life and death.
+
+    def close(self) -> None:
+        """Let go of files and locks. What was got and not acknowledged stays stored. Idempotent."""
+        self._closed = True
+        self._blocking.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):  # True: the constructor raised
+            warn_unclosed(self)
+            self.close()
+
+    def _after_fork(self) -> None:
+        self._blocking.after_fork()
+
+    def __reduce__(self) -> tuple[Callable[..., BaseQueue], tuple[Any, ...]]:
+        """Pickled by location: unpickling opens the same queue."""
+        make, arguments = self._reopen
+        return _make, (make, {**arguments, "maxsize": self.maxsize})
+
+    def __repr__(self) -> str:
+        return f"<{self._description}{' closed' if self._closed else ''}>"
+
+
+def _make(make: Callable[..., BaseQueue], arguments: dict[str, Any]) -> BaseQueue:
+    return make(**arguments)

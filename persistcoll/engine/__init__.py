@@ -1,0 +1,1 @@
+"""Behaviour that every container shares; touches no disk and no database."""

@@ -1,0 +1,153 @@
+"""Wake-ups: event counts that lose none.
+
+The rule is: take the ticket, look, then wait on the ticket. Whatever happens after the ticket was
+taken ends the wait at once, so there is no moment between looking and waiting in which a wake-up
+could be lost. A wake-up too many costs one look; one too few would be a bug.
+
+What other processes do cannot wake anybody here. So one of those who wait polls for it, every
+:data:`SLOWEST_POLL` seconds at the longest: a wait costs well under one per cent of a core, however many
+threads wait, and no thread is started for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+__all__ = ["FASTEST_POLL", "SLOWEST_POLL", "Listener", "Signal"]
+
+FASTEST_POLL = 0.0005
+SLOWEST_POLL = 0.004
+"""Seconds."""
+
+
+class Signal:
+    """An event count that threads can wait on.
+
+    :ivar listeners: how many listen. Who notifies may look at it first, after the fact and without a
+        lock: a listener counts itself in before it looks at the facts.
+    """
+
+    __slots__ = ("_count", "_gates", "_mutex", "_polled", "listeners")
+
+    def __init__(self) -> None:
+        self.listeners = 0
+        self._mutex = threading.Lock()
+        self._count = 0
+        self._gates: deque[threading.Lock] = deque()
+        self._polled = False  # somebody polls
+
+    def notify(self, count: int | None = 1) -> None:
+        """Something happened that lets up to ``count`` listeners go on; ``None``: all of them."""
+        with self._mutex:
+            self._count += 1
+            gates = self._gates
+            for _ in range(len(gates) if count is None else min(count, len(gates))):
+                gates.popleft().release()
+
+    def listen(self) -> Listener:
+        """A listener, to be used as a context manager by one thread."""
+        return Listener(self)
+
+
+class Listener:
+    """One thread's listening to a signal."""
+
+    __slots__ = ("_interval", "_signal", "_ticket")
+
+    def __init__(self, signal: Signal) -> None:
+        self._signal = signal
+        self._ticket = 0
+        self._interval = FASTEST_POLL
+
+    def __enter__(self) -> Listener:
+        with self._signal._mutex:
+            self._signal.listeners += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._signal._mutex:
+            self._signal.listeners -= 1
+
+    def take_ticket(self) -> None:
+        """Before looking: what happens from now on ends the next wait."""
+        self._ticket = self._signal._count
+
+    def wait(self, deadline: float | None, version: Callable[[], object] | None, seen: object) -> bool:
+        """Wait for something to happen after the ticket was taken.
+
+        :param deadline: by ``time.monotonic()``; ``None`` waits for ever.
+        :param version: asked now and then: it differs from ``seen`` when another process did something.
+        :return: ``False`` if nothing happened until the deadline.
+        """
+        signal = self._signal
+        gate = threading.Lock()
+        gate.acquire()
+        polls = False
+        while True:
+            with signal._mutex:
+                happened = signal._count != self._ticket
+                if not happened:
+                    if version is not None and not polls and not signal._polled:
+                        signal._polled = polls = True
+                    signal._gates.append(gate)
+            if happened:
+                self._pass_on(False, polls)
+                return True
+            try:
+                woken = self._sleep(gate, deadline, polls)
+            except BaseException:  # KeyboardInterrupt
+                self._pass_on(self._withdraw(gate), polls)
+                raise
+            if woken:
+                self._pass_on(False, polls)
+                return True
+            if self._withdraw(gate):
+                continue  # notified in the last moment: the count tells
+            if deadline is not None and time.monotonic() >= deadline:
+                self._pass_on(False, polls)
+                return False
+            if polls and version is not None:
+                try:
+                    happened = version() != seen
+                except BaseException:
+                    self._pass_on(False, polls)
+                    raise
+                if happened:
+                    self._pass_on(False, polls)
+                    return True
+
+    def _sleep(self, gate: threading.Lock, deadline: float | None, polls: bool) -> bool:
+        if deadline is None and not polls:
+            return gate.acquire()
+        remaining = threading.TIMEOUT_MAX if deadline is None else max(deadline - time.monotonic(), 0.0)
+        if polls:
+            remaining = min(remaining, self._interval)
+            self._interval = min(self._interval * 1.5, SLOWEST_POLL)
+        return gate.acquire(timeout=min(remaining, threading.TIMEOUT_MAX))
+
+    def _withdraw(self, gate: threading.Lock) -> bool:
+        """Take the gate back; whether it was opened before that."""
+        signal = self._signal
+        with signal._mutex:
+            try:
+                signal._gates.remove(gate)
+            except ValueError:
+                gate.acquire(blocking=False)  # close it again
+                return True
+            return False
+
+    def _pass_on(self, wake_up: bool, polls: bool) -> None:
+        """Leave a wake-up that was not used, or the polling, to another one who waits."""
+        signal = self._signal
+        with signal._mutex:
+            if polls:
+                signal._polled = False
+            if (wake_up or polls) and signal._gates:
+                # It looks, and then finds the polling free when it waits again.
+                signal._gates.popleft().release()

@@ -1,0 +1,318 @@
+"""Cursors: what a consumer has acknowledged, in a small append-only file.
+
+The file is a header and entries of 28 bytes::
+
+    crc u32 | kind u32 | chunk u32 | first u64 | second u64
+
+A ``POSITION`` says that every id up to ``first`` is acknowledged, and that the next record stands in
+``chunk`` at offset ``second`` or later. A ``RANGE`` says that the ids ``first`` to ``second`` are
+acknowledged, out of order. Every entry is a fact of its own and none takes back another, so an
+entry that a power cut tore or an accident damaged costs one redelivery and never an item, and the
+valid ones behind it still count. ``crc`` is seeded with the salt in the header.
+
+Appending an entry is one small write (and one sync at ``"power"``); replacing a file by rename for
+each acknowledgement would cost about four times that. The file is compacted, by rename, when a chunk is
+finished. Its blocks are reserved ahead, so that acknowledging needs no room on a full disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import struct
+from zlib import crc32
+
+from persistcoll.errors import CorruptionError
+from persistcoll.journal.disk import Disk, new_salt, publish
+
+__all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
+
+_MAGIC = b"\x89PCCURS\n"
+_HEADER = struct.Struct("<8s16sI")
+_CRC = struct.Struct("<I")
+_HEADER_SIZE = _HEADER.size + _CRC.size
+_ENTRY = struct.Struct("<IIQQ")
+_CHECKED = struct.Struct("<IIIQQ")
+_ENTRY_SIZE = _CHECKED.size
+_POSITION, _RANGE = 1, 2
+_RESERVED = 1 << 16
+
+_pack_entry = _ENTRY.pack
+_pack_crc = _CRC.pack
+
+
+Position = tuple[int, int]
+"""A place in the journal: a chunk's number and an offset in it. The next frame starts there or later.
+A plain tuple, because one is made for every item that is taken."""
+
+
+class Acknowledged:
+    """A set of ids: all up to :attr:`last`, and ranges beyond. Adding is O(1).
+
+    :ivar last: every id up to and including it is in the set.
+    :ivar position: where the record after ``last`` is to be looked for.
+    :ivar count: how many ids are in the set.
+    :ivar highest: the greatest id in the set.
+    """
+
+    __slots__ = ("_by_first", "_by_last", "_places", "count", "highest", "last", "position")
+
+    def __init__(self, last: int = 0, position: Position | None = None) -> None:
+        self.last = self.count = self.highest = last
+        self.position = position or (0, 0)
+        # Ranges beyond `last`, none touching another: first to last, and last to first.
+        self._by_first: dict[int, int] = {}
+        self._by_last: dict[int, int] = {}
+        self._places: dict[int, Position] = {}  # by a range's last id, where it is known
+
+    def add(self, first: int, last: int, behind: Position | None) -> bool:
+        """Add the ids ``first`` to ``last``, none of which is in the set.
+
+        :param behind: the place behind the record ``last``, where it is known.
+        :return: whether :attr:`last` moved.
+        """
+        self.count += last - first + 1
+        if last > self.highest:
+            self.highest = last
+        if first - 1 in self._by_last:
+            self._places.pop(first - 1, None)
+            first = self._by_last.pop(first - 1)
+        if last + 1 in self._by_first:
+            last = self._by_first.pop(last + 1)
+            # A place further back will do: what is acknowledged there is passed over.
+            behind = self._places.pop(last, behind)
+            del self._by_last[last]
+        if first == self.last + 1:
+            self._by_first.pop(first, None)
+            self.last = last
+            if behind is not None:
+                self.position = behind
+            return True
+        self._by_first[first] = last
+        self._by_last[last] = first
+        if behind is not None:
+            self._places[last] = behind
+        return False
+
+    def move(self, last: int, position: Position) -> None:
+        """Every id up to ``last`` is in the set, wherever it came from (loading)."""
+        if last < self.last:
+            return
+        if self._by_first:
+            for first, end in sorted(self._by_first.items()):
+                if first > last + 1:
+                    break
+                del self._by_first[first], self._by_last[end]
+                last = max(last, end)
+        self.last, self.position = last, position
+        self.highest = max(self.highest, last)
+        self.count = last + sum(end - first + 1 for first, end in self._by_first.items())
+
+    def merge(self, first: int, last: int) -> None:
+        """Add ids of which some may be in the set already (loading)."""
+        first = max(first, self.last + 1)
+        for known, end in sorted(self._by_first.items()):
+            if known > last:
+                break
+            if end >= first:
+                if first < known:
+                    self.add(first, known - 1, None)
+                first = end + 1
+        if first <= last:
+            self.add(first, last, None)
+
+    def __contains__(self, id: int) -> bool:
+        if id <= self.last:
+            return True
+        return any(first <= id <= last for first, last in self._by_first.items())
+
+    @property
+    def ranges(self) -> dict[int, int]:
+        """The ranges beyond :attr:`last`, first id to last id; not to be changed."""
+        return self._by_first
+
+
+def _entry(salt: int, kind: int, chunk: int, first: int, second: int) -> bytes:
+    body = _pack_entry(kind, chunk, first, second)
+    return _pack_crc(crc32(body, salt)) + body
+
+
+class CursorReader:
+    """Follows a cursor file that this or another process writes.
+
+    :ivar acknowledged: what it says, as of the last :meth:`refresh`.
+    :ivar damaged: how many entries did not check out.
+    """
+
+    def __init__(self, disk: Disk, path: str, store_id: bytes) -> None:
+        self._disk = disk
+        self._path = path
+        self._store_id = store_id
+        self._fd = -1
+        self._inode = 0
+        self._salt = 0
+        self._offset = 0
+        self.acknowledged = Acknowledged()
+        self.damaged = 0
+
+    @property
+    def exists(self) -> bool:
+        return self._fd >= 0
+
+    @property
+    def offset(self) -> int:
+        """Behind the last entry that is anything but zeros."""
+        return self._offset
+
+    @property
+    def salt(self) -> int:
+        return self._salt
+
+    def refresh(self) -> bool:
+        """Read what is new; say whether there was anything.
+
+        :raise CorruptionError: the file's header is damaged or is another store's; the
+            cursor then counts as missing.
+        """
+        try:
+            inode = os.stat(self._path).st_ino
+        except FileNotFoundError:
+            return False
+        if self._fd >= 0 and inode == self._inode:
+            return self._read_entries()
+        self.close()
+        self._open()
+        self._read_entries()
+        return True
+
+    def _open(self) -> None:
+        fd = self._disk.open(self._path, os.O_RDONLY)
+        data = self._disk.read(fd, _HEADER_SIZE, 0)
+        if (
+            len(data) < _HEADER_SIZE
+            or data[:8] != _MAGIC
+            or _CRC.unpack(data[_HEADER.size :])[0] != crc32(data[: _HEADER.size])
+            or _HEADER.unpack(data[: _HEADER.size])[1] != self._store_id
+        ):
+            self._disk.close(fd)
+            raise CorruptionError(f"the header of the cursor {self._path!r} is damaged", self._path, 0)
+        self._fd = fd
+        self._inode = os.fstat(fd).st_ino
+        self._salt = _HEADER.unpack(data[: _HEADER.size])[2]
+        self._offset = _HEADER_SIZE
+        self.acknowledged = Acknowledged()
+        self.damaged = 0
+
+    def _read_entries(self) -> bool:
+        changed = False
+        while data := self._disk.read(self._fd, _ENTRY_SIZE * 2048, self._offset):
+            whole = len(data) - len(data) % _ENTRY_SIZE
+            damaged = 0
+            for at in range(0, whole, _ENTRY_SIZE):
+                if not self._read_entry(data[at : at + _ENTRY_SIZE]):
+                    damaged += 1
+                    continue
+                # Only a valid entry moves the offset. What does not check out may be the one
+                # that is being written now, or the reserved zeros.
+                self._offset += (damaged + 1) * _ENTRY_SIZE
+                self.damaged += damaged
+                damaged = 0
+                changed = True
+            if damaged or not whole:
+                break
+        return changed
+
+    def _read_entry(self, data: bytes) -> bool:
+        crc, kind, chunk, first, second = _CHECKED.unpack(data)
+        if crc32(data[4:], self._salt) != crc:
+            return False
+        if kind == _POSITION:
+            self.acknowledged.move(first, (chunk, second))
+        elif kind == _RANGE and first <= second:
+            self.acknowledged.merge(first, second)
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._disk.close(self._fd)
+            self._fd = -1
+
+
+class CursorWriter:
+    """Appends to a cursor file, as its only writer, and compacts it. Its owner holds a lock.
+
+    :param acknowledged: what has been acknowledged so far; kept up to date.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        path: str,
+        store_id: bytes,
+        acknowledged: Acknowledged,
+        tempdir: str | None,
+    ) -> None:
+        self._disk = disk
+        self.path = path
+        self._store_id = store_id
+        self._tempdir = tempdir
+        self._salt = 0
+        self.acknowledged = acknowledged
+        self.fd = -1
+        self.offset = 0
+
+    def resume(self, reader: CursorReader) -> None:
+        """Go on behind what ``reader`` has read."""
+        self.fd = self._disk.open(self.path, os.O_RDWR)
+        self._salt = reader.salt
+        self.offset = reader.offset
+
+    def write(self, first: int, last: int, behind: Position) -> None:
+        """Acknowledge the ids ``first`` to ``last``; the record ``last`` ends at ``behind``.
+
+        :raise OSError: nothing was acknowledged.
+        """
+        acknowledged = self.acknowledged
+        if first == acknowledged.last + 1 and not acknowledged.ranges:
+            body = _pack_entry(_POSITION, behind[0], last, behind[1])
+            self._append(_pack_crc(crc32(body, self._salt)) + body)
+            acknowledged.last = acknowledged.highest = last
+            acknowledged.count += last - first + 1
+            acknowledged.position = behind
+            return
+        self._append(_entry(self._salt, _RANGE, 0, first, last))
+        if acknowledged.add(first, last, behind) and acknowledged.last != last:
+            # The gap is closed: from here one position stands for all those ranges.
+            chunk, offset = acknowledged.position
+            entry = _entry(self._salt, _POSITION, chunk, acknowledged.last, offset)
+            with contextlib.suppress(OSError):  # it says nothing new
+                self._append(entry)
+
+    def _append(self, entry: bytes) -> None:
+        # At a tracked offset and not with O_APPEND, because the reserved blocks lie behind. A
+        # write that fails half-way leaves an entry that does not check out, and the next one
+        # is written over it.
+        if self._disk.pwrite(self.fd, entry, self.offset) != len(entry):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.offset += len(entry)
+
+    def compact(self) -> int:
+        """Replace the file by one that says the same in few entries, durably.
+
+        :return: the old descriptor, for the caller to close; -1 if there was none.
+        """
+        fresh_salt = new_salt()
+        acknowledged = self.acknowledged
+        header = _HEADER.pack(_MAGIC, self._store_id, fresh_salt)
+        chunk, offset = acknowledged.position
+        entries = [_entry(fresh_salt, _POSITION, chunk, acknowledged.last, offset)]
+        entries += [_entry(fresh_salt, _RANGE, 0, first, last) for first, last in acknowledged.ranges.items()]
+        data = header + _CRC.pack(crc32(header)) + b"".join(entries)
+        publish(self._disk, self.path, (data,), self._tempdir)
+        old, self.fd = self.fd, self._disk.open(self.path, os.O_RDWR)
+        self._salt = fresh_salt
+        self.offset = len(data)
+        with contextlib.suppress(OSError):  # on a full disk entries may need room later
+            self._disk.reserve(self.fd, max(_RESERVED, 2 * self.offset))
+        return old

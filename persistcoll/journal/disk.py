@@ -1,0 +1,314 @@
+"""The only module that writes, syncs, renames, unlinks and locks.
+
+Everything else in this room asks a :class:`Disk` for it. That is what makes the faults testable
+(``persistcoll.testing`` has disks that fail and disks that lose power), and it keeps the
+differences between platforms in one place:
+
+=============  ==========================  ======================  ================================
+platform       ``sync``                    ``sync_directory``      ``flock``
+=============  ==========================  ======================  ================================
+Linux, BSD     ``fdatasync``               ``fsync`` of the        ``flock``
+                                           directory
+macOS          ``F_FULLFSYNC`` (``fsync``  ``F_FULLFSYNC`` of the  ``flock``
+               only reaches the drive's    directory
+               cache there)
+Windows        ``FlushFileBuffers``        not possible, skipped   ``msvcrt.locking`` of one byte
+=============  ==========================  ======================  ================================
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+from persistcoll.errors import StorageError, StorageFullError
+
+__all__ = [
+    "CALLS",
+    "EXCLUSIVE",
+    "TRY_EXCLUSIVE",
+    "TRY_SHARED",
+    "UNLOCK",
+    "Disk",
+    "network_file_system",
+    "new_salt",
+    "publish",
+    "storage_error",
+    "write_fully",
+]
+
+# The numbers of flock(2), which every platform's Disk.flock understands.
+_SHARED, EXCLUSIVE, _NON_BLOCKING, UNLOCK = 1, 2, 4, 8
+TRY_EXCLUSIVE = EXCLUSIVE | _NON_BLOCKING
+TRY_SHARED = _SHARED | _NON_BLOCKING
+
+# Every call of a Disk, by name: what a fault can be injected into.
+CALLS = (
+    "open",
+    "close",
+    "read",
+    "write",
+    "pwrite",
+    "truncate",
+    "reserve",
+    "sync",
+    "sync_directory",
+    "replace",
+    "unlink",
+    "mkdir",
+    "flock",
+)
+
+_WINDOWS_BUSY_SECONDS = 1.0
+# msvcrt.locking forbids others to read what it locks, so the byte lies behind all content.
+_WINDOWS_LOCK_OFFSET = 0x3FFFFFFF
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Disk:
+    """The file system calls that the journal uses, as plain functions held by one object.
+
+    The attributes are the operating system's own functions wherever it has them, so that a call
+    through a ``Disk`` costs what the bare call costs. ``flock`` must be a lock of the open file
+    (never a POSIX ``fcntl`` lock, which any ``close`` in the process drops).
+
+    ==================================  ===========================================================
+    ``open(path, flags, mode=0o600)``   a descriptor, never inherited, never through a symlink
+    ``close(fd)``
+    ``read(fd, count, offset)``         up to ``count`` bytes from ``offset``
+    ``write(fd, data)``                 bytes written, perhaps fewer; descriptors that are written
+                                        this way are opened with ``O_APPEND``
+    ``pwrite(fd, data, offset)``        bytes written, perhaps fewer
+    ``size(fd, 0, os.SEEK_END)``        the file's size (``lseek``: a third of the cost of ``fstat``)
+    ``truncate(fd, length)``
+    ``reserve(fd, length)``             blocks for ``length`` bytes; does nothing where impossible
+    ``sync(fd)``                        the file's data and size are on the device
+    ``sync_directory(path)``            the names in it are on the device
+    ``replace(source, target)``         atomic rename
+    ``unlink(path)``, ``mkdir(path)``
+    ``flock(fd, operation)``            ``BlockingIOError`` for a ``TRY_`` operation that must wait
+    ==================================  ===========================================================
+
+    :param platform: as ``sys.platform``.
+    :param fcntl: the module of that name, or a stand-in (tests of another platform).
+    :param msvcrt: the same for Windows.
+    """
+
+    def __init__(
+        self,
+        platform: str = sys.platform,
+        *,
+        fcntl: ModuleType | Any = None,
+        msvcrt: ModuleType | Any = None,
+    ) -> None:
+        self.close: Callable[[int], None] = os.close
+        self.write: Callable[[int, Any], int] = os.write
+        self.size: Callable[[int, int, int], int] = os.lseek
+        self.truncate: Callable[[int, int], None] = os.ftruncate
+        self.unlink: Callable[[str], None] = os.unlink
+        self.replace: Callable[[str, str], None] = os.replace
+        self.read: Callable[[int, int, int], bytes]
+        self.pwrite: Callable[[int, Any, int], int]
+        self.sync: Callable[[int], None]
+        self._sync_name: Callable[[int], None]
+        self.sync_directory: Callable[[str], None] = self._fsync_directory
+        self.flock: Callable[[int, int], None]
+        if platform == "win32":
+            self._use_windows(msvcrt)
+        else:
+            self._use_posix(platform, fcntl)
+
+    def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags | _OPEN_FLAGS, mode)
+
+    def mkdir(self, path: str) -> None:
+        os.mkdir(path, 0o700)
+
+    def reserve(self, fd: int, length: int) -> None:
+        fallocate = getattr(os, "posix_fallocate", None)  # not on macOS and Windows
+        if fallocate is None:
+            return
+        try:
+            fallocate(fd, 0, length)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+
+    def _use_posix(self, platform: str, fcntl: ModuleType | Any) -> None:
+        if fcntl is None:
+            import fcntl
+        self.read = os.pread
+        self.pwrite = os.pwrite
+        self.flock = fcntl.flock
+        full_sync = getattr(fcntl, "F_FULLFSYNC", None) if platform == "darwin" else None
+        if full_sync is None:
+            self.sync = getattr(os, "fdatasync", os.fsync)
+            self._sync_name = os.fsync
+            return
+
+        def sync(fd: int) -> None:
+            try:
+                fcntl.fcntl(fd, full_sync)
+            except OSError as error:
+                # File systems that do not know the command (SMB, some FUSE) still have fsync.
+                if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                    raise
+                os.fsync(fd)
+
+        self.sync = self._sync_name = sync
+
+    def _fsync_directory(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _CLOEXEC)
+        try:
+            self._sync_name(fd)
+        finally:
+            os.close(fd)
+
+    def _use_windows(self, msvcrt: ModuleType | Any) -> None:
+        if msvcrt is None:
+            import msvcrt
+        # Windows has no pread and pwrite; seek and read belong together.
+        seeking = threading.Lock()
+
+        def read(fd: int, count: int, offset: int) -> bytes:
+            with seeking:
+                os.lseek(fd, offset, os.SEEK_SET)
+                return os.read(fd, count)
+
+        def pwrite(fd: int, data: Any, offset: int) -> int:
+            with seeking:
+                os.lseek(fd, offset, os.SEEK_SET)
+                return os.write(fd, data)
+
+        def flock(fd: int, operation: int) -> None:
+            while True:
+                with seeking:
+                    os.lseek(fd, _WINDOWS_LOCK_OFFSET, os.SEEK_SET)
+                    try:
+                        mode = msvcrt.LK_UNLCK if operation & UNLOCK else msvcrt.LK_NBLCK
+                        msvcrt.locking(fd, mode, 1)
+                        return
+                    except OSError as error:
+                        if error.errno not in (errno.EACCES, errno.EDEADLK):
+                            raise
+                        if operation & _NON_BLOCKING:
+                            raise BlockingIOError(errno.EWOULDBLOCK, "locked") from error
+                time.sleep(0.001)
+
+        self.read, self.pwrite, self.flock = read, pwrite, flock
+        self.sync = os.fsync
+        self.sync_directory = _nothing
+        # Another handle on the target (a reader, a virus scanner, an indexer) makes these fail
+        # for a moment.
+        self.replace = _patiently(os.replace)
+        self.unlink = _patiently(os.unlink)
+
+
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+# O_NOFOLLOW: a planted symlink must not redirect what we write.
+_OPEN_FLAGS = _CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _nothing(path: str) -> None:
+    return None
+
+
+def _patiently(call: Callable[..., None]) -> Callable[..., None]:
+    def patient(*arguments: str) -> None:
+        deadline = time.monotonic() + _WINDOWS_BUSY_SECONDS
+        pause = 0.001
+        while True:
+            try:
+                return call(*arguments)
+            except PermissionError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+    return patient
+
+
+def storage_error(error: OSError, doing: str, path: str) -> StorageError:
+    """The error to raise for ``error``, which happened while ``doing`` something with ``path``."""
+    kind = StorageFullError if error.errno in _FULL else StorageError
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    result = kind(f"{doing} {path!r} failed: {reason}", error.errno)
+    result.__cause__ = error
+    return result
+
+
+def write_fully(disk: Disk, fd: int, data: bytes) -> None:
+    """Append all of ``data``, however many writes that takes."""
+    view = memoryview(data)
+    while view:
+        view = view[disk.write(fd, view) :]
+
+
+def publish(disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None) -> None:
+    """Make ``path`` a file that holds ``parts``: wholly, durably, or not at all.
+
+    The order is the point. Without the sync of the temporary file a power cut leaves an empty
+    file under the final name (always on xfs); without the sync of the directory, the old one.
+    """
+    directory, name = os.path.split(path)
+    temporary = f"{path}.tmp"
+    if tempdir is not None:  # which several stores may share
+        owner = hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        temporary = os.path.join(tempdir, f"{owner}-{name}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    try:
+        fd = disk.open(temporary, flags)
+    except FileExistsError:  # left behind by a process that died here
+        disk.unlink(temporary)
+        fd = disk.open(temporary, flags)
+    try:
+        for part in parts:
+            write_fully(disk, fd, part)
+        disk.sync(fd)
+    except BaseException:
+        disk.close(fd)
+        disk.unlink(temporary)
+        raise
+    disk.close(fd)
+    disk.replace(temporary, path)
+    disk.sync_directory(directory)
+
+
+def network_file_system(path: str) -> str | None:
+    """The type of the network file system that ``path`` lies on, else ``None``.
+
+    Locks and atomic renames cannot be trusted there. Known on Linux, from the mount table.
+    """
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+            lines = table.readlines()
+    except OSError:
+        return None
+    device = os.stat(path).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:
+        fields = line.split(" ")
+        if fields[2] == name:
+            kind = fields[fields.index("-") + 1]
+            return kind if kind in _NETWORK else None
+    return None
+
+
+_NETWORK = frozenset(
+    "9p afs ceph cifs drvfs fuse.glusterfs fuse.sshfs glusterfs lustre ncpfs nfs nfs4 smb2 smb3 smbfs"
+    " virtiofs".split()
+)
+
+
+def new_salt() -> int:
+    """Thirty-two random bits, never zero (frames of zeros must not validate)."""
+    return secrets.randbits(32) or 1

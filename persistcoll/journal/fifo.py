@@ -1,0 +1,335 @@
+"""The file FIFO: a journal that every process may append to, and the one process that takes from it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from persistcoll.engine.values import Durability, Record, Stats
+from persistcoll.errors import ClosedError, CorruptionError, Empty, Full, NotClaimedError, StorageError
+from persistcoll.journal.consumer import Consumer
+from persistcoll.journal.consumer_lock import ConsumerLock
+from persistcoll.journal.cursors import Acknowledged, Position
+from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, PRODUCER_LOCK, Wanted, open_info, prepare
+from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, storage_error
+from persistcoll.journal.journal import Journal
+from persistcoll.journal.observer import Observer
+from persistcoll.journal.reader import Reader
+from persistcoll.journal.recovery import Place
+
+__all__ = ["Fifo", "Seal"]
+
+T = TypeVar("T")
+Seal = Callable[[bytes, int], bytes]
+
+
+def _no_seal(store_id: bytes) -> Seal | None:
+    return None
+
+
+class Fifo:
+    """A :class:`~persistcoll.engine.contracts.Store` in a directory.
+
+    Appending belongs to every process, taking to the one that took first, until it closes or ends.
+
+    :param seal_for: given the store's id, what to apply to each payload and id before writing.
+    :raise LockedError: by any call that takes, while another process consumes.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        wanted: Wanted,
+        *,
+        durability: Durability = "power",
+        disk: Disk | None = None,
+        seal_for: Callable[[bytes], Seal | None] = _no_seal,
+    ) -> None:
+        self._path = path
+        self._wanted = wanted
+        self._power = durability == "power"
+        self._disk = disk or Disk()
+        self._seal_for = seal_for
+        self._mutex = threading.Lock()
+        self._trouble: StorageError | ClosedError | None = None
+        self._open()
+
+    def _open(self) -> None:
+        disk, path, wanted = self._disk, self._path, self._wanted
+        prepare(disk, path, wanted)
+        self._consumer: Consumer | None = None
+        opened: list[int] = []
+        try:
+            opened.append(disk.open(os.path.join(path, PRODUCER_LOCK), os.O_RDWR | os.O_CREAT))
+            opened.append(disk.open(os.path.join(path, CONSUMER_LOCK), os.O_RDWR | os.O_CREAT))
+            disk.flock(opened[0], EXCLUSIVE)
+            try:
+                self._open_journal(*opened)
+            finally:
+                disk.flock(opened[0], UNLOCK)
+        except BaseException as error:
+            for fd in opened:
+                disk.close(fd)
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise storage_error(error, "opening", path) from error
+            raise
+        self._append = self._journal.append
+        self._forked = False
+
+    def _open_journal(self, producer_fd: int, consumer_fd: int) -> None:
+        disk, path, wanted = self._disk, self._path, self._wanted
+        info = open_info(disk, path, wanted)
+        self.store_id = info.store_id
+        self._place = Place(disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption)
+        self._lock = ConsumerLock(disk, consumer_fd, path)
+        self._observer = Observer(self._place, os.path.join(path, CURSOR), self._lock)
+        observer = self._observer
+        self._journal = Journal(
+            self._place,
+            producer_fd,
+            chunksize=wanted.chunksize or info.chunksize,
+            power=self._power,
+            floor=lambda: observer.acknowledged().highest,
+            seal=self._seal_for(info.store_id),
+            failed=self._poison,
+        )
+
+    def _poison(self, failure: StorageError) -> None:
+        """After a failed sync nothing more is done on these descriptors, by anybody."""
+        if self._trouble is None:
+            self._trouble = failure
+            self._journal.refuse(failure)
+
+    def _check(self) -> None:
+        """With the mutex held: refuse, or open anew in a forked child."""
+        if self._trouble is not None:
+            raise self._journal.refusal(self._trouble)
+        if self._forked:
+            self._open()
+
+    def _consuming(self) -> Consumer:
+        """With the mutex held: the consumer, which this process becomes if it is not."""
+        self._check()
+        if self._consumer is None:
+            died = self._lock.acquire()
+            try:
+                seen, whole = self._observer.hand_over()
+                path = os.path.join(self._path, CURSOR)
+                self._consumer = Consumer(
+                    self._place, self._journal, self._lock, path, seen, whole and not died, self._poison
+                )
+            except OSError as error:
+                self._lock.release()
+                if isinstance(error, StorageError):
+                    raise
+                raise storage_error(error, "opening", self._path) from error
+        return self._consumer
+
+    # Appending.
+
+    def append(self, payload: bytes, capacity: int = 0) -> int:
+        if self._forked:
+            self._revive()
+        if not capacity:
+            return self._append(payload)
+        return self._append(payload, lambda last: self._admit(last + 1, capacity))
+
+    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+        if self._forked:
+            self._revive()
+        if not capacity:
+            return self._journal.append_many(payloads)
+        more = len(payloads)
+        return self._journal.append_many(payloads, lambda last: self._admit(last + more, capacity))
+
+    def _revive(self) -> None:
+        with self._mutex:
+            self._check()
+
+    def _admit(self, last: int, capacity: int) -> None:
+        """Raise ``Full`` unless the id ``last`` is within capacity. The producer lock is held."""
+        consumer = self._consumer
+        if consumer is not None:
+            gone = consumer.gone
+        else:
+            # What is acknowledged stays so: a count that is out of date errs on the safe side.
+            gone = self._observer.acknowledged_at_least
+            if last - gone > capacity:
+                gone = self._observer.gone()
+        if last - gone > capacity:
+            raise Full
+
+    # Taking.
+
+    def take(self, use: Callable[[Record], T], acknowledge: bool = False) -> T:
+        with self._mutex:
+            consumer = self._consuming()
+            value = consumer.take(use, acknowledge)
+        if acknowledge and self._power:
+            consumer.commit()
+        return value
+
+    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+        with self._mutex:
+            consumer = self._consuming()
+            values = consumer.take_many(limit, use, acknowledge)
+        if acknowledge and self._power:
+            consumer.commit()
+        return values
+
+    def acknowledge(self, ids: Sequence[int]) -> None:
+        with self._mutex:
+            consumer = self._holding()
+            consumer.acknowledge(ids)
+        if self._power:
+            consumer.commit()
+
+    def give_back(self, id: int) -> None:
+        with self._mutex:
+            self._holding().give_back(id)
+
+    def _holding(self) -> Consumer:
+        self._check()
+        if self._consumer is None:
+            raise NotClaimedError("this process has taken nothing")
+        return self._consumer
+
+    def discard(self, id: int | None = None) -> int | None:
+        with self._mutex:
+            consumer = self._consuming()
+            discarded = consumer.discard(id)
+        if self._power:
+            consumer.commit()
+        return discarded
+
+    def clear(self) -> int:
+        with self._mutex:
+            consumer = self._consuming()
+            cleared = consumer.clear()
+        if self._power:
+            consumer.commit()
+        return cleared
+
+    # Looking.
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        with self._mutex:
+            self._check()
+            if self._consumer is not None:
+                return self._consumer.peek(use)
+        for record in self.records():
+            return use(record)
+        raise Empty
+
+    def records(self) -> Iterator[Record]:
+        with self._mutex:
+            self._check()
+            until = self._journal.refresh()
+            consumer = self._consumer
+            if consumer is not None:
+                acknowledged, held, passed = consumer.acknowledged, frozenset(consumer.claimed), 0
+            else:
+                # What the consumer holds is nearly always the oldest.
+                gone = self._observer.gone()
+                acknowledged, held = self._observer.acknowledged(), frozenset[int]()
+                passed = max(0, gone - acknowledged.count)
+            last, position, ranges = acknowledged.last, acknowledged.position, dict(acknowledged.ranges)
+        for record in self._read(last, position, ranges, until):
+            if passed:
+                passed -= 1
+            elif record.id not in held:
+                yield record
+
+    def _read(self, last: int, position: Position, ranges: dict[int, int], until: int) -> Iterator[Record]:
+        while last < until:
+            reader = Reader(self._place, last, position, ranges, lambda: self._journal.tail)
+            try:
+                while (entry := reader.current()) is not None and entry[0].id <= until:
+                    reader.advance()
+                    last = entry[0].id
+                    yield entry[0]
+                return
+            except CorruptionError:
+                # A chunk that is gone because it was consumed meanwhile is no damage: go on behind it.
+                with self._mutex:
+                    self._check()
+                    acknowledged = self._acknowledged()
+                    if acknowledged.last <= last:
+                        raise
+                    last, position = acknowledged.last, acknowledged.position
+            finally:
+                reader.close()
+
+    def _acknowledged(self) -> Acknowledged:
+        return self._consumer.acknowledged if self._consumer is not None else self._observer.acknowledged()
+
+    def count(self) -> int:
+        with self._mutex:
+            self._check()
+            last = self._journal.refresh()
+            return last - (self._consumer.gone if self._consumer is not None else self._observer.gone())
+
+    def claimed(self) -> int:
+        with self._mutex:
+            self._check()
+            if self._consumer is not None:
+                return len(self._consumer.claimed)
+            return max(0, self._observer.gone() - self._observer.acknowledged().count)
+
+    def unfinished(self) -> int:
+        with self._mutex:
+            self._check()
+            return self._journal.refresh() - self._acknowledged().count
+
+    def version(self) -> object:
+        with self._mutex:
+            self._check()
+            if self._consumer is not None:
+                return self._journal.version()
+            return self._journal.version(), self._observer.version()
+
+    def stats(self) -> Stats:
+        ready, claimed = self.count(), self.claimed()
+        oldest = next(self.records(), None)
+        with self._mutex, os.scandir(self._path) as entries:
+            return Stats(
+                ready=ready,
+                claimed=claimed,
+                dead=self._consumer.dead if self._consumer is not None else 0,
+                oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
+                puts=self._journal.last_id,
+                gets=self._acknowledged().count,
+                bytes=sum(entry.stat().st_size for entry in entries),
+            )
+
+    # The end.
+
+    def close(self) -> None:
+        with self._mutex:
+            if isinstance(self._trouble, ClosedError):
+                return
+            failed, self._trouble = self._trouble is not None, ClosedError("closed")
+            if self._forked:
+                return
+            try:
+                self._journal.close()
+                if self._consumer is not None:
+                    self._consumer.close(failed)
+            except StorageError:
+                failed = True
+                raise
+            finally:
+                self._observer.close()
+                self._lock.close(clean=not failed)
+
+    def abandon(self) -> None:
+        self._mutex = threading.Lock()
+        self._forked = self._trouble is None
+        if self._consumer is not None:
+            self._consumer.abandon()
+        self._observer.close()
+        self._journal.abandon()
+        self._lock.abandon()

@@ -1,0 +1,241 @@
+"""Reading the journal in order, from any place, with or without the consumer lock."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from persistcoll.engine.values import Record
+from persistcoll.errors import CorruptionError
+from persistcoll.journal.cursors import Position
+from persistcoll.journal.disk import publish
+from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
+from persistcoll.journal.recovery import Place
+from persistcoll.journal.segments import chunk_numbers, open_chunk
+
+__all__ = ["Reader"]
+
+_log = logging.getLogger("persistcoll")
+
+
+class Reader:
+    """A place in the journal that moves forward. Not thread-safe: its owner holds a lock.
+
+    :param last_id: the id before the first one to read.
+    :param position: where to look for that one: at its record, or before it.
+    :param acknowledged: ranges of ids to pass over, first id to last id; looked at live.
+    :param tail: number of the last chunk, the end of what is whole in it, and the last id. What
+        ends before that is damaged.
+    :param lost: called with the first and last id of records that are passed over as damaged;
+        ``None``: this reader only looks.
+    :ivar number: the chunk of the record that :meth:`current` returns.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        last_id: int,
+        position: Position,
+        acknowledged: Mapping[int, int],
+        tail: Callable[[], tuple[int, int, int]],
+        lost: Callable[[int, int, Position], None] | None = None,
+    ) -> None:
+        self._place = place
+        self._acknowledged = acknowledged
+        self._tail = tail
+        self._lost = lost
+        self._last_id = self._start_id = last_id
+        self._ahead: deque[tuple[Record, int, int]] = deque()
+        self._failure: CorruptionError | None = None
+        self._retried = (-1, -1)
+        self._fd = -1
+        self.number = position[0]
+        self._salt = 0
+        self._frames = Frames(place.disk, -1, 0, 0)
+        self._begin(position)
+
+    def _begin(self, position: Position) -> None:
+        place = self._place
+        number, offset = position
+        try:
+            fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+        except (FileNotFoundError, CorruptionError) as error:
+            path = place.path(number)
+            missing = CorruptionError(f"chunk {path!r} is missing", path)
+            self._give_up_unless_skipping(error if isinstance(error, CorruptionError) else missing)
+            later = [other for other in chunk_numbers(place.directory) if other > number]
+            self._enter(later[0])
+            return
+        self._fd, self.number, self._salt = fd, chunk.number, chunk.salt
+        self._frames = Frames(place.disk, fd, chunk.salt, max(offset, chunk.data_offset))
+
+    @property
+    def next_id(self) -> int:
+        """The id of the first record not advanced over."""
+        return self._ahead[0][0].id if self._ahead else self._last_id + 1
+
+    def current(self) -> tuple[Record, int, int] | None:
+        """The record here, with the offsets of its start and end in chunk :attr:`number`.
+
+        The same one until :meth:`advance`; ``None`` at the end of the journal.
+
+        :raise CorruptionError: the bytes here are damaged, and the policy is not "skip".
+        """
+        ahead = self._ahead
+        while True:
+            if not ahead and not self._read_ahead():
+                return None
+            entry = ahead[0]
+            if not self._acknowledged or (run := self._acknowledged.get(entry[0].id)) is None:
+                return entry
+            while self.next_id <= run and (ahead or self._read_ahead()):
+                ahead.popleft()
+
+    def advance(self) -> None:
+        """Go behind the record that :meth:`current` returned."""
+        self._ahead.popleft()
+
+    def _read_ahead(self) -> bool:
+        """Have at least one record in ``_ahead``, all of one chunk, if there is one."""
+        if self._failure is not None:
+            raise self._failure
+        run = self._frames.read_run(self._last_id + 1)
+        if run:
+            self._last_id = run[-1][0].id
+            self._ahead.extend(run)
+            return True
+        record = self._next()
+        if record is None:
+            return False
+        self._ahead.append((record, self._frames.start, self._frames.end))
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._place.disk.close(self._fd)
+            self._fd = -1
+
+    def _next(self) -> Record | None:
+        """The next whole record, acknowledged or not."""
+        while True:
+            try:
+                found = self._frames.read()
+            except BadFrame as error:
+                if self._damaged(error.offset, error.reason):
+                    continue
+                return None
+            if not isinstance(found, Record):
+                if self._beyond(found):
+                    continue
+                return None
+            if found.id != self._last_id + 1:
+                if found.id <= self._start_id:
+                    continue  # on the way from the position to the first one wanted
+                self._missing(found.id - 1, self._frames.start)
+            self._last_id = found.id
+            return found
+
+    def _beyond(self, stop: Stop) -> bool:
+        """Go on behind the last record of this file; whether there is anything (yet)."""
+        number, at = self.number, self._frames.end
+        if stop is Stop.END:
+            return self._enter(number + 1)
+        if stop is Stop.MOVED:
+            return self._reopen()
+        tail, end, _ = self._tail()
+        if number < tail or (number == tail and at < end):
+            return self._damaged(at, "the chunk ends early")
+        return False
+
+    def _enter(self, number: int) -> bool:
+        """Begin with chunk ``number``, or with the next one there is if it is lost."""
+        place = self._place
+        try:
+            fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+        except FileNotFoundError:
+            later = [other for other in chunk_numbers(place.directory) if other > number]
+            if not later:
+                return False  # not begun yet
+            path = place.path(number)
+            self._give_up_unless_skipping(CorruptionError(f"chunk {path!r} is missing", path))
+            return self._enter(later[0])
+        except CorruptionError as error:
+            self._give_up_unless_skipping(error)
+            return self._enter(number + 1)
+        self.close()
+        self._fd, self.number, self._salt = fd, number, chunk.salt
+        self._frames = Frames(place.disk, fd, chunk.salt, chunk.data_offset)
+        if chunk.first_id <= self._last_id:
+            path = place.path(number)
+            self._fail(CorruptionError(f"{path!r} repeats ids of the chunk before", path))
+        if chunk.previous_id > self._last_id:
+            self._missing(chunk.previous_id, 0)
+        # Ids between `previous_id` and `first_id` were acknowledged before a power cut took them.
+        self._last_id = chunk.first_id - 1
+        return True
+
+    def _reopen(self) -> bool:
+        """The chunk was rewritten: go on in the new file, which has the same frames."""
+        place = self._place
+        fd, _ = open_chunk(place.disk, place.directory, self.number, place.store_id)
+        if os.fstat(fd).st_ino == os.fstat(self._fd).st_ino:  # not renamed yet
+            place.disk.close(fd)
+            return False
+        self.close()
+        self._fd = fd
+        self._frames = Frames(place.disk, fd, self._salt, self._frames.start)
+        return True
+
+    def _damaged(self, offset: int, reason: str) -> bool:
+        """Judge bytes that do not check out; whether to go on reading."""
+        place, path = self._place, self._place.path(self.number)
+        if self._retried != (self.number, offset):
+            # Another process may have cut a dead one's half-written record and written over it
+            # while we were reading: look again before calling it damage.
+            self._retried = self.number, offset
+            self._frames = Frames(place.disk, self._fd, self._salt, offset)
+            return True
+        tail, end, last_id = self._tail()
+        if self.number == tail and offset >= end:
+            return False  # nobody said that anything is whole there
+        message = f"{path!r} is damaged at offset {offset}: {reason}"
+        self._give_up_unless_skipping(CorruptionError(message, path, offset))
+        for start, _, id, _ in valid_frames(place.disk, self._fd, self._salt, offset):
+            if id > self._last_id:
+                self._keep_aside(path, offset, start)
+                self._missing(id - 1, offset)
+                self._frames = Frames(place.disk, self._fd, self._salt, start)
+                return True
+        self._keep_aside(path, offset, os.fstat(self._fd).st_size)
+        if self.number != tail:
+            return self._enter(self.number + 1)
+        self._missing(last_id, offset)
+        self._frames = Frames(place.disk, self._fd, self._salt, end)
+        return True
+
+    def _keep_aside(self, path: str, start: int, end: int) -> None:
+        if end > start and self._lost is not None:
+            data = self._place.disk.read(self._fd, end - start, start)
+            publish(self._place.disk, f"{path}.damaged-{start}", (data,), self._place.tempdir)
+
+    def _missing(self, last: int, offset: int) -> None:
+        """The records up to ``last`` are not there."""
+        first, path = self._last_id + 1, self._place.path(self.number)
+        if first > last:
+            return
+        reason = f"{path!r}: records {first} to {last} are missing"
+        self._give_up_unless_skipping(CorruptionError(reason, path, offset))
+        if self._lost is not None:
+            _log.warning("%s; they were passed over", reason)
+            self._lost(first, last, (self.number, offset))
+        self._last_id = last
+
+    def _give_up_unless_skipping(self, error: CorruptionError) -> None:
+        if self._place.on_corruption != "skip":
+            self._fail(error)
+
+    def _fail(self, error: CorruptionError) -> None:
+        self._failure = error
+        raise error

@@ -1,0 +1,216 @@
+"""Finding the journal's tail after anything: a clean close, a kill, a power cut, damage.
+
+The caller holds the producer lock. Everything here may be cut short and done again: a chunk is
+only ever cut after the bytes behind the cut were kept aside, and rewritten only by an atomic rename.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from persistcoll.engine.values import OnCorruption, Record
+from persistcoll.errors import CorruptionError
+from persistcoll.journal.disk import Disk, publish, write_fully
+from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Stop, encode, valid_frames
+from persistcoll.journal.mark import TailMark
+from persistcoll.journal.segments import Chunk, chunk_numbers, chunk_path, open_chunk
+
+__all__ = ["NoTail", "Place", "Tail", "find_tail", "rewrite"]
+
+_log = logging.getLogger("persistcoll")
+_COPY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a journal lies and how it is opened."""
+
+    disk: Disk
+    directory: str
+    store_id: bytes
+    serializer: str
+    tempdir: str | None = None
+    on_corruption: OnCorruption = "raise"
+
+    def path(self, number: int) -> str:
+        return chunk_path(self.directory, number)
+
+
+@dataclass
+class Tail:
+    """The last chunk, and where the next record goes."""
+
+    fd: int
+    chunk: Chunk
+    end: int
+    last_id: int
+    sealed: bool = False
+    """It ends with an END frame: the next record goes into the next chunk."""
+    clean: bool = False
+    """Nothing was found behind the mark."""
+    known_id: int = 0
+    """An id that is known to have been given, though its record is lost."""
+
+
+@dataclass(frozen=True)
+class NoTail:
+    """There is no chunk to append to; the next one has this number."""
+
+    number: int
+    last_id: int
+    """No id up to it may be given again."""
+
+
+def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
+    """The tail, repaired where a crash left it torn.
+
+    :raise CorruptionError: what is there cannot be the work of a crash, and the policy is "raise".
+    """
+    number = _last_number(place, mark)
+    if number is None:
+        return NoTail(mark.number + 1, mark.last_id) if mark is not None else NoTail(0, 0)
+    flags = os.O_RDWR | os.O_APPEND
+    try:
+        fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id, flags)
+    except CorruptionError:
+        if place.on_corruption == "raise":
+            raise
+        return _set_aside(place, number, mark)
+    try:
+        return _scan(place, fd, chunk, mark)
+    except BaseException:
+        place.disk.close(fd)
+        raise
+
+
+def _last_number(place: Place, mark: TailMark | None) -> int | None:
+    if mark is not None and os.path.exists(place.path(mark.number)):
+        number = mark.number
+        while os.path.exists(place.path(number + 1)):
+            number += 1
+        return number
+    numbers = chunk_numbers(place.directory)
+    if mark is not None and place.on_corruption == "raise" and (not numbers or numbers[-1] < mark.number):
+        path = place.path(mark.number)
+        raise CorruptionError(f"chunk {path!r} is missing", path)
+    return numbers[-1] if numbers else None
+
+
+def _set_aside(place: Place, number: int, mark: TailMark | None) -> NoTail:
+    """Get a chunk whose header is damaged out of the way: without its salt nothing in it checks out."""
+    path = place.path(number)
+    # An upper bound of the ids that it may have held, so that none is given twice.
+    held = os.path.getsize(path) // HEADER_SIZE
+    place.disk.replace(path, f"{path}.damaged")
+    place.disk.sync_directory(place.directory)
+    _log.warning("the header of %r is damaged; the chunk was moved to %r", path, f"{path}.damaged")
+    earlier = find_tail(place, None)
+    if isinstance(earlier, Tail):
+        place.disk.close(earlier.fd)
+    last_id = max(earlier.last_id, mark.last_id if mark is not None else 0)
+    return NoTail(number + 1, last_id + held)
+
+
+def _scan(place: Place, fd: int, chunk: Chunk, mark: TailMark | None) -> Tail:
+    disk, path = place.disk, place.path(chunk.number)
+    tail = Tail(fd, chunk, chunk.data_offset, chunk.first_id - 1)
+    size = disk.size(fd, 0, os.SEEK_END)
+    synced = 0
+    if mark is not None and (mark.number, mark.salt) == (chunk.number, chunk.salt):
+        synced = mark.offset
+        if size >= mark.offset:
+            tail.end, tail.last_id = mark.offset, mark.last_id
+            tail.clean = size == mark.offset
+    bad = _read_on(disk, tail)
+    if bad is None and size >= synced:
+        return tail
+    found = list(valid_frames(disk, fd, chunk.salt, tail.end))
+    synced = max([synced, *(knew for _, _, _, knew in found)])
+    if synced > tail.end:
+        # This place was known to be on the device when a later record, or the mark, was written.
+        reason = f"{path!r} is damaged at offset {tail.end}: {bad or 'it is cut short'}"
+        if place.on_corruption == "raise":
+            raise CorruptionError(reason, path, tail.end)
+        _log.warning("%s", reason)
+        for _, end, id, _ in found:
+            if id > tail.last_id:
+                tail.end, tail.last_id = end, id
+        if mark is not None:
+            tail.known_id = mark.last_id
+    tail.clean = False
+    if tail.end < size:
+        _cut(place, tail, size)
+    return tail
+
+
+def _read_on(disk: Disk, tail: Tail) -> str | None:
+    """Move the tail over all that is valid; say what is wrong behind it, if anything is there."""
+    frames = Frames(disk, tail.fd, tail.chunk.salt, tail.end)
+    last_id = tail.last_id
+    reason = "a record is cut short"
+    try:
+        while True:
+            found = frames.read()
+            if isinstance(found, Record):
+                if found.id != last_id + 1:
+                    reason = f"record {last_id + 1} is missing"
+                    break
+                last_id = found.id
+                if not frames.in_batch:  # a batch counts when its last record does
+                    tail.end, tail.last_id = frames.end, last_id
+                continue
+            if found is Stop.END:
+                tail.sealed = True
+                tail.end = frames.end
+            break
+    except BadFrame as error:
+        reason = error.reason
+    return None if tail.end == disk.size(tail.fd, 0, os.SEEK_END) else reason
+
+
+def _cut(place: Place, tail: Tail, size: int) -> None:
+    """Cut a torn tail, keeping its bytes aside."""
+    disk, path = place.disk, place.path(tail.chunk.number)
+    aside = f"{path}.torn-{tail.end}"
+    publish(disk, aside, _pieces(disk, tail.fd, tail.end, size), place.tempdir)
+    disk.truncate(tail.fd, tail.end)
+    disk.sync(tail.fd)
+    _log.warning(
+        "%r: %d bytes at the end are not whole and were never acknowledged; they were moved to %r",
+        path,
+        size - tail.end,
+        aside,
+    )
+
+
+def rewrite(place: Place, tail: Tail) -> Tail:
+    """Write the tail's valid records into a new file of the same name.
+
+    For after a failed sync: what the page cache shows may not be on the device, and syncing it
+    again would not put it there (the pages count as clean).
+    """
+    disk, chunk = place.disk, tail.chunk
+    path = place.path(chunk.number)
+    # Other processes may have the old file open. This sends them to the new one, and comes first:
+    # if we die in between, the next recovery finds it, cuts it and rewrites the chunk again.
+    try:
+        write_fully(disk, tail.fd, encode(chunk.salt, MOVED, tail.last_id + 1, 0.0, 0, b""))
+        publish(disk, path, _pieces(disk, tail.fd, 0, tail.end), place.tempdir)
+    except OSError:
+        disk.truncate(tail.fd, tail.end)
+        raise
+    disk.close(tail.fd)
+    fd = disk.open(path, os.O_RDWR | os.O_APPEND)
+    return Tail(fd, chunk, tail.end, tail.last_id, tail.sealed)
+
+
+def _pieces(disk: Disk, fd: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        piece = disk.read(fd, min(_COPY, end - start), start)
+        if not piece:
+            return
+        yield piece
+        start += len(piece)

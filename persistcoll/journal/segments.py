@@ -1,0 +1,127 @@
+"""Chunk files: their names, their headers, how one comes into being, how all are found.
+
+A chunk appears under its name only with a synced header (temporary file, sync, rename, sync of the
+directory), so a chunk that exists has a header, and a header that does not check out is damage.
+
+The header names the store (a chunk copied from another queue is refused), the chunk's number, the
+id of its first record, the last id of the chunk before it (so that a missing or cut chunk is
+noticed), the salt of its checksums and the serializer::
+
+    magic 8s | version u16 | name length u16 | number u32 | store uuid 16s
+    | first id u64 | previous id u64 | created f64 | salt u32 | serializer name | crc u32
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from typing import NamedTuple
+from zlib import crc32
+
+from persistcoll.errors import CorruptionError, FormatVersionError
+from persistcoll.journal.disk import Disk, publish
+
+__all__ = [
+    "Chunk",
+    "chunk_numbers",
+    "chunk_path",
+    "create_chunk",
+    "open_chunk",
+]
+
+_MAGIC = b"\x89PCCHNK\n"
+_VERSION = 1
+_FIXED = struct.Struct("<8sHHI16sQQdI")
+_CRC = struct.Struct("<I")
+_NAME = re.compile(r"q(\d{5,})")
+
+
+class Chunk(NamedTuple):
+    """A chunk's header."""
+
+    number: int
+    store_id: bytes
+    first_id: int
+    previous_id: int
+    created: float
+    salt: int
+    serializer: str
+
+    @property
+    def data_offset(self) -> int:
+        """Where the first frame starts."""
+        return _FIXED.size + len(self.serializer.encode()) + _CRC.size
+
+    def encode(self) -> bytes:
+        name = self.serializer.encode()
+        header = _FIXED.pack(
+            _MAGIC,
+            _VERSION,
+            len(name),
+            self.number,
+            self.store_id,
+            self.first_id,
+            self.previous_id,
+            self.created,
+            self.salt,
+        )
+        return header + name + _CRC.pack(crc32(header + name))
+
+
+def chunk_path(directory: str, number: int) -> str:
+    return os.path.join(directory, f"q{number:05d}")
+
+
+def chunk_numbers(directory: str) -> list[int]:
+    """The numbers of all chunks there, ascending."""
+    with os.scandir(directory) as entries:
+        matches = [_NAME.fullmatch(entry.name) for entry in entries]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> int:
+    """Make the file, durably, and return a descriptor for appending and reading."""
+    path = chunk_path(directory, chunk.number)
+    publish(disk, path, (chunk.encode(),), tempdir)
+    return disk.open(path, os.O_RDWR | os.O_APPEND)
+
+
+def open_chunk(
+    disk: Disk, directory: str, number: int, store_id: bytes | None, flags: int = os.O_RDONLY
+) -> tuple[int, Chunk]:
+    """A descriptor and the checked header.
+
+    :param store_id: the store that the chunk has to belong to; ``None`` accepts any.
+    :raise FileNotFoundError: there is no such chunk.
+    :raise CorruptionError: the header is damaged, or belongs to another store or chunk.
+    :raise FormatVersionError: a later version wrote it.
+    """
+    path = chunk_path(directory, number)
+    fd = disk.open(path, flags)
+    try:
+        chunk = _read_header(disk, fd, path)
+        if store_id is not None and chunk.store_id != store_id:
+            raise CorruptionError(f"{path!r} belongs to another store", path, 0)
+        if chunk.number != number:
+            raise CorruptionError(f"{path!r} is chunk {chunk.number} under another name", path, 0)
+    except BaseException:
+        disk.close(fd)
+        raise
+    return fd, chunk
+
+
+def _read_header(disk: Disk, fd: int, path: str) -> Chunk:
+    fixed = disk.read(fd, _FIXED.size, 0)
+    if len(fixed) < _FIXED.size or fixed[:8] != _MAGIC:
+        raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
+    _, version, length, number, store_id, first, previous, created, salt = _FIXED.unpack(fixed)
+    rest = disk.read(fd, length + _CRC.size, _FIXED.size)
+    name = rest[:length]
+    if len(rest) < length + _CRC.size or _CRC.unpack(rest[length:])[0] != crc32(fixed + name):
+        raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
+    if version != _VERSION:
+        raise FormatVersionError(
+            f"{path!r} has format version {version}; this release reads version {_VERSION}"
+        )
+    return Chunk(number, store_id, first, previous, created, salt, name.decode())

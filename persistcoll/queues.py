@@ -1,0 +1,120 @@
+"""The queues."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import Any
+
+from persistcoll.base import BaseQueue, checked_count
+from persistcoll.engine.values import Durability, OnCorruption
+from persistcoll.journal.directory import Wanted
+from persistcoll.journal.disk import Disk
+from persistcoll.journal.fifo import Fifo, Seal
+from persistcoll.serializers import codec, locate, resolve
+
+__all__ = ["Queue"]
+
+
+class Queue(BaseQueue):
+    """A first-in, first-out queue in a directory of files.
+
+    Several processes may put, one process at a time gets (the one that got first, until it
+    closes the queue or ends). Within a process any number of threads may do either.
+
+    >>> from persistcoll import Queue
+    >>> with Queue("jobs") as jobs:
+    ...     jobs.put({"id": 1})
+    ...     jobs.put({"id": 2})
+    >>> with Queue("jobs") as jobs:  # another day
+    ...     print(jobs.get(), len(jobs))
+    ...     jobs.task_done()
+    {'id': 1} 1
+
+    :param path: the directory; made if it is missing.
+    :param maxsize: how many items may wait; 0 means without bound.
+    :param chunksize: records in one file before the next one is begun; default: as the queue was
+        made with, 16384 for a new one.
+    :param tempdir: a directory on the same file system for temporary files; default: ``path``.
+    :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
+        ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
+    :param autosave: ``get`` acknowledges the item at once; otherwise ``task_done()`` does.
+    :param durability: what an operation that returned survives: ``"power"`` (a power cut) or
+        ``"process"`` (the death of the process; a power cut may undo the newest operations).
+    :param on_corruption: what reading does at damaged bytes: ``"raise"`` a ``CorruptionError``, which
+        opening does too where the end of the queue is damaged; ``"stop"``: deliver what comes before
+        them, then raise it; ``"skip"``: set them aside in a file and deliver the rest.
+    :param trust_directory: use a serializer that executes code (pickle) although others may write to
+        the directory.
+    :param allow_network_fs: use a network file system.
+    :raise StoreKindError: there is something else at that path.
+    :raise SerializerMismatchError: the queue was made with another serializer.
+    :raise FormatVersionError: a later version made it.
+    :raise CorruptionError: its end is damaged in a way that no crash explains.
+    :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
+    :raise ValueError: a number is negative, or ``tempdir`` is on another file system.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        maxsize: int = 0,
+        chunksize: int | None = None,
+        tempdir: str | os.PathLike[str] | None = None,
+        serializer: Any = pickle,
+        autosave: bool = False,
+        *,
+        durability: Durability = "power",
+        on_corruption: OnCorruption = "raise",
+        trust_directory: bool = False,
+        allow_network_fs: bool = False,
+        _disk: Disk | None = None,
+    ) -> None:
+        directory = os.path.abspath(os.fspath(path))
+        if durability not in ("power", "process"):
+            raise ValueError(f"'durability' must be 'power' or 'process', not {durability!r}")
+        if on_corruption not in ("raise", "stop", "skip"):
+            raise ValueError(f"'on_corruption' must be 'raise', 'stop' or 'skip', not {on_corruption!r}")
+        checked_count("maxsize", maxsize)
+        if chunksize is not None:
+            checked_count("chunksize", chunksize, 1)
+        serializer = resolve(serializer)
+
+        def seal_for(store_id: bytes) -> Seal | None:
+            return codec(serializer, store_id).seal
+
+        wanted = Wanted(
+            serializer=serializer.name,
+            executes_code=serializer.executes_code,
+            chunksize=chunksize,
+            on_corruption=on_corruption,
+            trust_directory=trust_directory,
+            allow_network_fs=allow_network_fs,
+            tempdir=None if tempdir is None else os.path.abspath(os.fspath(tempdir)),
+        )
+        store = Fifo(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
+        arguments = {
+            "path": directory,
+            "chunksize": chunksize,
+            "tempdir": wanted.tempdir,
+            "serializer": locate(serializer),
+            "autosave": autosave,
+            "durability": durability,
+            "on_corruption": on_corruption,
+            "trust_directory": trust_directory,
+            "allow_network_fs": allow_network_fs,
+        }
+        super().__init__(
+            store,
+            codec(serializer, store.store_id),
+            maxsize=maxsize,
+            autosave=autosave,
+            description=f"{type(self).__name__} {directory!r}",
+            reopen=(type(self), arguments),
+        )
+        self.path = directory
+
+    @property
+    def autosave(self) -> bool:
+        """Whether ``get`` acknowledges."""
+        return self._blocking.autosave

@@ -1,0 +1,1 @@
+"""For proving a store: the laws, and disks that fail or lose power."""

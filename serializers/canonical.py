@@ -1,0 +1,116 @@
+"""One spelling for equal values: the keys of unique queues and of ``PDict``.
+
+The invariant: ``canonical(a) == canonical(b)`` exactly if ``a == b``, for the types that are
+accepted. So ``{"a": 1, "b": 2}`` and ``{"b": 2.0, "a": True}`` are one key, as in a dict, and
+``[1]`` and ``(1,)`` are two. Pickle could not do this: it depends on insertion order, on object
+identity and on the version of Python.
+
+A value is spelled as one letter, its length or count, and its content, so no value's spelling is
+the beginning of another's. The spelling is stored; it is a format and must not change.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["canonical"]
+
+
+def canonical(obj: Any, /) -> bytes:
+    """The bytes of ``obj``, the same for every value equal to it, different for every other.
+
+    Accepts ``None``, bool, int, float, str, bytes, and list, tuple, dict, set and frozenset of
+    them; exactly these types, because a subclass may define an equality of its own. Thread-safe as
+    long as nobody changes ``obj`` meanwhile.
+
+    :raises TypeError: for any other type.
+    :raises ValueError: for NaN, which does not equal itself, and for what is nested too deeply or
+        contains itself.
+
+    >>> canonical({"b": 2, "a": [1, None]}) == canonical({"a": [True, None], "b": 2.0})
+    True
+    >>> canonical([1]) == canonical((1,))
+    False
+    >>> canonical(float("nan"))
+    Traceback (most recent call last):
+    ValueError: NaN does not equal itself, so it cannot be a key or a part of one
+    """
+    try:
+        return _canonical(obj)
+    except RecursionError:
+        pass
+    # After the except clause, to let go of a thousand frames.
+    raise ValueError("a key must not be nested that deeply, or contain itself")
+
+
+def _canonical(obj: Any) -> bytes:
+    spell = _SPELLINGS.get(type(obj))
+    if spell is None:
+        raise TypeError(
+            "a key is None, bool, int, float, str, bytes, or a list, tuple, dict, set or frozenset of them, "
+            f"not {type(obj).__qualname__}"
+        )
+    return spell(obj)
+
+
+def _spell_none(obj: None) -> bytes:
+    return b"n"
+
+
+def _spell_int(obj: int) -> bytes:
+    # Hexadecimal, because Python limits how long a decimal one may be. bool comes here as well.
+    return b"i%x;" % obj
+
+
+def _spell_float(obj: float) -> bytes:
+    # Equal to an int: spelled as that int, also -0.0.
+    if obj.is_integer():
+        return b"i%x;" % int(obj)
+    if obj != obj:
+        raise ValueError("NaN does not equal itself, so it cannot be a key or a part of one")
+    return b"f" + struct.pack(">d", obj)
+
+
+def _spell_str(obj: str) -> bytes:
+    # Lone surrogates are legal in a str, and pass unchanged.
+    text = obj.encode("utf-8", "surrogatepass")
+    return b"s%d:%s" % (len(text), text)
+
+
+def _spell_bytes(obj: bytes) -> bytes:
+    return b"b%d:%s" % (len(obj), obj)
+
+
+def _spell_list(obj: list[Any]) -> bytes:
+    return b"l%d:%s" % (len(obj), b"".join(map(_canonical, obj)))
+
+
+def _spell_tuple(obj: tuple[Any, ...]) -> bytes:
+    return b"t%d:%s" % (len(obj), b"".join(map(_canonical, obj)))
+
+
+def _spell_set(obj: set[Any] | frozenset[Any]) -> bytes:
+    return b"e%d:%s" % (len(obj), b"".join(sorted(map(_canonical, obj))))
+
+
+def _spell_dict(obj: dict[Any, Any]) -> bytes:
+    # Sorted by the key's spelling alone: none is the beginning of another.
+    pairs = sorted([_canonical(key) + _canonical(value) for key, value in obj.items()])
+    return b"d%d:%s" % (len(pairs), b"".join(pairs))
+
+
+_SPELLINGS: dict[type, Callable[[Any], bytes]] = {
+    type(None): _spell_none,
+    bool: _spell_int,
+    bytes: _spell_bytes,
+    dict: _spell_dict,
+    float: _spell_float,
+    frozenset: _spell_set,
+    int: _spell_int,
+    list: _spell_list,
+    set: _spell_set,
+    str: _spell_str,
+    tuple: _spell_tuple,
+}

@@ -1,0 +1,52 @@
+r"""JSON as UTF-8: readable by everything, and safe to read from anywhere.
+
+What does not round-trip:
+
+===========================  ====================================================================
+tuple, named tuple           comes back as a list
+key that is no str           int, float, bool and None become str (``{1: 2}`` to ``{"1": 2}``),
+                             so two keys may become one; other keys are refused (``TypeError``)
+Enum of int or str           comes back as the plain int or str
+bytes, set, datetime, ...    refused: ``TypeError``
+NaN, infinity                refused in both directions: ``ValueError``
+lone surrogates              refused: ``UnicodeEncodeError``, a ``ValueError``
+int of over 4300 digits      refused by Python's own limit: ``ValueError``
+deep nesting                 refused: ``RecursionError``
+===========================  ====================================================================
+
+Thread-safe.
+
+>>> from persistcoll.serializers import json
+>>> json.dumps({"name": "Zoë", "tags": (1, 2)})
+b'{"name":"Zo\xc3\xab","tags":[1,2]}'
+>>> json.loads(_)
+{'name': 'Zoë', 'tags': [1, 2]}
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["dumps", "executes_code", "loads", "name"]
+
+name = "json"
+executes_code = False
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def dumps(obj: Any, /) -> bytes:
+    """``obj`` as compact JSON in UTF-8. ``TypeError`` or ``ValueError`` for what JSON cannot hold."""
+    return _encode(obj).encode()
+
+
+def loads(data: bytes, /) -> Any:
+    """The object of one JSON text in UTF-8. ``ValueError`` for anything else."""
+    return _decode(data.decode())

@@ -1,0 +1,185 @@
+"""The rooms: who may import whom, and who may touch the disk. Read from the source, so late imports count."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.api.tree import Module, modules
+
+MODULES = modules()
+LONGEST = 400
+
+# A room may import itself and these. `errors` and `engine` touch no disk and no database; the storage rooms
+# do not know each other, nor what an object is: they see bytes.
+RULES = {
+    "errors": set(),
+    "engine": {"errors"},
+    "journal": {"engine", "errors"},
+    "tables": {"engine", "errors"},
+    "serializers": {"errors"},
+}
+# What third parties and the command line stand on top of: imported by nobody else.
+ROOFS = {"testing", "cli"}
+# A driver is imported where its dialect is spoken, and nowhere else.
+DRIVERS = {
+    "sqlite3": "persistcoll.tables.sqlite",
+    "psycopg": "persistcoll.tables.postgresql",
+    "pymysql": "persistcoll.tables.mysql",
+}
+
+DISK = "persistcoll.journal.disk"
+# Fault disks and the command line's exports write for their own purposes.
+MAY_WRITE = {"testing", "cli"}
+DISK_CALLS = {
+    "copy_file_range", "fdatasync", "fsync", "ftruncate", "link", "makedirs", "mkdir", "posix_fallocate",
+    "pwrite", "pwritev", "remove", "removedirs", "rename", "renames", "replace", "rmdir", "sendfile",
+    "symlink", "sync", "truncate", "unlink", "write", "writev",
+}  # fmt: skip
+LOCK_MODULES = {"fcntl", "msvcrt"}
+WRITING_FLAGS = ("O_WRONLY", "O_RDWR", "O_CREAT", "O_APPEND", "O_TRUNC")
+WRITING_METHODS = {"write_bytes", "write_text"}
+
+
+def wrong_imports(module: Module) -> Iterator[str]:
+    """Every import that the rules forbid, as ``line: what``."""
+    allowed = RULES.get(module.room)
+    for name, line in module.imports().items():
+        top, _, rest = name.partition(".")
+        room = rest.partition(".")[0]
+        if top in DRIVERS and module.name != DRIVERS[top] and module.room not in ROOFS:
+            yield f"{line}: {top} is for {DRIVERS[top]}"
+        if top != "persistcoll" or room == module.room:
+            continue
+        if room in ROOFS and module.name != "persistcoll.__main__":
+            yield f"{line}: {name}: nothing stands on {room}"
+        elif allowed is not None and room not in allowed:
+            yield f"{line}: {name}: {module.room} may import {', '.join(sorted(allowed)) or 'nothing'}"
+
+
+def disk_calls(module: Module) -> Iterator[str]:
+    """Every way to the disk that belongs into disk.py, as ``line: what``."""
+    if module.name == DISK or module.room in MAY_WRITE:
+        return
+    for name, line in module.imports().items():
+        top, _, attribute = name.partition(".")
+        if top in LOCK_MODULES or (top == "os" and attribute in DISK_CALLS) or top == "shutil":
+            yield f"{line}: imports {name}"
+    # os.open may read; where a module knows the flags that write as well, nobody can tell.
+    forbidden = DISK_CALLS | ({"open"} if any(flag in module.text for flag in WRITING_FLAGS) else set())
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            if (owner == "os" and node.attr in forbidden) or node.attr in WRITING_METHODS:
+                yield f"{node.lineno}: {owner}.{node.attr}"
+        elif isinstance(node, ast.Call) and _opens_to_write(node):
+            yield f"{node.lineno}: open() to write"
+
+
+def _opens_to_write(call: ast.Call) -> bool:
+    """``open(path, "wb")``, ``path.open("wb")``; a mode that is no literal counts, as it may be anything."""
+    if isinstance(call.func, ast.Name) and call.func.id == "open":
+        position = 1
+    elif isinstance(call.func, ast.Attribute) and call.func.attr == "open":
+        # A disk's own open is the right way; io.open and Path.open are not.
+        owner = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
+        if owner not in {"io", "path", "Path"}:
+            return False
+        position = 1 if owner == "io" else 0
+    else:
+        return False
+    modes = [keyword.value for keyword in call.keywords if keyword.arg == "mode"]
+    modes += call.args[position : position + 1]
+    return any(not isinstance(mode, ast.Constant) or set("wax+") & set(str(mode.value)) for mode in modes)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_imports_follow_the_rooms(module):
+    assert list(wrong_imports(module)) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_only_disk_touches_the_disk(module):
+    assert list(disk_calls(module)) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+def test_modules_are_short_enough_to_read(module):
+    assert len(module.text.splitlines()) <= LONGEST
+
+
+def test_the_tree_was_read():
+    names = {module.name for module in MODULES}
+    assert {"persistcoll", "persistcoll.errors", DISK} <= names
+    assert "persistcoll.serializers" in names
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("persistcoll.engine.values", "import persistcoll.journal.disk"),
+        ("persistcoll.engine.values", "from persistcoll import serializers"),
+        ("persistcoll.errors", "from persistcoll.engine import values"),
+        ("persistcoll.journal.frames", "def late():\n    from persistcoll.tables import schema"),
+        ("persistcoll.journal.frames", "from persistcoll.serializers import pickle"),
+        ("persistcoll.journal.frames", "from persistcoll import Queue"),
+        ("persistcoll.serializers.base", "from persistcoll.engine.values import Record"),
+        ("persistcoll.queues", "from persistcoll.testing import faults"),
+        ("persistcoll.queues", "import persistcoll.cli"),
+        ("persistcoll.testing.laws", "import persistcoll.cli"),
+        ("persistcoll.queues", "import sqlite3"),
+        ("persistcoll.tables.mysql", "from sqlite3 import connect"),
+    ],
+)
+def test_a_forbidden_import_is_seen(name, text):
+    assert list(wrong_imports(Module(name, text)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("persistcoll.engine.blocking", "from persistcoll.engine.values import Record"),
+        (
+            "persistcoll.journal.frames",
+            "from persistcoll.engine import values\nfrom persistcoll.errors import Full",
+        ),
+        (
+            "persistcoll.queues",
+            "from persistcoll.journal import journal\nfrom persistcoll.serializers import pickle",
+        ),
+        ("persistcoll.testing.faults", "from persistcoll.journal.disk import Disk"),
+        ("persistcoll.tables.sqlite", "import sqlite3"),
+        ("persistcoll.__main__", "from persistcoll.cli import main"),
+    ],
+)
+def test_an_allowed_import_passes(name, text):
+    assert list(wrong_imports(Module(name, text))) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nos.fsync(1)",
+        "import os\nsync = os.fdatasync",
+        "from os import replace",
+        "import os\nos.open(p, os.O_RDWR)",
+        "import fcntl",
+        "from shutil import rmtree",
+        "open(p, 'wb')",
+        "open(p, mode='r+b')",
+        "open(p, mode)",
+        "import io\nio.open(p, 'a')",
+        "p.write_bytes(b'')",
+    ],
+)
+def test_a_way_to_the_disk_is_seen(text):
+    assert list(disk_calls(Module("persistcoll.journal.frames", text)))
+
+
+@pytest.mark.parametrize(
+    "text", ["open(p)", "open(p, 'rb')", "disk.open(p, flags)", "import os\nos.open(p, os.O_RDONLY)"]
+)
+def test_reading_passes(text):
+    assert list(disk_calls(Module("persistcoll.journal.frames", text))) == []

@@ -1,0 +1,156 @@
+"""What holds for every test: the seed, what a test needs, what it must not leave behind.
+
+The one invariant: after a test the process has the threads, descriptors and children it had before.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Generator, Iterator
+
+import hypothesis
+import pytest
+
+from tests import leaks
+from tests.needs import missing
+
+IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+_SEED = pytest.StashKey[int]()
+_FAILED = pytest.StashKey[bool]()
+
+# No deadline: what a sync takes is the device's business. The blob repeats a failure without its database.
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "ci",
+    parent=hypothesis.settings.get_profile("default"),
+    # Hypothesis fixes its choices where it sees CI; a new seed for every run finds more, and is printed.
+    derandomize=False,
+    database=None,
+)
+hypothesis.settings.register_profile(
+    "stress", parent=hypothesis.settings.get_profile("default"), max_examples=2000
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("persistcoll")
+    group.addoption("--stress", action="store_true", help="run the long forms: 2,000 examples, stress tests")
+    group.addoption("--seed", type=int, default=None, help="repeat the random choices of an earlier run")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    worker = getattr(config, "workerinput", None)
+    seed = config.getoption("--seed")
+    if worker is not None:
+        seed = worker["persistcoll_seed"]
+    if seed is None:
+        seed = secrets.randbelow(2**32)
+    config.stash[_SEED] = seed
+    # Before hypothesis reads it (tryfirst), so that one number repeats everything.
+    if config.getoption("--hypothesis-seed", None) is None:
+        config.option.hypothesis_seed = str(seed)
+    if config.getoption("--hypothesis-profile", None) is None:
+        profile = "stress" if config.getoption("--stress") else "ci" if IN_CI else "default"
+        hypothesis.settings.load_profile(profile)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Give a worker of pytest-xdist the seed of the run."""
+    node.workerinput["persistcoll_seed"] = node.config.stash[_SEED]
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    seed = config.stash[_SEED]
+    return f"persistcoll: --seed={seed} repeats this run's random choices; what a test needs and lacks " + (
+        "fails it (CI)" if IN_CI else "skips it"
+    )
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The number of this run, to derive others from."""
+    return request.config.stash[_SEED]
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
+    """Random choices of this test alone, the same in any order of tests."""
+    return random.Random(f"{seed} {request.node.nodeid}")
+
+
+# --- what a test needs
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # Before -m is looked at, so that `-m "not root"` knows.
+    if any("root" in mark.args for mark in item.iter_markers("needs")):
+        item.add_marker("root")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--stress"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("stress")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("stress")]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanted = [what for mark in item.iter_markers("needs") for what in mark.args]
+    lacking = missing(wanted)
+    if lacking:
+        pytest.skip("needs " + ", ".join(lacking))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    _fail_in_ci(report)
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_in_ci(report)
+    return report
+
+
+def _fail_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip for lack of something into a failure: CI is there to run it."""
+    if not (IN_CI and report.skipped and isinstance(report.longrepr, tuple)):
+        return
+    path, line, reason = report.longrepr
+    reason = reason.removeprefix("Skipped: ")
+    if reason.startswith(("needs ", "could not import ")):
+        report.outcome = "failed"
+        report.longrepr = f"{path}:{line}: {reason}: a skip elsewhere, a failure where CI is set"
+
+
+# --- what a test must not leave behind
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread, a descriptor or a child process behind."""
+    before = leaks.Snapshot.now()
+    yield
+    left = before.settle()
+    if not left:
+        return
+    description = str(left)
+    for pid in left.children:
+        leaks.kill(pid)
+    # A failed test's traceback keeps its objects alive: one failure is enough.
+    if not request.node.stash.get(_FAILED, False):
+        pytest.fail(f"left behind: {description}", pytrace=False)

@@ -1,0 +1,236 @@
+"""Every state that a power cut may leave of a queue, in three models, for everything that it does.
+
+At ``"power"`` what returned must be there; at ``"process"`` what is left must be what some moment looked
+like. Either way opening never fails, and recovering twice, or being cut while recovering, changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from persistcoll import Empty, Queue
+from persistcoll.testing.faults import CrashDisk, CrashState, Model, explore
+from tests.crash.accounts import (
+    Account,
+    Scribe,
+    drain,
+    memory_directory,
+    number_of,
+    numbered,
+    quick_disk,
+    strangers,
+)
+
+MODELS: tuple[Model, ...] = ("ext4", "strict", "weak")
+NEWCOMER = 99_000_000
+"""What is put into a recovered queue."""
+
+Work = Callable[[Scribe], None]
+
+
+def open_queue(disk: CrashDisk, durability: str, **options) -> Queue:
+    path = os.path.join(disk.directory, "deep", "queue")
+    return Queue(path, serializer="raw", durability=durability, _disk=disk, **options)
+
+
+def check(state: CrashState, directory: str) -> None:
+    """What a stranger finds who opens the queue after the cut."""
+    account = Account(line for line in state.marks if line not in ("power", "process"))
+    path = os.path.join(directory, "deep", "queue")
+    disk = quick_disk()
+
+    def reopened() -> Queue:
+        return Queue(path, serializer="raw", _disk=disk)
+
+    with reopened() as queue:
+        seen = [number_of(item) for item in queue.items()]
+        assert queue.qsize() == len(seen)
+    with reopened() as queue:
+        assert [number_of(item) for item in queue.items()] == seen, "recovering twice is not the same"
+        delivered = drain(queue)
+        assert delivered == seen
+        assert queue.qsize() == 0
+        assert queue.stats().dead == 0
+        queue.put(numbered(NEWCOMER))
+    with reopened() as queue:
+        assert drain(queue) == [NEWCOMER], "not usable after recovery"
+    assert not strangers(path), strangers(path)
+    account.check(delivered, power="power" in state.marks)
+
+
+def recovery(durability: str) -> Callable[[CrashDisk], None]:
+    """Open what a cut left, take one item, put one, close; all of it on a disk that is cut again."""
+
+    def recover(disk: CrashDisk) -> None:
+        with open_queue(disk, durability) as queue:
+            scribe = Scribe(queue, disk.mark, first=50_000)
+            try:
+                scribe.get()
+            except Empty:
+                pass
+            else:
+                scribe.done()
+            scribe.put()
+            scribe.close()
+
+    return recover
+
+
+def explored(
+    work: Work,
+    model: Model,
+    durability: str,
+    *,
+    recover: bool = False,
+    limit: int = 20,
+    **options,
+):
+    def workload(disk: CrashDisk) -> None:
+        disk.mark(durability)
+        queue = open_queue(disk, durability, **options)
+        try:
+            work(Scribe(queue, disk.mark))
+        finally:
+            queue.close()
+        disk.mark("closed")
+
+    return explore(
+        workload,
+        check,
+        model,
+        memory_directory(),
+        recover=recovery(durability) if recover else None,
+        limit=limit,
+        recovery_limit=3,
+    )
+
+
+def put(scribe: Scribe) -> None:
+    scribe.put(4)
+
+
+def put_many(scribe: Scribe) -> None:
+    scribe.put()
+    scribe.put_many(3)
+    scribe.put_many(2)
+
+
+def get_and_task_done(scribe: Scribe) -> None:
+    scribe.put(3)
+    scribe.get(2)
+    scribe.done()
+    scribe.put()
+    scribe.get()
+    scribe.done()
+
+
+def get_many(scribe: Scribe) -> None:
+    scribe.put_many(5)
+    scribe.get_many(3)
+    scribe.done(2)
+    scribe.get_many(2)
+    scribe.done(3)
+
+
+def receive(scribe: Scribe) -> None:
+    scribe.put(3)
+    scribe.receive()
+    scribe.receive(fails=True)
+    scribe.receive()
+
+
+def skip(scribe: Scribe) -> None:
+    scribe.put(3)
+    scribe.skip()
+    scribe.get()
+    scribe.skip()
+    scribe.done()
+
+
+def clear(scribe: Scribe) -> None:
+    scribe.put(4)
+    scribe.clear()
+    scribe.put(2)
+    scribe.clear()
+
+
+def out_of_order(scribe: Scribe) -> None:
+    """Three are taken; the last is acknowledged first, then the first, then the one between."""
+    scribe.put(4)
+    store = scribe.queue._blocking.store
+    ids = [store.take(lambda record: record.id) for _ in range(3)]
+    for place in (2, 0, 1):
+        with scribe.asking("drop", place + 1, place + 1):
+            store.acknowledge([ids[place]])
+
+
+def long_life(scribe: Scribe) -> None:
+    """Puts and removals interleaved over several chunks."""
+    scribe.put(2)
+    for _ in range(4):
+        scribe.get()
+        scribe.put()
+        scribe.done()
+
+
+WORKS = {
+    work.__name__: work
+    for work in (put, put_many, get_and_task_done, get_many, receive, skip, clear, out_of_order, long_life)
+}
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("chunksize", [1, 2, 3, 100])
+@pytest.mark.parametrize("work", WORKS)
+def test_whatever_a_power_cut_leaves_is_right(work, chunksize, model, durability):
+    found = explored(WORKS[work], model, durability, chunksize=chunksize)
+    assert not found.violations, str(found)
+    assert found.states > 20
+
+
+def autosave(scribe: Scribe) -> None:
+    scribe.put(5)
+    scribe.take(2)
+    scribe.take_many(2)
+    scribe.put()
+    scribe.take()
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("chunksize", [1, 2, 100])
+def test_autosave_acknowledges_in_get(chunksize, model, durability):
+    found = explored(autosave, model, durability, chunksize=chunksize, autosave=True)
+    assert not found.violations, str(found)
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("model", MODELS)
+def test_closing_and_opening_again(model, durability):
+    def workload(disk: CrashDisk) -> None:
+        disk.mark(durability)
+        first = 1
+        for _ in range(3):
+            scribe = Scribe(open_queue(disk, durability, chunksize=2), disk.mark, first)
+            scribe.put(2)
+            scribe.get()
+            scribe.done()
+            scribe.close()
+            first = scribe.next
+
+    found = explore(workload, check, model, memory_directory(), limit=20)
+    assert not found.violations, str(found)
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("chunksize", [2, 100])
+@pytest.mark.parametrize("work", [put_many, get_and_task_done], ids=["put_many", "get_and_task_done"])
+def test_a_power_cut_during_recovery(work, chunksize, model, durability):
+    found = explored(work, model, durability, recover=True, limit=6, chunksize=chunksize)
+    assert not found.violations, str(found)
+    assert found.recoveries > 20
