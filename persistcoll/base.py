@@ -62,6 +62,7 @@ class BaseQueue:
         self._put = self._blocking.put
         self._get = self._blocking.get
         self._closed = False
+        self._inherited = False
         follow_forks(self)
 
     # Codec.
@@ -266,10 +267,12 @@ class BaseQueue:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):  # True: the constructor raised
-            warn_unclosed(self)
+            if not self._inherited:  # a forked child did not open it
+                warn_unclosed(self)
             self.close()
 
     def _after_fork(self) -> None:
+        self._inherited = True
         self._blocking.after_fork()
 
     def __reduce__(self) -> tuple[Callable[..., BaseQueue], tuple[Any, ...]]:

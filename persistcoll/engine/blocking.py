@@ -86,8 +86,9 @@ class BlockingQueue:
         self._hands = _Hands(self._all_hands)
 
     def after_fork(self) -> None:
-        """In a forked child: nobody waits here, and nothing is in any hand."""
+        """In a forked child: nobody waits here, nothing is in any hand, the store is the parent's."""
         self._reset()
+        self.store.abandon()
 
     # put
 

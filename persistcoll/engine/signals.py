@@ -56,12 +56,13 @@ class Signal:
 class Listener:
     """One thread's listening to a signal."""
 
-    __slots__ = ("_interval", "_signal", "_ticket")
+    __slots__ = ("_interval", "_signal", "_ticket", "_watched")
 
     def __init__(self, signal: Signal) -> None:
         self._signal = signal
         self._ticket = 0
         self._interval = FASTEST_POLL
+        self._watched = False  # waited for other processes too
 
     def __enter__(self) -> Listener:
         with self._signal._mutex:
@@ -71,8 +72,12 @@ class Listener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._signal._mutex:
-            self._signal.listeners -= 1
+        signal = self._signal
+        with signal._mutex:
+            signal.listeners -= 1
+            # Who was woken to take over the polling may leave without having waited again.
+            if self._watched and not signal._polled and signal._gates:
+                signal._gates.popleft().release()
 
     def take_ticket(self) -> None:
         """Before looking: what happens from now on ends the next wait."""
@@ -86,6 +91,7 @@ class Listener:
         :return: ``False`` if nothing happened until the deadline.
         """
         signal = self._signal
+        self._watched = version is not None
         gate = threading.Lock()
         gate.acquire()
         polls = False

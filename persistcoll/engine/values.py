@@ -38,7 +38,7 @@ class Stats:
     dead: int = 0
     """Set aside: they will not be delivered (here: lost to damage that was skipped)."""
     oldest_age: float | None = None
-    """Seconds since the oldest stored item was put; ``None`` where there is none."""
+    """Seconds since the oldest waiting item was put; ``None`` where there is none."""
     puts: int = 0
     """Items put since the queue was made."""
     gets: int = 0

@@ -18,8 +18,8 @@ from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageE
 from persistcoll.journal.commit import GroupCommit
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
-from persistcoll.journal.disk import storage_error
-from persistcoll.journal.frames import Frames
+from persistcoll.journal.disk import storage_error, sweep
+from persistcoll.journal.frames import BadFrame, Frames
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
 from persistcoll.journal.recovery import Place
@@ -59,10 +59,7 @@ class Consumer:
         self._failed = failed
         self.acknowledged = acknowledged = seen.acknowledged
         self._cursor = CursorWriter(place.disk, cursor_path, place.store_id, acknowledged, place.tempdir)
-        if whole:
-            self._cursor.resume(seen)
-        else:
-            self._cursor.compact()
+        self._begin_cursor(seen, whole)
         self._commit = GroupCommit(place.disk, cursor_path, failed)
         self._commit.switch(self._cursor.fd, cursor_path, 0)
         self._writes = 0
@@ -73,14 +70,33 @@ class Consumer:
         self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
         self._first_chunk = acknowledged.position[0]
         self._reader: Reader
-        self._read_from(acknowledged.last, acknowledged.position)
+        try:
+            self._read_from(acknowledged.last, acknowledged.position)
+        except BaseException:
+            self._commit.close()
+            raise
         self._lock.publish(self.gone)
+        sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
         if not whole:
             self._sweep()
 
+    def _begin_cursor(self, seen: CursorReader, whole: bool) -> None:
+        if whole:
+            self._cursor.resume(seen)
+            return
+        # Written anew, because the page cache may show what a failed sync did not put on the device.
+        try:
+            self._cursor.compact()
+        except OSError:
+            if not seen.exists:
+                raise
+            self._cursor.resume(seen)  # a full disk must not keep anybody from draining the queue
+
     def _read_from(self, last_id: int, position: Position) -> None:
-        ranges, journal = self.acknowledged.ranges, self._journal
-        self._reader = Reader(self._place, last_id, position, ranges, lambda: journal.tail, self._lost)
+        journal = self._journal
+        self._reader = Reader(
+            self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._lost
+        )
 
     def _lost(self, first: int, last: int, behind: Position) -> None:
         """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
@@ -121,12 +137,15 @@ class Consumer:
         while len(values) < limit:
             try:
                 entry = reader.current()
-                if entry is None or (acknowledge and values and entry[0].id != last + 1):
+                if entry is None or (first and entry[0].id != last + 1):
                     break
                 values.append(use(entry[0]))
             except Exception as error:
                 failure = error
                 break
+            except BaseException:  # KeyboardInterrupt: nothing was taken
+                self._untake(first, last)
+                raise
             record, start, end = entry
             last = record.id
             first = first or last
@@ -147,10 +166,16 @@ class Consumer:
         try:
             self._write(first, last, behind)
         except StorageError:
-            # Nothing was acknowledged, so nothing was taken: read the same records again.
+            self._untake(first, last)
+            raise
+
+    def _untake(self, first: int, last: int) -> None:
+        """Have the ids ``first`` to ``last``, which were read but not taken, read again."""
+        if first:
+            for id in range(first, last + 1):
+                self.claimed.pop(id, None)
             self._reader.close()
             self._read_from(first - 1, self.acknowledged.position)
-            raise
 
     def _take_returned(self, use: Callable[[Record], T], acknowledge: bool) -> T:
         id, number, start, end = self._returned[0]
@@ -165,14 +190,21 @@ class Consumer:
         return value
 
     def _read_at(self, number: int, start: int) -> Record:
-        fd, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
+        path = self._place.path(number)
         try:
-            record = Frames(self._disk, fd, chunk.salt, start).read()
-        finally:
-            self._disk.close(fd)
+            fd, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
+            try:
+                record = Frames(self._disk, fd, chunk.salt, start).read()
+            finally:
+                self._disk.close(fd)
+        except BadFrame as error:
+            raise CorruptionError(f"{path!r} is damaged: {error}", path, start) from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", path) from error
         if not isinstance(record, Record):
-            path = self._place.path(number)
-            raise CorruptionError(f"{path!r} is damaged at offset {start}", path, start)
+            raise CorruptionError(f"{path!r} is cut at offset {start}", path, start)
         return record
 
     def peek(self, use: Callable[[Record], T]) -> T:
@@ -188,6 +220,8 @@ class Consumer:
 
     def acknowledge(self, ids: Sequence[int]) -> None:
         claimed = self.claimed
+        if len(ids) > 1:
+            ids = list(dict.fromkeys(ids))
         for id in ids:
             if id not in claimed:
                 raise self._not_claimed(id)
@@ -303,9 +337,8 @@ class Consumer:
         self._unlink_consumed()
         kept = set(chunk_numbers(self._place.directory))
         for name in os.listdir(self._place.directory):
-            chunk, dot, rest = name.partition(".")
-            stale = dot and rest.startswith("torn-") and chunk[1:].isdigit() and int(chunk[1:]) not in kept
-            if stale or name == f"{os.path.basename(self._cursor.path)}.tmp":
+            chunk, _, rest = name.partition(".")
+            if rest.startswith("torn-") and chunk[1:].isdigit() and int(chunk[1:]) not in kept:
                 with contextlib.suppress(OSError):
                     self._disk.unlink(os.path.join(self._place.directory, name))
 

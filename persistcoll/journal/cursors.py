@@ -17,6 +17,7 @@ finished. Its blocks are reserved ahead, so that acknowledging needs no room on 
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import os
@@ -24,7 +25,7 @@ import struct
 from zlib import crc32
 
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.disk import Disk, new_salt, publish
+from persistcoll.journal.disk import Disk, new_salt, publish, read_fully
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 
@@ -37,6 +38,10 @@ _CHECKED = struct.Struct("<IIIQQ")
 _ENTRY_SIZE = _CHECKED.size
 _POSITION, _RANGE = 1, 2
 _RESERVED = 1 << 16
+_EMPTY = bytes(_ENTRY_SIZE)
+# Entries read at once: a look that finds nothing new, which is what a waiter does every few
+# milliseconds, must cost next to nothing.
+_FIRST_LOOK, _WINDOW = 16, 2048
 
 _pack_entry = _ENTRY.pack
 _pack_crc = _CRC.pack
@@ -56,7 +61,7 @@ class Acknowledged:
     :ivar highest: the greatest id in the set.
     """
 
-    __slots__ = ("_by_first", "_by_last", "_places", "count", "highest", "last", "position")
+    __slots__ = ("_by_first", "_by_last", "_firsts", "_places", "count", "highest", "last", "position")
 
     def __init__(self, last: int = 0, position: Position | None = None) -> None:
         self.last = self.count = self.highest = last
@@ -65,6 +70,7 @@ class Acknowledged:
         self._by_first: dict[int, int] = {}
         self._by_last: dict[int, int] = {}
         self._places: dict[int, Position] = {}  # by a range's last id, where it is known
+        self._firsts: list[int] | None = None  # sorted, while no range has changed
 
     def add(self, first: int, last: int, behind: Position | None) -> bool:
         """Add the ids ``first`` to ``last``, none of which is in the set.
@@ -72,6 +78,7 @@ class Acknowledged:
         :param behind: the place behind the record ``last``, where it is known.
         :return: whether :attr:`last` moved.
         """
+        self._firsts = None
         self.count += last - first + 1
         if last > self.highest:
             self.highest = last
@@ -99,6 +106,7 @@ class Acknowledged:
         """Every id up to ``last`` is in the set, wherever it came from (loading)."""
         if last < self.last:
             return
+        self._firsts = None
         if self._by_first:
             for first, end in sorted(self._by_first.items()):
                 if first > last + 1:
@@ -123,14 +131,33 @@ class Acknowledged:
             self.add(first, last, None)
 
     def __contains__(self, id: int) -> bool:
+        return self.end_of(id) is not None
+
+    def end_of(self, id: int) -> int | None:
+        """The last id of the run that ``id`` is in; ``None`` if it is not in the set."""
         if id <= self.last:
-            return True
-        return any(first <= id <= last for first, last in self._by_first.items())
+            return self.last
+        if id > self.highest:
+            return None
+        if self._firsts is None:
+            self._firsts = sorted(self._by_first)
+        index = bisect.bisect_right(self._firsts, id) - 1
+        if index < 0:
+            return None
+        end = self._by_first[self._firsts[index]]
+        return end if id <= end else None
 
     @property
     def ranges(self) -> dict[int, int]:
         """The ranges beyond :attr:`last`, first id to last id; not to be changed."""
         return self._by_first
+
+    def copy(self) -> Acknowledged:
+        """The set of this moment."""
+        other = Acknowledged(self.last, self.position)
+        other.count, other.highest = self.count, self.highest
+        other._by_first, other._by_last = dict(self._by_first), dict(self._by_last)
+        return other
 
 
 def _entry(salt: int, kind: int, chunk: int, first: int, second: int) -> bytes:
@@ -188,7 +215,7 @@ class CursorReader:
 
     def _open(self) -> None:
         fd = self._disk.open(self._path, os.O_RDONLY)
-        data = self._disk.read(fd, _HEADER_SIZE, 0)
+        data = read_fully(self._disk, fd, _HEADER_SIZE, 0)
         if (
             len(data) < _HEADER_SIZE
             or data[:8] != _MAGIC
@@ -206,22 +233,36 @@ class CursorReader:
 
     def _read_entries(self) -> bool:
         changed = False
-        while data := self._disk.read(self._fd, _ENTRY_SIZE * 2048, self._offset):
-            whole = len(data) - len(data) % _ENTRY_SIZE
-            damaged = 0
-            for at in range(0, whole, _ENTRY_SIZE):
-                if not self._read_entry(data[at : at + _ENTRY_SIZE]):
-                    damaged += 1
-                    continue
-                # Only a valid entry moves the offset. What does not check out may be the one
-                # that is being written now, or the reserved zeros.
-                self._offset += (damaged + 1) * _ENTRY_SIZE
+        entries = _FIRST_LOOK
+        while True:
+            data = self._disk.read(self._fd, entries * _ENTRY_SIZE, self._offset)
+            valid = self._read_window(data)
+            changed = changed or bool(valid)
+            if valid < entries:
+                return changed
+            entries = _WINDOW
+
+    def _read_window(self, data: bytes) -> int:
+        """Read entries up to the first that is empty; return how many there are."""
+        damaged = count = 0
+        for at in range(0, len(data) - _ENTRY_SIZE + 1, _ENTRY_SIZE):
+            entry = data[at : at + _ENTRY_SIZE]
+            if self._read_entry(entry):
+                # Only a valid entry moves the offset: what does not check out at the end may be
+                # being written right now.
+                count = at // _ENTRY_SIZE + 1
                 self.damaged += damaged
                 damaged = 0
-                changed = True
-            if damaged or not whole:
-                break
-        return changed
+            elif entry != _EMPTY:
+                damaged += 1
+            else:
+                # Reserved, or torn: a power cut may leave a hole with valid entries behind it.
+                at_most = data.rstrip(b"\0")
+                if len(at_most) <= at:
+                    break
+                damaged += 1
+        self._offset += count * _ENTRY_SIZE
+        return count
 
     def _read_entry(self, data: bytes) -> bool:
         crc, kind, chunk, first, second = _CHECKED.unpack(data)
@@ -232,6 +273,17 @@ class CursorReader:
         elif kind == _RANGE and first <= second:
             self.acknowledged.merge(first, second)
         return True
+
+    def can_be_written_on(self) -> bool:
+        """Whether nothing but reserved zeros follows what was read, and all of that was valid.
+
+        What a power cut left behind a hole must not come to light later, when the hole is filled:
+        its ids may have been given to other records since.
+        """
+        if self._fd < 0 or self.damaged:
+            return False
+        rest = read_fully(self._disk, self._fd, os.fstat(self._fd).st_size - self._offset, self._offset)
+        return not rest.strip(b"\0")
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -263,10 +315,13 @@ class CursorWriter:
         self.offset = 0
 
     def resume(self, reader: CursorReader) -> None:
-        """Go on behind what ``reader`` has read."""
+        """Go on behind what ``reader`` has read, and wipe out whatever is left there."""
         self.fd = self._disk.open(self.path, os.O_RDWR)
         self._salt = reader.salt
         self.offset = reader.offset
+        if not reader.can_be_written_on():
+            rest = os.fstat(self.fd).st_size - self.offset
+            self._disk.pwrite(self.fd, bytes(rest), self.offset)
 
     def write(self, first: int, last: int, behind: Position) -> None:
         """Acknowledge the ids ``first`` to ``last``; the record ``last`` ends at ``behind``.
@@ -297,10 +352,10 @@ class CursorWriter:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.offset += len(entry)
 
-    def compact(self) -> int:
+    def compact(self) -> None:
         """Replace the file by one that says the same in few entries, durably.
 
-        :return: the old descriptor, for the caller to close; -1 if there was none.
+        The old file's descriptor is left open: somebody may be syncing it.
         """
         fresh_salt = new_salt()
         acknowledged = self.acknowledged
@@ -310,9 +365,8 @@ class CursorWriter:
         entries += [_entry(fresh_salt, _RANGE, 0, first, last) for first, last in acknowledged.ranges.items()]
         data = header + _CRC.pack(crc32(header)) + b"".join(entries)
         publish(self._disk, self.path, (data,), self._tempdir)
-        old, self.fd = self.fd, self._disk.open(self.path, os.O_RDWR)
+        self.fd = self._disk.open(self.path, os.O_RDWR)
         self._salt = fresh_salt
         self.offset = len(data)
         with contextlib.suppress(OSError):  # on a full disk entries may need room later
             self._disk.reserve(self.fd, max(_RESERVED, 2 * self.offset))
-        return old

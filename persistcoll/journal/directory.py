@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ _FORMAT = "persistcoll-queue"
 _VERSION = 1
 INFO, CURSOR = "info", "cursor"
 PRODUCER_LOCK, CONSUMER_LOCK = "producer.lock", "consumer.lock"
-_OURS = frozenset({PRODUCER_LOCK, CONSUMER_LOCK})
+_OURS = re.compile(r"producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
 DEFAULT_CHUNKSIZE = 16384
 """Records. A change of chunk costs a few syncs, which at this size is below 0.2 us a record."""
 
@@ -57,6 +58,7 @@ class Info(NamedTuple):
     created: float
 
     def encode(self) -> bytes:
+        """The file's bytes."""
         fields: dict[str, Any] = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -102,6 +104,7 @@ def prepare(disk: Disk, path: str, wanted: Wanted) -> None:
         raise storage_error(error, "creating", path) from error
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise StorageError(f"{path!r} cannot be written", errno.EACCES)
+    _refuse_foreign(path)
     if not wanted.allow_network_fs and (kind := network_file_system(path)) is not None:
         raise StorageError(
             f"{path!r} is on a network file system ({kind}), where locks and renames cannot be relied"
@@ -148,6 +151,35 @@ def _refuse_if_others_may_write(path: str, serializer: str) -> None:
             )
 
 
+def _refuse_foreign(path: str) -> None:
+    """Before anything is made in it: is there anything in it that is not ours?"""
+    try:
+        with open(os.path.join(path, INFO), "rb") as stream:
+            data = stream.read()
+    except FileNotFoundError:
+        with os.scandir(path) as entries:
+            foreign = [entry.name for entry in entries if not _OURS.fullmatch(entry.name)]
+        if foreign:
+            raise StoreKindError(
+                f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
+            ) from None
+        return
+    # persist-queue keeps a pickle there, which is never opened here, or what its serializer made.
+    fields = _json(data)
+    if data[:1] == b"\x80" or (isinstance(fields, dict) and {"head", "tail", "size"} <= fields.keys()):
+        raise StoreKindError(
+            f"{path!r} is a directory of persist-queue; migrate it: get its items with persist-queue and"
+            " put them into a new directory"
+        )
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):  # ValueError: UnicodeDecodeError too
+        return None
+
+
 def open_info(disk: Disk, path: str, wanted: Wanted) -> Info:
     """Read ``info``, or write it where the store is new. The caller holds the producer lock."""
     file = os.path.join(path, INFO)
@@ -169,11 +201,6 @@ def open_info(disk: Disk, path: str, wanted: Wanted) -> Info:
 def _create(disk: Disk, path: str, wanted: Wanted) -> Info:
     if chunk_numbers(path):
         return _rebuild(disk, path, wanted, f"{os.path.join(path, INFO)!r} is missing")
-    foreign = [name for name in os.listdir(path) if name not in _OURS and not name.endswith(".tmp")]
-    if foreign:
-        raise StoreKindError(
-            f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
-        )
     chunksize = wanted.chunksize or DEFAULT_CHUNKSIZE
     info = Info(uuid.uuid4().bytes, wanted.serializer, chunksize, time.time())
     publish(disk, os.path.join(path, INFO), (info.encode(),), wanted.tempdir)
@@ -181,14 +208,7 @@ def _create(disk: Disk, path: str, wanted: Wanted) -> Info:
 
 
 def _parse(disk: Disk, path: str, file: str, data: bytes, wanted: Wanted) -> Info:
-    try:
-        fields = json.loads(data)
-    except ValueError:  # includes UnicodeDecodeError
-        if data[:1] == b"\x80":  # a pickle: never opened
-            raise _persist_queue(path) from None
-        return _rebuild(disk, path, wanted, f"{file!r} is damaged")
-    if isinstance(fields, dict) and {"head", "tail", "size"} <= fields.keys():
-        raise _persist_queue(path)
+    fields = _json(data)
     if not isinstance(fields, dict) or fields.pop("crc", None) != _checksum(fields):
         return _rebuild(disk, path, wanted, f"{file!r} is damaged")
     if fields["format"] != _FORMAT:
@@ -198,13 +218,6 @@ def _parse(disk: Disk, path: str, file: str, data: bytes, wanted: Wanted) -> Inf
             f"{path!r} has format version {fields['version']}; this release reads version {_VERSION}"
         )
     return Info(bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"])
-
-
-def _persist_queue(path: str) -> StoreKindError:
-    return StoreKindError(
-        f"{path!r} is a directory of persist-queue; migrate it: get its items with persist-queue and put"
-        " them into a new directory"
-    )
 
 
 def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import sys
 import threading
@@ -41,7 +42,9 @@ __all__ = [
     "network_file_system",
     "new_salt",
     "publish",
+    "read_fully",
     "storage_error",
+    "sweep",
     "write_fully",
 ]
 
@@ -260,10 +263,7 @@ def publish(disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None =
     file under the final name (always on xfs); without the sync of the directory, the old one.
     """
     directory, name = os.path.split(path)
-    temporary = f"{path}.tmp"
-    if tempdir is not None:  # which several stores may share
-        owner = hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        temporary = os.path.join(tempdir, f"{owner}-{name}.tmp")
+    temporary = os.path.join(tempdir or directory, _temporary_prefix(directory, tempdir) + name + ".tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     try:
         fd = disk.open(temporary, flags)
@@ -276,11 +276,64 @@ def publish(disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None =
         disk.sync(fd)
     except BaseException:
         disk.close(fd)
-        disk.unlink(temporary)
+        _forget(disk, temporary)
         raise
     disk.close(fd)
-    disk.replace(temporary, path)
+    try:
+        disk.replace(temporary, path)
+    except BaseException:
+        _forget(disk, temporary)
+        raise
     disk.sync_directory(directory)
+
+
+def _forget(disk: Disk, path: str) -> None:
+    try:
+        disk.unlink(path)
+    except OSError:
+        pass  # the failure that led here is the one to tell
+
+
+def _temporary_prefix(directory: str, tempdir: str | None) -> str:
+    if tempdir is None:
+        return ""
+    # Several stores may share it.
+    return hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()[:16] + "-"
+
+
+def sweep(disk: Disk, directory: str, tempdir: str | None, name: str | None = None) -> None:
+    """Remove the temporary files that a dead process left: that of ``name``, or all but the cursor's.
+
+    The caller holds the lock under which such files are written.
+    """
+    prefix = _temporary_prefix(directory, tempdir)
+    place = tempdir or directory
+    if name is not None:
+        candidates = [f"{prefix}{name}.tmp"]
+    else:
+        candidates = [
+            found
+            for found in os.listdir(place)
+            if found.startswith(prefix) and _SWEPT.fullmatch(found, len(prefix))
+        ]
+    for candidate in candidates:
+        temporary = os.path.join(place, candidate)
+        if os.path.lexists(temporary):
+            _forget(disk, temporary)
+
+
+_SWEPT = re.compile(r"(?:info|q\d{5,}(?:\.torn-\d+)?)\.tmp")
+
+
+def read_fully(disk: Disk, fd: int, count: int, offset: int) -> bytes:
+    """``count`` bytes from ``offset``, fewer only where the file ends."""
+    data = disk.read(fd, count, offset)
+    while 0 < len(data) < count:
+        more = disk.read(fd, count - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def network_file_system(path: str) -> str | None:

@@ -9,10 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from persistcoll.engine.values import Durability, Record, Stats
-from persistcoll.errors import ClosedError, CorruptionError, Empty, Full, NotClaimedError, StorageError
+from persistcoll.errors import (
+    ClosedError,
+    CorruptionError,
+    Empty,
+    Full,
+    LockedError,
+    NotClaimedError,
+    StorageError,
+)
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursors import Acknowledged, Position
+from persistcoll.journal.cursors import Acknowledged, CursorWriter, Position
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, PRODUCER_LOCK, Wanted, open_info, prepare
 from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, storage_error
 from persistcoll.journal.journal import Journal
@@ -93,9 +101,33 @@ class Fifo:
             chunksize=wanted.chunksize or info.chunksize,
             power=self._power,
             floor=lambda: observer.acknowledged().highest,
+            bury=self._bury,
             seal=self._seal_for(info.store_id),
             failed=self._poison,
         )
+        if not observer.cursor_exists:
+            # Now, and not when the first consumer comes: the disk may be full by then.
+            self._bury(1, 0)
+
+    def _bury(self, first: int, last: int) -> None:
+        """Count ids as acknowledged that will never be given (again). The producer lock is held.
+
+        Only after a power cut, or where there is no cursor yet: there is no consumer then.
+        """
+        try:
+            self._lock.acquire()
+        except LockedError:
+            return
+        try:
+            seen, _ = self._observer.hand_over()
+            path = os.path.join(self._path, CURSOR)
+            if first <= last:
+                seen.acknowledged.merge(first, last)
+            cursor = CursorWriter(self._disk, path, self.store_id, seen.acknowledged, self._wanted.tempdir)
+            cursor.compact()
+            self._disk.close(cursor.fd)
+        finally:
+            self._lock.release()
 
     def _poison(self, failure: StorageError) -> None:
         """After a failed sync nothing more is done on these descriptors, by anybody."""
@@ -114,8 +146,8 @@ class Fifo:
         """With the mutex held: the consumer, which this process becomes if it is not."""
         self._check()
         if self._consumer is None:
-            died = self._lock.acquire()
             try:
+                died = self._lock.acquire()
                 seen, whole = self._observer.hand_over()
                 path = os.path.join(self._path, CURSOR)
                 self._consumer = Consumer(
@@ -182,6 +214,9 @@ class Fifo:
 
     def acknowledge(self, ids: Sequence[int]) -> None:
         with self._mutex:
+            self._check()
+            if not ids:
+                return
             consumer = self._holding()
             consumer.acknowledge(ids)
         if self._power:
@@ -230,22 +265,21 @@ class Fifo:
             until = self._journal.refresh()
             consumer = self._consumer
             if consumer is not None:
-                acknowledged, held, passed = consumer.acknowledged, frozenset(consumer.claimed), 0
+                acknowledged, held, passed = consumer.acknowledged.copy(), frozenset(consumer.claimed), 0
             else:
                 # What the consumer holds is nearly always the oldest.
-                gone = self._observer.gone()
-                acknowledged, held = self._observer.acknowledged(), frozenset[int]()
-                passed = max(0, gone - acknowledged.count)
-            last, position, ranges = acknowledged.last, acknowledged.position, dict(acknowledged.ranges)
-        for record in self._read(last, position, ranges, until):
+                acknowledged, held = self._observer.acknowledged().copy(), frozenset[int]()
+                passed = max(0, self._observer.gone() - acknowledged.count)
+        for record in self._read(acknowledged, until):
             if passed:
                 passed -= 1
             elif record.id not in held:
                 yield record
 
-    def _read(self, last: int, position: Position, ranges: dict[int, int], until: int) -> Iterator[Record]:
+    def _read(self, acknowledged: Acknowledged, until: int) -> Iterator[Record]:
+        last, position = acknowledged.last, acknowledged.position
         while last < until:
-            reader = Reader(self._place, last, position, ranges, lambda: self._journal.tail)
+            reader = self._reader(last, position, acknowledged)
             try:
                 while (entry := reader.current()) is not None and entry[0].id <= until:
                     reader.advance()
@@ -256,12 +290,20 @@ class Fifo:
                 # A chunk that is gone because it was consumed meanwhile is no damage: go on behind it.
                 with self._mutex:
                     self._check()
-                    acknowledged = self._acknowledged()
-                    if acknowledged.last <= last:
+                    now = self._acknowledged()
+                    if now.last <= last:
                         raise
-                    last, position = acknowledged.last, acknowledged.position
+                    last, position = now.last, now.position
             finally:
                 reader.close()
+
+    def _reader(self, last: int, position: Position, acknowledged: Acknowledged) -> Reader:
+        try:
+            return Reader(self._place, last, position, acknowledged, lambda: self._journal.tail)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", self._path) from error
 
     def _acknowledged(self) -> Acknowledged:
         return self._consumer.acknowledged if self._consumer is not None else self._observer.acknowledged()
@@ -269,8 +311,17 @@ class Fifo:
     def count(self) -> int:
         with self._mutex:
             self._check()
+            return self._count()
+
+    def _count(self) -> int:
+        while self._consumer is None:
+            # Two numbers that other processes change: they are of one moment if the one that was
+            # read first is still the same after the other was read.
+            gone = self._observer.gone()
             last = self._journal.refresh()
-            return last - (self._consumer.gone if self._consumer is not None else self._observer.gone())
+            if self._observer.gone() == gone:
+                return last - gone
+        return self._journal.refresh() - self._consumer.gone
 
     def claimed(self) -> int:
         with self._mutex:
@@ -326,8 +377,10 @@ class Fifo:
                 self._lock.close(clean=not failed)
 
     def abandon(self) -> None:
+        if self._forked or isinstance(self._trouble, ClosedError):
+            return  # the numbers of our descriptors are other files' by now
         self._mutex = threading.Lock()
-        self._forked = self._trouble is None
+        self._forked = True
         if self._consumer is not None:
             self._consumer.abandon()
         self._observer.close()

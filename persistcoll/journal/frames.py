@@ -21,12 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from zlib import crc32
 
 from persistcoll.engine.values import Record
-from persistcoll.journal.disk import Disk
+from persistcoll.journal.disk import Disk, read_fully
 
 __all__ = [
     "BATCH",
@@ -220,14 +221,17 @@ class Frames:
         return True
 
 
-def valid_frames(disk: Disk, fd: int, salt: int, offset: int) -> Iterator[tuple[int, int, int, int]]:
-    """Every valid record from ``offset`` on, over whatever lies between them.
+def valid_frames(
+    disk: Disk, fd: int, salt: int, offset: int, last_id: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Every valid record with an id greater than ``last_id`` from ``offset`` on, whatever lies between.
 
     :return: tuples of start, end, id and ``synced``.
     """
+    size = disk.size(fd, 0, os.SEEK_END)
     while True:
         found: Record | Stop = Stop.INCOMPLETE
-        if _plausible(disk.read(fd, HEADER_SIZE, offset)):
+        if _plausible(read_fully(disk, fd, HEADER_SIZE, offset), offset, size, last_id):
             frames = Frames(disk, fd, salt, offset)
             with contextlib.suppress(BadFrame):
                 found = frames.read()
@@ -241,12 +245,18 @@ def valid_frames(disk: Disk, fd: int, salt: int, offset: int) -> Iterator[tuple[
         offset = candidate
 
 
-def _plausible(header: bytes) -> bool:
-    # Before a checksum is computed over what may be a large payload full of magic numbers.
+def _plausible(header: bytes, offset: int, size: int, last_id: int) -> bool:
+    """Whether a checksum is worth computing: an item may be large and full of magic numbers."""
     if len(header) < HEADER_SIZE:
         return False
-    _, magic, kind, length, *_ = _unpack(header, 0)
-    return bool(magic == _MAGIC and ITEM <= kind <= MOVED and length <= MAX_PAYLOAD)
+    _, magic, kind, length, id, _, synced = _unpack(header, 0)
+    return bool(
+        magic == _MAGIC
+        and ITEM <= kind <= MOVED
+        and offset + HEADER_SIZE + length <= size
+        and last_id < id <= last_id + 1 + size // HEADER_SIZE
+        and synced <= offset
+    )
 
 
 def _find_magic(disk: Disk, fd: int, offset: int) -> int | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from persistcoll.engine.values import Record
 from persistcoll.errors import ClosedError, CorruptionError, EncodeError, StorageError
 from persistcoll.journal.commit import GroupCommit
-from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, new_salt, storage_error
+from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, new_salt, storage_error, sweep
 from persistcoll.journal.frames import (
     END,
     HEADER_SIZE,
@@ -49,6 +49,8 @@ class Journal:
     :param power: ``append`` returns when the record is on the device, not when it is in the kernel.
     :param floor: the highest acknowledged id. Ids go on above it even if a power cut took the
         records (at ``"process"`` an acknowledgement may reach the device before the record does).
+    :param bury: called with the first and last of the ids that are passed over for that reason: to
+        count them as acknowledged, all of them, durably.
     :param seal: applied to payload and id before writing.
     :param failed: called once, when a sync has failed and the journal refuses from then on.
     """
@@ -61,6 +63,7 @@ class Journal:
         chunksize: int,
         power: bool,
         floor: Callable[[], int],
+        bury: Callable[[int, int], None],
         seal: Callable[[bytes, int], bytes] | None = None,
         failed: Callable[[StorageError], None] = lambda failure: None,
     ) -> None:
@@ -70,6 +73,7 @@ class Journal:
         self._chunksize = chunksize
         self._power = power
         self._floor = floor
+        self._bury = bury
         self._seal = seal
         self._failed = failed
         self._mutex = threading.Lock()
@@ -83,6 +87,7 @@ class Journal:
         self._end = 0
         self._last = 0
         self._sealed = False
+        self._writing = False  # what lies behind the end is ours to undo
         self._full_at = 0  # the id that begins the next chunk
         self._locate()
 
@@ -99,20 +104,26 @@ class Journal:
     def refresh(self) -> int:
         """Read what other processes have appended; return the id of the last record."""
         with self._mutex:
-            if self._trouble is not None:
-                raise self.refusal(self._trouble)
-            if self._size(self._fd, 0, os.SEEK_END) != self._end or self._sealed:
-                self._catch_up()
+            self._look()
             return self._last
 
     def version(self) -> tuple[int, int]:
         """Differs from an earlier one when anything was appended since, by whomever."""
         with self._mutex:
-            if self._trouble is not None:
-                raise self.refusal(self._trouble)
-            if self._sealed:
+            # Not the size alone: that of a chunk which others have finished says nothing of the next.
+            self._look()
+            return self._chunk.number, self._end
+
+    def _look(self) -> None:
+        if self._trouble is not None:
+            raise self.refusal(self._trouble)
+        try:
+            if self._size(self._fd, 0, os.SEEK_END) != self._end or self._sealed:
                 self._catch_up()
-            return self._chunk.number, self._size(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", self._place.path(self._chunk.number)) from error
 
     def append(self, payload: bytes, admit: Admit | None = None) -> int:
         """Append a record; return its id.
@@ -128,6 +139,7 @@ class Journal:
     def append_many(self, payloads: Sequence[bytes], admit: Admit | None = None) -> range:
         """Append records with one write and one sync, all of them or none; return their ids."""
         if not payloads:
+            self.refresh()  # which refuses where an append would
             return range(0)
         size = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
         if size > MAX_PAYLOAD:
@@ -140,9 +152,9 @@ class Journal:
         with self._mutex:
             if self._trouble is not None:
                 raise self.refusal(self._trouble)
-            self._flock(self._lock_fd, EXCLUSIVE)
+            self._lock()
             try:
-                if self._size(self._fd, 0, os.SEEK_END) != self._end:
+                if self._size(self._fd, 0, os.SEEK_END) != self._end or self._sealed:
                     self._catch_up(repair=True)
                 if admit is not None:
                     admit(self._last)
@@ -159,10 +171,12 @@ class Journal:
                     if seal is not None:
                         batch = [seal(each, number) for number, each in enumerate(batch, id)]
                     data = encode_batch(salt, id, _now(), synced, batch)
+                self._writing = True
                 if self._write(self._fd, data) != len(data):
                     self._write_again(data)
                 self._commit.end = self._end = self._end + len(data)
                 self._commit.written = self._last = last
+                self._writing = False
             except OSError as error:
                 raise self._rolled_back(error) from error
             finally:
@@ -170,6 +184,12 @@ class Journal:
         if self._power:
             self._commit.commit(last)
         return last
+
+    def _lock(self) -> None:
+        try:
+            self._flock(self._lock_fd, EXCLUSIVE)
+        except OSError as error:
+            raise storage_error(error, "locking", self._place.directory) from error
 
     def _write_again(self, data: bytes) -> None:
         """Complete a short write. What is there already is known by the size."""
@@ -185,11 +205,12 @@ class Journal:
         path = self._place.path(self._chunk.number)
         failure = storage_error(error, "appending to", path)
         try:
-            if self._size(self._fd, 0, os.SEEK_END) > self._end:
-                # A rest of it would be found by the next append, or delivered after a restart.
+            # Only what this call wrote: if it failed while reading, what lies behind is others'.
+            if self._writing and self._size(self._fd, 0, os.SEEK_END) > self._end:
                 self._disk.truncate(self._fd, self._end)
         except OSError as second:
             self._poison(storage_error(second, "undoing a failed append to", path))
+        self._writing = False
         return failure
 
     def _roll(self, previous_id: int | None = None, first_id: int | None = None) -> None:
@@ -202,10 +223,13 @@ class Journal:
         old = self._chunk
         if not self._sealed:
             end = encode(old.salt, END, self._last + 1, _now(), self._commit.durable_end, b"")
+            self._writing = True
             if self._write(self._fd, end) != len(end):
                 self._write_again(end)
             self._seal_at(self._end + len(end))
+            self._writing = False
             self._sync_tail()
+        # Creating a chunk replaces whatever has its name.
         elif self._follow(locked=True):
             self._catch_up(repair=True)
             return
@@ -238,9 +262,12 @@ class Journal:
         mark = read_mark(self._disk, self._lock_fd)
         tail = find_tail(self._place, mark)
         floor = self._floor()
+        if not (isinstance(tail, Tail) and tail.clean):
+            sweep(self._disk, self._place.directory, self._place.tempdir)
         if isinstance(tail, NoTail):
-            last = max(tail.last_id, floor)
-            self._create(tail.number, last + 1, tail.last_id)
+            if floor > tail.last_id:
+                self._bury(tail.last_id + 1, floor)
+            self._create(tail.number, max(tail.last_id, floor) + 1, tail.last_id)
             self._leave_mark()
             return
         if mark is not None and mark.poisoned:
@@ -251,6 +278,8 @@ class Journal:
             self._sync_tail()
             self._disk.sync_directory(self._place.directory)
         lost = max(tail.last_id, tail.known_id)
+        if floor > lost:
+            self._bury(lost + 1, floor)
         if max(floor, lost) > tail.last_id:
             # `previous_id` tells readers which of the missing ids were records once.
             self._roll(lost, max(floor, lost) + 1)
@@ -267,8 +296,9 @@ class Journal:
 
     def _leave_mark(self) -> None:
         """Write down that all is durable up to here. The caller has synced."""
-        chunk = self._chunk
-        write_mark(self._disk, self._lock_fd, TailMark(chunk.number, chunk.salt, self._end, self._last))
+        # Never behind END: who starts reading there would not learn that the chunk is finished.
+        chunk, end = self._chunk, self._end - (HEADER_SIZE if self._sealed else 0)
+        write_mark(self._disk, self._lock_fd, TailMark(chunk.number, chunk.salt, end, self._last))
 
     def _catch_up(self, repair: bool = False) -> None:
         """Read what others have appended since.
@@ -329,7 +359,7 @@ class Journal:
         if locked:
             self._locate()
         else:
-            self._flock(self._lock_fd, EXCLUSIVE)
+            self._lock()
             try:
                 self._locate()
             finally:
@@ -373,7 +403,7 @@ class Journal:
                 self._disk.close(self._lock_fd)
 
     def _close_cleanly(self) -> None:
-        self._flock(self._lock_fd, EXCLUSIVE)
+        self._lock()
         try:
             if self._size(self._fd, 0, os.SEEK_END) != self._end:
                 self._catch_up(repair=True)

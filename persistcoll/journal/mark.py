@@ -16,7 +16,7 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
-from persistcoll.journal.disk import Disk
+from persistcoll.journal.disk import Disk, read_fully
 
 __all__ = ["TailMark", "read_mark", "write_mark"]
 
@@ -36,7 +36,8 @@ class TailMark(NamedTuple):
 
 
 def read_mark(disk: Disk, fd: int) -> TailMark | None:
-    data = disk.read(fd, _BODY.size + _CRC.size, 0)
+    """The mark in the producer lock's file, if there is one that checks out."""
+    data = read_fully(disk, fd, _BODY.size + _CRC.size, 0)
     if len(data) < _BODY.size + _CRC.size or data[:4] != _MAGIC:
         return None
     body = data[: _BODY.size]
@@ -47,6 +48,7 @@ def read_mark(disk: Disk, fd: int) -> TailMark | None:
 
 
 def write_mark(disk: Disk, fd: int, mark: TailMark) -> None:
+    """Leave the mark. The caller has synced what it vouches for, and holds the producer lock."""
     body = _BODY.pack(_MAGIC, mark.number, mark.salt, mark.poisoned, mark.offset, mark.last_id)
     try:
         disk.pwrite(fd, body + _CRC.pack(crc32(body)), 0)

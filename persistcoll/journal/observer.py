@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import Acknowledged, CursorReader, Position
+from persistcoll.journal.disk import storage_error
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
 
@@ -17,11 +19,20 @@ _log = logging.getLogger("persistcoll")
 
 
 def beginning(place: Place) -> tuple[int, Position]:
-    """Where the journal begins: the id before its first record, and the place of that record."""
+    """Where the journal begins: the id before its first record, and the place of that record.
+
+    :raise CorruptionError: the first chunk's header is damaged, so that nobody can tell, and the
+        policy is not to skip.
+    """
     for number in chunk_numbers(place.directory):
         try:
             fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
         except CorruptionError:
+            if number == 0:
+                break
+            if place.on_corruption != "skip":
+                raise
+            _log.warning("the header of %r is damaged; the chunk was passed over", place.path(number))
             continue
         place.disk.close(fd)
         return chunk.first_id - 1, (number, chunk.data_offset)
@@ -36,6 +47,11 @@ class Observer:
         self._lock = lock
         self._mutex = threading.Lock()
         self._cursor = CursorReader(place.disk, cursor_path, place.store_id)
+
+    @property
+    def cursor_exists(self) -> bool:
+        """Whether there is a cursor, as of the last look."""
+        return self._cursor.exists
 
     @property
     def acknowledged_at_least(self) -> int:
@@ -62,21 +78,35 @@ class Observer:
         :return: it, and whether it is whole, so that it can be written on.
         """
         with self._mutex:
-            whole = self._refresh()
-            return self._cursor, whole and self._cursor.exists and not self._cursor.damaged
+            whole = self._refresh() and self._cursor.can_be_written_on()
+            acknowledged = self._cursor.acknowledged
+            if not whole and not os.path.exists(self._place.path(acknowledged.position[0])):
+                # The last position is damaged, and an earlier one leads to a chunk that was consumed.
+                last, position = beginning(self._place)
+                acknowledged.move(last, position)
+            return self._cursor, whole
 
     def _refresh(self) -> bool:
+        """Read on; whether the cursor is there and has said where it stands."""
         cursor = self._cursor
         try:
             cursor.refresh()
-            if not cursor.exists and not cursor.acknowledged.count:
-                cursor.acknowledged = Acknowledged(*beginning(self._place))
+            if cursor.acknowledged.position[1]:
+                return True
+            # There is none, or its position is damaged: begin at the beginning.
+            reason = f"the cursor of {self._place.directory!r} is damaged" if cursor.exists else ""
         except CorruptionError as error:
+            reason = str(error)
+        except OSError as error:
+            raise storage_error(error, "reading the cursor of", self._place.directory) from error
+        if reason:
             # Costs redelivery, never items: the next consumer writes a new one.
-            _log.warning("%s; what it acknowledged in the chunks that are left is delivered again", error)
-            cursor.acknowledged = Acknowledged(*beginning(self._place))
-            return False
-        return True
+            _log.warning("%s; what it acknowledged in the chunks that are left is delivered again", reason)
+        acknowledged = Acknowledged(*beginning(self._place))
+        for first, last in cursor.acknowledged.ranges.items():
+            acknowledged.merge(first, last)
+        cursor.acknowledged = acknowledged
+        return False
 
     def close(self) -> None:
         self._cursor.close()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from persistcoll.engine.values import Record
-from persistcoll.errors import CorruptionError
-from persistcoll.journal.cursors import Position
-from persistcoll.journal.disk import publish
+from persistcoll.errors import CorruptionError, StorageError
+from persistcoll.journal.cursors import Acknowledged, Position
+from persistcoll.journal.disk import publish, read_fully, storage_error
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
@@ -25,7 +25,7 @@ class Reader:
 
     :param last_id: the id before the first one to read.
     :param position: where to look for that one: at its record, or before it.
-    :param acknowledged: ranges of ids to pass over, first id to last id; looked at live.
+    :param acknowledged: the ids to pass over; looked at live.
     :param tail: number of the last chunk, the end of what is whole in it, and the last id. What
         ends before that is damaged.
     :param lost: called with the first and last id of records that are passed over as damaged;
@@ -38,7 +38,7 @@ class Reader:
         place: Place,
         last_id: int,
         position: Position,
-        acknowledged: Mapping[int, int],
+        acknowledged: Acknowledged,
         tail: Callable[[], tuple[int, int, int]],
         lost: Callable[[int, int, Position], None] | None = None,
     ) -> None:
@@ -53,6 +53,7 @@ class Reader:
         self._fd = -1
         self.number = position[0]
         self._salt = 0
+        self._chunk_start: int | None = None  # of the chunk that `position` names
         self._frames = Frames(place.disk, -1, 0, 0)
         self._begin(position)
 
@@ -70,6 +71,7 @@ class Reader:
             return
         self._fd, self.number, self._salt = fd, chunk.number, chunk.salt
         self._frames = Frames(place.disk, fd, chunk.salt, max(offset, chunk.data_offset))
+        self._chunk_start = chunk.data_offset
 
     @property
     def next_id(self) -> int:
@@ -88,9 +90,10 @@ class Reader:
             if not ahead and not self._read_ahead():
                 return None
             entry = ahead[0]
-            if not self._acknowledged or (run := self._acknowledged.get(entry[0].id)) is None:
+            id = entry[0].id
+            if id > self._acknowledged.highest or (run := self._acknowledged.end_of(id)) is None:
                 return entry
-            while self.next_id <= run and (ahead or self._read_ahead()):
+            while ahead and ahead[0][0].id <= run:
                 ahead.popleft()
 
     def advance(self) -> None:
@@ -101,12 +104,17 @@ class Reader:
         """Have at least one record in ``_ahead``, all of one chunk, if there is one."""
         if self._failure is not None:
             raise self._failure
-        run = self._frames.read_run(self._last_id + 1)
-        if run:
-            self._last_id = run[-1][0].id
-            self._ahead.extend(run)
-            return True
-        record = self._next()
+        try:
+            run = self._frames.read_run(self._last_id + 1)
+            if run:
+                self._last_id = run[-1][0].id
+                self._ahead.extend(run)
+                return True
+            record = self._next()
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", self._place.path(self.number)) from error
         if record is None:
             return False
         self._ahead.append((record, self._frames.start, self._frames.end))
@@ -165,15 +173,17 @@ class Reader:
             self._give_up_unless_skipping(error)
             return self._enter(number + 1)
         self.close()
+        self._chunk_start = None
         self._fd, self.number, self._salt = fd, number, chunk.salt
         self._frames = Frames(place.disk, fd, chunk.salt, chunk.data_offset)
-        if chunk.first_id <= self._last_id:
+        on_the_way = self._last_id == self._start_id  # from the position to the first one wanted
+        if chunk.first_id <= self._last_id and not on_the_way:
             path = place.path(number)
             self._fail(CorruptionError(f"{path!r} repeats ids of the chunk before", path))
         if chunk.previous_id > self._last_id:
             self._missing(chunk.previous_id, 0)
         # Ids between `previous_id` and `first_id` were acknowledged before a power cut took them.
-        self._last_id = chunk.first_id - 1
+        self._last_id = max(self._last_id, chunk.first_id - 1)
         return True
 
     def _reopen(self) -> bool:
@@ -191,6 +201,12 @@ class Reader:
     def _damaged(self, offset: int, reason: str) -> bool:
         """Judge bytes that do not check out; whether to go on reading."""
         place, path = self._place, self._place.path(self.number)
+        if self._chunk_start is not None and self._last_id == self._start_id:
+            # The position may lie behind what a power cut left of the chunk: an acknowledgement can
+            # reach the device before the record does. Look for the records themselves.
+            self._frames = Frames(place.disk, self._fd, self._salt, self._chunk_start)
+            self._chunk_start = None
+            return True
         if self._retried != (self.number, offset):
             # Another process may have cut a dead one's half-written record and written over it
             # while we were reading: look again before calling it damage.
@@ -202,12 +218,11 @@ class Reader:
             return False  # nobody said that anything is whole there
         message = f"{path!r} is damaged at offset {offset}: {reason}"
         self._give_up_unless_skipping(CorruptionError(message, path, offset))
-        for start, _, id, _ in valid_frames(place.disk, self._fd, self._salt, offset):
-            if id > self._last_id:
-                self._keep_aside(path, offset, start)
-                self._missing(id - 1, offset)
-                self._frames = Frames(place.disk, self._fd, self._salt, start)
-                return True
+        for start, _, id, _ in valid_frames(place.disk, self._fd, self._salt, offset, self._last_id):
+            self._keep_aside(path, offset, start)
+            self._missing(id - 1, offset)
+            self._frames = Frames(place.disk, self._fd, self._salt, start)
+            return True
         self._keep_aside(path, offset, os.fstat(self._fd).st_size)
         if self.number != tail:
             return self._enter(self.number + 1)
@@ -217,7 +232,7 @@ class Reader:
 
     def _keep_aside(self, path: str, start: int, end: int) -> None:
         if end > start and self._lost is not None:
-            data = self._place.disk.read(self._fd, end - start, start)
+            data = read_fully(self._place.disk, self._fd, end - start, start)
             publish(self._place.disk, f"{path}.damaged-{start}", (data,), self._place.tempdir)
 
     def _missing(self, last: int, offset: int) -> None:

@@ -80,10 +80,13 @@ def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
             raise
         return _set_aside(place, number, mark)
     try:
-        return _scan(place, fd, chunk, mark)
+        tail = _scan(place, fd, chunk, mark)
     except BaseException:
         place.disk.close(fd)
         raise
+    if mark is not None and mark.number > number:  # chunks that are missing
+        tail.known_id = mark.last_id
+    return tail
 
 
 def _last_number(place: Place, mark: TailMark | None) -> int | None:
@@ -127,7 +130,7 @@ def _scan(place: Place, fd: int, chunk: Chunk, mark: TailMark | None) -> Tail:
     bad = _read_on(disk, tail)
     if bad is None and size >= synced:
         return tail
-    found = list(valid_frames(disk, fd, chunk.salt, tail.end))
+    found = list(valid_frames(disk, fd, chunk.salt, tail.end, tail.last_id))
     synced = max([synced, *(knew for _, _, _, knew in found)])
     if synced > tail.end:
         # This place was known to be on the device when a later record, or the mark, was written.
@@ -136,8 +139,7 @@ def _scan(place: Place, fd: int, chunk: Chunk, mark: TailMark | None) -> Tail:
             raise CorruptionError(reason, path, tail.end)
         _log.warning("%s", reason)
         for _, end, id, _ in found:
-            if id > tail.last_id:
-                tail.end, tail.last_id = end, id
+            tail.end, tail.last_id = end, max(id, tail.last_id)
         if mark is not None:
             tail.known_id = mark.last_id
     tail.clean = False

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from persistcoll.errors import CorruptionError, FormatVersionError
-from persistcoll.journal.disk import Disk, publish
+from persistcoll.journal.disk import Disk, publish, read_fully
 
 __all__ = [
     "Chunk",
@@ -54,6 +54,7 @@ class Chunk(NamedTuple):
         return _FIXED.size + len(self.serializer.encode()) + _CRC.size
 
     def encode(self) -> bytes:
+        """The header's bytes."""
         name = self.serializer.encode()
         header = _FIXED.pack(
             _MAGIC,
@@ -70,6 +71,7 @@ class Chunk(NamedTuple):
 
 
 def chunk_path(directory: str, number: int) -> str:
+    """The chunk's file."""
     return os.path.join(directory, f"q{number:05d}")
 
 
@@ -112,11 +114,11 @@ def open_chunk(
 
 
 def _read_header(disk: Disk, fd: int, path: str) -> Chunk:
-    fixed = disk.read(fd, _FIXED.size, 0)
+    fixed = read_fully(disk, fd, _FIXED.size, 0)
     if len(fixed) < _FIXED.size or fixed[:8] != _MAGIC:
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
     _, version, length, number, store_id, first, previous, created, salt = _FIXED.unpack(fixed)
-    rest = disk.read(fd, length + _CRC.size, _FIXED.size)
+    rest = read_fully(disk, fd, length + _CRC.size, _FIXED.size)
     name = rest[:length]
     if len(rest) < length + _CRC.size or _CRC.unpack(rest[length:])[0] != crc32(fixed + name):
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)

@@ -79,7 +79,8 @@ class Account:
     """What lines of asking and answering promise.
 
     ``ask put 3 5`` and ``ok put 3 5`` (or ``no put 3 5``: it raised, and is certainly absent), the same with
-    ``drop`` for an acknowledged removal, ``got 3`` for a delivery, ``closed``.
+    ``drop`` for an acknowledged removal; ``got 3`` for a delivery; ``closed``; after a crash ``saw 1 2``: only
+    this was left, and it was on the device.
     """
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
@@ -102,6 +103,12 @@ class Account:
             return
         if verb == "got":
             self.got += map(int, rest)
+            return
+        if verb == "saw":
+            self.put, self.firm_put = set(map(int, rest)), set(map(int, rest))
+            gone = set(self.order) - self.put
+            self.dropped, self.firm_dropped, self.perhaps_dropped = set(gone), set(gone), set(gone)
+            self.batches.clear()
             return
         what, first, last = rest
         numbers = range(int(first), int(last) + 1)

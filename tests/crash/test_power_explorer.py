@@ -6,6 +6,7 @@ like. Either way opening never fails, and recovering twice, or being cut while r
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 
@@ -27,6 +28,14 @@ from tests.crash.accounts import (
 MODELS: tuple[Model, ...] = ("ext4", "strict", "weak")
 NEWCOMER = 99_000_000
 """What is put into a recovered queue."""
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    # Thousands of torn tails are recovered here, each with a warning.
+    monkeypatch.setattr(logging.getLogger("persistcoll"), "disabled", True)
+    # The cursor's reserve, enough for ten entries: the same code at a two-hundredth of the bytes.
+    monkeypatch.setattr("persistcoll.journal.cursors._RESERVED", 308)
+
 
 Work = Callable[[Scribe], None]
 
@@ -66,6 +75,7 @@ def recovery(durability: str) -> Callable[[CrashDisk], None]:
 
     def recover(disk: CrashDisk) -> None:
         with open_queue(disk, durability) as queue:
+            disk.mark(" ".join(["saw", *(str(number_of(item)) for item in queue.items())]))
             scribe = Scribe(queue, disk.mark, first=50_000)
             try:
                 scribe.get()
@@ -85,7 +95,7 @@ def explored(
     durability: str,
     *,
     recover: bool = False,
-    limit: int = 20,
+    limit: int = 12,
     **options,
 ):
     def workload(disk: CrashDisk) -> None:
@@ -104,7 +114,7 @@ def explored(
         memory_directory(),
         recover=recovery(durability) if recover else None,
         limit=limit,
-        recovery_limit=3,
+        recovery_limit=2,
     )
 
 
@@ -184,7 +194,7 @@ WORKS = {
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("chunksize", [1, 2, 3, 100])
+@pytest.mark.parametrize("chunksize", [1, 3])
 @pytest.mark.parametrize("work", WORKS)
 def test_whatever_a_power_cut_leaves_is_right(work, chunksize, model, durability):
     found = explored(WORKS[work], model, durability, chunksize=chunksize)
@@ -202,7 +212,7 @@ def autosave(scribe: Scribe) -> None:
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("chunksize", [1, 2, 100])
+@pytest.mark.parametrize("chunksize", [2, 100])
 def test_autosave_acknowledges_in_get(chunksize, model, durability):
     found = explored(autosave, model, durability, chunksize=chunksize, autosave=True)
     assert not found.violations, str(found)
@@ -222,15 +232,15 @@ def test_closing_and_opening_again(model, durability):
             scribe.close()
             first = scribe.next
 
-    found = explore(workload, check, model, memory_directory(), limit=20)
+    found = explore(workload, check, model, memory_directory(), limit=12)
     assert not found.violations, str(found)
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("chunksize", [2, 100])
+@pytest.mark.parametrize("chunksize", [2])
 @pytest.mark.parametrize("work", [put_many, get_and_task_done], ids=["put_many", "get_and_task_done"])
 def test_a_power_cut_during_recovery(work, chunksize, model, durability):
-    found = explored(work, model, durability, recover=True, limit=6, chunksize=chunksize)
+    found = explored(work, model, durability, recover=True, limit=4, chunksize=chunksize)
     assert not found.violations, str(found)
     assert found.recoveries > 20

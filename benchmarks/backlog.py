@@ -1,0 +1,116 @@
+"""The same work at a small and at a large backlog."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import repeat
+from time import perf_counter
+from typing import Any
+
+from benchmarks.children import memory_of_child
+from benchmarks.contenders import Marks
+from benchmarks.model import Contender, Figure, Scenario, Sizes
+from persistcoll import Queue
+
+__all__ = ["backlog"]
+
+_BATCH = 10_000
+_BLOCK = 500
+_PHASES = ("open + close", "put", "get", "task_done", "qsize", "peek")
+# Small items, so that a large backlog is a matter of records and not of bytes.
+_OPTIONS: dict[str, Any] = {"serializer": "json", "durability": "process"}
+
+
+def backlog(sizes: Sizes, root: str) -> Scenario:
+    """Opening, every operation and memory, at both sizes."""
+    paths = {
+        size: os.path.join(root, f"backlog-{size}") for size in (sizes.small_backlog, sizes.large_backlog)
+    }
+    small, large = (f"{size:,} waiting" for size in paths)
+
+    def contender(size: int) -> Contender:
+        return Contender(f"{size:,} waiting", "process", lambda at: _measure(paths[size], size, sizes))
+
+    def ratio(phase: str) -> Figure:
+        over, under = f"{large}: {phase}", f"{small}: {phase}"
+        return Figure(f"{phase}: large / small", lambda numbers: numbers[over] / numbers[under], at_most=1.3)
+
+    return Scenario(
+        name="backlog",
+        compared=(
+            f"Ours with {large} beside ours with {small}: numbers as json, process durability. The backlog is"
+            " built once and stays as long as it is: blocks of 500 puts, 500 gets, 500 task_done. Opening is"
+            " the constructor and close(). Memory is the most that a process of its own had resident, which"
+            " opened, put, got, acknowledged, looked and closed. What is read lies in the page cache."
+        ),
+        contenders=[contender(size) for size in paths],
+        figures=[
+            *map(ratio, _PHASES),
+            Figure(
+                "opening at the large one",
+                lambda numbers: numbers[f"{large}: open + close"] / 1e6,
+                at_most=1.0,
+                unit="s",
+            ),
+            Figure(
+                "memory: large / small",
+                lambda numbers: numbers[f"{large}: memory (KiB)"] / numbers[f"{small}: memory (KiB)"],
+                at_most=1.05,
+            ),
+        ],
+        prepare=lambda: {f"{size:,}": _build(path, size) for size, path in paths.items()},
+    )
+
+
+def _build(path: str, size: int) -> Mapping[str, float]:
+    begin = perf_counter()
+    with Queue(path, **_OPTIONS) as queue:
+        for first in range(0, size, _BATCH):
+            queue.put_many(range(first, min(first + _BATCH, size)))
+    seconds = perf_counter() - begin
+    held = sum(entry.stat().st_size for entry in os.scandir(path))
+    return {"seconds to build": round(seconds, 2), "bytes": held}
+
+
+def _measure(path: str, size: int, sizes: Sizes) -> Mapping[str, float]:
+    marks = Marks()
+    for _ in repeat(None, sizes.openings):
+        Queue(path, **_OPTIONS).close()
+    numbers = {"open + close": marks.lap(sizes.openings)}
+    numbers.update(_operate(path, size, sizes.operations))
+    memory = memory_of_child(_operate, path, size, max(1, sizes.operations // 10))
+    if memory is not None:
+        numbers["memory (KiB)"] = memory
+    return numbers
+
+
+def _operate(path: str, size: int, operations: int) -> Mapping[str, float]:
+    """Microseconds for each operation at a backlog that stays ``size``."""
+    numbers = dict.fromkeys(("put", "get", "task_done"), 0.0)
+    block = min(_BLOCK, size)
+    blocks = max(1, operations // block)
+    with Queue(path, **_OPTIONS) as queue:
+        queue.put(queue.get())  # the first one looks for the place where reading begins
+        queue.task_done()
+        for _ in repeat(None, blocks):
+            marks = Marks()
+            for _ in repeat(None, block):
+                queue.put(0)
+            numbers["put"] += marks.lap(block * blocks)
+            for _ in repeat(None, block):
+                queue.get()
+            numbers["get"] += marks.lap(block * blocks)
+            for _ in repeat(None, block):
+                queue.task_done()
+            numbers["task_done"] += marks.lap(block * blocks)
+        marks = Marks()
+        for _ in repeat(None, operations):
+            queue.qsize()
+        numbers["qsize"] = marks.lap(operations)
+        for _ in repeat(None, operations):
+            queue.peek()
+        numbers["peek"] = marks.lap(operations)
+        if queue.qsize() != size:
+            raise AssertionError(f"{queue.qsize()} wait instead of {size}")
+    return numbers

@@ -1,0 +1,69 @@
+"""Work in other processes: started afresh, never forked, as a second program would be."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+__all__ = ["answer", "memory_of_child", "running"]
+
+_PATIENCE = 120.0
+_context = multiprocessing.get_context("spawn")
+
+
+@contextmanager
+def running(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
+    """Processes that run ``work(connection, *arguments)``, one for each tuple; the other ends to talk to."""
+    ours: list[Connection] = []
+    processes = []
+    try:
+        for one in arguments:
+            here, there = _context.Pipe()
+            ours.append(here)
+            process = _context.Process(target=work, args=(there, *one))
+            process.start()
+            there.close()
+            processes.append(process)
+        yield ours
+    finally:
+        for connection in ours:
+            connection.close()
+        for process in processes:
+            process.join(_PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+
+
+def answer(connection: Connection) -> Any:
+    """What the process sends next; ``EOFError`` if it died, ``TimeoutError`` if it is silent."""
+    if not connection.poll(_PATIENCE):
+        raise TimeoutError("a child process does not answer")
+    return connection.recv()
+
+
+def memory_of_child(work: Callable[..., Any], *arguments: Any) -> float | None:
+    """KiB that a process had resident at most while it ran ``work``; ``None`` where no system tells."""
+    with running(_report_memory, [(work, arguments)]) as (connection,):
+        return answer(connection)
+
+
+def _report_memory(connection: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    work(*arguments)
+    connection.send(_peak())
+
+
+def _peak() -> float | None:
+    # Not getrusage: there a new program begins with what the one that started it had.
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return float(line.split()[1])
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,155 @@
+"""The queues: ours and those it is measured beside, each driven as its documentation says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import repeat
+from time import perf_counter
+from typing import Any
+
+from persistcoll import Queue
+
+__all__ = [
+    "BATCH",
+    "ITEM",
+    "Marks",
+    "have",
+    "ours_batches",
+    "ours_phases",
+    "persist_queue_file_phases",
+    "persist_queue_sqlite_puts",
+    "queuelib_phases",
+]
+
+ITEM: dict[str, Any] = {"id": 12345, "name": "a" * 40, "kind": "job", "n": 1.5}
+"""100 bytes as a pickle of protocol 5."""
+BATCH = 100
+
+assert len(pickle.dumps(ITEM, 5)) == 100
+
+
+def have(module: str) -> bool:
+    """Whether a peer is installed: only the environment of the benchmarks has them."""
+    return importlib.util.find_spec(module) is not None
+
+
+class Marks:
+    """Microseconds per operation between one call and the next."""
+
+    def __init__(self) -> None:
+        self._last = perf_counter()
+
+    def lap(self, operations: int) -> float:
+        now = perf_counter()
+        result = (now - self._last) * 1e6 / operations
+        self._last = perf_counter()
+        return result
+
+
+def ours_phases(directory: str, count: int, **options: Any) -> Mapping[str, float]:
+    """All puts, then for each item get and task_done; then the three in turn on a queue that is empty."""
+    item = options.pop("item", ITEM)
+    with Queue(os.path.join(directory, "queue"), **options) as queue:
+        put, get, task_done = queue.put, queue.get, queue.task_done
+        marks = Marks()
+        for _ in repeat(None, count):
+            put(item)
+        numbers = {"put": marks.lap(count)}
+        for _ in repeat(None, count):
+            get()
+            task_done()
+        numbers["get + task_done"] = marks.lap(count)
+        for _ in repeat(None, count):
+            put(item)
+            get()
+            task_done()
+        numbers["in turn"] = marks.lap(count)
+    return numbers
+
+
+def ours_batches(directory: str, count: int, **options: Any) -> Mapping[str, float]:
+    """put_many of :data:`BATCH` items, then get_many of as many; then all acknowledged one by one."""
+    batch = [ITEM] * BATCH
+    with Queue(os.path.join(directory, "queue"), **options) as queue:
+        marks = Marks()
+        for _ in range(0, count, BATCH):
+            queue.put_many(batch)
+        numbers = {"put": marks.lap(count)}
+        for _ in range(0, count, BATCH):
+            queue.get_many(BATCH)
+        numbers["get"] = marks.lap(count)
+        if not queue.autosave:
+            for _ in repeat(None, count):
+                queue.task_done()
+            numbers["task_done"] = marks.lap(count)
+    return numbers
+
+
+def persist_queue_file_phases(directory: str, count: int) -> Mapping[str, float]:
+    """persist-queue's ``Queue``, as :func:`ours_phases`. It syncs only where a chunk of 100 items ends."""
+    from persistqueue import Queue as FileQueue
+
+    path = os.path.join(directory, "queue")
+    # Its own default puts temporary files elsewhere, on whatever file system that is.
+    os.mkdir(path)
+    queue = FileQueue(path, tempdir=path)
+    put, get, task_done = queue.put, queue.get, queue.task_done
+    marks = Marks()
+    for _ in repeat(None, count):
+        put(ITEM)
+    numbers = {"put": marks.lap(count)}
+    for _ in repeat(None, count):
+        get()
+        task_done()
+    numbers["get + task_done"] = marks.lap(count)
+    for _ in repeat(None, count):
+        put(ITEM)
+        get()
+        task_done()
+    numbers["in turn"] = marks.lap(count)
+    return numbers
+
+
+@contextmanager
+def _fifo_disk_queue(directory: str) -> Iterator[tuple[Callable[[bytes], None], Callable[[], bytes]]]:
+    from queuelib import FifoDiskQueue
+
+    queue = FifoDiskQueue(os.path.join(directory, "queue"))
+    try:
+        yield queue.push, queue.pop
+    finally:
+        queue.close()
+
+
+def queuelib_phases(directory: str, count: int) -> Mapping[str, float]:
+    """queuelib's ``FifoDiskQueue`` of pickles: no lock, no checksum, and what is there after a crash is
+    known only to a queue that was closed. Its pop is final, there is no acknowledgement.
+    """
+    dumps, loads = pickle.dumps, pickle.loads
+    with _fifo_disk_queue(directory) as (push, pop):
+        marks = Marks()
+        for _ in repeat(None, count):
+            push(dumps(ITEM, 5))
+        numbers = {"put": marks.lap(count)}
+        for _ in repeat(None, count):
+            loads(pop())
+        numbers["get"] = marks.lap(count)
+    return numbers
+
+
+def persist_queue_sqlite_puts(directory: str, count: int) -> Mapping[str, float]:
+    """persist-queue's ``SQLiteQueue``, which is durable: each put is a transaction, synced."""
+    from persistqueue import SQLiteQueue
+
+    queue = SQLiteQueue(os.path.join(directory, "queue"), auto_commit=True, multithreading=True)
+    try:
+        marks = Marks()
+        for _ in repeat(None, count):
+            queue.put(ITEM)
+        return {"put": marks.lap(count)}
+    finally:
+        queue.close()

@@ -1,0 +1,120 @@
+"""Bare loops: what the same work costs with no queue around it.
+
+They have no lock, no second process, no recovery, no waiting and no errors to tell apart. What they do
+per item is what any queue of checked records on disk must do.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from collections.abc import Mapping
+from itertools import repeat
+from zlib import crc32
+
+from benchmarks.contenders import ITEM, Marks
+
+__all__ = ["append_and_sync", "buffered_phases", "unbuffered_phases"]
+
+_HEADER = struct.Struct("<IIQ")
+_SIZE = _HEADER.size
+_ACKNOWLEDGEMENT = struct.Struct("<IIIQQ")
+_WINDOW = 1 << 16
+
+
+def buffered_phases(directory: str, count: int) -> Mapping[str, float]:
+    """Pickle, CRC, frame, ``os.write``; 64 KiB read at a time, check, unpickle; append a record of 28 bytes
+    for each item as its acknowledgement.
+    """
+    path = os.path.join(directory, "records")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    try:
+        marks = Marks()
+        _write(fd, count)
+        numbers = {"put": marks.lap(count)}
+        _read_buffered(fd, count)
+        numbers["get"] = marks.lap(count)
+    finally:
+        os.close(fd)
+    return {**numbers, "acknowledge": _acknowledge(directory, count)}
+
+
+def unbuffered_phases(directory: str, count: int) -> Mapping[str, float]:
+    """As :func:`buffered_phases`, with two reads for each record: what a reader does that keeps nothing."""
+    fd = os.open(os.path.join(directory, "records"), os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    try:
+        marks = Marks()
+        _write(fd, count)
+        numbers = {"put": marks.lap(count)}
+        _read_each(fd, count)
+        numbers["get"] = marks.lap(count)
+    finally:
+        os.close(fd)
+    return numbers
+
+
+def _write(fd: int, count: int) -> None:
+    dumps, pack, write = pickle.dumps, _HEADER.pack, os.write
+    for id in range(count):
+        payload = dumps(ITEM, 5)
+        write(fd, pack(crc32(payload), len(payload), id) + payload)
+
+
+def _read_buffered(fd: int, count: int) -> None:
+    loads, unpack, read = pickle.loads, _HEADER.unpack_from, os.pread
+    buffer, at, offset = b"", 0, 0
+    for id in range(count):
+        if len(buffer) - at < _SIZE:
+            offset += at
+            buffer, at = read(fd, _WINDOW, offset), 0
+        crc, length, found = unpack(buffer, at)
+        if len(buffer) - at < _SIZE + length:
+            offset += at
+            buffer, at = read(fd, _WINDOW, offset), 0
+        start = at + _SIZE
+        payload = buffer[start : start + length]
+        if crc32(payload) != crc or found != id:
+            raise ValueError("damaged")
+        loads(payload)
+        at = start + length
+
+
+def _read_each(fd: int, count: int) -> None:
+    loads, unpack, read = pickle.loads, _HEADER.unpack, os.pread
+    offset = 0
+    for id in range(count):
+        crc, length, found = unpack(read(fd, _SIZE, offset))
+        payload = read(fd, length, offset + _SIZE)
+        if crc32(payload) != crc or found != id:
+            raise ValueError("damaged")
+        loads(payload)
+        offset += _SIZE + length
+
+
+def _acknowledge(directory: str, count: int) -> float:
+    pack, write = _ACKNOWLEDGEMENT.pack, os.write
+    fd = os.open(os.path.join(directory, "acknowledged"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        marks = Marks()
+        for id in range(count):
+            write(fd, pack(0, 1, 1, id, id))
+        return marks.lap(count)
+    finally:
+        os.close(fd)
+
+
+def append_and_sync(directory: str, count: int) -> Mapping[str, float]:
+    """Pickle, CRC, frame, ``os.write``, ``fdatasync``: one record, one sync, one thread."""
+    dumps, pack, write = pickle.dumps, _HEADER.pack, os.write
+    sync = getattr(os, "fdatasync", os.fsync)
+    fd = os.open(os.path.join(directory, "records"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        marks = Marks()
+        for id in repeat(0, count):
+            payload = dumps(ITEM, 5)
+            write(fd, pack(crc32(payload), len(payload), id) + payload)
+            sync(fd)
+        return {"put": marks.lap(count)}
+    finally:
+        os.close(fd)

@@ -1,0 +1,156 @@
+"""What a benchmark is made of: scenarios, the contenders in them, the figures drawn from their numbers.
+
+One rule carries the rest: a figure is computed from the numbers of *one* round, in which every contender
+ran once, and only then summarized over the rounds. So a machine that slows down for a minute slows down
+both sides of a ratio.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["FULL", "QUICK", "TINY", "Contender", "Figure", "Numbers", "Scenario", "Sizes", "Summary"]
+
+Numbers = Mapping[str, float]
+"""What was measured in one round: ``"contender: phase"`` to a number, times in microseconds."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    rounds: int
+    operations: int
+    """Of those that take microseconds."""
+    slow: int
+    """Of those that take a tenth of a millisecond or more."""
+    synced: int
+    """Puts of one thread that each wait for the device."""
+    small_backlog: int
+    large_backlog: int
+    openings: int
+    wakeups: int
+    idle_seconds: float
+
+
+FULL = Sizes(
+    rounds=11,
+    operations=20_000,
+    slow=1_500,
+    synced=2_000,
+    small_backlog=1_000,
+    large_backlog=10_000_000,
+    openings=25,
+    wakeups=60,
+    idle_seconds=3.0,
+)
+QUICK = Sizes(
+    rounds=7,
+    operations=20_000,
+    slow=500,
+    synced=800,
+    small_backlog=1_000,
+    large_backlog=1_000_000,
+    openings=10,
+    wakeups=25,
+    idle_seconds=1.0,
+)
+# For the test that everything runs: the numbers mean nothing.
+TINY = Sizes(
+    rounds=2,
+    operations=300,
+    slow=20,
+    synced=16,
+    small_backlog=100,
+    large_backlog=1_000,
+    openings=2,
+    wakeups=3,
+    idle_seconds=0.05,
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing that is measured.
+
+    :ivar survives: what an operation of it that returned survives: ``"power"``, ``"process"``, ``"-"`` (for
+        a floor that promises nothing), or a few words.
+    :ivar measure: given an empty directory, does the work once and returns a number for each phase.
+    """
+
+    name: str
+    survives: str
+    measure: Callable[[str], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is drawn from the numbers of a round.
+
+    :ivar of: raises ``KeyError`` where a contender was not there.
+    :ivar at_most: the promise that it is compared with; neither: for information.
+    """
+
+    text: str
+    of: Callable[[Numbers], float]
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = "x"
+
+    @property
+    def goal(self) -> str:
+        """The promise in words; empty if there is none."""
+        if self.at_least is not None:
+            return f"at least {self.at_least:g} {self.unit}"
+        if self.at_most is not None:
+            return f"at most {self.at_most:g} {self.unit}"
+        return ""
+
+    def reached(self, value: float) -> bool | None:
+        """Whether ``value`` keeps the promise; ``None`` if there is none."""
+        if self.at_least is not None:
+            return value >= self.at_least
+        if self.at_most is not None:
+            return value <= self.at_most
+        return None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Contenders that take turns.
+
+    :ivar compared: what is compared with what, and what is durable.
+    :ivar prepare: run once before the first round (a backlog to build); returns facts to report.
+    """
+
+    name: str
+    compared: str
+    contenders: Sequence[Contender]
+    figures: Sequence[Figure]
+    unit: str = "us"
+    prepare: Callable[[], Mapping[str, Any]] | None = None
+    missing: Sequence[str] = field(default_factory=tuple)
+    """Packages that are not installed, whose contenders are left out."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The median and the spread of a handful of values."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    least: float
+    greatest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        ordered = sorted(values)
+        if len(ordered) > 1:
+            lower, _, upper = statistics.quantiles(ordered, n=4, method="inclusive")
+        else:
+            lower = upper = ordered[0]
+        return cls(statistics.median(ordered), lower, upper, ordered[0], ordered[-1])

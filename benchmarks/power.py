@@ -1,0 +1,102 @@
+"""Items one at a time, each on the device before its put returns."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from itertools import repeat
+from time import perf_counter
+
+from benchmarks import contenders, floors
+from benchmarks.contenders import ITEM
+from benchmarks.model import Contender, Figure, Scenario, Sizes
+from persistcoll import Queue
+
+__all__ = ["power"]
+
+_THREADS = (1, 2, 8, 32)
+# With many threads one sync serves many puts, so that as many puts take less time.
+_PUTS_FOR_ONE = {1: 1.0, 2: 1.0, 8: 2.0, 32: 4.0}
+
+
+def power(sizes: Sizes, root: str) -> Scenario:
+    """Puts of 1 to 32 threads, each waiting for its own record to be durable."""
+    synced = sizes.synced
+    found = [Contender("append + fdatasync", "power", lambda at: floors.append_and_sync(at, synced))]
+    for threads in _THREADS:
+        found.append(_ours(threads, max(1, int(synced * _PUTS_FOR_ONE[threads]) // threads)))
+    missing = []
+    if contenders.have("persistqueue"):
+        slow = sizes.slow
+        found.append(
+            Contender(
+                "persist-queue SQLiteQueue",
+                "power",
+                lambda at: contenders.persist_queue_sqlite_puts(at, slow),
+            )
+        )
+    else:
+        missing.append("persist-queue")
+    return Scenario(
+        name="power",
+        compared=(
+            "put of a dict of 100 bytes, pickle, by 1 to 32 threads, each waiting until its own is on the"
+            " device, with a bare loop of append + fdatasync in one thread. Durable against durable; the ratio"
+            " is of rates."
+        ),
+        contenders=found,
+        figures=[
+            _rate("rate with 1 thread / bare loop", 1, 0.85),
+            _rate("rate with 8 threads / bare loop", 8, 2.5),
+            _rate("rate with 32 threads / bare loop", 32, 6.0),
+            _rate("rate with 2 threads / bare loop", 2, None),
+            Figure(
+                "rate with 1 thread / persist-queue's SQLiteQueue",
+                lambda numbers: numbers["persist-queue SQLiteQueue: put"] / numbers["ours, 1 thread: put"],
+            ),
+        ],
+        missing=missing,
+    )
+
+
+def _name(threads: int) -> str:
+    return f"ours, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _rate(text: str, threads: int, at_least: float | None) -> Figure:
+    key = f"{_name(threads)}: put"
+    return Figure(text, lambda numbers: numbers["append + fdatasync: put"] / numbers[key], at_least=at_least)
+
+
+def _ours(threads: int, each: int) -> Contender:
+    return Contender(_name(threads), "power", lambda at: _puts(at, threads, each))
+
+
+def _puts(directory: str, threads: int, each: int) -> Mapping[str, float]:
+    """Microseconds from the common start to the last thread's end, per put."""
+    start = threading.Barrier(threads + 1)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        start.wait()
+        try:
+            for _ in repeat(None, each):
+                queue.put(ITEM)
+        except BaseException as error:
+            failures.append(error)
+
+    with Queue(os.path.join(directory, "queue"), durability="power") as queue:
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        start.wait()
+        begin = perf_counter()
+        for worker in workers:
+            worker.join()
+        seconds = perf_counter() - begin
+        if failures:
+            raise failures[0]
+        if queue.qsize() != threads * each:
+            raise AssertionError(f"{queue.qsize()} of {threads * each} items are there")
+    return {"put": seconds * 1e6 / (threads * each)}

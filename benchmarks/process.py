@@ -1,0 +1,102 @@
+"""Items one at a time, one thread, surviving the death of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks import contenders, floors
+from benchmarks.model import Contender, Figure, Numbers, Scenario, Sizes
+
+__all__ = ["batches", "single"]
+
+_PEER = "persist-queue Queue"
+
+
+def _whole(contender: str, *phases: str) -> Sequence[str]:
+    return [f"{contender}: {phase}" for phase in phases or ("put", "get + task_done")]
+
+
+def _sum(numbers: Numbers, keys: Sequence[str]) -> float:
+    return sum(numbers[key] for key in keys)
+
+
+def _ratio(text: str, over: Sequence[str], under: Sequence[str], **goal: float) -> Figure:
+    return Figure(text, lambda numbers: _sum(numbers, over) / _sum(numbers, under), **goal)
+
+
+def single(sizes: Sizes, root: str) -> Scenario:
+    """put + get + task_done of a dict of 100 bytes."""
+    count = sizes.operations
+    found = [
+        Contender("ours", "process", lambda at: contenders.ours_phases(at, count, durability="process")),
+        Contender("bare loop", "process", lambda at: floors.buffered_phases(at, count)),
+        Contender("bare loop, unbuffered", "process", lambda at: floors.unbuffered_phases(at, count)),
+    ]
+    missing = []
+    if contenders.have("persistqueue"):
+        slow = sizes.slow
+        found.append(Contender(_PEER, "process", lambda at: contenders.persist_queue_file_phases(at, slow)))
+    else:
+        missing.append("persist-queue")
+    ours, floor = _whole("ours"), _whole("bare loop", "put", "get", "acknowledge")
+    turn = ["ours: in turn"]
+    return Scenario(
+        name="single",
+        compared=(
+            "put + get + task_done of one dict of 100 bytes, pickle, one thread; all puts first, and in turn."
+            " What returned survives the death of the process, in all of them; nothing is synced, except"
+            " where a chunk ends (ours every 16,384 items, persist-queue every 100)."
+        ),
+        contenders=found,
+        figures=[
+            _ratio("persist-queue's file queue / ours", _whole(_PEER), ours, at_least=40),
+            _ratio("persist-queue's file queue / ours, in turn", [f"{_PEER}: in turn"], turn, at_least=40),
+            _ratio("ours / bare put + get + acknowledge", ours, floor, at_most=3),
+            _ratio("ours in turn / bare put + get + acknowledge", turn, floor),
+            _ratio("ours / bare put + get (which acknowledges nothing)", ours, floor[:2]),
+            _ratio("ours / bare put + unbuffered get", ours, _whole("bare loop, unbuffered", "put", "get")),
+        ],
+        missing=missing,
+    )
+
+
+def batches(sizes: Sizes, root: str) -> Scenario:
+    """put_many and get_many of 100."""
+    count = sizes.operations
+    found = [
+        Contender("ours", "process", lambda at: contenders.ours_batches(at, count, durability="process")),
+        Contender(
+            "ours, autosave",
+            "process",
+            lambda at: contenders.ours_batches(at, count, durability="process", autosave=True),
+        ),
+    ]
+    missing = []
+    if contenders.have("queuelib"):
+        found.append(
+            Contender("queuelib", "a clean close only", lambda at: contenders.queuelib_phases(at, count))
+        )
+    else:
+        missing.append("queuelib")
+    theirs = _whole("queuelib", "put", "get")
+    return Scenario(
+        name="batches",
+        compared=(
+            "put_many + get_many of 100 dicts of 100 bytes, per item, with push + pop of their pickles in"
+            " queuelib's FifoDiskQueue. Ours survives the death of the process, queuelib's does not. Its pop"
+            " is final, as ours with autosave is; task_done comes on top where it is wanted."
+        ),
+        contenders=found,
+        figures=[
+            _ratio("queuelib push + pop / ours", theirs, _whole("ours", "put", "get"), at_least=1),
+            _ratio(
+                "queuelib push + pop / ours with autosave",
+                theirs,
+                _whole("ours, autosave", "put", "get"),
+                at_least=1,
+            ),
+            _ratio("queuelib push / ours put_many", theirs[:1], _whole("ours", "put")),
+            _ratio("queuelib pop / ours get_many", theirs[1:], _whole("ours", "get")),
+        ],
+        missing=missing,
+    )

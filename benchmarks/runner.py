@@ -1,0 +1,115 @@
+"""Runs scenarios in interleaved rounds and makes of their numbers what is reported and stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.backlog import backlog
+from benchmarks.formats import serializers
+from benchmarks.machine import describe
+from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
+from benchmarks.power import power
+from benchmarks.process import batches, single
+from benchmarks.processes import processes
+from benchmarks.wakeups import wakeups
+
+__all__ = ["FORMAT", "SCENARIOS", "run", "run_scenario"]
+
+FORMAT = 1
+
+SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
+    make.__name__: make for make in (single, batches, power, backlog, wakeups, serializers, processes)
+}
+
+
+def run(
+    names: Sequence[str],
+    sizes: Sizes,
+    directory: str,
+    done: Callable[[dict[str, Any]], None] = lambda result: None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run these scenarios below ``directory``; everything measured, as it is stored.
+
+    :param done: called with each scenario's result.
+    :param progress: called with what is being done.
+    """
+    result: dict[str, Any] = {
+        "format": FORMAT,
+        "machine": describe(directory),
+        "sizes": dataclasses.asdict(sizes),
+        "scenarios": {},
+    }
+    for name in names:
+        found = run_scenario(SCENARIOS[name], sizes, directory, progress)
+        result["scenarios"][name] = found
+        done(found)
+    return result
+
+
+def run_scenario(
+    make: Callable[[Sizes, str], Scenario],
+    sizes: Sizes,
+    directory: str,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """One scenario, all rounds: A B C, A B C, ... each in an empty directory of its own."""
+    with tempfile.TemporaryDirectory(prefix="persistcoll-bench-", dir=directory) as root:
+        scenario = make(sizes, root)
+        prepared: Mapping[str, Any] = {}
+        if scenario.prepare is not None:
+            progress(f"{scenario.name}: preparing")
+            prepared = scenario.prepare()
+        rounds = []
+        for number in range(1, sizes.rounds + 1):
+            progress(f"{scenario.name}: round {number} of {sizes.rounds}")
+            rounds.append(_round(scenario, root))
+    return _summarized(scenario, rounds, prepared)
+
+
+def _round(scenario: Scenario, root: str) -> Numbers:
+    numbers: dict[str, float] = {}
+    for contender in scenario.contenders:
+        at = os.path.join(root, "at")
+        os.mkdir(at)
+        gc.collect()  # what the one before left is not this one's to clean up
+        try:
+            for phase, value in contender.measure(at).items():
+                numbers[f"{contender.name}: {phase}"] = value
+        finally:
+            shutil.rmtree(at)
+    return numbers
+
+
+def _summarized(scenario: Scenario, rounds: Sequence[Numbers], prepared: Mapping[str, Any]) -> dict[str, Any]:
+    keys = rounds[0].keys()
+    return {
+        "name": scenario.name,
+        "compared": scenario.compared,
+        "unit": scenario.unit,
+        "contenders": {contender.name: contender.survives for contender in scenario.contenders},
+        "missing": list(scenario.missing),
+        "prepared": dict(prepared),
+        "numbers": {key: _summary([numbers[key] for numbers in rounds]) for key in keys},
+        "figures": [_figure(figure, rounds) for figure in scenario.figures],
+        "rounds": [{key: round(value, 4) for key, value in numbers.items()} for numbers in rounds],
+    }
+
+
+def _figure(figure: Figure, rounds: Sequence[Numbers]) -> dict[str, Any]:
+    found: dict[str, Any] = {"text": figure.text, "unit": figure.unit, "goal": figure.goal, "reached": None}
+    try:
+        values = [figure.of(numbers) for numbers in rounds]
+    except KeyError:  # a contender that is not installed, or a number that this system does not tell
+        return {**found, "measured": None}
+    return {**found, "measured": _summary(values), "reached": figure.reached(Summary.of(values).median)}
+
+
+def _summary(values: Sequence[float]) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in dataclasses.asdict(Summary.of(values)).items()}

@@ -1,0 +1,91 @@
+"""How soon a get in another process has what was put here, and what waiting for it costs."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+from benchmarks.children import answer, running
+from benchmarks.model import Contender, Figure, Scenario, Sizes
+from persistcoll import Empty, Queue
+
+__all__ = ["wakeups"]
+
+# So long that the waiting process has come to its slowest pace, and never in step with it.
+_PAUSE = (0.03, 0.06)
+
+
+def wakeups(sizes: Sizes, root: str) -> Scenario:
+    """Latency from before ``put`` to after ``get``, and the time on the processor of a ``get`` that waits."""
+    return Scenario(
+        name="wakeups",
+        compared=(
+            "Ours alone, against a promise in seconds. One process puts the time of day of the monotonic"
+            " clock, which all processes share; another one, which waits in get(), compares it with its own"
+            " after. 30 to 60 ms between puts. Idle: the time on a processor (user and system) of a process"
+            " whose only thread waits in get(timeout=...), by the time that passed."
+        ),
+        contenders=[
+            Contender("ours", "process", lambda at: _latency(at, sizes.wakeups)),
+            Contender("ours, idle", "process", lambda at: _idle(at, sizes.idle_seconds)),
+        ],
+        figures=[
+            Figure(
+                "median from put to get",
+                lambda numbers: numbers["ours: median"] / 1e3,
+                at_most=5.0,
+                unit="ms",
+            ),
+            Figure("90 % are within", lambda numbers: numbers["ours: 90 %"] / 1e3, unit="ms"),
+            Figure(
+                "an idle waiter takes of a core",
+                lambda numbers: numbers["ours, idle: of a core (%)"],
+                at_most=1.0,
+                unit="%",
+            ),
+        ],
+    )
+
+
+def _latency(directory: str, count: int) -> Mapping[str, float]:
+    path = os.path.join(directory, "queue")
+    with Queue(path, serializer="json", durability="process") as queue:
+        with running(_time_gets, [(path, count)]) as (connection,):
+            answer(connection)  # it is about to get
+            for _ in range(count):
+                time.sleep(random.uniform(*_PAUSE))
+                queue.put(time.monotonic_ns())
+            latencies = answer(connection)
+    deciles = statistics.quantiles(latencies, n=10, method="inclusive")
+    return {"median": statistics.median(latencies), "90 %": deciles[8]}
+
+
+def _time_gets(connection: Connection, path: str, count: int) -> None:
+    latencies = []
+    with Queue(path, serializer="json", durability="process") as queue:
+        connection.send("ready")
+        for _ in range(count):
+            put = queue.get()
+            latencies.append((time.monotonic_ns() - put) / 1e3)
+            queue.task_done()
+    connection.send(latencies)
+
+
+def _idle(directory: str, seconds: float) -> Mapping[str, float]:
+    with running(_wait_in_vain, [(os.path.join(directory, "queue"), seconds)]) as (connection,):
+        return {"of a core (%)": answer(connection)}
+
+
+def _wait_in_vain(connection: Connection, path: str, seconds: float) -> None:
+    with Queue(path, durability="process") as queue:
+        begin, used = time.perf_counter(), time.process_time()
+        try:
+            queue.get(timeout=seconds)
+        except Empty:
+            pass
+        used, passed = time.process_time() - used, time.perf_counter() - begin
+    connection.send(100 * used / passed)

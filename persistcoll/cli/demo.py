@@ -1,0 +1,189 @@
+"""``persistcoll demo``: the lines of a file go through a queue whose consumer is killed again and again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+
+from persistcoll.cli.command import DAMAGED, DONE, EXITS, USAGE, CommandError, Commands, at_least, failed
+from persistcoll.cli.demo_check import Check
+from persistcoll.cli.demo_run import Result, Run, kill_points
+from persistcoll.cli.demo_source import PRODUCERS, Source
+from persistcoll.cli.progress import Bars, Row, bars, table
+
+__all__ = ["add", "report", "run"]
+
+_DESCRIPTION = f"""\
+Send the lines of FILE through a Queue: {PRODUCERS} processes put them, another one gets each line, writes it
+out and acknowledges it. That one is killed with SIGKILL several times on the way and started again. At the
+end every line is accounted for.
+"""
+_EPILOG = f"""\
+{EXITS} Status 0 says that no line was lost or altered, that each producer's lines came in order, and that no
+more than one line per kill came a second time (the one that was in the consumer's hands).
+"""
+_PUT, _GOT = "put", "got"
+
+
+def add(commands: Commands) -> None:
+    """Add this command to the parser."""
+    parser = commands.add_parser(
+        "demo",
+        help="send a file's lines through a queue whose consumer is killed on the way",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    whole = partial(at_least, 0)
+    default_file = "default: the source text of Python's standard library"
+    parser.add_argument("file", metavar="FILE", nargs="?", help=default_file)
+    parser.add_argument("--kills", type=whole, default=5, metavar="N", help="kill N consumers (default: 5)")
+    parser.add_argument(
+        "--durability",
+        choices=("process", "power"),
+        default="process",
+        help="what the queue is to survive: both survive kill -9, 'power' a power cut too, for which every "
+        "acknowledgement waits for the disk; use it with --lines 50000 (default: process)",
+    )
+    parser.add_argument(
+        "--lines", type=partial(at_least, 1), metavar="N", help="send the first N lines only (default: all)"
+    )
+    default_directory = "keep the queue here, new or empty (default: a temporary directory)"
+    parser.add_argument("--directory", metavar="DIR", help=default_directory)
+    parser.add_argument("--seed", type=whole, metavar="N", help="kill where a run with this seed did")
+    parser.add_argument("--plain", action="store_true", help="plain text, without the library rich")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do the demo and say how it went.
+
+    :return: the exit status.
+    """
+    source = Source.find(arguments.file, arguments.lines)
+    seed = secrets.randbelow(10_000) if arguments.seed is None else arguments.seed
+    with _signals_stop(), _directory(arguments.directory) as queue:
+        check = Check(source.expected())
+        totals = {_PUT: check.lines_in, _GOT: check.lines_in}
+        with bars(totals, arguments.plain) as shown:
+            shown.note(f"{_counted(check.lines_in, 'line')} of {source.description}")
+            shown.note(
+                f"{PRODUCERS} producers -> Queue -> 1 consumer, to be killed {_times(arguments.kills)}"
+                f"  (durability {arguments.durability!r}, seed {seed})"
+            )
+            watcher = _Watcher(shown)
+            points = kill_points(check.lines_in, arguments.kills, seed)
+            result = Run(source, queue, arguments.durability, check, points, watcher).run()
+    table(report(result, arguments.kills), arguments.plain)
+    if arguments.directory is not None:
+        print(f"The queue is kept in {queue!r}.")
+    if result.problems:
+        return failed("the queue broke its promise: " + "; ".join(result.problems), DAMAGED)
+    print("Every line that was put came out, in order and unaltered.")
+    return DONE
+
+
+def report(result: Result, asked: int) -> list[Row]:
+    """The account, row by row.
+
+    :param asked: how many kills were asked for.
+    """
+    check, kills = result.check, result.kills
+    fewer = "" if kills == asked else f" ({asked:,} were asked for, and there are no more lines)"
+    twice = check.again + check.repeated
+    rows: list[Row] = [
+        ("lines in", f"{check.lines_in:,}", None),
+        ("lines out", f"{check.lines_out:,}", check.lines_out == check.lines_in),
+        ("lost", f"{check.lost:,}", check.lost == 0),
+        (
+            "delivered twice",
+            f"{twice:,} ({kills:,} allowed, one for each kill)",
+            check.repeated == 0 and check.again <= kills,
+        ),
+    ]
+    for producer, (expected, digest) in enumerate(zip(check.expected, check.digests, strict=True), 1):
+        same = digest == expected.digest
+        compared = f"sha256 {expected.digest[:12]} in, {digest[:12]} out"
+        rows.append((f"content of producer {producer}", compared, same))
+    order = "kept" if not check.late else f"broken {_times(check.late)}"
+    rows += [
+        ("order per producer", order, not check.late),
+        ("never put", f"{check.unknown:,}", not check.unknown),
+        ("left in the queue", f"{result.left:,}", result.left == 0),
+        ("consumer killed", _times(kills) + fewer, None),
+        ("rate", f"{check.lines_out / result.seconds:,.0f} lines/s, {result.seconds:.1f} s in all", None),
+    ]
+    # What nobody ever sees is worth a row only on the day when it is seen.
+    return [row for row in rows if row[0] != "never put" or row[2] is False]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
+
+
+class _Watcher:
+    """Shows what happens."""
+
+    def __init__(self, shown: Bars) -> None:
+        self._shown = shown
+
+    def moved(self, put: int, got: int) -> None:
+        self._shown.move(_PUT, put)
+        self._shown.move(_GOT, got)
+
+    def killed(self, pid: int, got: int) -> None:
+        self._shown.note(f"  kill -9 {pid}: the consumer died after delivery {got:,}", alarm=True)
+
+    def took_over(self, pid: int, again: bool) -> None:
+        what = "that line again: it was not acknowledged" if again else "the next line"
+        self._shown.note(f"          {pid} goes on with {what}")
+
+
+@contextmanager
+def _directory(wanted: str | None) -> Iterator[str]:
+    """Where the queue is to be; a temporary directory is gone afterwards."""
+    if wanted is None:
+        made = tempfile.mkdtemp(prefix="persistcoll-demo-")
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return
+    if os.path.lexists(wanted) and not os.path.isdir(wanted):
+        raise CommandError(f"{wanted!r} is not a directory", USAGE)
+    if os.path.isdir(wanted) and os.listdir(wanted):
+        raise CommandError(f"{wanted!r} is not empty: name a directory that is, or a new one", USAGE)
+    yield os.path.abspath(wanted)
+
+
+@contextmanager
+def _signals_stop() -> Iterator[None]:
+    """Let a polite end (SIGTERM, SIGHUP) tidy up as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # Python leaves signals to the main thread; elsewhere nobody may set a handler.
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    # Whoever ignores one (nohup) means it.
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,186 @@
+"""What the laws are checked with: a factory of stores, what its stores can do, and how a law looks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from persistcoll.engine.contracts import Store
+from persistcoll.engine.values import Record
+from persistcoll.errors import Empty
+from persistcoll.testing.children import demand
+
+__all__ = [
+    "Bench",
+    "Capabilities",
+    "Law",
+    "StoreFactory",
+    "id_of",
+    "law",
+    "numbers",
+    "payloads",
+    "raising",
+    "refused",
+    "state",
+    "take_all",
+]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a store can do; laws that need what it cannot do do not apply to it."""
+
+    handles: bool = True
+    """A store may be open several times at once under one name."""
+    crashes: bool = True
+    """The factory has ``crashed(name)``: what a process that died at this moment leaves, opened."""
+    forks: bool = True
+    """A forked child may go on with it, after ``abandon()``."""
+    processes: bool = True
+    """Several processes that opened the same name see what the others do."""
+
+
+class StoreFactory(Protocol):
+    """Opens stores of one kind, all of them empty at first, none of which another factory knows."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its stores can do."""
+
+    def open(self, name: str) -> Store:
+        """The store of this name, made if it is missing. Called again after ``close()``, too."""
+
+    # Where `capabilities.crashes`, it also has
+    #   def crashed(self, name: str) -> Store
+    # which opens a copy; what is done to the copy does not touch the store.
+
+
+class Bench:
+    """What a law works with: a factory, and the stores that it opened, to be closed at the end."""
+
+    def __init__(self, factory: StoreFactory) -> None:
+        self._factory = factory
+        self.capabilities = factory.capabilities
+        self.opened: list[Store] = []
+
+    def open(self, name: str = "a") -> Store:
+        """Open the store ``name``."""
+        self.opened.append(self._factory.open(name))
+        return self.opened[-1]
+
+    def crash(self) -> Store:
+        """Open what the store ``"a"`` would leave if the process died now."""
+        self.opened.append(getattr(self._factory, "crashed")("a"))  # noqa: B009
+        return self.opened[-1]
+
+    def after_the_end(self, store: Store) -> list[bytes]:
+        """What is ready after a crash where one can be had, and after closing ``store`` otherwise.
+
+        Where there is no crash, ``store`` is of no use any more.
+        """
+        if not self.capabilities.crashes:
+            store.close()
+        found = self.crash() if self.capabilities.crashes else self.open()
+        left = payloads(found)
+        found.close()
+        return left
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law: its number, its text, and the function that checks it."""
+
+    number: str
+    text: str
+    needs: tuple[str, ...]
+    """Names of :class:`Capabilities` without which it says nothing."""
+    check: Callable[[Bench], None]
+
+    def __str__(self) -> str:
+        return self.number
+
+    def applies_to(self, factory: StoreFactory) -> bool:
+        """Whether the factory's stores can do what this law is about."""
+        return all(getattr(factory.capabilities, need) for need in self.needs)
+
+    def __call__(self, factory: StoreFactory) -> None:
+        """Check it.
+
+        :raise AssertionError: it is broken; the message says how.
+        """
+        bench = Bench(factory)
+        try:
+            self.check(bench)
+        except Exception as error:
+            what = str(error) if isinstance(error, AssertionError) else f"{error!r} was raised"
+            raise AssertionError(f"{self.number} ({self.text}): {what}") from error
+        finally:
+            for store in bench.opened:
+                store.close()
+
+
+def law(number: str, *needs: str) -> Callable[[Callable[[Bench], None]], Law]:
+    """Make a law of a function whose docstring states it."""
+
+    def make(check: Callable[[Bench], None]) -> Law:
+        return Law(number, " ".join((check.__doc__ or "").split()), needs, check)
+
+    return make
+
+
+def id_of(record: Record) -> int:
+    """A ``use``: the id."""
+    return record.id
+
+
+def payloads(store: Store) -> list[bytes]:
+    """What is ready, in order."""
+    return [record.payload for record in store.records()]
+
+
+def state(store: Store) -> tuple[list[bytes], int, int, int]:
+    """What is ready, and the counts: ready, claimed, unfinished."""
+    return payloads(store), store.count(), store.claimed(), store.unfinished()
+
+
+def numbers(first: int, behind: int) -> list[bytes]:
+    """Payloads: the numbers from ``first`` to before ``behind``."""
+    return [b"%d" % number for number in range(first, behind)]
+
+
+def take_all(store: Store) -> list[int]:
+    """Claim everything that is ready, one by one; the ids."""
+    ids = []
+    with contextlib.suppress(Empty):
+        while True:
+            ids.append(store.take(id_of))
+    return ids
+
+
+@contextlib.contextmanager
+def refused(error: type[BaseException], what: str, *stores: Store) -> Iterator[None]:
+    """The block raises ``error``, and changes nothing."""
+    before = [state(store) for store in stores]
+    try:
+        yield
+    except error:
+        pass
+    else:
+        raise AssertionError(f"{what} did not raise {error.__name__}")
+    after = [state(store) for store in stores]
+    demand(after == before, f"{what} raised {error.__name__} and changed {before} to {after}")
+
+
+def raising(error: BaseException, at: int) -> tuple[Callable[[Record], int], list[int]]:
+    """A ``use`` that raises at its ``at``-th call, and the ids that it was called with."""
+    seen: list[int] = []
+
+    def use(record: Record) -> int:
+        seen.append(record.id)
+        if len(seen) == at:
+            raise error
+        return record.id
+
+    return use, seen

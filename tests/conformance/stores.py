@@ -1,0 +1,119 @@
+"""The stores that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from persistcoll.engine.contracts import Store
+from persistcoll.engine.memory import MemoryState, MemoryStore
+from persistcoll.engine.values import Durability, Record
+from persistcoll.journal.directory import Wanted
+from persistcoll.journal.fifo import Fifo
+from persistcoll.serializers import codec, resolve, signed
+from persistcoll.testing import Capabilities, StoreFactory
+
+__all__ = ["STORES", "FileStores", "MemoryStores"]
+
+T = TypeVar("T")
+
+
+class MemoryStores:
+    """Stores of the reference model."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self) -> None:
+        self._states: dict[str, MemoryState] = {}
+
+    def open(self, name: str) -> Store:
+        return MemoryStore(self._states.setdefault(name, MemoryState()))
+
+    def crashed(self, name: str) -> Store:
+        return MemoryStore(self._states[name].copy())
+
+
+class FileStores:
+    """Queues in directories, side by side. What a dead process leaves is a copy of the directory."""
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability = "process",
+        chunksize: int | None = None,
+        sealed: bool = False,
+        tempdir: bool = False,
+    ) -> None:
+        self.directory = directory
+        self._durability = durability
+        self._sealed = sealed
+        self._copies = itertools.count()
+        if tempdir:
+            (directory / "aside").mkdir(exist_ok=True)
+        self._wanted = Wanted(
+            serializer="raw", chunksize=chunksize, tempdir=str(directory / "aside") if tempdir else None
+        )
+
+    def open(self, name: str) -> Store:
+        path = str(self.directory / name)
+        if not self._sealed:
+            return Fifo(path, self._wanted, durability=self._durability)
+        return _Unsealing(path, self._wanted, self._durability)
+
+    def crashed(self, name: str) -> Store:
+        copy = f"{name} {next(self._copies)}"
+        shutil.copytree(self.directory / name, self.directory / copy)
+        return self.open(copy)
+
+
+class _Unsealing:
+    """A store that seals with a signature bound to the record's id, and what containers do about it."""
+
+    def __init__(self, path: str, wanted: Wanted, durability: Durability) -> None:
+        serializer = resolve(signed("raw", b"a key of 16 bytes or more"))
+        self._fifo = Fifo(
+            path,
+            wanted,
+            durability=durability,
+            seal_for=lambda store_id: codec(serializer, store_id).seal,
+        )
+        unseal = codec(serializer, self._fifo.store_id).unseal
+        assert unseal is not None
+        self._unseal = unseal
+
+    def _plain(self, record: Record) -> Record:
+        return record._replace(payload=self._unseal(record.payload, record.id))
+
+    def take(self, use: Callable[[Record], T], acknowledge: bool = False) -> T:
+        return self._fifo.take(lambda record: use(self._plain(record)), acknowledge)
+
+    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+        return self._fifo.take_many(limit, lambda record: use(self._plain(record)), acknowledge)
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        return self._fifo.peek(lambda record: use(self._plain(record)))
+
+    def records(self) -> Iterator[Record]:
+        return map(self._plain, self._fifo.records())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fifo, name)
+
+
+STORES: dict[str, Callable[[Path], StoreFactory]] = {
+    "memory": lambda directory: MemoryStores(),
+    "file-process": FileStores,
+    "file-power": lambda directory: FileStores(directory, "power"),
+    "file-chunksize-1": lambda directory: FileStores(directory, chunksize=1),
+    "file-chunksize-2": lambda directory: FileStores(directory, chunksize=2),
+    "file-chunksize-3": lambda directory: FileStores(directory, "power", chunksize=3),
+    "file-chunksize-4": lambda directory: FileStores(directory, chunksize=4),
+    "file-sealed": lambda directory: FileStores(directory, sealed=True),
+    "file-tempdir": lambda directory: FileStores(directory, chunksize=5, tempdir=True),
+}
+"""By the name that the tests' ids carry."""

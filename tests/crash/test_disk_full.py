@@ -1,0 +1,172 @@
+"""Disks that are really full, limits of the operating system, and its faults from outside (strace)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from persistcoll import Queue, StorageFullError
+from tests.crash.accounts import Account, drain, numbered, strangers
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(queue: Queue, account: Account, first: int, length: int | None = None) -> int:
+    """Put until there is no room; the number that did not fit."""
+    for number in range(first, first + 10_000):
+        account.add(f"ask put {number} {number}")
+        try:
+            queue.put(numbered(number, length))
+        except StorageFullError:
+            account.add(f"no put {number} {number}")
+            return number
+        account.add(f"ok put {number} {number}")
+    raise AssertionError("never full")
+
+
+@pytest.mark.needs("root", "mount")
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("taken_before", [0, 1], ids=["from the beginning", "going on"])
+def test_a_full_tmpfs_is_drained_and_goes_on(taken_before, durability, small_disk):
+    account = Account()
+    with Queue(small_disk / "queue", chunksize=50, serializer="raw", durability=durability) as queue:
+        for number in range(-taken_before, 0):
+            queue.put(numbered(1000 + number))
+            queue.get()
+            queue.task_done()
+        failed = fill(queue, account, 1)
+        assert failed > 1000
+        # Whatever small things would still fit, too.
+        failed = fill(queue, account, failed + 1, 24)
+        with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", 0) as file:
+            while file.write(bytes(100)):
+                pass
+        delivered = drain(queue)
+        account.check(delivered, power=True)
+        assert len(delivered) == len(account.put)
+        for number in range(failed + 1, failed + 100):  # the chunks that were consumed gave room
+            queue.put(numbered(number))
+        assert len(drain(queue)) == 99
+    assert not strangers(str(small_disk / "queue"))
+
+
+@pytest.mark.needs("root", "mount")
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_room_comes_back_in_the_same_process(durability, small_disk):
+    account = Account()
+    with Queue(small_disk / "queue", chunksize=50, serializer="raw", durability=durability) as queue:
+        failed = fill(queue, account, 1)
+        for _ in range(20):
+            failed = fill(queue, account, failed + 1, 700)
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+        for number in range(failed + 1, failed + 500):
+            account.add(f"ask put {number} {number}")
+            queue.put(numbered(number))
+            account.add(f"ok put {number} {number}")
+    with Queue(small_disk / "queue", serializer="raw") as queue:
+        delivered = drain(queue)
+    account.check(delivered, power=True)
+    assert len(delivered) == len(account.put)
+
+
+def child(code: str, *arguments: str, command: list[str] | None = None) -> list[str]:
+    """Run a program in a process of its own; the lines it wrote."""
+    words = [*(command or []), sys.executable, "-c", code, *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+LIMITED = """
+import resource, signal, sys
+from persistcoll import Queue, StorageFullError
+from tests.crash.accounts import drain, numbered
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+with Queue(sys.argv[1], chunksize=10_000, serializer="raw") as queue:
+    stored = []
+    for number in range(1, 400):
+        try:
+            queue.put(numbered(number))
+            stored.append(number)
+        except StorageFullError:
+            pass
+    full = 399 - len(stored)
+    assert full > 100, full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    for number in range(400, 500):
+        queue.put(numbered(number))
+        stored.append(number)
+with Queue(sys.argv[1], serializer="raw") as queue:
+    assert drain(queue) == stored
+print("right")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+def test_a_limit_of_the_file_size(tmp_path):
+    assert child(LIMITED, str(tmp_path / "queue")) == ["right"]
+
+
+FAULTY = """
+import sys
+from persistcoll import Queue, StorageError
+from tests.crash.accounts import numbered
+try:
+    with Queue(sys.argv[1], chunksize=3, serializer="raw") as queue:
+        for number in range(1, 9):
+            print("ask put", number, number, flush=True)
+            queue.put(numbered(number))
+            print("ok put", number, number, flush=True)
+            if number % 3 == 0:
+                queue.get()
+                print("ask drop", number // 3, number // 3, flush=True)
+                queue.task_done()
+                print("ok drop", number // 3, number // 3, flush=True)
+except StorageError as error:
+    print("typed", error.errno, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("when", ["once", "forever"])
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+def test_the_kernel_fails_the_nth_sync(call, when, tmp_path):
+    fired = 0
+    strace = shutil.which("strace")
+    assert strace is not None
+    for nth in range(1, 30):
+        path = tmp_path / f"{nth}" / "queue"
+        suffix = "+" if when == "forever" else ""
+        inject = f"inject={call}:error=EIO:when={nth}{suffix}"
+        log = tmp_path / "strace.log"
+        command = [strace, "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject]
+        # strace wants the interpreter itself, not a version manager's script.
+        said = child(FAULTY, str(path), command=command)
+        typed = [line for line in said if line.startswith("typed")]
+        if "INJECTED" not in log.read_text():
+            assert not typed
+            break
+        fired += 1
+        assert typed == ["typed 5"], said
+        account = Account(line for line in said if line not in typed)
+        with Queue(path, serializer="raw") as queue:
+            account.check(drain(queue), power=True)
+    assert fired > 3

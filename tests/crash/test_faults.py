@@ -1,0 +1,225 @@
+"""Every call to the operating system fails once, and from then on for ever, at every place of a workload.
+
+What fails raises a typed error, stores nothing, loses nothing; what can go on goes on in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections import Counter
+
+import pytest
+
+from persistcoll import Empty, Queue, StorageError, StorageFullError
+from persistcoll.journal.disk import CALLS
+from persistcoll.testing.faults import FaultyDisk
+from tests.crash.accounts import Account, Scribe, drain, numbered, quick_disk, strangers
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("persistcoll"), "disabled", True)
+
+
+def opened(path, disk=None, **options) -> Queue:
+    return Queue(path, serializer="raw", _disk=disk or quick_disk(), **options)
+
+
+class Trial:
+    """A workload of which any step may fail with a ``StorageError``, and nothing else."""
+
+    def __init__(self, path, disk: FaultyDisk, durability: str = "power") -> None:
+        self.path, self.disk, self.durability = path, disk, durability
+        self.account = Account()
+        self.errors: list[StorageError] = []
+        self.refused = False
+        self.next = 1
+
+    def run(self) -> None:
+        queue = self._opened()
+        try:
+            scribe = Scribe(queue, self._say, self.next)
+            for step in (scribe.put, scribe.put, lambda: scribe.put_many(2), scribe.get, scribe.put):
+                self._try(scribe, step)
+            for _ in range(4):
+                if scribe.hand:
+                    self._try(scribe, scribe.done)
+                self._try(scribe, scribe.get)
+            self.next = scribe.next
+        finally:
+            with contextlib.suppress(StorageError):
+                queue.close()
+
+    def _opened(self) -> Queue:
+        for _ in range(40):
+            try:
+                return opened(self.path, self.disk, chunksize=2, durability=self.durability)
+            except StorageError as error:
+                self.errors.append(error)
+            if len(self.errors) > 1:
+                self.disk.heal()
+        raise AssertionError(f"never opens: {self.errors[-1]}")
+
+    def _say(self, line: str) -> None:
+        self.last = line
+        self.account.add(line)
+
+    def _try(self, scribe: Scribe, step) -> None:
+        self.last = ""
+        try:
+            step()
+        except Empty:
+            pass
+        except StorageError as error:
+            self.errors.append(error)
+            unknown = "unknown" in str(error) or self.refused
+            self.refused |= "close" in str(error)
+            if self.last.startswith("ask put") and not unknown:
+                self.account.add(self.last.replace("ask", "no"))
+
+    def judge(self) -> None:
+        self.disk.heal()
+        with opened(self.path) as queue:
+            self.account.check(drain(queue), power=True)
+        assert not strangers(self.path)
+
+
+def calls_of(tmp_path, durability: str = "power") -> Counter[str]:
+    disk = FaultyDisk(quick_disk())
+    Trial(tmp_path / "counted" / "queue", disk, durability).run()
+    return disk.calls
+
+
+@pytest.mark.parametrize("times", [1, "forever"])
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in ("close", "truncate")])
+def test_the_nth_call_fails(call, times, tmp_path):
+    count = calls_of(tmp_path)[call]
+    assert count
+    for error in (errno.EIO, errno.ENOSPC, errno.EINTR):
+        for at in range(1, count + 1):
+            disk = FaultyDisk(quick_disk())
+            fault = disk.fail(call, at=at, error=error, times=times)
+            trial = Trial(tmp_path / f"{error}" / f"{at}" / "queue", disk)
+            trial.run()
+            assert fault.fired
+            if error in FULL and call in ("write", "open", "mkdir", "replace"):
+                assert any(isinstance(error, StorageFullError) for error in trial.errors) or not trial.errors
+            trial.judge()
+
+
+@pytest.mark.parametrize("error", FULL, ids=errno.errorcode.get)
+def test_no_room_is_its_own_error_and_the_queue_goes_on(error, tmp_path):
+    disk = FaultyDisk(quick_disk())
+    with opened(tmp_path / "queue", disk) as queue:
+        queue.put(numbered(1))
+        disk.fail("write", error=error)
+        with pytest.raises(StorageFullError) as caught:
+            queue.put(numbered(2))
+        assert caught.value.errno == error
+        queue.put(numbered(3))
+        assert drain(queue) == [1, 3]
+
+
+@pytest.mark.parametrize("effect", ["before", "after"])
+@pytest.mark.parametrize("call", ["write", "pwrite", "replace", "unlink", "open", "close"])
+def test_a_call_fails_after_it_happened(call, effect, tmp_path):
+    """Its bytes may be there; the answer was an error, so they must go."""
+    if (call, effect) == ("close", "before"):
+        pytest.skip("a close that does not happen leaks a descriptor")
+    for at in range(1, calls_of(tmp_path)[call] + 1):
+        disk = FaultyDisk(quick_disk())
+        fault = disk.fail(call, at=at, error=errno.EIO, effect=effect)
+        trial = Trial(tmp_path / f"{at}" / "queue", disk)
+        trial.run()
+        assert fault.fired
+        trial.judge()
+
+
+@pytest.mark.parametrize("short", [0, 1, 20, 40])
+@pytest.mark.parametrize("call", ["write", "pwrite"])
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_short_writes(durability, call, short, tmp_path):
+    for at in range(1, calls_of(tmp_path, durability)[call] + 1):
+        disk = FaultyDisk(quick_disk())
+        fault = disk.fail(call, at=at, short=short)
+        trial = Trial(tmp_path / f"{at}" / "queue", disk, durability)
+        trial.run()
+        assert fault.fired
+        trial.judge()
+
+
+def test_short_reads(tmp_path):
+    for at in range(1, calls_of(tmp_path)["read"] + 1):
+        disk = FaultyDisk(quick_disk())
+        disk.fail("read", at=at, short=7)
+        trial = Trial(tmp_path / f"{at}" / "queue", disk)
+        trial.run()
+        assert not trial.errors, f"read {at}: {trial.errors}"
+        trial.judge()
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("room", [*range(0, 700, 23)])
+def test_a_full_disk_that_gets_room_again(room, durability, tmp_path):
+    """In one process and one queue: nothing lost, no failed put delivered."""
+    disk = FaultyDisk(quick_disk())
+    account = Account()
+    with opened(tmp_path / "queue", disk, chunksize=3, durability=durability) as queue:
+        scribe = Scribe(queue, account.add)
+        scribe.put()
+        disk.full(room)
+        full = 0
+        for more in (0, 10_000):
+            disk.room(more)
+            for _ in range(8):
+                try:
+                    scribe.put()
+                except StorageFullError:
+                    full += 1
+                    account.add(f"no put {scribe.next - 1} {scribe.next - 1}")
+        assert 0 < full <= 8
+        delivered = drain(queue)
+    account.check(delivered, power=True)
+    with opened(tmp_path / "queue") as queue:
+        assert drain(queue) == []
+
+
+@pytest.mark.parametrize("taken_before", [0, 1], ids=["from the beginning", "going on"])
+def test_a_full_disk_can_be_drained(taken_before, tmp_path):
+    disk = FaultyDisk(quick_disk())
+    with opened(tmp_path / "queue", disk, chunksize=4) as queue:
+        queue.put(numbered(1))
+        for _ in range(taken_before):
+            queue.get()
+            queue.task_done()
+        disk.full(5000)
+        stored = [1][taken_before:]
+        with contextlib.suppress(StorageFullError):
+            for number in range(2, 100):
+                queue.put(numbered(number))
+                stored.append(number)
+        disk.full(0)
+        assert drain(queue) == stored
+        assert 8 < len(stored) < 99
+        queue.put(numbered(100))  # the consumed chunks gave room
+
+
+def test_a_failed_put_that_cannot_be_undone(tmp_path):
+    """Its bytes stay, so nothing may follow them: the queue refuses, and the next opening cuts them."""
+    disk = FaultyDisk(quick_disk())
+    queue = opened(tmp_path / "queue", disk)
+    queue.put(numbered(1))
+    disk.fail("write", short=10)
+    disk.fail("write", at=2, error=errno.ENOSPC)
+    disk.fail("truncate")
+    with pytest.raises(StorageFullError):
+        queue.put(numbered(2))
+    with pytest.raises(StorageError, match="open it again"):
+        queue.put(numbered(3))
+    queue.close()
+    with opened(tmp_path / "queue") as queue:
+        assert drain(queue) == [1]

@@ -1,0 +1,156 @@
+"""Real power cuts: ext4 and xfs in an image, shut down without a flush under a working process.
+
+The shutdown ioctl drops whatever the file system has not written by then, as a power cut does (the image's
+own page cache stands for the device). One queue lives through all cuts of a test, and is recovered and
+checked after each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from persistcoll import PersistcollError, Queue
+from tests.crash.accounts import Account, number_of, strangers
+from tests.crash.workers import Life, Server
+from tests.needs import need
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
+
+_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN
+_NO_LOG_FLUSH = struct.pack("I", 2)
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+
+def program(*command: str) -> None:
+    words = [shutil.which(command[0], path=_PATH) or command[0], *command[1:]]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}"
+
+
+class Image:
+    """A file system in a file."""
+
+    def __init__(self, directory: Path, kind: str, options: str) -> None:
+        self.file, self.place = directory / "image", directory / "mounted"
+        self.options = ",".join(filter(None, ["loop", options]))
+        self.place.mkdir()
+        # xfs has a least size; the file is sparse.
+        with open(self.file, "wb") as file:
+            file.truncate((300 if kind == "xfs" else 64) << 20)
+        program(f"mkfs.{kind}", "-q", *(["-F"] if kind == "ext4" else []), str(self.file))
+
+    def mount(self) -> None:
+        program("mount", "-o", self.options, str(self.file), str(self.place))
+
+    def unmount(self) -> None:
+        program("umount", str(self.place))
+
+    def cut_power(self) -> None:
+        fd = os.open(self.place, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def image(directory: Path, kind: str, options: str) -> Iterator[Image]:
+    made = Image(directory, kind, options)
+    try:
+        made.mount()
+    except AssertionError as error:
+        if "loop" in str(error):
+            need("a loop device")  # never there by that name: skipped, in CI failed
+        raise
+    try:
+        yield made
+    finally:
+        # However the test ended, and whoever still has a file open there.
+        umount = shutil.which("umount", path=_PATH) or "umount"
+        subprocess.run([umount, "-l", str(made.place)], stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+def live(server: Server, account: Account, rng: random.Random, path: str, first: int, options) -> Life:
+    """A worker, stopped at some moment."""
+    worker = server.start("worker", path, first, rng.getrandbits(32), **options)
+    heard, enough = 0, rng.randrange(2, 70)
+    while heard < enough:
+        said_now = server.lines(30)
+        assert said_now, "nothing happens"
+        heard += len(said_now)
+        hear(account, said_now)
+    hear(account, server.lines(rng.random() * 0.001))
+    os.kill(worker.pid, signal.SIGSTOP)
+    return worker
+
+
+def hear(account: Account, lines: list[tuple[str, str]]) -> None:
+    for _, said in lines:
+        assert not said.startswith("error"), said
+        if said != "open":
+            account.add(said)
+
+
+def cut_again_and_again(server, rng, directory, kind, options, cuts, durability, **more) -> int:
+    """:return: how many items were seen after the cuts."""
+    account = Account()
+    seen = 0
+    with image(directory, kind, options) as disk:
+        path = str(disk.place / "queue")
+        for _ in range(cuts):
+            first = max(account.order, default=0) + 1
+            arguments = {"durability": durability, "chunksize": 4, **more}
+            worker = live(server, account, rng, path, first, arguments)
+            disk.cut_power()
+            hear(account, server.bury([worker]))
+            disk.unmount()
+            disk.mount()
+            with Queue(path, serializer="raw", durability=durability) as queue:
+                left = [number_of(item) for item in queue.items()]
+                assert queue.qsize() == len(left)
+            with Queue(path, serializer="raw") as queue:
+                assert [number_of(item) for item in queue.items()] == left
+            account.check(left, power=durability == "power")
+            assert not [name for name in strangers(path) if not name.endswith(".tmp")]
+            account.add(" ".join(["saw", *map(str, left)]))
+            seen += len(left)
+    return seen
+
+
+KINDS = [("ext4", ""), ("ext4", "noauto_da_alloc"), ("xfs", "")]
+IDS = ["ext4", "ext4-noauto_da_alloc", "xfs"]
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
+def test_what_returned_survives_a_power_cut(kind, options, server, rng, tmp_path):
+    assert cut_again_and_again(server, rng, tmp_path, kind, options, 30, "power") > 30
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
+def test_at_process_a_power_cut_leaves_a_prefix(kind, options, server, rng, tmp_path):
+    cut_again_and_again(server, rng, tmp_path, kind, options, 10, "process")
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
+def test_without_syncs_the_same_cuts_lose_items(kind, options, server, rng, tmp_path):
+    """A test of the test: a worker whose disk does not sync does not get through."""
+    with pytest.raises((AssertionError, PersistcollError)):
+        cut_again_and_again(server, rng, tmp_path, kind, options, 10, "power", quick=True)

@@ -1,0 +1,155 @@
+"""Processes that work on a queue until they are killed: ``python -m tests.crash.workers``.
+
+The server reads one JSON line per life from standard input, forks a worker for it (cheap, as everything is
+imported) and answers with the worker's process id, then with ``ended``. What a worker asks and what was
+answered goes as lines into the pipe whose descriptor the server was started with; each line is one write,
+so that a kill loses none that was said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from persistcoll import Empty, Queue
+from persistcoll.journal.disk import Disk
+from tests.crash.accounts import Scribe, number_of
+
+__all__ = ["Life", "Server"]
+
+_DEADLINE = 60.0
+
+
+def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
+    """One life: open, then put and get at random until somebody ends it.
+
+    ``role``: ``"put"``, ``"get"`` or ``"both"``. ``first``: the first number to put.
+    """
+    rng = random.Random(order["seed"])
+    options = {name: order[name] for name in ("durability", "autosave", "chunksize") if name in order}
+    disk = None
+    if order.get("quick"):  # killed, not cut off from power: the page cache survives
+        disk = Disk()
+        disk.sync = lambda fd: None
+        disk.sync_directory = lambda path: None
+    queue = Queue(order["path"], serializer="raw", _disk=disk, **options)
+    scribe = Scribe(queue, say, order["first"])
+    say("open")
+    role = order["role"]
+    while True:
+        verb = rng.randrange(10)
+        if role == "put" or (role == "both" and verb < 5):
+            if verb % 3:
+                scribe.put()
+            else:
+                scribe.put_many(rng.randrange(1, 5))
+            continue
+        try:
+            if options.get("autosave"):
+                # Which one it will be is known only from the answer: the one after the last.
+                say("ask get 0 0")
+                number = number_of(queue.get(timeout=1))
+                say(f"ok get {number} {number}")
+            elif scribe.hand and verb % 2:
+                scribe.done()
+            else:
+                scribe._received([queue.get(timeout=1)])
+        except Empty:
+            pass
+
+
+def serve(pipe: int) -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            sys.stdin.close()
+            code = 1
+            try:
+                work(lambda said: os.write(pipe, f"{order['name']} {said}\n".encode()), order)
+            except BaseException as error:  # tell the parent, whose test it fails
+                os.write(pipe, f"{order['name']} error {type(error).__name__}: {error}\n".encode())
+            finally:
+                os._exit(code)
+        print(json.dumps({"pid": pid}), flush=True)
+
+
+class Life:
+    """A worker."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
+class Server:
+    """The server, from the side of the test."""
+
+    def __init__(self) -> None:
+        self._pipe, pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        self._rest = b""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.workers", str(pipe)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[pipe],
+            cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+        )
+        os.close(pipe)
+
+    def start(self, name: str, path: str, first: int, seed: int, role: str = "both", **options: Any) -> Life:
+        order = {"name": name, "path": path, "first": first, "seed": seed, "role": role, **options}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        return Life(json.loads(self._process.stdout.readline())["pid"])
+
+    def lines(self, seconds: float) -> list[tuple[str, str]]:
+        """Names and lines that came within so long: as soon as there are any, all that are there."""
+        if not select.select([self._pipe], [], [], seconds)[0]:
+            return []
+        *whole, self._rest = (self._rest + os.read(self._pipe, 1 << 16)).split(b"\n")
+        pairs = (line.decode().partition(" ") for line in whole)
+        return [(name, said) for name, _, said in pairs]
+
+    def bury(self, lives: list[Life]) -> list[tuple[str, str]]:
+        """Kill them, wait until they are gone, and return what they said last."""
+        for life in lives:
+            life.kill()
+        deadline = time.monotonic() + _DEADLINE
+        said = []
+        for life in lives:
+            # They are the server's children, which ignores them: gone when there is no such process.
+            while os.path.exists(f"/proc/{life.pid}"):
+                said += self.lines(0.0005)
+                assert time.monotonic() < deadline, f"process {life.pid} does not end"
+        while more := self.lines(0):
+            said += more
+        return said
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(_DEADLINE)
+        self._process.stdout.close()
+        os.close(self._pipe)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for them
+    serve(int(sys.argv[1]))

@@ -1,0 +1,29 @@
+"""Queues that are closed when the test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from persistcoll import Queue
+
+
+@pytest.fixture
+def open_queue(tmp_path) -> Iterator[Callable[..., Queue]]:
+    """``Queue`` at ``tmp_path / "q"``, or ``name=``; ``"process"`` unless said otherwise."""
+    opened: list[Queue] = []
+
+    def make(maxsize: int = 0, *, name: str = "q", durability: str = "process", **options: Any) -> Queue:
+        opened.append(Queue(tmp_path / name, maxsize, durability=durability, **options))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield make
+    for queue in opened:
+        queue.close()
+
+
+@pytest.fixture
+def queue(open_queue) -> Queue:
+    return open_queue()

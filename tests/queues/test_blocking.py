@@ -1,0 +1,253 @@
+"""Waiting: exact by the monotonic clock, over at once when something happens, cheap while nothing does."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from persistcoll import ClosedError, Empty, Full, ShutDown
+from persistcoll.engine.blocking import BlockingQueue, checked_timeout
+from persistcoll.engine.memory import MemoryState, MemoryStore
+from persistcoll.testing.children import together
+from tests.queues.test_queue import until, waiting
+
+AT_ONCE = 0.05
+"""Seconds; a machine under load is slow, a lost wake-up takes for ever."""
+
+
+def pair(record):
+    return record.id, record.payload
+
+
+@pytest.fixture(params=[False, True], ids=["task_done", "autosave"])
+def blocking(request):
+    return BlockingQueue(MemoryStore(), 0, request.param)
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    """The wall clock, for the test to set; it moves by itself by an hour at every look."""
+    wall = [1_700_000_000.0]
+
+    def look():
+        wall[0] += 3600.0
+        return wall[0]
+
+    monkeypatch.setattr(time, "time", look)
+    monkeypatch.setattr(time, "time_ns", lambda: int(look() * 1e9))
+    return wall
+
+
+def timed(call):
+    began = time.monotonic()
+    with pytest.raises((Empty, Full)):
+        call()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.02, 0.2])
+def test_timeouts_are_by_the_monotonic_clock(open_queue, clocks, timeout):
+    queue = open_queue(maxsize=1)
+    calls = [lambda: queue.get(timeout=timeout), lambda: queue.get_many(2, timeout=timeout)]
+    for call in calls:
+        assert timeout <= timed(call) < timeout + 1
+    queue.put(1)
+    calls = [lambda: queue.put(2, timeout=timeout), lambda: queue.put_many([2], timeout=timeout)]
+    for call in calls:
+        assert timeout <= timed(call) < timeout + 1
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_a_jump_of_the_wall_clock_ends_no_wait(open_queue, clocks, jump):
+    queue = open_queue()
+    finish = waiting(lambda: queue.get(timeout=20))
+    until(lambda: queue._blocking._items.listeners)
+    clocks[0] += jump
+    assert not finish.done()
+    queue.put("in time")
+    assert finish() == "in time"
+
+
+def test_a_put_wakes_a_get_at_once(open_queue):
+    queue = open_queue()
+    delays = []
+    for _ in range(20):
+        finish = waiting(lambda: (queue.get(timeout=20), time.monotonic()))
+        until(lambda: queue._blocking._items._gates)
+        began = time.monotonic()
+        queue.put(1)
+        delays.append(finish()[1] - began)
+    assert sorted(delays)[len(delays) // 2] < AT_ONCE
+
+
+def test_a_get_wakes_a_put_at_once(open_queue):
+    queue = open_queue(maxsize=1)
+    queue.put(0)
+    delays = []
+    for _ in range(20):
+        finish = waiting(lambda: (queue.put(1, timeout=20), time.monotonic()))
+        until(lambda: queue._blocking._space._gates)
+        began = time.monotonic()
+        queue.get()
+        delays.append(finish()[1] - began)
+    assert sorted(delays)[len(delays) // 2] < AT_ONCE
+
+
+def test_a_put_elsewhere_wakes_a_get_soon(open_queue):
+    queue, elsewhere = open_queue(), open_queue()
+    delays = []
+    for _ in range(10):
+        finish = waiting(lambda: (queue.get(timeout=20), time.monotonic()))
+        until(lambda: queue._blocking._items._gates)
+        began = time.monotonic()
+        elsewhere.put(1)
+        delays.append(finish()[1] - began)
+    assert sorted(delays)[len(delays) // 2] < AT_ONCE
+
+
+def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
+    """Many wait; elsewhere a few items at a time are put: each time those who got one leave."""
+    queue, elsewhere = open_queue(), open_queue()
+    finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(6)]
+    until(lambda: len(queue._blocking._items._gates) == 6)
+    for batch in ([1, 2], [3], [4, 5, 6]):
+        elsewhere.put_many(batch)
+        until(lambda last=batch[-1]: sum(each.done() for each in finish) == last, 5.0)
+    assert sorted(each() for each in finish) == [1, 2, 3, 4, 5, 6]
+
+
+def test_nobody_is_left_asleep_when_who_polls_gives_up(open_queue):
+    queue, elsewhere = open_queue(), open_queue()
+    long = [waiting(lambda: queue.get(timeout=20)) for _ in range(2)]
+    short = [waiting(lambda: queue.get(timeout=0.01)) for _ in range(3)]
+    for each in short:
+        with pytest.raises(Empty):
+            each()
+    elsewhere.put_many([1, 2])
+    assert sorted(each() for each in long) == [1, 2]
+
+
+def test_a_room_elsewhere_wakes_a_put_soon(open_queue):
+    queue, elsewhere = open_queue(maxsize=1), open_queue()
+    queue.put(0)
+    finish = [waiting(lambda: queue.put(1, timeout=20)) for _ in range(3)]
+    until(lambda: len(queue._blocking._space._gates) == 3)
+    for _ in range(4):
+        elsewhere.get(timeout=20)
+    for each in finish:
+        each()
+
+
+def test_waiting_costs_little(open_queue):
+    """Under one per cent of a core, however many wait."""
+    queue = open_queue()
+    finish = [waiting(lambda: queue.get(timeout=1.0)) for _ in range(5)]
+    until(lambda: len(queue._blocking._items._gates) == 5)
+    began, cpu = time.monotonic(), time.process_time()
+    for each in finish:
+        with pytest.raises(Empty):
+            each()
+    share = (time.process_time() - cpu) / (time.monotonic() - began)
+    assert share < 0.05, f"{share:.1%} of a core"  # 1 % is promised; a loaded machine makes it more
+
+
+@pytest.mark.parametrize("value", [None, 0, 0.0, 1, 2.5, float("inf"), 10**30])
+def test_what_is_a_timeout(value):
+    assert checked_timeout(value) == value
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("-inf")])
+def test_what_is_no_timeout(value):
+    with pytest.raises(ValueError, match="timeout"):
+        checked_timeout(value)
+
+
+@pytest.mark.parametrize("value", [True, "1", [], object()])
+def test_what_is_no_number(value):
+    with pytest.raises(TypeError, match="timeout"):
+        checked_timeout(value)
+
+
+def test_a_timeout_longer_than_the_machine_can_wait(blocking):
+    finish = waiting(lambda: blocking.get(pair, True, 10**30))
+    until(lambda: blocking._items.listeners)
+    blocking.put(b"1", True, None)
+    assert finish() == b"1"
+
+
+def test_over_any_store(blocking):
+    """What waits knows nothing of files."""
+    blocking.maxsize = 2
+    blocking.put_many([b"1", b"2"], True, None)
+    finish = waiting(lambda: blocking.put(b"3", True, 10))
+    until(lambda: blocking._space.listeners)
+    assert blocking.get(pair, True, None) == b"1"
+    finish()
+    assert blocking.get_many(5, pair, True, None) == [b"2", b"3"]
+    for _ in range(3):
+        blocking.task_done()
+    blocking.join()
+    with pytest.raises(ValueError, match="too many"):
+        blocking.task_done()
+    blocking.shutdown(False)
+    with pytest.raises(ShutDown):
+        blocking.get(pair, True, None)
+    blocking.close()
+    with pytest.raises(ClosedError):
+        blocking.qsize()
+
+
+def test_two_objects_over_one_state_wake_each_other():
+    state = MemoryState()
+    one, two = (BlockingQueue(MemoryStore(state), 0, True) for _ in range(2))
+    finish = waiting(lambda: one.get(pair, True, 10))
+    until(lambda: one._items.listeners)
+    two.put(b"1", True, None)
+    assert finish() == b"1"
+    assert two.qsize() == 0
+
+
+def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
+    def poison(record):
+        raise RuntimeError("poison")
+
+    finish = waiting(lambda: blocking.get(poison, True, 10))
+    until(lambda: blocking._items.listeners)
+    blocking.put(b"1", True, None)
+    with pytest.raises(RuntimeError, match="poison"):
+        finish()
+    assert blocking._items.listeners == 0
+    assert blocking.get(pair, True, None) == b"1"
+
+
+def test_hands_of_threads_that_ended_are_not_kept_for_ever(blocking):
+    def get():
+        blocking.put(b"", True, None)
+        blocking.get(pair, False, None)
+        blocking.task_done()
+
+    for _ in range(200):
+        thread = threading.Thread(target=get)
+        thread.start()
+        thread.join()
+    assert len(blocking._all_hands) <= 3
+
+
+def test_many_getters_and_putters_through_a_small_queue(blocking):
+    blocking.maxsize = 2
+    got = []
+
+    def put():
+        for _ in range(300):
+            blocking.put(b"x", True, 60)
+
+    def get():
+        for _ in range(300):
+            got.append(blocking.get(pair, True, 60))
+            blocking.task_done()
+
+    together(*[put] * 4, *[get] * 4)
+    assert len(got) == 1200
+    blocking.join()

@@ -1,0 +1,327 @@
+"""What ``Queue`` does about a directory that is not what it should be: it says so, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+from pathlib import Path
+
+import pytest
+
+from persistcoll import (
+    CorruptionError,
+    FormatVersionError,
+    Queue,
+    SerializerMismatchError,
+    StorageError,
+    StoreKindError,
+)
+from persistcoll.journal import directory
+from persistcoll.journal.disk import Disk
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def contents(path):
+    """Every file below ``path`` with its content."""
+    return {str(file): file.read_bytes() for file in sorted(Path(path).rglob("*")) if file.is_file()}
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Check that opening raises ``error``, and that not one file is another one for it."""
+
+    def check(error, match, path=tmp_path / "q", **options):
+        before = contents(tmp_path)
+        with pytest.raises(error, match=match) as caught:
+            Queue(path, **options)
+        assert contents(tmp_path) == before
+        return caught.value
+
+    return check
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A directory with a queue of three items."""
+    with Queue(tmp_path / "q", serializer="json") as queue:
+        queue.put_many([1, 2, 3])
+    return tmp_path / "q"
+
+
+def test_a_directory_is_made_with_its_parents(tmp_path):
+    with Queue(tmp_path / "a" / "b" / "q") as queue:
+        queue.put(1)
+    for path in ("a", "a/b", "a/b/q"):
+        assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "a/b/q").iterdir()} == {0o600}
+
+
+def test_an_empty_directory_will_do(tmp_path):
+    (tmp_path / "q").mkdir()
+    with Queue(tmp_path / "q") as queue:
+        queue.put(1)
+
+
+def test_info_is_json_and_says_what_is_there(stored):
+    info = json.loads((stored / "info").read_text())
+    assert info["format"] == "persistcoll-queue"
+    assert (info["version"], info["serializer"], info["chunksize"]) == (
+        1,
+        "json",
+        directory.DEFAULT_CHUNKSIZE,
+    )
+    assert set(info) == {"format", "version", "uuid", "serializer", "chunksize", "created", "crc"}
+
+
+@pytest.mark.parametrize("path", ["relative", "./relative", Path("relative")])
+def test_a_relative_path_stays_where_it_was(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with Queue(path) as queue:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        queue.put(1)
+        assert queue.path == str(tmp_path / "relative")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_file_is_no_queue(tmp_path, refused):
+    (tmp_path / "q").write_text("a file")
+    refused(StoreKindError, "not a directory")
+
+
+def test_a_broken_link_is_no_queue(tmp_path, refused):
+    (tmp_path / "q").symlink_to(tmp_path / "nowhere")
+    refused(StoreKindError, "not a directory")
+
+
+def test_a_directory_of_other_files(tmp_path, refused):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "thesis.tex").write_text("years of work")
+    refused(StoreKindError, r"other files \('thesis.tex'\)")
+
+
+class Trap:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_directory_of_persist_queue_is_recognised_and_nothing_is_unpickled(tmp_path, refused, protocol):
+    (tmp_path / "q").mkdir()
+    info = {"chunksize": 100, "size": 0, "tail": [0, 0, 0], "head": [0, 0], "trap": Trap(tmp_path / "sprung")}
+    (tmp_path / "q" / "info").write_bytes(pickle.dumps(info, protocol))
+    (tmp_path / "q" / "q00000").write_bytes(b"")
+    error = refused(StoreKindError, "persist-queue")
+    assert "migrate" in str(error)
+    for on_corruption in ("stop", "skip"):
+        refused(StoreKindError, "persist-queue", on_corruption=on_corruption)
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads((tmp_path / "q" / "info").read_bytes())["trap"].close()
+    assert (tmp_path / "sprung").exists()  # the trap works
+
+
+def test_a_directory_of_persist_queue_with_json(tmp_path, refused):
+    (tmp_path / "q").mkdir()
+    info = {"chunksize": 100, "size": 3, "tail": [0, 0, 0], "head": [0, 3]}
+    (tmp_path / "q" / "info").write_text(json.dumps(info))
+    refused(StoreKindError, "persist-queue")
+
+
+def test_another_serializer(stored, refused):
+    error = refused(SerializerMismatchError, "serializer 'json'.*opened with 'pickle'")
+    assert isinstance(error, ValueError)
+    refused(SerializerMismatchError, "opened with 'raw'", serializer="raw")
+    with Queue(stored, serializer="json") as queue:
+        assert [queue.get() for _ in range(3)] == [1, 2, 3]
+
+
+def test_another_format_version(tmp_path, refused, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "_VERSION", 2)
+        Queue(tmp_path / "q").close()
+    refused(FormatVersionError, "format version 2")
+
+
+def test_another_kind_of_store(tmp_path, refused, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "_FORMAT", "persistcoll-other")
+        Queue(tmp_path / "q").close()
+    refused(StoreKindError, "persistcoll-other")
+
+
+@pytest.mark.parametrize("change", ["delete", "truncate", "garble", "field"])
+def test_info_that_is_damaged_can_be_rebuilt(stored, refused, change):
+    info = stored / "info"
+    data = info.read_bytes()
+    if change == "delete":
+        info.unlink()
+    else:
+        changes = {
+            "truncate": data[:20],
+            "garble": b"\0" * len(data),
+            "field": data.replace(b'"chunksize": 1', b'"chunksize": 2'),
+        }
+        info.write_bytes(changes[change])
+    error = refused(CorruptionError, "info", serializer="json")
+    assert error.path == str(info)
+    with Queue(stored, serializer="json", on_corruption="skip") as queue:
+        assert [queue.get() for _ in range(3)] == [1, 2, 3]
+
+
+# who may write there
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o720, 0o777])
+def test_pickle_in_a_directory_that_others_may_write_is_refused(tmp_path, refused, mode):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q").chmod(mode)
+    error = refused(StorageError, "others may write")
+    assert "trust_directory=True" in str(error)
+    with Queue(tmp_path / "q", trust_directory=True) as queue:
+        queue.put(1)
+    refused(StorageError, "others may write")
+    (tmp_path / "q").chmod(0o700)
+    with Queue(tmp_path / "q") as queue:
+        assert queue.get() == 1
+
+
+def test_json_in_a_directory_that_others_may_write(tmp_path):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q").chmod(0o777)
+    with Queue(tmp_path / "q", serializer="json") as queue:
+        queue.put(1)
+
+
+def test_reading_by_others_is_no_harm(tmp_path):
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q").chmod(0o755)
+    Queue(tmp_path / "q").close()
+
+
+@pytest.mark.needs("root")
+def test_pickle_in_a_directory_of_another_user(tmp_path, refused):
+    Queue(tmp_path / "q").close()
+    os.chown(tmp_path / "q", 12345, 12345)
+    refused(StorageError, "owner 12345")
+
+
+def test_a_link_of_ones_own(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "q").symlink_to(tmp_path / "there")
+    with Queue(tmp_path / "q") as queue:
+        queue.put(1)
+    with Queue(tmp_path / "there") as queue:
+        assert queue.get() == 1
+
+
+@pytest.mark.needs("root")
+def test_a_link_that_another_user_made(tmp_path, refused):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "q").symlink_to(tmp_path / "there")
+    os.lchown(tmp_path / "q", 12345, 12345)
+    refused(StorageError, "symbolic link that another user made", serializer="json")
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_a_planted_link_in_the_place_of_a_file(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "producer.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(StorageError):
+        Queue(tmp_path / "q")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+# arguments
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_chunksize_of_nothing(refused, value):
+    refused(ValueError, "chunksize", chunksize=value)
+
+
+@pytest.mark.parametrize("value", [1.5, "10", True])
+def test_chunksize_that_is_no_number(refused, value):
+    refused(TypeError, "chunksize", chunksize=value)
+
+
+def test_unknown_words(tmp_path, refused):
+    refused(ValueError, "durability", durability="none")
+    refused(ValueError, "on_corruption", on_corruption="ignore")
+    assert not (tmp_path / "q").exists()
+
+
+def test_chunksize_is_kept(tmp_path):
+    with Queue(tmp_path / "q", chunksize=2, durability="process") as queue:
+        queue.put_many([0])
+        for number in range(1, 5):
+            queue.put(number)
+        chunks = len(list((tmp_path / "q").glob("q?????")))
+        assert chunks == 3
+    with Queue(tmp_path / "q", durability="process") as queue:
+        for number in range(5, 9):
+            queue.put(number)
+        assert len(list((tmp_path / "q").glob("q?????"))) == 5
+        assert list(queue.items()) == list(range(9))
+
+
+def test_consumed_files_go_away(tmp_path):
+    with Queue(tmp_path / "q", chunksize=2, autosave=True, durability="process") as queue:
+        for number in range(100):
+            queue.put(number)
+            assert queue.get() == number
+            assert len(os.listdir(tmp_path / "q")) <= 7
+    names = {"info", "cursor", "producer.lock", "consumer.lock"}
+    left = set(os.listdir(tmp_path / "q"))
+    assert names <= left
+    assert len(left - names) <= 2
+
+
+class Recording(Disk):
+    """Remembers the directories in which it opened temporary files."""
+
+    def __init__(self):
+        super().__init__()
+        self.used = set()
+
+    def open(self, path, flags, mode=0o600):
+        if path.endswith(".tmp"):
+            self.used.add(os.path.dirname(path))
+        return super().open(path, flags, mode)
+
+
+@pytest.mark.parametrize("tempdir", [None, "aside"])
+def test_tempdir_is_used_and_left_empty(tmp_path, tempdir):
+    (tmp_path / "aside").mkdir()
+    expected = str(tmp_path / (tempdir or "q"))
+    options = {} if tempdir is None else {"tempdir": expected}
+    disk = Recording()
+    with Queue(
+        tmp_path / "q", chunksize=1, durability="process", autosave=True, _disk=disk, **options
+    ) as queue:
+        for number in range(5):
+            queue.put(number)
+        assert queue.get_many(3) == [0, 1, 2]
+    assert disk.used == {expected}
+    assert os.listdir(tmp_path / "aside") == []
+    assert [name for name in os.listdir(tmp_path / "q") if name.endswith(".tmp")] == []
+
+
+@pytest.mark.skipif(
+    not SHARED_MEMORY.is_dir() or SHARED_MEMORY.stat().st_dev == Path.cwd().stat().st_dev,
+    reason="needs /dev/shm as another file system",
+)
+def test_tempdir_on_another_file_system(tmp_path, refused):
+    refused(ValueError, "not on the file system", tempdir=SHARED_MEMORY)
+
+
+def test_tempdir_that_is_missing(tmp_path, refused):
+    refused(OSError, "nowhere", tempdir=tmp_path / "nowhere")

@@ -1,0 +1,105 @@
+"""CPython's own tests of ``queue.Queue``, against ours: ``test.test_queue.BaseQueueTestMixin``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import queue
+import shutil
+import tempfile
+import unittest
+from typing import Any
+
+import pytest
+
+from persistcoll import Empty, Full
+from persistcoll import Queue as PersistentQueue
+from tests.needs import need
+
+with contextlib.suppress(ImportError):  # a Python without its tests, as Debian packs it
+    if importlib.util.find_spec("test.test_queue") is not None:
+        from test.test_queue import BaseQueueTestMixin
+try:
+    Mixin: Any = BaseQueueTestMixin
+except NameError:
+
+    class Mixin:  # type: ignore[no-redef]
+        def test_queue_as_the_standard_library_does(self) -> None:
+            need("import:test.test_queue")
+
+
+class _InATemporaryDirectory(Mixin):
+    """What the mixin needs of a test class: the module's names, and a class called Queue."""
+
+    queue = queue
+    autosave = False
+
+    def setUp(self) -> None:
+        if hasattr(super(), "setUp"):
+            super().setUp()
+        directory = tempfile.mkdtemp()
+        numbers = itertools.count()
+        opened: list[PersistentQueue] = []
+        autosave = self.autosave
+
+        # The mixin knows the order that it may expect from the class's name.
+        class Queue(PersistentQueue):
+            def __init__(self, maxsize: int = 0) -> None:
+                path = f"{directory}/{next(numbers)}"
+                super().__init__(path, maxsize, autosave=autosave, durability="process")
+                opened.append(self)
+
+        self.type2test = Queue
+        self.opened = opened
+        self.directory = directory
+
+    def tearDown(self) -> None:
+        for each in self.opened:
+            each.close()
+        shutil.rmtree(self.directory)
+        if hasattr(super(), "tearDown"):
+            super().tearDown()
+
+
+class TestAcknowledgedByTaskDone(_InATemporaryDirectory, unittest.TestCase):
+    autosave = False
+
+
+class TestAcknowledgedAtOnce(_InATemporaryDirectory, unittest.TestCase):
+    autosave = True
+
+
+def test_the_exceptions_are_the_standard_librarys():
+    assert Empty is queue.Empty
+    assert Full is queue.Full
+
+
+def test_the_mixin_was_run():
+    need("import:test.test_queue")
+    names = [name for name in dir(TestAcknowledgedAtOnce) if name.startswith("test_")]
+    assert len(names) >= 6, names
+    assert "test_shutdown_immediate" in names or not hasattr(queue, "ShutDown")
+
+
+@pytest.mark.parametrize("autosave", [False, True])
+def test_the_standard_librarys_shutdown_on_every_python(autosave, tmp_path):
+    """The mixin has these cases from 3.13 on only."""
+    from persistcoll import ShutDown
+
+    with PersistentQueue(tmp_path / "q", autosave=autosave, durability="process") as ours:
+        ours.put("L")
+        ours.put("O")
+        ours.shutdown()
+        for put in (lambda: ours.put("E"), lambda: ours.put_nowait("W"), lambda: ours.put_many(["D"])):
+            with pytest.raises(ShutDown):
+                put()
+        assert [ours.get(), ours.get()] == ["L", "O"]
+        ours.task_done()
+        ours.task_done()
+        ours.join()
+        for get in (ours.get, ours.get_nowait, lambda: ours.get(True, 1.0), lambda: ours.get_many(2)):
+            with pytest.raises(ShutDown):
+                get()
+        with pytest.raises(ShutDown), ours.receive():
+            pass

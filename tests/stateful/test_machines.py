@@ -1,0 +1,76 @@
+"""The state machines, on the stores and queues that there are."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import hypothesis
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from persistcoll.testing import QueueMachine, StoreMachine
+from tests.conformance.stores import FileStores, MemoryStores
+
+# Synced files on a disk would take hours; what is synced when is the crash tests' business.
+PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
+SIZES = [None, 1, 2, 3, 4]
+
+
+def run(machine, request, examples):
+    """``examples`` sequences, of 30 steps each; 2,000 with --stress."""
+    chosen = 2000 if request.config.getoption("--stress") else examples
+    settings = hypothesis.settings(
+        max_examples=chosen,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    run_state_machine_as_test(hypothesis.seed(request.getfixturevalue("seed"))(machine), settings=settings)
+
+
+def file_machine(size, **options):
+    class FileMachine(StoreMachine):
+        def stores(self):
+            self.directory = Path(tempfile.mkdtemp(dir=PLACE))
+            return FileStores(self.directory, chunksize=size, **options)
+
+        def teardown(self):
+            super().teardown()
+            shutil.rmtree(self.directory)
+
+    return FileMachine
+
+
+class MemoryMachine(StoreMachine):
+    def stores(self):
+        return MemoryStores()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
+def test_store(size, request):
+    run(file_machine(size), request, 2000 if size is None else 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"sealed": True}, {"tempdir": True}, {"durability": "power"}], ids=str)
+def test_store_opened_otherwise(options, request):
+    run(file_machine(5, **options), request, 100)
+
+
+def test_the_model_is_a_store(request):
+    run(MemoryMachine, request, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("autosave", [False, True], ids=["task_done", "autosave"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
+def test_queue(size, autosave, request):
+    class Machine(QueueMachine):
+        place = PLACE
+        options: ClassVar = {"durability": "process", "chunksize": size, "autosave": autosave}
+
+    run(Machine, request, 2000 if size is None and not autosave else 200)
