@@ -49,7 +49,8 @@ def answer(connection: Connection) -> Any:
 def memory_of_child(work: Callable[..., Any], *arguments: Any) -> float | None:
     """KiB that a process had resident at most while it ran ``work``; ``None`` where no system tells."""
     with running(_report_memory, [(work, arguments)]) as (connection,):
-        return answer(connection)
+        peak: float | None = answer(connection)
+        return peak
 
 
 def _report_memory(connection: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -115,7 +115,7 @@ def persist_queue_file_phases(directory: str, count: int) -> Mapping[str, float]
 
 
 @contextmanager
-def _fifo_disk_queue(directory: str) -> Iterator[tuple[Callable[[bytes], None], Callable[[], bytes]]]:
+def _fifo_disk_queue(directory: str) -> Iterator[tuple[Callable[[bytes], None], Callable[[], Any]]]:
     from queuelib import FifoDiskQueue
 
     queue = FifoDiskQueue(os.path.join(directory, "queue"))

@@ -25,7 +25,7 @@ _WINDOW = 1 << 16
 
 def buffered_phases(directory: str, count: int) -> Mapping[str, float]:
     """Pickle, CRC, frame, ``os.write``; 64 KiB read at a time, check, unpickle; append a record of 28 bytes
-    for each item as its acknowledgement.
+    for each item as its acknowledgement. Then the three in turn, where no read finds more than one record.
     """
     path = os.path.join(directory, "records")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -37,7 +37,9 @@ def buffered_phases(directory: str, count: int) -> Mapping[str, float]:
         numbers["get"] = marks.lap(count)
     finally:
         os.close(fd)
-    return {**numbers, "acknowledge": _acknowledge(directory, count)}
+    numbers["acknowledge"] = _acknowledge(directory, count)
+    numbers["in turn"] = _in_turn(directory, count)
+    return numbers
 
 
 def unbuffered_phases(directory: str, count: int) -> Mapping[str, float]:
@@ -102,6 +104,32 @@ def _acknowledge(directory: str, count: int) -> float:
         return marks.lap(count)
     finally:
         os.close(fd)
+
+
+def _in_turn(directory: str, count: int) -> float:
+    dumps, loads, write, read = pickle.dumps, pickle.loads, os.write, os.pread
+    pack, unpack, pack_acknowledgement = _HEADER.pack, _HEADER.unpack_from, _ACKNOWLEDGEMENT.pack
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    fd = os.open(os.path.join(directory, "in-turn"), flags)
+    acknowledged = os.open(os.path.join(directory, "in-turn-acknowledged"), flags)
+    offset = 0
+    try:
+        marks = Marks()
+        for id in range(count):
+            payload = dumps(ITEM, 5)
+            write(fd, pack(crc32(payload), len(payload), id) + payload)
+            record = read(fd, _WINDOW, offset)
+            crc, length, found = unpack(record)
+            payload = record[_SIZE : _SIZE + length]
+            if crc32(payload) != crc or found != id:
+                raise ValueError("damaged")
+            loads(payload)
+            write(acknowledged, pack_acknowledgement(0, 1, 1, id, id))
+            offset += _SIZE + length
+        return marks.lap(count)
+    finally:
+        os.close(fd)
+        os.close(acknowledged)
 
 
 def append_and_sync(directory: str, count: int) -> Mapping[str, float]:

@@ -42,8 +42,8 @@ def serializers(sizes: Sizes, root: str) -> Scenario:
     return Scenario(
         name="serializers",
         compared=(
-            "put + get + task_done of one dict (raw: its pickle) with each serializer and wrapper. Each survives"
-            " the death of the process. For information."
+            "put + get + task_done of one dict (raw: its pickle) with each serializer and wrapper."
+            " Each survives the death of the process. For information."
         ),
         contenders=[contender(name, serializer) for name, serializer in formats.items()],
         figures=[beside_pickle(name) for name in formats if name != "pickle"],

@@ -15,17 +15,16 @@ from persistcoll import Queue
 
 __all__ = ["power"]
 
-_THREADS = (1, 2, 8, 32)
-# With many threads one sync serves many puts, so that as many puts take less time.
-_PUTS_FOR_ONE = {1: 1.0, 2: 1.0, 8: 2.0, 32: 4.0}
+# How many times the puts of the bare loop, by the number of threads: where one sync serves many, as many
+# puts take less time.
+_PUTS = {1: 1, 2: 1, 8: 2, 32: 4}
 
 
 def power(sizes: Sizes, root: str) -> Scenario:
     """Puts of 1 to 32 threads, each waiting for its own record to be durable."""
     synced = sizes.synced
     found = [Contender("append + fdatasync", "power", lambda at: floors.append_and_sync(at, synced))]
-    for threads in _THREADS:
-        found.append(_ours(threads, max(1, int(synced * _PUTS_FOR_ONE[threads]) // threads)))
+    found += [_ours(threads, max(1, synced * more // threads)) for threads, more in _PUTS.items()]
     missing = []
     if contenders.have("persistqueue"):
         slow = sizes.slow
@@ -42,8 +41,8 @@ def power(sizes: Sizes, root: str) -> Scenario:
         name="power",
         compared=(
             "put of a dict of 100 bytes, pickle, by 1 to 32 threads, each waiting until its own is on the"
-            " device, with a bare loop of append + fdatasync in one thread. Durable against durable; the ratio"
-            " is of rates."
+            " device, with a bare loop of append + fdatasync in one thread. Durable against durable; the"
+            " ratio is of rates."
         ),
         contenders=found,
         figures=[

@@ -15,11 +15,11 @@ def heading(machine: Mapping[str, Any], directory_syncs: bool) -> str:
     """On what it runs."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
-        f"{machine['implementation']} {machine['python']}, {machine['system']} {machine['kernel']}"
-        f" {machine['architecture']}, {machine['cpus']} CPUs, {machine['file system']}",
+        "{implementation} {python}, {system} {kernel} {architecture}, {cpus} CPUs".format(**machine),
+        f"queues on {machine['file system']}",
         packages,
-        "Medians of interleaved rounds, with the middle half of them and the extremes; a ratio is formed in"
-        " each round, and its median is shown.",
+        "Medians of interleaved rounds, the middle half of them, the extremes.",
+        "A ratio is formed in each round; its median is shown.",
     ]
     if not directory_syncs:
         lines.append("NOTE: this file system is in memory; what is said of durability means nothing here.")

@@ -53,13 +53,15 @@ def wakeups(sizes: Sizes, root: str) -> Scenario:
 
 def _latency(directory: str, count: int) -> Mapping[str, float]:
     path = os.path.join(directory, "queue")
-    with Queue(path, serializer="json", durability="process") as queue:
-        with running(_time_gets, [(path, count)]) as (connection,):
-            answer(connection)  # it is about to get
-            for _ in range(count):
-                time.sleep(random.uniform(*_PAUSE))
-                queue.put(time.monotonic_ns())
-            latencies = answer(connection)
+    with (
+        Queue(path, serializer="json", durability="process") as queue,
+        running(_time_gets, [(path, count)]) as (connection,),
+    ):
+        answer(connection)  # it is about to get
+        for _ in range(count):
+            time.sleep(random.uniform(*_PAUSE))
+            queue.put(time.monotonic_ns())
+        latencies = answer(connection)
     deciles = statistics.quantiles(latencies, n=10, method="inclusive")
     return {"median": statistics.median(latencies), "90 %": deciles[8]}
 

@@ -30,6 +30,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(.*\.)?_?[A-Z]([a-z]*_(co|contra))?"),  # type variables: T, T_co
     ("py:.*", r"hypothesis\..*"),
+    ("py:class", "Durability|OnCorruption"),  # aliases whose values the text beside them lists
+    ("py:class", "ModuleType"),
 ]
 
 autodoc_member_order = "bysource"
@@ -72,6 +74,21 @@ def link_to_standard_library(app, env, node, content):
     if page is None:
         return None
     return nodes.reference("", "", content, internal=False, refuri=f"{_LIBRARY}/{page}")
+
+
+def link_to_home(app, env, node, content):
+    """Resolve a name of ours that is described elsewhere, as ``persistcoll.ClosedError`` is in its module.
+
+    Only where it is the one described object of that name, so that no link leads to a namesake.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.get_domain("py")
+    name = "." + node["reftarget"].removeprefix("persistcoll.")
+    homes = [full for full, entry in domain.objects.items() if full.endswith(name) and not entry.aliased]
+    if len(homes) != 1:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", homes[0], node, content)
 
 
 def _page_of(target: str) -> str | None:
@@ -121,7 +138,8 @@ def changelog(app, docname, source):
 
 
 def setup(app):
-    """Connect the two."""
+    """Connect them."""
     app.connect("missing-reference", link_to_standard_library)
+    app.connect("missing-reference", link_to_home)  # second: there is a Stats.bytes
     app.connect("source-read", changelog)
     return {"parallel_read_safe": True}

@@ -273,7 +273,7 @@ def _executes_code(original: object, *functions: Callable[..., Any]) -> bool:
         kind = original if isinstance(original, type) else type(original)
         origins = [base.__module__ for base in kind.__mro__]
     origins += map(_origin, functions)
-    return any(origin.partition(".")[0] in _EXECUTING for origin in origins)
+    return any(not _EXECUTING.isdisjoint(origin.split(".")) for origin in origins)
 
 
 def _origin(function: Callable[..., Any]) -> str:

@@ -7,7 +7,9 @@ import warnings
 import weakref
 from typing import Protocol
 
-__all__ = ["Forkable", "follow_forks", "warn_unclosed"]
+from persistcoll.errors import ClosedError, StorageError
+
+__all__ = ["Forkable", "follow_forks", "refusal", "warn_unclosed"]
 
 
 class Forkable(Protocol):
@@ -39,6 +41,15 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def refusal(trouble: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
+    """The error for a call on a store in this state: a failure that nothing follows, or closed."""
+    if isinstance(trouble, ClosedError):
+        return ClosedError(f"the store in {where!r} is closed")
+    error = StorageError(f"{trouble}; close the store and open it again", trouble.errno)
+    error.__cause__ = trouble
+    return error
 
 
 def warn_unclosed(container: object) -> None:

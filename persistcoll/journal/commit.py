@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from persistcoll.errors import StorageError
-from persistcoll.journal.disk import Disk, storage_error
+from persistcoll.journal.disk import Disk, close_quietly, storage_error
 
 __all__ = ["GroupCommit"]
 
@@ -73,7 +73,7 @@ class GroupCommit:
         if fd == self._syncing and fd >= 0:
             self._retired.append(fd)
         elif fd >= 0:
-            self._disk.close(fd)
+            close_quietly(self._disk, fd)
 
     def commit(self, ticket: int) -> None:
         """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
@@ -124,7 +124,7 @@ class GroupCommit:
             with self._mutex:
                 self._syncing = -1
                 for retired in self._retired:
-                    self._disk.close(retired)
+                    close_quietly(self._disk, retired)
                 self._retired.clear()
                 if failure is not None:
                     self.failure = failure

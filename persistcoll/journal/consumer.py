@@ -18,7 +18,7 @@ from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageE
 from persistcoll.journal.commit import GroupCommit
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
-from persistcoll.journal.disk import storage_error, sweep
+from persistcoll.journal.disk import close_quietly, storage_error, sweep
 from persistcoll.journal.frames import BadFrame, Frames
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
@@ -59,9 +59,7 @@ class Consumer:
         self._failed = failed
         self.acknowledged = acknowledged = seen.acknowledged
         self._cursor = CursorWriter(place.disk, cursor_path, place.store_id, acknowledged, place.tempdir)
-        self._begin_cursor(seen, whole)
         self._commit = GroupCommit(place.disk, cursor_path, failed)
-        self._commit.switch(self._cursor.fd, cursor_path, 0)
         self._writes = 0
         self._broken = False
         self.gone = acknowledged.count
@@ -71,11 +69,18 @@ class Consumer:
         self._first_chunk = acknowledged.position[0]
         self._reader: Reader
         try:
+            self._begin_cursor(seen, whole)
+        except BaseException:
+            if self._cursor.fd >= 0:
+                close_quietly(place.disk, self._cursor.fd)
+            raise
+        self._commit.switch(self._cursor.fd, cursor_path, 0)
+        try:
             self._read_from(acknowledged.last, acknowledged.position)
         except BaseException:
             self._commit.close()
             raise
-        self._lock.publish(self.gone)
+        self._publish()
         sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
         if not whole:
             self._sweep()
@@ -122,7 +127,7 @@ class Consumer:
             self.claimed[id] = reader.number, start, end
         self.gone = gone = self.gone + 1
         if self.claimed:  # else the cursor says it
-            self._lock.publish(gone)
+            self._lock.publish(gone, id + 1)
         reader.advance()
         return value
 
@@ -159,7 +164,7 @@ class Consumer:
         if acknowledge:
             self._write_run(first, last, behind)
         self.gone += len(values)
-        self._lock.publish(self.gone)
+        self._publish()
         return values
 
     def _write_run(self, first: int, last: int, behind: Position) -> None:
@@ -168,6 +173,9 @@ class Consumer:
         except StorageError:
             self._untake(first, last)
             raise
+
+    def _publish(self) -> None:
+        self._lock.publish(self.gone, self._reader.next_id, [entry[0] for entry in self._returned])
 
     def _untake(self, first: int, last: int) -> None:
         """Have the ids ``first`` to ``last``, which were read but not taken, read again."""
@@ -186,7 +194,7 @@ class Consumer:
             self.claimed[id] = number, start, end
         del self._returned[0]
         self.gone += 1
-        self._lock.publish(self.gone)
+        self._publish()
         return value
 
     def _read_at(self, number: int, start: int) -> Record:
@@ -196,7 +204,7 @@ class Consumer:
             try:
                 record = Frames(self._disk, fd, chunk.salt, start).read()
             finally:
-                self._disk.close(fd)
+                close_quietly(self._disk, fd)
         except BadFrame as error:
             raise CorruptionError(f"{path!r} is damaged: {error}", path, start) from error
         except OSError as error:
@@ -235,7 +243,7 @@ class Consumer:
             raise self._not_claimed(id)
         bisect.insort(self._returned, (id, *self.claimed.pop(id)))
         self.gone -= 1
-        self._lock.publish(self.gone)
+        self._publish()
 
     def _not_claimed(self, id: int) -> NotClaimedError:
         return NotClaimedError(f"item {id} is not in this consumer's hands")
@@ -246,7 +254,7 @@ class Consumer:
             gone = self._discard_unread(id)
         if gone is not None:
             self.gone += 1
-            self._lock.publish(self.gone)
+            self._publish()
         return gone
 
     def _discard_returned(self, id: int | None) -> int | None:
@@ -288,7 +296,7 @@ class Consumer:
         self._reader.close()
         self._read_from(last, (number, end))
         self.gone += cleared
-        self._lock.publish(self.gone)
+        self._publish()
         return cleared
 
     def _write(self, first: int, last: int, behind: Position) -> None:

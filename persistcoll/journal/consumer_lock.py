@@ -1,7 +1,9 @@
-"""The consumer lock: one process takes, and the others know which, and how much it has taken.
+"""The consumer lock: one process takes, and the others know which, and what it has taken.
 
-The lock's file holds the process id of the consumer and the number of records that are no longer
-ready. That is soft state: written in place, never synced, and believed only while the lock is held.
+The lock's file holds, as u64 numbers: the process id of the consumer; how many records are no longer
+ready; the id of the first record that it has not read; how many ids follow; the ids of the records
+before that one that are ready all the same, because they were given back. That is soft state: written
+in place, never synced, and believed only while the lock is held.
 """
 
 from __future__ import annotations
@@ -11,19 +13,44 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from persistcoll.errors import LockedError
-from persistcoll.journal.disk import TRY_EXCLUSIVE, TRY_SHARED, UNLOCK, Disk, read_fully
+from persistcoll.journal.disk import (
+    TRY_EXCLUSIVE,
+    TRY_SHARED,
+    UNLOCK,
+    Disk,
+    close_quietly,
+    read_fully,
+    storage_error,
+)
 
-__all__ = ["ConsumerLock"]
+__all__ = ["ConsumerLock", "Published"]
 
-_STATE = struct.Struct("<QQ")
+_STATE = struct.Struct("<QQQQ")
 _PATIENCE = 0.1
 _pack = _STATE.pack
 
 
+class Published(NamedTuple):
+    """What the consumer last said, if there is one."""
+
+    gone: int = 0
+    next_id: int = 0
+    returned: tuple[int, ...] = ()
+
+    def holds(self, id: int) -> bool:
+        """Whether the consumer has taken the record, as far as it has not acknowledged it."""
+        return id < self.next_id and id not in self.returned
+
+
+_NOTHING = Published()
+
+
 class ConsumerLock:
-    """The lock and the two numbers beside it.
+    """The lock and the numbers beside it.
 
     :param fd: the lock's file, opened for reading and writing; closed by :meth:`close`.
     """
@@ -47,66 +74,80 @@ class ConsumerLock:
         while not self._try():
             # Somebody who only asks whether it is held has it for a microsecond.
             if time.monotonic() > deadline:
-                pid = self._state()[0] or None
+                pid = self._state_pid() or None
                 raise LockedError(
                     f"process {pid} consumes from {self._path!r}, and one process at a time may", pid
                 )
             time.sleep(0.001)
         self._pid = os.getpid()
-        return self._state()[0] != 0
+        return self._state_pid() != 0
 
     def _try(self) -> bool:
         # Not while another thread asks: it would get a lock of the same open file, and drop ours.
         with self._mutex:
             try:
-                self._disk.flock(self._fd, TRY_EXCLUSIVE)
+                self._flock(TRY_EXCLUSIVE)
             except BlockingIOError:
                 return False
             self._held = True
             return True
 
-    def publish(self, gone: int) -> None:
-        """Tell other processes how many records are no longer ready."""
+    def _flock(self, operation: int) -> None:
+        try:
+            self._disk.flock(self._fd, operation)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "locking", self._path) from error
+
+    def publish(self, gone: int, next_id: int, returned: Sequence[int] = ()) -> None:
+        """Tell other processes what is no longer ready."""
+        state = _pack(self._pid, gone, next_id, len(returned))
+        if returned:
+            state += struct.pack(f"<{len(returned)}Q", *returned)
         try:  # not contextlib.suppress, which costs as much as the write
-            self._pwrite(self._fd, _pack(self._pid, gone), 0)
+            self._pwrite(self._fd, state, 0)
         except OSError:
             pass  # soft state: a full disk must not stop a consumer
 
-    def published(self) -> int:
-        """What the consumer published last; 0 if there is none."""
+    def published(self) -> Published:
+        """What the consumer published last; nothing if there is none."""
         with self._mutex:
             if not self._held:
                 try:
-                    self._disk.flock(self._fd, TRY_SHARED)
+                    self._flock(TRY_SHARED)
                 except BlockingIOError:
                     pass
                 else:
-                    self._disk.flock(self._fd, UNLOCK)
-                    return 0
-        return self._state()[1]
+                    self._flock(UNLOCK)
+                    return _NOTHING
+        data = self.content()
+        if len(data) < _STATE.size:
+            return _NOTHING
+        _, gone, next_id, count = _STATE.unpack_from(data)
+        if len(data) < _STATE.size + 8 * count:
+            return Published(gone, next_id)
+        return Published(gone, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
 
     def content(self) -> bytes:
         """Differs from an earlier one when something was published since."""
-        return self._disk.read(self._fd, _STATE.size, 0)
+        return read_fully(self._disk, self._fd, 4096, 0)
 
-    def _state(self) -> tuple[int, int]:
-        data = read_fully(self._disk, self._fd, _STATE.size, 0)
-        if len(data) < _STATE.size:
-            return 0, 0
-        pid, gone = _STATE.unpack(data)
-        return pid, gone
+    def _state_pid(self) -> int:
+        data = self.content()
+        return int(_STATE.unpack_from(data)[0]) if len(data) >= _STATE.size else 0
 
     def release(self) -> None:
         with self._mutex:
             if self._held:
                 self._held = False
-                self._disk.flock(self._fd, UNLOCK)
+                self._flock(UNLOCK)
 
     def close(self, clean: bool) -> None:
         if self._held and clean:
             self._pid = 0
-            self.publish(0)
-        self._disk.close(self._fd)
+            self.publish(0, 0)
+        close_quietly(self._disk, self._fd)
 
     def abandon(self) -> None:
         """In a forked child: the parent's open file, and with it the lock, stays the parent's."""

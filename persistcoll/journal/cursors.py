@@ -25,7 +25,7 @@ import struct
 from zlib import crc32
 
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.disk import Disk, new_salt, publish, read_fully
+from persistcoll.journal.disk import Disk, close_quietly, new_salt, publish, read_fully
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 
@@ -215,18 +215,22 @@ class CursorReader:
 
     def _open(self) -> None:
         fd = self._disk.open(self._path, os.O_RDONLY)
-        data = read_fully(self._disk, fd, _HEADER_SIZE, 0)
-        if (
-            len(data) < _HEADER_SIZE
-            or data[:8] != _MAGIC
-            or _CRC.unpack(data[_HEADER.size :])[0] != crc32(data[: _HEADER.size])
-            or _HEADER.unpack(data[: _HEADER.size])[1] != self._store_id
-        ):
-            self._disk.close(fd)
-            raise CorruptionError(f"the header of the cursor {self._path!r} is damaged", self._path, 0)
+        try:
+            data = read_fully(self._disk, fd, _HEADER_SIZE, 0)
+            header = data[: _HEADER.size]
+            if (
+                len(data) < _HEADER_SIZE
+                or header[:8] != _MAGIC
+                or _CRC.unpack(data[_HEADER.size :])[0] != crc32(header)
+                or _HEADER.unpack(header)[1] != self._store_id
+            ):
+                raise CorruptionError(f"the header of the cursor {self._path!r} is damaged", self._path, 0)
+            self._inode = os.fstat(fd).st_ino
+        except BaseException:
+            close_quietly(self._disk, fd)
+            raise
         self._fd = fd
-        self._inode = os.fstat(fd).st_ino
-        self._salt = _HEADER.unpack(data[: _HEADER.size])[2]
+        self._salt = _HEADER.unpack(header)[2]
         self._offset = _HEADER_SIZE
         self.acknowledged = Acknowledged()
         self.damaged = 0
@@ -287,7 +291,7 @@ class CursorReader:
 
     def close(self) -> None:
         if self._fd >= 0:
-            self._disk.close(self._fd)
+            close_quietly(self._disk, self._fd)
             self._fd = -1
 
 
@@ -364,8 +368,7 @@ class CursorWriter:
         entries = [_entry(fresh_salt, _POSITION, chunk, acknowledged.last, offset)]
         entries += [_entry(fresh_salt, _RANGE, 0, first, last) for first, last in acknowledged.ranges.items()]
         data = header + _CRC.pack(crc32(header)) + b"".join(entries)
-        publish(self._disk, self.path, (data,), self._tempdir)
-        self.fd = self._disk.open(self.path, os.O_RDWR)
+        self.fd = publish(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
         self._salt = fresh_salt
         self.offset = len(data)
         with contextlib.suppress(OSError):  # on a full disk entries may need room later

@@ -24,7 +24,7 @@ from persistcoll.errors import (
     StorageError,
     StoreKindError,
 )
-from persistcoll.journal.disk import Disk, network_file_system, publish, storage_error
+from persistcoll.journal.disk import Disk, close_quietly, network_file_system, publish, storage_error
 from persistcoll.journal.segments import chunk_numbers, open_chunk
 
 __all__ = [
@@ -232,7 +232,7 @@ def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:
             fd, chunk = open_chunk(disk, path, number, None)
         except CorruptionError:
             continue
-        disk.close(fd)
+        close_quietly(disk, fd)
         info = Info(chunk.store_id, chunk.serializer, wanted.chunksize or DEFAULT_CHUNKSIZE, chunk.created)
         publish(disk, file, (info.encode(),), wanted.tempdir)
         _log.warning("%s; it was rebuilt from chunk %d", reason, number)

@@ -39,6 +39,7 @@ __all__ = [
     "TRY_SHARED",
     "UNLOCK",
     "Disk",
+    "close_quietly",
     "network_file_system",
     "new_salt",
     "publish",
@@ -124,6 +125,7 @@ class Disk:
         self._sync_name: Callable[[int], None]
         self.sync_directory: Callable[[str], None] = self._fsync_directory
         self.flock: Callable[[int, int], None]
+        self.renames_open_files = platform != "win32"
         if platform == "win32":
             self._use_windows(msvcrt)
         else:
@@ -249,6 +251,14 @@ def storage_error(error: OSError, doing: str, path: str) -> StorageError:
     return result
 
 
+def close_quietly(disk: Disk, fd: int) -> None:
+    """Close ``fd``; what that reports is of no use, and comes after every sync that counts."""
+    try:
+        disk.close(fd)
+    except OSError:
+        pass
+
+
 def write_fully(disk: Disk, fd: int, data: bytes) -> None:
     """Append all of ``data``, however many writes that takes."""
     view = memoryview(data)
@@ -256,35 +266,56 @@ def write_fully(disk: Disk, fd: int, data: bytes) -> None:
         view = view[disk.write(fd, view) :]
 
 
-def publish(disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None) -> None:
+def publish(
+    disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None, reopen: int | None = None
+) -> int:
     """Make ``path`` a file that holds ``parts``: wholly, durably, or not at all.
 
     The order is the point. Without the sync of the temporary file a power cut leaves an empty
     file under the final name (always on xfs); without the sync of the directory, the old one.
+
+    :param reopen: flags to open the file with.
+    :return: the descriptor, if ``reopen`` was given, else -1.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(tempdir or directory, _temporary_prefix(directory, tempdir) + name + ".tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    fd = _create_anew(disk, temporary)
     try:
-        fd = disk.open(temporary, flags)
-    except FileExistsError:  # left behind by a process that died here
-        disk.unlink(temporary)
-        fd = disk.open(temporary, flags)
-    try:
-        for part in parts:
-            write_fully(disk, fd, part)
-        disk.sync(fd)
-    except BaseException:
-        disk.close(fd)
-        _forget(disk, temporary)
-        raise
-    disk.close(fd)
-    try:
+        try:
+            for part in parts:
+                write_fully(disk, fd, part)
+            disk.sync(fd)
+        finally:
+            close_quietly(disk, fd)
+            fd = -1
+        # Opened before the rename: a process without a descriptor to spare fails while nothing
+        # has changed yet.
+        if reopen is not None and disk.renames_open_files:
+            fd = disk.open(temporary, reopen)
         disk.replace(temporary, path)
     except BaseException:
+        if fd >= 0:
+            close_quietly(disk, fd)
         _forget(disk, temporary)
         raise
-    disk.sync_directory(directory)
+    try:
+        disk.sync_directory(directory)
+        if reopen is not None and fd < 0:
+            fd = disk.open(path, reopen)
+    except BaseException:
+        if fd >= 0:
+            close_quietly(disk, fd)
+        raise
+    return fd
+
+
+def _create_anew(disk: Disk, path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+    try:
+        return disk.open(path, flags)
+    except FileExistsError:  # left behind by a process that died here
+        disk.unlink(path)
+        return disk.open(path, flags)
 
 
 def _forget(disk: Disk, path: str) -> None:

@@ -6,8 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 
+from persistcoll.engine.lifecycle import refusal
 from persistcoll.engine.values import Durability, Record, Stats
 from persistcoll.errors import (
     ClosedError,
@@ -22,13 +24,16 @@ from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import Acknowledged, CursorWriter, Position
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, PRODUCER_LOCK, Wanted, open_info, prepare
-from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, storage_error
+from persistcoll.journal.disk import Disk, close_quietly, storage_error
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.observer import Observer
+from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.reader import Reader
 from persistcoll.journal.recovery import Place
 
 __all__ = ["Fifo", "Seal"]
+
+_PATIENCE = 100  # tries
 
 T = TypeVar("T")
 Seal = Callable[[bytes, int], bytes]
@@ -66,38 +71,43 @@ class Fifo:
         self._open()
 
     def _open(self) -> None:
-        disk, path, wanted = self._disk, self._path, self._wanted
-        prepare(disk, path, wanted)
+        disk, path = self._disk, self._path
+        prepare(disk, path, self._wanted)
         self._consumer: Consumer | None = None
-        opened: list[int] = []
-        try:
-            opened.append(disk.open(os.path.join(path, PRODUCER_LOCK), os.O_RDWR | os.O_CREAT))
-            opened.append(disk.open(os.path.join(path, CONSUMER_LOCK), os.O_RDWR | os.O_CREAT))
-            disk.flock(opened[0], EXCLUSIVE)
-            try:
-                self._open_journal(*opened)
-            finally:
-                disk.flock(opened[0], UNLOCK)
-        except BaseException as error:
-            for fd in opened:
-                disk.close(fd)
-            if isinstance(error, OSError) and not isinstance(error, StorageError):
-                raise storage_error(error, "opening", path) from error
-            raise
+        with ExitStack() as undo:
+            producer_fd = self._open_lock(PRODUCER_LOCK, undo)
+            self._lock = ConsumerLock(disk, self._open_lock(CONSUMER_LOCK, undo), path)
+            producer_lock = ProducerLock(disk, producer_fd, path)
+            with producer_lock:
+                try:
+                    self._open_journal(producer_lock, undo)
+                except OSError as error:
+                    if isinstance(error, StorageError):
+                        raise
+                    raise storage_error(error, "opening", path) from error
+            undo.pop_all()
         self._append = self._journal.append
         self._forked = False
 
-    def _open_journal(self, producer_fd: int, consumer_fd: int) -> None:
+    def _open_lock(self, name: str, undo: ExitStack) -> int:
+        path = os.path.join(self._path, name)
+        try:
+            fd = self._disk.open(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise storage_error(error, "opening", path) from error
+        undo.callback(close_quietly, self._disk, fd)
+        return fd
+
+    def _open_journal(self, lock: ProducerLock, undo: ExitStack) -> None:
         disk, path, wanted = self._disk, self._path, self._wanted
         info = open_info(disk, path, wanted)
         self.store_id = info.store_id
         self._place = Place(disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption)
-        self._lock = ConsumerLock(disk, consumer_fd, path)
-        self._observer = Observer(self._place, os.path.join(path, CURSOR), self._lock)
-        observer = self._observer
+        self._observer = observer = Observer(self._place, os.path.join(path, CURSOR), self._lock)
+        undo.callback(observer.close)
         self._journal = Journal(
             self._place,
-            producer_fd,
+            lock,
             chunksize=wanted.chunksize or info.chunksize,
             power=self._power,
             floor=lambda: observer.acknowledged().highest,
@@ -105,6 +115,7 @@ class Fifo:
             seal=self._seal_for(info.store_id),
             failed=self._poison,
         )
+        undo.callback(self._journal.drop)
         if not observer.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
             self._bury(1, 0)
@@ -125,7 +136,7 @@ class Fifo:
                 seen.acknowledged.merge(first, last)
             cursor = CursorWriter(self._disk, path, self.store_id, seen.acknowledged, self._wanted.tempdir)
             cursor.compact()
-            self._disk.close(cursor.fd)
+            close_quietly(self._disk, cursor.fd)
         finally:
             self._lock.release()
 
@@ -138,7 +149,7 @@ class Fifo:
     def _check(self) -> None:
         """With the mutex held: refuse, or open anew in a forked child."""
         if self._trouble is not None:
-            raise self._journal.refusal(self._trouble)
+            raise refusal(self._trouble, self._path)
         if self._forked:
             self._open()
 
@@ -170,8 +181,10 @@ class Fifo:
         return self._append(payload, lambda last: self._admit(last + 1, capacity))
 
     def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
-        if self._forked:
+        if self._forked or not payloads:
             self._revive()
+        if not payloads:
+            return range(0)
         if not capacity:
             return self._journal.append_many(payloads)
         more = len(payloads)
@@ -263,24 +276,23 @@ class Fifo:
         with self._mutex:
             self._check()
             until = self._journal.refresh()
-            consumer = self._consumer
-            if consumer is not None:
-                acknowledged, held, passed = consumer.acknowledged.copy(), frozenset(consumer.claimed), 0
+            held: Callable[[int], bool]
+            if self._consumer is not None:
+                acknowledged = self._consumer.acknowledged.copy()
+                held = frozenset(self._consumer.claimed).__contains__
             else:
-                # What the consumer holds is nearly always the oldest.
-                acknowledged, held = self._observer.acknowledged().copy(), frozenset[int]()
-                passed = max(0, self._observer.gone() - acknowledged.count)
+                seen, published = self._observer.look()
+                acknowledged, held = seen.copy(), published.holds
         for record in self._read(acknowledged, until):
-            if passed:
-                passed -= 1
-            elif record.id not in held:
+            if not held(record.id):
                 yield record
 
     def _read(self, acknowledged: Acknowledged, until: int) -> Iterator[Record]:
         last, position = acknowledged.last, acknowledged.position
+        reader: Reader | None = None
         while last < until:
-            reader = self._reader(last, position, acknowledged)
             try:
+                reader = self._reader(last, position, acknowledged)
                 while (entry := reader.current()) is not None and entry[0].id <= until:
                     reader.advance()
                     last = entry[0].id
@@ -295,7 +307,8 @@ class Fifo:
                         raise
                     last, position = now.last, now.position
             finally:
-                reader.close()
+                if reader is not None:
+                    reader.close()
 
     def _reader(self, last: int, position: Position, acknowledged: Acknowledged) -> Reader:
         try:
@@ -314,21 +327,24 @@ class Fifo:
             return self._count()
 
     def _count(self) -> int:
-        while self._consumer is None:
+        for _ in range(_PATIENCE):
+            if self._consumer is not None:
+                return self._journal.refresh() - self._consumer.gone
             # Two numbers that other processes change: they are of one moment if the one that was
             # read first is still the same after the other was read.
             gone = self._observer.gone()
             last = self._journal.refresh()
             if self._observer.gone() == gone:
                 return last - gone
-        return self._journal.refresh() - self._consumer.gone
+        return max(0, last - self._observer.gone())
 
     def claimed(self) -> int:
         with self._mutex:
             self._check()
             if self._consumer is not None:
                 return len(self._consumer.claimed)
-            return max(0, self._observer.gone() - self._observer.acknowledged().count)
+            acknowledged, published = self._observer.look()
+            return max(0, published.gone - acknowledged.count)
 
     def unfinished(self) -> int:
         with self._mutex:
@@ -351,7 +367,7 @@ class Fifo:
                 claimed=claimed,
                 dead=self._consumer.dead if self._consumer is not None else 0,
                 oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
-                puts=self._journal.last_id,
+                puts=self._journal.tail[2],
                 gets=self._acknowledged().count,
                 bytes=sum(entry.stat().st_size for entry in entries),
             )
@@ -365,16 +381,12 @@ class Fifo:
             failed, self._trouble = self._trouble is not None, ClosedError("closed")
             if self._forked:
                 return
-            try:
-                self._journal.close()
+            with ExitStack() as last:
+                last.callback(self._observer.close)
+                last.push(lambda kind, error, trace: self._lock.close(clean=not failed and kind is None))
                 if self._consumer is not None:
-                    self._consumer.close(failed)
-            except StorageError:
-                failed = True
-                raise
-            finally:
-                self._observer.close()
-                self._lock.close(clean=not failed)
+                    last.callback(self._consumer.close, failed)
+                self._journal.close()
 
     def abandon(self) -> None:
         if self._forked or isinstance(self._trouble, ClosedError):

@@ -229,20 +229,18 @@ def valid_frames(
     :return: tuples of start, end, id and ``synced``.
     """
     size = disk.size(fd, 0, os.SEEK_END)
-    while True:
-        found: Record | Stop = Stop.INCOMPLETE
-        if _plausible(read_fully(disk, fd, HEADER_SIZE, offset), offset, size, last_id):
-            frames = Frames(disk, fd, salt, offset)
-            with contextlib.suppress(BadFrame):
-                found = frames.read()
-        if isinstance(found, Record):
-            yield frames.start, frames.end, found.id, frames.synced
-            offset = frames.end
+    behind = offset  # the last one found
+    for candidate in _magic_numbers(disk, fd, offset):
+        if candidate < behind:
+            continue  # in the payload of that one
+        if not _plausible(read_fully(disk, fd, HEADER_SIZE, candidate), candidate, size, last_id):
             continue
-        candidate = _find_magic(disk, fd, offset + 1)
-        if candidate is None:
-            return
-        offset = candidate
+        frames = Frames(disk, fd, salt, candidate)
+        with contextlib.suppress(BadFrame):
+            found = frames.read()
+            if isinstance(found, Record):
+                yield frames.start, frames.end, found.id, frames.synced
+                behind, last_id = frames.end, found.id
 
 
 def _plausible(header: bytes, offset: int, size: int, last_id: int) -> bool:
@@ -259,13 +257,11 @@ def _plausible(header: bytes, offset: int, size: int, last_id: int) -> bool:
     )
 
 
-def _find_magic(disk: Disk, fd: int, offset: int) -> int | None:
-    """The next offset at which a frame could start."""
-    while True:
-        window = disk.read(fd, _WINDOW, offset + _CRC_SIZE)
-        if len(window) < len(_MAGIC_BYTES):
-            return None
+def _magic_numbers(disk: Disk, fd: int, offset: int) -> Iterator[int]:
+    """Every offset from ``offset`` on at which a frame could start."""
+    while len(window := disk.read(fd, _WINDOW, offset + _CRC_SIZE)) >= len(_MAGIC_BYTES):
         found = window.find(_MAGIC_BYTES)
-        if found >= 0:
-            return offset + found
-        offset += len(window) - 1
+        while found >= 0:
+            yield offset + found
+            found = window.find(_MAGIC_BYTES, found + 1)
+        offset += len(window) - 1  # one may lie across the border

@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from persistcoll.engine.lifecycle import refusal
 from persistcoll.engine.values import Record
 from persistcoll.errors import ClosedError, CorruptionError, EncodeError, StorageError
 from persistcoll.journal.commit import GroupCommit
-from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, new_salt, storage_error, sweep
+from persistcoll.journal.disk import Disk, new_salt, storage_error
 from persistcoll.journal.frames import (
     END,
     HEADER_SIZE,
@@ -29,8 +30,9 @@ from persistcoll.journal.frames import (
     encode,
     encode_batch,
 )
-from persistcoll.journal.mark import TailMark, read_mark, write_mark
-from persistcoll.journal.recovery import NoTail, Place, Tail, find_tail, rewrite
+from persistcoll.journal.mark import TailMark
+from persistcoll.journal.producer_lock import ProducerLock
+from persistcoll.journal.recovery import NoTail, Place, Tail, find_tail
 from persistcoll.journal.segments import Chunk, chunk_numbers, create_chunk, open_chunk
 
 __all__ = ["Journal"]
@@ -44,7 +46,7 @@ Admit = Callable[[int], None]
 class Journal:
     """The appending end. Thread-safe; several processes may have the same journal open.
 
-    :param lock_fd: the producer lock's file; the caller holds the lock while constructing.
+    :param lock: the producer lock; the caller holds it while constructing.
     :param chunksize: records in a chunk before the next one is begun.
     :param power: ``append`` returns when the record is on the device, not when it is in the kernel.
     :param floor: the highest acknowledged id. Ids go on above it even if a power cut took the
@@ -58,7 +60,7 @@ class Journal:
     def __init__(
         self,
         place: Place,
-        lock_fd: int,
+        lock: ProducerLock,
         *,
         chunksize: int,
         power: bool,
@@ -69,7 +71,7 @@ class Journal:
     ) -> None:
         self._place = place
         self._disk: Disk = place.disk
-        self._lock_fd = lock_fd
+        self._lock = lock
         self._chunksize = chunksize
         self._power = power
         self._floor = floor
@@ -81,7 +83,6 @@ class Journal:
         self._commit = GroupCommit(self._disk, place.directory, self._poison)
         self._write = self._disk.write
         self._size = self._disk.size
-        self._flock = self._disk.flock
         self._fd = -1
         self._chunk: Chunk
         self._end = 0
@@ -89,17 +90,20 @@ class Journal:
         self._sealed = False
         self._writing = False  # what lies behind the end is ours to undo
         self._full_at = 0  # the id that begins the next chunk
-        self._locate()
+        try:
+            self._locate()
+        except BaseException:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Close the chunk: the store could not be opened."""
+        self._commit.close()
 
     @property
     def tail(self) -> tuple[int, int, int]:
         """Number of the last chunk, the end of what is whole in it, the last id, as known here."""
         return self._chunk.number, self._end, self._last
-
-    @property
-    def last_id(self) -> int:
-        """The id of the last record, as known here."""
-        return self._last
 
     def refresh(self) -> int:
         """Read what other processes have appended; return the id of the last record."""
@@ -116,7 +120,7 @@ class Journal:
 
     def _look(self) -> None:
         if self._trouble is not None:
-            raise self.refusal(self._trouble)
+            raise refusal(self._trouble, self._place.directory)
         try:
             if self._size(self._fd, 0, os.SEEK_END) != self._end or self._sealed:
                 self._catch_up()
@@ -137,10 +141,7 @@ class Journal:
         return self._append(payload, None, admit)
 
     def append_many(self, payloads: Sequence[bytes], admit: Admit | None = None) -> range:
-        """Append records with one write and one sync, all of them or none; return their ids."""
-        if not payloads:
-            self.refresh()  # which refuses where an append would
-            return range(0)
+        """Append at least one record with one write and one sync, all or none; return their ids."""
         size = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
         if size > MAX_PAYLOAD:
             raise EncodeError(f"a batch of {size} bytes is too large; {MAX_PAYLOAD} are allowed")
@@ -151,8 +152,8 @@ class Journal:
         """Append ``payload``, or all of ``batch``; return the last id."""
         with self._mutex:
             if self._trouble is not None:
-                raise self.refusal(self._trouble)
-            self._lock()
+                raise refusal(self._trouble, self._place.directory)
+            self._lock.acquire()
             try:
                 if self._size(self._fd, 0, os.SEEK_END) != self._end or self._sealed:
                     self._catch_up(repair=True)
@@ -180,16 +181,17 @@ class Journal:
             except OSError as error:
                 raise self._rolled_back(error) from error
             finally:
-                self._flock(self._lock_fd, UNLOCK)
+                self._release()
         if self._power:
             self._commit.commit(last)
         return last
 
-    def _lock(self) -> None:
+    def _release(self) -> None:
         try:
-            self._flock(self._lock_fd, EXCLUSIVE)
-        except OSError as error:
-            raise storage_error(error, "locking", self._place.directory) from error
+            self._lock.release()
+        except StorageError as failure:
+            # What was appended is appended. Nobody else can append until this store is closed.
+            self._poison(failure)
 
     def _write_again(self, data: bytes) -> None:
         """Complete a short write. What is there already is known by the size."""
@@ -255,34 +257,25 @@ class Journal:
         place = self._place
         chunk = Chunk(number, place.store_id, first_id, previous_id, _now(), new_salt(), place.serializer)
         fd = create_chunk(self._disk, place.directory, chunk, place.tempdir)
-        self._adopt(Tail(fd, chunk, chunk.data_offset, first_id - 1, clean=True))
+        self._adopt(Tail(fd, chunk, chunk.data_offset, first_id - 1))
+        self._commit.durable_end = chunk.data_offset
 
     def _locate(self) -> None:
         """Find the tail and make it fit for appending. Under the producer lock."""
-        mark = read_mark(self._disk, self._lock_fd)
-        tail = find_tail(self._place, mark)
+        tail = find_tail(self._place, self._lock.read_mark())
+        known = tail.last_id if isinstance(tail, NoTail) else max(tail.last_id, tail.known_id)
         floor = self._floor()
-        if not (isinstance(tail, Tail) and tail.clean):
-            sweep(self._disk, self._place.directory, self._place.tempdir)
+        if floor > known:
+            self._bury(known + 1, floor)
         if isinstance(tail, NoTail):
-            if floor > tail.last_id:
-                self._bury(tail.last_id + 1, floor)
-            self._create(tail.number, max(tail.last_id, floor) + 1, tail.last_id)
+            self._create(tail.number, max(known, floor) + 1, known)
             self._leave_mark()
             return
-        if mark is not None and mark.poisoned:
-            tail = rewrite(self._place, tail)
-            tail.clean = False
         self._adopt(tail)
-        if not tail.clean:
-            self._sync_tail()
-            self._disk.sync_directory(self._place.directory)
-        lost = max(tail.last_id, tail.known_id)
-        if floor > lost:
-            self._bury(lost + 1, floor)
-        if max(floor, lost) > tail.last_id:
+        self._commit.durable_end = tail.end
+        if max(known, floor) > tail.last_id:
             # `previous_id` tells readers which of the missing ids were records once.
-            self._roll(lost, max(floor, lost) + 1)
+            self._roll(known, max(known, floor) + 1)
         elif not tail.clean:
             self._leave_mark()
 
@@ -291,20 +284,19 @@ class Journal:
         self._last, self._sealed = tail.last_id, tail.sealed
         self._full_at = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
         self._commit.written = tail.last_id
-        self._commit.switch(tail.fd, self._place.path(tail.chunk.number), tail.end if tail.clean else 0)
+        self._commit.switch(tail.fd, self._place.path(tail.chunk.number), 0)
         self._commit.end = tail.end
 
     def _leave_mark(self) -> None:
         """Write down that all is durable up to here. The caller has synced."""
         # Never behind END: who starts reading there would not learn that the chunk is finished.
         chunk, end = self._chunk, self._end - (HEADER_SIZE if self._sealed else 0)
-        write_mark(self._disk, self._lock_fd, TailMark(chunk.number, chunk.salt, end, self._last))
+        self._lock.leave_mark(TailMark(chunk.number, chunk.salt, end, self._last))
 
     def _catch_up(self, repair: bool = False) -> None:
         """Read what others have appended since.
 
-        :param repair: the producer lock is held, so that what is not whole is the rest of a
-            process that died in a write: cut it.
+        :param repair: the lock is held, so that what is not whole is a dead process's: cut it.
         """
         while True:
             if self._sealed and not self._follow(locked=repair):
@@ -315,7 +307,8 @@ class Journal:
                 self._seal_at(frames.end)
                 continue
             if stop is Stop.MOVED:
-                self._relocate(repair)
+                with contextlib.nullcontext() if repair else self._lock:
+                    self._locate()
             elif repair and self._size(self._fd, 0, os.SEEK_END) > self._end:
                 self._disk.truncate(self._fd, self._end)
             return
@@ -341,37 +334,23 @@ class Journal:
     def _follow(self, locked: bool) -> bool:
         """Go from a sealed chunk to the next one, if it is there."""
         place, number = self._place, self._chunk.number + 1
-        if not os.path.exists(place.path(number)):
-            # Not begun yet, or consumed and gone while this process slept.
-            later = [other for other in chunk_numbers(place.directory) if other > number]
-            if not later:
-                return False
-            number = later[-1]
-        fd, chunk = open_chunk(self._disk, place.directory, number, place.store_id, os.O_RDWR | os.O_APPEND)
         if locked:
             # Whoever made it may have died before its name was durable, and what we put into it
             # has to be.
             self._disk.sync_directory(place.directory)
+        flags = os.O_RDWR | os.O_APPEND
+        while True:
+            try:
+                fd, chunk = open_chunk(self._disk, place.directory, number, place.store_id, flags)
+                break
+            except FileNotFoundError:
+                # Not begun yet, or consumed and gone while this process slept.
+                later = chunk_numbers(place.directory)
+                if not later or later[-1] <= self._chunk.number:
+                    return False
+                number = later[-1]
         self._adopt(Tail(fd, chunk, chunk.data_offset, chunk.first_id - 1))
         return True
-
-    def _relocate(self, locked: bool) -> None:
-        if locked:
-            self._locate()
-        else:
-            self._lock()
-            try:
-                self._locate()
-            finally:
-                self._flock(self._lock_fd, UNLOCK)
-
-    def refusal(self, trouble: StorageError | ClosedError) -> StorageError | ClosedError:
-        """The error for a call on a store in this state."""
-        if isinstance(trouble, StorageError):
-            refusal = StorageError(f"{trouble}; close the store and open it again", trouble.errno)
-            refusal.__cause__ = trouble
-            return refusal
-        return ClosedError(f"the queue in {self._place.directory!r} is closed")
 
     def _poison(self, failure: StorageError) -> None:
         """No more on this handle: what the page cache shows may not be on the device."""
@@ -380,13 +359,12 @@ class Journal:
         self._trouble = failure
         chunk = self._chunk
         mark = TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, True)
-        write_mark(self._disk, self._lock_fd, mark)
+        self._lock.leave_mark(mark)
         self._failed(failure)
 
     def refuse(self, failure: StorageError) -> None:
         """From now on every call raises for ``failure``, which happened elsewhere in the store."""
-        if self._trouble is None:
-            self._trouble = failure
+        self._trouble = self._trouble or failure
 
     def close(self) -> None:
         """Sync what is not synced (a clean close is durable at either level) and let go."""
@@ -400,11 +378,10 @@ class Journal:
             finally:
                 self._trouble = ClosedError("closed")
                 self._commit.close()
-                self._disk.close(self._lock_fd)
+                self._lock.close()
 
     def _close_cleanly(self) -> None:
-        self._lock()
-        try:
+        with self._lock:
             if self._size(self._fd, 0, os.SEEK_END) != self._end:
                 self._catch_up(repair=True)
             if self._commit.durable_end < self._end:
@@ -413,8 +390,6 @@ class Journal:
                 self._leave_mark()
             elif self._power:
                 self._leave_mark()
-        finally:
-            self._flock(self._lock_fd, UNLOCK)
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's descriptors and write nothing.
@@ -423,5 +398,5 @@ class Journal:
         """
         self._mutex = threading.Lock()
         with contextlib.suppress(OSError):
-            os.close(self._lock_fd)
+            os.close(self._lock.fd)
             os.close(self._fd)

@@ -7,14 +7,15 @@ import os
 import threading
 
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.consumer_lock import ConsumerLock
+from persistcoll.journal.consumer_lock import ConsumerLock, Published
 from persistcoll.journal.cursors import Acknowledged, CursorReader, Position
-from persistcoll.journal.disk import storage_error
+from persistcoll.journal.disk import close_quietly, storage_error
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
 
 __all__ = ["Observer", "beginning"]
 
+_PATIENCE = 100  # tries; a consumer that never rests must not keep anybody from looking
 _log = logging.getLogger("persistcoll")
 
 
@@ -34,7 +35,7 @@ def beginning(place: Place) -> tuple[int, Position]:
                 raise
             _log.warning("the header of %r is damaged; the chunk was passed over", place.path(number))
             continue
-        place.disk.close(fd)
+        close_quietly(place.disk, fd)
         return chunk.first_id - 1, (number, chunk.data_offset)
     return 0, (0, 0)
 
@@ -64,9 +65,20 @@ class Observer:
             self._refresh()
             return self._cursor.acknowledged
 
+    def look(self) -> tuple[Acknowledged, Published]:
+        """What is acknowledged and what a living consumer holds, of one moment."""
+        published = self._lock.published()
+        for _ in range(_PATIENCE):
+            acknowledged = self.acknowledged()
+            again = self._lock.published()
+            if again == published:
+                break
+            published = again
+        return acknowledged, published
+
     def gone(self) -> int:
         """How many records are not ready: acknowledged, or in a living consumer's hands."""
-        return max(self.acknowledged().count, self._lock.published())
+        return max(self.acknowledged().count, self._lock.published().gone)
 
     def version(self) -> object:
         """Differs from an earlier one when the consumer has done something since."""

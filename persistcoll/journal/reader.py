@@ -10,7 +10,7 @@ from collections.abc import Callable
 from persistcoll.engine.values import Record
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.cursors import Acknowledged, Position
-from persistcoll.journal.disk import publish, read_fully, storage_error
+from persistcoll.journal.disk import close_quietly, publish, read_fully, storage_error
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
@@ -121,9 +121,9 @@ class Reader:
         return True
 
     def close(self) -> None:
-        if self._fd >= 0:
-            self._place.disk.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close_quietly(self._place.disk, fd)
 
     def _next(self) -> Record | None:
         """The next whole record, acknowledged or not."""
@@ -191,7 +191,7 @@ class Reader:
         place = self._place
         fd, _ = open_chunk(place.disk, place.directory, self.number, place.store_id)
         if os.fstat(fd).st_ino == os.fstat(self._fd).st_ino:  # not renamed yet
-            place.disk.close(fd)
+            close_quietly(place.disk, fd)
             return False
         self.close()
         self._fd = fd

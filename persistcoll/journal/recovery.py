@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from persistcoll.engine.values import OnCorruption, Record
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.disk import Disk, publish, write_fully
+from persistcoll.journal.disk import Disk, close_quietly, publish, sweep, write_fully
 from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Stop, encode, valid_frames
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.segments import Chunk, chunk_numbers, chunk_path, open_chunk
 
-__all__ = ["NoTail", "Place", "Tail", "find_tail", "rewrite"]
+__all__ = ["NoTail", "Place", "Tail", "find_tail"]
 
 _log = logging.getLogger("persistcoll")
 _COPY = 1 << 20
@@ -65,10 +65,28 @@ class NoTail:
 
 
 def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
-    """The tail, repaired where a crash left it torn.
+    """The tail, repaired where a crash left it torn, and durable.
 
     :raise CorruptionError: what is there cannot be the work of a crash, and the policy is "raise".
     """
+    tail = _find(place, mark)
+    if isinstance(tail, Tail) and mark is not None and mark.poisoned:
+        tail = _rewrite(place, tail)
+    if isinstance(tail, Tail) and tail.clean:
+        return tail
+    sweep(place.disk, place.directory, place.tempdir)
+    if isinstance(tail, Tail):
+        # What follows is built upon it, and whoever wrote it may have died before the sync.
+        try:
+            place.disk.sync(tail.fd)
+            place.disk.sync_directory(place.directory)
+        except BaseException:
+            close_quietly(place.disk, tail.fd)
+            raise
+    return tail
+
+
+def _find(place: Place, mark: TailMark | None) -> Tail | NoTail:
     number = _last_number(place, mark)
     if number is None:
         return NoTail(mark.number + 1, mark.last_id) if mark is not None else NoTail(0, 0)
@@ -82,7 +100,7 @@ def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
     try:
         tail = _scan(place, fd, chunk, mark)
     except BaseException:
-        place.disk.close(fd)
+        close_quietly(place.disk, fd)
         raise
     if mark is not None and mark.number > number:  # chunks that are missing
         tail.known_id = mark.last_id
@@ -90,11 +108,12 @@ def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
 
 
 def _last_number(place: Place, mark: TailMark | None) -> int | None:
-    if mark is not None and os.path.exists(place.path(mark.number)):
-        number = mark.number
-        while os.path.exists(place.path(number + 1)):
-            number += 1
-        return number
+    if mark is not None:
+        try:
+            if os.stat(place.path(mark.number)).st_size == mark.offset:
+                return mark.number  # nothing was added behind the mark, so there is no later chunk
+        except FileNotFoundError:
+            pass
     numbers = chunk_numbers(place.directory)
     if mark is not None and place.on_corruption == "raise" and (not numbers or numbers[-1] < mark.number):
         path = place.path(mark.number)
@@ -110,9 +129,9 @@ def _set_aside(place: Place, number: int, mark: TailMark | None) -> NoTail:
     place.disk.replace(path, f"{path}.damaged")
     place.disk.sync_directory(place.directory)
     _log.warning("the header of %r is damaged; the chunk was moved to %r", path, f"{path}.damaged")
-    earlier = find_tail(place, None)
+    earlier = _find(place, None)
     if isinstance(earlier, Tail):
-        place.disk.close(earlier.fd)
+        close_quietly(place.disk, earlier.fd)
     last_id = max(earlier.last_id, mark.last_id if mark is not None else 0)
     return NoTail(number + 1, last_id + held)
 
@@ -188,7 +207,7 @@ def _cut(place: Place, tail: Tail, size: int) -> None:
     )
 
 
-def rewrite(place: Place, tail: Tail) -> Tail:
+def _rewrite(place: Place, tail: Tail) -> Tail:
     """Write the tail's valid records into a new file of the same name.
 
     For after a failed sync: what the page cache shows may not be on the device, and syncing it
@@ -200,12 +219,12 @@ def rewrite(place: Place, tail: Tail) -> Tail:
     # if we die in between, the next recovery finds it, cuts it and rewrites the chunk again.
     try:
         write_fully(disk, tail.fd, encode(chunk.salt, MOVED, tail.last_id + 1, 0.0, 0, b""))
-        publish(disk, path, _pieces(disk, tail.fd, 0, tail.end), place.tempdir)
+        pieces = _pieces(disk, tail.fd, 0, tail.end)
+        fd = publish(disk, path, pieces, place.tempdir, os.O_RDWR | os.O_APPEND)
     except OSError:
         disk.truncate(tail.fd, tail.end)
         raise
-    disk.close(tail.fd)
-    fd = disk.open(path, os.O_RDWR | os.O_APPEND)
+    close_quietly(disk, tail.fd)
     return Tail(fd, chunk, tail.end, tail.last_id, tail.sealed)
 
 

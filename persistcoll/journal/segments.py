@@ -20,7 +20,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from persistcoll.errors import CorruptionError, FormatVersionError
-from persistcoll.journal.disk import Disk, publish, read_fully
+from persistcoll.journal.disk import Disk, close_quietly, publish, read_fully
 
 __all__ = [
     "Chunk",
@@ -85,8 +85,7 @@ def chunk_numbers(directory: str) -> list[int]:
 def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> int:
     """Make the file, durably, and return a descriptor for appending and reading."""
     path = chunk_path(directory, chunk.number)
-    publish(disk, path, (chunk.encode(),), tempdir)
-    return disk.open(path, os.O_RDWR | os.O_APPEND)
+    return publish(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
 
 
 def open_chunk(
@@ -108,7 +107,7 @@ def open_chunk(
         if chunk.number != number:
             raise CorruptionError(f"{path!r} is chunk {chunk.number} under another name", path, 0)
     except BaseException:
-        disk.close(fd)
+        close_quietly(disk, fd)
         raise
     return fd, chunk
 

@@ -111,6 +111,7 @@ class FaultyDisk(Disk):
         self._room: int | None = None
         self._sizing = threading.RLock()
         self.size = self._disk.size
+        self.renames_open_files = self._disk.renames_open_files
         for call in CALLS:
             setattr(self, call, partial(self._run, call))
 
@@ -131,7 +132,8 @@ class FaultyDisk(Disk):
         :param error: the ``errno`` of the ``OSError`` that is raised.
         :param times: so many calls in a row, or ``"forever"`` (until :meth:`heal`).
         :param path: only calls on paths that match this pattern of :mod:`fnmatch`, as a whole or in
-            their last part. A descriptor has the path that it was opened with; ``replace`` has two.
+            their last part. A descriptor has the path that it was opened with or that its file was
+            renamed to; ``replace`` has two.
         :param short: for ``read``, ``write`` and ``pwrite``: raise nothing, but move only so many bytes.
         :param effect: ``"before"``: the call does not happen. ``"after"``: it happens, then the error is
             raised (a write that reached the cache, a rename whose answer was lost). ``"lost"``, for
@@ -232,6 +234,11 @@ class FaultyDisk(Disk):
         result = self._fit(call, arguments, keywords)
         if call == "open":
             self._paths[result] = arguments[0]
+        elif call == "replace":
+            source, target = arguments
+            for fd, path in list(self._paths.items()):
+                if path == source:
+                    self._paths[fd] = target
         return result
 
     def _fit(self, call: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

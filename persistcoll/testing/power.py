@@ -73,6 +73,7 @@ class CrashDisk(Disk):
         )
         self.read = self._disk.read
         self.size = self._disk.size
+        self.renames_open_files = self._disk.renames_open_files
         self.flock = self._disk.flock
         self.close = self._close
         self.write = self._write

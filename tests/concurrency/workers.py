@@ -16,13 +16,13 @@ __all__ = ["Remote", "call", "get_until_told", "produce", "wait_in"]
 
 # Not fork: these processes have nothing of this one, as those of a user.
 CONTEXT = multiprocessing.get_context("spawn")
-SECONDS = 60.0
+SECONDS = 60.0  # far more than anything here takes
 
 
 class Remote:
     """A process with a queue that does what it is told.
 
-    Each function of this module runs there as ``function(queue, tell, *arguments)``; what it ``tell``\\ s
+    Each function of this module runs there as ``function(queue, tell, *arguments)``; what it tells
     arrives before its result does.
     """
 
@@ -88,7 +88,7 @@ class Remote:
 
     def _end(self) -> None:
         self._closed = True
-        self._process.join(SECONDS)
+        self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -115,7 +115,7 @@ class _Teller:
         self._pipe.send(("told", something))
 
     def wait(self) -> Any:
-        """Until the test ``say``\\ s something."""
+        """Until the test says something."""
         return self._pipe.recv()
 
 

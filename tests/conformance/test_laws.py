@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -140,7 +141,7 @@ def _listed_backwards(store, original):
     return iter(list(original())[::-1])
 
 
-WRONG = {
+WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S1 a batch that does not fit is stored in part": ("S1", {"append_many": _half_a_batch}),
     "S1 one wrong id and the others are acknowledged": ("S1", {"acknowledge": _acknowledge_what_is_there}),
     "S2 an append is lost": ("S2", {"append": _lose}),

@@ -16,7 +16,16 @@ from typing import Any
 from persistcoll import Empty, Queue
 from persistcoll.journal.disk import Disk
 
-__all__ = ["Account", "Scribe", "drain", "memory_directory", "number_of", "numbered", "quick_disk", "strangers"]
+__all__ = [
+    "Account",
+    "Scribe",
+    "drain",
+    "memory_directory",
+    "number_of",
+    "numbered",
+    "quick_disk",
+    "strangers",
+]
 
 # Lengths that keep small queues small, and some that cross a sector.
 _LENGTHS = (24, 40, 31, 600, 57)
@@ -78,9 +87,9 @@ def strangers(directory: str) -> list[str]:
 class Account:
     """What lines of asking and answering promise.
 
-    ``ask put 3 5`` and ``ok put 3 5`` (or ``no put 3 5``: it raised, and is certainly absent), the same with
-    ``drop`` for an acknowledged removal; ``got 3`` for a delivery; ``closed``; after a crash ``saw 1 2``: only
-    this was left, and it was on the device.
+    ``ask put 3 5`` and ``ok put 3 5`` (or ``no put 3 5``: it raised, and is certainly absent), the same
+    with ``drop`` for an acknowledged removal; ``got 3`` for a delivery; ``closed``; after a crash
+    ``saw 1 2``: only this was left, and it was on the device.
     """
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
@@ -132,9 +141,7 @@ class Account:
         :param power: everything that returned must have survived; else only what a clean close made firm,
             and the rest must be what some moment before the crash looked like.
         """
-        firm_put, firm_dropped = (
-            (self.put, self.dropped) if power else (self.firm_put, self.firm_dropped)
-        )
+        firm_put, firm_dropped = (self.put, self.dropped) if power else (self.firm_put, self.firm_dropped)
         there = set(delivered)
         assert len(there) == len(delivered), f"delivered twice: {sorted(delivered)}"
         phantoms = there - set(self.order)

@@ -28,6 +28,8 @@ class LyingDisk(Disk):
         self._renamed = ""
         self.lies = 0
         self.size = disk.size
+        self.renames_open_files = disk.renames_open_files
+        self.renames_open_files = disk.renames_open_files
         for call in CALLS:
             if call not in ("open", "sync", "sync_directory", "replace"):
                 setattr(self, call, getattr(disk, call))
@@ -49,6 +51,9 @@ class LyingDisk(Disk):
 
     def _replace(self, source: str, target: str) -> None:
         self._disk.replace(source, target)
+        for fd, name in self._paths.items():
+            if name == os.path.basename(source):
+                self._paths[fd] = os.path.basename(target)
         self._renamed = os.path.basename(target)
 
     def _sync_directory(self, path: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def small(monkeypatch):
 @pytest.fixture
 def place(tmp_path_factory):
     """A directory in memory."""
-    directory = Path(memory_directory() or tmp_path_factory.mktemp("damage")) / f"persistcoll-damage-{os.getpid()}"
-    directory.mkdir()
+    where = memory_directory() or str(tmp_path_factory.mktemp("damage"))
+    directory = Path(tempfile.mkdtemp(prefix="persistcoll-", dir=where))
     yield directory
     shutil.rmtree(directory)
 
@@ -95,7 +96,9 @@ def look(path: Path, policy: str) -> Seen:
     return seen
 
 
-def judge(files: dict[str, bytes], place: Path, policy: str, *, back: bool = False, told: bool = True) -> Seen:
+def judge(
+    files: dict[str, bytes], place: Path, policy: str, *, back: bool = False, told: bool = True
+) -> Seen:
     """Open and drain a queue of these files; what holds for any damage.
 
     :param back: acknowledged items may be delivered again.
@@ -118,7 +121,9 @@ def judge(files: dict[str, bytes], place: Path, policy: str, *, back: bool = Fal
         else:
             # Nothing may be missing without having been told of.
             lost = set(WAITING) - set(seen.delivered)
-            assert len(lost) <= seen.dead or policy != "skip" or not told, f"lost {sorted(lost)}, {seen.dead} reported"
+            assert len(lost) <= seen.dead or policy != "skip" or not told, (
+                f"lost {sorted(lost)}, {seen.dead} reported"
+            )
             assert not look(path, policy).delivered, "delivered again"
             with opened(path, policy) as queue:
                 queue.put(numbered(77))

@@ -1,5 +1,4 @@
-"""Two queues on one directory, as two processes have them: one fails, the other loses nothing.
-"""
+"""Two queues on one directory, as two processes have them: one fails, the other loses nothing."""
 
 from __future__ import annotations
 
@@ -106,7 +105,7 @@ def test_a_sealed_chunk_without_a_successor(records, closed, start, tmp_path):
 def test_a_chunk_is_never_begun_over_another_one(tmp_path):
     path = tmp_path / "queue"
     with opened(path, chunksize=1) as left, opened(path, chunksize=1) as right:
-        inodes = {}
+        inodes: dict[str, int] = {}
         for number in range(1, 9):
             (left if number % 2 else right).put(numbered(number))
             for name in os.listdir(path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ MODELS: tuple[Model, ...] = ("ext4", "strict", "weak")
 NEWCOMER = 99_000_000
 """What is put into a recovered queue."""
 
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     # Thousands of torn tails are recovered here, each with a warning.
@@ -40,7 +42,7 @@ def quick(monkeypatch):
 Work = Callable[[Scribe], None]
 
 
-def open_queue(disk: CrashDisk, durability: str, **options) -> Queue:
+def open_queue(disk: CrashDisk, durability: Any, **options) -> Queue:
     path = os.path.join(disk.directory, "deep", "queue")
     return Queue(path, serializer="raw", durability=durability, _disk=disk, **options)
 

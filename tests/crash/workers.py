@@ -9,6 +9,7 @@ so that a kill loses none that was said.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -45,6 +46,7 @@ def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
     scribe = Scribe(queue, say, order["first"])
     say("open")
     role = order["role"]
+    patience = 1.0 if role == "get" else 0.0  # alone, nobody else puts
     while True:
         verb = rng.randrange(10)
         if role == "put" or (role == "both" and verb < 5):
@@ -57,14 +59,18 @@ def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
             if options.get("autosave"):
                 # Which one it will be is known only from the answer: the one after the last.
                 say("ask get 0 0")
-                number = number_of(queue.get(timeout=1))
+                number = number_of(queue.get(timeout=patience))
                 say(f"ok get {number} {number}")
             elif scribe.hand and verb % 2:
                 scribe.done()
             else:
-                scribe._received([queue.get(timeout=1)])
+                scribe._received([queue.get(timeout=patience)])
         except Empty:
             pass
+
+
+def tell(pipe: int, name: str, said: str) -> None:
+    os.write(pipe, f"{name} {said}\n".encode())
 
 
 def serve(pipe: int) -> None:
@@ -73,14 +79,14 @@ def serve(pipe: int) -> None:
         pid = os.fork()
         if pid == 0:
             sys.stdin.close()
-            code = 1
             try:
-                work(lambda said: os.write(pipe, f"{order['name']} {said}\n".encode()), order)
+                work(functools.partial(tell, pipe, order["name"]), order)
             except BaseException as error:  # tell the parent, whose test it fails
-                os.write(pipe, f"{order['name']} error {type(error).__name__}: {error}\n".encode())
+                tell(pipe, order["name"], f"error {type(error).__name__}: {error}")
             finally:
-                os._exit(code)
-        print(json.dumps({"pid": pid}), flush=True)
+                os._exit(1)
+        sys.stdout.write(json.dumps({"pid": pid}) + "\n")
+        sys.stdout.flush()
 
 
 class Life:

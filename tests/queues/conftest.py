@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Queue
+from persistcoll.engine.values import Durability
 
 
 @pytest.fixture
@@ -15,8 +16,10 @@ def open_queue(tmp_path) -> Iterator[Callable[..., Queue]]:
     """``Queue`` at ``tmp_path / "q"``, or ``name=``; ``"process"`` unless said otherwise."""
     opened: list[Queue] = []
 
-    def make(maxsize: int = 0, *, name: str = "q", durability: str = "process", **options: Any) -> Queue:
-        opened.append(Queue(tmp_path / name, maxsize, durability=durability, **options))  # type: ignore[arg-type]
+    def make(
+        maxsize: int = 0, *, name: str = "q", durability: Durability = "process", **options: Any
+    ) -> Queue:
+        opened.append(Queue(tmp_path / name, maxsize, durability=durability, **options))
         return opened[-1]
 
     yield make
@@ -25,5 +28,5 @@ def open_queue(tmp_path) -> Iterator[Callable[..., Queue]]:
 
 
 @pytest.fixture
-def queue(open_queue) -> Queue:
+def queue(open_queue: Callable[..., Queue]) -> Queue:
     return open_queue()

@@ -302,10 +302,14 @@ class Recording(Disk):
 def test_tempdir_is_used_and_left_empty(tmp_path, tempdir):
     (tmp_path / "aside").mkdir()
     expected = str(tmp_path / (tempdir or "q"))
-    options = {} if tempdir is None else {"tempdir": expected}
     disk = Recording()
     with Queue(
-        tmp_path / "q", chunksize=1, durability="process", autosave=True, _disk=disk, **options
+        tmp_path / "q",
+        chunksize=1,
+        tempdir=tempdir and expected,
+        durability="process",
+        autosave=True,
+        _disk=disk,
     ) as queue:
         for number in range(5):
             queue.put(number)

@@ -187,7 +187,7 @@ def test_no_wake_up_is_lost(others):
     """Tokens are passed through a signal by many threads: one lost wake-up, and somebody waits for ever."""
     signal = Signal()
     mutex = threading.Lock()
-    tokens = []
+    tokens: list[int] = []
     producers, consumers, each = 4, 8, 400
     version = (lambda: None) if others else None
 
@@ -221,7 +221,7 @@ def test_no_wake_up_is_lost_between_waiters_that_give_up():
     """Half of them time out all the time: what wakes one of those in its last moment must not be lost."""
     signal = Signal()
     mutex = threading.Lock()
-    tokens = []
+    tokens: list[int] = []
     total = 400
     left = threading.Event()
 
