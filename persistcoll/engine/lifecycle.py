@@ -13,6 +13,8 @@ __all__ = ["Forkable", "follow_forks", "refusal", "warn_unclosed"]
 
 
 class Forkable(Protocol):
+    """What :func:`follow_forks` follows."""
+
     def _after_fork(self) -> None:
         """In a forked child, before anything else runs there: let go of what is the parent's."""
 

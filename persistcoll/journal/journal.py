@@ -37,7 +37,6 @@ from persistcoll.journal.segments import Chunk, chunk_numbers, create_chunk, ope
 
 __all__ = ["Journal"]
 
-_MAX_CHUNK_BYTES = 1 << 30
 _now = time.time
 
 Admit = Callable[[int], None]
@@ -159,7 +158,7 @@ class Journal:
                     self._catch_up(repair=True)
                 if admit is not None:
                     admit(self._last)
-                if self._last + 1 >= self._full_at or self._end >= _MAX_CHUNK_BYTES:
+                if self._last + 1 >= self._full_at or self._end >= MAX_PAYLOAD:
                     self._roll()
                 last = id = self._last + 1
                 salt, synced, seal = self._chunk.salt, self._commit.durable_end, self._seal
@@ -190,8 +189,7 @@ class Journal:
         try:
             self._lock.release()
         except StorageError as failure:
-            # What was appended is appended. Nobody else can append until this store is closed.
-            self._poison(failure)
+            self._poison(failure)  # nobody else can append until this store is closed
 
     def _write_again(self, data: bytes) -> None:
         """Complete a short write. What is there already is known by the size."""
@@ -222,9 +220,9 @@ class Journal:
         power cut, and everything before it must be whole. END comes before the new name, so
         that a process which knows only the old chunk finds out from its size alone.
         """
-        old = self._chunk
+        number = self._chunk.number
         if not self._sealed:
-            end = encode(old.salt, END, self._last + 1, _now(), self._commit.durable_end, b"")
+            end = encode(self._chunk.salt, END, self._last + 1, _now(), self._commit.durable_end, b"")
             self._writing = True
             if self._write(self._fd, end) != len(end):
                 self._write_again(end)
@@ -236,7 +234,7 @@ class Journal:
             self._catch_up(repair=True)
             return
         last = self._last if previous_id is None else previous_id
-        self._create(old.number + 1, last + 1 if first_id is None else first_id, last)
+        self._create(number + 1, last + 1 if first_id is None else first_id, last)
         self._leave_mark()
 
     def _seal_at(self, end: int) -> None:
@@ -358,8 +356,9 @@ class Journal:
             return
         self._trouble = failure
         chunk = self._chunk
-        mark = TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, True)
-        self._lock.leave_mark(mark)
+        self._lock.leave_mark(
+            TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, poisoned=True)
+        )
         self._failed(failure)
 
     def refuse(self, failure: StorageError) -> None:
@@ -371,9 +370,8 @@ class Journal:
         with self._mutex:
             if isinstance(self._trouble, ClosedError):
                 return
-            failure = self._trouble
             try:
-                if failure is None:
+                if self._trouble is None:
                     self._close_cleanly()
             finally:
                 self._trouble = ClosedError("closed")

@@ -110,8 +110,10 @@ def _find(place: Place, mark: TailMark | None) -> Tail | NoTail:
 def _last_number(place: Place, mark: TailMark | None) -> int | None:
     if mark is not None:
         try:
-            if os.stat(place.path(mark.number)).st_size == mark.offset:
-                return mark.number  # nothing was added behind the mark, so there is no later chunk
+            unchanged = os.stat(place.path(mark.number)).st_size == mark.offset
+            # Then there is no later chunk, unless somebody put one there by hand.
+            if unchanged and not os.path.exists(place.path(mark.number + 1)):
+                return mark.number
         except FileNotFoundError:
             pass
     numbers = chunk_numbers(place.directory)

@@ -126,8 +126,9 @@ def judge(
             )
             assert not look(path, policy).delivered, "delivered again"
             with opened(path, policy) as queue:
-                queue.put(numbered(77))
-                assert drain(queue) == [77], "not usable afterwards"
+                for number in range(77, 83):  # over a change of chunk
+                    queue.put(numbered(number))
+                assert drain(queue) == list(range(77, 83)), "not usable afterwards"
         return seen
     finally:
         shutil.rmtree(path)
@@ -234,7 +235,10 @@ def test_a_chunk_under_another_name(source, target, policy, files, place):
     if source == target:
         return
     seen = judge({**files, target: files[source]}, place, policy)
-    assert (seen.error is None) == (policy == "skip"), seen
+    if target == "q00004":  # one too many, behind the end: it may be noticed, and takes nothing away
+        assert seen.error is not None or seen.delivered == WAITING, seen
+    else:
+        assert (seen.error is None) == (policy == "skip"), seen
 
 
 @pytest.mark.parametrize("policy", POLICIES)

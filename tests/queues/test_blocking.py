@@ -8,6 +8,7 @@ import time
 import pytest
 
 from persistcoll import ClosedError, Empty, Full, ShutDown
+from persistcoll.engine import signals
 from persistcoll.engine.blocking import BlockingQueue, checked_timeout
 from persistcoll.engine.memory import MemoryState, MemoryStore
 from persistcoll.testing.children import together
@@ -40,6 +41,13 @@ def clocks(monkeypatch):
     return wall
 
 
+@pytest.fixture
+def no_polling(monkeypatch):
+    """Only a wake-up helps."""
+    monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(signals, "SLOWEST_POLL", 30.0)
+
+
 def timed(call):
     began = time.monotonic()
     with pytest.raises((Empty, Full)):
@@ -70,7 +78,7 @@ def test_a_jump_of_the_wall_clock_ends_no_wait(open_queue, clocks, jump):
     assert finish() == "in time"
 
 
-def test_a_put_wakes_a_get_at_once(open_queue):
+def test_a_put_wakes_a_get_at_once(open_queue, no_polling):
     queue = open_queue()
     delays = []
     for _ in range(20):
@@ -82,7 +90,7 @@ def test_a_put_wakes_a_get_at_once(open_queue):
     assert sorted(delays)[len(delays) // 2] < AT_ONCE
 
 
-def test_a_get_wakes_a_put_at_once(open_queue):
+def test_a_get_wakes_a_put_at_once(open_queue, no_polling):
     queue = open_queue(maxsize=1)
     queue.put(0)
     delays = []
@@ -197,6 +205,109 @@ def test_over_any_store(blocking):
     blocking.close()
     with pytest.raises(ClosedError):
         blocking.qsize()
+
+
+class Racing(MemoryStore):
+    """What is awaited happens between the look that fails and the wait: the only moment to lose it in."""
+
+    def __init__(self):
+        super().__init__()
+        self.meanwhile = None
+        self.looks = 0
+
+    def _race(self, look):
+        try:
+            return look()
+        except (Empty, Full):
+            self.looks += 1
+            if self.looks == 2:  # the first look is before any waiting
+                self.meanwhile()
+            raise
+
+    def take(self, use, acknowledge=False):
+        return self._race(lambda: super(Racing, self).take(use, acknowledge))
+
+    def append(self, payload, capacity=0):
+        return self._race(lambda: super(Racing, self).append(payload, capacity))
+
+    def unfinished(self):
+        found = super().unfinished()
+        if found and self.meanwhile is not None:
+            self.meanwhile()
+        return found
+
+    def version(self):
+        return None
+
+
+def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
+    store = Racing()
+    blocking = BlockingQueue(store, 1, False)
+    store.meanwhile = lambda: blocking.put(b"1", False, None)
+    assert blocking.get(pair, True, 5) == b"1"
+    store.looks = 0
+    store.meanwhile = None
+    blocking.put(b"2", False, None)
+    store.meanwhile = lambda: blocking.get(pair, False, None)
+    blocking.put(b"3", True, 5)
+    assert [record.payload for record in store.records()] == [b"3"]
+    store.meanwhile = None
+    blocking.get(pair, False, None)
+    tasks = [blocking.task_done] * 3
+
+    def finish_them():
+        while tasks:
+            tasks.pop()()
+
+    store.meanwhile = finish_them
+    together(blocking.join, timeout=5)
+
+
+@pytest.mark.parametrize("call", ["get", "put", "put_many", "discard", "clear", "receive", "give back"])
+def test_every_change_wakes_who_waits_for_it(no_polling, call):
+    blocking = BlockingQueue(MemoryStore(), 2, True)
+    if call in ("put", "put_many", "give back"):
+        wait = waiting(lambda: blocking.get(pair, True, 10))
+        until(lambda: blocking._items._gates)
+        if call == "put":
+            blocking.put(b"1", False, None)
+        elif call == "put_many":
+            blocking.put_many([b"1"], False, None)
+        else:
+            id = blocking.store.append(b"1")
+            blocking.store.take(pair)
+            blocking.settle(id, done=False)
+        assert wait() == b"1"
+        return
+    blocking.put_many([b"1", b"2"], False, None)
+    wait = waiting(lambda: blocking.put(b"3", True, 10))
+    until(lambda: blocking._space._gates)
+    {
+        "get": lambda: blocking.get(pair, False, None),
+        "discard": lambda: blocking.discard(None),
+        "clear": blocking.clear,
+        "receive": lambda: blocking.claim(pair, False, None),
+    }[call]()
+    wait()
+
+
+@pytest.mark.parametrize("call", ["task_done", "settle", "discard", "clear"])
+def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
+    blocking = BlockingQueue(MemoryStore(), 0, False)
+    blocking.put(b"1", False, None)
+    if call == "task_done":
+        blocking.get(pair, False, None)
+    elif call == "settle":
+        id, _ = blocking.claim(pair, False, None)
+    wait = waiting(blocking.join)
+    until(lambda: blocking._idle._gates)
+    {
+        "task_done": blocking.task_done,
+        "settle": lambda: blocking.settle(id, done=True),
+        "discard": lambda: blocking.discard(None),
+        "clear": blocking.clear,
+    }[call]()
+    wait()
 
 
 def test_two_objects_over_one_state_wake_each_other():
