@@ -61,6 +61,7 @@ class BaseQueue:
         self._blocking = BlockingQueue(store, maxsize, autosave)
         self._put = self._blocking.put
         self._get = self._blocking.get
+        self._task_done = self._blocking.task_done
         self._closed = False
         self._inherited = False
         follow_forks(self)
@@ -169,11 +170,16 @@ class BaseQueue:
 
         :raise ValueError: called more often than items were got.
         """
-        self._blocking.task_done()
+        self._task_done()
 
     def join(self) -> None:
         """Wait until every stored item has been got and acknowledged, by whichever process."""
         self._blocking.join()
+
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many items :meth:`join` would wait for."""
+        return self._blocking.unfinished()
 
     def shutdown(self, immediate: bool = False) -> None:
         """Refuse to ``put``, and to ``get`` once the queue is empty (``immediate``: at once).

@@ -243,9 +243,10 @@ class BlockingQueue:
                     raise ValueError("task_done() called too many times")
                 self._handed -= 1
         else:
-            try:
-                self._acknowledge(self._hands.ids)
-            except IndexError:
+            ids = self._hands.ids
+            if ids:
+                self._acknowledge(ids)
+            else:
                 self._acknowledge_for_another_thread()
         if self._idle.listeners:
             self._idle.notify(None)
@@ -270,12 +271,13 @@ class BlockingQueue:
 
     def join(self) -> None:
         def attempt() -> None:
-            if self._unfinished():
+            if self.unfinished():
                 raise _Unfinished
 
         self._wait_for(self._idle, attempt, _Unfinished, None)
 
-    def _unfinished(self) -> int:
+    def unfinished(self) -> int:
+        """How many items ``join`` waits for."""
         if self._immediate:  # what is stored counts as drained, as in the standard library
             return self.store.claimed() + self._handed
         return self.store.unfinished() + self._handed

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from persistcoll.engine.contracts import Store
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import ClosedError, Empty, Full, NotClaimedError
 
@@ -51,7 +52,7 @@ class MemoryState:
         return [self.records[id] for id in sorted(self.records.keys() - self.holders.keys())]
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """A :class:`~persistcoll.engine.contracts.Store` in memory.
 
     Closing gives back what this store has claimed; opening another one of the same state goes on.

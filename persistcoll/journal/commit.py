@@ -1,35 +1,130 @@
-"""Group commit: callers write, one of them syncs for all that have written."""
+"""Group commit: many callers, one of whom does the work for all.
+
+While one works, those who come meanwhile wait; when it is done, the first of them does the work of all
+of them. Each one who waits has a gate of its own, so that being woken costs no fight for a common lock.
+
+Those whose work is done are woken by the next one, when it begins to wait for the device. Woken at once,
+they would run first (one thread runs at a time) and the device would wait for all of them: with 32
+threads that took as long as the sync.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from persistcoll.errors import StorageError
 from persistcoll.journal.disk import Disk, close_quietly, storage_error
 
-__all__ = ["GroupCommit"]
+__all__ = ["Combiner", "GroupCommit", "Request"]
 
 
-class _Waiter:
-    __slots__ = ("failure", "gate", "leads", "ticket")
+class Request:
+    """What one caller wants done.
 
-    def __init__(self, ticket: int) -> None:
-        self.ticket = ticket
-        self.gate = threading.Lock()
-        self.gate.acquire()
-        self.leads = False
-        self.failure: StorageError | None = None
+    :ivar failure: set by who did the work: what this caller's ``submit`` raises.
+    """
+
+    # In the class: one of these is made for every item that is put.
+    failure: BaseException | None = None
+    gate: threading.Lock | None = None
+    batch: Sequence[Request] | None = None  # given the lead: what to work at
+    done: Sequence[Request] = ()  # and whom to wake, whose work is done
+
+
+R = TypeVar("R", bound=Request)
+
+
+class Combiner(Generic[R]):
+    """Lets one caller at a time work for all who wait.
+
+    :param perform: does the work of several requests, in order, and sets their ``failure``. It calls
+        its second argument when it begins to wait for something else than a processor.
+    """
+
+    def __init__(self, perform: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
+        self._perform = perform
+        self._mutex = threading.Lock()
+        self._pending: list[R] = []
+        self._leading = False
+
+    def submit(self, request: R) -> None:
+        """Return when ``request`` has been performed, by whomever; raise its failure."""
+        batch: Sequence[Request] | None = None
+        with self._mutex:
+            if self._leading:
+                request.gate = threading.Lock()
+                request.gate.acquire()
+                self._pending.append(request)
+            else:
+                self._leading = True
+                batch = (request,)
+        if request.gate is not None:
+            self._wait(request)
+            batch = request.batch
+        if batch is not None:
+            self._lead(batch)
+        if request.failure is not None:
+            raise request.failure
+
+    def _wait(self, request: R) -> None:
+        assert request.gate is not None
+        try:
+            request.gate.acquire()
+        except BaseException:  # KeyboardInterrupt: the others must not wait for ever
+            with self._mutex:
+                if request in self._pending:
+                    self._pending.remove(request)
+                    raise
+            if request.batch is not None:
+                self._lead(request.batch)
+            raise
+
+    def _lead(self, batch: Sequence[Request]) -> None:
+        failure: BaseException | None = StorageError(
+            "the thread that did this for another was interrupted; whether it is stored is unknown"
+        )
+        woken = False
+
+        def wake() -> None:
+            nonlocal woken
+            if not woken:
+                woken = True
+                _open_gates(batch[0].done)
+
+        try:
+            self._perform(batch, wake)  # type: ignore[arg-type]  # they are all R
+            failure = None
+        finally:
+            wake()
+            for request in batch[1:]:
+                request.failure = request.failure or failure
+            with self._mutex:
+                following, self._pending = self._pending, []
+                self._leading = bool(following)
+                if following:
+                    following[0].done = batch[1:]
+                    following[0].batch = following
+            _open_gates(following[:1] or batch[1:])
+
+
+def _open_gates(requests: Sequence[Request]) -> None:
+    for request in requests:
+        assert request.gate is not None
+        request.gate.release()
+
+
+class _Ticket(Request):
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class GroupCommit:
     """Syncs one file for many callers.
 
-    The owner writes under a lock of its own, sets :attr:`written` (a number that grows) and
-    :attr:`end` under that lock, and calls :meth:`commit` outside it. The first caller syncs; those who
-    come meanwhile wait, and one of those who wrote too late for that sync does the next one. Each
-    waiter has a gate of its own, so that being woken costs no fight for a common lock: with 32
-    threads a condition variable here gave two thirds of the throughput.
+    The owner writes under a lock of its own, sets :attr:`end` and then :attr:`written` (a number that
+    grows) under that lock, and calls :meth:`commit` outside it.
 
     A sync that fails is never tried again on the descriptor: the kernel reports it once and may
     have dropped the pages (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX
@@ -42,17 +137,16 @@ class GroupCommit:
         self._disk = disk
         self._path = path
         self._failed = failed
+        self._combiner = Combiner[_Ticket](self._sync)
         self._mutex = threading.Lock()
-        self._waiters: list[_Waiter] = []
-        self._leading = False
         self._fd = -1
         self._syncing = -1  # the descriptor in a sync right now
         self._retired: list[int] = []  # to be closed after that sync
+        self._failure: StorageError | None = None
         self.written = 0
         self.end = 0
         self.durable = 0
         self.durable_end = 0
-        self.failure: StorageError | None = None
 
     def switch(self, fd: int, path: str, end: int) -> None:
         """From now on sync ``fd``; all that was written is durable, in the old file or in this one."""
@@ -63,6 +157,7 @@ class GroupCommit:
             self._retire(old)
 
     def close(self) -> None:
+        """Close the file, when nobody syncs it any more."""
         with self._mutex:
             old, self._fd = self._fd, -1
             self._retire(old)
@@ -77,90 +172,41 @@ class GroupCommit:
 
     def commit(self, ticket: int) -> None:
         """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
-        if self.durable >= ticket:
-            return
-        with self._mutex:
-            if self.durable >= ticket:
-                return
-            if self.failure is not None:
-                raise self._unknown()
-            waiter = _Waiter(ticket)
-            if self._leading:
-                self._waiters.append(waiter)
-            else:
-                self._leading = waiter.leads = True
-        if not waiter.leads:
-            self._wait(waiter)
-            if waiter.failure is not None:
-                raise waiter.failure
-            if not waiter.leads:
-                return
-        self._lead()
+        if self.durable < ticket:
+            self._combiner.submit(_Ticket(ticket))
 
-    def _wait(self, waiter: _Waiter) -> None:
-        try:
-            waiter.gate.acquire()
-        except BaseException:  # KeyboardInterrupt: do not leave the others without a leader
-            with self._mutex:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-                elif waiter.leads:
-                    self._pass_on()
-            raise
-
-    def _lead(self) -> None:
+    def _sync(self, tickets: Sequence[_Ticket], waiting: Callable[[], None]) -> None:
         with self._mutex:
             fd, written, end = self._fd, self.written, self.end
-            self._syncing = fd
-        failure: StorageError | None = None
+            wanted = max(ticket.number for ticket in tickets) > self.durable
+            if self._failure is None and wanted:
+                self._syncing = fd
         synced = False
+        waiting()
         try:
-            if fd >= 0:  # else the owner closed, having synced
+            if self._failure is None and wanted and fd >= 0:  # below 0: the owner closed, having synced
                 self._disk.sync(fd)
-            synced = True
+            synced = self._failure is None
         except OSError as error:
-            failure = storage_error(error, "syncing", self._path)
+            self._failure = storage_error(error, "syncing", self._path)
+            self._failed(self._failure)
         finally:
             with self._mutex:
                 self._syncing = -1
                 for retired in self._retired:
                     close_quietly(self._disk, retired)
                 self._retired.clear()
-                if failure is not None:
-                    self.failure = failure
-                elif synced and fd == self._fd:  # not after a KeyboardInterrupt, nor after a switch
-                    self.durable = max(self.durable, written)
-                    self.durable_end = end
-            if failure is not None:
-                self._failed(failure)
-            with self._mutex:
-                self._pass_on()
-        if failure is not None:
-            raise self._unknown()
+                if synced and fd == self._fd and written > self.durable:
+                    self.durable, self.durable_end = written, end
+        if self._failure is not None:
+            for ticket in tickets:
+                ticket.failure = self._unknown(self._failure)
 
-    def _pass_on(self) -> None:
-        """Let go whoever is covered, and give the lead to one of the others."""
-        left = []
-        for waiter in self._waiters:
-            if waiter.ticket > self.durable:
-                if self.failure is None:
-                    left.append(waiter)
-                    continue
-                waiter.failure = self._unknown()
-            waiter.gate.release()
-        self._waiters = left
-        self._leading = bool(left)
-        if left:
-            leader = left.pop(0)
-            leader.leads = True
-            leader.gate.release()
-
-    def _unknown(self) -> StorageError:
-        assert self.failure is not None
+    def _unknown(self, failure: StorageError) -> StorageError:
         result = StorageError(
-            f"{self.failure}; whether the operation survives a power cut is unknown;"
+            f"{failure}; whether the operation survives a power cut is unknown;"
             " close and open again to recover",
-            self.failure.errno,
+            failure.errno,
         )
-        result.__cause__ = self.failure
+        result.__cause__ = failure
         return result

@@ -120,7 +120,7 @@ class Consumer:
             raise Empty
         record, start, end = entry
         value = use(record)
-        id = record.id
+        id = record[0]
         if acknowledge:
             self._write(id, id, (reader.number, end))
         else:
@@ -128,37 +128,39 @@ class Consumer:
         self.gone = gone = self.gone + 1
         if self.claimed:  # else the cursor says it
             self._lock.publish(gone, id + 1)
-        reader.advance()
+        reader.ahead.popleft()
         return value
 
     def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool) -> list[T]:
         if self._returned:
             return [self._take_returned(use, acknowledge)]
-        reader, claimed = self._reader, self.claimed
+        reader, claimed, ahead = self._reader, self.claimed, self._reader.ahead
         values: list[T] = []
         failure: Exception = Empty()
         first = last = 0
         behind = (0, 0)
-        while len(values) < limit:
-            try:
-                entry = reader.current()
-                if entry is None or (first and entry[0].id != last + 1):
+        highest = self.acknowledged.highest
+        try:
+            while len(values) < limit:
+                # current() at every item would cost as much as the rest.
+                if (not ahead or ahead[0][0][0] <= highest) and reader.current() is None:
                     break
-                values.append(use(entry[0]))
-            except Exception as error:
-                failure = error
-                break
-            except BaseException:  # KeyboardInterrupt: nothing was taken
-                self._untake(first, last)
-                raise
-            record, start, end = entry
-            last = record.id
-            first = first or last
-            if acknowledge:
-                behind = reader.number, end
-            else:
-                claimed[last] = reader.number, start, end
-            reader.advance()
+                record, start, stop = ahead[0]
+                id = record[0]
+                if first and id != last + 1:
+                    break
+                values.append(use(record))
+                last = id
+                first = first or id
+                behind = reader.number, stop
+                if not acknowledge:
+                    claimed[id] = reader.number, start, stop
+                ahead.popleft()
+        except Exception as error:
+            failure = error
+        except BaseException:  # KeyboardInterrupt: nothing was taken
+            self._untake(first, last)
+            raise
         if not values:
             raise failure
         if acknowledge:
@@ -230,12 +232,14 @@ class Consumer:
         claimed = self.claimed
         if len(ids) > 1:
             ids = list(dict.fromkeys(ids))
+            for id in ids:
+                if id not in claimed:
+                    raise self._not_claimed(id)
         for id in ids:
-            if id not in claimed:
+            place = claimed.get(id)
+            if place is None:
                 raise self._not_claimed(id)
-        for id in ids:
-            number, _, end = claimed[id]
-            self._write(id, id, (number, end))
+            self._write(id, id, (place[0], place[2]))
             del claimed[id]
 
     def give_back(self, id: int) -> None:

@@ -317,6 +317,7 @@ class CursorWriter:
         self.acknowledged = acknowledged
         self.fd = -1
         self.offset = 0
+        self._pwrite = disk.pwrite
 
     def resume(self, reader: CursorReader) -> None:
         """Go on behind what ``reader`` has read, and wipe out whatever is left there."""
@@ -335,7 +336,10 @@ class CursorWriter:
         acknowledged = self.acknowledged
         if first == acknowledged.last + 1 and not acknowledged.ranges:
             body = _pack_entry(_POSITION, behind[0], last, behind[1])
-            self._append(_pack_crc(crc32(body, self._salt)) + body)
+            entry = _pack_crc(crc32(body, self._salt)) + body
+            if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.offset += _ENTRY_SIZE
             acknowledged.last = acknowledged.highest = last
             acknowledged.count += last - first + 1
             acknowledged.position = behind
@@ -352,7 +356,7 @@ class CursorWriter:
         # At a tracked offset and not with O_APPEND, because the reserved blocks lie behind. A
         # write that fails half-way leaves an entry that does not check out, and the next one
         # is written over it.
-        if self._disk.pwrite(self.fd, entry, self.offset) != len(entry):
+        if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.offset += len(entry)
 

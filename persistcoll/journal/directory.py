@@ -6,6 +6,7 @@ a directory that holds something else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -34,6 +35,7 @@ __all__ = [
     "PRODUCER_LOCK",
     "Info",
     "Wanted",
+    "occupied",
     "open_info",
     "prepare",
 ]
@@ -42,7 +44,7 @@ _FORMAT = "persistcoll-queue"
 _VERSION = 1
 INFO, CURSOR = "info", "cursor"
 PRODUCER_LOCK, CONSUMER_LOCK = "producer.lock", "consumer.lock"
-_OURS = re.compile(r"producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
+_OURS = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
 DEFAULT_CHUNKSIZE = 16384
 """Records. A change of chunk costs a few syncs, which at this size is below 0.2 us a record."""
 
@@ -218,6 +220,16 @@ def _parse(disk: Disk, path: str, file: str, data: bytes, wanted: Wanted) -> Inf
             f"{path!r} has format version {fields['version']}; this release reads version {_VERSION}"
         )
     return Info(bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"])
+
+
+def occupied(path: str) -> int:
+    """The size of all files there, in bytes."""
+    total = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # a chunk that was just consumed
+                total += entry.stat().st_size
+    return total
 
 
 def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:

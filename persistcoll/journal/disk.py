@@ -85,7 +85,7 @@ class Disk:
     (never a POSIX ``fcntl`` lock, which any ``close`` in the process drops).
 
     ==================================  ===========================================================
-    ``open(path, flags, mode=0o600)``   a descriptor, never inherited, never through a symlink
+    ``open(path, flags, mode=0o600)``   a descriptor
     ``close(fd)``
     ``read(fd, count, offset)``         up to ``count`` bytes from ``offset``
     ``write(fd, data)``                 bytes written, perhaps fewer; descriptors that are written
@@ -93,7 +93,7 @@ class Disk:
     ``pwrite(fd, data, offset)``        bytes written, perhaps fewer
     ``size(fd, 0, os.SEEK_END)``        the file's size (``lseek``: a third of the cost of ``fstat``)
     ``truncate(fd, length)``
-    ``reserve(fd, length)``             blocks for ``length`` bytes; does nothing where impossible
+    ``reserve(fd, length)``             blocks for ``length`` bytes
     ``sync(fd)``                        the file's data and size are on the device
     ``sync_directory(path)``            the names in it are on the device
     ``replace(source, target)``         atomic rename
@@ -132,12 +132,15 @@ class Disk:
             self._use_posix(platform, fcntl)
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
+        """A descriptor, never inherited, never through a symlink."""
         return os.open(path, flags | _OPEN_FLAGS, mode)
 
     def mkdir(self, path: str) -> None:
+        """Make a directory that only its owner may enter."""
         os.mkdir(path, 0o700)
 
     def reserve(self, fd: int, length: int) -> None:
+        """Have blocks for ``length`` bytes; does nothing where that is impossible."""
         fallocate = getattr(os, "posix_fallocate", None)  # not on macOS and Windows
         if fallocate is None:
             return
@@ -368,10 +371,7 @@ def read_fully(disk: Disk, fd: int, count: int, offset: int) -> bytes:
 
 
 def network_file_system(path: str) -> str | None:
-    """The type of the network file system that ``path`` lies on, else ``None``.
-
-    Locks and atomic renames cannot be trusted there. Known on Linux, from the mount table.
-    """
+    """The type of the network file system that ``path`` is on, else ``None``; known on Linux."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
             lines = table.readlines()
@@ -394,5 +394,5 @@ _NETWORK = frozenset(
 
 
 def new_salt() -> int:
-    """Thirty-two random bits, never zero (frames of zeros must not validate)."""
+    """Thirty-two random bits, never zero."""
     return secrets.randbits(32) or 1

@@ -16,14 +16,21 @@ from persistcoll.errors import (
     CorruptionError,
     Empty,
     Full,
-    LockedError,
     NotClaimedError,
     StorageError,
 )
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursors import Acknowledged, CursorWriter, Position
-from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, PRODUCER_LOCK, Wanted, open_info, prepare
+from persistcoll.journal.cursors import Acknowledged, Position
+from persistcoll.journal.directory import (
+    CONSUMER_LOCK,
+    CURSOR,
+    PRODUCER_LOCK,
+    Wanted,
+    occupied,
+    open_info,
+    prepare,
+)
 from persistcoll.journal.disk import Disk, close_quietly, storage_error
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.observer import Observer
@@ -111,34 +118,14 @@ class Fifo:
             chunksize=wanted.chunksize or info.chunksize,
             power=self._power,
             floor=lambda: observer.acknowledged().highest,
-            bury=self._bury,
+            bury=observer.bury,
             seal=self._seal_for(info.store_id),
             failed=self._poison,
         )
         undo.callback(self._journal.drop)
         if not observer.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
-            self._bury(1, 0)
-
-    def _bury(self, first: int, last: int) -> None:
-        """Count ids as acknowledged that will never be given (again). The producer lock is held.
-
-        Only after a power cut, or where there is no cursor yet: there is no consumer then.
-        """
-        try:
-            self._lock.acquire()
-        except LockedError:
-            return
-        try:
-            seen, _ = self._observer.hand_over()
-            path = os.path.join(self._path, CURSOR)
-            if first <= last:
-                seen.acknowledged.merge(first, last)
-            cursor = CursorWriter(self._disk, path, self.store_id, seen.acknowledged, self._wanted.tempdir)
-            cursor.compact()
-            close_quietly(self._disk, cursor.fd)
-        finally:
-            self._lock.release()
+            observer.bury(1, 0)
 
     def _poison(self, failure: StorageError) -> None:
         """After a failed sync nothing more is done on these descriptors, by anybody."""
@@ -154,7 +141,7 @@ class Fifo:
             self._open()
 
     def _consuming(self) -> Consumer:
-        """With the mutex held: the consumer, which this process becomes if it is not."""
+        """With the mutex held: the consumer, which this process becomes."""
         self._check()
         if self._consumer is None:
             try:
@@ -211,7 +198,9 @@ class Fifo:
 
     def take(self, use: Callable[[Record], T], acknowledge: bool = False) -> T:
         with self._mutex:
-            consumer = self._consuming()
+            consumer = self._consumer
+            if consumer is None or self._trouble is not None or self._forked:
+                consumer = self._consuming()
             value = consumer.take(use, acknowledge)
         if acknowledge and self._power:
             consumer.commit()
@@ -227,10 +216,12 @@ class Fifo:
 
     def acknowledge(self, ids: Sequence[int]) -> None:
         with self._mutex:
-            self._check()
-            if not ids:
-                return
-            consumer = self._holding()
+            consumer = self._consumer
+            if consumer is None or self._trouble is not None or self._forked:
+                self._check()
+                if not ids:
+                    return
+                consumer = self._holding()
             consumer.acknowledge(ids)
         if self._power:
             consumer.commit()
@@ -361,7 +352,7 @@ class Fifo:
     def stats(self) -> Stats:
         ready, claimed = self.count(), self.claimed()
         oldest = next(self.records(), None)
-        with self._mutex, os.scandir(self._path) as entries:
+        with self._mutex:
             return Stats(
                 ready=ready,
                 claimed=claimed,
@@ -369,7 +360,7 @@ class Fifo:
                 oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
                 puts=self._journal.tail[2],
                 gets=self._acknowledged().count,
-                bytes=sum(entry.stat().st_size for entry in entries),
+                bytes=occupied(self._path),
             )
 
     # The end.

@@ -4,9 +4,9 @@ A frame is a header of 32 bytes, little-endian, and the payload::
 
     crc u32 | magic u16 | kind u16 | length u32 | id u64 | time f64 | synced u32 | payload
 
-``crc`` is the CRC-32 of everything behind it, seeded with the random salt in the chunk's header. The
-seed is what makes it safe: a torn tail comes back from ext4 as zeros, and the unseeded CRC of
-zeros is zero; and an old block of another chunk never validates either.
+``crc`` is the CRC-32 of everything behind it, seeded with the random salt in the chunk's header: an old
+block of another chunk, which a power cut may leave in the place of a write, never validates. Zeros,
+which ext4 leaves there, are no frame because the magic number is none.
 
 ``synced`` is an offset in the same chunk: the writer knew, when it wrote this frame, that all before
 it was on the device. That is how recovery tells a torn tail from damage. Writes that were never
@@ -111,10 +111,23 @@ class Frames:
     :ivar synced: the ``synced`` of the frame last read.
     """
 
-    __slots__ = ("_at", "_base", "_batch_end", "_buffer", "_fd", "_read", "_salt", "end", "start", "synced")
+    __slots__ = (
+        "_at",
+        "_base",
+        "_batch_end",
+        "_buffer",
+        "_fd",
+        "_read",
+        "_salt",
+        "_size",
+        "end",
+        "start",
+        "synced",
+    )
 
     def __init__(self, disk: Disk, fd: int, salt: int, offset: int) -> None:
         self._read = disk.read
+        self._size = disk.size
         self._fd = fd
         self._salt = salt
         self._buffer = b""
@@ -208,6 +221,9 @@ class Frames:
     def _fill(self, need: int) -> bool:
         """Have ``need`` bytes from the next frame's start in the buffer, if the file holds them."""
         offset = self._base + self._at
+        if need > _WINDOW and self._size(self._fd, 0, os.SEEK_END) < offset + need:
+            self._buffer, self._base, self._at = b"", offset, 0
+            return False  # a damaged length must not make us allocate what it says
         self._buffer = self._read(self._fd, max(need, _WINDOW), offset)
         self._base = offset
         self._at = 0

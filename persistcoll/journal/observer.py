@@ -6,9 +6,9 @@ import logging
 import os
 import threading
 
-from persistcoll.errors import CorruptionError
+from persistcoll.errors import CorruptionError, LockedError
 from persistcoll.journal.consumer_lock import ConsumerLock, Published
-from persistcoll.journal.cursors import Acknowledged, CursorReader, Position
+from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
 from persistcoll.journal.disk import close_quietly, storage_error
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
@@ -45,6 +45,7 @@ class Observer:
 
     def __init__(self, place: Place, cursor_path: str, lock: ConsumerLock) -> None:
         self._place = place
+        self._path = cursor_path
         self._lock = lock
         self._mutex = threading.Lock()
         self._cursor = CursorReader(place.disk, cursor_path, place.store_id)
@@ -97,6 +98,26 @@ class Observer:
                 last, position = beginning(self._place)
                 acknowledged.move(last, position)
             return self._cursor, whole
+
+    def bury(self, first: int, last: int) -> None:
+        """Count ids as acknowledged that will never be given (again). The producer lock is held.
+
+        Only after a power cut, or where there is no cursor yet: there is no consumer then.
+        """
+        try:
+            self._lock.acquire()
+        except LockedError:
+            return
+        try:
+            seen, _ = self.hand_over()
+            if first <= last:
+                seen.acknowledged.merge(first, last)
+            place = self._place
+            cursor = CursorWriter(place.disk, self._path, place.store_id, seen.acknowledged, place.tempdir)
+            cursor.compact()
+            close_quietly(place.disk, cursor.fd)
+        finally:
+            self._lock.release()
 
     def _refresh(self) -> bool:
         """Read on; whether the cursor is there and has said where it stands."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 
-from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, Disk, close_quietly, storage_error
+from persistcoll.journal.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, storage_error
 from persistcoll.journal.mark import TailMark, read_mark, write_mark
 
 __all__ = ["ProducerLock"]
@@ -35,6 +36,16 @@ class ProducerLock:
         """Wait for the lock and take it. The kernel keeps those who wait in line."""
         try:
             self._flock(self.fd, EXCLUSIVE)
+        except OSError as error:
+            raise storage_error(error, "locking", self._directory) from error
+
+    def acquire_calling(self, waiting: Callable[[], None]) -> None:
+        """Take the lock; if that has to wait, call ``waiting`` first."""
+        try:
+            self._flock(self.fd, TRY_EXCLUSIVE)
+        except BlockingIOError:
+            waiting()
+            self.acquire()
         except OSError as error:
             raise storage_error(error, "locking", self._directory) from error
 

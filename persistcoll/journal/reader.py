@@ -31,6 +31,7 @@ class Reader:
     :param lost: called with the first and last id of records that are passed over as damaged;
         ``None``: this reader only looks.
     :ivar number: the chunk of the record that :meth:`current` returns.
+    :ivar ahead: what has been read ahead, and is to be taken from its left; all of one chunk.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Reader:
         self._tail = tail
         self._lost = lost
         self._last_id = self._start_id = last_id
-        self._ahead: deque[tuple[Record, int, int]] = deque()
+        self.ahead: deque[tuple[Record, int, int]] = deque()
         self._failure: CorruptionError | None = None
         self._retried = (-1, -1)
         self._fd = -1
@@ -76,7 +77,7 @@ class Reader:
     @property
     def next_id(self) -> int:
         """The id of the first record not advanced over."""
-        return self._ahead[0][0].id if self._ahead else self._last_id + 1
+        return self.ahead[0][0].id if self.ahead else self._last_id + 1
 
     def current(self) -> tuple[Record, int, int] | None:
         """The record here, with the offsets of its start and end in chunk :attr:`number`.
@@ -85,7 +86,7 @@ class Reader:
 
         :raise CorruptionError: the bytes here are damaged, and the policy is not "skip".
         """
-        ahead = self._ahead
+        ahead = self.ahead
         while True:
             if not ahead and not self._read_ahead():
                 return None
@@ -98,17 +99,17 @@ class Reader:
 
     def advance(self) -> None:
         """Go behind the record that :meth:`current` returned."""
-        self._ahead.popleft()
+        self.ahead.popleft()
 
     def _read_ahead(self) -> bool:
-        """Have at least one record in ``_ahead``, all of one chunk, if there is one."""
+        """Have at least one record in ``ahead``, all of one chunk, if there is one."""
         if self._failure is not None:
             raise self._failure
         try:
             run = self._frames.read_run(self._last_id + 1)
             if run:
                 self._last_id = run[-1][0].id
-                self._ahead.extend(run)
+                self.ahead.extend(run)
                 return True
             record = self._next()
         except OSError as error:
@@ -117,7 +118,7 @@ class Reader:
             raise storage_error(error, "reading", self._place.path(self.number)) from error
         if record is None:
             return False
-        self._ahead.append((record, self._frames.start, self._frames.end))
+        self.ahead.append((record, self._frames.start, self._frames.end))
         return True
 
     def close(self) -> None:

@@ -125,6 +125,8 @@ class Entry:
 
 
 class File:
+    """What is known of one file's content: what is sure, and what is still on its way."""
+
     def __init__(self, content: bytes = b"") -> None:
         self.base = content
         self.entries: list[Entry] = []
@@ -214,6 +216,7 @@ class Image:
 
 
 def apply_name(names: dict[str, int], directories: set[str], operation: Operation) -> None:
+    """Do to ``names`` and ``directories`` what a name operation does."""
     kind, path, inode = operation.kind, operation.path, operation.inode
     if kind == "mkdir":
         directories.add(path)
@@ -229,6 +232,7 @@ def apply_name(names: dict[str, int], directories: set[str], operation: Operatio
 def content_of(
     base: bytes, entries: Sequence[Entry], fates: dict[int, Fate], junk: dict[tuple[int, str], bytes]
 ) -> bytes:
+    """``base`` after those entries, each with the fate that the power cut gave it."""
     content = bytearray(base)
     floor = len(base)
     for entry in entries:

@@ -30,3 +30,9 @@ def open_queue(tmp_path) -> Iterator[Callable[..., Queue]]:
 @pytest.fixture
 def queue(open_queue: Callable[..., Queue]) -> Queue:
     return open_queue()
+
+
+@pytest.fixture(params=[False, True], ids=["task_done", "autosave"])
+def either(request: pytest.FixtureRequest, open_queue: Callable[..., Queue]) -> Queue:
+    """Acknowledged by ``task_done()``, and at once."""
+    return open_queue(autosave=request.param)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -12,7 +13,7 @@ from persistcoll.engine import signals
 from persistcoll.engine.blocking import BlockingQueue, checked_timeout
 from persistcoll.engine.memory import MemoryState, MemoryStore
 from persistcoll.testing.children import together
-from tests.queues.test_queue import until, waiting
+from tests.queues.waits import until, waiting
 
 AT_ONCE = 0.05
 """Seconds; a machine under load is slow, a lost wake-up takes for ever."""
@@ -212,7 +213,7 @@ class Racing(MemoryStore):
 
     def __init__(self):
         super().__init__()
-        self.meanwhile = None
+        self.meanwhile: Callable[[], object] | None = None
         self.looks = 0
 
     def _race(self, look):
@@ -220,7 +221,7 @@ class Racing(MemoryStore):
             return look()
         except (Empty, Full):
             self.looks += 1
-            if self.looks == 2:  # the first look is before any waiting
+            if self.looks == 2 and self.meanwhile is not None:  # the first look is before any waiting
                 self.meanwhile()
             raise
 
@@ -308,6 +309,25 @@ def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
         "clear": blocking.clear,
     }[call]()
     wait()
+
+
+@pytest.mark.parametrize("end", ["close", "shutdown", "shutdown at once"])
+def test_the_end_wakes_everyone_at_once(open_queue, no_polling, end):
+    queue = open_queue(maxsize=1)
+    finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(3)]
+    until(lambda: len(queue._blocking._items._gates) == 3)
+    other = open_queue(maxsize=1, name="full")
+    other.put(1)
+    finish += [waiting(lambda: other.put(2, timeout=20)) for _ in range(3)]
+    until(lambda: len(other._blocking._space._gates) == 3)
+    for each in (queue, other):
+        if end == "close":
+            each.close()
+        else:
+            each.shutdown(end == "shutdown at once")
+    for each in finish:
+        with pytest.raises(ClosedError if end == "close" else ShutDown):
+            each()
 
 
 def test_two_objects_over_one_state_wake_each_other():

@@ -10,7 +10,7 @@ import pytest
 from persistcoll.engine import signals
 from persistcoll.engine.signals import SLOWEST_POLL, Signal
 from persistcoll.testing.children import together
-from tests.queues.test_queue import until, waiting
+from tests.queues.waits import until, waiting
 
 
 def wait_once(signal, seconds=10.0, version=None, seen=None):

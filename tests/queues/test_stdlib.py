@@ -48,11 +48,6 @@ class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
                 super().__init__(path, maxsize, autosave=autosave, durability="process")
                 opened.append(self)
 
-            @property
-            def unfinished_tasks(self) -> int:
-                """An inner attribute of the standard library's, which its tests look at."""
-                return self._blocking._unfinished()
-
         self.type2test = Queue
         self.opened = opened
         self.directory = directory

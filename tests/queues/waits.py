@@ -1,0 +1,48 @@
+"""Calls that wait, in threads, and waiting for facts."""
+
+from __future__ import annotations
+
+import queue as standard
+import threading
+import time
+
+__all__ = ["someone_waits", "until", "waiting"]
+
+
+def waiting(call):
+    """Start ``call`` in a thread, and return once it waits: a function that gives its result."""
+    result: standard.SimpleQueue = standard.SimpleQueue()
+
+    def run():
+        try:
+            result.put((call(), None))
+        except BaseException as error:
+            result.put((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def finish():
+        value, error = result.get(timeout=10)
+        thread.join(10)
+        if error is not None:
+            raise error
+        return value
+
+    finish.thread = thread  # type: ignore[attr-defined]
+    finish.done = lambda: not result.empty()  # type: ignore[attr-defined]
+    return finish
+
+
+def until(fact, seconds=10.0):
+    """Wait for ``fact()``."""
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not fact():
+        assert time.monotonic() < deadline, "it did not come true"
+        pause.wait(0.001)
+
+
+def someone_waits(queue):
+    blocking = queue._blocking
+    return any(signal.listeners for signal in (blocking._items, blocking._space, blocking._idle))
