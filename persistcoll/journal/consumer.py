@@ -56,6 +56,7 @@ class Consumer:
         self._disk = place.disk
         self._journal = journal
         self._lock = lock
+        self._publish_taken = lock.publish_taken
         self._failed = failed
         self.acknowledged = acknowledged = seen.acknowledged
         self._cursor = CursorWriter(place.disk, cursor_path, place.store_id, acknowledged, place.tempdir)
@@ -127,7 +128,7 @@ class Consumer:
             self.claimed[id] = reader.number, start, end
         self.gone = gone = self.gone + 1
         if self.claimed:  # else the cursor says it
-            self._lock.publish(gone, id + 1)
+            self._publish_taken(gone, id + 1)
         reader.ahead.popleft()
         return value
 

@@ -32,6 +32,8 @@ __all__ = ["ConsumerLock", "Published"]
 _STATE = struct.Struct("<QQQQ")
 _PATIENCE = 0.1
 _pack = _STATE.pack
+_pack_taken = struct.Struct("<QQ").pack
+_TAKEN = 8  # the offset of those two
 
 
 class Published(NamedTuple):
@@ -100,15 +102,20 @@ class ConsumerLock:
         except OSError as error:
             raise storage_error(error, "locking", self._path) from error
 
+    def publish_taken(self, gone: int, next_id: int) -> None:
+        """The same as :meth:`publish`, where nothing has been given back since: at every ``get``."""
+        try:  # not contextlib.suppress, which costs as much as the write
+            self._pwrite(self._fd, _pack_taken(gone, next_id), _TAKEN)
+        except OSError:
+            pass  # soft state: a full disk must not stop a consumer
+
     def publish(self, gone: int, next_id: int, returned: Sequence[int] = ()) -> None:
         """Tell other processes what is no longer ready."""
         state = _pack(self._pid, gone, next_id, len(returned))
         if returned:
             state += struct.pack(f"<{len(returned)}Q", *returned)
-        try:  # not contextlib.suppress, which costs as much as the write
+        with contextlib.suppress(OSError):
             self._pwrite(self._fd, state, 0)
-        except OSError:
-            pass  # soft state: a full disk must not stop a consumer
 
     def published(self) -> Published:
         """What the consumer published last; nothing if there is none."""

@@ -40,6 +40,7 @@ class JournalEnd:
     :ivar fd: the chunk's descriptor, for appending and reading.
     :ivar end: the size up to which the chunk is whole.
     :ivar last_id: the id of the last record.
+    :ivar salt: the chunk's.
     :ivar full_at: the id that begins the next chunk; 0 if this one is finished.
     :ivar commit: syncs the chunk.
     :ivar trouble: why nothing may follow, if so.
@@ -67,6 +68,7 @@ class JournalEnd:
         self.trouble: StorageError | ClosedError | None = None
         self.commit = GroupCommit(self._disk, place.directory, self.poison)
         self.chunk: Chunk
+        self.salt = 0
         self.fd = -1
         self.end = 0
         self.last_id = 0
@@ -94,8 +96,8 @@ class JournalEnd:
                 self._write_again(data)
         except OSError as error:
             raise self.rolled_back(error) from error
-        self.commit.end = self.end = self.end + len(data)
-        self.commit.written = self.last_id = last_id
+        self.end += len(data)
+        self.last_id = last_id
         self._writing = False
 
     def _write_again(self, data: bytes) -> None:
@@ -186,6 +188,7 @@ class JournalEnd:
 
     def _adopt(self, tail: Tail) -> None:
         self.fd, self.chunk, self.end = tail.fd, tail.chunk, tail.end
+        self.salt = tail.chunk.salt
         self.last_id, self.sealed = tail.last_id, tail.sealed
         self.full_at = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
         self.commit.written = tail.last_id

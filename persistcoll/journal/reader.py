@@ -167,6 +167,8 @@ class Reader:
             later = [other for other in chunk_numbers(place.directory) if other > number]
             if not later:
                 return False  # not begun yet
+            if os.path.exists(place.path(number)):
+                return self._enter(number)  # begun, and the next one too, between the two looks
             path = place.path(number)
             self._give_up_unless_skipping(CorruptionError(f"chunk {path!r} is missing", path))
             return self._enter(later[0])
