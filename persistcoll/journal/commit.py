@@ -4,8 +4,8 @@ While one works, those who come meanwhile wait; when it is done, the first of th
 of them. Each one who waits has a gate of its own, so that being woken costs no fight for a common lock.
 
 Those whose work is done are woken by the next one, when it begins to wait for the device. Woken at once,
-they would run first (one thread runs at a time) and the device would wait for all of them: with 32
-threads that took as long as the sync.
+they would run first (one thread runs at a time) and the device would wait for all of them: measured with
+32 threads on two cores, 36 us a put that way and 25 us this way.
 """
 
 from __future__ import annotations

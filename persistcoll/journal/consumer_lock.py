@@ -104,7 +104,7 @@ class ConsumerLock:
 
     def publish_taken(self, gone: int, next_id: int) -> None:
         """The same as :meth:`publish`, where nothing has been given back since: at every ``get``."""
-        try:  # not contextlib.suppress, which costs as much as the write
+        try:  # not contextlib.suppress, which costs almost as much as the write
             self._pwrite(self._fd, _pack_taken(gone, next_id), _TAKEN)
         except OSError:
             pass  # soft state: a full disk must not stop a consumer

@@ -119,7 +119,7 @@ class Journal:
         with self._mutex:
             if tail.trouble is not None:
                 raise refusal(tail.trouble, self._directory)
-            # The bare flock: through the lock's methods it would cost a fifth of the whole.
+            # The hot path of "process": the bare calls, and nothing that can be left out.
             try:
                 self._flock(self._lock.fd, EXCLUSIVE)
                 try:
@@ -168,8 +168,7 @@ class Journal:
     def _append_all(self, requests: Sequence[_Append], waiting: Callable[[], None]) -> None:
         """Append for all who wait, with one write and one sync.
 
-        One write, because every system call lets the other threads run: with a write for each, 16
-        of them took as long as the sync.
+        One write, because every system call lets other threads run first.
         """
         tail = self._tail
         with self._mutex:
