@@ -243,31 +243,25 @@ class BlockingQueue:
                     raise ValueError("task_done() called too many times")
                 self._handed -= 1
         else:
-            ids = self._hands.ids
-            if ids:
-                self._acknowledge(ids)
-            else:
-                self._acknowledge_for_another_thread()
+            ids = self._hands.ids or self._oldest_hand()
+            id = ids.popleft()
+            try:
+                self.store.acknowledge((id,))
+            except NotClaimedError:
+                raise
+            except BaseException:
+                ids.appendleft(id)  # it was not acknowledged: the next call tries again
+                raise
         if self._idle.listeners:
             self._idle.notify(None)
 
-    def _acknowledge(self, ids: deque[int]) -> None:
-        id = ids.popleft()
-        try:
-            self.store.acknowledge((id,))
-        except NotClaimedError:
-            raise
-        except BaseException:
-            ids.appendleft(id)  # it was not acknowledged: the next call tries again
-            raise
-
-    def _acknowledge_for_another_thread(self) -> None:
+    def _oldest_hand(self) -> deque[int]:
         """The standard library lets any thread call task_done(): take the oldest that was got."""
         with self._mutex:
             candidates = [ids for _, ids in self._all_hands if ids]
             if not candidates:
-                raise ValueError("task_done() called too many times") from None
-            self._acknowledge(min(candidates, key=lambda ids: ids[0]))
+                raise ValueError("task_done() called too many times")
+            return min(candidates, key=lambda ids: ids[0])
 
     def join(self) -> None:
         def attempt() -> None:

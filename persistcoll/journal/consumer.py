@@ -116,10 +116,10 @@ class Consumer:
         if self._returned:
             return self._take_returned(use, acknowledge)
         reader = self._reader
-        entry = reader.current()
-        if entry is None:
+        ahead = reader.ahead
+        if (not ahead or ahead[0][0][0] <= self.acknowledged.highest) and reader.current() is None:
             raise Empty
-        record, start, end = entry
+        record, start, end = ahead[0]
         value = use(record)
         id = record[0]
         if acknowledge:
@@ -129,7 +129,7 @@ class Consumer:
         self.gone = gone = self.gone + 1
         if self.claimed:  # else the cursor says it
             self._publish_taken(gone, id + 1)
-        reader.ahead.popleft()
+        ahead.popleft()
         return value
 
     def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool) -> list[T]:
@@ -311,13 +311,13 @@ class Consumer:
         except OSError as error:
             raise storage_error(error, "acknowledging in", self._cursor.path) from error
         self._writes += 1
-        self._commit.written = self._writes
         if self.acknowledged.position[0] != self._first_chunk:
             self._drop_consumed()
 
     def commit(self) -> None:
         """Return when everything acknowledged so far is durable. No lock is held."""
-        self._commit.commit(self._writes)
+        self._commit.written = ticket = self._writes
+        self._commit.commit(ticket)
 
     # Removing what is consumed.
 
@@ -363,6 +363,7 @@ class Consumer:
                 # Renamed, but perhaps not durably, and what is open here is the old file.
                 self._break(storage_error(error, "replacing", self._cursor.path))
             raise
+        self._commit.written = self._writes
         self._commit.switch(self._cursor.fd, self._cursor.path, 0)
 
     def _break(self, failure: StorageError) -> None:

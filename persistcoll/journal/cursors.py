@@ -334,7 +334,7 @@ class CursorWriter:
         :raise OSError: nothing was acknowledged.
         """
         acknowledged = self.acknowledged
-        if first == acknowledged.last + 1 and not acknowledged.ranges:
+        if first == acknowledged.last + 1 and not acknowledged._by_first:  # nearly always
             body = _pack_entry(_POSITION, behind[0], last, behind[1])
             entry = _pack_crc(crc32(body, self._salt)) + body
             if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
