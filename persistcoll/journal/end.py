@@ -206,6 +206,7 @@ class JournalEnd:
 
         :param repair: the lock is held, so that what is not whole is a dead process's: cut it.
         """
+        self._writing = False  # after a KeyboardInterrupt: what lies behind is read, not undone
         while True:
             if self.sealed and not self._follow(locked=repair):
                 return

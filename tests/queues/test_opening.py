@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from persistcoll import (
     StorageError,
     StoreKindError,
 )
-from persistcoll.journal import directory
+from persistcoll.journal import directory, disk
 from persistcoll.journal.disk import Disk
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -329,3 +330,44 @@ def test_tempdir_on_another_file_system(tmp_path, refused):
 
 def test_tempdir_that_is_missing(tmp_path, refused):
     refused(OSError, "nowhere", tempdir=tmp_path / "nowhere")
+
+
+def test_a_network_file_system(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "network_file_system", lambda path: "nfs4")
+    with pytest.raises(StorageError, match=r"network file system \(nfs4\)"):
+        Queue(tmp_path / "q")
+    with Queue(tmp_path / "q", allow_network_fs=True) as queue:
+        queue.put(1)
+        assert queue.get() == 1
+        queue.task_done()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="the mount table is Linux's")
+def test_the_kind_of_a_file_system_is_read_from_the_mount_table(tmp_path, monkeypatch):
+    assert disk.network_file_system(str(tmp_path)) is None
+    device = os.stat(tmp_path).st_dev
+    with open("/proc/self/mountinfo", encoding="utf-8") as table:
+        lines = [line.split(" ") for line in table]
+    mine = next(line for line in lines if line[2] == f"{os.major(device)}:{os.minor(device)}")
+    kind = mine[mine.index("-") + 1]
+    monkeypatch.setattr(disk, "_NETWORK", frozenset({kind}))
+    assert disk.network_file_system(str(tmp_path)) == kind
+
+
+@pytest.mark.needs("root", "mount", "umount")
+def test_a_read_only_file_system(tmp_path):
+    place = tmp_path / "mounted"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=True)
+    try:
+        with Queue(place / "q", durability="process") as queue:
+            queue.put(1)
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        for path in (place / "q", place / "new"):
+            with pytest.raises(StorageError):
+                Queue(path)
+        subprocess.run(["mount", "-o", "remount,rw", str(place)], check=True)
+        with Queue(place / "q", durability="process") as queue:
+            assert queue.get() == 1
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
