@@ -7,9 +7,9 @@ import pickle
 from typing import Any
 
 from persistcoll.base import BaseQueue, checked_count
+from persistcoll.disk import Disk
 from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
-from persistcoll.journal.disk import Disk
 from persistcoll.journal.fifo import Fifo, Seal
 from persistcoll.serializers import codec, locate, resolve
 

@@ -21,6 +21,17 @@ J1     After a crash a journal is a prefix of what was appended, and contains ev
 J2     Nothing ever appears behind a reader.
 J3     A cursor's commit is atomic and only moves forward; rewinding is a verb of its own.
 J4     Trimming never removes what a cursor still needs.
+T1     A record of a table goes from ready or delayed to claimed, and from claimed to gone, done,
+       failed, dead, delayed or ready; what is done, failed or dead is only ever removed.
+T2     A claim that was lost (to the end of its lease, or to somebody who gave it back) can do nothing
+       any more: ``StaleClaimError``.
+T3     What a lease that ran out, or a holder that died, had claimed is ready again; what a living one
+       holds is not.
+T4     A key is refused while a record of it is ready, delayed or claimed, and free after.
+M1     A mapping keeps its pairs in the order in which their keys came; a new value keeps the place.
+M2     What a mapping's transaction does happens wholly or not at all, it sees what it did itself, and
+       nobody else writes meanwhile.
+M3     Nothing that has expired is ever seen.
 =====  =============================================================================================
 
 Tests carry these numbers in their names; ``persistcoll.testing.laws`` has one function for each
@@ -30,11 +41,12 @@ law that a single process can check.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, TypeVar
 
-from persistcoll.engine.values import Record, Stats
+from persistcoll.engine.values import Entry, Record, State, Stats
 
-__all__ = ["Store"]
+__all__ = ["Mapping", "Pair", "Store", "Table"]
 
 T = TypeVar("T")
 
@@ -70,7 +82,7 @@ class Store(Protocol):
     def acknowledge(self, ids: Sequence[int]) -> None:
         """Remove these claimed records for good. ``NotClaimedError`` for any other id."""
 
-    def give_back(self, id: int) -> None:
+    def give_back(self, id: int) -> int | None:
         """Make a claimed record ready again, in its place. ``NotClaimedError`` for any other id."""
 
     def peek(self, use: Callable[[Record], T]) -> T:
@@ -111,3 +123,140 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of everything. What is claimed stays stored. Idempotent."""
+
+
+class Table(Store, Protocol):
+    """A store of records with states, made with a :class:`~persistcoll.engine.values.Discipline` and a
+    :class:`~persistcoll.engine.values.Retry`.
+
+    *Ready*, and what ``count`` counts, is also what was delayed and is due, and what was claimed with a
+    lease that ran out. A claim that no lease ends is held until its store is closed or its process dies.
+    What ``acknowledge``, ``fail`` and ``give_back`` are given must have been claimed by this very store:
+    ``NotClaimedError`` for what never was or is finished, ``StaleClaimError`` for a claim that was lost.
+    """
+
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        """Store them all, in order, or none (``Full``); ``None`` in place of an id for an entry whose
+        key is in force, which is not stored and needs no room.
+        """
+
+    def take(
+        self,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        id: int | None = None,
+        following: bool = False,
+    ) -> T:
+        """As in a :class:`Store`; with an ``id`` that ready record, or, ``following``, the ready record
+        that comes after that id in the order of taking (by priority: of ids).
+        """
+
+    def fail(self, ids: Sequence[int]) -> None:
+        """Set claimed records aside as failed."""
+
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        """Make a claimed record ready again; dead, if it was claimed too often.
+
+        :param delay: seconds until then; ``None``: as the table's back-off says.
+        :param to_back: behind all others, as a record with a new id that has had as many attempts.
+        :return: its id.
+        """
+
+    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        """Another payload for a record that is ready, delayed or claimed by whomever.
+
+        :return: whether there is one. ``DuplicateError`` if the new key is in force for another record.
+        """
+
+    def holds(self, key: bytes) -> bool:
+        """Whether a record of this key is ready, delayed or claimed."""
+
+    def resume(self) -> int:
+        """Make ready what holders that are dead had claimed; return how many records."""
+
+    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+        """The records in these states (none named: in any), in the order of their ids."""
+
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        """Remove what is done, failed or dead, the longest finished first.
+
+        :param keep: how many of the newest stay.
+        :param limit: how many to remove at most.
+        :return: how many were removed.
+        """
+
+    def shrink(self) -> None:
+        """Give unused room back to the file system."""
+
+
+class Pair(NamedTuple):
+    """A key and its value, as a mapping sees them."""
+
+    key: bytes
+    """What decides which keys are equal."""
+    name: bytes
+    """The key as it was first given, in whatever form its owner reads."""
+    value: bytes
+    serial: int = 0
+    """Where it stands in the order: grows with each new key, and stays with a new value."""
+
+
+class Mapping(Protocol):
+    """A dict of bytes. Each call is one short atomic operation, from any thread."""
+
+    def get(self, key: bytes, use: Callable[[Pair], T]) -> T:
+        """``use`` of its pair; ``KeyError`` if there is none."""
+
+    def get_many(self, keys: Sequence[bytes], use: Callable[[Pair], T]) -> dict[bytes, T]:
+        """``use`` of the pairs of those keys that there are, at one moment."""
+
+    def set_many(self, pairs: Sequence[Pair], expires: float | None = None) -> None:
+        """Store them all or none; the ``serial`` given is ignored.
+
+        :param expires: seconds from now until they are gone; ``None``: never.
+        """
+
+    def change(self, key: bytes, change: Callable[[Pair | None], tuple[Pair | None, T]]) -> T:
+        """Give ``change`` the present pair, or ``None``, and store the pair that it returns (of the same
+        key; ``None`` removes it; the same object leaves it) in one step; return its other result.
+        If it raises, nothing happened. It must not call this mapping.
+        """
+
+    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+        """Remove the last (or first) pair and return ``use`` of it; ``KeyError`` if there is none.
+        If ``use`` raises, it stays.
+        """
+
+    def clear(self) -> int:
+        """Remove every pair; return how many there were."""
+
+    def contains(self, key: bytes) -> bool:
+        """Whether there is such a pair."""
+
+    def count(self) -> int:
+        """How many pairs there are."""
+
+    def page(self, after: int | None = None, limit: int = 256, reverse: bool = False) -> Sequence[Pair]:
+        """The pairs that come after the serial ``after`` in their order (or, reversed, before it)."""
+
+    def scan(
+        self, start: bytes, stop: bytes | None, after: bytes | None = None, limit: int = 256
+    ) -> Sequence[Pair]:
+        """The pairs with ``start <= key < stop``, in the order of their keys, those after ``after``."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """What this thread does within happens at the end of the block; not at all if the block raises.
+        One within another is part of it. Other threads' and processes' changes wait meanwhile.
+        """
+
+    def version(self) -> object:
+        """Differs from an earlier one when another process has changed something since."""
+
+    def stats(self) -> Stats:
+        """``ready``: how many pairs; ``bytes``: what their file occupies."""
+
+    def abandon(self) -> None:
+        """In a forked child, before anything else: let go of what is the parent's, write nothing."""
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import enum
+import random
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["Durability", "OnCorruption", "Record", "Stats"]
+__all__ = [
+    "FIFO",
+    "LIFO",
+    "PRIORITY",
+    "UNIQUE",
+    "Backoff",
+    "Discipline",
+    "Durability",
+    "Entry",
+    "OnCorruption",
+    "Record",
+    "Retry",
+    "State",
+    "Stats",
+]
 
 Durability = Literal["power", "process"]
 """What an operation that returned survives: a power cut, or the death of the process."""
@@ -22,6 +38,104 @@ class Record(NamedTuple):
     payload: bytes
     time: float
     """When it was put: seconds since the epoch."""
+    priority: float = 0
+    """The lowest is taken first, where the store goes by it."""
+    attempts: int = 0
+    """How often it has been claimed, this time included; counted by tables."""
+
+
+class Entry(NamedTuple):
+    """What is put into a table."""
+
+    payload: bytes
+    priority: float = 0
+    key: bytes | None = None
+    """No other record of this key may be ready, delayed or claimed."""
+
+
+class State(enum.Enum):
+    """Where a record of a table stands."""
+
+    READY = "ready"
+    """To be taken by whoever comes first."""
+    DELAYED = "delayed"
+    """Ready at a later time."""
+    CLAIMED = "claimed"
+    """In somebody's hands."""
+    DONE = "done"
+    """Acknowledged, and kept."""
+    FAILED = "failed"
+    """Given up by who had claimed it."""
+    DEAD = "dead"
+    """Given up because it was claimed too often."""
+
+
+class Discipline(NamedTuple):
+    """In which order a table is taken from, and what it refuses."""
+
+    name: str
+    newest_first: bool = False
+    by_priority: bool = False
+    """The lowest priority first; among equals, by id."""
+    unique: bool = False
+    """A record whose key is in force is refused."""
+
+
+FIFO = Discipline("fifo")
+LIFO = Discipline("lifo", newest_first=True)
+PRIORITY = Discipline("priority", by_priority=True)
+UNIQUE = Discipline("unique", unique=True)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """How long an item waits before it is delivered again, in seconds: longer each time.
+
+    >>> wait = Backoff(base=1, factor=2, limit=60, jitter=0)
+    >>> [wait.delay(attempts) for attempts in (1, 2, 3, 10)]
+    [1.0, 2.0, 4.0, 60.0]
+
+    :raise ValueError: a number is negative, or ``jitter`` above 1.
+    """
+
+    base: float = 1.0
+    """After the first attempt."""
+    factor: float = 2.0
+    """By what it grows with each attempt."""
+    limit: float = 3600.0
+    """The longest."""
+    jitter: float = 0.1
+    """Up to this part of it is added or taken off by chance, so that not all come back at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("base", "factor", "limit", "jitter"):
+            if not getattr(self, name) >= 0:  # NaN too
+                raise ValueError(f"{name!r} of a Backoff must not be negative")
+        if self.jitter > 1:
+            raise ValueError("'jitter' of a Backoff must not be above 1")
+
+    def delay(self, attempts: int) -> float:
+        """Seconds to wait after so many attempts."""
+        try:
+            seconds = min(self.base * self.factor ** max(0, attempts - 1), self.limit)
+        except OverflowError:
+            seconds = self.limit
+        return float(seconds * (1 + random.uniform(-self.jitter, self.jitter)))
+
+
+class Retry(NamedTuple):
+    """How a table treats what is claimed."""
+
+    lease: float | None = None
+    """Seconds after which a claim is lost; ``None``: it is held until its holder ends."""
+    max_attempts: int | None = None
+    """A record that was claimed so often and comes back is dead; ``None``: never."""
+    backoff: Backoff | None = None
+    """How long what comes back is delayed; ``None``: not at all."""
+    keep_done: int = 0
+    """How many of the newest acknowledged records are kept, at least."""
+    resume: bool = True
+    """Whether what dead holders had claimed is given back."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from persistcoll.disk import close_quietly, storage_error, sweep
 from persistcoll.engine.values import Record
 from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
 from persistcoll.journal.commit import GroupCommit
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
-from persistcoll.journal.disk import close_quietly, storage_error, sweep
 from persistcoll.journal.frames import BadFrame, Frames
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader

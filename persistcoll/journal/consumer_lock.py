@@ -16,8 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from persistcoll.errors import LockedError
-from persistcoll.journal.disk import (
+from persistcoll.disk import (
     TRY_EXCLUSIVE,
     TRY_SHARED,
     UNLOCK,
@@ -26,6 +25,7 @@ from persistcoll.journal.disk import (
     read_fully,
     storage_error,
 )
+from persistcoll.errors import LockedError
 
 __all__ = ["ConsumerLock", "Published"]
 

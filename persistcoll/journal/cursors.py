@@ -24,8 +24,8 @@ import os
 import struct
 from zlib import crc32
 
+from persistcoll.disk import Disk, close_quietly, new_salt, publish, read_fully
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.disk import Disk, close_quietly, new_salt, publish, read_fully
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 

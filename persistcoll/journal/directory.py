@@ -7,7 +7,6 @@ a directory that holds something else.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -17,15 +16,15 @@ import uuid
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from persistcoll.directories import make_directory, refuse_if_others_may_write, refuse_network
+from persistcoll.disk import Disk, close_quietly, publish
 from persistcoll.engine.values import OnCorruption
 from persistcoll.errors import (
     CorruptionError,
     FormatVersionError,
     SerializerMismatchError,
-    StorageError,
     StoreKindError,
 )
-from persistcoll.journal.disk import Disk, close_quietly, network_file_system, publish, storage_error
 from persistcoll.journal.segments import chunk_numbers, open_chunk
 
 __all__ = [
@@ -92,65 +91,17 @@ def prepare(disk: Disk, path: str, wanted: Wanted) -> None:
         write into it while the serializer executes code.
     :raise ValueError: ``tempdir`` is on another file system.
     """
-    try:
-        if not os.path.lexists(path):
-            _make_durably(disk, path)
-        status = os.lstat(path)
-        if os.path.islink(path) and status.st_uid not in _trusted_owners():
-            raise StorageError(f"{path!r} is a symbolic link that another user made", errno.EPERM)
-        if not os.path.isdir(path):
-            raise StoreKindError(f"{path!r} is not a directory", errno.ENOTDIR)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise storage_error(error, "creating", path) from error
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise StorageError(f"{path!r} cannot be written", errno.EACCES)
+    make_directory(disk, path)
     _refuse_foreign(path)
-    if not wanted.allow_network_fs and (kind := network_file_system(path)) is not None:
-        raise StorageError(
-            f"{path!r} is on a network file system ({kind}), where locks and renames cannot be relied"
-            " on; use a local disk, or allow_network_fs=True if you know better"
-        )
+    if not wanted.allow_network_fs:
+        refuse_network(path)
     if wanted.executes_code and not wanted.trust_directory:
-        _refuse_if_others_may_write(path, wanted.serializer)
+        refuse_if_others_may_write((path, os.path.join(path, INFO)), wanted.serializer)
     if wanted.tempdir is not None and os.stat(wanted.tempdir).st_dev != os.stat(path).st_dev:
         raise ValueError(
             f"tempdir {wanted.tempdir!r} is not on the file system of {path!r}, so that a rename"
             " between them would not be atomic; leave it out"
         )
-
-
-def _make_durably(disk: Disk, path: str) -> None:
-    parent = os.path.dirname(path)
-    if not os.path.lexists(parent):
-        _make_durably(disk, parent)
-    try:
-        disk.mkdir(path)
-    except FileExistsError:
-        pass  # another process was faster; its sync may still be under way, so ours follows too
-    disk.sync_directory(parent)
-
-
-def _trusted_owners() -> tuple[int, ...]:
-    return (os.geteuid(), 0) if hasattr(os, "geteuid") else (0,)
-
-
-def _refuse_if_others_may_write(path: str, serializer: str) -> None:
-    if not hasattr(os, "geteuid"):
-        return  # Windows: the permission bits say nothing
-    for name in (path, os.path.join(path, INFO)):
-        try:
-            status = os.stat(name)
-        except FileNotFoundError:
-            continue
-        if status.st_mode & 0o022 or status.st_uid not in _trusted_owners():
-            raise StorageError(
-                f"others may write {name!r} (mode {status.st_mode & 0o777:o}, owner {status.st_uid}),"
-                f" and reading a store with {serializer!r} runs whatever code it holds; chmod go-w,"
-                " use another serializer, or trust_directory=True",
-                errno.EPERM,
-            )
 
 
 def _refuse_foreign(path: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
+from persistcoll.disk import Disk, close_quietly, storage_error
 from persistcoll.engine.lifecycle import refusal
 from persistcoll.engine.values import Durability, Record, Stats
 from persistcoll.errors import (
@@ -31,7 +32,6 @@ from persistcoll.journal.directory import (
     open_info,
     prepare,
 )
-from persistcoll.journal.disk import Disk, close_quietly, storage_error
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.observer import Observer
 from persistcoll.journal.producer_lock import ProducerLock

@@ -26,8 +26,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from zlib import crc32
 
+from persistcoll.disk import Disk, read_fully
 from persistcoll.engine.values import Record
-from persistcoll.journal.disk import Disk, read_fully
 
 __all__ = [
     "BATCH",
@@ -189,7 +189,7 @@ class Frames:
             body = buffer[at + _CRC_SIZE : behind]
             if crc32(body, salt) != crc:
                 break
-            append((_new(Record, (id, body[_BODY_SIZE:], time)), base + at, base + behind))
+            append((_new(Record, (id, body[_BODY_SIZE:], time, 0, 0)), base + at, base + behind))
             id += 1
             at = behind
         self._at = at

@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from persistcoll.disk import EXCLUSIVE, UNLOCK, storage_error
+from persistcoll.engine.combining import Combiner, Request
 from persistcoll.engine.lifecycle import refusal
 from persistcoll.errors import ClosedError, EncodeError, StorageError
-from persistcoll.journal.commit import Combiner, Request
-from persistcoll.journal.disk import EXCLUSIVE, UNLOCK, storage_error
 from persistcoll.journal.end import JournalEnd
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock

@@ -16,7 +16,7 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
-from persistcoll.journal.disk import Disk, read_fully
+from persistcoll.disk import Disk, read_fully
 
 __all__ = ["TailMark", "read_mark", "write_mark"]
 

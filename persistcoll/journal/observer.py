@@ -6,10 +6,10 @@ import logging
 import os
 import threading
 
+from persistcoll.disk import close_quietly, storage_error
 from persistcoll.errors import CorruptionError, LockedError
 from persistcoll.journal.consumer_lock import ConsumerLock, Published
 from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
-from persistcoll.journal.disk import close_quietly, storage_error
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
-from persistcoll.journal.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, storage_error
+from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, storage_error
 from persistcoll.journal.mark import TailMark, read_mark, write_mark
 
 __all__ = ["ProducerLock"]

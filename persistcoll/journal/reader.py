@@ -7,10 +7,10 @@ import os
 from collections import deque
 from collections.abc import Callable
 
+from persistcoll.disk import close_quietly, publish, read_fully, storage_error
 from persistcoll.engine.values import Record
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.cursors import Acknowledged, Position
-from persistcoll.journal.disk import close_quietly, publish, read_fully, storage_error
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk

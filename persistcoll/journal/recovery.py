@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from persistcoll.disk import Disk, close_quietly, publish, sweep, write_fully
 from persistcoll.engine.values import OnCorruption, Record
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.disk import Disk, close_quietly, publish, sweep, write_fully
 from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Stop, encode, valid_frames
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.segments import Chunk, chunk_numbers, chunk_path, open_chunk

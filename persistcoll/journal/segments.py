@@ -19,8 +19,8 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
+from persistcoll.disk import Disk, close_quietly, publish, read_fully
 from persistcoll.errors import CorruptionError, FormatVersionError
-from persistcoll.journal.disk import Disk, close_quietly, publish, read_fully
 
 __all__ = [
     "Chunk",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from persistcoll import Queue
+from persistcoll.disk import Disk
 from persistcoll.journal.consumer import Consumer
-from persistcoll.journal.disk import Disk
 from persistcoll.testing.faults import CrashDisk, CrashState, Exploration, Model, explore
 from tests.crash.accounts import Scribe, memory_directory, numbered
 from tests.crash.lying import LyingDisk

@@ -18,9 +18,11 @@ from persistcoll import (
     SerializerMismatchError,
     StorageError,
     StoreKindError,
+    directories,
+    disk,
 )
-from persistcoll.journal import directory, disk
-from persistcoll.journal.disk import Disk
+from persistcoll.disk import Disk
+from persistcoll.journal import directory
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -333,7 +335,7 @@ def test_tempdir_that_is_missing(tmp_path, refused):
 
 
 def test_a_network_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr(directory, "network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(directories, "network_file_system", lambda path: "nfs4")
     with pytest.raises(StorageError, match=r"network file system \(nfs4\)"):
         Queue(tmp_path / "q")
     with Queue(tmp_path / "q", allow_network_fs=True) as queue:
