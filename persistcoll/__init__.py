@@ -9,7 +9,14 @@ survive what kills the process or the machine.
 an item
 """
 
-from persistcoll.engine.values import Stats
+from persistcoll.ack_queues import (
+    AckStatus,
+    FIFOSQLiteAckQueue,
+    FILOSQLiteAckQueue,
+    SQLiteAckQueue,
+    UniqueAckQ,
+)
+from persistcoll.engine.values import Backoff, Stats
 from persistcoll.errors import (
     BackendUnavailableError,
     ClaimError,
@@ -33,12 +40,23 @@ from persistcoll.errors import (
     StorageFullError,
     StoreKindError,
 )
+from persistcoll.pdict import PDict
 from persistcoll.queues import Queue
+from persistcoll.sql_queues import (
+    FIFOSQLiteQueue,
+    FILOSQLiteQueue,
+    LIFOSQLiteQueue,
+    PriorityQueue,
+    SQLiteQueue,
+    UniqueQ,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AckStatus",
     "BackendUnavailableError",
+    "Backoff",
     "ClaimError",
     "ClosedError",
     "CorruptionError",
@@ -46,12 +64,21 @@ __all__ = [
     "DuplicateError",
     "Empty",
     "EncodeError",
+    "FIFOSQLiteAckQueue",
+    "FIFOSQLiteQueue",
+    "FILOSQLiteAckQueue",
+    "FILOSQLiteQueue",
     "FormatVersionError",
     "Full",
+    "LIFOSQLiteQueue",
     "LockedError",
     "NotClaimedError",
+    "PDict",
     "PersistcollError",
+    "PriorityQueue",
     "Queue",
+    "SQLiteAckQueue",
+    "SQLiteQueue",
     "SerializerError",
     "SerializerMismatchError",
     "SerializerMissingError",
@@ -61,4 +88,6 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreKindError",
+    "UniqueAckQ",
+    "UniqueQ",
 ]

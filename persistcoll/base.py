@@ -1,6 +1,6 @@
 """What every queue class offers: the standard library's interface, over serialized items.
 
-The classes in :mod:`persistcoll.queues` pick a store and pass it to :class:`BaseQueue`; what waits is in
+The classes of queues pick a store and pass it to :class:`BaseQueue`; what waits is in
 :mod:`persistcoll.engine.blocking`, what is stored and how is the store's business.
 """
 
@@ -12,13 +12,19 @@ from types import TracebackType
 from typing import Any
 
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.contracts import Store
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import DecodeError
 from persistcoll.serializers.base import Codec, decode_error, encode_error
 
-__all__ = ["BaseQueue", "checked_count"]
+__all__ = ["BaseQueue", "checked_choice", "checked_count"]
+
+
+def checked_choice(name: str, value: object, *choices: str) -> None:
+    """:raise ValueError: ``value`` is none of them."""
+    if value not in choices:
+        *most, last = map(repr, choices)
+        raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
 
 
 def checked_count(name: str, value: int | None, least: int = 0) -> int:
@@ -36,6 +42,32 @@ def checked_count(name: str, value: int | None, least: int = 0) -> int:
     return value
 
 
+def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
+    # A function, no method: an object that holds a method of its own is not collected, so not closed, when
+    # the last reference to it goes, but at some later time.
+    loads = codec.loads
+
+    def plain(record: Record) -> tuple[int, Any]:
+        try:
+            return record.id, loads(record.payload)
+        except Exception as cause:
+            raise decode_error(codec, record.id, cause) from cause
+
+    unseal = codec.unseal
+    if unseal is None:
+        return plain
+
+    def sealed(record: Record) -> tuple[int, Any]:
+        try:
+            return record.id, loads(unseal(record.payload, record.id))
+        except DecodeError:
+            raise
+        except Exception as cause:
+            raise decode_error(codec, record.id, cause) from cause
+
+    return sealed
+
+
 class BaseQueue:
     """A :class:`queue.Queue` whose items live in a store.
 
@@ -44,11 +76,9 @@ class BaseQueue:
 
     def __init__(
         self,
-        store: Store,
+        blocking: BlockingQueue,
         codec: Codec,
         *,
-        maxsize: int,
-        autosave: bool,
         description: str,
         reopen: tuple[Callable[..., BaseQueue], dict[str, Any]],
     ) -> None:
@@ -56,12 +86,11 @@ class BaseQueue:
         self._reopen = reopen
         self._codec = codec
         self._dumps = codec.dumps
-        self._loads = codec.loads
-        self._decode = self._decode_sealed if codec.unseal is not None else self._decode_plain
-        self._blocking = BlockingQueue(store, maxsize, autosave)
-        self._put = self._blocking.put
-        self._get = self._blocking.get
-        self._task_done = self._blocking.task_done
+        self._decode = _decoder(codec)
+        self._blocking = blocking
+        self._put = blocking.put
+        self._get = blocking.get
+        self._task_done = blocking.task_done
         self._closed = False
         self._inherited = False
         follow_forks(self)
@@ -73,21 +102,6 @@ class BaseQueue:
             return self._dumps(item)
         except Exception as cause:
             raise encode_error(self._codec, item, cause) from cause
-
-    def _decode_plain(self, record: Record) -> tuple[int, Any]:
-        try:
-            return record.id, self._loads(record.payload)
-        except Exception as cause:
-            raise decode_error(self._codec, record.id, cause) from cause
-
-    def _decode_sealed(self, record: Record) -> tuple[int, Any]:
-        assert self._codec.unseal is not None
-        try:
-            return record.id, self._loads(self._codec.unseal(record.payload, record.id))
-        except DecodeError:
-            raise
-        except Exception as cause:
-            raise decode_error(self._codec, record.id, cause) from cause
 
     # Putting.
 
@@ -154,13 +168,17 @@ class BaseQueue:
         It is acknowledged when the block ends well, and back in its place when the block raises.
         ``task_done()`` is not to be called for it. Raises as :meth:`get`.
         """
-        id, item = self._blocking.claim(self._decode, block, timeout)
+        id, item = self._claim(block, timeout)
         try:
             yield item
         except BaseException:
             self._blocking.settle(id, done=False)
             raise
         self._blocking.settle(id, done=True)
+
+    def _claim(self, block: bool, timeout: float | None) -> tuple[Any, Any]:
+        """What stands for the claimed item, and the item."""
+        return self._blocking.claim(self._decode, block, timeout)
 
     def task_done(self) -> None:
         """Acknowledge the oldest item that this thread got and has not acknowledged.

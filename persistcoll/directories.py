@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from persistcoll.disk import Disk, network_file_system, storage_error
 from persistcoll.errors import StorageError, StoreKindError
 
-__all__ = ["make_directory", "refuse_if_others_may_write", "refuse_network"]
+__all__ = ["make_directory", "refuse_foreign_link", "refuse_if_others_may_write", "refuse_network"]
 
 
 def make_directory(disk: Disk, path: str) -> None:
@@ -21,9 +21,7 @@ def make_directory(disk: Disk, path: str) -> None:
     try:
         if not os.path.lexists(path):
             _make_durably(disk, path)
-        status = os.lstat(path)
-        if os.path.islink(path) and status.st_uid not in _trusted_owners():
-            raise StorageError(f"{path!r} is a symbolic link that another user made", errno.EPERM)
+        refuse_foreign_link(path)
         if not os.path.isdir(path):
             raise StoreKindError(f"{path!r} is not a directory", errno.ENOTDIR)
     except OSError as error:
@@ -32,6 +30,12 @@ def make_directory(disk: Disk, path: str) -> None:
         raise storage_error(error, "creating", path) from error
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise StorageError(f"{path!r} cannot be written", errno.EACCES)
+
+
+def refuse_foreign_link(path: str) -> None:
+    """``StorageError`` if ``path`` is a symbolic link that another user made."""
+    if os.path.islink(path) and os.lstat(path).st_uid not in _trusted_owners():
+        raise StorageError(f"{path!r} is a symbolic link that another user made", errno.EPERM)
 
 
 def refuse_network(path: str) -> None:

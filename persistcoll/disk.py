@@ -1,6 +1,6 @@
 """The only module that writes, syncs, renames, unlinks and locks.
 
-Everything else in this room asks a :class:`Disk` for it. That is what makes the faults testable
+Everything else asks a :class:`Disk` for it. That is what makes the faults testable
 (``persistcoll.testing`` has disks that fail and disks that lose power), and it keeps the
 differences between platforms in one place:
 

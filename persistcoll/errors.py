@@ -12,7 +12,7 @@ for ``ValueError``, ``OSError``, ``LookupError`` or ``ImportError`` keeps workin
     |- StorageError (OSError)
     |  |- StorageFullError
     |  |- LockedError               .pid
-    |  |- CorruptionError           .path  .offset
+    |  |- CorruptionError           .path  .offset  .id
     |  |- StoreKindError
     |  |- FormatVersionError
     |  `- BackendUnavailableError
@@ -128,12 +128,16 @@ class CorruptionError(StorageError):
 
     :ivar path: the damaged (or missing) file.
     :ivar offset: the offset in bytes at which the damage starts, or ``None`` for the whole file.
+    :ivar id: the damaged item's id in a database, which ``skip(id)`` takes to remove it, else ``None``.
     """
 
-    def __init__(self, message: str, path: str | None = None, offset: int | None = None) -> None:
+    def __init__(
+        self, message: str, path: str | None = None, offset: int | None = None, id: int | None = None
+    ) -> None:
         super().__init__(message)
         self.path = path
         self.offset = offset
+        self.id = id
 
 
 class StoreKindError(StorageError):
@@ -153,11 +157,11 @@ class ClaimError(PersistcollError, LookupError):
 
 
 class StaleClaimError(ClaimError):
-    """The claim was lost: its lease ran out, or the item was acknowledged already."""
+    """The claim was lost: its lease ran out, or somebody gave the item back."""
 
 
 class NotClaimedError(ClaimError):
-    """Nobody holds that item."""
+    """That item is not in these hands."""
 
 
 class DuplicateError(PersistcollError):

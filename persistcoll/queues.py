@@ -6,8 +6,9 @@ import os
 import pickle
 from typing import Any
 
-from persistcoll.base import BaseQueue, checked_count
+from persistcoll.base import BaseQueue, checked_choice, checked_count
 from persistcoll.disk import Disk
+from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo, Seal
@@ -71,11 +72,9 @@ class Queue(BaseQueue):
         _disk: Disk | None = None,
     ) -> None:
         directory = os.path.abspath(os.fspath(path))
-        if durability not in ("power", "process"):
-            raise ValueError(f"'durability' must be 'power' or 'process', not {durability!r}")
-        if on_corruption not in ("raise", "stop", "skip"):
-            raise ValueError(f"'on_corruption' must be 'raise', 'stop' or 'skip', not {on_corruption!r}")
-        checked_count("maxsize", maxsize)
+        checked_choice("durability", durability, "power", "process")
+        checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
+        maxsize = checked_count("maxsize", maxsize)
         if chunksize is not None:
             checked_count("chunksize", chunksize, 1)
         serializer = resolve(serializer)
@@ -105,10 +104,8 @@ class Queue(BaseQueue):
             "allow_network_fs": allow_network_fs,
         }
         super().__init__(
-            store,
+            BlockingQueue(store, maxsize, autosave),
             codec(serializer, store.store_id),
-            maxsize=maxsize,
-            autosave=autosave,
             description=f"{type(self).__name__} {directory!r}",
             reopen=(type(self), arguments),
         )

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from persistcoll.engine.contracts import Store
+from persistcoll.engine.hands import EveryHand, Hand, Hands
 from persistcoll.engine.signals import Signal
 from persistcoll.engine.values import Record
-from persistcoll.errors import Empty, Full, NotClaimedError, ShutDown
+from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError
 
 __all__ = ["BlockingQueue", "checked_timeout"]
 
 T = TypeVar("T")
-Use = Callable[[Record], tuple[int, T]]
+R = TypeVar("R")
+Use = Callable[[Record], tuple[Any, T]]
+"""What stands for the record in a hand (its id, where nothing else is said), and what ``get`` returns."""
+Take = Callable[[Use[T], bool], tuple[Any, T]]
+"""``take`` of a store, or of a choice of its records."""
 
 
 def checked_timeout(timeout: float | None) -> float | None:
@@ -40,50 +45,52 @@ class _Unfinished(Exception):
     """There are items to wait for."""
 
 
-class _Hand:
-    """The ids that one thread got and has not acknowledged, oldest first."""
-
-    __slots__ = ("__weakref__", "ids")
-
-    def __init__(self) -> None:
-        self.ids: deque[int] = deque()
-
-
-class _Hands(threading.local):
-    """Each thread's hand. The ids of a thread that ended stay known, for ``task_done`` to fall back on."""
-
-    def __init__(self, all_hands: list[tuple[weakref.ref[_Hand], deque[int]]]) -> None:
-        self.hand = _Hand()
-        self.ids = self.hand.ids
-        all_hands[:] = [entry for entry in all_hands if entry[0]() is not None or entry[1]]
-        all_hands.append((weakref.ref(self.hand), self.ids))
-
-
 class BlockingQueue:
     """The standard library's queue, over a store of bytes.
 
     :param maxsize: ``put`` waits while so many items are ready; 0 means without bound.
     :param autosave: ``get`` acknowledges; else ``task_done`` does.
+    :param append: puts one in place of the store's ``append``.
+    :param append_many: puts several in place of the store's ``append_many``.
+    :param acknowledge: in place of the store's; it is given what stands for the records in a hand.
+    :param give_back: likewise.
+    :param hand: makes what the threads hold those in.
     """
 
-    def __init__(self, store: Store, maxsize: int, autosave: bool) -> None:
+    def __init__(
+        self,
+        store: Store,
+        maxsize: int,
+        autosave: bool,
+        *,
+        append: Callable[[Any, int], Any] | None = None,
+        append_many: Callable[[Sequence[Any], int], Any] | None = None,
+        acknowledge: Callable[[Sequence[Any]], None] | None = None,
+        give_back: Callable[[Any], object] | None = None,
+        hand: Callable[[], Hand] = deque,
+    ) -> None:
         self.maxsize = maxsize
         self.autosave = autosave
         self.store = store
         self._take = store.take
-        self._append = store.append
+        self._append = append or store.append
+        self._append_many = append_many or store.append_many
+        self._acknowledge = acknowledge or store.acknowledge
+        self._give_back = give_back or store.give_back
+        self._make_hand = hand
         self.is_shutdown = False
         self._immediate = False
         self._reset()
 
     def _reset(self) -> None:
         self._items = Signal()
+        self._chosen = Signal()
         self._space = Signal()
         self._idle = Signal()
         self._mutex = threading.Lock()
         self._handed = 0  # with autosave: got, and task_done() not yet called for
-        self._all_hands: list[tuple[weakref.ref[_Hand], deque[int]]] = []
-        self._hands = _Hands(self._all_hands)
+        self._all_hands: EveryHand = []
+        self._hands = Hands(self._all_hands, self._mutex, self._make_hand)
 
     def after_fork(self) -> None:
         """In a forked child: nobody waits here, nothing is in any hand, the store is the parent's."""
@@ -92,36 +99,42 @@ class BlockingQueue:
 
     # put
 
-    def put(self, payload: bytes, block: bool, timeout: float | None) -> int:
+    def put(self, what: Any, block: bool, timeout: float | None) -> Any:
         if timeout is not None:
             checked_timeout(timeout)
         if self.is_shutdown:
             raise ShutDown
         try:
-            id = self._append(payload, self.maxsize)
+            id = self._append(what, self.maxsize)
         except Full:
             if not block:
                 raise
-            id = self._put_again(lambda: self._append(payload, self.maxsize), timeout)
+            id = self._put_again(lambda: self._append(what, self.maxsize), timeout)
         if self._items.listeners:
-            self._items.notify()
+            self._wake_takers()
         return id
 
-    def put_many(self, payloads: Sequence[bytes], block: bool, timeout: float | None) -> range:
+    def put_many(self, several: Sequence[Any], block: bool, timeout: float | None) -> Any:
         checked_timeout(timeout)
         if self.is_shutdown:
             raise ShutDown
-        if 0 < self.maxsize < len(payloads):
-            raise ValueError(f"{len(payloads)} items never fit a maxsize of {self.maxsize}")
+        if 0 < self.maxsize < len(several):
+            raise ValueError(f"{len(several)} items never fit a maxsize of {self.maxsize}")
         try:
-            ids = self.store.append_many(payloads, self.maxsize)
+            ids = self._append_many(several, self.maxsize)
         except Full:
             if not block:
                 raise
-            ids = self._put_again(lambda: self.store.append_many(payloads, self.maxsize), timeout)
+            ids = self._put_again(lambda: self._append_many(several, self.maxsize), timeout)
         if self._items.listeners:
-            self._items.notify(len(ids))
+            self._wake_takers(len(several))
         return ids
+
+    def _wake_takers(self, count: int = 1) -> None:
+        """So many items became ready."""
+        self._items.notify(count)
+        if self._chosen.listeners:
+            self._chosen.notify(None)
 
     def _put_again(self, append: Callable[[], T], timeout: float | None) -> T:
         def attempt() -> T:
@@ -150,21 +163,22 @@ class BlockingQueue:
 
     # get
 
-    def get(self, use: Use[T], block: bool, timeout: float | None) -> T:
+    def get(self, use: Use[T], block: bool, timeout: float | None, choose: Take[T] | None = None) -> T:
+        """:param choose: in place of the store's ``take``: takes one that is not any one."""
         if timeout is not None:
             checked_timeout(timeout)
         if self._immediate:
             raise ShutDown
         autosave = self.autosave
+        take = choose or self._take
         try:
-            id, item = self._take(use, autosave)
+            id, item = self._hand_out(take, use) if autosave else take(use, False)
         except Empty:
             if not block or self.is_shutdown:
                 raise self._nothing() from None
-            id, item = self._take_again(lambda: self._take(use, autosave), timeout)
-        if autosave:
-            self._count_handed(1)
-        else:
+            again = partial(self._hand_out, take, use) if autosave else partial(take, use, False)
+            id, item = self._take_again(again, timeout, choose is not None)
+        if not autosave:
             self._hands.ids.append(id)
         if self._space.listeners:
             self._space.notify()
@@ -177,14 +191,16 @@ class BlockingQueue:
         if self._immediate:
             raise ShutDown
         autosave = self.autosave
+        take = partial(self.store.take_many, limit)
+        take_now = partial(self._hand_out, take, use, limit) if autosave else partial(take, use, False)
         try:
-            pairs = self.store.take_many(limit, use, autosave)
+            pairs = take_now()
         except Empty:
             if not block or self.is_shutdown:
                 raise self._nothing() from None
-            pairs = self._take_again(lambda: self.store.take_many(limit, use, autosave), timeout)
+            pairs = self._take_again(take_now, timeout)
         if autosave:
-            self._count_handed(len(pairs))
+            self._count_handed(len(pairs) - limit)
         else:
             self._hands.ids.extend([id for id, _ in pairs])
         if self._space.listeners:
@@ -194,7 +210,7 @@ class BlockingQueue:
     def _nothing(self) -> Exception:
         return ShutDown() if self.is_shutdown else Empty()
 
-    def _take_again(self, take: Callable[[], T], timeout: float | None) -> T:
+    def _take_again(self, take: Callable[[], T], timeout: float | None, chosen: bool = False) -> T:
         def attempt() -> T:
             if self._immediate:
                 raise ShutDown
@@ -203,15 +219,34 @@ class BlockingQueue:
             except Empty:
                 raise self._nothing() from None
 
-        return self._wait_for(self._items, attempt, Empty, timeout)
+        if not chosen:
+            return self._wait_for(self._items, attempt, Empty, timeout)
+        # Who waits for one item must not be given the wake-up of another one, for which others wait:
+        # all such are woken by all items. Counted among the listeners of `_items`, so that any are.
+        with self._items.listen():
+            return self._wait_for(self._chosen, attempt, Empty, timeout)
+
+    def _hand_out(self, take: Callable[[Use[T], bool], R], use: Use[T], most: int = 1) -> R:
+        """With autosave: take up to ``most``, counted before they are gone from the store.
+
+        Else ``join`` might look in between, and find them in neither place.
+        """
+        self._count_handed(most)
+        try:
+            return take(use, True)
+        except BaseException:
+            self._count_handed(-most)
+            raise
 
     def _count_handed(self, count: int) -> None:
         with self._mutex:
-            self._handed += count
+            self._handed = max(0, self._handed + count)
+        if count < 0 and self._idle.listeners:
+            self._idle.notify(None)
 
     # receive
 
-    def claim(self, use: Use[T], block: bool, timeout: float | None) -> tuple[int, T]:
+    def claim(self, use: Use[T], block: bool, timeout: float | None) -> tuple[Any, T]:
         """As ``get``, but the item is in no thread's hand: :meth:`settle` has to follow."""
         checked_timeout(timeout)
         if self._immediate:
@@ -225,14 +260,22 @@ class BlockingQueue:
         self._space.notify()
         return pair
 
-    def settle(self, id: int, done: bool) -> None:
+    def settle(self, id: Any, done: bool) -> None:
         """Acknowledge a claimed item, or give it back to its place."""
         if done:
-            self.store.acknowledge((id,))
-            self._idle.notify(None)
+            self._acknowledge((id,))
         else:
-            self.store.give_back(id)
-            self._items.notify()
+            try:
+                self._give_back(id)
+            except StaleClaimError:
+                pass  # then it is back already
+        self.settled(0 if done else 1)
+
+    def settled(self, ready: int) -> None:
+        """Wake whom it concerns that items are not claimed any more, and so many of them ready."""
+        if ready:
+            self._wake_takers(ready)
+        self._idle.notify(None)
 
     # task_done and join
 
@@ -243,11 +286,17 @@ class BlockingQueue:
                     raise ValueError("task_done() called too many times")
                 self._handed -= 1
         else:
-            ids = self._hands.ids or self._oldest_hand()
-            id = ids.popleft()
+            ids = self._hands.ids or self._hands.other()
+            if ids is None:
+                return
             try:
-                self.store.acknowledge((id,))
-            except NotClaimedError:
+                id = ids.popleft()
+            except IndexError:  # another thread was faster: look again
+                self.task_done()
+                return
+            try:
+                self._acknowledge((id,))
+            except ClaimError:
                 raise
             except BaseException:
                 ids.appendleft(id)  # it was not acknowledged: the next call tries again
@@ -255,13 +304,20 @@ class BlockingQueue:
         if self._idle.listeners:
             self._idle.notify(None)
 
-    def _oldest_hand(self) -> deque[int]:
-        """The standard library lets any thread call task_done(): take the oldest that was got."""
-        with self._mutex:
-            candidates = [ids for _, ids in self._all_hands if ids]
-            if not candidates:
-                raise ValueError("task_done() called too many times")
-            return min(candidates, key=lambda ids: ids[0])
+    def let_go(self, id: Any, ready: int) -> None:
+        """An item was settled in another way than by ``task_done``.
+
+        ``task_done`` may still be called for it; then it does nothing.
+
+        :param ready: 1 if it became ready by that.
+        """
+        if self._hands.drop(id):
+            self._hands.settled += 1
+        self.settled(ready)
+
+    def drop(self, id: Any) -> None:
+        """An item that was in a hand is lost: it is for others."""
+        self._hands.drop(id)
 
     def join(self) -> None:
         def attempt() -> None:
@@ -312,5 +368,5 @@ class BlockingQueue:
             self._wake_all()
 
     def _wake_all(self) -> None:
-        for signal in (self._items, self._space, self._idle):
+        for signal in (self._items, self._chosen, self._space, self._idle):
             signal.notify(None)

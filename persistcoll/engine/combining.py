@@ -18,6 +18,8 @@ from persistcoll.errors import StorageError
 
 __all__ = ["Combiner", "Request"]
 
+_INTERRUPTED = "the thread that did this for another was interrupted; whether it is stored is unknown"
+
 
 class Request:
     """What one caller wants done.
@@ -47,6 +49,11 @@ class Combiner(Generic[R]):
         self._mutex = threading.Lock()
         self._pending: list[R] = []
         self._leading = False
+
+    @property
+    def leading(self) -> bool:
+        """Whether somebody works at this moment."""
+        return self._leading
 
     def submit(self, request: R) -> None:
         """Return when ``request`` has been performed, by whomever; raise its failure."""
@@ -81,10 +88,7 @@ class Combiner(Generic[R]):
             raise
 
     def _lead(self, batch: Sequence[Request]) -> None:
-        failure: BaseException | None = StorageError(
-            "the thread that did this for another was interrupted; whether it is stored is unknown"
-        )
-        woken = False
+        whole = woken = False
 
         def wake() -> None:
             nonlocal woken
@@ -94,11 +98,12 @@ class Combiner(Generic[R]):
 
         try:
             self._perform(batch, wake)  # type: ignore[arg-type]  # they are all R
-            failure = None
+            whole = True
         finally:
             wake()
-            for request in batch[1:]:
-                request.failure = request.failure or failure
+            if not whole:
+                for request in batch[1:]:
+                    request.failure = request.failure or StorageError(_INTERRUPTED)
             with self._mutex:
                 following, self._pending = self._pending, []
                 self._leading = bool(following)

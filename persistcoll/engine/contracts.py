@@ -28,7 +28,8 @@ T2     A claim that was lost (to the end of its lease, or to somebody who gave i
 T3     What a lease that ran out, or a holder that died, had claimed is ready again; what a living one
        holds is not.
 T4     A key is refused while a record of it is ready, delayed or claimed, and free after.
-M1     A mapping keeps its pairs in the order in which their keys came; a new value keeps the place.
+M1     A mapping keeps its pairs in the order in which their keys came; a new value keeps the place and
+       the name. No iteration gives a key twice, or misses one that is there all the while.
 M2     What a mapping's transaction does happens wholly or not at all, it sees what it did itself, and
        nobody else writes meanwhile.
 M3     Nothing that has expired is ever seen.
@@ -158,7 +159,8 @@ class Table(Store, Protocol):
         """Make a claimed record ready again; dead, if it was claimed too often.
 
         :param delay: seconds until then; ``None``: as the table's back-off says.
-        :param to_back: behind all others, as a record with a new id that has had as many attempts.
+        :param to_back: as a record with a new id that has had as many attempts: first in, first out it
+            comes behind all others, last in, first out before them.
         :return: its id.
         """
 
@@ -190,59 +192,69 @@ class Table(Store, Protocol):
 
 
 class Pair(NamedTuple):
-    """A key and its value, as a mapping sees them."""
+    """A key and its value, as a mapping gives them."""
 
     key: bytes
-    """What decides which keys are equal."""
+    """What decides which keys are equal, and where they stand in a :meth:`Mapping.scan`."""
     name: bytes
     """The key as it was first given, in whatever form its owner reads."""
     value: bytes
-    serial: int = 0
-    """Where it stands in the order: grows with each new key, and stays with a new value."""
+    """Empty where values were not asked for."""
 
 
 class Mapping(Protocol):
-    """A dict of bytes. Each call is one short atomic operation, from any thread."""
+    """A dict of bytes. Each call is one short atomic operation, from any thread.
 
-    def get(self, key: bytes, use: Callable[[Pair], T]) -> T:
-        """``use`` of its pair; ``KeyError`` if there is none."""
+    A key that has expired is not there: set again, it is a new one.
+    """
 
-    def get_many(self, keys: Sequence[bytes], use: Callable[[Pair], T]) -> dict[bytes, T]:
-        """``use`` of the pairs of those keys that there are, at one moment."""
+    def get(self, key: bytes) -> bytes | None:
+        """The value of ``key``; ``None`` if it is not there."""
 
-    def set_many(self, pairs: Sequence[Pair], expires: float | None = None) -> None:
-        """Store them all or none; the ``serial`` given is ignored.
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The values of those of the keys that are there, at one moment."""
+
+    def contains(self, key: bytes) -> bool:
+        """Whether ``key`` is there."""
+
+    def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
+        """Store all of them, in order, or none: key, name, value. The name of a key that is there stays.
 
         :param expires: seconds from now until they are gone; ``None``: never.
         """
 
-    def change(self, key: bytes, change: Callable[[Pair | None], tuple[Pair | None, T]]) -> T:
-        """Give ``change`` the present pair, or ``None``, and store the pair that it returns (of the same
-        key; ``None`` removes it; the same object leaves it) in one step; return its other result.
-        If it raises, nothing happened. It must not call this mapping.
+    def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        """Give ``change`` the value of ``key``, or ``None``, and store the one that it returns (``None``:
+        remove the key; the same object: leave it) in one step; return its other result.
+
+        If it raises, nothing happened. It must not call this mapping. A key that is there expires when it
+        would have; a new one never does.
         """
+
+    def remove(self, key: bytes) -> bool:
+        """Remove ``key``, its value unread, so that a damaged one can be removed; whether it was there."""
 
     def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
         """Remove the last (or first) pair and return ``use`` of it; ``KeyError`` if there is none.
-        If ``use`` raises, it stays.
+        If ``use`` raises, it stays. It must not call this mapping.
         """
 
     def clear(self) -> int:
         """Remove every pair; return how many there were."""
 
-    def contains(self, key: bytes) -> bool:
-        """Whether there is such a pair."""
-
     def count(self) -> int:
         """How many pairs there are."""
 
-    def page(self, after: int | None = None, limit: int = 256, reverse: bool = False) -> Sequence[Pair]:
-        """The pairs that come after the serial ``after`` in their order (or, reversed, before it)."""
+    def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
+        """The pairs in their order. Whoever changes the mapping meanwhile, no key comes twice, every
+        key that is there all the while comes, one set after the call does not, and a value is one that it had
+        since the call. In memory there are never more than some hundred pairs or a few megabytes.
+        """
 
-    def scan(
-        self, start: bytes, stop: bytes | None, after: bytes | None = None, limit: int = 256
-    ) -> Sequence[Pair]:
-        """The pairs with ``start <= key < stop``, in the order of their keys, those after ``after``."""
+    def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
+        """The pairs with ``start <= key < stop``, in the order of their keys; as with :meth:`pairs`, but a
+        key set meanwhile may come.
+        """
 
     def transaction(self) -> AbstractContextManager[None]:
         """What this thread does within happens at the end of the block; not at all if the block raises.

@@ -9,7 +9,19 @@ from typing import Protocol
 
 from persistcoll.errors import ClosedError, StorageError
 
-__all__ = ["Forkable", "follow_forks", "refusal", "warn_unclosed"]
+__all__ = [
+    "FORK_PATIENCE",
+    "Forkable",
+    "Quiescent",
+    "follow_forks",
+    "quiesce_for_forks",
+    "refusal",
+    "warn_unclosed",
+]
+
+
+FORK_PATIENCE = 10.0
+"""Seconds that a fork waits for what is being done to end."""
 
 
 class Forkable(Protocol):
@@ -19,8 +31,20 @@ class Forkable(Protocol):
         """In a forked child, before anything else runs there: let go of what is the parent's."""
 
 
+class Quiescent(Forkable, Protocol):
+    """What :func:`quiesce_for_forks` follows."""
+
+    def _before_fork(self) -> None:
+        """In the parent: come to rest, and stay so."""
+
+    def _after_fork_in_parent(self) -> None:
+        """In the parent: go on."""
+
+
 # By identity; a WeakSet is not safe to iterate over if the fork came while it was changing.
 _open: dict[int, weakref.ref[Forkable]] = {}
+_quiescent: dict[int, weakref.ref[Quiescent]] = {}
+_resting: list[Quiescent] = []
 
 
 def follow_forks(container: Forkable) -> None:
@@ -35,14 +59,37 @@ def _forget(identity: int, reference: weakref.ref[Forkable]) -> None:
 
 
 def _after_fork_in_child() -> None:
+    _resting.clear()
     for reference in list(_open.values()):
         container = reference()
         if container is not None:
             container._after_fork()
 
 
+def quiesce_for_forks(container: Quiescent) -> None:
+    """As :func:`follow_forks`, and have it come to rest before each fork."""
+    identity = id(container)
+    _quiescent[identity] = weakref.ref(container, lambda _: _quiescent.pop(identity, None))
+    follow_forks(container)
+
+
+def _before_fork() -> None:
+    for reference in list(_quiescent.values()):
+        container = reference()
+        if container is not None:
+            container._before_fork()
+            _resting.append(container)
+
+
+def _after_fork_in_parent() -> None:
+    while _resting:
+        _resting.pop()._after_fork_in_parent()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
 
 
 def refusal(trouble: StorageError | ClosedError, where: str) -> StorageError | ClosedError:

@@ -150,12 +150,12 @@ class Stats:
     done: int = 0
     failed: int = 0
     dead: int = 0
-    """Set aside: they will not be delivered (here: lost to damage that was skipped)."""
+    """They will not be delivered: got too often, or, in files, lost to damage that was skipped."""
     oldest_age: float | None = None
     """Seconds since the oldest waiting item was put; ``None`` where there is none."""
     puts: int = 0
     """Items put since the queue was made."""
     gets: int = 0
-    """Items acknowledged (or skipped, or cleared) since the queue was made."""
+    """Items acknowledged, given up, skipped or cleared since the queue was made."""
     bytes: int = 0
-    """What the queue occupies."""
+    """What the queue's files occupy; several queues may share a database."""

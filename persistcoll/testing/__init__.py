@@ -1,41 +1,51 @@
 """For proving a store, and programs that use one.
 
-- :data:`LAWS`: what every store obeys, as functions, for a :class:`StoreFactory` of yours.
-- :class:`StoreMachine` and :class:`QueueMachine`: random sequences of operations, compared with a
-  model. They need ``pip install 'persistcoll[testing]'``.
+- :data:`LAWS`: what every store obeys, as functions, for a :class:`StoreFactory` of yours;
+  :data:`TABLE_LAWS`: what every table obeys, for a :class:`TableFactory`.
+- :class:`StoreMachine`, :class:`TableMachine` and :class:`QueueMachine`: random sequences of operations,
+  compared with a model. They need ``pip install 'persistcoll[testing]'``.
 - :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power;
   :func:`explore` tries everything that a power cut may leave.
-- :class:`MemoryStore`: a store that needs no disk.
+- :class:`MemoryStore` and :class:`MemoryTable`: a store and a table that need no disk.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.engine.memory import MemoryState, MemoryStore
+from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
 from persistcoll.testing.explore import Exploration, Violation, explore
 from persistcoll.testing.faults import Fault, FaultyDisk
 from persistcoll.testing.laws import LAWS, Capabilities, Law, StoreFactory
 from persistcoll.testing.power import CrashDisk
 from persistcoll.testing.states import CrashState, Model, Operation
+from persistcoll.testing.table_laws import TABLE_LAWS, FifoStores, TableFactory, TableLaw
 
 if TYPE_CHECKING:
-    from persistcoll.testing.machines import QueueMachine, StoreMachine
+    from persistcoll.testing.machines import QueueMachine, StoreMachine, TableMachine
 
 __all__ = [
     "LAWS",
+    "TABLE_LAWS",
     "Capabilities",
     "CrashDisk",
     "CrashState",
     "Exploration",
     "Fault",
     "FaultyDisk",
+    "FifoStores",
     "Law",
     "MemoryState",
     "MemoryStore",
+    "MemoryTable",
+    "MemoryTableState",
     "Model",
     "Operation",
     "QueueMachine",
     "StoreFactory",
     "StoreMachine",
+    "TableFactory",
+    "TableLaw",
+    "TableMachine",
     "Violation",
     "explore",
 ]
@@ -43,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Only who asks for the machines needs hypothesis.
-    if name in ("QueueMachine", "StoreMachine"):
+    if name in ("QueueMachine", "StoreMachine", "TableMachine"):
         from persistcoll.testing import machines
 
         return getattr(machines, name)

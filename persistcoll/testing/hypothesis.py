@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from persistcoll.errors import DecodeError, Empty, EncodeError, Full, NotClaimedError
+from persistcoll.errors import ClaimError, DecodeError, DuplicateError, Empty, EncodeError, Full
 
 try:
     from hypothesis import stateful
@@ -26,5 +26,14 @@ def outcome(call: Callable[[], Any]) -> Any:
     """What ``call()`` returned, or the type of what it raised."""
     try:
         return call()
-    except (ExpectedError, Empty, Full, NotClaimedError, DecodeError, EncodeError, ValueError) as error:
+    except (
+        ExpectedError,
+        Empty,
+        Full,
+        ClaimError,
+        DuplicateError,
+        DecodeError,
+        EncodeError,
+        ValueError,
+    ) as error:
         return type(error)

@@ -262,7 +262,7 @@ def test_foreign_names():
 @pytest.mark.parametrize(
     "given",
     ["json", json, our_json, marshal, Text(), Static, Native(), compressed(marshal, level=1, limit=99)],
-    ids=str,
+    ids=lambda serializer: getattr(serializer, "__name__", None) or getattr(serializer, "name", None),
 )
 def test_what_is_located_pickles_and_resolves_to_the_same(given):
     travelled = resolve(pickle.loads(pickle.dumps(locate(given))))

@@ -1,0 +1,212 @@
+"""Delivering items that stay until each one is settled: acknowledged, given back or set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from persistcoll.base import checked_count
+from persistcoll.deliveries import Deliveries, Delivery
+from persistcoll.engine.blocking import BlockingQueue, Use
+from persistcoll.engine.contracts import Table
+from persistcoll.engine.hands import OrderedHand
+from persistcoll.engine.values import Record
+from persistcoll.errors import ClaimError, ClosedError, Empty, StaleClaimError
+from persistcoll.sql_base import BaseSQLQueue, checked_seconds
+
+__all__ = ["BaseAckQueue"]
+
+
+class _NoItem:
+    """Where no item was given: ``None`` is one."""
+
+    def __repr__(self) -> str:
+        return "<no item>"
+
+
+_NO_ITEM = _NoItem()
+
+
+class BaseAckQueue(BaseSQLQueue):
+    """A queue in a table whose items are settled one by one.
+
+    What stands for an item in a thread's hand is its :class:`~persistcoll.deliveries.Delivery`.
+    """
+
+    def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
+        self._deliveries = Deliveries(table)
+        return BlockingQueue(
+            table,
+            maxsize,
+            False,
+            **self._putting(table),
+            acknowledge=self._deliveries.acknowledge,
+            give_back=self._deliveries.give_back,
+            hand=OrderedHand,
+        )
+
+    @property
+    def auto_commit(self) -> bool:
+        """True."""
+        return True
+
+    # Getting.
+
+    def get(  # type: ignore[override]
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | None = None,
+        next_in_order: bool = False,
+        raw: bool = False,
+    ) -> Any:
+        """Take the next item. It stays stored until it is settled.
+
+        :param block: wait for an item while there is none.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :param id: take the item with this id, and wait for that one; or what ``get(raw=True)`` gave, for
+            its id.
+        :param next_in_order: take the one that comes after that ``id``, whether that is still there or not;
+            behind the last one, the first.
+        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``, in seconds
+            since the epoch.
+        :raise ValueError: the timeout is negative, or ``id`` cannot be one, or it is missing for
+            ``next_in_order``.
+
+        It raises the others that :meth:`SQLiteQueue.get` does as well.
+        """
+        if not isinstance(next_in_order, bool):
+            raise ValueError("'next_in_order' must be True or False")
+        if id is None:
+            if next_in_order:
+                raise ValueError("'next_in_order' needs the 'id' that comes before")
+            choose = None
+        else:
+            choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
+        use = self._deliver_raw if raw else self._deliver
+        return self._hand_over(self._get(use, block, timeout, choose))
+
+    def _take_after(self, use: Use[Delivery], acknowledge: bool, id: int) -> tuple[Any, Delivery]:
+        try:
+            return self._table.take(use, acknowledge, id, True)
+        except Empty:
+            return self._table.take(use, acknowledge)
+
+    def get_nowait(self, id: int | None = None, raw: bool = False, next_in_order: bool = False) -> Any:
+        """``get(block=False)``."""
+        return self.get(False, None, id, next_in_order, raw)
+
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
+        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`."""
+        deliveries = self._blocking.get_many(checked_count("n", n, 1), self._deliver, block, timeout)
+        return [self._hand_over(delivery) for delivery in deliveries]
+
+    def _claim(self, block: bool, timeout: float | None) -> tuple[Delivery, Any]:
+        delivery, _ = self._blocking.claim(self._deliver, block, timeout)
+        return delivery, self._hand_over(delivery)
+
+    def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
+        delivery = Delivery(record, self._decode(record)[1], None)
+        self._deliveries.expect(record.id)
+        return delivery, delivery
+
+    def _deliver_raw(self, record: Record) -> tuple[Delivery, Delivery]:
+        delivery, _ = self._deliver(record)
+        delivery.raw = self._raw(record, delivery.item)
+        return delivery, delivery
+
+    def _hand_over(self, delivery: Delivery) -> Any:
+        for forgotten in self._deliveries.add(delivery):
+            self._blocking.drop(forgotten)
+        return delivery.item if delivery.raw is None else delivery.raw
+
+    # Settling.
+
+    def ack(self, item: Any = _NO_ITEM, id: int | None = None) -> int | None:
+        """Acknowledge an item: it is done.
+
+        :param item: the object that ``get`` returned, or a raw one, which may be a copy.
+        :param id: the item's id, instead.
+        :return: its id; ``None`` if this object has not delivered it, or it was settled already.
+        :raise StaleClaimError: the claim was lost, as its lease ran out; somebody else may have the item.
+        :raise ValueError: both or neither were given. ``None`` beside an id is not given.
+        :raise TypeError: ``id`` is no id.
+        """
+        return self._settle(item, id, self._acknowledge, 0)
+
+    def ack_failed(self, item: Any = _NO_ITEM, id: int | None = None) -> int | None:
+        """Set an item aside for good: it is not delivered again, and stays stored until
+        :meth:`clear_acked_data`. As :meth:`ack` otherwise.
+        """
+        return self._settle(item, id, self._fail, 0)
+
+    def nack(
+        self,
+        item: Any = _NO_ITEM,
+        id: int | None = None,
+        *,
+        delay: float | None = None,
+        to_back: bool = False,
+    ) -> int | None:
+        """Give an item back: it is delivered again. As :meth:`ack` otherwise.
+
+        One that was got ``max_attempts`` times is set aside instead.
+
+        :param delay: seconds until then; ``None``: as the queue's ``backoff`` says.
+        :param to_back: as if it had been put just now, instead of in its place: behind all others where the
+            oldest comes first, before them where the newest does. It gets a new id.
+        :return: its id, the new one where it got one.
+        """
+        if delay is not None:
+            checked_seconds("delay", delay)
+        return self._settle(item, id, partial(self._table.give_back, delay=delay, to_back=to_back), 1)
+
+    def _acknowledge(self, id: int) -> int:
+        self._table.acknowledge((id,))
+        return id
+
+    def _fail(self, id: int) -> int:
+        self._table.fail((id,))
+        return id
+
+    def _settle(self, item: Any, id: Any, verb: Callable[[int], int], ready: int) -> int | None:
+        delivery = self._find(item, id)
+        if delivery is None:
+            return None
+        try:
+            result = self._deliveries.settle(delivery, verb)
+        except ClaimError as error:
+            self._blocking.drop(delivery)
+            if isinstance(error, StaleClaimError):
+                raise
+            return None  # another thread settled it at the same time
+        self._blocking.let_go(delivery, ready)
+        return result
+
+    def _find(self, item: Any, id: Any) -> Delivery | None:
+        if self._closed:
+            raise ClosedError(f"{self!r} is closed")
+        if id is not None:
+            if item is not _NO_ITEM and item is not None:
+                raise ValueError("give the item or its id, not both")
+            return self._deliveries.pop_id(self._checked_id(id))
+        if item is _NO_ITEM:
+            raise ValueError("give the item, or its id")
+        found = self._deliveries.pop_item(item)
+        if found is None and self._is_raw(item) and isinstance(item["pqid"], int):
+            found = self._deliveries.pop_id(item["pqid"], item["timestamp"])
+        return found
+
+    # Life and death.
+
+    def close(self) -> None:
+        """Let go of the database. What was got and not settled is ready again; with ``auto_resume=False``
+        it is left for :meth:`resume_unack_tasks`. Idempotent.
+        """
+        super().close()
+        self._deliveries.clear()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._deliveries.clear()

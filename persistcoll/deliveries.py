@@ -1,0 +1,198 @@
+"""What a queue with acknowledgements has delivered, found again by the object that it delivered.
+
+The one book of what is in hand: ``ack`` and its relatives look an item up here, and what stands in a
+thread's hand for ``task_done`` is the same :class:`Delivery`. So an item is settled once, whichever way,
+and a delivery whose claim was lost settles nothing, however late it comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from persistcoll.engine.contracts import Table
+from persistcoll.engine.values import Record
+from persistcoll.errors import ClaimError, StaleClaimError
+
+__all__ = ["Deliveries", "Delivery"]
+
+T = TypeVar("T")
+
+# Lost deliveries whose settlement is still told from that of an item never delivered, or of the present one.
+_REMEMBERED = 1000
+
+
+class Delivery:
+    """One item as it was given to somebody.
+
+    :ivar raw: the raw form of the item, if that was given.
+    :ivar thread: who got it.
+    :ivar lost: the item was delivered anew since.
+    :ivar settled: it needs nothing any more.
+    """
+
+    __slots__ = ("attempts", "id", "item", "lost", "raw", "settled", "thread", "time")
+
+    def __init__(self, record: Record, item: Any, raw: dict[str, Any] | None) -> None:
+        self.id = record.id
+        self.time = record.time
+        self.attempts = record.attempts
+        self.item = item
+        self.raw = raw
+        self.thread = 0
+        self.lost = False
+        self.settled = False
+
+    def __lt__(self, other: Delivery) -> bool:
+        """The older item, for who looks for the oldest one in any hand."""
+        return self.id < other.id
+
+
+class Deliveries:
+    """The deliveries of one queue that are not settled. From any thread.
+
+    :param table: where the items are claimed.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all of them; after a fork, too, when a thread that is not there may hold the lock."""
+        self._mutex = threading.Lock()
+        self._by_id: dict[int, Delivery] = {}
+        # An object is kept alive by its deliveries, so no other one gets its identity meanwhile.
+        self._by_identity: dict[int, list[Delivery]] = {}
+        self._lost: deque[Delivery] = deque()
+
+    # Delivering.
+
+    def expect(self, id: int) -> None:
+        """Within ``take``: this record was ready, so an earlier delivery of it is lost."""
+        with self._mutex:
+            delivery = self._by_id.pop(id, None)
+            if delivery is not None:
+                self._lose(delivery)
+
+    def _lose(self, delivery: Delivery) -> None:
+        delivery.lost = True
+        self._lost.append(delivery)
+
+    def add(self, delivery: Delivery) -> Sequence[Delivery]:
+        """It was claimed and is given to this thread.
+
+        :return: lost ones that are not remembered any longer.
+        """
+        delivery.thread = threading.get_ident()
+        with self._mutex:
+            other = self._by_id.get(delivery.id)
+            newer = other is not None and other.attempts > delivery.attempts
+            if other is not None:
+                self._lose(delivery if newer else other)
+            if not newer:
+                self._by_id[delivery.id] = delivery
+            self._list(delivery)
+            forgotten = []
+            while len(self._lost) > _REMEMBERED:
+                forgotten.append(self._lost.popleft())
+                self._unlist(forgotten[-1])
+            return forgotten
+
+    def _list(self, delivery: Delivery, first: bool = False) -> None:
+        for thing in _objects(delivery):
+            listed = self._by_identity.setdefault(id(thing), [])
+            listed.insert(0 if first else len(listed), delivery)
+
+    def _unlist(self, delivery: Delivery) -> None:
+        for thing in _objects(delivery):
+            listed = self._by_identity.get(id(thing), [])
+            if delivery in listed:
+                listed.remove(delivery)
+                if not listed:
+                    del self._by_identity[id(thing)]
+
+    # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays.
+
+    def pop_item(self, item: Any) -> Delivery | None:
+        """The oldest delivery of this object: to this thread, else to any; if all were lost, a lost one."""
+        with self._mutex:
+            found = self._find(self._by_identity.get(id(item), ()))
+            if found is not None:
+                self._remove(found)
+            return found
+
+    def _find(self, listed: Sequence[Delivery]) -> Delivery | None:
+        thread = threading.get_ident()
+        elsewhere = lost = None
+        for delivery in listed:
+            if delivery.lost:
+                lost = lost or delivery
+            elif delivery.thread == thread:
+                return delivery
+            else:
+                elsewhere = elsewhere or delivery
+        return elsewhere or lost
+
+    def pop_id(self, id: int, time: object = None) -> Delivery | None:
+        """The delivery of the record with this id, and put at this time if that is known."""
+        with self._mutex:
+            found = self._by_id.get(id)
+            if found is None or (time is not None and found.time != time):
+                return None
+            self._remove(found)
+            return found
+
+    def _remove(self, delivery: Delivery) -> None:
+        if not delivery.lost:
+            self._unlist(delivery)
+            if self._by_id.get(delivery.id) is delivery:
+                del self._by_id[delivery.id]
+
+    # Settling.
+
+    def settle(self, delivery: Delivery, verb: Callable[[int], T]) -> T:
+        """``verb`` of its id, and out of the book with it; back in if that could not be done.
+
+        A lost one is refused, now and when it comes again.
+
+        :raise StaleClaimError: the claim was lost.
+        :raise NotClaimedError: it was settled at the same time.
+        """
+        with self._mutex:
+            self._remove(delivery)
+        if delivery.lost:
+            raise StaleClaimError(f"item {delivery.id} was delivered again since: its lease ran out")
+        try:
+            result = verb(delivery.id)
+        except StaleClaimError:
+            with self._mutex:
+                self._lose(delivery)
+                self._list(delivery)
+            raise
+        except ClaimError:
+            raise
+        except BaseException:
+            with self._mutex:
+                self._by_id.setdefault(delivery.id, delivery)
+                self._list(delivery, first=True)
+            raise
+        delivery.settled = True
+        return result
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        """For whom a hand holds them; what was settled already is left alone."""
+        for delivery in deliveries:
+            if not delivery.settled:
+                self.settle(delivery, lambda id: self._table.acknowledge((id,)))
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Likewise."""
+        if not delivery.settled:
+            self.settle(delivery, self._table.give_back)
+
+
+def _objects(delivery: Delivery) -> tuple[Any, ...]:
+    return (delivery.item,) if delivery.raw is None else (delivery.item, delivery.raw)

@@ -1,0 +1,1 @@
+"""Tables of records with states, and mappings, in SQL databases."""

@@ -1,0 +1,351 @@
+"""What is claimed: by whom, until when, and what becomes of it.
+
+A claim is fenced by its holder and the number of attempts: one that was lost, and taken again by whomever, is
+no claim any more, however late its first holder comes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from persistcoll.engine.values import Retry, State
+from persistcoll.errors import NotClaimedError, StaleClaimError
+from persistcoll.tables import schema
+from persistcoll.tables.clock import Clock
+from persistcoll.tables.database import Database
+from persistcoll.tables.dialect import Execute, TableWords
+from persistcoll.tables.holders import Holder, is_dead, left_behind
+from persistcoll.tables.keys import Keys
+from persistcoll.tables.ledger import Ledger
+from persistcoll.tables.rows import Rows
+
+__all__ = ["Claims", "sweep"]
+
+Fresh = Callable[[Execute], Ledger]
+Claim = tuple[int, int, int]
+"""Holder, id, attempts."""
+
+_HOLDERS = "SELECT holder FROM holders WHERE collection = ?"
+_NEW_HOLDER = "INSERT INTO holders (collection, holder) VALUES (?, ?)"
+_FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
+
+_PAGE = 256
+# Seconds between two looks at whether those who hold something still live.
+_VIGIL = 1.0
+# Done rows beyond those to keep before they are trimmed: it costs as much for one as for many.
+_SLACK = 64
+
+
+class Claims:
+    """What one handle of a table has claimed, and the moves out of the table of what is held."""
+
+    def __init__(
+        self,
+        database: Database,
+        number: int,
+        words: TableWords,
+        ledger: Ledger,
+        rows: Rows,
+        keys: Keys,
+        *,
+        retry: Retry,
+        now: Clock,
+    ) -> None:
+        self._database = database
+        self._number = number
+        self._words = words
+        self._ledger = ledger
+        self._rows = rows
+        self._keys = keys
+        self._retry = retry
+        self._now = now
+        self._mutex = threading.Lock()
+        self._holder: Holder | None = None
+        self._attempts: dict[int, int] = {}
+        """How often what this handle has claimed was claimed, by id."""
+        self._looked = -_VIGIL
+
+    # Claiming.
+
+    def holder(self) -> int:
+        """The number of this handle as a holder, which it becomes."""
+        holder = self._holder
+        if holder is None:
+            with self._mutex:
+                holder = self._holder = self._holder or self._become_holder()
+        return holder.number
+
+    def _become_holder(self) -> Holder:
+        made: list[Holder] = []
+
+        def run(execute: Execute) -> None:
+            # The lock before the row: whoever sees the row finds the lock taken while this process lives.
+            made.append(Holder(self._database.disk, self._database.path, schema.next_holder(execute)))
+            execute(_NEW_HOLDER, (self._number, made[0].number))
+
+        try:
+            self._database.write(run, False)
+        except BaseException:
+            for holder in made:
+                holder.end()
+            raise
+        return made[0]
+
+    def claim(self, execute: Execute, holder: int, rows: Sequence[Any]) -> None:
+        """These ready rows are this handle's."""
+        lease = self._retry.lease
+        until = None if lease is None else self._now() + lease
+        if len(rows) == 1:
+            id = rows[0][0]
+            execute(self._words.claim, (holder, until, id))
+            removed = execute(self._words.remove, (id,)).rowcount
+        else:
+            self._database.executemany(self._words.claim, [(holder, until, row[0]) for row in rows])
+            removed = self._database.executemany(self._words.remove, [(row[0],) for row in rows]).rowcount
+        self._rows.check_found(removed, len(rows))
+        ledger = self._ledger
+        ledger.ready -= len(rows)
+        ledger.claimed += len(rows)
+        ledger.note_due(until)
+        self._database.changed(ledger)
+
+    def note(self, rows: Sequence[Any]) -> None:
+        """That claim was committed."""
+        for row in rows:
+            self._attempts[row[0]] = row[4] + 1
+
+    def _claim_of(self, id: int) -> Claim:
+        attempts = self._attempts.get(id)
+        if attempts is None or self._holder is None:
+            raise NotClaimedError(f"item {id} is not in the hands of this store")
+        return self._holder.number, id, attempts
+
+    # Settling.
+
+    def finish(self, fresh: Fresh, ids: Sequence[int], state: State, sync: bool) -> None:
+        """They are done or failed; all of them or none."""
+        claims = [self._claim_of(id) for id in dict.fromkeys(ids)]
+
+        def run(execute: Execute) -> None:
+            fresh(execute)
+            if len(claims) > 1 or self._keys.unique:
+                self._refuse_stale(execute, claims)
+            for claim in claims:
+                self._settle(execute, claim, state)
+
+        self._database.write(run, sync)
+        for claim in claims:
+            self._forget(claim)
+
+    def _forget(self, claim: Claim) -> None:
+        """It is settled. Another thread may have claimed the same record anew by now."""
+        _, id, attempts = claim
+        if self._attempts.get(id) == attempts:
+            del self._attempts[id]
+
+    def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            if execute(self._words.is_held, claim).fetchone() is None:
+                raise self._stale(claim)
+
+    def _stale(self, claim: Claim) -> StaleClaimError:
+        return StaleClaimError(
+            f"item {claim[1]} is not in the hands of this store any more: its lease ran out, or it was given"
+            " back; it may be delivered again"
+        )
+
+    def acknowledge(self, execute: Execute, holder: int, rows: Sequence[Any]) -> None:
+        """Ready rows become done; they are claimed for that."""
+        self.claim(execute, holder, rows)
+        for row in rows:
+            self._settle(execute, (holder, row[0], row[4] + 1), State.DONE)
+
+    def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
+        """A held row becomes done, failed or dead, or is gone."""
+        holder, id, _ = claim
+        words, ledger, keep = self._words, self._ledger, self._retry.keep_done
+        if self._keys.unique:
+            self._keys.free(execute, (execute(words.held, (holder, id)).fetchone()[2],))
+        if state is not State.DONE or keep:
+            if not execute(words.finish[state], claim).rowcount:
+                raise self._stale(claim)
+            ledger.add(state, 1)
+        if not execute(words.drop, claim).rowcount:
+            raise self._stale(claim)
+        ledger.claimed -= 1
+        ledger.gone += 1
+        self._database.changed(ledger)
+        if state is State.DONE and keep and ledger.done > keep + _SLACK:
+            self.trim(execute, state, ledger.done - keep)
+
+    def trim(self, execute: Execute, state: State, count: int) -> None:
+        """The ``count`` longest finished rows of that state are gone."""
+        if count:
+            execute(self._words.trim[state], (count,))
+            self._ledger.add(state, -count)
+            self._database.changed(self._ledger)
+
+    def give_back(self, fresh: Fresh, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
+        """Ready again, now or later; or dead."""
+        claim = self._claim_of(id)
+        attempts = claim[2]
+        if delay is None:
+            delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
+
+        def run(execute: Execute) -> int:
+            fresh(execute)
+            self._refuse_stale(execute, (claim,))
+            if self._spent(attempts):
+                self._settle(execute, claim, State.DEAD)
+                return id
+            until = self._now() + delay if delay > 0 else None
+            move = self._send_to_back if to_back else self._return
+            return move(execute, claim, until)
+
+        new = self._database.write(run, sync)
+        self._forget(claim)
+        return new
+
+    def _spent(self, attempts: int) -> bool:
+        limit = self._retry.max_attempts
+        return limit is not None and attempts >= limit
+
+    def _return(self, execute: Execute, claim: Claim, until: float | None) -> int:
+        """To its place, now or then."""
+        holder, id, _ = claim
+        if until is None:
+            self._release(execute, claim)
+        else:
+            execute(self._words.postpone, (until, holder, id))
+        self._count_returned(until)
+        return id
+
+    def _release(self, execute: Execute, claim: Claim) -> None:
+        self._rows.check_found(execute(self._words.release, claim[:2]).rowcount, 1)
+        execute(self._words.drop, claim)
+
+    def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
+        """Behind all others, under a new id, now or then."""
+        holder, id, _ = claim
+        held = execute(self._words.held, (holder, id)).fetchone()
+        row = self._rows.renumbered(held, self._ledger.last_id + 1)
+        self._ledger.last_id += 1
+        execute(self._words.drop, claim)
+        self._keys.free(execute, (row[2],))
+        self._keys.take(execute, ((row[0], row[2]),))
+        if until is None:
+            execute(self._words.append, row)
+        else:
+            execute(self._words.hold, (until, *row))
+        self._count_returned(until)
+        return self._ledger.last_id
+
+    def _count_returned(self, until: float | None) -> None:
+        ledger = self._ledger
+        ledger.claimed -= 1
+        ledger.add(State.READY if until is None else State.DELAYED, 1)
+        ledger.note_due(until)
+        self._database.changed(ledger)
+
+    # What time and death bring.
+
+    def release_due(self, execute: Execute) -> None:
+        """Delays that are over and leases that ran out: ready again, or dead."""
+        now = self._now()
+        while claims := execute(self._words.due, (now, _PAGE)).fetchall():
+            for claim in claims:
+                if claim[0]:
+                    self._let_go(execute, claim)
+                else:
+                    self._release(execute, claim)
+                    self._ledger.delayed -= 1
+                    self._ledger.ready += 1
+        self._ledger.due = execute(self._words.next_due).fetchone()[0]
+        self._database.changed(self._ledger)
+
+    def _let_go(self, execute: Execute, claim: Claim) -> None:
+        if self._spent(claim[2]):
+            self._settle(execute, claim, State.DEAD)
+        else:
+            self._return(execute, claim, None)
+
+    def resume(self, execute: Execute) -> int:
+        """What dead holders had claimed: ready again, or dead; how many there were."""
+        count = 0
+        database = self._database
+        own = None if self._holder is None else self._holder.number
+        for (number,) in execute(_HOLDERS, (self._number,)).fetchall():
+            if number != own and is_dead(database.disk, database.path, number):
+                count += self._give_back_all(execute, number)
+        return count
+
+    def _give_back_all(self, execute: Execute, number: int) -> int:
+        claims = [(number, *claim) for claim in execute(self._words.of_holder, (number,)).fetchall()]
+        for claim in claims:
+            self._let_go(execute, claim)
+        execute(_FORGET_HOLDER, (self._number, number))
+        return len(claims)
+
+    def may_resume(self) -> bool:
+        """Whether something is held, and it is time to see if its holders live."""
+        if not self._retry.resume or not self._ledger.claimed:
+            return False
+        return time.monotonic() - self._looked >= _VIGIL
+
+    def resume_sometimes(self, execute: Execute) -> bool:
+        """:meth:`resume`, if it is time for it; whether anything came of it."""
+        if not self.may_resume():
+            return False
+        self._looked = time.monotonic()
+        return self.resume(execute) > 0
+
+    def find(self, execute: Execute, id: int) -> tuple[int | None, Any]:
+        """Who holds the record of this id (0: nobody, it is delayed), and its row."""
+        for number in (0, *(number for (number,) in execute(_HOLDERS, (self._number,)).fetchall())):
+            row = execute(self._words.held, (number, id)).fetchone()
+            if row is not None:
+                return number, row
+        return None, None
+
+    # The end.
+
+    def close(self, fresh: Fresh) -> None:
+        """Give back what is claimed, or leave it to whoever resumes what the dead had claimed."""
+        holder, self._holder = self._holder, None
+        self._attempts.clear()
+        if holder is None:
+            return
+
+        def run(execute: Execute) -> None:
+            fresh(execute)
+            self._give_back_all(execute, holder.number)
+
+        if not self._retry.resume or self._database.used_here():
+            holder.abandon()  # whoever finds it dead gives it back
+            return
+        try:
+            self._database.write(run, False)
+        except BaseException:
+            holder.abandon()  # whoever finds it dead does this
+            raise
+        holder.end()
+
+    def abandon(self) -> None:
+        """In a forked child: the claims are the parent's."""
+        self._mutex = threading.Lock()
+        if self._holder is not None:
+            self._holder.abandon()
+        self._holder = None
+        self._attempts.clear()
+
+
+def sweep(execute: Execute, database: Database) -> None:
+    """Remove the files of holders that died before anybody could know of them. Within a transaction."""
+    found = left_behind(database.path)
+    if found:
+        known = {number for (number,) in execute("SELECT holder FROM holders").fetchall()}
+        for number in set(found) - known:
+            is_dead(database.disk, database.path, number)

@@ -1,0 +1,91 @@
+"""Who holds what is claimed, and whether they still live.
+
+A claim carries the number of its holder. A holder keeps a ``flock`` on a file of its own for as long as
+it lives; the kernel drops it at the process's death, however it dies. So what a dead holder had claimed can
+be given back, and what a living one holds is left to it, until a lease runs out, if there is one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from persistcoll.disk import TRY_EXCLUSIVE, Disk, close_quietly, storage_error
+
+__all__ = ["Holder", "forget", "is_dead", "left_behind"]
+
+
+def _path(database: str, number: int) -> str:
+    return f"{database}.holder-{number}"
+
+
+class Holder:
+    """One that claims. ``number`` is above 0 and never used again.
+
+    :param database: the database's path; in memory nobody else asks whether it lives.
+    """
+
+    def __init__(self, disk: Disk, database: str, number: int) -> None:
+        self.number = number
+        self._disk = disk
+        self._path = _path(database, number)
+        self._fd = -1
+        if database == ":memory:":
+            return
+        try:
+            self._fd = disk.open(self._path, os.O_RDWR | os.O_CREAT)
+            disk.flock(self._fd, TRY_EXCLUSIVE)
+        except OSError as error:
+            self.abandon()
+            raise storage_error(error, "locking", self._path) from error
+
+    def end(self) -> None:
+        """It holds nothing any more: remove its file."""
+        if self._fd >= 0:
+            forget(self._disk, self._path)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file and leave it: who finds it unlocked knows that this holder is dead.
+
+        In a forked child the parent's descriptor still keeps the lock.
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close_quietly(self._disk, fd)
+
+
+def forget(disk: Disk, path: str) -> None:
+    """Remove a holder's file, if it can be: one that is left tells nothing wrong."""
+    try:
+        disk.unlink(path)
+    except OSError:
+        pass
+
+
+def is_dead(disk: Disk, database: str, number: int) -> bool:
+    """Whether that holder does not live any more; then its file is gone. The writer lock is held."""
+    path = _path(database, number)
+    try:
+        fd = disk.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise storage_error(error, "opening", path) from error
+    try:
+        disk.flock(fd, TRY_EXCLUSIVE)
+    except BlockingIOError:
+        return False
+    finally:
+        close_quietly(disk, fd)
+    forget(disk, path)
+    return True
+
+
+def left_behind(database: str) -> list[int]:
+    """The numbers of all holders that have a file."""
+    folder, name = os.path.split(database)
+    pattern = re.compile(re.escape(name) + r"\.holder-(\d+)")
+    with os.scandir(folder) as entries:
+        found = [pattern.fullmatch(entry.name) for entry in entries]
+    return [int(match[1]) for match in found if match]

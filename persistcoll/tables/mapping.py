@@ -1,0 +1,376 @@
+"""The mapping of keys to values, over any dialect: how pairs are stored, found and gone through."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+from zlib import crc32
+
+from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.values import Stats
+from persistcoll.errors import ClosedError, CorruptionError
+from persistcoll.tables.clock import Clock
+from persistcoll.tables.database import Database
+from persistcoll.tables.dialect import Execute
+from persistcoll.tables.ledger import Ledger
+
+__all__ = ["SQLMapping"]
+
+T = TypeVar("T")
+
+_PAGE = 256  # pairs read at a time, by who goes through them all
+_PAGE_BYTES = 1 << 22  # or fewer, when their values are this much
+_BEFORE_ALL = -1
+_pack_end = struct.Struct("<d").pack
+
+
+class SQLMapping(Mapping):
+    """A :class:`~persistcoll.engine.contracts.Mapping` in a :class:`~persistcoll.tables.database.Database`.
+
+    :param number: of the collection in its database.
+    :param power: what an operation that returned survives is a power cut.
+    :param left: called once, when this handle is closed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        number: int,
+        *,
+        power: bool,
+        store_id: bytes,
+        clock: Clock | None,
+        left: Callable[[], None],
+    ) -> None:
+        self.store_id = store_id
+        self._database = database
+        self._write = database.write
+        self._read = database.read
+        self._first = database.first
+        self._power = power
+        self._words = words = database.dialect.mapping_words(number)
+        self._value = words.value
+        self._clock = clock
+        self._left = left
+        self._closed = False
+        if number not in database.ledgers:
+            database.ledgers[number] = Ledger(words)
+        # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
+        self._ledger = database.ledgers[number]
+
+    def _now(self) -> float:
+        # The database's may change: a forked child opens it anew.
+        return self._clock() if self._clock is not None else self._database.now()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the store in {self._database.path!r} is closed")
+
+    def _known(self, execute: Execute) -> Ledger:
+        """The numbers of this moment, what has expired counted in."""
+        ledger = self._ledger
+        if ledger.epoch != self._database.epoch:
+            ledger.load(execute)
+            ledger.epoch = self._database.epoch
+        return ledger
+
+    def _fresh(self, execute: Execute) -> Ledger:
+        """Within a transaction: the true numbers, and what has expired is gone."""
+        ledger = self._known(execute)
+        if ledger.due is not None:
+            now = self._now()
+            if ledger.due <= now:
+                ledger.ready -= execute(self._words.purge, (now,)).rowcount
+                ledger.due = execute(self._words.next_end).fetchone()[0]
+                self._database.changed(ledger)
+        return ledger
+
+    # Rows.
+
+    def _sound(self, key: bytes, value: bytes, crc: int, end: float | None) -> bytes:
+        """The value, if nothing of the row was damaged."""
+        if type(value) is not bytes or _checksum(key, value, end) != crc:
+            raise CorruptionError(
+                f"a value in {self._database.path!r} is damaged: its checksum is not right; assign another to"
+                " its key, or delete the key",
+                self._database.path,
+            )
+        return value
+
+    def _has_ended(self, end: float | None) -> bool:
+        return end is not None and end <= self._now()
+
+    # One key.
+
+    def get(self, key: bytes) -> bytes | None:
+        if self._closed:
+            self._check()
+        row = self._first(self._value, (key,))
+        if row is None:
+            return None
+        value, crc, end = row
+        if end is not None:
+            return None if self._has_ended(end) else self._sound(key, value, crc, end)
+        if type(value) is not bytes or crc32(value, crc32(key)) != crc:
+            self._sound(key, value, crc, None)
+        return value  # type: ignore[no-any-return]
+
+    def contains(self, key: bytes) -> bool:
+        self._check()
+        row = self._first(self._value, (key,))
+        return row is not None and not self._has_ended(row[2])
+
+    def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        self._check()
+
+        def run(execute: Execute) -> T:
+            ledger = self._fresh(execute)
+            row = execute(self._value, (key,)).fetchone()
+            present, end = (None, None) if row is None else (self._sound(key, *row), row[2])
+            value, result = change(present)
+            if value is None:
+                if present is not None:
+                    self._remove(execute, ledger, key)
+            elif present is None:
+                self._insert(execute, ledger, key, name, value, None)
+            elif value is not present:
+                execute(self._words.set, (end, _checksum(key, value, end), value, key))
+            return result
+
+        return self._write(run, self._power)
+
+    def remove(self, key: bytes) -> bool:
+        self._check()
+
+        def run(execute: Execute) -> bool:
+            return self._remove(execute, self._fresh(execute), key)
+
+        return self._write(run, self._power)
+
+    def _insert(
+        self, execute: Execute, ledger: Ledger, key: bytes, name: bytes, value: bytes, end: float | None
+    ) -> None:
+        row = (ledger.last_id + 1, key, name, end, _checksum(key, value, end), value)
+        execute(self._words.insert, row)
+        ledger.last_id += 1
+        ledger.ready += 1
+        ledger.note_due(end)
+
+    def _remove(self, execute: Execute, ledger: Ledger, key: bytes) -> bool:
+        there = execute(self._words.remove, (key,)).rowcount > 0
+        if there:
+            ledger.ready -= 1
+            self._database.changed(ledger)
+        return there
+
+    # Several.
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        self._check()
+
+        def look(execute: Execute) -> list[Any]:
+            return [(key, execute(self._value, (key,)).fetchone()) for key in keys]
+
+        return {
+            key: self._sound(key, *row)
+            for key, row in self._database.look(look)
+            if row and not self._has_ended(row[2])
+        }
+
+    def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
+        self._check()
+        if len(items) == 1:
+            ((key, name, value),) = items
+            self._write(lambda execute: self._set(execute, key, name, value, expires), self._power)
+        elif items:
+            self._write(lambda execute: self._set_all(execute, items, expires), self._power)
+
+    def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float | None) -> None:
+        ledger = self._fresh(execute)
+        end = None if expires is None else self._now() + expires
+        crc = _checksum(key, value, end)
+        if end is None and execute(self._words.replace, (crc, value, key)).rowcount:
+            return
+        if end is None and ledger.due is None:  # nothing expires, so it is not there
+            self._insert(execute, ledger, key, name, value, end)
+        elif execute(self._words.set, (end, crc, value, key)).rowcount:
+            ledger.note_due(end)
+        else:
+            self._insert(execute, ledger, key, name, value, end)
+
+    def _set_all(
+        self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None
+    ) -> None:
+        ledger = self._fresh(execute)
+        end = None if expires is None else self._now() + expires
+        last = ledger.last_id
+        self._database.executemany(
+            self._words.upsert,
+            [
+                (serial, key, name, end, _checksum(key, value, end), value)
+                for serial, (key, name, value) in enumerate(items, last + 1)
+            ],
+        )
+        count, highest = execute(self._words.added, (last,)).fetchone()
+        if count:
+            ledger.ready += count
+            ledger.last_id = highest
+            if highest - last != count:
+                self._database.changed(ledger)
+        ledger.note_due(end)
+
+    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+        self._check()
+
+        def run(execute: Execute) -> T:
+            ledger = self._fresh(execute)
+            row = execute(self._words.end[last]).fetchone()
+            if row is None:
+                raise KeyError("the mapping is empty")
+            result = use(self._pair(row, True))
+            self._remove(execute, ledger, row[1])
+            return result
+
+        return self._write(run, self._power)
+
+    def clear(self) -> int:
+        self._check()
+
+        def run(execute: Execute) -> int:
+            ledger = self._fresh(execute)
+            count = ledger.ready
+            execute(self._words.remove_all)
+            ledger.ready, ledger.due = 0, None
+            self._database.changed(ledger)
+            return count
+
+        return self._write(run, self._power)
+
+    def count(self) -> int:
+        self._check()
+
+        def look(execute: Execute) -> int:
+            ledger = self._known(execute)
+            if ledger.due is None or ledger.due > (now := self._now()):
+                return ledger.ready
+            return int(execute(self._words.living, (now,)).fetchone()[0])
+
+        return self._read(look)
+
+    # Iteration, page by page: a read transaction that stayed open would keep the log from being taken over
+    # into the database.
+
+    def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
+        self._check()
+        behind = self._read(lambda execute: self._known(execute).last_id) + 1
+        page = self._words.page[reverse, values]
+        return _Reading(self, page, _BEFORE_ALL, behind, _lower if reverse else _higher, values)
+
+    def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
+        self._check()
+        page = self._words.scan[reverse, values]
+        return _Reading(self, page, start, stop, _before if reverse else _behind, values)
+
+    def _rows(self, text: str, low: Any, high: Any) -> list[Any]:
+        self._check()
+
+        def look(execute: Execute) -> list[Any]:
+            rows = []
+            size = 0
+            answer = execute(text, (low, high, _PAGE))
+            while (row := answer.fetchone()) is not None:
+                rows.append(row)
+                size += len(row[5] or b"")
+                if size > _PAGE_BYTES:
+                    execute("SELECT 1").fetchall()  # ends the statement before, which is not exhausted
+                    break
+            return rows
+
+        return self._database.look(look)
+
+    def _pair(self, row: Any, values: bool) -> Pair:
+        _, key, name, end, crc, value = row
+        return Pair(key, name, self._sound(key, value, crc, end) if values else b"")
+
+    # Transactions, the end.
+
+    def transaction(self) -> AbstractContextManager[None]:
+        self._check()
+        return self._database.transaction(self._power)
+
+    def version(self) -> object:
+        self._check()
+        return self._database.version()
+
+    def stats(self) -> Stats:
+        return Stats(ready=self.count(), bytes=self._database.source.occupied())
+
+    def abandon(self) -> None:
+        # The database itself follows forks.
+        pass
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._left()
+
+
+class _Reading(Iterator[Pair]):
+    """The pairs of a mapping between two positions. It goes on behind a damaged one."""
+
+    def __init__(
+        self,
+        mapping: SQLMapping,
+        text: str,
+        low: Any,
+        high: Any,
+        narrow: Callable[[Any, Any, Any], tuple[Any, Any]],
+        values: bool,
+    ) -> None:
+        self._mapping = mapping
+        self._text = text
+        self._range = low, high
+        self._narrow = narrow
+        self._values = values
+        self._rows: Iterator[Any] = iter(())
+
+    def __next__(self) -> Pair:
+        mapping = self._mapping
+        while True:
+            for row in self._rows:
+                if not mapping._has_ended(row[3]):
+                    return mapping._pair(row, self._values)
+            rows = mapping._rows(self._text, *self._range)
+            if not rows:
+                raise StopIteration
+            self._range = self._narrow(*self._range, rows[-1])
+            self._rows = iter(rows)
+
+
+# What is left of a range behind a row: by serial, whose ends are outside, and by key, whose start is in it.
+
+
+def _higher(low: int, high: int, row: Any) -> tuple[int, int]:
+    return row[0], high
+
+
+def _lower(low: int, high: int, row: Any) -> tuple[int, int]:
+    return low, row[0]
+
+
+def _behind(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
+    return row[1] + b"\0", high
+
+
+def _before(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
+    return low, row[1]
+
+
+def _checksum(key: bytes, value: bytes, end: float | None) -> int:
+    """SQLite's pages have none, so each row has one: a flipped bit, or another key's value, is never given
+    to anybody.
+    """
+    seed = crc32(key) if end is None else crc32(_pack_end(end), crc32(key))
+    return crc32(value, seed)

@@ -1,0 +1,270 @@
+"""Opening a collection in a database, which all collections of this process on one file share."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from persistcoll.directories import refuse_foreign_link
+from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks
+from persistcoll.engine.values import Discipline, Durability, Retry
+from persistcoll.tables import schema
+from persistcoll.tables.claims import sweep
+from persistcoll.tables.clock import Clock
+from persistcoll.tables.database import Database
+from persistcoll.tables.dialect import Execute
+from persistcoll.tables.mapping import SQLMapping
+from persistcoll.tables.rows import Seal
+from persistcoll.tables.source import MEMORY, Source
+from persistcoll.tables.table import SQLTable
+
+__all__ = ["Place", "open_mapping", "open_table"]
+
+C = TypeVar("C")
+
+DEFAULT_NAME = "data.db"
+_DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+SealFor = Callable[[bytes], Seal | None]
+
+
+def _no_seal(store_id: bytes) -> Seal | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a constructor was told of where its database lies.
+
+    :param path: a directory; a file that ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``.
+    :param db_file_name: the file's name in the directory; default ``data.db``.
+    :raise ValueError: that is no plain file name, or ``path`` is a file already.
+    """
+
+    path: str | os.PathLike[str]
+    db_file_name: str | None = None
+    timeout: float = 10.0
+    trust_directory: bool = False
+    allow_network_fs: bool = False
+
+    @property
+    def file(self) -> str:
+        """The database's path: absolute, without symbolic links; or ``":memory:"``."""
+        return MEMORY if self._named == MEMORY else os.path.realpath(self._named)
+
+    @property
+    def _named(self) -> str:
+        path = os.fspath(self.path)
+        if path == MEMORY:
+            return MEMORY
+        name = self.db_file_name
+        if name is None and _DATABASE.fullmatch(os.path.basename(path)) and not os.path.isdir(path):
+            return path
+        if name is None:
+            name = DEFAULT_NAME
+        elif not _FILE_NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith("."):
+            raise ValueError(f"'db_file_name' must be a plain file name, not {name!r}")
+        return os.path.join(path, name)
+
+    def __post_init__(self) -> None:
+        self.file  # noqa: B018  # refuses what is wrong now
+
+    @property
+    def source(self) -> Source:
+        """How to open it.
+
+        :raise StorageError: the way to it is a symbolic link that another user made.
+        """
+        if self.file != MEMORY:
+            for path in (os.fspath(self.path), self._named):
+                refuse_foreign_link(os.path.abspath(path))
+        return Source(self.file, self.timeout, self.allow_network_fs)
+
+
+class _Databases:
+    """The databases that this process has open, and by how many collections each."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._user: int | None = None  # the thread that has the mutex
+        self._open: dict[str, tuple[Database, int]] = {}
+        self._left: deque[Database] = deque()
+        self._at_rest = False
+        quiesce_for_forks(self)
+
+    def acquire(self, source: Source) -> Database:
+        if source.path == MEMORY:  # each one its own
+            return Database(source)
+        with self._using():
+            database, users = self._open.get(source.path) or (Database(source), 0)
+            self._open[source.path] = database, users + 1
+        self._shut_left()
+        return database
+
+    def release(self, database: Database) -> None:
+        # A forgotten container is closed by the garbage collector, which may come at any moment, also in a
+        # thread that is within acquire(): then that one does the rest.
+        self._left.append(database)
+        if self._user != threading.get_ident():
+            self._shut_left()
+
+    def _shut_left(self) -> None:
+        while self._left:
+            with self._using(), suppress(IndexError):
+                self._shut_unused(self._left.popleft())
+
+    def _shut_unused(self, database: Database) -> None:
+        users = self._open[database.path][1] - 1 if database.path in self._open else 0
+        if users:
+            self._open[database.path] = database, users
+            return
+        # While nobody else can open it: two databases of one process on a file would close each other's
+        # locks.
+        self._open.pop(database.path, None)
+        database.shut()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._mutex:
+            self._user = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._user = None
+
+    # A database that is being opened while the process forks would be inherited half open.
+
+    def _before_fork(self) -> None:
+        self._at_rest = self._mutex.acquire(timeout=FORK_PATIENCE)
+
+    def _after_fork_in_parent(self) -> None:
+        if self._at_rest:
+            self._mutex.release()
+
+    def _after_fork(self) -> None:
+        self._mutex = threading.Lock()
+        self._user = None
+
+
+_databases = _Databases()
+
+
+def open_table(
+    place: Place,
+    *,
+    name: str,
+    kind: str,
+    discipline: Discipline,
+    retry: Retry,
+    serializer: str,
+    executes_code: bool,
+    durability: Durability,
+    seal_for: SealFor = _no_seal,
+    unseal_for: SealFor = _no_seal,
+    clock: Clock | None = None,
+) -> SQLTable:
+    """The table of this name, made if it is missing.
+
+    :param kind: what the registry calls it; a table is opened only as what it was made.
+    :param seal_for: given the collection's id, what to apply to each payload and its id before writing;
+        ``unseal_for`` undoes it.
+    :param clock: instead of the store's own, in tests.
+    :raise StoreKindError: the file is not ours, or the name is another kind's.
+    :raise SerializerMismatchError: it was made with another serializer.
+    :raise FormatVersionError: a later version made it.
+    :raise CorruptionError: it is damaged, or lost.
+    :raise LockedError: another program keeps it locked.
+    :raise StorageError: it cannot be opened; others may write it while the serializer executes code.
+    """
+
+    def make(database: Database, number: int, store_id: bytes) -> SQLTable:
+        table = SQLTable(
+            database,
+            number,
+            discipline,
+            retry,
+            power=durability == "power",
+            store_id=store_id,
+            seal=seal_for(store_id),
+            unseal=unseal_for(store_id),
+            clock=clock,
+            left=lambda: _databases.release(database),
+        )
+        if retry.resume:
+            table.resume()
+        return table
+
+    def create(database: Database, number: int) -> tuple[str, ...]:
+        return database.dialect.table_words(number, discipline).create
+
+    return _open(place, schema.Wanted(name, kind, serializer), executes_code, create, make)
+
+
+def open_mapping(
+    place: Place,
+    *,
+    name: str,
+    serializer: str,
+    executes_code: bool,
+    durability: Durability,
+    clock: Clock | None = None,
+) -> SQLMapping:
+    """The mapping of this name, made if it is missing. Parameters and exceptions as of :func:`open_table`."""
+
+    def make(database: Database, number: int, store_id: bytes) -> SQLMapping:
+        return SQLMapping(
+            database,
+            number,
+            power=durability == "power",
+            store_id=store_id,
+            clock=clock,
+            left=lambda: _databases.release(database),
+        )
+
+    def create(database: Database, number: int) -> tuple[str, ...]:
+        return database.dialect.mapping_words(number).create
+
+    return _open(place, schema.Wanted(name, "dict", serializer), executes_code, create, make)
+
+
+def _open(
+    place: Place,
+    wanted: schema.Wanted,
+    executes_code: bool,
+    create: Callable[[Database, int], Sequence[str]],
+    make: Callable[[Database, int, bytes], C],
+) -> C:
+    """The collection that ``make`` makes of the database, its number there and its id.
+
+    :param create: the statements that make its tables.
+    """
+    if not isinstance(wanted.name, str):
+        raise TypeError(f"'name' must be a str, not {type(wanted.name).__name__}")
+    source = place.source
+    if executes_code and not place.trust_directory:
+        source.refuse_unsafe(wanted.serializer)
+    database = _databases.acquire(source)
+    try:
+
+        def run(execute: Execute) -> int:
+            number, new = schema.register(execute, wanted, database.path)
+            if new:
+                for text in create(database, number):
+                    execute(text)
+            if database.path != MEMORY:
+                sweep(execute, database)
+            return number
+
+        number = database.write(run, True)
+        return make(database, number, database.store_id + number.to_bytes(8, "big"))
+    except BaseException:
+        _databases.release(database)
+        raise

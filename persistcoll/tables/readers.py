@@ -1,0 +1,105 @@
+"""Connections to a database file that only read, beside the one that writes.
+
+In SQLite's write-ahead log who reads waits for nobody: not for a writer that waits for the device, nor for
+another reader. A connection serves one reader at a time, so there are as many as ever read at once. Measured
+with 1 and 8 threads that read, in microseconds for each row: 3.8 and 3.4; through the writing connection 4.7
+and 4.9, and beside a writer that syncs up to its whole sync more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from persistcoll.tables.dialect import Connection, Execute
+from persistcoll.tables.sqlite import BEGIN_READING, ROLLBACK
+
+__all__ = ["Readers"]
+
+T = TypeVar("T")
+
+_PAUSE = 0.0005  # seconds
+
+
+class Readers:
+    """The reading connections of one database. From any thread.
+
+    :param connect: passes another one to the function that it is given, or raises; under the lock under which
+        :meth:`refuse` and :meth:`close` are called.
+    """
+
+    def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
+        self._connect = connect
+        self._connections: list[Connection] = []
+        # What executes, of those that nobody uses. Taking one and putting it back cannot be divided.
+        self._idle: list[Execute] = []
+        self._refused: list[list[Execute]] = []
+
+    def first(self, text: str, parameters: Sequence[Any]) -> Any:
+        """The first row of the answer to one statement, or ``None``."""
+        idle = self._idle
+        try:
+            execute = idle.pop()
+        except IndexError:
+            idle, execute = self._another()
+        try:
+            return execute(text, parameters).fetchone()
+        finally:
+            idle.append(execute)
+
+    def read(self, look: Callable[[Execute], T]) -> T:
+        """``look`` at what is committed at one moment."""
+        with self._reader() as execute:
+            execute(BEGIN_READING)
+            try:
+                return look(execute)
+            finally:
+                execute(ROLLBACK)
+
+    @contextmanager
+    def _reader(self) -> Iterator[Execute]:
+        idle = self._idle
+        try:
+            execute = idle.pop()
+        except IndexError:
+            idle, execute = self._another()
+        try:
+            yield execute
+        finally:
+            idle.append(execute)
+
+    def _another(self) -> tuple[list[Execute], Execute]:
+        made: list[tuple[list[Execute], Execute]] = []
+
+        def add(connection: Connection) -> None:
+            self._connections.append(connection)
+            # One cursor for all: a new one for each statement costs 0.15 us.
+            made.append((self._idle, connection.cursor().execute))
+
+        self._connect(add)
+        return made[0]
+
+    def refuse(self) -> None:
+        """Whoever comes now has to ask for a connection anew."""
+        self._refused.append(self._idle)
+        self._idle = []
+
+    def close(self, patience: float) -> list[Connection]:
+        """Close all of them once nobody uses any.
+
+        :param patience: seconds to wait for that.
+        :return: those that are not closed, because they are still in use.
+        """
+        self.refuse()
+        deadline = time.monotonic() + patience
+        while sum(map(len, self._refused)) < len(self._connections) and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+        if sum(map(len, self._refused)) < len(self._connections):
+            return self._connections
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+        self._refused = []
+        return []

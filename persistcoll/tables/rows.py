@@ -1,0 +1,111 @@
+"""A row of a table and the record that it stands for: sealed, and checked against its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+from zlib import crc32
+
+from persistcoll.engine.values import Entry, Record
+from persistcoll.errors import CorruptionError, EncodeError
+from persistcoll.tables.database import Database
+from persistcoll.tables.dialect import Cursor, Execute, TableWords
+
+__all__ = ["Rows", "Seal", "refuse_too_large"]
+
+Seal = Callable[[bytes, int], bytes]
+_MASK = 0xFFFFFFFF
+# Bytes: SQLite's own limit of a row, which is a thousand million, less some room for the other columns.
+_LARGEST = 10**9 - 10**4
+
+
+def refuse_too_large(payload: bytes) -> None:
+    """``EncodeError`` for what no row can hold; SQLite's error would be that of all in the transaction."""
+    if len(payload) > _LARGEST:
+        raise EncodeError(f"an item of {len(payload)} bytes is too large: a database takes {_LARGEST}")
+
+
+class Rows:
+    """Writes and reads the rows of one table.
+
+    SQLite's pages have no checksum, so each row has one, of the payload and the id: an altered payload, or
+    that of another row, is never delivered. The other columns have none.
+    """
+
+    def __init__(self, database: Database, words: TableWords, seal: Seal | None, unseal: Seal | None) -> None:
+        self._path = database.path
+        self._dialect = database.dialect
+        self._words = words
+        self._append = words.append
+        self._seal = seal
+        self._unseal = unseal
+
+    def append(self, execute: Execute, id: int, payload: bytes, time: float) -> None:
+        """A ready row."""
+        if self._seal is not None:
+            payload = self._seal(payload, id)
+        refuse_too_large(payload)
+        execute(self._append, (id, 0, None, time, 0, crc32(payload, id & _MASK), payload))
+
+    def append_many(
+        self,
+        executemany: Callable[[str, list[Any]], Cursor],
+        entries: Iterable[tuple[int, Entry]],
+        time: float,
+    ) -> None:
+        """Ready rows."""
+        rows = []
+        for id, (payload, priority, key) in entries:
+            data = payload
+            if self._seal is not None:
+                data = self._seal(payload, id)
+            refuse_too_large(data)
+            rows.append((id, priority, key, time, 0, crc32(data, id & _MASK), data))
+        executemany(self._append, rows)
+
+    def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
+        """The same row with another id, which its seal and its checksum are bound to."""
+        old, priority, key, time, attempts, _, _ = row
+        payload = self.record(row).payload
+        if self._seal is not None and self._unseal is not None:
+            payload = self._seal(self._unseal(payload, old), id)
+        return id, priority, key, time, attempts, crc32(payload, id & _MASK), payload
+
+    def replace(
+        self, execute: Execute, id: int, holder: int | None, payload: bytes, key: bytes | None
+    ) -> None:
+        """Another payload for a ready row, or for one that ``holder`` holds."""
+        if self._seal is not None:
+            payload = self._seal(payload, id)
+        refuse_too_large(payload)
+        values = (payload, crc32(payload, id & _MASK), key)
+        if holder is None:
+            execute(self._words.replace_ready, (*values, id))
+        else:
+            execute(self._words.replace_held, (*values, holder, id))
+
+    def record(self, row: Any, attempt: int = 0) -> Record:
+        """What the row stands for; with ``attempt`` 1, as it is claimed now.
+
+        :raise CorruptionError: it is damaged.
+        """
+        id, priority, _, time, attempts, crc, payload = row
+        if type(payload) is not bytes or crc32(payload, id & _MASK) != crc or type(attempts) is not int:
+            raise self._damaged(id)
+        return Record(id, payload, time, priority, attempts + attempt)
+
+    def check_found(self, found: int, wanted: int) -> None:
+        """A row that a scan gives and its id does not find would be given again and again.
+
+        :raise Exception: the database's own, for damage.
+        """
+        if found != wanted:
+            raise self._dialect.damaged("a row is not where its id says")
+
+    def _damaged(self, id: int) -> CorruptionError:
+        return CorruptionError(
+            f"item {id} in {self._path!r} is damaged: its checksum is not right; skip({id}) removes it,"
+            f" or ack_failed(id={id}) while it is held",
+            self._path,
+            id=id,
+        )

@@ -1,0 +1,118 @@
+"""What a database of ours holds besides the collections' own tables: who it is, and a registry of names."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import NamedTuple
+
+from persistcoll.errors import FormatVersionError, SerializerMismatchError, StoreKindError
+from persistcoll.tables.clock import Clock, boot, steady
+from persistcoll.tables.dialect import Execute
+
+__all__ = ["APPLICATION_ID", "VERSION", "Wanted", "clock", "create", "next_holder", "register", "store_id"]
+
+APPLICATION_ID = 0x70636F6C
+"""``pcol``: how ``file`` and we know a database of ours."""
+VERSION = 1
+
+_CREATE = (
+    """CREATE TABLE store (
+        one INTEGER PRIMARY KEY CHECK (one = 1), id BLOB, created REAL, boot TEXT, clock REAL, holders INTEGER
+    )""",
+    """CREATE TABLE collections (
+        number INTEGER PRIMARY KEY, name TEXT UNIQUE, kind TEXT, serializer TEXT, version INTEGER,
+        created REAL
+    )""",
+    # Apart from the registry, so that a change of counters changes one small page.
+    """CREATE TABLE counters (
+        number INTEGER PRIMARY KEY, last_id INTEGER, absent INTEGER, claimed INTEGER, delayed INTEGER,
+        done INTEGER, failed INTEGER, dead INTEGER, gone INTEGER
+    )""",
+    """CREATE TABLE holders (
+        collection INTEGER, holder INTEGER, PRIMARY KEY (collection, holder)
+    ) WITHOUT ROWID""",
+)
+
+
+class Wanted(NamedTuple):
+    """A collection as its opener wants it."""
+
+    name: str
+    kind: str
+    serializer: str
+
+
+def create(execute: Execute) -> None:
+    """Make an empty database ours. Within a transaction."""
+    for text in _CREATE:
+        execute(text)
+    execute(
+        "INSERT INTO store (one, id, created, boot, clock, holders) VALUES (1, ?, ?, NULL, NULL, 0)",
+        (uuid.uuid4().bytes, time.time()),
+    )
+    execute(f"PRAGMA application_id={APPLICATION_ID}")
+    execute(f"PRAGMA user_version={VERSION}")
+
+
+def store_id(execute: Execute) -> bytes:
+    """The id of the database."""
+    return bytes(execute("SELECT id FROM store").fetchone()[0])
+
+
+def clock(execute: Execute) -> Clock:
+    """The store's clock, set if nobody has set it since the machine was booted. Within a transaction."""
+    present = boot()
+    if present is None:
+        return time.time
+    known, offset = execute("SELECT boot, clock FROM store").fetchone()
+    if known != present:
+        offset = time.time() - steady()
+        execute("UPDATE store SET boot = ?, clock = ?", (present, offset))
+
+    def now() -> float:
+        return steady() + float(offset)
+
+    return now
+
+
+def register(execute: Execute, wanted: Wanted, path: str) -> tuple[int, bool]:
+    """The number of the collection of that name, and whether it is new. Within a transaction.
+
+    :raise StoreKindError: there is one of another kind.
+    :raise SerializerMismatchError: it was made with another serializer.
+    :raise FormatVersionError: a later version made it.
+    """
+    row = execute(
+        "SELECT number, kind, serializer, version FROM collections WHERE name = ?", (wanted.name,)
+    ).fetchone()
+    if row is None:
+        execute(
+            "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
+            (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
+        )
+        (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
+        execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
+        return number, True
+    number, kind, serializer, version = row
+    if version != VERSION:
+        raise FormatVersionError(
+            f"{wanted.name!r} in {path!r} has format version {version}; this release reads version {VERSION}"
+        )
+    if kind != wanted.kind:
+        raise StoreKindError(
+            f"{wanted.name!r} in {path!r} is a collection of the kind {kind!r}, not {wanted.kind!r};"
+            " choose another name"
+        )
+    if serializer != wanted.serializer:
+        raise SerializerMismatchError(
+            f"{wanted.name!r} in {path!r} was written with the serializer {serializer!r} and opened with"
+            f" {wanted.serializer!r}; open it with serializer={serializer!r}"
+        )
+    return number, False
+
+
+def next_holder(execute: Execute) -> int:
+    """A number for a holder that no other one ever had. Within a transaction."""
+    execute("UPDATE store SET holders = holders + 1")
+    return int(execute("SELECT holders FROM store").fetchone()[0])

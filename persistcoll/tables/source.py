@@ -1,0 +1,178 @@
+"""A database file: what it must be, how it comes into being, and the check before anything in it is used."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from persistcoll.directories import make_directory, refuse_if_others_may_write, refuse_network
+from persistcoll.disk import Disk, close_quietly, storage_error
+from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
+from persistcoll.tables import schema, sqlite
+from persistcoll.tables.clock import Clock
+from persistcoll.tables.sqlite import SQLite
+from persistcoll.tables.writer_lock import NoLock, WriterLock
+
+__all__ = ["MEMORY", "Opened", "Source"]
+
+MEMORY = ":memory:"
+_FOREIGN = "{!r} holds another application's tables ({!r}); choose another file"
+_log = logging.getLogger("persistcoll")
+
+
+class Opened(NamedTuple):
+    """An open database."""
+
+    connection: Any
+    lock: WriterLock | NoLock
+    store_id: bytes
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a database lies, and how it is opened.
+
+    :ivar path: absolute, without symbolic links; or ``":memory:"``.
+    :ivar timeout: seconds to wait for another program's lock.
+    """
+
+    path: str
+    timeout: float = 10.0
+    allow_network_fs: bool = False
+    disk: Disk = field(default_factory=Disk, compare=False)
+
+    def refuse_unsafe(self, serializer: str) -> None:
+        """``StorageError`` if others may write it, as this serializer runs what it reads there."""
+        if self.path != MEMORY:
+            names = (os.path.dirname(self.path), *(self.path + end for end in ("", "-wal", ".lock")))
+            refuse_if_others_may_write(names, serializer)
+
+    def occupied(self) -> int:
+        """The size of the database and its log, in bytes."""
+        total = 0
+        if self.path != MEMORY:
+            for end in ("", "-wal"):
+                with suppress(FileNotFoundError):
+                    total += os.stat(self.path + end).st_size
+        return total
+
+    def open(self, dialect: SQLite) -> Opened:
+        """Open it, made if it is missing.
+
+        :raise StoreKindError: it is no database, or another application's.
+        :raise FormatVersionError: a later version made it.
+        :raise CorruptionError: it is damaged, or lost.
+        :raise StorageError: it cannot be opened or written.
+        """
+        if self.path == MEMORY:
+            return self._open_in_memory(dialect)
+        folder = os.path.dirname(self.path)
+        make_directory(self.disk, folder)
+        if not self.allow_network_fs:
+            refuse_network(folder)
+        self._refuse_unwritable()
+        lock = WriterLock(self.disk, self.path)
+        connection = None
+        try:
+            identity = lock.identity()
+            with lock:
+                self._make_file()
+                connection = dialect.connect(self.path, self.timeout)
+                with self._translated(dialect):
+                    return self._prepare(dialect, connection, lock, identity or lock.identity())
+        except BaseException:
+            # The connection first: the other way round it would be closed without the lock.
+            if connection is not None:
+                with lock:
+                    connection.close()
+            lock.close()
+            raise
+
+    def _open_in_memory(self, dialect: SQLite) -> Opened:
+        connection = dialect.connect(MEMORY, self.timeout)
+        dialect.prepare(connection, MEMORY)
+        with _transaction(connection):
+            schema.create(connection.execute)
+            now = schema.clock(connection.execute)
+        return Opened(connection, NoLock(), schema.store_id(connection.execute), now)
+
+    def _refuse_unwritable(self) -> None:
+        path = self.path
+        if os.path.isdir(path):
+            raise StoreKindError(f"{path!r} is a directory, not a database file", errno.EISDIR)
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+            raise StorageError(f"{path!r} cannot be read and written", errno.EACCES)
+
+    def _make_file(self) -> None:
+        """Before SQLite would, to say who may read it. Only if it is missing: closing a descriptor of a
+        database that this process has open would drop SQLite's locks.
+        """
+        disk = self.disk
+        try:
+            close_quietly(disk, disk.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            disk.sync_directory(os.path.dirname(self.path))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise storage_error(error, "creating", self.path) from error
+
+    @contextmanager
+    def _translated(self, dialect: SQLite) -> Iterator[None]:
+        try:
+            yield
+        except dialect.Error as error:
+            raise dialect.translate(error, "opening", self.path) from error
+
+    def _prepare(self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None) -> Opened:
+        execute = connection.execute
+        application = execute("PRAGMA application_id").fetchone()[0]
+        version = execute("PRAGMA user_version").fetchone()[0]
+        table = execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
+        if table is None and identity is not None:
+            raise CorruptionError(
+                f"{self.path!r} is empty, but it was not: {lock.path!r} knows it. Put the database back, or"
+                " remove that file as well to begin anew",
+                self.path,
+            )
+        if table is not None and application != schema.APPLICATION_ID:
+            raise StoreKindError(_FOREIGN.format(self.path, table[0]) + _hint(table[0]))
+        if version > schema.VERSION:
+            raise FormatVersionError(
+                f"{self.path!r} has format version {version}; this release reads version {schema.VERSION}"
+            )
+        dialect.prepare(connection, self.path)
+        with _transaction(connection):
+            if table is None:
+                schema.create(execute)
+            now = schema.clock(execute)
+            store_id = schema.store_id(execute)
+        if identity != store_id:
+            lock.set_identity(store_id)
+        return Opened(connection, lock, store_id, now)
+
+
+def _hint(table: str) -> str:
+    # persist-queue's tables; its databases have the same default name as ours.
+    if table.startswith(("queue_", "ack_", "unique_queue_", "priority_queue_", "dict_")):
+        return (
+            "; they look like persist-queue's: get the items with persist-queue and put them into a new file"
+        )
+    return ""
+
+
+@contextmanager
+def _transaction(connection: Any) -> Iterator[None]:
+    connection.execute(sqlite.BEGIN)
+    try:
+        yield
+        connection.execute(sqlite.COMMIT)
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute(sqlite.ROLLBACK)
+        raise

@@ -1,0 +1,396 @@
+"""The table of records with states, over any dialect: how they are put, claimed, settled and looked at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+from persistcoll.engine.contracts import Table
+from persistcoll.engine.values import Discipline, Entry, Record, Retry, State, Stats
+from persistcoll.errors import ClosedError, Empty, Full
+from persistcoll.tables.claims import Claims
+from persistcoll.tables.clock import Clock
+from persistcoll.tables.database import Database
+from persistcoll.tables.dialect import Execute
+from persistcoll.tables.keys import Keys
+from persistcoll.tables.ledger import Ledger
+from persistcoll.tables.listing import Listing
+from persistcoll.tables.rows import Rows, Seal
+
+__all__ = ["SQLTable"]
+
+T = TypeVar("T")
+_DUE = object()
+
+
+class SQLTable(Table):
+    """A :class:`~persistcoll.engine.contracts.Table` in a :class:`~persistcoll.tables.database.Database`.
+
+    :param number: of the collection in its database.
+    :param power: what an operation that returned survives is a power cut. A claim need not: one that is lost
+        leaves a ready record.
+    :param left: called once, when this handle is closed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        number: int,
+        discipline: Discipline,
+        retry: Retry,
+        *,
+        power: bool,
+        store_id: bytes,
+        seal: Seal | None,
+        unseal: Seal | None,
+        clock: Clock | None,
+        left: Callable[[], None],
+    ) -> None:
+        self.store_id = store_id
+        self._database = database
+        self._write = database.write
+        self._power = power
+        self._words = words = database.dialect.table_words(number, discipline)
+        self._clock = clock
+        self._left = left
+        self._closed = False
+        self._keeps = retry.keep_done > 0
+        self._found_empty = False
+        if number not in database.ledgers:
+            database.ledgers[number] = Ledger(words)
+        self._ledger = ledger = database.ledgers[number]
+        self._rows = Rows(database, words, seal, unseal)
+        self._keys = Keys(discipline.unique, words)
+        self._listing = Listing(self._look, database.moment, words, self._rows)
+        self._claims = Claims(
+            database, number, words, ledger, self._rows, self._keys, retry=retry, now=self._now
+        )
+
+    def _now(self) -> float:
+        # The database's may change: a forked child opens it anew.
+        return self._clock() if self._clock is not None else self._database.now()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the store in {self._database.path!r} is closed")
+
+    def _fresh(self, execute: Execute) -> Ledger:
+        """Within a transaction: the true numbers, and nothing that is due or expired is left unready."""
+        ledger = self._ledger
+        if ledger.epoch != self._database.epoch:
+            ledger.load(execute)
+            ledger.epoch = self._database.epoch
+        if ledger.due is not None and ledger.due <= self._now():
+            self._claims.release_due(execute)
+        return ledger
+
+    def _look(self, look: Callable[[Execute, Ledger], T]) -> T:
+        """``look`` at what is committed, in which nothing is due or expired."""
+        self._check()
+
+        def run(execute: Execute) -> T | object:
+            ledger = self._ledger
+            if ledger.epoch != self._database.epoch:
+                ledger.load(execute)
+                ledger.epoch = self._database.epoch
+            if ledger.due is not None and ledger.due <= self._now():
+                return _DUE
+            return look(execute, ledger)
+
+        while (result := self._database.read(run)) is _DUE:
+            self._write(self._fresh, False)
+        return cast(T, result)
+
+    # Putting.
+
+    def append(self, payload: bytes, capacity: int = 0) -> int:
+        if self._closed:
+            self._check()
+        now = time.time()
+
+        def run(execute: Execute) -> int:
+            ledger = self._fresh(execute)
+            if 0 < capacity <= ledger.ready:
+                raise Full
+            id = ledger.last_id + 1
+            self._rows.append(execute, id, payload, now)
+            ledger.last_id = id
+            ledger.ready += 1
+            return id
+
+        return self._write(run, self._power)
+
+    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+        ids = self.put([Entry(payload) for payload in payloads], capacity)
+        return range(cast(int, ids[0]), cast(int, ids[-1]) + 1) if ids else range(0)
+
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        self._check()
+        if not entries:
+            return []
+        now = time.time()
+
+        def run(execute: Execute) -> list[int | None]:
+            ledger = self._fresh(execute)
+            ids = self._keys.number(execute, entries, ledger.last_id + 1)
+            more = len(ids) - ids.count(None)
+            if more and 0 < capacity < ledger.ready + more:
+                raise Full
+            new = [(id, entry) for id, entry in zip(ids, entries, strict=True) if id is not None]
+            self._rows.append_many(self._database.executemany, new, now)
+            self._keys.take(execute, ((id, entry.key) for id, entry in new))
+            ledger.last_id += more
+            ledger.ready += more
+            return ids
+
+        return self._write(run, self._power)
+
+    # Taking.
+
+    def take(
+        self,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        id: int | None = None,
+        following: bool = False,
+    ) -> T:
+        if self._closed:
+            self._check()
+        if id is None:
+            if self._found_empty:
+                self._refuse_empty()
+            text, parameters = self._words.heads, (1,)
+        else:
+            text, parameters = (self._words.following if following else self._words.one), (id,)
+        holder = 0 if acknowledge and not self._keeps else self._claims.holder()
+
+        def run(execute: Execute) -> tuple[T, list[Any]]:
+            ledger = self._fresh(execute)
+            row = execute(text, parameters).fetchone()
+            if row is None and self._claims.resume_sometimes(execute):
+                row = execute(text, parameters).fetchone()
+            if row is None:
+                self._found_empty = True
+                raise Empty
+            value = use(self._rows.record(row, 1))
+            if not acknowledge:
+                self._claims.claim(execute, holder, (row,))
+            elif holder:
+                self._claims.acknowledge(execute, holder, (row,))
+            else:
+                self._remove(execute, ledger, (row,))
+            return value, row
+
+        value, row = self._write(run, acknowledge and self._power)
+        if not acknowledge:
+            self._claims.note((row,))
+        return value
+
+    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+        self._check()
+        if self._found_empty:
+            self._refuse_empty()
+        holder = 0 if acknowledge and not self._keeps else self._claims.holder()
+
+        def run(execute: Execute) -> tuple[list[T], list[Any]]:
+            ledger = self._fresh(execute)
+            rows = execute(self._words.heads, (limit,)).fetchall()
+            if not rows and self._claims.resume_sometimes(execute):
+                rows = execute(self._words.heads, (limit,)).fetchall()
+            values: list[T] = []
+            for row in rows:
+                try:
+                    values.append(use(self._rows.record(row, 1)))
+                except Exception:
+                    if not values:
+                        raise
+                    break
+            if not values:
+                self._found_empty = True
+                raise Empty
+            del rows[len(values) :]
+            if not acknowledge:
+                self._claims.claim(execute, holder, rows)
+            elif holder:
+                self._claims.acknowledge(execute, holder, rows)
+            else:
+                self._remove(execute, ledger, rows)
+            return values, rows
+
+        values, rows = self._write(run, acknowledge and self._power)
+        if not acknowledge:
+            self._claims.note(rows)
+        return values
+
+    def _refuse_empty(self) -> None:
+        """Who asks an empty queue again and again makes no transaction each time."""
+        self._found_empty = False
+
+        def look(execute: Execute, ledger: Ledger) -> None:
+            if not ledger.ready and not self._claims.may_resume():
+                self._found_empty = True
+                raise Empty
+
+        self._look(look)
+
+    def _remove(self, execute: Execute, ledger: Ledger, rows: Sequence[Any]) -> None:
+        """Ready rows go for good."""
+        if len(rows) == 1:
+            removed = execute(self._words.remove, (rows[0][0],)).rowcount
+        else:
+            removed = self._database.executemany(self._words.remove, [(row[0],) for row in rows]).rowcount
+        self._rows.check_found(removed, len(rows))
+        self._keys.free(execute, (row[2] for row in rows))
+        ledger.ready -= len(rows)
+        ledger.gone += len(rows)
+        self._database.changed(ledger)
+
+    # Settling.
+
+    def acknowledge(self, ids: Sequence[int]) -> None:
+        self._finish(ids, State.DONE)
+
+    def fail(self, ids: Sequence[int]) -> None:
+        self._finish(ids, State.FAILED)
+
+    def _finish(self, ids: Sequence[int], state: State) -> None:
+        self._check()
+        if ids:
+            self._claims.finish(self._fresh, ids, state, self._power)
+
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        self._check()
+        return self._claims.give_back(self._fresh, id, delay, to_back, self._power)
+
+    def resume(self) -> int:
+        self._check()
+
+        def run(execute: Execute) -> int:
+            self._fresh(execute)
+            return self._claims.resume(execute)
+
+        return self._write(run, False)
+
+    # Changing and removing.
+
+    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        self._check()
+
+        def run(execute: Execute) -> bool:
+            self._fresh(execute)
+            holder, row = None, execute(self._words.one, (id,)).fetchone()
+            if row is None:
+                holder, row = self._claims.find(execute, id)
+            if row is None:
+                return False
+            self._keys.exchange(execute, id, row[2], key)
+            self._rows.replace(execute, id, holder, payload, key)
+            return True
+
+        return self._write(run, self._power)
+
+    def discard(self, id: int | None = None) -> int | None:
+        self._check()
+
+        def run(execute: Execute) -> int | None:
+            ledger = self._fresh(execute)
+            text, parameter = (self._words.heads, 1) if id is None else (self._words.one, id)
+            row = execute(text, (parameter,)).fetchone()
+            if row is None:
+                return None
+            self._remove(execute, ledger, (row,))
+            return cast(int, row[0])
+
+        return self._write(run, self._power)
+
+    def clear(self) -> int:
+        self._check()
+
+        def run(execute: Execute) -> int:
+            ledger = self._fresh(execute)
+            count = ledger.ready
+            self._keys.free_ready(execute)
+            execute(self._words.remove_all)
+            ledger.ready = 0
+            ledger.gone += count
+            self._database.changed(ledger)
+            return count
+
+        return self._write(run, self._power)
+
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        self._check()
+        if state not in self._words.trim:
+            raise ValueError(f"only what is done, failed or dead can be purged, not what is {state.value}")
+
+        def run(execute: Execute) -> int:
+            ledger = self._fresh(execute)
+            count = max(0, ledger.count(state) - keep)
+            if limit is not None:
+                count = min(count, limit)
+            self._claims.trim(execute, state, count)
+            return count
+
+        return self._write(run, self._power)
+
+    def shrink(self) -> None:
+        self._check()
+        self._database.shrink()
+
+    # Looking.
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        def look(execute: Execute, ledger: Ledger) -> T:
+            row = execute(self._words.heads, (1,)).fetchone()
+            if row is None:
+                raise Empty
+            return use(self._rows.record(row))
+
+        return self._look(look)
+
+    def holds(self, key: bytes) -> bool:
+        return self._look(lambda execute, _: self._keys.in_force(execute, key))
+
+    def records(self) -> Iterator[Record]:
+        return self._listing.ready()
+
+    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+        return self._listing.in_states(*states)
+
+    def count(self) -> int:
+        return self._look(lambda _, ledger: ledger.ready)
+
+    def claimed(self) -> int:
+        return self._look(lambda _, ledger: ledger.claimed)
+
+    def unfinished(self) -> int:
+        return self._look(lambda _, ledger: ledger.ready + ledger.delayed + ledger.claimed)
+
+    def version(self) -> object:
+        self._check()
+        # What time brings about is no change of the database: something is due; a holder may have died.
+        due = self._ledger.due
+        return (
+            self._database.version(),
+            due is not None and due <= self._now(),
+            self._claims.may_resume(),
+        )
+
+    def stats(self) -> Stats:
+        return self._listing.stats(self._database.source.occupied)
+
+    # The end.
+
+    def abandon(self) -> None:
+        # The database itself follows forks.
+        self._claims.abandon()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        try:
+            self._claims.close(self._fresh)
+        finally:
+            self._closed = True
+            self._left()

@@ -1,0 +1,44 @@
+"""Noticing that another process has written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from persistcoll.tables.dialect import Connection
+from persistcoll.tables.sqlite import DATA_VERSION
+
+__all__ = ["Watcher"]
+
+
+class Watcher:
+    """A connection of its own to ask for the version, as the writing one may be waiting for the device.
+
+    It is there from the first question on. From any thread.
+
+    :param connect: passes a connection to the function that it is given, or raises.
+    :ivar mutex: held while it is asked; who closes it holds it, too.
+    """
+
+    def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
+        self.mutex = threading.Lock()
+        self.connection: Connection | None = None
+        self._connect = connect
+
+    def version(self) -> Any:
+        """Differs from an earlier one when somebody else has written since."""
+        with self.mutex:
+            if self.connection is None:
+                self._connect(self._use)
+            assert self.connection is not None
+            return self.connection.execute(DATA_VERSION).fetchone()[0]
+
+    def _use(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def close(self) -> None:
+        """Until it is asked again."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()

@@ -1,0 +1,28 @@
+"""What one caller wants done in a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from persistcoll.engine.combining import Request
+from persistcoll.tables.dialect import Execute
+
+__all__ = ["Work"]
+
+T = TypeVar("T")
+
+
+class Work(Request, Generic[T]):
+    """What one caller wants done, perhaps by another one who waits as well.
+
+    :param run: raises before it changes anything, or not at all; the database's own errors excepted.
+    :param sync: it is to be on the device when it is done.
+    :ivar value: what ``run`` gave.
+    """
+
+    value: T
+
+    def __init__(self, run: Callable[[Execute], T], sync: bool) -> None:
+        self.run = run
+        self.sync = sync

@@ -1,0 +1,204 @@
+"""What the laws of mappings are checked with, as :mod:`persistcoll.testing.bench` for stores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.testing.bench import Capabilities
+from persistcoll.testing.children import demand
+
+__all__ = [
+    "Item",
+    "MappingBench",
+    "MappingFactory",
+    "MappingLaw",
+    "append",
+    "in_order",
+    "items",
+    "keys_of",
+    "look",
+    "mapping_law",
+    "refuses",
+    "triples",
+    "whole",
+]
+
+Item = tuple[bytes, bytes]
+"""A key and its value."""
+
+_EVERYTHING = b"", b"\xff" * 8
+"""For ``scan``: no key of a law begins with the latter."""
+
+
+class MappingFactory(Protocol):
+    """Opens mappings of one kind, all of them empty at first, none of which another factory knows."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its mappings can do."""
+
+    def open(self, name: str) -> Mapping:
+        """The mapping of this name, made if it is missing. Called again after ``close()``, too."""
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass for all of its mappings, and for what they leave when they crash."""
+
+    # Where `capabilities.crashes`, it also has
+    #   def crashed(self, name: str) -> Mapping
+    # which opens a copy; what is done to the copy does not touch the mapping.
+
+
+class MappingBench:
+    """What a law works with: a factory, and the mappings that it opened, to be closed at the end."""
+
+    def __init__(self, factory: MappingFactory) -> None:
+        self._factory = factory
+        self.capabilities = factory.capabilities
+        self.advance = factory.advance
+        self.opened: list[Mapping] = []
+
+    def open(self, name: str = "a") -> Mapping:
+        """Open the mapping ``name``."""
+        self.opened.append(self._factory.open(name))
+        return self.opened[-1]
+
+    def another(self, mapping: Mapping) -> Mapping:
+        """The mapping ``"a"`` through a handle of its own, or ``mapping`` where there is one at a time."""
+        return self.open() if self.capabilities.handles else mapping
+
+    def after_the_end(self, mapping: Mapping) -> list[Item]:
+        """What is left after a crash where one can be had, and after closing ``mapping`` otherwise.
+
+        Where there is no crash, ``mapping`` is of no use any more.
+        """
+        if self.capabilities.crashes:
+            found: Mapping = getattr(self._factory, "crashed")("a")  # noqa: B009
+            self.opened.append(found)
+        else:
+            mapping.close()
+            found = self.open()
+        left = items(look(found))
+        found.close()
+        return left
+
+
+@dataclass(frozen=True)
+class MappingLaw:
+    """A law: its number, its text, and the function that checks it. As
+    :class:`~persistcoll.testing.Law`, for a :class:`MappingFactory`.
+    """
+
+    number: str
+    text: str
+    needs: tuple[str, ...]
+    """Names of :class:`~persistcoll.testing.Capabilities` without which it says nothing."""
+    check: Callable[[MappingBench], None]
+
+    def __str__(self) -> str:
+        return self.number
+
+    def applies_to(self, factory: MappingFactory) -> bool:
+        """Whether the factory's mappings can do what this law is about."""
+        return all(getattr(factory.capabilities, need) for need in self.needs)
+
+    def __call__(self, factory: MappingFactory) -> None:
+        """Check it.
+
+        :raise AssertionError: it is broken; the message says how.
+        """
+        bench = MappingBench(factory)
+        try:
+            self.check(bench)
+        except Exception as error:
+            what = str(error) if isinstance(error, AssertionError) else f"{error!r} was raised"
+            raise AssertionError(f"{self.number} ({self.text}): {what}") from error
+        finally:
+            for mapping in bench.opened:
+                mapping.close()
+
+
+def mapping_law(number: str, *needs: str) -> Callable[[Callable[[MappingBench], None]], MappingLaw]:
+    """Make a law of a function whose docstring states it."""
+
+    def make(check: Callable[[MappingBench], None]) -> MappingLaw:
+        return MappingLaw(number, " ".join((check.__doc__ or "").split()), needs, check)
+
+    return make
+
+
+def triples(*keys: str, value: str = "") -> list[tuple[bytes, bytes, bytes]]:
+    """For ``set_many``: the keys, each named by its capitals, of this value or their own."""
+    return [(key.encode(), key.upper().encode(), (value or key).encode()) for key in keys]
+
+
+def items(pairs: Iterable[Pair]) -> list[Item]:
+    """Their keys and values."""
+    return [(pair.key, pair.value) for pair in pairs]
+
+
+def append(more: bytes) -> Callable[[bytes | None], tuple[bytes, None]]:
+    """A ``change``: the value, and more."""
+    return lambda present: ((present or b"") + more, None)
+
+
+def whole(pair: Pair) -> tuple[bytes, bytes, bytes]:
+    """A ``use``: all of it."""
+    return pair.key, pair.name, pair.value
+
+
+def look(mapping: Mapping) -> list[Pair]:
+    """All pairs of a mapping. Everything else that tells of them has to agree."""
+    pairs = list(mapping.pairs())
+    keys = [pair.key for pair in pairs]
+    demand(len(set(keys)) == len(keys), f"pairs() have a key twice: {keys}")
+    _same(mapping.pairs(reverse=True), reversed(pairs), "pairs(reverse=True)")
+    by_key = sorted(pairs)
+    _same(mapping.scan(*_EVERYTHING), by_key, "scan()")
+    _same(mapping.scan(*_EVERYTHING, reverse=True), reversed(by_key), "scan(reverse=True)")
+    bare = [pair._replace(value=b"") for pair in pairs]
+    _same(mapping.pairs(values=False), bare, "pairs(values=False)")
+    _same(mapping.scan(*_EVERYTHING, values=False), sorted(bare), "scan(values=False)")
+    counts = mapping.count(), mapping.stats().ready
+    demand(counts == (len(pairs),) * 2, f"count() and stats().ready are {counts}, of {len(pairs)} pairs")
+    sought = [*keys, b"no such key"]
+    found = mapping.get_many(sought)
+    demand(found == dict(items(pairs)), f"get_many() gave {found}, of {pairs}")
+    for key in sought:
+        seen = mapping.get(key), mapping.contains(key)
+        demand(seen == (found.get(key), key in found), f"get() and contains() of {key!r} gave {seen}")
+    return pairs
+
+
+def keys_of(mapping: Mapping) -> list[bytes]:
+    """All keys of a mapping, in order."""
+    return [pair.key for pair in look(mapping)]
+
+
+def _same(got: Iterable[Pair], wanted: Iterable[Pair], what: str) -> None:
+    found, expected = list(got), list(wanted)
+    demand(found == expected, f"{what} gave {found}, not {expected}")
+
+
+@contextlib.contextmanager
+def refuses(error: BaseException, what: str, mapping: Mapping) -> Iterator[None]:
+    """The block raises this very error, and changes nothing."""
+    before = look(mapping)
+    try:
+        yield
+    except BaseException as raised:
+        if raised is not error:
+            raise
+    else:
+        raise AssertionError(f"{what} did not raise {error!r}")
+    after = look(mapping)
+    demand(after == before, f"{what} raised {error!r} and changed {before} to {after}")
+
+
+def in_order(found: Sequence[bytes], known: Sequence[bytes]) -> bool:
+    """Whether ``found`` are some of ``known``, in that order, none of them twice."""
+    rest = iter(known)
+    return all(each in rest for each in found)

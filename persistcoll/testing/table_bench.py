@@ -1,0 +1,237 @@
+"""What the laws of tables are checked with, as :mod:`persistcoll.testing.bench` for stores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from persistcoll.engine.contracts import Store, Table
+from persistcoll.engine.values import FIFO, LIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
+from persistcoll.testing.bench import Capabilities
+from persistcoll.testing.children import demand
+
+__all__ = [
+    "DISCIPLINES",
+    "FifoStores",
+    "Row",
+    "TableBench",
+    "TableFactory",
+    "TableLaw",
+    "after_the_end",
+    "entries",
+    "keyed",
+    "look",
+    "order",
+    "refuses",
+    "standing",
+    "table_law",
+]
+
+Row = tuple[State, Record]
+
+DISCIPLINES = (FIFO, LIFO, PRIORITY, UNIQUE)
+PLAIN = Retry()
+
+
+class TableFactory(Protocol):
+    """Opens tables of one kind, all of them empty at first, none of which another factory knows."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its tables can do."""
+
+    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+        """The table of this name, made if it is missing. A name keeps its discipline."""
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass for all of its tables, and for what they leave when they crash."""
+
+    # Where `capabilities.crashes`, it also has
+    #   def crashed(self, name: str, discipline: Discipline, retry: Retry) -> Table
+    # which opens a copy, whose claims are those of a dead process; what is done to the copy does not
+    # touch the table.
+
+
+class FifoStores:
+    """A table factory as a :class:`~persistcoll.testing.StoreFactory`: what holds for every store holds
+    for a table, too, wherever nothing has a priority or a key.
+
+    :param retry: without ``max_attempts``, which a store does not have.
+    """
+
+    def __init__(
+        self,
+        tables: TableFactory,
+        discipline: Discipline = FIFO,
+        retry: Retry = PLAIN,
+    ) -> None:
+        self._tables = tables
+        self._discipline = discipline
+        self._retry = retry
+        self.capabilities = tables.capabilities
+
+    def open(self, name: str) -> Store:
+        """The table of this name."""
+        return cast(Store, _Uncounted(self._tables.open(name, self._discipline, self._retry)))
+
+    def crashed(self, name: str) -> Store:
+        """What a process that died at this moment leaves."""
+        return cast(Store, _Uncounted(_crashed(self._tables, name, self._discipline, self._retry)))
+
+
+class _Uncounted:
+    """A table whose records do not tell how often they were claimed: a store's never do."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def records(self) -> Iterator[Record]:
+        return (record._replace(attempts=0) for record in self._table.records())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+def _crashed(tables: TableFactory, name: str, discipline: Discipline, retry: Retry) -> Table:
+    table: Table = getattr(tables, "crashed")(name, discipline, retry)  # noqa: B009
+    return table
+
+
+class TableBench:
+    """What a law works with: a factory, and the tables that it opened, to be closed at the end."""
+
+    def __init__(self, factory: TableFactory) -> None:
+        self._factory = factory
+        self.capabilities = factory.capabilities
+        self.advance = factory.advance
+        self.opened: list[Table] = []
+
+    def open(self, discipline: Discipline = FIFO, retry: Retry = PLAIN, name: str | None = None) -> Table:
+        """Open the table ``name``, by default the one named as its discipline."""
+        self.opened.append(self._factory.open(name or discipline.name, discipline, retry))
+        return self.opened[-1]
+
+    def crash(self, discipline: Discipline = FIFO, retry: Retry = PLAIN, name: str | None = None) -> Table:
+        """Open what the table ``name`` would leave if the process died now."""
+        self.opened.append(_crashed(self._factory, name or discipline.name, discipline, retry))
+        return self.opened[-1]
+
+    def another(self, table: Table, discipline: Discipline = FIFO, retry: Retry = PLAIN) -> Table:
+        """The same table through a handle of its own, or ``table`` where there is only one at a time."""
+        return self.open(discipline, retry) if self.capabilities.handles else table
+
+
+@dataclass(frozen=True)
+class TableLaw:
+    """A law: its number, its text, and the function that checks it. As
+    :class:`~persistcoll.testing.Law`, for a :class:`TableFactory`.
+    """
+
+    number: str
+    text: str
+    needs: tuple[str, ...]
+    """Names of :class:`~persistcoll.testing.Capabilities` without which it says nothing."""
+    check: Callable[[TableBench], None]
+
+    def __str__(self) -> str:
+        return self.number
+
+    def applies_to(self, factory: TableFactory) -> bool:
+        """Whether the factory's tables can do what this law is about."""
+        return all(getattr(factory.capabilities, need) for need in self.needs)
+
+    def __call__(self, factory: TableFactory) -> None:
+        """Check it.
+
+        :raise AssertionError: it is broken; the message says how.
+        """
+        bench = TableBench(factory)
+        try:
+            self.check(bench)
+        except Exception as error:
+            what = str(error) if isinstance(error, AssertionError) else f"{error!r} was raised"
+            raise AssertionError(f"{self.number} ({self.text}): {what}") from error
+        finally:
+            for table in bench.opened:
+                table.close()
+
+
+def table_law(number: str, *needs: str) -> Callable[[Callable[[TableBench], None]], TableLaw]:
+    """Make a law of a function whose docstring states it."""
+
+    def make(check: Callable[[TableBench], None]) -> TableLaw:
+        return TableLaw(number, " ".join((check.__doc__ or "").split()), needs, check)
+
+    return make
+
+
+def look(table: Table) -> list[Row]:
+    """All rows of a table. Everything else that tells of them has to agree."""
+    rows = list(table.rows())
+    ids = [record.id for _, record in rows]
+    demand(ids == sorted(set(ids)), f"rows() are not in the order of their ids: {ids}")
+    number = {state: [record for each, record in rows if each is state] for state in State}
+    for state in State:
+        alone = [record for _, record in table.rows(state)]
+        demand(alone == number[state], f"rows({state}) are {alone}, not {number[state]}")
+    ready = list(table.records())
+    demand(ready == number[State.READY], f"records() are {ready}, not {number[State.READY]}")
+    counts = table.count(), table.claimed(), table.unfinished()
+    size = {state: len(records) for state, records in number.items()}
+    unfinished = size[State.READY] + size[State.DELAYED] + size[State.CLAIMED]
+    wanted = size[State.READY], size[State.CLAIMED], unfinished
+    demand(counts == wanted, f"ready, claimed, unfinished: {counts}, of rows {wanted}")
+    told = table.stats()
+    found = {state: getattr(told, state.value) for state in State}
+    demand(found == size, f"stats() are {told}, the rows {size}")
+    demand((told.oldest_age is None) == (not ready), f"of {len(ready)} ready records: {told}")
+    return rows
+
+
+def standing(table: Table) -> dict[bytes, tuple[State, int]]:
+    """By payload: in which state a record is, and how often it was claimed."""
+    return {record.payload: (state, record.attempts) for state, record in look(table)}
+
+
+def order(records: list[Record], discipline: Discipline) -> list[Record]:
+    """Ready records, in the order in which they are to be taken."""
+    ordered = sorted(records, key=lambda record: record.id, reverse=discipline.newest_first)
+    return sorted(ordered, key=lambda record: record.priority) if discipline.by_priority else ordered
+
+
+def after_the_end(rows: list[Row], retry: Retry) -> list[Row]:
+    """What becomes of these rows when those who have claimed some of them close or die."""
+
+    def moved(state: State, record: Record) -> State:
+        if state is not State.CLAIMED or not retry.resume:
+            return state
+        dead = retry.max_attempts is not None and record.attempts >= retry.max_attempts
+        return State.DEAD if dead else State.READY
+
+    return [(moved(state, record), record) for state, record in rows]
+
+
+def entries(*payloads: str) -> list[Entry]:
+    """Entries of these payloads, without keys, the priorities 2, 1, 0, 2, 1, 0 and so on."""
+    return [Entry(payload.encode(), 2 - index % 3) for index, payload in enumerate(payloads)]
+
+
+def keyed(*payloads: str) -> list[Entry]:
+    """Entries of these payloads, each the key of its own."""
+    return [Entry(payload.encode(), key=payload.encode()) for payload in payloads]
+
+
+@contextlib.contextmanager
+def refuses(error: type[BaseException], what: str, *tables: Table) -> Iterator[None]:
+    """The block raises ``error``, and changes nothing."""
+    before = [look(table) for table in tables]
+    try:
+        yield
+    except error as raised:
+        demand(type(raised) is error, f"{what} raised {raised!r}, not {error.__name__}")
+    else:
+        raise AssertionError(f"{what} did not raise {error.__name__}")
+    after = [look(table) for table in tables]
+    demand(after == before, f"{what} raised {error.__name__} and changed {before} to {after}")

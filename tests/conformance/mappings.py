@@ -1,0 +1,126 @@
+"""The mappings that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from persistcoll.engine.contracts import Mapping
+from persistcoll.engine.gathering import Gathering
+from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
+from persistcoll.engine.values import Durability
+from persistcoll.tables.opening import Place, open_mapping
+from persistcoll.testing.mapping_laws import Capabilities, MappingFactory
+
+__all__ = ["MAPPINGS", "GatheringMappings", "MemoryMappings", "SQLiteMappings"]
+
+
+class MemoryMappings:
+    """Mappings of the reference model."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self) -> None:
+        self._now = 1e9
+        self._states: dict[str, MemoryMappingState] = {}
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def open(self, name: str) -> Mapping:
+        return MemoryMapping(self._states.setdefault(name, MemoryMappingState(self.now)))
+
+    def crashed(self, name: str) -> Mapping:
+        return MemoryMapping(self._states[name].copy())
+
+
+class GatheringMappings(MemoryMappings):
+    """What gathers changes and commits them when it is closed: one at a time, and none survives a crash, or
+    is a forked child's.
+    """
+
+    capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
+
+    def open(self, name: str) -> Mapping:
+        return _CommittedAtTheEnd(super().open(name), self.now)
+
+
+class _CommittedAtTheEnd(Gathering):
+    _done = False
+
+    def close(self) -> None:
+        if not self._done:
+            self._done = True
+            self.commit()
+        super().close()
+
+
+class SQLiteMappings:
+    """Mappings in one SQLite file. What a dead process leaves is a copy of it."""
+
+    capabilities = Capabilities()
+
+    def __init__(self, directory: Path, durability: Durability = "process") -> None:
+        self._now = 1e9
+        self._directory = directory
+        self._durability: Durability = durability
+        self._copies = itertools.count()
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def open(self, name: str) -> Mapping:
+        return self._open(self._directory / "data.db", name)
+
+    def _open(self, path: Path, name: str) -> Mapping:
+        return open_mapping(
+            Place(path),
+            name=name,
+            serializer="raw",
+            executes_code=False,
+            durability=self._durability,
+            clock=self.now,
+        )
+
+    def crashed(self, name: str) -> Mapping:
+        copy = self._directory / f"copy-{next(self._copies)}.db"
+        # Not by this process: closing the files would drop the locks that SQLite has on them.
+        for end in ("", "-wal"):
+            file = self._directory / f"data.db{end}"
+            if file.exists():
+                subprocess.run(["cp", file, f"{copy}{end}"], check=True)
+        return self._open(copy, name)
+
+
+class SQLiteMemoryMappings(MemoryMappings):
+    """Mappings in a database in memory, which goes when it is closed: one at a time."""
+
+    capabilities = Capabilities(handles=False, crashes=False, processes=False)
+
+    def open(self, name: str) -> Mapping:
+        return open_mapping(
+            Place(":memory:"),
+            name=name,
+            serializer="raw",
+            executes_code=False,
+            durability="process",
+            clock=self.now,
+        )
+
+
+MAPPINGS: dict[str, Callable[[Path], MappingFactory]] = {
+    "memory": lambda directory: MemoryMappings(),
+    "gathering": lambda directory: GatheringMappings(),
+    "sqlite-process": SQLiteMappings,
+    "sqlite-power": lambda directory: SQLiteMappings(directory, "power"),
+    "sqlite-memory": lambda directory: SQLiteMemoryMappings(),
+}
+"""By the name that the tests' ids carry."""

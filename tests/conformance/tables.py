@@ -1,0 +1,216 @@
+"""The tables that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+from unittest import mock
+
+from persistcoll.engine.contracts import Table
+from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+from persistcoll.engine.values import Discipline, Durability, Record, Retry, State
+from persistcoll.serializers import codec, resolve, signed
+from persistcoll.tables import opening
+from persistcoll.tables.database import Database
+from persistcoll.tables.opening import Place, open_table
+from persistcoll.tables.rows import Seal
+from persistcoll.tables.source import MEMORY, Source
+from persistcoll.tables.table import SQLTable
+from persistcoll.testing import Capabilities, TableFactory
+from tests.conformance.elsewhere import Elsewhere
+
+__all__ = ["TABLES", "MemoryTables", "SQLiteMemoryTables", "SQLiteTables", "Tables", "open_sqlite"]
+
+T = TypeVar("T")
+
+_SIGNED = resolve(signed("raw", b"a key of 16 bytes or more"))
+
+
+class MemoryTables:
+    """Tables of the reference model, or of one that is made of it."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self, make: type[MemoryTable] = MemoryTable) -> None:
+        self.now = 1e9
+        self._make = make
+        self.states: dict[str, MemoryTableState] = {}
+
+    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+        state = self.states.setdefault(name, MemoryTableState(lambda: self.now))
+        return self._make(discipline, retry, state)
+
+    def crashed(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+        return self._make(discipline, retry, self.states[name].copy())
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        pass
+
+
+def open_sqlite(
+    path: Path | str,
+    name: str,
+    discipline: Discipline,
+    retry: Retry,
+    durability: Durability = "process",
+    sealed: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> Table:
+    """A table in an SQLite file, or in memory."""
+
+    def seal(store_id: bytes) -> Seal | None:
+        return codec(_SIGNED, store_id).seal if sealed else None
+
+    def unseal(store_id: bytes) -> Seal | None:
+        return codec(_SIGNED, store_id).unseal if sealed else None
+
+    table = open_table(
+        Place(path),
+        name=name,
+        kind=discipline.name,
+        discipline=discipline,
+        retry=retry,
+        serializer="raw",
+        executes_code=False,
+        durability=durability,
+        seal_for=seal,
+        unseal_for=unseal,
+        clock=clock,
+    )
+    return cast(Table, _Unsealing(table)) if sealed else table
+
+
+class SQLiteTables:
+    """Tables in one SQLite file. What a dead process leaves is a copy of it.
+
+    :param elsewhere: a process in which every second handle of a table is opened.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability = "process",
+        sealed: bool = False,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        self.now = 1e9
+        self._directory = directory
+        self._options = durability, sealed
+        self._copies = itertools.count()
+        self._elsewhere = elsewhere
+        self._times: Counter[str] = Counter()
+        if elsewhere is not None:
+            elsewhere.clock = self._clock
+
+    def _clock(self) -> float:
+        return self.now
+
+    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+        arguments = self._directory / "data.db", name, discipline, retry, *self._options
+        self._times[name] += 1
+        if self._elsewhere is not None and self._times[name] % 2 == 0:
+            return cast(Table, self._elsewhere.open(open_sqlite, *arguments))
+        return open_sqlite(*arguments, clock=self._clock)
+
+    def crashed(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+        copy = self._directory / f"copy-{next(self._copies)}.db"
+        # Not by this process: closing the files would drop the locks that SQLite has on them.
+        for end in ("", "-wal"):
+            file = self._directory / f"data.db{end}"
+            if file.exists():
+                subprocess.run(["cp", file, f"{copy}{end}"], check=True)
+        return open_sqlite(copy, name, discipline, retry, *self._options, clock=self._clock)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        pass
+
+
+class _Lasting(Database):
+    """A database in memory that stays when its last table is closed."""
+
+    def shut(self) -> None:
+        pass
+
+    def end(self) -> None:
+        super().shut()
+
+
+class SQLiteMemoryTables:
+    """Tables in one database in memory, which nobody else sees: one handle of each at a time."""
+
+    capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
+
+    def __init__(self) -> None:
+        self.now = 1e9
+        self._database = _Lasting(Source(MEMORY))
+
+    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+        # For containers each database in memory is one of its own.
+        with mock.patch.object(opening._databases, "acquire", return_value=self._database):
+            return open_sqlite(MEMORY, name, discipline, retry, clock=lambda: self.now)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        self._database.end()
+
+
+class _Unsealing:
+    """A table that seals with a signature bound to the record's id, and what containers do about it."""
+
+    def __init__(self, table: SQLTable) -> None:
+        self._table = table
+        unseal = codec(_SIGNED, table.store_id).unseal
+        assert unseal is not None
+        self._unseal = unseal
+
+    def _plain(self, record: Record) -> Record:
+        return record._replace(payload=self._unseal(record.payload, record.id))
+
+    def take(self, use: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._table.take(lambda record: use(self._plain(record)), *arguments, **options)
+
+    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+        return self._table.take_many(limit, lambda record: use(self._plain(record)), acknowledge)
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        return self._table.peek(lambda record: use(self._plain(record)))
+
+    def records(self) -> Iterator[Record]:
+        return map(self._plain, self._table.records())
+
+    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+        return ((state, self._plain(record)) for state, record in self._table.rows(*states))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+class Tables(TableFactory, Protocol):
+    """A factory, to be closed when its tables are."""
+
+    def close(self) -> None: ...
+
+
+TABLES: dict[str, Callable[[Path, Elsewhere], Tables]] = {
+    "memory": lambda directory, elsewhere: MemoryTables(),
+    "sqlite-process": lambda directory, elsewhere: SQLiteTables(directory),
+    "sqlite-power": lambda directory, elsewhere: SQLiteTables(directory, "power"),
+    "sqlite-sealed": lambda directory, elsewhere: SQLiteTables(directory, sealed=True),
+    "sqlite-processes": lambda directory, elsewhere: SQLiteTables(directory, elsewhere=elsewhere),
+    "sqlite-memory": lambda directory, elsewhere: SQLiteMemoryTables(),
+}
+"""By the name that the tests' ids carry."""

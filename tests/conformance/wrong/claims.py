@@ -1,0 +1,288 @@
+"""Tables that break T3 and T4: their claims come back otherwise than they should, or their keys do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from persistcoll.engine.memory_rows import Row
+from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+from persistcoll.engine.values import Entry, Record, State, Stats
+from tests.conformance.wrong.registry import breaks
+
+# T3
+
+
+class _Otherwise(MemoryTable):
+    """One whose claims have another end."""
+
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        values = super()._claim(rows, use, acknowledge)
+        for row in rows[: len(values)]:
+            if row.state is State.CLAIMED:
+                row.until = self.end(row.until)
+        return values
+
+    def end(self, until: float | None) -> float | None:
+        raise NotImplementedError
+
+
+@breaks("T3")
+class LeasesNeverEnd(_Otherwise):
+    def end(self, until: float | None) -> float | None:
+        return None
+
+
+@breaks("T3")
+class LeasesEndEarly(_Otherwise):
+    def end(self, until: float | None) -> float | None:
+        return None if until is None else until - 1.0
+
+
+@breaks("T3")
+class LeasesEndLate(_Otherwise):
+    def end(self, until: float | None) -> float | None:
+        return None if until is None else until + 0.1
+
+
+@breaks("T3")
+class EveryClaimEnds(_Otherwise):
+    def end(self, until: float | None) -> float | None:
+        return until or self._state.clock() + 3600.0
+
+
+@breaks("T3")
+class ResumesWhatALivingOneHolds(MemoryTable):
+    def resume(self) -> int:
+        for row in self._state.select(State.CLAIMED):
+            row.holder = None
+        return super().resume()
+
+
+@breaks("T3")
+class ResumesNothing(MemoryTable):
+    def resume(self) -> int:
+        return 0
+
+
+@breaks("T3")
+class ClosingKeeps(MemoryTable):
+    def close(self) -> None:
+        self._retry = self._retry._replace(resume=False)
+        super().close()
+
+
+@breaks("T3")
+class DelaysWhatWasLost(MemoryTable):
+    def _settled(self) -> MemoryTableState:
+        held = [row for row in self._state.select(State.CLAIMED) if row.until is not None]
+        state = super()._settled()
+        for row in held:
+            if row.state is State.READY and self._retry.backoff is not None:
+                state.move(row, State.DELAYED, state.clock() + 1.0)
+        return state
+
+
+@breaks("T3")
+class NeverDelays(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().give_back(id, 0.0, to_back)
+
+
+@breaks("T3")
+class BacksOffAlike(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        if delay is None and self._retry.backoff is not None:
+            delay = self._retry.backoff.delay(1)
+        return super().give_back(id, delay, to_back)
+
+
+@breaks("T3")
+class BacksOffAlways(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().give_back(id, delay or None, to_back)
+
+
+class _TimeStandsStill(MemoryTable):
+    """One that sees what time has brought about only when another call has looked."""
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        clock, self._state.clock = self._state.clock, lambda: 0.0
+        try:
+            yield
+        finally:
+            self._state.clock = clock
+
+
+@breaks("T3")
+class CountsWithoutTime(_TimeStandsStill):
+    def count(self) -> int:
+        with self.still():
+            return super().count()
+
+
+@breaks("T3")
+class CountsClaimsWithoutTime(_TimeStandsStill):
+    def claimed(self) -> int:
+        with self.still():
+            return super().claimed()
+
+
+@breaks("T3")
+class ListsWithoutTime(_TimeStandsStill):
+    def records(self) -> Iterator[Record]:
+        with self.still():
+            return super().records()
+
+
+@breaks("T3")
+class LooksWithoutTime(_TimeStandsStill):
+    def peek(self, use: Callable[[Record], Any]) -> Any:
+        with self.still():
+            return super().peek(use)
+
+
+@breaks("T3")
+class ClearsWithoutTime(_TimeStandsStill):
+    def clear(self) -> int:
+        with self.still():
+            return super().clear()
+
+
+@breaks("T3")
+class HoldsWithoutTime(_TimeStandsStill):
+    def holds(self, key: bytes) -> bool:
+        with self.still():
+            return super().holds(key)
+
+
+@breaks("T3")
+class DiscardsWithoutTime(_TimeStandsStill):
+    def discard(self, id: int | None = None) -> int | None:
+        with self.still():
+            return super().discard(id)
+
+
+@breaks("T3")
+class TakesSomeWithoutTime(_TimeStandsStill):
+    def take_many(self, limit: int, use: Any, acknowledge: bool = False) -> list[Any]:
+        with self.still():
+            return super().take_many(limit, use, acknowledge)
+
+
+@breaks("T3")
+class PurgesWithoutTime(_TimeStandsStill):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        with self.still():
+            return super().purge(state, keep, limit)
+
+
+@breaks("T3")
+class TellsWithoutTime(_TimeStandsStill):
+    def stats(self) -> Stats:
+        with self.still():
+            return super().stats()
+
+
+@breaks("T3")
+class WaitsWithoutTime(_TimeStandsStill):
+    def version(self) -> object:
+        with self.still():
+            return super().version()
+
+
+@breaks("S6")
+class PutsWithoutTime(_TimeStandsStill):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        with self.still():
+            return super().put(entries, capacity)
+
+
+# T4
+
+
+@breaks("T4")
+class FreeWhileClaimed(MemoryTable):
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        values = super()._claim(rows, use, acknowledge)
+        for row in rows[: len(values)]:
+            row.key = None
+        return values
+
+
+@breaks("T4")
+class FreeWhileDelayed(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        for row in self._settled().select(State.DELAYED):
+            row.key = None
+        return super().put(entries, capacity)
+
+
+class _Keeping(MemoryTable):
+    """One whose finished records keep their keys in force."""
+
+    state: State
+
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        keys = [row.key for row in self._settled().select(self.state)]
+        ids = [None if entry.key in keys and entry.key is not None else 0 for entry in entries]
+        new = iter(super().put([entry for entry, id in zip(entries, ids, strict=True) if id == 0], capacity))
+        return [id if id is None else next(new) for id in ids]
+
+
+@breaks("T4")
+class TakenWhileDone(_Keeping):
+    state = State.DONE
+
+
+@breaks("T4")
+class TakenWhileFailed(_Keeping):
+    state = State.FAILED
+
+
+@breaks("T4")
+class TakenWhileDead(_Keeping):
+    state = State.DEAD
+
+
+@breaks("T4")
+class EqualsInOneBatch(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        known = [entry.key is not None and self.holds(entry.key) for entry in entries]
+        fresh = [
+            Entry(each.payload, each.priority) for each, old in zip(entries, known, strict=True) if not old
+        ]
+        ids = iter(
+            super().put(fresh, capacity) if self._discipline.unique else super().put(entries, capacity)
+        )
+        result = [None if old and self._discipline.unique else next(ids) for old in known]
+        for id, entry in zip(result, entries, strict=True):
+            if id is not None:
+                self._state.rows[id].key = entry.key
+        return result
+
+
+@breaks("T4")
+class ReplacedWithoutKey(MemoryTable):
+    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        row = self._settled().rows.get(id)
+        old = None if row is None else row.key
+        done = super().replace(id, payload, key)
+        if row is not None:
+            row.key = old
+        return done
+
+
+@breaks("T4")
+class AnEmptyKeyIsNone(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        return super().put([entry._replace(key=entry.key or None) for entry in entries], capacity)
+
+
+@breaks("T4")
+class EveryTableIsUnique(MemoryTable):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._discipline = self._discipline._replace(unique=True)

@@ -1,0 +1,223 @@
+"""Tables that break T1 and T2: their records move, or do not, as they should not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from persistcoll.engine.memory_rows import Row
+from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+from persistcoll.engine.values import Record, State
+from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
+from tests.conformance.wrong.registry import breaks
+
+# T1
+
+
+@breaks("T1")
+class NeverDead(MemoryTable):
+    def _come_back(self, row: Row) -> None:
+        self._state.move(row, State.READY)
+
+
+@breaks("T1")
+class DeadTooLate(MemoryTable):
+    def _come_back(self, row: Row) -> None:
+        row.attempts -= 1
+        super()._come_back(row)
+        row.attempts += 1
+
+
+@breaks("T1")
+class AliveAtTheEndOfALease(MemoryTable):
+    def _settled(self) -> MemoryTableState:
+        retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
+        try:
+            return super()._settled()
+        finally:
+            self._retry = retry
+
+
+@breaks("T1")
+class AliveWhenClosed(MemoryTable):
+    def close(self) -> None:
+        self._retry = self._retry._replace(max_attempts=None)
+        super().close()
+
+
+@breaks("T1")
+class AliveAfterACrash(MemoryTable):
+    def resume(self) -> int:
+        retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
+        try:
+            return super().resume()
+        finally:
+            self._retry = retry
+
+
+@breaks("T1")
+class DeadWithANewId(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        new = super().give_back(id, delay, to_back)
+        row = self._state.rows[new]
+        if row.state is State.DEAD and to_back:
+            self._state.remove(row)
+            new = self._state.add(row)
+        return new
+
+
+@breaks("T1")
+class DiscardsWhatIsClaimed(MemoryTable):
+    def discard(self, id: int | None = None) -> int | None:
+        row = None if id is None else self._settled().rows.get(id)
+        if row is not None and row.state is State.CLAIMED:
+            self._state.remove(row)
+            return id
+        return super().discard(id)
+
+
+@breaks("T1")
+class ClearsWhatIsDelayed(MemoryTable):
+    def clear(self) -> int:
+        for row in self._settled().select(State.DELAYED):
+            self._state.remove(row)
+        return super().clear()
+
+
+@breaks("T1")
+class TakesWhatFailed(MemoryTable):
+    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+        row = None if id is None else self._settled().rows.get(id)
+        if row is not None and row.state is State.FAILED and not following:
+            return self._claim([row], use, acknowledge)[0]
+        return super().take(use, acknowledge, id, following)
+
+
+@breaks("T1")
+class ReplacesWhatIsDone(MemoryTable):
+    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        row = self._settled().rows.get(id)
+        return super().replace(id, payload, key) or (row is not None and row.state is State.DONE)
+
+
+@breaks("T1")
+class PurgesWhatIsReady(MemoryTable):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        return self.clear() if state is State.READY else super().purge(state, keep, limit)
+
+
+@breaks("T1")
+class PurgesTheNewestFirst(MemoryTable):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        for row in self._state.rows.values():
+            row.finished = -row.finished
+        return super().purge(state, keep, limit)
+
+
+@breaks("T1")
+class PurgesTheOldestFirst(MemoryTable):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        for row in self._state.rows.values():
+            row.finished = row.id
+        return super().purge(state, keep, limit)
+
+
+@breaks("T1")
+class PurgesAll(MemoryTable):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        return super().purge(state, 0, limit)
+
+
+@breaks("T1")
+class PurgesWithoutLimit(MemoryTable):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        return super().purge(state, keep)
+
+
+@breaks("T1")
+class KeepsAllThatIsDone(MemoryTable):
+    def _done(self, row: Row) -> None:
+        retry, self._retry = self._retry, self._retry._replace(keep_done=10**9)
+        super()._done(row)
+        self._retry = retry
+
+
+@breaks("T1")
+class KeepsTheOldestThatAreDone(MemoryTable):
+    def _done(self, row: Row) -> None:
+        super()._done(row)
+        for each in self._state.select(State.DONE):
+            each.finished = -each.id
+
+
+@breaks("T1")
+class ForgetsWhatIsDoneAsItIsTaken(MemoryTable):
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        values = super()._claim(rows, use, acknowledge)
+        for row in rows[: len(values)]:
+            if acknowledge:
+                self._state.rows.pop(row.id, None)
+        return values
+
+
+@breaks("T1")
+class TimeEndsWhatFailed(MemoryTable):
+    def _settled(self) -> MemoryTableState:
+        state = super()._settled()
+        for row in state.select(State.FAILED):
+            if state.clock() - row.time > 1e5:
+                state.remove(row)
+        return state
+
+
+# T2
+
+
+@breaks("T2")
+class ALeaseIsNotLookedAt(MemoryTable):
+    """If nobody took it, it may be acknowledged late."""
+
+    def _claimed(self, id: int) -> Row:
+        row = self._state.rows.get(id)
+        late = row is not None and row.state is State.READY and row.attempts == self._claims.get(id)
+        return row if row is not None and late else super()._claimed(id)
+
+
+@breaks("T2")
+class AHolderIsNotLookedAt(MemoryTable):
+    """Whoever claimed it once may settle what another one has claimed since."""
+
+    def _claimed(self, id: int) -> Row:
+        row = self._state.rows.get(id)
+        other = row is not None and row.state is State.CLAIMED and id in self._claims
+        return row if row is not None and other else super()._claimed(id)
+
+
+@breaks("T2")
+class ALostClaimIsNone(MemoryTable):
+    def _claimed(self, id: int) -> Row:
+        try:
+            return super()._claimed(id)
+        except StaleClaimError:
+            raise NotClaimedError from None
+
+
+@breaks("T2")
+class WhatWasNeverClaimedIsLost(MemoryTable):
+    def _claimed(self, id: int) -> Row:
+        try:
+            return super()._claimed(id)
+        except NotClaimedError:
+            if id in self._state.rows:
+                raise StaleClaimError from None
+            raise
+
+
+@breaks("T2")
+class AClaimIsLostOnlyOnce(MemoryTable):
+    def _claimed(self, id: int) -> Row:
+        try:
+            return super()._claimed(id)
+        except ClaimError:
+            self._claims.pop(id, None)
+            raise

@@ -1,0 +1,378 @@
+"""Tables that break S1 to S10: they are wrong as a store may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from persistcoll.engine.memory_rows import Row
+from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+from persistcoll.engine.values import Entry, Record, State
+from persistcoll.errors import Empty, NotClaimedError
+from tests.conformance.wrong.registry import breaks
+
+# S1
+
+
+@breaks("S1")
+class StoresWhatFits(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        return [id for entry in entries for id in super(StoresWhatFits, self).put([entry], capacity)]
+
+
+@breaks("S1")
+class AcknowledgesThoseBefore(MemoryTable):
+    def acknowledge(self, ids: Sequence[int]) -> None:
+        for id in ids:
+            super().acknowledge([id])
+
+
+@breaks("S1")
+class FailsThoseBefore(MemoryTable):
+    def fail(self, ids: Sequence[int]) -> None:
+        for id in ids:
+            super().fail([id])
+
+
+@breaks("S1")
+class RefusedNeedsRoom(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        self._settled()
+        for entry in entries:
+            if self._state.of_key(entry.key) is not None:
+                super().put([entry._replace(key=None)], capacity)
+                self.discard(self._state.last_id)
+        return super().put(entries, capacity)
+
+
+@breaks("S1")
+class ReplacesByADuplicate(MemoryTable):
+    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        if key is not None and self.holds(key):
+            key = None
+        return super().replace(id, payload, key)
+
+
+# S2: what the state loses when its process dies.
+
+
+class _Forgetful(MemoryTable):
+    """One that finds a state which no living table has used."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        state: Any = self._state
+        if not hasattr(state, "used"):
+            for row in list(state.rows.values()):
+                self.forget(state, row)
+        state.used = True
+
+    def forget(self, state: MemoryTableState, row: Row) -> None:
+        raise NotImplementedError
+
+
+@breaks("S2")
+class ACrashEndsDelays(_Forgetful):
+    def forget(self, state: MemoryTableState, row: Row) -> None:
+        if row.state is State.DELAYED:
+            state.move(row, State.READY)
+
+
+@breaks("S2")
+class ACrashForgetsAttempts(_Forgetful):
+    def forget(self, state: MemoryTableState, row: Row) -> None:
+        row.attempts = 0
+
+
+@breaks("S2")
+class ACrashForgetsKeys(_Forgetful):
+    def forget(self, state: MemoryTableState, row: Row) -> None:
+        row.key = None
+
+
+@breaks("S2")
+class ACrashForgetsWhatFailed(_Forgetful):
+    def forget(self, state: MemoryTableState, row: Row) -> None:
+        if row.state is State.FAILED:
+            state.remove(row)
+
+
+@breaks("S2")
+class ACrashForgetsPriorities(_Forgetful):
+    def forget(self, state: MemoryTableState, row: Row) -> None:
+        row.priority = 0
+
+
+# S3
+
+
+@breaks("S3")
+class UsesTwice(MemoryTable):
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        def twice(record: Record) -> Any:
+            use(record)
+            return use(record)
+
+        return super()._claim(rows, twice, acknowledge)
+
+
+@breaks("S3")
+class ClaimsBeforeUse(MemoryTable):
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        return [use(record) for record in super()._claim(rows, lambda record: record, acknowledge)]
+
+
+@breaks("S3")
+class CountsWhatRaised(MemoryTable):
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        def counted(record: Record) -> Any:
+            try:
+                return use(record)
+            except ValueError:
+                self._state.rows[record.id].attempts += 1
+                raise
+
+        return super()._claim(rows, counted, acknowledge)
+
+
+@breaks("S3")
+class TellsAttemptsBefore(MemoryTable):
+    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+        return super()._claim(
+            rows, lambda record: use(record._replace(attempts=record.attempts - 1)), acknowledge
+        )
+
+
+# S4
+
+
+@breaks("S4")
+class OldestFirst(MemoryTable):
+    def _ready(self) -> list[Row]:
+        return self._state.select(State.READY)
+
+
+@breaks("S4")
+class HighestFirst(MemoryTable):
+    def _ready(self) -> list[Row]:
+        rows = super()._ready()
+        if self._discipline.by_priority:
+            rows.sort(key=lambda row: -row.priority)
+        return rows
+
+
+@breaks("S4")
+class NewestFirstAmongEquals(MemoryTable):
+    def _ready(self) -> list[Row]:
+        rows = super()._ready()
+        if self._discipline.by_priority:
+            rows.sort(key=lambda row: (row.priority, -row.id))
+        return rows
+
+
+@breaks("S4")
+class ListsInTheOrderOfTaking(MemoryTable):
+    def records(self) -> Iterator[Record]:
+        self._settled()
+        return iter([row.record() for row in self._ready()])
+
+
+@breaks("S4")
+class GivesBackToTheEnd(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().give_back(id, delay, True)
+
+
+@breaks("S4")
+class NeverToTheBack(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().give_back(id, delay)
+
+
+class _Moving(MemoryTable):
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        new = super().give_back(id, delay, to_back)
+        if new != id:
+            self.spoil(self._state.rows[new])
+        return new
+
+    def spoil(self, row: Row) -> None:
+        raise NotImplementedError
+
+
+@breaks("S4")
+class ToTheBackWithoutAttempts(_Moving):
+    def spoil(self, row: Row) -> None:
+        row.attempts = 0
+
+
+@breaks("S4")
+class ToTheBackWithoutPriority(_Moving):
+    def spoil(self, row: Row) -> None:
+        row.priority = 0
+
+
+@breaks("S4")
+class ToTheBackAsIfNew(_Moving):
+    def spoil(self, row: Row) -> None:
+        row.time += 1
+
+
+@breaks("T4")
+class ToTheBackWithoutKey(_Moving):
+    def spoil(self, row: Row) -> None:
+        row.key = None
+
+
+@breaks("S4")
+class StartsIdsAgain(MemoryTable):
+    def clear(self) -> int:
+        count = super().clear()
+        if not self._state.rows:
+            self._state.last_id = 0
+        return count
+
+
+@breaks("S4")
+class DiscardsTheOldest(MemoryTable):
+    def discard(self, id: int | None = None) -> int | None:
+        ids = [record.id for record in self.records()]
+        return super().discard(id if id is not None else min(ids, default=0))
+
+
+@breaks("S4")
+class TakesTheFirstForAnyId(MemoryTable):
+    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+        return super().take(use, acknowledge, id if following else None)
+
+
+@breaks("S4")
+class FollowsUpwards(MemoryTable):
+    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+        if not following:
+            return super().take(use, acknowledge, id)
+        ids = [record.id for record in self.records() if record.id > id]
+        return super().take(use, acknowledge, min(ids, default=0))
+
+
+@breaks("S4")
+class FollowsWithItself(MemoryTable):
+    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+        if following and id in [record.id for record in self.records()]:
+            return super().take(use, acknowledge, id)
+        return super().take(use, acknowledge, id, following)
+
+
+@breaks("S4")
+class FollowsRound(MemoryTable):
+    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+        try:
+            return super().take(use, acknowledge, id, following)
+        except Empty:
+            if not following:
+                raise
+            return super().take(use, acknowledge)
+
+
+# S5 and S6
+
+
+@breaks("S5")
+class ClaimsNothing(MemoryTable):
+    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+        return super().take(use, True, id, following) if acknowledge else self.peek(use)
+
+
+@breaks("S5")
+class SettlesAnotherOnes(MemoryTable):
+    def _claimed(self, id: int) -> Row:
+        row = self._state.rows.get(id)
+        if row is None or row.state is not State.CLAIMED:
+            raise NotClaimedError
+        self._claims[id] = row.attempts
+        return row
+
+
+@breaks("S5")
+class LooksTheSame(MemoryTable):
+    def version(self) -> object:
+        return super().version() if self._closed else 0
+
+
+@breaks("S6")
+class Unbounded(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        return super().put(entries)
+
+
+@breaks("S6")
+class OneTooMany(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        return super().put(entries, capacity + 1 if capacity else 0)
+
+
+@breaks("S6")
+class DelayedNeedsRoom(MemoryTable):
+    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+        delayed = len(self._state.select(State.DELAYED))
+        return super().put(entries, max(1, capacity - delayed) if capacity else 0)
+
+
+# S8 to S10
+
+
+@breaks("S8")
+class ClosingEndsDelays(MemoryTable):
+    def close(self) -> None:
+        if not self._closed:
+            for row in self._state.select(State.DELAYED):
+                self._state.move(row, State.READY)
+        super().close()
+
+
+@breaks("S8")
+class ClosingForgetsAttempts(MemoryTable):
+    def close(self) -> None:
+        super().close()
+        for row in self._state.rows.values():
+            row.attempts = 0
+
+
+@breaks("S8")
+class ClosingForgetsWhatIsDone(MemoryTable):
+    def close(self) -> None:
+        super().close()
+        for row in self._state.select(State.DONE):
+            self._state.remove(row)
+
+
+@breaks("S8")
+class ClosingGivesBack(MemoryTable):
+    def close(self) -> None:
+        self._retry = self._retry._replace(resume=True)
+        super().close()
+
+
+@breaks("S9")
+class HoldsWhenClosed(MemoryTable):
+    def holds(self, key: bytes) -> bool:
+        return not self._closed and super().holds(key)
+
+
+@breaks("S9")
+class FailsNothingWhenClosed(MemoryTable):
+    def fail(self, ids: Sequence[int]) -> None:
+        if ids:
+            super().fail(ids)
+
+
+@breaks("S9")
+class PurgesWhenClosed(MemoryTable):
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        return 0 if self._closed else super().purge(state, keep, limit)
+
+
+@breaks("S10")
+class TheChildKeepsClaims(MemoryTable):
+    def abandon(self) -> None:
+        return None

@@ -1,0 +1,138 @@
+"""Processes that put into and get from one SQLite queue, killed with SIGKILL."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from persistcoll import Empty, FILOSQLiteAckQueue, PriorityQueue, SQLiteAckQueue, SQLiteQueue
+
+PRODUCERS = CONSUMERS = 4
+KILLS = 16
+CONTEXT = multiprocessing.get_context("spawn")
+KINDS = {
+    "ack": (SQLiteAckQueue, {}),
+    "filo-ack": (FILOSQLiteAckQueue, {}),
+    "fifo": (SQLiteQueue, {"auto_commit": False}),
+    "priority": (PriorityQueue, {"auto_commit": False}),
+}
+
+
+def open_queue(kind: str, path: str):
+    """The queue of that kind."""
+    cls, options = KINDS[kind]
+    return cls(path, serializer="json", durability="process", **options)
+
+
+def note(fd: int, what: str, number: int) -> None:
+    """One write, so that a line is there wholly or not at all."""
+    os.write(fd, f"{what} {number}\n".encode())
+
+
+def produce(kind: str, path: str, log: str, numbers: range) -> None:
+    """Put the numbers, going on behind the last one that is known to be put."""
+    done = sum(line.startswith("put") for line in read(log))
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with open_queue(kind, path) as queue:
+        for number in numbers[done:]:
+            queue.put(number)
+            note(fd, "put", number)
+
+
+def consume(kind: str, path: str, log: str, finished: str) -> None:
+    """Get and acknowledge until there is nothing and the producers are done."""
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with open_queue(kind, path) as queue:
+        while True:
+            try:
+                number = queue.get(timeout=0.1)
+            except Empty:
+                if os.path.exists(finished) and not queue.unfinished_tasks:
+                    return
+                continue
+            note(fd, "got", number)
+            queue.task_done()
+            note(fd, "done", number)
+
+
+def read(log: str) -> list[str]:
+    """The whole lines of a log."""
+    try:
+        return Path(log).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+class Team:
+    """Processes that are killed and started again."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.kills = 0
+        self.members: dict[tuple, multiprocessing.process.BaseProcess] = {}
+
+    def start(self, function, *arguments) -> None:
+        """One more."""
+        job = (function, *arguments)
+        process = CONTEXT.Process(target=function, args=arguments)
+        process.start()
+        self.members[job] = process
+
+    def kill_one(self) -> None:
+        """Kill any one that runs, and start it again."""
+        running = [job for job, process in self.members.items() if process.is_alive()]
+        if running:
+            job = self.rng.choice(running)
+            pid = self.members[job].pid
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            self.members[job].join()
+            self.kills += 1
+            self.start(*job)
+
+    def wait(self, function) -> None:
+        """Until all who do this are done."""
+        for job, process in self.members.items():
+            if job[0] is function:
+                process.join(120)
+                assert process.exitcode == 0, f"{job} ended with {process.exitcode}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_producers_and_consumers(tmp_path, rng, kind):
+    path, finished = str(tmp_path / "q"), str(tmp_path / "finished")
+    each = 5000
+    ranges = [range(first * each, (first + 1) * each) for first in range(PRODUCERS)]
+    team = Team(rng)
+    logs = [str(tmp_path / f"consumer-{number}") for number in range(CONSUMERS)]
+    for number, numbers in enumerate(ranges):
+        team.start(produce, kind, path, str(tmp_path / f"producer-{number}"), numbers)
+    for log in logs:
+        team.start(consume, kind, path, log, finished)
+    while team.kills < KILLS and any(process.is_alive() for process in team.members.values()):
+        time.sleep(rng.uniform(0.05, 0.2))  # a kill now and then is what this test is about
+        team.kill_one()
+    team.wait(produce)
+    Path(finished).touch()
+    team.wait(consume)
+    got = Counter(int(line.split()[1]) for log in logs for line in read(log) if line.startswith("got"))
+    done = Counter(int(line.split()[1]) for log in logs for line in read(log) if line.startswith("done"))
+    put = {number for numbers in ranges for number in numbers}
+    assert set(got) == put, "an item that was put was lost"
+    # A put that was cut short may have happened, and is then made again; a get is repeated once for a kill.
+    again = sum(got.values()) - len(put)
+    assert again <= team.kills
+    assert max(done.values()) <= 2
+    assert team.kills == KILLS
+    with open_queue(kind, path) as queue:
+        assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)
+    left = {entry.name for entry in (tmp_path / "q").iterdir()}
+    assert left == {"data.db", "data.db.lock", "data.db.turn"}, "files of the dead remain"

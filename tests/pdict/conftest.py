@@ -1,0 +1,93 @@
+"""Dicts that are closed when the test ends: over the reference mapping, and in SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from persistcoll.engine.contracts import Mapping
+from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
+from persistcoll.engine.values import Durability
+from persistcoll.pdict import PDict
+from persistcoll.pdict_base import BaseDict
+from persistcoll.serializers import codec, resolve
+
+__all__ = ["InMemory", "Opener"]
+
+Opener = Callable[..., "PDict[Any, Any]"]
+
+
+class InMemory(PDict[Any, Any]):
+    """A ``PDict`` over any mapping: everything but the storage and the place."""
+
+    def __init__(
+        self, store: Mapping | None = None, serializer: Any = "pickle", auto_commit: bool = True
+    ) -> None:
+        BaseDict.__init__(
+            self,
+            store or MemoryMapping(),
+            codec(resolve(serializer), b"a store"),
+            auto_commit=auto_commit,
+            description="PDict in memory",
+            reopen=(InMemory, {}),
+        )
+
+
+@pytest.fixture
+def open_dict(tmp_path) -> Iterator[Opener]:
+    """``PDict`` at ``tmp_path / "d"``, or ``path=``; ``"process"`` unless said otherwise."""
+    opened: list[PDict[Any, Any]] = []
+
+    def make(
+        name: str = "default", *, path: str = "d", durability: Durability = "process", **options: Any
+    ) -> PDict[Any, Any]:
+        place = path if path == ":memory:" else tmp_path / path
+        opened.append(PDict(place, name, durability=durability, **options))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+class Kind:
+    """One kind of dict: how to open one, and the same one again; and its time."""
+
+    def __init__(self, open_dict: Opener, kind: str) -> None:
+        self._open_dict = open_dict
+        self._kind = kind
+        self.now = 1e9
+        self._states: dict[str, MemoryMappingState] = {}
+        self._opened: list[PDict[Any, Any]] = []
+
+    def open(self, name: str = "default", **options: Any) -> PDict[Any, Any]:
+        if self._kind.startswith("sqlite"):
+            made = self._open_dict(name, **options)
+            store: Any = made._store if made._gathering is None else made._gathering._below
+            store._clock = lambda: self.now
+        else:
+            state = self._states.setdefault(name, MemoryMappingState(lambda: self.now))
+            made = InMemory(MemoryMapping(state), **options)
+        if made._gathering is not None:
+            made._gathering._clock = lambda: self.now
+        self._opened.append(made)
+        return made
+
+    def close(self) -> None:
+        for each in self._opened:
+            each.close()
+
+
+@pytest.fixture(params=["model", "sqlite"])
+def kind(request: pytest.FixtureRequest, open_dict: Opener) -> Iterator[Kind]:
+    made = Kind(open_dict, request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=[True, False], ids=["auto_commit", "gathering"])
+def d(request: pytest.FixtureRequest, kind: Kind) -> PDict[Any, Any]:
+    """An empty dict of each kind, whose changes are committed at once or gather."""
+    return kind.open(auto_commit=request.param)

@@ -1,0 +1,156 @@
+"""CPython's own tests of mappings, against ours: ``test.mapping_tests``."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import shutil
+import tempfile
+import unittest
+from typing import Any
+
+import pytest
+
+from persistcoll.pdict import PDict
+
+cpython: Any = None
+with contextlib.suppress(ImportError):  # a Python without its own tests, as Debian packs it
+    cpython = importlib.import_module("test.mapping_tests")
+
+
+def theirs(name: str) -> Any:
+    """One of their test classes; as a name of this module it would be collected itself."""
+    return getattr(cpython, name, unittest.TestCase)
+
+
+class _InATemporaryDirectory:
+    """What the tests need of a test class: a class that makes an empty dict when it is called."""
+
+    auto_commit = True
+
+    def setUp(self) -> None:
+        if cpython is None:
+            pytest.skip("needs CPython's own test package")
+        directory = tempfile.mkdtemp()
+        numbers = itertools.count()
+        opened: list[PDict[Any, Any]] = []
+        auto_commit = self.auto_commit
+
+        class Dict(PDict[Any, Any]):
+            def __init__(self, *arguments: Any, **items: Any) -> None:
+                name = str(next(numbers))
+                super().__init__(directory, name, durability="process", auto_commit=auto_commit)
+                opened.append(self)
+                self.update(*arguments, **items)
+
+        self.type2test = Dict
+        self.opened = opened
+        self.directory = directory
+
+    def tearDown(self) -> None:
+        for each in self.opened:
+            each.close()
+        shutil.rmtree(self.directory)
+
+    def _empty_mapping(self) -> Any:
+        return self.type2test()
+
+
+class _Differences:
+    """Where a dict on disk is another one than a dict in memory."""
+
+    def test_copy(self) -> None:
+        """It is no ``PDict``: where should that lie?"""
+        d = self._empty_mapping()  # type: ignore[attr-defined]
+        d.update({1: 1, 2: 2, 3: 3})
+        copy = d.copy()
+        assert type(copy) is dict
+        assert copy == d == {1: 1, 2: 2, 3: 3}
+
+    def test_setdefault(self) -> None:
+        """What it gives is a copy: changing it changes nothing."""
+        d = self._empty_mapping()  # type: ignore[attr-defined]
+        with pytest.raises(TypeError):
+            d.setdefault()
+        assert d.setdefault("key0") is None
+        assert d.setdefault("key0", []) is None
+        d.setdefault("key", []).append(3)
+        assert d["key"] == []
+
+    def test_fromkeys(self) -> None:
+        """What cannot be opened or set raises, and nothing stays open."""
+        made = self.type2test.fromkeys("abc")  # type: ignore[attr-defined]
+        assert made == {"a": None, "b": None, "c": None}
+        assert made.fromkeys((4, 5), 0) == {4: 0, 5: 0}
+        assert made.fromkeys([]) == {}
+        assert type(made.fromkeys(iter([1]))) is self.type2test  # type: ignore[attr-defined]
+        with pytest.raises(TypeError):
+            made.fromkeys(3)
+
+    def test_getitem(self) -> None:
+        """Keys are of few types, none of which can raise when it is hashed or compared."""
+        cpython.TestMappingProtocol.test_getitem(self)
+
+    def test_pop(self) -> None:
+        cpython.TestMappingProtocol.test_pop(self)
+
+    def test_mutatingiteration(self) -> None:
+        """It goes on, and does not see what is added."""
+        d = self._empty_mapping()  # type: ignore[attr-defined]
+        d[1] = 1
+        seen = []
+        for key in d:
+            d[key + 1] = 1
+            seen.append(key)
+        assert seen == [1]
+        assert d == {1: 1, 2: 1}
+
+    def test_repr(self) -> None:
+        """It says where it lies, not what it holds."""
+        d = self._empty_mapping()  # type: ignore[attr-defined]
+        assert self.directory in repr(d)  # type: ignore[attr-defined]
+
+    def test_repr_deep(self) -> None:
+        """There is none."""
+
+    def test_eq(self) -> None:
+        empty, full = self._empty_mapping(), self._empty_mapping()  # type: ignore[attr-defined]
+        full[1] = 2
+        other = self._empty_mapping()  # type: ignore[attr-defined]
+        other[1] = 2
+        assert empty == self._empty_mapping()  # type: ignore[attr-defined]
+        assert full == other
+        assert full != empty
+
+        class Uncomparable:
+            def __eq__(self, other: object) -> bool:
+                raise ZeroDivisionError
+
+            __hash__ = None  # type: ignore[assignment]
+
+        with pytest.raises(ZeroDivisionError):
+            full == {1: Uncomparable()}  # noqa: B015
+
+
+class TestBasic(_InATemporaryDirectory, theirs("BasicTestMappingProtocol")):  # type: ignore[misc]
+    pass
+
+
+class TestWhole(_InATemporaryDirectory, _Differences, theirs("TestMappingProtocol")):  # type: ignore[misc]
+    pass
+
+
+class TestHash(_InATemporaryDirectory, _Differences, theirs("TestHashMappingProtocol")):  # type: ignore[misc]
+    pass
+
+
+class TestGathering(TestHash):
+    auto_commit = False
+
+
+def test_the_tests_were_run():
+    if cpython is None:
+        pytest.skip("needs CPython's own test package")
+    names = [name for name in dir(TestHash) if name.startswith("test_")]
+    assert len(names) >= 18, names

@@ -1,0 +1,1 @@
+"""What the databases are asked, and how they find it."""

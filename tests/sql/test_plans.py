@@ -1,0 +1,76 @@
+"""No statement looks at more rows than it is about, and none sorts: by the plans of SQLite itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from persistcoll.engine.values import FIFO, LIFO, PRIORITY, UNIQUE
+from persistcoll.tables import schema
+from persistcoll.tables.sqlite import SQLite
+
+DISCIPLINES = [FIFO, LIFO, PRIORITY, UNIQUE]
+# They read or remove all of a state; the heads are the first in the order of the table or of an index.
+WHOLE = {"listing", "remove_all", "free_ready_keys", "heads"}
+KEYS = {"take_key", "find_key", "free_key", "free_ready_keys"}
+
+
+def texts(words) -> Iterator[tuple[str, str]]:
+    """Every statement with the name of its word, the ones that make the tables left out."""
+    for name, text in words._asdict().items():
+        if isinstance(text, Mapping):
+            yield from ((name, each) for each in text.values())
+        elif name != "create":
+            yield name, text
+
+
+@pytest.fixture(params=DISCIPLINES, ids=lambda discipline: discipline.name)
+def table(request):
+    """The words of a table, and the database that it is in."""
+    dialect = SQLite()
+    connection = dialect.connect(":memory:", 1)
+    schema.create(connection.execute)
+    words = dialect.table_words(1, request.param)
+    for text in words.create:
+        connection.execute(text)
+    yield request.param, words, connection
+    connection.close()
+
+
+def plan(connection, text: str) -> list[str]:
+    """What SQLite says it does for this statement."""
+    rows = connection.execute("EXPLAIN QUERY PLAN " + text, (None,) * text.count("?")).fetchall()
+    return [row[3] for row in rows]
+
+
+def test_every_statement_is_served_by_an_index(table):
+    discipline, words, connection = table
+    seen = 0
+    for name, text in texts(words):
+        if name in KEYS and not discipline.unique:
+            continue
+        seen += 1
+        steps = plan(connection, text)
+        assert not [step for step in steps if "TEMP B-TREE" in step], f"{name} sorts: {steps}"
+        if name not in WHOLE:
+            scans = [step for step in steps if step.startswith("SCAN") and "CONSTANT ROW" not in step]
+            assert scans == [], f"{name} goes through a table: {steps}"
+    assert seen > 25
+
+
+def test_the_heads_come_in_the_order_of_the_table_or_of_an_index(table):
+    discipline, words, connection = table
+    (step,) = plan(connection, words.heads)
+    assert step.endswith("INDEX order_1") if discipline.by_priority else step.startswith("SCAN ready_1")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["SELECT * FROM ready_1 ORDER BY time", "SELECT * FROM ready_1 WHERE crc = 1"],
+    ids=["sorts", "scans"],
+)
+def test_a_bad_plan_is_seen(table, text):
+    *_, connection = table
+    steps = plan(connection, text)
+    assert any("TEMP B-TREE" in step or step.startswith("SCAN") for step in steps)

@@ -1,0 +1,130 @@
+"""Queues that are closed when the test ends: in a file, in memory, and over the model table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from persistcoll import (
+    FILOSQLiteAckQueue,
+    FILOSQLiteQueue,
+    PriorityQueue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    UniqueAckQ,
+    UniqueQ,
+    sql_base,
+)
+from persistcoll.engine import signals
+from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+from persistcoll.tables.opening import Place, open_table
+
+PLAIN: list[type[Any]] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
+ACK: list[type[Any]] = [SQLiteAckQueue, FILOSQLiteAckQueue, UniqueAckQ]
+NEWEST_FIRST = (FILOSQLiteQueue, FILOSQLiteAckQueue)
+
+
+class ModelTable(MemoryTable):
+    """The model, opened as a table of a database is."""
+
+    store_id = b"model"
+
+
+class Opener:
+    """Makes queues, of ``durability="process"`` unless said otherwise, and closes them.
+
+    :ivar clock: what leases and delays go by; the tables' own if ``None``.
+    """
+
+    def __init__(self, directory: Any, backing: str) -> None:
+        self.directory = directory
+        self.backing = backing
+        self.clock: Callable[[], float] | None = None
+        self.opened: list[Any] = []
+        self._states: dict[tuple[str, str], MemoryTableState] = {}
+
+    def __call__(self, kind: type[Any], place: str = "q", **options: Any) -> Any:
+        path = ":memory:" if self.backing == "memory" else str(self.directory / place)
+        self.opened.append(kind(path, **{"durability": "process", **options}))
+        return self.opened[-1]
+
+    def open_table(self, place: Place, **wanted: Any) -> Any:
+        """In the place of the containers' ``open_table``."""
+        if self.backing != "model":
+            return open_table(place, clock=self.clock, **wanted)
+        key = place.file, wanted["name"]
+        if key not in self._states:
+            self._states[key] = MemoryTableState(self.clock or time.time)
+        return ModelTable(wanted["discipline"], wanted["retry"], self._states[key])
+
+    def close(self) -> None:
+        for queue in self.opened:
+            queue.close()
+
+
+def _opener(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str) -> Iterator[Opener]:
+    opener = Opener(tmp_path, backing)
+    monkeypatch.setattr(sql_base, "open_table", opener.open_table)
+    yield opener
+    opener.close()
+
+
+@pytest.fixture(params=["file", "memory", "model"])
+def open_queue(request, tmp_path, monkeypatch) -> Iterator[Opener]:
+    """``open_queue(SQLiteQueue, **options)``."""
+    yield from _opener(tmp_path, monkeypatch, request.param)
+
+
+@pytest.fixture(params=["file", "model"])
+def open_stored(request, tmp_path, monkeypatch) -> Iterator[Opener]:
+    """The same, where a second object sees the first one's items."""
+    yield from _opener(tmp_path, monkeypatch, request.param)
+
+
+@pytest.fixture
+def open_file(tmp_path, monkeypatch) -> Iterator[Opener]:
+    """The same, in a file only."""
+    yield from _opener(tmp_path, monkeypatch, "file")
+
+
+@pytest.fixture(params=PLAIN + ACK, ids=lambda kind: kind.__name__)
+def kind(request) -> Any:
+    """Each class of queue."""
+    return request.param
+
+
+@pytest.fixture(params=ACK, ids=lambda kind: kind.__name__)
+def ack_kind(request) -> Any:
+    """Each class with acknowledgements."""
+    return request.param
+
+
+class Clock:
+    """The seconds that have passed, for the test to set."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def no_polling(monkeypatch):
+    """Only a wake-up helps."""
+    monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(signals, "SLOWEST_POLL", 30.0)
+
+
+def done_with(queue: Any) -> None:
+    """Acknowledge what this thread got, whichever kind it is."""
+    if isinstance(queue, SQLiteAckQueue) or not queue.auto_commit:
+        queue.task_done()

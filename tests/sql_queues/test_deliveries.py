@@ -1,0 +1,112 @@
+"""The book of what is in hand, by itself."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from persistcoll import StaleClaimError
+from persistcoll.deliveries import Deliveries, Delivery
+from persistcoll.engine.memory_table import MemoryTable
+from persistcoll.engine.values import Record
+from tests.queues.waits import waiting
+
+
+class Item:
+    """Something that can be watched."""
+
+
+def delivery(id, item, attempts=1, raw=None):
+    return Delivery(Record(id, b"", 1.5, 0, attempts), item, raw)
+
+
+@pytest.fixture
+def book():
+    return Deliveries(MemoryTable())
+
+
+def test_an_object_is_found_by_identity_and_leaves_the_book(book):
+    item, raw = [1], {"pqid": 1}
+    book.add(delivery(1, item, raw=raw))
+    assert book.pop_item([1]) is None
+    assert book.pop_item(raw).id == 1
+    assert book.pop_item(item) is None
+    assert book.pop_id(1) is None
+
+
+def test_by_id_and_time(book):
+    book.add(delivery(1, None))
+    assert book.pop_id(1, 1.25) is None
+    assert book.pop_id(1, "1.5") is None
+    assert book.pop_id(1, 1.5).id == 1
+    book.add(delivery(2, None))
+    assert book.pop_id(2).id == 2
+
+
+def test_nothing_is_kept_alive_longer_than_needed(book):
+    item = Item()
+    alive = weakref.ref(item)
+    book.add(delivery(1, item))
+    found = book.pop_item(item)
+    book.settle(found, lambda id: id)
+    del item, found
+    gc.collect()
+    assert alive() is None
+
+
+def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
+    item = [1]
+    book.add(delivery(1, item))
+    book.expect(1)
+    for _ in range(2):
+        found = book.pop_item(item)
+        with pytest.raises(StaleClaimError):
+            book.settle(found, lambda id: pytest.fail("done"))
+    book.expect(1)
+
+
+def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
+    """Between the claim and the book another thread may be faster."""
+    late, present = [1], [2]
+    book.add(delivery(1, present, attempts=2))
+    book.add(delivery(1, late, attempts=1))
+    assert book.pop_item(late).lost
+    assert not book.pop_id(1).lost
+
+
+def test_an_error_puts_it_back_in_front(book):
+    for id in (1, 2):
+        book.add(delivery(id, None))
+    found = book.pop_item(None)
+
+    def fail(id):
+        raise OSError(id)
+
+    with pytest.raises(OSError, match="1"):
+        book.settle(found, fail)
+    assert [book.pop_item(None).id, book.pop_item(None).id] == [1, 2]
+
+
+def test_own_ones_go_before_older_ones_of_others(book):
+    waiting(lambda: book.add(delivery(1, None)))()
+    book.add(delivery(2, None))
+    book.add(delivery(3, None))
+    assert [book.pop_item(None).id for _ in range(3)] == [2, 3, 1]
+    assert book.pop_item(None) is None
+
+
+def test_what_is_settled_is_left_alone(book):
+    one = delivery(1, None)
+    book.add(one)
+    assert book.settle(one, lambda id: id) == 1
+    book.acknowledge([one])
+    book.give_back(one)
+
+
+def test_cleared(book):
+    book.add(delivery(1, None))
+    book.clear()
+    assert book.pop_item(None) is None
+    assert book.pop_id(1) is None

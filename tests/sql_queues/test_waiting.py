@@ -1,0 +1,174 @@
+"""What waits and who holds what, over the model alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+import pytest
+
+from persistcoll import Empty
+from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.hands import OrderedHand
+from persistcoll.engine.memory_table import MemoryTable
+from persistcoll.engine.values import Entry
+from tests.queues.waits import until, waiting
+
+
+def pair(record):
+    return record.id, record.payload
+
+
+class Watched(MemoryTable):
+    """Somebody looks at the moment in which an item has left the table and its taker has not got it."""
+
+    looks = staticmethod(lambda: None)
+
+    def take(self, *arguments, **options):
+        taken = super().take(*arguments, **options)
+        self.looks()
+        return taken
+
+    def take_many(self, *arguments, **options):
+        taken = super().take_many(*arguments, **options)
+        self.looks()
+        return taken
+
+
+@pytest.mark.parametrize("autosave", [False, True])
+@pytest.mark.parametrize("call", ["get", "get many", "choose", "wait"])
+def test_an_item_on_its_way_is_unfinished(autosave, call):
+    table = Watched()
+    blocking = BlockingQueue(table, 0, autosave)
+    seen = []
+    table.looks = lambda: seen.append(blocking.unfinished())
+    if call == "wait":
+        finish = waiting(lambda: blocking.get(pair, True, 10))
+        until(lambda: blocking._items.listeners)
+    blocking.put(b"1", False, None)
+    if call == "get":
+        blocking.get(pair, False, None)
+    elif call == "get many":
+        blocking.get_many(5, pair, False, None)
+    elif call == "choose":
+        blocking.get(pair, False, None, lambda use, acknowledge: table.take(use, acknowledge, 1))
+    else:
+        finish()
+    assert seen
+    assert min(seen) >= 1
+    assert blocking.unfinished() == 1
+    (blocking.task_done if call != "wait" or autosave else waiting(blocking.task_done))()
+    assert blocking.unfinished() == 0
+
+
+def test_who_joins_while_somebody_finds_nothing_is_not_kept():
+    """A look that finds nothing counts for a moment as an item on its way."""
+    blocking = BlockingQueue(Watched(), 0, True)
+    blocking._count_handed(1)
+    finish = waiting(blocking.join)
+    until(lambda: blocking._idle._gates)
+    blocking._count_handed(-1)
+    finish()
+    for call in (lambda: blocking.get(pair, False, None), lambda: blocking.get_many(9, pair, False, None)):
+        with pytest.raises(Empty):
+            call()
+        blocking.join()
+    with pytest.raises(ValueError, match="too many"):
+        blocking.task_done()
+
+
+def test_what_is_put_in_another_way():
+    table = MemoryTable()
+    blocking = BlockingQueue(
+        table,
+        1,
+        False,
+        append=lambda entry, capacity: table.put((entry,), capacity)[0],
+        append_many=table.put,
+    )
+    assert blocking.put(Entry(b"1"), False, None) == 1
+    finish = waiting(lambda: blocking.put_many([Entry(b"2")], True, 10))
+    until(lambda: blocking._space._gates)
+    assert blocking.get(pair, False, None) == b"1"
+    assert finish() == [2]
+
+
+@pytest.mark.parametrize("make", [deque, OrderedHand])
+def test_what_a_hand_is(make):
+    hand = make()
+    for call in (hand.popleft, lambda: hand[0]):
+        with pytest.raises(IndexError):
+            call()
+    hand.append(1)
+    hand.extend([2, 3, 4])
+    assert (hand[0], len(hand), bool(hand)) == (1, 4, True)
+    hand.remove(3)
+    with pytest.raises(ValueError):  # noqa: PT011 - the deque's own words
+        hand.remove(3)
+    assert hand.popleft() == 1
+    hand.appendleft(1)
+    assert [hand.popleft() for _ in range(3)] == [1, 2, 4]
+    assert not hand
+
+
+def test_what_is_in_the_middle_of_a_hand_costs_no_more():
+    """A hundred times as many, taken out newest first: a hundred times the time, not ten thousand times."""
+    hand = OrderedHand()
+    hand.extend(range(100_000))
+    began = time.process_time()
+    for id in reversed(range(100_000)):
+        hand.remove(id)
+    assert time.process_time() - began < 5.0
+
+
+@pytest.mark.parametrize("hand", [deque, OrderedHand])
+def test_a_hand_that_another_thread_empties(hand):
+    """Between the look at one's own hand and the taking out of it."""
+
+    class Emptied(hand):  # type: ignore[misc, valid-type]
+        def popleft(self):
+            blocking.drop(self[0])
+            return super().popleft()
+
+    blocking = BlockingQueue(MemoryTable(), 0, False, hand=Emptied)
+    blocking.put_many([b"1", b"2"], False, None)
+    blocking.get(pair, False, None)
+    with pytest.raises(ValueError, match="too many"):
+        blocking.task_done()
+
+
+def test_a_choice_is_taken_at_once_where_it_can_be():
+    table = MemoryTable()
+    blocking = BlockingQueue(table, 0, False)
+    blocking.put_many([b"1", b"2"], False, None)
+    got = blocking.get(pair, True, None, lambda use, acknowledge: table.take(use, acknowledge, 2))
+    assert got == b"2"
+    with pytest.raises(Empty):
+        blocking.get(pair, True, 0.01, lambda use, acknowledge: table.take(use, acknowledge, 2))
+    assert not blocking._items.listeners
+    assert not blocking._chosen.listeners
+
+
+def test_many_who_choose_and_many_who_do_not(no_polling):
+    """Each one gets something, though wake-ups are all there is."""
+    table = MemoryTable()
+    blocking = BlockingQueue(table, 0, True)
+    count = 40
+    stop = threading.Event()
+
+    def choose(id):
+        return blocking.get(pair, True, 60, lambda use, acknowledge: table.take(use, acknowledge, id))
+
+    # Those who choose want the last ones, which the others leave: they are as many as the first ones.
+    choosers = [waiting(lambda id=id: choose(id)) for id in range(count + 1, 2 * count + 1)]
+    others = [waiting(lambda: blocking.get(pair, True, 60)) for _ in range(count)]
+    until(lambda: len(blocking._chosen._gates) == count and len(blocking._items._gates) == count)
+    putters = [waiting(lambda: [blocking.put(b"", False, None) for _ in range(count // 4)]) for _ in range(4)]
+    for each in [*putters, *others]:
+        each()
+    blocking.put_many([b""] * count, False, None)
+    for each in choosers:
+        each()
+    assert blocking.qsize() == 0
+    stop.set()

@@ -1,0 +1,114 @@
+"""The state machines of mappings and dicts, on those that there are."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from persistcoll.pdict import PDict
+from persistcoll.testing.dict_machine import DictMachine
+from persistcoll.testing.mapping_machine import MappingMachine
+from tests.conformance.mappings import GatheringMappings, MemoryMappings, SQLiteMappings
+from tests.pdict.conftest import InMemory
+from tests.pdict.remote import RemoteDict
+from tests.stateful.test_machines import PLACE, run
+
+
+class MemoryMachine(MappingMachine):
+    def mappings(self):
+        return MemoryMappings()
+
+
+class GatheringMachine(MappingMachine):
+    def mappings(self):
+        return GatheringMappings()
+
+
+class SQLiteMachine(MappingMachine):
+    def mappings(self):
+        self.directory = Path(tempfile.mkdtemp(dir=PLACE))
+        return SQLiteMappings(self.directory)
+
+    def teardown(self):
+        super().teardown()
+        shutil.rmtree(self.directory)
+
+
+def test_the_model_is_a_mapping(request):
+    run(MemoryMachine, request, 30)
+
+
+def test_gathering(request):
+    run(GatheringMachine, request, 60)
+
+
+@pytest.mark.slow
+def test_gathering_for_long(request):
+    run(GatheringMachine, request, 500)
+
+
+def test_mapping(request):
+    run(SQLiteMachine, request, 40)
+
+
+@pytest.mark.slow
+def test_mapping_for_long(request):
+    run(SQLiteMachine, request, 500)
+
+
+class Model(DictMachine):
+    """Over the reference mapping, which no crash takes anything from."""
+
+    def open_all(self):
+        made = InMemory()
+        made.update(self.committed)
+        return [made]
+
+    def crash(self):
+        pass
+
+
+def test_dict_over_the_model(request):
+    run(Model, request, 30)
+
+
+class Two(DictMachine):
+    """Two handles of one process."""
+
+    place = PLACE
+
+    def open_all(self):
+        return [PDict(self.path, **self.options), PDict(self.path, **self.options)]
+
+
+class Gathering(DictMachine):
+    place = PLACE
+    options: ClassVar = {"durability": "process", "auto_commit": False}
+
+
+class Processes(DictMachine):
+    """One handle here, and one in another process."""
+
+    place = PLACE
+
+    def open_all(self):
+        return [PDict(self.path, **self.options), RemoteDict(self.path, **self.options)]
+
+
+@pytest.mark.parametrize("machine", [Two, Gathering], ids=lambda machine: machine.__name__)
+def test_dict(machine, request):
+    run(machine, request, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("machine", "examples"),
+    [(Two, 200), (Gathering, 150), (Processes, 20)],
+    ids=["two", "gathering", "processes"],
+)
+def test_dict_for_long(machine, examples, request):
+    run(machine, request, examples)
