@@ -7,78 +7,18 @@ checked after each.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import random
-import shutil
 import signal
-import struct
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from persistcoll import PersistcollError, Queue
 from tests.crash.accounts import Account, number_of, strangers
+from tests.crash.images import IDS, KINDS, image
 from tests.crash.workers import Life, Server
-from tests.needs import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
-
-_SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN
-_NO_LOG_FLUSH = struct.pack("I", 2)
-_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-def program(*command: str) -> None:
-    words = [shutil.which(command[0], path=_PATH) or command[0], *command[1:]]
-    done = subprocess.run(words, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}"
-
-
-class Image:
-    """A file system in a file."""
-
-    def __init__(self, directory: Path, kind: str, options: str) -> None:
-        self.file, self.place = directory / "image", directory / "mounted"
-        self.options = ",".join(filter(None, ["loop", options]))
-        self.place.mkdir()
-        # xfs has a least size; the file is sparse.
-        with open(self.file, "wb") as file:
-            file.truncate((300 if kind == "xfs" else 64) << 20)
-        program(f"mkfs.{kind}", "-q", *(["-F"] if kind == "ext4" else []), str(self.file))
-
-    def mount(self) -> None:
-        program("mount", "-o", self.options, str(self.file), str(self.place))
-
-    def unmount(self) -> None:
-        program("umount", str(self.place))
-
-    def cut_power(self) -> None:
-        fd = os.open(self.place, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
-        finally:
-            os.close(fd)
-
-
-@contextlib.contextmanager
-def image(directory: Path, kind: str, options: str) -> Iterator[Image]:
-    made = Image(directory, kind, options)
-    try:
-        made.mount()
-    except AssertionError as error:
-        if "loop" in str(error):
-            need("a loop device")  # never there by that name: skipped, in CI failed
-        raise
-    try:
-        yield made
-    finally:
-        # However the test ended, and whoever still has a file open there.
-        umount = shutil.which("umount", path=_PATH) or "umount"
-        subprocess.run([umount, "-l", str(made.place)], check=False, stderr=subprocess.DEVNULL)
 
 
 @pytest.fixture
@@ -133,10 +73,6 @@ def cut_again_and_again(server, rng, directory, kind, options, cuts, durability,
             account.add(" ".join(["saw", *map(str, left)]))
             seen += len(left)
     return seen
-
-
-KINDS = [("ext4", ""), ("ext4", "noauto_da_alloc"), ("xfs", "")]
-IDS = ["ext4", "ext4-noauto_da_alloc", "xfs"]
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
