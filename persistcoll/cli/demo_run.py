@@ -1,31 +1,29 @@
-"""The demo itself: starts the processes, reads what they report, kills the consumer again and again."""
+"""The demo itself: starts the processes, reads what they report, kills consumers again and again."""
 
 from __future__ import annotations
 
 import os
-import random
 import selectors
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from typing import Protocol
 
-from persistcoll import Queue
 from persistcoll.cli.command import DAMAGED, STORAGE, CommandError
 from persistcoll.cli.demo_check import Check
-from persistcoll.cli.demo_source import PRODUCERS, Source
-from persistcoll.cli.demo_worker import END, Consumer, Deliveries, Producer, Reports, command
-from persistcoll.engine.values import Durability
+from persistcoll.cli.demo_count import Account
+from persistcoll.cli.demo_lanes import Lane
+from persistcoll.cli.demo_source import PRODUCERS, Expected, Source
+from persistcoll.cli.demo_store import HAND, Store
+from persistcoll.cli.demo_worker import END, GO_ON, Consumer, Deliveries, Producer, Reports, command
 
-__all__ = ["Result", "Run", "Watcher", "kill_points"]
+__all__ = ["Result", "Run", "Watcher"]
 
 # The queue holds so many lines at most, so that it is in use, by all, for the whole time.
 BACKLOG = 20_000
-# How far a consumer may get beyond the line after which it is to be killed: what is in the pipe, and more.
-RUN_ON = 5_000
 # Longer than any disk takes for a batch; a queue that does not hand out what it holds must not hang the demo.
 PATIENCE_SECONDS = 60.0
 
@@ -37,10 +35,10 @@ class Watcher(Protocol):
         """So many lines were put and got by now."""
 
     def killed(self, pid: int, got: int) -> None:
-        """The consumer was killed after so many deliveries."""
+        """A consumer was killed after so many deliveries, to whomever."""
 
     def took_over(self, pid: int, again: bool) -> None:
-        """The next consumer got its first line; ``again``: the one that its predecessor was killed with."""
+        """The next consumer got its first line; ``again``: one that another was killed with."""
 
 
 @dataclass(frozen=True)
@@ -49,34 +47,21 @@ class Result:
 
     :ivar kills: how many consumers were killed.
     :ivar left: lines still in the queue at the end.
+    :ivar account: what is in the dict.
     :ivar seconds: from the first process's start to the last one's end.
     """
 
     check: Check
     kills: int
     left: int
+    account: Account
     seconds: float
 
     @property
     def problems(self) -> list[str]:
         """What is not as promised; empty if all is well."""
         left = [f"still in the queue at the end: {self.left:,}"] if self.left else []
-        return self.check.problems(self.kills) + left
-
-
-def kill_points(lines: int, kills: int, seed: int) -> list[tuple[int, int]]:
-    """When to kill a consumer, spread over the run: after that delivery, and where it waits at the latest.
-
-    There are fewer if there are fewer lines.
-    """
-    kills = min(kills, lines)
-    choose = random.Random(seed)
-    bounds = [lines * part // kills for part in range(kills + 1)] if kills else []
-    points = []
-    for before, last in pairwise(bounds):
-        point = choose.randint(before + 1, last)
-        points.append((point, min(point + RUN_ON, last)))
-    return points
+        return self.check.problems + left + self.account.problems
 
 
 class _Child:
@@ -99,14 +84,18 @@ class _Child:
         assert self.process.stdout is not None
         self._input, self.output = self.process.stdin, self.process.stdout
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
     def read(self) -> bytes:
         """Some of its output, as soon as there is any; nothing at its end."""
         return os.read(self.output.fileno(), 1 << 20)
 
-    def end(self) -> None:
-        """Tell it that nothing more will be put."""
+    def tell(self, letter: bytes) -> None:
+        """Send it ``END`` or ``GO_ON``."""
         try:
-            self._input.write(END)
+            self._input.write(letter)
         except BrokenPipeError:
             pass  # it is gone already: its output ends, and its exit status says why
 
@@ -132,29 +121,33 @@ class _Child:
         self._errors.close()
 
 
+class _Consuming:
+    """A consumer at work, in its lane."""
+
+    def __init__(self, lane: Lane, child: _Child) -> None:
+        self.lane = lane
+        self.child = child
+        self.output = Deliveries()
+        self.got = 0
+
+
 class Run:
     """One run of the demo.
 
-    :param queue: the directory for the queue; missing or empty.
-    :param points: what :func:`kill_points` says.
+    :param kills: how many consumers to kill.
+    :param seed: of when they are killed.
     """
 
     def __init__(
-        self,
-        source: Source,
-        queue: str,
-        durability: Durability,
-        check: Check,
-        points: Sequence[tuple[int, int]],
-        watcher: Watcher,
+        self, source: Source, expected: Expected, store: Store, kills: int, seed: int, watcher: Watcher
     ) -> None:
-        self._source, self._queue, self._durability = source, queue, durability
-        self._check = check
-        self._points = points
+        self._source, self._expected, self._store = source, expected, store
+        self._check = Check(expected.sent, store.consumers, HAND)
+        self._lanes = Lane.plan(self._check.lines_in, kills, store.consumers, seed)
         self._watcher = watcher
-        self._kills = 0
         self._reports = [Reports() for _ in range(PRODUCERS)]
-        self._producing: dict[_Child, Reports] = {}
+        self._producing = 0
+        self._consuming: list[_Consuming] = []
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
 
@@ -164,104 +157,134 @@ class Run:
         :raise CommandError: a process failed.
         """
         # Made before anybody looks for it.
-        Queue(self._queue, durability=self._durability).close()
+        self._store.queue().close()
+        self._store.counts().close()
         started = time.monotonic()
         try:
             self._start_producers()
-            while self._consume():
-                pass
+            for lane in self._lanes:
+                self._start_consumer(lane)
+            self._follow()
             self._expect_same_source()
         finally:
             for child in self._children:
                 child.close()
             self._selector.close()
         seconds = time.monotonic() - started
-        with Queue(self._queue, durability=self._durability) as queue:
-            return Result(self._check, self._kills, queue.qsize(), seconds)
+        with self._store.queue() as queue:
+            left = queue.qsize()
+        return Result(self._check, self._kills, left, Account.of(self._store, self._expected), seconds)
 
-    def _start(self, worker: Producer | Consumer) -> _Child:
-        child = _Child(worker)
-        self._children.append(child)
-        self._selector.register(child.output, selectors.EVENT_READ, child)
-        return child
+    @property
+    def _kills(self) -> int:
+        return sum(lane.kills for lane in self._lanes)
 
-    def _start_producers(self) -> None:
-        for producer, reports in enumerate(self._reports):
-            file, limit = str(self._source.path), self._source.limit
-            worker = Producer(self._queue, self._durability, BACKLOG, file, limit, producer)
-            self._producing[self._start(worker)] = reports
-
-    def _consume(self) -> bool:
-        """One consumer's life.
-
-        :return: whether it was killed, so that another one is needed.
-        """
-        point, hold = self._points[self._kills] if self._kills < len(self._points) else (None, None)
-        before = self._check.deliveries
-        allowed = None if hold is None else hold - before
-        consumer = self._start(Consumer(self._queue, self._durability, allowed))
-        deliveries = Deliveries()
-        told = False
-        for child, data in self._outputs():
-            if child is not consumer:
-                self._read_report(child, data)
-            elif data:
-                self._receive(consumer, deliveries.feed(data), before)
-            else:
-                self._remove(consumer).expect_success()
-                return False
-            if not self._producing and not told:
-                told = True
-                consumer.end()
-            if point is not None and self._check.deliveries >= point:
-                self._kill(consumer, deliveries, before)
-                return True
-        raise AssertionError("the outputs have no end")
-
-    def _outputs(self) -> Iterator[tuple[_Child, bytes]]:
-        while True:
+    def _follow(self) -> None:
+        """Read what the children write, until all have ended."""
+        while self._selector.get_map():
             ready = self._selector.select(PATIENCE_SECONDS)
             if not ready:
                 raise CommandError(f"nothing moved for {PATIENCE_SECONDS:.0f} seconds", STORAGE)
             for key, _ in ready:
-                child: _Child = key.data
-                yield child, child.read()
+                child, use = key.data
+                use(child.read())
 
-    def _read_report(self, producer: _Child, data: bytes) -> None:
-        if data:
-            self._producing[producer].feed(data)
-        else:
-            del self._producing[producer]
-            self._remove(producer).expect_success()
-        self._moved()
-
-    def _remove(self, child: _Child) -> _Child:
-        self._selector.unregister(child.output)
+    def _start(self, worker: Producer | Consumer) -> _Child:
+        child = _Child(worker)
+        self._children.append(child)
         return child
 
-    def _receive(self, consumer: _Child, deliveries: list[tuple[int, int, bytes]], before: int) -> None:
-        check = self._check
-        for delivery in deliveries:
-            again = check.receive(delivery)
-            if self._kills and check.deliveries == before + 1:
-                self._watcher.took_over(consumer.process.pid, again)
-        self._moved()
+    def _read(self, child: _Child, use: Callable[[bytes], None]) -> None:
+        self._selector.register(child.output, selectors.EVENT_READ, (child, use))
 
-    def _kill(self, consumer: _Child, deliveries: Deliveries, before: int) -> None:
-        consumer.process.kill()  # SIGKILL
-        # What it wrote before it died counts: it is out in the world.
-        while data := consumer.read():
-            self._receive(consumer, deliveries.feed(data), before)
-        if self._remove(consumer).process.wait() > 0:
-            consumer.expect_success()  # it failed before the kill reached it: says why
-        self._kills += 1
-        self._watcher.killed(consumer.process.pid, self._check.deliveries)
-        self._check.new_consumer()
+    def _read_no_more(self, child: _Child) -> _Child:
+        self._selector.unregister(child.output)
+        return child
 
     def _moved(self) -> None:
         self._watcher.moved(sum(reports.lines for reports in self._reports), self._check.lines_out)
 
+    # Producers.
+
+    def _start_producers(self) -> None:
+        for producer, reports in enumerate(self._reports):
+            file, limit = str(self._source.path), self._source.limit
+            child = self._start(Producer(self._store, BACKLOG, file, limit, producer))
+            self._read(child, partial(self._receive_report, child, reports))
+            self._producing += 1
+
+    def _receive_report(self, child: _Child, reports: Reports, data: bytes) -> None:
+        if data:
+            reports.feed(data)
+        else:
+            self._read_no_more(child).expect_success()
+            self._producing -= 1
+            if not self._producing:
+                self._tell_consumers(END)
+        self._moved()
+
     def _expect_same_source(self) -> None:
         put = [reports.digest for reports in self._reports]
-        if put != [expected.digest for expected in self._check.expected]:
+        if put != [sent.digest for sent in self._expected.sent]:
             raise CommandError(f"{self._source.description} changed while it was read: run it again", STORAGE)
+
+    # Consumers.
+
+    def _start_consumer(self, lane: Lane) -> None:
+        limit = lane.limit(kills_are_done=not self._pending())
+        consuming = _Consuming(lane, self._start(Consumer(self._store, limit, lane.doomed)))
+        self._consuming.append(consuming)
+        self._read(consuming.child, partial(self._receive, consuming))
+        if not self._producing:
+            consuming.child.tell(END)
+
+    def _tell_consumers(self, letter: bytes) -> None:
+        for consuming in self._consuming:
+            consuming.child.tell(letter)
+
+    def _pending(self) -> bool:
+        """Whether somebody is still to be killed."""
+        return any(lane.doomed for lane in self._lanes)
+
+    def _receive(self, consuming: _Consuming, data: bytes) -> None:
+        if data:
+            self._account(consuming, data)
+            if consuming.lane.due:
+                self._kill(consuming)
+        else:
+            self._remove(consuming).expect_success()
+            consuming.lane.spare()
+            self._let_go_on()
+
+    def _account(self, consuming: _Consuming, data: bytes) -> None:
+        lane = consuming.lane
+        for delivery, first in consuming.output.feed(data):
+            again = self._check.receive(delivery, lane.number, first)
+            if lane.kills and not consuming.got:
+                self._watcher.took_over(consuming.child.pid, again)
+            consuming.got += 1
+            lane.deliveries += 1
+        self._moved()
+
+    def _kill(self, consuming: _Consuming) -> None:
+        child, lane = consuming.child, consuming.lane
+        child.process.kill()  # SIGKILL
+        # What it wrote before it died counts: it is out in the world.
+        while data := child.read():
+            self._account(consuming, data)
+        if self._remove(consuming).process.wait() > 0:
+            child.expect_success()  # it failed before the kill reached it: says why
+        lane.kills += 1
+        self._watcher.killed(child.pid, self._check.deliveries)
+        self._check.killed(lane.number)
+        self._start_consumer(lane)
+        self._let_go_on()
+
+    def _remove(self, consuming: _Consuming) -> _Child:
+        self._consuming.remove(consuming)
+        return self._read_no_more(consuming.child)
+
+    def _let_go_on(self) -> None:
+        """Those that wait for the kills of other lanes, if these are done."""
+        if not self._pending():
+            self._tell_consumers(GO_ON)

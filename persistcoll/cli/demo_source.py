@@ -5,22 +5,33 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import sysconfig
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from persistcoll.cli.command import NOTHING, USAGE, CommandError
 
-__all__ = ["PRODUCERS", "Digest", "Expected", "Source"]
+__all__ = ["PRODUCERS", "Digest", "Expected", "Sent", "Source", "count_words"]
 
 PRODUCERS = 2
 """Line 1 is the first producer's, line 2 the second's, line 3 the first's again."""
 
 # A longer line is sent in pieces: a file without any line ends must not fill the memory.
-LONGEST_LINE = 1 << 20
+LONGEST_LINE = 1 << 16
 _ELSEWHERE = {"__pycache__", "dist-packages", "site-packages"}
+# Letters at the beginning of a line, those of UTF-8 included; not too many, as a dict's key has to be short.
+_first_word = re.compile(rb"\s*([A-Za-z_\x80-\xff]{0,20})").match
+
+
+def count_words(lines: Iterable[bytes]) -> Counter[str]:
+    """How many of the lines begin with each word; ``""``: with none."""
+    counts = Counter(found[1] for found in map(_first_word, lines) if found)
+    # Different bytes are different words, even where they are no text.
+    return Counter({word.decode("utf-8", "backslashreplace"): number for word, number in counts.items()})
 
 
 class Digest:
@@ -39,11 +50,23 @@ class Digest:
 
 
 @dataclass(frozen=True)
-class Expected:
+class Sent:
     """What one producer sends."""
 
     lines: int
     digest: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What has to come out.
+
+    :ivar sent: of each producer.
+    :ivar words: how many of all lines begin with each word.
+    """
+
+    sent: Sequence[Sent]
+    words: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -105,16 +128,21 @@ class Source:
         """The lines of one producer, with their numbers: from 0, counted over all producers."""
         return ((number, line) for number, line in enumerate(self.lines()) if number % PRODUCERS == producer)
 
-    def expected(self) -> list[Expected]:
-        """What each producer sends.
+    def expected(self) -> Expected:
+        """What has to come out.
 
         :raise CommandError: there is no line.
         """
         digests = [Digest() for _ in range(PRODUCERS)]
-        for number, line in enumerate(self.lines()):
-            digests[number % PRODUCERS].add(line)
+
+        def digested() -> Iterator[bytes]:
+            for number, line in enumerate(self.lines()):
+                digests[number % PRODUCERS].add(line)
+                yield line
+
+        words = count_words(digested())
         if not digests[0].lines:
             if self.path.is_dir():
                 raise CommandError("this Python's library has no source text: name a FILE", NOTHING)
             raise CommandError(f"{self.description} is empty: there is no line to send", NOTHING)
-        return [Expected(digest.lines, digest.hexdigest()) for digest in digests]
+        return Expected([Sent(digest.lines, digest.hexdigest()) for digest in digests], words)

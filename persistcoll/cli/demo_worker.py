@@ -1,8 +1,8 @@
-"""The demo's child processes: producers that put lines, a consumer that gets them.
+"""The demo's child processes: producers that put lines, consumers that get and count them.
 
-Nothing here prepares for being killed; what survives, survives by the queue. A child reports on its standard
-output and listens on its standard input: ``end`` there means that nothing more will be put; the end of input
-means that the parent is gone, however it went, and the child goes too.
+Nothing here prepares for being killed; what survives, survives by the queue and the dict. A child reports on
+its standard output and listens on its standard input for single letters (``END``, ``GO_ON``); the end of
+input means that the parent is gone, however it went, and the child goes too.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from persistcoll import Queue, ShutDown
+from persistcoll import ShutDown
 from persistcoll.cli.command import exit_status, failed
 from persistcoll.cli.demo_check import Delivery
+from persistcoll.cli.demo_count import count_and_acknowledge, count_then_acknowledge
 from persistcoll.cli.demo_source import Digest, Source
-from persistcoll.engine.values import Durability
+from persistcoll.cli.demo_store import HAND, Store
 from persistcoll.errors import PersistcollError
 
-__all__ = ["END", "Consumer", "Deliveries", "Producer", "Reports", "command", "main"]
+__all__ = ["END", "GO_ON", "Consumer", "Deliveries", "Producer", "Reports", "command", "main"]
 
-END = b"end\n"
+END, GO_ON = b"e", b"g"
 REPORT_EVERY = 1000
-# A sync for each line would be most of the time of a demo at "power"; one for so many is not.
-BATCH_AT_POWER = 200
-_HEAD = struct.Struct("<BQI")
+# A sync, or a transaction, for each line would be most of the time of a demo; one for so many is not.
+BATCH = 500
+_HEAD = struct.Struct("<?BQI")
 _INPUT, _OUTPUT = 0, 1
 
 
@@ -44,8 +45,9 @@ def command(worker: Producer | Consumer) -> list[str]:
 
 def main() -> None:
     """In the child: run the worker that the command line describes."""
-    kind, arguments = sys.argv[1:]
-    worker = {"Producer": Producer, "Consumer": Consumer}[kind](**json.loads(arguments))
+    kind, arguments = sys.argv[1], json.loads(sys.argv[2])
+    store = Store(**arguments.pop("store"))
+    worker = {"Producer": Producer, "Consumer": Consumer}[kind](store, **arguments)
     try:
         worker.run()
     except BrokenPipeError:  # the parent is gone
@@ -58,18 +60,17 @@ def main() -> None:
 class Producer:
     """Puts its lines of a file, each with its own number and the line's."""
 
-    queue: str
-    durability: Durability
+    store: Store
     maxsize: int
     file: str
     limit: int | None
     producer: int
 
     def run(self) -> None:
-        _listen(lambda: None)
+        _listen({})
         digest = Digest()
         reported = 0
-        with Queue(self.queue, self.maxsize, durability=self.durability) as queue:
+        with self.store.queue(self.maxsize) as queue:
             for batch in self._batches(digest):
                 if len(batch) == 1:
                     queue.put(batch[0])
@@ -82,7 +83,8 @@ class Producer:
 
     def _batches(self, digest: Digest) -> Iterator[list[Delivery]]:
         lines = Source(Path(self.file), self.limit).lines_of(self.producer)
-        size = BATCH_AT_POWER if self.durability == "power" else 1
+        one_by_one = self.store.kind == "file" and self.store.durability == "process"
+        size = 1 if one_by_one else BATCH
         while batch := [(self.producer, number, line) for number, line in islice(lines, size)]:
             for _, _, line in batch:
                 digest.add(line)
@@ -91,40 +93,66 @@ class Producer:
 
 @dataclass(frozen=True)
 class Consumer:
-    """Gets lines, writes each one out, then acknowledges it.
+    """Gets some lines, writes them out, counts and acknowledges them.
 
-    :ivar hold: wait to be killed when so many lines were written out, the last one not yet acknowledged:
-        otherwise a short file would be done before the kill arrives. ``None``: never wait.
+    :ivar limit: stop when so many lines were written out; ``None``: never. Otherwise a short file would be
+        done before the kill arrives.
+    :ivar doomed: stop there to be killed, in the middle of counting and acknowledging; otherwise before the
+        next lines, until told to go on.
     """
 
-    queue: str
-    durability: Durability
-    hold: int | None
+    store: Store
+    limit: int | None
+    doomed: bool
 
     def run(self) -> None:
-        with Queue(self.queue, durability=self.durability) as queue:
-            _listen(queue.shutdown)
+        count = count_then_acknowledge if self.store.kind == "file" else count_and_acknowledge
+        with self.store.queue() as queue, self.store.counts() as counts:
+            go_on = threading.Event()
+            _listen({END: queue.shutdown, GO_ON: go_on.set})
             written = 0
             while True:
+                if written == self.limit:
+                    go_on.wait()
+                most = HAND if self.limit is None or go_on.is_set() else min(HAND, self.limit - written)
                 try:
-                    producer, number, line = queue.get()
+                    deliveries = queue.get_many(most)
                 except ShutDown:  # nothing is left, and nothing more will come
                     return
-                _write(_HEAD.pack(producer, number, len(line)) + line)
-                written += 1
-                if written == self.hold:
-                    threading.Event().wait()
-                queue.task_done()
+                _write(_packed(deliveries))
+                written += len(deliveries)
+                stop = self.doomed and written == self.limit
+                count(queue, counts, deliveries, _for_ever if stop else _not_at_all)
 
 
-def _listen(at_end: Callable[[], None]) -> None:
-    """From now on obey the parent, in a thread."""
+def _for_ever() -> None:
+    threading.Event().wait()
+
+
+def _not_at_all() -> None:
+    pass
+
+
+def _packed(deliveries: Sequence[Delivery]) -> bytes:
+    parts: list[bytes] = []
+    first = True
+    for producer, number, line in deliveries:
+        parts += (_HEAD.pack(first, producer, number, len(line)), line)
+        first = False
+    return b"".join(parts)
+
+
+def _listen(obey: Mapping[bytes, Callable[[], None]]) -> None:
+    """From now on obey the parent, in a thread.
+
+    :param obey: what to do at each letter.
+    """
 
     def listen() -> None:
         # Not sys.stdin, whose lock would disturb the interpreter on its way out.
-        while data := os.read(_INPUT, 64):
-            if data == END:
-                at_end()
+        while letter := os.read(_INPUT, 1):
+            if letter in obey:
+                obey[letter]()
         os._exit(1)
 
     threading.Thread(target=listen, name="listen to the parent", daemon=True).start()
@@ -146,18 +174,21 @@ class Deliveries:
     def __init__(self) -> None:
         self._buffer = b""
 
-    def feed(self, data: bytes) -> list[Delivery]:
-        """The deliveries that are complete now. The rest waits; after a kill it is no delivery."""
+    def feed(self, data: bytes) -> list[tuple[Delivery, bool]]:
+        """The deliveries that are complete now, and whether each is the first of those got together.
+
+        The rest waits; after a kill it is no delivery.
+        """
         buffer = self._buffer + data
-        complete: list[Delivery] = []
+        complete: list[tuple[Delivery, bool]] = []
         start, end = 0, len(buffer)
         while start + _HEAD.size <= end:
-            producer, number, size = _HEAD.unpack_from(buffer, start)
+            first, producer, number, size = _HEAD.unpack_from(buffer, start)
             text = start + _HEAD.size
             if text + size > end:
                 break
             start = text + size
-            complete.append((producer, number, buffer[text:start]))
+            complete.append(((producer, number, buffer[text:start]), first))
         self._buffer = buffer[start:]
         return complete
 

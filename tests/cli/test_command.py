@@ -105,7 +105,9 @@ def test_rich_in_a_terminal(small, tmp_path):
     assert "✗" not in seen
     assert seen.count("kill -9") == 2
     assert "\x1b[" in seen
-    assert seen.endswith("Every line that was put came out, in order and unaltered.\r\n")
+    assert seen.endswith(
+        "Every line that was put came out, in order and unaltered, and was counted once.\r\n"
+    )
 
 
 def test_plain_in_a_terminal(small, tmp_path):

@@ -9,18 +9,22 @@ import sys
 
 import pytest
 
-from persistcoll import Queue
+from persistcoll import PDict, Queue, SQLiteQueue
 from persistcoll.cli import demo_run, main
-from persistcoll.cli.demo_run import kill_points
+from persistcoll.cli.demo_source import count_words
 from tests.api.tree import PACKAGE
-from tests.cli.broken_queues import command_with
+from tests.cli.broken_stores import KINDS, command_with
 from tests.cli.running import environment, persistcoll
+
+each_queue = pytest.mark.parametrize("kind", KINDS)
+LINES = 400
 
 
 @pytest.fixture
 def small(tmp_path):
     path = tmp_path / "small.txt"
-    path.write_bytes(b"".join(b"this is line %d\n" % number for number in range(400)))
+    words = (b"line", b"line", b"def", b"  return", b"# none")
+    path.write_bytes(b"".join(b"%b %d\n" % (words[number % 5], number) for number in range(LINES)))
     return path
 
 
@@ -34,18 +38,37 @@ def rows(output: str) -> dict[str, str]:
     return found
 
 
-def test_nothing_is_lost_by_kill_9(small, tmp_path):
-    done = persistcoll("demo", small, "--kills", "4", cwd=tmp_path)
+@each_queue
+def test_nothing_is_lost_by_kill_9(small, tmp_path, kind):
+    done = persistcoll("demo", small, "--queue", kind, "--kills", "4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     assert found["lines in"] == found["lines out"] == "400"
     assert found["lost"] == "0"
-    assert found["order per producer"] == "kept"
+    assert found["order per producer"].startswith("kept")
     assert found["left in the queue"] == "0"
     assert found["consumer killed"] == "4 times"
-    assert int(found["delivered twice"].split()[0]) <= 4
+    assert found["lines counted"] == "400 by 4 first words"
+    assert found["counts['line']"] == "160 (160 in the text)"
+    assert found["counts['def']"] == found["counts['return']"] == "80 (80 in the text)"
     assert "WRONG" not in done.stdout
     assert done.stderr.count("kill -9") == 4
+    assert "goes on with lines that come again" in done.stderr
+    if kind == "file":
+        assert "2 producers -> Queue -> 1 consumer" in done.stderr
+    else:
+        assert "2 producers -> SQLiteQueue -> 2 consumers" in done.stderr
+
+
+@each_queue
+def test_kills_between_counting_and_acknowledging(small, monkeypatch, capsys, kind):
+    """Each of them: what the consumer had in its hands comes again, and is not counted again."""
+    monkeypatch.setattr(demo_run, "command", command_with(late=True))
+    assert main(["demo", str(small), "--queue", kind, "--kills", "6"]) == 0
+    found = rows(capsys.readouterr().out)
+    twice, _, in_hand, *_ = found["delivered twice"].split()
+    assert int(twice) == int(in_hand) >= 6
+    assert found["lines counted"] == "400 by 4 first words"
 
 
 @pytest.mark.parametrize(
@@ -56,29 +79,46 @@ def test_nothing_is_lost_by_kill_9(small, tmp_path):
         (b"\n\n\n", "3"),
         (b"\xff\xfe\n\x00\x00\n\x80 invalid UTF-8 \xc3\n\r\r\n\x1b[2J", "5"),
         (random.Random(1).randbytes(50_000), None),
-        (b"x" * 2_500_000, "3"),  # a line that is too long to be one
-        (b"x" * 200_000 + b"\n" + b"y" * 100_000 + b"\nz\n", "3"),  # longer than a pipe takes at once
+        (b"x" * 150_000, "3"),  # a line that is too long to be one
+        (b"x" * 60_000 + b"\n" + b"y" * 65_000 + b"\nz\n", "3"),  # together longer than a pipe takes at once
     ],
     ids=["one", "no-end", "empty-lines", "not-text", "noise", "no-line-ends", "long-lines"],
 )
-def test_any_bytes_come_out_as_they_went_in(content, lines, tmp_path):
+def test_any_bytes_come_out_as_they_went_in(content, lines, tmp_path, capsys):
     (tmp_path / "file").write_bytes(content)
-    done = persistcoll("demo", "file", "--kills", "2", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert main(["demo", str(tmp_path / "file"), "--kills", "2"]) == 0
     if lines is not None:
-        assert rows(done.stdout)["lines out"] == lines
+        assert rows(capsys.readouterr().out)["lines out"] == lines
 
 
-@pytest.mark.parametrize("durability", ["process", "power"])
-def test_both_levels(small, tmp_path, durability):
-    done = persistcoll("demo", small, "--durability", durability, "--kills", "1", cwd=tmp_path)
+@pytest.mark.parametrize(
+    "content", [b"one", random.Random(2).randbytes(50_000), b"x" * 150_000], ids=["one", "noise", "long"]
+)
+def test_any_bytes_come_out_of_the_sqlite_queue(content, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(content)
+    assert main(["demo", str(tmp_path / "file"), "--queue", "sqlite", "--kills", "2"]) == 0
+
+
+def test_a_terminal_that_knows_ascii_only(tmp_path):
+    (tmp_path / "file").write_bytes("Übung 1\n  Übung 2\n日本語\n\xff\n".encode())
+    more = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = persistcoll("demo", "file", "--kills", "1", cwd=tmp_path, **more)
     assert done.returncode == 0, done.stderr
-    assert durability in done.stderr
+    assert rows(done.stdout)["counts['\\xdcbung']"] == "2 (2 in the text)"
 
 
-def test_the_default_is_the_standard_library(tmp_path):
+@each_queue
+def test_it_is_to_survive_a_power_cut(small, tmp_path, kind):
+    arguments = ("demo", small, "--queue", kind, "--durability", "power", "--kills", "1")
+    done = persistcoll(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "'power'" in done.stderr
+
+
+def test_the_defaults_are_the_file_queue_and_the_standard_library(tmp_path):
     done = persistcoll("demo", "--lines", "3000", "--kills", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "-> Queue -> 1 consumer" in done.stderr
     assert "3,000 lines of the standard library of Python" in done.stderr
     assert rows(done.stdout)["lines out"] == "3,000"
 
@@ -89,9 +129,10 @@ def test_no_kills(small, tmp_path):
     assert rows(done.stdout)["delivered twice"].startswith("0 ")
 
 
-def test_more_kills_than_lines(tmp_path):
+@each_queue
+def test_more_kills_than_lines(tmp_path, kind):
     (tmp_path / "file").write_bytes(b"1\n2\n3\n")
-    done = persistcoll("demo", "file", "--kills", "50", cwd=tmp_path)
+    done = persistcoll("demo", "file", "--queue", kind, "--kills", "50", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert rows(done.stdout)["consumer killed"].startswith("3 times (50 were asked for")
 
@@ -104,17 +145,22 @@ def test_the_temporary_directory_is_removed(small, tmp_path):
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("exists", [False, True])
-def test_a_directory_is_kept(small, tmp_path, exists):
+@pytest.mark.parametrize(("kind", "exists"), [("file", False), ("file", True), ("sqlite", False)])
+def test_a_directory_is_kept(small, tmp_path, kind, exists):
     kept = tmp_path / "kept"
     if exists:
         kept.mkdir(mode=0o700)
-    done = persistcoll("demo", small, "--kills", "1", "--directory", "kept", cwd=tmp_path)
+    arguments = ("demo", small, "--queue", kind, "--kills", "1", "--directory", "kept")
+    done = persistcoll(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(kept) in done.stdout
-    with Queue(kept) as queue:
+    with Queue(kept / "queue") if kind == "file" else SQLiteQueue(kept, "lines") as queue:
         assert queue.empty()
-        assert queue.stats().puts == 400
+        assert queue.stats().puts == LINES
+    counts: PDict[str | int, int] = PDict(kept, "counts")
+    with counts:
+        words = {word: number for word, number in counts.items() if isinstance(word, str)}
+    assert words == {"line": 160, "def": 80, "return": 80, "": 80}
 
 
 def test_modules_in_the_working_directory_are_no_concern_of_the_demo(small, tmp_path):
@@ -134,63 +180,71 @@ def test_modules_in_the_working_directory_are_no_concern_of_the_demo(small, tmp_
     assert done.returncode == 0, done.stderr
 
 
-# The moments.
-
-
-def test_kills_are_spread_over_the_run():
-    points = kill_points(1_000_000, 5, seed=3)
-    assert [point // 200_001 for point, _ in points] == [0, 1, 2, 3, 4]
-    assert points == kill_points(1_000_000, 5, seed=3)
-    assert points != kill_points(1_000_000, 5, seed=4)
-
-
-@pytest.mark.parametrize(
-    ("lines", "kills"), [(1, 1), (1, 5), (7, 5), (100, 100), (99, 100), (50_000, 3), (5, 0)]
-)
-def test_every_kill_meets_a_consumer_that_got_something(lines, kills):
-    for seed in range(20):
-        points = kill_points(lines, kills, seed)
-        assert len(points) == min(lines, kills)
-        held = 0
-        for point, hold in points:
-            # Whatever the last consumer got before its kill, this one gets a line at least.
-            assert held < point <= hold <= lines
-            held = hold
-
-
 # What is not as promised.
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("kind", "name", "kills", "problem"),
     [
-        ("Loses", "lost: 1"),
-        ("Alters", "the content is not what was put"),
-        ("Mixes", "out of order: 1"),
-        ("Repeats", "delivered again after they were acknowledged: 1"),
-        ("Invents", "delivered and never put: 1"),
-        ("Forgets", "still in the queue at the end: "),
+        ("file", "Loses", 2, "lost: 1"),
+        ("file", "Alters", 2, "the content is not what was put"),
+        ("file", "Mixes", 2, "out of order: 1"),
+        ("file", "Repeats", 2, "delivered again after they were acknowledged: "),
+        ("file", "Invents", 2, "delivered and never put: 1"),
+        ("file", "Forgets", 2, "still in the queue at the end: "),
+        ("sqlite", "Loses", 2, "lost: 1"),
+        ("sqlite", "Mixes", 0, "out of order: 1"),
+        ("sqlite", "Repeats", 2, "delivered again after they were acknowledged: "),
+        ("sqlite", "Forgets", 2, "still in the queue at the end: "),
     ],
 )
-def test_a_broken_promise_is_found(small, monkeypatch, capsys, name, problem):
-    monkeypatch.setattr(demo_run, "command", command_with(name))
-    assert main(["demo", str(small), "--kills", "2", "--seed", "5"]) == 4
-    output = capsys.readouterr()
+def test_a_broken_queue_is_found(small, monkeypatch, capsys, kind, name, kills, problem):
+    monkeypatch.setattr(demo_run, "command", command_with(queue=name))
+    assert main(["demo", str(small), "--queue", kind, "--kills", str(kills), "--seed", "5"]) == 4
+    expect_broken(capsys.readouterr(), problem)
+
+
+def expect_broken(output, problem: str) -> None:
     assert "WRONG" in output.out
     assert "Every line" not in output.out
-    assert "the queue broke its promise" in output.err
+    assert "a promise was broken: " in output.err
     assert problem in output.err
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "kills"),
+    [
+        ("file", "Miscounts", 0),
+        ("file", "Nameless", 3),
+        ("sqlite", "Miscounts", 0),
+        ("sqlite", "Unfinished", 3),
+    ],
+)
+def test_a_broken_dict_is_found(small, monkeypatch, capsys, kind, name, kills):
+    monkeypatch.setattr(demo_run, "command", command_with(counts=name, late=True))
+    assert main(["demo", str(small), "--queue", kind, "--kills", str(kills)]) == 4
+    expect_broken(capsys.readouterr(), "counted wrongly: ")
+
+
 def test_a_queue_that_is_stuck_does_not_stop_the_demo_for_ever(small, monkeypatch, capsys):
-    monkeypatch.setattr(demo_run, "command", command_with("Stuck"))
-    monkeypatch.setattr(demo_run, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(demo_run, "command", command_with(queue="Stuck"))
+    monkeypatch.setattr(demo_run, "PATIENCE_SECONDS", 2.0)
     assert main(["demo", str(small)]) == 3
-    assert "nothing moved for 3 seconds" in capsys.readouterr().err
+    assert "nothing moved for 2 seconds" in capsys.readouterr().err
+
+
+def test_nobody_waits_for_the_kill_of_a_consumer_that_has_ended(small, monkeypatch, capsys):
+    def command(worker):
+        return command_with(queue="Shut" if getattr(worker, "doomed", False) else None)(worker)
+
+    monkeypatch.setattr(demo_run, "command", command)
+    monkeypatch.setattr(demo_run, "PATIENCE_SECONDS", 10.0)
+    assert main(["demo", str(small), "--queue", "sqlite", "--kills", "1"]) == 0
+    assert rows(capsys.readouterr().out)["consumer killed"].startswith("0 times (1 were asked for")
 
 
 def test_a_child_that_fails_says_why(small, monkeypatch, capsys):
-    monkeypatch.setattr(demo_run, "command", command_with("Fails"))
+    monkeypatch.setattr(demo_run, "command", command_with(queue="Fails"))
     assert main(["demo", str(small)]) == 3
     assert "the producer failed: [Errno 5] Input/output error" in capsys.readouterr().err
 
@@ -222,10 +276,12 @@ def test_a_file_that_changes_meanwhile_is_no_fault_of_the_queue(small, monkeypat
         (["empty", "--kills", "x"], 2, "'x' is not a whole number"),
         (["empty", "--lines", "0"], 2, "at least 1"),
         (["empty", "--durability", "none"], 2, "--durability"),
+        (["empty", "--queue", "postgresql"], 2, "--queue"),
         (["empty", "another"], 2, "another"),
         (["small.txt", "--directory", "folder"], 2, "'folder' is not empty"),
         (["small.txt", "--directory", "empty"], 2, "'empty' is not a directory"),
         (["small.txt", "--directory", "empty/below"], 3, "empty/below"),
+        (["small.txt", "--queue", "sqlite", "--directory", "empty/below"], 3, "empty/below"),
     ],
 )
 def test_bad_input(small, tmp_path, monkeypatch, capsys, arguments, status, message):
@@ -246,3 +302,30 @@ def test_a_library_without_source_text(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     assert main(["demo"]) == 1
     assert "name a FILE" in capsys.readouterr().err
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        (b"import os\n", "import"),
+        (b"\tdef __init__(self):", "def"),
+        (b"_private = 1", "_private"),
+        (b"# no word", ""),
+        (b"\n", ""),
+        (b"", ""),
+        (b"1 line", ""),
+        ("Übung".encode(), "Übung"),
+        (b"\xff\xfe word", "\\xff\\xfe"),
+        (b"a" * 30, "a" * 20),
+        (b"\x00word", ""),
+    ],
+)
+def test_the_word_that_a_line_begins_with(line, word):
+    assert count_words([line]) == {word: 1}
+
+
+def test_words_are_counted():
+    assert count_words(b"a\n b\n#\na c\n".splitlines()) == {"a": 2, "b": 1, "": 1}

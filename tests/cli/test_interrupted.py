@@ -22,12 +22,17 @@ _SECONDS = 30
 
 
 @pytest.fixture
-def running(tmp_path):
+def queue():
+    return "file"
+
+
+@pytest.fixture
+def running(queue, tmp_path):
     """A demo in full swing: it has killed a consumer and started the next one."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     child = subprocess.Popen(
-        [*COMMAND, "demo", "--kills", "200"],
+        [*COMMAND, "demo", "--lines", "60000", "--kills", "200", "--queue", queue],
         cwd=tmp_path,
         env=environment(TMPDIR=str(temporary)),
         stdout=subprocess.PIPE,
@@ -69,7 +74,13 @@ def expect_end(descriptors: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("queue", "number", "status"),
+    [
+        ("file", signal.SIGINT, 130),
+        ("file", signal.SIGTERM, 143),
+        ("file", signal.SIGHUP, 129),
+        ("sqlite", signal.SIGINT, 130),
+    ],
 )
 def test_it_is_told_to_end(running, tmp_path, number, status):
     with contextlib.ExitStack() as stack:
@@ -84,6 +95,7 @@ def test_it_is_told_to_end(running, tmp_path, number, status):
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.parametrize("queue", ["file", "sqlite"])
 def test_it_is_killed(running):
     """No chance to tidy up: the children notice by themselves."""
     with contextlib.ExitStack() as stack:

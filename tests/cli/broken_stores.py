@@ -1,0 +1,198 @@
+"""Queues and dicts that do not keep their promises, for the demo to find out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+
+from persistcoll import PDict, Queue, ShutDown, SQLiteQueue
+from persistcoll.base import BaseQueue
+from persistcoll.cli import demo_store, demo_worker
+
+__all__ = ["DICTS", "KINDS", "QUEUES", "command_with", "main"]
+
+_LINE = 30
+
+
+class Putting(BaseQueue):
+    """Something else is put."""
+
+    def changed(self, items):
+        raise NotImplementedError
+
+    def put(self, item, block=True, timeout=None):
+        for other in self.changed([item]):
+            super().put(other, block, timeout)
+
+    def put_many(self, items, block=True, timeout=None):
+        super().put_many(self.changed(items), block, timeout)
+
+
+class Loses(Putting):
+    """A line is gone."""
+
+    def changed(self, items):
+        return [item for item in items if item[1] != _LINE]
+
+
+class Mixes(Putting):
+    """Two lines of a producer change places."""
+
+    _kept = None
+
+    def changed(self, items):
+        changed = []
+        for item in items:
+            if item[1] == _LINE:
+                self._kept = item
+                continue
+            changed.append(item)
+            if self._kept is not None:
+                changed.append(self._kept)
+                self._kept = None
+        return changed
+
+
+class Repeats(Putting):
+    """An acknowledged line comes again, later than any consumer had it in its hands."""
+
+    _again = None
+
+    def changed(self, items):
+        changed = list(items)
+        for item in items:
+            if item[1] == _LINE:
+                self._again = item
+            if item[1] > 10 * _LINE and self._again is not None:
+                changed.append(self._again)
+                self._again = None
+        return changed
+
+
+class Invents(Putting):
+    """A line comes out that nobody put."""
+
+    def changed(self, items):
+        there = any(item[1] == _LINE for item in items)
+        return [*items, (0, 10_000_000, b"surprise\n")] if there else items
+
+
+class Fails(Putting):
+    """The disk fails in the middle."""
+
+    def changed(self, items):
+        if any(item[1] == _LINE for item in items):
+            raise OSError(5, "Input/output error")
+        return items
+
+
+class Alters(BaseQueue):
+    """A line comes out with other content."""
+
+    def get_many(self, n, block=True, timeout=None):
+        return [
+            (producer, number, line.swapcase() if number == _LINE else line)
+            for producer, number, line in super().get_many(n, block, timeout)
+        ]
+
+
+class Forgets(BaseQueue):
+    """Acknowledgements are not kept."""
+
+    def task_done(self):
+        pass
+
+
+class Stuck(BaseQueue):
+    """``get_many`` does not return."""
+
+    def get_many(self, n, block=True, timeout=None):
+        threading.Event().wait()
+
+
+class Shut(BaseQueue):
+    """``get_many`` gives nothing, ever."""
+
+    def get_many(self, n, block=True, timeout=None):
+        raise ShutDown
+
+
+class Miscounts(PDict):
+    """One entry of an update is missing."""
+
+    def update(self, other=(), /, **others):
+        super().update({key: value for key, value in dict(other).items() if key != "line"})
+
+
+class Unfinished(PDict):
+    """A transaction is none: what was done before a kill stays."""
+
+    def transaction(self):
+        return contextlib.nullcontext()
+
+
+class Nameless(PDict):
+    """Keys that are numbers are forgotten."""
+
+    def update(self, other=(), /, **others):
+        super().update({key: value for key, value in dict(other).items() if isinstance(key, str)})
+
+
+QUEUES = {
+    kind.__name__: kind for kind in (Loses, Mixes, Repeats, Invents, Fails, Alters, Forgets, Stuck, Shut)
+}
+DICTS = {kind.__name__: kind for kind in (Miscounts, Unfinished, Nameless)}
+KINDS = ("file", "sqlite")
+
+
+def command_with(queue: str | None = None, counts: str | None = None, late: bool = False):
+    """What replaces ``demo_worker.command`` so that the demo's processes use these.
+
+    :param late: lines are written out when they are counted and not yet acknowledged, so that every kill of a
+        short run comes right there.
+    """
+
+    def command(worker) -> list[str]:
+        python, _, _, *arguments = demo_worker.command(worker)
+        start = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from tests.cli.broken_stores import main; main({queue!r}, {counts!r}, {late!r})"
+        )
+        return [python, "-c", start, *arguments]
+
+    return command
+
+
+def main(queue: str | None, counts: str | None, late: bool) -> None:
+    """In the child."""
+    if queue is not None:
+        broken = QUEUES[queue]
+        for kind in (Queue, SQLiteQueue):
+            setattr(demo_store, kind.__name__, type(queue, (broken, kind), {}))
+    if counts is not None:
+        vars(demo_store).update(PDict=DICTS[counts])
+    if late:
+        _write_late()
+    demo_worker.main()
+
+
+def _write_late() -> None:
+    packed, write = demo_worker._packed, demo_worker._write
+    held: list[bytes] = []
+
+    def hold(deliveries):
+        held.append(packed(deliveries))
+        return b""
+
+    def after(stop):
+        def between():
+            while held:
+                write(held.pop())
+            stop()
+
+        return between
+
+    demo_worker._packed = hold
+    demo_worker._for_ever = after(demo_worker._for_ever)
+    demo_worker._not_at_all = after(demo_worker._not_at_all)
