@@ -1,10 +1,10 @@
 """Counting lines by their first words in a PDict: each one once, although some are delivered twice.
 
-What a line is to bring about is done once if the store knows whether it is done. There are two ways:
+A kill between counting and acknowledging brings counted lines again. There are two ways to count them once:
 
-- The file queue and the dict are two stores, and a kill may come between them. So the dict is changed first,
-  and with the counts it is told how far each producer's lines are counted. Lines that come again are known by
-  that, as they come in order.
+- The file queue and the dict are two stores. The dict is changed first, and the transaction that changes the
+  counts also writes how far each producer's lines are counted. As these come in order, one that comes again
+  is not beyond that point, and is left out.
 - The SQLite queue and the dict are in one database: counting and acknowledging are one transaction.
 """
 
@@ -25,7 +25,7 @@ _LOOKED_UP = 5
 def count_then_acknowledge(
     queue: AnyQueue, counts: Counts, deliveries: Sequence[Delivery], between: Callable[[], None]
 ) -> None:
-    """With a queue of its own, of which nobody else gets.
+    """For a queue in a store of its own, from which nobody else gets.
 
     :param deliveries: what was got from it.
     :param between: called in the middle, where a kill would do the most harm.
@@ -43,7 +43,7 @@ def count_then_acknowledge(
 def count_and_acknowledge(
     queue: AnyQueue, counts: Counts, deliveries: Sequence[Delivery], between: Callable[[], None]
 ) -> None:
-    """With a queue in the same database. Otherwise as above."""
+    """For a queue in the dict's own database, from which others get as well. Parameters as above."""
     with counts.transaction():
         _count(counts, deliveries)
         between()

@@ -341,6 +341,23 @@ def test_close_wakes_who_waits(open_queue, kind):
             each()
 
 
+@pytest.mark.parametrize("call", ["read", "write", "version"])
+def test_a_call_that_races_with_close_opens_nothing(open_file, call):
+    """A thread that is past the queue when another one closes it; descriptors left are seen by every test."""
+    queue = open_file(SQLiteQueue)
+    queue.put("a")
+    queue._table.version()
+    database = queue._table._database
+    queue.close()
+    late = {
+        "read": lambda: database.read(lambda execute: None),
+        "write": lambda: database.write(lambda execute: None, False),
+        "version": database.version,
+    }
+    with pytest.raises((ClosedError, StorageError)):
+        late[call]()
+
+
 def test_a_queue_that_was_not_closed_warns(tmp_path):
     queue = SQLiteQueue(tmp_path / "q", durability="process")
     queue.put(1)

@@ -290,6 +290,18 @@ def test_with_auto_resume_it_is_there_at_once(open_stored):
     assert open_stored(SQLiteAckQueue).get_many(2) == ["a", "b"]
 
 
+def test_resuming_wakes_who_waits(open_stored, no_polling):
+    queue = open_stored(SQLiteAckQueue, auto_resume=False)
+    queue.put("a")
+    queue.get()
+    queue.close()
+    queue = open_stored(SQLiteAckQueue, auto_resume=False)
+    finish = waiting(lambda: queue.get(timeout=20))
+    until(lambda: queue._blocking._items._gates)
+    queue.resume_unack_tasks()
+    assert finish() == "a"
+
+
 def test_what_a_living_one_has_got_is_never_resumed(open_stored):
     queue = open_stored(SQLiteAckQueue)
     queue.put_many("ab")
