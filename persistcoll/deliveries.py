@@ -72,10 +72,11 @@ class Deliveries:
 
     def expect(self, id: int) -> None:
         """Within ``take``: this record was ready, so an earlier delivery of it is lost."""
-        with self._mutex:
-            delivery = self._by_id.pop(id, None)
-            if delivery is not None:
-                self._lose(delivery)
+        if id in self._by_id:
+            with self._mutex:
+                delivery = self._by_id.pop(id, None)
+                if delivery is not None:
+                    self._lose(delivery)
 
     def _lose(self, delivery: Delivery) -> None:
         delivery.lost = True
@@ -103,16 +104,19 @@ class Deliveries:
 
     def _list(self, delivery: Delivery, first: bool = False) -> None:
         for thing in _objects(delivery):
-            listed = self._by_identity.setdefault(id(thing), [])
-            listed.insert(0 if first else len(listed), delivery)
+            listed = self._by_identity.get(id(thing))
+            if listed is None:
+                self._by_identity[id(thing)] = [delivery]
+            else:
+                listed.insert(0 if first else len(listed), delivery)
 
     def _unlist(self, delivery: Delivery) -> None:
         for thing in _objects(delivery):
-            listed = self._by_identity.get(id(thing), [])
-            if delivery in listed:
+            listed = self._by_identity[id(thing)]
+            if len(listed) == 1:
+                del self._by_identity[id(thing)]
+            else:
                 listed.remove(delivery)
-                if not listed:
-                    del self._by_identity[id(thing)]
 
     # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays.
 
@@ -146,23 +150,21 @@ class Deliveries:
             return found
 
     def _remove(self, delivery: Delivery) -> None:
-        if not delivery.lost:
+        # Listed, and not lost, is what is here.
+        if self._by_id.get(delivery.id) is delivery:
+            del self._by_id[delivery.id]
             self._unlist(delivery)
-            if self._by_id.get(delivery.id) is delivery:
-                del self._by_id[delivery.id]
 
     # Settling.
 
     def settle(self, delivery: Delivery, verb: Callable[[int], T]) -> T:
-        """``verb`` of its id, and out of the book with it; back in if that could not be done.
+        """``verb`` of the id of one that left the book; back in with it if that could not be done.
 
         A lost one is refused, now and when it comes again.
 
         :raise StaleClaimError: the claim was lost.
         :raise NotClaimedError: it was settled at the same time.
         """
-        with self._mutex:
-            self._remove(delivery)
         if delivery.lost:
             raise StaleClaimError(f"item {delivery.id} was delivered again since: its lease ran out")
         try:
@@ -176,7 +178,8 @@ class Deliveries:
             raise
         except BaseException:
             with self._mutex:
-                self._by_id.setdefault(delivery.id, delivery)
+                if self._by_id.setdefault(delivery.id, delivery) is not delivery:
+                    self._lose(delivery)
                 self._list(delivery, first=True)
             raise
         delivery.settled = True
@@ -185,13 +188,17 @@ class Deliveries:
     def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """For whom a hand holds them; what was settled already is left alone."""
         for delivery in deliveries:
-            if not delivery.settled:
-                self.settle(delivery, lambda id: self._table.acknowledge((id,)))
+            self._settle_held(delivery, lambda id: self._table.acknowledge((id,)))
 
     def give_back(self, delivery: Delivery) -> None:
         """Likewise."""
+        self._settle_held(delivery, self._table.give_back)
+
+    def _settle_held(self, delivery: Delivery, verb: Callable[[int], object]) -> None:
         if not delivery.settled:
-            self.settle(delivery, self._table.give_back)
+            with self._mutex:
+                self._remove(delivery)
+            self.settle(delivery, verb)
 
 
 def _objects(delivery: Delivery) -> tuple[Any, ...]:

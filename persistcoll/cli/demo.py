@@ -6,19 +6,17 @@ import argparse
 import os
 import secrets
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType
 
 from persistcoll.cli.command import DAMAGED, DONE, EXITS, USAGE, CommandError, Commands, at_least, failed
 from persistcoll.cli.demo_check import Check
 from persistcoll.cli.demo_run import Result, Run
 from persistcoll.cli.demo_source import PRODUCERS, Source
 from persistcoll.cli.demo_store import CONSUMERS, Store
+from persistcoll.cli.interrupts import tidily
 from persistcoll.cli.progress import Bars, Row, bars, table
 
 __all__ = ["add", "report", "run"]
@@ -80,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     source = Source.find(arguments.file, arguments.lines)
     seed = secrets.randbelow(10_000) if arguments.seed is None else arguments.seed
-    with _signals_stop(), _directory(arguments.directory) as directory:
+    with tidily(), _directory(arguments.directory) as directory:
         store = Store(arguments.queue, directory, arguments.durability)
         expected = source.expected()
         lines = sum(sent.lines for sent in expected.sent)
@@ -189,24 +187,3 @@ def _directory(wanted: str | None) -> Iterator[str]:
     if os.path.isdir(wanted) and os.listdir(wanted):
         raise CommandError(f"{wanted!r} is not empty: name a directory that is, or a new one", USAGE)
     yield os.path.abspath(wanted)
-
-
-@contextmanager
-def _signals_stop() -> Iterator[None]:
-    """Let a polite end (SIGTERM, SIGHUP) tidy up as Ctrl-C does."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # Python leaves signals to the main thread; elsewhere nobody may set a handler.
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    # Whoever ignores one (nohup) means it.
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

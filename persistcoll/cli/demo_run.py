@@ -19,6 +19,7 @@ from persistcoll.cli.demo_lanes import Lane
 from persistcoll.cli.demo_source import PRODUCERS, Expected, Source
 from persistcoll.cli.demo_store import HAND, Store
 from persistcoll.cli.demo_worker import END, GO_ON, Consumer, Deliveries, Producer, Reports, command
+from persistcoll.cli.interrupts import held_back
 
 __all__ = ["Result", "Run", "Watcher"]
 
@@ -190,8 +191,9 @@ class Run:
                 use(child.read())
 
     def _start(self, worker: Producer | Consumer) -> _Child:
-        child = _Child(worker)
-        self._children.append(child)
+        with held_back():
+            child = _Child(worker)
+            self._children.append(child)
         return child
 
     def _read(self, child: _Child, use: Callable[[bytes], None]) -> None:

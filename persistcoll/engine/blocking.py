@@ -257,7 +257,8 @@ class BlockingQueue:
             if not block or self.is_shutdown:
                 raise self._nothing() from None
             pair = self._take_again(lambda: self._take(use), timeout)
-        self._space.notify()
+        if self._space.listeners:
+            self._space.notify()
         return pair
 
     def settle(self, id: Any, done: bool) -> None:
@@ -275,7 +276,8 @@ class BlockingQueue:
         """Wake whom it concerns that items are not claimed any more, and so many of them ready."""
         if ready:
             self._wake_takers(ready)
-        self._idle.notify(None)
+        if self._idle.listeners:
+            self._idle.notify(None)
 
     # task_done and join
 

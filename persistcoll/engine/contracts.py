@@ -180,7 +180,7 @@ class Table(Store, Protocol):
         """The records in these states (none named: in any), in the order of their ids."""
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
-        """Remove what is done, failed or dead, the longest finished first.
+        """Remove what is done, failed or dead, the oldest first.
 
         :param keep: how many of the newest stay.
         :param limit: how many to remove at most.

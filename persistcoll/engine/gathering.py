@@ -44,7 +44,8 @@ class Gathering(Mapping):
     """A :class:`~persistcoll.engine.contracts.Mapping` whose changes wait for :meth:`commit`.
 
     Reads see them. What others do to the mapping below is seen as well; where they and this one change the
-    same key, the last to commit wins, and until then an iteration may show it or not. ``count`` and the
+    same key, the last to commit wins. A pair that was replaced here keeps its place as long as it is there
+    below; if it expires there meanwhile, the new one goes behind the others. Iterations, ``count`` and the
     last pair take longer the more was gathered. All methods may be called from any thread.
 
     >>> from persistcoll.engine.memory_mapping import MemoryMapping
@@ -122,6 +123,15 @@ class Gathering(Mapping):
                 del self._replaced[key]
                 return None
         return new
+
+    def _place(self) -> None:
+        """Put behind all others what was replaced, and is gone below: there it has no place any more."""
+        gone = [key for key in self._replaced if not self._below.contains(key)]
+        if gone:
+            found = {key: self._replaced.pop(key) for key in gone}
+            mine = {key: new for key, new in found.items() if not new.inherits}
+            # Before those that were there neither, as the commit does it.
+            self._added = {**mine, **self._added}
 
     def _hidden(self, key: bytes) -> bool:
         return self._cleared or key in self._removed
@@ -219,6 +229,7 @@ class Gathering(Mapping):
     def count(self) -> int:
         with self._lock:
             self._check()
+            self._place()
             count = len(self._added)
             if not self._cleared:
                 hidden = self._removed | self._added.keys()
@@ -230,6 +241,7 @@ class Gathering(Mapping):
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._lock:
             self._check()
+            self._place()
             names = {key: new.name for key, new in self._added.items()}
             below = self._below.pairs(reverse, values)
         others = self._others(below, names, values)
@@ -240,6 +252,7 @@ class Gathering(Mapping):
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._lock:
             self._check()
+            self._place()
             names = {key: new.name for key, new in self._added.items() if start <= key < stop}
             below = self._below.scan(start, stop, reverse, values)
         mine = self._mine(names, sorted(names, reverse=reverse), values)

@@ -144,9 +144,14 @@ class Hands(threading.local):
 
     def drop(self, id: Any) -> bool:
         """Take it out of the hand that it is in; whether it was in one."""
+        try:
+            self.ids.remove(id)  # nearly always
+            return True
+        except ValueError:
+            pass
         with self._mutex:
-            hands = [self.ids, *(ids for _, ids in self._everyone)]
-        for ids in hands:  # nearly always the first
+            hands = [ids for _, ids in self._everyone]
+        for ids in hands:
             try:
                 ids.remove(id)
             except ValueError:

@@ -30,8 +30,6 @@ class Row:
     """When the delay or the lease ends."""
     holder: object = None
     """Who has claimed it; ``None`` where that one is dead."""
-    finished: int = 0
-    """Grows with each row that is done, failed or dead."""
 
     def record(self, attempts: int | None = None) -> Record:
         """What a table gives away; ``attempts`` in place of its own."""
@@ -53,7 +51,6 @@ class MemoryTableState:
         self.clock = clock
         self.rows: dict[int, Row] = {}
         self.last_id = 0
-        self.last_finished = 0
         self.puts = 0
         self.changes = 0
 
@@ -62,7 +59,7 @@ class MemoryTableState:
         with self.lock:
             other = MemoryTableState(self.clock)
             other.rows = {id: replace(row, holder=None) for id, row in self.rows.items()}
-            other.last_id, other.last_finished, other.puts = self.last_id, self.last_finished, self.puts
+            other.last_id, other.puts = self.last_id, self.puts
             return other
 
     # With the lock held.
@@ -71,10 +68,6 @@ class MemoryTableState:
         """The rows in these states, by id."""
         rows = [row for row in self.rows.values() if row.state in states]
         return sorted(rows, key=lambda row: row.id)
-
-    def finished(self, state: State) -> list[Row]:
-        """The rows in this state, the longest finished first."""
-        return sorted(self.select(state), key=lambda row: row.finished)
 
     def of_key(self, key: bytes | None) -> Row | None:
         """What is in force of this key; nothing is of ``None``."""
@@ -93,9 +86,6 @@ class MemoryTableState:
         """Put a row into another state, in nobody's hands."""
         self.changes += 1
         row.state, row.until, row.holder = state, until, None
-        if state in FINISHED:
-            self.last_finished += 1
-            row.finished = self.last_finished
 
     def remove(self, row: Row) -> None:
         """Remove a row for good."""

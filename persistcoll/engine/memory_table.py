@@ -191,7 +191,7 @@ class MemoryTable(Table):
         if not keep:
             state.remove(row)
         else:
-            for old in state.finished(State.DONE)[:-keep]:
+            for old in state.select(State.DONE)[:-keep]:
                 state.remove(old)
 
     def fail(self, ids: Sequence[int]) -> None:
@@ -271,7 +271,7 @@ class MemoryTable(Table):
             raise ValueError(f"what is {state.value} cannot be purged")
         with self._state.lock:
             self._settled()
-            rows = self._state.finished(state)
+            rows = self._state.select(state)
             rows = rows[: max(0, len(rows) - keep)][:limit]
             for row in rows:
                 self._state.remove(row)

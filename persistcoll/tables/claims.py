@@ -169,12 +169,11 @@ class Claims:
         words, ledger, keep = self._words, self._ledger, self._retry.keep_done
         if self._keys.unique:
             self._keys.free(execute, (execute(words.held, (holder, id)).fetchone()[2],))
-        if state is not State.DONE or keep:
-            if not execute(words.finish[state], claim).rowcount:
-                raise self._stale(claim)
-            ledger.add(state, 1)
-        if not execute(words.drop, claim).rowcount:
+        stays = state is not State.DONE or keep
+        if not execute(words.finish[state] if stays else words.drop, claim).rowcount:
             raise self._stale(claim)
+        if stays:
+            ledger.add(state, 1)
         ledger.claimed -= 1
         ledger.gone += 1
         self._database.changed(ledger)
@@ -182,7 +181,7 @@ class Claims:
             self.trim(execute, state, ledger.done - keep)
 
     def trim(self, execute: Execute, state: State, count: int) -> None:
-        """The ``count`` longest finished rows of that state are gone."""
+        """The ``count`` oldest rows of that state are gone."""
         if count:
             execute(self._words.trim[state], (count,))
             self._ledger.add(state, -count)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from persistcoll.engine.combining import Combiner
 from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks
-from persistcoll.errors import StorageError
+from persistcoll.errors import ClosedError, StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Connection, Execute
 from persistcoll.tables.ledger import Ledger
@@ -31,6 +31,8 @@ T = TypeVar("T")
 # By a serializer, a signal handler, or the destructor of a forgotten container: waiting would be for ever.
 _REMEDY = "close all that this process has open in that file, and open it again"
 _REENTRANT = "{!r} cannot be used from within one of its own operations"
+_INTERRUPTED = "the thread that did this for another was interrupted; nothing is stored"
+_FORKED = "{!r} cannot be used by a process that was forked within a transaction"
 
 
 class Database:
@@ -42,16 +44,17 @@ class Database:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.path = source.path
-        self.disk = source.disk
+        self.path, self.disk = source.path, source.disk
         self.dialect = SQLite()
         self.epoch = 0
         self.ledgers: dict[int, Ledger] = {}
+        self._shut = False
         self._reset()
         self._use(source.open(self.dialect))
         quiesce_for_forks(self)
 
     def _reset(self) -> None:
+        self.epoch += 1
         self._combiner = Combiner[Work[Any]](self._perform)
         self._mutex = threading.Lock()
         self._watcher = Watcher(self._connect_reader)
@@ -80,6 +83,8 @@ class Database:
         """With the mutex held: refuse, or open anew in a forked child."""
         if self._trouble is not None:
             raise StorageError(f"{self._trouble}; {_REMEDY}", self._trouble.errno) from self._trouble
+        if self._shut:  # by another thread, when the caller was past its own check
+            raise ClosedError(f"{self.path!r} was closed meanwhile")
         if self._opened is None:
             self._use(self.source.open(self.dialect))
 
@@ -102,8 +107,7 @@ class Database:
         """
         if self._alone is not None and self._alone == threading.get_ident():
             return self._within(run)
-        # Alone, which is the rule, there is nobody to combine with. Not while somebody leads: this thread
-        # would come before all who wait for the leader.
+        # Alone, which is the rule, there is nobody to combine with. Behind a leader, its queue comes first.
         me = threading.get_ident()
         if not self._combiner.leading and self._mutex.acquire(False):
             self._user = me
@@ -280,9 +284,7 @@ class Database:
                 return
             if not committed:
                 for work in batch[1:]:
-                    work.failure = StorageError(
-                        "the thread that did this for another was interrupted; nothing is stored"
-                    )
+                    work.failure = StorageError(_INTERRUPTED)
             raise
 
     def _begin(self, sync: bool) -> None:
@@ -347,6 +349,7 @@ class Database:
     def shut(self) -> None:
         """Let go of the file."""
         with self._watcher.mutex, self._mutex:
+            self._shut = True
             self._disconnect()
 
     def _disconnect(self) -> None:
@@ -386,7 +389,6 @@ class Database:
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
         self._reset()
-        self.epoch += 1
         if at_rest and opened is not None:  # in memory: the child has a copy
             self._use(opened)
         if at_rest or opened is None:
@@ -395,6 +397,4 @@ class Database:
         leak(opened.connection)
         leak(watcher)
         opened.lock.close()
-        self._trouble = StorageError(
-            f"{self.path!r} cannot be used by a process that was forked within a transaction"
-        )
+        self._trouble = StorageError(_FORKED.format(self.path))

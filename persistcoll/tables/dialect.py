@@ -103,9 +103,9 @@ class TableWords(NamedTuple):
     release: str
     """holder, id -> ready again; the held row is still to be dropped."""
     finish: Mapping[State, str]
-    """holder, id, attempts -> done, failed or dead; the held row is still to be dropped."""
+    """holder, id, attempts -> done, failed or dead, in nobody's hands."""
     trim: Mapping[State, str]
-    """n -> the n longest finished rows of that state are gone."""
+    """n -> the n oldest rows of that state are gone."""
     replace_ready: str
     """payload, crc, key, id -> a ready row's."""
     replace_held: str

@@ -122,8 +122,6 @@ class TableMachine(stateful.RuleBasedStateMachine):
         self.pairs: list[_Pair] = []
         # Ids grow in both, but a table may leave some out.
         self.ids: dict[int, int] = {}
-        self.finished: dict[int, float] = {}
-        """When a model's record was done, failed or dead, by its id."""
         self.blind = False
         self.looks = 0
 
@@ -322,23 +320,19 @@ class TableMachine(stateful.RuleBasedStateMachine):
         demand(found == wanted, f"removed {found}, the model {wanted}")
 
     def purge(self, handle: int, state: State, keep: int, limit: int | None) -> None:
-        """Remove what is finished, the longest finished first."""
+        """Remove what is finished, the oldest first."""
         pair = self._pair(handle)
         got = pair.real.purge(state, keep, limit)
         pair.model.count()
-        self._note_finished()
-        rows = {row.id: row for row in self.state.finished(state)}
+        rows = self.state.select(state)
         count = max(0, len(rows) - keep)
         wanted = count if limit is None else min(count, limit)
         demand(got == wanted, f"purge() of {state} removed {got}, the model {wanted}")
-        kept = {self.ids[record.id] for _, record in pair.real.rows(state)}
-        removed = rows.keys() - kept
-        demand(kept <= rows.keys() and len(removed) == got, f"purge() of {list(rows)} left {kept}")
-        if state is not State.DEAD:  # of what time has ended, the order is that in which it was seen
-            last = max((self.finished[id] for id in removed), default=0.0)
-            demand(all(self.finished[id] >= last for id in kept), f"purge() of {list(rows)} left {kept}")
-        for id in removed:
-            self.state.remove(rows[id])
+        kept = [self.ids[record.id] for _, record in pair.real.rows(state)]
+        left = [row.id for row in rows[got:]]
+        demand(kept == left, f"purge() of {state} left {kept}, not {left}")
+        for row in rows[:got]:
+            self.state.remove(row)
 
     # Opening and closing.
 
@@ -374,11 +368,6 @@ class TableMachine(stateful.RuleBasedStateMachine):
 
     # Looking.
 
-    def _note_finished(self) -> None:
-        for state in FINISHED:
-            for row in self.state.finished(state):
-                self.finished.setdefault(row.id, self.now)
-
     def _compare(self, pair: _Pair, what: str) -> None:
         # Each look is the first one now and then: it may be the one that brings about what is due.
         names = [name for name in _LOOKS if name != "keys" or self.discipline.unique]
@@ -396,4 +385,3 @@ class TableMachine(stateful.RuleBasedStateMachine):
             return
         for pair in self.pairs:
             self._compare(pair, "there is")
-        self._note_finished()

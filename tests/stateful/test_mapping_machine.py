@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
 
 from persistcoll.pdict import PDict
 from persistcoll.testing.dict_machine import DictMachine
+from persistcoll.testing.mapping_bench import look
 from persistcoll.testing.mapping_machine import MappingMachine
 from tests.conformance.mappings import GatheringMappings, MemoryMappings, SQLiteMappings
 from tests.pdict.conftest import InMemory
@@ -26,6 +29,19 @@ class MemoryMachine(MappingMachine):
 class GatheringMachine(MappingMachine):
     def mappings(self):
         return GatheringMappings()
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 30.0]))
+    def advance(self, seconds):
+        """What was replaced, and expires below before it is committed, has come anew: the model follows."""
+        super().advance(seconds)
+        found = look(self.mapping)
+        if [pair[:2] for pair in found] != [pair[:2] for pair in self.model.pairs()]:
+            state, last = self.state, self.state.last_serial
+            state.rows = {
+                pair.key: state.rows[pair.key]._replace(serial=serial, name=pair.name)
+                for serial, pair in enumerate(found, start=last + 1)
+            }
+            state.last_serial += len(found)
 
 
 class SQLiteMachine(MappingMachine):

@@ -109,17 +109,11 @@ class PurgesWhatIsReady(MemoryTable):
 @breaks("T1")
 class PurgesTheNewestFirst(MemoryTable):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
-        for row in self._state.rows.values():
-            row.finished = -row.finished
-        return super().purge(state, keep, limit)
-
-
-@breaks("T1")
-class PurgesTheOldestFirst(MemoryTable):
-    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
-        for row in self._state.rows.values():
-            row.finished = row.id
-        return super().purge(state, keep, limit)
+        rows = self._settled().select(state)
+        gone = rows[keep:][::-1][:limit]
+        for row in gone:
+            self._state.remove(row)
+        return len(gone)
 
 
 @breaks("T1")
@@ -145,9 +139,11 @@ class KeepsAllThatIsDone(MemoryTable):
 @breaks("T1")
 class KeepsTheOldestThatAreDone(MemoryTable):
     def _done(self, row: Row) -> None:
+        keep, self._retry = self._retry.keep_done, self._retry._replace(keep_done=10**9)
         super()._done(row)
-        for each in self._state.select(State.DONE):
-            each.finished = -each.id
+        self._retry = self._retry._replace(keep_done=keep)
+        for new in self._state.select(State.DONE)[keep:]:
+            self._state.remove(new)
 
 
 @breaks("T1")
