@@ -13,7 +13,7 @@ from persistcoll.base import checked_choice
 from persistcoll.engine.values import Durability, Stats
 from persistcoll.pdict_base import MISSING, BaseDict
 from persistcoll.serializers import codec, locate, resolve
-from persistcoll.serializers.dict_keys import str_range
+from persistcoll.serializers.dict_keys import shown, str_range
 from persistcoll.sql_base import checked_seconds
 from persistcoll.tables.opening import Place, open_mapping
 
@@ -100,6 +100,7 @@ class PDict(BaseDict[K, V]):
             serializer=serializer.name,
             executes_code=serializer.executes_code,
             durability=durability,
+            show=shown,
         )
         self._in_memory = place.file == ":memory:"
         self.path = os.fspath(path) if self._in_memory else os.path.abspath(os.fspath(path))

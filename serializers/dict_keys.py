@@ -28,6 +28,7 @@ A str within a tuple is spelled ``s``, length in decimal, ``:``, UTF-8, so that 
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,7 @@ from typing import Any
 from persistcoll.errors import EncodeError
 from persistcoll.serializers.canonical import canonical
 
-__all__ = ["AFTER_ALL_STR", "BEFORE_ALL_STR", "key_bytes", "key_from", "key_name", "str_range"]
+__all__ = ["AFTER_ALL_STR", "BEFORE_ALL_STR", "key_bytes", "key_from", "key_name", "shown", "str_range"]
 
 BEFORE_ALL_STR, AFTER_ALL_STR = b"s", b"t"
 """The keys of str are those from the one up to the other, which is not one of them."""
@@ -92,6 +93,18 @@ def key_from(key: bytes, name: bytes = b"") -> Any:
     if name and key_bytes(found) != key:
         raise ValueError("a key's name is another key's")
     return found
+
+
+def shown(key: bytes) -> str:
+    """The key of these bytes for a message: the bytes, where they are no key's.
+
+    >>> print(shown(key_bytes("a")), shown(key_bytes((1, b"x"))), shown(b"?"))
+    'a' (1, b'x') b'?'
+    """
+    try:
+        return reprlib.repr(key_from(key))
+    except ValueError:
+        return reprlib.repr(key)
 
 
 def str_range(prefix: str, start: str | None, stop: str | None) -> tuple[bytes, bytes]:

@@ -224,7 +224,7 @@ class Claims:
 
     def _release(self, execute: Execute, claim: Claim) -> None:
         self._rows.check_found(execute(self._words.release, claim[:2]).rowcount, 1)
-        execute(self._words.drop, claim)
+        self._rows.check_found(execute(self._words.drop, claim).rowcount, 1)
 
     def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
         """Behind all others, under a new id, now or then."""
@@ -262,11 +262,15 @@ class Claims:
                     self._release(execute, claim)
                     self._ledger.delayed -= 1
                     self._ledger.ready += 1
-        self._ledger.due = execute(self._words.next_due).fetchone()[0]
+        due = execute(self._words.next_due).fetchone()[0]
+        if due is not None and not (isinstance(due, (int, float)) and due > now):
+            raise self._rows.damaged_database("what is due is not found")
+        self._ledger.due = due
         self._database.changed(self._ledger)
 
     def _let_go(self, execute: Execute, claim: Claim) -> None:
         if self._spent(claim[2]):
+            self._rows.check_found(execute(self._words.is_held, claim).fetchone() is not None, 1)
             self._settle(execute, claim, State.DEAD)
         else:
             self._return(execute, claim, None)

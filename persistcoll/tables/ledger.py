@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from persistcoll.engine.values import State
@@ -31,9 +33,16 @@ class Ledger:
         self.due: float | None = None
         """When the next delay or lease ends, at the earliest."""
 
-    def load(self, execute: Execute) -> None:
-        """Read it, all at one moment."""
+    def load(self, execute: Execute, damaged: Callable[[str], Exception]) -> None:
+        """Read it, all at one moment.
+
+        :param damaged: makes the database's own error for what cannot be so.
+        """
         row: Any = execute(self.words.load).fetchone()
+        if row is None or not all(type(number) is int for number in row[:8]):
+            raise damaged("the counters of a collection")
+        if not isinstance(row[8], (int, NoneType)) or not isinstance(row[9], (int, float, NoneType)):
+            raise damaged("an id or a time")
         last_id, absent, self.claimed, self.delayed, self.done, self.failed, self.dead, self.gone = row[:8]
         highest, self.due = row[8:]
         self.last_id = last_id if highest is None else max(last_id, highest)

@@ -51,8 +51,9 @@ class Listing:
 
         while rows := self._look(look):
             for row in rows:
+                self._rows.check_order(after, row[0])
                 yield self._rows.record(row)
-            after = rows[-1][0]
+                after = row[0]
 
     def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
         """The records in these states (none named: in any)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -10,11 +9,20 @@ from zlib import crc32
 
 from persistcoll.engine.contracts import Mapping, Pair
 from persistcoll.engine.values import Stats
-from persistcoll.errors import ClosedError, CorruptionError
+from persistcoll.errors import ClosedError
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.database import Database
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.ledger import Ledger
+from persistcoll.tables.pairs import (
+    PairRows,
+    Reading,
+    before_key,
+    before_serial,
+    behind_key,
+    behind_serial,
+    checksum,
+)
 
 __all__ = ["SQLMapping"]
 
@@ -23,7 +31,6 @@ T = TypeVar("T")
 _PAGE = 256  # pairs read at a time, by who goes through them all
 _PAGE_BYTES = 1 << 22  # or fewer, when their values are this much
 _BEFORE_ALL = -1
-_pack_end = struct.Struct("<d").pack
 
 
 class SQLMapping(Mapping):
@@ -31,6 +38,7 @@ class SQLMapping(Mapping):
 
     :param number: of the collection in its database.
     :param power: what an operation that returned survives is a power cut.
+    :param show: a key, for messages.
     :param left: called once, when this handle is closed.
     """
 
@@ -42,6 +50,7 @@ class SQLMapping(Mapping):
         power: bool,
         store_id: bytes,
         clock: Clock | None,
+        show: Callable[[bytes], str],
         left: Callable[[], None],
     ) -> None:
         self.store_id = store_id
@@ -52,6 +61,7 @@ class SQLMapping(Mapping):
         self._power = power
         self._words = words = database.dialect.mapping_words(number)
         self._value = words.value
+        self._rows = PairRows(database.path, show, self._now)
         self._clock = clock
         self._left = left
         self._closed = False
@@ -72,7 +82,7 @@ class SQLMapping(Mapping):
         """The numbers of this moment, what has expired counted in."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
-            ledger.load(execute)
+            ledger.load(execute, self._database.dialect.damaged)
             ledger.epoch = self._database.epoch
         return ledger
 
@@ -87,21 +97,6 @@ class SQLMapping(Mapping):
                 self._database.changed(ledger)
         return ledger
 
-    # Rows.
-
-    def _sound(self, key: bytes, value: bytes, crc: int, end: float | None) -> bytes:
-        """The value, if nothing of the row was damaged."""
-        if type(value) is not bytes or _checksum(key, value, end) != crc:
-            raise CorruptionError(
-                f"a value in {self._database.path!r} is damaged: its checksum is not right; assign another to"
-                " its key, or delete the key",
-                self._database.path,
-            )
-        return value
-
-    def _has_ended(self, end: float | None) -> bool:
-        return end is not None and end <= self._now()
-
     # One key.
 
     def get(self, key: bytes) -> bytes | None:
@@ -112,15 +107,17 @@ class SQLMapping(Mapping):
             return None
         value, crc, end = row
         if end is not None:
-            return None if self._has_ended(end) else self._sound(key, value, crc, end)
+            return self._rows.living(key, value, crc, end)
         if type(value) is not bytes or crc32(value, crc32(key)) != crc:
-            self._sound(key, value, crc, None)
+            self._rows.sound(key, value, crc, None)
         return value  # type: ignore[no-any-return]
 
     def contains(self, key: bytes) -> bool:
         self._check()
         row = self._first(self._value, (key,))
-        return row is not None and not self._has_ended(row[2])
+        if row is None or not self._rows.has_ended(row[2]):
+            return row is not None
+        return self._rows.living(key, *row) is not None
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         self._check()
@@ -128,7 +125,7 @@ class SQLMapping(Mapping):
         def run(execute: Execute) -> T:
             ledger = self._fresh(execute)
             row = execute(self._value, (key,)).fetchone()
-            present, end = (None, None) if row is None else (self._sound(key, *row), row[2])
+            present, end = (None, None) if row is None else (self._rows.sound(key, *row), row[2])
             value, result = change(present)
             if value is None:
                 if present is not None:
@@ -136,7 +133,7 @@ class SQLMapping(Mapping):
             elif present is None:
                 self._insert(execute, ledger, key, name, value, None)
             elif value is not present:
-                execute(self._words.set, (end, _checksum(key, value, end), value, key))
+                execute(self._words.set, (end, checksum(key, value, end), value, key))
             return result
 
         return self._write(run, self._power)
@@ -152,7 +149,7 @@ class SQLMapping(Mapping):
     def _insert(
         self, execute: Execute, ledger: Ledger, key: bytes, name: bytes, value: bytes, end: float | None
     ) -> None:
-        row = (ledger.last_id + 1, key, name, end, _checksum(key, value, end), value)
+        row = (ledger.last_id + 1, key, name, end, checksum(key, value, end), value)
         execute(self._words.insert, row)
         ledger.last_id += 1
         ledger.ready += 1
@@ -173,11 +170,8 @@ class SQLMapping(Mapping):
         def look(execute: Execute) -> list[Any]:
             return [(key, execute(self._value, (key,)).fetchone()) for key in keys]
 
-        return {
-            key: self._sound(key, *row)
-            for key, row in self._database.look(look)
-            if row and not self._has_ended(row[2])
-        }
+        found = ((key, row and self._rows.living(key, *row)) for key, row in self._database.look(look))
+        return {key: value for key, value in found if value is not None}
 
     def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
         self._check()
@@ -190,7 +184,7 @@ class SQLMapping(Mapping):
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float | None) -> None:
         ledger = self._fresh(execute)
         end = None if expires is None else self._now() + expires
-        crc = _checksum(key, value, end)
+        crc = checksum(key, value, end)
         if end is None and execute(self._words.replace, (crc, value, key)).rowcount:
             return
         if end is None and ledger.due is None:  # nothing expires, so it is not there
@@ -209,7 +203,7 @@ class SQLMapping(Mapping):
         self._database.executemany(
             self._words.upsert,
             [
-                (serial, key, name, end, _checksum(key, value, end), value)
+                (serial, key, name, end, checksum(key, value, end), value)
                 for serial, (key, name, value) in enumerate(items, last + 1)
             ],
         )
@@ -229,8 +223,10 @@ class SQLMapping(Mapping):
             row = execute(self._words.end[last]).fetchone()
             if row is None:
                 raise KeyError("the mapping is empty")
-            result = use(self._pair(row, True))
-            self._remove(execute, ledger, row[1])
+            result = use(self._rows.pair(row, True))
+            if not self._remove(execute, ledger, row[1]):
+                # It would be given again and again.
+                raise self._database.dialect.damaged("a pair is not where its key says")
             return result
 
         return self._write(run, self._power)
@@ -266,14 +262,16 @@ class SQLMapping(Mapping):
         self._check()
         behind = self._read(lambda execute: self._known(execute).last_id) + 1
         page = self._words.page[reverse, values]
-        return _Reading(self, page, _BEFORE_ALL, behind, _lower if reverse else _higher, values)
+        narrow = before_serial if reverse else behind_serial
+        return Reading(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
         page = self._words.scan[reverse, values]
-        return _Reading(self, page, start, stop, _before if reverse else _behind, values)
+        narrow = before_key if reverse else behind_key
+        return Reading(self._read_page, self._rows, page, (start, stop), narrow, values)
 
-    def _rows(self, text: str, low: Any, high: Any) -> list[Any]:
+    def _read_page(self, text: str, low: Any, high: Any) -> list[Any]:
         self._check()
 
         def look(execute: Execute) -> list[Any]:
@@ -282,17 +280,14 @@ class SQLMapping(Mapping):
             answer = execute(text, (low, high, _PAGE))
             while (row := answer.fetchone()) is not None:
                 rows.append(row)
-                size += len(row[5] or b"")
+                if type(row[5]) is bytes:  # not where it is left out, or damaged
+                    size += len(row[5])
                 if size > _PAGE_BYTES:
                     execute("SELECT 1").fetchall()  # ends the statement before, which is not exhausted
                     break
             return rows
 
         return self._database.look(look)
-
-    def _pair(self, row: Any, values: bool) -> Pair:
-        _, key, name, end, crc, value = row
-        return Pair(key, name, self._sound(key, value, crc, end) if values else b"")
 
     # Transactions, the end.
 
@@ -315,62 +310,3 @@ class SQLMapping(Mapping):
         if not self._closed:
             self._closed = True
             self._left()
-
-
-class _Reading(Iterator[Pair]):
-    """The pairs of a mapping between two positions. It goes on behind a damaged one."""
-
-    def __init__(
-        self,
-        mapping: SQLMapping,
-        text: str,
-        low: Any,
-        high: Any,
-        narrow: Callable[[Any, Any, Any], tuple[Any, Any]],
-        values: bool,
-    ) -> None:
-        self._mapping = mapping
-        self._text = text
-        self._range = low, high
-        self._narrow = narrow
-        self._values = values
-        self._rows: Iterator[Any] = iter(())
-
-    def __next__(self) -> Pair:
-        mapping = self._mapping
-        while True:
-            for row in self._rows:
-                if not mapping._has_ended(row[3]):
-                    return mapping._pair(row, self._values)
-            rows = mapping._rows(self._text, *self._range)
-            if not rows:
-                raise StopIteration
-            self._range = self._narrow(*self._range, rows[-1])
-            self._rows = iter(rows)
-
-
-# What is left of a range behind a row: by serial, whose ends are outside, and by key, whose start is in it.
-
-
-def _higher(low: int, high: int, row: Any) -> tuple[int, int]:
-    return row[0], high
-
-
-def _lower(low: int, high: int, row: Any) -> tuple[int, int]:
-    return low, row[0]
-
-
-def _behind(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
-    return row[1] + b"\0", high
-
-
-def _before(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
-    return low, row[1]
-
-
-def _checksum(key: bytes, value: bytes, end: float | None) -> int:
-    """SQLite's pages have none, so each row has one: a flipped bit, or another key's value, is never given
-    to anybody.
-    """
-    seed = crc32(key) if end is None else crc32(_pack_end(end), crc32(key))
-    return crc32(value, seed)

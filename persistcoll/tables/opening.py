@@ -215,9 +215,13 @@ def open_mapping(
     serializer: str,
     executes_code: bool,
     durability: Durability,
+    show: Callable[[bytes], str] = repr,
     clock: Clock | None = None,
 ) -> SQLMapping:
-    """The mapping of this name, made if it is missing. Parameters and exceptions as of :func:`open_table`."""
+    """The mapping of this name, made if it is missing. Parameters and exceptions as of :func:`open_table`.
+
+    :param show: a key, for messages.
+    """
 
     def make(database: Database, number: int, store_id: bytes) -> SQLMapping:
         return SQLMapping(
@@ -226,6 +230,7 @@ def open_mapping(
             power=durability == "power",
             store_id=store_id,
             clock=clock,
+            show=show,
             left=lambda: _databases.release(database),
         )
 

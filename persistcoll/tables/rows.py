@@ -28,11 +28,22 @@ def refuse_too_large(payload: bytes) -> None:
 class Rows:
     """Writes and reads the rows of one table.
 
-    SQLite's pages have no checksum, so each row has one, of the payload and the id: an altered payload, or
-    that of another row, is never delivered. The other columns have none.
+    SQLite's pages have no checksum, so each row has one, of the payload, the id and the collection: an
+    altered payload, or that of another row, is never delivered, not even from a page that another collection
+    has or had. The other columns have none.
+
+    :param store_id: of the collection.
     """
 
-    def __init__(self, database: Database, words: TableWords, seal: Seal | None, unseal: Seal | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        words: TableWords,
+        store_id: bytes,
+        seal: Seal | None,
+        unseal: Seal | None,
+    ) -> None:
+        self._seed = crc32(store_id)
         self._path = database.path
         self._dialect = database.dialect
         self._words = words
@@ -40,12 +51,15 @@ class Rows:
         self._seal = seal
         self._unseal = unseal
 
+    def _checksum(self, id: int, payload: bytes) -> int:
+        return crc32(payload, (id ^ self._seed) & _MASK)
+
     def append(self, execute: Execute, id: int, payload: bytes, time: float) -> None:
         """A ready row."""
         if self._seal is not None:
             payload = self._seal(payload, id)
         refuse_too_large(payload)
-        execute(self._append, (id, 0, None, time, 0, crc32(payload, id & _MASK), payload))
+        execute(self._append, (id, 0, None, time, 0, self._checksum(id, payload), payload))
 
     def append_many(
         self,
@@ -60,7 +74,7 @@ class Rows:
             if self._seal is not None:
                 data = self._seal(payload, id)
             refuse_too_large(data)
-            rows.append((id, priority, key, time, 0, crc32(data, id & _MASK), data))
+            rows.append((id, priority, key, time, 0, self._checksum(id, data), data))
         executemany(self._append, rows)
 
     def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
@@ -69,7 +83,7 @@ class Rows:
         payload = self.record(row).payload
         if self._seal is not None and self._unseal is not None:
             payload = self._seal(self._unseal(payload, old), id)
-        return id, priority, key, time, attempts, crc32(payload, id & _MASK), payload
+        return id, priority, key, time, attempts, self._checksum(id, payload), payload
 
     def replace(
         self, execute: Execute, id: int, holder: int | None, payload: bytes, key: bytes | None
@@ -78,7 +92,7 @@ class Rows:
         if self._seal is not None:
             payload = self._seal(payload, id)
         refuse_too_large(payload)
-        values = (payload, crc32(payload, id & _MASK), key)
+        values = (payload, self._checksum(id, payload), key)
         if holder is None:
             execute(self._words.replace_ready, (*values, id))
         else:
@@ -90,7 +104,8 @@ class Rows:
         :raise CorruptionError: it is damaged.
         """
         id, priority, _, time, attempts, crc, payload = row
-        if type(payload) is not bytes or crc32(payload, id & _MASK) != crc or type(attempts) is not int:
+        whole = type(payload) is bytes and self._checksum(id, payload) == crc
+        if not whole or type(attempts) is not int or not 0 <= attempts < _MASK:
             raise self._damaged(id)
         return Record(id, payload, time, priority, attempts + attempt)
 
@@ -101,6 +116,33 @@ class Rows:
         """
         if found != wanted:
             raise self._dialect.damaged("a row is not where its id says")
+
+    def check_gone(self, head: Any, id: int | None) -> None:
+        """What no look-up finds must not be what comes first. Raises likewise."""
+        self.check_found(head is None or head[0] != id, True)
+
+    def damaged_database(self, what: str) -> Exception:
+        """The database's own error for damage."""
+        return self._dialect.damaged(what)
+
+    def check_none_left(self, ready: int) -> None:
+        """Where no ready row is found, none must be known of.
+
+        :raise Exception: the database's own, for damage.
+        """
+        if ready:
+            raise self._dialect.damaged(f"of {ready} waiting items none is found; clear() begins anew")
+
+    def check_order(self, before: int, id: int) -> None:
+        """Rows that do not come by their ids would be read again and again.
+
+        :raise CorruptionError: this one does not.
+        """
+        if id <= before:
+            raise CorruptionError(
+                f"reading {self._path!r} failed: the database is damaged (item {id} is not where it belongs)",
+                self._path,
+            )
 
     def _damaged(self, id: int) -> CorruptionError:
         return CorruptionError(

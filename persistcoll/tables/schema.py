@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import NamedTuple
 
-from persistcoll.errors import FormatVersionError, SerializerMismatchError, StoreKindError
+from persistcoll.errors import CorruptionError, FormatVersionError, SerializerMismatchError, StoreKindError
 from persistcoll.tables.clock import Clock, boot, steady
 from persistcoll.tables.dialect import Execute
 
@@ -34,6 +34,8 @@ _CREATE = (
     ) WITHOUT ROWID""",
 )
 
+_DAMAGED = "{!r} is damaged: its registry of names is"
+
 
 class Wanted(NamedTuple):
     """A collection as its opener wants it."""
@@ -57,7 +59,10 @@ def create(execute: Execute) -> None:
 
 def store_id(execute: Execute) -> bytes:
     """The id of the database."""
-    return bytes(execute("SELECT id FROM store").fetchone()[0])
+    (id,) = execute("SELECT id FROM store").fetchone()
+    if type(id) is not bytes or len(id) != 16:
+        raise ValueError("the id of the store")
+    return id
 
 
 def clock(execute: Execute) -> Clock:
@@ -70,8 +75,10 @@ def clock(execute: Execute) -> Clock:
         offset = time.time() - steady()
         execute("UPDATE store SET boot = ?, clock = ?", (present, offset))
 
+    offset = float(offset)
+
     def now() -> float:
-        return steady() + float(offset)
+        return steady() + offset
 
     return now
 
@@ -82,11 +89,16 @@ def register(execute: Execute, wanted: Wanted, path: str) -> tuple[int, bool]:
     :raise StoreKindError: there is one of another kind.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
+    :raise CorruptionError: what is there of it is damaged.
     """
     row = execute(
         "SELECT number, kind, serializer, version FROM collections WHERE name = ?", (wanted.name,)
     ).fetchone()
     if row is None:
+        # The index on the names may be damaged: not even an INSERT would notice.
+        names = "SELECT count(*) FROM collections NOT INDEXED WHERE name = ?"
+        if execute(names, (wanted.name,)).fetchone()[0]:
+            raise CorruptionError(_DAMAGED.format(path), path)
         execute(
             "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
             (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
@@ -95,6 +107,8 @@ def register(execute: Execute, wanted: Wanted, path: str) -> tuple[int, bool]:
         execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
         return number, True
     number, kind, serializer, version = row
+    if type(number) is not int:
+        raise CorruptionError(_DAMAGED.format(path), path)
     if version != VERSION:
         raise FormatVersionError(
             f"{wanted.name!r} in {path!r} has format version {version}; this release reads version {VERSION}"

@@ -128,6 +128,11 @@ class Source:
             yield
         except dialect.Error as error:
             raise dialect.translate(error, "opening", self.path) from error
+        except (TypeError, ValueError, OverflowError) as error:
+            # Only of what is read: a row that is not there, a NULL or a text where a number was; or of a
+            # message about a damaged schema, which `sqlite3` cannot decode.
+            message = f"opening {self.path!r} failed: the database is damaged ({error})"
+            raise CorruptionError(message, self.path) from error
 
     def _prepare(self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None) -> Opened:
         execute = connection.execute

@@ -64,7 +64,15 @@ _CHECKPOINT = 4096
 
 _log = logging.getLogger("persistcoll")
 _FULL_ERRORS = ("database or disk is full",)
-_DAMAGED = ("malformed", "corrupt", "no such table", "no such column", "has no column")
+_DAMAGED = (
+    "malformed",
+    "corrupt",
+    "no such table",
+    "no such column",
+    "has no column",
+    "Could not decode",
+    "constraint failed",  # ours hold, unless an index does not find what is there
+)
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
 
 
@@ -237,7 +245,8 @@ _PAIR = "serial, key, name, expires, crc, value"
 def _mapping_words(number: int) -> MappingWords:
     pairs, expiring = f"pairs_{number}", f"expiring_{number}"
     last = f"(SELECT max(serial) FROM {pairs})"
-    next_end = f"SELECT min(expires) FROM {pairs} WHERE expires IS NOT NULL"
+    # Any number comes before any text: what damage made of a time is left to who reads that pair.
+    next_end = f"SELECT min(expires) FROM {pairs} WHERE expires < ''"
     insert = f"INSERT INTO {pairs} ({_PAIR}) VALUES (?, ?, ?, ?, ?, ?)"
     page, scan = {}, {}
     for reverse, values in itertools.product((False, True), repeat=2):

@@ -60,7 +60,7 @@ class SQLTable(Table):
         if number not in database.ledgers:
             database.ledgers[number] = Ledger(words)
         self._ledger = ledger = database.ledgers[number]
-        self._rows = Rows(database, words, seal, unseal)
+        self._rows = Rows(database, words, store_id, seal, unseal)
         self._keys = Keys(discipline.unique, words)
         self._listing = Listing(self._look, database.moment, words, self._rows)
         self._claims = Claims(
@@ -79,7 +79,7 @@ class SQLTable(Table):
         """Within a transaction: the true numbers, and nothing that is due or expired is left unready."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
-            ledger.load(execute)
+            ledger.load(execute, self._database.dialect.damaged)
             ledger.epoch = self._database.epoch
         if ledger.due is not None and ledger.due <= self._now():
             self._claims.release_due(execute)
@@ -92,7 +92,7 @@ class SQLTable(Table):
         def run(execute: Execute) -> T | object:
             ledger = self._ledger
             if ledger.epoch != self._database.epoch:
-                ledger.load(execute)
+                ledger.load(execute, self._database.dialect.damaged)
                 ledger.epoch = self._database.epoch
             if ledger.due is not None and ledger.due <= self._now():
                 return _DUE
@@ -171,6 +171,7 @@ class SQLTable(Table):
             if row is None and self._claims.resume_sometimes(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
+                self._rows.check_none_left(ledger.ready if id is None else 0)
                 self._found_empty = True
                 raise Empty
             value = use(self._rows.record(row, 1))
@@ -207,6 +208,7 @@ class SQLTable(Table):
                         raise
                     break
             if not values:
+                self._rows.check_none_left(ledger.ready if limit > 0 else 0)
                 self._found_empty = True
                 raise Empty
             del rows[len(values) :]
@@ -298,6 +300,7 @@ class SQLTable(Table):
             text, parameter = (self._words.heads, 1) if id is None else (self._words.one, id)
             row = execute(text, (parameter,)).fetchone()
             if row is None:
+                self._rows.check_gone(execute(self._words.heads, (1,)).fetchone(), id)
                 return None
             self._remove(execute, ledger, (row,))
             return cast(int, row[0])
@@ -344,6 +347,7 @@ class SQLTable(Table):
         def look(execute: Execute, ledger: Ledger) -> T:
             row = execute(self._words.heads, (1,)).fetchone()
             if row is None:
+                self._rows.check_none_left(ledger.ready)
                 raise Empty
             return use(self._rows.record(row))
 

@@ -15,10 +15,11 @@ from persistcoll.engine.memory import MemoryState, MemoryStore
 from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
 from persistcoll.testing.explore import Exploration, Violation, explore
 from persistcoll.testing.faults import Fault, FaultyDisk
-from persistcoll.testing.laws import LAWS, Capabilities, Law, StoreFactory
+from persistcoll.testing.law import Capabilities, Law
+from persistcoll.testing.laws import LAWS, StoreFactory
 from persistcoll.testing.power import CrashDisk
 from persistcoll.testing.states import CrashState, Model, Operation
-from persistcoll.testing.table_laws import TABLE_LAWS, FifoStores, TableFactory, TableLaw
+from persistcoll.testing.table_laws import TABLE_LAWS, FifoStores, TableFactory
 
 if TYPE_CHECKING:
     from persistcoll.testing.machines import QueueMachine, StoreMachine, TableMachine
@@ -44,7 +45,6 @@ __all__ = [
     "StoreFactory",
     "StoreMachine",
     "TableFactory",
-    "TableLaw",
     "TableMachine",
     "Violation",
     "explore",

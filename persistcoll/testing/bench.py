@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 from persistcoll.engine.contracts import Store
 from persistcoll.engine.values import Record
 from persistcoll.errors import Empty
 from persistcoll.testing.children import demand
+from persistcoll.testing.law import Capabilities, Law, laws_with
 
 __all__ = [
     "Bench",
-    "Capabilities",
-    "Law",
     "StoreFactory",
+    "StoreLaw",
     "id_of",
     "law",
     "numbers",
@@ -26,20 +25,6 @@ __all__ = [
     "state",
     "take_all",
 ]
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a store can do; laws that need what it cannot do do not apply to it."""
-
-    handles: bool = True
-    """A store may be open several times at once under one name."""
-    crashes: bool = True
-    """The factory has ``crashed(name)``: what a process that died at this moment leaves, opened."""
-    forks: bool = True
-    """A forked child may go on with it, after ``abandon()``."""
-    processes: bool = True
-    """Several processes that opened the same name see what the others do."""
 
 
 class StoreFactory(Protocol):
@@ -88,46 +73,8 @@ class Bench:
         return left
 
 
-@dataclass(frozen=True)
-class Law:
-    """A law: its number, its text, and the function that checks it."""
-
-    number: str
-    text: str
-    needs: tuple[str, ...]
-    """Names of :class:`Capabilities` without which it says nothing."""
-    check: Callable[[Bench], None]
-
-    def __str__(self) -> str:
-        return self.number
-
-    def applies_to(self, factory: StoreFactory) -> bool:
-        """Whether the factory's stores can do what this law is about."""
-        return all(getattr(factory.capabilities, need) for need in self.needs)
-
-    def __call__(self, factory: StoreFactory) -> None:
-        """Check it.
-
-        :raise AssertionError: it is broken; the message says how.
-        """
-        bench = Bench(factory)
-        try:
-            self.check(bench)
-        except Exception as error:
-            what = str(error) if isinstance(error, AssertionError) else f"{error!r} was raised"
-            raise AssertionError(f"{self.number} ({self.text}): {what}") from error
-        finally:
-            for store in bench.opened:
-                store.close()
-
-
-def law(number: str, *needs: str) -> Callable[[Callable[[Bench], None]], Law]:
-    """Make a law of a function whose docstring states it."""
-
-    def make(check: Callable[[Bench], None]) -> Law:
-        return Law(number, " ".join((check.__doc__ or "").split()), needs, check)
-
-    return make
+StoreLaw = Law[Bench]
+law = laws_with(Bench)
 
 
 def id_of(record: Record) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from persistcoll.errors import Empty
-from persistcoll.testing.bench import Bench, Law, id_of, law, numbers, payloads
+from persistcoll.testing.bench import Bench, StoreLaw, id_of, law, numbers, payloads
 from persistcoll.testing.children import demand, together
 
 __all__ = ["JOURNAL_LAWS"]
@@ -131,7 +131,7 @@ def what_is_needed_is_not_trimmed(bench: Bench) -> None:
     demand(store.unfinished() == 0, "all is acknowledged, and something is left")
 
 
-JOURNAL_LAWS: tuple[Law, ...] = (
+JOURNAL_LAWS: tuple[StoreLaw, ...] = (
     a_prefix_with_all_that_returned,
     nothing_behind_a_reader,
     a_cursor_moves_forward_only,

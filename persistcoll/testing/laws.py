@@ -1,9 +1,10 @@
 """The laws of :mod:`persistcoll.engine.contracts`, each as a function that tries to break it.
 
 Whoever writes a store proves it with these. A store is made by a :class:`StoreFactory`; what it can do
-beyond the contract, or cannot, the factory says as a value (:class:`Capabilities`):
+beyond the contract, or cannot, the factory says as a value (:class:`~persistcoll.testing.Capabilities`):
 
 >>> from persistcoll.engine.memory import MemoryState, MemoryStore
+>>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(handles=True, crashes=False, forks=False, processes=False)
 ...     def __init__(self):
@@ -26,9 +27,8 @@ import threading
 from persistcoll.errors import Empty, Full, LockedError, NotClaimedError
 from persistcoll.testing.bench import (
     Bench,
-    Capabilities,
-    Law,
     StoreFactory,
+    StoreLaw,
     id_of,
     law,
     numbers,
@@ -41,7 +41,7 @@ from persistcoll.testing.children import demand, together
 from persistcoll.testing.journal_laws import JOURNAL_LAWS
 from persistcoll.testing.life_laws import LIFE_LAWS
 
-__all__ = ["LAWS", "Capabilities", "Law", "StoreFactory"]
+__all__ = ["LAWS", "StoreFactory"]
 
 
 @law("S1")
@@ -288,7 +288,7 @@ def strangers_by_name(bench: Bench) -> None:
     demand(state(two) == ([], 0, 1, 1), f"closing one changed the other: {state(two)}")
 
 
-LAWS: dict[str, Law] = {
+LAWS: dict[str, StoreLaw] = {
     each.number: each
     for each in (
         whole_or_not_at_all,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from persistcoll.errors import ClosedError, LockedError, NotClaimedError
-from persistcoll.testing.bench import Bench, Law, id_of, law, numbers, payloads, refused, state, take_all
+from persistcoll.testing.bench import Bench, StoreLaw, id_of, law, numbers, payloads, refused, state, take_all
 from persistcoll.testing.children import demand, in_forked_child
 
 __all__ = ["LIFE_LAWS"]
@@ -112,5 +112,5 @@ def forks_are_harmless(bench: Bench) -> None:
     demand(got == [*expected, b"more"], f"after the child the parent took {got}")
 
 
-LIFE_LAWS: tuple[Law, ...] = (reopening_changes_nothing, closed_is_closed, forks_are_harmless)
+LIFE_LAWS: tuple[StoreLaw, ...] = (reopening_changes_nothing, closed_is_closed, forks_are_harmless)
 """By number."""

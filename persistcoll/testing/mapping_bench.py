@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from persistcoll.engine.contracts import Mapping, Pair
-from persistcoll.testing.bench import Capabilities
 from persistcoll.testing.children import demand
+from persistcoll.testing.law import Capabilities, Law, laws_with
 
 __all__ = [
     "Item",
@@ -86,48 +85,8 @@ class MappingBench:
         return left
 
 
-@dataclass(frozen=True)
-class MappingLaw:
-    """A law: its number, its text, and the function that checks it. As
-    :class:`~persistcoll.testing.Law`, for a :class:`MappingFactory`.
-    """
-
-    number: str
-    text: str
-    needs: tuple[str, ...]
-    """Names of :class:`~persistcoll.testing.Capabilities` without which it says nothing."""
-    check: Callable[[MappingBench], None]
-
-    def __str__(self) -> str:
-        return self.number
-
-    def applies_to(self, factory: MappingFactory) -> bool:
-        """Whether the factory's mappings can do what this law is about."""
-        return all(getattr(factory.capabilities, need) for need in self.needs)
-
-    def __call__(self, factory: MappingFactory) -> None:
-        """Check it.
-
-        :raise AssertionError: it is broken; the message says how.
-        """
-        bench = MappingBench(factory)
-        try:
-            self.check(bench)
-        except Exception as error:
-            what = str(error) if isinstance(error, AssertionError) else f"{error!r} was raised"
-            raise AssertionError(f"{self.number} ({self.text}): {what}") from error
-        finally:
-            for mapping in bench.opened:
-                mapping.close()
-
-
-def mapping_law(number: str, *needs: str) -> Callable[[Callable[[MappingBench], None]], MappingLaw]:
-    """Make a law of a function whose docstring states it."""
-
-    def make(check: Callable[[MappingBench], None]) -> MappingLaw:
-        return MappingLaw(number, " ".join((check.__doc__ or "").split()), needs, check)
-
-    return make
+MappingLaw = Law[MappingBench]
+mapping_law = laws_with(MappingBench)
 
 
 def triples(*keys: str, value: str = "") -> list[tuple[bytes, bytes, bytes]]:

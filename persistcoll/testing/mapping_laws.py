@@ -1,7 +1,8 @@
 """The laws of mappings, each as a function that tries to break it: as :mod:`persistcoll.testing.laws`, for a
-:class:`MappingFactory`.
+:class:`~persistcoll.testing.mapping_bench.MappingFactory`.
 
 >>> from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
+>>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, forks=False, processes=False)
 ...     def __init__(self):
@@ -23,11 +24,9 @@ import threading
 from typing import Any
 
 from persistcoll.engine.contracts import Mapping, Pair
-from persistcoll.testing.bench import Capabilities
 from persistcoll.testing.children import demand, together
 from persistcoll.testing.mapping_bench import (
     MappingBench,
-    MappingFactory,
     MappingLaw,
     append,
     in_order,
@@ -41,7 +40,7 @@ from persistcoll.testing.mapping_bench import (
 )
 from persistcoll.testing.mapping_life_laws import MAPPING_LIFE_LAWS
 
-__all__ = ["MAPPING_LAWS", "Capabilities", "MappingFactory", "MappingLaw"]
+__all__ = ["MAPPING_LAWS"]
 
 MANY = 700
 """More than any mapping is expected to read at once."""

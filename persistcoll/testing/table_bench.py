@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 from persistcoll.engine.contracts import Store, Table
 from persistcoll.engine.values import FIFO, LIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
-from persistcoll.testing.bench import Capabilities
 from persistcoll.testing.children import demand
+from persistcoll.testing.law import Capabilities, Law, laws_with
 
 __all__ = [
     "DISCIPLINES",
@@ -123,48 +122,8 @@ class TableBench:
         return self.open(discipline, retry) if self.capabilities.handles else table
 
 
-@dataclass(frozen=True)
-class TableLaw:
-    """A law: its number, its text, and the function that checks it. As
-    :class:`~persistcoll.testing.Law`, for a :class:`TableFactory`.
-    """
-
-    number: str
-    text: str
-    needs: tuple[str, ...]
-    """Names of :class:`~persistcoll.testing.Capabilities` without which it says nothing."""
-    check: Callable[[TableBench], None]
-
-    def __str__(self) -> str:
-        return self.number
-
-    def applies_to(self, factory: TableFactory) -> bool:
-        """Whether the factory's tables can do what this law is about."""
-        return all(getattr(factory.capabilities, need) for need in self.needs)
-
-    def __call__(self, factory: TableFactory) -> None:
-        """Check it.
-
-        :raise AssertionError: it is broken; the message says how.
-        """
-        bench = TableBench(factory)
-        try:
-            self.check(bench)
-        except Exception as error:
-            what = str(error) if isinstance(error, AssertionError) else f"{error!r} was raised"
-            raise AssertionError(f"{self.number} ({self.text}): {what}") from error
-        finally:
-            for table in bench.opened:
-                table.close()
-
-
-def table_law(number: str, *needs: str) -> Callable[[Callable[[TableBench], None]], TableLaw]:
-    """Make a law of a function whose docstring states it."""
-
-    def make(check: Callable[[TableBench], None]) -> TableLaw:
-        return TableLaw(number, " ".join((check.__doc__ or "").split()), needs, check)
-
-    return make
+TableLaw = Law[TableBench]
+table_law = laws_with(TableBench)
 
 
 def look(table: Table) -> list[Row]:

@@ -4,6 +4,7 @@ As :mod:`persistcoll.testing.laws`, for whoever writes a :class:`~persistcoll.en
 :class:`TableFactory` opens them, of any discipline and with any retrying, and moves their time:
 
 >>> from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+>>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, processes=False)
 ...     def __init__(self):
@@ -29,7 +30,7 @@ from typing import Any
 
 from persistcoll.engine.values import UNIQUE, Entry, Retry, State
 from persistcoll.errors import DuplicateError, Empty, Full, NotClaimedError
-from persistcoll.testing.bench import Capabilities, id_of, raising
+from persistcoll.testing.bench import id_of, raising
 from persistcoll.testing.children import demand, together
 from persistcoll.testing.table_bench import (
     FifoStores,
@@ -47,7 +48,7 @@ from persistcoll.testing.table_life_laws import TABLE_LIFE_LAWS
 from persistcoll.testing.table_order_laws import TABLE_ORDER_LAWS
 from persistcoll.testing.table_state_laws import TABLE_STATE_LAWS
 
-__all__ = ["TABLE_LAWS", "Capabilities", "FifoStores", "TableFactory", "TableLaw"]
+__all__ = ["TABLE_LAWS", "FifoStores", "TableFactory"]
 
 
 @table_law("S1")

@@ -12,7 +12,8 @@ from persistcoll.engine.gathering import Gathering
 from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
 from persistcoll.engine.values import Durability
 from persistcoll.tables.opening import Place, open_mapping
-from persistcoll.testing.mapping_laws import Capabilities, MappingFactory
+from persistcoll.testing.law import Capabilities
+from persistcoll.testing.mapping_bench import MappingFactory
 
 __all__ = ["MAPPINGS", "GatheringMappings", "MemoryMappings", "SQLiteMappings"]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import itertools
-import multiprocessing
 import pickle
 import sqlite3
 import warnings
@@ -30,7 +28,6 @@ from persistcoll.serializers import key_from_env, signed
 from persistcoll.tables import mapping as tables_mapping
 from persistcoll.tables.sqlite import SQLite
 from persistcoll.testing.children import in_forked_child, together
-from tests.pdict.remote import RemoteDict
 
 # opening
 
@@ -262,90 +259,6 @@ def test_a_child_forked_while_others_are_in_a_call(open_dict):
     assert d["children"] == 10
 
 
-def count(d, key, times):
-    """In another process."""
-    return [d.incr(key) for _ in range(times)]
-
-
-def pop_all(d, key):
-    got = []
-    while True:
-        try:
-            got.append(d.popitem()[0])
-        except KeyError:
-            return got
-
-
-def claim(d, name, keys):
-    return [key for key in range(keys) if d.setdefault(key, name) == name]
-
-
-def move(d, first, times):
-    for step in range(times):
-        with d.transaction():
-            one, other = (first + step) % 5, (first + 2 * step + 1) % 5
-            d[one] -= 1
-            d[other] += 1
-            assert sum(d.values()) == 500
-
-
-@pytest.fixture
-def remotes(tmp_path):
-    made = [RemoteDict(tmp_path / "d", durability="process") for _ in range(2)]
-    yield made
-    for each in made:
-        each.close()
-
-
-def all_at_once(d, remotes, function, *arguments):
-    for number, each in enumerate(remotes, 1):
-        each.start(function, *(argument(number) for argument in arguments))
-    mine = function(d, *(argument(0) for argument in arguments))
-    return [mine, *(each.result() for each in remotes)]
-
-
-def test_processes_share_it(open_dict, remotes):
-    d = open_dict()
-    counted = all_at_once(d, remotes, count, lambda name: "n", lambda name: 200)
-    assert sorted(itertools.chain(*counted)) == list(range(1, 601))
-    d.clear()
-    d.update(dict.fromkeys(range(300)))
-    popped = all_at_once(d, remotes, pop_all, lambda name: None)
-    assert sorted(itertools.chain(*popped)) == list(range(300))
-    claimed = all_at_once(d, remotes, claim, str, lambda name: 100)
-    assert sorted(itertools.chain(*claimed)) == list(range(100))
-    d.clear()
-    d.update(dict.fromkeys(range(5), 100))
-    all_at_once(d, remotes, move, int, lambda name: 50)
-    assert sum(d.values()) == 500
-    assert remotes[0].get_many(range(5)) == dict(d)
-    assert len(remotes[1]) == 5
-
-
-def test_what_another_process_does_is_seen(open_dict, remotes):
-    d, (other, _) = open_dict(), remotes
-    reading = iter(d)
-    assert len(d) == 0
-    other["a"] = 1
-    assert (d["a"], len(d), list(d)) == (1, 1, ["a"])
-    other.update({"b": 2, "c": 3})
-    del other["a"]
-    assert (len(d), list(d.items())) == (2, [("b", 2), ("c", 3)])
-    d["a"] = 4
-    assert (len(other), list(other)) == (3, ["b", "c", "a"])
-    other.clear()
-    assert (len(d), bool(d), list(d)) == (0, False, [])
-    assert list(reading) == []
-
-
-def test_used_by_multiprocessing(open_dict):
-    d = open_dict()
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        counts = pool.starmap(count, [(d, "n", 20)] * 4)
-    assert sorted(itertools.chain(*counts)) == list(range(1, 81))
-    assert d["n"] == 80
-
-
 # damage
 
 
@@ -511,14 +424,14 @@ def test_iteration_holds_few_values_at_a_time(open_dict, monkeypatch):
     d = open_dict(serializer="raw")
     d.update({f"{number:04}": b"x" * 9_000 for number in range(60)})
     sizes = []
-    rows = d._store._rows
+    read = d._store._read_page
 
     def counting(*arguments):
-        found = rows(*arguments)
+        found = read(*arguments)
         sizes.append(len(found))
         return found
 
-    d._store._rows = counting
+    d._store._read_page = counting
     for reading in (d.values, lambda: reversed(d.values()), d.scan, lambda: d.scan(reverse=True)):
         sizes.clear()
         assert len(list(reading())) == 60
