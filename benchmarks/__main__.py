@@ -94,9 +94,13 @@ def _store(result: dict[str, Any], options: argparse.Namespace, sizes: Sizes) ->
     directory.mkdir(parents=True, exist_ok=True)
     version = ".".join(platform.python_version_tuple()[:2])
     path = directory / f"{platform.python_implementation().lower()}-{version}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    for at, text in (
+        (path, json.dumps(result, indent=1) + "\n"),
+        (path.with_suffix(".txt"), report.summary(result)),  # which the documentation shows
+    ):
+        temporary = at.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, at)
     print(f"stored in {path}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import repeat
@@ -17,17 +18,21 @@ __all__ = [
     "BATCH",
     "ITEM",
     "Marks",
+    "Opening",
     "have",
     "ours_batches",
     "ours_phases",
     "persist_queue_file_phases",
     "persist_queue_sqlite_puts",
+    "puts_of_threads",
     "queuelib_phases",
 ]
 
 ITEM: dict[str, Any] = {"id": 12345, "name": "a" * 40, "kind": "job", "n": 1.5}
 """100 bytes as a pickle of protocol 5."""
 BATCH = 100
+Opening = Callable[[str], Any]
+"""Given a path, a queue, as a context manager. It can be passed to another process."""
 
 assert len(pickle.dumps(ITEM, 5)) == 100
 
@@ -153,3 +158,43 @@ def persist_queue_sqlite_puts(directory: str, count: int) -> Mapping[str, float]
         return {"put": marks.lap(count)}
     finally:
         queue.close()
+
+
+def puts_of_threads(
+    opening: Opening,
+    directory: str,
+    threads: int,
+    each: int,
+    prepare: Callable[[str], None] = lambda path: None,
+) -> Mapping[str, float]:
+    """Microseconds from the common start to the last thread's end, per put.
+
+    :param prepare: called with the queue's path when it is open.
+    """
+    start = threading.Barrier(threads + 1)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        start.wait()
+        try:
+            for _ in repeat(None, each):
+                queue.put(ITEM)
+        except BaseException as error:
+            failures.append(error)
+
+    path = os.path.join(directory, "queue")
+    with opening(path) as queue:
+        prepare(path)
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        start.wait()
+        begin = perf_counter()
+        for worker in workers:
+            worker.join()
+        seconds = perf_counter() - begin
+        if failures:
+            raise failures[0]
+        if queue.qsize() != threads * each:
+            raise AssertionError(f"{queue.qsize()} of {threads * each} items are there")
+    return {"put": seconds * 1e6 / (threads * each)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["FULL", "QUICK", "TINY", "Contender", "Figure", "Numbers", "Scenario", "Sizes", "Summary"]
+__all__ = ["FULL", "QUICK", "TINY", "Contender", "Figure", "Numbers", "Scenario", "Sizes", "Summary", "ratio"]
 
 Numbers = Mapping[str, float]
 """What was measured in one round: ``"contender: phase"`` to a number, times in microseconds."""
@@ -31,6 +31,8 @@ class Sizes:
     """Puts of one thread that each wait for the device."""
     small_backlog: int
     large_backlog: int
+    large_table: int
+    """Waiting, and as many finished."""
     openings: int
     wakeups: int
     idle_seconds: float
@@ -43,6 +45,7 @@ FULL = Sizes(
     synced=2_000,
     small_backlog=1_000,
     large_backlog=10_000_000,
+    large_table=1_000_000,
     openings=25,
     wakeups=60,
     idle_seconds=3.0,
@@ -54,6 +57,7 @@ QUICK = Sizes(
     synced=800,
     small_backlog=1_000,
     large_backlog=1_000_000,
+    large_table=100_000,
     openings=10,
     wakeups=25,
     idle_seconds=1.0,
@@ -66,6 +70,7 @@ TINY = Sizes(
     synced=16,
     small_backlog=100,
     large_backlog=1_000,
+    large_table=200,
     openings=2,
     wakeups=3,
     idle_seconds=0.05,
@@ -116,6 +121,21 @@ class Figure:
         if self.at_most is not None:
             return value <= self.at_most
         return None
+
+
+def ratio(
+    text: str,
+    over: Sequence[str],
+    under: Sequence[str],
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Figure:
+    """The sum of the numbers of these names, by the sum of those."""
+
+    def of(numbers: Numbers) -> float:
+        return sum(numbers[key] for key in over) / sum(numbers[key] for key in under)
+
+    return Figure(text, of, at_least, at_most)
 
 
 @dataclass(frozen=True)

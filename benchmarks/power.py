@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Mapping
-from itertools import repeat
-from time import perf_counter
+from functools import partial
 
 from benchmarks import contenders, floors
-from benchmarks.contenders import ITEM
 from benchmarks.model import Contender, Figure, Scenario, Sizes
 from persistcoll import Queue
 
 __all__ = ["power"]
+
+_OPEN = partial(Queue, durability="power")
 
 # How many times the puts of the bare loop, by the number of threads: where one sync serves many, as many
 # puts take less time.
@@ -69,33 +66,4 @@ def _rate(text: str, threads: int, at_least: float | None) -> Figure:
 
 
 def _ours(threads: int, each: int) -> Contender:
-    return Contender(_name(threads), "power", lambda at: _puts(at, threads, each))
-
-
-def _puts(directory: str, threads: int, each: int) -> Mapping[str, float]:
-    """Microseconds from the common start to the last thread's end, per put."""
-    start = threading.Barrier(threads + 1)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        start.wait()
-        try:
-            for _ in repeat(None, each):
-                queue.put(ITEM)
-        except BaseException as error:
-            failures.append(error)
-
-    with Queue(os.path.join(directory, "queue"), durability="power") as queue:
-        workers = [threading.Thread(target=work) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        start.wait()
-        begin = perf_counter()
-        for worker in workers:
-            worker.join()
-        seconds = perf_counter() - begin
-        if failures:
-            raise failures[0]
-        if queue.qsize() != threads * each:
-            raise AssertionError(f"{queue.qsize()} of {threads * each} items are there")
-    return {"put": seconds * 1e6 / (threads * each)}
+    return Contender(_name(threads), "power", lambda at: contenders.puts_of_threads(_OPEN, at, threads, each))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import contenders, floors
-from benchmarks.model import Contender, Figure, Numbers, Scenario, Sizes
+from benchmarks.model import Contender, Scenario, Sizes, ratio
 
 __all__ = ["batches", "single"]
 
@@ -14,23 +14,6 @@ _PEER = "persist-queue Queue"
 
 def _whole(contender: str, *phases: str) -> Sequence[str]:
     return [f"{contender}: {phase}" for phase in phases or ("put", "get + task_done")]
-
-
-def _sum(numbers: Numbers, keys: Sequence[str]) -> float:
-    return sum(numbers[key] for key in keys)
-
-
-def _ratio(
-    text: str,
-    over: Sequence[str],
-    under: Sequence[str],
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Figure:
-    def of(numbers: Numbers) -> float:
-        return _sum(numbers, over) / _sum(numbers, under)
-
-    return Figure(text, of, at_least, at_most)
 
 
 def single(sizes: Sizes, root: str) -> Scenario:
@@ -58,13 +41,13 @@ def single(sizes: Sizes, root: str) -> Scenario:
         ),
         contenders=found,
         figures=[
-            _ratio("persist-queue's file queue / ours", _whole(_PEER), ours, at_least=40),
-            _ratio("persist-queue's file queue / ours, in turn", [f"{_PEER}: in turn"], turn, at_least=40),
+            ratio("persist-queue's file queue / ours", _whole(_PEER), ours, at_least=40),
+            ratio("persist-queue's file queue / ours, in turn", [f"{_PEER}: in turn"], turn, at_least=40),
             # What the bare loop has to do to count as one is open to opinion: each reading is shown.
-            _ratio("ours / bare put + get + acknowledge", ours, floor, at_most=3),
-            _ratio("ours in turn / the bare three in turn", turn, ["bare loop: in turn"], at_most=3),
-            _ratio("ours / bare put + get, nothing acknowledged", ours, floor[:2], at_most=3),
-            _ratio("ours / bare put + unbuffered get", ours, _whole("bare loop, unbuffered", "put", "get")),
+            ratio("ours / bare put + get + acknowledge", ours, floor, at_most=3),
+            ratio("ours in turn / the bare three in turn", turn, ["bare loop: in turn"], at_most=3),
+            ratio("ours / bare put + get, nothing acknowledged", ours, floor[:2], at_most=3),
+            ratio("ours / bare put + unbuffered get", ours, _whole("bare loop, unbuffered", "put", "get")),
         ],
         missing=missing,
     )
@@ -98,18 +81,18 @@ def batches(sizes: Sizes, root: str) -> Scenario:
         ),
         contenders=found,
         figures=[
-            _ratio("queuelib push + pop / ours", theirs, _whole("ours", "put", "get"), at_least=1),
-            _ratio(
+            ratio("queuelib push + pop / ours", theirs, _whole("ours", "put", "get"), at_least=1),
+            ratio(
                 "queuelib push + pop / ours with autosave",
                 theirs,
                 _whole("ours, autosave", "put", "get"),
                 at_least=1,
             ),
-            _ratio(
+            ratio(
                 "queuelib push + pop / ours with task_done", theirs, _whole("ours", "put", "get", "task_done")
             ),
-            _ratio("queuelib push / ours put_many", theirs[:1], _whole("ours", "put")),
-            _ratio("queuelib pop / ours get_many", theirs[1:], _whole("ours", "get")),
+            ratio("queuelib push / ours put_many", theirs[:1], _whole("ours", "put")),
+            ratio("queuelib pop / ours get_many", theirs[1:], _whole("ours", "get")),
         ],
         missing=missing,
     )

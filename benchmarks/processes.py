@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import repeat
 from multiprocessing.connection import Connection
 
 from benchmarks.children import answer, running
-from benchmarks.contenders import ITEM
+from benchmarks.contenders import ITEM, Opening
 from benchmarks.model import Contender, Figure, Scenario, Sizes
 from persistcoll import Queue
 
-__all__ = ["processes"]
+__all__ = ["processes", "puts_of_processes"]
 
+_OPEN = partial(Queue, durability="process")
 _COUNTS = (1, 2, 4)
 
 
@@ -23,7 +25,7 @@ def processes(sizes: Sizes, root: str) -> Scenario:
 
     def contender(count: int) -> Contender:
         each = max(1, sizes.operations // count)
-        return Contender(_name(count), "process", lambda at: _measure(at, count, each))
+        return Contender(_name(count), "process", lambda at: puts_of_processes(_OPEN, at, count, each))
 
     def rate(count: int) -> Figure:
         text = f"items a second, {_name(count)}"
@@ -44,10 +46,21 @@ def _name(count: int) -> str:
     return f"{count} process{'es' if count > 1 else ''}"
 
 
-def _measure(directory: str, count: int, each: int) -> Mapping[str, float]:
+def puts_of_processes(
+    opening: Opening,
+    directory: str,
+    count: int,
+    each: int,
+    prepare: Callable[[str], None] = lambda path: None,
+) -> Mapping[str, float]:
+    """From the first's start to the last's end, for each put; and the slowest of all.
+
+    :param prepare: called with the queue's path when it is open.
+    """
     path = os.path.join(directory, "queue")
-    with Queue(path, durability="process") as queue:
-        with running(_produce, [(path, each)] * count) as connections:
+    with opening(path) as queue:
+        prepare(path)
+        with running(_produce, [(opening, path, each)] * count) as connections:
             for connection in connections:
                 answer(connection)
             for connection in connections:
@@ -55,15 +68,19 @@ def _measure(directory: str, count: int, each: int) -> Mapping[str, float]:
             spans = [answer(connection) for connection in connections]
         if queue.qsize() != count * each:
             raise AssertionError(f"{queue.qsize()} of {count * each} items are there")
-    seconds = max(end for _, end in spans) - min(begin for begin, _ in spans)
-    return {"put": seconds * 1e6 / (count * each)}
+    seconds = max(end for _, end, _ in spans) - min(begin for begin, _, _ in spans)
+    return {"put": seconds * 1e6 / (count * each), "slowest": max(slowest for _, _, slowest in spans) * 1e6}
 
 
-def _produce(connection: Connection, path: str, count: int) -> None:
-    with Queue(path, durability="process") as queue:
+def _produce(connection: Connection, opening: Opening, path: str, count: int) -> None:
+    slowest = 0.0
+    with opening(path) as queue:
         connection.send("ready")
         connection.recv()
-        begin = time.monotonic()
+        begin = last = time.monotonic()
         for _ in repeat(None, count):
             queue.put(ITEM)
-        connection.send((begin, time.monotonic()))
+            now = time.monotonic()
+            slowest = max(slowest, now - last)
+            last = now
+        connection.send((begin, last, slowest))

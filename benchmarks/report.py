@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["heading", "missed", "scenario"]
+__all__ = ["heading", "missed", "scenario", "summary"]
 
 _WIDTH = 100
 
@@ -37,7 +37,15 @@ def scenario(result: Mapping[str, Any]) -> str:
     parts.append(_numbers(result))
     parts.append("")
     parts.append(_figures(result["figures"]))
+    parts.append(f"took {result['seconds']:.0f} s")
     return "\n".join(parts) + "\n"
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """What a run found, without the numbers that it was found from: for those who read about it."""
+    found = result["scenarios"].values()
+    parts = [f"== {each['name']}\n{_figures(each['figures'])}" for each in found]
+    return "\n\n".join([heading(result["machine"], True), *parts]) + "\n"
 
 
 def _numbers(result: Mapping[str, Any]) -> str:

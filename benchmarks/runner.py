@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,35 @@ from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
 from benchmarks.power import power
 from benchmarks.process import batches, single
 from benchmarks.processes import processes
-from benchmarks.wakeups import wakeups
+from benchmarks.sql_backlog import sql_backlog
+from benchmarks.sql_power import sql_power, sql_processes, sql_threads
+from benchmarks.sql_process import sql_acknowledged, sql_batches, sql_orders, sql_single
+from benchmarks.wakeups import sql_wakeups, wakeups
 
 __all__ = ["FORMAT", "SCENARIOS", "run", "run_scenario"]
 
 FORMAT = 1
 
 SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
-    make.__name__: make for make in (single, batches, power, backlog, wakeups, serializers, processes)
+    make.__name__: make
+    for make in (
+        single,
+        batches,
+        power,
+        backlog,
+        wakeups,
+        serializers,
+        processes,
+        sql_single,
+        sql_acknowledged,
+        sql_orders,
+        sql_batches,
+        sql_power,
+        sql_threads,
+        sql_processes,
+        sql_backlog,
+        sql_wakeups,
+    )
 }
 
 
@@ -60,6 +82,7 @@ def run_scenario(
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """One scenario, all rounds: A B C, A B C, ... each in an empty directory of its own."""
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="persistcoll-bench-", dir=directory) as root:
         scenario = make(sizes, root)
         prepared: Mapping[str, Any] = {}
@@ -70,7 +93,7 @@ def run_scenario(
         for number in range(1, sizes.rounds + 1):
             progress(f"{scenario.name}: round {number} of {sizes.rounds}")
             rounds.append(_round(scenario, root))
-    return _summarized(scenario, rounds, prepared)
+    return {**_summarized(scenario, rounds, prepared), "seconds": round(time.monotonic() - begin, 1)}
 
 
 def _round(scenario: Scenario, root: str) -> Numbers:

@@ -7,22 +7,38 @@ import random
 import statistics
 import time
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 
 from benchmarks.children import answer, running
+from benchmarks.contenders import Opening
 from benchmarks.model import Contender, Figure, Scenario, Sizes
-from persistcoll import Empty, Queue
+from persistcoll import Empty, Queue, SQLiteQueue
 
-__all__ = ["wakeups"]
+__all__ = ["sql_wakeups", "wakeups"]
 
 # So long that the waiting process has come to its slowest pace, and never in step with it.
 _PAUSE = (0.03, 0.06)
 
 
 def wakeups(sizes: Sizes, root: str) -> Scenario:
-    """Latency from before ``put`` to after ``get``, and the time on the processor of a ``get`` that waits."""
+    """Of the queue in files."""
+    return _scenario("wakeups", partial(Queue, serializer="json", durability="process"), 5.0, sizes)
+
+
+def sql_wakeups(sizes: Sizes, root: str) -> Scenario:
+    """Of a queue in an SQLite database."""
+    opening = partial(SQLiteQueue, serializer="json", durability="process", auto_commit=True)
+    return _scenario("sql_wakeups", opening, 10.0, sizes)
+
+
+def _scenario(name: str, opening: Opening, at_most: float, sizes: Sizes) -> Scenario:
+    """Latency from before ``put`` to after ``get``, and the time on the processor of a ``get`` that waits.
+
+    :param at_most: milliseconds.
+    """
     return Scenario(
-        name="wakeups",
+        name=name,
         compared=(
             "Ours alone, against a promise in seconds. One process puts the time of day of the monotonic"
             " clock, which all processes share; another one, which waits in get(), compares it with its own"
@@ -30,14 +46,14 @@ def wakeups(sizes: Sizes, root: str) -> Scenario:
             " whose only thread waits in get(timeout=...), by the time that passed."
         ),
         contenders=[
-            Contender("ours", "process", lambda at: _latency(at, sizes.wakeups)),
-            Contender("ours, idle", "process", lambda at: _idle(at, sizes.idle_seconds)),
+            Contender("ours", "process", lambda at: _latency(opening, at, sizes.wakeups)),
+            Contender("ours, idle", "process", lambda at: _idle(opening, at, sizes.idle_seconds)),
         ],
         figures=[
             Figure(
                 "median from put to get",
                 lambda numbers: numbers["ours: median"] / 1e3,
-                at_most=5.0,
+                at_most=at_most,
                 unit="ms",
             ),
             Figure("90 % are within", lambda numbers: numbers["ours: 90 %"] / 1e3, unit="ms"),
@@ -51,11 +67,11 @@ def wakeups(sizes: Sizes, root: str) -> Scenario:
     )
 
 
-def _latency(directory: str, count: int) -> Mapping[str, float]:
+def _latency(opening: Opening, directory: str, count: int) -> Mapping[str, float]:
     path = os.path.join(directory, "queue")
     with (
-        Queue(path, serializer="json", durability="process") as queue,
-        running(_time_gets, [(path, count)]) as (connection,),
+        opening(path) as queue,
+        running(_time_gets, [(opening, path, count)]) as (connection,),
     ):
         answer(connection)  # it is about to get
         for _ in range(count):
@@ -66,9 +82,9 @@ def _latency(directory: str, count: int) -> Mapping[str, float]:
     return {"median": statistics.median(latencies), "90 %": deciles[8]}
 
 
-def _time_gets(connection: Connection, path: str, count: int) -> None:
+def _time_gets(connection: Connection, opening: Opening, path: str, count: int) -> None:
     latencies = []
-    with Queue(path, serializer="json", durability="process") as queue:
+    with opening(path) as queue:
         connection.send("ready")
         for _ in range(count):
             put = queue.get()
@@ -77,13 +93,13 @@ def _time_gets(connection: Connection, path: str, count: int) -> None:
     connection.send(latencies)
 
 
-def _idle(directory: str, seconds: float) -> Mapping[str, float]:
-    with running(_wait_in_vain, [(os.path.join(directory, "queue"), seconds)]) as (connection,):
+def _idle(opening: Opening, directory: str, seconds: float) -> Mapping[str, float]:
+    with running(_wait_in_vain, [(opening, os.path.join(directory, "queue"), seconds)]) as (connection,):
         return {"of a core (%)": answer(connection)}
 
 
-def _wait_in_vain(connection: Connection, path: str, seconds: float) -> None:
-    with Queue(path, durability="process") as queue:
+def _wait_in_vain(connection: Connection, opening: Opening, path: str, seconds: float) -> None:
+    with opening(path) as queue:
         begin, used = time.perf_counter(), time.process_time()
         try:
             queue.get(timeout=seconds)

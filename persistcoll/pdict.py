@@ -7,7 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.base import checked_choice
 from persistcoll.engine.values import Durability, Stats
@@ -16,6 +16,9 @@ from persistcoll.serializers import codec, locate, resolve
 from persistcoll.serializers.dict_keys import shown, str_range
 from persistcoll.sql_base import checked_seconds
 from persistcoll.tables.opening import Place, open_mapping
+
+if TYPE_CHECKING:
+    from persistcoll.pdict_base import Pairs
 
 __all__ = ["PDict"]
 
@@ -165,7 +168,7 @@ class PDict(BaseDict[K, V]):
         return self._store.change(stored, name, add)
 
     @contextmanager
-    def edit(self, key: K, default: Any = MISSING) -> Iterator[Any]:
+    def edit(self, key: K, default: V = MISSING) -> Iterator[V]:
         """A context manager that gives the value of ``key`` to be changed in place, and stores it at the end.
 
         The block is a :meth:`transaction`: others that write wait for its end, so let it be short; if it
@@ -187,14 +190,14 @@ class PDict(BaseDict[K, V]):
             data = self._store.get(stored)
             if data is None and default is MISSING:
                 raise KeyError(key)
-            value = default if data is None else self._decode(key, stored, data)
+            value: V = default if data is None else self._decode(key, stored, data)
             yield value
             new = self._encode(stored, value)
             self._store.change(stored, name, lambda present: (new, None))
 
     # Many.
 
-    def set_many(self, items: Any, ttl: float | None = None) -> None:
+    def set_many(self, items: Pairs[K, V], ttl: float | None = None) -> None:
         """:meth:`update` with a mapping or an iterable of pairs, and :meth:`set`'s ``ttl``."""
         expires = _checked_ttl(ttl)
         self._store_all(self._encode_items(items), expires)

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from persistcoll.engine import contracts
 from persistcoll.engine.gathering import Gathering
@@ -21,12 +21,20 @@ from persistcoll.serializers.base import Codec, decode_error, encode_error
 from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from _typeshed import SupportsKeysAndGetItem
     from typing_extensions import Self
+
+    Pairs: TypeAlias = "SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]"
 
 __all__ = ["MISSING", "BaseDict"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+K2 = TypeVar("K2")
+V2 = TypeVar("V2")
+T = TypeVar("T")
 
 MISSING: Any = object()
 """In place of an argument that was not given."""
@@ -155,6 +163,12 @@ class BaseDict(MutableMapping[K, V]):
             raise KeyError(key)
         return missing(self, key)  # type: ignore[no-any-return]
 
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V) -> V: ...
+    @overload
+    def get(self, key: K, default: T) -> V | T: ...
     def get(self, key: K, default: Any = None) -> Any:
         """The value of ``key``, else ``default``. Raises as ``d[key]``, except :exc:`KeyError`."""
         stored = key_bytes(key)
@@ -224,11 +238,11 @@ class BaseDict(MutableMapping[K, V]):
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __or__(self, other: object) -> dict[Any, Any]:
-        return {**self.copy(), **dict(other)} if isinstance(other, Mapping) else NotImplemented
+    def __or__(self, other: Mapping[K2, V2]) -> dict[K | K2, V | V2]:
+        return _merged(self, other)  # type: ignore[no-any-return]
 
-    def __ror__(self, other: object) -> dict[Any, Any]:
-        return {**dict(other), **self.copy()} if isinstance(other, Mapping) else NotImplemented
+    def __ror__(self, other: Mapping[K2, V2]) -> dict[K | K2, V | V2]:
+        return _merged(other, self)  # type: ignore[no-any-return]
 
     # Writing.
 
@@ -239,6 +253,12 @@ class BaseDict(MutableMapping[K, V]):
         if not self._store.remove(key_bytes(key)):
             raise KeyError(key)
 
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V) -> V: ...
+    @overload
+    def pop(self, key: K, default: T) -> V | T: ...
     def pop(self, key: K, default: Any = MISSING) -> Any:
         """Remove ``key`` and return its value, or ``default``; no two callers get the same one.
 
@@ -268,6 +288,10 @@ class BaseDict(MutableMapping[K, V]):
         except KeyError:
             raise KeyError("popitem(): the dict is empty") from None
 
+    @overload
+    def setdefault(self: BaseDict[K, T | None], key: K, default: None = None) -> T | None: ...
+    @overload
+    def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value of ``key``; if it is not there, ``default``, which is stored, once for all callers."""
         stored, name = self._keyed(key)
@@ -280,6 +304,10 @@ class BaseDict(MutableMapping[K, V]):
         )
         return default if data is None else self._decode(key, stored, data)
 
+    @overload
+    def update(self, other: Pairs[K, V] = (), /) -> None: ...
+    @overload
+    def update(self: BaseDict[str, V], other: Pairs[str, V] = (), /, **others: V) -> None: ...
     def update(self, other: Any = (), /, **others: Any) -> None:
         """Set the keys of a mapping, or of an iterable of pairs, and those given by name.
 
@@ -291,7 +319,7 @@ class BaseDict(MutableMapping[K, V]):
         if items:
             self._set_many(items, expires)
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]
+    def __ior__(self, other: Pairs[K, V]) -> Self:  # type: ignore[misc]
         self.update(other)
         return self
 
@@ -359,6 +387,11 @@ class BaseDict(MutableMapping[K, V]):
 
 def _make(make: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     return make(**arguments)
+
+
+def _merged(one: Any, other: Any) -> Any:
+    both = isinstance(one, Mapping) and isinstance(other, Mapping)
+    return dict([*one.items(), *other.items()]) if both else NotImplemented
 
 
 def _record_id(stored: bytes) -> int:

@@ -39,7 +39,8 @@ class Queue(BaseQueue):
     :param tempdir: a directory on the same file system for temporary files; default: ``path``.
     :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
         ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
-    :param autosave: ``get`` acknowledges the item at once; otherwise ``task_done()`` does.
+    :param autosave: ``get`` acknowledges the item at once, and a crash loses what was got and is not
+        finished; otherwise ``task_done()`` does, and a crash delivers it again.
     :param durability: what an operation that returned survives: ``"power"`` (a power cut) or
         ``"process"`` (the death of the process; a power cut may undo the newest operations).
     :param on_corruption: what reading does at damaged bytes: ``"raise"`` a ``CorruptionError``, which

@@ -67,7 +67,8 @@ class SQLiteQueue(_CommittingQueue):
     :param name: queues of several names share a database and do not see each other's items.
     :param multithreading: accepted, and always true.
     :param timeout: seconds to wait while another program keeps the database locked.
-    :param auto_commit: ``get`` acknowledges the item at once; otherwise ``task_done()`` does.
+    :param auto_commit: ``get`` acknowledges the item at once, and a crash loses what was got and is not
+        finished; otherwise ``task_done()`` does, and a crash delivers it again.
     :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
         ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
     :param db_file_name: the database's name in the directory.

@@ -34,7 +34,7 @@ def count_then_acknowledge(
         counted = counts.get_many(range(PRODUCERS))
         new = [delivery for delivery in deliveries if delivery[1] > counted.get(delivery[0], -1)]
         _count(counts, new)
-        counts.update({producer: number for producer, number, _ in new})
+        counts.update((producer, number) for producer, number, _ in new)
     between()
     for _ in deliveries:
         queue.task_done()
@@ -54,7 +54,7 @@ def count_and_acknowledge(
 def _count(counts: Counts, deliveries: Sequence[Delivery]) -> None:
     words = count_words(line for _, _, line in deliveries)
     before = counts.get_many(words)
-    counts.update({word: number + before.get(word, 0) for word, number in words.items()})
+    counts.update((word, number + before.get(word, 0)) for word, number in words.items())
 
 
 @dataclass(frozen=True)

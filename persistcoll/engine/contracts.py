@@ -13,7 +13,8 @@ S4     Records come in order of their ids, and ids grow and are never used twice
 S5     One record is never in the hands of two takers.
 S6     An append never makes ``count()`` exceed ``capacity``, whoever else appends.
 S7     Stores with different names do not see each other.
-S8     Closing and opening again changes nothing, except that what was claimed is ready again.
+S8     Closing and opening again changes nothing, except that what was claimed is ready again; in a table
+       dead, where it was claimed too often, and claimed still, where nobody resumes by himself.
 S9     After ``close`` every call raises ``ClosedError``, except ``close``.
 S10    A forked child can use the store, and never disturbs its parent.
 J1     After a crash a journal is a prefix of what was appended, and contains every append that
@@ -35,8 +36,8 @@ M2     What a mapping's transaction does happens wholly or not at all, it sees w
 M3     Nothing that has expired is ever seen.
 =====  =============================================================================================
 
-Tests carry these numbers in their names; ``persistcoll.testing.laws`` has one function for each
-law that a single process can check.
+Tests carry these numbers in their names. :mod:`persistcoll.testing` has a function for each one: of stores
+(S, J) in ``laws``, of tables (S, T) in ``table_laws``, of mappings (M) in ``mapping_laws``.
 """
 
 from __future__ import annotations

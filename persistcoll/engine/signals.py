@@ -20,7 +20,7 @@ from types import TracebackType
 __all__ = ["FASTEST_POLL", "SLOWEST_POLL", "Listener", "Signal"]
 
 FASTEST_POLL = 0.0005
-SLOWEST_POLL = 0.004
+SLOWEST_POLL = 0.005
 """Seconds."""
 
 

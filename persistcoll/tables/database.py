@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from persistcoll.engine.combining import Combiner
@@ -126,6 +126,10 @@ class Database:
         """Whether this thread is within an operation, as a destructor's may be."""
         return self._user == threading.get_ident()
 
+    def busy(self) -> bool:
+        """Whether shutting it now would wait for a caller's transaction, or for ever."""
+        return self._alone is not None or self.used_here()
+
     @contextmanager
     def _using(self) -> Iterator[None]:
         """The connection is this thread's."""
@@ -211,17 +215,9 @@ class Database:
             self._check()
             add(self.dialect.connect_reader(self.path, self.source.timeout))
 
-    @contextmanager
-    def moment(self) -> Iterator[None]:
+    def moment(self) -> AbstractContextManager[None]:
         """Within ``read``: what several statements read is of one moment."""
-        if self._connection.in_transaction:  # this thread's own
-            yield
-            return
-        self._execute(sqlite.BEGIN_READING)
-        try:
-            yield
-        finally:
-            self._execute(sqlite.ROLLBACK)
+        return sqlite.moment(self._connection)
 
     @contextmanager
     def transaction(self, sync: bool) -> Iterator[None]:
@@ -374,7 +370,9 @@ class Database:
 
     def _before_fork(self) -> None:
         watching = self._watcher.mutex.acquire(timeout=FORK_PATIENCE)
-        self._at_rest = watching and self._mutex.acquire(timeout=FORK_PATIENCE)
+        # For a thread that forks within its own operation nobody waits: it does not come to rest.
+        patience = 0 if self.used_here() else FORK_PATIENCE
+        self._at_rest = watching and self._mutex.acquire(timeout=patience)
         if self._at_rest and self.path != MEMORY:
             self._disconnect()
         if watching and not self._at_rest:

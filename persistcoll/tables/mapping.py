@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -40,6 +40,7 @@ class SQLMapping(Mapping):
     :param power: what an operation that returned survives is a power cut.
     :param show: a key, for messages.
     :param left: called once, when this handle is closed.
+    :param rested: called behind each transaction.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SQLMapping(Mapping):
         clock: Clock | None,
         show: Callable[[bytes], str],
         left: Callable[[], None],
+        rested: Callable[[], None],
     ) -> None:
         self.store_id = store_id
         self._database = database
@@ -64,6 +66,7 @@ class SQLMapping(Mapping):
         self._rows = PairRows(database.path, show, self._now)
         self._clock = clock
         self._left = left
+        self._rested = rested
         self._closed = False
         if number not in database.ledgers:
             database.ledgers[number] = Ledger(words)
@@ -291,9 +294,14 @@ class SQLMapping(Mapping):
 
     # Transactions, the end.
 
-    def transaction(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
         self._check()
-        return self._database.transaction(self._power)
+        try:
+            with self._database.transaction(self._power):
+                yield
+        finally:
+            self._rested()
 
     def version(self) -> object:
         self._check()

@@ -7,7 +7,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -106,7 +106,7 @@ class _Databases:
         with self._using():
             database, users = self._open.get(source.path) or (Database(source), 0)
             self._open[source.path] = database, users + 1
-        self._shut_left()
+        self.shut_left()
         return database
 
     def release(self, database: Database) -> None:
@@ -114,12 +114,23 @@ class _Databases:
         # thread that is within acquire(): then that one does the rest.
         self._left.append(database)
         if self._user != threading.get_ident():
-            self._shut_left()
+            self.shut_left()
 
-    def _shut_left(self) -> None:
-        while self._left:
-            with self._using(), suppress(IndexError):
-                self._shut_unused(self._left.popleft())
+    def shut_left(self) -> None:
+        """Shut those that nobody uses any more; one in a transaction is left to who calls this at its end."""
+        busy: list[Database] = []
+        while True:
+            with self._using():
+                while self._left:
+                    database = self._left.popleft()
+                    if database.busy():
+                        busy.append(database)
+                    else:
+                        self._shut_unused(database)
+                self._left.extend(busy)
+                if len(self._left) == len(busy):  # else the garbage collector was here
+                    return
+                busy.clear()
 
     def _shut_unused(self, database: Database) -> None:
         users = self._open[database.path][1] - 1 if database.path in self._open else 0
@@ -144,9 +155,13 @@ class _Databases:
 
     def _before_fork(self) -> None:
         self._at_rest = self._mutex.acquire(timeout=FORK_PATIENCE)
+        if self._at_rest:
+            self._user = threading.get_ident()  # for the garbage collector, which comes here, too
 
     def _after_fork_in_parent(self) -> None:
         if self._at_rest:
+            self._at_rest = False
+            self._user = None
             self._mutex.release()
 
     def _after_fork(self) -> None:
@@ -232,6 +247,7 @@ def open_mapping(
             clock=clock,
             show=show,
             left=lambda: _databases.release(database),
+            rested=_databases.shut_left,
         )
 
     def create(database: Database, number: int) -> tuple[str, ...]:
@@ -257,10 +273,12 @@ def _open(
     if executes_code and not place.trust_directory:
         source.refuse_unsafe(wanted.serializer)
     database = _databases.acquire(source)
+    # What is made within a transaction could be rolled back with it, and its number be given to another one.
+    may_make = not database.used_here()
     try:
 
         def run(execute: Execute) -> int:
-            number, new = schema.register(execute, wanted, database.path)
+            number, new = schema.register(execute, wanted, database.path, may_make)
             if new:
                 for text in create(database, number):
                     execute(text)

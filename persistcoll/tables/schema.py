@@ -6,7 +6,13 @@ import time
 import uuid
 from typing import NamedTuple
 
-from persistcoll.errors import CorruptionError, FormatVersionError, SerializerMismatchError, StoreKindError
+from persistcoll.errors import (
+    CorruptionError,
+    FormatVersionError,
+    SerializerMismatchError,
+    StorageError,
+    StoreKindError,
+)
 from persistcoll.tables.clock import Clock, boot, steady
 from persistcoll.tables.dialect import Execute
 
@@ -83,13 +89,14 @@ def clock(execute: Execute) -> Clock:
     return now
 
 
-def register(execute: Execute, wanted: Wanted, path: str) -> tuple[int, bool]:
+def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True) -> tuple[int, bool]:
     """The number of the collection of that name, and whether it is new. Within a transaction.
 
     :raise StoreKindError: there is one of another kind.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: what is there of it is damaged.
+    :raise StorageError: there is none, and it may not be made.
     """
     row = execute(
         "SELECT number, kind, serializer, version FROM collections WHERE name = ?", (wanted.name,)
@@ -99,6 +106,11 @@ def register(execute: Execute, wanted: Wanted, path: str) -> tuple[int, bool]:
         names = "SELECT count(*) FROM collections NOT INDEXED WHERE name = ?"
         if execute(names, (wanted.name,)).fetchone()[0]:
             raise CorruptionError(_DAMAGED.format(path), path)
+        if not may_make:
+            raise StorageError(
+                f"there is no {wanted.name!r} in {path!r} yet, and within a transaction it cannot be made:"
+                " open it before"
+            )
         execute(
             "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
             (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),

@@ -14,6 +14,8 @@ import itertools
 import logging
 import sqlite3
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from persistcoll.engine.values import Discipline, State
@@ -38,6 +40,7 @@ __all__ = [
     "SHRINK",
     "SQLite",
     "leak",
+    "moment",
 ]
 
 # The oldest that the suite could be thought to pass with; nothing older is in use with Python 3.10.
@@ -155,6 +158,19 @@ class SQLite:
                 errno.EIO,
             )
         return StorageError(f"{doing} {path!r} failed: {text}")
+
+
+@contextmanager
+def moment(connection: sqlite3.Connection) -> Iterator[None]:
+    """What several statements read within is of one moment; in a transaction of its thread's it is anyway."""
+    if connection.in_transaction:
+        yield
+        return
+    connection.execute(BEGIN_READING)
+    try:
+        yield
+    finally:
+        connection.execute(ROLLBACK)
 
 
 def leak(connection: object) -> None:

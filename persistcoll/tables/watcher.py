@@ -24,6 +24,7 @@ class Watcher:
     def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
         self.mutex = threading.Lock()
         self.connection: Connection | None = None
+        self._connected = 0
         self._connect = connect
 
     def version(self) -> Any:
@@ -32,10 +33,12 @@ class Watcher:
             if self.connection is None:
                 self._connect(self._use)
             assert self.connection is not None
-            return self.connection.execute(DATA_VERSION).fetchone()[0]
+            # What one connection says tells nothing about what another one said.
+            return self._connected, self.connection.execute(DATA_VERSION).fetchone()[0]
 
     def _use(self, connection: Connection) -> None:
         self.connection = connection
+        self._connected += 1
 
     def close(self) -> None:
         """Until it is asked again."""

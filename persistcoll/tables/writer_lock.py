@@ -27,7 +27,7 @@ import time
 from types import TracebackType
 from zlib import crc32
 
-from persistcoll.disk import EXCLUSIVE, UNLOCK, Disk, close_quietly, read_fully, storage_error
+from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, read_fully, storage_error
 from persistcoll.errors import StoreKindError
 
 __all__ = ["NoLock", "WriterLock"]
@@ -36,7 +36,9 @@ _MAGIC = b"pcoll db"
 _TOKEN_SIZE = 8
 _TOKEN_AT = len(_MAGIC)
 _IDENTITY = struct.Struct("<16sI")
-_TURN = 0.004  # seconds
+# Seconds.
+_TURN = 0.004
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.001
 _IDENTITY_AT = _TOKEN_AT + _TOKEN_SIZE
 
 
@@ -70,7 +72,7 @@ class WriterLock:
             else:
                 self._flock(self._turn_fd, EXCLUSIVE)
                 try:
-                    self._flock(fd, EXCLUSIVE)
+                    self._acquire_next()
                 finally:
                     self._flock(self._turn_fd, UNLOCK)
                 self._turn = time.monotonic() + _TURN
@@ -85,6 +87,20 @@ class WriterLock:
             self.release()
             raise
         return False
+
+    def _acquire_next(self) -> None:
+        """Having the turn: wait until who had it before pauses, or its turn is over."""
+        # The more often it looked, the more often it would come between two writes of the same turn.
+        pause = _SHORTEST_PAUSE
+        deadline = time.monotonic() + _TURN
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                self._flock(self._fd, TRY_EXCLUSIVE)
+                return
+            except BlockingIOError:
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        self._flock(self._fd, EXCLUSIVE)
 
     def release(self) -> None:
         """Let the next one in."""

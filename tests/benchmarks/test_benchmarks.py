@@ -23,6 +23,10 @@ PEERS = {
     "single": "persistqueue",
     "batches": "queuelib",
     "power": "persistqueue",
+    "sql_single": "persistqueue",
+    "sql_acknowledged": "persistqueue",
+    "sql_orders": "persistqueue",
+    "sql_power": "persistqueue",
 }
 
 
@@ -55,6 +59,7 @@ def test_every_scenario_runs_and_its_result_is_whole(name: str, tmp_path: Path) 
     assert result["sizes"]["rounds"] == TINY.rounds
     found = result["scenarios"][name]
     assert found["compared"]
+    assert found["seconds"] > 0
     assert found["contenders"]
     assert all(found["contenders"].values())
     assert len(found["rounds"]) == TINY.rounds
@@ -98,6 +103,14 @@ def test_the_report_names_every_promise_and_what_became_of_it(tmp_path: Path) ->
     ]
 
 
+def test_the_text_that_the_documentation_shows_is_that_of_the_stored_numbers() -> None:
+    results = sorted((PROJECT / "benchmarks" / "results").glob("*.json"))
+    assert results
+    for stored in results:
+        result = json.loads(stored.read_text("utf-8"))
+        assert stored.with_suffix(".txt").read_text("utf-8") == report.summary(result)
+
+
 def test_the_summary_has_the_median_and_the_spread() -> None:
     assert Summary.of([5.0, 1.0, 3.0, 2.0, 4.0]) == Summary(3.0, 2.0, 4.0, 1.0, 5.0)
     assert Summary.of([2.0]) == Summary(2.0, 2.0, 2.0, 2.0, 2.0)
@@ -119,9 +132,11 @@ def test_the_command_stores_its_numbers_and_fails_only_when_asked_to(
     arguments = ["--quick", "--rounds", "1", "--directory", str(queues), "--output", str(output)]
     assert command.main([*arguments, *check]) == status
 
-    (stored,) = output.iterdir()
+    stored, shown = sorted(output.iterdir())
     text = stored.read_text("utf-8")
-    assert json.loads(text)["scenarios"].keys() == {"toy"}
+    result = json.loads(text)
+    assert result["scenarios"].keys() == {"toy"}
+    assert shown.read_text("utf-8") == report.summary(result)
     assert str(tmp_path) not in text
     assert "2 promises not reached or not measured" in capsys.readouterr().out
 

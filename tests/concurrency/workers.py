@@ -1,4 +1,4 @@
-"""Queues in other processes, and what the tests have them do there."""
+"""Queues and other collections in other processes, and what the tests have them do there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ SECONDS = 60.0  # far more than anything here takes
 class Remote:
     """A process with a queue that does what it is told.
 
+    :param queue: the queue, or where to open a ``Queue`` with these options, or what to call with them there.
+
     Each function of this module runs there as ``function(queue, tell, *arguments)``; what it tells
     arrives before its result does.
     """
 
-    def __init__(self, queue: Queue | str, **options: Any) -> None:
+    def __init__(self, queue: Queue | str | Callable[..., Any], **options: Any) -> None:
         self._pipe, theirs = CONTEXT.Pipe()
         self._process = CONTEXT.Process(target=_serve, args=(theirs, queue, options), daemon=True)
         self._process.start()
@@ -96,8 +98,10 @@ class Remote:
         self._pipe.close()
 
 
-def _serve(pipe: Any, queue: Queue | str, options: dict[str, Any]) -> None:
-    with queue if isinstance(queue, Queue) else Queue(queue, **options) as opened:
+def _serve(pipe: Any, queue: Queue | str | Callable[..., Any], options: dict[str, Any]) -> None:
+    if not isinstance(queue, Queue):
+        queue = Queue(queue, **options) if isinstance(queue, str) else queue(**options)
+    with queue as opened:
         while (order := pipe.recv()) is not None:
             function, arguments = order
             tell = _Teller(pipe)
@@ -113,6 +117,11 @@ class _Teller:
 
     def __call__(self, something: Any) -> None:
         self._pipe.send(("told", something))
+
+    @property
+    def said(self) -> bool:
+        """The test has said something."""
+        return bool(self._pipe.poll(0))
 
     def wait(self) -> Any:
         """Until the test says something."""

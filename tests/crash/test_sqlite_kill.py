@@ -136,3 +136,45 @@ def test_killed_producers_and_consumers(tmp_path, rng, kind):
         assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)
     left = {entry.name for entry in (tmp_path / "q").iterdir()}
     assert left == {"data.db", "data.db.lock", "data.db.turn"}, "files of the dead remain"
+
+
+def take_until_killed(path: str, says: int) -> None:
+    """Get with ``auto_commit``, and say what was got."""
+    with SQLiteQueue(path, serializer="json", durability="process") as queue:
+        while True:
+            note(says, "got", queue.get())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.timeout(60)
+def test_with_auto_commit_a_kill_loses_at_most_the_item_in_get(tmp_path, rng):
+    """And delivers nothing again."""
+    path, count, kills = str(tmp_path / "q"), 4000, 25
+    with SQLiteQueue(path, serializer="json", durability="process") as queue:
+        queue.put_many(range(count))
+    got: list[int] = []
+    lost = 0
+    for _ in range(kills):
+        reading, says = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                take_until_killed(path, says)
+            finally:
+                os._exit(1)
+        os.close(says)
+        with open(reading) as lines:
+            heard = [lines.readline() for _ in range(rng.randrange(1, 60))]
+            os.kill(pid, signal.SIGKILL)
+            heard += lines.readlines()
+        os.waitpid(pid, 0)
+        got += [int(line.split()[1]) for line in heard]
+        with SQLiteQueue(path, serializer="json", durability="process") as queue:
+            left = list(queue.items())
+            assert queue.qsize() == len(left)
+        # In order: what was got, then at most one that was in get(), then what waits.
+        assert left == list(range(count - len(left), count))
+        assert len(got) + lost <= count - len(left) <= len(got) + lost + 1
+        lost = count - len(left) - len(got)
+        assert got == sorted(set(got))
+    assert len(got) > kills

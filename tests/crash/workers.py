@@ -1,5 +1,7 @@
 """Processes that work on a queue until they are killed: ``python -m tests.crash.workers``.
 
+Another module may be such a server as well: it calls :func:`serve` with its own function.
+
 The server reads one JSON line per life from standard input, forks a worker for it (cheap, as everything is
 imported) and answers with the worker's process id, then with ``ended``. What a worker asks and what was
 answered goes as lines into the pipe whose descriptor the server was started with; each line is one write,
@@ -25,7 +27,7 @@ from persistcoll import Empty, Queue
 from persistcoll.disk import Disk
 from tests.crash.accounts import Scribe, number_of
 
-__all__ = ["Life", "Server"]
+__all__ = ["Life", "Server", "serve"]
 
 _DEADLINE = 60.0
 
@@ -73,7 +75,9 @@ def tell(pipe: int, name: str, said: str) -> None:
     os.write(pipe, f"{name} {said}\n".encode())
 
 
-def serve(pipe: int) -> None:
+def serve(pipe: int, work: Callable[[Callable[[str], object], dict[str, Any]], None]) -> None:
+    """Answer orders; ``work`` is one life, given what to say with, and its order."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for them
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
@@ -101,14 +105,17 @@ class Life:
 
 
 class Server:
-    """The server, from the side of the test."""
+    """The server, from the side of the test.
 
-    def __init__(self) -> None:
+    :param module: the one to run.
+    """
+
+    def __init__(self, module: str = "tests.crash.workers") -> None:
         self._pipe, pipe = os.pipe()
         os.set_blocking(self._pipe, False)
         self._rest = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.workers", str(pipe)],
+            [sys.executable, "-m", module, str(pipe)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[pipe],
@@ -157,5 +164,4 @@ class Server:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for them
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), work)

@@ -2,49 +2,29 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from persistcoll.pdict import PDict
+from tests.concurrency.workers import Remote
 
 __all__ = ["RemoteDict"]
 
-# Not fork: these processes have nothing of this one, as those of a user.
-CONTEXT = multiprocessing.get_context("spawn")
-SECONDS = 60.0  # far more than anything here takes
 
+class RemoteDict(Remote):
+    """Each method is called there; what it raised is raised here, what it iterates over comes as a list.
 
-class RemoteDict:
-    """Each method is called there; what it raised is raised here, what it iterates over comes as a list."""
+    Functions of a module run there as ``function(d, *arguments)``.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._pipe, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(theirs, arguments, options), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._closed = False
-        self._result()
+        super().__init__(functools.partial(PDict, *arguments), **options)
+        self.run(call, "stats", (), {})  # it is open
 
-    def start(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        """Begin ``function(d, *arguments)``, a function of a module."""
-        self._pipe.send((function, arguments, options))
-
-    def _result(self) -> Any:
-        assert self._pipe.poll(SECONDS), "the other process does not answer"
-        well, value = self._pipe.recv()
-        if not well:
-            raise value
-        return value
-
-    result = _result
-
-    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        self.start(function, *arguments, **options)
-        return self._result()
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        super().start(_apply, function, arguments)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return lambda *arguments, **options: self.run(call, name, arguments, options)
@@ -92,38 +72,9 @@ class RemoteDict:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def kill(self) -> None:
-        """SIGKILL."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, signal.SIGKILL)
-        self._end()
 
-    def close(self) -> None:
-        """Let it close its dict and end."""
-        if not self._closed:
-            self._pipe.send(None)
-            self._end()
-
-    def _end(self) -> None:
-        self._closed = True
-        self._process.join(10)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._process.close()
-        self._pipe.close()
-
-
-def _serve(pipe: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-    d: PDict[Any, Any]
-    with PDict(*arguments, **options) as d:
-        pipe.send((True, None))
-        while (order := pipe.recv()) is not None:
-            function, given, named = order
-            try:
-                pipe.send((True, function(d, *given, **named)))
-            except Exception as error:
-                pipe.send((False, error))
+def _apply(d: PDict[Any, Any], tell: object, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(d, *arguments)
 
 
 def call(d: PDict[Any, Any], name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

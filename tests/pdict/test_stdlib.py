@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib
 import itertools
@@ -70,16 +71,15 @@ class _Differences:
 
     def test_setdefault(self) -> None:
         """What it gives is a copy: changing it changes nothing."""
+        cpython.BasicTestMappingProtocol.test_setdefault(self)
         d = self._empty_mapping()  # type: ignore[attr-defined]
-        with pytest.raises(TypeError):
-            d.setdefault()
         assert d.setdefault("key0") is None
         assert d.setdefault("key0", []) is None
         d.setdefault("key", []).append(3)
         assert d["key"] == []
 
     def test_fromkeys(self) -> None:
-        """What cannot be opened or set raises, and nothing stays open."""
+        """It goes through ``update``, not ``__setitem__``; the rest is as theirs."""
         made = self.type2test.fromkeys("abc")  # type: ignore[attr-defined]
         assert made == {"a": None, "b": None, "c": None}
         assert made.fromkeys((4, 5), 0) == {4: 0, 5: 0}
@@ -87,6 +87,21 @@ class _Differences:
         assert type(made.fromkeys(iter([1]))) is self.type2test  # type: ignore[attr-defined]
         with pytest.raises(TypeError):
             made.fromkeys(3)
+
+        class Another(self.type2test):  # type: ignore[misc, name-defined]
+            def __new__(cls) -> Any:
+                return collections.UserDict()
+
+        assert isinstance(Another.fromkeys("ab"), collections.UserDict)
+
+        class Unopenable(self.type2test):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            Unopenable.fromkeys([1])
+        with pytest.raises(ZeroDivisionError):
+            made.fromkeys(1 // 0 for _ in range(1))
 
     def test_getitem(self) -> None:
         """Keys are of few types, none of which can raise when it is hashed or compared."""

@@ -27,7 +27,6 @@ from persistcoll import (
     FILOSQLiteQueue,
     FormatVersionError,
     LIFOSQLiteQueue,
-    LockedError,
     PriorityQueue,
     Queue,
     SerializerMismatchError,
@@ -206,20 +205,6 @@ def test_a_queue_that_could_not_be_opened_does_not_warn(tmp_path):
     with pytest.raises(OSError, match="file"):
         SQLiteQueue(tmp_path / "file")
     gc.collect()
-
-
-def test_another_program_keeps_it_locked(open_file, tmp_path):
-    queue = open_file(SQLiteQueue, timeout=0.05)
-    queue.put(1)
-    connection = sqlite3.connect(data_file(tmp_path), isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    for call in (lambda: queue.put(2), queue.get, queue.task_done):
-        with pytest.raises((LockedError, ValueError)):
-            call()
-    connection.execute("ROLLBACK")
-    connection.close()
-    assert queue.put(3) == 2
-    assert queue.get_many(9) == [1, 3]
 
 
 def test_a_damaged_row_is_named_and_can_be_skipped(open_file, tmp_path, kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gc
 import importlib
+import importlib.metadata
 import importlib.util
 import random
 import re
@@ -382,6 +383,45 @@ def test_the_differences_are_as_the_page_says(name, library, tmp_path, monkeypat
     text, theirs, ours = DIFFERENCES[name]
     assert theirs != ours
     assert run(library, text) == (ours if library == "persistcoll" else theirs)
+
+
+SECTIONS = ["SQLite Queue", "SQLite3-based Queue", "Priority Queue", "Unique Queue", "Acknowledgment Queue"]
+# The worker's body is the reader's, and so is where items come from. It calls join(), which is not there.
+NOT_RUN = (
+    "import ", "from ", "print(", "def worker", "while True", "item = q.get()", "do_work",
+    "for i in range(num", "t = Thread", "for item in source", "q.join()",
+)  # fmt: skip
+
+
+def test_every_line_of_its_examples_is_here():
+    """By the README that its distribution holds."""
+    pytest.importorskip("persistqueue")
+    text = importlib.metadata.metadata("persist-queue").json["description"]
+    assert isinstance(text, str)
+    parts = re.split(r"^([A-Z][^\n]*)\n[-^]{4,}\n", text, flags=re.MULTILINE)
+    examples = "\n".join(example for example, _ in EXAMPLES.values()).replace("persistqueue.", "")
+    here = {line.strip() for line in examples.splitlines()}
+    seen = 0
+    for title, part in zip(parts[1::2], parts[2::2], strict=True):
+        if title in SECTIONS:
+            for line in re.findall(r"^    (?:>>> )?(.+)$", part, re.MULTILINE):
+                code = line.partition("#")[0].strip().replace("persistqueue.", "")
+                if code and not code.startswith(NOT_RUN) and not re.match(r"^(\d+|'.*')$", code):
+                    seen += 1
+                    assert code in here, title
+    assert seen > 25
+
+
+@pytest.mark.parametrize("name", ["json", "pickle", "msgpack", "cbor2"])
+@pytest.mark.parametrize("kind", [*PLAIN, *ACK], ids=lambda kind: kind.__name__)
+def test_its_serializers_work(kind, name, tmp_path):
+    """``serializer=persistqueue.serializers.json``, as the README has it."""
+    serializer = importlib.import_module(f"{pytest.importorskip('persistqueue').__name__}.serializers.{name}")
+    items = [{"b": None, "a": 2.5}, "text", 7]  # from its msgpack a list would come as a tuple
+    with kind(tmp_path, serializer=serializer, durability="process") as queue:
+        queue.put_many(items)
+    with kind(tmp_path, serializer=serializer, durability="process") as queue:
+        assert list(queue.items()) == items
 
 
 METHODS = ["__init__", "put", "put_nowait", "get", "get_nowait", "ack", "nack", "ack_failed", "update"]

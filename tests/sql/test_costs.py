@@ -1,0 +1,285 @@
+"""What an operation costs, counted: statements, steps of SQLite's machine, calls in Python.
+
+Counts are the same on every machine, so they can be demanded: a statement more for each ``put``, or a step
+for each item that waits, is a failure here before anybody measures it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persistcoll import (
+    Empty,
+    FILOSQLiteAckQueue,
+    FILOSQLiteQueue,
+    PriorityQueue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    UniqueAckQ,
+    UniqueQ,
+)
+from persistcoll.tables.sqlite import SQLite
+
+FEW, MANY = 1000, 50_000
+
+
+class Meter:
+    """Counts what all connections that are opened meanwhile do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.statements: list[str] = []
+        self.steps = 0
+        self._connections: list[Any] = []
+        self._measuring = False
+        connect = SQLite.connect
+
+        def watched(dialect: SQLite, path: str, timeout: float) -> Any:
+            connection = connect(dialect, path, timeout)
+            connection.set_trace_callback(self.statements.append)
+            self._connections.append(connection)
+            if self._measuring:
+                connection.set_progress_handler(self._step, 1)
+            return connection
+
+        monkeypatch.setattr(SQLite, "connect", watched)
+
+    def _step(self) -> None:
+        self.steps += 1
+
+    def _measure(self, step: Callable[[], None] | None) -> None:
+        self._measuring = step is not None
+        for connection in self._connections:
+            with suppress(sqlite3.ProgrammingError):  # it is closed
+                connection.set_progress_handler(step, 1)
+
+    def words(self, call: Callable[[], object]) -> str:
+        """The first word of each statement that ``call`` executes, with how often where more than once."""
+        self.statements.clear()
+        call()
+        words = Counter(text.split()[0].lower() for text in self.statements)
+        return " ".join(word if count == 1 else f"{word}*{count}" for word, count in words.items())
+
+    def cost(self, call: Callable[[], object]) -> tuple[int, int]:
+        """How many steps of SQLite's machine, and calls of and in Python functions."""
+        calls = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        self.steps = 0
+        self._measure(self._step)
+        sys.setprofile(count)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+            self._measure(None)
+        return self.steps, calls
+
+
+@pytest.fixture
+def meter(monkeypatch) -> Meter:
+    return Meter(monkeypatch)
+
+
+class Opener(ExitStack):
+    """Opens queues in one database, all of which ``close()`` closes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __call__(self, kind: type[Any], **options: Any) -> Any:
+        queue = kind(self.path, serializer="json", **{"durability": "process", **options})
+        return self.enter_context(queue)
+
+
+@pytest.fixture
+def opened(tmp_path) -> Iterator[Opener]:
+    with Opener(tmp_path / "q") as opener:
+        yield opener
+
+
+# At "process" a transaction is this; at "power" a claim needs no sync, which is said before and after it.
+PUT = "begin insert commit"
+TAKE = "begin select delete update commit"
+CLAIM = "begin select insert delete update commit"
+ACK = "begin update*2 commit"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "put", "many", "get", "done"),
+    [
+        (SQLiteQueue, {}, PUT, "begin insert*100 commit", TAKE, ""),
+        (FILOSQLiteQueue, {}, PUT, "begin insert*100 commit", TAKE, ""),
+        (PriorityQueue, {}, PUT, "begin insert*100 commit", TAKE, ""),
+        (UniqueQ, {}, "begin select insert*2 commit", "begin select*100 insert*200 commit",
+         "begin select delete*2 update commit", ""),
+        (SQLiteQueue, {"auto_commit": False}, PUT, "begin insert*100 commit", CLAIM,
+         "begin delete update commit"),
+        (SQLiteAckQueue, {}, PUT, "begin insert*100 commit", CLAIM, ACK),
+        (SQLiteAckQueue, {"keep_acked": 0}, PUT, "begin insert*100 commit", CLAIM,
+         "begin delete update commit"),
+        (FILOSQLiteAckQueue, {}, PUT, "begin insert*100 commit", CLAIM, ACK),
+        (UniqueAckQ, {}, "begin select insert*2 commit", "begin select*100 insert*200 commit", CLAIM,
+         "begin select*2 delete update*2 commit"),
+    ],
+)  # fmt: skip
+def test_the_statements_of_each_operation(meter, opened, kind, options, put, many, get, done):
+    queue = opened(kind, **options)
+    queue.put_many(range(1000, 1010))
+    queue.get()
+    queue.task_done()
+    assert meter.words(lambda: queue.put(1)) == put
+    assert meter.words(lambda: queue.put_many(range(2000, 2100))) == many
+    assert meter.words(queue.get) == get
+    assert meter.words(queue.task_done) == done
+    assert meter.words(queue.peek) == "select"
+    assert meter.words(queue.qsize) == meter.words(queue.empty) == meter.words(queue.full) == ""
+    assert meter.words(lambda: list(queue.items())) == "select*2"
+
+
+@pytest.mark.parametrize(
+    ("verb", "statements"),
+    [
+        (lambda queue, item: queue.ack(item), ACK),
+        (lambda queue, item: queue.ack_failed(item), ACK),
+        (lambda queue, item: queue.nack(item), "begin select insert delete update commit"),
+        (lambda queue, item: queue.nack(item, delay=60), "begin select update*2 commit"),
+        (lambda queue, item: queue.nack(item, to_back=True), "begin select*2 delete insert update commit"),
+        (lambda queue, item: queue.update("other", id=1), "begin select*4 update commit"),
+    ],
+    ids=["ack", "ack_failed", "nack", "nack with a delay", "nack to the back", "update"],
+)
+def test_the_statements_of_each_verb(meter, opened, verb, statements):
+    queue = opened(SQLiteAckQueue)
+    queue.put_many(["a", "b"])
+    item = queue.get()
+    assert meter.words(lambda: verb(queue, item)) == statements
+
+
+def test_at_power_only_the_sync_is_switched(meter, opened):
+    queue = opened(SQLiteAckQueue, durability="power")
+    queue.put_many("abcd")
+    queue.ack(queue.get())
+    assert meter.words(lambda: queue.put("e")) == PUT
+    assert meter.words(queue.get) == f"pragma {CLAIM}"
+    assert meter.words(queue.get) == CLAIM
+    assert meter.words(queue.task_done) == f"pragma {ACK}"
+
+
+def test_an_empty_queue_is_asked_without_a_transaction(meter, opened):
+    queue = opened(SQLiteQueue)
+    for statements in ("begin select commit", "", "", ""):
+        meter.statements.clear()
+        with pytest.raises(Empty):
+            queue.get_nowait()
+        assert " ".join(text.split()[0].lower() for text in meter.statements) == statements
+
+
+# whatever waits, is in work or is done
+
+
+def fill(opened: Opener, kind: type[Any], count: int) -> Any:
+    """A queue in which so many wait, are in work and are done."""
+    ack = issubclass(kind, SQLiteAckQueue)
+    queue = opened(kind, name=str(count), **({"keep_acked": None} if ack else {"auto_commit": False}))
+    if ack:
+        table = queue._table
+        ids = queue.put_many(range(count))
+        table.take_many(count, lambda record: record.id)
+        table.acknowledge(ids)
+        table.resume()
+    other = opened(kind, name=str(count), **({} if ack else {"auto_commit": False}))
+    queue.put_many(range(count))
+    other._table.take_many(count, lambda record: record.id)
+    queue.put_many(range(count, 2 * count))
+    return queue
+
+
+def operations(queue: Any) -> dict[str, Callable[[], object]]:
+    """Each one leaves as many in each state as it found, or one more."""
+    ack = isinstance(queue, SQLiteAckQueue)
+    item: list[Any] = []
+
+    def get() -> None:
+        item[:] = [queue.get()]
+
+    calls: dict[str, Callable[[], object]] = {
+        "qsize": queue.qsize,
+        "stats": queue.stats,
+        "peek": queue.peek,
+        "version": queue._table.version,
+        "put": lambda: queue.put("one"),
+        "put_many": lambda: queue.put_many(["two", "three"]),
+        "get": get,
+        "get_many": lambda: queue.get_many(2),
+        "task_done": queue.task_done,
+        "task_done twice": queue.task_done,
+        "task_done again": queue.task_done,
+        "update": lambda: queue.update("four", id=queue._table.peek(lambda record: record.id)),
+        "skip": queue.skip,
+    }
+    if ack:
+        calls |= {
+            "get for ack": get,
+            "ack": lambda: queue.ack(item[0]),
+            "get for nack": get,
+            "nack": lambda: queue.nack(item[0]),
+            "get for nack to the back": get,
+            "nack to the back": lambda: queue.nack(item[0], to_back=True),
+            "get for nack for later": get,
+            "nack for later": lambda: queue.nack(item[0], delay=1000),
+            "get for ack_failed": get,
+            "ack_failed": lambda: queue.ack_failed(item[0]),
+            "counts": lambda: (queue.unack_count(), queue.acked_count(), queue.active_size()),
+            "clear_acked_data": lambda: queue.clear_acked_data(max_delete=5, keep_latest=10),
+        }
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [(SQLiteQueue, MANY), (FILOSQLiteQueue, MANY), (PriorityQueue, MANY), (UniqueAckQ, MANY // 5)],
+)
+def test_nothing_costs_more_with_more_items(meter, opened, kind, most):
+    costs = []
+    for count in (FEW, most):
+        queue = fill(opened, kind, count)
+        for call in operations(queue).values():  # once to begin with: the holder, the statements' plans
+            call()
+        costs.append({name: meter.cost(call) for name, call in operations(queue).items()})
+    few, many = costs
+    for name, (steps, calls) in few.items():
+        assert many[name][0] == steps, name
+        # Who has not had the writer's turn for 4 ms makes some more.
+        assert abs(many[name][1] - calls) < 20, name
+
+
+def test_opening_costs_no_more_with_more_items(meter, opened):
+    kind, costs = SQLiteAckQueue, []
+    for count in (FEW, MANY // 5):
+        fill(opened, kind, count)
+        opened.close()
+        costs.append(meter.cost(lambda name=str(count): opened(kind, name=name)))
+        opened.close()
+    (few_steps, few_calls), (many_steps, many_calls) = costs
+    # The second time there are more names, and more numbers of holders that are gone.
+    assert few_steps <= many_steps < few_steps + 50
+    assert many_calls < few_calls + 200
+
+
+def test_what_does_grow_is_seen(meter, opened):
+    """A test of the test."""
+    few, many = (meter.cost(fill(opened, SQLiteQueue, count).queue) for count in (10, 100))
+    assert many[0] > 5 * few[0]
+    assert many[1] > 5 * few[1]
