@@ -1,7 +1,8 @@
 """Random sequences of operations, each compared with a model.
 
-:class:`StoreMachine`, :class:`TableMachine` and :class:`QueueMachine` are state machines of hypothesis,
-which shortens a failing sequence to the shortest that fails. A test is a subclass that says what to try::
+:class:`StoreMachine`, :class:`TableMachine`, :class:`MappingMachine` and :class:`QueueMachine` are state
+machines of hypothesis, which shortens a failing sequence to the shortest that fails. A test is a subclass
+that says what to try::
 
     class MyStoreMachine(StoreMachine):
         def stores(self):
@@ -24,10 +25,11 @@ from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.bench import StoreFactory
 from persistcoll.testing.children import demand
 from persistcoll.testing.hypothesis import ExpectedError, outcome, st, stateful
+from persistcoll.testing.mapping_machine import MappingMachine
 from persistcoll.testing.queue_machine import QueueMachine
 from persistcoll.testing.table_machine import TableMachine
 
-__all__ = ["QueueMachine", "StoreMachine", "TableMachine"]
+__all__ = ["MappingMachine", "QueueMachine", "StoreMachine", "TableMachine"]
 
 _payloads = st.binary(max_size=40)
 _capacities = st.sampled_from([0, 1, 2, 3, 5])

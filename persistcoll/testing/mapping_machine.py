@@ -48,7 +48,7 @@ class _Reading:
 
 
 class MappingMachine(stateful.RuleBasedStateMachine):
-    """A mapping against a :class:`~persistcoll.engine.memory_mapping.MemoryMapping`: all that the contract
+    """A mapping against the plain one in memory: all that the contract
     has, with expiry, transactions, and iterations that go on while the mapping is changed.
     """
 
