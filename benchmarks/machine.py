@@ -10,7 +10,15 @@ from typing import Any
 
 __all__ = ["describe", "file_system", "has_device", "installed"]
 
-_PACKAGES = ("persistcoll", "persist-queue", "queuelib", "msgpack", "cbor2")
+_PACKAGES = (
+    "persistcoll",
+    "persist-queue",
+    "queuelib",
+    "diskcache",
+    "sqlitedict",
+    "msgpack",
+    "cbor2",
+)
 # Syncing there costs nothing and saves nothing.
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 

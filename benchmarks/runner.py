@@ -12,6 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.backlog import backlog
+from benchmarks.dict_memory import dict_memory
+from benchmarks.dict_reads import dict_reads
+from benchmarks.dict_threads import dict_threads
+from benchmarks.dict_writes import dict_updates, dict_writes
 from benchmarks.formats import serializers
 from benchmarks.machine import describe
 from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
@@ -46,6 +50,11 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         sql_processes,
         sql_backlog,
         sql_wakeups,
+        dict_reads,
+        dict_writes,
+        dict_updates,
+        dict_threads,
+        dict_memory,
     )
 }
 

@@ -95,6 +95,7 @@ class SQLMapping(Mapping):
         if ledger.due is not None:
             now = self._now()
             if ledger.due <= now:
+                self._database.begin()
                 ledger.ready -= execute(self._words.purge, (now,)).rowcount
                 ledger.due = execute(self._words.next_end).fetchone()[0]
                 self._database.changed(ledger)
@@ -180,7 +181,7 @@ class SQLMapping(Mapping):
         self._check()
         if len(items) == 1:
             ((key, name, value),) = items
-            self._write(lambda execute: self._set(execute, key, name, value, expires), self._power)
+            self._write(lambda execute: self._set(execute, key, name, value, expires), self._power, False)
         elif items:
             self._write(lambda execute: self._set_all(execute, items, expires), self._power)
 

@@ -82,6 +82,7 @@ class SQLTable(Table):
             ledger.load(execute, self._database.dialect.damaged)
             ledger.epoch = self._database.epoch
         if ledger.due is not None and ledger.due <= self._now():
+            self._database.begin()
             self._claims.release_due(execute)
         return ledger
 
@@ -119,7 +120,7 @@ class SQLTable(Table):
             ledger.ready += 1
             return id
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, False)
 
     def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
         ids = self.put([Entry(payload) for payload in payloads], capacity)
@@ -383,8 +384,6 @@ class SQLTable(Table):
 
     def stats(self) -> Stats:
         return self._listing.stats(self._database.source.occupied)
-
-    # The end.
 
     def abandon(self) -> None:
         # The database itself follows forks.

@@ -110,7 +110,7 @@ def opened(tmp_path) -> Iterator[Opener]:
 
 
 # At "process" a transaction is this; at "power" a claim needs no sync, which is said before and after it.
-PUT = "begin insert commit"
+PUT = "insert"  # a transaction of its own
 TAKE = "begin select delete update commit"
 CLAIM = "begin select insert delete update commit"
 ACK = "begin update*2 commit"
@@ -121,7 +121,7 @@ ACK = "begin update*2 commit"
     [
         (SQLiteQueue, {}, PUT, "begin insert*100 commit", TAKE, ""),
         (FILOSQLiteQueue, {}, PUT, "begin insert*100 commit", TAKE, ""),
-        (PriorityQueue, {}, PUT, "begin insert*100 commit", TAKE, ""),
+        (PriorityQueue, {}, "begin insert commit", "begin insert*100 commit", TAKE, ""),
         (UniqueQ, {}, "begin select insert*2 commit", "begin select*100 insert*200 commit",
          "begin select delete*2 update commit", ""),
         (SQLiteQueue, {"auto_commit": False}, PUT, "begin insert*100 commit", CLAIM,
