@@ -131,13 +131,15 @@ def _fill_index(path: str, keys: Iterable[str]) -> None:
                 stored.update(chunk)
 
 
-def _sqlitedict(path: str, durability: str = "process", autocommit: bool = True) -> Any:
+def _sqlitedict(path: str, durability: str = "process", **options: Any) -> Any:
     """With a write-ahead log, as all of them. It never syncs: a power cut may damage the database."""
-    return import_module("sqlitedict").SqliteDict(f"{path}.sqlite", autocommit=autocommit, journal_mode="WAL")
+    options = {"autocommit": True, "journal_mode": "WAL", **options}
+    return import_module("sqlitedict").SqliteDict(f"{path}.sqlite", **options)
 
 
 def _fill_sqlitedict(path: str, keys: Iterable[str]) -> None:
-    with _sqlitedict(path, autocommit=False) as stored:
+    """Without the stack of the caller, which it takes down for each key, for messages."""
+    with _sqlitedict(path, autocommit=False, outer_stack=False) as stored:
         for chunk in _chunks(keys):
             stored.update(chunk)
             stored.commit()

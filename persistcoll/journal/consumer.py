@@ -291,7 +291,8 @@ class Consumer:
         for id, chunk, _, behind in self._returned:
             self._write(id, id, (chunk, behind))
         self._returned.clear()
-        first = self._reader.next_id
+        # Behind what was given back there may be what was acknowledged before it.
+        first = max(self._reader.next_id, self.acknowledged.last + 1)
         for known, known_last in sorted(self.acknowledged.ranges.items()):
             if first < known <= last:
                 self._write(first, known - 1, self.acknowledged.position)

@@ -465,6 +465,21 @@ def test_clear_leaves_what_is_in_hands(open_queue):
     assert list(open_queue().items()) == [0, 5]
 
 
+def test_clear_counts_what_was_cleared_before_once(open_queue):
+    """Behind an item that was given back lies one that is acknowledged already."""
+    queue = open_queue()
+    queue.put_many("ab")
+    queue.get()
+    queue.clear()
+    queue.close()
+    queue = open_queue()
+    with contextlib.suppress(KeyError), queue.receive():
+        raise KeyError
+    assert queue.clear() == 1
+    stats = queue.stats()
+    assert (stats.ready, stats.puts, stats.gets) == (0, 2, 2)
+
+
 def test_items_takes_nothing_and_can_be_left(either):
     either.put_many(range(5))
     iterator = either.items()
