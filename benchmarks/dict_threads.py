@@ -59,6 +59,11 @@ def dict_threads(sizes: Sizes, root: str) -> Scenario:
         one, many = ([f"{name}, {size:,}: {_phase(threads)}"] for threads in _THREADS)
         return ratio(f"rate with 8 threads / 1 thread, {name}, {size:,}", one, many, at_least=at_least)
 
+    def gain_beside_bare(size: int) -> Figure:
+        ours, bare = gain(OURS, size), gain(_BARE, size)
+        text = f"rate with 8 threads / 1 thread, {size:,}: {OURS} / bare"
+        return Figure(text, lambda numbers: ours.of(numbers) / bare.of(numbers))
+
     return Scenario(
         name="dict_threads",
         compared=(
@@ -71,6 +76,7 @@ def dict_threads(sizes: Sizes, root: str) -> Scenario:
         figures=[
             *(gain(OURS, size, at_least=0.9) for size in both),
             *(gain(_BARE, size) for size in both),
+            *map(gain_beside_bare, both),
         ],
         prepare=prepare,
     )

@@ -291,9 +291,11 @@ class BaseQueue:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):  # True: the constructor raised
-            if not self._inherited:  # a forked child did not open it
-                warn_unclosed(self)
-            self.close()
+            try:
+                if not self._inherited:  # a forked child did not open it
+                    warn_unclosed(self)
+            finally:  # a warning may be an error
+                self.close()
 
     def _after_fork(self) -> None:
         self._inherited = True

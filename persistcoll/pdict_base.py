@@ -1,7 +1,6 @@
 """What makes a mapping of bytes a dict: keys and values as objects, and all of ``dict``'s methods.
 
-:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues: the store is passed
-to it, what is stored and how is the store's business.
+:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues; its store is given.
 """
 
 from __future__ import annotations
@@ -368,9 +367,11 @@ class BaseDict(MutableMapping[K, V]):
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):  # True: the constructor raised
-            if not self._inherited:  # a forked child did not open it
-                warn_unclosed(self)
-            self.close()
+            try:
+                if not self._inherited:  # a forked child did not open it
+                    warn_unclosed(self)
+            finally:  # a warning may be an error
+                self.close()
 
     def _after_fork(self) -> None:
         self._inherited = True

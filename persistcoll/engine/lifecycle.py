@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 import warnings
 import weakref
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 from persistcoll.errors import ClosedError, StorageError
 
@@ -15,10 +18,13 @@ __all__ = [
     "Quiescent",
     "follow_forks",
     "quiesce_for_forks",
+    "quiesce_no_more",
     "refusal",
     "warn_unclosed",
+    "within_an_operation",
 ]
 
+T = TypeVar("T")
 
 FORK_PATIENCE = 10.0
 """Seconds that a fork waits for what is being done to end."""
@@ -40,11 +46,18 @@ class Quiescent(Forkable, Protocol):
     def _after_fork_in_parent(self) -> None:
         """In the parent: go on."""
 
+    def used_here(self) -> bool:
+        """Whether this thread is within an operation of it, so that waiting for it would be for ever."""
+
 
 # By identity; a WeakSet is not safe to iterate over if the fork came while it was changing.
 _open: dict[int, weakref.ref[Forkable]] = {}
 _quiescent: dict[int, weakref.ref[Quiescent]] = {}
 _resting: list[Quiescent] = []
+# One fork at a time: two would let go of what the other one has brought to rest.
+_forking = threading.Lock()
+_forker: int | None = None  # the thread that has it
+_collecting = False  # whether the garbage collector was on before the fork
 
 
 def follow_forks(container: Forkable) -> None:
@@ -58,12 +71,20 @@ def _forget(identity: int, reference: weakref.ref[Forkable]) -> None:
         del _open[identity]
 
 
-def _after_fork_in_child() -> None:
-    _resting.clear()
-    for reference in list(_open.values()):
-        container = reference()
-        if container is not None:
-            container._after_fork()
+def _living(references: dict[int, weakref.ref[T]]) -> list[T]:
+    return [container for reference in list(references.values()) if (container := reference()) is not None]
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> None:
+    """Call all of them, whatever one raises; the interpreter reports the first such error."""
+    failure: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def quiesce_for_forks(container: Quiescent) -> None:
@@ -73,17 +94,55 @@ def quiesce_for_forks(container: Quiescent) -> None:
     follow_forks(container)
 
 
+def quiesce_no_more(container: Quiescent) -> None:
+    """It is shut: there is nothing to bring to rest any more."""
+    _quiescent.pop(id(container), None)
+
+
+def within_an_operation() -> bool:
+    """Whether this thread is within an operation of any that comes to rest for forks.
+
+    A destructor may run there, at any moment. It must not wait for another operation, whose thread may be
+    waiting for this one's.
+    """
+    return any(container.used_here() for container in _living(_quiescent))
+
+
 def _before_fork() -> None:
-    for reference in list(_quiescent.values()):
-        container = reference()
-        if container is not None:
-            container._before_fork()
-            _resting.append(container)
+    global _forker, _collecting
+    _forking.acquire()
+    _forker = threading.get_ident()
+    # The destructor of a forgotten container would wait for what is at rest, here and in the child.
+    _collecting = gc.isenabled()
+    gc.disable()
+    _resting.extend(_living(_quiescent))  # also what fails half way has something to let go of
+    _each(container._before_fork for container in _resting)
 
 
 def _after_fork_in_parent() -> None:
-    while _resting:
-        _resting.pop()._after_fork_in_parent()
+    global _forker
+    if _forker != threading.get_ident():  # it was interrupted while it waited for another one's fork
+        return
+    try:
+        _each(container._after_fork_in_parent for container in reversed(_resting))
+    finally:
+        _resting.clear()
+        if _collecting:
+            gc.enable()
+        _forker = None
+        _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forking, _forker
+    _forking = threading.Lock()
+    _forker = None
+    _resting.clear()
+    try:
+        _each(container._after_fork for container in _living(_open))
+    finally:
+        if _collecting:
+            gc.enable()
 
 
 if hasattr(os, "register_at_fork"):

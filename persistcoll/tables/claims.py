@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from persistcoll.engine.lifecycle import within_an_operation
 from persistcoll.engine.values import Retry, State
 from persistcoll.errors import NotClaimedError, StaleClaimError
 from persistcoll.tables import schema
@@ -326,7 +327,7 @@ class Claims:
             fresh(execute)
             self._give_back_all(execute, holder.number)
 
-        if not self._retry.resume or self._database.used_here():
+        if not self._retry.resume or within_an_operation():
             holder.abandon()  # whoever finds it dead gives it back
             return
         try:

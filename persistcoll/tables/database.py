@@ -14,12 +14,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from persistcoll.engine.combining import Combiner
-from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks
+from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks, quiesce_no_more
 from persistcoll.errors import ClosedError, StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Connection, Execute
 from persistcoll.tables.ledger import Ledger
 from persistcoll.tables.readers import Readers
+from persistcoll.tables.rest import Restable
 from persistcoll.tables.source import MEMORY, Opened, Source
 from persistcoll.tables.sqlite import SQLite, leak
 from persistcoll.tables.watcher import Watcher
@@ -35,7 +36,7 @@ _INTERRUPTED = "the thread that did this for another was interrupted; nothing is
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
 
 
-class Database:
+class Database(Restable):
     """A database that this process has open. From any thread.
 
     :ivar epoch: grows whenever what was remembered of the database may not be true any more.
@@ -108,34 +109,28 @@ class Database:
             return self._within(run)
         # Alone, which is the rule, there is nobody to combine with. Behind a leader, its queue comes first.
         me = threading.get_ident()
-        if not self._combiner.leading and self._mutex.acquire(False):
-            self._user = me
-            try:
-                return self._write_alone(run, sync, whole)
-            finally:
-                self._user = None
-                self._mutex.release()
+        if self._user is None and not self._combiner.leading:
+            # No call before the thread is noted: behind one, a destructor or a signal handler may come in.
+            with self._mutex:
+                self._user = me
+                try:
+                    return self._write_alone(run, sync, whole)
+                finally:
+                    self._user = None
         if self._user == me:
             raise StorageError(_REENTRANT.format(self.path))
         work = Work(run, sync)
         self._combiner.submit(work)
         return work.value
 
-    def used_here(self) -> bool:
-        """Whether this thread is within an operation, as a destructor's may be."""
-        return self._user == threading.get_ident()
-
-    def busy(self) -> bool:
-        """Whether shutting it now would wait for a caller's transaction, or for ever."""
-        return self._alone is not None or self.used_here()
-
     @contextmanager
     def _using(self) -> Iterator[None]:
         """The connection is this thread's."""
-        if self.used_here():
+        me = threading.get_ident()
+        if self._user == me:
             raise StorageError(_REENTRANT.format(self.path))
         with self._mutex:
-            self._user = threading.get_ident()
+            self._user = me
             try:
                 yield
             finally:
@@ -176,10 +171,11 @@ class Database:
         """``look`` at what is committed; it reads with one statement what has to be of one moment."""
         if self._alone is not None and self._alone == threading.get_ident():
             return self._within(look)
-        if self.used_here():
+        me = threading.get_ident()
+        if self._user == me:
             raise StorageError(_REENTRANT.format(self.path))
         with self._mutex:
-            self._user = threading.get_ident()
+            self._user = me
             try:
                 if self._trouble is not None or self._opened is None:
                     self._check()
@@ -323,8 +319,11 @@ class Database:
 
     def version(self) -> object:
         """Differs from an earlier one when somebody else has written since."""
-        if self.path == MEMORY:
+        # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
+        if self.path == MEMORY or self._user == threading.get_ident():
             return self.epoch
+        if self.used_here():
+            raise StorageError(_REENTRANT.format(self.path))
         try:
             return self._watcher.version()
         except self.dialect.Error as error:
@@ -344,11 +343,17 @@ class Database:
             finally:
                 self._lock.release()
 
-    def shut(self) -> None:
-        """Let go of the file."""
-        with self._watcher.mutex, self._mutex:
+    def shut(self) -> bool:
+        """Let go of the file, if no other thread is within an operation; whether that was so."""
+        if not self._rest(0.0):
+            return False
+        try:
             self._shut = True
             self._disconnect()
+        finally:
+            self._go_on()
+            quiesce_no_more(self)
+        return True
 
     def _disconnect(self) -> None:
         if self._opened is None:
@@ -366,25 +371,6 @@ class Database:
                 self._lock.release()
         finally:
             self._lock.close()
-
-    # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
-    # parent's for its own. So nothing is connected while a process forks; both connect anew.
-
-    def _before_fork(self) -> None:
-        watching = self._watcher.mutex.acquire(timeout=FORK_PATIENCE)
-        # For a thread that forks within its own operation nobody waits: it does not come to rest.
-        patience = 0 if self.used_here() else FORK_PATIENCE
-        self._at_rest = watching and self._mutex.acquire(timeout=patience)
-        if self._at_rest and self.path != MEMORY:
-            self._disconnect()
-        if watching and not self._at_rest:
-            self._watcher.mutex.release()
-
-    def _after_fork_in_parent(self) -> None:
-        if self._at_rest:
-            self._at_rest = False
-            self._mutex.release()
-            self._watcher.mutex.release()
 
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from persistcoll.directories import refuse_foreign_link
-from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks
+from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks, within_an_operation
 from persistcoll.engine.values import Discipline, Durability, Retry
+from persistcoll.errors import StorageError
 from persistcoll.tables import schema
 from persistcoll.tables.claims import sweep
 from persistcoll.tables.clock import Clock
@@ -32,6 +34,8 @@ DEFAULT_NAME = "data.db"
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+
+_PAUSE = 0.0005  # seconds
 
 SealFor = Callable[[bytes], Seal | None]
 
@@ -93,6 +97,7 @@ class _Databases:
     """The databases that this process has open, and by how many collections each."""
 
     def __init__(self) -> None:
+        # Who has it waits for no operation of this process: that may be waiting for it.
         self._mutex = threading.Lock()
         self._user: int | None = None  # the thread that has the mutex
         self._open: dict[str, tuple[Database, int]] = {}
@@ -110,42 +115,52 @@ class _Databases:
         return database
 
     def release(self, database: Database) -> None:
-        # A forgotten container is closed by the garbage collector, which may come at any moment, also in a
-        # thread that is within acquire(): then that one does the rest.
         self._left.append(database)
-        if self._user != threading.get_ident():
-            self.shut_left()
+        self.shut_left()
 
     def shut_left(self) -> None:
-        """Shut those that nobody uses any more; one in a transaction is left to who calls this at its end."""
-        busy: list[Database] = []
-        while True:
-            with self._using():
-                while self._left:
-                    database = self._left.popleft()
-                    if database.busy():
-                        busy.append(database)
-                    else:
-                        self._shut_unused(database)
-                self._left.extend(busy)
-                if len(self._left) == len(busy):  # else the garbage collector was here
-                    return
-                busy.clear()
+        """Shut those that nobody uses any more.
 
-    def _shut_unused(self, database: Database) -> None:
+        By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
+        this next; one in a caller's transaction is left to who calls this at its end.
+        """
+        while self._left and not within_an_operation():
+            with self._using():
+                for _ in range(len(self._left)):
+                    database = self._left.popleft()
+                    if not self._let_go(database):
+                        self._left.append(database)
+            if all(database.in_transaction for database in list(self._left)):
+                return
+            time.sleep(_PAUSE)
+
+    def _let_go(self, database: Database) -> bool:
+        """By one of its users; whether that could be done."""
         users = self._open[database.path][1] - 1 if database.path in self._open else 0
         if users:
             self._open[database.path] = database, users
-            return
+            return True
         # While nobody else can open it: two databases of one process on a file would close each other's
         # locks.
-        self._open.pop(database.path, None)
-        database.shut()
+        shut = True
+        try:
+            shut = database.shut()
+        finally:  # also when it could not be done well
+            if shut:
+                self._open.pop(database.path, None)
+        return shut
+
+    def used_here(self) -> bool:
+        """Whether this thread is opening or shutting one."""
+        return self._user == threading.get_ident()
 
     @contextmanager
     def _using(self) -> Iterator[None]:
+        me = threading.get_ident()
+        if self._user == me:
+            raise StorageError("nothing can be opened while this thread opens or closes something else")
         with self._mutex:
-            self._user = threading.get_ident()
+            self._user = me  # nothing is called before that, behind which a destructor could come
             try:
                 yield
             finally:
@@ -154,9 +169,9 @@ class _Databases:
     # A database that is being opened while the process forks would be inherited half open.
 
     def _before_fork(self) -> None:
-        self._at_rest = self._mutex.acquire(timeout=FORK_PATIENCE)
+        self._at_rest = not self.used_here() and self._mutex.acquire(timeout=FORK_PATIENCE)
         if self._at_rest:
-            self._user = threading.get_ident()  # for the garbage collector, which comes here, too
+            self._user = threading.get_ident()
 
     def _after_fork_in_parent(self) -> None:
         if self._at_rest:

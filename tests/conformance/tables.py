@@ -140,8 +140,8 @@ class SQLiteTables:
 class _Lasting(Database):
     """A database in memory that stays when its last table is closed."""
 
-    def shut(self) -> None:
-        pass
+    def shut(self) -> bool:
+        return True
 
     def end(self) -> None:
         super().shut()

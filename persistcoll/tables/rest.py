@@ -1,0 +1,69 @@
+"""Who uses a database at this moment, and bringing it to rest: to fork, and to let go of the file.
+
+A destructor may run at any moment: the garbage collector comes in behind any call, in whichever thread. In
+a thread that is within an operation it must wait for no other one, whose thread may be waiting for this
+thread's. So a mutex is taken by `with`, behind which the holder is noted before anything else is called, and
+whoever closes something asks :func:`~persistcoll.engine.lifecycle.within_an_operation` before it waits.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from persistcoll.engine.lifecycle import FORK_PATIENCE
+from persistcoll.tables.source import MEMORY
+from persistcoll.tables.watcher import Watcher
+
+__all__ = ["Restable"]
+
+
+class Restable:
+    """The part of a database that knows its users."""
+
+    path: str
+    _mutex: threading.Lock
+    _watcher: Watcher
+    _user: int | None  # the thread that has the mutex
+    _alone: int | None  # the thread within transaction()
+    _at_rest: bool
+
+    def used_here(self) -> bool:
+        """Whether this thread is within an operation, as a destructor's may be."""
+        return threading.get_ident() in (self._user, self._watcher.user)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether some thread is within a caller's transaction."""
+        return self._alone is not None
+
+    def _disconnect(self) -> None:
+        raise NotImplementedError
+
+    def _rest(self, patience: float) -> bool:
+        """Let nobody use it, once nobody does; whether that came about within so many seconds."""
+        if not self._watcher.mutex.acquire(timeout=patience):
+            return False
+        if not self._mutex.acquire(timeout=patience):
+            self._watcher.mutex.release()
+            return False
+        self._user = threading.get_ident()
+        return True
+
+    def _go_on(self) -> None:
+        self._user = None
+        self._mutex.release()
+        self._watcher.mutex.release()
+
+    # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
+    # parent's for its own. So nothing is connected while a process forks; both connect anew.
+
+    def _before_fork(self) -> None:
+        # For a thread that forks within its own operation nobody waits: it does not come to rest.
+        self._at_rest = self._rest(0.0 if self.used_here() else FORK_PATIENCE)
+        if self._at_rest and self.path != MEMORY:
+            self._disconnect()
+
+    def _after_fork_in_parent(self) -> None:
+        if self._at_rest:
+            self._at_rest = False
+            self._go_on()
