@@ -24,6 +24,8 @@ __all__ = [
     "SHELVE",
     "SQLITEDICT",
     "Kind",
+    "dbm_of_shelve",
+    "different",
     "installed",
     "names",
     "some",
@@ -33,7 +35,8 @@ OURS, PERSIST_QUEUE, DISKCACHE = "ours", "persist-queue PDict", "diskcache.Index
 SQLITEDICT, SHELVE = "sqlitedict", "shelve"
 _CHUNK = 10_000
 _SEED = 20
-_numbers = cycle(range(10_000, 59_999))  # that take two bytes each
+# As many as nothing comes round at the same place soon; each takes two bytes.
+_numbers = cycle(range(10_000, 59_999))
 
 Opened = AbstractContextManager[Any]
 """Gives a dict."""

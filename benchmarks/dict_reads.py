@@ -101,13 +101,12 @@ def dict_reads(sizes: Sizes, root: str) -> Scenario:
         compared=(
             f"Dicts of {small:,} and of {large:,} str keys with dicts of 100 bytes, pickle: d[k] and in, of"
             " keys in random order, len, and items() of the small ones, per item; one thread. Beside a bare"
-            " select + loads over sqlite3, in the very file of ours, whose keys were spelled as bytes"
-            " before, and in a table of key and value. Everything is opened anew in each round; what is"
-            " read lies in the page cache of the system, and of the large one hardly anything in that of"
-            " SQLite, 2 MB, for ours and the bare loops; diskcache has 32 MB of its own and maps 64 MB. Its"
-            " B-tree is also deeper. So the growth of d[k] is promised beside that of the bare loop. What"
-            " was assigned survived the death of the process, except with shelve, which here is"
-            f" {dicts.dbm_of_shelve()}; that, and what counts its rows for len, is not asked as often."
+            " select + loads over sqlite3, in the very file of ours, whose keys were spelled as bytes before,"
+            " and in a table of key and value. Everything is opened anew in each round and read from the"
+            " system's page cache. Of the large ones hardly anything fits into SQLite's own, 2 MB for ours"
+            " and the bare loops (diskcache's has 32 MB, and maps 64), and the B-trees are deeper: so how"
+            " d[k] grows is promised beside the bare loop. What was assigned survives the death of the"
+            f" process, except with shelve, here {dicts.dbm_of_shelve()}, which is measured small only."
         ),
         contenders=[
             contender

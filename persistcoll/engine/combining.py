@@ -48,23 +48,18 @@ class Combiner(Generic[R]):
         self._perform = perform
         self._mutex = threading.Lock()
         self._pending: list[R] = []
-        self._leading = False
-
-    @property
-    def leading(self) -> bool:
-        """Whether somebody works at this moment."""
-        return self._leading
+        self.leading = False
 
     def submit(self, request: R) -> None:
         """Return when ``request`` has been performed, by whomever; raise its failure."""
         batch: Sequence[Request] | None = None
         with self._mutex:
-            if self._leading:
+            if self.leading:
                 request.gate = threading.Lock()
                 request.gate.acquire()
                 self._pending.append(request)
             else:
-                self._leading = True
+                self.leading = True
                 batch = (request,)
         if request.gate is not None:
             self._wait(request)
@@ -106,7 +101,7 @@ class Combiner(Generic[R]):
                     request.failure = request.failure or StorageError(_INTERRUPTED)
             with self._mutex:
                 following, self._pending = self._pending, []
-                self._leading = bool(following)
+                self.leading = bool(following)
                 if following:
                     following[0].done = batch[1:]
                     following[0].batch = following

@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 from persistcoll.errors import ClosedError, StorageError
@@ -115,8 +115,16 @@ def _before_fork() -> None:
     # The destructor of a forgotten container would wait for what is at rest, here and in the child.
     _collecting = gc.isenabled()
     gc.disable()
-    _resting.extend(_living(_quiescent))  # also what fails half way has something to let go of
-    _each(container._before_fork for container in _resting)
+    _each(_comings_to_rest())
+
+
+def _comings_to_rest() -> Iterator[Callable[[], None]]:
+    # What opens others comes last, though it was there first: within an operation of one, which is waited
+    # for, another one may be opened. Then come those.
+    while awake := [container for container in reversed(_living(_quiescent)) if container not in _resting]:
+        for container in awake:
+            _resting.append(container)  # before: also what fails half way has something to let go of
+            yield container._before_fork
 
 
 def _after_fork_in_parent() -> None:

@@ -139,6 +139,8 @@ class MappingWords(NamedTuple):
     """By whether the last: that row."""
     insert: str
     """A row, of a new key."""
+    add: str
+    """A row, unless its key is there."""
     upsert: str
     """A row: new, or of a key that is there, which keeps its serial and name."""
     replace: str

@@ -68,6 +68,7 @@ class SQLMapping(Mapping):
         self._left = left
         self._rested = rested
         self._closed = False
+        self._adding = False  # the last key that was set was a new one
         if number not in database.ledgers:
             database.ledgers[number] = Ledger(words)
         # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
@@ -91,7 +92,9 @@ class SQLMapping(Mapping):
 
     def _fresh(self, execute: Execute) -> Ledger:
         """Within a transaction: the true numbers, and what has expired is gone."""
-        ledger = self._known(execute)
+        ledger = self._ledger
+        if ledger.epoch != self._database.epoch:
+            self._known(execute)
         if ledger.due is not None:
             now = self._now()
             if ledger.due <= now:
@@ -135,7 +138,8 @@ class SQLMapping(Mapping):
                 if present is not None:
                     self._remove(execute, ledger, key)
             elif present is None:
-                self._insert(execute, ledger, key, name, value, None)
+                crc = checksum(key, value, None)
+                self._insert(execute, ledger, self._words.insert, key, name, None, crc, value)
             elif value is not present:
                 execute(self._words.set, (end, checksum(key, value, end), value, key))
             return result
@@ -151,13 +155,23 @@ class SQLMapping(Mapping):
         return self._write(run, self._power)
 
     def _insert(
-        self, execute: Execute, ledger: Ledger, key: bytes, name: bytes, value: bytes, end: float | None
-    ) -> None:
-        row = (ledger.last_id + 1, key, name, end, checksum(key, value, end), value)
-        execute(self._words.insert, row)
+        self,
+        execute: Execute,
+        ledger: Ledger,
+        text: str,
+        key: bytes,
+        name: bytes,
+        end: float | None,
+        crc: int,
+        value: bytes,
+    ) -> bool:
+        """By one of the two statements that insert; whether it did."""
+        if not execute(text, (ledger.last_id + 1, key, name, end, crc, value)).rowcount:
+            return False
         ledger.last_id += 1
         ledger.ready += 1
         ledger.note_due(end)
+        return True
 
     def _remove(self, execute: Execute, ledger: Ledger, key: bytes) -> bool:
         there = execute(self._words.remove, (key,)).rowcount > 0
@@ -178,25 +192,42 @@ class SQLMapping(Mapping):
         return {key: value for key, value in found if value is not None}
 
     def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
-        self._check()
+        if self._closed:
+            self._check()
         if len(items) == 1:
             ((key, name, value),) = items
-            self._write(lambda execute: self._set(execute, key, name, value, expires), self._power, False)
+            if expires is None:
+                self._write(lambda execute: self._set(execute, key, name, value), self._power, False)
+            else:
+                self._write(
+                    lambda execute: self._set_until(execute, key, name, value, expires), self._power, False
+                )
         elif items:
             self._write(lambda execute: self._set_all(execute, items, expires), self._power)
 
-    def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float | None) -> None:
+    def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
         ledger = self._fresh(execute)
-        end = None if expires is None else self._now() + expires
-        crc = checksum(key, value, end)
-        if end is None and execute(self._words.replace, (crc, value, key)).rowcount:
+        crc = crc32(value, crc32(key))
+        # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
+        if self._adding:
+            if self._insert(execute, ledger, self._words.add, key, name, None, crc, value):
+                return
+            self._adding = False
+        if execute(self._words.replace, (crc, value, key)).rowcount:
             return
-        if end is None and ledger.due is None:  # nothing expires, so it is not there
-            self._insert(execute, ledger, key, name, value, end)
-        elif execute(self._words.set, (end, crc, value, key)).rowcount:
+        # Where nothing expires, it is not there.
+        if ledger.due is None or not execute(self._words.set, (None, crc, value, key)).rowcount:
+            self._insert(execute, ledger, self._words.insert, key, name, None, crc, value)
+            self._adding = True
+
+    def _set_until(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float) -> None:
+        ledger = self._fresh(execute)
+        end = self._now() + expires
+        crc = checksum(key, value, end)
+        if execute(self._words.set, (end, crc, value, key)).rowcount:
             ledger.note_due(end)
         else:
-            self._insert(execute, ledger, key, name, value, end)
+            self._insert(execute, ledger, self._words.insert, key, name, end, crc, value)
 
     def _set_all(
         self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None

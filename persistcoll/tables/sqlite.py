@@ -74,6 +74,7 @@ _DAMAGED = (
     "no such column",
     "has no column",
     "Could not decode",
+    "unsupported file format",
     "constraint failed",  # ours hold, unless an index does not find what is there
 )
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
@@ -291,6 +292,7 @@ def _mapping_words(number: int) -> MappingWords:
             for last in (False, True)
         },
         insert=insert,
+        add=insert + " ON CONFLICT (key) DO NOTHING",
         upsert=insert + " ON CONFLICT (key) DO UPDATE SET expires = excluded.expires, crc = excluded.crc,"
         " value = excluded.value",
         replace=f"UPDATE {pairs} SET crc = ?, value = ? WHERE key = ? AND expires IS NULL",

@@ -347,6 +347,32 @@ def test_two_threads_fork_at_the_same_time(tmp_path, monkeypatch):
 
 
 @needs_fork
+def test_something_is_opened_within_a_transaction_for_which_a_fork_waits(tmp_path):
+    inside, forking = threading.Event(), threading.Event()
+
+    def transact() -> None:
+        with ages.transaction():
+            ages["ann"] = 41
+            inside.set()
+            assert forking.wait(10)
+            until(database._watcher.mutex.locked)
+            with PDict[str, int](tmp_path / "other", durability="process") as other:
+                other["bob"] = 17
+
+    def child() -> None:
+        ages["cid"] = ages["ann"] + 1
+
+    with PDict[str, int](tmp_path / "ages", durability="process") as ages:
+        database: Any = ages._store._database  # type: ignore[attr-defined]
+        finish = waiting(transact)
+        assert inside.wait(10)
+        forking.set()
+        in_forked_child(child)
+        finish()
+        assert ages.copy() == {"ann": 41, "cid": 42}
+
+
+@needs_fork
 def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch):
     errors: list[Any] = []
 

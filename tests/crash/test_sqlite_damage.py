@@ -434,8 +434,11 @@ def history(path: str) -> list[list[str]]:
 def live(path: Path) -> None:
     """Do that, and end without closing."""
 
+    kept: list[Any] = []  # no destructor closes it
+
     def child() -> None:
         queue = opened("fifo", path)
+        kept.append(queue)
         for number in range(40):
             queue.put(item(number))
             if number % 4 == 3:
