@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,7 +85,7 @@ class BaseAckQueue(BaseSQLQueue):
         else:
             choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
         use = self._deliver_raw if raw else self._deliver
-        return self._hand_over(self._get(use, block, timeout, choose))
+        return self._hand_over((self._get(use, block, timeout, choose),))[0]
 
     def _take_after(self, use: Use[Delivery], acknowledge: bool, id: int) -> tuple[Any, Delivery]:
         try:
@@ -100,11 +100,11 @@ class BaseAckQueue(BaseSQLQueue):
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
         """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`."""
         deliveries = self._blocking.get_many(checked_count("n", n, 1), self._deliver, block, timeout)
-        return [self._hand_over(delivery) for delivery in deliveries]
+        return self._hand_over(deliveries)
 
     def _claim(self, block: bool, timeout: float | None) -> tuple[Delivery, Any]:
         delivery, _ = self._blocking.claim(self._deliver, block, timeout)
-        return delivery, self._hand_over(delivery)
+        return delivery, self._hand_over((delivery,))[0]
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
         delivery = Delivery(record, self._decode(record)[1], None)
@@ -116,10 +116,10 @@ class BaseAckQueue(BaseSQLQueue):
         delivery.raw = self._raw(record, delivery.item)
         return delivery, delivery
 
-    def _hand_over(self, delivery: Delivery) -> Any:
-        for forgotten in self._deliveries.add(delivery):
+    def _hand_over(self, deliveries: Sequence[Delivery]) -> list[Any]:
+        for forgotten in self._deliveries.add(deliveries):
             self._blocking.drop(forgotten)
-        return delivery.item if delivery.raw is None else delivery.raw
+        return [delivery.item if delivery.raw is None else delivery.raw for delivery in deliveries]
 
     # Settling.
 

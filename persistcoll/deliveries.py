@@ -65,7 +65,7 @@ class Deliveries:
         self._mutex = threading.Lock()
         self._by_id: dict[int, Delivery] = {}
         # An object is kept alive by its deliveries, so no other one gets its identity meanwhile.
-        self._by_identity: dict[int, list[Delivery]] = {}
+        self._by_identity: dict[int, Delivery | list[Delivery]] = {}
         self._lost: deque[Delivery] = deque()
 
     # Delivering.
@@ -82,41 +82,52 @@ class Deliveries:
         delivery.lost = True
         self._lost.append(delivery)
 
-    def add(self, delivery: Delivery) -> Sequence[Delivery]:
-        """It was claimed and is given to this thread.
+    def add(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+        """They were claimed and are given to this thread.
 
         :return: lost ones that are not remembered any longer.
         """
-        delivery.thread = threading.get_ident()
+        thread = threading.get_ident()
         with self._mutex:
-            other = self._by_id.get(delivery.id)
-            newer = other is not None and other.attempts > delivery.attempts
-            if other is not None:
-                self._lose(delivery if newer else other)
-            if not newer:
-                self._by_id[delivery.id] = delivery
-            self._list(delivery)
-            forgotten = []
-            while len(self._lost) > _REMEMBERED:
-                forgotten.append(self._lost.popleft())
-                self._unlist(forgotten[-1])
-            return forgotten
+            for delivery in deliveries:
+                delivery.thread = thread
+                other = self._by_id.setdefault(delivery.id, delivery)
+                if other is not delivery:
+                    self._choose(delivery, other)
+                self._list(delivery)
+            return self._forget() if len(self._lost) > _REMEMBERED else ()
+
+    def _choose(self, delivery: Delivery, other: Delivery) -> None:
+        """Of two of the same record the one that was claimed first is lost, however late it comes."""
+        if other.attempts > delivery.attempts:
+            self._lose(delivery)
+        else:
+            self._lose(other)
+            self._by_id[delivery.id] = delivery
+
+    def _forget(self) -> Sequence[Delivery]:
+        forgotten = []
+        while len(self._lost) > _REMEMBERED:
+            forgotten.append(self._lost.popleft())
+            self._unlist(forgotten[-1])
+        return forgotten
 
     def _list(self, delivery: Delivery, first: bool = False) -> None:
         for thing in _objects(delivery):
-            listed = self._by_identity.get(id(thing))
-            if listed is None:
-                self._by_identity[id(thing)] = [delivery]
-            else:
+            # Nearly always alone: a list for each would be a third of what this takes.
+            listed = self._by_identity.setdefault(id(thing), delivery)
+            if isinstance(listed, list):
                 listed.insert(0 if first else len(listed), delivery)
+            elif listed is not delivery:
+                self._by_identity[id(thing)] = [delivery, listed] if first else [listed, delivery]
 
     def _unlist(self, delivery: Delivery) -> None:
         for thing in _objects(delivery):
             listed = self._by_identity[id(thing)]
-            if len(listed) == 1:
-                del self._by_identity[id(thing)]
-            else:
+            if isinstance(listed, list):
                 listed.remove(delivery)
+            if listed is delivery or not listed:
+                del self._by_identity[id(thing)]
 
     # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays.
 
@@ -128,7 +139,9 @@ class Deliveries:
                 self._remove(found)
             return found
 
-    def _find(self, listed: Sequence[Delivery]) -> Delivery | None:
+    def _find(self, listed: Delivery | Sequence[Delivery]) -> Delivery | None:
+        if isinstance(listed, Delivery):
+            return listed
         thread = threading.get_ident()
         elsewhere = lost = None
         for delivery in listed:

@@ -83,10 +83,11 @@ class BlockingQueue:
         self._reset()
 
     def _reset(self) -> None:
-        self._items = Signal()
-        self._chosen = Signal()
-        self._space = Signal()
-        self._idle = Signal()
+        slowest_poll = self.store.slowest_poll
+        self._items = Signal(slowest_poll)
+        self._chosen = Signal(slowest_poll)
+        self._space = Signal(slowest_poll)
+        self._idle = Signal(slowest_poll)
         self._mutex = threading.Lock()
         self._handed = 0  # with autosave: got, and task_done() not yet called for
         self._all_hands: EveryHand = []

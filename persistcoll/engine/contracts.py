@@ -46,6 +46,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol, TypeVar
 
+from persistcoll.engine.signals import SLOWEST_POLL
 from persistcoll.engine.values import Entry, Record, State, Stats
 
 __all__ = ["Mapping", "Pair", "Store", "Table"]
@@ -57,7 +58,12 @@ class Store(Protocol):
     """A first-in, first-out store of bytes in which a taken record stays until acknowledged.
     A record is *ready*, then *claimed* by a ``take``, then gone by ``acknowledge`` or ready again by
     ``give_back``. All counts are exact at the moment of the call, across threads and processes.
+
+    :ivar slowest_poll: seconds between two calls of :meth:`version` by who waits, at most: so that they
+        cost well under one per cent of a core.
     """
+
+    slowest_poll: float = SLOWEST_POLL
 
     def append(self, payload: bytes, capacity: int = 0) -> int:
         """Store ``payload`` behind all others and return its id.

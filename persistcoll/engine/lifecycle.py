@@ -5,17 +5,21 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from itertools import compress
+from typing import Protocol, TypeVar, runtime_checkable
 
 from persistcoll.errors import ClosedError, StorageError
 
 __all__ = [
     "FORK_PATIENCE",
     "Forkable",
+    "Nestable",
     "Quiescent",
+    "acquire_noted",
     "follow_forks",
     "quiesce_for_forks",
     "quiesce_no_more",
@@ -28,6 +32,8 @@ T = TypeVar("T")
 
 FORK_PATIENCE = 10.0
 """Seconds that a fork waits for what is being done to end."""
+# Of these, how long something may be kept from others while another thing is waited for, at first.
+_MOMENT = 0.05
 
 
 class Forkable(Protocol):
@@ -44,20 +50,28 @@ class Quiescent(Forkable, Protocol):
         """In the parent: come to rest, and stay so."""
 
     def _after_fork_in_parent(self) -> None:
-        """In the parent: go on."""
+        """In the parent: go on, if it is at rest."""
 
     def used_here(self) -> bool:
         """Whether this thread is within an operation of it, so that waiting for it would be for ever."""
+
+
+@runtime_checkable
+class Nestable(Quiescent, Protocol):
+    """One within whose operations another one may be used."""
+
+    def _come_to_rest(self, patience: float) -> bool:
+        """Ahead of ``_before_fork``: let nobody use it, if within so many seconds nobody does; whether so."""
 
 
 # By identity; a WeakSet is not safe to iterate over if the fork came while it was changing.
 _open: dict[int, weakref.ref[Forkable]] = {}
 _quiescent: dict[int, weakref.ref[Quiescent]] = {}
 _resting: list[Quiescent] = []
-# One fork at a time: two would let go of what the other one has brought to rest.
-_forking = threading.Lock()
-_forker: int | None = None  # the thread that has it
-_collecting = False  # whether the garbage collector was on before the fork
+# One fork at a time: two would let go of what the other one has brought to rest. It knows its owner, however
+# soon behind taking it that one is interrupted.
+_forking = threading.RLock()
+_collecting = False  # whether the garbage collector is to be switched on again
 
 
 def follow_forks(container: Forkable) -> None:
@@ -108,17 +122,28 @@ def within_an_operation() -> bool:
     return any(container.used_here() for container in _living(_quiescent))
 
 
+def acquire_noted(lock: threading.Lock, timeout: float, held: list[threading.Lock]) -> bool:
+    """``lock.acquire(timeout=timeout)``, and put among ``held`` if so; whether so.
+
+    In one call of C, so that whatever an interrupt comes in behind is known.
+    """
+    held.extend(compress((lock,), map(lock.acquire, (True,), (timeout,))))
+    return lock in held
+
+
 def _before_fork() -> None:
-    global _forker, _collecting
+    global _collecting
     _forking.acquire()
-    _forker = threading.get_ident()
     # The destructor of a forgotten container would wait for what is at rest, here and in the child.
-    _collecting = gc.isenabled()
+    _collecting = _collecting or gc.isenabled()
     gc.disable()
     _each(_comings_to_rest())
 
 
 def _comings_to_rest() -> Iterator[Callable[[], None]]:
+    yield _rest_together
+    for nestable in _resting.copy():
+        yield nestable._before_fork
     # What opens others comes last, though it was there first: within an operation of one, which is waited
     # for, another one may be opened. Then come those.
     while awake := [container for container in reversed(_living(_quiescent)) if container not in _resting]:
@@ -127,33 +152,86 @@ def _comings_to_rest() -> Iterator[Callable[[], None]]:
             yield container._before_fork
 
 
+def _rest_together() -> None:
+    """Bring to rest those within whose operations others are used, if it can be done in half of the patience.
+
+    For who is within an operation of a late one may be waiting for another one. So while a late one is waited
+    for, none is at rest, but for a moment: busy ones are hardly ever free at the same time. The moment gets
+    longer each time.
+    """
+    deadline = time.monotonic() + FORK_PATIENCE / 2
+    moment = _MOMENT
+    late: Nestable | None = None
+    while (patience := deadline - time.monotonic()) > 0:
+        awake = [container for container in reversed(_living(_quiescent)) if isinstance(container, Nestable)]
+        together = [container for container in awake if not container.used_here()]
+        if len(together) < 2:
+            return
+        together.sort(key=lambda container: container is not late)
+        for container in together:
+            _resting.append(container)
+            if not container._come_to_rest(patience if container is late else moment):
+                late = container
+                break
+        else:
+            return
+        _let_go()
+        moment *= 2
+
+
+def _let_go() -> None:
+    """Of all that is at rest, whatever one raises."""
+    failure: BaseException | None = None
+    while _resting:
+        for _ in range(2):  # an interrupt may have cut it short
+            try:
+                _resting[-1]._after_fork_in_parent()
+                break
+            except BaseException as error:
+                failure = failure or error
+        del _resting[-1]
+    if failure is not None:
+        raise failure
+
+
+def _collect_again() -> None:
+    global _collecting
+    if _collecting:
+        _collecting = False
+        gc.enable()
+
+
+def _interrupt() -> None:
+    """What interrupts a fork is raised where the first function behind it begins: here."""
+
+
 def _after_fork_in_parent() -> None:
-    global _forker
-    if _forker != threading.get_ident():  # it was interrupted while it waited for another one's fork
-        return
     try:
-        _each(container._after_fork_in_parent for container in reversed(_resting))
+        with _forking:
+            try:
+                _let_go()
+            finally:
+                _let_go()
+                _collect_again()
     finally:
-        _resting.clear()
-        if _collecting:
-            gc.enable()
-        _forker = None
-        _forking.release()
+        try:
+            _forking.release()
+        except RuntimeError:  # it was interrupted while it waited for another one's fork
+            pass
 
 
 def _after_fork_in_child() -> None:
-    global _forking, _forker
-    _forking = threading.Lock()
-    _forker = None
+    global _forking
+    _forking = threading.RLock()
     _resting.clear()
     try:
         _each(container._after_fork for container in _living(_open))
     finally:
-        if _collecting:
-            gc.enable()
+        _collect_again()
 
 
 if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_interrupt)
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
     )

@@ -4,9 +4,8 @@ The rule is: take the ticket, look, then wait on the ticket. Whatever happens af
 taken ends the wait at once, so there is no moment between looking and waiting in which a wake-up
 could be lost. A wake-up too many costs one look; one too few would be a bug.
 
-What other processes do cannot wake anybody here. So one of those who wait polls for it, every
-:data:`SLOWEST_POLL` seconds at the longest: a wait costs well under one per cent of a core, however many
-threads wait, and no thread is started for it.
+What other processes do cannot wake anybody here. So one of those who wait polls for it, less and less often:
+a wait costs well under one per cent of a core, however many threads wait, and no thread is started for it.
 """
 
 from __future__ import annotations
@@ -21,20 +20,22 @@ __all__ = ["FASTEST_POLL", "SLOWEST_POLL", "Listener", "Signal"]
 
 FASTEST_POLL = 0.0005
 SLOWEST_POLL = 0.005
-"""Seconds."""
+"""Seconds. The slowest is for what is cheap to ask."""
 
 
 class Signal:
     """An event count that threads can wait on.
 
+    :param slowest_poll: seconds between two looks at what other processes do, at the longest.
     :ivar listeners: how many listen. Who notifies may look at it first, after the fact and without a
         lock: a listener counts itself in before it looks at the facts.
     """
 
-    __slots__ = ("_count", "_gates", "_mutex", "_polled", "listeners")
+    __slots__ = ("_count", "_gates", "_mutex", "_polled", "_slowest_poll", "listeners")
 
-    def __init__(self) -> None:
+    def __init__(self, slowest_poll: float = SLOWEST_POLL) -> None:
         self.listeners = 0
+        self._slowest_poll = slowest_poll
         self._mutex = threading.Lock()
         self._count = 0
         self._gates: deque[threading.Lock] = deque()
@@ -134,7 +135,7 @@ class Listener:
         remaining = threading.TIMEOUT_MAX if deadline is None else max(deadline - time.monotonic(), 0.0)
         if polls:
             remaining = min(remaining, self._interval)
-            self._interval = min(self._interval * 1.5, SLOWEST_POLL)
+            self._interval = min(self._interval * 1.5, self._signal._slowest_poll)
         return gate.acquire(timeout=min(remaining, threading.TIMEOUT_MAX))
 
     def _withdraw(self, gate: threading.Lock) -> bool:

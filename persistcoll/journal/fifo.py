@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from persistcoll.disk import Disk, close_quietly, storage_error
 from persistcoll.engine.lifecycle import refusal
+from persistcoll.engine.signals import SLOWEST_POLL
 from persistcoll.engine.values import Durability, Record, Stats
 from persistcoll.errors import (
     ClosedError,
@@ -58,6 +59,8 @@ class Fifo:
     :param seal_for: given the store's id, what to apply to each payload and id before writing.
     :raise LockedError: by any call that takes, while another process consumes.
     """
+
+    slowest_poll = SLOWEST_POLL
 
     def __init__(
         self,

@@ -96,17 +96,14 @@ class Claims:
         return made[0]
 
     def claim(self, execute: Execute, holder: int, rows: Sequence[Any]) -> None:
-        """These ready rows are this handle's."""
+        """These ready rows are this handle's: any one, or several that are next."""
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
         if len(rows) == 1:
-            id = rows[0][0]
-            execute(self._words.claim, (holder, until, id))
-            removed = execute(self._words.remove, (id,)).rowcount
+            execute(self._words.claim, (holder, until, rows[0][0]))
         else:
-            self._database.executemany(self._words.claim, [(holder, until, row[0]) for row in rows])
-            removed = self._database.executemany(self._words.remove, [(row[0],) for row in rows]).rowcount
-        self._rows.check_found(removed, len(rows))
+            execute(self._words.claim_heads, (holder, until, len(rows)))
+        self._rows.remove(execute, rows)
         ledger = self._ledger
         ledger.ready -= len(rows)
         ledger.claimed += len(rows)

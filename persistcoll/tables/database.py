@@ -66,6 +66,7 @@ class Database(Restable):
         self._trouble: StorageError | None = None
         self._opened: Opened | None = None
         self._at_rest = False
+        self._held: list[threading.Lock] = []
 
     def _use(self, opened: Opened) -> None:
         self._opened = opened
@@ -345,14 +346,16 @@ class Database(Restable):
 
     def shut(self) -> bool:
         """Let go of the file, if no other thread is within an operation; whether that was so."""
-        if not self._rest(0.0):
-            return False
+        held: list[threading.Lock] = []
         try:
+            if not self._rest(0.0, held):
+                return False
             self._shut = True
             self._disconnect()
         finally:
-            self._go_on()
-            quiesce_no_more(self)
+            self._go_on(held)
+            if self._shut:
+                quiesce_no_more(self)
         return True
 
     def _disconnect(self) -> None:
@@ -375,12 +378,13 @@ class Database(Restable):
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
         self._reset()
-        if at_rest and opened is not None:  # in memory: the child has a copy
+        if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)
-        if at_rest or opened is None:
+            return
+        leak(self._connection)  # also where closing it failed
+        if opened is None:
             return
         # A serializer, or a transaction's own thread, forked in the middle.
-        leak(opened.connection)
         leak(watcher)
         opened.lock.close()
         self._trouble = StorageError(_FORKED.format(self.path))

@@ -80,10 +80,14 @@ class TableWords(NamedTuple):
     """id, id, n -> the first n ready rows above the one and up to the other, by id."""
     remove: str
     """id -> no ready row any more."""
+    remove_heads: str
+    """n -> the n ready rows that are next are ready no more."""
     remove_all: str
     """No ready row any more."""
     claim: str
     """holder, until, id -> from ready to held; the ready row is still to be removed."""
+    claim_heads: str
+    """holder, until, n -> likewise for the n that are next."""
     held: str
     """holder, id -> that held row."""
     is_held: str

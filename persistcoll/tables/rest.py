@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 
-from persistcoll.engine.lifecycle import FORK_PATIENCE
+from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted
 from persistcoll.tables.source import MEMORY
 from persistcoll.tables.watcher import Watcher
 
@@ -25,7 +25,8 @@ class Restable:
     _watcher: Watcher
     _user: int | None  # the thread that has the mutex
     _alone: int | None  # the thread within transaction()
-    _at_rest: bool
+    _at_rest: bool  # for a fork
+    _held: list[threading.Lock]  # for that
 
     def used_here(self) -> bool:
         """Whether this thread is within an operation, as a destructor's may be."""
@@ -39,31 +40,46 @@ class Restable:
     def _disconnect(self) -> None:
         raise NotImplementedError
 
-    def _rest(self, patience: float) -> bool:
-        """Let nobody use it, once nobody does; whether that came about within so many seconds."""
-        if not self._watcher.mutex.acquire(timeout=patience):
-            return False
-        if not self._mutex.acquire(timeout=patience):
-            self._watcher.mutex.release()
-            return False
-        self._user = threading.get_ident()
-        return True
+    def _rest(self, patience: float, held: list[threading.Lock]) -> bool:
+        """Let nobody use it, once nobody does; whether that came about within so many seconds.
 
-    def _go_on(self) -> None:
-        self._user = None
-        self._mutex.release()
-        self._watcher.mutex.release()
+        :param held: for :meth:`_go_on`.
+        """
+        me = threading.get_ident()
+        rested = False
+        try:
+            rested = acquire_noted(self._watcher.mutex, patience, held) and acquire_noted(
+                self._mutex, patience, held
+            )
+            if rested:
+                self._user = me
+        finally:
+            if not rested:
+                self._go_on(held)
+        return rested
+
+    def _go_on(self, held: list[threading.Lock]) -> None:
+        while held:
+            lock = held[-1]
+            if lock is self._mutex:
+                self._user = None
+            del held[-1]
+            lock.release()  # nothing was called since, behind which an interrupt could come
 
     # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
     # parent's for its own. So nothing is connected while a process forks; both connect anew.
 
+    def _come_to_rest(self, patience: float) -> bool:
+        self._at_rest = self._rest(patience, self._held)
+        return self._at_rest
+
     def _before_fork(self) -> None:
         # For a thread that forks within its own operation nobody waits: it does not come to rest.
-        self._at_rest = self._rest(0.0 if self.used_here() else FORK_PATIENCE)
+        if not self._at_rest and not self.used_here():
+            self._come_to_rest(FORK_PATIENCE)
         if self._at_rest and self.path != MEMORY:
             self._disconnect()
 
     def _after_fork_in_parent(self) -> None:
-        if self._at_rest:
-            self._at_rest = False
-            self._go_on()
+        self._at_rest = False
+        self._go_on(self._held)

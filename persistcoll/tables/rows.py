@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -76,6 +76,14 @@ class Rows:
             refuse_too_large(data)
             rows.append((id, priority, key, time, 0, self._checksum(id, data), data))
         executemany(self._append, rows)
+
+    def remove(self, execute: Execute, rows: Sequence[Any]) -> None:
+        """These ready rows are ready no more: any one, or several that are next."""
+        if len(rows) == 1:
+            removed = execute(self._words.remove, (rows[0][0],)).rowcount
+        else:
+            removed = execute(self._words.remove_heads, (len(rows),)).rowcount
+        self.check_found(removed, len(rows))
 
     def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
         """The same row with another id, which its seal and its checksum are bound to."""

@@ -195,6 +195,10 @@ def _table_words(number: int, discipline: Discipline) -> TableWords:
     direction, beyond = ("DESC", "<") if discipline.newest_first else ("ASC", ">")
     order = "priority, id" if discipline.by_priority else f"id {direction}"
     one_held = "WHERE holder = ? AND id = ?"
+    claim = (
+        f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload)"
+        f" SELECT ?, id, ?, priority, key, time, attempts + 1, crc, payload FROM {ready}"
+    )
     create = [
         f"CREATE TABLE {ready} (id INTEGER PRIMARY KEY, {_COLUMNS})",
         # By holder, so that what a dead one held is found without an index of its own, nor what is finished.
@@ -220,9 +224,10 @@ def _table_words(number: int, discipline: Discipline) -> TableWords:
         following=f"SELECT {_ROW} FROM {ready} WHERE id {beyond} ? ORDER BY id {direction} LIMIT 1",
         page=f"SELECT {_ROW} FROM {ready} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
         remove=f"DELETE FROM {ready} WHERE id = ?",
+        remove_heads=f"DELETE FROM {ready} WHERE id IN (SELECT id FROM {ready} ORDER BY {order} LIMIT ?)",
         remove_all=f"DELETE FROM {ready}",
-        claim=f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload)"
-        f" SELECT ?, id, ?, priority, key, time, attempts + 1, crc, payload FROM {ready} WHERE id = ?",
+        claim=f"{claim} WHERE id = ?",
+        claim_heads=f"{claim} ORDER BY {order} LIMIT ?",
         held=f"SELECT {_ROW} FROM {held} {one_held}",
         is_held=f"SELECT 1 FROM {held} {one_held} AND attempts = ?",
         drop=f"DELETE FROM {held} {one_held} AND attempts = ?",

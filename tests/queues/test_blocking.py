@@ -12,6 +12,7 @@ from persistcoll import ClosedError, Empty, Full, ShutDown
 from persistcoll.engine import signals
 from persistcoll.engine.blocking import BlockingQueue, checked_timeout
 from persistcoll.engine.memory import MemoryState, MemoryStore
+from persistcoll.journal.fifo import Fifo
 from persistcoll.testing.children import together
 from tests.queues.waits import until, waiting
 
@@ -46,7 +47,8 @@ def clocks(monkeypatch):
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
     monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
-    monkeypatch.setattr(signals, "SLOWEST_POLL", 30.0)
+    for store in (Fifo, MemoryStore):
+        monkeypatch.setattr(store, "slowest_poll", 30.0)
 
 
 def timed(call):

@@ -8,7 +8,10 @@ import time
 import pytest
 
 from persistcoll.engine import signals
+from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.memory import MemoryStore
 from persistcoll.engine.signals import SLOWEST_POLL, Signal
+from persistcoll.tables.table import SQLTable
 from persistcoll.testing.children import together
 from tests.queues.waits import until, waiting
 
@@ -174,12 +177,21 @@ def test_polling_goes_on_when_asking_failed():
     assert finish()
 
 
-def test_an_idle_waiter_asks_no_more_often_than_it_says():
-    signal, version = Signal(), Version()
+@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLTable.slowest_poll])
+def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
+    signal, version = Signal(slowest), Version()
     seconds = 0.4
     assert not wait_once(signal, seconds, version, 0)
-    assert len(version.asked) <= seconds / SLOWEST_POLL + 10
+    assert len(version.asked) <= seconds / slowest + 10
     assert len(version.asked) >= 5
+
+
+@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLTable.slowest_poll])
+def test_who_waits_asks_as_often_as_the_store_says(slowest):
+    store = MemoryStore()
+    store.slowest_poll = slowest
+    queue = BlockingQueue(store, 1, True)
+    assert {queue._items._slowest_poll, queue._space._slowest_poll, queue._idle._slowest_poll} == {slowest}
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["woken", "polling"])

@@ -21,6 +21,7 @@ from persistcoll import (
 from persistcoll.engine import signals
 from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
 from persistcoll.tables.opening import Place, open_table
+from persistcoll.tables.table import SQLTable
 
 PLAIN: list[type[Any]] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
 ACK: list[type[Any]] = [SQLiteAckQueue, FILOSQLiteAckQueue, UniqueAckQ]
@@ -121,7 +122,8 @@ def clock() -> Clock:
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
     monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
-    monkeypatch.setattr(signals, "SLOWEST_POLL", 30.0)
+    for table in (SQLTable, ModelTable):
+        monkeypatch.setattr(table, "slowest_poll", 30.0)
 
 
 def done_with(queue: Any) -> None:

@@ -29,7 +29,7 @@ def book():
 
 def test_an_object_is_found_by_identity_and_leaves_the_book(book):
     item, raw = [1], {"pqid": 1}
-    book.add(delivery(1, item, raw=raw))
+    book.add([delivery(1, item, raw=raw)])
     assert book.pop_item([1]) is None
     assert book.pop_item(raw).id == 1
     assert book.pop_item(item) is None
@@ -37,18 +37,18 @@ def test_an_object_is_found_by_identity_and_leaves_the_book(book):
 
 
 def test_by_id_and_time(book):
-    book.add(delivery(1, None))
+    book.add([delivery(1, None)])
     assert book.pop_id(1, 1.25) is None
     assert book.pop_id(1, "1.5") is None
     assert book.pop_id(1, 1.5).id == 1
-    book.add(delivery(2, None))
+    book.add([delivery(2, None)])
     assert book.pop_id(2).id == 2
 
 
 def test_nothing_is_kept_alive_longer_than_needed(book):
     item = Item()
     alive = weakref.ref(item)
-    book.add(delivery(1, item))
+    book.add([delivery(1, item)])
     found = book.pop_item(item)
     book.settle(found, lambda id: id)
     del item, found
@@ -58,7 +58,7 @@ def test_nothing_is_kept_alive_longer_than_needed(book):
 
 def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
     item = [1]
-    book.add(delivery(1, item))
+    book.add([delivery(1, item)])
     book.expect(1)
     for _ in range(2):
         found = book.pop_item(item)
@@ -70,15 +70,15 @@ def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
 def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
     """Between the claim and the book another thread may be faster."""
     late, present = [1], [2]
-    book.add(delivery(1, present, attempts=2))
-    book.add(delivery(1, late, attempts=1))
+    book.add([delivery(1, present, attempts=2)])
+    book.add([delivery(1, late, attempts=1)])
     assert book.pop_item(late).lost
     assert not book.pop_id(1).lost
 
 
 def test_an_error_puts_it_back_in_front(book):
     for id in (1, 2):
-        book.add(delivery(id, None))
+        book.add([delivery(id, None)])
     found = book.pop_item(None)
 
     def fail(id):
@@ -90,23 +90,23 @@ def test_an_error_puts_it_back_in_front(book):
 
 
 def test_own_ones_go_before_older_ones_of_others(book):
-    waiting(lambda: book.add(delivery(1, None)))()
-    book.add(delivery(2, None))
-    book.add(delivery(3, None))
+    waiting(lambda: book.add([delivery(1, None)]))()
+    book.add([delivery(2, None)])
+    book.add([delivery(3, None)])
     assert [book.pop_item(None).id for _ in range(3)] == [2, 3, 1]
     assert book.pop_item(None) is None
 
 
 def test_what_is_settled_is_left_alone(book):
     one = delivery(1, None)
-    book.add(one)
+    book.add([one])
     assert book.settle(one, lambda id: id) == 1
     book.acknowledge([one])
     book.give_back(one)
 
 
 def test_cleared(book):
-    book.add(delivery(1, None))
+    book.add([delivery(1, None)])
     book.clear()
     assert book.pop_item(None) is None
     assert book.pop_id(1) is None
