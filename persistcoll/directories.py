@@ -70,8 +70,10 @@ def refuse_if_others_may_write(paths: Iterable[str], serializer: str) -> None:
     for name in paths:
         try:
             status = os.stat(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            raise storage_error(error, "opening", name) from error
         if status.st_mode & 0o022 or status.st_uid not in _trusted_owners():
             raise StorageError(
                 f"others may write {name!r} (mode {status.st_mode & 0o777:o}, owner {status.st_uid}),"

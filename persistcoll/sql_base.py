@@ -25,13 +25,16 @@ def checked_seconds(name: str, value: Any) -> float:
     """``value`` if it is a number of seconds.
 
     :raise TypeError: not a number.
-    :raise ValueError: negative, or NaN.
+    :raise ValueError: negative, NaN, or more than a float holds.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name!r} must be a number of seconds, not {type(value).__name__}")
     if not value >= 0:
         raise ValueError(f"{name!r} must not be negative, not {value}")
-    return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name!r} is too large a number of seconds") from None
 
 
 def checked_backoff(value: Any) -> Backoff | None:
@@ -251,7 +254,16 @@ class BaseSQLQueue(BaseQueue):
             raise ValueError(f"{id} cannot be the id of an item: they are above 0 and have 64 bits")
         return id
 
-    # Looking.
+    # Removing and looking.
+
+    def skip(self, id: int | None = None) -> int | None:
+        """Remove an item unseen: the one with this id (of an error), else the next one.
+
+        :return: its id; ``None`` if no such item waits.
+        :raise TypeError: ``id`` is no id.
+        :raise ValueError: ``id`` cannot be one.
+        """
+        return super().skip(None if id is None else self._checked_id(id))
 
     def queue(self) -> list[dict[str, Any]]:
         """Everything that the database holds of this queue, oldest first, without taking it.

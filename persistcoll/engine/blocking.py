@@ -89,6 +89,7 @@ class BlockingQueue:
         self._space = Signal(slowest_poll)
         self._idle = Signal(slowest_poll)
         self._mutex = threading.Lock()
+        self._owed: deque[Any] = deque()  # to be given back, which could not be done
         self._handed = 0  # with autosave: got, and task_done() not yet called for
         self._all_hands: EveryHand = []
         self._hands = Hands(self._all_hands, self._mutex, self._make_hand)
@@ -170,6 +171,8 @@ class BlockingQueue:
             checked_timeout(timeout)
         if self._immediate:
             raise ShutDown
+        if self._owed:
+            self._give_back_owed()
         autosave = self.autosave
         take = choose or self._take
         try:
@@ -191,6 +194,8 @@ class BlockingQueue:
             raise ValueError(f"get_many() needs at least 1 item to ask for, not {limit}")
         if self._immediate:
             raise ShutDown
+        if self._owed:
+            self._give_back_owed()
         autosave = self.autosave
         take = partial(self.store.take_many, limit)
         take_now = partial(self._hand_out, take, use, limit) if autosave else partial(take, use, False)
@@ -252,6 +257,8 @@ class BlockingQueue:
         checked_timeout(timeout)
         if self._immediate:
             raise ShutDown
+        if self._owed:
+            self._give_back_owed()
         try:
             pair = self._take(use)
         except Empty:
@@ -263,15 +270,33 @@ class BlockingQueue:
         return pair
 
     def settle(self, id: Any, done: bool) -> None:
-        """Acknowledge a claimed item, or give it back to its place."""
-        if done:
-            self._acknowledge((id,))
-        else:
-            try:
+        """Acknowledge a claimed item, or give it back to its place.
+
+        Where neither could be done, as the disk is full, it is given back before the next one is taken.
+        """
+        try:
+            if done:
+                self._acknowledge((id,))
+            else:
                 self._give_back(id)
-            except StaleClaimError:
-                pass  # then it is back already
+        except ClaimError as error:
+            if done or not isinstance(error, StaleClaimError):
+                raise  # else it is back already
+        except BaseException:
+            self._owed.append(id)
+            raise
         self.settled(0 if done else 1)
+
+    def _give_back_owed(self) -> None:
+        while self._owed:
+            try:
+                id = self._owed.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                self.settle(id, done=False)
+            except ClaimError:
+                pass  # its acknowledgement was interrupted behind the fact
 
     def settled(self, ready: int) -> None:
         """Wake whom it concerns that items are not claimed any more, and so many of them ready."""

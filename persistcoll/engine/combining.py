@@ -19,6 +19,7 @@ from persistcoll.errors import StorageError
 __all__ = ["Combiner", "Request"]
 
 _INTERRUPTED = "the thread that did this for another was interrupted; whether it is stored is unknown"
+_REENTRANT = "nothing can be stored from within an operation that stores in the same place"
 
 
 class Request:
@@ -30,8 +31,9 @@ class Request:
     # In the class: one of these is made for every item that is put.
     failure: BaseException | None = None
     gate: threading.Lock | None = None
-    batch: Sequence[Request] | None = None  # given the lead: what to work at
-    done: Sequence[Request] = ()  # and whom to wake, whose work is done
+    batch: list[Request] | None = None  # given the lead: what to work at
+    begun = ended = False  # that
+    to_wake: list[Request] | None = None  # by its thread
 
 
 R = TypeVar("R", bound=Request)
@@ -40,19 +42,43 @@ R = TypeVar("R", bound=Request)
 class Combiner(Generic[R]):
     """Lets one caller at a time work for all who wait.
 
+    Whatever interrupts one of them, between any two calls, the others go on.
+
     :param perform: does the work of several requests, in order, and sets their ``failure``. It calls
         its second argument when it begins to wait for something else than a processor.
+    :ivar leading: somebody works.
+    :ivar users: the threads within :meth:`submit`. A destructor that comes in there must not wait for what
+        others do here, who may be waiting for its thread.
     """
 
     def __init__(self, perform: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
         self._perform = perform
         self._mutex = threading.Lock()
-        self._pending: list[R] = []
+        self._pending: list[Request] = []
         self.leading = False
+        self.users: set[int] = set()
 
     def submit(self, request: R) -> None:
-        """Return when ``request`` has been performed, by whomever; raise its failure."""
-        batch: Sequence[Request] | None = None
+        """Return when ``request`` has been performed, by whomever; raise its failure.
+
+        :raise StorageError: this thread is within it already, as a destructor or a signal handler may be.
+        """
+        me = threading.get_ident()
+        if me in self.users:
+            raise StorageError(_REENTRANT)
+        try:
+            self.users.add(me)
+            try:
+                self._submit(request)
+            except BaseException:
+                self._withdraw(request)
+                raise
+        finally:
+            self.users.discard(me)
+        if request.failure is not None:
+            raise request.failure
+
+    def _submit(self, request: Request) -> None:
         with self._mutex:
             if self.leading:
                 request.gate = threading.Lock()
@@ -60,55 +86,51 @@ class Combiner(Generic[R]):
                 self._pending.append(request)
             else:
                 self.leading = True
-                batch = (request,)
+                request.batch = [request]
         if request.gate is not None:
-            self._wait(request)
-            batch = request.batch
-        if batch is not None:
-            self._lead(batch)
-        if request.failure is not None:
-            raise request.failure
-
-    def _wait(self, request: R) -> None:
-        assert request.gate is not None
-        try:
             request.gate.acquire()
-        except BaseException:  # KeyboardInterrupt: the others must not wait for ever
-            with self._mutex:
-                if request in self._pending:
-                    self._pending.remove(request)
-                    raise
-            if request.batch is not None:
-                self._lead(request.batch)
-            raise
+        batch = request.batch
+        if batch is not None:
+            request.begun = True
+            self._perform(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # they are all R
+            request.ended = True
+            self._leave(request)
 
-    def _lead(self, batch: Sequence[Request]) -> None:
-        whole = woken = False
+    def _withdraw(self, request: Request) -> None:
+        """It was interrupted, where else nothing is raised."""
+        with self._mutex:
+            if request in self._pending:
+                self._pending.remove(request)
+        self._leave(request)
 
-        def wake() -> None:
-            nonlocal woken
-            if not woken:
-                woken = True
-                _open_gates(batch[0].done)
-
-        try:
-            self._perform(batch, wake)  # type: ignore[arg-type]  # they are all R
-            whole = True
-        finally:
-            wake()
-            if not whole:
-                for request in batch[1:]:
-                    request.failure = request.failure or StorageError(_INTERRUPTED)
-            with self._mutex:
-                following, self._pending = self._pending, []
-                self.leading = bool(following)
+    def _leave(self, request: Request) -> None:
+        """Let another one lead, and keep nobody waiting. Where it was cut short it is called again."""
+        with self._mutex:
+            batch = request.batch
+            if batch is not None:
+                following, done = self._pending, batch[1:]
+                if not request.begun:
+                    following, done = [*done, *following], []
+                elif not request.ended:
+                    for other in done:
+                        other.failure = other.failure or StorageError(_INTERRUPTED)
+                to_wake = [*(request.to_wake or ()), *(following[:1] or done)]
+                # No call from here on, behind which an interrupt could come.
+                request.to_wake = to_wake
+                request.batch = None
+                self._pending = []
                 if following:
-                    following[0].done = batch[1:]
+                    following[0].to_wake = done
                     following[0].batch = following
-            _open_gates(following[:1] or batch[1:])
+                else:
+                    self.leading = False
+        _open_gates(request)
 
 
-def _open_gates(requests: Sequence[Request]) -> None:
-    for request in requests:
-        assert request.gate is not None
-        request.gate.release()
+def _open_gates(request: Request) -> None:
+    requests = request.to_wake
+    while requests:
+        gate = requests[0].gate
+        del requests[0]
+        if gate is not None:
+            gate.release()

@@ -21,6 +21,7 @@ __all__ = [
     "Quiescent",
     "acquire_noted",
     "follow_forks",
+    "patience_left",
     "quiesce_for_forks",
     "quiesce_no_more",
     "refusal",
@@ -72,6 +73,7 @@ _resting: list[Quiescent] = []
 # soon behind taking it that one is interrupted.
 _forking = threading.RLock()
 _collecting = False  # whether the garbage collector is to be switched on again
+_waited = 0.0  # seconds, for all at once
 
 
 def follow_forks(container: Forkable) -> None:
@@ -156,19 +158,23 @@ def _rest_together() -> None:
     """Bring to rest those within whose operations others are used, if it can be done in half of the patience.
 
     For who is within an operation of a late one may be waiting for another one. So while a late one is waited
-    for, none is at rest, but for a moment: busy ones are hardly ever free at the same time. The moment gets
-    longer each time.
+    for, none is at rest, but for a moment: busy ones are hardly ever free at the same time. The next time it
+    comes first, and the moment is longer: thereby they get into the order in which they are used.
     """
+    global _waited
+    _waited = 0.0
     deadline = time.monotonic() + FORK_PATIENCE / 2
     moment = _MOMENT
     late: Nestable | None = None
+    order: list[Nestable] = []
     while (patience := deadline - time.monotonic()) > 0:
         awake = [container for container in reversed(_living(_quiescent)) if isinstance(container, Nestable)]
-        together = [container for container in awake if not container.used_here()]
-        if len(together) < 2:
+        awake = [container for container in awake if not container.used_here()]
+        if len(awake) < 2:
             return
-        together.sort(key=lambda container: container is not late)
-        for container in together:
+        order = [container for container in order if container in awake]
+        order += [container for container in awake if container not in order]
+        for container in order:
             _resting.append(container)
             if not container._come_to_rest(patience if container is late else moment):
                 late = container
@@ -176,7 +182,15 @@ def _rest_together() -> None:
         else:
             return
         _let_go()
+        order.remove(late)
+        order.insert(0, late)
         moment *= 2
+    _waited = FORK_PATIENCE / 2
+
+
+def patience_left(patience: float) -> float:
+    """What is left of so many seconds for a container alone, after all were waited for together in vain."""
+    return max(0.0, patience - _waited)
 
 
 def _let_go() -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from persistcoll.disk import close_quietly, storage_error, sweep
 from persistcoll.engine.values import Record
 from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
-from persistcoll.journal.commit import GroupCommit
+from persistcoll.group_commit import GroupCommit
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
 from persistcoll.journal.frames import BadFrame, Frames

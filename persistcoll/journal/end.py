@@ -15,7 +15,7 @@ from collections.abc import Callable
 from persistcoll.disk import Disk, new_salt, storage_error
 from persistcoll.engine.values import Record
 from persistcoll.errors import ClosedError, CorruptionError, StorageError
-from persistcoll.journal.commit import GroupCommit
+from persistcoll.group_commit import GroupCommit
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.producer_lock import ProducerLock

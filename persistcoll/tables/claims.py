@@ -6,14 +6,13 @@ no claim any more, however late its first holder comes.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from persistcoll.engine.lifecycle import within_an_operation
 from persistcoll.engine.values import Retry, State
-from persistcoll.errors import NotClaimedError, StaleClaimError
+from persistcoll.errors import ClosedError, NotClaimedError, StaleClaimError
 from persistcoll.tables import schema
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.database import Database
@@ -31,6 +30,7 @@ Claim = tuple[int, int, int]
 
 _HOLDERS = "SELECT holder FROM holders WHERE collection = ?"
 _NEW_HOLDER = "INSERT INTO holders (collection, holder) VALUES (?, ?)"
+_IS_HOLDER = "SELECT 1 FROM holders WHERE collection = ? AND holder = ?"
 _FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
 
 _PAGE = 256
@@ -63,40 +63,54 @@ class Claims:
         self._keys = keys
         self._retry = retry
         self._now = now
-        self._mutex = threading.Lock()
         self._holder: Holder | None = None
+        self._epoch = -1  # of the database, when it last had this holder
+        self._closed = False
         self._attempts: dict[int, int] = {}
         """How often what this handle has claimed was claimed, by id."""
         self._looked = -_VIGIL
 
     # Claiming.
 
-    def holder(self) -> int:
-        """The number of this handle as a holder, which it becomes."""
-        holder = self._holder
-        if holder is None:
-            with self._mutex:
-                holder = self._holder = self._holder or self._become_holder()
+    def _present(self, execute: Execute) -> int:
+        """The number of this handle as a holder, which it becomes.
+
+        Within the transaction that claims: nobody ever looks after what is claimed under a number that was
+        given up meanwhile, or that a transaction had which was rolled back.
+        """
+        holder, epoch = self._holder, self._database.epoch
+        known = holder is not None and (
+            self._epoch == epoch or execute(_IS_HOLDER, (self._number, holder.number)).fetchone() is not None
+        )
+        if holder is None or not known:
+            if holder is not None:
+                holder.end()
+            holder = self._holder = self._become_holder(execute)
+        self._epoch = epoch
+        if self._closed:  # behind the assignment: whoever closes looks the other way round
+            if not known:
+                holder.end()
+            raise ClosedError(f"the store in {self._database.path!r} is closed")
         return holder.number
 
-    def _become_holder(self) -> Holder:
-        made: list[Holder] = []
-
-        def run(execute: Execute) -> None:
-            # The lock before the row: whoever sees the row finds the lock taken while this process lives.
-            made.append(Holder(self._database.disk, self._database.path, schema.next_holder(execute)))
-            execute(_NEW_HOLDER, (self._number, made[0].number))
-
-        try:
-            self._database.write(run, False)
-        except BaseException:
-            for holder in made:
+    def _become_holder(self, execute: Execute) -> Holder:
+        while True:
+            number = schema.next_holder(execute)
+            try:
+                # The lock before the row: whoever sees the row finds the lock taken while this process lives.
+                holder = Holder(self._database.disk, self._database.path, number)
+            except BlockingIOError:  # by one whose transaction was rolled back, and the number with it
+                continue
+            try:
+                execute(_NEW_HOLDER, (self._number, number))
+            except BaseException:
                 holder.end()
-            raise
-        return made[0]
+                raise
+            return holder
 
-    def claim(self, execute: Execute, holder: int, rows: Sequence[Any]) -> None:
-        """These ready rows are this handle's: any one, or several that are next."""
+    def claim(self, execute: Execute, rows: Sequence[Any]) -> int:
+        """These ready rows are this handle's: any one, or several that are next. Its number as a holder."""
+        holder = self._present(execute)
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
         if len(rows) == 1:
@@ -109,6 +123,7 @@ class Claims:
         ledger.claimed += len(rows)
         ledger.note_due(until)
         self._database.changed(ledger)
+        return holder
 
     def note(self, rows: Sequence[Any]) -> None:
         """That claim was committed."""
@@ -141,8 +156,12 @@ class Claims:
     def _forget(self, claim: Claim) -> None:
         """It is settled. Another thread may have claimed the same record anew by now."""
         _, id, attempts = claim
-        if self._attempts.get(id) == attempts:
-            del self._attempts[id]
+        known = self._attempts
+        try:
+            if known[id] == attempts:  # nothing is called in between, so no other thread comes in
+                del known[id]
+        except KeyError:  # they were all given back
+            pass
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
         for claim in claims:
@@ -155,9 +174,9 @@ class Claims:
             " back; it may be delivered again"
         )
 
-    def acknowledge(self, execute: Execute, holder: int, rows: Sequence[Any]) -> None:
+    def acknowledge(self, execute: Execute, rows: Sequence[Any]) -> None:
         """Ready rows become done; they are claimed for that."""
-        self.claim(execute, holder, rows)
+        holder = self.claim(execute, rows)
         for row in rows:
             self._settle(execute, (holder, row[0], row[4] + 1), State.DONE)
 
@@ -315,8 +334,9 @@ class Claims:
 
     def close(self, fresh: Fresh) -> None:
         """Give back what is claimed, or leave it to whoever resumes what the dead had claimed."""
-        holder, self._holder = self._holder, None
+        self._closed = True  # from now on nobody claims
         self._attempts.clear()
+        holder = self._holder
         if holder is None:
             return
 
@@ -336,7 +356,6 @@ class Claims:
 
     def abandon(self) -> None:
         """In a forked child: the claims are the parent's."""
-        self._mutex = threading.Lock()
         if self._holder is not None:
             self._holder.abandon()
         self._holder = None

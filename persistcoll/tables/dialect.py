@@ -172,8 +172,8 @@ class MappingWords(NamedTuple):
 class Dialect(Protocol):
     """One kind of database."""
 
-    Error: type[Exception]
-    """The root of the driver's exceptions."""
+    Error: tuple[type[Exception], ...]
+    """The roots of the driver's exceptions."""
 
     def table_words(self, number: int, discipline: Discipline) -> TableWords:
         """The words of the table with this number."""

@@ -23,6 +23,7 @@ class Holder:
     """One that claims. ``number`` is above 0 and never used again.
 
     :param database: the database's path; in memory nobody else asks whether it lives.
+    :raise BlockingIOError: another one has that number.
     """
 
     def __init__(self, disk: Disk, database: str, number: int) -> None:
@@ -35,6 +36,9 @@ class Holder:
         try:
             self._fd = disk.open(self._path, os.O_RDWR | os.O_CREAT)
             disk.flock(self._fd, TRY_EXCLUSIVE)
+        except BlockingIOError:
+            self.abandon()
+            raise
         except OSError as error:
             self.abandon()
             raise storage_error(error, "locking", self._path) from error

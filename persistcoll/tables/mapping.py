@@ -65,7 +65,7 @@ class SQLMapping(Mapping):
         self._value = words.value
         self._rows = PairRows(database.path, show, self._now)
         self._clock = clock
-        self._left = left
+        self._left = [left]  # which one of those who close takes out
         self._rested = rested
         self._closed = False
         self._adding = False  # the last key that was set was a new one
@@ -347,6 +347,9 @@ class SQLMapping(Mapping):
         pass
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._left()
+        self._closed = True
+        try:
+            left = self._left.pop()
+        except IndexError:
+            return
+        left()

@@ -34,6 +34,8 @@ DEFAULT_NAME = "data.db"
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+# What lies beside another database.
+_BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
 _PAUSE = 0.0005  # seconds
 
@@ -50,7 +52,7 @@ class Place:
 
     :param path: a directory; a file that ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``.
     :param db_file_name: the file's name in the directory; default ``data.db``.
-    :raise ValueError: that is no plain file name, or ``path`` is a file already.
+    :raise ValueError: that is no plain file name, or one of a file that lies beside a database.
     """
 
     path: str | os.PathLike[str]
@@ -74,7 +76,12 @@ class Place:
             return path
         if name is None:
             name = DEFAULT_NAME
-        elif not _FILE_NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith("."):
+        elif (
+            not _FILE_NAME.fullmatch(name)
+            or _RESERVED.fullmatch(name)
+            or _BESIDE.fullmatch(name)
+            or name.endswith(".")
+        ):
             raise ValueError(f"'db_file_name' must be a plain file name, not {name!r}")
         return os.path.join(path, name)
 
@@ -221,7 +228,7 @@ def open_table(
             number,
             discipline,
             retry,
-            power=durability == "power",
+            power=durability == "power" and database.path != MEMORY,
             store_id=store_id,
             seal=seal_for(store_id),
             unseal=unseal_for(store_id),
@@ -257,7 +264,7 @@ def open_mapping(
         return SQLMapping(
             database,
             number,
-            power=durability == "power",
+            power=durability == "power" and database.path != MEMORY,
             store_id=store_id,
             clock=clock,
             show=show,

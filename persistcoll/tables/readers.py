@@ -27,7 +27,7 @@ class Readers:
     """The reading connections of one database. From any thread.
 
     :param connect: passes another one to the function that it is given, or raises; under the lock under which
-        :meth:`refuse` and :meth:`close` are called.
+        :meth:`close` is called.
     """
 
     def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
@@ -35,7 +35,7 @@ class Readers:
         self._connections: list[Connection] = []
         # What executes, of those that nobody uses. Taking one and putting it back cannot be divided.
         self._idle: list[Execute] = []
-        self._refused: list[list[Execute]] = []
+        self._every_idle = [self._idle]  # also those in which nobody looks any more
 
     def first(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row of the answer to one statement, or ``None``."""
@@ -82,9 +82,10 @@ class Readers:
         return made[0]
 
     def refuse(self) -> None:
-        """Whoever comes now has to ask for a connection anew."""
-        self._refused.append(self._idle)
-        self._idle = []
+        """Whoever comes now has to ask for a connection anew. From any thread, without any lock."""
+        idle: list[Execute] = []
+        self._every_idle.append(idle)
+        self._idle = idle
 
     def close(self, patience: float) -> list[Connection]:
         """Close all of them once nobody uses any.
@@ -94,12 +95,12 @@ class Readers:
         """
         self.refuse()
         deadline = time.monotonic() + patience
-        while sum(map(len, self._refused)) < len(self._connections) and time.monotonic() < deadline:
+        while sum(map(len, self._every_idle)) < len(self._connections) and time.monotonic() < deadline:
             time.sleep(_PAUSE)
-        if sum(map(len, self._refused)) < len(self._connections):
+        if sum(map(len, self._every_idle)) < len(self._connections):
             return self._connections
         for connection in self._connections:
             connection.close()
         self._connections = []
-        self._refused = []
+        self._every_idle = [self._idle]
         return []

@@ -9,8 +9,11 @@ whoever closes something asks :func:`~persistcoll.engine.lifecycle.within_an_ope
 from __future__ import annotations
 
 import threading
+from typing import Any
 
-from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted
+from persistcoll.engine.combining import Combiner
+from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted, patience_left
+from persistcoll.group_commit import GroupCommit
 from persistcoll.tables.source import MEMORY
 from persistcoll.tables.watcher import Watcher
 
@@ -22,6 +25,8 @@ class Restable:
 
     path: str
     _mutex: threading.Lock
+    _combiner: Combiner[Any]
+    _log: GroupCommit
     _watcher: Watcher
     _user: int | None  # the thread that has the mutex
     _alone: int | None  # the thread within transaction()
@@ -30,7 +35,8 @@ class Restable:
 
     def used_here(self) -> bool:
         """Whether this thread is within an operation, as a destructor's may be."""
-        return threading.get_ident() in (self._user, self._watcher.user)
+        me = threading.get_ident()
+        return me in (self._user, self._watcher.user) or me in self._combiner.users or me in self._log.users
 
     @property
     def in_transaction(self) -> bool:
@@ -76,7 +82,7 @@ class Restable:
     def _before_fork(self) -> None:
         # For a thread that forks within its own operation nobody waits: it does not come to rest.
         if not self._at_rest and not self.used_here():
-            self._come_to_rest(FORK_PATIENCE)
+            self._come_to_rest(patience_left(FORK_PATIENCE))
         if self._at_rest and self.path != MEMORY:
             self._disconnect()
 

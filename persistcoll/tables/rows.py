@@ -93,18 +93,17 @@ class Rows:
             payload = self._seal(self._unseal(payload, old), id)
         return id, priority, key, time, attempts, self._checksum(id, payload), payload
 
-    def replace(
-        self, execute: Execute, id: int, holder: int | None, payload: bytes, key: bytes | None
-    ) -> None:
-        """Another payload for a ready row, or for one that ``holder`` holds."""
+    def replacing(
+        self, id: int, holder: int | None, payload: bytes, key: bytes | None
+    ) -> tuple[str, tuple[Any, ...]]:
+        """The statement that stores another payload for a ready row, or for one that ``holder`` holds."""
         if self._seal is not None:
             payload = self._seal(payload, id)
         refuse_too_large(payload)
         values = (payload, self._checksum(id, payload), key)
         if holder is None:
-            execute(self._words.replace_ready, (*values, id))
-        else:
-            execute(self._words.replace_held, (*values, holder, id))
+            return self._words.replace_ready, (*values, id)
+        return self._words.replace_held, (*values, holder, id)
 
     def record(self, row: Any, attempt: int = 0) -> Record:
         """What the row stands for; with ``attempt`` 1, as it is claimed now.

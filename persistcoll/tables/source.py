@@ -18,9 +18,11 @@ from persistcoll.tables.clock import Clock
 from persistcoll.tables.sqlite import SQLite
 from persistcoll.tables.writer_lock import NoLock, WriterLock
 
-__all__ = ["MEMORY", "Opened", "Source"]
+__all__ = ["LOG", "MEMORY", "Opened", "Source"]
 
 MEMORY = ":memory:"
+# Behind the database's name: of the write-ahead log.
+LOG = "-wal"
 _FOREIGN = "{!r} holds another application's tables ({!r}); choose another file"
 _log = logging.getLogger("persistcoll")
 
@@ -30,6 +32,9 @@ class Opened(NamedTuple):
 
     connection: Any
     lock: WriterLock | NoLock
+    log: int
+    """A descriptor of the write-ahead log, for syncing it; below 0 in memory. SQLite has no lock on that file
+    which closing it could drop."""
     store_id: bytes
     clock: Clock
 
@@ -50,14 +55,14 @@ class Source:
     def refuse_unsafe(self, serializer: str) -> None:
         """``StorageError`` if others may write it, as this serializer runs what it reads there."""
         if self.path != MEMORY:
-            names = (os.path.dirname(self.path), *(self.path + end for end in ("", "-wal", ".lock")))
+            names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
             refuse_if_others_may_write(names, serializer)
 
     def occupied(self) -> int:
         """The size of the database and its log, in bytes."""
         total = 0
         if self.path != MEMORY:
-            for end in ("", "-wal"):
+            for end in ("", LOG):
                 with suppress(FileNotFoundError):
                     total += os.stat(self.path + end).st_size
         return total
@@ -100,7 +105,7 @@ class Source:
         with _transaction(connection):
             schema.create(connection.execute)
             now = schema.clock(connection.execute)
-        return Opened(connection, NoLock(), schema.store_id(connection.execute), now)
+        return Opened(connection, NoLock(), -1, schema.store_id(connection.execute), now)
 
     def _refuse_unwritable(self) -> None:
         path = self.path
@@ -129,8 +134,7 @@ class Source:
         except dialect.Error as error:
             raise dialect.translate(error, "opening", self.path) from error
         except (TypeError, ValueError, OverflowError) as error:
-            # Only of what is read: a row that is not there, a NULL or a text where a number was; or of a
-            # message about a damaged schema, which `sqlite3` cannot decode.
+            # Only of what is read: a row that is not there, a NULL or a text where a number was.
             message = f"opening {self.path!r} failed: the database is damaged ({error})"
             raise CorruptionError(message, self.path) from error
 
@@ -159,7 +163,14 @@ class Source:
             store_id = schema.store_id(execute)
         if identity != store_id:
             lock.set_identity(store_id)
-        return Opened(connection, lock, store_id, now)
+        return Opened(connection, lock, self._open_log(), store_id, now)
+
+    def _open_log(self) -> int:
+        path = self.path + LOG
+        try:
+            return self.disk.open(path, os.O_RDWR)
+        except OSError as error:
+            raise storage_error(error, "opening", path) from error
 
 
 def _hint(table: str) -> str:

@@ -64,6 +64,8 @@ FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
 _PAGE_SIZE = 1024
 # Pages: 4 MiB. A checkpoint costs two syncs.
 _CHECKPOINT = 4096
+# Seconds. SQLite counts milliseconds in 32 bits; what is more would be no time at all.
+_LONGEST = 2_000_000.0
 
 _log = logging.getLogger("persistcoll")
 _FULL_ERRORS = ("database or disk is full",)
@@ -83,7 +85,9 @@ _BUSY = ("database is locked", "database table is locked", "database schema is l
 class SQLite:
     """The dialect (see :class:`~persistcoll.tables.dialect.Dialect`) of SQLite 3.35 and later."""
 
-    Error: ClassVar[type[Exception]] = sqlite3.Error
+    # Of a message that quotes the bytes of a damaged name, `sqlite3` makes a UnicodeDecodeError; in Python
+    # 3.10 an error of its own without a text.
+    Error: ClassVar[tuple[type[Exception], ...]] = (sqlite3.Error, UnicodeDecodeError)
 
     def connect(self, path: str, timeout: float) -> sqlite3.Connection:
         """A connection that begins no transactions by itself. Nothing is written.
@@ -95,7 +99,11 @@ class SQLite:
                 f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is needed"
             )
         connection = sqlite3.connect(
-            path, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=512
+            path,
+            timeout=min(timeout, _LONGEST),
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=512,
         )
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
@@ -143,6 +151,8 @@ class SQLite:
         """The error to raise for one of ``sqlite3``'s, which the caller sets as its cause."""
         text = str(error)
         # By text: the codes are not there before Python 3.11; the texts are SQLite's own and stable.
+        if not text or isinstance(error, UnicodeDecodeError):
+            return CorruptionError(f"{doing} {path!r} failed: the database's schema is damaged", path)
         if any(words in text for words in _BUSY):
             return LockedError(f"{doing} {path!r}: another program keeps the database locked")
         if any(words in text for words in _FULL_ERRORS):

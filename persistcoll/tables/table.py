@@ -22,6 +22,7 @@ __all__ = ["SQLTable"]
 
 T = TypeVar("T")
 _DUE = object()
+_MOST = (1 << 63) - 1  # rows
 
 
 class SQLTable(Table):
@@ -56,7 +57,7 @@ class SQLTable(Table):
         self._power = power
         self._words = words = database.dialect.table_words(number, discipline)
         self._clock = clock
-        self._left = left
+        self._left = [left]  # which one of those who close takes out
         self._closed = False
         self._keeps = retry.keep_done > 0
         self._found_empty = False
@@ -167,7 +168,6 @@ class SQLTable(Table):
             text, parameters = self._words.heads, (1,)
         else:
             text, parameters = (self._words.following if following else self._words.one), (id,)
-        holder = 0 if acknowledge and not self._keeps else self._claims.holder()
 
         def run(execute: Execute) -> tuple[T, list[Any]]:
             ledger = self._fresh(execute)
@@ -180,9 +180,9 @@ class SQLTable(Table):
                 raise Empty
             value = use(self._rows.record(row, 1))
             if not acknowledge:
-                self._claims.claim(execute, holder, (row,))
-            elif holder:
-                self._claims.acknowledge(execute, holder, (row,))
+                self._claims.claim(execute, (row,))
+            elif self._keeps:
+                self._claims.acknowledge(execute, (row,))
             else:
                 self._remove(execute, ledger, (row,))
             return value, row
@@ -196,7 +196,8 @@ class SQLTable(Table):
         self._check()
         if self._found_empty:
             self._refuse_empty()
-        holder = 0 if acknowledge and not self._keeps else self._claims.holder()
+
+        limit = min(limit, _MOST)
 
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             ledger = self._fresh(execute)
@@ -217,9 +218,9 @@ class SQLTable(Table):
                 raise Empty
             del rows[len(values) :]
             if not acknowledge:
-                self._claims.claim(execute, holder, rows)
-            elif holder:
-                self._claims.acknowledge(execute, holder, rows)
+                self._claims.claim(execute, rows)
+            elif self._keeps:
+                self._claims.acknowledge(execute, rows)
             else:
                 self._remove(execute, ledger, rows)
             return values, rows
@@ -286,8 +287,9 @@ class SQLTable(Table):
                 holder, row = self._claims.find(execute, id)
             if row is None:
                 return False
+            store = self._rows.replacing(id, holder, payload, key)  # raises before anything is changed
             self._keys.exchange(execute, id, row[2], key)
-            self._rows.replace(execute, id, holder, payload, key)
+            execute(*store)
             return True
 
         return self._write(run, self._power)
@@ -375,11 +377,8 @@ class SQLTable(Table):
         self._check()
         # What time brings about is no change of the database: something is due; a holder may have died.
         due = self._ledger.due
-        return (
-            self._database.version(),
-            due is not None and due <= self._now(),
-            self._claims.may_resume(),
-        )
+        is_due = due is not None and due <= self._now()
+        return self._database.version(), is_due, self._claims.may_resume()
 
     def stats(self) -> Stats:
         return self._listing.stats(self._database.source.occupied)
@@ -389,10 +388,12 @@ class SQLTable(Table):
         self._claims.abandon()
 
     def close(self) -> None:
-        if self._closed:
+        try:
+            left = self._left.pop()
+        except IndexError:
             return
         try:
             self._claims.close(self._fresh)
         finally:
             self._closed = True
-            self._left()
+            left()

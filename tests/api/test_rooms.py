@@ -19,8 +19,9 @@ RULES = {
     "disk": {"errors"},
     "directories": {"disk", "errors"},
     "engine": {"errors"},
-    "journal": {"directories", "disk", "engine", "errors"},
-    "tables": {"directories", "disk", "engine", "errors"},
+    "group_commit": {"disk", "engine", "errors"},
+    "journal": {"directories", "disk", "engine", "errors", "group_commit"},
+    "tables": {"directories", "disk", "engine", "errors", "group_commit"},
     "serializers": {"errors"},
 }
 # What third parties and the command line stand on top of: imported by nobody else.

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -41,7 +41,15 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 # Behind these an interpreter runs what is pending: a signal handler, from 3.12 on the garbage collector.
 BEHIND = {"RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE"}
 # Where a lock is held that closing takes.
-FILES = {"database.py", "rest.py", "watcher.py", "opening.py", "lifecycle.py"}
+FILES = {
+    "database.py",
+    "reading.py",
+    "group_commit.py",
+    "rest.py",
+    "watcher.py",
+    "opening.py",
+    "lifecycle.py",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +98,11 @@ def expect_given_back(path: Path) -> None:
 # at any moment
 
 
-def at_point(number: int, act: Callable[[], object], call: Callable[[], object]) -> bool:
-    """``call()``, with ``act()`` at that one of the points where something else may come in; whether there
-    are so many.
+def at_point(
+    number: int, act: Callable[[], object], call: Callable[[], object], files: Collection[str] = FILES
+) -> bool:
+    """``call()``, with ``act()`` at that one of the points in these files where something else may come in;
+    whether there are so many.
     """
     package = os.path.dirname(persistcoll.__file__)
     before = sys.gettrace()
@@ -102,7 +112,7 @@ def at_point(number: int, act: Callable[[], object], call: Callable[[], object])
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal count
         name = frame.f_code.co_filename
-        if not (name.startswith(package) and os.path.basename(name) in FILES):
+        if not (name.startswith(package) and os.path.basename(name) in files):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -221,6 +231,33 @@ def test_of_a_database_whose_user_waits_for_this_one(tmp_path):
         started[0]()
         assert queue.get() == 2
         expect_given_back(tmp_path / "ages")
+
+
+def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
+    """And does not have the connection yet: whoever waits for it waits for its own thread."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def transact() -> None:
+        with ages.transaction():
+            inside.set()
+            assert go_on.wait(10)
+
+    def perform(*arguments: Any) -> None:
+        gc.collect()
+        go_on.set()
+        combined(*arguments)
+
+    queue = SQLiteQueue(tmp_path, durability="process")
+    with queue, PDict[str, int](tmp_path, "ages", durability="process") as ages:
+        forget(tmp_path)
+        combiner: Any = queue._table._database._combiner  # type: ignore[attr-defined]
+        combined = combiner._perform
+        monkeypatch.setattr(combiner, "_perform", perform)
+        finish = waiting(transact)
+        assert inside.wait(10)
+        waiting(lambda: queue.put(1))()
+        finish()
+    expect_given_back(tmp_path)
 
 
 def test_who_waits_within_a_transaction_does_not_wait_for_the_watcher(tmp_path):

@@ -386,9 +386,10 @@ def test_what_is_due_and_not_there_is_not_looked_for_without_end(tmp_path):
     assert due is not None
     queue = opened("ack", tmp_path)
     queue._table._clock = lambda: due + 1
-    for call in (queue.qsize, queue.get, lambda: queue.put("b"), queue.close):
+    for call in (queue.qsize, queue.get, lambda: queue.put("b")):
         with pytest.raises(CorruptionError):
             call()
+    queue.close()
 
 
 def test_rows_that_do_not_come_by_their_ids_are_not_gone_through_without_end(tmp_path):
@@ -540,6 +541,28 @@ def test_a_damaged_column(kind, column, value, tmp_path):
     with opened(kind, tmp_path) as queue:
         assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)
         assert queue.put("one more") == 4
+
+
+def test_a_damaged_name_that_no_text_can_quote(tmp_path):
+    """SQLite's message does, so `sqlite3` cannot decode it: whether the queue is open or is to be opened."""
+    with opened("fifo", tmp_path) as queue:
+        queue.put("first")
+        with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as database:
+            database.execute("PRAGMA writable_schema=ON")
+            database.execute(
+                "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), sql = 'CREATE' WHERE name = 'ready_1'"
+            )
+            database.execute("PRAGMA schema_version=1000")  # so that it is read again
+        for call in (
+            queue.get_nowait,
+            queue.peek,
+            partial(queue.put, "next"),
+            partial(opened, "ack", tmp_path),
+        ):
+            with pytest.raises(CorruptionError, match="schema"):
+                call()
+    with pytest.raises(CorruptionError, match="schema"):
+        opened("fifo", tmp_path)
 
 
 def test_a_row_that_is_damaged_while_it_is_held(tmp_path):

@@ -300,6 +300,7 @@ def test_views(full):
 def test_views_are_sets(kind):
     ours, theirs = kind.open(), {"a": 1, "b": 2, "c": 3}
     ours.update(theirs)
+    other: Any
     for mine, builtin, other in (
         (ours.keys(), theirs.keys(), {"a", "z"}),
         (ours.keys(), theirs.keys(), ["a", "z"]),

@@ -97,6 +97,13 @@ def test_another_program_keeps_it_locked(open_file, kind, foreign):
         done_with(queue)
 
 
+@pytest.mark.parametrize("timeout", [1e7, 1e300, float("inf")])
+def test_a_timeout_of_months_is_not_none(open_file, timeout):
+    """SQLite has milliseconds in 32 bits: what is more was no wait at all."""
+    connection = open_file(SQLiteQueue, timeout=timeout)._table._database._connection
+    assert connection.execute("PRAGMA busy_timeout").fetchone()[0] > 1_000_000_000
+
+
 def test_another_program_keeps_all_others_out(open_file, kind, foreign):
     """Reading, too, then; and opening."""
     queue = open_file(kind, timeout=0.02)
@@ -176,6 +183,21 @@ def test_a_directory_in_the_databases_place(tmp_path, kind):
     data_file(tmp_path).mkdir(parents=True)
     with pytest.raises(StoreKindError, match="is a directory"):
         kind(tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("place", "error"),
+    [
+        ("plain", StoreKindError),
+        ("plain/below", StorageError),
+        ("x" * 300, StorageError),
+        ("y" * 300 + ".db", StorageError),
+    ],
+)
+def test_a_path_that_cannot_be(tmp_path, kind, place, error):
+    (tmp_path / "plain").write_text("a file")
+    with pytest.raises(error):
+        kind(tmp_path / place)
 
 
 def test_another_programs_lock_file(tmp_path, kind):

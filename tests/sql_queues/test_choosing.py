@@ -59,6 +59,7 @@ def test_what_is_no_id_is_refused(open_queue, kind, wrong, error):
     queue = open_queue(kind)
     queue.put("a")
     calls = [lambda: queue.get(id=wrong), lambda: queue.get_nowait(wrong), lambda: queue.update("b", wrong)]
+    calls += [lambda: queue.skip(wrong)]
     if kind in ACK:
         calls += [lambda: queue.get(id=wrong, next_in_order=True)]
         calls += [partial(verb, id=wrong) for verb in (queue.ack, queue.nack, queue.ack_failed)]

@@ -17,6 +17,7 @@ from persistcoll import (
     SQLiteAckQueue,
     SQLiteQueue,
     Stats,
+    StorageFullError,
     UniqueAckQ,
     UniqueQ,
 )
@@ -103,7 +104,7 @@ def test_get_many_gives_what_is_there(open_queue, kind):
     queue.put_many(range(5))
     expected = in_order(kind, list(range(5)))
     assert queue.get_many(3) == expected[:3]
-    assert queue.get_many(100) == expected[3:]
+    assert queue.get_many(1 << 100) == expected[3:]
     with pytest.raises(Empty):
         queue.get_many(1, block=False)
     with pytest.raises(Empty):
@@ -201,6 +202,35 @@ def test_receive_gives_back_when_the_block_raises(open_queue, kind):
     waiter()
     with pytest.raises(Empty), queue.receive(False):
         pass
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["ends well", "raises"])
+def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kind, raises, monkeypatch):
+    """As the disk is full, say. The item stays in nobody's hands: the next one that takes has it first."""
+    queue = open_file(kind)
+    queue.put_many("ab")
+    first = queue.peek()
+
+    def fail(*arguments):
+        raise StorageFullError("no room")
+
+    def block():
+        with queue.receive() as item:
+            assert item == first
+            for verb in ("finish", "give_back"):
+                monkeypatch.setattr(queue._table._claims, verb, fail)
+            if raises:
+                raise RuntimeError("of the block")
+
+    with pytest.raises(StorageFullError):
+        block()
+    with pytest.raises(StorageFullError):  # there still is none
+        queue.get(block=False)
+    monkeypatch.undo()
+    assert (queue.stats().ready, queue.stats().claimed) == (1, 1)
+    assert queue.get(block=False) == first
+    done_with(queue)
+    assert (queue.stats().ready, queue.stats().claimed) == (1, 0)
 
 
 def test_what_is_given_back_wakes_who_waits(open_queue, kind, no_polling):
@@ -374,6 +404,7 @@ def test_a_timeout_below_zero_is_refused(open_queue, kind, timeout):
         ({"timeout": float("nan")}, ValueError),
         ({"timeout": "10"}, TypeError),
         ({"timeout": None}, TypeError),
+        ({"timeout": 10**400}, ValueError),
         ({"durability": "fast"}, ValueError),
         ({"durability": None}, ValueError),
         ({"name": 5}, TypeError),
@@ -382,6 +413,8 @@ def test_a_timeout_below_zero_is_refused(open_queue, kind, timeout):
         ({"name": "\ud800"}, ValueError),
         ({"db_file_name": "../elsewhere.db"}, ValueError),
         ({"db_file_name": ""}, ValueError),
+        ({"db_file_name": "data.db-wal"}, ValueError),
+        ({"db_file_name": "data.db.holder-1"}, ValueError),
         ({"serializer": 3}, TypeError),
         ({"serializer": "yaml"}, ValueError),
     ],

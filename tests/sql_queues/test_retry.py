@@ -158,6 +158,8 @@ def test_what_is_due_wakes_who_waits(open_queue):
         ({"lease": float("nan")}, ValueError),
         ({"lease": "10"}, TypeError),
         ({"lease": True}, TypeError),
+        ({"lease": 10**400}, ValueError),
+        ({"backoff": 10**400}, ValueError),
         ({"max_attempts": 0}, ValueError),
         ({"max_attempts": 1.5}, TypeError),
         ({"backoff": -1}, ValueError),

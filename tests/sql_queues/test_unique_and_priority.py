@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from persistcoll import DuplicateError, Empty, Full, PriorityQueue, UniqueAckQ, UniqueQ
+from persistcoll import DuplicateError, Empty, EncodeError, Full, PriorityQueue, UniqueAckQ, UniqueQ
+from persistcoll.tables import rows
 from persistcoll.testing.children import together
 from tests.queues.waits import someone_waits, until, waiting
 from tests.sql_queues.conftest import done_with
@@ -146,6 +147,22 @@ def test_a_replaced_item_is_free(open_queue, unique):
     assert queue.put("c") is None
     assert queue.put("a") == 3
     assert list(queue.items()) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["waiting", "in work"])
+def test_an_item_that_could_not_be_replaced_is_not_free(open_file, monkeypatch, unique, held):
+    """Nor is the one that was too large for its place: put, update and what comes last all know that."""
+    queue = open_file(unique) if unique is UniqueAckQ else open_file(unique, auto_commit=False)
+    queue.put("a")
+    if held:
+        queue.get()
+    monkeypatch.setattr(rows, "_LARGEST", 100)
+    with pytest.raises(EncodeError, match="too large"):
+        queue.update("b" * 200, id=1)
+    assert ["a" in queue, "b" * 200 in queue] == [True, False]
+    assert queue.put("a") is None
+    monkeypatch.undo()
+    assert queue.put("b" * 200) == 2
 
 
 def test_unique_across_objects_and_threads(open_stored, unique):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from persistcoll.disk import Disk, close_quietly, storage_error
 from persistcoll.engine.combining import Combiner, Request
@@ -45,6 +45,16 @@ class GroupCommit:
         self.durable = 0
         self.durable_end = 0
 
+    @property
+    def users(self) -> Container[int]:
+        """The threads within :meth:`commit`."""
+        return self._combiner.users
+
+    @property
+    def syncing(self) -> bool:
+        """Whether somebody syncs at this moment, or is about to."""
+        return self._combiner.leading
+
     def switch(self, fd: int, path: str, end: int) -> None:
         """From now on sync ``fd``; all that was written is durable, in the old file or in this one."""
         with self._mutex:
@@ -58,6 +68,28 @@ class GroupCommit:
         with self._mutex:
             old, self._fd = self._fd, -1
             self._retire(old)
+
+    def finish(self) -> None:
+        """Sync what nobody has synced yet, and close the file; from then on all of it is durable.
+
+        The owner lets nobody write meanwhile. A sync that fails is told to those who wait.
+        """
+        with self._mutex:
+            if self._fd >= 0 and self._failure is None and self.durable < self.written:
+                try:
+                    self._disk.sync(self._fd)
+                    self.durable = self.written
+                except OSError as error:
+                    self._fail(error)
+            old, self._fd = self._fd, -1
+            self._retire(old)
+
+    def abandon(self) -> None:
+        """In a forked child: the descriptors are closed, nothing is written."""
+        for fd in (self._fd, *self._retired):
+            if fd >= 0:
+                close_quietly(self._disk, fd)
+        self._fd = -1
 
     def _retire(self, fd: int) -> None:
         # A descriptor that somebody is syncing must not be closed: its number could come back as
@@ -85,8 +117,7 @@ class GroupCommit:
                 self._disk.sync(fd)
             synced = self._failure is None
         except OSError as error:
-            self._failure = storage_error(error, "syncing", self._path)
-            self._failed(self._failure)
+            self._fail(error)
         finally:
             with self._mutex:
                 self._syncing = -1
@@ -98,6 +129,10 @@ class GroupCommit:
         if self._failure is not None:
             for ticket in tickets:
                 ticket.failure = self._unknown(self._failure)
+
+    def _fail(self, error: OSError) -> None:
+        self._failure = storage_error(error, "syncing", self._path)
+        self._failed(self._failure)
 
     def _unknown(self, failure: StorageError) -> StorageError:
         result = StorageError(

@@ -1,0 +1,140 @@
+"""KeyboardInterrupt between any two calls: who is interrupted keeps no other thread waiting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+
+from persistcoll.engine.combining import Combiner, Request
+from persistcoll.errors import StorageError
+from tests.concurrency.test_forgotten import at_point
+from tests.queues.waits import until, waiting
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+class Combining:
+    """Three that submit: one leads, the others come meanwhile; and whoever comes later."""
+
+    def __init__(self) -> None:
+        self.combiner = Combiner[Request](self.perform)
+        self.requests = [Request() for _ in range(3)]
+        self.performed: list[Request] = []
+        self.others: list[Any] = []
+        self.come: Callable[[], None] | None = None
+        self.main = threading.get_ident()
+
+    def perform(self, batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        come, self.come = self.come, None
+        if come is not None:
+            come()
+        waits()
+        self.performed += batch
+
+    def submitted_by_another(self, number: int) -> None:
+        def submit() -> None:
+            try:
+                self.combiner.submit(self.requests[number])
+            except StorageError as error:  # who did it was interrupted behind that
+                assert "unknown" in str(error)  # noqa: PT017
+
+        self.others.append(waiting(submit))
+
+    def pending(self, *numbers: int) -> None:
+        until(lambda: self.combiner._pending == [self.requests[number] for number in numbers])
+
+    def expect_all_goes_on(self, interrupted: int) -> None:
+        for finish in self.others:
+            finish()
+        waiting(partial(self.combiner.submit, late := Request()))()
+        assert not self.combiner.users
+        assert not self.combiner.leading
+        for request in self.requests:
+            assert self.performed.count(request) <= 1
+            if request is not self.requests[interrupted] and request.failure is None:
+                assert self.performed.count(request) == 1
+        assert self.performed.count(late) == 1
+
+    # The one that is interrupted:
+
+    def leads(self) -> None:
+        def come() -> None:
+            for number in (1, 2):
+                self.submitted_by_another(number)
+                self.pending(*range(1, number + 1))
+
+        self.come = come
+        try:
+            self.combiner.submit(self.requests[0])
+        finally:
+            if self.come is not None:
+                self.come = None
+                self.submitted_by_another(1)
+                self.submitted_by_another(2)
+
+    def follows(self, at: int) -> None:
+        """And is the next to lead, or not."""
+        go_on = threading.Event()
+        self.come = lambda: (go_on.wait(10), None)[1]
+        self.submitted_by_another(0)
+        until(lambda: self.combiner.leading)
+        if at == 2:
+            self.submitted_by_another(1)
+            self.pending(1)
+
+        def then() -> None:
+            if at == 1:
+                until(lambda: bool(self.combiner._pending) or ended.is_set())
+                self.submitted_by_another(2)
+            until(lambda: len(self.combiner._pending) == 2 or ended.is_set())
+            go_on.set()
+
+        ended = threading.Event()
+        rest = waiting(then)
+        try:
+            self.combiner.submit(self.requests[at])
+        finally:
+            ended.set()
+            rest()
+
+
+ROLES: dict[str, tuple[int, Callable[[Combining], object]]] = {
+    "leads": (0, Combining.leads),
+    "is the next to lead": (1, lambda combining: combining.follows(1)),
+    "is led": (2, lambda combining: combining.follows(2)),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_one_of_those_who_combine(role):
+    interrupted, call = ROLES[role]
+    number, more = 0, True
+    while more:
+        number += 1
+        combining = Combining()
+        try:
+            more = at_point(number, interrupt, partial(call, combining), {"combining.py"})
+        except KeyboardInterrupt:
+            pass
+        combining.expect_all_goes_on(interrupted)
+    assert number > 8
+
+
+def test_who_combines_within_that():
+    """A destructor or a signal handler: it would wait for its own thread."""
+    combiner: Combiner[Request]
+
+    def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        with pytest.raises(StorageError, match="within an operation"):
+            combiner.submit(Request())
+
+    combiner = Combiner[Request](perform)
+    combiner.submit(Request())
