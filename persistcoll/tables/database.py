@@ -193,11 +193,13 @@ class Database(Readable):
                 yield
                 if self._failed is not None:
                     raise self._failed
-                self._commit()
+                # Only here: an error of the driver's out of the block is about a database of the caller's.
+                try:
+                    self._commit()
+                except self.dialect.Error as error:
+                    raise self._failure(error, "writing") from error
             except BaseException as error:
                 self._roll_back(error)
-                if isinstance(error, self.dialect.Error):
-                    raise self._failure(error, "writing") from error
                 raise
             finally:
                 self._alone = self._failed = None

@@ -40,6 +40,30 @@ def test_what_interrupts_a_transaction_undoes_it(d, interruption):
     assert d.incr("a") == 2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.IntegrityError("UNIQUE constraint failed: theirs.id"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    ],
+)
+def test_an_error_of_the_callers_stays_what_it_is(d, error):
+    """Though the database raises such, too: it says nothing about this one."""
+
+    def change():
+        with d.transaction():
+            d["a"] = 1
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        change()
+    assert caught.value is error
+    with pytest.raises(type(error)) as caught, d.edit("a", 0):
+        raise error
+    assert caught.value is error
+    assert d == {}
+
+
 def test_a_transaction_in_a_generator_that_is_given_up(d):
     def change():
         with d.transaction():
