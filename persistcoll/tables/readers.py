@@ -9,12 +9,13 @@ and 4.9, and beside a writer that syncs up to its whole sync more.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from persistcoll.tables.dialect import Connection, Execute
-from persistcoll.tables.sqlite import BEGIN_READING, ROLLBACK
+from persistcoll.tables.sqlite import BEGIN_READING, end_reading
 
 __all__ = ["Readers"]
 
@@ -33,59 +34,67 @@ class Readers:
     def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
         self._connect = connect
         self._connections: list[Connection] = []
-        # What executes, of those that nobody uses. Taking one and putting it back cannot be divided.
-        self._idle: list[Execute] = []
+        self._cursors: list[weakref.ref[Any]] = []
+        # The cursors that nobody uses. Taking one and putting it back cannot be divided.
+        self._idle: list[Any] = []
         self._every_idle = [self._idle]  # also those in which nobody looks any more
 
     def first(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row of the answer to one statement, or ``None``."""
         idle = self._idle
         try:
-            execute = idle.pop()
+            cursor = idle.pop()
         except IndexError:
-            idle, execute = self._another()
+            idle, cursor = self._another()
         try:
-            return execute(text, parameters).fetchone()
+            return cursor.execute(text, parameters).fetchone()
         finally:
-            idle.append(execute)
+            idle.append(cursor)
 
     def read(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
-        with self._reader() as execute:
-            execute(BEGIN_READING)
+        with self._reader() as cursor:
             try:
-                return look(execute)
+                cursor.execute(BEGIN_READING)
+                return look(cursor.execute)
             finally:
-                execute(ROLLBACK)
+                end_reading(cursor.connection)
 
     @contextmanager
-    def _reader(self) -> Iterator[Execute]:
+    def _reader(self) -> Iterator[Any]:
         idle = self._idle
         try:
-            execute = idle.pop()
+            cursor = idle.pop()
         except IndexError:
-            idle, execute = self._another()
+            idle, cursor = self._another()
         try:
-            yield execute
+            yield cursor
         finally:
-            idle.append(execute)
+            idle.append(cursor)
 
-    def _another(self) -> tuple[list[Execute], Execute]:
-        made: list[tuple[list[Execute], Execute]] = []
+    def _another(self) -> tuple[list[Any], Any]:
+        made: list[tuple[list[Any], Any]] = []
 
         def add(connection: Connection) -> None:
             self._connections.append(connection)
             # One cursor for all: a new one for each statement costs 0.15 us.
-            made.append((self._idle, connection.cursor().execute))
+            cursor = connection.cursor()
+            self._cursors.append(weakref.ref(cursor))
+            made.append((self._idle, cursor))
 
         self._connect(add)
         return made[0]
 
     def refuse(self) -> None:
         """Whoever comes now has to ask for a connection anew. From any thread, without any lock."""
-        idle: list[Execute] = []
+        idle: list[Any] = []
         self._every_idle.append(idle)
         self._idle = idle
+
+    def _used(self) -> bool:
+        # Who was interrupted right behind taking one has none, and puts none back.
+        living = sum(cursor() is not None for cursor in self._cursors)
+        return sum(map(len, self._every_idle)) < living
 
     def close(self, patience: float) -> list[Connection]:
         """Close all of them once nobody uses any.
@@ -95,12 +104,13 @@ class Readers:
         """
         self.refuse()
         deadline = time.monotonic() + patience
-        while sum(map(len, self._every_idle)) < len(self._connections) and time.monotonic() < deadline:
+        while self._used() and time.monotonic() < deadline:
             time.sleep(_PAUSE)
-        if sum(map(len, self._every_idle)) < len(self._connections):
+        if self._used():
             return self._connections
         for connection in self._connections:
             connection.close()
         self._connections = []
+        self._cursors = []
         self._every_idle = [self._idle]
         return []

@@ -39,6 +39,7 @@ __all__ = [
     "ROLLBACK",
     "SHRINK",
     "SQLite",
+    "end_reading",
     "leak",
     "moment",
 ]
@@ -177,10 +178,16 @@ def moment(connection: sqlite3.Connection) -> Iterator[None]:
     if connection.in_transaction:
         yield
         return
-    connection.execute(BEGIN_READING)
     try:
+        connection.execute(BEGIN_READING)
         yield
     finally:
+        end_reading(connection)
+
+
+def end_reading(connection: sqlite3.Connection) -> None:
+    """Behind :data:`BEGIN_READING`, or an interrupt that came before it."""
+    if connection.in_transaction:
         connection.execute(ROLLBACK)
 
 

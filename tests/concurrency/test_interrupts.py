@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pytest
 
+from persistcoll import PDict
 from persistcoll.engine.combining import Combiner, Request
 from persistcoll.errors import StorageError
+from persistcoll.testing.children import in_forked_child
 from tests.concurrency.test_forgotten import at_point
 from tests.queues.waits import until, waiting
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 
 def interrupt() -> None:
@@ -138,3 +147,38 @@ def test_who_combines_within_that():
 
     combiner = Combiner[Request](perform)
     combiner.submit(Request())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.slow
+def test_a_fork(tmp_path, monkeypatch):
+    """The interpreter reports what is raised before and behind a fork, and forks: all goes on behind that."""
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_type))
+    files = {"lifecycle.py", "rest.py"}
+    with (
+        PDict[str, int](tmp_path / "one", durability="process") as one,
+        PDict[str, int](tmp_path / "two", durability="process") as two,
+    ):
+
+        def use() -> None:
+            for ages in (one, two):
+                ages["n"] = number
+
+        def fork() -> None:
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            assert os.waitpid(pid, 0) == (pid, 0)
+
+        number, more = 0, True
+        while more:
+            number += 1
+            with suppress(KeyboardInterrupt):  # behind it
+                more = at_point(number, interrupt, fork, files)
+            assert gc.isenabled()
+            for call in (use, partial(in_forked_child, use)):
+                waiting(call)()
+                assert one.copy() == two.copy() == {"n": number}
+    assert number > 50
+    assert set(reported) == {KeyboardInterrupt}

@@ -1,0 +1,188 @@
+"""Syncs of the log: outside of all locks, shared by those who wait, and never left to nobody."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from persistcoll import PDict, SQLiteQueue, StorageError, UniqueQ
+from persistcoll.disk import TRY_EXCLUSIVE, UNLOCK
+from persistcoll.tables.database import Database
+from tests.queues.waits import until, waiting
+
+
+def database_of(queue: Any) -> Database:
+    database: Database = queue._table._database
+    return database
+
+
+class Syncs:
+    """Counts the syncs of a database's log; ``before`` is called at each."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.before: Callable[[], object] = lambda: None
+        self._sync = database.disk.sync
+        monkeypatch.setattr(database.disk, "sync", self)
+
+    def __call__(self, fd: int) -> None:
+        self.count += 1
+        self.before()
+        self._sync(fd)
+
+
+@pytest.fixture
+def queue(tmp_path):
+    with SQLiteQueue(tmp_path / "q") as queue:
+        yield queue
+
+
+@pytest.fixture
+def syncs(queue, monkeypatch):
+    return Syncs(database_of(queue), monkeypatch)
+
+
+def test_nobody_waits_for_another_ones_sync(queue, syncs, tmp_path):
+    """Neither other processes' writers nor those of this process who need none themselves."""
+
+    def look() -> None:
+        fd = os.open(tmp_path / "q" / "data.db.lock", os.O_RDWR)
+        database.disk.flock(fd, TRY_EXCLUSIVE)
+        database.disk.flock(fd, UNLOCK)
+        os.close(fd)
+        waiting(lambda: fast.put("b"))()
+        seen.append(fast.get())
+
+    database = database_of(queue)
+    seen: list[str] = []
+    with SQLiteQueue(tmp_path / "q", name="fast", durability="process") as fast:
+        syncs.before, syncs.count = look, 0
+        queue.put("a")
+    assert (seen, syncs.count) == (["b"], 1)
+
+
+def test_who_comes_during_a_sync_shares_the_next_one(queue, syncs):
+    inside, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        inside.set()
+        assert go_on.wait(10)
+
+    syncs.before = wait
+    first = waiting(lambda: queue.put("first"))
+    assert inside.wait(10)
+    others = [waiting(lambda: queue.put("other")) for _ in range(7)]
+    database = database_of(queue)
+    # One leads, and waits with its own for the sync; the others wait for it.
+    until(lambda: len(database._combiner._pending) == 6)
+    go_on.set()
+    for finish in (first, *others):
+        finish()
+    assert syncs.count == 3
+    assert len(queue) == 8
+
+
+def test_a_transaction_is_synced_when_nobody_waits_for_it(tmp_path, monkeypatch):
+    with (
+        PDict[str, int](tmp_path / "d", "dict") as d,
+        SQLiteQueue(tmp_path / "d", durability="process") as fast,
+    ):
+        syncs = Syncs(database_of(fast), monkeypatch)
+
+        def put_in_another_thread() -> None:
+            waiting(lambda: fast.put("during"))()
+
+        syncs.before = put_in_another_thread
+        with d.transaction():
+            d["a"] = 1
+            d["b"] = 2
+            assert syncs.count == 0
+        assert (syncs.count, fast.get()) == (1, "during")
+
+
+def test_what_changes_nothing_needs_no_sync(queue, syncs):
+    queue.put("a")
+    assert queue.skip(5) is None
+    assert queue.update("b", id=5) is None or True
+    assert syncs.count == 1
+
+
+def test_an_answer_that_rests_on_what_others_did_not_sync_syncs(tmp_path, monkeypatch):
+    """That an equal item waits already is worth as much as having put it."""
+    with UniqueQ(tmp_path / "q") as safe, UniqueQ(tmp_path / "q", durability="process") as fast:
+        syncs = Syncs(database_of(safe), monkeypatch)
+        assert fast.put("a") == 1
+        assert safe.put("a") is None
+        assert syncs.count == 1
+        assert safe.put("a") is None
+        assert syncs.count == 1
+        database_of(safe).epoch += 1  # as where another process has written
+        assert safe.put("a") is None
+        assert syncs.count == 2
+
+
+def test_who_closes_syncs_what_is_committed(queue, syncs, monkeypatch):
+    """Whoever has committed, and comes to its sync when the log is closed, takes it for synced."""
+    log = database_of(queue)._log
+    commit, committed, go_on = log.commit, threading.Event(), threading.Event()
+
+    def late(ticket: int) -> None:
+        committed.set()
+        assert go_on.wait(10)
+        commit(ticket)
+
+    monkeypatch.setattr(log, "commit", late)
+    finish = waiting(lambda: queue.put("a"))
+    assert committed.wait(10)
+    assert syncs.count == 0
+    queue.close()
+    assert syncs.count >= 1
+    go_on.set()
+    finish()
+
+
+@pytest.mark.parametrize("closing", [False, True], ids=["waiting for it", "closing"])
+def test_a_sync_that_fails_is_everybodys(queue, syncs, tmp_path, closing):
+    queue.put("before")
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    syncs.before = fail
+    if closing:
+        database = database_of(queue)
+        database.write(lambda execute: execute("UPDATE counters SET gone = gone"), False)
+        database._log.written += 1  # somebody has committed, and did not come to the sync yet
+    else:
+        with pytest.raises(StorageError, match=r"whether .* unknown"):
+            queue.put("unknown")
+        for call in (lambda: queue.put("c"), queue.get, queue.qsize):
+            with pytest.raises(StorageError, match="open it again"):
+                call()
+        assert syncs.count == 2  # never again on that descriptor
+    queue.close()
+    syncs.before = lambda: None
+    with SQLiteQueue(tmp_path / "q") as again:
+        assert list(again.items()) == ["before"] if closing else ["before", "unknown"]
+        again.put("after")
+
+
+def test_a_reader_asks_anew_when_a_sync_has_failed(tmp_path, monkeypatch):
+    with PDict[str, int](tmp_path / "d") as d:
+        syncs = Syncs(d._store._database, monkeypatch)  # type: ignore[attr-defined]
+        d["a"] = 1
+        assert d["a"] == 1
+
+        def fail() -> None:
+            raise OSError(errno.EIO, "injected")
+
+        syncs.before = fail
+        with pytest.raises(StorageError):
+            d["a"] = 2
+        with pytest.raises(StorageError, match="open it again"):
+            d["a"]
