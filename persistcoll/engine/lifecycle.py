@@ -208,25 +208,23 @@ def _let_go() -> None:
         raise failure
 
 
-def _collect_again() -> None:
-    global _collecting
-    if _collecting:
-        _collecting = False
-        gc.enable()
-
-
 def _interrupt() -> None:
     """What interrupts a fork is raised where the first function behind it begins: here."""
 
 
 def _after_fork_in_parent() -> None:
+    global _collecting
     try:
         with _forking:
             try:
                 _let_go()
             finally:
-                _let_go()
-                _collect_again()
+                try:
+                    _let_go()
+                finally:
+                    if _collecting:
+                        _collecting = False
+                        gc.enable()
     finally:
         try:
             _forking.release()
@@ -235,13 +233,15 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _forking
+    global _forking, _collecting
     _forking = threading.RLock()
     _resting.clear()
     try:
         _each(container._after_fork for container in _living(_open))
     finally:
-        _collect_again()
+        if _collecting:
+            _collecting = False
+            gc.enable()
 
 
 if hasattr(os, "register_at_fork"):

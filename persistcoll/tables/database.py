@@ -26,6 +26,7 @@ from persistcoll.group_commit import GroupCommit
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.ledger import Ledger
+from persistcoll.tables.log import LogRoom
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.reading import REENTRANT, Readable
 from persistcoll.tables.source import LOG, MEMORY, Opened, Source
@@ -63,6 +64,8 @@ class Database(Readable):
         self._combiner = Combiner[Work[Any]](self._perform)
         self._mutex = threading.Lock()
         self._log = GroupCommit(self.disk, self.path + LOG, self._poison)
+        self._room = LogRoom(self.disk)
+        self._short = False  # the log; to be made longer
         self._watcher = Watcher(self._connect_reader)
         self._readers = Readers(self._connect_reader)
         self._dirty: dict[Ledger, None] = {}
@@ -85,6 +88,7 @@ class Database(Readable):
         self.store_id, self.now = opened.store_id, opened.clock
         self._execute(sqlite.NORMAL)
         self._log.switch(opened.log, self.path + LOG, 0)
+        self._room.use(opened.log)
         self.epoch += 1
         self._seen = opened.connection.total_changes, self.epoch
 
@@ -150,6 +154,7 @@ class Database(Readable):
         if seen != self._seen:
             self._seen = seen
             self._log.written += 1
+            self._short = self._room.is_short()
         return self._log.written
 
     def _write_alone(self, run: Callable[[Execute], T], whole: bool) -> T:
@@ -280,7 +285,7 @@ class Database(Readable):
         try:
             if not self._lock.acquire():
                 self.epoch += 1
-            if whole:
+            if whole or self._short:
                 self._execute(sqlite.BEGIN)
         except self.dialect.Error as error:
             raise self._failure(error, "writing") from error
@@ -291,6 +296,9 @@ class Database(Readable):
                 ledger.save(self._execute)
             self._dirty.clear()
         if self._connection.in_transaction:
+            if self._short:
+                self._short = False
+                self._room.lengthen()
             self._execute(sqlite.COMMIT)
 
     def _roll_back(self, error: BaseException) -> bool:

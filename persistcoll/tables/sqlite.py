@@ -35,6 +35,7 @@ __all__ = [
     "COMMIT",
     "DATA_VERSION",
     "FULL",
+    "LOG_SIZE",
     "NORMAL",
     "ROLLBACK",
     "SHRINK",
@@ -65,6 +66,8 @@ FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
 _PAGE_SIZE = 1024
 # Pages: 4 MiB. A checkpoint costs two syncs.
 _CHECKPOINT = 4096
+# Bytes: what a log grows to by itself, each page behind a header of its own.
+LOG_SIZE = 32 + _CHECKPOINT * (24 + _PAGE_SIZE)
 # Seconds. SQLite counts milliseconds in 32 bits; what is more would be no time at all.
 _LONGEST = 2_000_000.0
 

@@ -151,7 +151,7 @@ def test_who_combines_within_that():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.slow
-def test_a_fork(tmp_path, monkeypatch):
+def test_a_fork(tmp_path, monkeypatch, rng):
     """The interpreter reports what is raised before and behind a fork, and forks: all goes on behind that."""
     reported: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_type))
@@ -171,14 +171,15 @@ def test_a_fork(tmp_path, monkeypatch):
                 os._exit(0)
             assert os.waitpid(pid, 0) == (pid, 0)
 
-        number, more = 0, True
+        number, more = rng.randrange(3) - 2, True  # the others another time
         while more:
-            number += 1
+            number += 3
             with suppress(KeyboardInterrupt):  # behind it
                 more = at_point(number, interrupt, fork, files)
             assert gc.isenabled()
-            for call in (use, partial(in_forked_child, use)):
+            for call in (use, fork):
                 waiting(call)()
-                assert one.copy() == two.copy() == {"n": number}
+        assert one.copy() == two.copy() == {"n": number}
+        in_forked_child(use)
     assert number > 50
     assert set(reported) == {KeyboardInterrupt}

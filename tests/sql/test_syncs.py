@@ -1,4 +1,4 @@
-"""Syncs of the log: outside of all locks, shared by those who wait, and never left to nobody."""
+"""Syncs of the log: outside of all locks, shared by those who wait, never left to nobody; and its room."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from persistcoll import PDict, SQLiteQueue, StorageError, UniqueQ
 from persistcoll.disk import TRY_EXCLUSIVE, UNLOCK
 from persistcoll.tables.database import Database
+from persistcoll.tables.sqlite import LOG_SIZE
 from tests.queues.waits import until, waiting
 
 
@@ -186,3 +187,80 @@ def test_a_reader_asks_anew_when_a_sync_has_failed(tmp_path, monkeypatch):
             d["a"] = 2
         with pytest.raises(StorageError, match="open it again"):
             d["a"]
+
+
+# room
+
+
+def log_of(path) -> bytes:
+    data: bytes = (path / "data.db-wal").read_bytes()
+    return data
+
+
+def test_the_log_has_room_before_it_is_needed(queue, tmp_path):
+    path, sizes = tmp_path / "q", []
+    for number in range(20):
+        queue.put(number)
+        sizes.append(len(log_of(path)))
+    assert sizes[0] < sizes[1] == sizes[-1]  # who puts once, and closes, does not make it longer
+    assert sizes[-1] - sizes[0] >= 1 << 20
+    assert not any(log_of(path)[sizes[0] + 50_000 :])
+
+
+def test_the_room_is_made_while_nobody_else_writes(queue, monkeypatch):
+    """A frame that another program adds at that moment would else be written over."""
+    database = database_of(queue)
+    pwrite, within = database.disk.pwrite, []
+
+    def spy(fd: int, data: bytes, offset: int) -> int:
+        if len(data) > 1000:
+            within.append(database._connection.in_transaction)
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(database.disk, "pwrite", spy)
+    for number in range(3):
+        queue.put(number)
+    assert within == [True]
+
+
+def test_the_log_is_not_made_longer_than_it_becomes(queue, tmp_path):
+    for _ in range(12):
+        queue.put(bytes(400_000))
+    assert len(log_of(tmp_path / "q")) < LOG_SIZE + 500_000
+
+
+@pytest.mark.parametrize("written", [0, 1000])
+def test_without_room_on_the_disk_there_is_none_in_the_log(queue, tmp_path, monkeypatch, written):
+    database = database_of(queue)
+    pwrite = database.disk.pwrite
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        if len(data) > 1000:
+            pwrite(fd, data[:written], offset)
+            raise OSError(errno.ENOSPC, "injected")
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(database.disk, "pwrite", full)
+    for number in range(5):
+        queue.put(number)
+    assert len(log_of(tmp_path / "q")) < 100_000
+    monkeypatch.undo()
+    assert queue.get_many(10) == [0, 1, 2, 3, 4]
+
+
+def test_what_stands_before_the_room_is_found_after_a_crash(queue, tmp_path):
+    for number in range(50):
+        queue.put(number)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("data.db", "data.db-wal"):
+        (copy / name).write_bytes((tmp_path / "q" / name).read_bytes())
+    with SQLiteQueue(copy) as after:
+        assert list(after.items()) == list(range(50))
+
+
+def test_at_process_the_log_grows_by_itself(tmp_path):
+    with SQLiteQueue(tmp_path / "q", durability="process") as queue:
+        for number in range(20):
+            queue.put(number)
+        assert len(log_of(tmp_path / "q")) < 100_000

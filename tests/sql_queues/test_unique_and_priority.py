@@ -136,6 +136,20 @@ def test_an_item_that_waits_for_later_is_not_free(open_queue):
     assert queue.put("a") is None
 
 
+@pytest.mark.parametrize("remove", ["clear", "skip"])
+def test_removing_what_waits_leaves_what_is_in_work_in_force(open_queue, unique, remove):
+    queue = open_queue(unique) if unique is UniqueAckQ else open_queue(unique, auto_commit=False)
+    queue.put_many("abc")
+    queue.get()
+    if unique is UniqueAckQ:
+        queue.nack(queue.get(), delay=1000)
+    else:
+        queue.get()
+    getattr(queue, remove)()
+    assert [item in queue for item in "abc"] == [True, True, False]
+    assert queue.put_many("abc") == [None, None, 4]
+
+
 def test_a_replaced_item_is_free(open_queue, unique):
     queue = open_queue(unique)
     queue.put_many("ab")
