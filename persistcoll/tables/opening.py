@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from persistcoll.directories import refuse_foreign_link
-from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks, within_an_operation
+from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted, quiesce_for_forks, within_an_operation
 from persistcoll.engine.values import Discipline, Durability, Retry
 from persistcoll.errors import StorageError
 from persistcoll.tables import schema
@@ -109,7 +109,7 @@ class _Databases:
         self._user: int | None = None  # the thread that has the mutex
         self._open: dict[str, tuple[Database, int]] = {}
         self._left: deque[Database] = deque()
-        self._at_rest = False
+        self._held: list[threading.Lock] = []  # for a fork
         quiesce_for_forks(self)
 
     def acquire(self, source: Source) -> Database:
@@ -176,18 +176,19 @@ class _Databases:
     # A database that is being opened while the process forks would be inherited half open.
 
     def _before_fork(self) -> None:
-        self._at_rest = not self.used_here() and self._mutex.acquire(timeout=FORK_PATIENCE)
-        if self._at_rest:
-            self._user = threading.get_ident()
+        me = threading.get_ident()
+        if self._user != me and acquire_noted(self._mutex, FORK_PATIENCE, self._held):
+            self._user = me
 
     def _after_fork_in_parent(self) -> None:
-        if self._at_rest:
-            self._at_rest = False
+        if self._held:
             self._user = None
-            self._mutex.release()
+            del self._held[:]
+            self._mutex.release()  # nothing was called since, behind which an interrupt could come
 
     def _after_fork(self) -> None:
         self._mutex = threading.Lock()
+        self._held = []
         self._user = None
 
 
