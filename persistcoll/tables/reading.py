@@ -74,6 +74,7 @@ class Readable(Restable):
         """``look`` at what is committed; it reads with one statement what has to be of one moment."""
         if self._alone is not None and self._alone == threading.get_ident():
             return self._within(look)
+        # As _using() does it: a microsecond less for each qsize().
         me = threading.get_ident()
         if self._user == me:
             raise StorageError(REENTRANT.format(self.path))
