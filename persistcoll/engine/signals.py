@@ -57,12 +57,13 @@ class Signal:
 class Listener:
     """One thread's listening to a signal."""
 
-    __slots__ = ("_interval", "_signal", "_ticket", "_watched")
+    __slots__ = ("_interval", "_polls", "_signal", "_ticket", "_watched")
 
     def __init__(self, signal: Signal) -> None:
         self._signal = signal
         self._ticket = 0
         self._interval = FASTEST_POLL
+        self._polls = False  # for all
         self._watched = False  # waited for other processes too
 
     def __enter__(self) -> Listener:
@@ -91,49 +92,46 @@ class Listener:
         :param version: asked now and then: it differs from ``seen`` when another process did something.
         :return: ``False`` if nothing happened until the deadline.
         """
-        signal = self._signal
         self._watched = version is not None
         gate = threading.Lock()
         gate.acquire()
-        polls = False
+        try:
+            return self._wait(gate, deadline, version, seen)
+        except BaseException:  # KeyboardInterrupt, wherever it came in
+            self._pass_on(self._withdraw(gate))
+            raise
+
+    def _wait(
+        self, gate: threading.Lock, deadline: float | None, version: Callable[[], object] | None, seen: object
+    ) -> bool:
+        signal = self._signal
         while True:
             with signal._mutex:
                 happened = signal._count != self._ticket
                 if not happened:
-                    if version is not None and not polls and not signal._polled:
-                        signal._polled = polls = True
+                    if version is not None and not self._polls and not signal._polled:
+                        signal._polled = self._polls = True
                     signal._gates.append(gate)
             if happened:
-                self._pass_on(False, polls)
+                self._pass_on(False)
                 return True
-            try:
-                woken = self._sleep(gate, deadline, polls)
-            except BaseException:  # KeyboardInterrupt
-                self._pass_on(self._withdraw(gate), polls)
-                raise
-            if woken:
-                self._pass_on(False, polls)
+            if self._sleep(gate, deadline):
+                self._pass_on(False)
                 return True
             if self._withdraw(gate):
                 continue  # notified in the last moment: the count tells
             if deadline is not None and time.monotonic() >= deadline:
-                self._pass_on(False, polls)
+                self._pass_on(False)
                 return False
-            if polls and version is not None:
-                try:
-                    happened = version() != seen
-                except BaseException:
-                    self._pass_on(False, polls)
-                    raise
-                if happened:
-                    self._pass_on(False, polls)
-                    return True
+            if self._polls and version is not None and version() != seen:
+                self._pass_on(False)
+                return True
 
-    def _sleep(self, gate: threading.Lock, deadline: float | None, polls: bool) -> bool:
-        if deadline is None and not polls:
+    def _sleep(self, gate: threading.Lock, deadline: float | None) -> bool:
+        if deadline is None and not self._polls:
             return gate.acquire()
         remaining = threading.TIMEOUT_MAX if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if polls:
+        if self._polls:
             remaining = min(remaining, self._interval)
             self._interval = min(self._interval * 1.5, self._signal._slowest_poll)
         return gate.acquire(timeout=min(remaining, threading.TIMEOUT_MAX))
@@ -149,12 +147,12 @@ class Listener:
                 return True
             return False
 
-    def _pass_on(self, wake_up: bool, polls: bool) -> None:
+    def _pass_on(self, wake_up: bool) -> None:
         """Leave a wake-up that was not used, or the polling, to another one who waits."""
         signal = self._signal
         with signal._mutex:
-            if polls:
-                signal._polled = False
-            if (wake_up or polls) and signal._gates:
+            if (wake_up or self._polls) and signal._gates:
                 # It looks, and then finds the polling free when it waits again.
                 signal._gates.popleft().release()
+            if self._polls:
+                self._polls = signal._polled = False

@@ -76,7 +76,7 @@ class Interrupted(Exception):
 def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
     signal = Signal()
 
-    def sleep(self, gate, deadline, polls):
+    def sleep(self, gate, deadline):
         until(lambda: len(signal._gates) == 2)
         signal.notify()  # opens the gate of this one, who came first
         raise Interrupted
@@ -86,11 +86,11 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
         listener.take_ticket()
         second = []
 
-        def interrupted(self, gate, deadline, polls):
+        def interrupted(self, gate, deadline):
             if self is not listener:
-                return original(self, gate, deadline, polls)
+                return original(self, gate, deadline)
             second.append(waiting(lambda: wait_once(signal)))
-            return sleep(self, gate, deadline, polls)
+            return sleep(self, gate, deadline)
 
         monkeypatch.setattr(signals.Listener, "_sleep", interrupted)
         with pytest.raises(Interrupted):
@@ -104,8 +104,8 @@ def test_a_notification_in_the_last_moment_counts(monkeypatch):
     signal = Signal()
     original = signals.Listener._sleep
 
-    def sleep(self, gate, deadline, polls):
-        woken = original(self, gate, deadline, polls)
+    def sleep(self, gate, deadline):
+        woken = original(self, gate, deadline)
         signal.notify()
         return woken
 
