@@ -106,7 +106,7 @@ def at_point(
     """
     package = os.path.dirname(persistcoll.__file__)
     before = sys.gettrace()
-    last: dict[int, str] = {}
+    last: dict[int, tuple[str, int]] = {}  # of each frame: the instruction, and where the one behind it is
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -116,9 +116,10 @@ def at_point(
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            previous = last.get(id(frame), "")
-            last[id(frame)] = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            if previous.startswith("CALL") or previous in BEHIND:
+            previous, behind = last.get(id(frame), ("", 0))
+            last[id(frame)] = instruction(frame)
+            # Python 3.13 leaves out events, and then this is further on, where nothing comes in.
+            if (previous.startswith("CALL") and behind == frame.f_lasti) or previous in BEHIND:
                 count += 1
                 if count == number:
                     sys.settrace(before)
@@ -126,12 +127,22 @@ def at_point(
                     return None
         return trace if count < number else None
 
+    # Python 3.12 only tells of instructions where this was set somewhere before.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()
     finally:
         sys.settrace(before)
     return count >= number
+
+
+def instruction(frame: FrameType) -> tuple[str, int]:
+    """Its name, and where the one behind it is."""
+    code, behind = frame.f_code.co_code, frame.f_lasti + 2
+    while behind < len(code) and dis.opname[code[behind]] == "CACHE":
+        behind += 2
+    return dis.opname[code[frame.f_lasti]], behind
 
 
 CALLS: dict[str, Callable[[Path, SQLiteQueue, PDict[str, int]], object]] = {

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,10 @@ from tests.crash.images import IDS, KINDS, image
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
 
 
+# The numbers of one worker; the next one's come behind them.
+EACH = 1_000_000
+
+
 class Account:
     """What the workers said: what was tried, what returned."""
 
@@ -27,11 +32,15 @@ class Account:
         self.put: set[int] = set()
         self.may_be_gone: set[int] = set()
         self.gone: set[int] = set()
-        self.pending = ""
+        self.pending: dict[int, str] = {}
 
-    def hear(self, text: str) -> int:
+    def next_number(self, worker: int) -> int:
+        """The first that this worker has not tried."""
+        return max((number for number in self.tried if number // EACH == worker), default=worker * EACH) + 1
+
+    def hear(self, worker: int, text: str) -> int:
         """Take in what was said; how many whole lines there were."""
-        *lines, self.pending = (self.pending + text).split("\n")
+        *lines, self.pending[worker] = (self.pending.get(worker, "") + text).split("\n")
         books = {"try": self.tried, "put": self.put, "settle": self.may_be_gone, "settled": self.gone}
         for line in lines:
             what, *numbers = line.split()
@@ -41,7 +50,10 @@ class Account:
     def check(self, left: list[int], power: bool) -> None:
         """What must be there after a cut."""
         stored = set(left)
-        assert left == sorted(stored), "order, or an item twice"
+        assert len(left) == len(stored), "an item twice"
+        for worker in {number // EACH for number in stored}:
+            own = [number for number in left if number // EACH == worker]
+            assert own == sorted(own), "order"
         assert stored <= self.tried, "an item that nobody put"
         if power:
             assert not stored & self.gone, "an acknowledged item came back"
@@ -55,36 +67,52 @@ class Account:
         self.tried |= stored
         self.gone -= stored
         self.may_be_gone -= stored
-        self.pending = ""
+        self.pending = {}
 
 
-def live(account: Account, rng, path: str, first: int, durability: str) -> subprocess.Popen[bytes]:
-    """A worker, stopped at some moment."""
-    command = [sys.executable, "-m", "tests.crash.sqlite_worker", path, str(first), str(rng.getrandbits(32))]
-    worker = subprocess.Popen([*command, durability], stdout=subprocess.PIPE)
-    assert worker.stdout is not None
-    heard, enough = 0, rng.randrange(2, 90)
+def live(account: Account, rng, path: str, count: int, durability: str) -> list[subprocess.Popen[bytes]]:
+    """Workers, stopped at some moment."""
+    command = [sys.executable, "-m", "tests.crash.sqlite_worker", path]
+    workers = [
+        subprocess.Popen(
+            [*command, str(account.next_number(number)), str(rng.getrandbits(32)), durability],
+            stdout=subprocess.PIPE,
+        )
+        for number in range(count)
+    ]
+    numbers: dict[Any, int] = {worker.stdout: number for number, worker in enumerate(workers)}
+    heard, enough = 0, rng.randrange(2, 90 * count)
     while heard < enough:
-        assert select.select([worker.stdout], [], [], 30)[0], "nothing happens"
-        data = os.read(worker.stdout.fileno(), 1 << 16)
-        assert data, "the worker ended"
-        heard += account.hear(data.decode())
-    os.kill(worker.pid, signal.SIGSTOP)
-    return worker
+        ready = select.select(list(numbers), [], [], 30)[0]
+        assert ready, "nothing happens"
+        for pipe in ready:
+            data = os.read(pipe.fileno(), 1 << 16)
+            assert data, "a worker ended"
+            heard += account.hear(numbers[pipe], data.decode())
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    return workers
 
 
-def bury(account: Account, worker) -> None:
+def bury(account: Account, number: int, worker) -> None:
     """Hear what it had still said, and kill it."""
     worker.kill()
-    account.hear(worker.stdout.read().decode())
+    account.hear(number, worker.stdout.read().decode())
     worker.stdout.close()
     worker.wait()
 
 
 def cut_again_and_again(
-    rng, directory, kind: str, options: str, cuts: int, durability: Durability, quick: bool = False
+    rng,
+    directory,
+    kind: str,
+    options: str,
+    cuts: int,
+    durability: Durability,
+    quick: bool = False,
+    workers: int = 1,
 ) -> int:
-    """:param quick: let the worker sync nothing.
+    """:param quick: let the workers sync nothing.
     :return: how many items were seen after the cuts.
     """
     worked = "process" if quick else durability
@@ -92,9 +120,10 @@ def cut_again_and_again(
     with image(directory, kind, options) as disk:
         path = str(disk.place / "queue")
         for _ in range(cuts):
-            worker = live(account, rng, path, max(account.tried, default=0) + 1, worked)
+            living = live(account, rng, path, workers, worked)
             disk.cut_power()
-            bury(account, worker)
+            for number, worker in enumerate(living):
+                bury(account, number, worker)
             disk.unmount()
             disk.mount()
             with SQLiteAckQueue(path, serializer="json", durability=durability) as queue:
@@ -113,12 +142,19 @@ def test_what_returned_survives_a_power_cut(kind, options, rng, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
+def test_what_returned_to_any_of_several_processes_survives_a_power_cut(kind, options, rng, tmp_path):
+    """They commit in turn, and sync side by side."""
+    assert cut_again_and_again(rng, tmp_path, kind, options, 10, "power", workers=4) > 10
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_at_process_a_power_cut_leaves_a_prefix(kind, options, rng, tmp_path):
     cut_again_and_again(rng, tmp_path, kind, options, 10, "process")
 
 
+@pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
-def test_without_syncs_the_same_cuts_lose_items(kind, options, rng, tmp_path):
+def test_without_syncs_the_same_cuts_lose_items(kind, options, workers, rng, tmp_path):
     """A test of the test."""
     with pytest.raises(AssertionError, match=r"was lost|came back"):
-        cut_again_and_again(rng, tmp_path, kind, options, 10, "power", quick=True)
+        cut_again_and_again(rng, tmp_path, kind, options, 10, "power", quick=True, workers=workers)
