@@ -53,7 +53,8 @@ class OrderedHand:
     def extend(self, ids: Iterable[Any]) -> None:
         """It got these."""
         with self._mutex:
-            self._ids.update(dict.fromkeys(ids))
+            for id in ids:  # less than half of the time of update()
+                self._ids[id] = None
 
     def appendleft(self, id: Any) -> None:
         """It has this back."""

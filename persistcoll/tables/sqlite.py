@@ -212,9 +212,12 @@ _FINISHED = {State.DONE: -1, State.FAILED: -2, State.DEAD: -3}
 
 def _table_words(number: int, discipline: Discipline) -> TableWords:
     ready, held, due, keys = (f"{name}_{number}" for name in ("ready", "held", "due", "keys"))
-    direction, beyond = ("DESC", "<") if discipline.newest_first else ("ASC", ">")
+    direction, beyond, before = ("DESC", "<", ">") if discipline.newest_first else ("ASC", ">", "<")
     order = "priority, id" if discipline.by_priority else f"id {direction}"
     one_held = "WHERE holder = ? AND id = ?"
+    heads = f"id IN (SELECT id FROM {ready} ORDER BY {order} LIMIT ?)"
+    if not discipline.by_priority:  # up to the last of them, in one go
+        heads = f"id {before}= (SELECT id FROM {ready} ORDER BY {order} LIMIT 1 OFFSET ? - 1)"
     claim = (
         f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload)"
         f" SELECT ?, id, ?, priority, key, time, attempts + 1, crc, payload FROM {ready}"
@@ -244,7 +247,7 @@ def _table_words(number: int, discipline: Discipline) -> TableWords:
         following=f"SELECT {_ROW} FROM {ready} WHERE id {beyond} ? ORDER BY id {direction} LIMIT 1",
         page=f"SELECT {_ROW} FROM {ready} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
         remove=f"DELETE FROM {ready} WHERE id = ?",
-        remove_heads=f"DELETE FROM {ready} WHERE id IN (SELECT id FROM {ready} ORDER BY {order} LIMIT ?)",
+        remove_heads=f"DELETE FROM {ready} WHERE {heads}",
         remove_all=f"DELETE FROM {ready}",
         claim=f"{claim} WHERE id = ?",
         claim_heads=f"{claim} ORDER BY {order} LIMIT ?",
