@@ -99,6 +99,8 @@ class BaseSQLQueue(BaseQueue):
             unseal_for=unseal_for,
         )
         self._table: Table = table
+        # What is put is its payload, without a key or a priority.
+        self._bare = not (self._discipline.unique or self._discipline.by_priority)
         self._in_memory = place.file == ":memory:"
         self.path = os.fspath(path) if self._in_memory else os.path.abspath(os.fspath(path))
         self.name = name
@@ -129,7 +131,7 @@ class BaseSQLQueue(BaseQueue):
 
     def _putting(self, table: Table) -> dict[str, Callable[..., Any]]:
         """How what :meth:`_entry` makes is put."""
-        if not (self._discipline.unique or self._discipline.by_priority):
+        if self._bare:
             return {}
         return {
             "append": lambda entry, capacity: table.put((entry,), capacity)[0],
@@ -165,7 +167,8 @@ class BaseSQLQueue(BaseQueue):
         :raise StorageError: the storage failed; the message says if the outcome is unknown.
         :raise ValueError: the timeout is negative.
         """
-        return self._put(self._entry(item), block, timeout)  # type: ignore[no-any-return]
+        entry = self._encode(item) if self._bare else self._entry(item)
+        return self._put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: Any) -> int | None:  # type: ignore[override]
         """``put(item, block=False)``."""
