@@ -7,8 +7,8 @@ work of all who wait in one transaction. Between processes the writers queue for
 What has to survive a power cut is committed first, without a sync, and then the write-ahead log is synced,
 outside of all locks: others go on to write meanwhile, in this process and in others, and one of those who
 wait syncs for all. At SQLite's own ``synchronous=FULL`` a writer keeps everybody waiting while it syncs.
-Measured with 8 processes, beside 1: that way 0.7 times as many writes and 33 to 49 ms at worst, this way 1.2
-to 1.3 times as many and 12 to 14 ms.
+Measured with 8 processes, beside 1: that way 0.7 times as many writes and 33 to 49 ms at worst, this way 1.1
+to 1.3 times as many and 12 to 19 ms.
 """
 
 from __future__ import annotations
