@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from time import perf_counter
@@ -26,6 +26,7 @@ __all__ = [
     "persist_queue_sqlite_puts",
     "puts_of_threads",
     "queuelib_phases",
+    "seconds_together",
 ]
 
 ITEM: dict[str, Any] = {"id": 12345, "name": "a" * 40, "kind": "job", "n": 1.5}
@@ -160,6 +161,31 @@ def persist_queue_sqlite_puts(directory: str, count: int) -> Mapping[str, float]
         queue.close()
 
 
+def seconds_together(calls: Sequence[Callable[[], object]]) -> float:
+    """From the common start to the last one's end, each in a thread of its own; raises the first failure."""
+    start = threading.Barrier(len(calls) + 1)
+    failures: list[BaseException] = []
+
+    def work(call: Callable[[], object]) -> None:
+        start.wait()
+        try:
+            call()
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for worker in workers:
+        worker.start()
+    start.wait()
+    begin = perf_counter()
+    for worker in workers:
+        worker.join()
+    seconds = perf_counter() - begin
+    if failures:
+        raise failures[0]
+    return seconds
+
+
 def puts_of_threads(
     opening: Opening,
     directory: str,
@@ -171,30 +197,15 @@ def puts_of_threads(
 
     :param prepare: called with the queue's path when it is open.
     """
-    start = threading.Barrier(threads + 1)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        start.wait()
-        try:
-            for _ in repeat(None, each):
-                queue.put(ITEM)
-        except BaseException as error:
-            failures.append(error)
-
     path = os.path.join(directory, "queue")
     with opening(path) as queue:
         prepare(path)
-        workers = [threading.Thread(target=work) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        start.wait()
-        begin = perf_counter()
-        for worker in workers:
-            worker.join()
-        seconds = perf_counter() - begin
-        if failures:
-            raise failures[0]
+
+        def work() -> None:
+            for _ in repeat(None, each):
+                queue.put(ITEM)
+
+        seconds = seconds_together([work] * threads)
         if queue.qsize() != threads * each:
             raise AssertionError(f"{queue.qsize()} of {threads * each} items are there")
     return {"put": seconds * 1e6 / (threads * each)}

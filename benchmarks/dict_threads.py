@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 from benchmarks import dict_floors as floors
+from benchmarks.contenders import seconds_together
 from benchmarks.dict_contenders import KINDS, OURS, names, some
 from benchmarks.model import Contender, Figure, Scenario, Sizes, ratio
 
@@ -94,27 +93,5 @@ def _look_up(stored: Mapping[str, Any], keys: Sequence[str]) -> None:
 
 def _together(readers: Sequence[Callable[[Sequence[Any]], None]], keys: Sequence[Any]) -> float:
     """Microseconds from the common start to the last one's end, for each of the keys, which they share."""
-    start = threading.Barrier(len(readers) + 1)
-    failures: list[BaseException] = []
-
-    def work(reader: Callable[[Sequence[Any]], None], share: Sequence[Any]) -> None:
-        start.wait()
-        try:
-            reader(share)
-        except BaseException as error:
-            failures.append(error)
-
-    workers = [
-        threading.Thread(target=work, args=(reader, keys[number :: len(readers)]))
-        for number, reader in enumerate(readers)
-    ]
-    for worker in workers:
-        worker.start()
-    start.wait()
-    begin = perf_counter()
-    for worker in workers:
-        worker.join()
-    seconds = perf_counter() - begin
-    if failures:
-        raise failures[0]
-    return seconds * 1e6 / len(keys)
+    shares = [partial(reader, keys[number :: len(readers)]) for number, reader in enumerate(readers)]
+    return seconds_together(shares) * 1e6 / len(keys)
