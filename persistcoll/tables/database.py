@@ -148,10 +148,10 @@ class Database(Readable):
 
     def _draw_ticket(self) -> int:
         """With the mutex held: for the sync of what was committed, if anything was: here, or by others, whose
-        unsynced change an operation that changed nothing may tell of.
+        unsynced change an operation that changed nothing may tell of. In memory there is nothing to sync.
         """
         seen = self._connection.total_changes, self.epoch
-        if seen != self._seen:
+        if seen != self._seen and self.path != MEMORY:
             self._seen = seen
             self._log.written += 1
             self._short = self._room.is_short()

@@ -30,7 +30,7 @@ class LogRoom:
         self._size: int | None = None  # as we left it; unknown
 
     def use(self, fd: int) -> None:
-        """From now on that of this file; below 0: of none, in memory."""
+        """From now on that of this file."""
         self._fd = fd
         self._size = None
 
@@ -39,8 +39,6 @@ class LogRoom:
 
     def is_short(self) -> bool:
         """Whether it grows, and will go on to: it does not beyond what a checkpoint allows."""
-        if self._fd < 0:
-            return False
         size = self._measure()
         if self._size is None:
             self._size = size

@@ -207,7 +207,7 @@ class SQLMapping(Mapping):
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
         ledger = self._fresh(execute)
-        crc = crc32(value, crc32(key))
+        crc = crc32(value, crc32(key))  # as checksum() without an end, in a call less
         # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
         if self._adding:
             if self._insert(execute, ledger, self._words.add, key, name, None, crc, value):

@@ -229,7 +229,7 @@ def open_table(
             number,
             discipline,
             retry,
-            power=durability == "power" and database.path != MEMORY,
+            power=durability == "power",
             store_id=store_id,
             seal=seal_for(store_id),
             unseal=unseal_for(store_id),
@@ -265,7 +265,7 @@ def open_mapping(
         return SQLMapping(
             database,
             number,
-            power=durability == "power" and database.path != MEMORY,
+            power=durability == "power",
             store_id=store_id,
             clock=clock,
             show=show,

@@ -34,7 +34,6 @@ __all__ = [
     "BEGIN_READING",
     "COMMIT",
     "DATA_VERSION",
-    "FULL",
     "LOG_SIZE",
     "NORMAL",
     "ROLLBACK",
@@ -59,7 +58,7 @@ SHRINK = (
     "PRAGMA temp_store=MEMORY",
     "PRAGMA wal_checkpoint(TRUNCATE)",
 )
-FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
+_FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
 
 # Bytes. A commit writes every page that it changed into the log, whole: with 4,096 a put takes 10 us instead
 # of 8, a claim 25 instead of 17.
@@ -127,7 +126,7 @@ class SQLite:
             mode = execute("PRAGMA journal_mode=WAL").fetchone()[0]
             if mode != "wal":  # what was really set: a file system without shared memory stays as it was
                 raise StorageError(f"{path!r} cannot be used: SQLite has no write-ahead log there ({mode})")
-        execute(FULL)
+        execute(_FULL)
         execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT}")
         execute(f"PRAGMA journal_size_limit={16 * _CHECKPOINT * _PAGE_SIZE}")
         execute("PRAGMA temp_store=MEMORY")
