@@ -39,6 +39,7 @@ from persistcoll.errors import (
     StorageError,
     StorageFullError,
     StoreKindError,
+    StoreReplacedError,
 )
 from persistcoll.pdict import PDict
 from persistcoll.queues import Queue
@@ -88,6 +89,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreKindError",
+    "StoreReplacedError",
     "UniqueAckQ",
     "UniqueQ",
 ]

@@ -14,6 +14,7 @@ for ``ValueError``, ``OSError``, ``LookupError`` or ``ImportError`` keeps workin
     |  |- LockedError               .pid
     |  |- CorruptionError           .path  .offset  .id
     |  |- StoreKindError
+    |  |- StoreReplacedError        .path
     |  |- FormatVersionError
     |  `- BackendUnavailableError
     |- ClaimError (LookupError)
@@ -56,6 +57,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreKindError",
+    "StoreReplacedError",
 ]
 
 if sys.version_info >= (3, 13):
@@ -142,6 +144,19 @@ class CorruptionError(StorageError):
 
 class StoreKindError(StorageError):
     """What lies at that place is no store of this kind."""
+
+
+class StoreReplacedError(StorageError):
+    """The store's files were removed, renamed or replaced while it was open. Nothing was stored by this call.
+
+    What the path names now is another store, or none; opening it again is right.
+
+    :ivar path: the file or directory that is not the store's any more.
+    """
+
+    def __init__(self, message: str, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class FormatVersionError(StorageError):

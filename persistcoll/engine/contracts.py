@@ -7,7 +7,8 @@ is one short atomic operation that answers now. It may be called from any thread
 S1     An operation that raised or was cut short by a crash happened wholly or not at all.
 S2     What returned is durable, at the level that the store was opened with.
 S3     ``take`` calls ``use`` at most once, before the removal is final; if ``use`` raises, the
-       record is where it was.
+       record is where it was. ``claims`` tells what was claimed, whatever came out of the call; after
+       ``release`` it is where it was, and a claim that is not in force any more releases nothing.
 S4     Records come in order of their ids, and ids grow and are never used twice, not even for a
        record that is gone. A record given back returns to its place.
 S5     One record is never in the hands of two takers.
@@ -44,14 +45,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from persistcoll.engine.signals import SLOWEST_POLL
 from persistcoll.engine.values import Entry, Record, State, Stats
 
-__all__ = ["Mapping", "Pair", "Store", "Table"]
+__all__ = ["Claim", "Mapping", "Pair", "Store", "Table"]
 
 T = TypeVar("T")
+Claim = tuple[int, Any]
+"""The id of a record, and what tells this claim of it from every other one, as its store says."""
 
 
 class Store(Protocol):
@@ -59,28 +62,55 @@ class Store(Protocol):
     A record is *ready*, then *claimed* by a ``take``, then gone by ``acknowledge`` or ready again by
     ``give_back``. All counts are exact at the moment of the call, across threads and processes.
 
+    A call may come from a signal handler or a destructor within another call of the same thread. It works
+    where the thread holds no lock of the store; otherwise it raises ``StorageError`` before anything is
+    stored. ``count``, ``peek`` and ``close`` never wait for their own thread.
+
+    A ``deadline`` (by ``time.monotonic()``) bounds the wait for another caller's open transaction, and for
+    nothing else, because the short turns of ordinary writers always end. After it the call raises
+    ``LockedError``. ``None``: the time that the store was opened with.
+
     :ivar slowest_poll: seconds between two calls of :meth:`version` by who waits, at most: so that they
         cost well under one per cent of a core.
     """
 
     slowest_poll: float = SLOWEST_POLL
 
-    def append(self, payload: bytes, capacity: int = 0) -> int:
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         """Store ``payload`` behind all others and return its id.
 
         :param capacity: raise ``Full`` if ``count()`` is not below it; 0 means without bound.
         """
 
-    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> range:
         """Store them all, in order, or none; return their ids. ``Full`` unless all of them fit."""
 
-    def take(self, use: Callable[[Record], T], acknowledge: bool = False) -> T:
+    def take(
+        self,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> T:
         """Claim the first ready record and return ``use(record)``; ``Empty`` if there is none.
 
         :param acknowledge: acknowledge it in the same atomic step.
+        :param claims: what is claimed is appended to it in the same atomic step. So it tells a caller that is
+            interrupted (``KeyboardInterrupt``) what there is to :meth:`release`.
         """
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+    def take_many(
+        self,
+        limit: int,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
         """Claim up to ``limit`` ready records in one step; ``Empty`` if there is none.
 
         If ``use`` raises at the first one, that is raised; at a later one, those before it are
@@ -92,6 +122,14 @@ class Store(Protocol):
 
     def give_back(self, id: int) -> int | None:
         """Make a claimed record ready again, in its place. ``NotClaimedError`` for any other id."""
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        """Make ready again, in its place and at once, what these claims hold. A claim that is not in force
+        any more is passed over. In a table the attempt stays counted, because its number tells one claim from
+        the next, but no back-off applies and no record becomes dead.
+
+        :return: how many records became ready.
+        """
 
     def peek(self, use: Callable[[Record], T]) -> T:
         """``use`` of what the next ``take`` would claim; ``Empty`` if there is none."""
@@ -143,7 +181,9 @@ class Table(Store, Protocol):
     ``NotClaimedError`` for what never was or is finished, ``StaleClaimError`` for a claim that was lost.
     """
 
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(
+        self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
+    ) -> list[int | None]:
         """Store them all, in order, or none (``Full``); ``None`` in place of an id for an entry whose
         key is in force, which is not stored and needs no room.
         """
@@ -154,6 +194,9 @@ class Table(Store, Protocol):
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
     ) -> T:
         """As in a :class:`Store`; with an ``id`` that ready record, or, ``following``, the ready record
         that comes after that id in the order of taking (by priority: of ids).

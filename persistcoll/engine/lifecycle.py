@@ -10,17 +10,25 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from persistcoll.errors import ClosedError, StorageError
+
+if TYPE_CHECKING:
+    from threading import RLock  # a function at run time before Python 3.13
 
 __all__ = [
     "FORK_PATIENCE",
     "Forkable",
     "Nestable",
     "Quiescent",
+    "Used",
     "acquire_noted",
     "follow_forks",
+    "follow_unseen_fork",
+    "fork_was_seen",
+    "note_users",
+    "owned",
     "patience_left",
     "quiesce_for_forks",
     "quiesce_no_more",
@@ -44,7 +52,14 @@ class Forkable(Protocol):
         """In a forked child, before anything else runs there: let go of what is the parent's."""
 
 
-class Quiescent(Forkable, Protocol):
+class Used(Protocol):
+    """What :func:`note_users` notes."""
+
+    def used_here(self) -> bool:
+        """Whether this thread is within an operation of it, so that waiting for it would be for ever."""
+
+
+class Quiescent(Forkable, Used, Protocol):
     """What :func:`quiesce_for_forks` follows."""
 
     def _before_fork(self) -> None:
@@ -52,9 +67,6 @@ class Quiescent(Forkable, Protocol):
 
     def _after_fork_in_parent(self) -> None:
         """In the parent: go on, if it is at rest."""
-
-    def used_here(self) -> bool:
-        """Whether this thread is within an operation of it, so that waiting for it would be for ever."""
 
 
 @runtime_checkable
@@ -68,12 +80,16 @@ class Nestable(Quiescent, Protocol):
 # By identity; a WeakSet is not safe to iterate over if the fork came while it was changing.
 _open: dict[int, weakref.ref[Forkable]] = {}
 _quiescent: dict[int, weakref.ref[Quiescent]] = {}
+_used: dict[int, weakref.ref[Used]] = {}
 _resting: list[Quiescent] = []
 # One fork at a time: two would let go of what the other one has brought to rest. It knows its owner, however
 # soon behind taking it that one is interrupted.
 _forking = threading.RLock()
 _collecting = False  # whether the garbage collector is to be switched on again
 _waited = 0.0  # seconds, for all at once
+_process = os.getpid()
+_prepared = False  # Python's hooks have run for the fork under way
+_seen = True  # they had run for the fork that this process came from
 
 
 def follow_forks(container: Forkable) -> None:
@@ -103,25 +119,41 @@ def _each(calls: Iterable[Callable[[], None]]) -> None:
         raise failure
 
 
+def note_users(container: Used) -> None:
+    """Have :func:`within_an_operation` ask ``container`` for as long as it lives."""
+    identity = id(container)
+    _used[identity] = weakref.ref(container, lambda _: _used.pop(identity, None))
+
+
 def quiesce_for_forks(container: Quiescent) -> None:
-    """As :func:`follow_forks`, and have it come to rest before each fork."""
+    """As :func:`follow_forks` and :func:`note_users`, and have it come to rest before each fork."""
     identity = id(container)
     _quiescent[identity] = weakref.ref(container, lambda _: _quiescent.pop(identity, None))
+    note_users(container)
     follow_forks(container)
 
 
 def quiesce_no_more(container: Quiescent) -> None:
     """It is shut: there is nothing to bring to rest any more."""
     _quiescent.pop(id(container), None)
+    _used.pop(id(container), None)
+
+
+def owned(lock: RLock) -> Callable[[], bool]:
+    """What tells whether this thread has the lock.
+
+    The lock knows it from the moment that it is taken, so no signal handler comes in between the two.
+    """
+    return lock._is_owned  # type: ignore[attr-defined, no-any-return]
 
 
 def within_an_operation() -> bool:
-    """Whether this thread is within an operation of any that comes to rest for forks.
+    """Whether this thread is within an operation of any container that notes its users.
 
     A destructor may run there, at any moment. It must not wait for another operation, whose thread may be
     waiting for this one's.
     """
-    return any(container.used_here() for container in _living(_quiescent))
+    return any(container.used_here() for container in _living(_used))
 
 
 def acquire_noted(lock: threading.Lock, timeout: float, held: list[threading.Lock]) -> bool:
@@ -134,8 +166,9 @@ def acquire_noted(lock: threading.Lock, timeout: float, held: list[threading.Loc
 
 
 def _before_fork() -> None:
-    global _collecting
+    global _collecting, _prepared
     _forking.acquire()
+    _prepared = True
     # The destructor of a forgotten container would wait for what is at rest, here and in the child.
     _collecting = _collecting or gc.isenabled()
     gc.disable()
@@ -213,7 +246,8 @@ def _interrupt() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    global _collecting
+    global _collecting, _prepared
+    _prepared = False
     try:
         with _forking:
             try:
@@ -232,8 +266,25 @@ def _after_fork_in_parent() -> None:
             pass
 
 
+def follow_unseen_fork() -> None:
+    """Do what the fork has left undone, in a process whose id is not the one that a container remembers.
+
+    Programs that embed Python and C libraries fork without calling Python's hooks: then nothing had come to
+    rest, and the child finds out by its process id at its first call. uWSGI without ``enable-threads`` does.
+    """
+    if os.getpid() != _process:
+        _after_fork_in_child()
+
+
+def fork_was_seen() -> bool:
+    """Within ``_after_fork``: whether Python's hooks had brought everything to rest, as far as they could."""
+    return _seen
+
+
 def _after_fork_in_child() -> None:
-    global _forking, _collecting
+    global _forking, _collecting, _process, _prepared, _seen
+    _process = os.getpid()
+    _prepared, _seen = False, _prepared
     _forking = threading.RLock()
     _resting.clear()
     try:

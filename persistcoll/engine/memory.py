@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from persistcoll.engine.contracts import Store
+from persistcoll.engine.contracts import Claim, Store
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import ClosedError, Empty, Full, NotClaimedError
 
@@ -34,6 +34,8 @@ class MemoryState:
         """All that is stored, ready or claimed, by id."""
         self.holders: dict[int, MemoryStore] = {}
         """Who has claimed what is claimed, by id."""
+        self.tokens: dict[int, object] = {}
+        """What tells the claim of an id from earlier ones."""
         self.last_id = 0
         self.puts = 0
         self.gets = 0
@@ -80,10 +82,12 @@ class MemoryStore(Store):
             raise ClosedError("this store in memory is closed")
         return self._state
 
-    def append(self, payload: bytes, capacity: int = 0) -> int:
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         return self.append_many((payload,), capacity)[0]
 
-    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> range:
         with self._state.lock:
             state = self._check()
             if payloads and 0 < capacity < len(state.ready()) + len(payloads):
@@ -96,10 +100,25 @@ class MemoryStore(Store):
             state.changes += 1
             return range(first, state.last_id + 1)
 
-    def take(self, use: Callable[[Record], T], acknowledge: bool = False) -> T:
-        return self.take_many(1, use, acknowledge)[0]
+    def take(
+        self,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> T:
+        return self.take_many(1, use, acknowledge, claims=claims)[0]
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+    def take_many(
+        self,
+        limit: int,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
         with self._state.lock:
             state = self._check()
             ready = state.ready()[:limit]
@@ -116,9 +135,12 @@ class MemoryStore(Store):
             # Only now: what interrupts `use` (KeyboardInterrupt) leaves every record where it was.
             for record in ready[: len(values)]:
                 state.holders[record.id] = self
+                state.tokens[record.id] = token = object()
                 state.changes += 1
                 if acknowledge:
                     self._remove(record.id)
+                elif claims is not None:
+                    claims.append((record.id, token))
             return values
 
     def acknowledge(self, ids: Sequence[int]) -> None:
@@ -134,6 +156,16 @@ class MemoryStore(Store):
             self._check_claim(id)
             del self._state.holders[id]
             self._state.changes += 1
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        with self._state.lock:
+            state = self._check()
+            mine = [id for id, token in claims if state.tokens.get(id) is token]
+            mine = [id for id in mine if state.holders.get(id) is self]
+            for id in mine:
+                del state.holders[id]
+                state.changes += 1
+            return len(mine)
 
     def _check_claim(self, id: int) -> None:
         if self._check().holders.get(id) is not self:

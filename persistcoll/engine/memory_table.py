@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from persistcoll.engine.contracts import Table
+from persistcoll.engine.contracts import Claim, Table
 from persistcoll.engine.memory_rows import FINISHED, IN_FORCE, MemoryTableState, Row
 from persistcoll.engine.values import FIFO, Discipline, Entry, Record, Retry, State, Stats
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
@@ -99,16 +99,20 @@ class MemoryTable(Table):
 
     # Putting.
 
-    def append(self, payload: bytes, capacity: int = 0) -> int:
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         return self.append_many((payload,), capacity)[0]
 
-    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> range:
         with self._state.lock:
             self.put([Entry(payload) for payload in payloads], capacity)
             behind = self._state.last_id + 1
             return range(behind - len(payloads), behind)
 
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(
+        self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
+    ) -> list[int | None]:
         with self._state.lock:
             state = self._settled()
             keys: set[bytes] = set()
@@ -135,6 +139,9 @@ class MemoryTable(Table):
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
     ) -> T:
         with self._state.lock:
             self._settled()
@@ -145,14 +152,24 @@ class MemoryTable(Table):
                 rows = sorted((row for row in rows if row.id < id), key=lambda row: -row.id)
             elif id is not None:
                 rows = sorted((row for row in rows if row.id > id), key=lambda row: row.id)
-            return self._claim(rows[:1], use, acknowledge)[0]
+            return self._claim(rows[:1], use, acknowledge, claims)[0]
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+    def take_many(
+        self,
+        limit: int,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
         with self._state.lock:
             self._settled()
-            return self._claim(self._ready()[:limit], use, acknowledge)
+            return self._claim(self._ready()[:limit], use, acknowledge, claims)
 
-    def _claim(self, rows: list[Row], use: Callable[[Record], T], acknowledge: bool) -> list[T]:
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> list[T]:
         values: list[T] = []
         for row in rows:
             try:
@@ -174,6 +191,8 @@ class MemoryTable(Table):
             self._state.move(row, State.CLAIMED, until)
             row.holder = self
             self._claims[row.id] = row.attempts
+            if claims is not None:
+                claims.append((row.id, row.attempts))
         return values
 
     # Settling what was claimed.
@@ -218,6 +237,18 @@ class MemoryTable(Table):
                 state.remove(row)
                 state.add(row)
             return row.id
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        with self._state.lock:
+            state = self._settled()
+            released = 0
+            for id, attempts in claims:
+                row = state.rows.get(id)
+                if self._claims.get(id) == attempts and row is not None and row.holder is self:
+                    del self._claims[id]
+                    state.move(row, State.READY)
+                    released += 1
+            return released
 
     def resume(self) -> int:
         with self._state.lock:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from persistcoll.disk import close_quietly, storage_error, sweep
+from persistcoll.engine.contracts import Claim
 from persistcoll.engine.values import Record
 from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
 from persistcoll.group_commit import GroupCommit
@@ -112,9 +113,9 @@ class Consumer:
 
     # Taking.
 
-    def take(self, use: Callable[[Record], T], acknowledge: bool) -> T:
+    def take(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         if self._returned:
-            return self._take_returned(use, acknowledge)
+            return self._take_returned(use, acknowledge, claims)
         reader = self._reader
         ahead = reader.ahead
         if (not ahead or ahead[0][0][0] <= self.acknowledged.highest) and reader.current() is None:
@@ -125,16 +126,20 @@ class Consumer:
         if acknowledge:
             self._write(id, id, (reader.number, end))
         else:
-            self.claimed[id] = reader.number, start, end
+            self.claimed[id] = claim = reader.number, start, end
+            if claims is not None:
+                claims.append((id, claim))
         self.gone = gone = self.gone + 1
         if self.claimed:  # else the cursor says it
             self._publish_taken(gone, id + 1)
         ahead.popleft()
         return value
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool) -> list[T]:
+    def take_many(
+        self, limit: int, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> list[T]:
         if self._returned:
-            return [self._take_returned(use, acknowledge)]
+            return [self._take_returned(use, acknowledge, claims)]
         reader, claimed, ahead = self._reader, self.claimed, self._reader.ahead
         values: list[T] = []
         failure: Exception = Empty()
@@ -166,6 +171,8 @@ class Consumer:
             raise failure
         if acknowledge:
             self._write_run(first, last, behind)
+        elif claims is not None:
+            claims += [(id, claimed[id]) for id in range(first, last + 1)]
         self.gone += len(values)
         self._publish()
         return values
@@ -188,13 +195,15 @@ class Consumer:
             self._reader.close()
             self._read_from(first - 1, self.acknowledged.position)
 
-    def _take_returned(self, use: Callable[[Record], T], acknowledge: bool) -> T:
+    def _take_returned(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         id, number, start, end = self._returned[0]
         value = use(self._read_at(number, start))
         if acknowledge:
             self._write(id, id, (number, end))
         else:
-            self.claimed[id] = number, start, end
+            self.claimed[id] = claim = number, start, end
+            if claims is not None:
+                claims.append((id, claim))
         del self._returned[0]
         self.gone += 1
         self._publish()
@@ -249,6 +258,13 @@ class Consumer:
         bisect.insort(self._returned, (id, *self.claimed.pop(id)))
         self.gone -= 1
         self._publish()
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        # By identity: each claim is a tuple of its own.
+        in_force = [id for id, claim in claims if self.claimed.get(id) is claim]
+        for id in in_force:
+            self.give_back(id)
+        return len(in_force)
 
     def _not_claimed(self, id: int) -> NotClaimedError:
         return NotClaimedError(f"item {id} is not in this consumer's hands")

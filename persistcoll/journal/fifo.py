@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from persistcoll.disk import Disk, close_quietly, storage_error
+from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import refusal
 from persistcoll.engine.signals import SLOWEST_POLL
 from persistcoll.engine.values import Durability, Record, Stats
@@ -163,14 +164,16 @@ class Fifo:
 
     # Appending.
 
-    def append(self, payload: bytes, capacity: int = 0) -> int:
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         if self._forked:
             self._revive()
         if not capacity:
             return self._append(payload)
         return self._append(payload, lambda last: self._admit(last + 1, capacity))
 
-    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> range:
         if self._forked or not payloads:
             self._revive()
         if not payloads:
@@ -199,20 +202,35 @@ class Fifo:
 
     # Taking.
 
-    def take(self, use: Callable[[Record], T], acknowledge: bool = False) -> T:
+    def take(
+        self,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> T:
         with self._mutex:
             consumer = self._consumer
             if consumer is None or self._trouble is not None or self._forked:
                 consumer = self._consuming()
-            value = consumer.take(use, acknowledge)
+            value = consumer.take(use, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
         return value
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+    def take_many(
+        self,
+        limit: int,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
         with self._mutex:
             consumer = self._consuming()
-            values = consumer.take_many(limit, use, acknowledge)
+            values = consumer.take_many(limit, use, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
         return values
@@ -232,6 +250,11 @@ class Fifo:
     def give_back(self, id: int) -> None:
         with self._mutex:
             self._holding().give_back(id)
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        with self._mutex:
+            self._check()
+            return 0 if self._consumer is None else self._consumer.release(claims)
 
     def _holding(self) -> Consumer:
         self._check()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from persistcoll.engine import contracts
 from persistcoll.engine.lifecycle import within_an_operation
 from persistcoll.engine.values import Retry, State
 from persistcoll.errors import ClosedError, NotClaimedError, StaleClaimError
@@ -125,10 +126,12 @@ class Claims:
         self._database.changed(ledger)
         return holder
 
-    def note(self, rows: Sequence[Any]) -> None:
+    def note(self, rows: Sequence[Any], claims: list[contracts.Claim] | None) -> None:
         """That claim was committed."""
         for row in rows:
-            self._attempts[row[0]] = row[4] + 1
+            self._attempts[row[0]] = attempts = row[4] + 1
+            if claims is not None:
+                claims.append((row[0], attempts))
 
     def _claim_of(self, id: int) -> Claim:
         attempts = self._attempts.get(id)
@@ -224,6 +227,22 @@ class Claims:
         new = self._database.write(run, sync)
         self._forget(claim)
         return new
+
+    def release(self, fresh: Fresh, claims: Sequence[contracts.Claim]) -> int:
+        """Ready again, at once; those that are in force."""
+        in_force = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
+
+        def run(execute: Execute) -> int:
+            fresh(execute)
+            held = [claim for claim in in_force if execute(self._words.is_held, claim).fetchone() is not None]
+            for claim in held:
+                self._return(execute, claim, None)
+            return len(held)
+
+        released = self._database.write(run, False)
+        for claim in in_force:
+            self._forget(claim)
+        return released
 
     def _spent(self, attempts: int) -> bool:
         limit = self._retry.max_attempts

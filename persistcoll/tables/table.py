@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
-from persistcoll.engine.contracts import Table
+from persistcoll.engine.contracts import Claim, Table
 from persistcoll.engine.values import Discipline, Entry, Record, Retry, State, Stats
 from persistcoll.errors import ClosedError, Empty, Full
 from persistcoll.tables.claims import Claims
@@ -109,7 +109,7 @@ class SQLTable(Table):
 
     # Putting.
 
-    def append(self, payload: bytes, capacity: int = 0) -> int:
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         if self._closed:
             self._check()
         now = time.time()
@@ -126,11 +126,15 @@ class SQLTable(Table):
 
         return self._write(run, self._power, False)
 
-    def append_many(self, payloads: Sequence[bytes], capacity: int = 0) -> range:
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> range:
         ids = self.put([Entry(payload) for payload in payloads], capacity)
         return range(cast(int, ids[0]), cast(int, ids[-1]) + 1) if ids else range(0)
 
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(
+        self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
+    ) -> list[int | None]:
         self._check()
         if not entries:
             return []
@@ -159,6 +163,9 @@ class SQLTable(Table):
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
     ) -> T:
         if self._closed:
             self._check()
@@ -189,10 +196,18 @@ class SQLTable(Table):
 
         value, row = self._write(run, acknowledge and self._power)
         if not acknowledge:
-            self._claims.note((row,))
+            self._claims.note((row,), claims)
         return value
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
+    def take_many(
+        self,
+        limit: int,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
         self._check()
         if self._found_empty:
             self._refuse_empty()
@@ -227,7 +242,7 @@ class SQLTable(Table):
 
         values, rows = self._write(run, acknowledge and self._power)
         if not acknowledge:
-            self._claims.note(rows)
+            self._claims.note(rows, claims)
         return values
 
     def _refuse_empty(self) -> None:
@@ -265,6 +280,10 @@ class SQLTable(Table):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         self._check()
         return self._claims.give_back(self._fresh, id, delay, to_back, self._power)
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        self._check()
+        return self._claims.release(self._fresh, claims) if claims else 0
 
     def resume(self) -> int:
         self._check()

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
+from persistcoll.engine.contracts import Claim, Store
 from persistcoll.errors import Empty, Full, LockedError, NotClaimedError
 from persistcoll.testing.bench import (
     Bench,
@@ -136,6 +137,25 @@ def used_once_before_it_is_final(bench: Bench) -> None:
         during: list[list[bytes]] = []
         store.take(lambda record: during.append(bench.after_the_end(store)), True)
         demand(during == [numbers(1, 6)], f"while use runs, the record is gone already: {during}")
+    _claims_tell_what_to_release(store)
+
+
+def _claims_tell_what_to_release(store: Store) -> None:
+    before = state(store)
+    claims: list[Claim] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        store.take(raising(KeyboardInterrupt(), 1)[0], claims=claims)
+    demand(not claims, "take() that claimed nothing said that it did")
+    first = store.take(id_of, claims=claims)
+    rest = store.take_many(2, id_of, claims=claims)
+    demand([id for id, _ in claims] == [first, *rest], f"the claims of {[first, *rest]} are {claims}")
+    demand(store.release(claims) == len(claims), "release() did not count what it made ready")
+    demand(state(store) == before, f"after release() there is {state(store)}, before there was {before}")
+    again: list[Claim] = []
+    store.take(id_of, claims=again)
+    demand(store.release(claims) == 0, "release() of earlier claims released the present one")
+    store.acknowledge([again[0][0]])
+    demand(store.release(again) == 0, "release() of what is gone counted it")
 
 
 @law("S4")

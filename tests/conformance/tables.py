@@ -183,8 +183,8 @@ class _Unsealing:
     def take(self, use: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
         return self._table.take(lambda record: use(self._plain(record)), *arguments, **options)
 
-    def take_many(self, limit: int, use: Callable[[Record], T], acknowledge: bool = False) -> list[T]:
-        return self._table.take_many(limit, lambda record: use(self._plain(record)), acknowledge)
+    def take_many(self, limit: int, use: Callable[[Record], T], *arguments: Any, **options: Any) -> list[T]:
+        return self._table.take_many(limit, lambda record: use(self._plain(record)), *arguments, **options)
 
     def peek(self, use: Callable[[Record], T]) -> T:
         return self._table.peek(lambda record: use(self._plain(record)))

@@ -74,12 +74,29 @@ def _lose(store, original, *arguments):
     return id
 
 
-def _use_twice(store, original, use, acknowledge=False):
+def _use_twice(store, original, use, acknowledge=False, **options):
     store.peek(use)
+    return original(use, acknowledge, **options)
+
+
+def _says_nothing(store, original, use, acknowledge=False, **options):
     return original(use, acknowledge)
 
 
-def _remove_before_use(store, original, use, acknowledge=False):
+def _says_too_early(store, original, use, acknowledge=False, claims=None, **options):
+    if claims is not None:
+        claims.append((1, None))
+    return original(use, acknowledge)
+
+
+def _releases_any(store, original, claims):
+    held = [id for id, _ in claims if id in store._state.holders]
+    for id in held:
+        store.give_back(id)
+    return len(held)
+
+
+def _remove_before_use(store, original, use, acknowledge=False, **options):
     record = original(lambda record: record, acknowledge)
     return use(record)
 
@@ -99,7 +116,7 @@ def _reuse_ids(store, original):
     return count
 
 
-def _without_claim(store, original, use, acknowledge=False):
+def _without_claim(store, original, use, acknowledge=False, **options):
     return store.peek(use)
 
 
@@ -147,6 +164,9 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S2 an append is lost": ("S2", {"append": _lose}),
     "S3 use is called twice": ("S3", {"take": _use_twice}),
     "S3 removed before use": ("S3", {"take": _remove_before_use}),
+    "S3 nobody learns what was claimed": ("S3", {"take": _says_nothing}),
+    "S3 said to be claimed before it is": ("S3", {"take": _says_too_early}),
+    "S3 release takes another one's claim": ("S3", {"release": _releases_any}),
     "S4 given back to the end": ("S4", {"give_back": _to_the_end}),
     "S4 ids start again": ("S4", {"clear": _reuse_ids}),
     "S4 listed backwards": ("S4", {"records": _listed_backwards}),

@@ -227,11 +227,11 @@ class Racing(MemoryStore):
                 self.meanwhile()
             raise
 
-    def take(self, use, acknowledge=False):
-        return self._race(lambda: super(Racing, self).take(use, acknowledge))
+    def take(self, use, acknowledge=False, **options):
+        return self._race(lambda: super(Racing, self).take(use, acknowledge, **options))
 
-    def append(self, payload, capacity=0):
-        return self._race(lambda: super(Racing, self).append(payload, capacity))
+    def append(self, payload, capacity=0, **options):
+        return self._race(lambda: super(Racing, self).append(payload, capacity, **options))
 
     def unfinished(self):
         found = super().unfinished()

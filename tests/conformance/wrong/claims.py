@@ -17,8 +17,10 @@ from tests.conformance.wrong.registry import breaks
 class _Otherwise(MemoryTable):
     """One whose claims have another end."""
 
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
-        values = super()._claim(rows, use, acknowledge)
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
+        values = super()._claim(rows, use, acknowledge, claims)
         for row in rows[: len(values)]:
             if row.state is State.CLAIMED:
                 row.until = self.end(row.until)
@@ -167,7 +169,7 @@ class DiscardsWithoutTime(_TimeStandsStill):
 
 @breaks("T3")
 class TakesSomeWithoutTime(_TimeStandsStill):
-    def take_many(self, limit: int, use: Any, acknowledge: bool = False) -> list[Any]:
+    def take_many(self, limit: int, use: Any, acknowledge: bool = False, **options: Any) -> list[Any]:
         with self.still():
             return super().take_many(limit, use, acknowledge)
 
@@ -195,7 +197,7 @@ class WaitsWithoutTime(_TimeStandsStill):
 
 @breaks("S6")
 class PutsWithoutTime(_TimeStandsStill):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         with self.still():
             return super().put(entries, capacity)
 
@@ -205,8 +207,10 @@ class PutsWithoutTime(_TimeStandsStill):
 
 @breaks("T4")
 class FreeWhileClaimed(MemoryTable):
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
-        values = super()._claim(rows, use, acknowledge)
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
+        values = super()._claim(rows, use, acknowledge, claims)
         for row in rows[: len(values)]:
             row.key = None
         return values
@@ -214,7 +218,7 @@ class FreeWhileClaimed(MemoryTable):
 
 @breaks("T4")
 class FreeWhileDelayed(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         for row in self._settled().select(State.DELAYED):
             row.key = None
         return super().put(entries, capacity)
@@ -225,7 +229,7 @@ class _Keeping(MemoryTable):
 
     state: State
 
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         keys = [row.key for row in self._settled().select(self.state)]
         ids = [None if entry.key in keys and entry.key is not None else 0 for entry in entries]
         new = iter(super().put([entry for entry, id in zip(entries, ids, strict=True) if id == 0], capacity))
@@ -249,7 +253,7 @@ class TakenWhileDead(_Keeping):
 
 @breaks("T4")
 class EqualsInOneBatch(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         known = [entry.key is not None and self.holds(entry.key) for entry in entries]
         fresh = [
             Entry(each.payload, each.priority) for each, old in zip(entries, known, strict=True) if not old
@@ -277,7 +281,7 @@ class ReplacedWithoutKey(MemoryTable):
 
 @breaks("T4")
 class AnEmptyKeyIsNone(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return super().put([entry._replace(key=entry.key or None) for entry in entries], capacity)
 
 

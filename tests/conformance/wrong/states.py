@@ -86,10 +86,12 @@ class ClearsWhatIsDelayed(MemoryTable):
 
 @breaks("T1")
 class TakesWhatFailed(MemoryTable):
-    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+    def take(
+        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+    ) -> Any:
         row = None if id is None else self._settled().rows.get(id)
         if row is not None and row.state is State.FAILED and not following:
-            return self._claim([row], use, acknowledge)[0]
+            return self._claim([row], use, acknowledge, None)[0]
         return super().take(use, acknowledge, id, following)
 
 
@@ -148,8 +150,10 @@ class KeepsTheOldestThatAreDone(MemoryTable):
 
 @breaks("T1")
 class ForgetsWhatIsDoneAsItIsTaken(MemoryTable):
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
-        values = super()._claim(rows, use, acknowledge)
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
+        values = super()._claim(rows, use, acknowledge, claims)
         for row in rows[: len(values)]:
             if acknowledge:
                 self._state.rows.pop(row.id, None)

@@ -16,7 +16,7 @@ from tests.conformance.wrong.registry import breaks
 
 @breaks("S1")
 class StoresWhatFits(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return [id for entry in entries for id in super(StoresWhatFits, self).put([entry], capacity)]
 
 
@@ -36,7 +36,7 @@ class FailsThoseBefore(MemoryTable):
 
 @breaks("S1")
 class RefusedNeedsRoom(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         self._settled()
         for entry in entries:
             if self._state.of_key(entry.key) is not None:
@@ -108,23 +108,29 @@ class ACrashForgetsPriorities(_Forgetful):
 
 @breaks("S3")
 class UsesTwice(MemoryTable):
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
         def twice(record: Record) -> Any:
             use(record)
             return use(record)
 
-        return super()._claim(rows, twice, acknowledge)
+        return super()._claim(rows, twice, acknowledge, claims)
 
 
 @breaks("S3")
 class ClaimsBeforeUse(MemoryTable):
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
-        return [use(record) for record in super()._claim(rows, lambda record: record, acknowledge)]
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
+        return [use(record) for record in super()._claim(rows, lambda record: record, acknowledge, claims)]
 
 
 @breaks("S3")
 class CountsWhatRaised(MemoryTable):
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
         def counted(record: Record) -> Any:
             try:
                 return use(record)
@@ -132,14 +138,16 @@ class CountsWhatRaised(MemoryTable):
                 self._state.rows[record.id].attempts += 1
                 raise
 
-        return super()._claim(rows, counted, acknowledge)
+        return super()._claim(rows, counted, acknowledge, claims)
 
 
 @breaks("S3")
 class TellsAttemptsBefore(MemoryTable):
-    def _claim(self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool) -> list[Any]:
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+    ) -> list[Any]:
         return super()._claim(
-            rows, lambda record: use(record._replace(attempts=record.attempts - 1)), acknowledge
+            rows, lambda record: use(record._replace(attempts=record.attempts - 1)), acknowledge, claims
         )
 
 
@@ -242,13 +250,17 @@ class DiscardsTheOldest(MemoryTable):
 
 @breaks("S4")
 class TakesTheFirstForAnyId(MemoryTable):
-    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+    def take(
+        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+    ) -> Any:
         return super().take(use, acknowledge, id if following else None)
 
 
 @breaks("S4")
 class FollowsUpwards(MemoryTable):
-    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+    def take(
+        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+    ) -> Any:
         if not following:
             return super().take(use, acknowledge, id)
         ids = [record.id for record in self.records() if record.id > id]
@@ -257,7 +269,9 @@ class FollowsUpwards(MemoryTable):
 
 @breaks("S4")
 class FollowsWithItself(MemoryTable):
-    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+    def take(
+        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+    ) -> Any:
         if following and id in [record.id for record in self.records()]:
             return super().take(use, acknowledge, id)
         return super().take(use, acknowledge, id, following)
@@ -265,7 +279,9 @@ class FollowsWithItself(MemoryTable):
 
 @breaks("S4")
 class FollowsRound(MemoryTable):
-    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+    def take(
+        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+    ) -> Any:
         try:
             return super().take(use, acknowledge, id, following)
         except Empty:
@@ -279,7 +295,9 @@ class FollowsRound(MemoryTable):
 
 @breaks("S5")
 class ClaimsNothing(MemoryTable):
-    def take(self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False) -> Any:
+    def take(
+        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+    ) -> Any:
         return super().take(use, True, id, following) if acknowledge else self.peek(use)
 
 
@@ -301,19 +319,19 @@ class LooksTheSame(MemoryTable):
 
 @breaks("S6")
 class Unbounded(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return super().put(entries)
 
 
 @breaks("S6")
 class OneTooMany(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return super().put(entries, capacity + 1 if capacity else 0)
 
 
 @breaks("S6")
 class DelayedNeedsRoom(MemoryTable):
-    def put(self, entries: Sequence[Entry], capacity: int = 0) -> list[int | None]:
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         delayed = len(self._state.select(State.DELAYED))
         return super().put(entries, max(1, capacity - delayed) if capacity else 0)
 
