@@ -71,7 +71,7 @@ class Consumer:
         self._first_chunk = acknowledged.position[0]
         self._reader: Reader
         try:
-            self._begin_cursor(seen, whole)
+            anew = self._begin_cursor(seen, whole)
         except BaseException:
             if self._cursor.fd >= 0:
                 close_quietly(place.disk, self._cursor.fd)
@@ -84,13 +84,14 @@ class Consumer:
             raise
         self._publish()
         sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
-        if not whole:
+        if anew:
             self._sweep()
 
-    def _begin_cursor(self, seen: CursorReader, whole: bool) -> None:
+    def _begin_cursor(self, seen: CursorReader, whole: bool) -> bool:
+        """Have a cursor to write on; whether it was written anew, so that all it says is on the device."""
         if whole:
             self._cursor.resume(seen)
-            return
+            return False
         # Written anew, because the page cache may show what a failed sync did not put on the device.
         try:
             self._cursor.compact()
@@ -98,6 +99,8 @@ class Consumer:
             if not seen.exists:
                 raise
             self._cursor.resume(seen)  # a full disk must not keep anybody from draining the queue
+            return False
+        return True
 
     def _read_from(self, last_id: int, position: Position) -> None:
         journal = self._journal
@@ -339,14 +342,18 @@ class Consumer:
     # Removing what is consumed.
 
     def _drop_consumed(self) -> None:
-        """Remove the chunks that are acknowledged as a whole, once that is on the device."""
+        """Remove the chunks that are acknowledged as a whole, once the cursor on the device says so."""
         try:
             self._compact()
         except OSError as error:
             if self._broken:
                 return
             _log.debug("compacting the cursor: %s", error)
-            # No room for a new file, perhaps: then make room. The old one says it too, once synced.
+            # No room for a new file, perhaps: then the old one has to say it, and removing makes room.
+            try:
+                self._cursor.state_position()
+            except OSError:
+                return  # the chunks stay until there is room
             try:
                 self._disk.sync(self._cursor.fd)
             except OSError as second:

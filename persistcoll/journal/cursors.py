@@ -94,7 +94,8 @@ class Acknowledged:
             self._by_first.pop(first, None)
             self.last = last
             if behind is not None:
-                self.position = behind
+                # Never backwards: the place noted for a skipped item may be in a chunk that is gone.
+                self.position = max(self.position, behind)
             return True
         self._by_first[first] = last
         self._by_last[last] = first
@@ -347,10 +348,13 @@ class CursorWriter:
         self._append(_entry(self._salt, _RANGE, 0, first, last))
         if acknowledged.add(first, last, behind) and acknowledged.last != last:
             # The gap is closed: from here one position stands for all those ranges.
-            chunk, offset = acknowledged.position
-            entry = _entry(self._salt, _POSITION, chunk, acknowledged.last, offset)
             with contextlib.suppress(OSError):  # it says nothing new
-                self._append(entry)
+                self.state_position()
+
+    def state_position(self) -> None:
+        """Write down where the acknowledged ids end without a gap, which ranges alone do not say."""
+        chunk, offset = self.acknowledged.position
+        self._append(_entry(self._salt, _POSITION, chunk, self.acknowledged.last, offset))
 
     def _append(self, entry: bytes) -> None:
         # At a tracked offset and not with O_APPEND, because the reserved blocks lie behind. A
