@@ -35,14 +35,18 @@ from persistcoll.errors import StorageError, StorageFullError
 __all__ = [
     "CALLS",
     "EXCLUSIVE",
+    "LINKS",
+    "SIZE",
     "TRY_EXCLUSIVE",
     "TRY_SHARED",
     "UNLOCK",
     "Disk",
+    "OpenFile",
     "close_quietly",
     "network_file_system",
     "new_salt",
     "publish",
+    "read_file",
     "read_fully",
     "storage_error",
     "sweep",
@@ -71,6 +75,9 @@ CALLS = (
     "flock",
 )
 
+# Where in a Disk.status the number of names and the size stand.
+LINKS, SIZE = 3, 6
+
 _WINDOWS_BUSY_SECONDS = 1.0
 # msvcrt.locking forbids others to read what it locks, so the byte lies behind all content.
 _WINDOWS_LOCK_OFFSET = 0x3FFFFFFF
@@ -92,6 +99,8 @@ class Disk:
                                         this way are opened with ``O_APPEND``
     ``pwrite(fd, data, offset)``        bytes written, perhaps fewer
     ``size(fd, 0, os.SEEK_END)``        the file's size (``lseek``: a third of the cost of ``fstat``)
+    ``status(fd)``                      ``fstat``: index it, ``[SIZE]`` and ``[LINKS]``, because its names
+                                        cost as much again as the call
     ``truncate(fd, length)``
     ``reserve(fd, length)``             blocks for ``length`` bytes
     ``sync(fd)``                        the file's data and size are on the device
@@ -116,6 +125,7 @@ class Disk:
         self.close: Callable[[int], None] = os.close
         self.write: Callable[[int, Any], int] = os.write
         self.size: Callable[[int, int, int], int] = os.lseek
+        self.status: Callable[[int], os.stat_result] = os.fstat
         self.truncate: Callable[[int, int], None] = os.ftruncate
         self.unlink: Callable[[str], None] = os.unlink
         self.replace: Callable[[str, str], None] = os.replace
@@ -174,11 +184,12 @@ class Disk:
         self.sync = self._sync_name = sync
 
     def _fsync_directory(self, path: str) -> None:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _CLOEXEC)
+        # Another disk's `open` would not know directories.
+        directory = OpenFile(Disk(), path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0), follow=True)
         try:
-            self._sync_name(fd)
+            self._sync_name(directory.fd)
         finally:
-            os.close(fd)
+            directory.close()
 
     def _use_windows(self, msvcrt: ModuleType | Any) -> None:
         if msvcrt is None:
@@ -207,6 +218,8 @@ class Disk:
                     except OSError as error:
                         if error.errno not in (errno.EACCES, errno.EDEADLK):
                             raise
+                        if operation & UNLOCK:
+                            return  # it was not held, and flock does not mind
                         if operation & _NON_BLOCKING:
                             raise BlockingIOError(errno.EWOULDBLOCK, "locked") from error
                 time.sleep(0.001)
@@ -220,9 +233,57 @@ class Disk:
         self.unlink = _patiently(os.unlink)
 
 
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 # O_NOFOLLOW: a planted symlink must not redirect what we write.
-_OPEN_FLAGS = _CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | getattr(os, "O_BINARY", 0)
+
+
+class OpenFile:
+    """A descriptor that is closed once, at the latest when nobody holds this object any more.
+
+    Its owner calls :meth:`close` all the same, because an interrupt within a destructor is swallowed, and
+    the rest of the destructor does not happen.
+
+    An interrupt (``KeyboardInterrupt``) may come in behind any call. So the descriptor goes from the
+    operating system into this object, and back, within one call of C each: ``extend`` and ``list`` drain a
+    ``map`` of C functions, and no line of Python in which it could get lost lies between.
+
+    :ivar fd: its number.
+    :ivar lent: set where another owner closes it. An attribute, because setting one cannot be interrupted.
+    """
+
+    __slots__ = ("_close", "_held", "fd", "lent")
+
+    def __init__(self, disk: Disk, path: str, flags: int, mode: int = 0o600, *, follow: bool = False) -> None:
+        self.fd = -1
+        self.lent = False
+        self._close = disk.close
+        self._held: list[int] = []
+        call: Callable[[str, int, int], int] = disk.open
+        if getattr(call, "__func__", None) is Disk.open:
+            call = os.open
+            flags |= _OPEN_FLAGS & ~_NO_FOLLOW if follow else _OPEN_FLAGS
+        self._held.extend(map(call, (path,), (flags,), (mode,)))
+        self.fd = self._held[0]
+
+    def close(self) -> None:
+        """What closing reports is of no use, and comes after every sync that counts."""
+        held = self._held
+        if not self.lent:
+            try:
+                list(map(self._close, map(held.pop, range(len(held)))))
+            except OSError:
+                pass
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_held"):
+            self.close()
 
 
 def _nothing(path: str) -> None:
@@ -269,56 +330,62 @@ def write_fully(disk: Disk, fd: int, data: bytes) -> None:
         view = view[disk.write(fd, view) :]
 
 
+def read_file(disk: Disk, path: str) -> bytes:
+    """All of a small file."""
+    file = OpenFile(disk, path, os.O_RDONLY)
+    try:
+        return read_fully(disk, file.fd, disk.status(file.fd).st_size, 0)
+    finally:
+        file.close()
+
+
 def publish(
-    disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None, reopen: int | None = None
-) -> int:
+    disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None, reopen: int = os.O_RDONLY
+) -> OpenFile:
     """Make ``path`` a file that holds ``parts``: wholly, durably, or not at all.
 
     The order is the point. Without the sync of the temporary file a power cut leaves an empty
     file under the final name (always on xfs); without the sync of the directory, the old one.
 
     :param reopen: flags to open the file with.
-    :return: the descriptor, if ``reopen`` was given, else -1.
+    :return: the file, open.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(tempdir or directory, _temporary_prefix(directory, tempdir) + name + ".tmp")
-    fd = _create_anew(disk, temporary)
+    file: OpenFile | None = None
     try:
+        file = _create_anew(disk, temporary)
         try:
             for part in parts:
-                write_fully(disk, fd, part)
-            disk.sync(fd)
+                write_fully(disk, file.fd, part)
+            disk.sync(file.fd)
         finally:
-            close_quietly(disk, fd)
-            fd = -1
+            file.close()
         # Opened before the rename: a process without a descriptor to spare fails while nothing
         # has changed yet.
-        if reopen is not None and disk.renames_open_files:
-            fd = disk.open(temporary, reopen)
+        file = OpenFile(disk, temporary, reopen) if disk.renames_open_files else None
         disk.replace(temporary, path)
     except BaseException:
-        if fd >= 0:
-            close_quietly(disk, fd)
+        if file is not None:
+            file.close()
         _forget(disk, temporary)
         raise
     try:
         disk.sync_directory(directory)
-        if reopen is not None and fd < 0:
-            fd = disk.open(path, reopen)
     except BaseException:
-        if fd >= 0:
-            close_quietly(disk, fd)
+        if file is not None:
+            file.close()
         raise
-    return fd
+    return file or OpenFile(disk, path, reopen)
 
 
-def _create_anew(disk: Disk, path: str) -> int:
+def _create_anew(disk: Disk, path: str) -> OpenFile:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     try:
-        return disk.open(path, flags)
+        return OpenFile(disk, path, flags)
     except FileExistsError:  # left behind by a process that died here
         disk.unlink(path)
-        return disk.open(path, flags)
+        return OpenFile(disk, path, flags)
 
 
 def _forget(disk: Disk, path: str) -> None:
@@ -362,12 +429,13 @@ _SWEPT = re.compile(r"(?:info|q\d{5,}(?:\.torn-\d+)?)\.tmp")
 def read_fully(disk: Disk, fd: int, count: int, offset: int) -> bytes:
     """``count`` bytes from ``offset``, fewer only where the file ends."""
     data = disk.read(fd, count, offset)
-    while 0 < len(data) < count:
-        more = disk.read(fd, count - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
+    if len(data) == count or not data:
+        return data
+    parts, there = [data], len(data)
+    while there < count and (more := disk.read(fd, count - there, offset + there)):
+        parts.append(more)
+        there += len(more)
+    return b"".join(parts)
 
 
 def network_file_system(path: str) -> str | None:

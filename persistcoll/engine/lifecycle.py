@@ -33,6 +33,7 @@ __all__ = [
     "quiesce_for_forks",
     "quiesce_no_more",
     "refusal",
+    "used_no_more",
     "warn_unclosed",
     "within_an_operation",
 ]
@@ -136,6 +137,11 @@ def quiesce_for_forks(container: Quiescent) -> None:
 def quiesce_no_more(container: Quiescent) -> None:
     """It is shut: there is nothing to bring to rest any more."""
     _quiescent.pop(id(container), None)
+    used_no_more(container)
+
+
+def used_no_more(container: Used) -> None:
+    """It is shut: nothing is within it any more."""
     _used.pop(id(container), None)
 
 

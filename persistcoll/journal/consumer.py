@@ -13,14 +13,15 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from persistcoll.disk import close_quietly, storage_error, sweep
+from persistcoll.disk import LINKS, storage_error, sweep
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.values import Record
-from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
+from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError, StoreReplacedError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
 from persistcoll.journal.frames import BadFrame, Frames
+from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
 from persistcoll.journal.recovery import Place
@@ -40,7 +41,7 @@ class Consumer:
     :param whole: it can be written on; else it is written anew.
     :param failed: called when a sync has failed and nothing more must be done here.
     :ivar gone: how many ids are not ready: acknowledged or claimed.
-    :ivar dead: how many records were lost to damage that was passed over.
+    :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
     """
 
     def __init__(
@@ -59,167 +60,227 @@ class Consumer:
         self._lock = lock
         self._publish_taken = lock.publish_taken
         self._failed = failed
-        self.acknowledged = acknowledged = seen.acknowledged
-        self._cursor = CursorWriter(place.disk, cursor_path, place.store_id, acknowledged, place.tempdir)
+        self._cursor = CursorWriter(place.disk, cursor_path, place.store_id, seen.acknowledged, place.tempdir)
         self._commit = GroupCommit(place.disk, cursor_path, failed)
         self._writes = 0
         self._broken = False
-        self.gone = acknowledged.count
-        self.dead = 0
+        self._lost: dict[int, int] = {}  # first to last
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
         self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
-        self._first_chunk = acknowledged.position[0]
-        self._reader: Reader
+        self._first_chunk = seen.acknowledged.position[0]
+        self._begin(seen, whole)
+        sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
+
+    def __del__(self) -> None:
+        if "_commit" in self.__dict__:
+            self._commit.close()
+
+    def begin_anew(self, seen: CursorReader) -> None:
+        """After an interrupt, which may have come in behind any call: learn all of it again from what is
+        certain, which is the cursor's file and what is claimed.
+
+        :raise StoreReplacedError: the cursor says less than what was written to it.
+        """
+        if seen.acknowledged.count < self.acknowledged.count:
+            raise replaced(self._cursor.path)
+        self._begin(seen, whole=False)
+
+    def _begin(self, seen: CursorReader, whole: bool) -> None:
+        self.unsure = True
         try:
             anew = self._begin_cursor(seen, whole)
-        except BaseException:
-            if self._cursor.fd >= 0:
-                close_quietly(place.disk, self._cursor.fd)
-            raise
-        self._commit.switch(self._cursor.fd, cursor_path, 0)
-        try:
-            self._read_from(acknowledged.last, acknowledged.position)
-        except BaseException:
-            self._commit.close()
-            raise
+        finally:
+            seen.close()
+        self.acknowledged = acknowledged = self._cursor.acknowledged
+        for id in [id for id in self.claimed if id in acknowledged]:
+            del self.claimed[id]
+        self.gone = acknowledged.count + len(self.claimed)
+        self._read_from(acknowledged.last, acknowledged.position)
+        self._pass_over_claimed()
         self._publish()
-        sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
         if anew:
             self._sweep()
+        self.unsure = False
 
     def _begin_cursor(self, seen: CursorReader, whole: bool) -> bool:
         """Have a cursor to write on; whether it was written anew, so that all it says is on the device."""
+        cursor = self._cursor
+        cursor.acknowledged = seen.acknowledged
+        anew = False
         if whole:
-            self._cursor.resume(seen)
-            return False
-        # Written anew, because the page cache may show what a failed sync did not put on the device.
+            cursor.resume(seen)
+        else:
+            # Written anew, because the page cache may show what a failed sync did not put on the device.
+            try:
+                self._place.check()
+                cursor.compact()
+                anew = True
+            except OSError as error:
+                if isinstance(error, StorageError) or not seen.exists:
+                    raise
+                try:
+                    cursor.resume(seen)  # a full disk must not keep anybody from draining the queue
+                except StoreReplacedError:  # by what failed
+                    raise error from None
+                self._sync_cursor()
+        self._commit.written = self._writes
+        self._switch()
+        return anew
+
+    def _switch(self) -> None:
+        """Have the cursor's file synced from now on by whoever waits for that."""
+        file = self._cursor.file
         try:
-            self._cursor.compact()
-        except OSError:
-            if not seen.exists:
-                raise
-            self._cursor.resume(seen)  # a full disk must not keep anybody from draining the queue
-            return False
-        return True
+            self._commit.switch(file.fd, self._cursor.path, 0)
+        finally:
+            file.lent = self._commit._fd == file.fd
+
+    def _pass_over_claimed(self) -> None:
+        """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged
+        was given back, or taken by an operation that did not come to its end: it is ready.
+        """
+        returned: list[tuple[int, int, int, int]] = []
+        last = max(self.claimed, default=0)
+        reader = self._reader
+        while last and (entry := reader.current()) is not None and entry[0].id <= last:
+            record, start, end = entry
+            if record.id not in self.claimed:
+                returned.append((record.id, reader.number, start, end))
+            reader.advance()
+        self._returned = returned
 
     def _read_from(self, last_id: int, position: Position) -> None:
         journal = self._journal
-        self._reader = Reader(
-            self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._lost
+        reader: Reader | None = self.__dict__.get("_reader")
+        if reader is not None:
+            reader.close()
+        self._reader: Reader = Reader(
+            self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._pass_over
         )
 
-    def _lost(self, first: int, last: int, behind: Position) -> None:
+    def _pass_over(self, first: int, last: int, behind: Position) -> None:
         """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
-        self._write(first, last, behind)
+        self._lost[first] = last
+        self._write([(first, last, behind)])
         self.gone += last - first + 1
-        self.dead += last - first + 1
 
-    # Taking.
+    @property
+    def dead(self) -> int:
+        """How many records were lost to damage that was passed over."""
+        return sum([last - first + 1 for first, last in self._lost.items()])
+
+    # Taking. Whatever changes more than one thing sets `unsure` before the first and clears it behind the
+    # last: an interrupt in between has all of it learned again, so nothing in the middle is repaired.
 
     def take(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         if self._returned:
             return self._take_returned(use, acknowledge, claims)
         reader = self._reader
         ahead = reader.ahead
-        if (not ahead or ahead[0][0][0] <= self.acknowledged.highest) and reader.current() is None:
-            raise Empty
+        if not ahead or ahead[0][0][0] <= self.acknowledged.highest:
+            self._read_first()
         record, start, end = ahead[0]
         value = use(record)
         id = record[0]
+        self.unsure = True
         if acknowledge:
-            self._write(id, id, (reader.number, end))
+            self._write([(id, id, (reader.number, end))])
         else:
-            self.claimed[id] = claim = reader.number, start, end
+            claim = reader.number, start, end
             if claims is not None:
                 claims.append((id, claim))
+            self.claimed[id] = claim
         self.gone = gone = self.gone + 1
-        if self.claimed:  # else the cursor says it
+        if self.claimed:  # otherwise the cursor says it
             self._publish_taken(gone, id + 1)
         ahead.popleft()
+        self.unsure = False
         return value
+
+    def _read_first(self) -> None:
+        """Have the first ready record read, or raise ``Empty``."""
+        self.unsure = True
+        try:
+            entry = self._reader.current()
+        except CorruptionError:
+            self.unsure = False  # the reader says it again
+            raise
+        self.unsure = False
+        if entry is None:
+            raise Empty
 
     def take_many(
         self, limit: int, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
         if self._returned:
             return [self._take_returned(use, acknowledge, claims)]
-        reader, claimed, ahead = self._reader, self.claimed, self._reader.ahead
+        self._read_first()
+        reader, ahead = self._reader, self._reader.ahead
         values: list[T] = []
-        failure: Exception = Empty()
-        first = last = 0
+        taken: list[Claim] = []
+        last = 0
         behind = (0, 0)
+        interrupted = False  # perhaps; in the midst of reading
         highest = self.acknowledged.highest
         try:
             while len(values) < limit:
                 # current() at every item would cost as much as the rest.
-                if (not ahead or ahead[0][0][0] <= highest) and reader.current() is None:
-                    break
+                if not ahead or ahead[0][0][0] <= highest:
+                    self.unsure = True
+                    if reader.current() is None:
+                        break
                 record, start, stop = ahead[0]
                 id = record[0]
-                if first and id != last + 1:
+                if last and id != last + 1:
                     break
                 values.append(use(record))
+                self.unsure = True
                 last = id
-                first = first or id
                 behind = reader.number, stop
-                if not acknowledge:
-                    claimed[id] = reader.number, start, stop
+                taken.append((id, (reader.number, start, stop)))
                 ahead.popleft()
-        except Exception as error:
-            failure = error
-        except BaseException:  # KeyboardInterrupt: nothing was taken
-            self._untake(first, last)
-            raise
-        if not values:
-            raise failure
+        except Exception:
+            if not taken:
+                raise
+            interrupted = True
+            del values[len(taken) :]
         if acknowledge:
-            self._write_run(first, last, behind)
-        elif claims is not None:
-            claims += [(id, claimed[id]) for id in range(first, last + 1)]
-        self.gone += len(values)
+            self._write([(taken[0][0], last, behind)])
+        else:
+            if claims is not None:
+                claims.extend(taken)
+            self.claimed.update(taken)
+        self.gone += len(taken)
         self._publish()
+        self.unsure = interrupted
         return values
-
-    def _write_run(self, first: int, last: int, behind: Position) -> None:
-        try:
-            self._write(first, last, behind)
-        except StorageError:
-            self._untake(first, last)
-            raise
 
     def _publish(self) -> None:
         self._lock.publish(self.gone, self._reader.next_id, [entry[0] for entry in self._returned])
 
-    def _untake(self, first: int, last: int) -> None:
-        """Have the ids ``first`` to ``last``, which were read but not taken, read again."""
-        if first:
-            for id in range(first, last + 1):
-                self.claimed.pop(id, None)
-            self._reader.close()
-            self._read_from(first - 1, self.acknowledged.position)
-
     def _take_returned(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         id, number, start, end = self._returned[0]
         value = use(self._read_at(number, start))
+        self.unsure = True
         if acknowledge:
-            self._write(id, id, (number, end))
+            self._write([(id, id, (number, end))])
         else:
-            self.claimed[id] = claim = number, start, end
+            claim = number, start, end
             if claims is not None:
                 claims.append((id, claim))
+            self.claimed[id] = claim
         del self._returned[0]
         self.gone += 1
         self._publish()
+        self.unsure = False
         return value
 
     def _read_at(self, number: int, start: int) -> Record:
         path = self._place.path(number)
         try:
-            fd, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
-            try:
-                record = Frames(self._disk, fd, chunk.salt, start).read()
-            finally:
-                close_quietly(self._disk, fd)
+            file, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
+            with file:
+                record = Frames(self._disk, file.fd, chunk.salt, start).read()
         except BadFrame as error:
             raise CorruptionError(f"{path!r} is damaged: {error}", path, start) from error
         except OSError as error:
@@ -234,33 +295,35 @@ class Consumer:
         if self._returned:
             _, number, start, _ = self._returned[0]
             return use(self._read_at(number, start))
-        entry = self._reader.current()
-        if entry is None:
-            raise Empty
-        return use(entry[0])
+        ahead = self._reader.ahead
+        if not ahead or ahead[0][0][0] <= self.acknowledged.highest:
+            self._read_first()
+        return use(ahead[0][0])
 
     # Acknowledging and giving back.
 
     def acknowledge(self, ids: Sequence[int]) -> None:
         claimed = self.claimed
-        if len(ids) > 1:
-            ids = list(dict.fromkeys(ids))
-            for id in ids:
-                if id not in claimed:
-                    raise self._not_claimed(id)
-        for id in ids:
+        runs: list[tuple[int, int, Position]] = []
+        for id in ids if len(ids) == 1 else dict.fromkeys(ids):
             place = claimed.get(id)
             if place is None:
                 raise self._not_claimed(id)
-            self._write(id, id, (place[0], place[2]))
+            runs.append((id, id, (place[0], place[2])))
+        self.unsure = True
+        self._write(runs)
+        for id, _, _ in runs:
             del claimed[id]
+        self.unsure = False
 
     def give_back(self, id: int) -> None:
         if id not in self.claimed:
             raise self._not_claimed(id)
+        self.unsure = True
         bisect.insort(self._returned, (id, *self.claimed.pop(id)))
         self.gone -= 1
         self._publish()
+        self.unsure = False
 
     def release(self, claims: Sequence[Claim]) -> int:
         # By identity: each claim is a tuple of its own.
@@ -273,18 +336,20 @@ class Consumer:
         return NotClaimedError(f"item {id} is not in this consumer's hands")
 
     def discard(self, id: int | None) -> int | None:
+        self.unsure = True
         gone = self._discard_returned(id)
         if gone is None:
             gone = self._discard_unread(id)
         if gone is not None:
             self.gone += 1
             self._publish()
+        self.unsure = False
         return gone
 
     def _discard_returned(self, id: int | None) -> int | None:
         for entry in self._returned:
             if id in (None, entry[0]):
-                self._write(entry[0], entry[0], (entry[1], entry[3]))
+                self._write([(entry[0], entry[0], (entry[1], entry[3]))])
                 self._returned.remove(entry)
                 return entry[0]
         return None
@@ -295,40 +360,44 @@ class Consumer:
             return None
         record, _, end = entry
         if id is None or id == record.id:
-            self._write(record.id, record.id, (self._reader.number, end))
+            self._write([(record.id, record.id, (self._reader.number, end))])
             self._reader.advance()
             return record.id
         if not record.id < id <= self._journal.refresh() or id in self.acknowledged:
             return None
-        self._write(id, id, self.acknowledged.position)  # the reader will pass over it
+        self._write([(id, id, self.acknowledged.position)])  # the reader will pass over it
         return id
 
     def clear(self) -> int:
         self._journal.refresh()
         number, end, last = self._journal.tail
-        cleared = last - self.gone
-        for id, chunk, _, behind in self._returned:
-            self._write(id, id, (chunk, behind))
-        self._returned.clear()
+        runs = [(id, id, (chunk, behind)) for id, chunk, _, behind in self._returned]
         # Behind what was given back there may be what was acknowledged before it.
         first = max(self._reader.next_id, self.acknowledged.last + 1)
         for known, known_last in sorted(self.acknowledged.ranges.items()):
             if first < known <= last:
-                self._write(first, known - 1, self.acknowledged.position)
+                runs.append((first, known - 1, self.acknowledged.position))
             first = max(first, known_last + 1)
         if first <= last:
-            self._write(first, last, (number, end))
-        self._reader.close()
+            runs.append((first, last, (number, end)))
+        cleared = sum([run[1] - run[0] + 1 for run in runs])
+        self.unsure = True
+        if runs:
+            self._write(runs)
+        self._returned.clear()
         self._read_from(last, (number, end))
         self.gone += cleared
         self._publish()
+        self.unsure = False
         return cleared
 
-    def _write(self, first: int, last: int, behind: Position) -> None:
-        """Acknowledge ids in the cursor. :meth:`commit` makes it durable."""
+    def _write(self, runs: Sequence[tuple[int, int, Position]]) -> None:
+        """Acknowledge runs of ids in the cursor. :meth:`commit` makes it durable."""
         try:
-            self._cursor.write(first, last, behind)
+            self._cursor.write_all(runs)
         except OSError as error:
+            if isinstance(error, StorageError):
+                raise
             raise storage_error(error, "acknowledging in", self._cursor.path) from error
         self._writes += 1
         if self.acknowledged.position[0] != self._first_chunk:
@@ -352,18 +421,23 @@ class Consumer:
             # No room for a new file, perhaps: then the old one has to say it, and removing makes room.
             try:
                 self._cursor.state_position()
+                self._sync_cursor()
             except OSError:
                 return  # the chunks stay until there is room
-            try:
-                self._disk.sync(self._cursor.fd)
-            except OSError as second:
-                self._break(storage_error(second, "syncing", self._cursor.path))
-                return
         self._unlink_consumed()
+
+    def _sync_cursor(self) -> None:
+        try:
+            self._disk.sync(self._cursor.fd)
+        except OSError as error:
+            failure = storage_error(error, "syncing", self._cursor.path)
+            self._break(failure)
+            raise failure from error
 
     def _unlink_consumed(self) -> None:
         chunk = self.acknowledged.position[0]
         with contextlib.suppress(OSError):
+            self._place.check()
             for number in chunk_numbers(self._place.directory):
                 if number < chunk:
                     self._disk.unlink(self._place.path(number))
@@ -380,33 +454,36 @@ class Consumer:
                     self._disk.unlink(os.path.join(self._place.directory, name))
 
     def _compact(self) -> None:
+        self._place.check()
         try:
             self._cursor.compact()
         except OSError as error:
-            if os.stat(self._cursor.path).st_ino != os.fstat(self._cursor.fd).st_ino:
+            if not self._disk.status(self._cursor.fd)[LINKS]:
                 # Renamed, but perhaps not durably, and what is open here is the old file.
                 self._break(storage_error(error, "replacing", self._cursor.path))
             raise
         self._commit.written = self._writes
-        self._commit.switch(self._cursor.fd, self._cursor.path, 0)
+        self._switch()
 
     def _break(self, failure: StorageError) -> None:
         self._broken = True
         self._failed(failure)
 
-    def close(self, failed: bool) -> None:
-        """Let go. A clean close makes what was acknowledged durable at either level."""
-        self._reader.close()
+    def close(self) -> None:
+        """Let go, having made what was acknowledged durable at either level."""
         try:
-            if not failed:
-                self._disk.sync(self._cursor.fd)
+            self._disk.sync(self._cursor.fd)
         except OSError as error:
             raise storage_error(error, "syncing", self._cursor.path) from error
         finally:
-            self._commit.close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the files, as the death of the process would."""
+        self._commit.close()
+        self._reader.close()
 
     def abandon(self) -> None:
         """In a forked child: the parent's descriptors are closed, nothing is written."""
-        with contextlib.suppress(OSError):
-            os.close(self._cursor.fd)
+        self._commit.abandon()
         self._reader.close()

@@ -11,21 +11,26 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import threading
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from persistcoll.disk import (
+    LINKS,
     TRY_EXCLUSIVE,
     TRY_SHARED,
     UNLOCK,
     Disk,
-    close_quietly,
+    OpenFile,
     read_fully,
     storage_error,
 )
 from persistcoll.errors import LockedError
+from persistcoll.journal.ground import replaced
+
+if TYPE_CHECKING:
+    from threading import RLock  # a function at run time before Python 3.13
 
 __all__ = ["ConsumerLock", "Published"]
 
@@ -54,22 +59,29 @@ _NOTHING = Published()
 class ConsumerLock:
     """The lock and the numbers beside it.
 
-    :param fd: the lock's file, opened for reading and writing; closed by :meth:`close`.
+    :param file: the lock's file, open for reading and writing; closed by :meth:`close`.
+    :param path: its path.
+    :ivar held: :meth:`acquire` has returned.
+    :ivar unlock: lets go of the lock, or raises ``OSError``; C alone, so that no interrupt comes in before
+        it. ``held`` is set to false first.
+    :param mutex: not two threads at once ask, because both ask for a lock of the same open file.
     """
 
-    def __init__(self, disk: Disk, fd: int, path: str) -> None:
+    def __init__(self, disk: Disk, file: OpenFile, path: str, mutex: RLock) -> None:
         self._disk = disk
-        self._fd = fd
+        self._file = file
+        self._fd = file.fd
         self._path = path
         self._pid = 0
-        self._held = False
-        self._mutex = threading.Lock()
+        self.held = False
+        self._mutex = mutex
         self._pwrite = disk.pwrite
+        self.unlock: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
 
     def acquire(self) -> bool:
         """Take the lock.
 
-        :return: whether the last holder died with it (rather than letting go).
+        :return: whether the last holder let go of it. Otherwise it died, or holds a removed file.
         :raise LockedError: another process has it.
         """
         deadline = time.monotonic() + _PATIENCE
@@ -78,29 +90,25 @@ class ConsumerLock:
             if time.monotonic() > deadline:
                 pid = self._state_pid() or None
                 raise LockedError(
-                    f"process {pid} consumes from {self._path!r}, and one process at a time may", pid
+                    f"process {pid} consumes from {os.path.dirname(self._path)!r},"
+                    " and one process at a time may",
+                    pid,
                 )
             time.sleep(0.001)
         self._pid = os.getpid()
-        return self._state_pid() != 0
+        return self._state_pid() == 0
 
     def _try(self) -> bool:
         # Not while another thread asks: it would get a lock of the same open file, and drop ours.
         with self._mutex:
             try:
-                self._flock(TRY_EXCLUSIVE)
+                self._disk.flock(self._fd, TRY_EXCLUSIVE)
             except BlockingIOError:
                 return False
-            self._held = True
+            except OSError as error:
+                raise storage_error(error, "locking", self._path) from error
+            self.held = True
             return True
-
-    def _flock(self, operation: int) -> None:
-        try:
-            self._disk.flock(self._fd, operation)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise storage_error(error, "locking", self._path) from error
 
     def publish_taken(self, gone: int, next_id: int) -> None:
         """The same as :meth:`publish`, where nothing has been given back since: at every ``get``."""
@@ -120,14 +128,17 @@ class ConsumerLock:
     def published(self) -> Published:
         """What the consumer published last; nothing if there is none."""
         with self._mutex:
-            if not self._held:
+            if not self.held:
                 try:
-                    self._flock(TRY_SHARED)
+                    try:
+                        self._disk.flock(self._fd, TRY_SHARED)
+                        return _NOTHING
+                    finally:
+                        self.unlock()
                 except BlockingIOError:
                     pass
-                else:
-                    self._flock(UNLOCK)
-                    return _NOTHING
+                except OSError as error:
+                    raise storage_error(error, "locking", self._path) from error
         data = self.content()
         if len(data) < _STATE.size:
             return _NOTHING
@@ -140,25 +151,21 @@ class ConsumerLock:
         """Differs from an earlier one when something was published since."""
         return read_fully(self._disk, self._fd, 4096, 0)
 
-    def _state_pid(self) -> int:
+    def _state_pid(self) -> int | None:
         data = self.content()
-        return int(_STATE.unpack_from(data)[0]) if len(data) >= _STATE.size else 0
+        return int(_STATE.unpack_from(data)[0]) if len(data) >= _STATE.size else None
 
-    def release(self) -> None:
-        with self._mutex:
-            if self._held:
-                self._held = False
-                self._flock(UNLOCK)
+    def check(self) -> None:
+        """``StoreReplacedError`` if the file was removed: another process then holds another one."""
+        if not self._disk.status(self._fd)[LINKS]:
+            raise replaced(self._path)
 
-    def close(self, clean: bool) -> None:
-        if self._held and clean:
+    def close(self, clean: bool = False) -> None:
+        """Close the file.
+
+        :param clean: the cursor is whole: whoever comes next may write on.
+        """
+        if self.held and clean:
             self._pid = 0
             self.publish(0, 0)
-        close_quietly(self._disk, self._fd)
-
-    def abandon(self) -> None:
-        """In a forked child: the parent's open file, and with it the lock, stays the parent's."""
-        self._held = False
-        self._mutex = threading.Lock()
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        self._file.close()

@@ -22,10 +22,12 @@ import contextlib
 import errno
 import os
 import struct
+from collections.abc import Sequence
 from zlib import crc32
 
-from persistcoll.disk import Disk, close_quietly, new_salt, publish, read_fully
+from persistcoll.disk import LINKS, Disk, OpenFile, new_salt, publish, read_fully
 from persistcoll.errors import CorruptionError
+from persistcoll.journal.ground import replaced
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 
@@ -177,7 +179,7 @@ class CursorReader:
         self._disk = disk
         self._path = path
         self._store_id = store_id
-        self._fd = -1
+        self._file: OpenFile | None = None
         self._inode = 0
         self._salt = 0
         self._offset = 0
@@ -186,7 +188,7 @@ class CursorReader:
 
     @property
     def exists(self) -> bool:
-        return self._fd >= 0
+        return self._file is not None
 
     @property
     def offset(self) -> int:
@@ -207,7 +209,7 @@ class CursorReader:
             inode = os.stat(self._path).st_ino
         except FileNotFoundError:
             return False
-        if self._fd >= 0 and inode == self._inode:
+        if self._file is not None and inode == self._inode:
             return self._read_entries()
         self.close()
         self._open()
@@ -215,22 +217,18 @@ class CursorReader:
         return True
 
     def _open(self) -> None:
-        fd = self._disk.open(self._path, os.O_RDONLY)
-        try:
-            data = read_fully(self._disk, fd, _HEADER_SIZE, 0)
-            header = data[: _HEADER.size]
-            if (
-                len(data) < _HEADER_SIZE
-                or header[:8] != _MAGIC
-                or _CRC.unpack(data[_HEADER.size :])[0] != crc32(header)
-                or _HEADER.unpack(header)[1] != self._store_id
-            ):
-                raise CorruptionError(f"the header of the cursor {self._path!r} is damaged", self._path, 0)
-            self._inode = os.fstat(fd).st_ino
-        except BaseException:
-            close_quietly(self._disk, fd)
-            raise
-        self._fd = fd
+        file = OpenFile(self._disk, self._path, os.O_RDONLY)
+        data = read_fully(self._disk, file.fd, _HEADER_SIZE, 0)
+        header = data[: _HEADER.size]
+        if (
+            len(data) < _HEADER_SIZE
+            or header[:8] != _MAGIC
+            or _CRC.unpack(data[_HEADER.size :])[0] != crc32(header)
+            or _HEADER.unpack(header)[1] != self._store_id
+        ):
+            raise CorruptionError(f"the header of the cursor {self._path!r} is damaged", self._path, 0)
+        self._inode = self._disk.status(file.fd).st_ino
+        self._file = file
         self._salt = _HEADER.unpack(header)[2]
         self._offset = _HEADER_SIZE
         self.acknowledged = Acknowledged()
@@ -239,8 +237,9 @@ class CursorReader:
     def _read_entries(self) -> bool:
         changed = False
         entries = _FIRST_LOOK
+        assert self._file is not None
         while True:
-            data = self._disk.read(self._fd, entries * _ENTRY_SIZE, self._offset)
+            data = self._disk.read(self._file.fd, entries * _ENTRY_SIZE, self._offset)
             valid = self._read_window(data)
             changed = changed or bool(valid)
             if valid < entries:
@@ -279,21 +278,28 @@ class CursorReader:
             self.acknowledged.merge(first, second)
         return True
 
+    def reads(self, file: OpenFile) -> bool:
+        """Whether that is the file that is read here."""
+        return self._file is not None and os.path.samestat(
+            self._disk.status(file.fd), self._disk.status(self._file.fd)
+        )
+
     def can_be_written_on(self) -> bool:
         """Whether nothing but reserved zeros follows what was read, and all of that was valid.
 
         What a power cut left behind a hole must not come to light later, when the hole is filled:
         its ids may have been given to other records since.
         """
-        if self._fd < 0 or self.damaged:
+        if self._file is None or self.damaged:
             return False
-        rest = read_fully(self._disk, self._fd, os.fstat(self._fd).st_size - self._offset, self._offset)
+        fd = self._file.fd
+        rest = read_fully(self._disk, fd, self._disk.status(fd).st_size - self._offset, self._offset)
         return not rest.strip(b"\0")
 
     def close(self) -> None:
-        if self._fd >= 0:
-            close_quietly(self._disk, self._fd)
-            self._fd = -1
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 class CursorWriter:
@@ -316,30 +322,44 @@ class CursorWriter:
         self._tempdir = tempdir
         self._salt = 0
         self.acknowledged = acknowledged
+        self.file: OpenFile
         self.fd = -1
         self.offset = 0
         self._pwrite = disk.pwrite
+        self._status = disk.status
 
     def resume(self, reader: CursorReader) -> None:
-        """Go on behind what ``reader`` has read, and wipe out whatever is left there."""
-        self.fd = self._disk.open(self.path, os.O_RDWR)
-        self._salt = reader.salt
-        self.offset = reader.offset
+        """Go on behind what ``reader`` has read, and wipe out whatever is left there.
+
+        :raise OSError: the file was renamed since, perhaps not durably.
+        """
+        file = OpenFile(self._disk, self.path, os.O_RDWR)
+        if not reader.reads(file):
+            raise replaced(self.path)
         if not reader.can_be_written_on():
-            rest = os.fstat(self.fd).st_size - self.offset
-            self._disk.pwrite(self.fd, bytes(rest), self.offset)
+            rest = self._disk.status(file.fd).st_size - reader.offset
+            self._disk.pwrite(file.fd, bytes(rest), reader.offset)
+        self.acknowledged, self.offset, self._salt = reader.acknowledged, reader.offset, reader.salt
+        self.file, self.fd = file, file.fd
 
     def write(self, first: int, last: int, behind: Position) -> None:
         """Acknowledge the ids ``first`` to ``last``; the record ``last`` ends at ``behind``.
 
         :raise OSError: nothing was acknowledged.
+        :raise StoreReplacedError: likewise; the file was removed or replaced.
         """
+        if not self._status(self.fd)[LINKS]:
+            raise replaced(self.path)
         acknowledged = self.acknowledged
         if first == acknowledged.last + 1 and not acknowledged._by_first:  # nearly always
             body = _pack_entry(_POSITION, behind[0], last, behind[1])
             entry = _pack_crc(crc32(body, self._salt)) + body
-            if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            try:
+                if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                self._wipe(_ENTRY_SIZE)
+                raise
             self.offset += _ENTRY_SIZE
             acknowledged.last = acknowledged.highest = last
             acknowledged.count += last - first + 1
@@ -351,23 +371,46 @@ class CursorWriter:
             with contextlib.suppress(OSError):  # it says nothing new
                 self.state_position()
 
+    def write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
+        """Acknowledge several runs of ids, all or none, as with :meth:`write`."""
+        if len(runs) == 1:
+            self.write(*runs[0])
+            return
+        if not self._status(self.fd)[LINKS]:
+            raise replaced(self.path)
+        entries = b"".join([_entry(self._salt, _RANGE, 0, first, last) for first, last, _ in runs])
+        self._append(entries)
+        moved = [self.acknowledged.add(*run) for run in runs]
+        if any(moved):
+            with contextlib.suppress(OSError):  # it says nothing new
+                self.state_position()
+
     def state_position(self) -> None:
         """Write down where the acknowledged ids end without a gap, which ranges alone do not say."""
         chunk, offset = self.acknowledged.position
         self._append(_entry(self._salt, _POSITION, chunk, self.acknowledged.last, offset))
 
-    def _append(self, entry: bytes) -> None:
-        # At a tracked offset and not with O_APPEND, because the reserved blocks lie behind. A
-        # write that fails half-way leaves an entry that does not check out, and the next one
-        # is written over it.
-        if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.offset += len(entry)
+    def _append(self, entries: bytes) -> None:
+        # At a tracked offset and not with O_APPEND, because the reserved blocks lie behind.
+        try:
+            if self._pwrite(self.fd, entries, self.offset) != len(entries):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            self._wipe(len(entries))
+            raise
+        self.offset += len(entries)
+
+    def _wipe(self, size: int) -> None:
+        """Whatever a write that failed has left is not to be read."""
+        with contextlib.suppress(OSError):
+            size = min(size, self._status(self.fd).st_size - self.offset)
+            if size > 0:
+                self._pwrite(self.fd, bytes(size), self.offset)
 
     def compact(self) -> None:
         """Replace the file by one that says the same in few entries, durably.
 
-        The old file's descriptor is left open: somebody may be syncing it.
+        The old file's descriptor is its owner's to close: somebody may be syncing it.
         """
         fresh_salt = new_salt()
         acknowledged = self.acknowledged
@@ -376,7 +419,8 @@ class CursorWriter:
         entries = [_entry(fresh_salt, _POSITION, chunk, acknowledged.last, offset)]
         entries += [_entry(fresh_salt, _RANGE, 0, first, last) for first, last in acknowledged.ranges.items()]
         data = header + _CRC.pack(crc32(header)) + b"".join(entries)
-        self.fd = publish(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
+        self.file = publish(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
+        self.fd = self.file.fd
         self._salt = fresh_salt
         self.offset = len(data)
         with contextlib.suppress(OSError):  # on a full disk entries may need room later

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from persistcoll.directories import make_directory, refuse_if_others_may_write, refuse_network
-from persistcoll.disk import Disk, close_quietly, publish
+from persistcoll.disk import Disk, publish, read_file, storage_error
 from persistcoll.engine.values import OnCorruption
 from persistcoll.errors import (
     CorruptionError,
@@ -92,30 +92,40 @@ def prepare(disk: Disk, path: str, wanted: Wanted) -> None:
     :raise ValueError: ``tempdir`` is on another file system.
     """
     make_directory(disk, path)
-    _refuse_foreign(path)
+    _refuse_foreign(disk, path, wanted)
     if not wanted.allow_network_fs:
         refuse_network(path)
     if wanted.executes_code and not wanted.trust_directory:
         refuse_if_others_may_write((path, os.path.join(path, INFO)), wanted.serializer)
-    if wanted.tempdir is not None and os.stat(wanted.tempdir).st_dev != os.stat(path).st_dev:
+    if wanted.tempdir is not None:
+        _refuse_elsewhere(wanted.tempdir, path)
+
+
+def _refuse_elsewhere(tempdir: str, path: str) -> None:
+    try:
+        same = os.stat(tempdir).st_dev == os.stat(path).st_dev
+    except OSError as error:
+        raise storage_error(error, "using the tempdir", tempdir) from error
+    if not same:
         raise ValueError(
-            f"tempdir {wanted.tempdir!r} is not on the file system of {path!r}, so that a rename"
+            f"tempdir {tempdir!r} is not on the file system of {path!r}, so that a rename"
             " between them would not be atomic; leave it out"
         )
 
 
-def _refuse_foreign(path: str) -> None:
-    """Before anything is made in it: is there anything in it that is not ours?"""
+def _refuse_foreign(disk: Disk, path: str, wanted: Wanted) -> None:
+    """Before anything is made in it, even a lock: is there anything in it that is not ours to open?"""
     try:
-        with open(os.path.join(path, INFO), "rb") as stream:
-            data = stream.read()
+        data = read_file(disk, os.path.join(path, INFO))
     except FileNotFoundError:
-        with os.scandir(path) as entries:
-            foreign = [entry.name for entry in entries if not _OURS.fullmatch(entry.name)]
+        foreign = [name for name in os.listdir(path) if not _OURS.fullmatch(name)]
         if foreign:
             raise StoreKindError(
                 f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
             ) from None
+        return
+    if (info := _parse(path, data)) is not None:
+        _refuse_serializer(path, info, wanted)
         return
     # persist-queue keeps a pickle there, which is never opened here, or what its serializer made.
     fields = _json(data)
@@ -137,18 +147,21 @@ def open_info(disk: Disk, path: str, wanted: Wanted) -> Info:
     """Read ``info``, or write it where the store is new. The caller holds the producer lock."""
     file = os.path.join(path, INFO)
     try:
-        with open(file, "rb") as stream:
-            data = stream.read()
+        data = read_file(disk, file)
     except FileNotFoundError:
         info = _create(disk, path, wanted)
     else:
-        info = _parse(disk, path, file, data, wanted)
+        info = _parse(path, data) or _rebuild(disk, path, wanted, f"{file!r} is damaged")
+    _refuse_serializer(path, info, wanted)
+    return info
+
+
+def _refuse_serializer(path: str, info: Info, wanted: Wanted) -> None:
     if info.serializer != wanted.serializer:
         raise SerializerMismatchError(
             f"{path!r} was written with the serializer {info.serializer!r} and opened with"
             f" {wanted.serializer!r}; open it with serializer={info.serializer!r}"
         )
-    return info
 
 
 def _create(disk: Disk, path: str, wanted: Wanted) -> Info:
@@ -156,14 +169,15 @@ def _create(disk: Disk, path: str, wanted: Wanted) -> Info:
         return _rebuild(disk, path, wanted, f"{os.path.join(path, INFO)!r} is missing")
     chunksize = wanted.chunksize or DEFAULT_CHUNKSIZE
     info = Info(uuid.uuid4().bytes, wanted.serializer, chunksize, time.time())
-    publish(disk, os.path.join(path, INFO), (info.encode(),), wanted.tempdir)
+    publish(disk, os.path.join(path, INFO), (info.encode(),), wanted.tempdir).close()
     return info
 
 
-def _parse(disk: Disk, path: str, file: str, data: bytes, wanted: Wanted) -> Info:
+def _parse(path: str, data: bytes) -> Info | None:
+    """What ``info`` says; ``None`` if it is damaged."""
     fields = _json(data)
     if not isinstance(fields, dict) or fields.pop("crc", None) != _checksum(fields):
-        return _rebuild(disk, path, wanted, f"{file!r} is damaged")
+        return None
     if fields["format"] != _FORMAT:
         raise StoreKindError(f"{path!r} holds a {fields['format']!r}, not a {_FORMAT!r}")
     if fields["version"] != _VERSION:
@@ -176,10 +190,9 @@ def _parse(disk: Disk, path: str, file: str, data: bytes, wanted: Wanted) -> Inf
 def occupied(path: str) -> int:
     """The size of all files there, in bytes."""
     total = 0
-    with os.scandir(path) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # a chunk that was just consumed
-                total += entry.stat().st_size
+    for name in os.listdir(path):
+        with contextlib.suppress(FileNotFoundError):  # a chunk that was just consumed
+            total += os.stat(os.path.join(path, name)).st_size
     return total
 
 
@@ -192,12 +205,12 @@ def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:
         )
     for number in chunk_numbers(path):
         try:
-            fd, chunk = open_chunk(disk, path, number, None)
+            chunk_file, chunk = open_chunk(disk, path, number, None)
         except CorruptionError:
             continue
-        close_quietly(disk, fd)
+        chunk_file.close()
         info = Info(chunk.store_id, chunk.serializer, wanted.chunksize or DEFAULT_CHUNKSIZE, chunk.created)
-        publish(disk, file, (info.encode(),), wanted.tempdir)
+        publish(disk, file, (info.encode(),), wanted.tempdir).close()
         _log.warning("%s; it was rebuilt from chunk %d", reason, number)
         return info
     raise CorruptionError(f"{reason}, and no chunk has a header to rebuild it from", file, 0)

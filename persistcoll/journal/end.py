@@ -7,16 +7,16 @@ last, and a process that was killed in the middle of a write leaves nothing that
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
 
-from persistcoll.disk import Disk, new_salt, storage_error
+from persistcoll.disk import LINKS, SIZE, Disk, new_salt, storage_error
 from persistcoll.engine.values import Record
 from persistcoll.errors import ClosedError, CorruptionError, StorageError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
+from persistcoll.journal.ground import replaced
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import NoTail, Place, Tail, find_tail
@@ -42,6 +42,7 @@ class JournalEnd:
     :ivar last_id: the id of the last record.
     :ivar salt: the chunk's.
     :ivar full_at: the id that begins the next chunk; 0 if this one is finished.
+    :ivar sealed: the chunk is finished: :meth:`catch_up` comes before anything else.
     :ivar commit: syncs the chunk.
     :ivar trouble: why nothing may follow, if so.
     """
@@ -63,7 +64,8 @@ class JournalEnd:
         self._bury = bury
         self._failed = failed
         self._write = self._disk.write
-        self._size = self._disk.size
+        self._status = self._disk.status
+        self._unsure = False  # interrupted while it went from one chunk to another
         self._writing = False  # what lies behind the end is ours to undo
         self.trouble: StorageError | ClosedError | None = None
         self.commit = GroupCommit(self._disk, place.directory, self.poison)
@@ -79,6 +81,10 @@ class JournalEnd:
         except BaseException:
             self.commit.close()
             raise
+
+    def __del__(self) -> None:
+        if "commit" in self.__dict__:
+            self.commit.close()
 
     @property
     def path(self) -> str:
@@ -103,7 +109,7 @@ class JournalEnd:
     def _write_again(self, data: bytes) -> None:
         """Complete a short write. What is there already is known by the size."""
         view = memoryview(data)
-        while (there := self._size(self.fd, 0, os.SEEK_END) - self.end) < len(data):
+        while (there := self._status(self.fd).st_size - self.end) < len(data):
             if not self._write(self.fd, view[there:]):
                 raise OSError("the file system takes no more bytes")
 
@@ -115,7 +121,7 @@ class JournalEnd:
         failure = storage_error(error, "appending to", path)
         try:
             # Only what this call wrote: if it failed while reading, what lies behind is others'.
-            if self._writing and self._size(self.fd, 0, os.SEEK_END) > self.end:
+            if self._writing and self._status(self.fd).st_size > self.end:
                 self._disk.truncate(self.fd, self.end)
         except OSError as second:
             self.poison(storage_error(second, "undoing a failed append to", path))
@@ -129,6 +135,7 @@ class JournalEnd:
         power cut, and everything before it must be whole. END comes before the new name, so
         that a process which knows only the old chunk finds out from its size alone.
         """
+        self._place.check()
         number = self.chunk.number
         if not self.sealed:
             end = encode(self.chunk.salt, END, self.last_id + 1, _now(), self.commit.durable_end, b"")
@@ -137,11 +144,12 @@ class JournalEnd:
                 self._write_again(end)
             self._seal_at(self.end + len(end))
             self._writing = False
-            self.sync()
         # Creating a chunk replaces whatever has its name.
         elif self._follow(locked=True):
             self.catch_up(repair=True)
             return
+        # Whoever wrote END may have died, or been interrupted, before the sync.
+        self.sync()
         last = self.last_id if previous_id is None else previous_id
         self._create(number + 1, last + 1 if first_id is None else first_id, last)
         self.leave_mark()
@@ -163,13 +171,14 @@ class JournalEnd:
     def _create(self, number: int, first_id: int, previous_id: int) -> None:
         place = self._place
         chunk = Chunk(number, place.store_id, first_id, previous_id, _now(), new_salt(), place.serializer)
-        fd = create_chunk(self._disk, place.directory, chunk, place.tempdir)
-        self._adopt(Tail(fd, chunk, chunk.data_offset, first_id - 1))
+        file = create_chunk(self._disk, place.directory, chunk, place.tempdir)
+        self._adopt(Tail(file, chunk, chunk.data_offset, first_id - 1))
         self.commit.durable_end = chunk.data_offset
 
     def _locate(self) -> None:
         """Find the tail and make it fit for appending. Under the producer lock."""
-        tail = find_tail(self._place, self._lock.read_mark())
+        mark = self._lock.read_mark()
+        tail = find_tail(self._place, mark)
         known = tail.last_id if isinstance(tail, NoTail) else max(tail.last_id, tail.known_id)
         floor = self._floor()
         if floor > known:
@@ -183,17 +192,28 @@ class JournalEnd:
         if max(known, floor) > tail.last_id:
             # `previous_id` tells readers which of the missing ids were records once.
             self.roll(known, max(known, floor) + 1)
+        elif mark is None:
+            # The lock's file is new. A process that holds the one that was removed finds out by the size of
+            # its chunk, before it appends to that.
+            self.roll()
         elif not tail.clean:
             self.leave_mark()
 
     def _adopt(self, tail: Tail) -> None:
-        self.fd, self.chunk, self.end = tail.fd, tail.chunk, tail.end
+        # Until the last line: an interrupt in between has the tail located again.
+        self._unsure = self.sealed = True
+        self.fd, self.chunk, self.end = tail.file.fd, tail.chunk, tail.end
         self.salt = tail.chunk.salt
-        self.last_id, self.sealed = tail.last_id, tail.sealed
+        self.last_id = tail.last_id
         self.full_at = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
         self.commit.written = tail.last_id
-        self.commit.switch(tail.fd, self._place.path(tail.chunk.number), 0)
+        try:
+            self.commit.switch(tail.file.fd, self._place.path(tail.chunk.number), 0)
+        finally:
+            tail.file.lent = self.commit._fd == tail.file.fd
         self.commit.end = tail.end
+        self.sealed = tail.sealed
+        self._unsure = False
 
     def leave_mark(self) -> None:
         """Write down that all is durable up to here. The caller has synced."""
@@ -207,20 +227,39 @@ class JournalEnd:
         :param repair: the lock is held, so that what is not whole is a dead process's: cut it.
         """
         self._writing = False  # after a KeyboardInterrupt: what lies behind is read, not undone
+        self._lock.check()
+        if self._unsure:
+            self._locate_again(locked=repair)
+            return
         while True:
             if self.sealed and not self._follow(locked=repair):
                 return
+            if self._status(self.fd).st_size < self.end:
+                raise replaced(self.path, "cut or overwritten, perhaps by a backup that was restored,")
             frames = Frames(self._disk, self.fd, self.chunk.salt, self.end)
             stop = self._read_on(frames, judge=repair)
             if stop is Stop.END:
                 self._seal_at(frames.end)
                 continue
             if stop is Stop.MOVED:
-                with contextlib.nullcontext() if repair else self._lock:
-                    self._locate()
-            elif repair and self._size(self.fd, 0, os.SEEK_END) > self.end:
+                self._locate_again(locked=repair)
+                return
+            status = self._status(self.fd)
+            if not status[LINKS]:  # no consumer has removed it, because it is not finished
+                raise replaced(self.path)
+            if repair and status[SIZE] > self.end:
                 self._disk.truncate(self.fd, self.end)
             return
+
+    def _locate_again(self, locked: bool) -> None:
+        if locked:
+            self._locate()
+            return
+        try:
+            self._lock.acquire()
+            self._locate()
+        finally:
+            self._lock.release()
 
     def _read_on(self, frames: Frames, judge: bool) -> Stop:
         last = self.last_id
@@ -250,7 +289,7 @@ class JournalEnd:
         flags = os.O_RDWR | os.O_APPEND
         while True:
             try:
-                fd, chunk = open_chunk(self._disk, place.directory, number, place.store_id, flags)
+                file, chunk = open_chunk(self._disk, place.directory, number, place.store_id, flags)
                 break
             except FileNotFoundError:
                 # Not begun yet, or consumed and gone while this process slept.
@@ -258,7 +297,7 @@ class JournalEnd:
                 if not later or later[-1] <= self.chunk.number:
                     return False
                 number = later[-1]
-        self._adopt(Tail(fd, chunk, chunk.data_offset, chunk.first_id - 1))
+        self._adopt(Tail(file, chunk, chunk.data_offset, chunk.first_id - 1))
         return True
 
     def poison(self, failure: StorageError) -> None:

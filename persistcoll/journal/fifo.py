@@ -7,11 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from os import getpid
 from typing import TypeVar
 
-from persistcoll.disk import Disk, close_quietly, storage_error
+from persistcoll.disk import Disk, OpenFile, storage_error
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.lifecycle import refusal
+from persistcoll.engine.lifecycle import (
+    follow_unseen_fork,
+    note_users,
+    owned,
+    refusal,
+    used_no_more,
+    within_an_operation,
+)
 from persistcoll.engine.signals import SLOWEST_POLL
 from persistcoll.engine.values import Durability, Record, Stats
 from persistcoll.errors import (
@@ -34,7 +42,8 @@ from persistcoll.journal.directory import (
     open_info,
     prepare,
 )
-from persistcoll.journal.journal import Journal
+from persistcoll.journal.ground import refuse_replaced
+from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.observer import Observer
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.reader import Reader
@@ -77,48 +86,64 @@ class Fifo:
         self._power = durability == "power"
         self._disk = disk or Disk()
         self._seal_for = seal_for
-        self._mutex = threading.Lock()
         self._trouble: StorageError | ClosedError | None = None
-        self._open()
+        self._released = False
+        self._make_locks()
+        note_users(self)
+        with self._taking:
+            self._open()
+
+    def _make_locks(self) -> None:
+        # Who takes or looks has the first; who appends, or follows another consumer, the second, within the
+        # first if at all.
+        self._taking, self._appending = threading.RLock(), threading.RLock()
+        self._takes, self._appends = owned(self._taking), owned(self._appending)
 
     def _open(self) -> None:
-        disk, path = self._disk, self._path
-        prepare(disk, path, self._wanted)
+        try:
+            prepare(self._disk, self._path, self._wanted)
+            self._open_files()
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "opening", self._path) from error
+        self._append = self._journal.append
+        self._pid = getpid()
+
+    def _open_files(self) -> None:
+        disk = self._disk
         self._consumer: Consumer | None = None
         with ExitStack() as undo:
-            producer_fd = self._open_lock(PRODUCER_LOCK, undo)
-            self._lock = ConsumerLock(disk, self._open_lock(CONSUMER_LOCK, undo), path)
-            producer_lock = ProducerLock(disk, producer_fd, path)
-            with producer_lock:
-                try:
-                    self._open_journal(producer_lock, undo)
-                except OSError as error:
-                    if isinstance(error, StorageError):
-                        raise
-                    raise storage_error(error, "opening", path) from error
+            paths = [os.path.join(self._path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
+            files = [undo.enter_context(OpenFile(disk, path, os.O_RDWR | os.O_CREAT)) for path in paths]
+            landmarks = tuple((path, file.fd) for path, file in zip(paths, files, strict=True))
+            self._lock = ConsumerLock(disk, files[1], paths[1], self._appending)
+            lock = ProducerLock(disk, files[0], paths[0])
+            try:
+                lock.acquire()
+                refuse_replaced(disk, landmarks)
+                self._open_journal(lock, landmarks, undo)
+            finally:
+                lock.release()
             undo.pop_all()
-        self._append = self._journal.append
-        self._forked = False
 
-    def _open_lock(self, name: str, undo: ExitStack) -> int:
-        path = os.path.join(self._path, name)
-        try:
-            fd = self._disk.open(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise storage_error(error, "opening", path) from error
-        undo.callback(close_quietly, self._disk, fd)
-        return fd
-
-    def _open_journal(self, lock: ProducerLock, undo: ExitStack) -> None:
+    def _open_journal(
+        self, lock: ProducerLock, landmarks: tuple[tuple[str, int], ...], undo: ExitStack
+    ) -> None:
         disk, path, wanted = self._disk, self._path, self._wanted
         info = open_info(disk, path, wanted)
         self.store_id = info.store_id
-        self._place = Place(disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption)
-        self._observer = observer = Observer(self._place, os.path.join(path, CURSOR), self._lock)
+        self._place = Place(
+            disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption, landmarks
+        )
+        self._observer = observer = Observer(
+            self._place, os.path.join(path, CURSOR), self._lock, self._appending
+        )
         undo.callback(observer.close)
         self._journal = Journal(
             self._place,
             lock,
+            self._appending,
             chunksize=wanted.chunksize or info.chunksize,
             power=self._power,
             floor=lambda: observer.acknowledged().highest,
@@ -126,7 +151,7 @@ class Fifo:
             seal=self._seal_for(info.store_id),
             failed=self._poison,
         )
-        undo.callback(self._journal.drop)
+        undo.callback(self._journal.let_go)
         if not observer.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
             observer.bury(1, 0)
@@ -137,55 +162,106 @@ class Fifo:
             self._trouble = failure
             self._journal.refuse(failure)
 
+    # Arriving. A call may come from a signal handler or a destructor within another one of this thread, and
+    # in a process that was forked behind Python's back.
+
+    def used_here(self) -> bool:
+        return self._takes() or self._appends()
+
+    def _arrive(self) -> None:
+        """Before a lock is waited for: ``StorageError`` if this thread has it."""
+        if getpid() != self._pid:
+            self._follow_fork()
+        if self._takes() or self._appends():
+            raise StorageError(REENTRANT)
+
+    def _follow_fork(self) -> None:
+        if self._pid >= 0:
+            follow_unseen_fork()  # calls `abandon`, where a container holds this store
+            self.abandon()
+
     def _check(self) -> None:
-        """With the mutex held: refuse, or open anew in a forked child."""
+        """With ``_taking`` held: refuse, or open anew in a forked child."""
         if self._trouble is not None:
             raise refusal(self._trouble, self._path)
-        if self._forked:
+        if self._pid != getpid():
             self._open()
 
     def _consuming(self) -> Consumer:
-        """With the mutex held: the consumer, which this process becomes."""
+        """With ``_taking`` held: the consumer, which this process becomes."""
         self._check()
-        if self._consumer is None:
+        consumer = self._consumer
+        if consumer is not None:
+            if consumer.unsure:
+                self._settle(consumer)
+            return consumer
+        try:
             try:
-                died = self._lock.acquire()
+                clean = self._lock.acquire()
+                self._place.check()
                 seen, whole = self._observer.hand_over()
                 path = os.path.join(self._path, CURSOR)
                 self._consumer = Consumer(
-                    self._place, self._journal, self._lock, path, seen, whole and not died, self._poison
+                    self._place, self._journal, self._lock, path, seen, whole and clean, self._poison
                 )
-            except OSError as error:
-                self._lock.release()
-                if isinstance(error, StorageError):
-                    raise
-                raise storage_error(error, "opening", self._path) from error
+                return self._consumer
+            finally:
+                if self._consumer is None:
+                    self._lock.held = False
+                    self._lock.unlock()
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "opening", self._path) from error
+
+    def _settle(self, consumer: Consumer) -> None:
+        """An operation was interrupted, or failed, before its end."""
+        try:
+            seen, _ = self._observer.hand_over()
+            consumer.begin_anew(seen)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", self._path) from error
+
+    def _settled(self) -> Consumer | None:
+        """With ``_taking`` held: the consumer, if this process is it."""
+        self._check()
+        if self._consumer is not None and self._consumer.unsure:
+            self._settle(self._consumer)
         return self._consumer
 
     # Appending.
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
-        if self._forked:
+        if getpid() != self._pid:
             self._revive()
         if not capacity:
             return self._append(payload)
-        return self._append(payload, lambda last: self._admit(last + 1, capacity))
+        return self._append(payload, self._admission(1, capacity))
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> range:
-        if self._forked or not payloads:
+        if getpid() != self._pid or not payloads:
             self._revive()
         if not payloads:
             return range(0)
         if not capacity:
             return self._journal.append_many(payloads)
-        more = len(payloads)
-        return self._journal.append_many(payloads, lambda last: self._admit(last + more, capacity))
+        return self._journal.append_many(payloads, self._admission(len(payloads), capacity))
 
     def _revive(self) -> None:
-        with self._mutex:
+        self._arrive()
+        with self._taking:
             self._check()
+
+    def _admission(self, more: int, capacity: int) -> Callable[[int], None]:
+        consumer = self._consumer
+        if consumer is not None and consumer.unsure and not self.used_here():
+            with self._taking:
+                self._settled()
+        return lambda last: self._admit(last + more, capacity)
 
     def _admit(self, last: int, capacity: int) -> None:
         """Raise ``Full`` unless the id ``last`` is within capacity. The producer lock is held."""
@@ -194,7 +270,7 @@ class Fifo:
             gone = consumer.gone
         else:
             # What is acknowledged stays so: a count that is out of date errs on the safe side.
-            gone = self._observer.acknowledged_at_least
+            gone = self._observer.known.count
             if last - gone > capacity:
                 gone = self._observer.gone()
         if last - gone > capacity:
@@ -210,9 +286,11 @@ class Fifo:
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        with self._mutex:
+        if getpid() != self._pid or self._takes() or self._appends():
+            self._arrive()
+        with self._taking:
             consumer = self._consumer
-            if consumer is None or self._trouble is not None or self._forked:
+            if consumer is None or consumer.unsure or self._trouble is not None or self._pid != getpid():
                 consumer = self._consuming()
             value = consumer.take(use, acknowledge, claims)
         if acknowledge and self._power:
@@ -228,7 +306,8 @@ class Fifo:
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
-        with self._mutex:
+        self._arrive()
+        with self._taking:
             consumer = self._consuming()
             values = consumer.take_many(limit, use, acknowledge, claims)
         if acknowledge and self._power:
@@ -236,9 +315,11 @@ class Fifo:
         return values
 
     def acknowledge(self, ids: Sequence[int]) -> None:
-        with self._mutex:
+        if getpid() != self._pid or self._takes() or self._appends():
+            self._arrive()
+        with self._taking:
             consumer = self._consumer
-            if consumer is None or self._trouble is not None or self._forked:
+            if consumer is None or consumer.unsure or self._trouble is not None or self._pid != getpid():
                 self._check()
                 if not ids:
                     return
@@ -248,22 +329,25 @@ class Fifo:
             consumer.commit()
 
     def give_back(self, id: int) -> None:
-        with self._mutex:
+        self._arrive()
+        with self._taking:
             self._holding().give_back(id)
 
     def release(self, claims: Sequence[Claim]) -> int:
-        with self._mutex:
-            self._check()
-            return 0 if self._consumer is None else self._consumer.release(claims)
+        self._arrive()
+        with self._taking:
+            consumer = self._settled()
+            return 0 if consumer is None else consumer.release(claims)
 
     def _holding(self) -> Consumer:
-        self._check()
-        if self._consumer is None:
+        consumer = self._settled()
+        if consumer is None:
             raise NotClaimedError("this process has taken nothing")
-        return self._consumer
+        return consumer
 
     def discard(self, id: int | None = None) -> int | None:
-        with self._mutex:
+        self._arrive()
+        with self._taking:
             consumer = self._consuming()
             discarded = consumer.discard(id)
         if self._power:
@@ -271,38 +355,53 @@ class Fifo:
         return discarded
 
     def clear(self) -> int:
-        with self._mutex:
+        self._arrive()
+        with self._taking:
             consumer = self._consuming()
             cleared = consumer.clear()
         if self._power:
             consumer.commit()
         return cleared
 
-    # Looking.
+    # Looking. Within another operation of this thread a look says what is known, and reads nothing on: the
+    # operation is in the midst of it.
+
+    def _within(self) -> bool:
+        if getpid() != self._pid:
+            self._follow_fork()
+        return self.used_here()
 
     def peek(self, use: Callable[[Record], T]) -> T:
-        with self._mutex:
-            self._check()
-            if self._consumer is not None:
-                return self._consumer.peek(use)
+        if not self._within():
+            with self._taking:
+                consumer = self._settled()
+                if consumer is not None:
+                    return consumer.peek(use)
         for record in self.records():
             return use(record)
         raise Empty
 
     def records(self) -> Iterator[Record]:
-        with self._mutex:
-            self._check()
-            until = self._journal.refresh()
-            held: Callable[[int], bool]
-            if self._consumer is not None:
-                acknowledged = self._consumer.acknowledged.copy()
-                held = frozenset(self._consumer.claimed).__contains__
-            else:
-                seen, published = self._observer.look()
-                acknowledged, held = seen.copy(), published.holds
+        if self._within():
+            until, (acknowledged, held) = self._journal.tail[2], self._known()
+        else:
+            with self._taking:
+                consumer = self._settled()
+                until = self._journal.refresh()
+                acknowledged, held = self._known() if consumer is not None else self._observed()
         for record in self._read(acknowledged, until):
             if not held(record.id):
                 yield record
+
+    def _known(self) -> tuple[Acknowledged, Callable[[int], bool]]:
+        consumer = self._consumer
+        if consumer is not None:
+            return consumer.acknowledged.copy(), frozenset(consumer.claimed).__contains__
+        return self._observer.known.copy(), lambda id: False
+
+    def _observed(self) -> tuple[Acknowledged, Callable[[int], bool]]:
+        seen, published = self._observer.look()
+        return seen.copy(), published.holds
 
     def _read(self, acknowledged: Acknowledged, until: int) -> Iterator[Record]:
         last, position = acknowledged.last, acknowledged.position
@@ -317,8 +416,9 @@ class Fifo:
                 return
             except CorruptionError:
                 # A chunk that is gone because it was consumed meanwhile is no damage: go on behind it.
-                with self._mutex:
-                    self._check()
+                self._arrive()
+                with self._taking:
+                    self._settled()
                     now = self._acknowledged()
                     if now.last <= last:
                         raise
@@ -339,79 +439,131 @@ class Fifo:
         return self._consumer.acknowledged if self._consumer is not None else self._observer.acknowledged()
 
     def count(self) -> int:
-        with self._mutex:
-            self._check()
-            return self._count()
-
-    def _count(self) -> int:
-        for _ in range(_PATIENCE):
-            if self._consumer is not None:
-                return self._journal.refresh() - self._consumer.gone
-            # Two numbers that other processes change: they are of one moment if the one that was
-            # read first is still the same after the other was read.
-            gone = self._observer.gone()
-            last = self._journal.refresh()
-            if self._observer.gone() == gone:
-                return last - gone
-        return max(0, last - self._observer.gone())
+        if self._within():
+            consumer = self._consumer
+            gone = self._observer.known.count if consumer is None else consumer.gone
+            return max(0, self._journal.tail[2] - gone)
+        with self._taking:
+            consumer = self._settled()
+            for _ in range(_PATIENCE):
+                if consumer is not None:
+                    return self._journal.refresh() - consumer.gone
+                # Two numbers that other processes change: they are of one moment if the one that was
+                # read first is still the same after the other was read.
+                gone = self._observer.gone()
+                last = self._journal.refresh()
+                if self._observer.gone() == gone:
+                    return last - gone
+            return max(0, last - self._observer.gone())
 
     def claimed(self) -> int:
-        with self._mutex:
-            self._check()
-            if self._consumer is not None:
-                return len(self._consumer.claimed)
+        if self._within():
+            return 0 if self._consumer is None else len(self._consumer.claimed)
+        with self._taking:
+            consumer = self._settled()
+            if consumer is not None:
+                return len(consumer.claimed)
             acknowledged, published = self._observer.look()
             return max(0, published.gone - acknowledged.count)
 
     def unfinished(self) -> int:
-        with self._mutex:
-            self._check()
+        if self._within():
+            return self.count() + self.claimed()
+        with self._taking:
+            self._settled()
             return self._journal.refresh() - self._acknowledged().count
 
     def version(self) -> object:
-        with self._mutex:
-            self._check()
-            if self._consumer is not None:
+        self._arrive()
+        with self._taking:
+            if self._settled() is not None:
                 return self._journal.version()
             return self._journal.version(), self._observer.version()
 
     def stats(self) -> Stats:
         ready, claimed = self.count(), self.claimed()
         oldest = next(self.records(), None)
-        with self._mutex:
-            return Stats(
-                ready=ready,
-                claimed=claimed,
-                dead=self._consumer.dead if self._consumer is not None else 0,
-                oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
-                puts=self._journal.tail[2],
-                gets=self._acknowledged().count,
-                bytes=occupied(self._path),
-            )
+        consumer = self._consumer
+        return Stats(
+            ready=ready,
+            claimed=claimed,
+            dead=consumer.dead if consumer is not None else 0,
+            oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
+            puts=self._journal.tail[2],
+            gets=(self._observer.known if consumer is None else consumer.acknowledged).count,
+            bytes=occupied(self._path),
+        )
 
     # The end.
 
     def close(self) -> None:
-        with self._mutex:
-            if isinstance(self._trouble, ClosedError):
-                return
-            failed, self._trouble = self._trouble is not None, ClosedError("closed")
-            if self._forked:
-                return
-            with ExitStack() as last:
-                last.callback(self._observer.close)
-                last.push(lambda kind, error, trace: self._lock.close(clean=not failed and kind is None))
-                if self._consumer is not None:
-                    last.callback(self._consumer.close, failed)
-                self._journal.close()
+        """From within another operation of this thread nothing is waited for.
+
+        If the operation is one of this store, it ends well, everything after it is refused, and the files
+        are closed by the next ``close`` or when nobody holds the store any more. If it is another store's,
+        as in a destructor, they are let go as by the death of the process.
+        """
+        if getpid() != self._pid:
+            self._follow_fork()
+        if self._takes() or self._appends():
+            self._refuse()
+        elif not within_an_operation():
+            with self._taking:
+                self._close(clean=True)
+        elif self._taking.acquire(blocking=False):
+            try:
+                if self._appending.acquire(blocking=False):
+                    try:
+                        self._close(clean=False)
+                    finally:
+                        self._appending.release()
+                else:
+                    self._refuse()
+            finally:
+                self._taking.release()
+        else:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        closed = ClosedError("closed")
+        self._trouble = self._trouble or closed
+        self._journal.refuse(closed)
+
+    def _close(self, clean: bool) -> None:
+        clean = clean and self._trouble is None and not self._released
+        self._trouble = ClosedError("closed")
+        if self._released or self._pid != getpid():
+            return
+        try:
+            if clean:
+                try:
+                    self._journal.close()
+                finally:
+                    if self._consumer is not None:
+                        self._consumer.close()
+                self._lock.close(clean=True)
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the files, as the death of the process would."""
+        self._journal.let_go()
+        if self._consumer is not None:
+            self._consumer.let_go()
+        self._lock.close()
+        self._observer.close()
+        self._released = True
+        used_no_more(self)
 
     def abandon(self) -> None:
-        if self._forked or isinstance(self._trouble, ClosedError):
-            return  # the numbers of our descriptors are other files' by now
-        self._mutex = threading.Lock()
-        self._forked = True
+        if self._pid < 0:
+            return
+        self._pid = -1
+        self._make_locks()
+        if self._released:
+            return
         if self._consumer is not None:
             self._consumer.abandon()
         self._observer.close()
         self._journal.abandon()
-        self._lock.abandon()
+        self._lock.close()

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from zlib import crc32
@@ -120,7 +119,7 @@ class Frames:
         "_fd",
         "_read",
         "_salt",
-        "_size",
+        "_status",
         "end",
         "start",
         "synced",
@@ -128,7 +127,7 @@ class Frames:
 
     def __init__(self, disk: Disk, fd: int, salt: int, offset: int) -> None:
         self._read = disk.read
-        self._size = disk.size
+        self._status = disk.status
         self._fd = fd
         self._salt = salt
         self._buffer = b""
@@ -222,7 +221,7 @@ class Frames:
     def _fill(self, need: int) -> bool:
         """Have ``need`` bytes from the next frame's start in the buffer, if the file holds them."""
         offset = self._base + self._at
-        if need > _WINDOW and self._size(self._fd, 0, os.SEEK_END) < offset + need:
+        if need > _WINDOW and self._status(self._fd).st_size < offset + need:
             self._buffer, self._base, self._at = b"", offset, 0
             return False  # a damaged length must not make us allocate what it says
         self._buffer = self._read(self._fd, max(need, _WINDOW), offset)
@@ -245,7 +244,7 @@ def valid_frames(
 
     :return: tuples of start, end, id and ``synced``.
     """
-    size = disk.size(fd, 0, os.SEEK_END)
+    size = disk.status(fd).st_size
     behind = offset  # the last one found
     for candidate in _magic_numbers(disk, fd, offset):
         if candidate < behind:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from persistcoll.disk import EXCLUSIVE, UNLOCK, storage_error
+from persistcoll.disk import EXCLUSIVE, LINKS, SIZE, UNLOCK, storage_error
 from persistcoll.engine.combining import Combiner, Request
-from persistcoll.engine.lifecycle import refusal
-from persistcoll.errors import ClosedError, EncodeError, StorageError
+from persistcoll.engine.lifecycle import owned, refusal
+from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.end import JournalEnd
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import Place
 
-__all__ = ["Journal"]
+if TYPE_CHECKING:
+    from threading import RLock  # a function at run time before Python 3.13
+
+__all__ = ["REENTRANT", "Journal"]
+
+REENTRANT = "nothing can be done with a store from within another operation of this thread on it"
 
 _now = time.time
 
@@ -37,6 +40,7 @@ class Journal:
     """The appending end. Thread-safe; several processes may have the same journal open.
 
     :param lock: the producer lock; the caller holds it while constructing.
+    :param mutex: held within each operation, except while it waits for a sync.
     :param power: ``append`` returns when the record is on the device, not when it is in the kernel.
     :param seal: applied to payload and id before writing.
 
@@ -47,6 +51,7 @@ class Journal:
         self,
         place: Place,
         lock: ProducerLock,
+        mutex: RLock,
         *,
         chunksize: int,
         power: bool,
@@ -59,15 +64,12 @@ class Journal:
         self._lock = lock
         self._power = power
         self._seal = seal
-        self._mutex = threading.Lock()
-        self._size = place.disk.size
+        self._mutex = mutex
+        self._within = owned(mutex)
+        self._status = place.disk.status
         self._flock = place.disk.flock
         self._combiner = Combiner[_Append](self._append_all)
         self._tail = JournalEnd(place, lock, chunksize, floor, bury, failed)
-
-    def drop(self) -> None:
-        """Close the chunk: the store could not be opened."""
-        self._tail.commit.close()
 
     @property
     def tail(self) -> tuple[int, int, int]:
@@ -93,7 +95,7 @@ class Journal:
         if tail.trouble is not None:
             raise refusal(tail.trouble, self._directory)
         try:
-            if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
+            if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up()
         except OSError as error:
             if isinstance(error, StorageError):
@@ -111,6 +113,8 @@ class Journal:
         """
         if len(payload) > MAX_PAYLOAD:
             raise EncodeError(f"an item of {len(payload)} bytes is too large; {MAX_PAYLOAD} are allowed")
+        if self._within():
+            raise StorageError(REENTRANT)
         if self._power:
             request = _Append(payload, admit, group)
             self._combiner.submit(request)
@@ -121,9 +125,9 @@ class Journal:
                 raise refusal(tail.trouble, self._directory)
             # The hot path of "process": the bare calls, and nothing that can be left out.
             try:
-                self._flock(self._lock.fd, EXCLUSIVE)
                 try:
-                    if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
+                    self._flock(self._lock.fd, EXCLUSIVE)
+                    if tail.sealed or (status := self._status(tail.fd))[6] != tail.end or not status[3]:
                         tail.catch_up(repair=True)
                     if admit is not None:
                         admit(tail.last_id)
@@ -139,6 +143,7 @@ class Journal:
                 except OSError as error:
                     raise tail.rolled_back(error) from error
                 finally:
+                    # Nothing before it, behind which an interrupt could come and leave everybody locked out.
                     self._flock(self._lock.fd, UNLOCK)
             except OSError as error:
                 if isinstance(error, StorageError):
@@ -176,25 +181,32 @@ class Journal:
                 for request in requests:
                     request.failure = refusal(tail.trouble, self._directory)
                 return
-            self._lock.acquire_calling(waiting)
             try:
-                if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
-                    tail.catch_up(repair=True)
-                left = list(requests)
-                while left:
-                    self._write_some(left)
+                self._append_locked(requests, waiting)
             except OSError as error:
-                failure = tail.rolled_back(error)
+                failure = error if isinstance(error, StorageError) else self._lock_failed(error)
                 for request in requests:
                     request.failure = request.failure or (None if request.last else failure)
-            finally:
-                self._release()
         waiting()
         try:
             tail.commit.commit(tail.last_id)
         except StorageError as error:
             for request in requests:
                 request.failure = request.failure or error
+
+    def _append_locked(self, requests: Sequence[_Append], waiting: Callable[[], None]) -> None:
+        tail = self._tail
+        try:
+            self._lock.acquire_calling(waiting)
+            if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
+                tail.catch_up(repair=True)
+            left = list(requests)
+            while left:
+                self._write_some(left)
+        except OSError as error:
+            raise tail.rolled_back(error) from error
+        finally:
+            self._lock.release()
 
     def _write_some(self, left: list[_Append]) -> None:
         """Write as many as go into this chunk; take those, and those that are refused, off the list."""
@@ -225,19 +237,13 @@ class Journal:
                 for request in written:
                     request.failure = error
 
-    def _release(self) -> None:
-        try:
-            self._lock.release()
-        except StorageError as failure:
-            self._lock_failed(failure)
-
     def _lock_failed(self, error: OSError) -> StorageError:
         """The lock was not taken or is not let go: nobody can append until this store is closed."""
         failure = storage_error(error, "locking", self._directory)
         self._tail.poison(failure)
         return failure
 
-    def refuse(self, failure: StorageError) -> None:
+    def refuse(self, failure: StorageError | ClosedError) -> None:
         """From now on every call raises for ``failure``, which happened elsewhere in the store."""
         self._tail.trouble = self._tail.trouble or failure
 
@@ -245,20 +251,23 @@ class Journal:
         """Sync what is not synced (a clean close is durable at either level) and let go."""
         tail = self._tail
         with self._mutex:
-            if isinstance(tail.trouble, ClosedError):
-                return
             try:
                 if tail.trouble is None:
                     self._close_cleanly()
+            except StoreReplacedError:
+                pass  # what returned was there, and whoever removed it has removed it
+            except OSError as error:
+                if isinstance(error, StorageError):
+                    raise
+                raise storage_error(error, "closing", self._directory) from error
             finally:
-                tail.trouble = ClosedError("closed")
-                tail.commit.close()
-                self._lock.close()
+                self.let_go()
 
     def _close_cleanly(self) -> None:
         tail = self._tail
-        with self._lock:
-            if self._size(tail.fd, 0, os.SEEK_END) != tail.end:
+        try:
+            self._lock.acquire()
+            if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up(repair=True)
             if tail.commit.durable_end < tail.end:
                 tail.sync()
@@ -266,13 +275,21 @@ class Journal:
                 tail.leave_mark()
             elif self._power:
                 tail.leave_mark()
+        except OSError as error:
+            raise tail.rolled_back(error) from error
+        finally:
+            self._lock.release()
+
+    def let_go(self) -> None:
+        """Close the files, as the death of the process would."""
+        self._tail.trouble = ClosedError("closed")
+        self._tail.commit.close()
+        self._lock.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's descriptors and write nothing.
 
         Both would otherwise share one open file, and with it one lock.
         """
-        self._mutex = threading.Lock()
-        with contextlib.suppress(OSError):
-            os.close(self._lock.fd)
-            os.close(self._tail.fd)
+        self._tail.commit.abandon()
+        self._lock.close()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
+from typing import TYPE_CHECKING
 
-from persistcoll.disk import close_quietly, storage_error
+from persistcoll.disk import storage_error
 from persistcoll.errors import CorruptionError, LockedError
 from persistcoll.journal.consumer_lock import ConsumerLock, Published
 from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
 from persistcoll.journal.recovery import Place
 from persistcoll.journal.segments import chunk_numbers, open_chunk
+
+if TYPE_CHECKING:
+    from threading import RLock  # a function at run time before Python 3.13
 
 __all__ = ["Observer", "beginning"]
 
@@ -27,7 +30,7 @@ def beginning(place: Place) -> tuple[int, Position]:
     """
     for number in chunk_numbers(place.directory):
         try:
-            fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
         except CorruptionError:
             if number == 0:
                 break
@@ -35,20 +38,24 @@ def beginning(place: Place) -> tuple[int, Position]:
                 raise
             _log.warning("the header of %r is damaged; the chunk was passed over", place.path(number))
             continue
-        close_quietly(place.disk, fd)
+        file.close()
         return chunk.first_id - 1, (number, chunk.data_offset)
     return 0, (0, 0)
 
 
 class Observer:
-    """Follows the cursor that the consuming process writes. Thread-safe."""
+    """Follows the cursor that the consuming process writes. Thread-safe.
 
-    def __init__(self, place: Place, cursor_path: str, lock: ConsumerLock) -> None:
+    :param mutex: the one of ``lock``.
+    """
+
+    def __init__(self, place: Place, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
         self._place = place
         self._path = cursor_path
         self._lock = lock
-        self._mutex = threading.Lock()
-        self._cursor = CursorReader(place.disk, cursor_path, place.store_id)
+        self._mutex = mutex
+        self._unsure = False  # interrupted while it read on
+        self._cursor = self._new_cursor()
 
     @property
     def cursor_exists(self) -> bool:
@@ -65,6 +72,11 @@ class Observer:
         with self._mutex:
             self._refresh()
             return self._cursor.acknowledged
+
+    @property
+    def known(self) -> Acknowledged:
+        """The same as of the last look."""
+        return self._cursor.acknowledged
 
     def look(self) -> tuple[Acknowledged, Published]:
         """What is acknowledged and what a living consumer holds, of one moment."""
@@ -86,45 +98,58 @@ class Observer:
         return self._lock.content(), self.acknowledged().count
 
     def hand_over(self) -> tuple[CursorReader, bool]:
-        """The cursor, read to its end, for the process that becomes the consumer.
+        """The cursor, read anew and to its end, for the process that becomes the consumer, and closes it.
 
         :return: it, and whether it is whole, so that it can be written on.
         """
         with self._mutex:
+            self._cursor.close()
+            self._cursor = self._new_cursor()
             whole = self._refresh() and self._cursor.can_be_written_on()
             acknowledged = self._cursor.acknowledged
             if not whole and not os.path.exists(self._place.path(acknowledged.position[0])):
                 # The last position is damaged, and an earlier one leads to a chunk that was consumed.
                 last, position = beginning(self._place)
                 acknowledged.move(last, position)
-            return self._cursor, whole
+            seen, self._cursor = self._cursor, self._new_cursor()
+            return seen, whole
+
+    def _new_cursor(self) -> CursorReader:
+        return CursorReader(self._place.disk, self._path, self._place.store_id)
 
     def bury(self, first: int, last: int) -> None:
         """Count ids as acknowledged that will never be given (again). The producer lock is held.
 
         Only after a power cut, or where there is no cursor yet: there is no consumer then.
         """
-        try:
-            self._lock.acquire()
-        except LockedError:
+        if self._lock.held:
             return
         try:
+            self._lock.acquire()
             seen, _ = self.hand_over()
             if first <= last:
                 seen.acknowledged.merge(first, last)
             place = self._place
             cursor = CursorWriter(place.disk, self._path, place.store_id, seen.acknowledged, place.tempdir)
             cursor.compact()
-            close_quietly(place.disk, cursor.fd)
+            cursor.file.close()
+            seen.close()
+        except LockedError:
+            return
         finally:
-            self._lock.release()
+            self._lock.held = False
+            self._lock.unlock()
 
     def _refresh(self) -> bool:
         """Read on; whether the cursor is there and has said where it stands."""
         cursor = self._cursor
+        if self._unsure:
+            cursor.close()  # read all of it again
+        self._unsure = True
         try:
             cursor.refresh()
             if cursor.acknowledged.position[1]:
+                self._unsure = False
                 return True
             # There is none, or its position is damaged: begin at the beginning.
             reason = f"the cursor of {self._place.directory!r} is damaged" if cursor.exists else ""
@@ -139,6 +164,7 @@ class Observer:
         for first, last in cursor.acknowledged.ranges.items():
             acknowledged.merge(first, last)
         cursor.acknowledged = acknowledged
+        self._unsure = False
         return False
 
     def close(self) -> None:

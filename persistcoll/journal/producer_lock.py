@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
+from functools import partial
 
-from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, storage_error
+from persistcoll.disk import EXCLUSIVE, LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, storage_error
+from persistcoll.journal.ground import replaced
 from persistcoll.journal.mark import TailMark, read_mark, write_mark
 
 __all__ = ["ProducerLock"]
@@ -14,30 +15,27 @@ __all__ = ["ProducerLock"]
 class ProducerLock:
     """The lock, between processes. Between threads its owner has another one.
 
-    :param fd: the lock's file, opened for reading and writing; closed by :meth:`close`.
-    :ivar fd: the same.
+    :param file: the lock's file, open for reading and writing; closed by :meth:`close`.
+    :param path: its path.
+    :ivar fd: its descriptor.
+    :ivar release: lets go of the lock, or raises ``OSError``. It goes first into a ``finally`` that covers
+        the taking: because it is C alone, no interrupt comes in between the two.
     """
 
-    def __init__(self, disk: Disk, fd: int, directory: str) -> None:
+    def __init__(self, disk: Disk, file: OpenFile, path: str) -> None:
         self._disk = disk
-        self.fd = fd
-        self._directory = directory
+        self._file = file
+        self.fd = file.fd
+        self._path = path
         self._flock = disk.flock
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+        self.release: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
 
     def acquire(self) -> None:
         """Wait for the lock and take it. The kernel keeps those who wait in line."""
         try:
             self._flock(self.fd, EXCLUSIVE)
         except OSError as error:
-            raise storage_error(error, "locking", self._directory) from error
+            raise storage_error(error, "locking", self._path) from error
 
     def acquire_calling(self, waiting: Callable[[], None]) -> None:
         """Take the lock; if that has to wait, call ``waiting`` first."""
@@ -47,15 +45,12 @@ class ProducerLock:
             waiting()
             self.acquire()
         except OSError as error:
-            raise storage_error(error, "locking", self._directory) from error
+            raise storage_error(error, "locking", self._path) from error
 
-    def release(self) -> None:
-        """Let go of the lock."""
-        try:
-            self._flock(self.fd, UNLOCK)
-        except OSError as error:
-            # It is dropped when the file is closed, which the owner does for this.
-            raise storage_error(error, "unlocking", self._directory) from error
+    def check(self) -> None:
+        """``StoreReplacedError`` if the file was removed: other processes then lock another one."""
+        if not self._disk.status(self.fd)[LINKS]:
+            raise replaced(self._path)
 
     def read_mark(self) -> TailMark | None:
         """What the last one left."""
@@ -67,4 +62,4 @@ class ProducerLock:
 
     def close(self) -> None:
         """Close the file."""
-        close_quietly(self._disk, self.fd)
+        self._file.close()

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from persistcoll.disk import close_quietly, publish, read_fully, storage_error
+from persistcoll.disk import OpenFile, publish, read_fully, storage_error
 from persistcoll.engine.values import Record
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.cursors import Acknowledged, Position
@@ -51,7 +51,7 @@ class Reader:
         self.ahead: deque[tuple[Record, int, int]] = deque()
         self._failure: CorruptionError | None = None
         self._retried = (-1, -1)
-        self._fd = -1
+        self._file: OpenFile | None = None
         self.number = position[0]
         self._salt = 0
         self._chunk_start: int | None = None  # of the chunk that `position` names
@@ -62,7 +62,7 @@ class Reader:
         place = self._place
         number, offset = position
         try:
-            fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
         except (FileNotFoundError, CorruptionError) as error:
             path = place.path(number)
             missing = CorruptionError(f"chunk {path!r} is missing", path)
@@ -70,9 +70,13 @@ class Reader:
             later = [other for other in chunk_numbers(place.directory) if other > number]
             self._enter(later[0])
             return
-        self._fd, self.number, self._salt = fd, chunk.number, chunk.salt
-        self._frames = Frames(place.disk, fd, chunk.salt, max(offset, chunk.data_offset))
+        self._file, self.number, self._salt = file, chunk.number, chunk.salt
+        self._frames = Frames(place.disk, file.fd, chunk.salt, max(offset, chunk.data_offset))
         self._chunk_start = chunk.data_offset
+
+    @property
+    def _fd(self) -> int:
+        return self._file.fd if self._file is not None else -1
 
     @property
     def next_id(self) -> int:
@@ -122,9 +126,9 @@ class Reader:
         return True
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close_quietly(self._place.disk, fd)
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _next(self) -> Record | None:
         """The next whole record, acknowledged or not."""
@@ -162,7 +166,7 @@ class Reader:
         """Begin with chunk ``number``, or with the next one there is if it is lost."""
         place = self._place
         try:
-            fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
         except FileNotFoundError:
             later = [other for other in chunk_numbers(place.directory) if other > number]
             if not later:
@@ -177,8 +181,8 @@ class Reader:
             return self._enter(number + 1)
         self.close()
         self._chunk_start = None
-        self._fd, self.number, self._salt = fd, number, chunk.salt
-        self._frames = Frames(place.disk, fd, chunk.salt, chunk.data_offset)
+        self._file, self.number, self._salt = file, number, chunk.salt
+        self._frames = Frames(place.disk, file.fd, chunk.salt, chunk.data_offset)
         on_the_way = self._last_id == self._start_id  # from the position to the first one wanted
         if chunk.first_id <= self._last_id and not on_the_way:
             path = place.path(number)
@@ -192,13 +196,13 @@ class Reader:
     def _reopen(self) -> bool:
         """The chunk was rewritten: go on in the new file, which has the same frames."""
         place = self._place
-        fd, _ = open_chunk(place.disk, place.directory, self.number, place.store_id)
-        if os.fstat(fd).st_ino == os.fstat(self._fd).st_ino:  # not renamed yet
-            close_quietly(place.disk, fd)
-            return False
+        file, _ = open_chunk(place.disk, place.directory, self.number, place.store_id)
+        if os.path.samestat(place.disk.status(file.fd), place.disk.status(self._fd)):
+            file.close()
+            return False  # not renamed yet
         self.close()
-        self._fd = fd
-        self._frames = Frames(place.disk, fd, self._salt, self._frames.start)
+        self._file = file
+        self._frames = Frames(place.disk, file.fd, self._salt, self._frames.start)
         return True
 
     def _damaged(self, offset: int, reason: str) -> bool:
@@ -226,7 +230,7 @@ class Reader:
             self._missing(id - 1, offset)
             self._frames = Frames(place.disk, self._fd, self._salt, start)
             return True
-        self._keep_aside(path, offset, os.fstat(self._fd).st_size)
+        self._keep_aside(path, offset, self._place.disk.status(self._fd).st_size)
         if self.number != tail:
             return self._enter(self.number + 1)
         self._missing(last_id, offset)
@@ -236,7 +240,8 @@ class Reader:
     def _keep_aside(self, path: str, start: int, end: int) -> None:
         if end > start and self._lost is not None:
             data = read_fully(self._place.disk, self._fd, end - start, start)
-            publish(self._place.disk, f"{path}.damaged-{start}", (data,), self._place.tempdir)
+            self._place.check()
+            publish(self._place.disk, f"{path}.damaged-{start}", (data,), self._place.tempdir).close()
 
     def _missing(self, last: int, offset: int) -> None:
         """The records up to ``last`` are not there."""

@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from persistcoll.disk import Disk, close_quietly, publish, sweep, write_fully
+from persistcoll.disk import Disk, OpenFile, publish, sweep, write_fully
 from persistcoll.engine.values import OnCorruption, Record
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Stop, encode, valid_frames
+from persistcoll.journal.ground import refuse_replaced
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.segments import Chunk, chunk_numbers, chunk_path, open_chunk
 
@@ -34,6 +35,15 @@ class Place:
     serializer: str
     tempdir: str | None = None
     on_corruption: OnCorruption = "raise"
+    landmarks: tuple[tuple[str, int], ...] = ()
+    """Files of the store that are never renamed: paths and open descriptors."""
+
+    def check(self) -> None:
+        """``StoreReplacedError`` if the directory is not the one that was opened.
+
+        To be called before anything in it is made, renamed or removed.
+        """
+        refuse_replaced(self.disk, self.landmarks)
 
     def path(self, number: int) -> str:
         return chunk_path(self.directory, number)
@@ -43,7 +53,7 @@ class Place:
 class Tail:
     """The last chunk, and where the next record goes."""
 
-    fd: int
+    file: OpenFile
     chunk: Chunk
     end: int
     last_id: int
@@ -77,12 +87,8 @@ def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
     sweep(place.disk, place.directory, place.tempdir)
     if isinstance(tail, Tail):
         # What follows is built upon it, and whoever wrote it may have died before the sync.
-        try:
-            place.disk.sync(tail.fd)
-            place.disk.sync_directory(place.directory)
-        except BaseException:
-            close_quietly(place.disk, tail.fd)
-            raise
+        place.disk.sync(tail.file.fd)
+        place.disk.sync_directory(place.directory)
     return tail
 
 
@@ -92,15 +98,15 @@ def _find(place: Place, mark: TailMark | None) -> Tail | NoTail:
         return NoTail(mark.number + 1, mark.last_id) if mark is not None else NoTail(0, 0)
     flags = os.O_RDWR | os.O_APPEND
     try:
-        fd, chunk = open_chunk(place.disk, place.directory, number, place.store_id, flags)
+        file, chunk = open_chunk(place.disk, place.directory, number, place.store_id, flags)
     except CorruptionError:
         if place.on_corruption == "raise":
             raise
         return _set_aside(place, number, mark)
     try:
-        tail = _scan(place, fd, chunk, mark)
+        tail = _scan(place, file, chunk, mark)
     except BaseException:
-        close_quietly(place.disk, fd)
+        file.close()
         raise
     if mark is not None and mark.number > number:  # chunks that are missing
         tail.known_id = mark.last_id
@@ -133,15 +139,15 @@ def _set_aside(place: Place, number: int, mark: TailMark | None) -> NoTail:
     _log.warning("the header of %r is damaged; the chunk was moved to %r", path, f"{path}.damaged")
     earlier = _find(place, None)
     if isinstance(earlier, Tail):
-        close_quietly(place.disk, earlier.fd)
+        earlier.file.close()
     last_id = max(earlier.last_id, mark.last_id if mark is not None else 0)
     return NoTail(number + 1, last_id + held)
 
 
-def _scan(place: Place, fd: int, chunk: Chunk, mark: TailMark | None) -> Tail:
+def _scan(place: Place, file: OpenFile, chunk: Chunk, mark: TailMark | None) -> Tail:
     disk, path = place.disk, place.path(chunk.number)
-    tail = Tail(fd, chunk, chunk.data_offset, chunk.first_id - 1)
-    size = disk.size(fd, 0, os.SEEK_END)
+    tail = Tail(file, chunk, chunk.data_offset, chunk.first_id - 1)
+    size = disk.status(file.fd).st_size
     synced = 0
     if mark is not None and (mark.number, mark.salt) == (chunk.number, chunk.salt):
         synced = mark.offset
@@ -151,7 +157,7 @@ def _scan(place: Place, fd: int, chunk: Chunk, mark: TailMark | None) -> Tail:
     bad = _read_on(disk, tail)
     if bad is None and size >= synced:
         return tail
-    found = list(valid_frames(disk, fd, chunk.salt, tail.end, tail.last_id))
+    found = list(valid_frames(disk, file.fd, chunk.salt, tail.end, tail.last_id))
     synced = max([synced, *(knew for _, _, _, knew in found)])
     if synced > tail.end:
         # This place was known to be on the device when a later record, or the mark, was written.
@@ -171,7 +177,7 @@ def _scan(place: Place, fd: int, chunk: Chunk, mark: TailMark | None) -> Tail:
 
 def _read_on(disk: Disk, tail: Tail) -> str | None:
     """Move the tail over all that is valid; say what is wrong behind it, if anything is there."""
-    frames = Frames(disk, tail.fd, tail.chunk.salt, tail.end)
+    frames = Frames(disk, tail.file.fd, tail.chunk.salt, tail.end)
     last_id = tail.last_id
     reason = "a record is cut short"
     try:
@@ -191,16 +197,16 @@ def _read_on(disk: Disk, tail: Tail) -> str | None:
             break
     except BadFrame as error:
         reason = error.reason
-    return None if tail.end == disk.size(tail.fd, 0, os.SEEK_END) else reason
+    return None if tail.end == disk.status(tail.file.fd).st_size else reason
 
 
 def _cut(place: Place, tail: Tail, size: int) -> None:
     """Cut a torn tail, keeping its bytes aside."""
     disk, path = place.disk, place.path(tail.chunk.number)
     aside = f"{path}.torn-{tail.end}"
-    publish(disk, aside, _pieces(disk, tail.fd, tail.end, size), place.tempdir)
-    disk.truncate(tail.fd, tail.end)
-    disk.sync(tail.fd)
+    publish(disk, aside, _pieces(disk, tail.file.fd, tail.end, size), place.tempdir).close()
+    disk.truncate(tail.file.fd, tail.end)
+    disk.sync(tail.file.fd)
     _log.warning(
         "%r: %d bytes at the end are not whole and were never acknowledged; they were moved to %r",
         path,
@@ -220,14 +226,14 @@ def _rewrite(place: Place, tail: Tail) -> Tail:
     # Other processes may have the old file open. This sends them to the new one, and comes first:
     # if we die in between, the next recovery finds it, cuts it and rewrites the chunk again.
     try:
-        write_fully(disk, tail.fd, encode(chunk.salt, MOVED, tail.last_id + 1, 0.0, 0, b""))
-        pieces = _pieces(disk, tail.fd, 0, tail.end)
-        fd = publish(disk, path, pieces, place.tempdir, os.O_RDWR | os.O_APPEND)
+        write_fully(disk, tail.file.fd, encode(chunk.salt, MOVED, tail.last_id + 1, 0.0, 0, b""))
+        pieces = _pieces(disk, tail.file.fd, 0, tail.end)
+        file = publish(disk, path, pieces, place.tempdir, os.O_RDWR | os.O_APPEND)
     except OSError:
-        disk.truncate(tail.fd, tail.end)
+        disk.truncate(tail.file.fd, tail.end)
         raise
-    close_quietly(disk, tail.fd)
-    return Tail(fd, chunk, tail.end, tail.last_id, tail.sealed)
+    tail.file.close()
+    return Tail(file, chunk, tail.end, tail.last_id, tail.sealed)
 
 
 def _pieces(disk: Disk, fd: int, start: int, end: int) -> Iterator[bytes]:

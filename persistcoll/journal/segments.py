@@ -19,7 +19,7 @@ import struct
 from typing import NamedTuple
 from zlib import crc32
 
-from persistcoll.disk import Disk, close_quietly, publish, read_fully
+from persistcoll.disk import Disk, OpenFile, publish, read_fully
 from persistcoll.errors import CorruptionError, FormatVersionError
 
 __all__ = [
@@ -77,21 +77,20 @@ def chunk_path(directory: str, number: int) -> str:
 
 def chunk_numbers(directory: str) -> list[int]:
     """The numbers of all chunks there, ascending."""
-    with os.scandir(directory) as entries:
-        matches = [_NAME.fullmatch(entry.name) for entry in entries]
+    matches = map(_NAME.fullmatch, os.listdir(directory))
     return sorted(int(match[1]) for match in matches if match)
 
 
-def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> int:
-    """Make the file, durably, and return a descriptor for appending and reading."""
+def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> OpenFile:
+    """Make the file, durably, and return it, open for appending and reading."""
     path = chunk_path(directory, chunk.number)
     return publish(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
 
 
 def open_chunk(
     disk: Disk, directory: str, number: int, store_id: bytes | None, flags: int = os.O_RDONLY
-) -> tuple[int, Chunk]:
-    """A descriptor and the checked header.
+) -> tuple[OpenFile, Chunk]:
+    """The open file and the checked header.
 
     :param store_id: the store that the chunk has to belong to; ``None`` accepts any.
     :raise FileNotFoundError: there is no such chunk.
@@ -99,17 +98,17 @@ def open_chunk(
     :raise FormatVersionError: a later version wrote it.
     """
     path = chunk_path(directory, number)
-    fd = disk.open(path, flags)
+    file = OpenFile(disk, path, flags)
     try:
-        chunk = _read_header(disk, fd, path)
+        chunk = _read_header(disk, file.fd, path)
         if store_id is not None and chunk.store_id != store_id:
             raise CorruptionError(f"{path!r} belongs to another store", path, 0)
         if chunk.number != number:
             raise CorruptionError(f"{path!r} is chunk {chunk.number} under another name", path, 0)
     except BaseException:
-        close_quietly(disk, fd)
+        file.close()
         raise
-    return fd, chunk
+    return file, chunk
 
 
 def _read_header(disk: Disk, fd: int, path: str) -> Chunk:

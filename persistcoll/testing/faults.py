@@ -111,6 +111,7 @@ class FaultyDisk(Disk):
         self._room: int | None = None
         self._sizing = threading.RLock()
         self.size = self._disk.size
+        self.status = self._disk.status
         self.renames_open_files = self._disk.renames_open_files
         for call in CALLS:
             setattr(self, call, partial(self._run, call))

@@ -73,6 +73,7 @@ class CrashDisk(Disk):
         )
         self.read = self._disk.read
         self.size = self._disk.size
+        self.status = self._disk.status
         self.renames_open_files = self._disk.renames_open_files
         self.flock = self._disk.flock
         self.close = self._close

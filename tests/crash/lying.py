@@ -28,6 +28,7 @@ class LyingDisk(Disk):
         self._renamed = ""
         self.lies = 0
         self.size = disk.size
+        self.status = disk.status
         self.renames_open_files = disk.renames_open_files
         self.renames_open_files = disk.renames_open_files
         for call in CALLS:

@@ -1,0 +1,308 @@
+"""An exception out of a signal handler, behind any call and at the beginning of any function."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import itertools
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import persistcoll
+from persistcoll.engine.values import Durability
+from persistcoll.errors import Empty
+from persistcoll.journal.directory import Wanted
+from persistcoll.journal.fifo import Fifo
+
+# Group commit is tried on its own.
+NOT_HERE = ("group_commit.py", "combining.py")
+PACKAGE = os.path.dirname(persistcoll.__file__) + os.sep
+EVENTS = ("call", "return", "c_return")
+ITEMS = range(1, 11)
+place: list[str] = []  # where the interrupt came in
+
+
+class Interrupt(BaseException):
+    """As ``KeyboardInterrupt``, which a user at the keyboard may send as well."""
+
+
+@pytest.fixture(autouse=True)
+def swallowed(monkeypatch):
+    """An interrupt within a destructor goes no further, which the interpreter reports."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: None)
+
+
+def _covered(frame) -> bool:
+    paths = frame.f_code.co_filename, frame.f_back.f_code.co_filename
+    return paths[0].startswith(PACKAGE) and not any(path.endswith(NOT_HERE) for path in paths)
+
+
+def interrupted(call: Callable[[], Any], at: int) -> bool:
+    """Raise at the so-manieth event within ``call``; whether there were that many."""
+    seen = 0
+    place.clear()
+
+    def profile(frame, event, argument):
+        nonlocal seen
+        if event in EVENTS and _covered(frame):
+            seen += 1
+            if seen == at:
+                place.append(f"{event} {frame.f_code.co_name}:{frame.f_lineno} {argument}")
+                raise Interrupt
+
+    try:
+        sys.setprofile(profile)
+        call()
+    except Interrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def opened(path: Path, durability: Durability = "process", policy: str = "raise") -> Fifo:
+    wanted = Wanted(serializer="raw", chunksize=3, on_corruption=policy)  # type: ignore[arg-type]
+    return Fifo(str(path), wanted, durability=durability)
+
+
+def number(record) -> int:
+    return int(record.payload)
+
+
+def drained(store: Fifo) -> list[int]:
+    found = []
+    with contextlib.suppress(Empty):
+        while True:
+            found.append(store.take(number, True))
+    return found
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Trial:
+    """A store in which something happened before: items in hands, one given back, one skipped."""
+
+    def __init__(
+        self, path: Path, durability: Durability, consuming: bool = True, policy: str = "raise"
+    ) -> None:
+        self.path = path
+        self.durability = durability
+        self.policy = policy
+        self.store = opened(path, durability, policy)
+        for each in ITEMS:
+            self.store.append(b"%d" % each)
+        self.claims: list = []
+        self.held: list[int] = []
+        if consuming:
+            self.held = self.store.take_many(5, number)
+            self.store.acknowledge((1,))
+            self.store.give_back(2)
+            self.store.discard(7)
+            self.store.acknowledge((4,))
+            self.held = [3, 5]
+
+    def judge(self, added: tuple[int, ...], removed: tuple[tuple[int, ...], ...]) -> None:
+        """Everything is as before, or the operation happened wholly.
+
+        :param added: what it may have put.
+        :param removed: what it may have removed, in one of these ways.
+        """
+        with open(self.path / "producer.lock", "rb") as file:  # nobody holds it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        store = self.store
+        store.release(self.claims)
+        ready, claimed = store.count(), store.claimed()
+        listed = [number(record) for record in store.records()]
+        with contextlib.closing(opened(self.path, self.durability)) as observer:
+            assert (observer.count(), observer.claimed()) == (ready, claimed)
+            assert [number(record) for record in observer.records()] == listed
+        left = set(self.held)
+        for id in self.held:
+            with contextlib.suppress(persistcoll.NotClaimedError):
+                store.give_back(id)
+                left.discard(id)
+        assert claimed == len(self.held) - len(left)
+        found = drained(store)
+        assert (store.count(), store.claimed(), store.unfinished()) == (0, 0, 0)
+        assert found == sorted(set(found))
+        there = {*ITEMS} - ({1, 4, 7} if self.held else set())
+        gone = there - set(found)
+        assert tuple(sorted(gone)) in ((), *removed)
+        more = tuple(sorted(set(found) - there))
+        assert more in ((), added)
+        store.append(b"99")
+        assert drained(store) == [99]
+        store.close()
+        with contextlib.closing(opened(self.path, self.durability)) as store:
+            assert store.count() == 0
+
+
+def sweep(tmp_path, operation, judge, make) -> None:
+    before = descriptors()
+    for at in itertools.count(1):
+        path = tmp_path / str(at)
+        trial = make(path)
+        happened = interrupted(partial(operation, trial), at)
+        judge(trial)
+        trial.store.close()
+        trial = None
+        assert descriptors() == before, f"interrupted at event {at}: {place}"
+        shutil.rmtree(path)
+        if not happened:
+            assert at > 5
+            return
+
+
+READY = (2, 6, 8, 9, 10)
+OPERATIONS = {
+    "append": (lambda trial: trial.store.append(b"11"), (11,), ()),
+    "append to a bound": (lambda trial: trial.store.append(b"11", 100), (11,), ()),
+    "append_many": (lambda trial: trial.store.append_many([b"11", b"12"]), (11, 12), ()),
+    "take": (lambda trial: trial.store.take(number, claims=trial.claims), (), ()),
+    "take two": (
+        lambda trial: [trial.store.take(number, claims=trial.claims) for _ in range(2)],
+        (),
+        (),
+    ),
+    "take and acknowledge": (lambda trial: trial.store.take(number, True), (), ((2,),)),
+    "take_many": (lambda trial: trial.store.take_many(3, number, claims=trial.claims), (), ()),
+    "take_many and acknowledge": (lambda trial: trial.store.take_many(3, number, True), (), ((2,),)),
+    "acknowledge": (lambda trial: trial.store.acknowledge((3,)), (), ((3,),)),
+    "acknowledge two": (lambda trial: trial.store.acknowledge((3, 5)), (), ((3, 5),)),
+    "give_back": (lambda trial: trial.store.give_back(3), (), ()),
+    "discard": (lambda trial: trial.store.discard(), (), ((2,),)),
+    "discard one": (lambda trial: trial.store.discard(9), (), ((9,),)),
+    "clear": (lambda trial: trial.store.clear(), (), (READY,)),
+    "peek": (lambda trial: trial.store.peek(number), (), ()),
+    "records": (lambda trial: list(trial.store.records()), (), ()),
+    "count": (lambda trial: trial.store.count(), (), ()),
+    "unfinished": (lambda trial: trial.store.unfinished(), (), ()),
+    "stats": (lambda trial: trial.store.stats(), (), ()),
+    "version": (lambda trial: trial.store.version(), (), ()),
+}
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation_of_the_consumer(name, durability, tmp_path):
+    operation, added, removed = OPERATIONS[name]
+    sweep(
+        tmp_path,
+        operation,
+        lambda trial: trial.judge(added, removed),
+        lambda path: Trial(path, durability),
+    )
+
+
+@pytest.mark.parametrize("name", ["take", "take_many and acknowledge", "clear", "count", "append", "records"])
+def test_operation_of_a_process_that_has_not_consumed(name, tmp_path):
+    operation, added, _ = OPERATIONS[name]
+    removed = {"clear": (tuple(ITEMS),), "take_many and acknowledge": ((1, 2, 3),)}.get(name, ())
+    sweep(
+        tmp_path,
+        operation,
+        lambda trial: trial.judge(added, removed),
+        lambda path: Trial(path, "process", consuming=False),
+    )
+
+
+def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path):
+    def judge(trial: Trial) -> None:
+        if trial.store.claimed():
+            return  # it has become the consumer
+        with contextlib.closing(opened(trial.path)) as other:
+            if trial.store._consumer is None:
+                assert other.take(number) == 1
+
+    sweep(
+        tmp_path,
+        lambda trial: trial.store.take(number, claims=trial.claims),
+        judge,
+        lambda path: Trial(path, "process", consuming=False),
+    )
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_changes_of_chunk(durability, tmp_path):
+    def operation(trial: Trial) -> None:
+        for each in range(11, 18):
+            trial.store.append(b"%d" % each)
+            trial.store.take(number, True)
+
+    def judge(trial: Trial) -> None:
+        store = trial.store
+        with contextlib.closing(opened(trial.path)) as observer:
+            assert observer.count() == store.count()
+        for id in trial.held:
+            store.give_back(id)
+        found = drained(store)
+        # One at a time was put and taken, from the first ready one on.
+        assert found[:2] == [3, 5] or found[:3] == [2, 3, 5]
+        rest = [id for id in found if id > 5]
+        assert rest == [id for id in range(rest[0], rest[-1] + 1) if id != 7]
+        store.append(b"99")
+        assert drained(store) == [99]
+
+    sweep(tmp_path, operation, judge, lambda path: Trial(path, durability))
+
+
+def test_damage_that_is_passed_over(tmp_path):
+    def make(path: Path) -> Trial:
+        trial = Trial(path, "process", consuming=False, policy="skip")
+        chunk = path / "q00001"  # 4, 5, 6
+        content = bytearray(chunk.read_bytes())
+        content[-100] ^= 255
+        chunk.write_bytes(content)
+        return trial
+
+    def judge(trial: Trial) -> None:
+        found = drained(trial.store)
+        gone = {*ITEMS} - {*found}
+        assert found == sorted(found)
+        assert gone in [{4}, {1, 2, 3, 4}, {1, 2, 3, 4, 5}], found
+        assert trial.store.count() == 0
+
+    sweep(tmp_path, lambda trial: trial.store.take_many(3, number) and trial.store.take(number), judge, make)
+
+
+def test_close(tmp_path):
+    def judge(trial: Trial) -> None:
+        trial.store.close()
+        with contextlib.closing(opened(trial.path)) as again:
+            assert drained(again) == [2, 3, 5, 6, 8, 9, 10]
+
+    sweep(tmp_path, lambda trial: trial.store.close(), judge, lambda path: Trial(path, "process"))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["made before", "new"])
+def test_constructor(there, tmp_path):
+    before = descriptors()
+    for at in itertools.count(1):
+        path = tmp_path / str(at)
+        if there:
+            store = Trial(path, "process").store
+            store.close()
+        made: list[Fifo] = []
+        happened = interrupted(lambda: made.append(opened(path)), at)  # noqa: B023
+        while made:
+            made.pop().close()
+        with contextlib.closing(opened(path)) as store:
+            assert drained(store) == ([2, 3, 5, 6, 8, 9, 10] if there else [])
+        del store
+        assert descriptors() == before, f"interrupted at event {at}: {place}"
+        assert not [name for name in os.listdir(path) if name.endswith(".tmp")]
+        shutil.rmtree(path)
+        if not happened:
+            assert at > 5
+            return
