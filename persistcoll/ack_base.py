@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,8 @@ class BaseAckQueue(BaseSQLQueue):
             acknowledge=self._deliveries.acknowledge,
             give_back=self._deliveries.give_back,
             hand=OrderedHand,
+            hand_over=self._deliveries.hand_over,
+            take_back=self._deliveries.forget,
         )
 
     @property
@@ -85,13 +87,15 @@ class BaseAckQueue(BaseSQLQueue):
         else:
             choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
         use = self._deliver_raw if raw else self._deliver
-        return self._hand_over((self._get(use, block, timeout, choose),))[0]
+        return self._get(use, block, timeout, choose)
 
-    def _take_after(self, use: Use[Delivery], acknowledge: bool, id: int) -> tuple[Any, Delivery]:
+    def _take_after(
+        self, use: Use[Delivery], acknowledge: bool, id: int, **options: Any
+    ) -> tuple[Any, Delivery]:
         try:
-            return self._table.take(use, acknowledge, id, True)
+            return self._table.take(use, acknowledge, id, True, **options)
         except Empty:
-            return self._table.take(use, acknowledge)
+            return self._table.take(use, acknowledge, **options)
 
     def get_nowait(self, id: int | None = None, raw: bool = False, next_in_order: bool = False) -> Any:
         """``get(block=False)``."""
@@ -99,12 +103,11 @@ class BaseAckQueue(BaseSQLQueue):
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
         """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`."""
-        deliveries = self._blocking.get_many(checked_count("n", n, 1), self._deliver, block, timeout)
-        return self._hand_over(deliveries)
+        return self._blocking.get_many(checked_count("n", n, 1), self._deliver, block, timeout)
 
-    def _claim(self, block: bool, timeout: float | None) -> tuple[Delivery, Any]:
-        delivery, _ = self._blocking.claim(self._deliver, block, timeout)
-        return delivery, self._hand_over((delivery,))[0]
+    @property
+    def _use(self) -> Use[Delivery]:
+        return self._deliver
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
         delivery = Delivery(record, self._decode(record)[1], None)
@@ -115,11 +118,6 @@ class BaseAckQueue(BaseSQLQueue):
         delivery, _ = self._deliver(record)
         delivery.raw = self._raw(record, delivery.item)
         return delivery, delivery
-
-    def _hand_over(self, deliveries: Sequence[Delivery]) -> list[Any]:
-        for forgotten in self._deliveries.add(deliveries):
-            self._blocking.drop(forgotten)
-        return [delivery.item if delivery.raw is None else delivery.raw for delivery in deliveries]
 
     # Settling.
 
@@ -171,32 +169,37 @@ class BaseAckQueue(BaseSQLQueue):
         return id
 
     def _settle(self, item: Any, id: Any, verb: Callable[[int], int], ready: int) -> int | None:
-        delivery = self._find(item, id)
-        if delivery is None:
-            return None
+        found: list[Delivery] = []
         try:
-            result = self._deliveries.settle(delivery, verb)
+            self._find(item, id, found)
+            if not found:
+                return None
+            result = self._deliveries.settle(found[0], verb)
+            self._blocking.let_go(found[0], ready)
+            return result
         except ClaimError as error:
-            self._blocking.drop(delivery)
+            self._blocking.drop(found[0])
             if isinstance(error, StaleClaimError):
                 raise
             return None  # another thread settled it at the same time
-        self._blocking.let_go(delivery, ready)
-        return result
+        except BaseException:  # out of a signal handler, perhaps
+            if found:
+                self._deliveries.put_back(found[0])
+            raise
 
-    def _find(self, item: Any, id: Any) -> Delivery | None:
+    def _find(self, item: Any, id: Any, found: list[Delivery]) -> None:
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
         if id is not None:
             if item is not _NO_ITEM and item is not None:
                 raise ValueError("give the item or its id, not both")
-            return self._deliveries.pop_id(self._checked_id(id))
+            self._deliveries.pop_id(self._checked_id(id), found)
+            return
         if item is _NO_ITEM:
             raise ValueError("give the item, or its id")
-        found = self._deliveries.pop_item(item)
-        if found is None and self._is_raw(item) and isinstance(item["pqid"], int):
-            found = self._deliveries.pop_id(item["pqid"], item["timestamp"])
-        return found
+        self._deliveries.pop_item(item, found)
+        if not found and self._is_raw(item) and isinstance(item["pqid"], int):
+            self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
 
     # Life and death.
 

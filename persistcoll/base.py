@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.blocking import BlockingQueue, Use
+from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import DecodeError
@@ -168,17 +169,27 @@ class BaseQueue:
         It is acknowledged when the block ends well, and back in its place when the block raises.
         ``task_done()`` is not to be called for it. Raises as :meth:`get`.
         """
-        id, item = self._claim(block, timeout)
+        blocking = self._blocking
+        claims: list[Claim] = []
         try:
-            yield item
+            token, item = blocking.claim(self._use, block, timeout, claims)
+            try:
+                yield item
+            except GeneratorExit:
+                raise
+            except BaseException:
+                blocking.settle(token, claims, done=False)
+                raise
+            blocking.settle(token, claims, done=True)
         except BaseException:
-            self._blocking.settle(id, done=False)
+            if claims:  # a signal handler raised before the block began, or where settling began
+                blocking.take_back(claims)
             raise
-        self._blocking.settle(id, done=True)
 
-    def _claim(self, block: bool, timeout: float | None) -> tuple[Any, Any]:
-        """What stands for the claimed item, and the item."""
-        return self._blocking.claim(self._decode, block, timeout)
+    @property
+    def _use(self) -> Use[Any]:
+        """What makes of a record what is received."""
+        return self._decode
 
     def task_done(self) -> None:
         """Acknowledge the oldest item that this thread got and has not acknowledged.

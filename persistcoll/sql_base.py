@@ -134,7 +134,7 @@ class BaseSQLQueue(BaseQueue):
         if self._bare:
             return {}
         return {
-            "append": lambda entry, capacity: table.put((entry,), capacity)[0],
+            "append": lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
             "append_many": table.put,
         }
 

@@ -137,16 +137,67 @@ def test_one_of_those_who_combine(role):
     assert number >= 8
 
 
-def test_who_combines_within_that():
-    """A destructor or a signal handler: it would wait for its own thread."""
-    combiner: Combiner[Request]
+def test_a_request_within_the_work_on_another_one_is_performed_at_once_and_alone():
+    """By a destructor or a signal handler: others may be waiting for its thread."""
+    performed: list[Sequence[Request]] = []
+    inner = Request()
 
     def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        performed.append(batch)
+        if inner not in batch:
+            combiner.submit(inner)
+
+    combiner = Combiner[Request](perform)
+    combiner.submit(outer := Request())
+    assert performed == [[outer], [inner]]
+    assert not combiner.leading
+    assert not combiner.users
+
+
+def test_what_the_work_refuses_within_itself_is_refused_there():
+    busy = False
+
+    def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        nonlocal busy
+        if busy:
+            batch[0].failure = StorageError("within an operation")
+            return
+        busy = True
         with pytest.raises(StorageError, match="within an operation"):
             combiner.submit(Request())
+        busy = False
 
     combiner = Combiner[Request](perform)
     combiner.submit(Request())
+
+
+def test_a_deadline_ends_the_wait_for_a_leader_only_where_there_is_an_obstacle():
+    go_on, led = threading.Event(), threading.Event()
+    asked: list[Request] = []
+    obstacle: StorageError | None = None
+
+    def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        led.set()
+        go_on.wait(10)
+
+    def ask(request: Request) -> StorageError | None:
+        asked.append(request)
+        return obstacle
+
+    combiner = Combiner[Request](perform, ask)
+    leader = waiting(partial(combiner.submit, Request()))
+    assert led.wait(10)
+    late = Request()
+    late.deadline = 0.0
+    follower = waiting(partial(combiner.submit, late))
+    until(lambda: len(asked) > 2)  # an ordinary writer, whom it waits for
+    assert set(asked) == {late}
+    obstacle = StorageError("a transaction")
+    with pytest.raises(StorageError, match="a transaction"):
+        follower()
+    assert combiner._pending == []
+    go_on.set()
+    leader()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
