@@ -3,7 +3,8 @@
 The invariant: a store hands out only what it was given, or raises. So every exception of a
 serializer becomes an :class:`~persistcoll.errors.EncodeError` or a
 :class:`~persistcoll.errors.DecodeError`, and what a wrapper has to verify is verified before the
-first byte is decoded.
+first byte is decoded. :exc:`MemoryError` and :exc:`RecursionError` pass through unchanged, because
+they say something about the process and nothing about the item.
 
 An item is serialized before any lock is taken, and its record id exists only under the lock. A
 signature is bound to that id. That is why a :class:`Codec` has two halves: ``dumps`` and ``loads``
@@ -125,7 +126,8 @@ class Sealed(ABC):
 def encode(codec: Codec | Serializer, obj: object) -> bytes:
     """``codec.dumps(obj)``, unsealed.
 
-    :raises EncodeError: for whatever exception that raised, which is its ``__cause__``.
+    :raises EncodeError: for whatever exception that raised, which is its ``__cause__``;
+        except ``MemoryError`` and ``RecursionError``, which pass through.
 
     >>> from persistcoll.serializers import json
     >>> encode(json, [1, None])
@@ -144,7 +146,8 @@ def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any
     """``codec.loads(data)``, of data already unsealed.
 
     :param id: the record's id, for the error.
-    :raises DecodeError: for whatever exception that raised, which is its ``__cause__``.
+    :raises DecodeError: for whatever exception that raised, which is its ``__cause__``;
+        except ``MemoryError`` and ``RecursionError``, which pass through.
 
     >>> from persistcoll.serializers import json
     >>> decode(json, b'[1,null]')
@@ -160,13 +163,23 @@ def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any
 
 
 def encode_error(codec: Codec | Serializer, item: object, cause: BaseException) -> EncodeError:
-    """The error for a ``dumps`` that raised ``cause``. It names types, never the item."""
+    """The error for a ``dumps`` that raised ``cause``. It names types, never the item.
+
+    :raises MemoryError: the process ran out of memory.
+    :raises RecursionError: the process ran out of stack.
+    """
+    _raise_shortage(cause)
     kind = type(item).__qualname__
     return EncodeError(f"an item of type {kind} cannot be serialized with {codec.name!r} ({_why(cause)})")
 
 
 def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException) -> DecodeError:
-    """The error for an ``unseal`` or a ``loads`` that raised ``cause``. It never quotes the payload."""
+    """The error for an ``unseal`` or a ``loads`` that raised ``cause``. It never quotes the payload.
+
+    :raises MemoryError: the process ran out of memory.
+    :raises RecursionError: the process ran out of stack.
+    """
+    _raise_shortage(cause)
     if id is None:
         return DecodeError(f"bytes that cannot be deserialized with {codec.name!r} ({_why(cause)})")
     return DecodeError(
@@ -174,6 +187,17 @@ def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException
         f"skip({id}) removes it",
         id,
     )
+
+
+def _raise_shortage(cause: BaseException) -> None:
+    """Raise the shortage of memory or stack that ``cause`` is, or that a library wrapped in it.
+
+    The documented reaction to a ``DecodeError`` is ``skip(error.id)``. A consumer that is short of memory
+    must not throw good items away, one after the other.
+    """
+    for error in (cause, cause.__cause__):  # cbor2 raises its own exception from the MemoryError
+        if isinstance(error, (MemoryError, RecursionError)):
+            raise error from error.__cause__
 
 
 def _why(cause: BaseException) -> str:

@@ -26,8 +26,8 @@ def canonical(obj: Any, /) -> bytes:
     long as nobody changes ``obj`` meanwhile.
 
     :raises TypeError: for any other type.
-    :raises ValueError: for NaN, which does not equal itself, and for what is nested too deeply or
-        contains itself.
+    :raises ValueError: for NaN, which does not equal itself, and for what contains itself.
+    :raises RecursionError: for what is nested too deeply for the stack that is left.
 
     >>> canonical({"b": 2, "a": [1, None]}) == canonical({"a": [True, None], "b": 2.0})
     True
@@ -40,9 +40,37 @@ def canonical(obj: Any, /) -> bytes:
     try:
         return _canonical(obj)
     except RecursionError:
-        pass
+        if not _contains_itself(obj):
+            raise  # the stack is short, which says nothing about the value
     # After the except clause, to let go of a thousand frames.
-    raise ValueError("a key must not be nested that deeply, or contain itself")
+    raise ValueError("a key must not contain itself")
+
+
+def _contains_itself(obj: Any) -> bool:
+    """Without recursion: goes down from each container to its parts, and knows those that it is within."""
+    within: set[int] = set()
+    finished: set[int] = set()
+    path = [(obj, iter(_parts(obj)))]
+    while path:
+        container, parts = path[-1]
+        within.add(id(container))
+        for part in parts:
+            if id(part) in within:
+                return True
+            if id(part) not in finished and _parts(part):
+                path.append((part, iter(_parts(part))))
+                break
+        else:
+            path.pop()
+            within.discard(id(container))
+            finished.add(id(container))
+    return False
+
+
+def _parts(obj: Any) -> list[Any]:
+    if type(obj) is dict:
+        return [*obj.keys(), *obj.values()]
+    return list(obj) if type(obj) in (list, tuple, set, frozenset) else []
 
 
 def _canonical(obj: Any) -> bytes:
