@@ -252,8 +252,8 @@ DICT_WRITES: dict[str, Callable[[Any], Any]] = {
 
 @pytest.fixture(params=[True, False], ids=["auto_commit", "gathering"])
 def pairs(request, failing, tmp_path) -> Iterator[Any]:
-    with PDict(tmp_path / "d", serializer=failing, auto_commit=request.param) as opened:
-        opened.update(a=1, b=2)
+    with PDict[str, int](tmp_path / "d", serializer=failing, auto_commit=request.param) as opened:
+        opened.update({"a": 1, "b": 2})
         yield opened
         failing.reading = failing.writing = None
         assert list(opened.items()) == [("a", 1), ("b", 2)]

@@ -168,9 +168,11 @@ def test_what_contains_itself_is_refused_and_what_is_too_deep_runs_out_of_stack(
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
-    for value in (circle, ring, [deep, circle]):
+    values: list[object] = [circle, ring, [deep, circle]]
+    for value in values:
         with pytest.raises(ValueError, match="contain itself"):
             canonical(value)
-    for value in (deep, [deep, deep], {"a": (deep,)}):
+    values = [deep, [deep, deep], {"a": (deep,)}]
+    for value in values:
         with pytest.raises(RecursionError):
             canonical(value)
