@@ -10,6 +10,7 @@ from typing import Any
 from persistcoll.ack_base import BaseAckQueue
 from persistcoll.base import checked_count
 from persistcoll.engine.values import LIFO, UNIQUE, Backoff, Durability, Record, Retry, State
+from persistcoll.parameters import T
 from persistcoll.sql_base import checked_backoff, checked_seconds
 
 __all__ = ["AckStatus", "FIFOSQLiteAckQueue", "FILOSQLiteAckQueue", "SQLiteAckQueue", "UniqueAckQ"]
@@ -42,7 +43,7 @@ _STATUS = {
 }
 
 
-class SQLiteAckQueue(BaseAckQueue):
+class SQLiteAckQueue(BaseAckQueue[T]):
     """A first-in, first-out queue in an SQLite database whose items stay until somebody says what became
     of them.
 
@@ -199,14 +200,14 @@ class SQLiteAckQueue(BaseAckQueue):
 FIFOSQLiteAckQueue = SQLiteAckQueue
 
 
-class FILOSQLiteAckQueue(SQLiteAckQueue):
+class FILOSQLiteAckQueue(SQLiteAckQueue[T]):
     """A :class:`SQLiteAckQueue` that gives the newest item first."""
 
     _discipline = LIFO
     _kind = "lifo ack"
 
 
-class UniqueAckQ(SQLiteAckQueue):
+class UniqueAckQ(SQLiteAckQueue[T]):
     """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ`.
 
     An item may be put again once it was acknowledged or set aside.
@@ -227,6 +228,6 @@ class UniqueAckQ(SQLiteAckQueue):
     _discipline = UNIQUE
     _kind = "unique ack"
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         """Whether an equal item waits, or was got and is not settled."""
         return self._holds(item)

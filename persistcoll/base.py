@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from persistcoll.engine.blocking import BlockingQueue, Use
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import DecodeError
+from persistcoll.parameters import T
 from persistcoll.serializers.base import Codec, decode_error, encode_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["BaseQueue", "checked_choice", "checked_count"]
 
@@ -69,8 +73,8 @@ def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
     return sealed
 
 
-class BaseQueue:
-    """A :class:`queue.Queue` whose items live in a store.
+class BaseQueue(Generic[T]):
+    """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
 
     All methods may be called from any thread, and, as the class says, from several processes.
     """
@@ -81,7 +85,7 @@ class BaseQueue:
         codec: Codec,
         *,
         description: str,
-        reopen: tuple[Callable[..., BaseQueue], dict[str, Any]],
+        reopen: tuple[Callable[..., BaseQueue[T]], dict[str, Any]],
     ) -> None:
         self._description = description
         self._reopen = reopen
@@ -106,8 +110,11 @@ class BaseQueue:
 
     # Putting.
 
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Store ``item``. When this returns, it is durable.
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+
+        Cost: 1 write. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
+        threads that put at the same time share; at ``"process"`` none.
 
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
@@ -124,12 +131,14 @@ class BaseQueue:
             raise encode_error(self._codec, item, cause) from cause
         self._put(payload, block, timeout)
 
-    def put_nowait(self, item: Any) -> None:
+    def put_nowait(self, item: T) -> None:
         """``put(item, block=False)``."""
         self.put(item, False)
 
-    def put_many(self, items: Iterable[Any], block: bool = True, timeout: float | None = None) -> None:
-        """Store all of ``items``, in order, or none: one write and one sync.
+    def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> None:
+        """Store all of ``items``, in order, or none.
+
+        Cost: that of one :meth:`put`, however many they are.
 
         Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
         """
@@ -137,10 +146,12 @@ class BaseQueue:
 
     # Getting.
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Take the next item.
 
         It stays stored until it is acknowledged (:meth:`task_done`, or here and now with ``autosave``).
+
+        Cost: 1 write of a few bytes and no sync; with ``autosave`` that of :meth:`task_done`.
 
         :param block: wait for an item while there is none.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
@@ -152,22 +163,27 @@ class BaseQueue:
         :raise LockedError: another process consumes from this queue.
         :raise ValueError: the timeout is negative.
         """
-        return self._get(self._decode, block, timeout)
+        return self._get(self._decode, block, timeout)  # type: ignore[no-any-return]
 
-    def get_nowait(self) -> Any:
+    def get_nowait(self) -> T:
         """``get(block=False)``."""
-        return self._get(self._decode, False, None)
+        return self._get(self._decode, False, None)  # type: ignore[no-any-return]
 
-    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
-        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`."""
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
+        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
+
+        Cost: that of one :meth:`get`, and with ``autosave`` 1 write more.
+        """
         return self._blocking.get_many(checked_count("n", n, 1), self._decode, block, timeout)
 
     @contextmanager
-    def receive(self, block: bool = True, timeout: float | None = None) -> Iterator[Any]:
+    def receive(self, block: bool = True, timeout: float | None = None) -> Iterator[T]:
         """A context manager that gives the next item.
 
         It is acknowledged when the block ends well, and back in its place when the block raises.
         ``task_done()`` is not to be called for it. Raises as :meth:`get`.
+
+        Cost: that of one :meth:`get` and one :meth:`task_done`.
         """
         blocking = self._blocking
         claims: list[Claim] = []
@@ -197,6 +213,9 @@ class BaseQueue:
         A thread that holds none acknowledges the oldest one that any thread holds. When this
         returns, the removal is durable.
 
+        Cost: 1 write, in a database 1 transaction. At ``"power"`` also 1 sync, which threads that acknowledge
+        at the same time share; at ``"process"`` none. Nothing where ``get`` acknowledged.
+
         :raise ValueError: called more often than items were got.
         """
         self._task_done()
@@ -225,15 +244,20 @@ class BaseQueue:
 
     # Looking and removing.
 
-    def peek(self) -> Any:
+    def peek(self) -> T:
         """The item that ``get`` would take next, which stays where it is.
+
+        Cost: no write and no sync.
 
         :raise Empty: there is none.
         """
-        return self._blocking.store.peek(self._decode)[1]
+        return self._blocking.store.peek(self._decode)[1]  # type: ignore[no-any-return]
 
-    def items(self) -> Iterator[Any]:
-        """The items waiting at this moment, oldest first, without taking them."""
+    def items(self) -> Iterator[T]:
+        """The items waiting at this moment, oldest first, without taking them.
+
+        Cost: no write and no sync.
+        """
         for record in self._blocking.store.records():
             yield self._decode(record)[1]
 
@@ -258,7 +282,10 @@ class BaseQueue:
         self._blocking.maxsize = checked_count("maxsize", value)
 
     def qsize(self) -> int:
-        """How many items wait, exactly, across threads and processes."""
+        """How many items wait, exactly, across threads and processes.
+
+        Cost: no write and no sync.
+        """
         return self._blocking.qsize()
 
     def __len__(self) -> int:
@@ -292,7 +319,7 @@ class BaseQueue:
         self._closed = True
         self._blocking.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -312,7 +339,7 @@ class BaseQueue:
         self._inherited = True
         self._blocking.after_fork()
 
-    def __reduce__(self) -> tuple[Callable[..., BaseQueue], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., BaseQueue[T]], tuple[Any, ...]]:
         """Pickled by location: unpickling opens the same queue."""
         make, arguments = self._reopen
         return _make, (make, {**arguments, "maxsize": self.maxsize})

@@ -7,10 +7,11 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from persistcoll.base import checked_choice
 from persistcoll.engine.values import Durability, Stats
+from persistcoll.parameters import K, V
 from persistcoll.pdict_base import MISSING, BaseDict
 from persistcoll.serializers import codec, locate, resolve
 from persistcoll.serializers.dict_keys import shown, str_range
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from persistcoll.pdict_base import Pairs
 
 __all__ = ["PDict"]
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class PDict(BaseDict[K, V]):
@@ -143,6 +141,9 @@ class PDict(BaseDict[K, V]):
         Assigning again without a ``ttl`` lets it live for ever; :meth:`incr`, :meth:`edit` and
         :meth:`setdefault` leave its end as it is. Time is that of the machine since it was
         booted: setting the clock ends nothing early.
+
+        Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which threads that write at the same
+        time share; at ``"process"`` none. All methods that write cost this, and those that read neither.
 
         :raise ValueError: ``ttl`` is not above 0.
         """

@@ -15,6 +15,7 @@ from persistcoll.engine import contracts
 from persistcoll.engine.gathering import Gathering
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.errors import DecodeError, EncodeError
+from persistcoll.parameters import K, V
 from persistcoll.pdict_views import PDictItems, PDictKeys, PDictValues
 from persistcoll.serializers.base import Codec, decode_error, encode_error
 from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MISSING", "BaseDict"]
 
-K = TypeVar("K")
-V = TypeVar("V")
 K2 = TypeVar("K2")
 V2 = TypeVar("V2")
 T = TypeVar("T")

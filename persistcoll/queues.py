@@ -12,12 +12,13 @@ from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo, Seal
+from persistcoll.parameters import T
 from persistcoll.serializers import codec, locate, resolve
 
 __all__ = ["Queue"]
 
 
-class Queue(BaseQueue):
+class Queue(BaseQueue[T]):
     """A first-in, first-out queue in a directory of files.
 
     Several processes may put, one process at a time gets (the one that got first, until it

@@ -435,7 +435,8 @@ def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch
         two.put(2)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "unraisablehook", errors.append)
-            lock, connection = one._table._database._lock, one._table._database._connection
+            database: Any = one._table._database  # type: ignore[attr-defined]
+            lock, connection = database._lock, database._connection
             patch.setattr(lock, "acquire", fail)
             in_forked_child(lambda: two.put(3))
         assert [str(error.exc_value) for error in errors] == ["no lock today"]
