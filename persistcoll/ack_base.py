@@ -6,15 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
 
-from persistcoll.base import checked_count
 from persistcoll.deliveries import Deliveries, Delivery
+from persistcoll.engine.arguments import checked_count, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue, Use
 from persistcoll.engine.contracts import Table
 from persistcoll.engine.hands import OrderedHand
 from persistcoll.engine.values import Record
 from persistcoll.errors import ClaimError, ClosedError, Empty, StaleClaimError
 from persistcoll.parameters import T
-from persistcoll.sql_base import BaseSQLQueue, checked_seconds
+from persistcoll.sql_base import BaseSQLQueue
 
 __all__ = ["BaseAckQueue"]
 
@@ -199,7 +199,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
         :return: its id, the new one where it got one.
         """
         if delay is not None:
-            checked_seconds("delay", delay)
+            delay = checked_seconds("delay", delay)
         return self._settle(item, id, partial(self._table.give_back, delay=delay, to_back=to_back), 1)
 
     def _acknowledge(self, id: int) -> int:

@@ -8,10 +8,10 @@ import warnings
 from typing import Any
 
 from persistcoll.ack_base import BaseAckQueue
-from persistcoll.base import checked_count
+from persistcoll.engine.arguments import checked_count, checked_seconds
 from persistcoll.engine.values import LIFO, UNIQUE, Backoff, Durability, Record, Retry, State
 from persistcoll.parameters import T
-from persistcoll.sql_base import checked_backoff, checked_seconds
+from persistcoll.sql_base import checked_backoff
 
 __all__ = ["AckStatus", "FIFOSQLiteAckQueue", "FILOSQLiteAckQueue", "SQLiteAckQueue", "UniqueAckQ"]
 
@@ -106,15 +106,20 @@ class SQLiteAckQueue(BaseAckQueue[T]):
     ) -> None:
         if not auto_commit:
             warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
-        if lease is not None and checked_seconds("lease", lease) <= 0:
-            raise ValueError("'lease' must be above 0")
+        if lease is not None:
+            lease = checked_seconds("lease", lease)
+            if not lease:
+                raise ValueError("'lease' must be above 0")
         if max_attempts is not None:
-            checked_count("max_attempts", max_attempts, 1)
+            max_attempts = checked_count("max_attempts", max_attempts, 1)
+        if keep_acked is not None:
+            keep_acked = checked_count("keep_acked", keep_acked)
+        backoff = checked_backoff(backoff)
         retry = Retry(
             lease=lease,
             max_attempts=max_attempts,
-            backoff=checked_backoff(backoff),
-            keep_done=_ALL if keep_acked is None else checked_count("keep_acked", keep_acked),
+            backoff=backoff,
+            keep_done=_ALL if keep_acked is None else keep_acked,
             resume=bool(auto_resume),
         )
         own = {

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic
 
+from persistcoll.engine.arguments import checked_count, checked_integer
 from persistcoll.engine.blocking import BlockingQueue, Use
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
@@ -22,29 +23,7 @@ from persistcoll.serializers.base import Codec, decode_error, encode_error
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BaseQueue", "checked_choice", "checked_count"]
-
-
-def checked_choice(name: str, value: object, *choices: str) -> None:
-    """:raise ValueError: ``value`` is none of them."""
-    if value not in choices:
-        *most, last = map(repr, choices)
-        raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
-
-
-def checked_count(name: str, value: int | None, least: int = 0) -> int:
-    """``value`` if it is a whole number of at least ``least``; ``None`` counts as 0.
-
-    :raise TypeError: not a whole number.
-    :raise ValueError: too small.
-    """
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name!r} must be a whole number, not {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name!r} must be at least {least}, not {value}")
-    return value
+__all__ = ["BaseQueue"]
 
 
 def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
@@ -265,8 +244,9 @@ class BaseQueue(Generic[T]):
         """Remove an item unseen: the one with this id (of a ``DecodeError``), else the next one.
 
         :return: its id; ``None`` if no such item waits.
+        :raise TypeError: ``id`` is no id.
         """
-        return self._blocking.discard(id)
+        return self._blocking.discard(None if id is None else checked_integer("id", id))
 
     def clear(self) -> int:
         """Remove every waiting item; return how many there were."""

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.base import checked_choice
+from persistcoll.engine.arguments import checked_choice, checked_number, checked_seconds
 from persistcoll.engine.values import Durability, Stats
 from persistcoll.parameters import K, V
 from persistcoll.pdict_base import MISSING, BaseDict
 from persistcoll.serializers import codec, locate, resolve
 from persistcoll.serializers.dict_keys import shown, str_range
-from persistcoll.sql_base import checked_seconds
 from persistcoll.tables.opening import Place, open_mapping
 
 if TYPE_CHECKING:
@@ -91,9 +90,8 @@ class PDict(BaseDict[K, V]):
         allow_network_fs: bool = False,
     ) -> None:
         checked_choice("durability", durability, "power", "process")
-        place = Place(
-            path, db_file_name, checked_seconds("timeout", timeout), trust_directory, allow_network_fs
-        )
+        timeout = checked_seconds("timeout", timeout)
+        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs)
         serializer = resolve(serializer)
         store = open_mapping(
             place,
@@ -259,8 +257,7 @@ class PDict(BaseDict[K, V]):
 def _checked_ttl(ttl: float | None) -> float | None:
     if ttl is None:
         return None
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"'ttl' must be a number of seconds or None, not {type(ttl).__name__}")
+    ttl = checked_number("ttl", ttl, "a number of seconds or None")
     if not 0 < ttl < float("inf"):  # NaN neither
         raise ValueError(f"'ttl' must be a number of seconds above 0, or None, not {ttl}")
     return ttl

@@ -6,8 +6,9 @@ import os
 import pickle
 from typing import Any
 
-from persistcoll.base import BaseQueue, checked_choice, checked_count
+from persistcoll.base import BaseQueue
 from persistcoll.disk import Disk
+from persistcoll.engine.arguments import checked_choice, checked_count
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
@@ -78,7 +79,7 @@ class Queue(BaseQueue[T]):
         checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
         maxsize = checked_count("maxsize", maxsize)
         if chunksize is not None:
-            checked_count("chunksize", chunksize, 1)
+            chunksize = checked_count("chunksize", chunksize, 1)
         serializer = resolve(serializer)
 
         def seal_for(store_id: bytes) -> Seal | None:

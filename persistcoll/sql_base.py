@@ -8,7 +8,8 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
-from persistcoll.base import BaseQueue, checked_choice, checked_count
+from persistcoll.base import BaseQueue
+from persistcoll.engine.arguments import checked_choice, checked_count, checked_integer, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Table
 from persistcoll.engine.values import FIFO, Backoff, Discipline, Durability, Entry, Record, Retry, State
@@ -17,29 +18,15 @@ from persistcoll.serializers import canonical, codec, locate, resolve
 from persistcoll.serializers.base import Seal
 from persistcoll.tables.opening import Place, open_table
 
-__all__ = ["BaseSQLQueue", "checked_backoff", "checked_seconds"]
+__all__ = ["BaseSQLQueue", "checked_backoff"]
 
 _HIGHEST_ID = (1 << 63) - 1
 
 
-def checked_seconds(name: str, value: Any) -> float:
-    """``value`` if it is a number of seconds.
-
-    :raise TypeError: not a number.
-    :raise ValueError: negative, NaN, or more than a float holds.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name!r} must be a number of seconds, not {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name!r} must not be negative, not {value}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name!r} is too large a number of seconds") from None
-
-
 def checked_backoff(value: Any) -> Backoff | None:
-    """A number of seconds as a back-off that never grows. Raises as :func:`checked_seconds`."""
+    """A number of seconds as a back-off that never grows. Raises as
+    :func:`~persistcoll.engine.arguments.checked_seconds`.
+    """
     if value is None or isinstance(value, Backoff):
         return value
     seconds = checked_seconds("backoff", value)
@@ -284,11 +271,10 @@ class BaseSQLQueue(BaseQueue[T]):
     def _checked_id(self, id: Any) -> int:
         if self._is_raw(id):
             id = id["pqid"]
-        if isinstance(id, bool) or not isinstance(id, int):
-            raise TypeError(f"an id is a whole number, as put() returns it, not {type(id).__name__}")
+        id = checked_integer("id", id)
         if not 0 < id <= _HIGHEST_ID:
             raise ValueError(f"{id} cannot be the id of an item: they are above 0 and have 64 bits")
-        return id
+        return id  # type: ignore[no-any-return]
 
     # Removing and looking.
 

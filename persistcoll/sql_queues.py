@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from persistcoll.engine.arguments import checked_number
 from persistcoll.engine.values import LIFO, PRIORITY, UNIQUE, Durability, Entry, Record, Retry, State
 from persistcoll.parameters import T
 from persistcoll.sql_base import BaseSQLQueue
@@ -200,10 +201,9 @@ class PriorityQueue(_CommittingQueue[T]):
 
 
 def _checked_priority(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"'priority' must be an int or a float, not {type(value).__name__}")
+    value = checked_number("priority", value)
     if value != value:
         raise ValueError("'priority' must not be NaN: nothing is before or behind it")
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         raise ValueError("'priority' must be a whole number of 64 bits, or a float")
-    return value
+    return value  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.contracts import Claim, Store
 from persistcoll.engine.hands import EveryHand, Hand, Hands
 from persistcoll.engine.lifecycle import within_an_operation
@@ -21,7 +22,7 @@ from persistcoll.engine.signals import Signal
 from persistcoll.engine.values import Record
 from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError, StorageError
 
-__all__ = ["BlockingQueue", "checked_timeout"]
+__all__ = ["BlockingQueue"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,20 +33,9 @@ Take = Callable[..., tuple[Any, Any]]
 """``take`` of a store, or of a choice of its records."""
 
 
-def checked_timeout(timeout: float | None) -> float | None:
-    """``timeout`` if it is one; ``ValueError`` if negative, ``TypeError`` if not a number."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"'timeout' must be a number of seconds or None, not {type(timeout).__name__}")
-    if not timeout >= 0:  # NaN too
-        raise ValueError("'timeout' must be a non-negative number")
-    return timeout
-
-
 def _deadline(block: bool, timeout: float | None) -> float | None:
     """Until when to wait, by the monotonic clock; ``None``: for ever."""
-    checked_timeout(timeout)
+    timeout = checked_timeout(timeout)
     if not block:
         return 0.0
     return None if timeout is None else time.monotonic() + timeout
@@ -249,7 +239,7 @@ class BlockingQueue:
                 self._undo(claims, () if token is None else (token,))
             raise
 
-    def get_many(self, limit: int, use: Use[T], block: bool, timeout: float | None) -> list[T]:
+    def get_many(self, limit: int, use: Use[Any], block: bool, timeout: float | None) -> list[Any]:
         deadline = _deadline(block, timeout)
         if limit < 1:
             raise ValueError(f"get_many() needs at least 1 item to ask for, not {limit}")
@@ -262,7 +252,7 @@ class BlockingQueue:
             pop = partial(take, True, deadline=deadline)
             return [item for _, item in self._pop(pop, limit, True, block, deadline, False)]
         claims: list[Claim] = []
-        pairs: list[tuple[Any, T]] = []
+        pairs: list[tuple[Any, Any]] = []
         try:
             claim = partial(take, False, claims=claims, deadline=deadline)
             try:

@@ -10,7 +10,8 @@ import pytest
 
 from persistcoll import ClosedError, Empty, Full, ShutDown
 from persistcoll.engine import signals
-from persistcoll.engine.blocking import BlockingQueue, checked_timeout
+from persistcoll.engine.arguments import checked_timeout
+from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.memory import MemoryState, MemoryStore
 from persistcoll.journal.fifo import Fifo
@@ -167,7 +168,7 @@ def test_waiting_costs_little(open_queue):
 
 @pytest.mark.parametrize("value", [None, 0, 0.0, 1, 2.5, float("inf"), 10**30])
 def test_what_is_a_timeout(value):
-    assert checked_timeout(value) == value
+    assert checked_timeout(value) == (None if value is None else float(value))
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("-inf")])
