@@ -271,7 +271,7 @@ class BaseSQLQueue(BaseQueue[T]):
     def _checked_id(self, id: Any) -> int:
         if self._is_raw(id):
             id = id["pqid"]
-        id = checked_integer("id", id)
+        id = checked_integer("id", id, "a whole number, as put() returns it")
         if not 0 < id <= _HIGHEST_ID:
             raise ValueError(f"{id} cannot be the id of an item: they are above 0 and have 64 bits")
         return id  # type: ignore[no-any-return]

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import Any, Protocol
 
 from persistcoll.errors import DecodeError, EncodeError, SerializerError, SerializerMissingError
@@ -201,7 +202,31 @@ def _raise_shortage(cause: BaseException) -> None:
 
 def _why(cause: BaseException) -> str:
     # A library's message may quote what it choked on; ours do not.
-    return str(cause) if isinstance(cause, SerializerError) else type(cause).__name__
+    if isinstance(cause, SerializerError):
+        return str(cause)
+    kind, missing = type(cause).__name__, _missing(cause)
+    return kind if missing is None else f"{kind}: this process has no {missing}"
+
+
+_no_attribute = re.compile(r"Can't get (?:local )?attribute '([^']*)' on <module '([^']*)'").match
+_is_dotted_name = re.compile(r"[\w<>]+(?:\.[\w<>]+)*").fullmatch
+
+
+def _missing(cause: BaseException) -> str | None:
+    """The module or class that was looked for and not found, if that is what happened.
+
+    Its name is no payload: it stands in the writer's source. Text that is no name may be anything.
+    """
+    name: str | None = None
+    if isinstance(cause, ModuleNotFoundError):
+        what, name = "module", cause.name
+    elif isinstance(cause, AttributeError):
+        found = _no_attribute(str(cause))  # pickle's own words, without the attributes `name` and `obj`
+        if found is not None:
+            what, name = "class or function", f"{found[2]}.{found[1]}"
+        elif isinstance(cause.obj, ModuleType):
+            what, name = "class or function", f"{cause.obj.__name__}.{cause.name}"
+    return f"{what} {name}" if name is not None and len(name) < 200 and _is_dotted_name(name) else None
 
 
 def library(name: str, extra: str, minimum: tuple[int, int]) -> Any:

@@ -28,7 +28,7 @@ def checked_choice(name: str, value: object, *choices: str) -> None:
         raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
 
 
-def checked_integer(name: str, value: Any) -> int:
+def checked_integer(name: str, value: Any, what: str = "a whole number") -> int:
     """``value`` as an int.
 
     :raise TypeError: not a whole number.
@@ -38,7 +38,7 @@ def checked_integer(name: str, value: Any) -> int:
             return operator.index(value)
         except TypeError:
             pass
-    raise TypeError(f"{name!r} must be a whole number, not {type(value).__name__}")
+    raise TypeError(f"{name!r} must be {what}, not {type(value).__name__}")
 
 
 def checked_count(name: str, value: Any, least: int = 0) -> int:

@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 import tracemalloc
+import types
 import zlib
 
 import pytest
@@ -193,10 +194,60 @@ def test_errors_name_types_and_never_quote():
         encode(resolve("json"), {"secret": {"in": b"hunter2"}})
     assert str(encoding.value) == "an item of type dict cannot be serialized with 'json' (TypeError)"
     with pytest.raises(DecodeError) as decoding:
-        decode(resolve("pickle"), b"\x80\x05chunter2\nname\n.")
-    assert "hunter2" in str(decoding.value.__cause__)
+        decode(resolve("json"), b'{"password": hunter2}')
+    assert "hunter2" in decoding.value.__cause__.doc  # type: ignore[union-attr]
     assert "hunter2" not in str(decoding.value)
     assert decoding.value.id is None
+
+
+class Hostile:
+    """Whose reading fails with a text of its own."""
+
+    def __reduce__(self):
+        return _fail, ("hunter2",)
+
+
+def _fail(text):
+    raise AttributeError(f"Can't get attribute '{text} {text}' on <module '{text}'")
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [
+        (
+            b"\x80\x05cno_such_module\nname\n.",
+            "ModuleNotFoundError: this process has no module no_such_module",
+        ),
+        (b"\x80\x05cos.nope\nname\n.", "ModuleNotFoundError: this process has no module os.nope"),
+        (b"\x80\x05cos\nnope\n.", "AttributeError: this process has no class or function os.nope"),
+        (
+            b"\x80\x05\x8c\x02os\x8c\x09path.nope\x93.",
+            "AttributeError: this process has no class or function os.path.nope",
+        ),
+        # What is no name may be a payload.
+        (b"\x80\x05cos\nhunter2 hunter2\n.", "AttributeError"),
+        (b"\x80\x05chunter2 hunter2\nname\n.", "ModuleNotFoundError"),
+        (b"\x80\x05c" + b"h" * 300 + b"\nname\n.", "ModuleNotFoundError"),
+        (pickle.dumps(Hostile()), "AttributeError"),
+    ],
+)
+def test_a_missing_module_or_class_is_named(data, missing):
+    with pytest.raises(DecodeError) as caught:
+        decode(resolve("pickle"), data, 7)
+    assert str(caught.value) == (
+        f"item 7 cannot be deserialized with 'pickle' ({missing}); it stays stored, skip(7) removes it"
+    )
+
+
+def test_a_missing_attribute_is_named_where_python_says_whose_it_was():
+    def loads(data):
+        return getattr(re, data.decode())
+
+    serializer = types.SimpleNamespace(name="named", executes_code=True, dumps=str.encode, loads=loads)
+    with pytest.raises(DecodeError, match=r"this process has no class or function re\.nope"):
+        decode(serializer, b"nope")
+    with pytest.raises(DecodeError, match=r"\(AttributeError\)$"):
+        decode(serializer, b"no pe")
 
 
 def test_an_interrupt_is_no_decode_error():
