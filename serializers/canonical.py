@@ -1,4 +1,4 @@
-"""One spelling for equal values: the keys of unique queues and of ``PDict``.
+"""One spelling for equal values: what unique queues compare items by, and the keys of ``PDict``.
 
 The invariant: ``canonical(a) == canonical(b)`` exactly if ``a == b``, for the types that are
 accepted. So ``{"a": 1, "b": 2}`` and ``{"b": 2.0, "a": True}`` are one key, as in a dict, and
@@ -35,7 +35,7 @@ def canonical(obj: Any, /) -> bytes:
     False
     >>> canonical(float("nan"))
     Traceback (most recent call last):
-    ValueError: NaN does not equal itself, so it cannot be a key or a part of one
+    ValueError: NaN does not equal itself, so an item that is NaN or holds one cannot be compared with others
     """
     try:
         return _canonical(obj)
@@ -43,7 +43,7 @@ def canonical(obj: Any, /) -> bytes:
         if not _contains_itself(obj):
             raise  # the stack is short, which says nothing about the value
     # After the except clause, to let go of a thousand frames.
-    raise ValueError("a key must not contain itself")
+    raise ValueError("an item that contains itself cannot be compared with others")
 
 
 def _contains_itself(obj: Any) -> bool:
@@ -77,8 +77,8 @@ def _canonical(obj: Any) -> bytes:
     spell = _SPELLINGS.get(type(obj))
     if spell is None:
         raise TypeError(
-            "a key is None, bool, int, float, str, bytes, or a list, tuple, dict, set or frozenset of them, "
-            f"not {type(obj).__qualname__}"
+            f"an item that is or holds a {type(obj).__qualname__} cannot be compared with others: only None,"
+            " bool, int, float, str, bytes, and lists, tuples, dicts, sets and frozensets of them can"
         )
     return spell(obj)
 
@@ -97,7 +97,9 @@ def _spell_float(obj: float) -> bytes:
     if obj.is_integer():
         return b"i%x;" % int(obj)
     if obj != obj:
-        raise ValueError("NaN does not equal itself, so it cannot be a key or a part of one")
+        raise ValueError(
+            "NaN does not equal itself, so an item that is NaN or holds one cannot be compared with others"
+        )
     return b"f" + struct.pack(">d", obj)
 
 
