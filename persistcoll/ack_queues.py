@@ -141,6 +141,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
             retry=retry,
+            maker=SQLiteAckQueue,
             own=own,
         )
 

@@ -6,7 +6,7 @@ The classes of queues pick a store and pass it to :class:`BaseQueue`; what waits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic
@@ -18,6 +18,7 @@ from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import DecodeError
 from persistcoll.parameters import T
+from persistcoll.reopening import Reopenable, Reopening
 from persistcoll.serializers.base import Codec, decode_error, encode_error
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
     return sealed
 
 
-class BaseQueue(Generic[T]):
+class BaseQueue(Reopenable, Generic[T]):
     """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
 
     All methods may be called from any thread, and, as the class says, from several processes.
@@ -64,10 +65,9 @@ class BaseQueue(Generic[T]):
         codec: Codec,
         *,
         description: str,
-        reopen: tuple[Callable[..., BaseQueue[T]], dict[str, Any]],
+        reopening: Reopening,
     ) -> None:
         self._description = description
-        self._reopen = reopen
         self._codec = codec
         self._dumps = codec.dumps
         self._decode = _decoder(codec)
@@ -78,6 +78,7 @@ class BaseQueue(Generic[T]):
         self._closed = False
         self._inherited = False
         follow_forks(self)
+        self._reopen_with(reopening)
 
     # Codec.
 
@@ -319,14 +320,8 @@ class BaseQueue(Generic[T]):
         self._inherited = True
         self._blocking.after_fork()
 
-    def __reduce__(self) -> tuple[Callable[..., BaseQueue[T]], tuple[Any, ...]]:
-        """Pickled by location: unpickling opens the same queue."""
-        make, arguments = self._reopen
-        return _make, (make, {**arguments, "maxsize": self.maxsize})
+    def _arguments(self) -> Mapping[str, Any]:
+        return {**super()._arguments(), "maxsize": self.maxsize}
 
     def __repr__(self) -> str:
         return f"<{self._description}{' closed' if self._closed else ''}>"
-
-
-def _make(make: Callable[..., BaseQueue], arguments: dict[str, Any]) -> BaseQueue:
-    return make(**arguments)

@@ -13,6 +13,7 @@ from persistcoll.engine.arguments import checked_choice, checked_number, checked
 from persistcoll.engine.values import Durability, Stats
 from persistcoll.parameters import K, V
 from persistcoll.pdict_base import MISSING, BaseDict
+from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
 from persistcoll.serializers.dict_keys import shown, str_range
 from persistcoll.tables.opening import Place, open_mapping
@@ -89,6 +90,7 @@ class PDict(BaseDict[K, V]):
         trust_directory: bool = False,
         allow_network_fs: bool = False,
     ) -> None:
+        given = frozenset(vars(self))
         checked_choice("durability", durability, "power", "process")
         timeout = checked_seconds("timeout", timeout)
         place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs)
@@ -123,7 +125,7 @@ class PDict(BaseDict[K, V]):
             codec(serializer, store.store_id),
             auto_commit=auto_commit,
             description=f"{type(self).__name__} {name!r} in {place.file!r}",
-            reopen=(type(self), arguments),
+            reopening=Reopening(PDict, arguments, given),
         )
 
     @property
@@ -247,11 +249,6 @@ class PDict(BaseDict[K, V]):
     def stats(self) -> Stats:
         """``ready``: how many pairs; ``bytes``: what the file occupies."""
         return self._store.stats()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._in_memory:
-            raise TypeError("a dict in memory cannot be passed to another process")
-        return super().__reduce__()
 
 
 def _checked_ttl(ttl: float | None) -> float | None:

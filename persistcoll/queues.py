@@ -14,6 +14,7 @@ from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo, Seal
 from persistcoll.parameters import T
+from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
 
 __all__ = ["Queue"]
@@ -74,6 +75,7 @@ class Queue(BaseQueue[T]):
         allow_network_fs: bool = False,
         _disk: Disk | None = None,
     ) -> None:
+        given = frozenset(vars(self))
         directory = os.path.abspath(os.fspath(path))
         checked_choice("durability", durability, "power", "process")
         checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
@@ -106,13 +108,13 @@ class Queue(BaseQueue[T]):
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
         }
+        self.path = directory
         super().__init__(
             BlockingQueue(store, maxsize, autosave),
             codec(serializer, store.store_id),
             description=f"{type(self).__name__} {directory!r}",
-            reopen=(type(self), arguments),
+            reopening=Reopening(Queue, arguments, given),
         )
-        self.path = directory
 
     @property
     def autosave(self) -> bool:

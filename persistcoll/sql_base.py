@@ -14,6 +14,7 @@ from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Table
 from persistcoll.engine.values import FIFO, Backoff, Discipline, Durability, Entry, Record, Retry, State
 from persistcoll.parameters import T
+from persistcoll.reopening import Reopening
 from persistcoll.serializers import canonical, codec, locate, resolve
 from persistcoll.serializers.base import Seal
 from persistcoll.tables.opening import Place, open_table
@@ -58,9 +59,13 @@ class BaseSQLQueue(BaseQueue[T]):
         trust_directory: bool,
         allow_network_fs: bool,
         retry: Retry,
+        maker: type[BaseSQLQueue[Any]],
         own: dict[str, Any],
     ) -> None:
-        """:param own: arguments that only the class knows, for it to be made again with them."""
+        """:param maker: the class whose constructor calls this one, and can be called to make it again.
+        :param own: arguments that only that class knows.
+        """
+        given = frozenset(vars(self))
         checked_choice("durability", durability, "power", "process")
         maxsize = checked_count("maxsize", maxsize)
         timeout = checked_seconds("timeout", timeout)
@@ -111,7 +116,7 @@ class BaseSQLQueue(BaseQueue[T]):
             self._wait_on(table, maxsize, auto_commit),
             codec(serializer, table.store_id),
             description=f"{type(self).__name__} {name!r} in {place.file!r}",
-            reopen=(type(self), arguments),
+            reopening=Reopening(maker, arguments, given),
         )
 
     def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
@@ -312,11 +317,6 @@ class BaseSQLQueue(BaseQueue[T]):
 
     def _holds(self, item: Any) -> bool:
         return self._table.holds(_key(item))
-
-    def __reduce__(self) -> tuple[Callable[..., BaseQueue[T]], tuple[Any, ...]]:
-        if self._in_memory:
-            raise TypeError("a queue in memory cannot be passed to another process")
-        return super().__reduce__()
 
 
 def _key(item: Any) -> bytes:

@@ -45,6 +45,7 @@ class _CommittingQueue(BaseSQLQueue[T]):
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
             retry=Retry(),
+            maker=_CommittingQueue,
             own={},
         )
 
