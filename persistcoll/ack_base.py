@@ -9,10 +9,10 @@ from typing import Any, Literal, overload
 from persistcoll.deliveries import Deliveries, Delivery
 from persistcoll.engine.arguments import checked_count, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue, Use
-from persistcoll.engine.contracts import Table
+from persistcoll.engine.contracts import Claim, Table
 from persistcoll.engine.hands import OrderedHand
 from persistcoll.engine.values import Record
-from persistcoll.errors import ClaimError, ClosedError, Empty, StaleClaimError
+from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
 from persistcoll.parameters import T
 from persistcoll.sql_base import BaseSQLQueue
 
@@ -53,6 +53,11 @@ class BaseAckQueue(BaseSQLQueue[T]):
     def auto_commit(self) -> bool:
         """True."""
         return True
+
+    @property
+    def strict(self) -> bool:
+        """Whether settling what is not held raises."""
+        return bool(self._arguments()["strict"])
 
     # Getting.
 
@@ -108,7 +113,10 @@ class BaseAckQueue(BaseSQLQueue[T]):
         else:
             choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
         use = self._deliver_raw if raw else self._deliver
-        return self._get(use, block, timeout, choose)
+        try:
+            return self._get(use, block, timeout, choose)
+        except Empty:
+            raise self._nothing_waits() from None
 
     def _take_after(
         self, use: Use[Delivery], acknowledge: bool, id: int, **options: Any
@@ -140,11 +148,27 @@ class BaseAckQueue(BaseSQLQueue[T]):
 
         Cost: that of one :meth:`get`.
         """
-        return self._blocking.get_many(checked_count("n", n, 1), self._deliver, block, timeout)
+        n = checked_count("n", n, 1)
+        try:
+            return self._blocking.get_many(n, self._deliver, block, timeout)
+        except Empty:
+            raise self._nothing_waits() from None
 
-    @property
-    def _use(self) -> Use[Delivery]:
-        return self._deliver
+    def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Delivery, Any]:
+        try:
+            return self._blocking.claim(self._deliver, block, timeout, claims)
+        except Empty:
+            raise self._nothing_waits() from None
+
+    def _nothing_waits(self) -> Empty:
+        """Says what is in work: a program that left another object open would wait for ever at this one."""
+        held = self._table.claimed()
+        if not held:
+            return Empty()
+        return Empty(
+            f"nothing waits in {self!r}, and {held} in work (unack_count()): delivered by this object, or by"
+            " another one that is open, here or in another process; nack() or close() there gives back"
+        )
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
         delivery = Delivery(record, self._decode(record)[1], None)
@@ -167,6 +191,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
         :param item: the object that ``get`` returned, or a raw one, which may be a copy.
         :param id: the item's id, instead.
         :return: its id; ``None`` if this object has not delivered it, or it was settled already.
+        :raise NotClaimedError: with ``strict``, in the place of ``None``.
         :raise StaleClaimError: the claim was lost, as its lease ran out; somebody else may have the item.
         :raise ValueError: both or neither were given. ``None`` beside an id is not given.
         :raise TypeError: ``id`` is no id.
@@ -215,19 +240,37 @@ class BaseAckQueue(BaseSQLQueue[T]):
         try:
             self._find(item, id, found)
             if not found:
+                self._refuse_not_held(id)
                 return None
             result = self._deliveries.settle(found[0], verb)
             self._blocking.let_go(found[0], ready)
             return result
         except ClaimError as error:
+            if not found:
+                raise
             self._blocking.drop(found[0])
             if isinstance(error, StaleClaimError):
                 raise
-            return None  # another thread settled it at the same time
+            self._refuse_not_held(found[0].id)  # another thread settled it at the same time
+            return None
         except BaseException:  # out of a signal handler, perhaps
             if found:
                 self._deliveries.put_back(found[0])
             raise
+
+    def _refuse_not_held(self, id: Any) -> None:
+        if not self.strict:
+            return
+        which = "that item" if id is None else f"item {self._checked_id(id)}"
+        remedy = (
+            "it is found by identity: give the object that get() returned, its raw form, or its id"
+            if id is None
+            else "skip() removes what waits"
+        )
+        raise NotClaimedError(
+            f"{which} is not in the hands of {self!r}: it was settled already or given back, or another"
+            f" object got it; {remedy}"
+        )
 
     def _find(self, item: Any, id: Any, found: list[Delivery]) -> None:
         if self._closed:

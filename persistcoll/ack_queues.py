@@ -80,6 +80,8 @@ class SQLiteAckQueue(BaseAckQueue[T]):
         that a crash or the end of a lease gives back.
     :param keep_acked: at least how many of the newest acknowledged items stay in the database; 0: none;
         ``None``: all.
+    :param strict: ``ack``, ``nack`` and ``ack_failed`` of what this object does not hold raise
+        :exc:`~persistcoll.NotClaimedError`; otherwise they return ``None``.
     """
 
     _kind = "fifo ack"
@@ -99,6 +101,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
         max_attempts: int | None = None,
         backoff: float | Backoff | None = None,
         keep_acked: int | None = 1000,
+        strict: bool = False,
         maxsize: int = 0,
         durability: Durability = "power",
         trust_directory: bool = False,
@@ -128,6 +131,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
             "max_attempts": max_attempts,
             "backoff": backoff,
             "keep_acked": keep_acked,
+            "strict": bool(strict),
         }
         super().__init__(
             path,

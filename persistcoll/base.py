@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic
 
 from persistcoll.engine.arguments import checked_count, checked_integer
-from persistcoll.engine.blocking import BlockingQueue, Use
+from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.engine.values import Record, Stats
@@ -168,7 +168,7 @@ class BaseQueue(Reopenable, Generic[T]):
         blocking = self._blocking
         claims: list[Claim] = []
         try:
-            token, item = blocking.claim(self._use, block, timeout, claims)
+            token, item = self._claim(block, timeout, claims)
             try:
                 yield item
             except GeneratorExit:
@@ -182,10 +182,9 @@ class BaseQueue(Reopenable, Generic[T]):
                 blocking.take_back(claims)
             raise
 
-    @property
-    def _use(self) -> Use[Any]:
-        """What makes of a record what is received."""
-        return self._decode
+    def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, Any]:
+        """What stands for the claimed item, and the item."""
+        return self._blocking.claim(self._decode, block, timeout, claims)
 
     def task_done(self) -> None:
         """Acknowledge the oldest item that this thread got and has not acknowledged.

@@ -200,7 +200,10 @@ class Deliveries:
         :raise NotClaimedError: it was settled at the same time.
         """
         if delivery.lost:
-            raise StaleClaimError(f"item {delivery.id} was delivered again since: its lease ran out")
+            raise StaleClaimError(
+                f"item {delivery.id} was delivered again since, because its lease ran out; its present holder"
+                " settles it, and a longer lease= prevents that"
+            )
         try:
             result = verb(delivery.id)
         except StaleClaimError:

@@ -13,15 +13,24 @@ from persistcoll.engine.arguments import checked_choice, checked_count, checked_
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Table
 from persistcoll.engine.values import FIFO, Backoff, Discipline, Durability, Entry, Record, Retry, State
+from persistcoll.errors import DecodeError
 from persistcoll.parameters import T
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import canonical, codec, locate, resolve
-from persistcoll.serializers.base import Seal
+from persistcoll.serializers.base import Seal, decode_error
 from persistcoll.tables.opening import Place, open_table
 
 __all__ = ["BaseSQLQueue", "checked_backoff"]
 
 _HIGHEST_ID = (1 << 63) - 1
+_REMOVED_BY = {
+    State.DELAYED: "and skip() removes it when its delay is over",
+    State.CLAIMED: "and skip() removes it when its holder has given it back",
+    State.DONE: "and clear_acked_data() removes it",
+    State.FAILED: "and clear_acked_data(clear_ack_failed=True) removes it",
+    State.DEAD: "and clear_acked_data(clear_ack_failed=True) removes it",
+}
+"""What removes an item that cannot be deserialized, and does not wait."""
 
 
 def checked_backoff(value: Any) -> Backoff | None:
@@ -286,7 +295,7 @@ class BaseSQLQueue(BaseQueue[T]):
     def skip(self, id: int | dict[str, Any] | None = None) -> int | None:
         """Remove an item unseen: the one with this id (of an error), else the next one.
 
-        :return: its id; ``None`` if no such item waits.
+        :return: its id; ``None`` if no such item waits: it is gone, in somebody's hands, or delayed.
         :raise TypeError: ``id`` is no id.
         :raise ValueError: ``id`` cannot be one.
         """
@@ -296,12 +305,22 @@ class BaseSQLQueue(BaseQueue[T]):
         """Everything that the database holds of this queue, oldest first, without taking it.
 
         :return: for each item ``{"id", "data", "timestamp"}``.
-        :raise DecodeError: an item cannot be deserialized; ``skip(error.id)`` removes it.
+        :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
         return [self._row(state, record) for state, record in self._table.rows()]
 
     def _row(self, state: State, record: Record) -> dict[str, Any]:
-        return {"id": record.id, "data": self._decode(record)[1], "timestamp": record.time}
+        try:
+            item = self._decode(record)[1]
+        except DecodeError as error:
+            if state is State.READY:
+                raise
+            why = decode_error(self._codec, None, error.__cause__ or error)
+            raise DecodeError(
+                f"item {record.id}, which is {state.value}, is {why}; it stays stored, {_REMOVED_BY[state]}",
+                record.id,
+            ) from error
+        return {"id": record.id, "data": item, "timestamp": record.time}
 
     @property
     def total(self) -> int:

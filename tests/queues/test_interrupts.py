@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,7 @@ KINDS: dict[str, tuple[Callable[[], BlockingQueue], Callable[[Any], Any]]] = {
 
 
 def receive(blocking, use, done):
-    queue = SimpleNamespace(_blocking=blocking, _use=use)
+    queue = SimpleNamespace(_blocking=blocking, _claim=partial(blocking.claim, use))
     with suppress(ValueError), BaseQueue.receive(queue, False):  # type: ignore[arg-type]
         if not done:
             raise ValueError
