@@ -84,8 +84,8 @@ class ConsumerLock:
     def _locked(self, pid: int | None) -> LockedError:
         if pid == os.getpid():
             return LockedError(
-                f"this process ({pid}) consumes from {self._path!r} already, through another object; close that"
-                " one, or use it in all threads",
+                f"this process ({pid}) consumes from {self._path!r} already, through another object; close"
+                " that one, or use it in all threads",
                 pid,
             )
         return LockedError(
