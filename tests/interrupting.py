@@ -1,4 +1,4 @@
-"""An exception out of a signal handler, at any place where a handler may run, one place after the other.
+"""A signal handler at any place where one may run, one place after the other; and an exception out of it.
 
 CPython runs signal handlers behind calls and where a Python function begins. A profile function is called at
 the same places, and what it raises comes out there, once, because the interpreter then takes it away.
@@ -10,12 +10,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import persistcoll
 
-__all__ = ["Interruption", "interruptions"]
+__all__ = ["Interruption", "handled", "interruptions"]
 
 _PACKAGE = os.path.dirname(persistcoll.__file__) + os.sep
 _SERIALIZERS = os.path.realpath(os.path.join(_PACKAGE, "serializers")) + os.sep
@@ -26,13 +28,13 @@ class Interruption(BaseException):
     """As ``KeyboardInterrupt``, and nobody else's."""
 
 
-class _Interrupter:
-    """Raises at the ``number``-th place within the package, or within these files of it."""
+class _Profile:
+    """Acts at the ``number``-th place within the package, or within these files of it."""
 
-    def __init__(self, number: int, error: type[BaseException], files: Collection[str]) -> None:
+    def __init__(self, number: int, files: Collection[str], act: Callable[[], object]) -> None:
         self.left = number
-        self.error = error
         self.files = files
+        self.act = act
         self.where = ""
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
@@ -45,7 +47,7 @@ class _Interrupter:
             name = getattr(argument, "__qualname__", "") if event == "c_return" else ""
             code = frame.f_code
             self.where = f"{event} {name} in {code.co_name}, {code.co_filename}:{frame.f_lineno}"
-            raise self.error
+            self.act()
 
     def covers(self, frame: FrameType | None) -> bool:
         """Whether that place is one. Behind a call is a place of its caller."""
@@ -56,16 +58,16 @@ class _Interrupter:
         return inside and (not self.files or os.path.basename(path) in self.files)
 
 
-def interruptions(
+def handled(
     prepare: Callable[[], Any],
     call: Callable[[Any], object],
-    error: type[BaseException] = Interruption,
+    handler: Callable[[Any], object],
     *,
     files: Collection[str] = (),
     step: int = 1,
     first: int = 1,
 ) -> Iterator[tuple[Any, str]]:
-    """Interrupt ``call(prepare())`` at one place after the other, until it ends uninterrupted.
+    """``call(prepare())``, with ``handler(subject)`` at one place after the other, until there is none left.
 
     :param files: the modules, by the names of their files; all of the package by default.
     :param step: try each ``step``-th place only, from the ``first`` one on.
@@ -74,16 +76,32 @@ def interruptions(
     number = first
     while True:
         subject = prepare()
-        interrupter = _Interrupter(number, error, files)
+        profile = _Profile(number, files, partial(handler, subject))
         before = sys.getprofile()
         try:
-            sys.setprofile(interrupter)
+            sys.setprofile(profile)
             call(subject)
-        except error:
-            pass
         finally:
             sys.setprofile(before)
-        yield subject, interrupter.where
-        if interrupter.left > 0:
+        yield subject, profile.where
+        if profile.left > 0:
             return
         number += step
+
+
+def interruptions(
+    prepare: Callable[[], Any],
+    call: Callable[[Any], object],
+    error: type[BaseException] = Interruption,
+    **options: Any,
+) -> Iterator[tuple[Any, str]]:
+    """As :func:`handled`, where the handler raises ``error``, which ends the call."""
+
+    def interrupted(subject: Any) -> None:
+        with suppress(error):
+            call(subject)
+
+    def interrupt(subject: Any) -> None:
+        raise error
+
+    return handled(prepare, interrupted, interrupt, **options)
