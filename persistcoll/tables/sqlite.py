@@ -12,6 +12,7 @@ import ctypes
 import errno
 import itertools
 import logging
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from persistcoll.errors import (
     StoreKindError,
 )
 from persistcoll.tables.dialect import MappingWords, TableWords
+from persistcoll.tables.room import no_room
 
 __all__ = [
     "BEGIN",
@@ -83,6 +85,9 @@ _DAMAGED = (
     "constraint failed",  # ours hold, unless an index does not find what is there
 )
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
+# SQLite tells ENOSPC in a write to a file as "full", and every other want of room as an I/O error: a quota
+# (EDQUOT), the largest size of a file (EFBIG), and a shared-memory index that cannot grow.
+_WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
 
 
 class SQLite:
@@ -159,7 +164,7 @@ class SQLite:
         if any(words in text for words in _BUSY):
             return LockedError(f"{doing} {path!r}: another program keeps the database locked")
         if any(words in text for words in _FULL_ERRORS):
-            return StorageFullError(f"{doing} {path!r} failed: no room; nothing is stored", errno.ENOSPC)
+            return _full(doing, path, errno.ENOSPC)
         if any(words in text for words in _DAMAGED):
             return CorruptionError(f"{doing} {path!r} failed: the database is damaged ({text})", path)
         if "not a database" in text:
@@ -167,11 +172,21 @@ class SQLite:
         if "readonly" in text:
             return StorageError(f"{path!r} cannot be written", errno.EACCES)
         if "I/O" in text:
+            # Python 3.10 does not tell the code.
+            if getattr(error, "sqlite_errorcode", _WRITING) in (_WRITING, _GROWING_INDEX):
+                wanting = no_room(path)
+                if wanting is not None:
+                    return _full(doing, path, wanting)
             return StorageError(
                 f"{doing} {path!r} failed: {text}; whether what was being written is stored is unknown",
                 errno.EIO,
             )
         return StorageError(f"{doing} {path!r} failed: {text}")
+
+
+def _full(doing: str, path: str, number: int) -> StorageFullError:
+    reason = "no room" if number == errno.ENOSPC else os.strerror(number)
+    return StorageFullError(f"{doing} {path!r} failed: {reason}; nothing is stored", number)
 
 
 @contextmanager
