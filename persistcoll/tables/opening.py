@@ -7,8 +7,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -38,6 +37,8 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
 _PAUSE = 0.0005  # seconds
+
+_OPENING = "nothing can be opened while this thread opens or closes something else"
 
 SealFor = Callable[[bytes], Seal | None]
 
@@ -115,9 +116,16 @@ class _Databases:
     def acquire(self, source: Source) -> Database:
         if source.path == MEMORY:  # each one its own
             return Database(source)
-        with self._using():
-            database, users = self._open.get(source.path) or (Database(source), 0)
-            self._open[source.path] = database, users + 1
+        me = threading.get_ident()
+        if self._user == me:
+            raise StorageError(_OPENING)
+        with self._mutex:
+            self._user = me  # nothing is called before that, behind which a destructor could come
+            try:
+                database, users = self._open.get(source.path) or (Database(source), 0)
+                self._open[source.path] = database, users + 1
+            finally:
+                self._user = None
         self.shut_left()
         return database
 
@@ -131,12 +139,17 @@ class _Databases:
         By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
         this next; one in a caller's transaction is left to who calls this at its end.
         """
+        me = threading.get_ident()
         while self._left and not within_an_operation():
-            with self._using():
-                for _ in range(len(self._left)):
-                    database = self._left.popleft()
-                    if not self._let_go(database):
-                        self._left.append(database)
+            with self._mutex:
+                self._user = me
+                try:
+                    for _ in range(len(self._left)):
+                        database = self._left.popleft()
+                        if not self._let_go(database):
+                            self._left.append(database)
+                finally:
+                    self._user = None
             if all(database.in_transaction for database in list(self._left)):
                 return
             time.sleep(_PAUSE)
@@ -160,18 +173,6 @@ class _Databases:
     def used_here(self) -> bool:
         """Whether this thread is opening or shutting one."""
         return self._user == threading.get_ident()
-
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        me = threading.get_ident()
-        if self._user == me:
-            raise StorageError("nothing can be opened while this thread opens or closes something else")
-        with self._mutex:
-            self._user = me  # nothing is called before that, behind which a destructor could come
-            try:
-                yield
-            finally:
-                self._user = None
 
     # A database that is being opened while the process forks would be inherited half open.
 
@@ -230,6 +231,7 @@ def open_table(
             discipline,
             retry,
             power=durability == "power",
+            timeout=place.timeout,
             store_id=store_id,
             seal=seal_for(store_id),
             unseal=unseal_for(store_id),
@@ -266,6 +268,7 @@ def open_mapping(
             database,
             number,
             power=durability == "power",
+            timeout=place.timeout,
             store_id=store_id,
             clock=clock,
             show=show,
@@ -309,7 +312,7 @@ def _open(
                 sweep(execute, database)
             return number
 
-        number = database.write(run, True)
+        number = database.write(run, True, timeout=place.timeout)
         return make(database, number, database.store_id + number.to_bytes(8, "big"))
     except BaseException:
         _databases.release(database)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from persistcoll.tables.dialect import Connection, Execute
-from persistcoll.tables.sqlite import BEGIN_READING, end_reading
+from persistcoll.tables.sqlite import BEGIN_READING, ROLLBACK, end_statement
 
 __all__ = ["Readers"]
 
@@ -48,27 +47,28 @@ class Readers:
             idle, cursor = self._another()
         try:
             return cursor.execute(text, parameters).fetchone()
+        except BaseException:
+            end_statement(cursor.execute)
+            raise
         finally:
             idle.append(cursor)
 
     def read(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
-        with self._reader() as cursor:
-            try:
-                cursor.execute(BEGIN_READING)
-                return look(cursor.execute)
-            finally:
-                end_reading(cursor.connection)
-
-    @contextmanager
-    def _reader(self) -> Iterator[Any]:
         idle = self._idle
         try:
             cursor = idle.pop()
         except IndexError:
             idle, cursor = self._another()
+        # No Python function is called for the end, at whose beginning an interrupt could come in: a
+        # connection that stays in its transaction gives old values for ever.
         try:
-            yield cursor
+            try:
+                cursor.execute(BEGIN_READING)
+                return look(cursor.execute)
+            finally:
+                if cursor.connection.in_transaction:
+                    cursor.execute(ROLLBACK)
         finally:
             idle.append(cursor)
 

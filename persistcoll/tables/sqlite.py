@@ -15,8 +15,7 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import ClassVar
 
 from persistcoll.engine.values import Discipline, State
@@ -28,7 +27,7 @@ from persistcoll.errors import (
     StorageFullError,
     StoreKindError,
 )
-from persistcoll.tables.dialect import MappingWords, TableWords
+from persistcoll.tables.dialect import Execute, MappingWords, TableWords
 from persistcoll.tables.room import no_room
 
 __all__ = [
@@ -41,9 +40,8 @@ __all__ = [
     "ROLLBACK",
     "SHRINK",
     "SQLite",
-    "end_reading",
+    "end_statement",
     "leak",
-    "moment",
 ]
 
 # The oldest that the suite could be thought to pass with; nothing older is in use with Python 3.10.
@@ -189,23 +187,10 @@ def _full(doing: str, path: str, number: int) -> StorageFullError:
     return StorageFullError(f"{doing} {path!r} failed: {reason}; nothing is stored", number)
 
 
-@contextmanager
-def moment(connection: sqlite3.Connection) -> Iterator[None]:
-    """What several statements read within is of one moment; in a transaction of its thread's it is anyway."""
-    if connection.in_transaction:
-        yield
-        return
-    try:
-        connection.execute(BEGIN_READING)
-        yield
-    finally:
-        end_reading(connection)
-
-
-def end_reading(connection: sqlite3.Connection) -> None:
-    """Behind :data:`BEGIN_READING`, or an interrupt that came before it."""
-    if connection.in_transaction:
-        connection.execute(ROLLBACK)
+def end_statement(execute: Execute) -> None:
+    """End the statement that this cursor has not exhausted: it keeps the log from being taken over."""
+    with suppress(sqlite3.Error):
+        execute("SELECT 1").fetchall()
 
 
 def leak(connection: object) -> None:
