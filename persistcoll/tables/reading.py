@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from persistcoll.tables.readers import Readers
 from persistcoll.tables.rest import Restable
 from persistcoll.tables.source import MEMORY, Opened, Source
 from persistcoll.tables.sqlite import SQLite
-from persistcoll.tables.writer_lock import NoLock, TransactionOpen, WriterLock
+from persistcoll.tables.writer_lock import NoLock, WriterLock
 
 __all__ = ["REENTRANT", "Readable"]
 
@@ -45,7 +46,7 @@ class Readable(Restable):
     def _check(self) -> None:
         raise NotImplementedError
 
-    def _obstacle(self) -> TransactionOpen:
+    def _wait_out(self, deadline: float) -> None:
         raise NotImplementedError
 
     def _warn_overdue(self) -> None:
@@ -98,7 +99,8 @@ class Readable(Restable):
         if self.path != MEMORY:
             return self.look(lambda execute: look(execute, self._stored(Ledger(ledger.words), execute)))
         if self._user != threading.get_ident():
-            raise self._obstacle()
+            self._wait_out(time.monotonic() + self.source.timeout)
+            return self.consult(ledger, look)
         # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
         execute = self._connection.execute
         return look(execute, self._stored(copy(ledger), execute))

@@ -1,4 +1,4 @@
-"""An interrupt at every moment of every operation in a database: wholly or not at all, and nothing is held."""
+"""An interrupt at every moment of every operation in a database: wholly or not at all; nothing is held."""
 
 from __future__ import annotations
 
