@@ -266,7 +266,8 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
     with SQLiteQueue(tmp_path, "slow", serializer=Pausing(), durability="process") as queue:
         queue.put("a")
         forget(tmp_path)
-        combiner: Any = queue._table._database._combiner
+        table: Any = queue._table
+        combiner = table._database._combiner
         combined = combiner._perform
         monkeypatch.setattr(combiner, "_perform", perform)
         finish = waiting(queue.get)

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
-STEP = 5
+STEP = 11
 """Of so many places one is tried, from a random one on, because a whole round takes minutes."""
 
 QUEUES: dict[str, Callable[..., Any]] = {
