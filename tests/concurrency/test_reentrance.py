@@ -142,7 +142,7 @@ def test_a_queue(kind, operation, durability, tmp_path, rng):
         if operation not in ("get", "get_many", "receive", "skip", "clear"):  # which may have had it
             assert set(mine.stored) <= set(everything), where
         queue.close()
-    assert count > 1
+    assert count
 
 
 DICT_OPERATIONS: dict[str, Callable[[Any], object]] = {
