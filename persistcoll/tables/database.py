@@ -22,13 +22,20 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from persistcoll.engine.combining import Combiner
-from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted, quiesce_for_forks, quiesce_no_more
+from persistcoll.engine.lifecycle import (
+    FORK_PATIENCE,
+    acquire_noted,
+    fork_was_seen,
+    quiesce_for_forks,
+    quiesce_no_more,
+)
 from persistcoll.errors import ClosedError, StorageError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.ledger import Ledger
 from persistcoll.tables.log import LogRoom
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.reading import REENTRANT, Readable
 from persistcoll.tables.source import LOG, MEMORY, Opened, Source
@@ -38,13 +45,18 @@ from persistcoll.tables.watcher import Watcher
 from persistcoll.tables.work import Work
 from persistcoll.tables.writer_lock import TransactionOpen
 
-__all__ = ["Database"]
+__all__ = ["UNSEEN", "Database"]
 
 T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds
 _REMEDY = "close all that this process has open in that file, and open it again"
 _INTERRUPTED = "the thread that did this for another was interrupted; nothing is stored"
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
+UNSEEN = (
+    "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
+    " and multiprocessing tell it): SQLite would take that one's locks for its own. Nothing was done; open"
+    " it behind the fork only (uWSGI: lazy-apps)"
+)
 
 
 class Database(Readable):
@@ -144,6 +156,8 @@ class Database(Readable):
             ``None``: ``timeout`` seconds, or what the database was opened with.
         :raise LockedError: it did not end.
         """
+        if not SAME[0]:
+            follow_fork()
         me = threading.get_ident()
         if self._alone == me:
             return self._write_within(run, after)
@@ -422,6 +436,8 @@ class Database(Readable):
 
     def shrink(self, timeout: float | None = None) -> None:
         """Give unused room back to the file system; others wait meanwhile."""
+        if not SAME[0]:
+            follow_fork()
         me = threading.get_ident()
         if me in (self._user, self._alone):
             raise StorageError(REENTRANT.format(self.path))
@@ -497,6 +513,7 @@ class Database(Readable):
 
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
+        readers = self._readers.connections
         self._log.abandon()
         self._reset()
         if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
@@ -505,7 +522,9 @@ class Database(Readable):
         leak(self._connection)  # also where closing it failed
         if opened is None:
             return
-        # A serializer, or a transaction's own thread, forked in the middle.
+        # A serializer, or a transaction's own thread, forked in the middle; or nothing had come to rest.
         leak(watcher)
+        for connection in readers:
+            leak(connection)
         opened.lock.close()
-        self._trouble = StorageError(_FORKED.format(self.path))
+        self._trouble = StorageError((_FORKED if fork_was_seen() else UNSEEN).format(self.path))

@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from persistcoll.directories import refuse_foreign_link
-from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted, quiesce_for_forks, within_an_operation
+from persistcoll.engine.lifecycle import (
+    FORK_PATIENCE,
+    acquire_noted,
+    fork_was_seen,
+    quiesce_for_forks,
+    within_an_operation,
+)
 from persistcoll.engine.values import Discipline, Durability, Retry
 from persistcoll.errors import StorageError
 from persistcoll.tables import schema
 from persistcoll.tables.claims import sweep
 from persistcoll.tables.clock import Clock
-from persistcoll.tables.database import Database
+from persistcoll.tables.database import UNSEEN, Database
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.mapping import SQLMapping
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.rows import Seal
 from persistcoll.tables.source import MEMORY, Source
 from persistcoll.tables.table import SQLTable
@@ -109,6 +116,7 @@ class _Databases:
         self._mutex = threading.Lock()
         self._user: int | None = None  # the thread that has the mutex
         self._open: dict[str, tuple[Database, int]] = {}
+        self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
         self._left: deque[Database] = deque()
         self._held: list[threading.Lock] = []  # for a fork
         quiesce_for_forks(self)
@@ -116,6 +124,10 @@ class _Databases:
     def acquire(self, source: Source) -> Database:
         if source.path == MEMORY:  # each one its own
             return Database(source)
+        if not SAME[0]:
+            follow_fork()
+        if source.path in self._inherited:
+            raise StorageError(UNSEEN.format(source.path))
         me = threading.get_ident()
         if self._user == me:
             raise StorageError(_OPENING)
@@ -191,6 +203,8 @@ class _Databases:
         self._mutex = threading.Lock()
         self._held = []
         self._user = None
+        if not fork_was_seen():
+            self._inherited.update(self._open)
 
 
 _databases = _Databases()

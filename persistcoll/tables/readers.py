@@ -28,11 +28,12 @@ class Readers:
 
     :param connect: passes another one to the function that it is given, or raises; under the lock under which
         :meth:`close` is called.
+    :ivar connections: all of them.
     """
 
     def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
         self._connect = connect
-        self._connections: list[Connection] = []
+        self.connections: list[Connection] = []
         self._cursors: list[weakref.ref[Any]] = []
         # The cursors that nobody uses. Taking one and putting it back cannot be divided.
         self._idle: list[Any] = []
@@ -76,7 +77,7 @@ class Readers:
         made: list[tuple[list[Any], Any]] = []
 
         def add(connection: Connection) -> None:
-            self._connections.append(connection)
+            self.connections.append(connection)
             # One cursor for all: a new one for each statement costs 0.15 us.
             cursor = connection.cursor()
             self._cursors.append(weakref.ref(cursor))
@@ -107,10 +108,10 @@ class Readers:
         while self._used() and time.monotonic() < deadline:
             time.sleep(_PAUSE)
         if self._used():
-            return self._connections
-        for connection in self._connections:
+            return self.connections
+        for connection in self.connections:
             connection.close()
-        self._connections = []
+        self.connections = []
         self._cursors = []
         self._every_idle = [self._idle]
         return []

@@ -12,6 +12,7 @@ from persistcoll.errors import StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Connection, Execute
 from persistcoll.tables.ledger import Ledger
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.rest import Restable
 from persistcoll.tables.source import MEMORY, Opened, Source
@@ -63,6 +64,8 @@ class Readable(Restable):
 
         :param moment: all that is read is of one moment.
         """
+        if not SAME[0]:
+            follow_fork()
         me = threading.get_ident()
         if self._user != me:
             with self._mutex:
@@ -143,6 +146,8 @@ class Readable(Restable):
 
     def first(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""
+        if not SAME[0]:
+            follow_fork()
         if self._reads_here():
             return self.read(lambda execute: execute(text, parameters).fetchone())
         try:
@@ -152,6 +157,8 @@ class Readable(Restable):
 
     def look(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment. Waits for no writer."""
+        if not SAME[0]:
+            follow_fork()
         if self._reads_here():
             return self.read(look)
         try:
@@ -185,6 +192,8 @@ class Readable(Restable):
 
     def version(self) -> object:
         """Differs from an earlier one when somebody else has written since."""
+        if not SAME[0]:
+            follow_fork()
         # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
         me = threading.get_ident()
         if self.path == MEMORY or me in (self._user, self._alone):

@@ -18,6 +18,7 @@ from persistcoll.engine.lifecycle import acquire_noted
 from persistcoll.errors import StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.clock import steady
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.reading import REENTRANT
 from persistcoll.tables.writer_lock import TransactionOpen
 
@@ -45,6 +46,8 @@ class Transaction(AbstractContextManager[None]):
         self._ticket = 0
 
     def __enter__(self) -> None:
+        if not SAME[0]:
+            follow_fork()
         if self._database._alone == threading.get_ident():
             return
         try:
