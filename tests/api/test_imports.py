@@ -22,7 +22,6 @@ HEAVY = {
     "pathlib",
     "shutil",
     "sqlite3",
-    "subprocess",
     "tempfile",
     "unittest",
     "urllib",

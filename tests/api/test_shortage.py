@@ -148,7 +148,9 @@ def test_a_shortage_at_any_way_of_reading_reaches_the_caller(cls, way, shortage,
 @pytest.mark.parametrize("auto_commit", [True, False])
 @pytest.mark.parametrize("shortage", SHORTAGES)
 @pytest.mark.parametrize("cls", SQL)
-def test_whoever_acknowledges_a_shortage_takes_nothing(cls, auto_commit, shortage, failing, tmp_path):
+def test_a_get_that_acknowledges_takes_nothing_while_memory_is_short(
+    cls, auto_commit, shortage, failing, tmp_path
+):
     with cls(tmp_path / "q", serializer=failing, auto_commit=auto_commit) as queue:
         queue.put_many(["a", "b"])
         before = counts(queue)
@@ -179,6 +181,26 @@ def test_a_shortage_leaves_a_file_queue_as_it_was(autosave, shortage, failing, t
     failing.reading = None
     with Queue(tmp_path / "q", serializer=failing, autosave=autosave) as queue:
         assert list(queue.items()) == (["b", "c"] if autosave else ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+@pytest.mark.parametrize("cls", [Queue, SQLiteQueue, UniqueQ, PriorityQueue, SQLiteAckQueue])
+def test_a_shortage_in_the_middle_of_a_batch_makes_it_shorter(cls, shortage, tmp_path):
+    class FailingAtB(Failing):
+        def loads(self, data: bytes) -> Any:
+            return super().loads(data) if data == b'"b"' else json.loads(data)
+
+    failing = FailingAtB()
+    with cls(tmp_path / "q", serializer=failing) as queue:
+        queue.put_many(["a", "b", "c"])
+        failing.reading = shortage()
+        assert queue.get_many(3) == ["a"]
+        assert queue.qsize() == 2
+        with pytest.raises(shortage):
+            queue.get_many(3)
+        assert queue.qsize() == 2
+        failing.reading = None
+        assert queue.get_many(3) == ["b", "c"]
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)
