@@ -23,20 +23,21 @@ from persistcoll.tables.opening import Place, open_table
 __all__ = ["BaseSQLQueue", "checked_backoff"]
 
 _HIGHEST_ID = (1 << 63) - 1
+_SET_ASIDE = (
+    "clear_acked_data(None, 0, clear_ack_failed=True) removes it, with all that are kept or set aside"
+)
 _REMOVED_BY = {
-    State.DELAYED: "and skip() removes it when its delay is over",
-    State.CLAIMED: "and skip() removes it when its holder has given it back",
-    State.DONE: "and clear_acked_data() removes it",
-    State.FAILED: "and clear_acked_data(clear_ack_failed=True) removes it",
-    State.DEAD: "and clear_acked_data(clear_ack_failed=True) removes it",
+    State.DELAYED: "skip() removes it when its delay is over",
+    State.CLAIMED: "skip() removes it when its holder has given it back",
+    State.DONE: "clear_acked_data(None, 0) removes it, with all that are kept",
+    State.FAILED: _SET_ASIDE,
+    State.DEAD: _SET_ASIDE,
 }
 """What removes an item that cannot be deserialized, and does not wait."""
 
 
 def checked_backoff(value: Any) -> Backoff | None:
-    """A number of seconds as a back-off that never grows. Raises as
-    :func:`~persistcoll.engine.arguments.checked_seconds`.
-    """
+    """A number of seconds as a back-off that never grows. Raises as :func:`checked_seconds`."""
     if value is None or isinstance(value, Backoff):
         return value
     seconds = checked_seconds("backoff", value)

@@ -162,8 +162,8 @@ def test_what_does_not_wait_is_removed_as_the_message_says(open_queue):
 @pytest.mark.parametrize(
     ("verb", "state", "remedy"),
     [
-        ("ack", "done", lambda q: q.clear_acked_data(keep_latest=0)),
-        ("ack_failed", "failed", lambda q: q.clear_acked_data(keep_latest=0, clear_ack_failed=True)),
+        ("ack", "done", lambda q: q.clear_acked_data(None, 0)),
+        ("ack_failed", "failed", lambda q: q.clear_acked_data(None, 0, clear_ack_failed=True)),
     ],
 )
 def test_what_is_kept_is_removed_as_the_message_says(verb, state, remedy, open_queue):
