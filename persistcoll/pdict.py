@@ -95,14 +95,6 @@ class PDict(BaseDict[K, V]):
         timeout = checked_seconds("timeout", timeout)
         place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs)
         serializer = resolve(serializer)
-        store = open_mapping(
-            place,
-            name=name,
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            durability=durability,
-            show=shown,
-        )
         self._in_memory = place.file == ":memory:"
         self.path = os.fspath(path) if self._in_memory else os.path.abspath(os.fspath(path))
         self.name = name
@@ -120,13 +112,25 @@ class PDict(BaseDict[K, V]):
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
         }
-        super().__init__(
-            store,
-            codec(serializer, store.store_id),
-            auto_commit=auto_commit,
-            description=f"{type(self).__name__} {name!r} in {place.file!r}",
-            reopening=Reopening(PDict, arguments, given),
+        store = open_mapping(
+            place,
+            name=name,
+            serializer=serializer.name,
+            executes_code=serializer.executes_code,
+            durability=durability,
+            show=shown,
         )
+        try:
+            super().__init__(
+                store,
+                codec(serializer, store.store_id),
+                auto_commit=auto_commit,
+                description=f"{type(self).__name__} {name!r} in {place.file!r}",
+                reopening=Reopening(PDict, arguments, given),
+            )
+        except BaseException:  # nobody will close it
+            store.close()
+            raise
 
     @property
     def auto_commit(self) -> bool:

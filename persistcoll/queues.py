@@ -96,7 +96,6 @@ class Queue(BaseQueue[T]):
             allow_network_fs=allow_network_fs,
             tempdir=None if tempdir is None else os.path.abspath(os.fspath(tempdir)),
         )
-        store = Fifo(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
         arguments = {
             "path": directory,
             "chunksize": chunksize,
@@ -109,12 +108,17 @@ class Queue(BaseQueue[T]):
             "allow_network_fs": allow_network_fs,
         }
         self.path = directory
-        super().__init__(
-            BlockingQueue(store, maxsize, autosave),
-            codec(serializer, store.store_id),
-            description=f"{type(self).__name__} {directory!r}",
-            reopening=Reopening(Queue, arguments, given),
-        )
+        store = Fifo(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
+        try:
+            super().__init__(
+                BlockingQueue(store, maxsize, autosave),
+                codec(serializer, store.store_id),
+                description=f"{type(self).__name__} {directory!r}",
+                reopening=Reopening(Queue, arguments, given),
+            )
+        except BaseException:  # nobody will close it
+            store.close()
+            raise
 
     @property
     def autosave(self) -> bool:

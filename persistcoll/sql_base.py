@@ -89,19 +89,6 @@ class BaseSQLQueue(BaseQueue[T]):
         def unseal_for(store_id: bytes) -> Seal | None:
             return codec(serializer, store_id).unseal
 
-        table = open_table(
-            place,
-            name=name,
-            kind=self._kind,
-            discipline=self._discipline,
-            retry=retry,
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            durability=durability,
-            seal_for=seal_for,
-            unseal_for=unseal_for,
-        )
-        self._table: Table = table
         # What is put is its payload, without a key or a priority.
         self._bare = not (self._discipline.unique or self._discipline.by_priority)
         self._in_memory = place.file == ":memory:"
@@ -122,12 +109,29 @@ class BaseSQLQueue(BaseQueue[T]):
             "allow_network_fs": allow_network_fs,
             **own,
         }
-        super().__init__(
-            self._wait_on(table, maxsize, auto_commit),
-            codec(serializer, table.store_id),
-            description=f"{type(self).__name__} {name!r} in {place.file!r}",
-            reopening=Reopening(maker, arguments, given),
+        table = open_table(
+            place,
+            name=name,
+            kind=self._kind,
+            discipline=self._discipline,
+            retry=retry,
+            serializer=serializer.name,
+            executes_code=serializer.executes_code,
+            durability=durability,
+            seal_for=seal_for,
+            unseal_for=unseal_for,
         )
+        try:
+            self._table: Table = table
+            super().__init__(
+                self._wait_on(table, maxsize, auto_commit),
+                codec(serializer, table.store_id),
+                description=f"{type(self).__name__} {name!r} in {place.file!r}",
+                reopening=Reopening(maker, arguments, given),
+            )
+        except BaseException:  # nobody will close it
+            table.close()
+            raise
 
     def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
         return BlockingQueue(table, maxsize, auto_commit, **self._putting(table))

@@ -19,20 +19,17 @@ from persistcoll.errors import StorageError
 __all__ = ["Combiner", "Request"]
 
 _INTERRUPTED = "the thread that did this for another was interrupted; whether it is stored is unknown"
-# Seconds between two questions whether a transaction is in the way.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_PAUSE = 0.05  # seconds
 
 
 class Request:
     """What one caller wants done.
 
     :ivar failure: set by who did the work: what this caller's ``submit`` raises.
-    :ivar deadline: by ``time.monotonic()``: until then it waits for what the combiner calls an obstacle.
     """
 
     # In the class: one of these is made for every item that is put.
     failure: BaseException | None = None
-    deadline: float | None = None
     gate: threading.Lock | None = None
     batch: list[Request] | None = None  # given the lead: what to work at
     begun = ended = False  # that
@@ -52,20 +49,13 @@ class Combiner(Generic[R]):
         its second argument when it begins to wait for something else than a processor. A signal handler or a
         destructor may call it within itself, with one request: where this thread has its lock, it fails that
         one before anything is stored.
-    :param obstacle: asked now and then by a thread whose request another one is to work at: the error for
-        which it gives up, because its deadline has passed and what the other one waits for may take for ever.
     :ivar leading: somebody works.
     :ivar users: the threads within :meth:`submit`. A destructor that comes in there must not wait for what
         others do here, who may be waiting for its thread.
     """
 
-    def __init__(
-        self,
-        perform: Callable[[Sequence[R], Callable[[], None]], None],
-        obstacle: Callable[[R], BaseException | None] | None = None,
-    ) -> None:
+    def __init__(self, perform: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
         self._perform = perform
-        self._obstacle = obstacle
         self._mutex = threading.Lock()
         self._pending: list[Request] = []
         self.leading = False
@@ -104,27 +94,14 @@ class Combiner(Generic[R]):
             else:
                 self.leading = True
                 request.batch = [request]
-        if request.gate is not None and not self._wait(request, request.gate):
-            return
+        if request.gate is not None:
+            request.gate.acquire()
         batch = request.batch
         if batch is not None:
             request.begun = True
             self._perform(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # they are all R
             request.ended = True
             self._leave(request)
-
-    def _wait(self, request: Request, gate: threading.Lock) -> bool:
-        """Until it is performed, or to lead; whether it is not given up."""
-        if request.deadline is None or self._obstacle is None:
-            return gate.acquire()
-        pause = _FIRST_PAUSE
-        while not gate.acquire(timeout=pause):
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            error = self._obstacle(request)  # type: ignore[arg-type]  # as above
-            if error is not None and self._take_back(request):
-                request.failure = error
-                return False
-        return True
 
     def _take_back(self, request: Request) -> bool:
         """Whether nobody works at it, and now nobody will."""
@@ -140,7 +117,7 @@ class Combiner(Generic[R]):
             # Another thread works at it, or gives it the lead: only the outcome tells what there is to undo.
             # The wait ends with that, or by another interrupt.
             while not (request.performed or request.begun or request.batch is not None):
-                request.gate.acquire(timeout=_LONGEST_PAUSE)
+                request.gate.acquire(timeout=_PAUSE)
         self._leave(request)
 
     def _leave(self, request: Request) -> None:

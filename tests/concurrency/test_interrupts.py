@@ -171,35 +171,6 @@ def test_what_the_work_refuses_within_itself_is_refused_there():
     combiner.submit(Request())
 
 
-def test_a_deadline_ends_the_wait_for_a_leader_only_where_there_is_an_obstacle():
-    go_on, led = threading.Event(), threading.Event()
-    asked: list[Request] = []
-    obstacle: StorageError | None = None
-
-    def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
-        led.set()
-        go_on.wait(10)
-
-    def ask(request: Request) -> StorageError | None:
-        asked.append(request)
-        return obstacle
-
-    combiner = Combiner[Request](perform, ask)
-    leader = waiting(partial(combiner.submit, Request()))
-    assert led.wait(10)
-    late = Request()
-    late.deadline = 0.0
-    follower = waiting(partial(combiner.submit, late))
-    until(lambda: len(asked) > 2)  # an ordinary writer, whom it waits for
-    assert set(asked) == {late}
-    obstacle = StorageError("a transaction")
-    with pytest.raises(StorageError, match="a transaction"):
-        follower()
-    assert combiner._pending == []
-    go_on.set()
-    leader()
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.slow
 def test_a_fork(tmp_path, monkeypatch, rng):
