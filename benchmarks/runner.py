@@ -17,6 +17,7 @@ from benchmarks.dict_reads import dict_reads
 from benchmarks.dict_threads import dict_threads
 from benchmarks.dict_writes import dict_updates, dict_writes
 from benchmarks.formats import serializers
+from benchmarks.imports import imports
 from benchmarks.machine import describe
 from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
 from benchmarks.power import power
@@ -40,6 +41,7 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         backlog,
         wakeups,
         serializers,
+        imports,
         processes,
         sql_single,
         sql_acknowledged,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
-from persistcoll.base import checked_count
 from persistcoll.deliveries import Deliveries, Delivery
+from persistcoll.engine.arguments import checked_count, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue, Use
-from persistcoll.engine.contracts import Table
+from persistcoll.engine.contracts import Claim, Table
 from persistcoll.engine.hands import OrderedHand
 from persistcoll.engine.values import Record
-from persistcoll.errors import ClaimError, ClosedError, Empty, StaleClaimError
-from persistcoll.sql_base import BaseSQLQueue, checked_seconds
+from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
+from persistcoll.parameters import T
+from persistcoll.sql_base import BaseSQLQueue
 
 __all__ = ["BaseAckQueue"]
 
@@ -25,10 +26,10 @@ class _NoItem:
         return "<no item>"
 
 
-_NO_ITEM = _NoItem()
+_NO_ITEM: Any = _NoItem()
 
 
-class BaseAckQueue(BaseSQLQueue):
+class BaseAckQueue(BaseSQLQueue[T]):
     """A queue in a table whose items are settled one by one.
 
     What stands for an item in a thread's hand is its :class:`~persistcoll.deliveries.Delivery`.
@@ -44,6 +45,8 @@ class BaseAckQueue(BaseSQLQueue):
             acknowledge=self._deliveries.acknowledge,
             give_back=self._deliveries.give_back,
             hand=OrderedHand,
+            hand_over=self._deliveries.hand_over,
+            take_back=self._deliveries.forget,
         )
 
     @property
@@ -51,17 +54,42 @@ class BaseAckQueue(BaseSQLQueue):
         """True."""
         return True
 
+    @property
+    def strict(self) -> bool:
+        """Whether settling what is not held raises."""
+        return bool(self._arguments()["strict"])
+
     # Getting.
 
-    def get(  # type: ignore[override]
+    @overload  # type: ignore[override]
+    def get(
         self,
         block: bool = True,
         timeout: float | None = None,
-        id: int | None = None,
+        id: int | dict[str, Any] | None = None,
+        next_in_order: bool = False,
+        raw: Literal[False] = False,
+    ) -> T: ...
+    @overload
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        next_in_order: bool = False,
+        raw: bool = False,
+    ) -> Any: ...
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
         next_in_order: bool = False,
         raw: bool = False,
     ) -> Any:
         """Take the next item. It stays stored until it is settled.
+
+        Cost: 1 transaction and no sync, because a claim that is lost leaves an item that waits.
 
         :param block: wait for an item while there is none.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
@@ -85,26 +113,62 @@ class BaseAckQueue(BaseSQLQueue):
         else:
             choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
         use = self._deliver_raw if raw else self._deliver
-        return self._hand_over((self._get(use, block, timeout, choose),))[0]
-
-    def _take_after(self, use: Use[Delivery], acknowledge: bool, id: int) -> tuple[Any, Delivery]:
         try:
-            return self._table.take(use, acknowledge, id, True)
+            return self._get(use, block, timeout, choose)
         except Empty:
-            return self._table.take(use, acknowledge)
+            raise self._nothing_waits() from None
 
-    def get_nowait(self, id: int | None = None, raw: bool = False, next_in_order: bool = False) -> Any:
+    def _take_after(
+        self, use: Use[Delivery], acknowledge: bool, id: int, **options: Any
+    ) -> tuple[Any, Delivery]:
+        try:
+            return self._table.take(use, acknowledge, id, True, **options)
+        except Empty:
+            return self._table.take(use, acknowledge, **options)
+
+    @overload
+    def get_nowait(
+        self,
+        id: int | dict[str, Any] | None = None,
+        raw: Literal[False] = False,
+        next_in_order: bool = False,
+    ) -> T: ...
+    @overload
+    def get_nowait(
+        self, id: int | dict[str, Any] | None = None, raw: bool = False, next_in_order: bool = False
+    ) -> Any: ...
+    def get_nowait(
+        self, id: int | dict[str, Any] | None = None, raw: bool = False, next_in_order: bool = False
+    ) -> Any:
         """``get(block=False)``."""
         return self.get(False, None, id, next_in_order, raw)
 
-    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[Any]:
-        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`."""
-        deliveries = self._blocking.get_many(checked_count("n", n, 1), self._deliver, block, timeout)
-        return self._hand_over(deliveries)
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
+        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
 
-    def _claim(self, block: bool, timeout: float | None) -> tuple[Delivery, Any]:
-        delivery, _ = self._blocking.claim(self._deliver, block, timeout)
-        return delivery, self._hand_over((delivery,))[0]
+        Cost: that of one :meth:`get`.
+        """
+        n = checked_count("n", n, 1)
+        try:
+            return self._blocking.get_many(n, self._deliver, block, timeout)
+        except Empty:
+            raise self._nothing_waits() from None
+
+    def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Delivery, Any]:
+        try:
+            return self._blocking.claim(self._deliver, block, timeout, claims)
+        except Empty:
+            raise self._nothing_waits() from None
+
+    def _nothing_waits(self) -> Empty:
+        """Says what is in work: a program that left another object open would wait for ever at this one."""
+        held = self._table.claimed()
+        if not held:
+            return Empty()
+        return Empty(
+            f"nothing waits in {self!r}, and {held} in work (unack_count()): delivered by this object, or by"
+            " another one that is open, here or in another process; nack() or close() there gives back"
+        )
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
         delivery = Delivery(record, self._decode(record)[1], None)
@@ -116,26 +180,27 @@ class BaseAckQueue(BaseSQLQueue):
         delivery.raw = self._raw(record, delivery.item)
         return delivery, delivery
 
-    def _hand_over(self, deliveries: Sequence[Delivery]) -> list[Any]:
-        for forgotten in self._deliveries.add(deliveries):
-            self._blocking.drop(forgotten)
-        return [delivery.item if delivery.raw is None else delivery.raw for delivery in deliveries]
-
     # Settling.
 
-    def ack(self, item: Any = _NO_ITEM, id: int | None = None) -> int | None:
+    def ack(self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None) -> int | None:
         """Acknowledge an item: it is done.
+
+        Cost: 1 transaction. At ``"power"`` also 1 sync, which threads that write at the same time share; at
+        ``"process"`` none.
 
         :param item: the object that ``get`` returned, or a raw one, which may be a copy.
         :param id: the item's id, instead.
         :return: its id; ``None`` if this object has not delivered it, or it was settled already.
+        :raise NotClaimedError: with ``strict``, in the place of ``None``.
         :raise StaleClaimError: the claim was lost, as its lease ran out; somebody else may have the item.
         :raise ValueError: both or neither were given. ``None`` beside an id is not given.
         :raise TypeError: ``id`` is no id.
         """
         return self._settle(item, id, self._acknowledge, 0)
 
-    def ack_failed(self, item: Any = _NO_ITEM, id: int | None = None) -> int | None:
+    def ack_failed(
+        self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None
+    ) -> int | None:
         """Set an item aside for good: it is not delivered again, and stays stored until
         :meth:`clear_acked_data`. As :meth:`ack` otherwise.
         """
@@ -143,8 +208,8 @@ class BaseAckQueue(BaseSQLQueue):
 
     def nack(
         self,
-        item: Any = _NO_ITEM,
-        id: int | None = None,
+        item: T | dict[str, Any] = _NO_ITEM,
+        id: int | dict[str, Any] | None = None,
         *,
         delay: float | None = None,
         to_back: bool = False,
@@ -159,7 +224,7 @@ class BaseAckQueue(BaseSQLQueue):
         :return: its id, the new one where it got one.
         """
         if delay is not None:
-            checked_seconds("delay", delay)
+            delay = checked_seconds("delay", delay)
         return self._settle(item, id, partial(self._table.give_back, delay=delay, to_back=to_back), 1)
 
     def _acknowledge(self, id: int) -> int:
@@ -171,32 +236,55 @@ class BaseAckQueue(BaseSQLQueue):
         return id
 
     def _settle(self, item: Any, id: Any, verb: Callable[[int], int], ready: int) -> int | None:
-        delivery = self._find(item, id)
-        if delivery is None:
-            return None
+        found: list[Delivery] = []
         try:
-            result = self._deliveries.settle(delivery, verb)
+            self._find(item, id, found)
+            if not found:
+                self._refuse_not_held(id)
+                return None
+            result = self._deliveries.settle(found[0], verb)
+            self._blocking.let_go(found[0], ready)
+            return result
         except ClaimError as error:
-            self._blocking.drop(delivery)
+            if not found:
+                raise
+            self._blocking.drop(found[0])
             if isinstance(error, StaleClaimError):
                 raise
-            return None  # another thread settled it at the same time
-        self._blocking.let_go(delivery, ready)
-        return result
+            self._refuse_not_held(found[0].id)  # another thread settled it at the same time
+            return None
+        except BaseException:  # out of a signal handler, perhaps
+            if found:
+                self._deliveries.put_back(found[0])
+            raise
 
-    def _find(self, item: Any, id: Any) -> Delivery | None:
+    def _refuse_not_held(self, id: Any) -> None:
+        if not self.strict:
+            return
+        which = "that item" if id is None else f"item {self._checked_id(id)}"
+        remedy = (
+            "it is found by identity: give the object that get() returned, its raw form, or its id"
+            if id is None
+            else "skip() removes what waits"
+        )
+        raise NotClaimedError(
+            f"{which} is not in the hands of {self!r}: it was settled already or given back, or another"
+            f" object got it; {remedy}"
+        )
+
+    def _find(self, item: Any, id: Any, found: list[Delivery]) -> None:
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
         if id is not None:
             if item is not _NO_ITEM and item is not None:
                 raise ValueError("give the item or its id, not both")
-            return self._deliveries.pop_id(self._checked_id(id))
+            self._deliveries.pop_id(self._checked_id(id), found)
+            return
         if item is _NO_ITEM:
             raise ValueError("give the item, or its id")
-        found = self._deliveries.pop_item(item)
-        if found is None and self._is_raw(item) and isinstance(item["pqid"], int):
-            found = self._deliveries.pop_id(item["pqid"], item["timestamp"])
-        return found
+        self._deliveries.pop_item(item, found)
+        if not found and self._is_raw(item) and isinstance(item["pqid"], int):
+            self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
 
     # Life and death.
 

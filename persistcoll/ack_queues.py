@@ -8,9 +8,10 @@ import warnings
 from typing import Any
 
 from persistcoll.ack_base import BaseAckQueue
-from persistcoll.base import checked_count
+from persistcoll.engine.arguments import checked_count, checked_seconds
 from persistcoll.engine.values import LIFO, UNIQUE, Backoff, Durability, Record, Retry, State
-from persistcoll.sql_base import checked_backoff, checked_seconds
+from persistcoll.parameters import T
+from persistcoll.sql_base import checked_backoff
 
 __all__ = ["AckStatus", "FIFOSQLiteAckQueue", "FILOSQLiteAckQueue", "SQLiteAckQueue", "UniqueAckQ"]
 
@@ -42,7 +43,7 @@ _STATUS = {
 }
 
 
-class SQLiteAckQueue(BaseAckQueue):
+class SQLiteAckQueue(BaseAckQueue[T]):
     """A first-in, first-out queue in an SQLite database whose items stay until somebody says what became
     of them.
 
@@ -79,6 +80,8 @@ class SQLiteAckQueue(BaseAckQueue):
         that a crash or the end of a lease gives back.
     :param keep_acked: at least how many of the newest acknowledged items stay in the database; 0: none;
         ``None``: all.
+    :param strict: ``ack``, ``nack`` and ``ack_failed`` of what this object does not hold raise
+        :exc:`~persistcoll.NotClaimedError`; otherwise they return ``None``.
     """
 
     _kind = "fifo ack"
@@ -98,6 +101,7 @@ class SQLiteAckQueue(BaseAckQueue):
         max_attempts: int | None = None,
         backoff: float | Backoff | None = None,
         keep_acked: int | None = 1000,
+        strict: bool = False,
         maxsize: int = 0,
         durability: Durability = "power",
         trust_directory: bool = False,
@@ -105,15 +109,20 @@ class SQLiteAckQueue(BaseAckQueue):
     ) -> None:
         if not auto_commit:
             warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
-        if lease is not None and checked_seconds("lease", lease) <= 0:
-            raise ValueError("'lease' must be above 0")
+        if lease is not None:
+            lease = checked_seconds("lease", lease)
+            if not lease:
+                raise ValueError("'lease' must be above 0")
         if max_attempts is not None:
-            checked_count("max_attempts", max_attempts, 1)
+            max_attempts = checked_count("max_attempts", max_attempts, 1)
+        if keep_acked is not None:
+            keep_acked = checked_count("keep_acked", keep_acked)
+        backoff = checked_backoff(backoff)
         retry = Retry(
             lease=lease,
             max_attempts=max_attempts,
-            backoff=checked_backoff(backoff),
-            keep_done=_ALL if keep_acked is None else checked_count("keep_acked", keep_acked),
+            backoff=backoff,
+            keep_done=_ALL if keep_acked is None else keep_acked,
             resume=bool(auto_resume),
         )
         own = {
@@ -122,6 +131,7 @@ class SQLiteAckQueue(BaseAckQueue):
             "max_attempts": max_attempts,
             "backoff": backoff,
             "keep_acked": keep_acked,
+            "strict": bool(strict),
         }
         super().__init__(
             path,
@@ -135,6 +145,7 @@ class SQLiteAckQueue(BaseAckQueue):
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
             retry=retry,
+            maker=SQLiteAckQueue,
             own=own,
         )
 
@@ -199,14 +210,14 @@ class SQLiteAckQueue(BaseAckQueue):
 FIFOSQLiteAckQueue = SQLiteAckQueue
 
 
-class FILOSQLiteAckQueue(SQLiteAckQueue):
+class FILOSQLiteAckQueue(SQLiteAckQueue[T]):
     """A :class:`SQLiteAckQueue` that gives the newest item first."""
 
     _discipline = LIFO
     _kind = "lifo ack"
 
 
-class UniqueAckQ(SQLiteAckQueue):
+class UniqueAckQ(SQLiteAckQueue[T]):
     """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ`.
 
     An item may be put again once it was acknowledged or set aside.
@@ -227,6 +238,6 @@ class UniqueAckQ(SQLiteAckQueue):
     _discipline = UNIQUE
     _kind = "unique ack"
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         """Whether an equal item waits, or was got and is not settled."""
         return self._holds(item)

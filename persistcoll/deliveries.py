@@ -62,7 +62,8 @@ class Deliveries:
 
     def clear(self) -> None:
         """Forget all of them; after a fork, too, when a thread that is not there may hold the lock."""
-        self._mutex = threading.Lock()
+        # Re-entrant: a signal handler may come in within any of its holders, and settle another item.
+        self._mutex = threading.RLock()
         self._by_id: dict[int, Delivery] = {}
         # An object is kept alive by its deliveries, so no other one gets its identity meanwhile.
         self._by_identity: dict[int, Delivery | list[Delivery]] = {}
@@ -97,6 +98,11 @@ class Deliveries:
                 self._list(delivery)
             return self._forget() if len(self._lost) > _REMEMBERED else ()
 
+    def hand_over(self, deliveries: Sequence[Delivery]) -> tuple[list[Any], Sequence[Delivery]]:
+        """They are given to this thread: the items, or their raw form, and what :meth:`add` forgets."""
+        forgotten = self.add(deliveries)
+        return [each.item if each.raw is None else each.raw for each in deliveries], forgotten
+
     def _choose(self, delivery: Delivery, other: Delivery) -> None:
         """Of two of the same record the one that was claimed first is lost, however late it comes."""
         if other.attempts > delivery.attempts:
@@ -123,21 +129,22 @@ class Deliveries:
 
     def _unlist(self, delivery: Delivery) -> None:
         for thing in _objects(delivery):
-            listed = self._by_identity[id(thing)]
-            if isinstance(listed, list):
+            listed = self._by_identity.get(id(thing))
+            if isinstance(listed, list) and delivery in listed:
                 listed.remove(delivery)
-            if listed is delivery or not listed:
-                del self._by_identity[id(thing)]
+            if listed is delivery or listed == []:
+                self._by_identity.pop(id(thing), None)
 
-    # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays.
+    # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays. It goes
+    # into a list of the caller's in the same step, so that a caller that is interrupted can put it back.
 
-    def pop_item(self, item: Any) -> Delivery | None:
+    def pop_item(self, item: Any, into: list[Delivery]) -> None:
         """The oldest delivery of this object: to this thread, else to any; if all were lost, a lost one."""
         with self._mutex:
             found = self._find(self._by_identity.get(id(item), ()))
             if found is not None:
+                into.append(found)
                 self._remove(found)
-            return found
 
     def _find(self, listed: Delivery | Sequence[Delivery]) -> Delivery | None:
         if isinstance(listed, Delivery):
@@ -153,20 +160,34 @@ class Deliveries:
                 elsewhere = elsewhere or delivery
         return elsewhere or lost
 
-    def pop_id(self, id: int, time: object = None) -> Delivery | None:
+    def pop_id(self, id: int, into: list[Delivery], time: object = None) -> None:
         """The delivery of the record with this id, and put at this time if that is known."""
         with self._mutex:
             found = self._by_id.get(id)
-            if found is None or (time is not None and found.time != time):
-                return None
-            self._remove(found)
-            return found
+            if found is not None and (time is None or found.time == time):
+                into.append(found)
+                self._remove(found)
 
     def _remove(self, delivery: Delivery) -> None:
         # Listed, and not lost, is what is here.
         if self._by_id.get(delivery.id) is delivery:
-            del self._by_id[delivery.id]
+            self._by_id.pop(delivery.id, None)
             self._unlist(delivery)
+
+    def put_back(self, delivery: Delivery) -> None:
+        """It left the book, and was not settled as far as is known. Idempotent."""
+        with self._mutex:
+            if delivery.settled or delivery.lost:
+                return
+            if self._by_id.setdefault(delivery.id, delivery) is not delivery:
+                self._lose(delivery)
+            self._unlist(delivery)
+            self._list(delivery, first=True)
+
+    def forget(self, delivery: Delivery) -> None:
+        """Nobody has got it after all."""
+        with self._mutex:
+            self._remove(delivery)
 
     # Settling.
 
@@ -179,7 +200,10 @@ class Deliveries:
         :raise NotClaimedError: it was settled at the same time.
         """
         if delivery.lost:
-            raise StaleClaimError(f"item {delivery.id} was delivered again since: its lease ran out")
+            raise StaleClaimError(
+                f"item {delivery.id} was delivered again since, because its lease ran out; its present holder"
+                " settles it, and a longer lease= prevents that"
+            )
         try:
             result = verb(delivery.id)
         except StaleClaimError:
@@ -190,10 +214,7 @@ class Deliveries:
         except ClaimError:
             raise
         except BaseException:
-            with self._mutex:
-                if self._by_id.setdefault(delivery.id, delivery) is not delivery:
-                    self._lose(delivery)
-                self._list(delivery, first=True)
+            self.put_back(delivery)
             raise
         delivery.settled = True
         return result

@@ -74,10 +74,17 @@ def refuse_if_others_may_write(paths: Iterable[str], serializer: str) -> None:
             continue
         except OSError as error:
             raise storage_error(error, "opening", name) from error
-        if status.st_mode & 0o022 or status.st_uid not in _trusted_owners():
-            raise StorageError(
-                f"others may write {name!r} (mode {status.st_mode & 0o777:o}, owner {status.st_uid}),"
-                f" and reading a store with {serializer!r} runs whatever code it holds; chmod go-w,"
-                " use another serializer, or trust_directory=True",
-                errno.EPERM,
-            )
+        found = f"mode {status.st_mode & 0o777:o}, owner {status.st_uid}"
+        if status.st_mode & 0o022:
+            why, remedy = f"others may write {name!r} ({found})", "chmod go-w"
+        elif status.st_uid not in _trusted_owners():
+            # Refuses root, too: the user's code would run with root's rights.
+            user = f"this process is user {os.geteuid()}"
+            why, remedy = f"{name!r} belongs to another user ({found}; {user})", "run as that user"
+        else:
+            continue
+        raise StorageError(
+            f"{why}, and reading a store with {serializer!r} runs whatever code it holds; {remedy},"
+            " use another serializer, or trust_directory=True",
+            errno.EPERM,
+        )

@@ -115,7 +115,7 @@ class StorageFullError(StorageError):
 
 
 class LockedError(StorageError):
-    """Another process holds what was asked for.
+    """Another process, or another object of this one, holds what was asked for.
 
     :ivar pid: the process id of the holder, where it is known.
     """

@@ -35,10 +35,11 @@ class GroupCommit:
         self._path = path
         self._failed = failed
         self._combiner = Combiner[_Ticket](self._sync)
-        self._mutex = threading.Lock()
+        # Re-entrant, for a signal handler that writes and syncs within a sync of its thread.
+        self._mutex = threading.RLock()
         self._fd = -1
-        self._syncing = -1  # the descriptor in a sync right now
-        self._retired: list[int] = []  # to be closed after that sync
+        self._in_sync: dict[object, int] = {}  # by call: the descriptor that it syncs
+        self._retired: list[int] = []  # to be closed after that; -1: closed
         self._failure: StorageError | None = None
         self.written = 0
         self.end = 0
@@ -90,14 +91,29 @@ class GroupCommit:
             if fd >= 0:
                 close_quietly(self._disk, fd)
         self._fd = -1
+        self._retired.clear()
 
     def _retire(self, fd: int) -> None:
-        # A descriptor that somebody is syncing must not be closed: its number could come back as
-        # another file.
-        if fd == self._syncing and fd >= 0:
+        if fd >= 0:
             self._retired.append(fd)
-        elif fd >= 0:
-            close_quietly(self._disk, fd)
+            self._close_retired()
+
+    def _close_retired(self) -> None:
+        """With the mutex held: close what nobody syncs.
+
+        A descriptor that somebody is syncing must not be closed, because its number could come back as
+        another file.
+        """
+        retired, in_sync = self._retired, self._in_sync
+        for at, fd in enumerate(retired):
+            if fd >= 0 and fd not in in_sync.values():
+                retired[at] = -1  # before, without a call in between: nobody closes it twice
+                try:
+                    self._disk.close(fd)
+                except OSError:
+                    pass  # it comes after every sync that counts
+        if max(retired, default=-1) < 0:
+            retired.clear()
 
     def commit(self, ticket: int) -> None:
         """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
@@ -105,30 +121,36 @@ class GroupCommit:
             self._combiner.submit(_Ticket(ticket))
 
     def _sync(self, tickets: Sequence[_Ticket], waiting: Callable[[], None]) -> None:
-        with self._mutex:
-            fd, written, end = self._fd, self.written, self.end
-            wanted = max(ticket.number for ticket in tickets) > self.durable
-            if self._failure is None and wanted:
-                self._syncing = fd
-        synced = False
-        waiting()
+        call = object()
         try:
-            if self._failure is None and wanted and fd >= 0:  # below 0: the owner closed, having synced
-                self._disk.sync(fd)
-            synced = self._failure is None
-        except OSError as error:
-            self._fail(error)
-        finally:
             with self._mutex:
-                self._syncing = -1
-                for retired in self._retired:
-                    close_quietly(self._disk, retired)
-                self._retired.clear()
-                if synced and fd == self._fd and written > self.durable:
-                    self.durable, self.durable_end = written, end
+                fd, written, end = self._fd, self.written, self.end
+                wanted = max([ticket.number for ticket in tickets]) > self.durable
+                if self._failure is None and wanted and fd >= 0:  # below 0: the owner closed, having synced
+                    self._in_sync[call] = fd
+            waiting()
+            if call in self._in_sync:
+                self._disk.sync(fd)
+                with self._mutex:
+                    if fd == self._fd and written > self.durable:
+                        self.durable, self.durable_end = written, end
+            self._let_go(call)
+        except OSError as error:
+            self._let_go(call)
+            if error.errno is None:  # a signal handler's own, such as TimeoutError
+                raise
+            self._fail(error)
+        except BaseException:  # out of a signal handler, perhaps where _let_go() began
+            self._let_go(call)
+            raise
         if self._failure is not None:
             for ticket in tickets:
                 ticket.failure = self._unknown(self._failure)
+
+    def _let_go(self, call: object) -> None:
+        with self._mutex:
+            self._in_sync.pop(call, None)
+            self._close_retired()
 
     def _fail(self, error: OSError) -> None:
         self._failure = storage_error(error, "syncing", self._path)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -15,7 +15,9 @@ from persistcoll.engine import contracts
 from persistcoll.engine.gathering import Gathering
 from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
 from persistcoll.errors import DecodeError, EncodeError
+from persistcoll.parameters import K, V
 from persistcoll.pdict_views import PDictItems, PDictKeys, PDictValues
+from persistcoll.reopening import Reopenable, Reopening
 from persistcoll.serializers.base import Codec, decode_error, encode_error
 from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
 
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MISSING", "BaseDict"]
 
-K = TypeVar("K")
-V = TypeVar("V")
 K2 = TypeVar("K2")
 V2 = TypeVar("V2")
 T = TypeVar("T")
@@ -42,7 +42,7 @@ _LONGEST_KEY = 1 << 16
 _LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for the key
 
 
-class BaseDict(MutableMapping[K, V]):
+class BaseDict(Reopenable, MutableMapping[K, V]):
     """A :class:`dict` whose pairs live in a mapping of bytes. From any thread."""
 
     def __init__(
@@ -52,11 +52,9 @@ class BaseDict(MutableMapping[K, V]):
         *,
         auto_commit: bool,
         description: str,
-        reopen: tuple[Callable[..., Any], dict[str, Any]],
+        reopening: Reopening,
     ) -> None:
-        """:param reopen: what makes the same dict in another process, and its arguments."""
         self._description = description
-        self._reopen = reopen
         self._codec = codec
         self._dumps = codec.dumps
         self._loads = codec.loads
@@ -68,6 +66,7 @@ class BaseDict(MutableMapping[K, V]):
         self._closed = False
         self._inherited = False
         follow_forks(self)
+        self._reopen_with(reopening)
 
     # Between objects and bytes.
 
@@ -377,17 +376,8 @@ class BaseDict(MutableMapping[K, V]):
         self._inherited = True
         self._store.abandon()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by location: unpickling opens the same dict."""
-        make, arguments = self._reopen
-        return _make, (make, arguments)
-
     def __repr__(self) -> str:
         return f"<{self._description}{' closed' if self._closed else ''}>"
-
-
-def _make(make: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    return make(**arguments)
 
 
 def _merged(one: Any, other: Any) -> Any:

@@ -6,18 +6,21 @@ import os
 import pickle
 from typing import Any
 
-from persistcoll.base import BaseQueue, checked_choice, checked_count
+from persistcoll.base import BaseQueue
 from persistcoll.disk import Disk
+from persistcoll.engine.arguments import checked_choice, checked_count
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo, Seal
+from persistcoll.parameters import T
+from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
 
 __all__ = ["Queue"]
 
 
-class Queue(BaseQueue):
+class Queue(BaseQueue[T]):
     """A first-in, first-out queue in a directory of files.
 
     Several processes may put, one process at a time gets (the one that got first, until it
@@ -72,12 +75,13 @@ class Queue(BaseQueue):
         allow_network_fs: bool = False,
         _disk: Disk | None = None,
     ) -> None:
+        given = frozenset(vars(self))
         directory = os.path.abspath(os.fspath(path))
         checked_choice("durability", durability, "power", "process")
         checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
         maxsize = checked_count("maxsize", maxsize)
         if chunksize is not None:
-            checked_count("chunksize", chunksize, 1)
+            chunksize = checked_count("chunksize", chunksize, 1)
         serializer = resolve(serializer)
 
         def seal_for(store_id: bytes) -> Seal | None:
@@ -92,7 +96,6 @@ class Queue(BaseQueue):
             allow_network_fs=allow_network_fs,
             tempdir=None if tempdir is None else os.path.abspath(os.fspath(tempdir)),
         )
-        store = Fifo(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
         arguments = {
             "path": directory,
             "chunksize": chunksize,
@@ -104,13 +107,18 @@ class Queue(BaseQueue):
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
         }
-        super().__init__(
-            BlockingQueue(store, maxsize, autosave),
-            codec(serializer, store.store_id),
-            description=f"{type(self).__name__} {directory!r}",
-            reopen=(type(self), arguments),
-        )
         self.path = directory
+        store = Fifo(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
+        try:
+            super().__init__(
+                BlockingQueue(store, maxsize, autosave),
+                codec(serializer, store.store_id),
+                description=f"{type(self).__name__} {directory!r}",
+                reopening=Reopening(Queue, arguments, given),
+            )
+        except BaseException:  # nobody will close it
+            store.close()
+            raise
 
     @property
     def autosave(self) -> bool:

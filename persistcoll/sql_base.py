@@ -6,35 +6,34 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal, TypeGuard, overload
 
-from persistcoll.base import BaseQueue, checked_choice, checked_count
+from persistcoll.base import BaseQueue
+from persistcoll.engine.arguments import checked_choice, checked_count, checked_integer, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Table
 from persistcoll.engine.values import FIFO, Backoff, Discipline, Durability, Entry, Record, Retry, State
+from persistcoll.errors import DecodeError
+from persistcoll.parameters import T
+from persistcoll.reopening import Reopening
 from persistcoll.serializers import canonical, codec, locate, resolve
-from persistcoll.serializers.base import Seal
+from persistcoll.serializers.base import Seal, decode_error
 from persistcoll.tables.opening import Place, open_table
 
-__all__ = ["BaseSQLQueue", "checked_backoff", "checked_seconds"]
+__all__ = ["BaseSQLQueue", "checked_backoff"]
 
 _HIGHEST_ID = (1 << 63) - 1
-
-
-def checked_seconds(name: str, value: Any) -> float:
-    """``value`` if it is a number of seconds.
-
-    :raise TypeError: not a number.
-    :raise ValueError: negative, NaN, or more than a float holds.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name!r} must be a number of seconds, not {type(value).__name__}")
-    if not value >= 0:
-        raise ValueError(f"{name!r} must not be negative, not {value}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name!r} is too large a number of seconds") from None
+_SET_ASIDE = (
+    "clear_acked_data(None, 0, clear_ack_failed=True) removes it, with all that are kept or set aside"
+)
+_REMOVED_BY = {
+    State.DELAYED: "skip() removes it when its delay is over",
+    State.CLAIMED: "skip() removes it when its holder has given it back",
+    State.DONE: "clear_acked_data(None, 0) removes it, with all that are kept",
+    State.FAILED: _SET_ASIDE,
+    State.DEAD: _SET_ASIDE,
+}
+"""What removes an item that cannot be deserialized, and does not wait."""
 
 
 def checked_backoff(value: Any) -> Backoff | None:
@@ -45,7 +44,7 @@ def checked_backoff(value: Any) -> Backoff | None:
     return Backoff(base=seconds, factor=1, limit=seconds, jitter=0)
 
 
-class BaseSQLQueue(BaseQueue):
+class BaseSQLQueue(BaseQueue[T]):
     """A queue in a table of an SQLite database.
 
     The classes pick a discipline, and say how items are acknowledged. Every method may be called from any
@@ -70,9 +69,13 @@ class BaseSQLQueue(BaseQueue):
         trust_directory: bool,
         allow_network_fs: bool,
         retry: Retry,
+        maker: type[BaseSQLQueue[Any]],
         own: dict[str, Any],
     ) -> None:
-        """:param own: arguments that only the class knows, for it to be made again with them."""
+        """:param maker: the class whose constructor calls this one, and can be called to make it again.
+        :param own: arguments that only that class knows.
+        """
+        given = frozenset(vars(self))
         checked_choice("durability", durability, "power", "process")
         maxsize = checked_count("maxsize", maxsize)
         timeout = checked_seconds("timeout", timeout)
@@ -86,19 +89,6 @@ class BaseSQLQueue(BaseQueue):
         def unseal_for(store_id: bytes) -> Seal | None:
             return codec(serializer, store_id).unseal
 
-        table = open_table(
-            place,
-            name=name,
-            kind=self._kind,
-            discipline=self._discipline,
-            retry=retry,
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            durability=durability,
-            seal_for=seal_for,
-            unseal_for=unseal_for,
-        )
-        self._table: Table = table
         # What is put is its payload, without a key or a priority.
         self._bare = not (self._discipline.unique or self._discipline.by_priority)
         self._in_memory = place.file == ":memory:"
@@ -119,12 +109,29 @@ class BaseSQLQueue(BaseQueue):
             "allow_network_fs": allow_network_fs,
             **own,
         }
-        super().__init__(
-            self._wait_on(table, maxsize, auto_commit),
-            codec(serializer, table.store_id),
-            description=f"{type(self).__name__} {name!r} in {place.file!r}",
-            reopen=(type(self), arguments),
+        table = open_table(
+            place,
+            name=name,
+            kind=self._kind,
+            discipline=self._discipline,
+            retry=retry,
+            serializer=serializer.name,
+            executes_code=serializer.executes_code,
+            durability=durability,
+            seal_for=seal_for,
+            unseal_for=unseal_for,
         )
+        try:
+            self._table: Table = table
+            super().__init__(
+                self._wait_on(table, maxsize, auto_commit),
+                codec(serializer, table.store_id),
+                description=f"{type(self).__name__} {name!r} in {place.file!r}",
+                reopening=Reopening(maker, arguments, given),
+            )
+        except BaseException:  # nobody will close it
+            table.close()
+            raise
 
     def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
         return BlockingQueue(table, maxsize, auto_commit, **self._putting(table))
@@ -134,7 +141,7 @@ class BaseSQLQueue(BaseQueue):
         if self._bare:
             return {}
         return {
-            "append": lambda entry, capacity: table.put((entry,), capacity)[0],
+            "append": lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
             "append_many": table.put,
         }
 
@@ -145,14 +152,17 @@ class BaseSQLQueue(BaseQueue):
 
     # Putting.
 
-    def _entry(self, item: Any) -> bytes | Entry:
+    def _entry(self, item: object) -> bytes | Entry:
         payload = self._encode(item)
         if self._discipline.unique:
             return Entry(payload, key=_key(item))
         return Entry(payload) if self._discipline.by_priority else payload
 
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> int | None:  # type: ignore[override]
-        """Store ``item``. When this returns, it is durable.
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> int | None:  # type: ignore[override]
+        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+
+        Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
+        threads that write at the same time share; at ``"process"`` none.
 
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
@@ -170,20 +180,22 @@ class BaseSQLQueue(BaseQueue):
         entry = self._encode(item) if self._bare else self._entry(item)
         return self._put(entry, block, timeout)  # type: ignore[no-any-return]
 
-    def put_nowait(self, item: Any) -> int | None:  # type: ignore[override]
+    def put_nowait(self, item: T) -> int | None:  # type: ignore[override]
         """``put(item, block=False)``."""
         return self.put(item, False)
 
     def put_many(  # type: ignore[override]
-        self, items: Iterable[Any], block: bool = True, timeout: float | None = None
+        self, items: Iterable[T], block: bool = True, timeout: float | None = None
     ) -> list[int | None]:
         """Store all of ``items``, in order, or none, in one transaction; return what ``put`` would for each.
+
+        Cost: that of one :meth:`put`, however many they are.
 
         Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
         """
         return list(self._blocking.put_many([self._entry(item) for item in items], block, timeout))
 
-    def update(self, item: Any, id: int | None = None) -> int | None:
+    def update(self, item: T | dict[str, Any], id: int | dict[str, Any] | None = None) -> int | None:
         """Store another item in the place of one that waits or is in work.
 
         It keeps its place, its id, its time and its priority. Whoever has got it already has the old one.
@@ -206,13 +218,36 @@ class BaseSQLQueue(BaseQueue):
 
     # Getting.
 
+    @overload
     def get(
-        self, block: bool = True, timeout: float | None = None, id: int | None = None, raw: bool = False
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        raw: Literal[False] = False,
+    ) -> T: ...
+    @overload
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        raw: bool = False,
+    ) -> Any: ...
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        raw: bool = False,
     ) -> Any:
         """Take the next item.
 
         It stays stored until it is acknowledged: here and now with ``auto_commit``, else by
         :meth:`task_done`.
+
+        Cost: 1 transaction. With ``auto_commit`` at ``"power"`` also 1 sync, which threads that write at the
+        same time share; otherwise none.
 
         :param block: wait for an item while there is none.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
@@ -233,7 +268,11 @@ class BaseSQLQueue(BaseQueue):
             return self._get(use, block, timeout)
         return self._get(use, block, timeout, partial(self._table.take, id=self._checked_id(id)))
 
-    def get_nowait(self, id: int | None = None, raw: bool = False) -> Any:
+    @overload
+    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
+    @overload
+    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any: ...
+    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any:
         """``get(block=False)``."""
         return self.get(False, None, id, raw)
 
@@ -244,25 +283,24 @@ class BaseSQLQueue(BaseQueue):
     def _raw(self, record: Record, item: Any) -> dict[str, Any]:
         return {"pqid": record.id, "data": item, "timestamp": record.time}
 
-    def _is_raw(self, thing: Any) -> bool:
+    def _is_raw(self, thing: Any) -> TypeGuard[dict[str, Any]]:
         """Whether it looks like what ``get(raw=True)`` gives; an item of the user's own may, too."""
         return isinstance(thing, dict) and thing.keys() == self._raw_keys
 
     def _checked_id(self, id: Any) -> int:
         if self._is_raw(id):
             id = id["pqid"]
-        if isinstance(id, bool) or not isinstance(id, int):
-            raise TypeError(f"an id is a whole number, as put() returns it, not {type(id).__name__}")
+        id = checked_integer("id", id, "a whole number, as put() returns it")
         if not 0 < id <= _HIGHEST_ID:
             raise ValueError(f"{id} cannot be the id of an item: they are above 0 and have 64 bits")
-        return id
+        return id  # type: ignore[no-any-return]
 
     # Removing and looking.
 
-    def skip(self, id: int | None = None) -> int | None:
+    def skip(self, id: int | dict[str, Any] | None = None) -> int | None:
         """Remove an item unseen: the one with this id (of an error), else the next one.
 
-        :return: its id; ``None`` if no such item waits.
+        :return: its id; ``None`` if no such item waits: it is gone, in somebody's hands, or delayed.
         :raise TypeError: ``id`` is no id.
         :raise ValueError: ``id`` cannot be one.
         """
@@ -272,12 +310,22 @@ class BaseSQLQueue(BaseQueue):
         """Everything that the database holds of this queue, oldest first, without taking it.
 
         :return: for each item ``{"id", "data", "timestamp"}``.
-        :raise DecodeError: an item cannot be deserialized; ``skip(error.id)`` removes it.
+        :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
         return [self._row(state, record) for state, record in self._table.rows()]
 
     def _row(self, state: State, record: Record) -> dict[str, Any]:
-        return {"id": record.id, "data": self._decode(record)[1], "timestamp": record.time}
+        try:
+            item = self._decode(record)[1]
+        except DecodeError as error:
+            if state is State.READY:
+                raise
+            why = decode_error(self._codec, None, error.__cause__ or error)
+            raise DecodeError(
+                f"item {record.id}, which is {state.value}, is {why}; it stays stored, {_REMOVED_BY[state]}",
+                record.id,
+            ) from error
+        return {"id": record.id, "data": item, "timestamp": record.time}
 
     @property
     def total(self) -> int:
@@ -293,11 +341,6 @@ class BaseSQLQueue(BaseQueue):
 
     def _holds(self, item: Any) -> bool:
         return self._table.holds(_key(item))
-
-    def __reduce__(self) -> tuple[Callable[..., BaseQueue], tuple[Any, ...]]:
-        if self._in_memory:
-            raise TypeError("a queue in memory cannot be passed to another process")
-        return super().__reduce__()
 
 
 def _key(item: Any) -> bytes:

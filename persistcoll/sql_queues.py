@@ -7,13 +7,15 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from persistcoll.engine.arguments import checked_number
 from persistcoll.engine.values import LIFO, PRIORITY, UNIQUE, Durability, Entry, Record, Retry, State
+from persistcoll.parameters import T
 from persistcoll.sql_base import BaseSQLQueue
 
 __all__ = ["FIFOSQLiteQueue", "FILOSQLiteQueue", "LIFOSQLiteQueue", "PriorityQueue", "SQLiteQueue", "UniqueQ"]
 
 
-class _CommittingQueue(BaseSQLQueue):
+class _CommittingQueue(BaseSQLQueue[T]):
     """What these queues are made with."""
 
     def __init__(
@@ -43,11 +45,12 @@ class _CommittingQueue(BaseSQLQueue):
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
             retry=Retry(),
+            maker=_CommittingQueue,
             own={},
         )
 
 
-class SQLiteQueue(_CommittingQueue):
+class SQLiteQueue(_CommittingQueue[T]):
     """A first-in, first-out queue in an SQLite database.
 
     Several processes may put and get at the same time, each with any number of threads. No item is ever
@@ -92,7 +95,7 @@ class SQLiteQueue(_CommittingQueue):
 FIFOSQLiteQueue = SQLiteQueue
 
 
-class FILOSQLiteQueue(SQLiteQueue):
+class FILOSQLiteQueue(SQLiteQueue[T]):
     """A last-in, first-out queue in an SQLite database: a stack. Else it is a :class:`SQLiteQueue`.
 
     >>> from persistcoll import FILOSQLiteQueue
@@ -110,7 +113,7 @@ class FILOSQLiteQueue(SQLiteQueue):
 LIFOSQLiteQueue = FILOSQLiteQueue
 
 
-class UniqueQ(SQLiteQueue):
+class UniqueQ(SQLiteQueue[T]):
     """A :class:`SQLiteQueue` that holds no two equal items: ``put`` of a second one stores nothing.
 
     Items are equal as in Python: dicts whatever the order of their keys, ``1 == 1.0 == True``. They are made
@@ -129,12 +132,12 @@ class UniqueQ(SQLiteQueue):
     _discipline = UNIQUE
     _kind = UNIQUE.name
 
-    def __contains__(self, item: Any) -> bool:
+    def __contains__(self, item: object) -> bool:
         """Whether an equal item waits, or was got and not acknowledged."""
         return self._holds(item)
 
 
-class PriorityQueue(_CommittingQueue):
+class PriorityQueue(_CommittingQueue[T]):
     """A queue in an SQLite database that gives the item with the lowest priority first.
 
     Among equal priorities the oldest comes first. It is made as a :class:`SQLiteQueue` is.
@@ -156,9 +159,11 @@ class PriorityQueue(_CommittingQueue):
     _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
 
     def put(  # type: ignore[override]
-        self, item: Any, priority: float = 0, block: bool = True, timeout: float | None = None
+        self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None
     ) -> int:
         """Store ``item``. When this returns, it is durable. Returns its id.
+
+        Cost: that of :meth:`SQLiteQueue.put`.
 
         :param priority: a whole number of 64 bits or a float; the lowest comes first.
         :param block: wait for room while the queue is full.
@@ -172,14 +177,16 @@ class PriorityQueue(_CommittingQueue):
         entry = Entry(self._encode(item), _checked_priority(priority))
         return self._put(entry, block, timeout)  # type: ignore[no-any-return]
 
-    def put_nowait(self, item: Any, priority: float = 0) -> int:  # type: ignore[override]
+    def put_nowait(self, item: T, priority: float = 0) -> int:  # type: ignore[override]
         """``put(item, priority, block=False)``."""
         return self.put(item, priority, False)
 
     def put_many(  # type: ignore[override]
-        self, items: Iterable[Any], priority: float = 0, block: bool = True, timeout: float | None = None
+        self, items: Iterable[T], priority: float = 0, block: bool = True, timeout: float | None = None
     ) -> list[int]:
         """Store all of ``items`` with one priority, in order, or none; return their ids.
+
+        Cost: that of one :meth:`put`, however many they are.
 
         Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
         """
@@ -195,10 +202,9 @@ class PriorityQueue(_CommittingQueue):
 
 
 def _checked_priority(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"'priority' must be an int or a float, not {type(value).__name__}")
+    value = checked_number("priority", value)
     if value != value:
         raise ValueError("'priority' must not be NaN: nothing is before or behind it")
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         raise ValueError("'priority' must be a whole number of 64 bits, or a float")
-    return value
+    return value  # type: ignore[no-any-return]

@@ -13,6 +13,9 @@ name         module              holds                                  needs
 ``raw``      :mod:`.raw`         bytes                                  nothing
 ===========  ==================  =====================================  =============================
 
+They are attributes of this package as well: ``serializers.json``. ``serializers.cbor2`` is the name that
+persist-queue has for :mod:`.cbor`.
+
 Each module's page lists what does not come back as it was put. Any other module or object with
 ``dumps`` and ``loads`` will do as well, see :func:`resolve`. ``signed``, ``compressed`` and
 ``encrypted`` (``persistcoll[crypto]``) go around any of them.
@@ -29,6 +32,9 @@ signed(compressed(json))
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from persistcoll.serializers.base import (
     Codec,
     Seal,
@@ -40,9 +46,17 @@ from persistcoll.serializers.base import (
     encode_error,
 )
 from persistcoll.serializers.canonical import canonical
-from persistcoll.serializers.keys import Keys, KeySource, key_file, key_from_env
 from persistcoll.serializers.registry import ModuleReference, codec, locate, resolve
-from persistcoll.serializers.wrappers import compressed, encrypted, signed
+
+if TYPE_CHECKING:
+    from persistcoll.serializers import cbor as cbor
+    from persistcoll.serializers import cbor2 as cbor2
+    from persistcoll.serializers import json as json
+    from persistcoll.serializers import msgpack as msgpack
+    from persistcoll.serializers import pickle as pickle
+    from persistcoll.serializers import raw as raw
+    from persistcoll.serializers.keys import Keys, KeySource, key_file, key_from_env
+    from persistcoll.serializers.wrappers import compressed, encrypted, signed
 
 __all__ = [
     "Codec",
@@ -66,3 +80,32 @@ __all__ = [
     "resolve",
     "signed",
 ]
+
+_MODULES = frozenset(("cbor", "cbor2", "json", "msgpack", "pickle", "raw"))
+# Imported when asked for first: most stores have no use for keys and hashes.
+_HOMES = {
+    "KeySource": "keys",
+    "Keys": "keys",
+    "compressed": "wrappers",
+    "encrypted": "wrappers",
+    "key_file": "keys",
+    "key_from_env": "keys",
+    "signed": "wrappers",
+}
+
+
+if not TYPE_CHECKING:  # a type checker would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        """:raises SerializerMissingError: a module whose library is not installed."""
+        if name in _MODULES:
+            return import_module(f"persistcoll.serializers.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"persistcoll.serializers.{_HOMES[name]}"), name)
+        globals()[name] = value  # found without this function from now on
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

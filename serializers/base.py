@@ -3,7 +3,8 @@
 The invariant: a store hands out only what it was given, or raises. So every exception of a
 serializer becomes an :class:`~persistcoll.errors.EncodeError` or a
 :class:`~persistcoll.errors.DecodeError`, and what a wrapper has to verify is verified before the
-first byte is decoded.
+first byte is decoded. :exc:`MemoryError` and :exc:`RecursionError` pass through unchanged, because
+they say something about the process and nothing about the item.
 
 An item is serialized before any lock is taken, and its record id exists only under the lock. A
 signature is bound to that id. That is why a :class:`Codec` has two halves: ``dumps`` and ``loads``
@@ -15,12 +16,12 @@ between objects and bytes, and ``seal`` and ``unseal`` between bytes and what is
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Protocol
 
 from persistcoll.errors import DecodeError, EncodeError, SerializerError, SerializerMissingError
@@ -125,7 +126,8 @@ class Sealed(ABC):
 def encode(codec: Codec | Serializer, obj: object) -> bytes:
     """``codec.dumps(obj)``, unsealed.
 
-    :raises EncodeError: for whatever exception that raised, which is its ``__cause__``.
+    :raises EncodeError: for whatever exception that raised, which is its ``__cause__``;
+        except ``MemoryError`` and ``RecursionError``, which pass through.
 
     >>> from persistcoll.serializers import json
     >>> encode(json, [1, None])
@@ -144,7 +146,8 @@ def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any
     """``codec.loads(data)``, of data already unsealed.
 
     :param id: the record's id, for the error.
-    :raises DecodeError: for whatever exception that raised, which is its ``__cause__``.
+    :raises DecodeError: for whatever exception that raised, which is its ``__cause__``;
+        except ``MemoryError`` and ``RecursionError``, which pass through.
 
     >>> from persistcoll.serializers import json
     >>> decode(json, b'[1,null]')
@@ -160,13 +163,23 @@ def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any
 
 
 def encode_error(codec: Codec | Serializer, item: object, cause: BaseException) -> EncodeError:
-    """The error for a ``dumps`` that raised ``cause``. It names types, never the item."""
+    """The error for a ``dumps`` that raised ``cause``. It names types, never the item.
+
+    :raises MemoryError: the process ran out of memory.
+    :raises RecursionError: the process ran out of stack.
+    """
+    _raise_shortage(cause)
     kind = type(item).__qualname__
     return EncodeError(f"an item of type {kind} cannot be serialized with {codec.name!r} ({_why(cause)})")
 
 
 def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException) -> DecodeError:
-    """The error for an ``unseal`` or a ``loads`` that raised ``cause``. It never quotes the payload."""
+    """The error for an ``unseal`` or a ``loads`` that raised ``cause``. It never quotes the payload.
+
+    :raises MemoryError: the process ran out of memory.
+    :raises RecursionError: the process ran out of stack.
+    """
+    _raise_shortage(cause)
     if id is None:
         return DecodeError(f"bytes that cannot be deserialized with {codec.name!r} ({_why(cause)})")
     return DecodeError(
@@ -176,9 +189,44 @@ def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException
     )
 
 
+def _raise_shortage(cause: BaseException) -> None:
+    """Raise the shortage of memory or stack that ``cause`` is, or that a library wrapped in it.
+
+    The documented reaction to a ``DecodeError`` is ``skip(error.id)``. A consumer that is short of memory
+    must not throw good items away, one after the other.
+    """
+    for error in (cause, cause.__cause__):  # cbor2 raises its own exception from the MemoryError
+        if isinstance(error, (MemoryError, RecursionError)):
+            raise error from error.__cause__
+
+
 def _why(cause: BaseException) -> str:
     # A library's message may quote what it choked on; ours do not.
-    return str(cause) if isinstance(cause, SerializerError) else type(cause).__name__
+    if isinstance(cause, SerializerError):
+        return str(cause)
+    kind, missing = type(cause).__name__, _missing(cause)
+    return kind if missing is None else f"{kind}: this process has no {missing}"
+
+
+_no_attribute = re.compile(r"Can't get (?:local )?attribute '([^']*)' on <module '([^']*)'").match
+_is_dotted_name = re.compile(r"[\w<>]+(?:\.[\w<>]+)*").fullmatch
+
+
+def _missing(cause: BaseException) -> str | None:
+    """The module or class that was looked for and not found, if that is what happened.
+
+    Its name is no payload: it stands in the writer's source. Text that is no name may be anything.
+    """
+    name: str | None = None
+    if isinstance(cause, ModuleNotFoundError):
+        what, name = "module", cause.name
+    elif isinstance(cause, AttributeError):
+        found = _no_attribute(str(cause))  # pickle's own words, without the attributes `name` and `obj`
+        if found is not None:
+            what, name = "class or function", f"{found[2]}.{found[1]}"
+        elif isinstance(cause.obj, ModuleType):
+            what, name = "class or function", f"{cause.obj.__name__}.{cause.name}"
+    return f"{what} {name}" if name is not None and len(name) < 200 and _is_dotted_name(name) else None
 
 
 def library(name: str, extra: str, minimum: tuple[int, int]) -> Any:
@@ -189,15 +237,17 @@ def library(name: str, extra: str, minimum: tuple[int, int]) -> Any:
     :raises SerializerMissingError: if it cannot be imported or is older; the message holds the
         pip command.
     """
+    from importlib import metadata  # it takes 17 ms to import, and most stores need no library
+
     install = f"pip install 'persistcoll[{extra}]'"
     project = name.partition(".")[0]
     try:
-        module = importlib.import_module(name)
+        module = import_module(name)
     except ImportError as cause:
         raise SerializerMissingError(f"{project} cannot be imported: {install}") from cause
     try:
-        release = importlib.metadata.version(project)
-    except importlib.metadata.PackageNotFoundError:
+        release = metadata.version(project)
+    except metadata.PackageNotFoundError:
         return module  # a copy without metadata: whoever put it there chose the release
     if tuple(map(int, re.findall(r"\d+", release)[:2])) < minimum:
         wanted = ".".join(map(str, minimum))

@@ -1,4 +1,4 @@
-"""One spelling for equal values: the keys of unique queues and of ``PDict``.
+"""One spelling for equal values: what unique queues compare items by, and the keys of ``PDict``.
 
 The invariant: ``canonical(a) == canonical(b)`` exactly if ``a == b``, for the types that are
 accepted. So ``{"a": 1, "b": 2}`` and ``{"b": 2.0, "a": True}`` are one key, as in a dict, and
@@ -26,8 +26,8 @@ def canonical(obj: Any, /) -> bytes:
     long as nobody changes ``obj`` meanwhile.
 
     :raises TypeError: for any other type.
-    :raises ValueError: for NaN, which does not equal itself, and for what is nested too deeply or
-        contains itself.
+    :raises ValueError: for NaN, which does not equal itself, and for what contains itself.
+    :raises RecursionError: for what is nested too deeply for the stack that is left.
 
     >>> canonical({"b": 2, "a": [1, None]}) == canonical({"a": [True, None], "b": 2.0})
     True
@@ -35,22 +35,50 @@ def canonical(obj: Any, /) -> bytes:
     False
     >>> canonical(float("nan"))
     Traceback (most recent call last):
-    ValueError: NaN does not equal itself, so it cannot be a key or a part of one
+    ValueError: NaN does not equal itself, so an item that is NaN or holds one cannot be compared with others
     """
     try:
         return _canonical(obj)
     except RecursionError:
-        pass
+        if not _contains_itself(obj):
+            raise  # the stack is short, which says nothing about the value
     # After the except clause, to let go of a thousand frames.
-    raise ValueError("a key must not be nested that deeply, or contain itself")
+    raise ValueError("an item that contains itself cannot be compared with others")
+
+
+def _contains_itself(obj: Any) -> bool:
+    """Without recursion: goes down from each container to its parts, and knows those that it is within."""
+    within: set[int] = set()
+    finished: set[int] = set()
+    path = [(obj, iter(_parts(obj)))]
+    while path:
+        container, parts = path[-1]
+        within.add(id(container))
+        for part in parts:
+            if id(part) in within:
+                return True
+            if id(part) not in finished and _parts(part):
+                path.append((part, iter(_parts(part))))
+                break
+        else:
+            path.pop()
+            within.discard(id(container))
+            finished.add(id(container))
+    return False
+
+
+def _parts(obj: Any) -> list[Any]:
+    if type(obj) is dict:
+        return [*obj.keys(), *obj.values()]
+    return list(obj) if type(obj) in (list, tuple, set, frozenset) else []
 
 
 def _canonical(obj: Any) -> bytes:
     spell = _SPELLINGS.get(type(obj))
     if spell is None:
         raise TypeError(
-            "a key is None, bool, int, float, str, bytes, or a list, tuple, dict, set or frozenset of them, "
-            f"not {type(obj).__qualname__}"
+            f"an item that is or holds a {type(obj).__qualname__} cannot be compared with others: only None,"
+            " bool, int, float, str, bytes, and lists, tuples, dicts, sets and frozensets of them can"
         )
     return spell(obj)
 
@@ -69,7 +97,9 @@ def _spell_float(obj: float) -> bytes:
     if obj.is_integer():
         return b"i%x;" % int(obj)
     if obj != obj:
-        raise ValueError("NaN does not equal itself, so it cannot be a key or a part of one")
+        raise ValueError(
+            "NaN does not equal itself, so an item that is NaN or holds one cannot be compared with others"
+        )
     return b"f" + struct.pack(">d", obj)
 
 

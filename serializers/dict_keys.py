@@ -209,16 +209,16 @@ _NAMES: dict[type, Callable[[Any], bytes]] = {bool: _name_bool, float: _name_flo
 
 def _parsed(data: bytes) -> Any:
     try:
-        found, behind = _parse(data, 0)
-    except (IndexError, RecursionError, struct.error) as error:
-        raise ValueError("a key's bytes are cut short or nested too deeply") from error
+        found, behind = _parse(data, 0, 0)
+    except (IndexError, struct.error) as error:
+        raise ValueError("a key's bytes are cut short") from error
     if behind != len(data):
         raise ValueError("there are bytes behind a key's")
     return found
 
 
-def _parse(data: bytes, at: int) -> tuple[Any, int]:
-    """The object whose spelling starts there, and where it ends."""
+def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:
+    """The object whose spelling starts there, within so many tuples, and where it ends."""
     letter = data[at : at + 1]
     at += 1
     if letter in _SINGLE:
@@ -233,9 +233,11 @@ def _parse(data: bytes, at: int) -> tuple[Any, int]:
     colon = data.index(b":", at)
     count, at = int(data[at:colon]), colon + 1
     if letter == b"t":
+        if depth == _DEEPEST:
+            raise ValueError("a key's bytes are nested too deeply")
         parts = []
         for _ in range(count):
-            part, at = _parse(data, at)
+            part, at = _parse(data, at, depth + 1)
             parts.append(part)
         return tuple(parts), at
     end = at + count

@@ -11,7 +11,8 @@ bytes, set, datetime, ...    refused: ``TypeError``
 NaN, infinity                refused in both directions: ``ValueError``
 lone surrogates              refused: ``UnicodeEncodeError``, a ``ValueError``
 int of over 4300 digits      refused by Python's own limit: ``ValueError``
-deep nesting                 refused: ``RecursionError``
+deep nesting                 ``RecursionError``; beyond Python's recursion limit, bytes that are read
+                             are refused: ``ValueError``
 ===========================  ====================================================================
 
 Thread-safe.
@@ -26,6 +27,8 @@ b'{"name":"Zo\xc3\xab","tags":[1,2]}'
 from __future__ import annotations
 
 import json
+import re
+import sys
 from typing import Any
 
 __all__ = ["dumps", "executes_code", "loads", "name"]
@@ -40,6 +43,7 @@ def _refuse(constant: str) -> None:
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
+_strings_and_brackets = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]').finditer
 
 
 def dumps(obj: Any, /) -> bytes:
@@ -49,4 +53,21 @@ def dumps(obj: Any, /) -> bytes:
 
 def loads(data: bytes, /) -> Any:
     """The object of one JSON text in UTF-8. ``ValueError`` for anything else."""
-    return _decode(data.decode())
+    try:
+        return _decode(data.decode())
+    except RecursionError:
+        # Text that is nested deeper than any stack is no shortage of stack: skipping it is right.
+        if _depth(data.decode()) > sys.getrecursionlimit():
+            raise ValueError("the JSON text is nested deeper than Python's recursion limit") from None
+        raise
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for found in _strings_and_brackets(text):
+        if found[0] in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[0] in "]}":
+            depth -= 1
+    return deepest

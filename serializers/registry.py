@@ -222,6 +222,8 @@ class _Adapted:
             try:
                 self._settle(self._write(sample))
                 return
+            except (MemoryError, RecursionError):
+                raise  # they must not settle for good what the bytes stand for
             except Exception:  # it does not take such an item: the next one
                 continue
         self._text = False

@@ -28,6 +28,7 @@ from persistcoll.serializers.registry import locate, resolve
 
 __all__ = ["compressed", "encrypted", "signed"]
 
+_NO_MEMORY = "Error -4 "  # Z_MEM_ERROR, which only this call does not raise as a MemoryError
 _TAG = 32  # bytes of an HMAC-SHA256
 _NONCE = 12
 _SHORTEST_SIGNING_KEY = 16
@@ -121,7 +122,12 @@ class _Compressed:
     def loads(self, data: bytes, /) -> Any:
         inflate = zlib.decompressobj()
         # One byte more than allowed: at exactly the limit, zlib may stop short of the checksum.
-        plain = inflate.decompress(data, self._limit + 1)
+        try:
+            plain = inflate.decompress(data, self._limit + 1)
+        except zlib.error as error:
+            if str(error).startswith(_NO_MEMORY):
+                raise MemoryError from error
+            raise
         if len(plain) > self._limit:
             raise DecodeError(f"the item has more than the limit of {self._limit} bytes")
         if not inflate.eof:

@@ -14,35 +14,42 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from persistcoll.engine.contracts import Store
+from persistcoll.engine.arguments import checked_timeout
+from persistcoll.engine.contracts import Claim, Store
 from persistcoll.engine.hands import EveryHand, Hand, Hands
+from persistcoll.engine.lifecycle import within_an_operation
 from persistcoll.engine.signals import Signal
 from persistcoll.engine.values import Record
-from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError
+from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError, StorageError
 
-__all__ = ["BlockingQueue", "checked_timeout"]
+__all__ = ["BlockingQueue"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 Use = Callable[[Record], tuple[Any, T]]
 """What stands for the record in a hand (its id, where nothing else is said), and what ``get`` returns."""
-Take = Callable[[Use[T], bool], tuple[Any, T]]
+
+Take = Callable[..., tuple[Any, Any]]
 """``take`` of a store, or of a choice of its records."""
 
 
-def checked_timeout(timeout: float | None) -> float | None:
-    """``timeout`` if it is one; ``ValueError`` if negative, ``TypeError`` if not a number."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"'timeout' must be a number of seconds or None, not {type(timeout).__name__}")
-    if not timeout >= 0:  # NaN too
-        raise ValueError("'timeout' must be a non-negative number")
-    return timeout
+def _deadline(block: bool, timeout: float | None) -> float | None:
+    """Until when to wait, by the monotonic clock; ``None``: for ever."""
+    timeout = checked_timeout(timeout)
+    if not block:
+        return 0.0
+    return None if timeout is None else time.monotonic() + timeout
 
 
 class _Unfinished(Exception):
     """There are items to wait for."""
+
+
+class _Taking:
+    """A call that takes with autosave."""
+
+    handed = 0
+    """How many of the items that it took are counted as handed out. Guarded by the queue's mutex."""
 
 
 class BlockingQueue:
@@ -53,8 +60,12 @@ class BlockingQueue:
     :param append: puts one in place of the store's ``append``.
     :param append_many: puts several in place of the store's ``append_many``.
     :param acknowledge: in place of the store's; it is given what stands for the records in a hand.
-    :param give_back: likewise.
+    :param give_back: in place of the store's; it is given what stands for the record.
     :param hand: makes what the threads hold those in.
+    :param hand_over: given what ``use`` made of what was taken: what to return in its place, and what is to
+        leave the hands.
+    :param take_back: given what stands for a record that was taken and is not: an exception came out of a
+        signal handler.
     """
 
     def __init__(
@@ -68,16 +79,20 @@ class BlockingQueue:
         acknowledge: Callable[[Sequence[Any]], None] | None = None,
         give_back: Callable[[Any], object] | None = None,
         hand: Callable[[], Hand] = deque,
+        hand_over: Callable[[Sequence[Any]], tuple[list[Any], Sequence[Any]]] | None = None,
+        take_back: Callable[[Any], None] | None = None,
     ) -> None:
         self.maxsize = maxsize
         self.autosave = autosave
         self.store = store
         self._take = store.take
-        self._append = append or store.append
-        self._append_many = append_many or store.append_many
+        self._append: Callable[..., Any] = append or store.append
+        self._append_many: Callable[..., Any] = append_many or store.append_many
         self._acknowledge = acknowledge or store.acknowledge
         self._give_back = give_back or store.give_back
         self._make_hand = hand
+        self._hand_over = hand_over
+        self._take_back = take_back
         self.is_shutdown = False
         self._immediate = False
         self._reset()
@@ -88,9 +103,12 @@ class BlockingQueue:
         self._chosen = Signal(slowest_poll)
         self._space = Signal(slowest_poll)
         self._idle = Signal(slowest_poll)
-        self._mutex = threading.Lock()
-        self._owed: deque[Any] = deque()  # to be given back, which could not be done
-        self._handed = 0  # with autosave: got, and task_done() not yet called for
+        # Re-entrant: a signal handler may come in while this thread has it. No call is made under it.
+        self._mutex = threading.RLock()
+        self._owed: deque[Sequence[Claim]] = deque()  # to be released, which could not be done
+        # With autosave.
+        self._taking: dict[_Taking, int] = {}  # how many at most
+        self._handed = 0  # got, and task_done() not yet called for
         self._all_hands: EveryHand = []
         self._hands = Hands(self._all_hands, self._mutex, self._make_hand)
 
@@ -99,124 +117,172 @@ class BlockingQueue:
         self._reset()
         self.store.abandon()
 
+    # An exception may come out of a signal handler behind any call. What was put by then is stored, or not;
+    # what was taken by then nobody has got, so it is released. A wake-up too many costs one look.
+
     # put
 
     def put(self, what: Any, block: bool, timeout: float | None) -> Any:
-        if timeout is not None:
-            checked_timeout(timeout)
+        deadline = None if block and timeout is None else _deadline(block, timeout)
         if self.is_shutdown:
             raise ShutDown
         try:
-            id = self._append(what, self.maxsize)
-        except Full:
-            if not block:
-                raise
-            id = self._put_again(lambda: self._append(what, self.maxsize), timeout)
-        if self._items.listeners:
-            self._wake_takers()
+            try:
+                if deadline is None:
+                    id = self._append(what, self.maxsize)
+                else:
+                    id = self._append(what, self.maxsize, deadline=deadline)
+            except Full:
+                if not block:
+                    raise
+                id = self._put_again(partial(self._append, what), deadline)
+            if self._items.listeners:
+                self._wake_takers()
+        except BaseException:
+            self._wake_takers(None)
+            raise
         return id
 
     def put_many(self, several: Sequence[Any], block: bool, timeout: float | None) -> Any:
-        checked_timeout(timeout)
+        deadline = _deadline(block, timeout)
         if self.is_shutdown:
             raise ShutDown
         if 0 < self.maxsize < len(several):
             raise ValueError(f"{len(several)} items never fit a maxsize of {self.maxsize}")
         try:
-            ids = self._append_many(several, self.maxsize)
-        except Full:
-            if not block:
-                raise
-            ids = self._put_again(lambda: self._append_many(several, self.maxsize), timeout)
-        if self._items.listeners:
-            self._wake_takers(len(several))
+            try:
+                ids = self._append_many(several, self.maxsize, deadline=deadline)
+            except Full:
+                if not block:
+                    raise
+                ids = self._put_again(partial(self._append_many, several), deadline)
+            if self._items.listeners:
+                self._wake_takers(len(several))
+        except BaseException:
+            self._wake_takers(None)
+            raise
         return ids
 
-    def _wake_takers(self, count: int = 1) -> None:
-        """So many items became ready."""
-        self._items.notify(count)
-        if self._chosen.listeners:
-            self._chosen.notify(None)
+    def _wake_takers(self, count: int | None = 1) -> None:
+        """So many items became ready; ``None``: perhaps some."""
+        if self._items.listeners:
+            self._items.notify(count)
+            if self._chosen.listeners:
+                self._chosen.notify(None)
 
-    def _put_again(self, append: Callable[[], T], timeout: float | None) -> T:
+    def _put_again(self, append: Callable[..., T], deadline: float | None) -> T:
         def attempt() -> T:
             if self.is_shutdown:
                 raise ShutDown
-            return append()
+            return append(self.maxsize, deadline=deadline)
 
-        return self._wait_for(self._space, attempt, Full, timeout)
+        return self._wait_for(self._space, attempt, Full, deadline)
 
     def _wait_for(
-        self, signal: Signal, attempt: Callable[[], T], not_yet: type[Exception], timeout: float | None
+        self, signal: Signal, attempt: Callable[[], T], not_yet: type[Exception], deadline: float | None
     ) -> T:
         """``attempt()``, again and again until it does not raise ``not_yet``."""
-        deadline = None if timeout is None else time.monotonic() + timeout
         version = self.store.version
-        with signal.listen() as listener:
-            while True:
-                listener.take_ticket()
-                seen = version()
-                try:
-                    return attempt()
-                except not_yet:
-                    pass
-                if not listener.wait(deadline, version, seen):
-                    raise not_yet
+        listener = signal.listen()
+        try:
+            try:
+                listener.enter()
+                while True:
+                    listener.take_ticket()
+                    seen = version()
+                    try:
+                        return attempt()
+                    except not_yet:
+                        pass
+                    if not listener.wait(deadline, version, seen):
+                        raise not_yet
+            finally:
+                listener.leave()
+        except BaseException:
+            listener.leave()  # again: the first time an interrupt may have come in where it began
+            raise
 
     # get
 
-    def get(self, use: Use[T], block: bool, timeout: float | None, choose: Take[T] | None = None) -> T:
+    def get(self, use: Use[Any], block: bool, timeout: float | None, choose: Take | None = None) -> Any:
         """:param choose: in place of the store's ``take``: takes one that is not any one."""
-        if timeout is not None:
-            checked_timeout(timeout)
+        deadline = None if block and timeout is None else _deadline(block, timeout)
         if self._immediate:
             raise ShutDown
         if self._owed:
-            self._give_back_owed()
-        autosave = self.autosave
-        take = choose or self._take
+            self._release_owed()
+        take: Take = choose or self._take
+        if self.autosave:
+            pop = (
+                partial(take, use, True) if deadline is None else partial(take, use, True, deadline=deadline)
+            )
+            return self._pop(pop, 1, False, block, deadline, choose is not None)[1]
+        claims: list[Claim] = []
+        token = None
         try:
-            id, item = self._hand_out(take, use) if autosave else take(use, False)
-        except Empty:
-            if not block or self.is_shutdown:
-                raise self._nothing() from None
-            again = partial(self._hand_out, take, use) if autosave else partial(take, use, False)
-            id, item = self._take_again(again, timeout, choose is not None)
-        if not autosave:
-            self._hands.ids.append(id)
-        if self._space.listeners:
-            self._space.notify()
-        return item
+            try:
+                if deadline is None:
+                    token, item = take(use, False, claims=claims)
+                else:
+                    token, item = take(use, False, claims=claims, deadline=deadline)
+            except Empty:
+                if not block or self.is_shutdown:
+                    raise self._nothing() from None
+                again = partial(take, use, False, claims=claims, deadline=deadline)
+                token, item = self._take_again(again, deadline, choose is not None)
+            self._hands.ids.append(token)
+            if self._space.listeners:
+                self._space.notify()
+            return item if self._hand_over is None else self._handed_over((item,))[0]
+        except BaseException:
+            if claims:
+                self._undo(claims, () if token is None else (token,))
+            raise
 
-    def get_many(self, limit: int, use: Use[T], block: bool, timeout: float | None) -> list[T]:
-        checked_timeout(timeout)
+    def get_many(self, limit: int, use: Use[Any], block: bool, timeout: float | None) -> list[Any]:
+        deadline = _deadline(block, timeout)
         if limit < 1:
             raise ValueError(f"get_many() needs at least 1 item to ask for, not {limit}")
         if self._immediate:
             raise ShutDown
         if self._owed:
-            self._give_back_owed()
-        autosave = self.autosave
-        take = partial(self.store.take_many, limit)
-        take_now = partial(self._hand_out, take, use, limit) if autosave else partial(take, use, False)
+            self._release_owed()
+        take = partial(self.store.take_many, limit, use)
+        if self.autosave:
+            pop = partial(take, True, deadline=deadline)
+            return [item for _, item in self._pop(pop, limit, True, block, deadline, False)]
+        claims: list[Claim] = []
+        pairs: list[tuple[Any, Any]] = []
         try:
-            pairs = take_now()
-        except Empty:
-            if not block or self.is_shutdown:
-                raise self._nothing() from None
-            pairs = self._take_again(take_now, timeout)
-        if autosave:
-            self._count_handed(len(pairs) - limit)
-        else:
-            self._hands.ids.extend([id for id, _ in pairs])
-        if self._space.listeners:
-            self._space.notify(len(pairs))
-        return [item for _, item in pairs]
+            claim = partial(take, False, claims=claims, deadline=deadline)
+            try:
+                pairs = claim()
+            except Empty:
+                if not block or self.is_shutdown:
+                    raise self._nothing() from None
+                pairs = self._take_again(claim, deadline)
+            self._hands.ids.extend([token for token, _ in pairs])
+            if self._space.listeners:
+                self._space.notify(len(pairs))
+            items = [item for _, item in pairs]
+            return self._handed_over(items)
+        except BaseException:
+            if claims:
+                self._undo(claims, [token for token, _ in pairs])
+            raise
+
+    def _handed_over(self, items: Sequence[Any]) -> list[Any]:
+        if self._hand_over is None:
+            return list(items)
+        result, forgotten = self._hand_over(items)
+        for token in forgotten:
+            self._hands.drop(token)
+        return result
 
     def _nothing(self) -> Exception:
         return ShutDown() if self.is_shutdown else Empty()
 
-    def _take_again(self, take: Callable[[], T], timeout: float | None, chosen: bool = False) -> T:
+    def _take_again(self, take: Callable[[], T], deadline: float | None, chosen: bool = False) -> T:
         def attempt() -> T:
             if self._immediate:
                 raise ShutDown
@@ -226,81 +292,153 @@ class BlockingQueue:
                 raise self._nothing() from None
 
         if not chosen:
-            return self._wait_for(self._items, attempt, Empty, timeout)
-        # Who waits for one item must not be given the wake-up of another one, for which others wait:
-        # all such are woken by all items. Counted among the listeners of `_items`, so that any are.
-        with self._items.listen():
-            return self._wait_for(self._chosen, attempt, Empty, timeout)
-
-    def _hand_out(self, take: Callable[[Use[T], bool], R], use: Use[T], most: int = 1) -> R:
-        """With autosave: take up to ``most``, counted before they are gone from the store.
-
-        Else ``join`` might look in between, and find them in neither place.
-        """
-        self._count_handed(most)
+            return self._wait_for(self._items, attempt, Empty, deadline)
+        # A thread waiting for a specific item must not consume a wake-up meant for a thread waiting for any
+        # item, so every item wakes all threads waiting for specific ones. They count among the listeners of
+        # `_items`, which `put` looks at.
+        listener = self._items.listen()
         try:
-            return take(use, True)
+            try:
+                listener.enter()
+                return self._wait_for(self._chosen, attempt, Empty, deadline)
+            finally:
+                listener.leave()
         except BaseException:
-            self._count_handed(-most)
+            listener.leave()  # as in _wait_for()
             raise
 
-    def _count_handed(self, count: int) -> None:
-        with self._mutex:
-            self._handed = max(0, self._handed + count)
-        if count < 0 and self._idle.listeners:
-            self._idle.notify(None)
+    def take_back(self, claims: list[Claim]) -> None:
+        """Nobody will settle these claims: release them, at once unless that might wait for ever."""
+        if within_an_operation():  # a destructor's thread, for which another thread may be waiting
+            self._owed.append(tuple(claims))
+        else:
+            self._undo(claims)
 
-    # receive
-
-    def claim(self, use: Use[T], block: bool, timeout: float | None) -> tuple[Any, T]:
-        """As ``get``, but the item is in no thread's hand: :meth:`settle` has to follow."""
-        checked_timeout(timeout)
-        if self._immediate:
-            raise ShutDown
-        if self._owed:
-            self._give_back_owed()
+    def _undo(self, claims: list[Claim], tokens: Sequence[Any] = ()) -> None:
+        """Nobody has got what these claims hold: release it, now if that can be done."""
+        for token in tokens:
+            self._hands.drop(token)
+            if self._take_back is not None:
+                self._take_back(token)
         try:
-            pair = self._take(use)
-        except Empty:
-            if not block or self.is_shutdown:
-                raise self._nothing() from None
-            pair = self._take_again(lambda: self._take(use), timeout)
-        if self._space.listeners:
-            self._space.notify()
-        return pair
+            self.store.release(claims)
+        except BaseException:  # the exception that led here is the one to tell
+            self._owed.append(tuple(claims))
+        claims.clear()
+        self.settled(None)
 
-    def settle(self, id: Any, done: bool) -> None:
-        """Acknowledge a claimed item, or give it back to its place.
-
-        Where neither could be done, as the disk is full, it is given back before the next one is taken.
-        """
-        try:
-            if done:
-                self._acknowledge((id,))
-            else:
-                self._give_back(id)
-        except ClaimError as error:
-            if done or not isinstance(error, StaleClaimError):
-                raise  # else it is back already
-        except BaseException:
-            self._owed.append(id)
-            raise
-        self.settled(0 if done else 1)
-
-    def _give_back_owed(self) -> None:
+    def _release_owed(self) -> None:
         while self._owed:
             try:
-                id = self._owed.popleft()
+                claims = self._owed.popleft()
             except IndexError:  # another thread was faster
                 return
             try:
-                self.settle(id, done=False)
-            except ClaimError:
-                pass  # its acknowledgement was interrupted behind the fact
+                self.store.release(claims)
+            except BaseException:
+                self._owed.append(claims)
+                raise
+            self.settled(None)
 
-    def settled(self, ready: int) -> None:
-        """Wake whom it concerns that items are not claimed any more, and so many of them ready."""
-        if ready:
+    # get, with autosave
+
+    def _pop(
+        self, take: Callable[[], R], most: int, many: bool, block: bool, deadline: float | None, chosen: bool
+    ) -> R:
+        """``take()``, whose up to ``most`` items count as unfinished until ``task_done``.
+
+        They count before they are gone from the store, because `join` might otherwise look in between and
+        find them in neither place.
+        """
+        call = _Taking()
+        try:
+            self._taking[call] = most
+            try:
+                taken = take()
+            except Empty:
+                if not block or self.is_shutdown:
+                    raise self._nothing() from None
+                taken = self._take_again(partial(self._count_in, call, take, most), deadline, chosen)
+            with self._mutex:
+                call.handed = len(taken) if many else 1  # type: ignore[arg-type]  # then it is a list
+                self._handed += call.handed
+                del self._taking[call]
+            if self._space.listeners:
+                self._space.notify(call.handed)
+        except BaseException:
+            # Nobody calls task_done() for it. No call is made in here, behind which an interrupt could come.
+            with self._mutex:
+                self._handed -= call.handed
+                if call in self._taking:
+                    del self._taking[call]
+            if self._idle.listeners:
+                self._idle.notify(None)
+            raise
+        return taken
+
+    def _count_in(self, call: _Taking, take: Callable[[], R], most: int) -> R:
+        """``take()``; while it runs, up to ``most`` items count as unfinished."""
+        self._taking[call] = most
+        try:
+            return take()
+        except Empty:
+            self._taking[call] = 0
+            if self._idle.listeners:
+                self._idle.notify(None)
+            raise
+
+    # receive
+
+    def claim(self, use: Use[T], block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, T]:
+        """As ``get``, but the item is in no thread's hand: :meth:`settle` follows, with the same claims."""
+        deadline = _deadline(block, timeout)
+        if self._immediate:
+            raise ShutDown
+        if self._owed:
+            self._release_owed()
+        take = partial(self._take, use, False, claims=claims, deadline=deadline)
+        try:
+            try:
+                token, item = take()
+            except Empty:
+                if not block or self.is_shutdown:
+                    raise self._nothing() from None
+                token, item = self._take_again(take, deadline)
+            if self._space.listeners:
+                self._space.notify()
+            return token, self._handed_over((item,))[0]
+        except BaseException:
+            if claims:
+                self._undo(claims)
+            raise
+
+    def settle(self, token: Any, claims: list[Claim], done: bool) -> None:
+        """Acknowledge a claimed item, or give it back to its place.
+
+        Where that cannot be done, because the disk is full or a signal handler raises, the item is released
+        as far as the claim is still in force, because another thread may have got the same item by then.
+        """
+        try:
+            if done:
+                self._acknowledge((token,))
+            else:
+                self._give_back(token)
+            claims.clear()
+            self.settled(0 if done else 1)
+        except ClaimError as error:
+            claims.clear()
+            if done or not isinstance(error, StaleClaimError):
+                raise  # otherwise it is back already
+        except BaseException:
+            if claims:
+                self._undo(claims, (token,))
+            raise
+
+    def settled(self, ready: int | None) -> None:
+        """Wake the threads that this concerns: items are not claimed any more, and so many of them ready
+        (``None``: perhaps some).
+        """
+        if ready != 0:
             self._wake_takers(ready)
         if self._idle.listeners:
             self._idle.notify(None)
@@ -314,23 +452,40 @@ class BlockingQueue:
                     raise ValueError("task_done() called too many times")
                 self._handed -= 1
         else:
-            ids = self._hands.ids or self._hands.other()
-            if ids is None:
-                return
-            try:
-                id = ids.popleft()
-            except IndexError:  # another thread was faster: look again
-                self.task_done()
-                return
-            try:
-                self._acknowledge((id,))
-            except ClaimError:
-                raise
-            except BaseException:
-                ids.appendleft(id)  # it was not acknowledged: the next call tries again
-                raise
+            self._acknowledge_oldest()
         if self._idle.listeners:
             self._idle.notify(None)
+
+    def _acknowledge_oldest(self) -> None:
+        ids = self._hands.ids or self._hands.other()
+        if ids is None:
+            return
+        token = None
+        try:
+            token = ids[0]  # known before it leaves the hand: an interrupt may come in right behind that
+            token = ids.popleft()
+            self._acknowledge((token,))
+        except IndexError:  # another thread was faster: look again
+            self._acknowledge_oldest()
+        except ClaimError:
+            raise
+        except StorageError:
+            ids.appendleft(token)  # it was not acknowledged: the next call tries again
+            raise
+        except BaseException:
+            if token is not None:
+                self._finish(ids, token)
+            raise
+
+    def _finish(self, ids: Hand, token: Any) -> None:
+        """An exception came out of a signal handler: acknowledge this item wholly."""
+        self._hands.drop(token)
+        try:
+            self._acknowledge((token,))
+        except ClaimError:  # that was done before
+            pass
+        except BaseException:  # the exception that led here is the one to tell
+            ids.appendleft(token)
 
     def let_go(self, id: Any, ready: int) -> None:
         """An item was settled in another way than by ``task_done``.
@@ -356,9 +511,10 @@ class BlockingQueue:
 
     def unfinished(self) -> int:
         """How many items ``join`` waits for."""
-        if self._immediate:  # what is stored counts as drained, as in the standard library
-            return self.store.claimed() + self._handed
-        return self.store.unfinished() + self._handed
+        # What is stored counts as drained after an immediate shutdown, as in the standard library. The sum is
+        # in the order in which an item passes through the three, so that none is overlooked.
+        stored = self.store.claimed() if self._immediate else self.store.unfinished()
+        return stored + sum(self._taking.values()) + self._handed
 
     # The rest.
 

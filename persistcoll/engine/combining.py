@@ -19,7 +19,7 @@ from persistcoll.errors import StorageError
 __all__ = ["Combiner", "Request"]
 
 _INTERRUPTED = "the thread that did this for another was interrupted; whether it is stored is unknown"
-_REENTRANT = "nothing can be stored from within an operation that stores in the same place"
+_PAUSE = 0.05  # seconds
 
 
 class Request:
@@ -33,6 +33,7 @@ class Request:
     gate: threading.Lock | None = None
     batch: list[Request] | None = None  # given the lead: what to work at
     begun = ended = False  # that
+    performed = False  # by another one
     to_wake: list[Request] | None = None  # by its thread
 
 
@@ -45,7 +46,9 @@ class Combiner(Generic[R]):
     Whatever interrupts one of them, between any two calls, the others go on.
 
     :param perform: does the work of several requests, in order, and sets their ``failure``. It calls
-        its second argument when it begins to wait for something else than a processor.
+        its second argument when it begins to wait for something else than a processor. A signal handler or a
+        destructor may call it within itself, with one request: where this thread has its lock, it fails that
+        one before anything is stored.
     :ivar leading: somebody works.
     :ivar users: the threads within :meth:`submit`. A destructor that comes in there must not wait for what
         others do here, who may be waiting for its thread.
@@ -61,29 +64,33 @@ class Combiner(Generic[R]):
     def submit(self, request: R) -> None:
         """Return when ``request`` has been performed, by whomever; raise its failure.
 
-        :raise StorageError: this thread is within it already, as a destructor or a signal handler may be.
+        Within itself, where a signal handler or a destructor may call it, it is performed alone, because the
+        others may be waiting for this thread.
         """
         me = threading.get_ident()
         if me in self.users:
-            raise StorageError(_REENTRANT)
-        try:
-            self.users.add(me)
+            self._perform([request], _nothing)
+        else:
             try:
-                self._submit(request)
-            except BaseException:
-                self._withdraw(request)
-                raise
-        finally:
-            self.users.discard(me)
+                self.users.add(me)
+                try:
+                    self._submit(request)
+                except BaseException:
+                    self._withdraw(request)
+                    raise
+            finally:
+                self.users.discard(me)
         if request.failure is not None:
             raise request.failure
 
     def _submit(self, request: Request) -> None:
         with self._mutex:
             if self.leading:
-                request.gate = threading.Lock()
-                request.gate.acquire()
-                self._pending.append(request)
+                gate = threading.Lock()
+                gate.acquire()
+                # No call in between: a request that has a gate is pending, or was.
+                request.gate = gate
+                self._pending = [*self._pending, request]
             else:
                 self.leading = True
                 request.batch = [request]
@@ -96,11 +103,21 @@ class Combiner(Generic[R]):
             request.ended = True
             self._leave(request)
 
+    def _take_back(self, request: Request) -> bool:
+        """Whether nobody works at it, and now nobody will."""
+        with self._mutex:
+            if request not in self._pending:
+                return False
+            self._pending.remove(request)
+            return True
+
     def _withdraw(self, request: Request) -> None:
         """It was interrupted, where else nothing is raised."""
-        with self._mutex:
-            if request in self._pending:
-                self._pending.remove(request)
+        if request.gate is not None and not self._take_back(request):
+            # Another thread works at it, or gives it the lead: only the outcome tells what there is to undo.
+            # The wait ends with that, or by another interrupt.
+            while not (request.performed or request.begun or request.batch is not None):
+                request.gate.acquire(timeout=_PAUSE)
         self._leave(request)
 
     def _leave(self, request: Request) -> None:
@@ -114,6 +131,8 @@ class Combiner(Generic[R]):
                 elif not request.ended:
                     for other in done:
                         other.failure = other.failure or StorageError(_INTERRUPTED)
+                for other in done:
+                    other.performed = True
                 to_wake = [*(request.to_wake or ()), *(following[:1] or done)]
                 # No call from here on, behind which an interrupt could come.
                 request.to_wake = to_wake
@@ -125,6 +144,10 @@ class Combiner(Generic[R]):
                 else:
                     self.leading = False
         _open_gates(request)
+
+
+def _nothing() -> None:
+    """Of those that a leader would let go on there are none."""
 
 
 def _open_gates(request: Request) -> None:

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 __all__ = ["EveryHand", "Hand", "Hands", "OrderedHand"]
@@ -43,7 +44,7 @@ class OrderedHand:
 
     def __init__(self) -> None:
         self._ids: OrderedDict[Any, None] = OrderedDict()
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a signal handler may come in while this thread has it
 
     def append(self, id: Any) -> None:
         """It got this."""
@@ -109,7 +110,9 @@ class Hands(threading.local):
     """
 
     # Called once in each thread.
-    def __init__(self, everyone: EveryHand, mutex: threading.Lock, make: Callable[[], Hand] = deque) -> None:
+    def __init__(
+        self, everyone: EveryHand, mutex: AbstractContextManager[Any], make: Callable[[], Hand] = deque
+    ) -> None:
         self._everyone = everyone
         self._mutex = mutex
         self._alive = _Alive()

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 __all__ = ["FASTEST_POLL", "SLOWEST_POLL", "Listener", "Signal"]
@@ -36,50 +37,89 @@ class Signal:
     def __init__(self, slowest_poll: float = SLOWEST_POLL) -> None:
         self.listeners = 0
         self._slowest_poll = slowest_poll
-        self._mutex = threading.Lock()
+        # Re-entrant: a signal handler may come in within any of its holders, and notify. Each step leaves the
+        # gates such that this does no harm.
+        self._mutex = threading.RLock()
         self._count = 0
         self._gates: deque[threading.Lock] = deque()
         self._polled = False  # somebody polls
 
     def notify(self, count: int | None = 1) -> None:
         """Something happened that lets up to ``count`` listeners go on; ``None``: all of them."""
-        with self._mutex:
-            self._count += 1
-            gates = self._gates
-            for _ in range(len(gates) if count is None else min(count, len(gates))):
-                gates.popleft().release()
+        try:
+            with self._mutex:
+                self._count += 1
+                self._open(len(self._gates) if count is None else count)
+        except BaseException:  # out of a signal handler: a wake-up too many costs one look
+            with self._mutex:
+                self._count += 1
+                self._open(len(self._gates))
+            raise
+
+    def _open(self, count: int) -> None:
+        """With the mutex held: open up to ``count`` gates."""
+        gates = self._gates
+        gate = None
+        try:
+            while count > 0 and gates:
+                gate = gates[0]
+                gates.popleft()
+                gate.release()
+                gate = None
+                count -= 1
+        except BaseException:
+            if gate is not None:  # nobody else knows of it any more
+                with suppress(RuntimeError):  # it was opened already
+                    gate.release()
+            raise
 
     def listen(self) -> Listener:
-        """A listener, to be used as a context manager by one thread."""
+        """A listener, for one thread. As a context manager it does not leave if a signal handler raises where
+        leaving begins.
+        """
         return Listener(self)
 
 
 class Listener:
     """One thread's listening to a signal."""
 
-    __slots__ = ("_interval", "_polls", "_signal", "_ticket", "_watched")
+    __slots__ = ("_interval", "_listens", "_polls", "_signal", "_ticket", "_watched")
 
     def __init__(self, signal: Signal) -> None:
         self._signal = signal
         self._ticket = 0
         self._interval = FASTEST_POLL
+        self._listens = False
         self._polls = False  # for all
         self._watched = False  # waited for other processes too
 
     def __enter__(self) -> Listener:
-        with self._signal._mutex:
-            self._signal.listeners += 1
+        self.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Listen, until :meth:`leave`, which must follow an exception as well."""
         signal = self._signal
         with signal._mutex:
-            signal.listeners -= 1
+            if not self._listens:
+                self._listens = True
+                signal.listeners += 1
+
+    def leave(self) -> None:
+        """Listen no more. Idempotent."""
+        signal = self._signal
+        with signal._mutex:
+            if self._listens:
+                self._listens = False
+                signal.listeners -= 1
             # Who was woken to take over the polling may leave without having waited again.
-            if self._watched and not signal._polled and signal._gates:
-                signal._gates.popleft().release()
+            if self._watched and not signal._polled:
+                signal._open(1)
 
     def take_ticket(self) -> None:
         """Before looking: what happens from now on ends the next wait."""
@@ -151,8 +191,8 @@ class Listener:
         """Leave a wake-up that was not used, or the polling, to another one who waits."""
         signal = self._signal
         with signal._mutex:
-            if (wake_up or self._polls) and signal._gates:
+            if wake_up or self._polls:
                 # It looks, and then finds the polling free when it waits again.
-                signal._gates.popleft().release()
+                signal._open(1)
             if self._polls:
                 self._polls = signal._polled = False

@@ -7,6 +7,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from persistcoll.engine.arguments import checked_number
+
 __all__ = [
     "FIFO",
     "LIFO",
@@ -95,6 +97,7 @@ class Backoff:
     >>> [wait.delay(attempts) for attempts in (1, 2, 3, 10)]
     [1.0, 2.0, 4.0, 60.0]
 
+    :raise TypeError: one of them is no number.
     :raise ValueError: a number is negative, or ``jitter`` above 1.
     """
 
@@ -109,7 +112,9 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name in ("base", "factor", "limit", "jitter"):
-            if not getattr(self, name) >= 0:  # NaN too
+            number = checked_number(name, getattr(self, name))
+            object.__setattr__(self, name, number)
+            if not number >= 0:  # NaN too
                 raise ValueError(f"{name!r} of a Backoff must not be negative")
         if self.jitter > 1:
             raise ValueError("'jitter' of a Backoff must not be above 1")

@@ -88,15 +88,24 @@ class ConsumerLock:
         while not self._try():
             # Somebody who only asks whether it is held has it for a microsecond.
             if time.monotonic() > deadline:
-                pid = self._state_pid() or None
-                raise LockedError(
-                    f"process {pid} consumes from {os.path.dirname(self._path)!r},"
-                    " and one process at a time may",
-                    pid,
-                )
+                raise self._locked(self._state_pid() or None)
             time.sleep(0.001)
         self._pid = os.getpid()
         return self._state_pid() == 0
+
+    def _locked(self, pid: int | None) -> LockedError:
+        directory = os.path.dirname(self._path)
+        if pid == os.getpid():
+            return LockedError(
+                f"this process ({pid}) consumes from {directory!r} already, through another object; close"
+                " that one, or use it in all threads",
+                pid,
+            )
+        return LockedError(
+            f"process {pid} consumes from {directory!r}, and one process at a time may: until it closes the"
+            " queue or ends",
+            pid,
+        )
 
     def _try(self) -> bool:
         # Not while another thread asks: it would get a lock of the same open file, and drop ours.

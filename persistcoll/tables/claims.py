@@ -55,8 +55,10 @@ class Claims:
         *,
         retry: Retry,
         now: Clock,
+        timeout: float,
     ) -> None:
         self._database = database
+        self._timeout = timeout
         self._number = number
         self._words = words
         self._ledger = ledger
@@ -127,11 +129,12 @@ class Claims:
         return holder
 
     def note(self, rows: Sequence[Any], claims: list[contracts.Claim] | None) -> None:
-        """That claim was committed."""
+        """That claim was committed. Idempotent."""
         for row in rows:
-            self._attempts[row[0]] = attempts = row[4] + 1
-            if claims is not None:
-                claims.append((row[0], attempts))
+            claim = row[0], row[4] + 1
+            self._attempts[row[0]] = claim[1]
+            if claims is not None and claim not in claims:
+                claims.append(claim)
 
     def _claim_of(self, id: int) -> Claim:
         attempts = self._attempts.get(id)
@@ -152,19 +155,17 @@ class Claims:
             for claim in claims:
                 self._settle(execute, claim, state)
 
-        self._database.write(run, sync)
-        for claim in claims:
-            self._forget(claim)
+        self._database.write(run, sync, True, lambda _: self._forget(claims), None, self._timeout)
 
-    def _forget(self, claim: Claim) -> None:
-        """It is settled. Another thread may have claimed the same record anew by now."""
-        _, id, attempts = claim
+    def _forget(self, claims: Sequence[Claim]) -> None:
+        """They are settled. Idempotent. Another thread may have claimed the same record anew by now."""
         known = self._attempts
-        try:
-            if known[id] == attempts:  # nothing is called in between, so no other thread comes in
-                del known[id]
-        except KeyError:  # they were all given back
-            pass
+        for _, id, attempts in claims:
+            try:
+                if known[id] == attempts:  # nothing is called in between, so no other thread comes in
+                    del known[id]
+            except KeyError:  # they were all given back
+                pass
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
         for claim in claims:
@@ -224,9 +225,7 @@ class Claims:
             move = self._send_to_back if to_back else self._return
             return move(execute, claim, until)
 
-        new = self._database.write(run, sync)
-        self._forget(claim)
-        return new
+        return self._database.write(run, sync, True, lambda _: self._forget((claim,)), None, self._timeout)
 
     def release(self, fresh: Fresh, claims: Sequence[contracts.Claim]) -> int:
         """Ready again, at once; those that are in force."""
@@ -239,10 +238,7 @@ class Claims:
                 self._return(execute, claim, None)
             return len(held)
 
-        released = self._database.write(run, False)
-        for claim in in_force:
-            self._forget(claim)
-        return released
+        return self._database.write(run, False, True, lambda _: self._forget(in_force), None, self._timeout)
 
     def _spent(self, attempts: int) -> bool:
         limit = self._retry.max_attempts
@@ -367,7 +363,7 @@ class Claims:
             holder.abandon()  # whoever finds it dead gives it back
             return
         try:
-            self._database.write(run, False)
+            self._database.write(run, False, timeout=self._timeout)
         except BaseException:
             holder.abandon()  # whoever finds it dead does this
             raise

@@ -14,32 +14,49 @@ to 1.3 times as many and 12 to 19 ms.
 from __future__ import annotations
 
 import errno
+import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from persistcoll.engine.combining import Combiner
-from persistcoll.engine.lifecycle import FORK_PATIENCE, quiesce_for_forks, quiesce_no_more
+from persistcoll.engine.lifecycle import (
+    FORK_PATIENCE,
+    acquire_noted,
+    fork_was_seen,
+    quiesce_for_forks,
+    quiesce_no_more,
+)
 from persistcoll.errors import ClosedError, StorageError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.ledger import Ledger
 from persistcoll.tables.log import LogRoom
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.reading import REENTRANT, Readable
 from persistcoll.tables.source import LOG, MEMORY, Opened, Source
 from persistcoll.tables.sqlite import SQLite, leak
+from persistcoll.tables.transaction import Transaction
 from persistcoll.tables.watcher import Watcher
 from persistcoll.tables.work import Work
+from persistcoll.tables.writer_lock import TransactionOpen
 
-__all__ = ["Database"]
+__all__ = ["UNSEEN", "Database"]
 
 T = TypeVar("T")
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds
 _REMEDY = "close all that this process has open in that file, and open it again"
 _INTERRUPTED = "the thread that did this for another was interrupted; nothing is stored"
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
+UNSEEN = (
+    "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
+    " and multiprocessing tell it): SQLite would take that one's locks for its own. Nothing was done; open"
+    " it behind the fork only (uWSGI: lazy-apps)"
+)
 
 
 class Database(Readable):
@@ -69,8 +86,12 @@ class Database(Readable):
         self._watcher = Watcher(self._connect_reader)
         self._readers = Readers(self._connect_reader)
         self._dirty: dict[Ledger, None] = {}
-        self._alone: int | None = None  # the thread within transaction()
+        self._gate = threading.Lock()
+        self._transaction: Transaction | None = None  # that has the lock for writing
+        self._alone: int | None = None  # the thread within it
+        self._since = 0.0  # its beginning, by the steady clock
         self._user: int | None = None  # the thread that has the mutex
+        self._committing = False
         self._trouble: StorageError | None = None
         self._failed: StorageError | None = None
         self._opened: Opened | None = None
@@ -116,35 +137,62 @@ class Database(Readable):
             self._trouble = failure
             self._readers.refuse()
 
-    def write(self, run: Callable[[Execute], T], sync: bool, whole: bool = True) -> T:
+    def write(
+        self,
+        run: Callable[[Execute], T],
+        sync: bool,
+        whole: bool = True,
+        after: Callable[[T], Any] | None = None,
+        deadline: float | None = None,
+        timeout: float | None = None,
+    ) -> T:
         """``run`` in a transaction, which is committed when this returns.
 
         :param sync: and on the device. Others may see it before it is.
         :param whole: there may be several changes. A single one is a transaction of its own in SQLite: 1.2 us
             less. It is the last thing that ``run`` does, and :meth:`begin` comes before any other.
+        :param after: as of :class:`~persistcoll.tables.work.Work`.
+        :param deadline: until when to wait for the end of another caller's :meth:`transaction`;
+            ``None``: ``timeout`` seconds, or what the database was opened with.
+        :raise LockedError: it did not end.
         """
-        if self._alone is not None and self._alone == threading.get_ident():
-            return self._within(run)
-        # Alone, which is the rule, there is nobody to combine with. Who wants a sync while another one syncs
-        # waits, and has one transaction and one sync with all who do: a transaction costs a thread 20 us.
+        if not SAME[0]:
+            follow_fork()
         me = threading.get_ident()
-        if self._user is None and not (sync and (self._combiner.leading or self._log.syncing)):
-            # No call before the thread is noted: behind one, a destructor or a signal handler may come in.
-            with self._mutex:
-                self._user = me
-                try:
-                    value = self._write_alone(run, whole)
-                    ticket = self._draw_ticket() if sync else 0
-                finally:
-                    self._user = None
-            if sync:
-                self._log.commit(ticket)
-            return value
-        if self._user == me:
-            raise StorageError(REENTRANT.format(self.path))
-        work = Work(run, sync)
-        self._combiner.submit(work)
-        return work.value
+        if self._alone == me:
+            return self._write_within(run, after)
+        while True:
+            # Alone, which is the rule, there is nobody to combine with. A thread that wants a sync while
+            # another one syncs waits, and has one transaction and one sync with all that do: a transaction
+            # costs a thread 20 us.
+            if self._user is None and not (sync and (self._combiner.leading or self._log.syncing)):
+                # No call before the thread is noted: behind one, a destructor or a signal handler may come.
+                with self._mutex:
+                    self._user = me
+                    try:
+                        value = self._write_alone(run, whole, after)
+                        ticket = self._draw_ticket() if sync else 0
+                    except TransactionOpen as found:
+                        obstacle: BaseException | None = found
+                    else:
+                        obstacle = None
+                    finally:
+                        self._user = None
+                if obstacle is None:
+                    if sync:
+                        self._log.commit(ticket)
+                    return value
+            elif self._user == me:
+                raise StorageError(REENTRANT.format(self.path))
+            else:
+                work = Work(run, sync, after)
+                self._combiner.submit(work)
+                obstacle = work.obstacle
+                if obstacle is None:
+                    return work.value
+            if deadline is None:
+                deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
+            self._wait_out(deadline)
 
     def _draw_ticket(self) -> int:
         """With the mutex held: for the sync of what was committed, if anything was: here, or by others, whose
@@ -157,84 +205,56 @@ class Database(Readable):
             self._short = self._room.is_short()
         return self._log.written
 
-    def _write_alone(self, run: Callable[[Execute], T], whole: bool) -> T:
+    def _write_alone(self, run: Callable[[Execute], T], whole: bool, after: Callable[[T], Any] | None) -> T:
         """With the mutex held. As :meth:`_perform` for one, in fewer calls: 2 us of the 12 of a ``put``."""
+        if self._alone is not None:
+            raise self._obstacle()
         if self._trouble is not None or self._opened is None:
             self._check()
         refusal = None
+        self._committing = False
         try:
-            self._begin(whole)
             try:
-                value = run(self._execute)
-            except Exception as error:
+                self._begin(whole)
+                try:
+                    value = run(self._execute)
+                except Exception as error:
+                    if isinstance(error, self.dialect.Error):
+                        raise
+                    refusal = error
+                self._commit()
+                if after is not None and refusal is None:
+                    after(value)
+            except BaseException as error:
+                self.epoch += 1
+                if self._roll_back(error) and after is not None and refusal is None:
+                    after(value)
                 if isinstance(error, self.dialect.Error):
-                    raise
-                refusal = error
-            self._commit()
-        except BaseException as error:
-            self._roll_back(error)
-            if isinstance(error, self.dialect.Error):
-                raise self._failure(error, "writing") from error
-            raise
+                    raise self._failure(error, "writing") from error
+                raise
         finally:
-            self._lock.release()
+            try:
+                if self._connection.in_transaction:  # _roll_back was interrupted where it begins
+                    self._execute(sqlite.ROLLBACK)
+            finally:
+                self._lock.release()
         if refusal is not None:
             raise refusal
         return value
 
-    @contextmanager
-    def transaction(self, sync: bool) -> Iterator[None]:
-        """All that this thread does within is one transaction; others wait meanwhile.
-
-        What fails for the database's reasons ends it: all is refused until the block's end, which raises.
-        """
-        me = threading.get_ident()
-        if self._alone == me:
-            yield
-            return
-        with self._using():
-            self._check()
-            try:
-                self._begin()
-                self._alone = me
-                yield
-                if self._failed is not None:
-                    raise self._failed
-                # Only here: an error of the driver's out of the block is about a database of the caller's.
-                try:
-                    self._commit()
-                except self.dialect.Error as error:
-                    raise self._failure(error, "writing") from error
-            except BaseException as error:
-                self._roll_back(error)
-                raise
-            finally:
-                self._alone = self._failed = None
-                self._lock.release()
-            ticket = self._draw_ticket() if sync else 0
-        if sync:
-            self._log.commit(ticket)
-
-    def changed(self, ledger: Ledger) -> None:
-        """Within ``write``: this ledger is to be written, too."""
-        self._dirty[ledger] = None
-
     def _perform(self, batch: Sequence[Work[Any]], waiting: Callable[[], None]) -> None:
-        with self._using():
+        me = threading.get_ident()
+        if self._user == me:  # before anything is stored
+            for work in batch:
+                work.failure = StorageError(REENTRANT.format(self.path))
+            return
+        with self._mutex:
+            self._user = me
             try:
-                self._check()
-            except Exception as error:
-                for work in batch:
-                    work.failure = error
-                return
-            sync = any(work.sync for work in batch)
-            try:
-                if not self._transact(batch, None if sync else waiting):
-                    return
+                ticket = self._perform_alone(batch, waiting)
             finally:
-                self._lock.release()
-            ticket = self._draw_ticket() if sync else 0
-        if sync:
+                self._user = None
+        if ticket is not None:
             waiting()
             try:
                 self._log.commit(ticket)
@@ -243,12 +263,40 @@ class Database(Readable):
                     if work.sync:
                         work.failure = work.failure or error
 
+    def _perform_alone(self, batch: Sequence[Work[Any]], waiting: Callable[[], None]) -> int | None:
+        """With the mutex held; the ticket for the sync, if there is to be one."""
+        if self._alone is not None:
+            for work in batch:
+                work.obstacle = self._obstacle()
+            return None
+        try:
+            self._check()
+        except Exception as error:
+            for work in batch:
+                work.failure = error
+            return None
+        sync = any(work.sync for work in batch)
+        try:
+            committed = self._transact(batch, None if sync else waiting)
+        finally:
+            try:
+                if self._connection.in_transaction:
+                    self._execute(sqlite.ROLLBACK)
+            finally:
+                self._lock.release()
+        return self._draw_ticket() if committed and sync else None
+
     def _transact(self, batch: Sequence[Work[Any]], waiting: Callable[[], None] | None) -> bool:
-        """Whether it is committed; else all of them know why not."""
+        """Whether it is committed; otherwise all of them know why not."""
         execute = self._execute
+        self._committing = False
         try:
             try:
                 self._begin()
+            except TransactionOpen as found:
+                for work in batch:
+                    work.obstacle = found
+                return False
             except StorageError as error:
                 for work in batch:
                     work.failure = error
@@ -263,27 +311,38 @@ class Database(Readable):
             if waiting is not None:
                 waiting()
             self._commit()
+            self._tell(batch)
             return True
         except BaseException as error:
+            self.epoch += 1
             committed = self._roll_back(error)
             if isinstance(error, self.dialect.Error):
                 for work in batch:
                     work.failure = self._failure(error, "writing")
                 return False
-            if not committed:
+            if committed:
+                self._tell(batch)
+            else:
                 for work in batch[1:]:
                     work.failure = StorageError(_INTERRUPTED)
             raise
+
+    def _tell(self, batch: Sequence[Work[Any]]) -> None:
+        for work in batch:
+            if work.after is not None and work.failure is None:
+                work.after(work.value)
 
     def begin(self) -> None:
         """Within ``write``: what follows is several changes."""
         if not self._connection.in_transaction:
             self._execute(sqlite.BEGIN)
 
-    def _begin(self, whole: bool = True) -> None:
+    def _begin(self, whole: bool = True, transaction: bool = False) -> None:
         """Within a ``try`` that rolls back and lets go of the lock: an interrupt may come right behind."""
+        if self._dirty:  # where an interrupt left it
+            self._dirty.clear()
         try:
-            if not self._lock.acquire():
+            if not self._lock.acquire(transaction):
                 self.epoch += 1
             if whole or self._short:
                 self._execute(sqlite.BEGIN)
@@ -299,31 +358,115 @@ class Database(Readable):
             if self._short:
                 self._short = False
                 self._room.lengthen()
+            self._committing = True
             self._execute(sqlite.COMMIT)
 
     def _roll_back(self, error: BaseException) -> bool:
         """After this error; whether it is too late: what interrupts may do so right behind the commit."""
-        self.epoch += 1
         self._dirty.clear()
         if self._connection.in_transaction:
             self._execute(sqlite.ROLLBACK)
             return False
         # The database's own errors have rolled back by themselves.
-        return not isinstance(error, self.dialect.Error)
+        return self._committing and not isinstance(error, self.dialect.Error)
 
-    def shrink(self) -> None:
-        """Give unused room back to the file system; others wait meanwhile."""
-        with self._using():
-            self._check()
+    def transaction(self, sync: bool, timeout: float | None = None) -> Transaction:
+        """A context manager: all that this thread does within is one transaction; others wait meanwhile.
+
+        What fails for the database's reasons ends it: all is refused until the block's end, which raises.
+
+        :param timeout: seconds to wait for another caller's, and after which this one is logged.
+        """
+        return Transaction(self, sync, self.source.timeout if timeout is None else timeout)
+
+    def _write_within(self, run: Callable[[Execute], T], after: Callable[[T], Any] | None) -> T:
+        me = threading.get_ident()
+        if self._user == me:
+            raise StorageError(REENTRANT.format(self.path))
+        with self._mutex:
+            self._user = me
             try:
-                self._lock.acquire()
-                self.epoch += 1
-                for text in sqlite.SHRINK:
-                    self._execute(text)
-            except self.dialect.Error as error:
-                raise self._failure(error, "shrinking") from error
+                if self._trouble is not None or self._opened is None:
+                    self._check()
+                value = self._join(run)
+                if after is not None:
+                    after(value)
+                return value
             finally:
-                self._lock.release()
+                self._user = None
+
+    def _obstacle(self) -> TransactionOpen:
+        return TransactionOpen(os.getpid(), self._since)
+
+    def _warn_overdue(self) -> None:
+        if self._transaction is not None:
+            self._transaction.warn_overdue()
+
+    def _in_the_way(self) -> TransactionOpen | None:
+        with self._mutex:
+            if self._alone is not None:
+                return self._obstacle()
+            return None if self._opened is None else self._lock.transaction()
+
+    def _wait_out(self, deadline: float) -> None:
+        """Wait, with no lock held, until no other caller's transaction is in the way."""
+        pause = _SHORTEST_PAUSE
+        while (found := self._in_the_way()) is not None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise found.refusal(self.path)
+            if self._alone is not None:
+                self._wait_at_gate(left)
+            else:  # the kernel tells nobody of the end of another process's
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _wait_at_gate(self, seconds: float) -> None:
+        gate = self._gate
+        held: list[threading.Lock] = []
+        try:
+            acquire_noted(gate, min(seconds, threading.TIMEOUT_MAX), held)
+        finally:
+            if held:
+                gate.release()
+
+    def changed(self, ledger: Ledger) -> None:
+        """Within ``write``: this ledger is to be written, too."""
+        self._dirty[ledger] = None
+
+    def shrink(self, timeout: float | None = None) -> None:
+        """Give unused room back to the file system; others wait meanwhile."""
+        if not SAME[0]:
+            follow_fork()
+        me = threading.get_ident()
+        if me in (self._user, self._alone):
+            raise StorageError(REENTRANT.format(self.path))
+        deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
+        while True:
+            with self._mutex:
+                self._user = me
+                try:
+                    self._shrink()
+                    return
+                except TransactionOpen:
+                    pass
+                finally:
+                    self._user = None
+            self._wait_out(deadline)
+
+    def _shrink(self) -> None:
+        if self._alone is not None:
+            raise self._obstacle()
+        self._check()
+        try:
+            self._lock.acquire()
+            self.epoch += 1
+            for text in sqlite.SHRINK:
+                self._execute(text)
+        except self.dialect.Error as error:
+            raise self._failure(error, "shrinking") from error
+        finally:
+            self._lock.release()
 
     def shut(self) -> bool:
         """Let go of the file, if no other thread is within an operation; whether that was so."""
@@ -357,9 +500,11 @@ class Database(Readable):
 
     def _close_connection(self) -> None:
         try:
-            # Under the lock: the last connection that closes makes a checkpoint.
+            # Under the lock: the last connection that closes makes a checkpoint. While another process has a
+            # transaction open, this connection is not the last one.
             try:
-                self._lock.acquire()
+                with suppress(TransactionOpen):
+                    self._lock.acquire()
                 self._connection.close()
             finally:
                 self._lock.release()
@@ -368,6 +513,7 @@ class Database(Readable):
 
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
+        readers = self._readers.connections
         self._log.abandon()
         self._reset()
         if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
@@ -376,7 +522,9 @@ class Database(Readable):
         leak(self._connection)  # also where closing it failed
         if opened is None:
             return
-        # A serializer, or a transaction's own thread, forked in the middle.
+        # A serializer, or a transaction's own thread, forked in the middle; or nothing had come to rest.
         leak(watcher)
+        for connection in readers:
+            leak(connection)
         opened.lock.close()
-        self._trouble = StorageError(_FORKED.format(self.path))
+        self._trouble = StorageError((_FORKED if fork_was_seen() else UNSEEN).format(self.path))

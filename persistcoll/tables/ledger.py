@@ -25,7 +25,8 @@ class Ledger:
         "claimed", "dead", "delayed", "done", "due", "epoch", "failed", "gone", "last_id", "ready", "words",
     )  # fmt: skip
 
-    def __init__(self, words: TableWords | MappingWords) -> None:
+    def __init__(self, words: TableWords | MappingWords | None) -> None:
+        """:param words: none for what is no table's: then it stays as it is."""
         self.words = words
         self.epoch = -1
         self.last_id = self.ready = self.claimed = self.delayed = 0
@@ -38,6 +39,8 @@ class Ledger:
 
         :param damaged: makes the database's own error for what cannot be so.
         """
+        if self.words is None:
+            return
         row: Any = execute(self.words.load).fetchone()
         if row is None or not all(type(number) is int for number in row[:8]):
             raise damaged("the counters of a collection")
@@ -50,6 +53,7 @@ class Ledger:
 
     def save(self, execute: Execute) -> None:
         """Write it."""
+        assert self.words is not None
         execute(
             self.words.save,
             (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from persistcoll.engine.values import Record, State, Stats
@@ -23,18 +22,15 @@ T = TypeVar("T")
 class Look(Protocol):
     """How a table looks at what is committed."""
 
-    def __call__(self, look: Callable[[Execute, Ledger], T], /) -> T:
-        """``look`` at it."""
+    def __call__(self, look: Callable[[Execute, Ledger], T], /, moment: bool = False) -> T:
+        """``look`` at it; ``moment``: with several statements, at one moment."""
 
 
 class Listing:
     """What lies in a table, by the ids."""
 
-    def __init__(
-        self, look: Look, moment: Callable[[], AbstractContextManager[None]], words: TableWords, rows: Rows
-    ) -> None:
+    def __init__(self, look: Look, words: TableWords, rows: Rows) -> None:
         self._look = look
-        self._moment = moment
         self._words = words
         self._rows = rows
 
@@ -61,10 +57,9 @@ class Listing:
         listing = self._words.listing
 
         def look(execute: Execute, ledger: Ledger) -> list[tuple[State, list[Any]]]:
-            with self._moment():
-                return [(state, execute(listing[state]).fetchall()) for state in wanted]
+            return [(state, execute(listing[state]).fetchall()) for state in wanted]
 
-        found = [(state, self._rows.record(row)) for state, rows in self._look(look) for row in rows]
+        found = [(state, self._rows.record(row)) for state, rows in self._look(look, True) for row in rows]
         return iter(sorted(found, key=lambda pair: pair[1].id))
 
     def stats(self, occupied: Callable[[], int]) -> Stats:
@@ -85,4 +80,4 @@ class Listing:
                 bytes=occupied(),
             )
 
-        return self._look(look)
+        return self._look(look, True)

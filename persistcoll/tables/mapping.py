@@ -23,6 +23,7 @@ from persistcoll.tables.pairs import (
     behind_serial,
     checksum,
 )
+from persistcoll.tables.sqlite import end_statement
 
 __all__ = ["SQLMapping"]
 
@@ -38,6 +39,7 @@ class SQLMapping(Mapping):
 
     :param number: of the collection in its database.
     :param power: what an operation that returned survives is a power cut.
+    :param timeout: seconds to wait for the end of another caller's transaction.
     :param show: a key, for messages.
     :param left: called once, when this handle is closed.
     :param rested: called behind each transaction.
@@ -49,6 +51,7 @@ class SQLMapping(Mapping):
         number: int,
         *,
         power: bool,
+        timeout: float,
         store_id: bytes,
         clock: Clock | None,
         show: Callable[[bytes], str],
@@ -58,9 +61,9 @@ class SQLMapping(Mapping):
         self.store_id = store_id
         self._database = database
         self._write = database.write
-        self._read = database.read
         self._first = database.first
         self._power = power
+        self._timeout = timeout
         self._words = words = database.dialect.mapping_words(number)
         self._value = words.value
         self._rows = PairRows(database.path, show, self._now)
@@ -82,19 +85,12 @@ class SQLMapping(Mapping):
         if self._closed:
             raise ClosedError(f"the store in {self._database.path!r} is closed")
 
-    def _known(self, execute: Execute) -> Ledger:
-        """The numbers of this moment, what has expired counted in."""
-        ledger = self._ledger
-        if ledger.epoch != self._database.epoch:
-            ledger.load(execute, self._database.dialect.damaged)
-            ledger.epoch = self._database.epoch
-        return ledger
-
     def _fresh(self, execute: Execute) -> Ledger:
         """Within a transaction: the true numbers, and what has expired is gone."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
-            self._known(execute)
+            ledger.load(execute, self._database.dialect.damaged)
+            ledger.epoch = self._database.epoch
         if ledger.due is not None:
             now = self._now()
             if ledger.due <= now:
@@ -144,7 +140,7 @@ class SQLMapping(Mapping):
                 execute(self._words.set, (end, checksum(key, value, end), value, key))
             return result
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def remove(self, key: bytes) -> bool:
         self._check()
@@ -152,7 +148,7 @@ class SQLMapping(Mapping):
         def run(execute: Execute) -> bool:
             return self._remove(execute, self._fresh(execute), key)
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def _insert(
         self,
@@ -197,13 +193,27 @@ class SQLMapping(Mapping):
         if len(items) == 1:
             ((key, name, value),) = items
             if expires is None:
-                self._write(lambda execute: self._set(execute, key, name, value), self._power, False)
+                self._write(
+                    lambda execute: self._set(execute, key, name, value),
+                    self._power,
+                    False,
+                    None,
+                    None,
+                    self._timeout,
+                )
             else:
                 self._write(
-                    lambda execute: self._set_until(execute, key, name, value, expires), self._power, False
+                    lambda execute: self._set_until(execute, key, name, value, expires),
+                    self._power,
+                    False,
+                    None,
+                    None,
+                    self._timeout,
                 )
         elif items:
-            self._write(lambda execute: self._set_all(execute, items, expires), self._power)
+            self._write(
+                lambda execute: self._set_all(execute, items, expires), self._power, timeout=self._timeout
+            )
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
         ledger = self._fresh(execute)
@@ -264,7 +274,7 @@ class SQLMapping(Mapping):
                 raise self._database.dialect.damaged("a pair is not where its key says")
             return result
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def clear(self) -> int:
         self._check()
@@ -277,25 +287,24 @@ class SQLMapping(Mapping):
             self._database.changed(ledger)
             return count
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def count(self) -> int:
         self._check()
 
-        def look(execute: Execute) -> int:
-            ledger = self._known(execute)
+        def look(execute: Execute, ledger: Ledger) -> int:
             if ledger.due is None or ledger.due > (now := self._now()):
                 return ledger.ready
             return int(execute(self._words.living, (now,)).fetchone()[0])
 
-        return self._read(look)
+        return self._database.consult(self._ledger, look)
 
     # Iteration, page by page: a read transaction that stayed open would keep the log from being taken over
     # into the database.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
-        behind = self._read(lambda execute: self._known(execute).last_id) + 1
+        behind = self._database.consult(self._ledger, lambda _, ledger: ledger.last_id) + 1
         page = self._words.page[reverse, values]
         narrow = before_serial if reverse else behind_serial
         return Reading(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)
@@ -318,7 +327,7 @@ class SQLMapping(Mapping):
                 if type(row[5]) is bytes:  # not where it is left out, or damaged
                     size += len(row[5])
                 if size > _PAGE_BYTES:
-                    execute("SELECT 1").fetchall()  # ends the statement before, which is not exhausted
+                    end_statement(execute)
                     break
             return rows
 
@@ -330,7 +339,7 @@ class SQLMapping(Mapping):
     def transaction(self) -> Iterator[None]:
         self._check()
         try:
-            with self._database.transaction(self._power):
+            with self._database.transaction(self._power, self._timeout):
                 yield
         finally:
             self._rested()

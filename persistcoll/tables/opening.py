@@ -7,21 +7,27 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from persistcoll.directories import refuse_foreign_link
-from persistcoll.engine.lifecycle import FORK_PATIENCE, acquire_noted, quiesce_for_forks, within_an_operation
+from persistcoll.engine.lifecycle import (
+    FORK_PATIENCE,
+    acquire_noted,
+    fork_was_seen,
+    quiesce_for_forks,
+    within_an_operation,
+)
 from persistcoll.engine.values import Discipline, Durability, Retry
 from persistcoll.errors import StorageError
 from persistcoll.tables import schema
 from persistcoll.tables.claims import sweep
 from persistcoll.tables.clock import Clock
-from persistcoll.tables.database import Database
+from persistcoll.tables.database import UNSEEN, Database
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.mapping import SQLMapping
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.rows import Seal
 from persistcoll.tables.source import MEMORY, Source
 from persistcoll.tables.table import SQLTable
@@ -38,6 +44,8 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
 _PAUSE = 0.0005  # seconds
+
+_OPENING = "nothing can be opened while this thread opens or closes something else"
 
 SealFor = Callable[[bytes], Seal | None]
 
@@ -108,6 +116,7 @@ class _Databases:
         self._mutex = threading.Lock()
         self._user: int | None = None  # the thread that has the mutex
         self._open: dict[str, tuple[Database, int]] = {}
+        self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
         self._left: deque[Database] = deque()
         self._held: list[threading.Lock] = []  # for a fork
         quiesce_for_forks(self)
@@ -115,9 +124,20 @@ class _Databases:
     def acquire(self, source: Source) -> Database:
         if source.path == MEMORY:  # each one its own
             return Database(source)
-        with self._using():
-            database, users = self._open.get(source.path) or (Database(source), 0)
-            self._open[source.path] = database, users + 1
+        if not SAME[0]:
+            follow_fork()
+        if source.path in self._inherited:
+            raise StorageError(UNSEEN.format(source.path))
+        me = threading.get_ident()
+        if self._user == me:
+            raise StorageError(_OPENING)
+        with self._mutex:
+            self._user = me  # nothing is called before that, behind which a destructor could come
+            try:
+                database, users = self._open.get(source.path) or (Database(source), 0)
+                self._open[source.path] = database, users + 1
+            finally:
+                self._user = None
         self.shut_left()
         return database
 
@@ -131,12 +151,17 @@ class _Databases:
         By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
         this next; one in a caller's transaction is left to who calls this at its end.
         """
+        me = threading.get_ident()
         while self._left and not within_an_operation():
-            with self._using():
-                for _ in range(len(self._left)):
-                    database = self._left.popleft()
-                    if not self._let_go(database):
-                        self._left.append(database)
+            with self._mutex:
+                self._user = me
+                try:
+                    for _ in range(len(self._left)):
+                        database = self._left.popleft()
+                        if not self._let_go(database):
+                            self._left.append(database)
+                finally:
+                    self._user = None
             if all(database.in_transaction for database in list(self._left)):
                 return
             time.sleep(_PAUSE)
@@ -161,18 +186,6 @@ class _Databases:
         """Whether this thread is opening or shutting one."""
         return self._user == threading.get_ident()
 
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        me = threading.get_ident()
-        if self._user == me:
-            raise StorageError("nothing can be opened while this thread opens or closes something else")
-        with self._mutex:
-            self._user = me  # nothing is called before that, behind which a destructor could come
-            try:
-                yield
-            finally:
-                self._user = None
-
     # A database that is being opened while the process forks would be inherited half open.
 
     def _before_fork(self) -> None:
@@ -190,6 +203,8 @@ class _Databases:
         self._mutex = threading.Lock()
         self._held = []
         self._user = None
+        if not fork_was_seen():
+            self._inherited.update(self._open)
 
 
 _databases = _Databases()
@@ -230,6 +245,7 @@ def open_table(
             discipline,
             retry,
             power=durability == "power",
+            timeout=place.timeout,
             store_id=store_id,
             seal=seal_for(store_id),
             unseal=unseal_for(store_id),
@@ -266,6 +282,7 @@ def open_mapping(
             database,
             number,
             power=durability == "power",
+            timeout=place.timeout,
             store_id=store_id,
             clock=clock,
             show=show,
@@ -309,7 +326,7 @@ def _open(
                 sweep(execute, database)
             return number
 
-        number = database.write(run, True)
+        number = database.write(run, True, timeout=place.timeout)
         return make(database, number, database.store_id + number.to_bytes(8, "big"))
     except BaseException:
         _databases.release(database)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from persistcoll.tables.dialect import Connection, Execute
-from persistcoll.tables.sqlite import BEGIN_READING, end_reading
+from persistcoll.tables.sqlite import BEGIN_READING, ROLLBACK, end_statement
 
 __all__ = ["Readers"]
 
@@ -29,11 +28,12 @@ class Readers:
 
     :param connect: passes another one to the function that it is given, or raises; under the lock under which
         :meth:`close` is called.
+    :ivar connections: all of them.
     """
 
     def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
         self._connect = connect
-        self._connections: list[Connection] = []
+        self.connections: list[Connection] = []
         self._cursors: list[weakref.ref[Any]] = []
         # The cursors that nobody uses. Taking one and putting it back cannot be divided.
         self._idle: list[Any] = []
@@ -48,27 +48,28 @@ class Readers:
             idle, cursor = self._another()
         try:
             return cursor.execute(text, parameters).fetchone()
+        except BaseException:
+            end_statement(cursor.execute)
+            raise
         finally:
             idle.append(cursor)
 
     def read(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
-        with self._reader() as cursor:
-            try:
-                cursor.execute(BEGIN_READING)
-                return look(cursor.execute)
-            finally:
-                end_reading(cursor.connection)
-
-    @contextmanager
-    def _reader(self) -> Iterator[Any]:
         idle = self._idle
         try:
             cursor = idle.pop()
         except IndexError:
             idle, cursor = self._another()
+        # No Python function is called for the end, at whose beginning an interrupt could come in: a
+        # connection that stays in its transaction gives old values for ever.
         try:
-            yield cursor
+            try:
+                cursor.execute(BEGIN_READING)
+                return look(cursor.execute)
+            finally:
+                if cursor.connection.in_transaction:
+                    cursor.execute(ROLLBACK)
         finally:
             idle.append(cursor)
 
@@ -76,7 +77,7 @@ class Readers:
         made: list[tuple[list[Any], Any]] = []
 
         def add(connection: Connection) -> None:
-            self._connections.append(connection)
+            self.connections.append(connection)
             # One cursor for all: a new one for each statement costs 0.15 us.
             cursor = connection.cursor()
             self._cursors.append(weakref.ref(cursor))
@@ -107,10 +108,10 @@ class Readers:
         while self._used() and time.monotonic() < deadline:
             time.sleep(_PAUSE)
         if self._used():
-            return self._connections
-        for connection in self._connections:
+            return self.connections
+        for connection in self.connections:
             connection.close()
-        self._connections = []
+        self.connections = []
         self._cursors = []
         self._every_idle = [self._idle]
         return []

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 from persistcoll.errors import StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Connection, Execute
+from persistcoll.tables.ledger import Ledger
+from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.rest import Restable
 from persistcoll.tables.source import MEMORY, Opened, Source
@@ -20,7 +23,8 @@ __all__ = ["REENTRANT", "Readable"]
 
 T = TypeVar("T")
 # By a serializer, a signal handler, or the destructor of a forgotten container: waiting would be for ever.
-REENTRANT = "{!r} cannot be used from within one of its own operations"
+REENTRANT = "{!r} cannot be written from within one of its own operations; nothing was done"
+_CUT_SHORT = "{!r}: an operation within the transaction was interrupted; nothing of the transaction is stored"
 
 
 class Readable(Restable):
@@ -43,25 +47,87 @@ class Readable(Restable):
     def _check(self) -> None:
         raise NotImplementedError
 
+    def _wait_out(self, deadline: float) -> None:
+        raise NotImplementedError
+
+    def _warn_overdue(self) -> None:
+        raise NotImplementedError
+
     def _failure(self, error: Exception, doing: str) -> StorageError:
         raise NotImplementedError
 
-    @contextmanager
-    def _using(self) -> Iterator[None]:
-        """The connection is this thread's."""
-        me = threading.get_ident()
-        if self._user == me:
-            raise StorageError(REENTRANT.format(self.path))
-        with self._mutex:
-            self._user = me
-            try:
-                yield
-            finally:
-                self._user = None
+    def consult(self, ledger: Ledger, look: Callable[[Execute, Ledger], T], moment: bool = False) -> T:
+        """``look`` at what is committed, and at a table's numbers.
 
-    def _within(self, run: Callable[[Execute], T]) -> T:
+        What this thread or a transaction has the writing connection for is looked at beside it, with another
+        ledger: a look waits for no transaction, and not for its own thread.
+
+        :param moment: all that is read is of one moment.
+        """
+        if not SAME[0]:
+            follow_fork()
+        me = threading.get_ident()
+        if self._user != me:
+            with self._mutex:
+                self._user = me
+                try:
+                    if self._trouble is not None or self._opened is None:
+                        self._check()
+                    if self._alone is None:
+                        return self._consult(ledger, look, moment)
+                    if self._alone == me:
+                        return self._join(lambda execute: look(execute, self._load(ledger, execute)))
+                finally:
+                    self._user = None
+        return self._consult_beside(ledger, look)
+
+    def _consult(self, ledger: Ledger, look: Callable[[Execute, Ledger], T], moment: bool) -> T:
+        execute = self._execute
+        try:
+            if not self._lock.unchanged():
+                self.epoch += 1
+            if not moment:
+                return look(execute, self._load(ledger, execute))
+            try:
+                execute(sqlite.BEGIN_READING)
+                # Another process may have written since the look at the lock.
+                return look(execute, self._load(Ledger(ledger.words), execute))
+            finally:
+                if self._connection.in_transaction:
+                    execute(sqlite.ROLLBACK)
+        except self.dialect.Error as error:
+            raise self._failure(error, "reading") from error
+
+    def _consult_beside(self, ledger: Ledger, look: Callable[[Execute, Ledger], T]) -> T:
+        if self.path != MEMORY:
+            return self.look(lambda execute: look(execute, self._stored(Ledger(ledger.words), execute)))
+        if self._user != threading.get_ident():
+            self._wait_out(time.monotonic() + self.source.timeout)
+            return self.consult(ledger, look)
+        # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
+        execute = self._connection.execute
+        return look(execute, self._stored(copy(ledger), execute))
+
+    def _stored(self, ledger: Ledger, execute: Execute) -> Ledger:
+        """The ledger as it is stored: what is due is left to a caller that can write."""
+        if ledger.epoch < 0:
+            self._load(ledger, execute)
+        ledger.due = None
+        return ledger
+
+    def _load(self, ledger: Ledger, execute: Execute) -> Ledger:
+        """The ledger with the numbers of this moment."""
+        if ledger.epoch != self.epoch:
+            ledger.load(execute, self.dialect.damaged)
+            ledger.epoch = self.epoch
+        return ledger
+
+    def _join(self, run: Callable[[Execute], T]) -> T:
+        """With the mutex held: an operation of the thread that has the transaction."""
         if self._failed is not None:
             raise self._failed
+        self._warn_overdue()
+        before = self._connection.total_changes
         try:
             return run(self._execute)
         except self.dialect.Error as error:
@@ -69,31 +135,20 @@ class Readable(Restable):
             # its last statement only, behind others of the same operation. Neither can go on.
             self._failed = self._failure(error, "using")
             raise self._failed from error
+        except BaseException:
+            if self._connection.total_changes != before:
+                self._failed = StorageError(_CUT_SHORT.format(self.path))
+            raise
 
     def read(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed; it reads with one statement what has to be of one moment."""
-        if self._alone is not None and self._alone == threading.get_ident():
-            return self._within(look)
-        # As _using() does it: a microsecond less for each qsize().
-        me = threading.get_ident()
-        if self._user == me:
-            raise StorageError(REENTRANT.format(self.path))
-        with self._mutex:
-            self._user = me
-            try:
-                if self._trouble is not None or self._opened is None:
-                    self._check()
-                if not self._lock.unchanged():
-                    self.epoch += 1
-                return look(self._execute)
-            except self.dialect.Error as error:
-                raise self._failure(error, "reading") from error
-            finally:
-                self._user = None
+        return self.consult(Ledger(None), lambda execute, _: look(execute))
 
     def first(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""
-        if self.path == MEMORY or (self._alone is not None and self._alone == threading.get_ident()):
+        if not SAME[0]:
+            follow_fork()
+        if self._reads_here():
             return self.read(lambda execute: execute(text, parameters).fetchone())
         try:
             return self._readers.first(text, parameters)
@@ -102,29 +157,49 @@ class Readable(Restable):
 
     def look(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment. Waits for no writer."""
-        if self.path == MEMORY or (self._alone is not None and self._alone == threading.get_ident()):
+        if not SAME[0]:
+            follow_fork()
+        if self._reads_here():
             return self.read(look)
         try:
             return self._readers.read(look)
         except self.dialect.Error as error:
             raise self._failure(error, "reading") from error
 
-    def _connect_reader(self, add: Callable[[Connection], None]) -> None:
-        with self._using():
-            self._check()
-            add(self.dialect.connect_reader(self.path, self.source.timeout))
+    def _reads_here(self) -> bool:
+        """Through the writing connection: a transaction sees what it did; in memory there is no other one."""
+        if self.path == MEMORY:
+            return True
+        return self._alone is not None and self._alone == threading.get_ident() != self._user
 
-    def moment(self) -> AbstractContextManager[None]:
-        """Within ``read``: what several statements read is of one moment."""
-        return sqlite.moment(self._connection)
+    def _connect_reader(self, add: Callable[[Connection], None]) -> None:
+        me = threading.get_ident()
+        if self._user == me:  # a signal handler or a destructor looks within an operation
+            if self._opened is None:
+                raise StorageError(REENTRANT.format(self.path))
+            self._add_reader(add)
+            return
+        with self._mutex:
+            self._user = me
+            try:
+                self._add_reader(add)
+            finally:
+                self._user = None
+
+    def _add_reader(self, add: Callable[[Connection], None]) -> None:
+        self._check()
+        add(self.dialect.connect_reader(self.path, self.source.timeout))
 
     def version(self) -> object:
         """Differs from an earlier one when somebody else has written since."""
+        if not SAME[0]:
+            follow_fork()
         # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
-        if self.path == MEMORY or self._user == threading.get_ident():
+        me = threading.get_ident()
+        if self.path == MEMORY or me in (self._user, self._alone):
             return self.epoch
-        if self.used_here():
-            raise StorageError(REENTRANT.format(self.path))
+        if self._watcher.user == me:  # a signal handler's: it looks, and is asked again
+            return object()
         try:
             return self._watcher.version()
         except self.dialect.Error as error:

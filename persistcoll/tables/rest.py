@@ -28,15 +28,20 @@ class Restable:
     _combiner: Combiner[Any]
     _log: GroupCommit
     _watcher: Watcher
+    _gate: threading.Lock  # what a transaction() has from its beginning to its end; taken before the mutex
     _user: int | None  # the thread that has the mutex
-    _alone: int | None  # the thread within transaction()
+    _alone: int | None  # the thread within transaction(), which has the mutex for each operation only
     _at_rest: bool  # for a fork
     _held: list[threading.Lock]  # for that
 
     def used_here(self) -> bool:
         """Whether this thread is within an operation, as a destructor's may be."""
         me = threading.get_ident()
-        return me in (self._user, self._watcher.user) or me in self._combiner.users or me in self._log.users
+        return (
+            me in (self._user, self._alone, self._watcher.user)
+            or me in self._combiner.users
+            or me in self._log.users
+        )
 
     @property
     def in_transaction(self) -> bool:
@@ -54,8 +59,10 @@ class Restable:
         me = threading.get_ident()
         rested = False
         try:
-            rested = acquire_noted(self._watcher.mutex, patience, held) and acquire_noted(
-                self._mutex, patience, held
+            rested = (
+                acquire_noted(self._gate, patience, held)
+                and acquire_noted(self._watcher.mutex, patience, held)
+                and acquire_noted(self._mutex, patience, held)
             )
             if rested:
                 self._user = me

@@ -86,16 +86,17 @@ class Source:
         connection = None
         try:
             identity = lock.identity()
-            with lock:
-                self._make_file()
-                connection = dialect.connect(self.path, self.timeout)
-                with self._translated(dialect):
-                    return self._prepare(dialect, connection, lock, identity or lock.identity())
+            lock.acquire_within(self.timeout)
+            self._make_file()
+            connection = dialect.connect(self.path, self.timeout)
+            with self._translated(dialect):
+                opened = self._prepare(dialect, connection, lock, identity or lock.identity())
+            lock.release()
+            return opened
         except BaseException:
             # The connection first: the other way round it would be closed without the lock.
             if connection is not None:
-                with lock:
-                    connection.close()
+                connection.close()
             lock.close()
             raise
 

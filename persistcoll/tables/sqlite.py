@@ -12,10 +12,10 @@ import ctypes
 import errno
 import itertools
 import logging
+import os
 import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import ClassVar
 
 from persistcoll.engine.values import Discipline, State
@@ -27,7 +27,8 @@ from persistcoll.errors import (
     StorageFullError,
     StoreKindError,
 )
-from persistcoll.tables.dialect import MappingWords, TableWords
+from persistcoll.tables.dialect import Execute, MappingWords, TableWords
+from persistcoll.tables.room import no_room
 
 __all__ = [
     "BEGIN",
@@ -39,9 +40,8 @@ __all__ = [
     "ROLLBACK",
     "SHRINK",
     "SQLite",
-    "end_reading",
+    "end_statement",
     "leak",
-    "moment",
 ]
 
 # The oldest that the suite could be thought to pass with; nothing older is in use with Python 3.10.
@@ -83,6 +83,9 @@ _DAMAGED = (
     "constraint failed",  # ours hold, unless an index does not find what is there
 )
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
+# SQLite tells ENOSPC in a write to a file as "full", and every other want of room as an I/O error: a quota
+# (EDQUOT), the largest size of a file (EFBIG), and a shared-memory index that cannot grow.
+_WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
 
 
 class SQLite:
@@ -159,7 +162,7 @@ class SQLite:
         if any(words in text for words in _BUSY):
             return LockedError(f"{doing} {path!r}: another program keeps the database locked")
         if any(words in text for words in _FULL_ERRORS):
-            return StorageFullError(f"{doing} {path!r} failed: no room; nothing is stored", errno.ENOSPC)
+            return _full(doing, path, errno.ENOSPC)
         if any(words in text for words in _DAMAGED):
             return CorruptionError(f"{doing} {path!r} failed: the database is damaged ({text})", path)
         if "not a database" in text:
@@ -167,6 +170,11 @@ class SQLite:
         if "readonly" in text:
             return StorageError(f"{path!r} cannot be written", errno.EACCES)
         if "I/O" in text:
+            # Python 3.10 does not tell the code.
+            if getattr(error, "sqlite_errorcode", _WRITING) in (_WRITING, _GROWING_INDEX):
+                wanting = no_room(path)
+                if wanting is not None:
+                    return _full(doing, path, wanting)
             return StorageError(
                 f"{doing} {path!r} failed: {text}; whether what was being written is stored is unknown",
                 errno.EIO,
@@ -174,23 +182,15 @@ class SQLite:
         return StorageError(f"{doing} {path!r} failed: {text}")
 
 
-@contextmanager
-def moment(connection: sqlite3.Connection) -> Iterator[None]:
-    """What several statements read within is of one moment; in a transaction of its thread's it is anyway."""
-    if connection.in_transaction:
-        yield
-        return
-    try:
-        connection.execute(BEGIN_READING)
-        yield
-    finally:
-        end_reading(connection)
+def _full(doing: str, path: str, number: int) -> StorageFullError:
+    reason = "no room" if number == errno.ENOSPC else os.strerror(number)
+    return StorageFullError(f"{doing} {path!r} failed: {reason}; nothing is stored", number)
 
 
-def end_reading(connection: sqlite3.Connection) -> None:
-    """Behind :data:`BEGIN_READING`, or an interrupt that came before it."""
-    if connection.in_transaction:
-        connection.execute(ROLLBACK)
+def end_statement(execute: Execute) -> None:
+    """End the statement that this cursor has not exhausted: it keeps the log from being taken over."""
+    with suppress(sqlite3.Error):
+        execute("SELECT 1").fetchall()
 
 
 def leak(connection: object) -> None:

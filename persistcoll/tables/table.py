@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, Table
@@ -21,7 +22,7 @@ from persistcoll.tables.rows import Rows, Seal
 __all__ = ["SQLTable"]
 
 T = TypeVar("T")
-_DUE = object()
+_DUE, _UNSURE = object(), object()
 _MOST = (1 << 63) - 1  # rows
 
 
@@ -31,6 +32,7 @@ class SQLTable(Table):
     :param number: of the collection in its database.
     :param power: what an operation that returned survives is a power cut. A claim need not: one that is lost
         leaves a ready record.
+    :param timeout: seconds to wait for the end of another caller's transaction, where no deadline is given.
     :param left: called once, when this handle is closed.
     """
 
@@ -45,6 +47,7 @@ class SQLTable(Table):
         retry: Retry,
         *,
         power: bool,
+        timeout: float,
         store_id: bytes,
         seal: Seal | None,
         unseal: Seal | None,
@@ -55,6 +58,7 @@ class SQLTable(Table):
         self._database = database
         self._write = database.write
         self._power = power
+        self._timeout = timeout
         self._words = words = database.dialect.table_words(number, discipline)
         self._clock = clock
         self._left = [left]  # which one of those who close takes out
@@ -66,9 +70,17 @@ class SQLTable(Table):
         self._ledger = ledger = database.ledgers[number]
         self._rows = Rows(database, words, store_id, seal, unseal)
         self._keys = Keys(discipline.unique, words)
-        self._listing = Listing(self._look, database.moment, words, self._rows)
+        self._listing = Listing(self._look, words, self._rows)
         self._claims = Claims(
-            database, number, words, ledger, self._rows, self._keys, retry=retry, now=self._now
+            database,
+            number,
+            words,
+            ledger,
+            self._rows,
+            self._keys,
+            retry=retry,
+            now=self._now,
+            timeout=timeout,
         )
 
     def _now(self) -> float:
@@ -90,21 +102,17 @@ class SQLTable(Table):
             self._claims.release_due(execute)
         return ledger
 
-    def _look(self, look: Callable[[Execute, Ledger], T]) -> T:
-        """``look`` at what is committed, in which nothing is due."""
+    def _look(self, look: Callable[[Execute, Ledger], T], moment: bool = False) -> T:
+        """``look`` at what is committed, in which nothing is due; ``moment``: at one moment."""
         self._check()
 
-        def run(execute: Execute) -> T | object:
-            ledger = self._ledger
-            if ledger.epoch != self._database.epoch:
-                ledger.load(execute, self._database.dialect.damaged)
-                ledger.epoch = self._database.epoch
+        def run(execute: Execute, ledger: Ledger) -> T | object:
             if ledger.due is not None and ledger.due <= self._now():
                 return _DUE
             return look(execute, ledger)
 
-        while (result := self._database.read(run)) is _DUE:
-            self._write(self._fresh, False)
+        while (result := self._database.consult(self._ledger, run, moment)) is _DUE:
+            self._write(self._fresh, False, True, None, None, self._timeout)
         return cast(T, result)
 
     # Putting.
@@ -124,12 +132,12 @@ class SQLTable(Table):
             ledger.ready += 1
             return id
 
-        return self._write(run, self._power, False)
+        return self._write(run, self._power, False, None, deadline, self._timeout)
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> range:
-        ids = self.put([Entry(payload) for payload in payloads], capacity)
+        ids = self.put([Entry(payload) for payload in payloads], capacity, deadline=deadline)
         return range(cast(int, ids[0]), cast(int, ids[-1]) + 1) if ids else range(0)
 
     def put(
@@ -153,7 +161,7 @@ class SQLTable(Table):
             ledger.ready += more
             return ids
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, True, None, deadline, self._timeout)
 
     # Taking.
 
@@ -194,10 +202,11 @@ class SQLTable(Table):
                 self._remove(execute, ledger, (row,))
             return value, row
 
-        value, row = self._write(run, acknowledge and self._power)
-        if not acknowledge:
-            self._claims.note((row,), claims)
-        return value
+        def note(taken: tuple[T, Any]) -> None:
+            self._claims.note((taken[1],), claims)
+
+        sync = acknowledge and self._power
+        return self._write(run, sync, True, None if acknowledge else note, deadline, self._timeout)[0]
 
     def take_many(
         self,
@@ -240,10 +249,11 @@ class SQLTable(Table):
                 self._remove(execute, ledger, rows)
             return values, rows
 
-        values, rows = self._write(run, acknowledge and self._power)
-        if not acknowledge:
-            self._claims.note(rows, claims)
-        return values
+        def note(taken: tuple[list[T], list[Any]]) -> None:
+            self._claims.note(taken[1], claims)
+
+        sync = acknowledge and self._power
+        return self._write(run, sync, True, None if acknowledge else note, deadline, self._timeout)[0]
 
     def _refuse_empty(self) -> None:
         """Who asks an empty queue again and again makes no transaction each time."""
@@ -292,7 +302,7 @@ class SQLTable(Table):
             self._fresh(execute)
             return self._claims.resume(execute)
 
-        return self._write(run, False)
+        return self._write(run, False, timeout=self._timeout)
 
     # Changing and removing.
 
@@ -311,7 +321,7 @@ class SQLTable(Table):
             execute(*store)
             return True
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def discard(self, id: int | None = None) -> int | None:
         self._check()
@@ -326,7 +336,7 @@ class SQLTable(Table):
             self._remove(execute, ledger, (row,))
             return cast(int, row[0])
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def clear(self) -> int:
         self._check()
@@ -341,7 +351,7 @@ class SQLTable(Table):
             self._database.changed(ledger)
             return count
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         self._check()
@@ -356,23 +366,27 @@ class SQLTable(Table):
             self._claims.trim(execute, state, count)
             return count
 
-        return self._write(run, self._power)
+        return self._write(run, self._power, timeout=self._timeout)
 
     def shrink(self) -> None:
         self._check()
-        self._database.shrink()
+        self._database.shrink(self._timeout)
 
     # Looking.
 
     def peek(self, use: Callable[[Record], T]) -> T:
-        def look(execute: Execute, ledger: Ledger) -> T:
+        def look(moment: bool, execute: Execute, ledger: Ledger) -> T | object:
             row = execute(self._words.heads, (1,)).fetchone()
-            if row is None:
-                self._rows.check_none_left(ledger.ready)
-                raise Empty
-            return use(self._rows.record(row))
+            if row is not None:
+                return use(self._rows.record(row))
+            if ledger.ready and not moment:
+                return _UNSURE
+            self._rows.check_none_left(ledger.ready)
+            raise Empty
 
-        return self._look(look)
+        # The numbers and the head are two reads: only of one moment do they tell of damage.
+        value = self._look(partial(look, False))
+        return cast(T, self._look(partial(look, True), True) if value is _UNSURE else value)
 
     def holds(self, key: bytes) -> bool:
         return self._look(lambda execute, _: self._keys.in_force(execute, key))

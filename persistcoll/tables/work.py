@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from persistcoll.engine.combining import Request
 from persistcoll.tables.dialect import Execute
@@ -18,11 +18,16 @@ class Work(Request, Generic[T]):
 
     :param run: raises before it changes anything, or not at all; the database's own errors excepted.
     :param sync: it is to be on the device when it is done.
+    :param after: called with what ``run`` gave right behind the commit, also where the thread is interrupted
+        there, perhaps twice.
     :ivar value: what ``run`` gave.
+    :ivar obstacle: nothing was done, because this transaction is in the way.
     """
 
     value: T
+    obstacle: BaseException | None = None
 
-    def __init__(self, run: Callable[[Execute], T], sync: bool) -> None:
+    def __init__(self, run: Callable[[Execute], T], sync: bool, after: Callable[[T], Any] | None) -> None:
         self.run = run
         self.sync = sync
+        self.after = after

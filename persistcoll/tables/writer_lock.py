@@ -12,9 +12,17 @@ to it leads through a second file's lock, which one at a time keeps until it has
 turn comes again without that for four milliseconds only. Measured with the same 8 processes: 8 to 30 ms at
 worst with it, 50 to 130 without.
 
+A caller's transaction keeps the lock for as long as the caller pleases, so no other process waits in the
+kernel for its end: the transaction notes its process and its beginning in the file, and
+:meth:`WriterLock.acquire` raises :exc:`TransactionOpen` where it finds such a note. A transaction takes the
+lock only with the turn, and notes itself before it gives the turn away. Therefore a writer that has the turn
+and finds no note waits for an ordinary writer, whose turn is short.
+
 The file holds, behind a magic number: the token of the connection that wrote last, so that what one
-remembers of the database is known to be true while the token is one's own; and the database's id, so that a
-database that was lost is not taken for a new one.
+remembers of the database is known to be true while the token is one's own; the database's id, so that a
+database that was lost is not taken for a new one; and the note of a transaction. The note begins with the
+token of its connection, and is true while that is the token of the file: the note of a process that died is
+not, once another one has written.
 """
 
 from __future__ import annotations
@@ -24,13 +32,15 @@ import os
 import secrets
 import struct
 import time
-from types import TracebackType
+from contextlib import suppress
+from functools import partial
 from zlib import crc32
 
 from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, read_fully, storage_error
-from persistcoll.errors import StoreKindError
+from persistcoll.errors import LockedError, StoreKindError
+from persistcoll.tables.clock import steady
 
-__all__ = ["NoLock", "WriterLock"]
+__all__ = ["NoLock", "TransactionOpen", "WriterLock"]
 
 _MAGIC = b"pcoll db"
 _TOKEN_SIZE = 8
@@ -40,6 +50,31 @@ _IDENTITY = struct.Struct("<16sI")
 _TURN = 0.004
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.001
 _IDENTITY_AT = _TOKEN_AT + _TOKEN_SIZE
+_NOTE = struct.Struct(f"<{_TOKEN_SIZE}sQd")
+_NOTE_AT = _IDENTITY_AT + _IDENTITY.size
+
+
+class TransactionOpen(Exception):
+    """A transaction is in the way.
+
+    :param pid: of the process that has it open.
+    :param since: when it began, by :func:`~persistcoll.tables.clock.steady`.
+    """
+
+    def __init__(self, pid: int, since: float) -> None:
+        super().__init__(pid, since)
+        self.pid = pid
+        self.since = since
+
+    def refusal(self, path: str) -> LockedError:
+        """The error for a call that waits no longer."""
+        age = max(0.0, steady() - self.since)
+        where = "another thread of this process" if self.pid == os.getpid() else "another process"
+        return LockedError(
+            f"{path!r}: {where} ({self.pid}) has had a transaction open for {age:.1f} s; nothing was done;"
+            " call again when it has ended",
+            self.pid,
+        )
 
 
 class WriterLock:
@@ -59,20 +94,27 @@ class WriterLock:
         except OSError as error:
             raise storage_error(error, "opening", self.path) from error
         self._token = secrets.token_bytes(_TOKEN_SIZE)
+        self._noted = False
         self._flock = disk.flock
         self._read = disk.read
+        self.release = partial(disk.flock, self._fd, UNLOCK)
+        """Let the next one in. Without a Python function's beginning, where an interrupt could come first."""
 
-    def acquire(self) -> bool:
-        """Wait for it; whether nobody else wrote since this connection did."""
+    def acquire(self, transaction: bool = False) -> bool:
+        """Wait for it; whether nobody else wrote since this connection did.
+
+        :param transaction: keep it for as long as a caller pleases; :meth:`end_transaction` has to follow.
+        :raise TransactionOpen: another process does.
+        """
         fd, token = self._fd, self._token
         # Whatever goes wrong, an interrupt right behind the call included, the others must not wait for ever.
         try:
-            if time.monotonic() < self._turn:
-                self._flock(fd, EXCLUSIVE)
-            else:
-                self._flock(self._turn_fd, EXCLUSIVE)
+            if transaction or self._noted or time.monotonic() >= self._turn or not self._try():
                 try:
+                    self._flock(self._turn_fd, EXCLUSIVE)
                     self._acquire_next()
+                    if transaction or self._noted:
+                        self._note(transaction)
                 finally:
                     self._flock(self._turn_fd, UNLOCK)
                 self._turn = time.monotonic() + _TURN
@@ -88,23 +130,69 @@ class WriterLock:
             raise
         return False
 
+    def _try(self) -> bool:
+        try:
+            self._flock(self._fd, TRY_EXCLUSIVE)
+        except BlockingIOError:
+            return False
+        return True
+
     def _acquire_next(self) -> None:
         """Having the turn: wait until who had it before pauses, or its turn is over."""
         # The more often it looked, the more often it would come between two writes of the same turn.
         pause = _SHORTEST_PAUSE
         deadline = time.monotonic() + _TURN
         while (left := deadline - time.monotonic()) > 0:
-            try:
-                self._flock(self._fd, TRY_EXCLUSIVE)
+            if self._try():
                 return
-            except BlockingIOError:
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            time.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        found = self.transaction()
+        if found is not None:
+            raise found
         self._flock(self._fd, EXCLUSIVE)
 
-    def release(self) -> None:
-        """Let the next one in."""
-        self._flock(self._fd, UNLOCK)
+    def acquire_within(self, seconds: float) -> None:
+        """:meth:`acquire`, waiting so long for another process's transaction.
+
+        :raise LockedError: it did not end.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.acquire()
+                return
+            except TransactionOpen as found:
+                if time.monotonic() >= deadline:
+                    raise found.refusal(self.path) from None
+            time.sleep(_LONGEST_PAUSE)
+
+    def transaction(self) -> TransactionOpen | None:
+        """Without the lock: the transaction of another process that has it."""
+        if self._try():
+            self.release()
+            return None
+        data = self._read(self._fd, _NOTE.size, _NOTE_AT)
+        if len(data) < _NOTE.size:
+            return None
+        token, pid, since = _NOTE.unpack(data)
+        current = pid and self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == token
+        return TransactionOpen(pid, since) if current else None
+
+    def _note(self, transaction: bool) -> None:
+        self._noted = True
+        note = _NOTE.pack(self._token, os.getpid(), steady()) if transaction else bytes(_NOTE.size)
+        self._disk.pwrite(self._fd, note, _NOTE_AT)
+        self._noted = transaction
+
+    def end_transaction(self) -> None:
+        """Let the next one in. A note that cannot be removed now is removed by the next :meth:`acquire`."""
+        try:
+            if self._noted:
+                with suppress(OSError):
+                    self._note(False)
+        finally:
+            self.release()
 
     def unchanged(self) -> bool:
         """Without the lock: whether nobody else has begun to write since this connection did."""
@@ -137,21 +225,19 @@ class WriterLock:
         close_quietly(self._disk, self._fd)
         close_quietly(self._disk, self._turn_fd)
 
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
 
 class NoLock:
     """In place of a :class:`WriterLock` where no other process can come: in memory."""
 
-    def acquire(self) -> bool:
+    def acquire(self, transaction: bool = False) -> bool:
         """True: nobody else ever wrote."""
         return True
+
+    def transaction(self) -> None:
+        """None: nobody else ever has one."""
+
+    def end_transaction(self) -> None:
+        """Nothing."""
 
     def release(self) -> None:
         """Nothing."""

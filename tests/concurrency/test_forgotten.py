@@ -28,7 +28,7 @@ from persistcoll.engine import lifecycle
 from persistcoll.tables import opening
 from persistcoll.tables.database import Database
 from persistcoll.testing.children import in_forked_child, together
-from tests.queues.waits import until, waiting
+from tests.queues.waits import WatchedLock, until, waiting
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -248,40 +248,41 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
     """And does not have the connection yet: whoever waits for it waits for its own thread."""
     inside, go_on = threading.Event(), threading.Event()
 
-    def transact() -> None:
-        with ages.transaction():
+    class Pausing:
+        name = "pausing"
+        executes_code = False
+        dumps = staticmethod(str.encode)
+
+        def loads(self, data: bytes) -> str:
             inside.set()
             assert go_on.wait(10)
+            return data.decode()
 
     def perform(*arguments: Any) -> None:
         gc.collect()
         go_on.set()
         combined(*arguments)
 
-    queue = SQLiteQueue(tmp_path, durability="process")
-    with queue, PDict[str, int](tmp_path, "ages", durability="process") as ages:
+    with SQLiteQueue(tmp_path, "slow", serializer=Pausing(), durability="process") as queue:
+        queue.put("a")
         forget(tmp_path)
-        combiner: Any = queue._table._database._combiner  # type: ignore[attr-defined]
+        table: Any = queue._table
+        combiner = table._database._combiner
         combined = combiner._perform
         monkeypatch.setattr(combiner, "_perform", perform)
-        finish = waiting(transact)
+        finish = waiting(queue.get)
         assert inside.wait(10)
-        waiting(lambda: queue.put(1))()
-        finish()
+        waiting(lambda: queue.put("b"))()
+        assert finish() == "a"
     expect_given_back(tmp_path)
 
 
-def test_who_waits_within_a_transaction_does_not_wait_for_the_watcher(tmp_path):
-    """Which another thread is connecting, for which it needs the end of the transaction."""
+def test_the_watcher_waits_for_no_transaction(tmp_path):
     queue = SQLiteQueue(tmp_path, durability="process")
-    with queue, PDict[str, int](tmp_path, "ages", durability="process") as ages:
-        database: Any = queue._table._database  # type: ignore[attr-defined]
-        with ages.transaction():
-            version = waiting(queue._table.version)
-            until(database._watcher.mutex.locked)
-            with pytest.raises(persistcoll.Empty):
-                queue.get(timeout=0.01)
-        version()
+    with queue, PDict[str, int](tmp_path, "ages", durability="process") as ages, ages.transaction():
+        waiting(queue._table.version)()
+        with pytest.raises(persistcoll.Empty):
+            queue.get(timeout=0.01)
 
 
 def test_it_is_closed_where_a_warning_is_an_error(tmp_path, monkeypatch):
@@ -403,7 +404,7 @@ def test_something_is_opened_within_a_transaction_for_which_a_fork_waits(tmp_pat
             ages["ann"] = 41
             inside.set()
             assert forking.wait(10)
-            until(database._watcher.mutex.locked)
+            assert gate.waited_for.wait(10)
             with PDict[str, int](tmp_path / "other", durability="process") as other:
                 other["bob"] = 17
 
@@ -412,6 +413,7 @@ def test_something_is_opened_within_a_transaction_for_which_a_fork_waits(tmp_pat
 
     with PDict[str, int](tmp_path / "ages", durability="process") as ages:
         database: Any = ages._store._database  # type: ignore[attr-defined]
+        gate = database._gate = WatchedLock()
         finish = waiting(transact)
         assert inside.wait(10)
         forking.set()
@@ -435,7 +437,8 @@ def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch
         two.put(2)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "unraisablehook", errors.append)
-            lock, connection = one._table._database._lock, one._table._database._connection
+            database: Any = one._table._database  # type: ignore[attr-defined]
+            lock, connection = database._lock, database._connection
             patch.setattr(lock, "acquire", fail)
             in_forked_child(lambda: two.put(3))
         assert [str(error.exc_value) for error in errors] == ["no lock today"]

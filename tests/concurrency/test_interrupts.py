@@ -137,13 +137,35 @@ def test_one_of_those_who_combine(role):
     assert number >= 8
 
 
-def test_who_combines_within_that():
-    """A destructor or a signal handler: it would wait for its own thread."""
-    combiner: Combiner[Request]
+def test_a_request_within_the_work_on_another_one_is_performed_at_once_and_alone():
+    """By a destructor or a signal handler: others may be waiting for its thread."""
+    performed: list[Sequence[Request]] = []
+    inner = Request()
 
     def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        performed.append(batch)
+        if inner not in batch:
+            combiner.submit(inner)
+
+    combiner = Combiner[Request](perform)
+    combiner.submit(outer := Request())
+    assert performed == [[outer], [inner]]
+    assert not combiner.leading
+    assert not combiner.users
+
+
+def test_what_the_work_refuses_within_itself_is_refused_there():
+    busy = False
+
+    def perform(batch: Sequence[Request], waits: Callable[[], None]) -> None:
+        nonlocal busy
+        if busy:
+            batch[0].failure = StorageError("within an operation")
+            return
+        busy = True
         with pytest.raises(StorageError, match="within an operation"):
             combiner.submit(Request())
+        busy = False
 
     combiner = Combiner[Request](perform)
     combiner.submit(Request())

@@ -19,7 +19,7 @@ from persistcoll import PDict, SQLiteQueue, StorageError
 from persistcoll.engine import lifecycle
 from persistcoll.tables import rest
 from persistcoll.testing.children import in_forked_child, together
-from tests.queues.waits import until, waiting
+from tests.queues.waits import WatchedLock, until, waiting
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -64,8 +64,7 @@ def test_it_waits_for_nested_use_and_keeps_nobody_from_it(several, order):
                 inner["n"] = 1
 
     def when_the_fork_waits() -> None:
-        lock = database_of(outer)._watcher.mutex
-        until(lambda: lock.locked() or database_of(inner)._mutex.locked())
+        assert gate.waited_for.wait(10)
         go_on.set()
 
     def child() -> None:
@@ -73,6 +72,7 @@ def test_it_waits_for_nested_use_and_keeps_nobody_from_it(several, order):
             assert ages["n"] == 1
             ages["n"] += 1
 
+    gate = database_of(outer)._gate = WatchedLock()
     finish = waiting(nested)
     assert inside.wait(10)
     tell = waiting(when_the_fork_waits)

@@ -10,9 +10,12 @@ import os
 import pickle
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,8 @@ from persistcoll import Empty, SQLiteAckQueue, SQLiteQueue, StorageError
 from persistcoll.tables import rest
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import someone_waits, until, waiting
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -329,3 +334,69 @@ def test_many_forks_beside_busy_threads(queue, rng):
     expected: list[Any] = [("parent", number) for number in range(produced[0])]
     expected += [(number, count) for number in range(children) for count in range(each)]
     assert sorted(got, key=repr) == sorted(expected, key=repr)
+
+
+UNSEEN = """
+import ctypes, os, sys
+from persistcoll import PDict, SQLiteAckQueue, SQLiteQueue, StorageError
+
+path, kind, hook = sys.argv[1:]
+store = eval(kind)(path, durability="process")
+def write(number):
+    if kind == "PDict":
+        store[number] = number
+    else:
+        store.put(number)
+def calls():
+    yield lambda: write(-1)
+    yield lambda: eval(kind)(path)
+    if kind == "PDict":
+        yield from (lambda: store[0], lambda: len(store), lambda: list(store), store.transaction().__enter__)
+    else:
+        yield from (store.get_nowait, store.qsize, store.peek, store.stats, lambda: store.get(timeout=1))
+for number in range(10):
+    write(number)
+if kind == "PDict":
+    store[0], len(store), store.get_many([1])  # there are reading connections
+else:
+    store.peek()
+pid = ctypes.CDLL(None).fork()
+if pid == 0:
+    status = 0
+    if hook == "late hook":
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    for number, call in enumerate(calls()):
+        try:
+            call()
+            status = 100 + number
+        except StorageError as error:
+            if "not told of the fork" not in str(error):
+                print(number, repr(error), flush=True)
+                status = 50 + number
+    store.close()
+    with eval(kind)(path + ".another", durability="process") as another:
+        another.update({1: 1}) if kind == "PDict" else another.put(1)
+    os._exit(status)
+for number in range(10, 60):
+    write(number)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert status == 0, status
+store.close()
+with eval(kind)(path) as store:
+    assert list(store if kind == "PDict" else store.items()) == [*range(60)]
+print("right")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="calls the C library's fork")
+@pytest.mark.parametrize("hook", ["no hook", "late hook"])
+@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
+def test_a_fork_that_python_is_not_told_of(kind, hook, tmp_path):
+    """The child is refused and told why, the parent goes on, and nothing is damaged."""
+    command = [sys.executable, "-c", UNSEEN, str(tmp_path / "store"), kind, hook]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "right\n"
+    with closing(sqlite3.connect(tmp_path / "store" / "data.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -63,6 +64,103 @@ def test_room_comes_back_in_the_same_process(kind, durability, small_disk):
         assert [number for number, _ in got] == [*put, len(put)]
     with kind(small_disk / "queue", serializer="json", durability=durability) as queue:
         assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)
+
+
+LIMITED = """
+import resource, sys
+from persistcoll import PDict, SQLiteAckQueue, SQLiteQueue, StorageFullError
+
+kind, durability = sys.argv[2:]
+with eval(kind)(sys.argv[1], serializer="raw", durability=durability) as store:
+    def write(number):
+        payload = number.to_bytes(4, "big") + bytes(20_000)
+        if kind == "PDict":
+            store[number] = payload
+        else:
+            store.put(payload)
+
+    written = []
+    for limit in (600_000, 1_200_000, resource.RLIM_INFINITY):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            for number in range(len(written), len(written) + 100):
+                write(number)
+                written.append(number)
+            assert limit == resource.RLIM_INFINITY, "never full"
+        except StorageFullError as error:
+            assert "nothing is stored" in str(error)
+with eval(kind)(sys.argv[1], serializer="raw") as store:
+    left = [*store.values()] if kind == "PDict" else [*store.items()]
+assert [int.from_bytes(data[:4], "big") for data in left] == written
+print("right", len(written))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
+def test_a_limit_of_a_files_size_is_a_want_of_room(kind, durability, tmp_path):
+    """SQLite calls it an I/O error, after which nothing would go on."""
+    run(LIMITED, tmp_path / "store", kind, durability)
+
+
+def run(program: str, *arguments: object) -> None:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("right")
+
+
+def frames(database: Path) -> int:
+    """How many frames SQLite's index of the log knows; by a process of its own, because closing that file
+    here would drop SQLite's locks.
+    """
+    program = "import sys; print(int.from_bytes(open(sys.argv[1], 'rb').read(20)[16:], sys.byteorder))"
+    command = [sys.executable, "-c", program, f"{database}-shm"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def fill_up(place: Path) -> Path:
+    """Leave no room for a single block."""
+    path = place / "ballast"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+@pytest.mark.needs("root", "mount")
+def test_an_index_that_cannot_be_made_is_a_want_of_room(small_disk):
+    """SQLite's shared-memory index, 32 KiB, when nobody has the database open."""
+    with SQLiteQueue(small_disk / "queue") as queue:
+        queue.put(1)
+    ballast = fill_up(small_disk)
+    with pytest.raises(StorageFullError):
+        SQLiteQueue(small_disk / "queue")
+    ballast.unlink()
+    with SQLiteQueue(small_disk / "queue") as queue:
+        queue.put(2)
+        assert [*queue.items()] == [1, 2]
+
+
+@pytest.mark.needs("root", "mount")
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_an_index_that_cannot_grow_is_a_want_of_room(durability, small_disk):
+    """It grows with the 4,063rd frame of the log."""
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    with SQLiteQueue(small_disk / "queue", durability=durability) as queue:
+        put: list[int | None] = []
+        while (known := frames(small_disk / "queue" / "data.db")) < 4030:
+            put += [queue.put(number) for number in range(40 if known < 3900 else 2)]
+        ballast = fill_up(small_disk)
+        with contextlib.suppress(StorageFullError):
+            while len(put) < 10_000:
+                put.append(queue.put(b"y" * 100))
+        assert queue.qsize() == len(put) < 10_000
+        ballast.unlink()
+        put.append(queue.put("there is room"))
+        assert [row["id"] for row in queue.queue()] == put
 
 
 FAILING = """

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -160,7 +161,8 @@ def test_those_who_come_during_a_sync_share_the_next_one(tmp_path):
         queue.put(numbered(100))
         disk.calls.clear()
         in_sync, others_wait = threading.Event(), threading.Event()
-        combiner = queue._blocking.store._journal._combiner
+        store: Any = queue._blocking.store
+        combiner = store._journal._combiner
 
         def first_sync(fd: int) -> None:
             in_sync.set()

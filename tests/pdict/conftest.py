@@ -12,6 +12,7 @@ from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
 from persistcoll.engine.values import Durability
 from persistcoll.pdict import PDict
 from persistcoll.pdict_base import BaseDict
+from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, resolve
 
 __all__ = ["InMemory", "Opener"]
@@ -31,7 +32,7 @@ class InMemory(PDict[Any, Any]):
             codec(resolve(serializer), b"a store"),
             auto_commit=auto_commit,
             description="PDict in memory",
-            reopen=(InMemory, {}),
+            reopening=Reopening(InMemory, {}),
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 import math
 import types
 from collections.abc import ItemsView, KeysView, Mapping, MutableMapping, ValuesView
@@ -449,11 +448,3 @@ def test_values_that_cannot_be_serialized_leave_no_trace(full):
         with pytest.raises(EncodeError, match="function"):
             call()
     assert full == DATA
-
-
-def test_it_is_not_copied_by_copy(tmp_path):
-    """A copy is another handle on the same one."""
-    one: PDict[Any, Any] = PDict(tmp_path / "d", durability="process")
-    with one, copy.copy(one) as other:
-        one["a"] = 1
-        assert other == {"a": 1}

@@ -161,6 +161,7 @@ def test_tuples_are_nested_so_far_and_no_further():
         (b"b:", b""),
         (b"t2:n", b""),
         (b"t1:" * 100_000 + b"n", b""),
+        (b"t1:" * 65 + b"n", b""),
         (b"s\xff", b""),
         (b"i1;", b"F"),
         (b"i1;", b"i2;"),

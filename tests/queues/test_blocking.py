@@ -10,7 +10,9 @@ import pytest
 
 from persistcoll import ClosedError, Empty, Full, ShutDown
 from persistcoll.engine import signals
-from persistcoll.engine.blocking import BlockingQueue, checked_timeout
+from persistcoll.engine.arguments import checked_timeout
+from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.contracts import Claim
 from persistcoll.engine.memory import MemoryState, MemoryStore
 from persistcoll.journal.fifo import Fifo
 from persistcoll.testing.children import together
@@ -166,7 +168,7 @@ def test_waiting_costs_little(open_queue):
 
 @pytest.mark.parametrize("value", [None, 0, 0.0, 1, 2.5, float("inf"), 10**30])
 def test_what_is_a_timeout(value):
-    assert checked_timeout(value) == value
+    assert checked_timeout(value) == (None if value is None else float(value))
 
 
 @pytest.mark.parametrize("value", [-1, -0.5, float("nan"), float("-inf")])
@@ -269,6 +271,7 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
 @pytest.mark.parametrize("call", ["get", "put", "put_many", "discard", "clear", "receive", "give back"])
 def test_every_change_wakes_who_waits_for_it(no_polling, call):
     blocking = BlockingQueue(MemoryStore(), 2, True)
+    claims: list[Claim] = []
     if call in ("put", "put_many", "give back"):
         wait = waiting(lambda: blocking.get(pair, True, 10))
         until(lambda: blocking._items._gates)
@@ -278,8 +281,8 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
             blocking.put_many([b"1"], False, None)
         else:
             id = blocking.store.append(b"1")
-            blocking.store.take(pair)
-            blocking.settle(id, done=False)
+            blocking.store.take(pair, claims=claims)
+            blocking.settle(id, claims, done=False)
         assert wait() == b"1"
         return
     blocking.put_many([b"1", b"2"], False, None)
@@ -289,7 +292,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
         "get": lambda: blocking.get(pair, False, None),
         "discard": lambda: blocking.discard(None),
         "clear": blocking.clear,
-        "receive": lambda: blocking.claim(pair, False, None),
+        "receive": lambda: blocking.claim(pair, False, None, claims),
     }[call]()
     wait()
 
@@ -297,16 +300,17 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
 @pytest.mark.parametrize("call", ["task_done", "settle", "discard", "clear"])
 def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
     blocking = BlockingQueue(MemoryStore(), 0, False)
+    claims: list[Claim] = []
     blocking.put(b"1", False, None)
     if call == "task_done":
         blocking.get(pair, False, None)
     elif call == "settle":
-        id, _ = blocking.claim(pair, False, None)
+        id, _ = blocking.claim(pair, False, None, claims)
     wait = waiting(blocking.join)
     until(lambda: blocking._idle._gates)
     {
         "task_done": blocking.task_done,
-        "settle": lambda: blocking.settle(id, done=True),
+        "settle": lambda: blocking.settle(id, claims, done=True),
         "discard": lambda: blocking.discard(None),
         "clear": blocking.clear,
     }[call]()

@@ -46,3 +46,19 @@ def until(fact, seconds=10.0):
 def someone_waits(queue):
     blocking = queue._blocking
     return any(signal.listeners for signal in (blocking._items, blocking._space, blocking._idle))
+
+
+class WatchedLock:
+    """A lock, to be put in the place of a free one, that tells when a thread begins to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.waited_for = threading.Event()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        if self._lock.locked():
+            self.waited_for.set()
+        return self._lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        self._lock.release()

@@ -40,6 +40,24 @@ def test_a_missing_library_names_the_pip_command(name, library, extra, forget, m
         assert isinstance(caught.value, SerializerError)
 
 
+def test_a_missing_library_is_that_error_at_the_attribute_too(forget, monkeypatch):
+    """``serializers.cbor2``, as programs written for persist-queue have it."""
+    for alias, (name, library, extra) in {"msgpack": LIBRARIES[0], "cbor2": LIBRARIES[1]}.items():
+        for module in dict.fromkeys((alias, name)):  # the alias imports the other one
+            forget(module)
+            monkeypatch.delattr(persistcoll.serializers, module)
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(SerializerMissingError, match=rf"pip install 'persistcoll\[{extra}\]'"):
+            getattr(persistcoll.serializers, alias)
+
+
+def test_what_is_no_serializer_is_no_attribute():
+    assert not hasattr(persistcoll.serializers, "yaml")
+    with pytest.raises(ImportError, match="yaml"):
+        exec("from persistcoll.serializers import yaml")
+    assert set(persistcoll.serializers.__all__) <= set(dir(persistcoll.serializers))
+
+
 @pytest.mark.parametrize(
     ("name", "library", "extra", "release"), [(*LIBRARIES[0], "0.6.2"), (*LIBRARIES[1], "5.9.0")]
 )

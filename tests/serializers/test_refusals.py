@@ -10,6 +10,7 @@ import pickle
 import re
 import struct
 import tracemalloc
+import types
 import zlib
 
 import pytest
@@ -46,7 +47,6 @@ itself += [itself, itself]
         ("json", datetime.date(2026, 1, 2)),
         ("json", 10**5000),
         ("json", itself),
-        ("json", nested(100_000)),
         ("msgpack", 2**64),
         ("msgpack", "\ud800"),
         ("msgpack", {1, 2}),
@@ -66,7 +66,6 @@ itself += [itself, itself]
         ("cbor", nested(401, lambda inner: collections.deque([inner]))),
         ("cbor", nested(401, lambda inner: collections.UserDict(a=inner))),
         ("pickle", lambda: None),
-        ("pickle", nested(100_000)),
         ("raw", "text"),
         ("raw", 3),
         ("raw", [1, 2]),
@@ -145,10 +144,8 @@ HOSTILE = {
     "cbor: regex, written long": ("cbor", b"\xdb\0\0\0\0\0\0\0\x23\x61a"),
     "cbor: e-mail": ("cbor", b"\xd8\x24\x61a"),
     "cbor: empty": ("cbor", b""),
-    "pickle: huge bytes": ("pickle", b"\x80\x05\x8e" + struct.pack("<Q", 2**62) + b"."),
     "pickle: huge text": ("pickle", b"\x80\x05\x8d" + struct.pack("<Q", 2**62) + b"."),
     "pickle: huge frame": ("pickle", b"\x80\x05\x95" + struct.pack("<Q", 2**62) + b"."),
-    "pickle: huge memo": ("pickle", b"\x80\x05Nr" + b"\xff" * 4),
     "pickle: no stack": ("pickle", b"\x80\x05."),
     "pickle: persistent id": ("pickle", b"\x80\x05Pabc\n."),
     "pickle: later protocol": ("pickle", b"\x80\xff."),
@@ -163,6 +160,12 @@ def test_hostile_bytes_are_a_decode_error(name, data):
         decode(resolve(name), data, 12)
     assert caught.value.id == 12
     assert caught.value.__cause__ is not None
+
+
+def test_a_pickle_that_asks_for_too_much_memory_is_a_memory_error():
+    # Nothing tells it from a good item that needs more than there is.
+    with pytest.raises(MemoryError):
+        decode(resolve("pickle"), b"\x80\x05\x8e" + struct.pack("<Q", 2**62) + b".", 12)
 
 
 def test_a_deep_pickle_is_harmless():
@@ -191,10 +194,60 @@ def test_errors_name_types_and_never_quote():
         encode(resolve("json"), {"secret": {"in": b"hunter2"}})
     assert str(encoding.value) == "an item of type dict cannot be serialized with 'json' (TypeError)"
     with pytest.raises(DecodeError) as decoding:
-        decode(resolve("pickle"), b"\x80\x05chunter2\nname\n.")
-    assert "hunter2" in str(decoding.value.__cause__)
+        decode(resolve("json"), b'{"password": hunter2}')
+    assert "hunter2" in decoding.value.__cause__.doc  # type: ignore[union-attr]
     assert "hunter2" not in str(decoding.value)
     assert decoding.value.id is None
+
+
+class Hostile:
+    """Whose reading fails with a text of its own."""
+
+    def __reduce__(self):
+        return _fail, ("hunter2",)
+
+
+def _fail(text):
+    raise AttributeError(f"Can't get attribute '{text} {text}' on <module '{text}'")
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [
+        (
+            b"\x80\x05cno_such_module\nname\n.",
+            "ModuleNotFoundError: this process has no module no_such_module",
+        ),
+        (b"\x80\x05cos.nope\nname\n.", "ModuleNotFoundError: this process has no module os.nope"),
+        (b"\x80\x05cos\nnope\n.", "AttributeError: this process has no class or function os.nope"),
+        (
+            b"\x80\x05\x8c\x02os\x8c\x09path.nope\x93.",
+            "AttributeError: this process has no class or function os.path.nope",
+        ),
+        # What is no name may be a payload.
+        (b"\x80\x05cos\nhunter2 hunter2\n.", "AttributeError"),
+        (b"\x80\x05chunter2 hunter2\nname\n.", "ModuleNotFoundError"),
+        (b"\x80\x05c" + b"h" * 300 + b"\nname\n.", "ModuleNotFoundError"),
+        (pickle.dumps(Hostile()), "AttributeError"),
+    ],
+)
+def test_a_missing_module_or_class_is_named(data, missing):
+    with pytest.raises(DecodeError) as caught:
+        decode(resolve("pickle"), data, 7)
+    assert str(caught.value) == (
+        f"item 7 cannot be deserialized with 'pickle' ({missing}); it stays stored, skip(7) removes it"
+    )
+
+
+def test_a_missing_attribute_is_named_where_python_says_whose_it_was():
+    def loads(data):
+        return getattr(re, data.decode())
+
+    serializer = types.SimpleNamespace(name="named", executes_code=True, dumps=str.encode, loads=loads)
+    with pytest.raises(DecodeError, match=r"this process has no class or function re\.nope"):
+        decode(serializer, b"nope")
+    with pytest.raises(DecodeError, match=r"\(AttributeError\)$"):
+        decode(serializer, b"no pe")
 
 
 def test_an_interrupt_is_no_decode_error():

@@ -22,34 +22,48 @@ def delivery(id, item, attempts=1, raw=None):
     return Delivery(Record(id, b"", 1.5, 0, attempts), item, raw)
 
 
+class Book(Deliveries):
+    """One from which what is found is returned."""
+
+    def found(self, item):
+        into: list[Delivery] = []
+        self.pop_item(item, into)
+        return into[0] if into else None
+
+    def found_by_id(self, id, time=None):
+        into: list[Delivery] = []
+        self.pop_id(id, into, time)
+        return into[0] if into else None
+
+
 @pytest.fixture
 def book():
-    return Deliveries(MemoryTable())
+    return Book(MemoryTable())
 
 
 def test_an_object_is_found_by_identity_and_leaves_the_book(book):
     item, raw = [1], {"pqid": 1}
     book.add([delivery(1, item, raw=raw)])
-    assert book.pop_item([1]) is None
-    assert book.pop_item(raw).id == 1
-    assert book.pop_item(item) is None
-    assert book.pop_id(1) is None
+    assert book.found([1]) is None
+    assert book.found(raw).id == 1
+    assert book.found(item) is None
+    assert book.found_by_id(1) is None
 
 
 def test_by_id_and_time(book):
     book.add([delivery(1, None)])
-    assert book.pop_id(1, 1.25) is None
-    assert book.pop_id(1, "1.5") is None
-    assert book.pop_id(1, 1.5).id == 1
+    assert book.found_by_id(1, 1.25) is None
+    assert book.found_by_id(1, "1.5") is None
+    assert book.found_by_id(1, 1.5).id == 1
     book.add([delivery(2, None)])
-    assert book.pop_id(2).id == 2
+    assert book.found_by_id(2).id == 2
 
 
 def test_nothing_is_kept_alive_longer_than_needed(book):
     item = Item()
     alive = weakref.ref(item)
     book.add([delivery(1, item)])
-    found = book.pop_item(item)
+    found = book.found(item)
     book.settle(found, lambda id: id)
     del item, found
     gc.collect()
@@ -61,7 +75,7 @@ def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
     book.add([delivery(1, item)])
     book.expect(1)
     for _ in range(2):
-        found = book.pop_item(item)
+        found = book.found(item)
         with pytest.raises(StaleClaimError):
             book.settle(found, lambda id: pytest.fail("done"))
     book.expect(1)
@@ -72,29 +86,29 @@ def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
     late, present = [1], [2]
     book.add([delivery(1, present, attempts=2)])
     book.add([delivery(1, late, attempts=1)])
-    assert book.pop_item(late).lost
-    assert not book.pop_id(1).lost
+    assert book.found(late).lost
+    assert not book.found_by_id(1).lost
 
 
 def test_an_error_puts_it_back_in_front(book):
     for id in (1, 2):
         book.add([delivery(id, None)])
-    found = book.pop_item(None)
+    found = book.found(None)
 
     def fail(id):
         raise OSError(id)
 
     with pytest.raises(OSError, match="1"):
         book.settle(found, fail)
-    assert [book.pop_item(None).id, book.pop_item(None).id] == [1, 2]
+    assert [book.found(None).id, book.found(None).id] == [1, 2]
 
 
 def test_own_ones_go_before_older_ones_of_others(book):
     waiting(lambda: book.add([delivery(1, None)]))()
     book.add([delivery(2, None)])
     book.add([delivery(3, None)])
-    assert [book.pop_item(None).id for _ in range(3)] == [2, 3, 1]
-    assert book.pop_item(None) is None
+    assert [book.found(None).id for _ in range(3)] == [2, 3, 1]
+    assert book.found(None) is None
 
 
 def test_what_is_settled_is_left_alone(book):
@@ -108,5 +122,26 @@ def test_what_is_settled_is_left_alone(book):
 def test_cleared(book):
     book.add([delivery(1, None)])
     book.clear()
-    assert book.pop_item(None) is None
-    assert book.pop_id(1) is None
+    assert book.found(None) is None
+    assert book.found_by_id(1) is None
+
+
+def test_what_an_interrupted_caller_found_can_be_put_back(book):
+    one, item = delivery(1, None), None
+    book.add([one])
+    book.found(item)
+    for _ in range(2):
+        book.put_back(one)
+    assert [book.found(item), book.found(item)] == [one, None]
+    book.put_back(one)
+    book.expect(1)  # it was given back, and somebody takes it
+    book.put_back(one)
+    assert book.found_by_id(1) is None
+    assert one.lost
+
+
+def test_what_nobody_got_leaves_the_book(book):
+    one = delivery(1, None)
+    book.add([one])
+    book.forget(one)
+    assert book.found(None) is None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 
 import pytest
 
 from persistcoll import ClosedError, PDict, SQLiteAckQueue, SQLiteQueue, StorageFullError
-from tests.queues.waits import until, waiting
+from tests.queues.waits import WatchedLock, waiting
 from tests.sql_queues.conftest import ACK
 
 KINDS = [SQLiteQueue, SQLiteAckQueue]
@@ -122,16 +121,10 @@ def test_a_first_get_waits_for_a_transaction_that_gets_as_well(open_file, tmp_pa
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         queue = open_file(kind, **claiming(kind))
         queue.put_many(["a", "b"])
-        begun = threading.Event()
-
-        def late():
-            begun.set()
-            return queue.get()
-
+        gate = queue._table._database._gate = WatchedLock()
         with mapping.transaction():
-            finish = waiting(late)
-            begun.wait()
-            until(lambda: queue._table._database._combiner.leading)  # it waits for the database
+            finish = waiting(queue.get)
+            assert gate.waited_for.wait(10)
             here = queue.get()
         assert sorted([here, finish()]) == ["a", "b"]
 

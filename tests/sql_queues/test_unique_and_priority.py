@@ -72,9 +72,12 @@ def test_what_cannot_be_compared_is_refused(open_queue, unique, item):
     queue = open_queue(unique, serializer=Anything())
     queue.put("a")
     for call in (queue.put, queue.put_nowait, queue.__contains__, lambda item: queue.put_many([1, item])):
-        with pytest.raises((TypeError, ValueError), match="key"):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"^(NaN .*, so )?an item that .* cannot be compared"
+        ) as caught:
             call(item)
-    with pytest.raises((TypeError, ValueError), match="key"):
+        assert "key" not in str(caught.value)
+    with pytest.raises((TypeError, ValueError), match="cannot be compared"):
         queue.update(item, id=1)
     assert list(queue.items()) == ["a"]
 

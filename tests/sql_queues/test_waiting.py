@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from functools import partial
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_an_item_on_its_way_is_unfinished(autosave, call):
     elif call == "get many":
         blocking.get_many(5, pair, False, None)
     elif call == "choose":
-        blocking.get(pair, False, None, lambda use, acknowledge: table.take(use, acknowledge, 1))
+        blocking.get(pair, False, None, partial(table.take, id=1))
     else:
         finish()
     assert seen
@@ -64,12 +65,22 @@ def test_an_item_on_its_way_is_unfinished(autosave, call):
 
 def test_who_joins_while_somebody_finds_nothing_is_not_kept():
     """A look that finds nothing counts for a moment as an item on its way."""
-    blocking = BlockingQueue(Watched(), 0, True)
-    blocking._count_handed(1)
-    finish = waiting(blocking.join)
-    until(lambda: blocking._idle._gates)
-    blocking._count_handed(-1)
-    finish()
+    table = Watched()
+    blocking = BlockingQueue(table, 0, True)
+    joining = []
+
+    def look(*arguments, **options):
+        joining.append(waiting(blocking.join))
+        until(lambda: blocking._idle._gates)
+        raise Empty
+
+    table.take = look  # type: ignore[method-assign]
+    blocking._take = look
+    with pytest.raises(Empty):
+        blocking.get(pair, False, None)
+    joining[0]()
+    del table.take
+    blocking._take = table.take
     for call in (lambda: blocking.get(pair, False, None), lambda: blocking.get_many(9, pair, False, None)):
         with pytest.raises(Empty):
             call()
@@ -84,7 +95,7 @@ def test_what_is_put_in_another_way():
         table,
         1,
         False,
-        append=lambda entry, capacity: table.put((entry,), capacity)[0],
+        append=lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
         append_many=table.put,
     )
     assert blocking.put(Entry(b"1"), False, None) == 1
@@ -142,10 +153,10 @@ def test_a_choice_is_taken_at_once_where_it_can_be():
     table = MemoryTable()
     blocking = BlockingQueue(table, 0, False)
     blocking.put_many([b"1", b"2"], False, None)
-    got = blocking.get(pair, True, None, lambda use, acknowledge: table.take(use, acknowledge, 2))
+    got = blocking.get(pair, True, None, partial(table.take, id=2))
     assert got == b"2"
     with pytest.raises(Empty):
-        blocking.get(pair, True, 0.01, lambda use, acknowledge: table.take(use, acknowledge, 2))
+        blocking.get(pair, True, 0.01, partial(table.take, id=2))
     assert not blocking._items.listeners
     assert not blocking._chosen.listeners
 
@@ -158,7 +169,7 @@ def test_many_who_choose_and_many_who_do_not(no_polling):
     stop = threading.Event()
 
     def choose(id):
-        return blocking.get(pair, True, 60, lambda use, acknowledge: table.take(use, acknowledge, id))
+        return blocking.get(pair, True, 60, partial(table.take, id=id))
 
     # Those who choose want the last ones, which the others leave: they are as many as the first ones.
     choosers = [waiting(lambda id=id: choose(id)) for id in range(count + 1, 2 * count + 1)]

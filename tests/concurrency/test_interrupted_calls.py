@@ -1,0 +1,226 @@
+"""An exception out of a signal handler at each place of each call of a container.
+
+The call happens wholly or not at all, as another object on the same place sees it; counts are exact; nothing
+is held; what waits is got once. ``Late`` stands for exceptions that look like those of the operating system.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from persistcoll import (
+    Empty,
+    FILOSQLiteQueue,
+    LockedError,
+    PDict,
+    PriorityQueue,
+    Queue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    UniqueQ,
+)
+from tests.interrupting import Interruption, interruptions
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+STEP = 13
+"""Of so many places one is tried, from a random one on, because a whole round takes minutes."""
+
+
+class Late(TimeoutError):
+    """As a handler of SIGALRM raises it."""
+
+
+QUEUES: dict[str, Callable[..., Any]] = {
+    "Queue": lambda path, **options: Queue(path, chunksize=3, **options),
+    "Queue, autosave": lambda path, **options: Queue(path, chunksize=3, autosave=True, **options),
+    "Queue, skip": lambda path, **options: Queue(path, chunksize=3, on_corruption="skip", **options),
+    "SQLiteQueue": SQLiteQueue,
+    "SQLiteQueue, task_done": lambda path, **options: SQLiteQueue(path, auto_commit=False, **options),
+    "FILOSQLiteQueue": FILOSQLiteQueue,
+    "UniqueQ": UniqueQ,
+    "PriorityQueue": PriorityQueue,
+    "SQLiteAckQueue": lambda path, **options: SQLiteAckQueue(path, lease=1000, keep_acked=1, **options),
+}
+LEVELS = [(kind, "process") for kind in QUEUES] + [
+    (kind, "power") for kind in ("Queue", "SQLiteQueue", "SQLiteAckQueue")
+]
+
+
+def receive(queue):
+    with queue.receive(block=False):
+        pass
+
+
+CALLS: dict[str, Callable[[Any], object]] = {
+    "put": lambda queue: queue.put("new"),
+    "put_many": lambda queue: queue.put_many(["new", "newer"]),
+    "get": lambda queue: queue.get(block=False),
+    "get_many": lambda queue: queue.get_many(2, block=False),
+    "receive": receive,
+    "task_done": lambda queue: queue.task_done(),
+    "skip": lambda queue: queue.skip(),
+    "clear": lambda queue: queue.clear(),
+    "look": lambda queue: (queue.peek(), queue.qsize(), list(queue.items()), queue.stats()),
+}
+
+
+def files(path) -> int:
+    """How many descriptors are open below it."""
+    gc.collect()  # of a connection that its maker never got, the collector alone lets go
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found += os.readlink(f"/proc/self/fd/{fd}").startswith(str(path))
+    return found
+
+
+@pytest.mark.parametrize("error", [Interruption, Late])
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(("kind", "durability"), LEVELS)
+def test_a_queue(kind, durability, name, error, tmp_path, rng):
+    numbers = itertools.count()
+    places = []
+
+    def prepare():
+        places.append(tmp_path / str(next(numbers)))
+        queue = QUEUES[kind](places[-1], durability=durability)
+        queue.put_many(["a", "b", "c", "d"])
+        queue.get()
+        return queue
+
+    def state(queue):
+        stats = queue.stats()
+        return list(queue.items()), queue.qsize(), stats.ready, stats.claimed, queue.unfinished_tasks
+
+    with prepare() as quiet:
+        before = state(quiet)
+        CALLS[name](quiet)
+        after = state(quiet)
+
+    found = interruptions(prepare, CALLS[name], error, step=STEP, first=1 + rng.randrange(STEP))
+    for queue, where in found:
+        seen = state(queue)
+        # With autosave what is gone is finished: nobody has got it.
+        gone = seen[:4] == after[:4] and seen[4] == after[4] - (before[1] - after[1])
+        assert seen in (before, after) or gone, (where, seen, before, after)
+        with QUEUES[kind](places[-1], durability=durability) as observer:
+            assert list(observer.items()) == seen[0], where
+            assert (observer.qsize(), observer.stats().claimed) == (seen[1], seen[3]), where
+            with suppress(LockedError):  # its consumer is the queue
+                observer.put("another")
+        got = []
+        with suppress(Empty):
+            while True:
+                got.append(queue.get(block=False))
+        assert sorted(got) == sorted([*seen[0], "another"]), where
+        for _ in range(queue.unfinished_tasks):
+            queue.task_done()
+        queue.join()
+        queue.close()
+        assert not files(places[-1]), where
+        with QUEUES[kind](places[-1], durability=durability) as again:
+            assert again.qsize() == 0, where
+
+
+DICT_CALLS: dict[str, Callable[[Any], object]] = {
+    "set": lambda ages: ages.__setitem__("new", 1),
+    "get": lambda ages: ages["a"],
+    "get_many": lambda ages: ages.get_many(["a", "b"]),
+    "update": lambda ages: ages.update(new=1, b=3),
+    "pop": lambda ages: ages.pop("a"),
+    "popitem": lambda ages: ages.popitem(),
+    "incr": lambda ages: ages.incr("a"),
+    "items": lambda ages: list(ages.items()),
+    "scan": lambda ages: list(ages.scan("a")),
+    "len": len,
+    "clear": lambda ages: ages.clear(),
+}
+
+
+def edit(ages):
+    with ages.edit("list") as value:
+        value.append(1)
+
+
+def transaction(ages):
+    with ages.transaction():
+        ages["new"] = 1
+        del ages["a"]
+
+
+DICT_CALLS["edit"] = edit
+DICT_CALLS["transaction"] = transaction
+
+
+@pytest.mark.parametrize("error", [Interruption, Late])
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("name", DICT_CALLS)
+def test_a_dict(name, durability, error, tmp_path, rng):
+    numbers = itertools.count()
+    places = []
+
+    def prepare():
+        places.append(tmp_path / str(next(numbers)))
+        ages = PDict(places[-1], durability=durability)
+        ages.update(a=1, b=2, list=[])
+        len(ages)
+        return ages
+
+    with prepare() as quiet:
+        before = dict(quiet)
+        DICT_CALLS[name](quiet)
+        after = dict(quiet)
+
+    found = interruptions(prepare, DICT_CALLS[name], error, step=STEP, first=1 + rng.randrange(STEP))
+    for ages, where in found:
+        seen = dict(ages)
+        assert seen in (before, after), where
+        assert len(ages) == len(seen), where
+        with PDict(places[-1], durability=durability) as observer:
+            assert dict(observer) == seen, where
+            observer["another"] = 5
+        assert ages["another"] == 5, where
+        assert "another" in ages, where
+        ages["another"] = 6
+        assert ages.get_many(["another"]) == {"another": 6}, where
+        ages.close()
+        assert not files(places[-1]), where
+
+
+@pytest.mark.parametrize("error", [Interruption, Late])
+@pytest.mark.parametrize(("kind", "durability"), LEVELS)
+def test_opening_and_closing(kind, durability, error, tmp_path, rng):
+    numbers = itertools.count()
+    places = []
+
+    def prepare():
+        places.append(tmp_path / str(next(numbers)))
+        with QUEUES[kind](places[-1], durability=durability) as queue:
+            queue.put_many(["a", "b"])
+        return places[-1]
+
+    def open_and_close(path):
+        with QUEUES[kind](path, durability=durability) as queue:
+            queue.get(block=False)
+
+    found = interruptions(prepare, open_and_close, error, step=STEP, first=1 + rng.randrange(STEP))
+    for path, where in found:
+        with QUEUES[kind](path, durability=durability) as again:
+            got = []
+            with suppress(Empty):
+                while True:
+                    got.append(again.get(block=False))
+            assert sorted(got) in (["a", "b"], ["a"], ["b"]), where
+        assert not files(path), where

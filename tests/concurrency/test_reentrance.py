@@ -1,0 +1,228 @@
+"""Calls from a signal handler or a destructor, anywhere within an operation of the same thread.
+
+None waits for ever, and one that raises has stored nothing. What only looks, and ``close``, always answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from persistcoll import (
+    ClosedError,
+    Empty,
+    FILOSQLiteQueue,
+    PDict,
+    PriorityQueue,
+    Queue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    StorageError,
+    UniqueQ,
+)
+from tests.interrupting import handled
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+STEP = 17
+"""Of so many places one is tried, from a random one on, because a whole round takes minutes."""
+
+QUEUES: dict[str, Callable[..., Any]] = {
+    "Queue": Queue,
+    "Queue, autosave": lambda path, **options: Queue(path, autosave=True, chunksize=3, **options),
+    "SQLiteQueue": SQLiteQueue,
+    "SQLiteQueue, task_done": lambda path, **options: SQLiteQueue(path, auto_commit=False, **options),
+    "FILOSQLiteQueue": FILOSQLiteQueue,
+    "UniqueQ": UniqueQ,
+    "PriorityQueue": PriorityQueue,
+    "SQLiteAckQueue": SQLiteAckQueue,
+}
+
+
+def receive(queue):
+    with queue.receive(block=False):
+        pass
+
+
+OPERATIONS: dict[str, Callable[[Any], object]] = {
+    "put": lambda queue: queue.put("outer"),
+    "put_many": lambda queue: queue.put_many(["outer", "outer too"]),
+    "get": lambda queue: queue.get(block=False),
+    "get_many": lambda queue: queue.get_many(2, block=False),
+    "receive": receive,
+    "task_done": lambda queue: queue.task_done(),
+    "skip": lambda queue: queue.skip(),
+    "clear": lambda queue: queue.clear(),
+    "peek": lambda queue: queue.peek(),
+    "qsize": lambda queue: queue.qsize(),
+    "items": lambda queue: list(queue.items()),
+    "stats": lambda queue: queue.stats(),
+}
+
+
+class Handler:
+    """Calls everything, and notes what of it was stored."""
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count()
+        self.stored: list[str] = []
+        self.refused: list[str] = []
+        self.got: list[Any] = []
+
+    def put(self, queue: Any) -> None:
+        item = f"handler {next(self.numbers)}"
+        try:
+            queue.put(item, block=False)
+            self.stored.append(item)
+        except StorageError:
+            self.refused.append(item)
+
+    def look(self, queue: Any) -> None:
+        assert queue.qsize() >= 0
+        assert isinstance(queue.empty(), bool)
+        with suppress(Empty):
+            queue.peek()
+
+    def get(self, queue: Any) -> None:
+        with suppress(Empty, StorageError):
+            self.got.append(queue.get(block=False))
+
+
+# At "power" the others do what these do.
+LEVELS = [(kind, "process") for kind in QUEUES] + [
+    (kind, "power") for kind in ("Queue", "SQLiteQueue", "SQLiteAckQueue")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(("kind", "durability"), LEVELS)
+def test_a_queue(kind, operation, durability, tmp_path, rng):
+    numbers = itertools.count()
+    handlers: list[Handler] = []
+
+    def prepare():
+        queue = QUEUES[kind](tmp_path / str(next(numbers)), durability=durability)
+        queue.put_many(["a", "b", "c", "d"])
+        queue.get()
+        handlers.append(Handler())
+        return queue
+
+    def handler(queue):
+        mine = handlers[-1]
+        mine.look(queue)
+        mine.put(queue)
+        mine.get(queue)
+
+    def call(queue):
+        with suppress(Empty):  # the handler had the last one
+            OPERATIONS[operation](queue)
+
+    count = 0
+    for queue, where in handled(prepare, call, handler, step=STEP, first=1 + rng.randrange(STEP)):
+        count += 1
+        mine = handlers[-1]
+        waiting = list(queue.items())
+        assert len(waiting) == queue.qsize(), where
+        got = []
+        with suppress(Empty):
+            while True:
+                got.append(queue.get(block=False))
+        assert sorted(got) == sorted(waiting), where
+        everything = [*mine.got, *got]
+        assert len(everything) == len(set(everything)), where
+        assert not set(mine.refused) & set(everything), where
+        if operation not in ("get", "get_many", "receive", "skip", "clear"):  # which may have had it
+            assert set(mine.stored) <= set(everything), where
+        queue.close()
+    assert count
+
+
+DICT_OPERATIONS: dict[str, Callable[[Any], object]] = {
+    "set": lambda ages: ages.__setitem__("outer", 1),
+    "get": lambda ages: ages["a"],
+    "get_many": lambda ages: ages.get_many(["a", "b"]),
+    "update": lambda ages: ages.update(outer=1, b=3),
+    "pop": lambda ages: ages.pop("a"),
+    "incr": lambda ages: ages.incr("a"),
+    "items": lambda ages: list(ages.items()),
+    "scan": lambda ages: list(ages.scan("a")),
+    "len": len,
+    "clear": lambda ages: ages.clear(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("operation", DICT_OPERATIONS)
+def test_a_dict(operation, durability, tmp_path, rng):
+    numbers = itertools.count()
+    seen: dict[str, bool] = {}
+
+    def prepare():
+        ages = PDict(tmp_path / str(next(numbers)), durability=durability)
+        ages.update(a=1, b=2)
+        seen.clear()
+        return ages
+
+    def handler(ages):
+        assert len(ages) >= 0
+        assert ages.get("b") in (2, 3, None)
+        assert isinstance("a" in ages, bool)
+        try:
+            ages["handler"] = 1
+            seen["stored"] = True
+        except StorageError:
+            seen["stored"] = False
+
+    for ages, where in handled(
+        prepare, DICT_OPERATIONS[operation], handler, step=STEP, first=1 + rng.randrange(STEP)
+    ):
+        if operation != "clear" and seen:
+            assert ("handler" in ages) == seen["stored"], where
+        assert len(ages) == len(dict(ages)), where
+        ages.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("operation", ["put", "get", "qsize", "items"])
+@pytest.mark.parametrize("kind", ["Queue", "SQLiteQueue", "SQLiteAckQueue"])
+def test_closing(kind, operation, durability, tmp_path, rng):
+    """The operation goes on or is refused; what it stored is there, and the place can be opened anew."""
+    numbers = itertools.count()
+    paths = []
+
+    def prepare():
+        paths.append(tmp_path / str(next(numbers)))
+        queue = QUEUES[kind](paths[-1], durability=durability)
+        queue.put_many(["a", "b"])
+        return queue
+
+    returned: list[bool] = []
+
+    def call(queue):
+        try:
+            OPERATIONS[operation](queue)
+            returned.append(True)
+        except (ClosedError, StorageError):
+            returned.append(False)
+
+    for queue, where in handled(
+        prepare, call, lambda queue: queue.close(), step=STEP, first=1 + rng.randrange(STEP)
+    ):
+        queue.close()
+        with pytest.raises(ClosedError):
+            queue.qsize()
+        with QUEUES[kind](paths[-1], durability=durability) as again:
+            items = list(again.items())
+            if operation == "put":
+                assert ("outer" in items) == returned[-1], where
+            again.put("goes on")

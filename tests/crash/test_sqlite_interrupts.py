@@ -1,0 +1,201 @@
+"""An interrupt at every moment of every operation in a database: wholly or not at all; nothing is held."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persistcoll import Empty
+from persistcoll.engine.values import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
+from persistcoll.tables.opening import Place, open_table
+from tests.interrupting import interruptions
+
+pytestmark = [
+    pytest.mark.timeout(300),
+    # What is raised where a generator or a weak reference goes with its frame reaches nobody.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+HOLDERS = {0: State.DELAYED, -1: State.DONE, -2: State.FAILED, -3: State.DEAD}
+
+
+class Observer:
+    """A connection of its own, which shares nothing with what is interrupted."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._connection = sqlite3.connect(database, timeout=0, isolation_level=None)
+        self._execute = self._connection.execute
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def number(self, name: str) -> int:
+        (number,) = self._execute("SELECT number FROM collections WHERE name = ?", (name,)).fetchone()
+        return int(number)
+
+    def records(self, number: int) -> Counter[tuple[State, bytes]]:
+        found = [(State.READY, row[0]) for row in self._execute(f"SELECT payload FROM ready_{number}")]
+        for holder, payload in self._execute(f"SELECT holder, payload FROM held_{number}"):
+            found.append((HOLDERS.get(holder, State.CLAIMED), payload))
+        return Counter(found)
+
+    def claims(self, number: int) -> set[tuple[int, int]]:
+        return {*self._execute(f"SELECT id, attempts FROM held_{number} WHERE holder > 0")}
+
+    def pairs(self, number: int) -> dict[bytes, bytes]:
+        return dict(self._execute(f"SELECT key, value FROM pairs_{number} ORDER BY serial"))
+
+    def expect_nothing_held(self) -> None:
+        """Another process could write at once."""
+        for end in (".lock", ".turn"):
+            fd = os.open(f"{self._database}{end}", os.O_RDWR)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(fd)
+        self._execute("BEGIN IMMEDIATE")
+        self._execute("ROLLBACK")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    before = descriptors()
+    yield tmp_path
+    assert descriptors() == before
+
+
+def descriptors() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return sorted(path for path in found if "/test_" in path)
+
+
+def bytes_of(record: Record) -> bytes:
+    return record.payload
+
+
+class Scene:
+    """A table with five records that are ready, one delayed and two claimed."""
+
+    def __init__(self, place: Path, name: str, discipline: Discipline, retry: Retry, durability: Any) -> None:
+        self.name = name
+        self.table: Any = open_table(
+            Place(place),
+            name=name,
+            kind="test",
+            discipline=discipline,
+            retry=retry,
+            serializer="raw",
+            executes_code=False,
+            durability=durability,
+        )
+        self.claims: list[Any] = []
+        self.table.put([Entry(b"%d" % number, number, b"%d" % number) for number in range(8)])
+        for _ in range(3):
+            self.table.take(bytes_of, claims=self.claims)
+        self.ids = [id for id, _ in self.claims]
+        self.table.give_back(self.ids[0], 1000.0)
+        del self.claims[0]
+
+
+Operation = Callable[[Scene], object]
+OPERATIONS: dict[str, Operation] = {
+    "append": lambda s: s.table.append(b"new"),
+    "put": lambda s: s.table.put([Entry(b"new", 1, b"new"), Entry(b"newer", 1, b"newer")]),
+    "get": lambda s: s.table.take(bytes_of, True),
+    "get one": lambda s: s.table.take(bytes_of, True, s.ids[-1] + 2),
+    "get many": lambda s: s.table.take_many(3, bytes_of, True),
+    "take": lambda s: s.table.take(bytes_of, claims=s.claims),
+    "take many": lambda s: s.table.take_many(3, bytes_of, claims=s.claims),
+    "acknowledge": lambda s: s.table.acknowledge(s.ids[1:]),
+    "fail": lambda s: s.table.fail(s.ids[1:2]),
+    "give back": lambda s: s.table.give_back(s.ids[1]),
+    "give back later": lambda s: s.table.give_back(s.ids[1], 100.0),
+    "give back behind all": lambda s: s.table.give_back(s.ids[1], to_back=True),
+    "release": lambda s: s.table.release(s.claims),
+    "replace": lambda s: s.table.replace(s.ids[-1] + 1, b"another", b"another"),
+    "discard": lambda s: s.table.discard(),
+    "clear": lambda s: s.table.clear(),
+    "peek": lambda s: s.table.peek(bytes_of),
+    "records": lambda s: [*s.table.records()],
+    "rows": lambda s: [*s.table.rows()],
+    "count": lambda s: s.table.count(),
+    "stats": lambda s: s.table.stats(),
+    "version": lambda s: s.table.version(),
+    "resume": lambda s: s.table.resume(),
+    "shrink": lambda s: s.table.shrink(),
+    "close": lambda s: s.table.close(),
+}
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize(
+    ("discipline", "retry"),
+    [
+        (FIFO, Retry(resume=True)),
+        (UNIQUE, Retry(lease=100.0, keep_done=5, max_attempts=3)),
+        (PRIORITY, Retry()),
+    ],
+    ids=["fifo", "unique", "priority"],
+)
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_a_table(place, operation, discipline, retry, durability):
+    with_keys = Scene(place, "uninterrupted", discipline, retry, durability)
+    observer = Observer(place / "data.db")
+    number = observer.number("uninterrupted")
+    before = observer.records(number)
+    operation(with_keys)
+    after = observer.records(number)
+    with_keys.table.close()
+    names = (f"interrupted {count}" for count in itertools.count())
+
+    def prepare() -> Scene:
+        scene = Scene(place, next(names), discipline, retry, durability)
+        assert observer.records(observer.number(scene.name)) == before
+        return scene
+
+    for scene, where in interruptions(prepare, operation):
+        number = observer.number(scene.name)
+        found = observer.records(number)
+        assert found in ((before, after) if where else (after,)), where
+        observer.expect_nothing_held()
+        if operation is not OPERATIONS["close"]:
+            expect_goes_on(scene, observer, number, where)
+        scene.table.close()
+    observer.close()
+
+
+def expect_goes_on(scene: Scene, observer: Observer, number: int, where: str) -> None:
+    table = scene.table
+    found = Counter(state for state, _ in observer.records(number).elements())
+    stats = table.stats()
+    assert {state: getattr(stats, state.value) for state in State if found[state]} == found, where
+    # What it knows of its claims is what there is.
+    assert {claim for claim in scene.claims if claim in observer.claims(number)} == observer.claims(number), (
+        where
+    )
+    assert table._claims._attempts == dict(observer.claims(number)), where
+    assert table.release(scene.claims) == found[State.CLAIMED], where
+    ready = found[State.READY] + found[State.CLAIMED]
+    assert table.count() == ready, where
+    assert table.append(b"last") > 0
+    drained = []
+    while True:
+        try:
+            drained.append(table.take(bytes_of, True))
+        except Empty:
+            break
+    assert len(drained) == ready + 1, where

@@ -1,0 +1,107 @@
+"""A signal handler at any place where one may run, one place after the other; and an exception out of it.
+
+CPython runs signal handlers behind calls and where a Python function begins. A profile function is called at
+the same places, and what it raises comes out there, once, because the interpreter then takes it away.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import persistcoll
+
+__all__ = ["Interruption", "handled", "interruptions"]
+
+_PACKAGE = os.path.dirname(persistcoll.__file__) + os.sep
+_SERIALIZERS = os.path.realpath(os.path.join(_PACKAGE, "serializers")) + os.sep
+_PLACES = frozenset({"call", "return", "c_return"})
+
+
+class Interruption(BaseException):
+    """As ``KeyboardInterrupt``, and nobody else's."""
+
+
+class _Profile:
+    """Acts at the ``number``-th place within the package, or within these files of it."""
+
+    def __init__(self, number: int, files: Collection[str], act: Callable[[], object]) -> None:
+        self.left = number
+        self.files = files
+        self.act = act
+        self.where = ""
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event not in _PLACES or not self.covers(frame.f_back if event == "return" else frame):
+            return
+        if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return  # where an exception is thrown into it no handler runs, and this is called all the same
+        self.left -= 1
+        if not self.left:
+            name = getattr(argument, "__qualname__", "") if event == "c_return" else ""
+            code = frame.f_code
+            self.where = f"{event} {name} in {code.co_name}, {code.co_filename}:{frame.f_lineno}"
+            self.act()
+
+    def covers(self, frame: FrameType | None) -> bool:
+        """Whether that place is one. Behind a call is a place of its caller."""
+        if frame is None:
+            return False
+        path = frame.f_code.co_filename
+        inside = path.startswith((_PACKAGE, _SERIALIZERS))
+        return inside and (not self.files or os.path.basename(path) in self.files)
+
+
+def handled(
+    prepare: Callable[[], Any],
+    call: Callable[[Any], object],
+    handler: Callable[[Any], object],
+    *,
+    files: Collection[str] = (),
+    step: int = 1,
+    first: int = 1,
+) -> Iterator[tuple[Any, str]]:
+    """``call(prepare())``, with ``handler(subject)`` at one place after the other, until there is none left.
+
+    :param files: the modules, by the names of their files; all of the package by default.
+    :param step: try each ``step``-th place only, from the ``first`` one on.
+    :return: each time what ``prepare`` gave, and where that was.
+    """
+    number = first
+    while True:
+        subject = prepare()
+        profile = _Profile(number, files, partial(handler, subject))
+        before = sys.getprofile()
+        try:
+            sys.setprofile(profile)
+            call(subject)
+        finally:
+            sys.setprofile(before)
+        yield subject, profile.where
+        if profile.left > 0:
+            return
+        number += step
+
+
+def interruptions(
+    prepare: Callable[[], Any],
+    call: Callable[[Any], object],
+    error: type[BaseException] = Interruption,
+    **options: Any,
+) -> Iterator[tuple[Any, str]]:
+    """As :func:`handled`, where the handler raises ``error``, which ends the call."""
+
+    def interrupted(subject: Any) -> None:
+        with suppress(error):
+            call(subject)
+
+    def interrupt(subject: Any) -> None:
+        raise error
+
+    return handled(prepare, interrupted, interrupt, **options)
