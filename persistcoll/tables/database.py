@@ -468,9 +468,21 @@ class Database(Readable):
         finally:
             self._lock.release()
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether :meth:`shut` has begun to let go of the file."""
+        return self._shut
+
     def shut(self) -> bool:
         """Let go of the file, if no other thread is within an operation; whether that was so."""
         held: list[threading.Lock] = []
+        try:
+            return self._shut_at_rest(held)
+        except BaseException:
+            self._go_on(held)  # that may have been interrupted
+            raise
+
+    def _shut_at_rest(self, held: list[threading.Lock]) -> bool:
         try:
             if not self._rest(0.0, held):
                 return False
@@ -478,38 +490,44 @@ class Database(Readable):
             self._disconnect()
         finally:
             self._go_on(held)
-            if self._shut:
-                quiesce_no_more(self)
+        quiesce_no_more(self)
         return True
 
     def _disconnect(self) -> None:
+        """Idempotent, also where it was interrupted."""
         if self._opened is None:
             return
-        self._opened = None
-        # An interrupt of one step leaves none of the others out.
+        # An interrupt of one step leaves none of the others out, and that one to the next call.
         try:
             try:
-                self._watcher.close()
-                for connection in self._readers.close(FORK_PATIENCE):
-                    leak(connection)
+                try:
+                    self._watcher.close()
+                    for connection in self._readers.close(FORK_PATIENCE):
+                        leak(connection)
+                finally:
+                    # Before others may find it closed, and take what they have committed for synced.
+                    self._log.finish()
             finally:
-                # Before others may find it closed, and take what they have committed for synced.
-                self._log.finish()
-        finally:
-            self._close_connection()
+                self._close_connection()
+        except Exception:
+            self._opened = None
+            raise
+        self._opened = None
 
     def _close_connection(self) -> None:
-        try:
+        lock = self._lock
+        if not lock.closed:
             # Under the lock: the last connection that closes makes a checkpoint. While another process has a
             # transaction open, this connection is not the last one.
             try:
-                with suppress(TransactionOpen):
-                    self._lock.acquire()
-                self._connection.close()
+                try:
+                    with suppress(TransactionOpen):
+                        lock.acquire()
+                finally:
+                    self._connection.close()
             finally:
-                self._lock.release()
-        finally:
-            self._lock.close()
+                lock.release()
+        lock.close()
 
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection

@@ -27,10 +27,10 @@ class Holder:
     """
 
     def __init__(self, disk: Disk, database: str, number: int) -> None:
+        self._fd = -1
         self.number = number
         self._disk = disk
         self._path = _path(database, number)
-        self._fd = -1
         if database == ":memory:":
             return
         try:
@@ -42,6 +42,12 @@ class Holder:
         except OSError as error:
             self.abandon()
             raise storage_error(error, "locking", self._path) from error
+        except BaseException:
+            self.abandon()
+            raise
+
+    def __del__(self) -> None:
+        self.abandon()  # where its closing was interrupted
 
     def end(self) -> None:
         """It holds nothing any more: remove its file."""
@@ -54,9 +60,15 @@ class Holder:
 
         In a forked child the parent's descriptor still keeps the lock.
         """
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            close_quietly(self._disk, fd)
+        if self._fd >= 0:
+            try:
+                self._disk.close(
+                    self._fd
+                )  # no Python function, which an interrupt could keep from its beginning
+            except OSError:
+                pass
+            finally:
+                self._fd = -1
 
 
 def forget(disk: Disk, path: str) -> None:

@@ -41,7 +41,7 @@ class SQLMapping(Mapping):
     :param power: what an operation that returned survives is a power cut.
     :param timeout: seconds to wait for the end of another caller's transaction.
     :param show: a key, for messages.
-    :param left: called once, when this handle is closed.
+    :param leave: called when this handle is closed; idempotent.
     :param rested: called behind each transaction.
     """
 
@@ -55,7 +55,7 @@ class SQLMapping(Mapping):
         store_id: bytes,
         clock: Clock | None,
         show: Callable[[bytes], str],
-        left: Callable[[], None],
+        leave: Callable[[], None],
         rested: Callable[[], None],
     ) -> None:
         self.store_id = store_id
@@ -68,7 +68,7 @@ class SQLMapping(Mapping):
         self._value = words.value
         self._rows = PairRows(database.path, show, self._now)
         self._clock = clock
-        self._left = [left]  # which one of those who close takes out
+        self._leave = leave
         self._rested = rested
         self._closed = False
         self._adding = False  # the last key that was set was a new one
@@ -357,8 +357,4 @@ class SQLMapping(Mapping):
 
     def close(self) -> None:
         self._closed = True
-        try:
-            left = self._left.pop()
-        except IndexError:
-            return
-        left()
+        self._leave()

@@ -8,7 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from persistcoll.directories import refuse_foreign_link
@@ -134,15 +136,21 @@ class _Databases:
         with self._mutex:
             self._user = me  # nothing is called before that, behind which a destructor could come
             try:
-                database, users = self._open.get(source.path) or (Database(source), 0)
+                known = self._open.get(source.path)
+                if known is not None and known[0].is_shut:  # not to its end, because that was interrupted
+                    known[0].shut()
+                    known = None
+                database, users = known or (Database(source), 0)
                 self._open[source.path] = database, users + 1
             finally:
                 self._user = None
         self.shut_left()
         return database
 
-    def release(self, database: Database) -> None:
-        self._left.append(database)
+    def release(self, users: list[Database]) -> None:
+        """By a handle that used what is in the list, which is empty then. Idempotent."""
+        with suppress(IndexError):
+            self._left.extend(iter(users.pop, None))  # one call: either still there or already here
         self.shut_left()
 
     def shut_left(self) -> None:
@@ -157,30 +165,30 @@ class _Databases:
                 self._user = me
                 try:
                     for _ in range(len(self._left)):
-                        database = self._left.popleft()
-                        if not self._let_go(database):
-                            self._left.append(database)
+                        self._shut_first()
                 finally:
                     self._user = None
             if all(database.in_transaction for database in list(self._left)):
                 return
             time.sleep(_PAUSE)
 
-    def _let_go(self, database: Database) -> bool:
-        """By one of its users; whether that could be done."""
-        users = self._open[database.path][1] - 1 if database.path in self._open else 0
-        if users:
-            self._open[database.path] = database, users
-            return True
-        # While nobody else can open it: two databases of one process on a file would close each other's
-        # locks.
-        shut = True
-        try:
-            shut = database.shut()
-        finally:  # also when it could not be done well
-            if shut:
-                self._open.pop(database.path, None)
-        return shut
+    def _shut_first(self) -> None:
+        """Of those left. Under the mutex: two databases of one process on a file would close each other's
+        locks.
+        """
+        left = self._left
+        database = left[0]
+        path = database.path
+        known, users = self._open.get(path, (database, 1))
+        if known is database and users > 1:
+            self._open[path] = database, users - 1
+            del left[0]  # nothing was called in between, behind which an interrupt could come
+        elif database.shut():
+            if known is database:
+                self._open.pop(path, None)
+            del left[0]
+        else:
+            left.rotate(-1)
 
     def used_here(self) -> bool:
         """Whether this thread is opening or shutting one."""
@@ -238,7 +246,7 @@ def open_table(
     :raise StorageError: it cannot be opened; others may write it while the serializer executes code.
     """
 
-    def make(database: Database, number: int, store_id: bytes) -> SQLTable:
+    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLTable:
         table = SQLTable(
             database,
             number,
@@ -250,7 +258,7 @@ def open_table(
             seal=seal_for(store_id),
             unseal=unseal_for(store_id),
             clock=clock,
-            left=lambda: _databases.release(database),
+            leave=partial(_databases.release, users),
         )
         if retry.resume:
             table.resume()
@@ -277,7 +285,7 @@ def open_mapping(
     :param show: a key, for messages.
     """
 
-    def make(database: Database, number: int, store_id: bytes) -> SQLMapping:
+    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLMapping:
         return SQLMapping(
             database,
             number,
@@ -286,7 +294,7 @@ def open_mapping(
             store_id=store_id,
             clock=clock,
             show=show,
-            left=lambda: _databases.release(database),
+            leave=partial(_databases.release, users),
             rested=_databases.shut_left,
         )
 
@@ -301,7 +309,7 @@ def _open(
     wanted: schema.Wanted,
     executes_code: bool,
     create: Callable[[Database, int], Sequence[str]],
-    make: Callable[[Database, int, bytes], C],
+    make: Callable[[Database, list[Database], int, bytes], C],
 ) -> C:
     """The collection that ``make`` makes of the database, its number there and its id.
 
@@ -312,7 +320,9 @@ def _open(
     source = place.source
     if executes_code and not place.trust_directory:
         source.refuse_unsafe(wanted.serializer)
+    users: list[Database] = []
     database = _databases.acquire(source)
+    users.append(database)
     # What is made within a transaction could be rolled back with it, and its number be given to another one.
     may_make = not database.used_here()
     try:
@@ -327,7 +337,7 @@ def _open(
             return number
 
         number = database.write(run, True, timeout=place.timeout)
-        return make(database, number, database.store_id + number.to_bytes(8, "big"))
+        return make(database, users, number, database.store_id + number.to_bytes(8, "big"))
     except BaseException:
-        _databases.release(database)
+        _databases.release(users)
         raise

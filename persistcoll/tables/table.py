@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, Table
+from persistcoll.engine.lifecycle import acquire_noted
 from persistcoll.engine.values import Discipline, Entry, Record, Retry, State, Stats
 from persistcoll.errors import ClosedError, Empty, Full
 from persistcoll.tables.claims import Claims
@@ -33,7 +35,7 @@ class SQLTable(Table):
     :param power: what an operation that returned survives is a power cut. A claim need not: one that is lost
         leaves a ready record.
     :param timeout: seconds to wait for the end of another caller's transaction, where no deadline is given.
-    :param left: called once, when this handle is closed.
+    :param leave: called when this handle is closed; idempotent.
     """
 
     # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
@@ -52,7 +54,7 @@ class SQLTable(Table):
         seal: Seal | None,
         unseal: Seal | None,
         clock: Clock | None,
-        left: Callable[[], None],
+        leave: Callable[[], None],
     ) -> None:
         self.store_id = store_id
         self._database = database
@@ -61,7 +63,8 @@ class SQLTable(Table):
         self._timeout = timeout
         self._words = words = database.dialect.table_words(number, discipline)
         self._clock = clock
-        self._left = [left]  # which one of those who close takes out
+        self._leave = leave
+        self._closing = threading.Lock()
         self._closed = False
         self._keeps = retry.keep_done > 0
         self._found_empty = False
@@ -421,12 +424,21 @@ class SQLTable(Table):
         self._claims.abandon()
 
     def close(self) -> None:
+        held: list[threading.Lock] = []
         try:
-            left = self._left.pop()
-        except IndexError:
-            return
+            if acquire_noted(
+                self._closing, 0.0, held
+            ):  # otherwise another one closes it, or this thread does
+                self._close()
+        finally:
+            if held:
+                self._closing.release()
+
+    def _close(self) -> None:
         try:
-            self._claims.close(self._fresh)
+            if not self._closed:
+                self._claims.close(self._fresh)
         finally:
             self._closed = True
-            left()
+            self._claims.abandon()  # where that was interrupted: a holder found dead is resumed
+            self._leave()

@@ -78,7 +78,10 @@ class TransactionOpen(Exception):
 
 
 class WriterLock:
-    """The lock file of one database, opened by one connection. Used by one thread at a time."""
+    """The lock file of one database, opened by one connection. Used by one thread at a time.
+
+    :ivar closed: :meth:`close` has begun.
+    """
 
     def __init__(self, disk: Disk, database: str) -> None:
         self._disk = disk
@@ -93,8 +96,10 @@ class WriterLock:
                 raise
         except OSError as error:
             raise storage_error(error, "opening", self.path) from error
+        self._open = [self._fd, self._turn_fd]
         self._token = secrets.token_bytes(_TOKEN_SIZE)
         self._noted = False
+        self.closed = False
         self._flock = disk.flock
         self._read = disk.read
         self.release = partial(disk.flock, self._fd, UNLOCK)
@@ -221,9 +226,15 @@ class WriterLock:
             raise storage_error(error, "writing", self.path) from error
 
     def close(self) -> None:
-        """Let go of it."""
-        close_quietly(self._disk, self._fd)
-        close_quietly(self._disk, self._turn_fd)
+        """Let go of it. Idempotent, also where it was interrupted."""
+        self.closed = True
+        while self._open:
+            try:
+                self._disk.close(self._open[-1])
+            except OSError:
+                pass
+            finally:
+                del self._open[-1]
 
 
 class NoLock:
@@ -248,3 +259,5 @@ class NoLock:
 
     def close(self) -> None:
         """Nothing."""
+
+    closed = False
