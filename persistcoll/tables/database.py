@@ -515,19 +515,22 @@ class Database(Readable):
         self._opened = None
 
     def _close_connection(self) -> None:
+        # Under the lock: the last connection that closes makes a checkpoint. While another process has a
+        # transaction open, this connection is not the last one.
         lock = self._lock
-        if not lock.closed:
-            # Under the lock: the last connection that closes makes a checkpoint. While another process has a
-            # transaction open, this connection is not the last one.
+        try:
             try:
-                try:
+                if not lock.closed:
                     with suppress(TransactionOpen):
                         lock.acquire()
-                finally:
-                    self._connection.close()
             finally:
-                lock.release()
-        lock.close()
+                self._connection.close()
+        finally:
+            try:
+                if not lock.closed:
+                    lock.release()
+            finally:
+                lock.close()
 
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
