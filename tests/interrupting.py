@@ -24,6 +24,16 @@ _SERIALIZERS = os.path.realpath(os.path.join(_PACKAGE, "serializers")) + os.sep
 _PLACES = frozenset({"call", "return", "c_return"})
 
 
+def _unheard(frame: FrameType | None) -> bool:
+    """Whether it is within a destructor or a weak reference's callback, out of which nothing is raised."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name in ("__del__", "_forget") or code.co_filename.endswith("lifecycle.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Interruption(BaseException):
     """As ``KeyboardInterrupt``, and nobody else's."""
 
@@ -42,6 +52,8 @@ class _Profile:
             return
         if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
             return  # where an exception is thrown into it no handler runs, and this is called all the same
+        if _unheard(frame) or frame.f_code.co_name == "<genexpr>":
+            return
         self.left -= 1
         if not self.left:
             name = getattr(argument, "__qualname__", "") if event == "c_return" else ""

@@ -217,6 +217,7 @@ def test_opening_and_closing(kind, durability, error, tmp_path, rng):
 
     found = interruptions(prepare, open_and_close, error, step=STEP, first=1 + rng.randrange(STEP))
     for path, where in found:
+        gc.collect()
         with QUEUES[kind](path, durability=durability) as again:
             got = []
             with suppress(Empty):
