@@ -13,7 +13,13 @@ from typing import Any
 from persistcoll.engine import contracts
 from persistcoll.engine.lifecycle import within_an_operation
 from persistcoll.engine.values import Retry, State
-from persistcoll.errors import ClosedError, NotClaimedError, StaleClaimError
+from persistcoll.errors import (
+    ClosedError,
+    LockedError,
+    NotClaimedError,
+    StaleClaimError,
+    StoreReplacedError,
+)
 from persistcoll.tables import schema
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.database import Database
@@ -364,8 +370,10 @@ class Claims:
             return
         try:
             self._database.write(run, False, timeout=self._timeout)
+        except (LockedError, StoreReplacedError):
+            holder.abandon()  # whoever finds it dead does this, if there is anybody
         except BaseException:
-            holder.abandon()  # whoever finds it dead does this
+            holder.abandon()
             raise
         holder.end()
 

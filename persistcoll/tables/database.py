@@ -14,6 +14,7 @@ to 1.3 times as many and 12 to 19 ms.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
@@ -29,7 +30,7 @@ from persistcoll.engine.lifecycle import (
     quiesce_for_forks,
     quiesce_no_more,
 )
-from persistcoll.errors import ClosedError, StorageError
+from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Execute
@@ -45,11 +46,12 @@ from persistcoll.tables.watcher import Watcher
 from persistcoll.tables.work import Work
 from persistcoll.tables.writer_lock import TransactionOpen
 
-__all__ = ["UNSEEN", "Database"]
+__all__ = ["REMEDY", "UNSEEN", "Database"]
 
 T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds
-_REMEDY = "close all that this process has open in that file, and open it again"
+_logger = logging.getLogger("persistcoll")
+REMEDY = "close all that this process has open in that file, and open it again"
 _INTERRUPTED = "the thread that did this for another was interrupted; nothing is stored"
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
 UNSEEN = (
@@ -63,6 +65,7 @@ class Database(Readable):
     """A database that this process has open. From any thread.
 
     :ivar ledgers: of its tables, by their numbers.
+    :ivar users: how many collections use it, as its owner counts them.
     """
 
     def __init__(self, source: Source) -> None:
@@ -71,6 +74,7 @@ class Database(Readable):
         self.dialect = SQLite()
         self.epoch = 0
         self.ledgers: dict[int, Ledger] = {}
+        self.users = 0
         self._shut = False
         self._reset()
         self._use(source.open(self.dialect))
@@ -116,7 +120,10 @@ class Database(Readable):
     def _check(self) -> None:
         """With the mutex held: refuse, or open anew in a forked child."""
         if self._trouble is not None:
-            raise StorageError(f"{self._trouble}; {_REMEDY}", self._trouble.errno) from self._trouble
+            message = f"{self._trouble}; {REMEDY}"
+            if isinstance(self._trouble, StoreReplacedError):
+                raise StoreReplacedError(message, self._trouble.path) from self._trouble
+            raise StorageError(message, self._trouble.errno) from self._trouble
         if self._shut:  # by another thread, when the caller was past its own check
             raise ClosedError(f"{self.path!r} was closed meanwhile")
         if self._opened is None:
@@ -136,6 +143,22 @@ class Database(Readable):
         if self._trouble is None:
             self._trouble = failure
             self._readers.refuse()
+
+    def check_files(self) -> None:
+        """:raise StoreReplacedError: a file was removed or replaced, as is noticed now."""
+        if self._trouble is None and self._opened is not None:
+            try:
+                self._opened.lock.check()
+            except StoreReplacedError as error:
+                self._poison(error)
+                raise
+
+    def warn_if_replaced(self) -> None:
+        """For what nobody is told otherwise: an error would come out of destructors, too."""
+        try:
+            self.check_files()
+        except StoreReplacedError as error:
+            _logger.warning("%s; what was written last may be in no file", error)
 
     def write(
         self,
@@ -181,6 +204,7 @@ class Database(Readable):
                 if obstacle is None:
                     if sync:
                         self._log.commit(ticket)
+                        self.check_files()
                     return value
             elif self._user == me:
                 raise StorageError(REENTRANT.format(self.path))
@@ -258,6 +282,7 @@ class Database(Readable):
             waiting()
             try:
                 self._log.commit(ticket)
+                self.check_files()
             except StorageError as error:
                 for work in batch:
                     if work.sync:
@@ -346,6 +371,9 @@ class Database(Readable):
                 self.epoch += 1
             if whole or self._short:
                 self._execute(sqlite.BEGIN)
+        except StoreReplacedError as error:
+            self._poison(error)
+            raise
         except self.dialect.Error as error:
             raise self._failure(error, "writing") from error
 
@@ -469,6 +497,11 @@ class Database(Readable):
             self._lock.release()
 
     @property
+    def replaced(self) -> StoreReplacedError | None:
+        """That one of its files was found removed or replaced."""
+        return self._trouble if isinstance(self._trouble, StoreReplacedError) else None
+
+    @property
     def is_shut(self) -> bool:
         """Whether :meth:`shut` has begun to let go of the file."""
         return self._shut
@@ -521,7 +554,7 @@ class Database(Readable):
         try:
             try:
                 if not lock.closed:
-                    with suppress(TransactionOpen):
+                    with suppress(TransactionOpen, StoreReplacedError):
                         lock.acquire()
             finally:
                 self._connection.close()

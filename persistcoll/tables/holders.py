@@ -51,9 +51,16 @@ class Holder:
 
     def end(self) -> None:
         """It holds nothing any more: remove its file."""
-        if self._fd >= 0:
+        if self._fd >= 0 and self._is_own():
             forget(self._disk, self._path)
         self.abandon()
+
+    def _is_own(self) -> bool:
+        """Whether its file is where it was: what lies there now may be another store's."""
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+        except OSError:
+            return False
 
     def abandon(self) -> None:
         """Close the file and leave it: who finds it unlocked knows that this holder is dead.

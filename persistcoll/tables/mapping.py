@@ -356,5 +356,10 @@ class SQLMapping(Mapping):
         pass
 
     def close(self) -> None:
-        self._closed = True
-        self._leave()
+        try:
+            if not self._closed:
+                self._closed = True
+                if not self._power:  # otherwise each write has looked
+                    self._database.warn_if_replaced()
+        finally:
+            self._leave()

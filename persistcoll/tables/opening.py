@@ -22,16 +22,16 @@ from persistcoll.engine.lifecycle import (
     within_an_operation,
 )
 from persistcoll.engine.values import Discipline, Durability, Retry
-from persistcoll.errors import StorageError
+from persistcoll.errors import StorageError, StoreReplacedError
 from persistcoll.tables import schema
 from persistcoll.tables.claims import sweep
 from persistcoll.tables.clock import Clock
-from persistcoll.tables.database import UNSEEN, Database
+from persistcoll.tables.database import REMEDY, UNSEEN, Database
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.mapping import SQLMapping
 from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.rows import Seal
-from persistcoll.tables.source import MEMORY, Source
+from persistcoll.tables.source import INDEX, LOG, MEMORY, Source
 from persistcoll.tables.table import SQLTable
 
 __all__ = ["Place", "open_mapping", "open_table"]
@@ -117,7 +117,7 @@ class _Databases:
         # Who has it waits for no operation of this process: that may be waiting for it.
         self._mutex = threading.Lock()
         self._user: int | None = None  # the thread that has the mutex
-        self._open: dict[str, tuple[Database, int]] = {}
+        self._open: dict[str, Database] = {}
         self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
         self._left: deque[Database] = deque()
         self._held: list[threading.Lock] = []  # for a fork
@@ -136,12 +136,12 @@ class _Databases:
         with self._mutex:
             self._user = me  # nothing is called before that, behind which a destructor could come
             try:
-                known = self._open.get(source.path)
-                if known is not None and known[0].is_shut:  # not to its end, because that was interrupted
-                    known[0].shut()
-                    known = None
-                database, users = known or (Database(source), 0)
-                self._open[source.path] = database, users + 1
+                database = self._open.get(source.path)
+                if database is not None and not self._is_usable(database):
+                    database = None
+                if database is None:
+                    database = self._open[source.path] = Database(source)
+                database.users += 1
             finally:
                 self._user = None
         self.shut_left()
@@ -172,20 +172,31 @@ class _Databases:
                 return
             time.sleep(_PAUSE)
 
+    def _is_usable(self, database: Database) -> bool:
+        """Whether it can be opened once more: otherwise a new one is, and that one is left to its users."""
+        if database.is_shut:  # not to its end, because that was interrupted
+            database.shut()
+            return False
+        with suppress(StoreReplacedError):
+            database.check_files()
+        replaced = database.replaced
+        if replaced is not None and (replaced.path or "").endswith((LOG, INDEX)):
+            # SQLite itself shares these within a process, for as long as the same database is open.
+            raise StoreReplacedError(f"{replaced}; {REMEDY}", replaced.path)
+        return replaced is None
+
     def _shut_first(self) -> None:
         """Of those left. Under the mutex: two databases of one process on a file would close each other's
         locks.
         """
         left = self._left
         database = left[0]
-        path = database.path
-        known, users = self._open.get(path, (database, 1))
-        if known is database and users > 1:
-            self._open[path] = database, users - 1
+        if database.users > 1:
+            database.users -= 1
             del left[0]  # nothing was called in between, behind which an interrupt could come
         elif database.shut():
-            if known is database:
-                self._open.pop(path, None)
+            if self._open.get(database.path) is database:
+                del self._open[database.path]
             del left[0]
         else:
             left.rotate(-1)

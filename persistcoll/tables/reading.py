@@ -47,6 +47,9 @@ class Readable(Restable):
     def _check(self) -> None:
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        raise NotImplementedError
+
     def _wait_out(self, deadline: float) -> None:
         raise NotImplementedError
 
@@ -188,7 +191,9 @@ class Readable(Restable):
 
     def _add_reader(self, add: Callable[[Connection], None]) -> None:
         self._check()
-        add(self.dialect.connect_reader(self.path, self.source.timeout))
+        connection = self.dialect.connect_reader(self.path, self.source.timeout)
+        self.check_files()  # it is of the same file
+        add(connection)
 
     def version(self) -> object:
         """Differs from an earlier one when somebody else has written since."""

@@ -18,11 +18,13 @@ from persistcoll.tables.clock import Clock
 from persistcoll.tables.sqlite import SQLite
 from persistcoll.tables.writer_lock import NoLock, WriterLock
 
-__all__ = ["LOG", "MEMORY", "Opened", "Source"]
+__all__ = ["INDEX", "LOG", "MEMORY", "Opened", "Source"]
 
 MEMORY = ":memory:"
-# Behind the database's name: of the write-ahead log.
+# Behind the database's name: of the write-ahead log, and of SQLite's index of it.
 LOG = "-wal"
+INDEX = "-shm"
+_FILES = ("", LOG, INDEX, ".lock", ".turn")
 _FOREIGN = "{!r} holds another application's tables ({!r}); choose another file"
 _log = logging.getLogger("persistcoll")
 
@@ -91,6 +93,7 @@ class Source:
             connection = dialect.connect(self.path, self.timeout)
             with self._translated(dialect):
                 opened = self._prepare(dialect, connection, lock, identity or lock.identity())
+            lock.watch(self.path + end for end in _FILES)
             lock.release()
             return opened
         except BaseException:

@@ -438,6 +438,8 @@ class SQLTable(Table):
         try:
             if not self._closed:
                 self._claims.close(self._fresh)
+                if not self._power:  # otherwise each write has looked
+                    self._database.warn_if_replaced()
         finally:
             self._closed = True
             self._claims.abandon()  # where that was interrupted: a holder found dead is resumed

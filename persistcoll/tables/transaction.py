@@ -97,6 +97,7 @@ class Transaction(AbstractContextManager[None]):
             raise
         if self._ticket:
             self._database._log.commit(self._ticket)
+            self._database.check_files()
 
     def _commit(self) -> None:
         database = self._database

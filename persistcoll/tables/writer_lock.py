@@ -32,12 +32,13 @@ import os
 import secrets
 import struct
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from zlib import crc32
 
 from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, read_fully, storage_error
-from persistcoll.errors import LockedError, StoreKindError
+from persistcoll.errors import LockedError, StorageError, StoreKindError, StoreReplacedError
 from persistcoll.tables.clock import steady
 
 __all__ = ["NoLock", "TransactionOpen", "WriterLock"]
@@ -77,6 +78,11 @@ class TransactionOpen(Exception):
         )
 
 
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 class WriterLock:
     """The lock file of one database, opened by one connection. Used by one thread at a time.
 
@@ -97,6 +103,7 @@ class WriterLock:
         except OSError as error:
             raise storage_error(error, "opening", self.path) from error
         self._open = [self._fd, self._turn_fd]
+        self._files: dict[str, tuple[int, int]] = {}
         self._token = secrets.token_bytes(_TOKEN_SIZE)
         self._noted = False
         self.closed = False
@@ -122,18 +129,38 @@ class WriterLock:
                         self._note(transaction)
                 finally:
                     self._flock(self._turn_fd, UNLOCK)
+                self.check()
                 self._turn = time.monotonic() + _TURN
             if self._read(fd, _TOKEN_SIZE, _TOKEN_AT) == token:
                 return True
             # Before the first change: who dies behind this has told the others to look.
             self._disk.pwrite(fd, token, _TOKEN_AT)
-        except OSError as error:
+        except BaseException as error:
             self.release()
-            raise storage_error(error, "locking", self.path) from error
-        except BaseException:
-            self.release()
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise storage_error(error, "locking", self.path) from error
             raise
         return False
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """From now on each of these has to stay the file that it is; :meth:`acquire` looks in each turn."""
+        self._files = {path: _identity(path) for path in paths}
+
+    def check(self) -> None:
+        """:raise StoreReplacedError: a file is not the one any more that this connection opened."""
+        for path, identity in self._files.items():
+            try:
+                if _identity(path) == identity:
+                    continue
+                what = "replaced"
+            except (FileNotFoundError, NotADirectoryError):
+                what = "removed"
+            except OSError as error:
+                raise storage_error(error, "looking at", path) from error
+            raise StoreReplacedError(
+                f"{path!r} was {what} while it was open; nothing that is written now would be found again",
+                path,
+            )
 
     def _try(self) -> bool:
         try:
@@ -246,6 +273,9 @@ class NoLock:
 
     def transaction(self) -> None:
         """None: nobody else ever has one."""
+
+    def check(self) -> None:
+        """Nothing."""
 
     def end_transaction(self) -> None:
         """Nothing."""

@@ -260,8 +260,8 @@ def test_nothing_costs_more_with_more_items(meter, opened, kind, most):
     few, many = costs
     for name, (steps, calls) in few.items():
         assert many[name][0] == steps, name
-        # Who has not had the writer's turn for 4 ms makes some more.
-        assert abs(many[name][1] - calls) < 20, name
+        # A writer that has not had the turn for 4 ms makes some more, and looks at the database's files.
+        assert abs(many[name][1] - calls) < 60, name
 
 
 def test_opening_costs_no_more_with_more_items(meter, opened):

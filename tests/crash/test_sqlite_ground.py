@@ -1,0 +1,146 @@
+"""A database's files are removed or replaced while it is open: no write is reported that is nowhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persistcoll import PDict, SQLiteAckQueue, SQLiteQueue, StoreReplacedError
+
+pytestmark = [
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(os.name == "nt", reason="open files cannot be removed"),
+]
+
+KINDS: list[Any] = [SQLiteQueue, SQLiteAckQueue, PDict]
+
+
+def write(store: Any, value: int) -> None:
+    if isinstance(store, PDict):
+        store[value] = value
+    else:
+        store.put(value)
+
+
+def content(store: Any) -> list[int]:
+    return [*store] if isinstance(store, PDict) else [*store.items()]
+
+
+def remove(place: Path) -> None:
+    shutil.rmtree(place)
+
+
+def rename(place: Path) -> None:
+    place.rename(place.with_name("elsewhere"))
+
+
+def restore(place: Path) -> None:
+    """As from a backup: another file of the same content, without a log."""
+    shutil.copy(place / "data.db", place / "copy")
+    for path in place.glob("data.db*"):
+        path.unlink()
+    (place / "copy").rename(place / "data.db")
+
+
+def clean(name: str) -> Callable[[Path], None]:
+    """What a cleaner does that takes it for left over."""
+    return lambda place: (place / name).unlink()
+
+
+GONE = {"removed": remove, "renamed": rename}
+THERE = {
+    "restored": restore,
+    **{f"cleaned {end}": clean(f"data.db{end}") for end in (".lock", ".turn")},
+}
+SHARED = {end: clean(f"data.db{end}") for end in ("-shm", "-wal")}
+
+
+def write_until(store: Any, deadline: float) -> None:
+    while True:
+        write(store, 1000)
+        assert time.monotonic() < deadline, "it was stored where nothing is found"
+
+
+def expect_refused(store: Any, durability: str) -> None:
+    """At the level of power cuts at once; otherwise when the turn for writing ends, which is 4 ms."""
+    deadline = time.monotonic() + (0.0 if durability == "power" else 5.0)
+    with pytest.raises(StoreReplacedError):
+        write_until(store, deadline)
+    for _ in range(2):
+        with pytest.raises(StoreReplacedError, match="open it again"):
+            write(store, 1001)
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", [*GONE.values(), *THERE.values()], ids=[*GONE, *THERE])
+def test_the_old_object_is_refused_and_the_new_one_is_right(kind, action, durability, tmp_path):
+    place = tmp_path / "store"
+    old = kind(place, durability=durability)
+    write(old, 1)
+    if action is restore:
+        old.close()  # so that all of it is in the file
+        old = kind(place, durability=durability)
+    action(place)
+    expect_refused(old, durability)
+    with kind(place, durability=durability) as new:
+        if action in GONE.values():
+            assert content(new) == []
+        for value in range(2, 5):
+            write(new, value)
+        before = content(new)
+        old.close()
+        write(new, 5)
+        assert content(new) == [*before, 5]
+        names = {path.name for path in place.iterdir()}
+        assert {"data.db", "data.db-wal", "data.db-shm", "data.db.lock", "data.db.turn"} <= names
+    with kind(place, durability=durability) as new:
+        assert content(new) == [*before, 5]
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("action", SHARED.values(), ids=SHARED)
+def test_what_sqlite_shares_within_a_process_needs_closing_first(kind, action, durability, tmp_path):
+    place = tmp_path / "store"
+    old = kind(place, durability=durability)
+    write(old, 1)
+    action(place)
+    expect_refused(old, durability)
+    with pytest.raises(StoreReplacedError, match="close all"):
+        kind(place)
+    old.close()
+    with kind(place, durability=durability) as new:
+        before = content(new)
+        write(new, 2)
+        assert content(new) == [*before, 2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_closing_tells_of_it_once(kind, tmp_path, caplog):
+    store = kind(tmp_path / "store", durability="process")
+    write(store, 1)
+    remove(tmp_path / "store")
+    store.close()
+    store.close()
+    (record,) = caplog.records
+    assert "was removed while it was open" in record.getMessage()
+
+
+def test_a_holders_file_of_another_store_stays(tmp_path):
+    place = tmp_path / "store"
+    old = SQLiteAckQueue(place)
+    old.put(1)
+    old.get()
+    remove(place)
+    with SQLiteAckQueue(place) as new:
+        new.put(2)
+        assert new.get() == 2
+        old.close()
+        assert [path.name for path in place.glob("*.holder-*")] == ["data.db.holder-1"]
