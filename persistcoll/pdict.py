@@ -96,7 +96,7 @@ class PDict(BaseDict[K, V]):
         place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs)
         serializer = resolve(serializer)
         self._in_memory = place.file == ":memory:"
-        self.path = os.fspath(path) if self._in_memory else os.path.abspath(os.fspath(path))
+        self.path = os.fsdecode(path) if self._in_memory else os.path.abspath(os.fsdecode(path))
         self.name = name
         self.timeout = timeout
         self.db_file_name = os.path.basename(place.file)

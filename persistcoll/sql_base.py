@@ -92,7 +92,7 @@ class BaseSQLQueue(BaseQueue[T]):
         # What is put is its payload, without a key or a priority.
         self._bare = not (self._discipline.unique or self._discipline.by_priority)
         self._in_memory = place.file == ":memory:"
-        self.path = os.fspath(path) if self._in_memory else os.path.abspath(os.fspath(path))
+        self.path = os.fsdecode(path) if self._in_memory else os.path.abspath(os.fsdecode(path))
         self.name = name
         self.timeout = timeout
         self.db_file_name = os.path.basename(place.file)

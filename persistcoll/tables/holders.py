@@ -109,6 +109,8 @@ def left_behind(database: str) -> list[int]:
     """The numbers of all holders that have a file."""
     folder, name = os.path.split(database)
     pattern = re.compile(re.escape(name) + r"\.holder-(\d+)")
-    with os.scandir(folder) as entries:
-        found = [pattern.fullmatch(entry.name) for entry in entries]
-    return [int(match[1]) for match in found if match]
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise storage_error(error, "listing", folder) from error
+    return [int(match[1]) for match in map(pattern.fullmatch, names) if match]

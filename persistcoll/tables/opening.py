@@ -62,10 +62,11 @@ class Place:
 
     :param path: a directory; a file that ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``.
     :param db_file_name: the file's name in the directory; default ``data.db``.
-    :raise ValueError: that is no plain file name, or one of a file that lies beside a database.
+    :raise ValueError: that is no plain file name, or one of a file that lies beside a database; or the path
+        is empty or cannot be one.
     """
 
-    path: str | os.PathLike[str]
+    path: str | bytes | os.PathLike[str]
     db_file_name: str | None = None
     timeout: float = 10.0
     trust_directory: bool = False
@@ -78,7 +79,7 @@ class Place:
 
     @property
     def _named(self) -> str:
-        path = os.fspath(self.path)
+        path = os.fsdecode(self.path)
         if path == MEMORY:
             return MEMORY
         name = self.db_file_name
@@ -96,6 +97,13 @@ class Place:
         return os.path.join(path, name)
 
     def __post_init__(self) -> None:
+        path = os.fsdecode(self.path)
+        if not path:
+            raise ValueError("'path' must not be empty; '.' is the current directory")
+        try:
+            os.fsencode(path)
+        except UnicodeEncodeError:
+            raise ValueError(f"'path' cannot be the name of a file: {path!r}") from None
         self.file  # noqa: B018  # refuses what is wrong now
 
     @property
@@ -105,7 +113,7 @@ class Place:
         :raise StorageError: the way to it is a symbolic link that another user made.
         """
         if self.file != MEMORY:
-            for path in (os.fspath(self.path), self._named):
+            for path in (os.fsdecode(self.path), self._named):
                 refuse_foreign_link(os.path.abspath(path))
         return Source(self.file, self.timeout, self.allow_network_fs)
 
@@ -328,6 +336,12 @@ def _open(
     """
     if not isinstance(wanted.name, str):
         raise TypeError(f"'name' must be a str, not {type(wanted.name).__name__}")
+    try:
+        wanted.name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"'name' cannot be stored: {wanted.name!r} has a surrogate without its pair"
+        ) from None
     source = place.source
     if executes_code and not place.trust_directory:
         source.refuse_unsafe(wanted.serializer)

@@ -24,7 +24,14 @@ MEMORY = ":memory:"
 # Behind the database's name: of the write-ahead log, and of SQLite's index of it.
 LOG = "-wal"
 INDEX = "-shm"
-_FILES = ("", LOG, INDEX, ".lock", ".turn")
+LOCK, TURN = ".lock", ".turn"
+_FILES = ("", LOG, INDEX, LOCK, TURN)
+# By the files that only such a directory has.
+_FOREIGN_FILES = {
+    frozenset({"info", "producer.lock"}): "a file queue",
+    frozenset({"info", "q00000"}): "a file queue",
+    frozenset({"cache.db"}): "a cache of diskcache",
+}
 _FOREIGN = "{!r} holds another application's tables ({!r}); choose another file"
 _log = logging.getLogger("persistcoll")
 
@@ -84,22 +91,26 @@ class Source:
         if not self.allow_network_fs:
             refuse_network(folder)
         self._refuse_unwritable()
+        self._refuse_foreign_directory(folder)
+        is_first = not os.path.exists(self.path + LOCK)
         lock = WriterLock(self.disk, self.path)
         connection = None
         try:
             identity = lock.identity()
             lock.acquire_within(self.timeout)
             self._make_file()
-            connection = dialect.connect(self.path, self.timeout)
             with self._translated(dialect):
+                connection = dialect.connect(self.path, self.timeout)
                 opened = self._prepare(dialect, connection, lock, identity or lock.identity())
             lock.watch(self.path + end for end in _FILES)
             lock.release()
             return opened
-        except BaseException:
+        except BaseException as error:
             # The connection first: the other way round it would be closed without the lock.
             if connection is not None:
                 connection.close()
+            if is_first and isinstance(error, StoreKindError):
+                lock.remove()  # beside another program's database it has no business
             lock.close()
             raise
 
@@ -117,6 +128,17 @@ class Source:
             raise StoreKindError(f"{path!r} is a directory, not a database file", errno.EISDIR)
         if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
             raise StorageError(f"{path!r} cannot be read and written", errno.EACCES)
+
+    def _refuse_foreign_directory(self, folder: str) -> None:
+        if os.path.exists(self.path):
+            return
+        try:
+            names = set(os.listdir(folder))
+        except OSError as error:
+            raise storage_error(error, "listing", folder) from error
+        for found, what in _FOREIGN_FILES.items():
+            if found <= names:
+                raise StoreKindError(f"{folder!r} is the directory of {what}; choose another one")
 
     def _make_file(self) -> None:
         """Before SQLite would, to say who may read it. Only if it is missing: closing a descriptor of a

@@ -92,11 +92,12 @@ class WriterLock:
     def __init__(self, disk: Disk, database: str) -> None:
         self._disk = disk
         self.path = database + ".lock"
+        self._turn_path = database + ".turn"
         self._turn = 0.0
         try:
             self._fd = disk.open(self.path, os.O_RDWR | os.O_CREAT)
             try:
-                self._turn_fd = disk.open(database + ".turn", os.O_RDWR | os.O_CREAT)
+                self._turn_fd = disk.open(self._turn_path, os.O_RDWR | os.O_CREAT)
             except BaseException:
                 close_quietly(disk, self._fd)
                 raise
@@ -235,7 +236,10 @@ class WriterLock:
 
         :raise StoreKindError: the file is another program's.
         """
-        data = read_fully(self._disk, self._fd, _IDENTITY_AT + _IDENTITY.size, 0)
+        try:
+            data = read_fully(self._disk, self._fd, _IDENTITY_AT + _IDENTITY.size, 0)
+        except OSError as error:
+            raise storage_error(error, "reading", self.path) from error
         if data[:_TOKEN_AT].strip(b"\0") and data[:_TOKEN_AT] != _MAGIC:
             raise StoreKindError(f"{self.path!r} is not a lock file of persistcoll", errno.EEXIST)
         if len(data) < _IDENTITY_AT + _IDENTITY.size:
@@ -251,6 +255,12 @@ class WriterLock:
             disk.sync(fd)
         except OSError as error:
             raise storage_error(error, "writing", self.path) from error
+
+    def remove(self) -> None:
+        """Remove its files, which no database of ours needs. The lock is held."""
+        for path in (self.path, self._turn_path):
+            with suppress(OSError):
+                self._disk.unlink(path)
 
     def close(self) -> None:
         """Let go of it. Idempotent, also where it was interrupted."""
