@@ -16,7 +16,17 @@ from persistcoll.errors import (
 from persistcoll.tables.clock import Clock, boot, steady
 from persistcoll.tables.dialect import Execute
 
-__all__ = ["APPLICATION_ID", "VERSION", "Wanted", "clock", "create", "next_holder", "register", "store_id"]
+__all__ = [
+    "APPLICATION_ID",
+    "TABLES",
+    "VERSION",
+    "Wanted",
+    "clock",
+    "create",
+    "next_holder",
+    "register",
+    "store_id",
+]
 
 APPLICATION_ID = 0x70636F6C
 """``pcol``: how ``file`` and we know a database of ours."""
@@ -39,6 +49,9 @@ _CREATE = (
         collection INTEGER, holder INTEGER, PRIMARY KEY (collection, holder)
     ) WITHOUT ROWID""",
 )
+
+TABLES = frozenset({"store", "collections", "counters", "holders"})
+"""What every database of ours has."""
 
 _DAMAGED = "{!r} is damaged: its registry of names is"
 

@@ -15,6 +15,7 @@ from persistcoll.disk import Disk, close_quietly, storage_error
 from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
 from persistcoll.tables import schema, sqlite
 from persistcoll.tables.clock import Clock
+from persistcoll.tables.dialect import Execute
 from persistcoll.tables.sqlite import SQLite
 from persistcoll.tables.writer_lock import NoLock, WriterLock
 
@@ -176,7 +177,7 @@ class Source:
                 self.path,
             )
         if table is not None and application != schema.APPLICATION_ID:
-            raise StoreKindError(_FOREIGN.format(self.path, table[0]) + _hint(table[0]))
+            raise StoreKindError(self._foreign(execute, table[0], application))
         if version > schema.VERSION:
             raise FormatVersionError(
                 f"{self.path!r} has format version {version}; this release reads version {schema.VERSION}"
@@ -190,6 +191,16 @@ class Source:
         if identity != store_id:
             lock.set_identity(store_id)
         return Opened(connection, lock, self._open_log(), store_id, now)
+
+    def _foreign(self, execute: Execute, table: str, application: int) -> str:
+        names = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+        if application == 0 and names >= schema.TABLES:
+            return (
+                f"{self.path!r} is a restored dump of a database of persistcoll: a dump does not hold what"
+                f" marks it. Check that it is whole, and run in it: PRAGMA application_id="
+                f"{schema.APPLICATION_ID}; PRAGMA user_version={schema.VERSION}"
+            )
+        return _FOREIGN.format(self.path, table) + _hint(table)
 
     def _open_log(self) -> int:
         path = self.path + LOG

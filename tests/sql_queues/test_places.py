@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -69,6 +70,23 @@ def test_what_is_no_path_or_no_name(kind, tmp_path):
         kind(tmp_path.joinpath(*["x" * 200] * 4))  # more than SQLite takes
     with kind(os.fsencode(tmp_path / "bytes")) as opened:
         assert opened.path == str(tmp_path / "bytes")
+
+
+def test_a_dump_that_was_restored_is_told_what_it_lacks(tmp_path):
+    with SQLiteQueue(tmp_path / "one.db") as queue:
+        queue.put_many(["a", "b"])
+    with (
+        closing(sqlite3.connect(tmp_path / "one.db")) as one,
+        closing(sqlite3.connect(tmp_path / "two.db")) as two,
+    ):
+        two.executescript("\n".join(one.iterdump()))
+    with pytest.raises(StoreKindError, match="restored dump") as found:
+        SQLiteQueue(tmp_path / "two.db")
+    with closing(sqlite3.connect(tmp_path / "two.db")) as two:
+        for pragma in re.findall(r"PRAGMA \w+=\d+", str(found.value)):
+            two.execute(pragma)
+    with SQLiteQueue(tmp_path / "two.db") as queue:
+        assert queue.get_many(5) == ["a", "b"]
 
 
 SHORT = """
