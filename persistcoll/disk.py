@@ -26,6 +26,7 @@ import secrets
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
@@ -239,41 +240,36 @@ _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | getattr(os, "O_BINARY",
 
 
 class OpenFile:
-    """A descriptor that is closed once, at the latest when nobody holds this object any more.
-
-    Its owner calls :meth:`close` all the same, because an interrupt within a destructor is swallowed, and
-    the rest of the destructor does not happen.
+    """A descriptor that is closed once: by :meth:`close`, or after nobody holds this object any more.
 
     An interrupt (``KeyboardInterrupt``) may come in behind any call. So the descriptor goes from the
-    operating system into this object, and back, within one call of C each: ``extend`` and ``list`` drain a
-    ``map`` of C functions, and no line of Python in which it could get lost lies between.
+    operating system into a list, and back, within one call of C each: ``extend`` and ``list`` drain a
+    ``map`` of C functions, and no line of Python in which it could get lost lies between. What an interrupt
+    has kept from its owner :meth:`close_forgotten` finds. It is no destructor, because one that is written in
+    Python swallows the interrupts that come in there.
 
     :ivar fd: its number.
-    :ivar lent: set where another owner closes it. An attribute, because setting one cannot be interrupted.
+    :ivar held: a list of it, to be cleared where another owner closes it from then on.
     """
 
-    __slots__ = ("_close", "_held", "fd", "lent")
+    __slots__ = ("__weakref__", "_close", "fd", "held")
 
     def __init__(self, disk: Disk, path: str, flags: int, mode: int = 0o600, *, follow: bool = False) -> None:
-        self.fd = -1
-        self.lent = False
+        OpenFile.close_forgotten()
         self._close = disk.close
-        self._held: list[int] = []
+        self.held = held = _Held()
         call: Callable[[str, int, int], int] = disk.open
         if getattr(call, "__func__", None) is Disk.open:
             call = os.open
             flags |= _OPEN_FLAGS & ~_NO_FOLLOW if follow else _OPEN_FLAGS
-        self._held.extend(map(call, (path,), (flags,), (mode,)))
-        self.fd = self._held[0]
+        _files[id(held)] = weakref.ref(self), held, disk.close
+        held.extend(map(call, (path,), (flags,), (mode,)))
+        self.fd = held[0]
 
     def close(self) -> None:
         """What closing reports is of no use, and comes after every sync that counts."""
-        held = self._held
-        if not self.lent:
-            try:
-                list(map(self._close, map(held.pop, range(len(held)))))
-            except OSError:
-                pass
+        _close(self.held, self._close)
+        _files.pop(id(self.held), None)
 
     def __enter__(self) -> OpenFile:
         return self
@@ -281,9 +277,28 @@ class OpenFile:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_held"):
-            self.close()
+    @staticmethod
+    def close_forgotten() -> None:
+        """Close what no object holds any more."""
+        for key, (reference, held, close) in list(_files.items()):
+            if reference() is None:
+                _close(held, close)
+                _files.pop(key, None)
+
+
+class _Held(list[int]):
+    """The descriptor, or none."""
+
+
+# By identity of the list: the object, its list, and what closes.
+_files: dict[int, tuple[weakref.ref[OpenFile], _Held, Callable[[int], None]]] = {}
+
+
+def _close(held: _Held, close: Callable[[int], None]) -> None:
+    try:
+        list(map(close, map(held.pop, range(len(held)))))
+    except OSError:
+        pass
 
 
 def _nothing(path: str) -> None:
@@ -307,7 +322,13 @@ def _patiently(call: Callable[..., None]) -> Callable[..., None]:
 
 
 def storage_error(error: OSError, doing: str, path: str) -> StorageError:
-    """The error to raise for ``error``, which happened while ``doing`` something with ``path``."""
+    """The error to raise for ``error``, which happened while ``doing`` something with ``path``.
+
+    An error without a number is not the operating system's but a signal handler's, such as a
+    ``TimeoutError``: it is raised.
+    """
+    if error.errno is None:
+        raise error
     kind = StorageFullError if error.errno in _FULL else StorageError
     reason = os.strerror(error.errno) if error.errno else str(error)
     result = kind(f"{doing} {path!r} failed: {reason}", error.errno)

@@ -68,7 +68,13 @@ class Consumer:
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
         self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
         self._first_chunk = seen.acknowledged.position[0]
-        self._begin(seen, whole)
+        try:
+            self._begin(seen, whole)
+        except BaseException:
+            self._commit.close()
+            if self._cursor.file is not None:
+                self._cursor.file.close()
+            raise
         sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
 
     def __del__(self) -> None:
@@ -79,9 +85,9 @@ class Consumer:
         """After an interrupt, which may have come in behind any call: learn all of it again from what is
         certain, which is the cursor's file and what is claimed.
 
-        :raise StoreReplacedError: the cursor says less than what was written to it.
+        :raise StoreReplacedError: the cursor is gone, or says less than what was written to it.
         """
-        if seen.acknowledged.count < self.acknowledged.count:
+        if not seen.exists or seen.acknowledged.count < self.acknowledged.count:
             raise replaced(self._cursor.path)
         self._begin(seen, whole=False)
 
@@ -116,7 +122,7 @@ class Consumer:
                 cursor.compact()
                 anew = True
             except OSError as error:
-                if isinstance(error, StorageError) or not seen.exists:
+                if isinstance(error, StorageError) or error.errno is None or not seen.exists:
                     raise
                 try:
                     cursor.resume(seen)  # a full disk must not keep anybody from draining the queue
@@ -130,10 +136,12 @@ class Consumer:
     def _switch(self) -> None:
         """Have the cursor's file synced from now on by whoever waits for that."""
         file = self._cursor.file
+        assert file is not None
         try:
             self._commit.switch(file.fd, self._cursor.path, 0)
         finally:
-            file.lent = self._commit._fd == file.fd
+            if self._commit._fd == file.fd:
+                file.held.clear()
 
     def _pass_over_claimed(self) -> None:
         """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged
@@ -415,6 +423,8 @@ class Consumer:
         try:
             self._compact()
         except OSError as error:
+            if error.errno is None and not isinstance(error, StorageError):
+                raise  # a signal handler's
             if self._broken:
                 return
             _log.debug("compacting the cursor: %s", error)
@@ -422,7 +432,9 @@ class Consumer:
             try:
                 self._cursor.state_position()
                 self._sync_cursor()
-            except OSError:
+            except OSError as second:
+                if second.errno is None and not isinstance(second, StorageError):
+                    raise
                 return  # the chunks stay until there is room
         self._unlink_consumed()
 
@@ -458,7 +470,7 @@ class Consumer:
         try:
             self._cursor.compact()
         except OSError as error:
-            if not self._disk.status(self._cursor.fd)[LINKS]:
+            if error.errno is not None and not self._disk.status(self._cursor.fd)[LINKS]:
                 # Renamed, but perhaps not durably, and what is open here is the old file.
                 self._break(storage_error(error, "replacing", self._cursor.path))
             raise

@@ -218,6 +218,19 @@ class CursorReader:
 
     def _open(self) -> None:
         file = OpenFile(self._disk, self._path, os.O_RDONLY)
+        try:
+            header = self._read_header(file)
+            self._inode = self._disk.status(file.fd).st_ino
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        self._salt = _HEADER.unpack(header)[2]
+        self._offset = _HEADER_SIZE
+        self.acknowledged = Acknowledged()
+        self.damaged = 0
+
+    def _read_header(self, file: OpenFile) -> bytes:
         data = read_fully(self._disk, file.fd, _HEADER_SIZE, 0)
         header = data[: _HEADER.size]
         if (
@@ -227,12 +240,7 @@ class CursorReader:
             or _HEADER.unpack(header)[1] != self._store_id
         ):
             raise CorruptionError(f"the header of the cursor {self._path!r} is damaged", self._path, 0)
-        self._inode = self._disk.status(file.fd).st_ino
-        self._file = file
-        self._salt = _HEADER.unpack(header)[2]
-        self._offset = _HEADER_SIZE
-        self.acknowledged = Acknowledged()
-        self.damaged = 0
+        return header
 
     def _read_entries(self) -> bool:
         changed = False
@@ -322,7 +330,7 @@ class CursorWriter:
         self._tempdir = tempdir
         self._salt = 0
         self.acknowledged = acknowledged
-        self.file: OpenFile
+        self.file: OpenFile | None = None
         self.fd = -1
         self.offset = 0
         self._pwrite = disk.pwrite
@@ -334,11 +342,15 @@ class CursorWriter:
         :raise OSError: the file was renamed since, perhaps not durably.
         """
         file = OpenFile(self._disk, self.path, os.O_RDWR)
-        if not reader.reads(file):
-            raise replaced(self.path)
-        if not reader.can_be_written_on():
-            rest = self._disk.status(file.fd).st_size - reader.offset
-            self._disk.pwrite(file.fd, bytes(rest), reader.offset)
+        try:
+            if not reader.reads(file):
+                raise replaced(self.path)
+            if not reader.can_be_written_on():
+                rest = self._disk.status(file.fd).st_size - reader.offset
+                self._disk.pwrite(file.fd, bytes(rest), reader.offset)
+        except BaseException:
+            file.close()
+            raise
         self.acknowledged, self.offset, self._salt = reader.acknowledged, reader.offset, reader.salt
         self.file, self.fd = file, file.fd
 

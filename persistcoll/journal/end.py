@@ -7,6 +7,7 @@ last, and a process that was killed in the middle of a write leaves nothing that
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -111,7 +112,7 @@ class JournalEnd:
         view = memoryview(data)
         while (there := self._status(self.fd).st_size - self.end) < len(data):
             if not self._write(self.fd, view[there:]):
-                raise OSError("the file system takes no more bytes")
+                raise OSError(errno.EIO, "the file system takes no more bytes")
 
     def rolled_back(self, error: OSError) -> StorageError:
         """Undo what a failed append left; the error to raise for it."""
@@ -210,7 +211,8 @@ class JournalEnd:
         try:
             self.commit.switch(tail.file.fd, self._place.path(tail.chunk.number), 0)
         finally:
-            tail.file.lent = self.commit._fd == tail.file.fd
+            if self.commit._fd == tail.file.fd:
+                tail.file.held.clear()
         self.commit.end = tail.end
         self.sealed = tail.sealed
         self._unsure = False

@@ -552,6 +552,7 @@ class Fifo:
             self._consumer.let_go()
         self._lock.close()
         self._observer.close()
+        OpenFile.close_forgotten()
         self._released = True
         used_no_more(self)
 

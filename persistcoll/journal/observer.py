@@ -132,7 +132,8 @@ class Observer:
             place = self._place
             cursor = CursorWriter(place.disk, self._path, place.store_id, seen.acknowledged, place.tempdir)
             cursor.compact()
-            cursor.file.close()
+            if cursor.file is not None:
+                cursor.file.close()
             seen.close()
         except LockedError:
             return

@@ -80,15 +80,20 @@ def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
     :raise CorruptionError: what is there cannot be the work of a crash, and the policy is "raise".
     """
     tail = _find(place, mark)
-    if isinstance(tail, Tail) and mark is not None and mark.poisoned:
-        tail = _rewrite(place, tail)
-    if isinstance(tail, Tail) and tail.clean:
+    if isinstance(tail, NoTail):
+        sweep(place.disk, place.directory, place.tempdir)
         return tail
-    sweep(place.disk, place.directory, place.tempdir)
-    if isinstance(tail, Tail):
-        # What follows is built upon it, and whoever wrote it may have died before the sync.
-        place.disk.sync(tail.file.fd)
-        place.disk.sync_directory(place.directory)
+    try:
+        if mark is not None and mark.poisoned:
+            tail = _rewrite(place, tail)
+        if not tail.clean:
+            sweep(place.disk, place.directory, place.tempdir)
+            # What follows is built upon it, and whoever wrote it may have died before the sync.
+            place.disk.sync(tail.file.fd)
+            place.disk.sync_directory(place.directory)
+    except BaseException:
+        tail.file.close()
+        raise
     return tail
 
 
