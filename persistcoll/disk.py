@@ -297,8 +297,9 @@ _files: dict[int, tuple[weakref.ref[OpenFile], _Held, Callable[[int], None]]] = 
 def _close(held: _Held, close: Callable[[int], None]) -> None:
     try:
         list(map(close, map(held.pop, range(len(held)))))
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno is None:  # a signal handler's
+            raise
 
 
 def _nothing(path: str) -> None:
@@ -328,7 +329,10 @@ def storage_error(error: OSError, doing: str, path: str) -> StorageError:
     ``TimeoutError``: it is raised.
     """
     if error.errno is None:
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # the traceback holds this frame
     kind = StorageFullError if error.errno in _FULL else StorageError
     reason = os.strerror(error.errno) if error.errno else str(error)
     result = kind(f"{doing} {path!r} failed: {reason}", error.errno)

@@ -70,12 +70,13 @@ class Consumer:
         self._first_chunk = seen.acknowledged.position[0]
         try:
             self._begin(seen, whole)
+            sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
         except BaseException:
             self._commit.close()
             if self._cursor.file is not None:
                 self._cursor.file.close()
+            self._close_reader()
             raise
-        sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
 
     def __del__(self) -> None:
         if "_commit" in self.__dict__:
@@ -159,12 +160,15 @@ class Consumer:
 
     def _read_from(self, last_id: int, position: Position) -> None:
         journal = self._journal
-        reader: Reader | None = self.__dict__.get("_reader")
-        if reader is not None:
-            reader.close()
+        self._close_reader()
         self._reader: Reader = Reader(
             self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._pass_over
         )
+
+    def _close_reader(self) -> None:
+        reader: Reader | None = self.__dict__.get("_reader")
+        if reader is not None:
+            reader.close()
 
     def _pass_over(self, first: int, last: int, behind: Position) -> None:
         """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
@@ -228,30 +232,34 @@ class Consumer:
         taken: list[Claim] = []
         last = 0
         behind = (0, 0)
-        interrupted = False  # perhaps; in the midst of reading
         highest = self.acknowledged.highest
-        try:
-            while len(values) < limit:
+        while len(values) < limit:
+            try:
                 # current() at every item would cost as much as the rest.
                 if not ahead or ahead[0][0][0] <= highest:
                     self.unsure = True
                     if reader.current() is None:
                         break
-                record, start, stop = ahead[0]
-                id = record[0]
-                if last and id != last + 1:
-                    break
-                values.append(use(record))
-                self.unsure = True
-                last = id
-                behind = reader.number, stop
-                taken.append((id, (reader.number, start, stop)))
-                ahead.popleft()
-        except Exception:
-            if not taken:
-                raise
-            interrupted = True
-            del values[len(taken) :]
+            except CorruptionError:
+                if not taken:
+                    raise
+                break
+            record, start, stop = ahead[0]
+            id = record[0]
+            if last and id != last + 1:
+                break
+            try:
+                value = use(record)
+            except Exception:
+                if not taken:
+                    raise
+                break
+            self.unsure = True
+            values.append(value)
+            last = id
+            behind = reader.number, stop
+            taken.append((id, (reader.number, start, stop)))
+            ahead.popleft()
         if acknowledge:
             self._write([(taken[0][0], last, behind)])
         else:
@@ -260,7 +268,7 @@ class Consumer:
             self.claimed.update(taken)
         self.gone += len(taken)
         self._publish()
-        self.unsure = interrupted
+        self.unsure = False
         return values
 
     def _publish(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from os import getpid
 from typing import TypeVar
@@ -377,11 +377,15 @@ class Fifo:
                 consumer = self._settled()
                 if consumer is not None:
                     return consumer.peek(use)
-        for record in self.records():
-            return use(record)
+        records = self.records()
+        try:
+            for record in records:
+                return use(record)
+        finally:
+            records.close()
         raise Empty
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Generator[Record, None, None]:
         if self._within():
             until, (acknowledged, held) = self._journal.tail[2], self._known()
         else:
@@ -389,9 +393,13 @@ class Fifo:
                 consumer = self._settled()
                 until = self._journal.refresh()
                 acknowledged, held = self._known() if consumer is not None else self._observed()
-        for record in self._read(acknowledged, until):
-            if not held(record.id):
-                yield record
+        reading = self._read(acknowledged, until)
+        try:
+            for record in reading:
+                if not held(record.id):
+                    yield record
+        finally:
+            reading.close()
 
     def _known(self) -> tuple[Acknowledged, Callable[[int], bool]]:
         consumer = self._consumer
@@ -403,7 +411,7 @@ class Fifo:
         seen, published = self._observer.look()
         return seen.copy(), published.holds
 
-    def _read(self, acknowledged: Acknowledged, until: int) -> Iterator[Record]:
+    def _read(self, acknowledged: Acknowledged, until: int) -> Generator[Record, None, None]:
         last, position = acknowledged.last, acknowledged.position
         reader: Reader | None = None
         while last < until:
@@ -482,7 +490,11 @@ class Fifo:
 
     def stats(self) -> Stats:
         ready, claimed = self.count(), self.claimed()
-        oldest = next(self.records(), None)
+        records = self.records()
+        try:
+            oldest = next(records, None)
+        finally:
+            records.close()
         consumer = self._consumer
         return Stats(
             ready=ready,
