@@ -173,7 +173,7 @@ class Consumer:
     def _pass_over(self, first: int, last: int, behind: Position) -> None:
         """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
         self._lost[first] = last
-        self._write([(first, last, behind)])
+        self._write(first, last, behind)
         self.gone += last - first + 1
 
     @property
@@ -196,7 +196,7 @@ class Consumer:
         id = record[0]
         self.unsure = True
         if acknowledge:
-            self._write([(id, id, (reader.number, end))])
+            self._write(id, id, (reader.number, end))
         else:
             claim = reader.number, start, end
             if claims is not None:
@@ -261,7 +261,7 @@ class Consumer:
             taken.append((id, (reader.number, start, stop)))
             ahead.popleft()
         if acknowledge:
-            self._write([(taken[0][0], last, behind)])
+            self._write(taken[0][0], last, behind)
         else:
             if claims is not None:
                 claims.extend(taken)
@@ -279,7 +279,7 @@ class Consumer:
         value = use(self._read_at(number, start))
         self.unsure = True
         if acknowledge:
-            self._write([(id, id, (number, end))])
+            self._write(id, id, (number, end))
         else:
             claim = number, start, end
             if claims is not None:
@@ -320,14 +320,24 @@ class Consumer:
 
     def acknowledge(self, ids: Sequence[int]) -> None:
         claimed = self.claimed
+        if len(ids) == 1:  # nearly always
+            id = ids[0]
+            place = claimed.get(id)
+            if place is None:
+                raise self._not_claimed(id)
+            self.unsure = True
+            self._write(id, id, (place[0], place[2]))
+            del claimed[id]
+            self.unsure = False
+            return
         runs: list[tuple[int, int, Position]] = []
-        for id in ids if len(ids) == 1 else dict.fromkeys(ids):
+        for id in dict.fromkeys(ids):
             place = claimed.get(id)
             if place is None:
                 raise self._not_claimed(id)
             runs.append((id, id, (place[0], place[2])))
         self.unsure = True
-        self._write(runs)
+        self._write_all(runs)
         for id, _, _ in runs:
             del claimed[id]
         self.unsure = False
@@ -365,7 +375,7 @@ class Consumer:
     def _discard_returned(self, id: int | None) -> int | None:
         for entry in self._returned:
             if id in (None, entry[0]):
-                self._write([(entry[0], entry[0], (entry[1], entry[3]))])
+                self._write(entry[0], entry[0], (entry[1], entry[3]))
                 self._returned.remove(entry)
                 return entry[0]
         return None
@@ -376,12 +386,12 @@ class Consumer:
             return None
         record, _, end = entry
         if id is None or id == record.id:
-            self._write([(record.id, record.id, (self._reader.number, end))])
+            self._write(record.id, record.id, (self._reader.number, end))
             self._reader.advance()
             return record.id
         if not record.id < id <= self._journal.refresh() or id in self.acknowledged:
             return None
-        self._write([(id, id, self.acknowledged.position)])  # the reader will pass over it
+        self._write(id, id, self.acknowledged.position)  # the reader will pass over it
         return id
 
     def clear(self) -> int:
@@ -399,7 +409,7 @@ class Consumer:
         cleared = sum([run[1] - run[0] + 1 for run in runs])
         self.unsure = True
         if runs:
-            self._write(runs)
+            self._write_all(runs)
         self._returned.clear()
         self._read_from(last, (number, end))
         self.gone += cleared
@@ -407,17 +417,30 @@ class Consumer:
         self.unsure = False
         return cleared
 
-    def _write(self, runs: Sequence[tuple[int, int, Position]]) -> None:
-        """Acknowledge runs of ids in the cursor. :meth:`commit` makes it durable."""
+    def _write(self, first: int, last: int, behind: Position) -> None:
+        """Acknowledge a run of ids in the cursor. :meth:`commit` makes it durable."""
         try:
-            self._cursor.write_all(runs)
+            self._cursor.write(first, last, behind)
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error(error, "acknowledging in", self._cursor.path) from error
+            raise self._not_written(error) from error
         self._writes += 1
         if self.acknowledged.position[0] != self._first_chunk:
             self._drop_consumed()
+
+    def _write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
+        """Acknowledge several runs, all or none."""
+        try:
+            self._cursor.write_all(runs)
+        except OSError as error:
+            raise self._not_written(error) from error
+        self._writes += 1
+        if self.acknowledged.position[0] != self._first_chunk:
+            self._drop_consumed()
+
+    def _not_written(self, error: OSError) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        return storage_error(error, "acknowledging in", self._cursor.path)
 
     def commit(self) -> None:
         """Return when everything acknowledged so far is durable. No lock is held."""
