@@ -40,6 +40,7 @@ class Consumer:
     :param seen: the cursor as far as it has been read.
     :param whole: it can be written on; else it is written anew.
     :param failed: called when a sync has failed and nothing more must be done here.
+    :param power: what was acknowledged survives a power cut.
     :ivar gone: how many ids are not ready: acknowledged or claimed.
     :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
     """
@@ -53,6 +54,7 @@ class Consumer:
         seen: CursorReader,
         whole: bool,
         failed: Callable[[StorageError], None],
+        power: bool,
     ) -> None:
         self._place = place
         self._disk = place.disk
@@ -60,7 +62,14 @@ class Consumer:
         self._lock = lock
         self._publish_taken = lock.publish_taken
         self._failed = failed
-        self._cursor = CursorWriter(place.disk, cursor_path, place.store_id, seen.acknowledged, place.tempdir)
+        self._cursor = CursorWriter(
+            place.disk,
+            cursor_path,
+            place.store_id,
+            seen.acknowledged,
+            place.tempdir,
+            look_always=power,
+        )
         self._commit = GroupCommit(place.disk, cursor_path, failed)
         self._writes = 0
         self._broken = False

@@ -22,12 +22,13 @@ import contextlib
 import errno
 import os
 import struct
+import time
 from collections.abc import Sequence
 from zlib import crc32
 
 from persistcoll.disk import LINKS, Disk, OpenFile, new_salt, publish, read_fully
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.ground import replaced
+from persistcoll.journal.ground import UNSEEN_CALLS, UNSEEN_SECONDS, replaced
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 
@@ -45,6 +46,7 @@ _EMPTY = bytes(_ENTRY_SIZE)
 # milliseconds, must cost next to nothing.
 _FIRST_LOOK, _WINDOW = 16, 2048
 
+_now = time.monotonic
 _pack_entry = _ENTRY.pack
 _pack_crc = _CRC.pack
 
@@ -314,6 +316,8 @@ class CursorWriter:
     """Appends to a cursor file, as its only writer, and compacts it. Its owner holds a lock.
 
     :param acknowledged: what has been acknowledged so far; kept up to date.
+    :param look_always: notice a removal of the file at each call. A look costs 0.6 us, a third of an
+        acknowledgement at "process".
     """
 
     def __init__(
@@ -323,7 +327,10 @@ class CursorWriter:
         store_id: bytes,
         acknowledged: Acknowledged,
         tempdir: str | None,
+        look_always: bool = True,
     ) -> None:
+        self._look_always = look_always
+        self._unseen, self._looks_at = 0, 0.0
         self._disk = disk
         self.path = path
         self._store_id = store_id
@@ -360,8 +367,9 @@ class CursorWriter:
         :raise OSError: nothing was acknowledged.
         :raise StoreReplacedError: likewise; the file was removed or replaced.
         """
-        if not self._status(self.fd)[LINKS]:
-            raise replaced(self.path)
+        self._unseen += 1
+        if self._unseen > UNSEEN_CALLS or self._look_always or _now() >= self._looks_at:
+            self._look()
         acknowledged = self.acknowledged
         if first == acknowledged.last + 1 and not acknowledged._by_first:  # nearly always
             body = _pack_entry(_POSITION, behind[0], last, behind[1])
@@ -388,14 +396,19 @@ class CursorWriter:
         if len(runs) == 1:
             self.write(*runs[0])
             return
-        if not self._status(self.fd)[LINKS]:
-            raise replaced(self.path)
+        self._look()
         entries = b"".join([_entry(self._salt, _RANGE, 0, first, last) for first, last, _ in runs])
         self._append(entries)
         moved = [self.acknowledged.add(*run) for run in runs]
         if any(moved):
             with contextlib.suppress(OSError):  # it says nothing new
                 self.state_position()
+
+    def _look(self) -> None:
+        """``StoreReplacedError`` if the file was removed: what is written to it is nowhere."""
+        if not self._status(self.fd)[LINKS]:
+            raise replaced(self.path)
+        self._unseen, self._looks_at = 0, _now() + UNSEEN_SECONDS
 
     def state_position(self) -> None:
         """Write down where the acknowledged ids end without a gap, which ranges alone do not say."""

@@ -17,7 +17,7 @@ from persistcoll.engine.values import Record
 from persistcoll.errors import ClosedError, CorruptionError, StorageError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
-from persistcoll.journal.ground import replaced
+from persistcoll.journal.ground import UNSEEN_SECONDS, replaced
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import NoTail, Place, Tail, find_tail
@@ -45,6 +45,8 @@ class JournalEnd:
     :ivar full_at: the id that begins the next chunk; 0 if this one is finished.
     :ivar sealed: the chunk is finished: :meth:`catch_up` comes before anything else.
     :ivar commit: syncs the chunk.
+    :ivar unseen: how many appends there were since the last :meth:`look`.
+    :ivar looks_at: when it is to be looked again, by the monotonic clock.
     :ivar trouble: why nothing may follow, if so.
     """
 
@@ -68,6 +70,7 @@ class JournalEnd:
         self._status = self._disk.status
         self._unsure = False  # interrupted while it went from one chunk to another
         self._writing = False  # what lies behind the end is ours to undo
+        self.unseen, self.looks_at = 0, 0.0
         self.trouble: StorageError | ClosedError | None = None
         self.commit = GroupCommit(self._disk, place.directory, self.poison)
         self.chunk: Chunk
@@ -222,6 +225,17 @@ class JournalEnd:
         # Never behind END: who starts reading there would not learn that the chunk is finished.
         chunk, end = self.chunk, self.end - (HEADER_SIZE if self.sealed else 0)
         self._lock.leave_mark(TailMark(chunk.number, chunk.salt, end, self.last_id))
+
+    def look(self) -> None:
+        """``StoreReplacedError`` where what is written now would be nowhere. The lock is held.
+
+        At "process" once in so many calls and seconds, because it costs 1.3 us, half of a ``put``.
+        """
+        self._lock.check()
+        if not self._status(self.fd)[LINKS]:
+            self.catch_up(repair=True)
+        self.unseen = 0
+        self.looks_at = time.monotonic() + UNSEEN_SECONDS
 
     def catch_up(self, repair: bool = False) -> None:
         """Read what others have appended since.

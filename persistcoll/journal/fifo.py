@@ -7,19 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from os import getpid
 from typing import TypeVar
 
 from persistcoll.disk import Disk, OpenFile, storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import (
-    follow_unseen_fork,
     note_users,
     owned,
     refusal,
     used_no_more,
     within_an_operation,
 )
+from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.signals import SLOWEST_POLL
 from persistcoll.engine.values import Durability, Record, Stats
 from persistcoll.errors import (
@@ -88,6 +87,7 @@ class Fifo:
         self._seal_for = seal_for
         self._trouble: StorageError | ClosedError | None = None
         self._released = False
+        self._forked = False  # opened anew by the next call
         self._make_locks()
         note_users(self)
         with self._taking:
@@ -108,7 +108,7 @@ class Fifo:
                 raise
             raise storage_error(error, "opening", self._path) from error
         self._append = self._journal.append
-        self._pid = getpid()
+        self._forked = False
 
     def _open_files(self) -> None:
         disk = self._disk
@@ -170,21 +170,20 @@ class Fifo:
 
     def _arrive(self) -> None:
         """Before a lock is waited for: ``StorageError`` if this thread has it."""
-        if getpid() != self._pid:
+        if not SAME[0]:
             self._follow_fork()
         if self._takes() or self._appends():
             raise StorageError(REENTRANT)
 
     def _follow_fork(self) -> None:
-        if self._pid >= 0:
-            follow_unseen_fork()  # calls `abandon`, where a container holds this store
-            self.abandon()
+        follow_fork()  # calls `abandon`, where a container holds this store
+        self.abandon()
 
     def _check(self) -> None:
         """With ``_taking`` held: refuse, or open anew in a forked child."""
         if self._trouble is not None:
             raise refusal(self._trouble, self._path)
-        if self._pid != getpid():
+        if self._forked:
             self._open()
 
     def _consuming(self) -> Consumer:
@@ -202,7 +201,14 @@ class Fifo:
                 seen, whole = self._observer.hand_over()
                 path = os.path.join(self._path, CURSOR)
                 self._consumer = Consumer(
-                    self._place, self._journal, self._lock, path, seen, whole and clean, self._poison
+                    self._place,
+                    self._journal,
+                    self._lock,
+                    path,
+                    seen,
+                    whole and clean,
+                    self._poison,
+                    self._power,
                 )
                 return self._consumer
             finally:
@@ -234,7 +240,7 @@ class Fifo:
     # Appending.
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
-        if getpid() != self._pid:
+        if self._forked or not SAME[0]:
             self._revive()
         if not capacity:
             return self._append(payload)
@@ -243,7 +249,7 @@ class Fifo:
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> range:
-        if getpid() != self._pid or not payloads:
+        if self._forked or not SAME[0] or not payloads:
             self._revive()
         if not payloads:
             return range(0)
@@ -286,11 +292,11 @@ class Fifo:
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        if getpid() != self._pid or self._takes() or self._appends():
+        if not SAME[0] or self._takes() or self._appends():
             self._arrive()
         with self._taking:
             consumer = self._consumer
-            if consumer is None or consumer.unsure or self._trouble is not None or self._pid != getpid():
+            if consumer is None or consumer.unsure or self._trouble is not None or self._forked:
                 consumer = self._consuming()
             value = consumer.take(use, acknowledge, claims)
         if acknowledge and self._power:
@@ -315,11 +321,11 @@ class Fifo:
         return values
 
     def acknowledge(self, ids: Sequence[int]) -> None:
-        if getpid() != self._pid or self._takes() or self._appends():
+        if not SAME[0] or self._takes() or self._appends():
             self._arrive()
         with self._taking:
             consumer = self._consumer
-            if consumer is None or consumer.unsure or self._trouble is not None or self._pid != getpid():
+            if consumer is None or consumer.unsure or self._trouble is not None or self._forked:
                 self._check()
                 if not ids:
                     return
@@ -367,7 +373,7 @@ class Fifo:
     # operation is in the midst of it.
 
     def _within(self) -> bool:
-        if getpid() != self._pid:
+        if not SAME[0]:
             self._follow_fork()
         return self.used_here()
 
@@ -515,7 +521,7 @@ class Fifo:
         are closed by the next ``close`` or when nobody holds the store any more. If it is another store's,
         as in a destructor, they are let go as by the death of the process.
         """
-        if getpid() != self._pid:
+        if not SAME[0]:
             self._follow_fork()
         if self._takes() or self._appends():
             self._refuse()
@@ -544,7 +550,7 @@ class Fifo:
     def _close(self, clean: bool) -> None:
         clean = clean and self._trouble is None and not self._released
         self._trouble = ClosedError("closed")
-        if self._released or self._pid != getpid():
+        if self._released or self._forked:
             return
         try:
             if clean:
@@ -569,9 +575,9 @@ class Fifo:
         used_no_more(self)
 
     def abandon(self) -> None:
-        if self._pid < 0:
+        if self._forked:
             return
-        self._pid = -1
+        self._forked = True
         self._make_locks()
         if self._released:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from persistcoll.engine.lifecycle import owned, refusal
 from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.end import JournalEnd
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
+from persistcoll.journal.ground import UNSEEN_CALLS
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import Place
 
@@ -22,7 +24,7 @@ __all__ = ["REENTRANT", "Journal"]
 
 REENTRANT = "nothing can be done with a store from within another operation of this thread on it"
 
-_now = time.time
+_now, _monotonic = time.time, time.monotonic
 
 Admit = Callable[[int], None]
 
@@ -67,6 +69,7 @@ class Journal:
         self._mutex = mutex
         self._within = owned(mutex)
         self._status = place.disk.status
+        self._size = place.disk.size
         self._flock = place.disk.flock
         self._combiner = Combiner[_Append](self._append_all)
         self._tail = JournalEnd(place, lock, chunksize, floor, bury, failed)
@@ -127,8 +130,11 @@ class Journal:
             try:
                 try:
                     self._flock(self._lock.fd, EXCLUSIVE)
-                    if tail.sealed or (status := self._status(tail.fd))[6] != tail.end or not status[3]:
+                    if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
                         tail.catch_up(repair=True)
+                    tail.unseen += 1
+                    if tail.unseen > UNSEEN_CALLS or _monotonic() >= tail.looks_at:
+                        tail.look()
                     if admit is not None:
                         admit(tail.last_id)
                     if tail.last_id + 1 >= tail.full_at or tail.end >= MAX_PAYLOAD:
@@ -198,8 +204,9 @@ class Journal:
         tail = self._tail
         try:
             self._lock.acquire_calling(waiting)
-            if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
+            if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
                 tail.catch_up(repair=True)
+            tail.look()
             left = list(requests)
             while left:
                 self._write_some(left)

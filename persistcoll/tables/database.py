@@ -30,13 +30,13 @@ from persistcoll.engine.lifecycle import (
     quiesce_for_forks,
     quiesce_no_more,
 )
+from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.ledger import Ledger
 from persistcoll.tables.log import LogRoom
-from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.reading import REENTRANT, Readable
 from persistcoll.tables.source import LOG, MEMORY, Opened, Source

@@ -21,6 +21,7 @@ from persistcoll.engine.lifecycle import (
     quiesce_for_forks,
     within_an_operation,
 )
+from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.values import Discipline, Durability, Retry
 from persistcoll.errors import StorageError, StoreReplacedError
 from persistcoll.tables import schema
@@ -29,7 +30,6 @@ from persistcoll.tables.clock import Clock
 from persistcoll.tables.database import REMEDY, UNSEEN, Database
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.mapping import SQLMapping
-from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.rows import Seal
 from persistcoll.tables.source import INDEX, LOG, MEMORY, Source
 from persistcoll.tables.table import SQLTable

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
+from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.dialect import Connection, Execute
 from persistcoll.tables.ledger import Ledger
-from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.readers import Readers
 from persistcoll.tables.rest import Restable
 from persistcoll.tables.source import MEMORY, Opened, Source

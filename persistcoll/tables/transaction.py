@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from persistcoll.engine.lifecycle import acquire_noted
+from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.tables import sqlite
 from persistcoll.tables.clock import steady
-from persistcoll.tables.process import SAME, follow_fork
 from persistcoll.tables.reading import REENTRANT
 from persistcoll.tables.writer_lock import TransactionOpen
 
