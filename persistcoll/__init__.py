@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         StorageError,
         StorageFullError,
         StoreKindError,
+        StoreMissingError,
         StoreReplacedError,
     )
     from persistcoll.pdict import PDict
@@ -97,6 +98,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreKindError",
+    "StoreMissingError",
     "StoreReplacedError",
     "UniqueAckQ",
     "UniqueQ",

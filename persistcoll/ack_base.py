@@ -35,6 +35,10 @@ class BaseAckQueue(BaseSQLQueue[T]):
     What stands for an item in a thread's hand is its :class:`~persistcoll.deliveries.Delivery`.
     """
 
+    _changing = (
+        *BaseSQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
+    )  # fmt: skip
+
     def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
         self._deliveries = Deliveries(table)
         return BlockingQueue(

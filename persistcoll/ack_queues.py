@@ -106,6 +106,8 @@ class SQLiteAckQueue(BaseAckQueue[T]):
         durability: Durability = "power",
         trust_directory: bool = False,
         allow_network_fs: bool = False,
+        mode: int | None = None,
+        read_only: bool = False,
     ) -> None:
         if not auto_commit:
             warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
@@ -144,6 +146,8 @@ class SQLiteAckQueue(BaseAckQueue[T]):
             durability=durability,
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
+            mode=mode,
+            read_only=read_only,
             retry=retry,
             maker=SQLiteAckQueue,
             own=own,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from persistcoll.engine.arguments import checked_count, checked_integer
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.lifecycle import follow_forks, warn_unclosed
+from persistcoll.engine.lifecycle import follow_forks, read_only_error, warn_unclosed
 from persistcoll.engine.values import Record, Stats
 from persistcoll.errors import DecodeError
 from persistcoll.parameters import T
@@ -53,11 +53,24 @@ def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
     return sealed
 
 
+def _refusing(description: str) -> Callable[..., NoReturn]:
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise read_only_error(description)
+
+    return refuse
+
+
 class BaseQueue(Reopenable, Generic[T]):
     """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
 
     All methods may be called from any thread, and, as the class says, from several processes.
     """
+
+    _changing: tuple[str, ...] = (
+        "put", "put_nowait", "put_many", "get", "get_nowait", "get_many", "receive", "task_done", "skip",
+        "clear",
+    )  # fmt: skip
+    """The methods that change what is stored."""
 
     def __init__(
         self,
@@ -65,6 +78,7 @@ class BaseQueue(Reopenable, Generic[T]):
         codec: Codec,
         *,
         description: str,
+        read_only: bool,
         reopening: Reopening,
     ) -> None:
         self._description = description
@@ -77,6 +91,9 @@ class BaseQueue(Reopenable, Generic[T]):
         self._task_done = blocking.task_done
         self._closed = False
         self._inherited = False
+        if read_only:
+            # On the object, so that those who may write pay nothing for it.
+            vars(self).update(dict.fromkeys(self._changing, _refusing(description)))
         follow_forks(self)
         self._reopen_with(reopening)
 

@@ -23,13 +23,14 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from persistcoll.errors import StorageError, StorageFullError
 
@@ -37,15 +38,19 @@ __all__ = [
     "CALLS",
     "EXCLUSIVE",
     "LINKS",
+    "MAKING_SECONDS",
     "SIZE",
     "TRY_EXCLUSIVE",
     "TRY_SHARED",
     "UNLOCK",
     "Disk",
     "OpenFile",
+    "Ownership",
     "close_quietly",
+    "just_made",
     "network_file_system",
     "new_salt",
+    "open_lasting",
     "publish",
     "read_file",
     "read_fully",
@@ -80,9 +85,48 @@ CALLS = (
 LINKS, SIZE = 3, 6
 
 _WINDOWS_BUSY_SECONDS = 1.0
+MAKING_SECONDS = 0.1
 # msvcrt.locking forbids others to read what it locks, so the byte lies behind all content.
 _WINDOWS_LOCK_OFFSET = 0x3FFFFFFF
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Ownership(NamedTuple):
+    """To whom a new file belongs, and what they may do with it. The umask has no say.
+
+    :ivar mode: of a file. A directory has the matching ``x`` bits as well.
+    :ivar owner: given where this process is root, which would lock a user out. Below 0: as it comes.
+    :ivar group: given where this process may. Below 0: as it comes.
+    """
+
+    mode: int = 0o600
+    owner: int = -1
+    group: int = -1
+
+    @property
+    def directory_mode(self) -> int:
+        """The mode of a directory."""
+        return self.mode | (self.mode & 0o444) >> 2
+
+    def apply(self, fd: int) -> None:
+        """To the new file of this descriptor."""
+        if not hasattr(os, "fchown"):
+            return  # Windows
+        found = os.fstat(fd)
+        owner = self.owner if os.geteuid() == 0 else -1
+        if (owner, self.group) != (-1, -1) and (owner, self.group) != (found.st_uid, found.st_gid):
+            _where_possible(os.fchown, fd, owner, self.group)
+        if stat.S_IMODE(found.st_mode) != self.mode:
+            _where_possible(os.fchmod, fd, self.mode)
+
+
+def _where_possible(call: Callable[..., None], *arguments: Any) -> None:
+    try:
+        call(*arguments)
+    except OSError as error:
+        # The group may be one that this process is not in, and some file systems have neither.
+        if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 class Disk:
@@ -111,10 +155,13 @@ class Disk:
     ``flock(fd, operation)``            ``BlockingIOError`` for a ``TRY_`` operation that must wait
     ==================================  ===========================================================
 
+    :ivar ownership: of what is made.
     :param platform: as ``sys.platform``.
     :param fcntl: the module of that name, or a stand-in (tests of another platform).
     :param msvcrt: the same for Windows.
     """
+
+    ownership = Ownership()
 
     def __init__(
         self,
@@ -265,11 +312,19 @@ class OpenFile:
         _files[id(held)] = weakref.ref(self), held, disk.close
         held.extend(map(call, (path,), (flags,), (mode,)))
         self.fd = held[0]
+        if flags & os.O_EXCL:
+            disk.ownership.apply(self.fd)
 
     def close(self) -> None:
         """What closing reports is of no use, and comes after every sync that counts."""
         _close(self.held, self._close)
         _files.pop(id(self.held), None)
+
+    def lend(self) -> int:
+        """The descriptor, which the caller closes from now on."""
+        self.held.clear()
+        _files.pop(id(self.held), None)
+        return self.fd
 
     def __enter__(self) -> OpenFile:
         return self
@@ -300,6 +355,36 @@ def _close(held: _Held, close: Callable[[int], None]) -> None:
     except OSError as error:
         if error.errno is None:  # a signal handler's
             raise
+
+
+def open_lasting(disk: Disk, path: str) -> OpenFile:
+    """A file that is made once, by the first of several processes, and then stays: a lock's.
+
+    Its maker sets the mode behind making it, so in between others may be refused for no reason: they wait.
+    """
+    deadline = time.monotonic() + MAKING_SECONDS
+    while True:
+        try:
+            return OpenFile(disk, path, os.O_RDWR)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            if time.monotonic() > deadline or not just_made(path):
+                raise
+            time.sleep(0.001)
+            continue
+        try:
+            return OpenFile(disk, path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            pass
+
+
+def just_made(path: str) -> bool:
+    """Whether another process may still be about to set its mode."""
+    try:
+        return abs(time.time() - os.lstat(path).st_ctime) < 1
+    except OSError:
+        return False
 
 
 def _nothing(path: str) -> None:
@@ -335,9 +420,33 @@ def storage_error(error: OSError, doing: str, path: str) -> StorageError:
             del error  # the traceback holds this frame
     kind = StorageFullError if error.errno in _FULL else StorageError
     reason = os.strerror(error.errno) if error.errno else str(error)
-    result = kind(f"{doing} {path!r} failed: {reason}", error.errno)
+    result = kind(f"{doing} {path!r} failed: {reason}{_remedy(error, path)}", error.errno)
     result.__cause__ = error
     return result
+
+
+def _remedy(error: OSError, path: str) -> str:
+    if error.errno == errno.EROFS:
+        return "; to look at a store on a read-only file system open it with read_only=True"
+    if error.errno not in (errno.EACCES, errno.EPERM) or not hasattr(os, "geteuid"):
+        return ""
+    place = error.filename if isinstance(error.filename, str) else path
+    try:
+        found = os.stat(place)
+    except OSError:
+        return ""  # the way there is barred, or it is missing
+    me = os.geteuid()
+    remedy = f"; this process is user {me}, and {place!r} belongs to user {found.st_uid} and group"
+    remedy += f" {found.st_gid} (mode {stat.S_IMODE(found.st_mode):o})"
+    if found.st_uid != me:
+        remedy += (
+            ". For several users of one group: a directory of that group (chgrp GROUP, chmod 2770), in which"
+            " the store is made with mode=0o660 and a serializer that runs no code, as json."
+            " To look only: read_only=True"
+        )
+    elif ~found.st_mode & 0o600:
+        remedy += "; chmod u+rw"
+    return remedy
 
 
 def close_quietly(disk: Disk, fd: int) -> None:

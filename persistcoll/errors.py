@@ -57,6 +57,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreKindError",
+    "StoreMissingError",
     "StoreReplacedError",
 ]
 
@@ -144,6 +145,10 @@ class CorruptionError(StorageError):
 
 class StoreKindError(StorageError):
     """What lies at that place is no store of this kind."""
+
+
+class StoreMissingError(StorageError, FileNotFoundError):
+    """There is no such store, and it was not to be made."""
 
 
 class StoreReplacedError(StorageError):

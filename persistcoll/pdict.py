@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.engine.arguments import checked_choice, checked_number, checked_seconds
+from persistcoll.engine.arguments import checked_choice, checked_mode, checked_number, checked_seconds
 from persistcoll.engine.values import Durability, Stats
 from persistcoll.parameters import K, V
 from persistcoll.pdict_base import MISSING, BaseDict
@@ -59,6 +59,11 @@ class PDict(BaseDict[K, V]):
     :param trust_directory: use a serializer that executes code (pickle) although others may write to
         the directory.
     :param allow_network_fs: use a network file system.
+    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
+        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
+        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
+    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
     :raise SerializerMismatchError: the dict was made with another serializer.
@@ -89,11 +94,14 @@ class PDict(BaseDict[K, V]):
         timeout: float = 10.0,
         trust_directory: bool = False,
         allow_network_fs: bool = False,
+        mode: int | None = None,
+        read_only: bool = False,
     ) -> None:
         given = frozenset(vars(self))
         checked_choice("durability", durability, "power", "process")
         timeout = checked_seconds("timeout", timeout)
-        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs)
+        mode = checked_mode(mode)
+        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only))
         serializer = resolve(serializer)
         self._in_memory = place.file == ":memory:"
         self.path = os.fsdecode(path) if self._in_memory else os.path.abspath(os.fsdecode(path))
@@ -111,6 +119,8 @@ class PDict(BaseDict[K, V]):
             "timeout": timeout,
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
+            "mode": mode,
+            "read_only": place.read_only,
         }
         store = open_mapping(
             place,
@@ -124,7 +134,7 @@ class PDict(BaseDict[K, V]):
             super().__init__(
                 store,
                 codec(serializer, store.store_id),
-                auto_commit=auto_commit,
+                auto_commit=auto_commit or place.read_only,  # nothing to gather: each change is refused
                 description=f"{type(self).__name__} {name!r} in {place.file!r}",
                 reopening=Reopening(PDict, arguments, given),
             )

@@ -8,11 +8,12 @@ from typing import Any
 
 from persistcoll.base import BaseQueue
 from persistcoll.disk import Disk
-from persistcoll.engine.arguments import checked_choice, checked_count
+from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.values import Durability, OnCorruption
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo, Seal
+from persistcoll.journal.looking import LookingFifo
 from persistcoll.parameters import T
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
@@ -52,7 +53,12 @@ class Queue(BaseQueue[T]):
     :param trust_directory: use a serializer that executes code (pickle) although others may write to
         the directory.
     :param allow_network_fs: use a network file system.
+    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
+        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
+        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
     :raise StoreKindError: there is something else at that path.
+    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
     :raise SerializerMismatchError: the queue was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: its end is damaged in a way that no crash explains.
@@ -73,6 +79,8 @@ class Queue(BaseQueue[T]):
         on_corruption: OnCorruption = "raise",
         trust_directory: bool = False,
         allow_network_fs: bool = False,
+        mode: int | None = None,
+        read_only: bool = False,
         _disk: Disk | None = None,
     ) -> None:
         given = frozenset(vars(self))
@@ -95,6 +103,7 @@ class Queue(BaseQueue[T]):
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
             tempdir=None if tempdir is None else os.path.abspath(os.fspath(tempdir)),
+            mode=checked_mode(mode),
         )
         arguments = {
             "path": directory,
@@ -106,14 +115,18 @@ class Queue(BaseQueue[T]):
             "on_corruption": on_corruption,
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
+            "mode": wanted.mode,
+            "read_only": bool(read_only),
         }
         self.path = directory
-        store = Fifo(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
+        kind = LookingFifo if read_only else Fifo
+        store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
         try:
             super().__init__(
                 BlockingQueue(store, maxsize, autosave),
                 codec(serializer, store.store_id),
                 description=f"{type(self).__name__} {directory!r}",
+                read_only=bool(read_only),
                 reopening=Reopening(Queue, arguments, given),
             )
         except BaseException:  # nobody will close it

@@ -9,7 +9,13 @@ from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
 from persistcoll.base import BaseQueue
-from persistcoll.engine.arguments import checked_choice, checked_count, checked_integer, checked_seconds
+from persistcoll.engine.arguments import (
+    checked_choice,
+    checked_count,
+    checked_integer,
+    checked_mode,
+    checked_seconds,
+)
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Table
 from persistcoll.engine.values import FIFO, Backoff, Discipline, Durability, Entry, Record, Retry, State
@@ -54,6 +60,7 @@ class BaseSQLQueue(BaseQueue[T]):
     _discipline: Discipline = FIFO
     _kind: str = FIFO.name
     _raw_keys = frozenset(("pqid", "data", "timestamp"))
+    _changing = (*BaseQueue._changing, "update", "shrink_disk_usage")
 
     def __init__(
         self,
@@ -68,6 +75,8 @@ class BaseSQLQueue(BaseQueue[T]):
         durability: Durability,
         trust_directory: bool,
         allow_network_fs: bool,
+        mode: int | None,
+        read_only: bool,
         retry: Retry,
         maker: type[BaseSQLQueue[Any]],
         own: dict[str, Any],
@@ -79,7 +88,8 @@ class BaseSQLQueue(BaseQueue[T]):
         checked_choice("durability", durability, "power", "process")
         maxsize = checked_count("maxsize", maxsize)
         timeout = checked_seconds("timeout", timeout)
-        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs)
+        mode = checked_mode(mode)
+        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only))
         serializer = resolve(serializer)
         located = locate(serializer)
 
@@ -107,6 +117,8 @@ class BaseSQLQueue(BaseQueue[T]):
             "durability": durability,
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
+            "mode": mode,
+            "read_only": place.read_only,
             **own,
         }
         table = open_table(
@@ -127,6 +139,7 @@ class BaseSQLQueue(BaseQueue[T]):
                 self._wait_on(table, maxsize, auto_commit),
                 codec(serializer, table.store_id),
                 description=f"{type(self).__name__} {name!r} in {place.file!r}",
+                read_only=place.read_only,
                 reopening=Reopening(maker, arguments, given),
             )
         except BaseException:  # nobody will close it

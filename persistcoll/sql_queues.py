@@ -32,6 +32,8 @@ class _CommittingQueue(BaseSQLQueue[T]):
         durability: Durability = "power",
         trust_directory: bool = False,
         allow_network_fs: bool = False,
+        mode: int | None = None,
+        read_only: bool = False,
     ) -> None:
         super().__init__(
             path,
@@ -44,6 +46,8 @@ class _CommittingQueue(BaseSQLQueue[T]):
             durability=durability,
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
+            mode=mode,
+            read_only=read_only,
             retry=Retry(),
             maker=_CommittingQueue,
             own={},
@@ -81,6 +85,11 @@ class SQLiteQueue(_CommittingQueue[T]):
     :param trust_directory: use a serializer that executes code (pickle) although others may write to
         the directory.
     :param allow_network_fs: use a network file system.
+    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
+        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
+        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
+    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
     :raise SerializerMismatchError: the queue was made with another serializer.

@@ -15,6 +15,7 @@ __all__ = [
     "checked_choice",
     "checked_count",
     "checked_integer",
+    "checked_mode",
     "checked_number",
     "checked_seconds",
     "checked_timeout",
@@ -52,6 +53,20 @@ def checked_count(name: str, value: Any, least: int = 0) -> int:
     value = checked_integer(name, value)
     if value < least:
         raise ValueError(f"{name!r} must be at least {least}, not {value}")
+    return value  # type: ignore[no-any-return]
+
+
+def checked_mode(value: Any) -> int | None:
+    """``value`` as permission bits of files, with reading and writing for their owner; or ``None``.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: other bits, or too few.
+    """
+    if value is None:
+        return None
+    value = checked_integer("mode", value)
+    if value & ~0o666 or ~value & 0o600:
+        raise ValueError(f"'mode' must be permission bits of files, such as 0o600 or 0o660, not {value:#o}")
     return value  # type: ignore[no-any-return]
 
 

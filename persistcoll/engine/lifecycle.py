@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -32,6 +33,7 @@ __all__ = [
     "patience_left",
     "quiesce_for_forks",
     "quiesce_no_more",
+    "read_only_error",
     "refusal",
     "used_no_more",
     "warn_unclosed",
@@ -315,6 +317,13 @@ def refusal(trouble: StorageError | ClosedError, where: str) -> StorageError | C
     error = StorageError(f"{trouble}; close the store and open it again", trouble.errno)
     error.__cause__ = trouble
     return error
+
+
+def read_only_error(what: str) -> StorageError:
+    """The error for a call that would change what was opened only to look."""
+    return StorageError(
+        f"{what} was opened with read_only=True, so this is refused; open it without that", errno.EROFS
+    )
 
 
 def warn_unclosed(container: object) -> None:

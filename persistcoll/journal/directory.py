@@ -16,14 +16,27 @@ import uuid
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from persistcoll.directories import make_directory, refuse_if_others_may_write, refuse_network
-from persistcoll.disk import Disk, publish, read_file, storage_error
+from persistcoll.directories import (
+    make_directory,
+    may_write,
+    ownership_of,
+    refuse_if_others_may_write,
+    refuse_network,
+    unwritable,
+)
+from persistcoll.disk import (
+    Disk,
+    publish,
+    read_file,
+    storage_error,
+)
 from persistcoll.engine.values import OnCorruption
 from persistcoll.errors import (
     CorruptionError,
     FormatVersionError,
     SerializerMismatchError,
     StoreKindError,
+    StoreMissingError,
 )
 from persistcoll.journal.segments import chunk_numbers, open_chunk
 
@@ -31,9 +44,11 @@ __all__ = [
     "CONSUMER_LOCK",
     "CURSOR",
     "DEFAULT_CHUNKSIZE",
+    "INFO",
     "PRODUCER_LOCK",
     "Info",
     "Wanted",
+    "look_at_info",
     "occupied",
     "open_info",
     "prepare",
@@ -81,6 +96,7 @@ class Wanted(NamedTuple):
     trust_directory: bool = False
     allow_network_fs: bool = False
     tempdir: str | None = None
+    mode: int | None = None
 
 
 def prepare(disk: Disk, path: str, wanted: Wanted) -> None:
@@ -91,12 +107,19 @@ def prepare(disk: Disk, path: str, wanted: Wanted) -> None:
         write into it while the serializer executes code.
     :raise ValueError: ``tempdir`` is on another file system.
     """
+    info, cursor = os.path.join(path, INFO), os.path.join(path, CURSOR)
+    trusted = wanted.trust_directory or not wanted.executes_code
+    if not trusted:
+        refuse_if_others_may_write((), wanted.serializer, wanted.mode)
+    disk.ownership = ownership_of(info, wanted.mode)
     make_directory(disk, path)
     _refuse_foreign(disk, path, wanted)
     if not wanted.allow_network_fs:
         refuse_network(path)
-    if wanted.executes_code and not wanted.trust_directory:
-        refuse_if_others_may_write((path, os.path.join(path, INFO)), wanted.serializer)
+    if not trusted:
+        refuse_if_others_may_write((path, info), wanted.serializer)
+    if os.path.exists(cursor) and not may_write(cursor):
+        raise unwritable(cursor)  # now, and not when something is taken
     if wanted.tempdir is not None:
         _refuse_elsewhere(wanted.tempdir, path)
 
@@ -153,6 +176,24 @@ def open_info(disk: Disk, path: str, wanted: Wanted) -> Info:
     else:
         info = _parse(path, data) or _rebuild(disk, path, wanted, f"{file!r} is damaged")
     _refuse_serializer(path, info, wanted)
+    return info
+
+
+def look_at_info(disk: Disk, path: str, wanted: Wanted) -> Info:
+    """Read ``info``, and change nothing.
+
+    :raise StoreMissingError: there is no queue.
+    """
+    file = os.path.join(path, INFO)
+    try:
+        data = read_file(disk, file)
+    except FileNotFoundError as error:
+        _refuse_foreign(disk, path, wanted)
+        raise StoreMissingError(f"there is nothing to look at: {path!r} holds no queue") from error
+    _refuse_foreign(disk, path, wanted)
+    info = _parse(path, data)
+    if info is None:
+        raise CorruptionError(f"{file!r} is damaged; opening the queue for writing may mend it", file, 0)
     return info
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
-from persistcoll.disk import Disk, OpenFile, storage_error
+from persistcoll.disk import Disk, OpenFile, open_lasting, storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import (
     note_users,
@@ -101,7 +101,7 @@ class Fifo:
 
     def _open(self) -> None:
         try:
-            prepare(self._disk, self._path, self._wanted)
+            self._prepare()
             self._open_files()
         except OSError as error:
             if isinstance(error, StorageError):
@@ -110,12 +110,15 @@ class Fifo:
         self._append = self._journal.append
         self._forked = False
 
+    def _prepare(self) -> None:
+        prepare(self._disk, self._path, self._wanted)
+
     def _open_files(self) -> None:
         disk = self._disk
         self._consumer: Consumer | None = None
         with ExitStack() as undo:
             paths = [os.path.join(self._path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
-            files = [undo.enter_context(OpenFile(disk, path, os.O_RDWR | os.O_CREAT)) for path in paths]
+            files = [undo.enter_context(open_lasting(disk, path)) for path in paths]
             landmarks = tuple((path, file.fd) for path, file in zip(paths, files, strict=True))
             self._lock = ConsumerLock(disk, files[1], paths[1], self._appending)
             lock = ProducerLock(disk, files[0], paths[0])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 
-from persistcoll.disk import TRY_EXCLUSIVE, Disk, close_quietly, storage_error
+from persistcoll.disk import TRY_EXCLUSIVE, Disk, close_quietly, open_lasting, storage_error
 
 __all__ = ["Holder", "forget", "is_dead", "left_behind"]
 
@@ -34,7 +34,7 @@ class Holder:
         if database == ":memory:":
             return
         try:
-            self._fd = disk.open(self._path, os.O_RDWR | os.O_CREAT)
+            self._fd = open_lasting(disk, self._path).lend()
             disk.flock(self._fd, TRY_EXCLUSIVE)
         except BlockingIOError:
             self.abandon()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from persistcoll.directories import refuse_foreign_link
 from persistcoll.engine.lifecycle import (
@@ -29,6 +30,7 @@ from persistcoll.tables.claims import sweep
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.database import REMEDY, UNSEEN, Database
 from persistcoll.tables.dialect import Execute
+from persistcoll.tables.looking import LookingDatabase
 from persistcoll.tables.mapping import SQLMapping
 from persistcoll.tables.rows import Seal
 from persistcoll.tables.source import INDEX, LOG, MEMORY, Source
@@ -37,6 +39,7 @@ from persistcoll.tables.table import SQLTable
 __all__ = ["Place", "open_mapping", "open_table"]
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 DEFAULT_NAME = "data.db"
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
@@ -62,6 +65,8 @@ class Place:
 
     :param path: a directory; a file that ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``.
     :param db_file_name: the file's name in the directory; default ``data.db``.
+    :param mode: of the files of a new database.
+    :param read_only: only look at what is there.
     :raise ValueError: that is no plain file name, or one of a file that lies beside a database; or the path
         is empty or cannot be one.
     """
@@ -71,6 +76,8 @@ class Place:
     timeout: float = 10.0
     trust_directory: bool = False
     allow_network_fs: bool = False
+    mode: int | None = None
+    read_only: bool = False
 
     @property
     def file(self) -> str:
@@ -104,7 +111,8 @@ class Place:
             os.fsencode(path)
         except UnicodeEncodeError:
             raise ValueError(f"'path' cannot be the name of a file: {path!r}") from None
-        self.file  # noqa: B018  # refuses what is wrong now
+        if self.file == MEMORY and self.read_only:  # `file` refuses what is wrong now
+            raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
 
     @property
     def source(self) -> Source:
@@ -115,7 +123,7 @@ class Place:
         if self.file != MEMORY:
             for path in (os.fsdecode(self.path), self._named):
                 refuse_foreign_link(os.path.abspath(path))
-        return Source(self.file, self.timeout, self.allow_network_fs)
+        return Source(self.file, self.timeout, self.allow_network_fs, self.mode)
 
 
 class _Databases:
@@ -154,6 +162,42 @@ class _Databases:
                 self._user = None
         self.shut_left()
         return database
+
+    def look(
+        self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
+    ) -> T:
+        """``look`` through the database that this process has open there; otherwise ``beside`` does it, and
+        nothing is opened meanwhile: SQLite shares the index of the log between all connections of a
+        process, which could not write if the first one could not.
+        """
+        if not SAME[0]:
+            follow_fork()
+        if path in self._inherited:
+            raise StorageError(UNSEEN.format(path))
+        me = threading.get_ident()
+        if self._user == me:
+            raise StorageError(_OPENING)
+        users: list[Database] = []
+        try:
+            with self._mutex:
+                self._user = me
+                try:
+                    database = self._open.get(path)
+                    if database is None or not self._is_usable(database):
+                        return beside(look)
+                    database.users += 1
+                    users.append(database)
+                finally:
+                    self._user = None
+            try:
+                return database.look(look)
+            except StorageError as error:
+                if error.errno not in (errno.EACCES, errno.EROFS):
+                    raise
+                # Inherited by a fork, and this process has fewer rights: nobody here will ever write.
+                return beside(look)
+        finally:
+            self.release(users)
 
     def release(self, users: list[Database]) -> None:
         """By a handle that used what is in the list, which is empty then. Idempotent."""
@@ -279,7 +323,7 @@ def open_table(
             clock=clock,
             leave=partial(_databases.release, users),
         )
-        if retry.resume:
+        if retry.resume and not place.read_only:
             table.resume()
         return table
 
@@ -346,6 +390,11 @@ def _open(
     if executes_code and not place.trust_directory:
         source.refuse_unsafe(wanted.serializer)
     users: list[Database] = []
+    if place.read_only:
+        looking = LookingDatabase(source, _databases.look)
+        number = looking.find(wanted)
+        # It has all that a collection asks of one.
+        return make(cast(Database, looking), users, number, looking.store_id + number.to_bytes(8, "big"))
     database = _databases.acquire(source)
     users.append(database)
     # What is made within a transaction could be rolled back with it, and its number be given to another one.

@@ -23,6 +23,7 @@ __all__ = [
     "Wanted",
     "clock",
     "create",
+    "find",
     "next_holder",
     "register",
     "store_id",
@@ -84,7 +85,7 @@ def store_id(execute: Execute) -> bytes:
     return id
 
 
-def clock(execute: Execute) -> Clock:
+def clock(execute: Execute, may_set: bool = True) -> Clock:
     """The store's clock, set if nobody has set it since the machine was booted. Within a transaction."""
     present = boot()
     if present is None:
@@ -92,7 +93,8 @@ def clock(execute: Execute) -> Clock:
     known, offset = execute("SELECT boot, clock FROM store").fetchone()
     if known != present:
         offset = time.time() - steady()
-        execute("UPDATE store SET boot = ?, clock = ?", (present, offset))
+        if may_set:
+            execute("UPDATE store SET boot = ?, clock = ?", (present, offset))
 
     offset = float(offset)
 
@@ -102,14 +104,13 @@ def clock(execute: Execute) -> Clock:
     return now
 
 
-def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True) -> tuple[int, bool]:
-    """The number of the collection of that name, and whether it is new. Within a transaction.
+def find(execute: Execute, wanted: Wanted, path: str) -> int | None:
+    """The number of the collection of that name; ``None``: there is none.
 
     :raise StoreKindError: there is one of another kind.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: what is there of it is damaged.
-    :raise StorageError: there is none, and it may not be made.
     """
     row = execute(
         "SELECT number, kind, serializer, version FROM collections WHERE name = ?", (wanted.name,)
@@ -119,18 +120,7 @@ def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True)
         names = "SELECT count(*) FROM collections NOT INDEXED WHERE name = ?"
         if execute(names, (wanted.name,)).fetchone()[0]:
             raise CorruptionError(_DAMAGED.format(path), path)
-        if not may_make:
-            raise StorageError(
-                f"there is no {wanted.name!r} in {path!r} yet, and within a transaction it cannot be made:"
-                " open it before"
-            )
-        execute(
-            "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
-            (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
-        )
-        (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
-        execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
-        return number, True
+        return None
     number, kind, serializer, version = row
     if type(number) is not int:
         raise CorruptionError(_DAMAGED.format(path), path)
@@ -148,7 +138,31 @@ def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True)
             f"{wanted.name!r} in {path!r} was written with the serializer {serializer!r} and opened with"
             f" {wanted.serializer!r}; open it with serializer={serializer!r}"
         )
-    return number, False
+    return number
+
+
+def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True) -> tuple[int, bool]:
+    """The number of the collection of that name, and whether it is new. Within a transaction.
+
+    Raises as :func:`find`.
+
+    :raise StorageError: there is none, and it may not be made.
+    """
+    number = find(execute, wanted, path)
+    if number is not None:
+        return number, False
+    if not may_make:
+        raise StorageError(
+            f"there is no {wanted.name!r} in {path!r} yet, and within a transaction it cannot be made:"
+            " open it before"
+        )
+    execute(
+        "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
+        (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
+    )
+    (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
+    execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
+    return number, True
 
 
 def next_holder(execute: Execute) -> int:

@@ -10,9 +10,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from persistcoll.directories import make_directory, refuse_if_others_may_write, refuse_network
-from persistcoll.disk import Disk, close_quietly, storage_error
-from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
+from persistcoll.directories import (
+    make_directory,
+    may_write,
+    ownership_of,
+    refuse_if_others_may_write,
+    refuse_network,
+    unwritable,
+)
+from persistcoll.disk import Disk, OpenFile, storage_error
+from persistcoll.errors import CorruptionError, FormatVersionError, StoreKindError
 from persistcoll.tables import schema, sqlite
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.dialect import Execute
@@ -55,18 +62,20 @@ class Source:
 
     :ivar path: absolute, without symbolic links; or ``":memory:"``.
     :ivar timeout: seconds to wait for another program's lock.
+    :ivar mode: of a new one. What comes to lie beside a database has its mode and its group.
     """
 
     path: str
     timeout: float = 10.0
     allow_network_fs: bool = False
+    mode: int | None = None
     disk: Disk = field(default_factory=Disk, compare=False)
 
     def refuse_unsafe(self, serializer: str) -> None:
         """``StorageError`` if others may write it, as this serializer runs what it reads there."""
         if self.path != MEMORY:
             names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
-            refuse_if_others_may_write(names, serializer)
+            refuse_if_others_may_write(names, serializer, self.mode)
 
     def occupied(self) -> int:
         """The size of the database and its log, in bytes."""
@@ -88,6 +97,7 @@ class Source:
         if self.path == MEMORY:
             return self._open_in_memory(dialect)
         folder = os.path.dirname(self.path)
+        self._own(self.mode)
         make_directory(self.disk, folder)
         if not self.allow_network_fs:
             refuse_network(folder)
@@ -100,7 +110,7 @@ class Source:
             identity = lock.identity()
             lock.acquire_within(self.timeout)
             self._make_file()
-            with self._translated(dialect):
+            with self.translated(dialect):
                 connection = dialect.connect(self.path, self.timeout)
                 opened = self._prepare(dialect, connection, lock, identity or lock.identity())
             lock.watch(self.path + end for end in _FILES)
@@ -127,8 +137,14 @@ class Source:
         path = self.path
         if os.path.isdir(path):
             raise StoreKindError(f"{path!r} is a directory, not a database file", errno.EISDIR)
-        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
-            raise StorageError(f"{path!r} cannot be read and written", errno.EACCES)
+        for name in (path, path + LOG, path + INDEX):
+            if os.path.exists(name) and not may_write(name):
+                raise unwritable(name)
+
+    def _own(self, mode: int | None = None) -> None:
+        """Have the database's mode and group for what is made beside it."""
+        exists = os.path.exists(self.path)
+        self.disk.ownership = ownership_of(self.path, None if exists else mode)
 
     def _refuse_foreign_directory(self, folder: str) -> None:
         if os.path.exists(self.path):
@@ -147,15 +163,16 @@ class Source:
         """
         disk = self.disk
         try:
-            close_quietly(disk, disk.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            OpenFile(disk, self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL).close()
             disk.sync_directory(os.path.dirname(self.path))
+            self._own()
         except FileExistsError:
             pass
         except OSError as error:
             raise storage_error(error, "creating", self.path) from error
 
     @contextmanager
-    def _translated(self, dialect: SQLite) -> Iterator[None]:
+    def translated(self, dialect: SQLite) -> Iterator[None]:
         try:
             yield
         except dialect.Error as error:
@@ -165,22 +182,33 @@ class Source:
             message = f"opening {self.path!r} failed: the database is damaged ({error})"
             raise CorruptionError(message, self.path) from error
 
-    def _prepare(self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None) -> Opened:
-        execute = connection.execute
+    def first_table(self, execute: Execute) -> str | None:
+        """The name of a table in it; ``None``: it is empty.
+
+        :raise StoreKindError: it is another application's.
+        :raise FormatVersionError: a later version made it.
+        """
         application = execute("PRAGMA application_id").fetchone()[0]
         version = execute("PRAGMA user_version").fetchone()[0]
         table = execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
+        if table is None:
+            return None
+        if application != schema.APPLICATION_ID:
+            raise StoreKindError(self._foreign(execute, table[0], application))
+        if version > schema.VERSION:
+            raise FormatVersionError(
+                f"{self.path!r} has format version {version}; this release reads version {schema.VERSION}"
+            )
+        return str(table[0])
+
+    def _prepare(self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None) -> Opened:
+        execute = connection.execute
+        table = self.first_table(execute)
         if table is None and identity is not None:
             raise CorruptionError(
                 f"{self.path!r} is empty, but it was not: {lock.path!r} knows it. Put the database back, or"
                 " remove that file as well to begin anew",
                 self.path,
-            )
-        if table is not None and application != schema.APPLICATION_ID:
-            raise StoreKindError(self._foreign(execute, table[0], application))
-        if version > schema.VERSION:
-            raise FormatVersionError(
-                f"{self.path!r} has format version {version}; this release reads version {schema.VERSION}"
             )
         dialect.prepare(connection, self.path)
         with _transaction(connection):
@@ -204,6 +232,12 @@ class Source:
 
     def _open_log(self) -> int:
         path = self.path + LOG
+        # SQLite gives both the database's mode, but not its group. By their paths, because closing a
+        # descriptor of the index would drop SQLite's locks on it.
+        for name in (path, self.path + INDEX):
+            with suppress(OSError):
+                if os.stat(name).st_gid != self.disk.ownership.group >= 0:
+                    os.chown(name, -1, self.disk.ownership.group, follow_symlinks=False)
         try:
             return self.disk.open(path, os.O_RDWR)
         except OSError as error:

@@ -18,6 +18,7 @@ import sys
 from contextlib import suppress
 from typing import ClassVar
 
+from persistcoll.directories import unwritable
 from persistcoll.engine.values import Discipline, State
 from persistcoll.errors import (
     BackendUnavailableError,
@@ -70,6 +71,9 @@ LOG_SIZE = 32 + _CHECKPOINT * (24 + _PAGE_SIZE)
 # Seconds. SQLite counts milliseconds in 32 bits; what is more would be no time at all.
 _LONGEST = 2_000_000.0
 
+# Bytes that stand for themselves in a URI.
+_PLAIN = frozenset(b"/._-:" + b"0123456789" + b"abcdefghijklmnopqrstuvwxyz" + b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
 _log = logging.getLogger("persistcoll")
 _FULL_ERRORS = ("database or disk is full",)
 _DAMAGED = (
@@ -104,12 +108,16 @@ class SQLite:
             raise BackendUnavailableError(
                 f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is needed"
             )
+        return self._connect(path, timeout)
+
+    def _connect(self, path: str, timeout: float, uri: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(
             path,
             timeout=min(timeout, _LONGEST),
             isolation_level=None,
             check_same_thread=False,
             cached_statements=512,
+            uri=uri,
         )
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
@@ -120,6 +128,15 @@ class SQLite:
         connection = self.connect(path, timeout)
         connection.execute("PRAGMA query_only=ON")
         return connection
+
+    def connect_looking(self, path: str, timeout: float, immutable: bool) -> sqlite3.Connection:
+        """A connection that makes and writes no file, the index of the log included.
+
+        :param immutable: nobody writes: there is no log to look for. Otherwise there has to be one.
+        """
+        how = "immutable=1" if immutable else "mode=ro&readonly_shm=1"
+        name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in os.fsencode(path))
+        return self._connect(f"file:{name}?{how}", timeout, uri=True)
 
     def prepare(self, connection: sqlite3.Connection, path: str) -> None:
         """Set what has to be set for every connection that writes; the file is ours or new."""
@@ -168,7 +185,7 @@ class SQLite:
         if "not a database" in text:
             return StoreKindError(f"{path!r} is no SQLite database")
         if "readonly" in text:
-            return StorageError(f"{path!r} cannot be written", errno.EACCES)
+            return unwritable(path)
         if "I/O" in text:
             # Python 3.10 does not tell the code.
             if getattr(error, "sqlite_errorcode", _WRITING) in (_WRITING, _GROWING_INDEX):

@@ -37,7 +37,16 @@ from contextlib import suppress
 from functools import partial
 from zlib import crc32
 
-from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, UNLOCK, Disk, close_quietly, read_fully, storage_error
+from persistcoll.disk import (
+    EXCLUSIVE,
+    TRY_EXCLUSIVE,
+    UNLOCK,
+    Disk,
+    close_quietly,
+    open_lasting,
+    read_fully,
+    storage_error,
+)
 from persistcoll.errors import LockedError, StorageError, StoreKindError, StoreReplacedError
 from persistcoll.tables.clock import steady
 
@@ -95,9 +104,9 @@ class WriterLock:
         self._turn_path = database + ".turn"
         self._turn = 0.0
         try:
-            self._fd = disk.open(self.path, os.O_RDWR | os.O_CREAT)
+            self._fd = open_lasting(disk, self.path).lend()
             try:
-                self._turn_fd = disk.open(self._turn_path, os.O_RDWR | os.O_CREAT)
+                self._turn_fd = open_lasting(disk, self._turn_path).lend()
             except BaseException:
                 close_quietly(disk, self._fd)
                 raise

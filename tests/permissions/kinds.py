@@ -1,0 +1,121 @@
+"""Every kind of container, and one way to use them all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from persistcoll import (
+    FILOSQLiteQueue,
+    PDict,
+    PriorityQueue,
+    Queue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    UniqueAckQ,
+    UniqueQ,
+)
+
+# Two records in a chunk, so that every process begins chunks and rewrites the cursor.
+KINDS: dict[str, Callable[..., Any]] = {
+    "Queue": partial(Queue, chunksize=2),
+    "SQLiteQueue": partial(SQLiteQueue, auto_commit=False),
+    "FILOSQLiteQueue": partial(FILOSQLiteQueue, auto_commit=False),
+    "UniqueQ": partial(UniqueQ, auto_commit=False),
+    "PriorityQueue": partial(PriorityQueue, auto_commit=False),
+    "SQLiteAckQueue": SQLiteAckQueue,
+    "UniqueAckQ": UniqueAckQ,
+    "PDict": PDict,
+}
+
+# Not needed to be durable, and in any text a serializer that runs no code.
+PLAIN: dict[str, Any] = {"durability": "process", "serializer": "json"}
+
+
+def add(container: Any, *items: str) -> None:
+    for item in items:
+        if isinstance(container, PDict):
+            container[item] = True
+        else:
+            container.put(item)
+
+
+def contents(container: Any) -> list[str]:
+    """What is in it, sorted, and looked at in every way that there is."""
+    if isinstance(container, PDict):
+        found = sorted(container)
+        assert len(container) == container.stats().ready == len(found)
+        assert found == sorted(container.keys()) == sorted(key for key, _ in container.items())
+        assert container.get_many(found) == dict.fromkeys(found, True)
+        assert all(key in container and container[key] and container.get(key) for key in found)
+        assert sorted(key for key, _ in container.scan()) == found
+        return found
+    found = sorted(container.items())
+    assert container.qsize() == len(container) == container.size == container.stats().ready == len(found)
+    assert container.empty() == (not found)
+    assert not found or container.peek() in found
+    assert container.unfinished_tasks >= len(found)
+    if not isinstance(container, Queue):
+        assert {row["data"] for row in container.queue()} >= set(found)
+    if isinstance(container, SQLiteAckQueue):
+        assert container.ready_count() == len(found)
+        assert container.active_size() == len(found) + container.unack_count()
+    return found
+
+
+def take(container: Any, count: int) -> list[str]:
+    """Remove so many, one after the other."""
+    taken = []
+    for _ in range(count):
+        if isinstance(container, PDict):
+            taken.append(container.popitem()[0])
+            continue
+        taken.append(container.get_nowait())
+        if isinstance(container, SQLiteAckQueue):
+            container.ack(taken[-1])
+        else:
+            container.task_done()
+    return taken
+
+
+def hold(container: Any) -> None:
+    """Have one in hand."""
+    if not isinstance(container, PDict):
+        container.get_nowait()
+
+
+def modes(directory: Path) -> dict[str, int]:
+    """The permission bits of all that lies there, by name, and ``"."``'s own."""
+    found = {".": directory, **{path.name: path for path in directory.iterdir()}}
+    return {name: stat.S_IMODE(path.stat().st_mode) for name, path in found.items()}
+
+
+def in_child(run: Callable[[], object], user: int | None = None, group: int | None = None) -> int:
+    """Run it in a forked child, as that user; how the child ended: 0 for well, below 0 by a signal."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if group is not None:
+                # The shared group is one of several: what is made gets the user's own one by itself.
+                os.setgroups([group])
+            if user is not None:
+                os.setgid(user)
+                os.setuid(user)
+            run()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
