@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Container, Sequence
 
-from persistcoll.disk import Disk, close_quietly, storage_error
+from persistcoll.disk import Disk, OpenFile, storage_error
 from persistcoll.engine.combining import Combiner, Request
 from persistcoll.errors import StorageError
 
@@ -37,9 +37,9 @@ class GroupCommit:
         self._combiner = Combiner[_Ticket](self._sync)
         # Re-entrant, for a signal handler that writes and syncs within a sync of its thread.
         self._mutex = threading.RLock()
-        self._fd = -1
-        self._in_sync: dict[object, int] = {}  # by call: the descriptor that it syncs
-        self._retired: list[int] = []  # to be closed after that; -1: closed
+        self._file: OpenFile | None = None
+        self._in_sync: dict[object, OpenFile] = {}  # by call: what it syncs
+        self._retired: list[OpenFile] = []  # to be closed after that
         self._failure: StorageError | None = None
         self.written = 0
         self.end = 0
@@ -56,19 +56,23 @@ class GroupCommit:
         """Whether somebody syncs at this moment, or is about to."""
         return self._combiner.leading
 
-    def switch(self, fd: int, path: str, end: int) -> None:
-        """From now on sync ``fd``; all that was written is durable, in the old file or in this one."""
+    def switch(self, file: OpenFile | None, path: str, end: int) -> None:
+        """From now on sync ``file``, and close it in the end.
+
+        All that was written is durable, in the old file or in this one.
+        """
         with self._mutex:
-            old, self._fd, self._path = self._fd, fd, path
+            self._replace(file)
+            self._path = path
             self.durable = self.written
             self.end = self.durable_end = end
-            self._retire(old)
+            self._close_retired()
 
     def close(self) -> None:
         """Close the file, when nobody syncs it any more."""
         with self._mutex:
-            old, self._fd = self._fd, -1
-            self._retire(old)
+            self._replace(None)
+            self._close_retired()
 
     def finish(self) -> None:
         """Sync what nobody has synced yet, and close the file; from then on all of it is durable.
@@ -76,27 +80,26 @@ class GroupCommit:
         The owner lets nobody write meanwhile. A sync that fails is told to those who wait.
         """
         with self._mutex:
-            if self._fd >= 0 and self._failure is None and self.durable < self.written:
+            if self._file is not None and self._failure is None and self.durable < self.written:
                 try:
-                    self._disk.sync(self._fd)
+                    self._disk.sync(self._file.fd)
                     self.durable = self.written
                 except OSError as error:
+                    if error.errno is None:  # a signal handler's own
+                        raise
                     self._fail(error)
-            old, self._fd = self._fd, -1
-            self._retire(old)
+            self._replace(None)
+            self._close_retired()
 
     def abandon(self) -> None:
         """In a forked child: the descriptors are closed, nothing is written."""
-        for fd in (self._fd, *self._retired):
-            if fd >= 0:
-                close_quietly(self._disk, fd)
-        self._fd = -1
-        self._retired.clear()
+        self._in_sync.clear()
+        self.close()
 
-    def _retire(self, fd: int) -> None:
-        if fd >= 0:
-            self._retired.append(fd)
-            self._close_retired()
+    def _replace(self, file: OpenFile | None) -> None:
+        if self._file is not None and self._file is not file:
+            self._retired = [*self._retired, self._file]
+        self._file = file
 
     def _close_retired(self) -> None:
         """With the mutex held: close what nobody syncs.
@@ -104,35 +107,33 @@ class GroupCommit:
         A descriptor that somebody is syncing must not be closed, because its number could come back as
         another file.
         """
-        retired, in_sync = self._retired, self._in_sync
-        for at, fd in enumerate(retired):
-            if fd >= 0 and fd not in in_sync.values():
-                retired[at] = -1  # before, without a call in between: nobody closes it twice
-                try:
-                    self._disk.close(fd)
-                except OSError:
-                    pass  # it comes after every sync that counts
-        if max(retired, default=-1) < 0:
-            retired.clear()
+        in_sync = [*self._in_sync.values()]
+        for file in self._retired:
+            if file not in in_sync:
+                file.close()
+        self._retired = [file for file in self._retired if file.held]
 
     def commit(self, ticket: int) -> None:
         """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
-        if self.durable < ticket:
-            self._combiner.submit(_Ticket(ticket))
+        while self.durable < ticket:
+            request = _Ticket(ticket)
+            self._combiner.submit(request)
+            if not request.cut_short:
+                return
 
     def _sync(self, tickets: Sequence[_Ticket], waiting: Callable[[], None]) -> None:
         call = object()
         try:
             with self._mutex:
-                fd, written, end = self._fd, self.written, self.end
+                file, written, end = self._file, self.written, self.end
                 wanted = max([ticket.number for ticket in tickets]) > self.durable
-                if self._failure is None and wanted and fd >= 0:  # below 0: the owner closed, having synced
-                    self._in_sync[call] = fd
+                if self._failure is None and wanted and file is not None:  # otherwise it was closed, synced
+                    self._in_sync[call] = file
             waiting()
-            if call in self._in_sync:
-                self._disk.sync(fd)
+            if file is not None and call in self._in_sync:
+                self._disk.sync(file.fd)
                 with self._mutex:
-                    if fd == self._fd and written > self.durable:
+                    if file is self._file and written > self.durable:
                         self.durable, self.durable_end = written, end
             self._let_go(call)
         except OSError as error:

@@ -14,22 +14,21 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from persistcoll.errors import StorageError
-
 __all__ = ["Combiner", "Request"]
 
-_INTERRUPTED = "the thread that did this for another was interrupted; whether it is stored is unknown"
 _PAUSE = 0.05  # seconds
 
 
 class Request:
     """What one caller wants done.
 
-    :ivar failure: set by who did the work: what this caller's ``submit`` raises.
+    :ivar failure: set by the thread that did the work: what this caller's ``submit`` raises.
+    :ivar cut_short: that thread was interrupted. How far it came the caller has to know by other means.
     """
 
     # In the class: one of these is made for every item that is put.
     failure: BaseException | None = None
+    cut_short = False
     gate: threading.Lock | None = None
     batch: list[Request] | None = None  # given the lead: what to work at
     begun = ended = False  # that
@@ -130,7 +129,7 @@ class Combiner(Generic[R]):
                     following, done = [*done, *following], []
                 elif not request.ended:
                     for other in done:
-                        other.failure = other.failure or StorageError(_INTERRUPTED)
+                        other.cut_short = True
                 for other in done:
                     other.performed = True
                 to_wake = [*(request.to_wake or ()), *(following[:1] or done)]

@@ -147,11 +147,7 @@ class Consumer:
         """Have the cursor's file synced from now on by whoever waits for that."""
         file = self._cursor.file
         assert file is not None
-        try:
-            self._commit.switch(file.fd, self._cursor.path, 0)
-        finally:
-            if self._commit._fd == file.fd:
-                file.held.clear()
+        self._commit.switch(file, self._cursor.path, 0)
 
     def _pass_over_claimed(self) -> None:
         """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged

@@ -211,11 +211,7 @@ class JournalEnd:
         self.last_id = tail.last_id
         self.full_at = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
         self.commit.written = tail.last_id
-        try:
-            self.commit.switch(tail.file.fd, self._place.path(tail.chunk.number), 0)
-        finally:
-            if self.commit._fd == tail.file.fd:
-                tail.file.held.clear()
+        self.commit.switch(tail.file, self._place.path(tail.chunk.number), 0)
         self.commit.end = tail.end
         self.sealed = tail.sealed
         self._unsure = False

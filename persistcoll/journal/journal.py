@@ -24,13 +24,24 @@ __all__ = ["REENTRANT", "Journal"]
 
 REENTRANT = "nothing can be done with a store from within another operation of this thread on it"
 
+_CUT_SHORT = "the thread that wrote this for another was interrupted; whether it is stored is unknown"
 _now, _monotonic = time.time, time.monotonic
 
 Admit = Callable[[int], None]
 
 
+class _Write:
+    """One write of the records of several requests.
+
+    Each attribute stands for all of them, so that an interrupt finds all of them told or none.
+    """
+
+    begun = ended = False
+
+
 class _Append(Request):
     last = 0
+    write = _Write()
 
     def __init__(self, payload: bytes, admit: Admit | None, group: Sequence[bytes] | None) -> None:
         self.payload = payload
@@ -119,9 +130,11 @@ class Journal:
         if self._within():
             raise StorageError(REENTRANT)
         if self._power:
-            request = _Append(payload, admit, group)
-            self._combiner.submit(request)
-            return request.last
+            while True:
+                request = _Append(payload, admit, group)
+                self._combiner.submit(request)
+                if not request.cut_short or self._is_durable(request):
+                    return request.last
         tail = self._tail
         with self._mutex:
             if tail.trouble is not None:
@@ -155,6 +168,18 @@ class Journal:
                 if isinstance(error, StorageError):
                     raise
                 raise self._lock_failed(error) from error
+
+    def _is_durable(self, request: _Append) -> bool:
+        """Of a request whose thread was interrupted; ``False`` if it was not written.
+
+        :raise StorageError: whether it was written is unknown.
+        """
+        if not request.write.begun:
+            return False
+        if not request.write.ended:
+            raise StorageError(_CUT_SHORT)
+        self._tail.commit.commit(request.last)
+        return True
 
     def append_many(self, payloads: Sequence[bytes], admit: Admit | None = None) -> range:
         """Append at least one record with one write and one sync, all or none; return their ids."""
@@ -237,8 +262,13 @@ class Journal:
             request.last = last
             end += len(data)
         if frames:
+            write = _Write()
+            for request in written:
+                request.write = write
             try:
+                write.begun = True
                 tail.append(b"".join(frames), last)
+                write.ended = True
                 tail.commit.end, tail.commit.written = tail.end, last
             except StorageError as error:
                 for request in written:

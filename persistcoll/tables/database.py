@@ -18,6 +18,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ from persistcoll.tables.source import LOG, MEMORY, Opened, Source
 from persistcoll.tables.sqlite import SQLite, leak
 from persistcoll.tables.transaction import Transaction
 from persistcoll.tables.watcher import Watcher
-from persistcoll.tables.work import Work
+from persistcoll.tables.work import Outcome, Work
 from persistcoll.tables.writer_lock import TransactionOpen
 
 __all__ = ["REMEDY", "UNSEEN", "Database"]
@@ -52,13 +53,16 @@ T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds
 _logger = logging.getLogger("persistcoll")
 REMEDY = "close all that this process has open in that file, and open it again"
-_INTERRUPTED = "the thread that did this for another was interrupted; nothing is stored"
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
 UNSEEN = (
     "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
     " and multiprocessing tell it): SQLite would take that one's locks for its own. Nothing was done; open"
     " it behind the fork only (uWSGI: lazy-apps)"
 )
+
+
+def _nothing(execute: Execute) -> None:
+    """A transaction that changes nothing, and is followed by the sync of what others changed."""
 
 
 class Database(Readable):
@@ -91,7 +95,7 @@ class Database(Readable):
         self._readers = Readers(self._connect_reader)
         self._dirty: dict[Ledger, None] = {}
         self._gate = threading.Lock()
-        self._transaction: Transaction | None = None  # that has the lock for writing
+        self._transaction: weakref.ref[Transaction] | None = None  # that has the lock for writing
         self._alone: int | None = None  # the thread within it
         self._since = 0.0  # its beginning, by the steady clock
         self._user: int | None = None  # the thread that has the mutex
@@ -113,7 +117,7 @@ class Database(Readable):
         self.store_id, self.now = opened.store_id, opened.clock
         self._execute(sqlite.NORMAL)
         self._log.switch(opened.log, self.path + LOG, 0)
-        self._room.use(opened.log)
+        self._room.use(-1 if opened.log is None else opened.log.fd)
         self.epoch += 1
         self._seen = opened.connection.total_changes, self.epoch
 
@@ -212,8 +216,12 @@ class Database(Readable):
                 work = Work(run, sync, after)
                 self._combiner.submit(work)
                 obstacle = work.obstacle
-                if obstacle is None:
+                if obstacle is None and work.outcome.committed:
+                    if work.cut_short and sync:  # by who was to sync it
+                        self.write(_nothing, True)
                     return work.value
+                if obstacle is None:
+                    continue  # its transaction was rolled back for another thread's interrupt
             if deadline is None:
                 deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
             self._wait_out(deadline)
@@ -240,10 +248,12 @@ class Database(Readable):
         try:
             try:
                 self._begin(whole)
+                before = self._connection.total_changes
                 try:
                     value = run(self._execute)
                 except Exception as error:
-                    if isinstance(error, self.dialect.Error):
+                    # A refusal comes before any change. Behind one it is a signal handler's.
+                    if isinstance(error, self.dialect.Error) or self._connection.total_changes != before:
                         raise
                     refusal = error
                 self._commit()
@@ -315,6 +325,9 @@ class Database(Readable):
         """Whether it is committed; otherwise all of them know why not."""
         execute = self._execute
         self._committing = False
+        outcome = Outcome()
+        for work in batch:
+            work.outcome = outcome
         try:
             try:
                 self._begin()
@@ -327,15 +340,18 @@ class Database(Readable):
                     work.failure = error
                 return False
             for work in batch:
+                before = self._connection.total_changes
                 try:
                     work.value = work.run(execute)
                 except Exception as error:
-                    if isinstance(error, self.dialect.Error):
+                    # As in _write_alone().
+                    if isinstance(error, self.dialect.Error) or self._connection.total_changes != before:
                         raise
                     work.failure = error
             if waiting is not None:
                 waiting()
             self._commit()
+            outcome.committed = True
             self._tell(batch)
             return True
         except BaseException as error:
@@ -345,11 +361,12 @@ class Database(Readable):
                 for work in batch:
                     work.failure = self._failure(error, "writing")
                 return False
+            outcome.committed = committed
             if committed:
                 self._tell(batch)
-            else:
-                for work in batch[1:]:
-                    work.failure = StorageError(_INTERRUPTED)
+            else:  # the others do it again
+                for work in batch:
+                    work.failure = None
             raise
 
     def _tell(self, batch: Sequence[Work[Any]]) -> None:
@@ -427,8 +444,9 @@ class Database(Readable):
         return TransactionOpen(os.getpid(), self._since)
 
     def _warn_overdue(self) -> None:
-        if self._transaction is not None:
-            self._transaction.warn_overdue()
+        transaction = None if self._transaction is None else self._transaction()
+        if transaction is not None:
+            transaction.warn_overdue()
 
     def _in_the_way(self) -> TransactionOpen | None:
         with self._mutex:

@@ -49,9 +49,9 @@ class Opened(NamedTuple):
 
     connection: Any
     lock: WriterLock | NoLock
-    log: int
-    """A descriptor of the write-ahead log, for syncing it; below 0 in memory. SQLite has no lock on that file
-    which closing it could drop."""
+    log: OpenFile | None
+    """The write-ahead log, for syncing it; none in memory. SQLite has no lock on that file which closing it
+    could drop."""
     store_id: bytes
     clock: Clock
 
@@ -77,11 +77,11 @@ class Source:
             names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
             refuse_if_others_may_write(names, serializer, self.mode)
 
-    def occupied(self) -> int:
-        """The size of the database and its log, in bytes."""
+    def occupied(self, ends: tuple[str, ...] = ("", LOG)) -> int:
+        """The size of the database and its log, in bytes; or of those of them whose names end so."""
         total = 0
         if self.path != MEMORY:
-            for end in ("", LOG):
+            for end in ends:
                 with suppress(FileNotFoundError):
                     total += os.stat(self.path + end).st_size
         return total
@@ -109,10 +109,13 @@ class Source:
         try:
             identity = lock.identity()
             lock.acquire_within(self.timeout)
+            identity = identity or lock.identity()
+            if identity is not None and not self.occupied(("",)):
+                raise self._lost(lock)  # before SQLite finds the log of an empty database, and removes it
             self._make_file()
             with self.translated(dialect):
                 connection = dialect.connect(self.path, self.timeout)
-                opened = self._prepare(dialect, connection, lock, identity or lock.identity())
+                opened = self._prepare(dialect, connection, lock, identity)
             lock.watch(self.path + end for end in _FILES)
             lock.release()
             return opened
@@ -131,7 +134,7 @@ class Source:
         with _transaction(connection):
             schema.create(connection.execute)
             now = schema.clock(connection.execute)
-        return Opened(connection, NoLock(), -1, schema.store_id(connection.execute), now)
+        return Opened(connection, NoLock(), None, schema.store_id(connection.execute), now)
 
     def _refuse_unwritable(self) -> None:
         path = self.path
@@ -205,11 +208,7 @@ class Source:
         execute = connection.execute
         table = self.first_table(execute)
         if table is None and identity is not None:
-            raise CorruptionError(
-                f"{self.path!r} is empty, but it was not: {lock.path!r} knows it. Put the database back, or"
-                " remove that file as well to begin anew",
-                self.path,
-            )
+            raise self._lost(lock)
         dialect.prepare(connection, self.path)
         with _transaction(connection):
             if table is None:
@@ -219,6 +218,13 @@ class Source:
         if identity != store_id:
             lock.set_identity(store_id)
         return Opened(connection, lock, self._open_log(), store_id, now)
+
+    def _lost(self, lock: WriterLock) -> CorruptionError:
+        return CorruptionError(
+            f"{self.path!r} is empty, but it was not: {lock.path!r} knows it. Put the database back, or"
+            " remove that file as well to begin anew",
+            self.path,
+        )
 
     def _foreign(self, execute: Execute, table: str, application: int) -> str:
         names = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
@@ -230,7 +236,7 @@ class Source:
             )
         return _FOREIGN.format(self.path, table) + _hint(table)
 
-    def _open_log(self) -> int:
+    def _open_log(self) -> OpenFile:
         path = self.path + LOG
         # SQLite gives both the database's mode, but not its group. By their paths, because closing a
         # descriptor of the index would drop SQLite's locks on it.
@@ -239,7 +245,7 @@ class Source:
                 if os.stat(name).st_gid != self.disk.ownership.group >= 0:
                     os.chown(name, -1, self.disk.ownership.group, follow_symlinks=False)
         try:
-            return self.disk.open(path, os.O_RDWR)
+            return OpenFile(self.disk, path, os.O_RDWR)
         except OSError as error:
             raise storage_error(error, "opening", path) from error
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -37,10 +38,10 @@ class Transaction(AbstractContextManager[None]):
     """
 
     def __init__(self, database: Database, sync: bool, timeout: float) -> None:
+        self._held: list[threading.Lock] = []  # the gate, if this is no part of another transaction
         self._database = database
         self._sync = sync
         self._timeout = timeout
-        self._held: list[threading.Lock] = []  # the gate, if this is no part of another transaction
         self._overdue = float("inf")
         self._committed = False
         self._ticket = 0
@@ -72,7 +73,7 @@ class Transaction(AbstractContextManager[None]):
                     database._begin(transaction=True)
                     self._overdue = time.monotonic() + self._timeout
                     database._since = steady()
-                    database._transaction = self
+                    database._transaction = weakref.ref(self)  # weak: the object's end is the net
                     database._alone = me
                     return
                 except TransactionOpen:
@@ -105,7 +106,7 @@ class Transaction(AbstractContextManager[None]):
         with database._mutex:
             database._user = me
             try:
-                if database._transaction is not self:  # in a forked child
+                if database._transaction is None or database._transaction() is not self:  # in a forked child
                     database._check()
                 if database._failed is not None:
                     raise database._failed

@@ -8,9 +8,18 @@ from typing import Any, Generic, TypeVar
 from persistcoll.engine.combining import Request
 from persistcoll.tables.dialect import Execute
 
-__all__ = ["Work"]
+__all__ = ["Outcome", "Work"]
 
 T = TypeVar("T")
+
+
+class Outcome:
+    """What became of the transaction of several works.
+
+    :ivar committed: one attribute for all of them, so that an interrupt finds all of them told or none.
+    """
+
+    committed = False
 
 
 class Work(Request, Generic[T]):
@@ -21,11 +30,13 @@ class Work(Request, Generic[T]):
     :param after: called with what ``run`` gave right behind the commit, also where the thread is interrupted
         there, perhaps twice.
     :ivar value: what ``run`` gave.
+    :ivar outcome: of its transaction.
     :ivar obstacle: nothing was done, because this transaction is in the way.
     """
 
     value: T
     obstacle: BaseException | None = None
+    outcome = Outcome()
 
     def __init__(self, run: Callable[[Execute], T], sync: bool, after: Callable[[T], Any] | None) -> None:
         self.run = run
