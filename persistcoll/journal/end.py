@@ -68,6 +68,7 @@ class JournalEnd:
         self._failed = failed
         self._write = self._disk.write
         self._status = self._disk.status
+        self._size = self._disk.size
         self._unsure = False  # interrupted while it went from one chunk to another
         self._writing = False  # what lies behind the end is ours to undo
         self.unseen, self.looks_at = 0, 0.0
@@ -106,9 +107,14 @@ class JournalEnd:
                 self._write_again(data)
         except OSError as error:
             raise self.rolled_back(error) from error
-        self.end += len(data)
-        self.last_id = last_id
         self._writing = False
+        end = self.end + len(data)
+        if self._size(self.fd, 0, os.SEEK_CUR) != end:
+            # A process that found the lock's file removed made another one, and finished the chunk before
+            # this record came: nobody will read it.
+            raise replaced(self._lock.path)
+        self.end = end
+        self.last_id = last_id
 
     def _write_again(self, data: bytes) -> None:
         """Complete a short write. What is there already is known by the size."""
@@ -146,16 +152,19 @@ class JournalEnd:
             self._writing = True
             if self._write(self.fd, end) != len(end):
                 self._write_again(end)
-            self._seal_at(self.end + len(end))
             self._writing = False
+            if self._size(self.fd, 0, os.SEEK_CUR) == self.end + len(end):
+                self._seal_at(self.end + len(end))
+            else:  # behind a record that came under a lock whose file was removed
+                self.catch_up(repair=True)
         # Creating a chunk replaces whatever has its name.
         elif self._follow(locked=True):
             self.catch_up(repair=True)
             return
         # Whoever wrote END may have died, or been interrupted, before the sync.
         self.sync()
-        last = self.last_id if previous_id is None else previous_id
-        self._create(number + 1, last + 1 if first_id is None else first_id, last)
+        last = max(self.last_id, previous_id or 0)
+        self._create(number + 1, max(last + 1, first_id or 0), last)
         self.leave_mark()
 
     def _seal_at(self, end: int) -> None:
@@ -303,6 +312,9 @@ class JournalEnd:
             try:
                 file, chunk = open_chunk(self._disk, place.directory, number, place.store_id, flags)
                 break
+            except CorruptionError:
+                place.check()  # what is at that path may be another store, and whole
+                raise
             except FileNotFoundError:
                 # Not begun yet, or consumed and gone while this process slept.
                 later = chunk_numbers(place.directory)

@@ -18,6 +18,7 @@ class ProducerLock:
     :param file: the lock's file, open for reading and writing; closed by :meth:`close`.
     :param path: its path.
     :ivar fd: its descriptor.
+    :ivar path: its path.
     :ivar release: lets go of the lock, or raises ``OSError``. It goes first into a ``finally`` that covers
         the taking: because it is C alone, no interrupt comes in between the two.
     """
@@ -26,7 +27,7 @@ class ProducerLock:
         self._disk = disk
         self._file = file
         self.fd = file.fd
-        self._path = path
+        self.path = path
         self._flock = disk.flock
         self.release: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
 
@@ -35,7 +36,7 @@ class ProducerLock:
         try:
             self._flock(self.fd, EXCLUSIVE)
         except OSError as error:
-            raise storage_error(error, "locking", self._path) from error
+            raise storage_error(error, "locking", self.path) from error
 
     def acquire_calling(self, waiting: Callable[[], None]) -> None:
         """Take the lock; if that has to wait, call ``waiting`` first."""
@@ -45,12 +46,12 @@ class ProducerLock:
             waiting()
             self.acquire()
         except OSError as error:
-            raise storage_error(error, "locking", self._path) from error
+            raise storage_error(error, "locking", self.path) from error
 
     def check(self) -> None:
         """``StoreReplacedError`` if the file was removed: other processes then lock another one."""
         if not self._disk.status(self.fd)[LINKS]:
-            raise replaced(self._path)
+            raise replaced(self.path)
 
     def read_mark(self) -> TailMark | None:
         """What the last one left."""

@@ -256,9 +256,11 @@ class Reader:
         self._last_id = last
 
     def _give_up_unless_skipping(self, error: CorruptionError) -> None:
+        self._place.check()  # what is at that path may be another store, and whole
         if self._place.on_corruption != "skip":
             self._fail(error)
 
     def _fail(self, error: CorruptionError) -> None:
+        self._place.check()
         self._failure = error
         raise error

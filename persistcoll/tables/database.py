@@ -197,6 +197,8 @@ class Database(Readable):
                 with self._mutex:
                     self._user = me
                     try:
+                        if sync:
+                            self.check_files()
                         value = self._write_alone(run, whole, after)
                         ticket = self._draw_ticket() if sync else 0
                     except TransactionOpen as found:
@@ -311,6 +313,13 @@ class Database(Readable):
                 work.failure = error
             return None
         sync = any(work.sync for work in batch)
+        if sync:
+            try:
+                self.check_files()
+            except StorageError as error:
+                for work in batch:
+                    work.failure = error
+                return None
         try:
             committed = self._transact(batch, None if sync else waiting)
         finally:

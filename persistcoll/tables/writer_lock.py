@@ -58,6 +58,8 @@ _TOKEN_AT = len(_MAGIC)
 _IDENTITY = struct.Struct("<16sI")
 # Seconds.
 _TURN = 0.004
+# Calls within a turn between two looks whether the files are still there: 5 us each.
+_UNSEEN = 16
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.001
 _IDENTITY_AT = _TOKEN_AT + _TOKEN_SIZE
 _NOTE = struct.Struct(f"<{_TOKEN_SIZE}sQd")
@@ -103,6 +105,7 @@ class WriterLock:
         self.path = database + ".lock"
         self._turn_path = database + ".turn"
         self._turn = 0.0
+        self._unseen = 0
         try:
             self._fd = open_lasting(disk, self.path).lend()
             try:
@@ -141,6 +144,11 @@ class WriterLock:
                     self._flock(self._turn_fd, UNLOCK)
                 self.check()
                 self._turn = time.monotonic() + _TURN
+                self._unseen = 0
+            self._unseen += 1
+            if self._unseen > _UNSEEN:
+                self.check()
+                self._unseen = 0
             if self._read(fd, _TOKEN_SIZE, _TOKEN_AT) == token:
                 return True
             # Before the first change: who dies behind this has told the others to look.
