@@ -233,7 +233,7 @@ class Disk:
 
     def _fsync_directory(self, path: str) -> None:
         # Another disk's `open` would not know directories.
-        directory = OpenFile(Disk(), path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0), follow=True)
+        directory = OpenFile(_PLAIN, path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0), follow=True)
         try:
             self._sync_name(directory.fd)
         finally:
@@ -284,6 +284,10 @@ class Disk:
 # O_NOFOLLOW: a planted symlink must not redirect what we write.
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | getattr(os, "O_BINARY", 0)
+
+
+# Made now: a destructor may need it when the interpreter imports nothing any more.
+_PLAIN = Disk()
 
 
 class OpenFile:
