@@ -1,4 +1,4 @@
-"""What is checked of the place that a store lies in, before anything in it is used."""
+"""Where a store lies: what its path may be, and what is checked of the place before anything in it is used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from persistcoll.disk import MAKING_SECONDS, Disk, Ownership, just_made, network_file_system, storage_error
 from persistcoll.errors import StorageError, StoreKindError
 
 __all__ = [
+    "absolute",
+    "checked_path",
     "make_directory",
     "may_write",
+    "occupied",
     "ownership_of",
     "refuse_foreign_link",
     "refuse_if_others_may_write",
@@ -23,21 +27,50 @@ __all__ = [
 ]
 
 
+def checked_path(name: str, path: str | bytes | os.PathLike[Any]) -> str:
+    """The path as a ``str``, as ``os.fsdecode`` gives it.
+
+    :param name: of the argument, for messages.
+    :raise ValueError: it is empty, or no file can have that name.
+    """
+    decoded = os.fsdecode(path)
+    if not decoded:
+        raise ValueError(f"{name!r} must not be empty; '.' is the current directory")
+    try:
+        encoded = os.fsencode(decoded)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name!r} cannot be the name of a file: {decoded!r}") from None
+    if b"\0" in encoded:
+        raise ValueError(f"{name!r} cannot be the name of a file: {decoded!r} has a null character")
+    return decoded
+
+
+def absolute(path: str, resolve: Callable[[str], str] = os.path.abspath) -> str:
+    """The absolute path, by that function of ``os.path``.
+
+    :raise StorageError: the path is relative and the current directory was removed.
+    """
+    try:
+        return resolve(path)
+    except OSError as error:
+        raise storage_error(error, "finding", path) from error
+
+
 def make_directory(disk: Disk, path: str) -> None:
-    """Make the directory, durably, if it is missing.
+    """Make the directory, durably, if it is missing, and those that lead to it.
 
     :raise StoreKindError: there is something else.
     :raise StorageError: it cannot be made or written, or is a link that another user made.
     """
     try:
-        if not os.path.lexists(path):
-            _make_durably(disk, path)
+        for missing in _missing(path):
+            _make_durably(disk, missing)
         refuse_foreign_link(path)
         if not os.path.isdir(path):
             raise StoreKindError(f"{path!r} is not a directory", errno.ENOTDIR)
+    except StorageError:
+        raise
     except OSError as error:
-        if isinstance(error, StorageError):
-            raise
         raise storage_error(error, "creating", path) from error
     if not may_write(path):
         raise unwritable(path)
@@ -80,13 +113,22 @@ def unwritable(path: str) -> StorageError:
 
 def refuse_foreign_link(path: str) -> None:
     """``StorageError`` if ``path`` is a symbolic link that another user made."""
-    if os.path.islink(path) and os.lstat(path).st_uid not in _trusted_owners():
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise storage_error(error, "looking at", path) from error
+    if stat.S_ISLNK(status.st_mode) and status.st_uid not in _trusted_owners():
         raise StorageError(f"{path!r} is a symbolic link that another user made", errno.EPERM)
 
 
 def refuse_network(path: str) -> None:
     """``StorageError`` if ``path`` is on a network file system."""
-    kind = network_file_system(path)
+    try:
+        kind = network_file_system(path)
+    except OSError as error:
+        raise storage_error(error, "looking at", path) from error
     if kind is not None:
         raise StorageError(
             f"{path!r} is on a network file system ({kind}), where locks and renames cannot be relied"
@@ -94,17 +136,48 @@ def refuse_network(path: str) -> None:
         )
 
 
+def _missing(path: str) -> list[str]:
+    """The directories that are missing on the way to ``path``, the outermost first.
+
+    In a loop, because a path may have more parts than Python's stack has frames.
+
+    :raise OSError: such as ``ENAMETOOLONG``, before anything is made.
+    """
+    missing: list[str] = []
+    while True:
+        try:
+            os.lstat(path)
+        except FileNotFoundError:
+            missing.append(path)
+            path = os.path.dirname(path)
+        else:
+            return missing[::-1]
+
+
 def _make_durably(disk: Disk, path: str) -> None:
-    parent = os.path.dirname(path)
-    if not os.path.lexists(parent):
-        _make_durably(disk, parent)
     try:
         disk.mkdir(path)
     except FileExistsError:
         pass  # another process was faster; its sync may still be under way, so ours follows too
     else:
         _set_mode(path, disk.ownership.directory_mode)
-    disk.sync_directory(parent)
+    disk.sync_directory(os.path.dirname(path))
+
+
+def occupied(paths: Iterable[str]) -> int:
+    """The size of those of these files that are there, in bytes.
+
+    :raise StorageError: one of them cannot be looked at.
+    """
+    total = 0
+    for path in paths:
+        try:
+            total += os.stat(path).st_size
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise storage_error(error, "looking at", path) from error
+    return total
 
 
 def _set_mode(path: str, mode: int) -> None:

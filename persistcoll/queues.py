@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 from persistcoll.base import BaseQueue
+from persistcoll.directories import absolute, checked_path
 from persistcoll.disk import Disk
 from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
 from persistcoll.engine.blocking import BlockingQueue
@@ -63,7 +64,8 @@ class Queue(BaseQueue[T]):
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: its end is damaged in a way that no crash explains.
     :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
-    :raise ValueError: a number is negative, or ``tempdir`` is on another file system.
+    :raise ValueError: a number is negative, or ``tempdir`` is on another file system; or one of the two paths
+        is empty or cannot be one.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Queue(BaseQueue[T]):
         _disk: Disk | None = None,
     ) -> None:
         given = frozenset(vars(self))
-        directory = os.path.abspath(os.fspath(path))
+        directory = absolute(checked_path("path", path))
         checked_choice("durability", durability, "power", "process")
         checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
         maxsize = checked_count("maxsize", maxsize)
@@ -102,7 +104,7 @@ class Queue(BaseQueue[T]):
             on_corruption=on_corruption,
             trust_directory=trust_directory,
             allow_network_fs=allow_network_fs,
-            tempdir=None if tempdir is None else os.path.abspath(os.fspath(tempdir)),
+            tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
             mode=checked_mode(mode),
         )
         arguments = {

@@ -6,7 +6,6 @@ a directory that holds something else.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -49,7 +48,6 @@ __all__ = [
     "Info",
     "Wanted",
     "look_at_info",
-    "occupied",
     "open_info",
     "prepare",
 ]
@@ -59,6 +57,7 @@ _VERSION = 1
 INFO, CURSOR = "info", "cursor"
 PRODUCER_LOCK, CONSUMER_LOCK = "producer.lock", "consumer.lock"
 _OURS = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
+_MADE_HERE = frozenset({PRODUCER_LOCK, CONSUMER_LOCK, CURSOR})
 DEFAULT_CHUNKSIZE = 16384
 """Records. A change of chunk costs a few syncs, which at this size is below 0.2 us a record."""
 
@@ -141,12 +140,7 @@ def _refuse_foreign(disk: Disk, path: str, wanted: Wanted) -> None:
     try:
         data = read_file(disk, os.path.join(path, INFO))
     except FileNotFoundError:
-        foreign = [name for name in os.listdir(path) if not _OURS.fullmatch(name)]
-        if foreign:
-            raise StoreKindError(
-                f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
-            ) from None
-        return
+        data = b""
     if (info := _parse(path, data)) is not None:
         _refuse_serializer(path, info, wanted)
         return
@@ -157,6 +151,29 @@ def _refuse_foreign(disk: Disk, path: str, wanted: Wanted) -> None:
             f"{path!r} is a directory of persist-queue; migrate it: get its items with persist-queue and"
             " put them into a new directory"
         )
+    names = os.listdir(path)
+    if _MADE_HERE.isdisjoint(names) and not _holds_chunk(disk, path):
+        # Other packages have files named "info" and "q00000", too.
+        foreign = [name for name in names if not name.endswith(".tmp")]
+    elif data:
+        return  # damaged, which open_info() judges
+    else:
+        foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if foreign:
+        raise StoreKindError(
+            f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
+        )
+
+
+def _holds_chunk(disk: Disk, path: str) -> bool:
+    for number in chunk_numbers(path):
+        try:
+            file, _ = open_chunk(disk, path, number, None)
+        except (FileNotFoundError, CorruptionError):
+            continue
+        file.close()
+        return True
+    return False
 
 
 def _json(data: bytes) -> Any:
@@ -226,15 +243,6 @@ def _parse(path: str, data: bytes) -> Info | None:
             f"{path!r} has format version {fields['version']}; this release reads version {_VERSION}"
         )
     return Info(bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"])
-
-
-def occupied(path: str) -> int:
-    """The size of all files there, in bytes."""
-    total = 0
-    for name in os.listdir(path):
-        with contextlib.suppress(FileNotFoundError):  # a chunk that was just consumed
-            total += os.stat(os.path.join(path, name)).st_size
-    return total
 
 
 def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
+from persistcoll.directories import occupied
 from persistcoll.disk import Disk, OpenFile, open_lasting, storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import (
@@ -37,7 +38,6 @@ from persistcoll.journal.directory import (
     CURSOR,
     PRODUCER_LOCK,
     Wanted,
-    occupied,
     open_info,
     prepare,
 )
@@ -512,8 +512,15 @@ class Fifo:
             oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
             puts=self._journal.tail[2],
             gets=(self._observer.known if consumer is None else consumer.acknowledged).count,
-            bytes=occupied(self._path),
+            bytes=self._occupied(),
         )
+
+    def _occupied(self) -> int:
+        try:
+            names = os.listdir(self._path)
+        except OSError as error:
+            raise storage_error(error, "listing", self._path) from error
+        return occupied(os.path.join(self._path, name) for name in names)
 
     # The end.
 

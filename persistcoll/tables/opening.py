@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
-from persistcoll.directories import refuse_foreign_link
+from persistcoll.directories import absolute, checked_path, refuse_foreign_link
 from persistcoll.engine.lifecycle import (
     FORK_PATIENCE,
     acquire_noted,
@@ -82,7 +82,7 @@ class Place:
     @property
     def file(self) -> str:
         """The database's path: absolute, without symbolic links; or ``":memory:"``."""
-        return MEMORY if self._named == MEMORY else os.path.realpath(self._named)
+        return MEMORY if self._named == MEMORY else absolute(self._named, os.path.realpath)
 
     @property
     def _named(self) -> str:
@@ -104,13 +104,7 @@ class Place:
         return os.path.join(path, name)
 
     def __post_init__(self) -> None:
-        path = os.fsdecode(self.path)
-        if not path:
-            raise ValueError("'path' must not be empty; '.' is the current directory")
-        try:
-            os.fsencode(path)
-        except UnicodeEncodeError:
-            raise ValueError(f"'path' cannot be the name of a file: {path!r}") from None
+        checked_path("path", self.path)
         if self.file == MEMORY and self.read_only:  # `file` refuses what is wrong now
             raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
 

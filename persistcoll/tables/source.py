@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 from persistcoll.directories import (
     make_directory,
     may_write,
+    occupied,
     ownership_of,
     refuse_if_others_may_write,
     refuse_network,
     unwritable,
 )
 from persistcoll.disk import Disk, OpenFile, storage_error
-from persistcoll.errors import CorruptionError, FormatVersionError, StoreKindError
+from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
 from persistcoll.tables import schema, sqlite
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.dialect import Execute
@@ -79,12 +80,7 @@ class Source:
 
     def occupied(self, ends: tuple[str, ...] = ("", LOG)) -> int:
         """The size of the database and its log, in bytes; or of those of them whose names end so."""
-        total = 0
-        if self.path != MEMORY:
-            for end in ends:
-                with suppress(FileNotFoundError):
-                    total += os.stat(self.path + end).st_size
-        return total
+        return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
 
     def open(self, dialect: SQLite) -> Opened:
         """Open it, made if it is missing.
@@ -105,7 +101,7 @@ class Source:
         self._refuse_foreign_directory(folder)
         is_first = not os.path.exists(self.path + LOCK)
         lock = WriterLock(self.disk, self.path)
-        connection = None
+        connection = opened = None
         try:
             identity = lock.identity()
             lock.acquire_within(self.timeout)
@@ -123,9 +119,13 @@ class Source:
             # The connection first: the other way round it would be closed without the lock.
             if connection is not None:
                 connection.close()
+            if opened is not None and opened.log is not None:
+                opened.log.close()
             if is_first and isinstance(error, StoreKindError):
                 lock.remove()  # beside another program's database it has no business
             lock.close()
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise storage_error(error, "opening", self.path) from error
             raise
 
     def _open_in_memory(self, dialect: SQLite) -> Opened:
