@@ -1,4 +1,4 @@
-"""Where a store lies: what its path may be, and what is checked of the place before anything in it is used."""
+"""Where a store may lie: what is checked of its path and place before anything in it is used."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from persistcoll.disk import storage_error
 from persistcoll.engine.combining import Combiner
 from persistcoll.engine.lifecycle import (
     FORK_PATIENCE,
@@ -203,6 +204,10 @@ class Database(Readable):
                         ticket = self._draw_ticket() if sync else 0
                     except TransactionOpen as found:
                         obstacle: BaseException | None = found
+                    except StorageError:
+                        raise
+                    except OSError as error:  # the lock cannot be let go
+                        raise storage_error(error, "unlocking", self.path) from error
                     else:
                         obstacle = None
                     finally:
@@ -288,6 +293,11 @@ class Database(Readable):
             self._user = me
             try:
                 ticket = self._perform_alone(batch, waiting)
+            except OSError as error:  # the lock cannot be let go
+                failure = storage_error(error, "unlocking", self.path)
+                for work in batch:
+                    work.failure = work.failure or failure
+                return
             finally:
                 self._user = None
         if ticket is not None:
@@ -505,6 +515,10 @@ class Database(Readable):
                     return
                 except TransactionOpen:
                     pass
+                except StorageError:
+                    raise
+                except OSError as error:  # the lock cannot be let go
+                    raise storage_error(error, "unlocking", self.path) from error
                 finally:
                     self._user = None
             self._wait_out(deadline)
@@ -538,8 +552,10 @@ class Database(Readable):
         held: list[threading.Lock] = []
         try:
             return self._shut_at_rest(held)
-        except BaseException:
+        except BaseException as error:
             self._go_on(held)  # that may have been interrupted
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise storage_error(error, "unlocking", self.path) from error
             raise
 
     def _shut_at_rest(self, held: list[threading.Lock]) -> bool:

@@ -39,7 +39,10 @@ class LogRoom:
 
     def is_short(self) -> bool:
         """Whether it grows, and will go on to: it does not beyond what a checkpoint allows."""
-        size = self._measure()
+        try:
+            size = self._measure()
+        except OSError:
+            return False  # what the size is for can be done without
         if self._size is None:
             self._size = size
         return size != self._size and size < LOG_SIZE
@@ -49,11 +52,11 @@ class LogRoom:
 
         It is not synced: whoever syncs what comes next syncs this.
         """
-        size = self._measure()
-        try:
-            self._disk.pwrite(self._fd, bytes(min(_STEP, max(0, LOG_SIZE - size))), size)
-        except OSError:
-            # It is no need; whoever has one finds the room that there was.
-            with suppress(OSError):
+        # It is no need; whoever has one finds the room that there was.
+        with suppress(OSError):
+            size = self._measure()
+            try:
+                self._disk.pwrite(self._fd, bytes(min(_STEP, max(0, LOG_SIZE - size))), size)
+            except OSError:
                 self._disk.truncate(self._fd, size)
-        self._size = self._measure()
+            self._size = self._measure()

@@ -192,7 +192,11 @@ class Readable(Restable):
     def _add_reader(self, add: Callable[[Connection], None]) -> None:
         self._check()
         connection = self.dialect.connect_reader(self.path, self.source.timeout)
-        self.check_files()  # it is of the same file
+        try:
+            self.check_files()  # it is of the same file
+        except BaseException:
+            connection.close()
+            raise
         add(connection)
 
     def version(self) -> object:

@@ -146,8 +146,10 @@ class Transaction(AbstractContextManager[None]):
                 if database._connection.in_transaction:
                     database._execute(sqlite.ROLLBACK)
         finally:
-            database._lock.end_transaction()
-            database._transaction = database._alone = database._failed = None
+            try:
+                database._lock.end_transaction()
+            finally:
+                database._transaction = database._alone = database._failed = None
 
     def warn_overdue(self) -> None:
         """Say once that it keeps others waiting for longer than they are ready to."""

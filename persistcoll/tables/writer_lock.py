@@ -154,7 +154,10 @@ class WriterLock:
             # Before the first change: who dies behind this has told the others to look.
             self._disk.pwrite(fd, token, _TOKEN_AT)
         except BaseException as error:
-            self.release()
+            try:
+                self.release()
+            except OSError:
+                pass  # the failure that led here is the one to tell
             if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, "locking", self.path) from error
             raise
@@ -219,14 +222,17 @@ class WriterLock:
 
     def transaction(self) -> TransactionOpen | None:
         """Without the lock: the transaction of another process that has it."""
-        if self._try():
-            self.release()
-            return None
-        data = self._read(self._fd, _NOTE.size, _NOTE_AT)
-        if len(data) < _NOTE.size:
-            return None
-        token, pid, since = _NOTE.unpack(data)
-        current = pid and self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == token
+        try:
+            if self._try():
+                self.release()
+                return None
+            data = self._read(self._fd, _NOTE.size, _NOTE_AT)
+            if len(data) < _NOTE.size:
+                return None
+            token, pid, since = _NOTE.unpack(data)
+            current = pid and self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == token
+        except OSError as error:
+            raise storage_error(error, "locking", self.path) from error
         return TransactionOpen(pid, since) if current else None
 
     def _note(self, transaction: bool) -> None:
@@ -242,11 +248,17 @@ class WriterLock:
                 with suppress(OSError):
                     self._note(False)
         finally:
-            self.release()
+            try:
+                self.release()
+            except OSError as error:
+                raise storage_error(error, "unlocking", self.path) from error
 
     def unchanged(self) -> bool:
         """Without the lock: whether nobody else has begun to write since this connection did."""
-        return self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == self._token
+        try:
+            return self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == self._token
+        except OSError as error:
+            raise storage_error(error, "reading", self.path) from error
 
     def identity(self) -> bytes | None:
         """The id of the database that belongs to this file; ``None`` where it was never written.
