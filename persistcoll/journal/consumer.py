@@ -166,9 +166,14 @@ class Consumer:
     def _read_from(self, last_id: int, position: Position) -> None:
         journal = self._journal
         self._close_reader()
-        self._reader: Reader = Reader(
-            self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._pass_over
-        )
+        try:
+            self._reader: Reader = Reader(
+                self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._pass_over
+            )
+        except StorageError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "reading", self._place.path(position[0])) from error
 
     def _close_reader(self) -> None:
         reader: Reader | None = self.__dict__.get("_reader")

@@ -192,17 +192,15 @@ class JournalEnd:
         """Find the tail and make it fit for appending. Under the producer lock."""
         mark = self._lock.read_mark()
         tail = find_tail(self._place, mark)
-        try:
-            self._begin(tail, mark)
-        finally:
-            if isinstance(tail, Tail):
-                tail.file.close()  # where it was not adopted
-
-    def _begin(self, tail: Tail | NoTail, mark: TailMark | None) -> None:
         known = tail.last_id if isinstance(tail, NoTail) else max(tail.last_id, tail.known_id)
-        floor = self._floor()
-        if floor > known:
-            self._bury(known + 1, floor)
+        try:
+            floor = self._floor()
+            if floor > known:
+                self._bury(known + 1, floor)
+        except BaseException:
+            if isinstance(tail, Tail):
+                tail.file.close()
+            raise
         if isinstance(tail, NoTail):
             self._create(tail.number, max(known, floor) + 1, known)
             self.leave_mark()
