@@ -1,13 +1,15 @@
 """The taking end of a journal, in the one process that holds the consumer lock.
 
 A taken record stays in the journal until it is acknowledged; the cursor is the only thing that says
-so. A chunk is removed when all of it is acknowledged and the cursor that says so is on the device.
+so. A chunk is removed when all of it is acknowledged and the cursor that says so is on the device. While an
+earlier chunk is still needed, it is emptied instead (see :mod:`~persistcoll.journal.segments`).
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
 from persistcoll.journal.recovery import Place
-from persistcoll.journal.segments import chunk_numbers, open_chunk
+from persistcoll.journal.segments import Chunk, chunk_numbers, empty_chunk, open_chunk
 
 __all__ = ["Consumer"]
 
@@ -76,7 +78,13 @@ class Consumer:
         self._lost: dict[int, int] = {}  # first to last
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
         self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
-        self._first_chunk = seen.acknowledged.position[0]
+        self._first_chunk = seen.acknowledged.position[
+            0
+        ]  # another one than the cursor's: chunks are finished
+        # Chunks that were read to their end, each with the next one: by the last id that is not acknowledged,
+        # and those that are acknowledged as a whole.
+        self._unfinished: dict[int, tuple[Chunk, Chunk]] = {}
+        self._finished: list[tuple[Chunk, Chunk]] = []
         try:
             self._begin(seen, whole)
             sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
@@ -111,6 +119,8 @@ class Consumer:
         for id in [id for id in self.claimed if id in acknowledged]:
             del self.claimed[id]
         self.gone = acknowledged.count + len(self.claimed)
+        self._unfinished.clear()
+        self._finished.clear()
         self._read_from(acknowledged.last, acknowledged.position)
         self._pass_over_claimed()
         self._publish()
@@ -168,7 +178,13 @@ class Consumer:
         self._close_reader()
         try:
             self._reader: Reader = Reader(
-                self._place, last_id, position, self.acknowledged, lambda: journal.tail, self._pass_over
+                self._place,
+                last_id,
+                position,
+                self.acknowledged,
+                lambda: journal.tail,
+                self._pass_over,
+                self._chunk_read,
             )
         except StorageError:
             raise
@@ -409,15 +425,12 @@ class Consumer:
         number, end, last = self._journal.tail
         runs = [(id, id, (chunk, behind)) for id, chunk, _, behind in self._returned]
         # Behind what was given back there may be what was acknowledged before it.
-        first = max(self._reader.next_id, self.acknowledged.last + 1)
-        for known, known_last in sorted(self.acknowledged.ranges.items()):
-            if first < known <= last:
-                runs.append((first, known - 1, self.acknowledged.position))
-            first = max(first, known_last + 1)
-        if first <= last:
-            runs.append((first, last, (number, end)))
+        for first, until in self.acknowledged.missing(self._reader.next_id, last):
+            runs.append((first, until, (number, end) if until == last else self.acknowledged.position))
         cleared = sum([run[1] - run[0] + 1 for run in runs])
         self.unsure = True
+        if self.claimed:  # otherwise the position passes over all chunks but the last
+            self._skip_chunks(number)
         if runs:
             self._write_all(runs)
         self._returned.clear()
@@ -434,8 +447,10 @@ class Consumer:
         except OSError as error:
             raise self._not_written(error) from error
         self._writes += 1
+        if self._unfinished:
+            self._note_finished(first, last)
         if self.acknowledged.position[0] != self._first_chunk:
-            self._drop_consumed()
+            self._drop_finished()
 
     def _write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
         """Acknowledge several runs, all or none."""
@@ -444,8 +459,11 @@ class Consumer:
         except OSError as error:
             raise self._not_written(error) from error
         self._writes += 1
+        if self._unfinished:
+            for first, last, _ in runs:
+                self._note_finished(first, last)
         if self.acknowledged.position[0] != self._first_chunk:
-            self._drop_consumed()
+            self._drop_finished()
 
     def _not_written(self, error: OSError) -> StorageError:
         if isinstance(error, StorageError):
@@ -459,8 +477,44 @@ class Consumer:
 
     # Removing what is consumed.
 
-    def _drop_consumed(self) -> None:
-        """Remove the chunks that are acknowledged as a whole, once the cursor on the device says so."""
+    def _chunk_read(self, chunk: Chunk, following: Chunk) -> None:
+        """Notice when the chunk, which was read to its end, is acknowledged as a whole.
+
+        At most once for each of its ids that is acknowledged, and for most of them not at all.
+        """
+        last = following.previous_id
+        missing = self.acknowledged.missing_up_to(last)
+        if missing >= chunk.first_id:
+            self._unfinished[missing] = chunk, following
+            return
+        self.acknowledged.note_place(last, (following.number, following.data_offset))
+        if chunk.first_id <= last:  # otherwise it is emptied already
+            self._finished.append((chunk, following))
+            self._first_chunk = -1
+
+    def _note_finished(self, first: int, last: int) -> None:
+        """The ids ``first`` to ``last`` were acknowledged."""
+        unfinished = self._unfinished
+        if first != last:
+            for id in [id for id in unfinished if first <= id <= last]:
+                self._chunk_read(*unfinished.pop(id))
+        elif first in unfinished:
+            self._chunk_read(*unfinished.pop(first))
+
+    def _skip_chunks(self, until: int) -> None:
+        """The chunks from the reader's to the one before ``until`` will not be read."""
+        chunks: list[Chunk] = []
+        for number in range(self._reader.number, until + 1):
+            with contextlib.suppress(FileNotFoundError, CorruptionError):
+                file, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
+                file.close()
+                chunks.append(chunk)
+        for chunk, following in itertools.pairwise(chunks):
+            if following.number == chunk.number + 1:
+                self._chunk_read(chunk, following)
+
+    def _drop_finished(self) -> None:
+        """Remove or empty the chunks that are acknowledged as a whole, once the durable cursor says so."""
         try:
             self._compact()
         except OSError as error:
@@ -478,6 +532,7 @@ class Consumer:
                     raise
                 return  # the chunks stay until there is room
         self._unlink_consumed()
+        self._empty_finished()
 
     def _sync_cursor(self) -> None:
         try:
@@ -496,9 +551,30 @@ class Consumer:
                     self._disk.unlink(self._place.path(number))
             self._first_chunk = chunk
 
+    def _empty_finished(self) -> None:
+        finished, self._finished = self._finished, []
+        for chunk, following in finished:
+            if chunk.number < self.acknowledged.position[0]:
+                continue  # removed
+            try:
+                self._place.check()
+                self._empty(chunk, following.previous_id + 1)
+            except OSError as error:
+                if error.errno is None and not isinstance(error, StorageError):
+                    raise  # a signal handler's
+                _log.debug("emptying a chunk: %s", error)
+                self._finished.append((chunk, following))  # again when the next one is finished
+
+    def _empty(self, chunk: Chunk, next_id: int) -> None:
+        empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
+
     def _sweep(self) -> None:
         """After a consumer that died: remove what it would have removed."""
         self._unlink_consumed()
+        for number in chunk_numbers(self._place.directory):
+            if number < self._journal.tail[0]:  # temporary files of the last one are the producers'
+                name = os.path.basename(self._place.path(number))
+                sweep(self._disk, self._place.directory, self._place.tempdir, name)
         kept = set(chunk_numbers(self._place.directory))
         for name in os.listdir(self._place.directory):
             chunk, _, rest = name.partition(".")

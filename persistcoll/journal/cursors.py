@@ -107,6 +107,13 @@ class Acknowledged:
             self._places[last] = behind
         return False
 
+    def note_place(self, last: int, behind: Position) -> None:
+        """The record after ``last``, which is in the set, stands at ``behind`` or later."""
+        if last <= self.last:
+            self.position = max(self.position, behind)
+        elif last in self._by_last:
+            self._places[last] = behind
+
     def move(self, last: int, position: Position) -> None:
         """Every id up to ``last`` is in the set, wherever it came from (loading)."""
         if last < self.last:
@@ -124,16 +131,32 @@ class Acknowledged:
 
     def merge(self, first: int, last: int) -> None:
         """Add ids of which some may be in the set already (loading)."""
+        for run in self.missing(first, last):
+            self.add(*run, None)
+
+    def missing(self, first: int, last: int) -> list[tuple[int, int]]:
+        """The ids from ``first`` to ``last`` that are not in the set, as runs of a first and a last one."""
         first = max(first, self.last + 1)
+        runs: list[tuple[int, int]] = []
         for known, end in sorted(self._by_first.items()):
             if known > last:
                 break
             if end >= first:
                 if first < known:
-                    self.add(first, known - 1, None)
+                    runs.append((first, known - 1))
                 first = end + 1
         if first <= last:
-            self.add(first, last, None)
+            runs.append((first, last))
+        return runs
+
+    def missing_up_to(self, id: int) -> int:
+        """The greatest id up to ``id`` that is not in the set; 0 if all are."""
+        if id <= self.last:
+            return 0
+        if self.end_of(id) is None:
+            return id
+        assert self._firsts is not None
+        return self._firsts[bisect.bisect_right(self._firsts, id) - 1] - 1
 
     def __contains__(self, id: int) -> bool:
         return self.end_of(id) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from persistcoll.disk import storage_error
@@ -43,6 +44,18 @@ def beginning(place: Place) -> tuple[int, Position]:
     return 0, (0, 0)
 
 
+def _without_records(place: Place) -> Iterator[tuple[int, int]]:
+    """The ids that the headers of the chunks pass over, because they are acknowledged."""
+    for number in chunk_numbers(place.directory):
+        try:
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+        except (FileNotFoundError, CorruptionError):
+            continue
+        file.close()
+        if chunk.previous_id + 1 < chunk.first_id:
+            yield chunk.previous_id + 1, chunk.first_id - 1
+
+
 class Observer:
     """Follows the cursor that the consuming process writes. Thread-safe.
 
@@ -55,6 +68,7 @@ class Observer:
         self._lock = lock
         self._mutex = mutex
         self._unsure = False  # interrupted while it read on
+        self._judged: tuple[Acknowledged, int] | None = None  # that set, and how many entries were damaged
         self._cursor = self._new_cursor()
 
     @property
@@ -150,6 +164,7 @@ class Observer:
         try:
             cursor.refresh()
             if cursor.acknowledged.position[1]:
+                self._judge(cursor)
                 self._unsure = False
                 return True
             # There is none, or its position is damaged: begin at the beginning.
@@ -164,9 +179,22 @@ class Observer:
         acknowledged = Acknowledged(*beginning(self._place))
         for first, last in cursor.acknowledged.ranges.items():
             acknowledged.merge(first, last)
+        for first, last in _without_records(self._place):
+            acknowledged.merge(first, last)
         cursor.acknowledged = acknowledged
         self._unsure = False
         return False
+
+    def _judge(self, cursor: CursorReader) -> None:
+        """A cursor that is not whole may have lost what made a chunk an emptied one."""
+        acknowledged, damaged = cursor.acknowledged, cursor.damaged
+        judged = self._judged
+        if judged is not None and judged[0] is acknowledged and judged[1] == damaged:
+            return
+        if not cursor.can_be_written_on():
+            for first, last in _without_records(self._place):
+                acknowledged.merge(first, last)
+        self._judged = acknowledged, damaged
 
     def close(self) -> None:
         self._cursor.close()

@@ -13,7 +13,7 @@ from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
 from persistcoll.journal.recovery import Place
-from persistcoll.journal.segments import chunk_numbers, open_chunk
+from persistcoll.journal.segments import Chunk, chunk_numbers, open_chunk
 
 __all__ = ["Reader"]
 
@@ -30,6 +30,7 @@ class Reader:
         ends before that is damaged.
     :param lost: called with the first and last id of records that are passed over as damaged;
         ``None``: this reader only looks.
+    :param finished: called with a chunk that was read to its end, and with the header of the next one.
     :ivar number: the chunk of the record that :meth:`current` returns.
     :ivar ahead: what has been read ahead, and is to be taken from its left; all of one chunk.
     """
@@ -42,16 +43,19 @@ class Reader:
         acknowledged: Acknowledged,
         tail: Callable[[], tuple[int, int, int]],
         lost: Callable[[int, int, Position], None] | None = None,
+        finished: Callable[[Chunk, Chunk], None] = lambda chunk, following: None,
     ) -> None:
         self._place = place
         self._acknowledged = acknowledged
         self._tail = tail
         self._lost = lost
+        self._finished = finished
         self._last_id = self._start_id = last_id
         self.ahead: deque[tuple[Record, int, int]] = deque()
         self._failure: CorruptionError | None = None
         self._retried = (-1, -1)
         self._file: OpenFile | None = None
+        self._chunk: Chunk | None = None
         self.number = position[0]
         self._salt = 0
         self._chunk_start: int | None = None  # of the chunk that `position` names
@@ -70,9 +74,11 @@ class Reader:
             later = [other for other in chunk_numbers(place.directory) if other > number]
             self._enter(later[0])
             return
-        self._file, self.number, self._salt = file, chunk.number, chunk.salt
+        self._file, self._chunk, self.number, self._salt = file, chunk, chunk.number, chunk.salt
         self._frames = Frames(place.disk, file.fd, chunk.salt, max(offset, chunk.data_offset))
         self._chunk_start = chunk.data_offset
+        if chunk.previous_id <= self._last_id:  # what follows up to the first id is acknowledged and gone
+            self._last_id = self._start_id = max(self._last_id, chunk.first_id - 1)
 
     @property
     def _fd(self) -> int:
@@ -180,8 +186,9 @@ class Reader:
             self._give_up_unless_skipping(error)
             return self._enter(number + 1)
         self.close()
+        before = self._chunk
         self._chunk_start = None
-        self._file, self.number, self._salt = file, number, chunk.salt
+        self._file, self._chunk, self.number, self._salt = file, chunk, number, chunk.salt
         self._frames = Frames(place.disk, file.fd, chunk.salt, chunk.data_offset)
         on_the_way = self._last_id == self._start_id  # from the position to the first one wanted
         if chunk.first_id <= self._last_id and not on_the_way:
@@ -189,8 +196,10 @@ class Reader:
             self._fail(CorruptionError(f"{path!r} repeats ids of the chunk before", path))
         if chunk.previous_id > self._last_id:
             self._missing(chunk.previous_id, 0)
-        # Ids between `previous_id` and `first_id` were acknowledged before a power cut took them.
+        # The records between `previous_id` and `first_id` are acknowledged and gone.
         self._last_id = max(self._last_id, chunk.first_id - 1)
+        if before is not None and before.number == number - 1:
+            self._finished(before, chunk)
         return True
 
     def _reopen(self) -> bool:
@@ -245,15 +254,15 @@ class Reader:
 
     def _missing(self, last: int, offset: int) -> None:
         """The records up to ``last`` are not there."""
-        first, path = self._last_id + 1, self._place.path(self.number)
-        if first > last:
-            return
-        reason = f"{path!r}: records {first} to {last} are missing"
-        self._give_up_unless_skipping(CorruptionError(reason, path, offset))
-        if self._lost is not None:
-            _log.warning("%s; they were passed over", reason)
-            self._lost(first, last, (self.number, offset))
-        self._last_id = last
+        path = self._place.path(self.number)
+        # What is acknowledged is missed by nobody.
+        for first, until in self._acknowledged.missing(self._last_id + 1, last):
+            reason = f"{path!r}: records {first} to {until} are missing"
+            self._give_up_unless_skipping(CorruptionError(reason, path, offset))
+            if self._lost is not None:
+                _log.warning("%s; they were passed over", reason)
+                self._lost(first, until, (self.number, offset))
+        self._last_id = max(self._last_id, last)
 
     def _give_up_unless_skipping(self, error: CorruptionError) -> None:
         self._place.check()  # what is at that path may be another store, and whole

@@ -9,6 +9,14 @@ noticed), the salt of its checksums and the serializer::
 
     magic 8s | version u16 | name length u16 | number u32 | store uuid 16s
     | first id u64 | previous id u64 | created f64 | salt u32 | serializer name | crc u32
+
+Ids between the previous id and the first one are acknowledged and have no record. There are such in two
+cases. Recovery begins a chunk behind ids whose records a power cut took after they were acknowledged. And
+the consumer replaces a chunk whose records are all acknowledged, while an earlier chunk is still needed, by
+an *emptied* one: a header whose first id is that of the next chunk, and the ``END`` frame. The emptied chunk
+keeps the chain of ids whole and says what was acknowledged even when the cursor is lost. A release from
+before emptied chunks reads them as the first case. Only if it has lost the cursor as well, its count is too
+high by those ids.
 """
 
 from __future__ import annotations
@@ -16,17 +24,20 @@ from __future__ import annotations
 import os
 import re
 import struct
+import time
 from typing import NamedTuple
 from zlib import crc32
 
-from persistcoll.disk import Disk, OpenFile, publish, read_fully
+from persistcoll.disk import Disk, OpenFile, new_salt, publish, read_fully
 from persistcoll.errors import CorruptionError, FormatVersionError
+from persistcoll.journal.frames import END, encode
 
 __all__ = [
     "Chunk",
     "chunk_numbers",
     "chunk_path",
     "create_chunk",
+    "empty_chunk",
     "open_chunk",
 ]
 
@@ -85,6 +96,17 @@ def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None =
     """Make the file, durably, and return it, open for appending and reading."""
     path = chunk_path(directory, chunk.number)
     return publish(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
+
+
+def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir: str | None = None) -> None:
+    """Replace a finished chunk by one without records, durably; the next chunk begins with ``next_id``.
+
+    Its salt is a new one, so that no tail mark of the old file fits it. Whoever has the old file open reads
+    on in that.
+    """
+    emptied = chunk._replace(first_id=next_id, salt=new_salt())
+    data = emptied.encode() + encode(emptied.salt, END, next_id, time.time(), 0, b"")
+    publish(disk, chunk_path(directory, chunk.number), (data,), tempdir).close()
 
 
 def open_chunk(

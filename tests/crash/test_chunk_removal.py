@@ -1,13 +1,19 @@
-"""A chunk goes only when the cursor on the device says a position behind it."""
+"""A chunk goes when all of it is acknowledged, and only when the cursor on the device says so."""
 
 from __future__ import annotations
 
 import errno
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from persistcoll import Empty, Queue
 from persistcoll.testing.faults import FaultyDisk
+from tests.crash.accounts import memory_directory, quick_disk
 
 
 def chunks(path):
@@ -39,17 +45,17 @@ def test_chunk_finished_out_of_order_without_a_new_cursor(call, position_fits, n
             queue.get()
         with queue.receive() as six:
             assert six == 6
-        for _ in range(3):
+        for _ in range(2):
             queue.task_done()
         fault = disk.fail(call, error=number, times="forever", path="cursor.tmp")
         if not position_fits:
             disk.fail("pwrite", at=2, error=number, path="cursor")
-        queue.task_done()  # 4: the first chunk is finished
+        queue.task_done()  # 3: the first chunk is finished
         assert fault.fired
         kept = [] if position_fits else ["q00000"]
         assert chunks(tmp_path / "q") == [*kept, "q00001", "q00002"]
         disk.heal()
-    assert rest(tmp_path / "q") == [5, 7, 8, 9]
+    assert rest(tmp_path / "q") == [4, 5, 7, 8, 9]
 
 
 def test_skipped_item_far_ahead_does_not_lead_back_into_a_chunk_that_is_gone(tmp_path):
@@ -60,3 +66,148 @@ def test_skipped_item_far_ahead_does_not_lead_back_into_a_chunk_that_is_gone(tmp
         assert queue.skip(11) == 11
         assert [queue.get() for _ in range(9)] == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert rest(tmp_path / "q") == [12]
+
+
+def sizes(path):
+    return {name: (path / name).stat().st_size for name in chunks(path)}
+
+
+def take(queue):
+    """The id of an item that is in hand from now on."""
+    return queue._blocking.store.take(lambda record: record.id)
+
+
+EMPTIED = 110  # bytes: more than a header and a frame, less than one with an item
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_what_is_processed_beside_one_in_hand_keeps_no_data(durability, tmp_path):
+    path = tmp_path / "q"
+    with Queue(path, chunksize=50, serializer="raw", durability=durability) as queue:
+        queue.put(bytes(100))
+        first = take(queue)
+        for _ in range(1000):
+            queue.put(bytes(100))
+            queue._blocking.store.acknowledge([take(queue)])
+        kept = {name for name, size in sizes(path).items() if size > EMPTIED}
+        assert kept == {"q00000", "q00020"}
+        assert (queue.qsize(), queue.unfinished_tasks) == (0, 1)
+        queue._blocking.store.acknowledge([first])
+        assert chunks(path) == ["q00020"]
+    assert rest_of(path) == []
+
+
+def rest_of(path):
+    """What a newcomer gets, and that every look agrees."""
+    items = []
+    with Queue(path, serializer="raw") as queue, Queue(path, serializer="raw") as observer:
+        seen = list(observer.items())
+        assert (queue.qsize(), observer.qsize()) == (len(seen), len(seen))
+        try:
+            while True:
+                items.append(queue.get(block=False))
+                queue.task_done()
+        except Empty:
+            pass
+        assert items == seen
+        assert (queue.qsize(), observer.qsize(), list(observer.items())) == (0, 0, [])
+        assert queue.stats().dead == 0
+        assert queue.stats().gets == queue.stats().puts
+    return items
+
+
+def test_chunk_is_emptied_at_once_and_not_while_the_last_of_it_is_in_hand(tmp_path):
+    path = tmp_path / "q"
+    with Queue(path, chunksize=3, serializer="raw") as queue:
+        for number in range(12):
+            queue.put(b"%3d" % number + bytes(100))
+        ids = [take(queue) for _ in range(11)]
+        store = queue._blocking.store
+        for id in (ids[5], ids[3]):
+            store.acknowledge([id])
+        assert all(size > EMPTIED for size in sizes(path).values())
+        store.acknowledge([ids[4]])
+        assert [size > EMPTIED for size in sizes(path).values()] == [True, False, True, True]
+        store.acknowledge(ids[6:9])
+        assert [size > EMPTIED for size in sizes(path).values()] == [True, False, False, True]
+        store.acknowledge(ids[:3])
+        assert chunks(path) == ["q00003"]
+    assert [item[:3] for item in rest_of(path)] == [b"  9", b" 10", b" 11"]
+
+
+@pytest.mark.parametrize("how", ["lost", "header", "first", "last"])
+def test_what_an_emptied_chunk_held_is_acknowledged_whatever_became_of_the_cursor(how, tmp_path):
+    path, cursor = tmp_path / "q", tmp_path / "q" / "cursor"
+    with Queue(path, chunksize=3, serializer="raw") as queue:
+        for number in range(12):
+            queue.put(b"%3d" % number)
+        ids = [take(queue) for _ in range(11)]
+        queue._blocking.store.acknowledge(ids[3:9])
+    if how == "lost":
+        cursor.unlink()
+    else:
+        data = bytearray(cursor.read_bytes())
+        data[{"header": 9, "first": 40, "last": len(data.rstrip(b"\0")) - 9}[how]] ^= 1
+        cursor.write_bytes(data)
+    assert rest_of(path) == [b"%3d" % number for number in (0, 1, 2, 9, 10, 11)]
+
+
+def test_clear_beside_one_in_hand_frees_what_was_not_read(tmp_path):
+    path = tmp_path / "q"
+    with Queue(path, chunksize=3, serializer="raw") as queue:
+        for _ in range(12):
+            queue.put(bytes(100))
+        first = take(queue)
+        assert queue.clear() == 11
+        assert [size > EMPTIED for size in sizes(path).values()] == [True, False, False, True]
+        queue._blocking.store.acknowledge([first])
+        assert chunks(path) == ["q00003"]
+    assert rest_of(path) == []
+
+
+STEPS = ["take", "take", "take", "done", "done", "back", "reopen", "lose"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_order_of_acknowledging(data):
+    """Taken, acknowledged, given back, skipped and reopened in any order: a chunk has its data as long as one
+    of its items is not acknowledged, and no longer, if the reader is behind it.
+    """
+    chunksize = data.draw(st.integers(1, 4))
+    count = data.draw(st.integers(1, 14))
+    with tempfile.TemporaryDirectory(dir=memory_directory()) as directory:
+        path = Path(directory) / "q"
+        left, held = set(range(1, count + 1)), []
+        queue = Queue(path, chunksize=chunksize, serializer="raw", _disk=quick_disk())
+        try:
+            for number in range(1, count + 1):
+                queue.put(b"%3d" % number + bytes(100))
+            for step in data.draw(st.lists(st.sampled_from(STEPS), max_size=30)):
+                store: Any = queue._blocking.store
+                if step == "take" and queue.qsize():
+                    held.append(take(queue))
+                elif step == "done" and held:
+                    some = data.draw(st.lists(st.sampled_from(held), min_size=1, unique=True))
+                    store.acknowledge(some)
+                    left -= set(some)
+                    held = [id for id in held if id not in some]
+                    read = store._consumer._reader.number
+                    data_of = {int(name[1:]) for name, size in sizes(path).items() if size > EMPTIED}
+                    wanted = {(id - 1) // chunksize for id in left} & data_of
+                    assert {number for number in data_of - wanted if number < read} == set()
+                elif step == "back" and held:
+                    store.give_back(held.pop(data.draw(st.integers(0, len(held) - 1))))
+                elif step in ("reopen", "lose"):
+                    queue.close()
+                    held = []
+                    if step == "lose":
+                        (path / "cursor").unlink()
+                    queue = Queue(path, chunksize=chunksize, serializer="raw", _disk=quick_disk())
+                    if step == "lose":  # it costs redelivery
+                        left = {int(item[:3]) for item in queue.items()} | left
+                assert queue.qsize() == len(left) - len(held)
+                assert [int(item[:3]) for item in queue.items()] == sorted(left - set(held))
+        finally:
+            queue.close()
+        assert [int(item[:3]) for item in rest_of(path)] == sorted(left)

@@ -179,6 +179,16 @@ def out_of_order(scribe: Scribe) -> None:
             store.acknowledge([ids[place]])
 
 
+def beside_one_in_hand(scribe: Scribe) -> None:
+    """Chunks that are acknowledged as a whole, while the first item of an earlier one is in work."""
+    scribe.put(8)
+    store = scribe.queue._blocking.store
+    ids = [store.take(lambda record: record.id) for _ in range(7)]
+    for place in (4, 3, 6, 5, 1, 0):
+        with scribe.asking("drop", place + 1, place + 1):
+            store.acknowledge([ids[place]])
+
+
 def long_life(scribe: Scribe) -> None:
     """Puts and removals interleaved over several chunks."""
     scribe.put(2)
@@ -190,7 +200,18 @@ def long_life(scribe: Scribe) -> None:
 
 WORKS = {
     work.__name__: work
-    for work in (put, put_many, get_and_task_done, get_many, receive, skip, clear, out_of_order, long_life)
+    for work in (
+        put,
+        put_many,
+        get_and_task_done,
+        get_many,
+        receive,
+        skip,
+        clear,
+        out_of_order,
+        beside_one_in_hand,
+        long_life,
+    )
 }
 
 
@@ -241,7 +262,11 @@ def test_closing_and_opening_again(model, durability):
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chunksize", [2])
-@pytest.mark.parametrize("work", [put_many, get_and_task_done], ids=["put_many", "get_and_task_done"])
+@pytest.mark.parametrize(
+    "work",
+    [put_many, get_and_task_done, beside_one_in_hand],
+    ids=["put_many", "get_and_task_done", "beside_one_in_hand"],
+)
 def test_a_power_cut_during_recovery(work, chunksize, model, durability):
     found = explored(work, model, durability, recover=True, limit=4, chunksize=chunksize)
     assert not found.violations, str(found)

@@ -78,13 +78,13 @@ def test_the_same_work_with_all_rules_kept(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_r5_a_chunk_removed_before_the_cursor_is_durable(model, monkeypatch):
-    rightly = Consumer._drop_consumed
+    rightly = Consumer._drop_finished
 
     def too_early(consumer: Consumer) -> None:
         consumer._unlink_consumed()
         rightly(consumer)
 
-    monkeypatch.setattr(Consumer, "_drop_consumed", too_early)
+    monkeypatch.setattr(Consumer, "_drop_finished", too_early)
     found, _ = explored(model)
     assert found.violations
 
