@@ -27,7 +27,6 @@ import stat
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -291,43 +290,46 @@ _PLAIN = Disk()
 
 
 class OpenFile:
-    """A descriptor that is closed once: by :meth:`close`, or after nobody holds this object any more.
+    """A descriptor that is closed once: by :meth:`close`, or when nobody holds this object any more.
 
     An interrupt (``KeyboardInterrupt``) may come in behind any call. So the descriptor goes from the
     operating system into a list, and back, within one call of C each: ``extend`` and ``list`` drain a
-    ``map`` of C functions, and no line of Python in which it could get lost lies between. What an interrupt
-    has kept from its owner :meth:`close_forgotten` finds. It is no destructor, because one that is written in
-    Python swallows the interrupts that come in there.
+    ``map`` of C functions, and no line of Python in which it could get lost lies between. Its owner calls
+    :meth:`close` all the same, because a destructor swallows the interrupts that come in there.
+
+    The garbage collector calls the destructors of a cycle in any order. A destructor that needs the file asks
+    :attr:`held` first, because the number of a closed descriptor may be another file's.
 
     :ivar fd: its number.
-    :ivar held: a list of it, to be cleared where another owner closes it from then on.
+    :ivar held: a list of it, empty when it is closed.
     """
 
-    __slots__ = ("__weakref__", "_close", "fd", "held")
+    held: list[int] = []  # noqa: RUF012 - of one whose making was interrupted; never changed
 
     def __init__(self, disk: Disk, path: str, flags: int, mode: int = 0o600, *, follow: bool = False) -> None:
-        OpenFile.close_forgotten()
         self._close = disk.close
-        self.held = held = _Held()
+        self.held = []
         call: Callable[[str, int, int], int] = disk.open
         if getattr(call, "__func__", None) is Disk.open:
             call = os.open
             flags |= _OPEN_FLAGS & ~_NO_FOLLOW if follow else _OPEN_FLAGS
-        _files[id(held)] = weakref.ref(self), held, disk.close
-        held.extend(map(call, (path,), (flags,), (mode,)))
-        self.fd = held[0]
+        self.held.extend(map(call, (path,), (flags,), (mode,)))
+        self.fd = self.held[0]
         if flags & os.O_EXCL:
             disk.ownership.apply(self.fd)
 
     def close(self) -> None:
         """What closing reports is of no use, and comes after every sync that counts."""
-        _close(self.held, self._close)
-        _files.pop(id(self.held), None)
+        held = self.held
+        try:
+            list(map(self._close, map(held.pop, range(len(held)))))
+        except OSError as error:
+            if error.errno is None:  # a signal handler's
+                raise
 
     def lend(self) -> int:
         """The descriptor, which the caller closes from now on."""
         self.held.clear()
-        _files.pop(id(self.held), None)
         return self.fd
 
     def __enter__(self) -> OpenFile:
@@ -336,29 +338,9 @@ class OpenFile:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    @staticmethod
-    def close_forgotten() -> None:
-        """Close what no object holds any more."""
-        for key, (reference, held, close) in list(_files.items()):
-            if reference() is None:
-                _close(held, close)
-                _files.pop(key, None)
-
-
-class _Held(list[int]):
-    """The descriptor, or none."""
-
-
-# By identity of the list: the object, its list, and what closes.
-_files: dict[int, tuple[weakref.ref[OpenFile], _Held, Callable[[int], None]]] = {}
-
-
-def _close(held: _Held, close: Callable[[int], None]) -> None:
-    try:
-        list(map(close, map(held.pop, range(len(held)))))
-    except OSError as error:
-        if error.errno is None:  # a signal handler's
-            raise
+    def __del__(self) -> None:
+        if self.held:
+            self.close()
 
 
 def open_lasting(disk: Disk, path: str) -> OpenFile:

@@ -56,6 +56,11 @@ class GroupCommit:
         """Whether somebody syncs at this moment, or is about to."""
         return self._combiner.leading
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a file, and it is open."""
+        return self._file is not None and bool(self._file.held)
+
     def switch(self, file: OpenFile | None, path: str, end: int) -> None:
         """From now on sync ``file``, and close it in the end.
 

@@ -95,9 +95,10 @@ class Consumer:
             self._close_reader()
             raise
 
-    def __del__(self) -> None:
-        if "_commit" in self.__dict__:
-            self._commit.close()
+    @property
+    def is_open(self) -> bool:
+        """Whether the cursor's file is."""
+        return self._commit.is_open
 
     def begin_anew(self, seen: CursorReader) -> None:
         """After an interrupt, which may have come in behind any call: learn all of it again from what is

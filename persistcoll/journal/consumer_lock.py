@@ -78,6 +78,11 @@ class ConsumerLock:
         self._pwrite = disk.pwrite
         self.unlock: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is."""
+        return bool(self._file.held)
+
     def acquire(self) -> bool:
         """Take the lock.
 

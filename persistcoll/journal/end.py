@@ -87,10 +87,6 @@ class JournalEnd:
             self.commit.close()
             raise
 
-    def __del__(self) -> None:
-        if "commit" in self.__dict__:
-            self.commit.close()
-
     @property
     def path(self) -> str:
         """The chunk's file."""

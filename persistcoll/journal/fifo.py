@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TypeVar
 
 from persistcoll.directories import occupied
-from persistcoll.disk import Disk, OpenFile, open_lasting, storage_error
+from persistcoll.disk import Disk, open_lasting, storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import (
     note_users,
@@ -558,7 +558,7 @@ class Fifo:
         self._journal.refuse(closed)
 
     def _close(self, clean: bool) -> None:
-        clean = clean and self._trouble is None and not self._released
+        clean = clean and self._trouble is None and not self._released and self._is_open()
         self._trouble = ClosedError("closed")
         if self._released or self._forked:
             return
@@ -573,6 +573,11 @@ class Fifo:
         finally:
             self._let_go()
 
+    def _is_open(self) -> bool:
+        """Whether no destructor of a file was called before the one that closes this store."""
+        consumer = self._consumer
+        return self._lock.is_open and self._journal.is_open and (consumer is None or consumer.is_open)
+
     def _let_go(self) -> None:
         """Close the files, as the death of the process would."""
         self._journal.let_go()
@@ -580,7 +585,6 @@ class Fifo:
             self._consumer.let_go()
         self._lock.close()
         self._observer.close()
-        OpenFile.close_forgotten()
         self._released = True
         used_no_more(self)
 

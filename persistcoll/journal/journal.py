@@ -86,6 +86,11 @@ class Journal:
         self._tail = JournalEnd(place, lock, chunksize, floor, bury, failed)
 
     @property
+    def is_open(self) -> bool:
+        """Whether its files are."""
+        return self._lock.is_open and self._tail.commit.is_open
+
+    @property
     def tail(self) -> tuple[int, int, int]:
         """Number of the last chunk, the end of what is whole in it, the last id, as known here."""
         tail = self._tail

@@ -31,6 +31,11 @@ class ProducerLock:
         self._flock = disk.flock
         self.release: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is."""
+        return bool(self._file.held)
+
     def acquire(self) -> None:
         """Wait for the lock and take it. The kernel keeps those who wait in line."""
         try:
