@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import persistcoll
-from persistcoll import PDict, SQLiteQueue
+from persistcoll import PDict, Queue, SQLiteQueue
 from persistcoll.engine import lifecycle
 from persistcoll.tables import opening
 from persistcoll.tables.database import Database
@@ -445,3 +445,23 @@ def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch
         connection.close()
         assert waiting(one.get)() == 1
         assert [two.get(), two.get()] == [2, 3]
+
+
+def test_a_forgotten_file_queue_touches_no_other_file(tmp_path, monkeypatch):
+    """The collector calls the destructors of a cycle in any order: that of a file, then that of its queue."""
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_value))
+    with Queue(tmp_path / "q", durability="process", chunksize=4) as queue:
+        for number in range(60):
+            cycle: list[Any] = []
+            for _ in range(3):
+                other = Queue(tmp_path / "q", durability="process", chunksize=4)
+                other.put(number)
+                store: Any = other._blocking.store
+                cycle += [store._lock._file, store._journal._lock._file, other]
+            cycle.append(cycle)
+            del cycle, other, store
+            gc.collect()
+            queue.put(number)
+        assert queue.qsize() == 240
+    assert not reported

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from persistcoll import PDict, SQLiteAckQueue, SQLiteQueue, StoreReplacedError
+from persistcoll import CorruptionError, PDict, SQLiteAckQueue, SQLiteQueue, StoreReplacedError
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -144,3 +146,32 @@ def test_a_holders_file_of_another_store_stays(tmp_path):
         assert new.get() == 2
         old.close()
         assert [path.name for path in place.glob("*.holder-*")] == ["data.db.holder-1"]
+
+
+def test_a_refusal_of_a_lost_database_leaves_its_log(tmp_path):
+    """What the message says can be done: the database is put back, and everything is there."""
+    program = (
+        "import os, sys, persistcoll\n"
+        "queue = persistcoll.SQLiteQueue(sys.argv[1])\n"
+        "queue.put_many(range(9))\n"
+        "os._exit(0)"  # without closing
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program, str(tmp_path)], check=True, timeout=60)
+    database = tmp_path / "data.db"
+    database.rename(tmp_path / "moved")
+    with pytest.raises(CorruptionError, match="Put the database back"):
+        SQLiteQueue(tmp_path)
+    (tmp_path / "moved").rename(database)
+    with SQLiteQueue(tmp_path) as queue:
+        assert list(queue.items()) == [*range(9)]
+
+
+def test_a_get_that_is_refused_takes_nothing(tmp_path):
+    place = tmp_path / "q"
+    with SQLiteQueue(place) as queue:
+        queue.put_many(["a", "b"])
+        place.rename(tmp_path / "elsewhere")
+        with pytest.raises(StoreReplacedError):
+            queue.get(block=False)
+    with SQLiteQueue(tmp_path / "elsewhere") as queue:
+        assert list(queue.items()) == ["a", "b"]
