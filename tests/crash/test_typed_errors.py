@@ -1,0 +1,342 @@
+"""Every call to the operating system fails once, in every operation of every container.
+
+The law: the operation succeeds or raises a ``PersistcollError``. After either, no descriptor stays open and
+no lock stays held, a fresh opening is right, and it holds what returned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from persistcoll import Empty, PDict, PersistcollError, Queue, SQLiteAckQueue, SQLiteQueue
+from persistcoll.disk import CALLS, Disk
+from persistcoll.tables import opening
+from persistcoll.tables.source import Source
+from persistcoll.testing import faults
+from persistcoll.testing.faults import FaultyDisk
+from tests.crash.accounts import memory_directory, quick_disk
+
+ERRORS = [
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EINTR,
+    errno.ENOENT,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+]
+# What looks at files without a Disk, and what a Disk offers beside CALLS.
+OUTSIDE = ("stat", "lstat", "listdir", "getcwd")
+# Trials of an operation, but for the exhaustive form.
+MOST = 8
+ALSO = ("size", "status", *OUTSIDE)
+REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in OUTSIDE}
+
+
+class EveryCall(FaultyDisk):
+    """A :class:`FaultyDisk` through which the whole process looks at files while it is in force."""
+
+    def __init__(self) -> None:
+        disk: Any = quick_disk()
+        for name, function in REAL.items():
+            setattr(disk, name, function)
+        super().__init__(disk)
+        for name in ALSO:
+            setattr(self, name, partial(self._run, name))
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        for name in OUTSIDE:
+            setattr(os, name, getattr(self, name))
+        try:
+            yield
+        finally:
+            for name, function in REAL.items():
+                setattr(os, name, function)
+            self.heal()
+
+
+class Kind(NamedTuple):
+    make: Any
+    durability: str
+    operations: dict[str, Callable[[Any], object]]
+
+    def open(self, path: Path, disk: Disk | None = None) -> Any:
+        disk = disk or quick_disk()
+        options: dict[str, Any] = {"serializer": "json", "durability": self.durability}
+        if self.make is Queue:
+            return Queue(path, chunksize=3, _disk=disk, **options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(opening, "Source", partial(Source, disk=disk))
+            return self.make(path, **options)
+
+    def begin(self, path: Path) -> None:
+        with self.open(path) as store:
+            for number in range(5):
+                self.add(store, number)
+
+    def add(self, store: Any, number: int) -> None:
+        if self.make is PDict:
+            store[number] = number
+        else:
+            store.put(number)
+
+    def contents(self, path: Path) -> list[Any]:
+        with self.open(path) as store:
+            return [*store.items()]
+
+
+def with_one_in_hand(call: Callable[[Any, Any], object]) -> Callable[[Any], object]:
+    return lambda queue: call(queue, queue.get_nowait())
+
+
+def within(manager: Callable[[Any], AbstractContextManager[Any]]) -> Callable[[Any], object]:
+    def run(store: Any) -> None:
+        with manager(store):
+            pass
+
+    return run
+
+
+def set_in_transaction(store: Any) -> None:
+    with store.transaction():
+        store[9] = 9
+        store[8] = 8
+
+
+LOOKING: dict[str, Callable[[Any], object]] = {
+    "items": lambda store: [*store.items()],
+    "stats": lambda store: store.stats(),
+}
+QUEUE: dict[str, Callable[[Any], object]] = {
+    **LOOKING,
+    "put": lambda queue: queue.put(9),
+    "put_many": lambda queue: queue.put_many([9, 10, 11, 12]),
+    "get": lambda queue: queue.get_nowait(),
+    "get, waiting": lambda queue: (queue.clear(), queue.get(timeout=0.002)),
+    "get_many": lambda queue: queue.get_many(2),
+    "receive": within(lambda queue: queue.receive(block=False)),
+    "skip": lambda queue: queue.skip(),
+    "clear": lambda queue: queue.clear(),
+    "peek": lambda queue: queue.peek(),
+    "qsize": lambda queue: queue.qsize(),
+    "unfinished_tasks": lambda queue: queue.unfinished_tasks,
+}
+SQL = {
+    **QUEUE,
+    "queue": lambda queue: queue.queue(),
+    "update": lambda queue: queue.update(99, 1),
+    "get by id": lambda queue: queue.get(block=False, id=2),
+}
+KINDS = [
+    Kind(make, durability, operations)
+    for make, operations in (
+        (Queue, {**QUEUE, "task_done": with_one_in_hand(lambda queue, item: queue.task_done())}),
+        (SQLiteQueue, SQL),
+        (
+            SQLiteAckQueue,
+            {
+                **SQL,
+                "ack": with_one_in_hand(lambda queue, item: queue.ack(item)),
+                "nack": with_one_in_hand(lambda queue, item: queue.nack(item)),
+                "ack_failed": with_one_in_hand(lambda queue, item: queue.ack_failed(item)),
+            },
+        ),
+        (
+            PDict,
+            {
+                **LOOKING,
+                "[]": lambda pairs: pairs[1],
+                "get_many": lambda pairs: pairs.get_many([1, 2]),
+                "list": list,
+                "len": len,
+                "scan": lambda pairs: [*pairs.scan()],
+                "set": lambda pairs: pairs.__setitem__(9, 9),
+                "update": lambda pairs: pairs.update({7: 7, 8: 8}),
+                "pop": lambda pairs: pairs.pop(1, None),
+                "popitem": lambda pairs: pairs.popitem(),
+                "incr": lambda pairs: pairs.incr(1),
+                "clear": lambda pairs: pairs.clear(),
+                "transaction": set_in_transaction,
+            },
+        ),
+    )
+    for durability in ("power", "process")
+]
+KIND_NAMES = [f"{kind.make.__name__}-{kind.durability}" for kind in KINDS]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("persistcoll"), "disabled", True)
+    monkeypatch.setattr(faults, "CALLS", (*CALLS, *ALSO))
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=memory_directory()) as directory:
+        yield Path(directory)
+
+
+def descriptors() -> set[str]:
+    """Numbers and targets, but for the one that lists them."""
+    found = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError):
+            found.add(f"{name}: {os.readlink(f'/proc/self/fd/{name}')}")
+    return found
+
+
+def locks_held(path: Path) -> list[str]:
+    fcntl = pytest.importorskip("fcntl")
+    held = []
+    for file in [*path.glob("*.lock"), *path.glob("*.turn")]:
+        with file.open("rb") as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(file.name)
+    return held
+
+
+class Fault(NamedTuple):
+    call: str
+    at: int
+    error: int
+
+    def __str__(self) -> str:
+        return f"{errno.errorcode[self.error]} of {self.call} {self.at}"
+
+
+class Trial:
+    """One operation on a store of its own, with at most one fault in it."""
+
+    def __init__(self, kind: Kind, template: Path, path: Path, operation: str, fault: Fault | None) -> None:
+        self.kind, self.path, self.operation = kind, path, operation
+        self.disk = EveryCall()
+        self.fault = fault
+        self.raised: BaseException | None = None
+        shutil.rmtree(path, ignore_errors=True)
+        if operation != "create":
+            shutil.copytree(template, path)
+        before = descriptors()
+        self.more = self._run()
+        self.left = descriptors() - before
+
+    def _run(self) -> bool:
+        """Whether the store took another item afterwards."""
+        if self.operation in ("create", "open"):
+            store = self._armed(lambda: self.kind.open(self.path, self.disk))
+        else:
+            store = self.kind.open(self.path, self.disk)
+            if self.operation == "close":
+                self.kind.add(store, 9)
+                self._armed(store.close)
+            else:
+                self._armed(lambda: self.kind.operations[self.operation](store))
+                # By a failed call to let go it may be kept until the store is closed.
+                if self.kind.make is not Queue and (self.fault is None or self.fault.call != "flock"):
+                    assert not locks_held(self.path), "a lock is kept"
+        if store is None or self.operation == "close":
+            return False
+        more = False
+        with contextlib.suppress(PersistcollError):
+            self.kind.add(store, 77)
+            more = True
+        with contextlib.suppress(PersistcollError):
+            store.close()
+        store.close()
+        return more
+
+    def _armed(self, call: Callable[[], Any]) -> Any:
+        before = self.disk.calls.copy()
+        with self.disk.in_force():
+            if self.fault is not None:
+                name, at, error = self.fault
+                # A real close() that fails has closed the descriptor all the same.
+                self.disk.fail(name, at, error, effect="after" if name == "close" else "before")
+            try:
+                return call()
+            except (Empty, PersistcollError) as error:
+                self.raised = error.with_traceback(None)
+                self.raised.__cause__ = self.raised.__context__ = None
+                return None
+            finally:
+                self.calls = self.disk.calls - before
+
+    def contents(self) -> list[Any]:
+        assert not self.left, f"descriptors are left open: {self.left}"
+        assert not locks_held(self.path), "a lock is held"
+        found = self.kind.contents(self.path)
+        more = (77, 77) if self.kind.make is PDict else 77
+        assert (more in found) == self.more
+        return [each for each in found if each != more]
+
+
+def trials(kind: Kind, place: Path, operation: str, choose: Callable[[list[Fault]], list[Fault]]) -> int:
+    """Run one operation with each of the chosen faults; how many there were."""
+    template = place / "template"
+    if not template.exists():
+        kind.begin(template)
+    clean = Trial(kind, template, place / "store", operation, None)
+    before = [] if operation == "create" else kind.contents(template)
+    after = clean.contents()
+    possible = [
+        Fault(call, at, error)
+        for call, count in sorted(clean.calls.items())
+        for at in range(1, count + 1)
+        for error in ERRORS
+    ]
+    chosen = choose(possible)
+    for fault in chosen:
+        try:
+            trial = Trial(kind, template, place / "store", operation, fault)
+            found = trial.contents()
+        except Exception as error:
+            raise AssertionError(f"{operation}, {fault}") from error
+        allowed = [after] if trial.raised is None or operation == "close" else [before, after]
+        assert found in allowed, f"{operation}, {fault}: {trial.raised!r}, and then {found}"
+    return len(chosen)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="looks at descriptors and locks")
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
+def test_any_call_fails_in_any_operation(kind, place, rng):
+    """At random places of each operation, with one error number each, of which all come in turn."""
+    errors = [*ERRORS]
+    rng.shuffle(errors)
+
+    def some(possible: list[Fault]) -> list[Fault]:
+        places = sorted({(fault.call, fault.at) for fault in possible})
+        places = rng.sample(places, min(len(places), MOST))
+        turned = rng.randrange(len(errors))
+        return [Fault(*each, errors[(turned + at) % len(errors)]) for at, each in enumerate(places)]
+
+    operations = ("create", "open", "close", *kind.operations)
+    assert sum(trials(kind, place, operation, some) for operation in operations) > 50
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(os.name != "posix", reason="looks at descriptors and locks")
+@pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
+def test_any_call_fails_in_any_operation_with_every_error(kind, place):
+    for operation in ("create", "open", "close", *kind.operations):
+        trials(kind, place, operation, lambda possible: possible)
