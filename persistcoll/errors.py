@@ -152,9 +152,10 @@ class StoreMissingError(StorageError, FileNotFoundError):
 
 
 class StoreReplacedError(StorageError):
-    """The store's files were removed, renamed or replaced while it was open. Nothing was stored by this call.
+    """The store's files were removed, renamed or replaced while it was open.
 
-    What the path names now is another store, or none; opening it again is right.
+    What this call was to store nobody will find: it was not written, or into a file that is removed. What the
+    path names now is another store, or none; opening it again is right.
 
     :ivar path: the file or directory that is not the store's any more.
     """

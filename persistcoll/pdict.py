@@ -55,7 +55,8 @@ class PDict(BaseDict[K, V]):
     :param durability: what a change that returned survives: ``"power"`` (a power cut) or
         ``"process"`` (the death of the process; a power cut may undo the newest ones).
     :param db_file_name: the database's name in the directory.
-    :param timeout: seconds to wait while another program keeps the database locked.
+    :param timeout: seconds to wait while another program keeps the database locked, or while another
+        thread or process has a transaction open in it.
     :param trust_directory: use a serializer that executes code (pickle) although others may write to
         the directory.
     :param allow_network_fs: use a network file system.
@@ -69,7 +70,7 @@ class PDict(BaseDict[K, V]):
     :raise SerializerMismatchError: the dict was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: the database is damaged, or was lost.
-    :raise LockedError: another program keeps the database locked.
+    :raise LockedError: another program keeps the database locked, or a transaction was open for too long.
     :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
     :raise ValueError: a number is negative, or ``db_file_name`` is no plain file name.
 

@@ -186,7 +186,8 @@ class BaseSQLQueue(BaseQueue[T]):
         :raise EncodeError: the serializer cannot store this item.
         :raise TypeError: a unique queue cannot compare such an item.
         :raise StorageFullError: the disk has no room; nothing is stored.
-        :raise LockedError: another program keeps the database locked.
+        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
+            longer than ``timeout``, or the queue's own where that is ``None``.
         :raise StorageError: the storage failed; the message says if the outcome is unknown.
         :raise ValueError: the timeout is negative.
         """
@@ -272,7 +273,8 @@ class BaseSQLQueue(BaseQueue[T]):
         :raise ShutDown: after :meth:`shutdown`, when there is no item left.
         :raise DecodeError: the item cannot be deserialized; it stays, ``skip(error.id)`` removes it.
         :raise CorruptionError: it is damaged; likewise.
-        :raise LockedError: another program keeps the database locked.
+        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
+            longer than ``timeout``, or the queue's own where that is ``None``.
         :raise TypeError: ``id`` is no id.
         :raise ValueError: the timeout is negative, or ``id`` cannot be one.
         """

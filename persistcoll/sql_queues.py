@@ -73,7 +73,8 @@ class SQLiteQueue(_CommittingQueue[T]):
         ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``, for this object alone.
     :param name: queues of several names share a database and do not see each other's items.
     :param multithreading: accepted, and always true.
-    :param timeout: seconds to wait while another program keeps the database locked.
+    :param timeout: seconds to wait while another program keeps the database locked, or while another
+        thread or process has a transaction open in it.
     :param auto_commit: ``get`` acknowledges the item at once, and a crash loses what was got and is not
         finished; otherwise ``task_done()`` does, and a crash delivers it again.
     :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
@@ -95,7 +96,7 @@ class SQLiteQueue(_CommittingQueue[T]):
     :raise SerializerMismatchError: the queue was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: the database is damaged, or was lost.
-    :raise LockedError: another program keeps the database locked.
+    :raise LockedError: another program keeps the database locked, or a transaction was open for too long.
     :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
     :raise ValueError: a number is negative, or ``db_file_name`` is no plain file name.
     """

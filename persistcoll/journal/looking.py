@@ -106,6 +106,7 @@ class _Tail:
     """
 
     append: Callable[..., Any]
+    is_open = True  # closing it writes nothing, whatever a destructor has closed before
 
     def __init__(self, place: Place) -> None:
         self._place = place

@@ -328,7 +328,9 @@ def test_any_call_fails_in_any_operation(kind, place, rng):
         places = sorted({(fault.call, fault.at) for fault in possible})
         places = rng.sample(places, min(len(places), MOST))
         turned = rng.randrange(len(errors))
-        return [Fault(*each, errors[(turned + at) % len(errors)]) for at, each in enumerate(places)]
+        return [
+            Fault(call, at, errors[(turned + turn) % len(errors)]) for turn, (call, at) in enumerate(places)
+        ]
 
     operations = ("create", "open", "close", *kind.operations)
     assert sum(trials(kind, place, operation, some) for operation in operations) > 50
