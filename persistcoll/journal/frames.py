@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from zlib import crc32
@@ -51,7 +52,9 @@ MAX_PAYLOAD = 1 << 30
 """Bytes; offsets in a chunk then fit 32 bits."""
 
 _MAGIC = 0x5EC7
-_MAGIC_BYTES = _MAGIC.to_bytes(2, "little")
+# The magic number and a kind, which follow each other: an item may be full of magic numbers.
+_START = re.compile(re.escape(_MAGIC.to_bytes(2, "little")) + rb"[\x01-\x04]\x00")
+_START_SIZE = 4
 _BODY = struct.Struct("<HHIQdI")
 _HEADER = struct.Struct("<IHHIQdI")
 _CRC = struct.Struct("<I")
@@ -86,6 +89,9 @@ class Stop(enum.Enum):
 
 def encode(salt: int, kind: int, id: int, time: float, synced: int, payload: bytes) -> bytes:
     """One frame."""
+    if len(payload) > _WINDOW:  # a copy less
+        head = _pack_body(_MAGIC, kind, len(payload), id, time, synced)
+        return b"".join((_pack_crc(crc32(payload, crc32(head, salt))), head, payload))
     body = _pack_body(_MAGIC, kind, len(payload), id, time, synced) + payload
     return _pack_crc(crc32(body, salt)) + body
 
@@ -154,10 +160,16 @@ class Frames:
                 return Stop.INCOMPLETE
             at, buffer = self._at, self._buffer
             behind = at + HEADER_SIZE + length
-        body = buffer[at + _CRC_SIZE : behind]
+        body: bytes | memoryview = (
+            buffer[at + _CRC_SIZE : behind]
+            if length <= _WINDOW
+            else (
+                memoryview(buffer)[at + _CRC_SIZE : behind]  # a copy less
+            )
+        )
         if crc32(body, self._salt) != crc:
             raise BadFrame(self._base + at, "checksum of a record is wrong")
-        payload = body[_BODY_SIZE:]
+        payload = bytes(body[_BODY_SIZE:])
         if kind != ITEM:
             return self._control(kind, payload, at, behind, synced)
         self.start = self._base + at
@@ -275,9 +287,7 @@ def _plausible(header: bytes, offset: int, size: int, last_id: int) -> bool:
 
 def _magic_numbers(disk: Disk, fd: int, offset: int) -> Iterator[int]:
     """Every offset from ``offset`` on at which a frame could start."""
-    while len(window := disk.read(fd, _WINDOW, offset + _CRC_SIZE)) >= len(_MAGIC_BYTES):
-        found = window.find(_MAGIC_BYTES)
-        while found >= 0:
-            yield offset + found
-            found = window.find(_MAGIC_BYTES, found + 1)
-        offset += len(window) - 1  # one may lie across the border
+    while len(window := disk.read(fd, _WINDOW, offset + _CRC_SIZE)) >= _START_SIZE:
+        for found in _START.finditer(window):
+            yield offset + found.start()
+        offset += len(window) - _START_SIZE + 1  # one may lie across the border
