@@ -125,6 +125,11 @@ class JournalEnd:
             return error
         path = self.path
         failure = storage_error(error, "appending to", path)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            try:
+                self._place.check()
+            except StorageError as gone:  # the directory
+                failure = gone
         try:
             # Only what this call wrote: if it failed while reading, what lies behind is others'.
             if self._writing and self._status(self.fd).st_size > self.end:

@@ -231,6 +231,7 @@ class Fifo:
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
+            self._place.check()
             raise storage_error(error, "reading", self._path) from error
 
     def _settled(self) -> Consumer | None:
