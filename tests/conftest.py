@@ -18,6 +18,9 @@ from tests.needs import missing
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
+# Of so many places of an operation one is tried.
+PLACES = 13
+
 _SEED = pytest.StashKey[int]()
 _FAILED = pytest.StashKey[bool]()
 
@@ -81,6 +84,16 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
     """Random choices of this test alone, the same in any order of tests."""
     return random.Random(f"{seed} {request.node.nodeid}")
+
+
+@pytest.fixture
+def steps(request: pytest.FixtureRequest, rng: random.Random) -> dict[str, int]:
+    """Which places of an operation a test tries: with --stress all, otherwise one of several, from a random one
+    on, because a round of all of them takes minutes.
+    """
+    if request.config.getoption("--stress"):
+        return {"first": 1, "step": 1}
+    return {"first": 1 + rng.randrange(PLACES), "step": PLACES}
 
 
 # --- what a test needs

@@ -34,9 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
-STEP = 13
-"""Of so many places one is tried, from a random one on, because a whole round takes minutes."""
-
 
 class Late(TimeoutError):
     """As a handler of SIGALRM raises it."""
@@ -89,7 +86,7 @@ def files(path) -> int:
 @pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
-def test_a_queue(kind, durability, name, error, tmp_path, rng):
+def test_a_queue(kind, durability, name, error, tmp_path, steps):
     numbers = itertools.count()
     places = []
 
@@ -109,7 +106,7 @@ def test_a_queue(kind, durability, name, error, tmp_path, rng):
         CALLS[name](quiet)
         after = state(quiet)
 
-    found = interruptions(prepare, CALLS[name], error, step=STEP, first=1 + rng.randrange(STEP))
+    found = interruptions(prepare, CALLS[name], error, **steps)
     for queue, where in found:
         seen = state(queue)
         # With autosave what is gone is finished: nobody has got it.
@@ -167,7 +164,7 @@ DICT_CALLS["transaction"] = transaction
 @pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", DICT_CALLS)
-def test_a_dict(name, durability, error, tmp_path, rng):
+def test_a_dict(name, durability, error, tmp_path, steps):
     numbers = itertools.count()
     places = []
 
@@ -183,7 +180,7 @@ def test_a_dict(name, durability, error, tmp_path, rng):
         DICT_CALLS[name](quiet)
         after = dict(quiet)
 
-    found = interruptions(prepare, DICT_CALLS[name], error, step=STEP, first=1 + rng.randrange(STEP))
+    found = interruptions(prepare, DICT_CALLS[name], error, **steps)
     for ages, where in found:
         seen = dict(ages)
         assert seen in (before, after), where
@@ -201,7 +198,7 @@ def test_a_dict(name, durability, error, tmp_path, rng):
 
 @pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
-def test_opening_and_closing(kind, durability, error, tmp_path, rng):
+def test_opening_and_closing(kind, durability, error, tmp_path, steps):
     numbers = itertools.count()
     places = []
 
@@ -215,7 +212,7 @@ def test_opening_and_closing(kind, durability, error, tmp_path, rng):
         with QUEUES[kind](path, durability=durability) as queue:
             queue.get(block=False)
 
-    found = interruptions(prepare, open_and_close, error, step=STEP, first=1 + rng.randrange(STEP))
+    found = interruptions(prepare, open_and_close, error, **steps)
     for path, where in found:
         gc.collect()
         with QUEUES[kind](path, durability=durability) as again:

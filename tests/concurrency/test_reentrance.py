@@ -31,9 +31,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 
-STEP = 17
-"""Of so many places one is tried, from a random one on, because a whole round takes minutes."""
-
 QUEUES: dict[str, Callable[..., Any]] = {
     "Queue": Queue,
     "Queue, autosave": lambda path, **options: Queue(path, autosave=True, chunksize=3, **options),
@@ -104,7 +101,7 @@ LEVELS = [(kind, "process") for kind in QUEUES] + [
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
-def test_a_queue(kind, operation, durability, tmp_path, rng):
+def test_a_queue(kind, operation, durability, tmp_path, steps):
     numbers = itertools.count()
     handlers: list[Handler] = []
 
@@ -126,7 +123,7 @@ def test_a_queue(kind, operation, durability, tmp_path, rng):
             OPERATIONS[operation](queue)
 
     count = 0
-    for queue, where in handled(prepare, call, handler, step=STEP, first=1 + rng.randrange(STEP)):
+    for queue, where in handled(prepare, call, handler, **steps):
         count += 1
         mine = handlers[-1]
         waiting = list(queue.items())
@@ -162,7 +159,7 @@ DICT_OPERATIONS: dict[str, Callable[[Any], object]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("operation", DICT_OPERATIONS)
-def test_a_dict(operation, durability, tmp_path, rng):
+def test_a_dict(operation, durability, tmp_path, steps):
     numbers = itertools.count()
     seen: dict[str, bool] = {}
 
@@ -182,9 +179,7 @@ def test_a_dict(operation, durability, tmp_path, rng):
         except StorageError:
             seen["stored"] = False
 
-    for ages, where in handled(
-        prepare, DICT_OPERATIONS[operation], handler, step=STEP, first=1 + rng.randrange(STEP)
-    ):
+    for ages, where in handled(prepare, DICT_OPERATIONS[operation], handler, **steps):
         if operation != "clear" and seen:
             assert ("handler" in ages) == seen["stored"], where
         assert len(ages) == len(dict(ages)), where
@@ -195,7 +190,7 @@ def test_a_dict(operation, durability, tmp_path, rng):
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("operation", ["put", "get", "qsize", "items"])
 @pytest.mark.parametrize("kind", ["Queue", "SQLiteQueue", "SQLiteAckQueue"])
-def test_closing(kind, operation, durability, tmp_path, rng):
+def test_closing(kind, operation, durability, tmp_path, steps):
     """The operation goes on or is refused; what it stored is there, and the place can be opened anew."""
     numbers = itertools.count()
     paths = []
@@ -215,9 +210,7 @@ def test_closing(kind, operation, durability, tmp_path, rng):
         except (ClosedError, StorageError):
             returned.append(False)
 
-    for queue, where in handled(
-        prepare, call, lambda queue: queue.close(), step=STEP, first=1 + rng.randrange(STEP)
-    ):
+    for queue, where in handled(prepare, call, lambda queue: queue.close(), **steps):
         queue.close()
         with pytest.raises(ClosedError):
             queue.qsize()

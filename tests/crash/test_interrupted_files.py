@@ -27,6 +27,7 @@ NOT_HERE = ("group_commit.py", "combining.py")
 PACKAGE = os.path.dirname(persistcoll.__file__) + os.sep
 EVENTS = ("call", "return", "c_return")
 ITEMS = range(1, 11)
+STEPS = {"start": 1, "step": 1}
 place: list[str] = []  # where the interrupt came in
 
 
@@ -43,6 +44,12 @@ def swallowed(monkeypatch):
 def _covered(frame) -> bool:
     paths = frame.f_code.co_filename, frame.f_back.f_code.co_filename
     return paths[0].startswith(PACKAGE) and not any(path.endswith(NOT_HERE) for path in paths)
+
+
+@pytest.fixture(autouse=True)
+def tried(steps):
+    """Which of the events are tried in this test."""
+    STEPS.update(start=steps["first"], step=steps["step"])
 
 
 def interrupted(call: Callable[[], Any], at: int) -> bool:
@@ -150,7 +157,7 @@ class Trial:
 
 def sweep(tmp_path, operation, judge, make) -> None:
     before = descriptors()
-    for at in itertools.count(1):
+    for at in itertools.count(**STEPS):
         path = tmp_path / str(at)
         trial = make(path)
         happened = interrupted(partial(operation, trial), at)
@@ -289,7 +296,7 @@ def test_close(tmp_path):
 @pytest.mark.parametrize("there", [True, False], ids=["made before", "new"])
 def test_constructor(there, tmp_path):
     before = descriptors()
-    for at in itertools.count(1):
+    for at in itertools.count(**STEPS):
         path = tmp_path / str(at)
         if there:
             store = Trial(path, "process").store

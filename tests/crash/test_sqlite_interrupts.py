@@ -157,7 +157,7 @@ CLOSING = tuple(
     ids=["fifo", "unique", "priority"],
 )
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-def test_a_table(place, operation, discipline, retry, durability):
+def test_a_table(place, operation, discipline, retry, durability, steps):
     with_keys = Scene(place, "uninterrupted", discipline, retry, durability)
     observer = Observer(place / "data.db")
     number = observer.number("uninterrupted")
@@ -174,7 +174,7 @@ def test_a_table(place, operation, discipline, retry, durability):
 
     # What syncs the log closes its file by itself.
     files = CLOSING if operation is OPERATIONS["close"] else ()
-    for scene, where in interruptions(prepare, operation, files=files):
+    for scene, where in interruptions(prepare, operation, files=files, **steps):
         number = observer.number(scene.name)
         found = observer.records(number)
         assert found in ((before, after) if where else (after,)), where
