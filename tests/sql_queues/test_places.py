@@ -91,7 +91,7 @@ def test_a_dump_that_was_restored_is_told_what_it_lacks(tmp_path):
 
 SHORT = """
 import os, resource, sys
-from persistcoll import PDict, PersistcollError, SQLiteAckQueue, SQLiteQueue
+from persistcoll import PDict, PersistcollError, Queue, SQLiteAckQueue, SQLiteQueue
 kind, path = eval(sys.argv[1]), sys.argv[2]
 def use():
     with kind(path, durability="process") as store:
@@ -121,7 +121,7 @@ print("right")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
+@pytest.mark.parametrize("kind", ["Queue", "SQLiteQueue", "SQLiteAckQueue", "PDict"])
 def test_too_few_descriptors_at_each_step(kind, tmp_path):
     command = [sys.executable, "-W", "error", "-c", SHORT, kind, str(tmp_path / "store")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
