@@ -88,8 +88,9 @@ def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
 
 @pytest.fixture
 def steps(request: pytest.FixtureRequest, rng: random.Random) -> dict[str, int]:
-    """Which places of an operation a test tries: with --stress all, otherwise one of several, from a random one
-    on, because a round of all of them takes minutes.
+    """Which places of an operation a test tries.
+
+    With --stress all, otherwise one of several, from a random one on, because a round of all takes minutes.
     """
     if request.config.getoption("--stress"):
         return {"first": 1, "step": 1}
