@@ -10,7 +10,6 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -110,8 +109,13 @@ def interruptions(
     """As :func:`handled`, where the handler raises ``error``, which ends the call."""
 
     def interrupted(subject: Any) -> None:
-        with suppress(error):
+        try:
             call(subject)
+        except error:
+            pass
+        except Exception as wrapped:  # while an item is encoded or decoded it looks like the serializer's
+            if not isinstance(wrapped.__cause__, error):
+                raise
 
     def interrupt(subject: Any) -> None:
         raise error

@@ -8,7 +8,6 @@ in place, never synced, and believed only while the lock is held.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import time
@@ -128,16 +127,21 @@ class ConsumerLock:
         """The same as :meth:`publish`, where nothing has been given back since: at every ``get``."""
         try:  # not contextlib.suppress, which costs almost as much as the write
             self._pwrite(self._fd, _pack_taken(gone, next_id), _TAKEN)
-        except OSError:
-            pass  # soft state: a full disk must not stop a consumer
+        except OSError as error:
+            if error.errno is None:  # a signal handler's
+                raise
+            # Soft state: a full disk must not stop a consumer.
 
     def publish(self, gone: int, next_id: int, returned: Sequence[int] = ()) -> None:
         """Tell other processes what is no longer ready."""
         state = _pack(self._pid, gone, next_id, len(returned))
         if returned:
             state += struct.pack(f"<{len(returned)}Q", *returned)
-        with contextlib.suppress(OSError):
+        try:
             self._pwrite(self._fd, state, 0)
+        except OSError as error:
+            if error.errno is None:
+                raise
 
     def published(self) -> Published:
         """What the consumer published last; nothing if there is none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 
-from persistcoll.disk import TRY_EXCLUSIVE, Disk, close_quietly, open_lasting, storage_error
+from persistcoll.disk import TRY_EXCLUSIVE, Disk, OpenFile, close_quietly, open_lasting, storage_error
 
 __all__ = ["Holder", "forget", "is_dead", "left_behind"]
 
@@ -27,15 +27,15 @@ class Holder:
     """
 
     def __init__(self, disk: Disk, database: str, number: int) -> None:
-        self._fd = -1
+        self._file: OpenFile | None = None
         self.number = number
         self._disk = disk
         self._path = _path(database, number)
         if database == ":memory:":
             return
         try:
-            self._fd = open_lasting(disk, self._path).lend()
-            disk.flock(self._fd, TRY_EXCLUSIVE)
+            self._file = open_lasting(disk, self._path)
+            disk.flock(self._file.fd, TRY_EXCLUSIVE)
         except BlockingIOError:
             self.abandon()
             raise
@@ -46,19 +46,16 @@ class Holder:
             self.abandon()
             raise
 
-    def __del__(self) -> None:
-        self.abandon()  # where its closing was interrupted
-
     def end(self) -> None:
         """It holds nothing any more: remove its file."""
-        if self._fd >= 0 and self._is_own():
+        if self._file is not None and self._file.held and self._is_own(self._file.fd):
             forget(self._disk, self._path)
         self.abandon()
 
-    def _is_own(self) -> bool:
+    def _is_own(self, fd: int) -> bool:
         """Whether its file is where it was: what lies there now may be another store's."""
         try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._fd))
+            return os.path.samestat(os.stat(self._path), os.fstat(fd))
         except OSError:
             return False
 
@@ -67,15 +64,8 @@ class Holder:
 
         In a forked child the parent's descriptor still keeps the lock.
         """
-        if self._fd >= 0:
-            try:
-                self._disk.close(
-                    self._fd
-                )  # no Python function, which an interrupt could keep from its beginning
-            except OSError:
-                pass
-            finally:
-                self._fd = -1
+        if self._file is not None:
+            self._file.close()
 
 
 def forget(disk: Disk, path: str) -> None:

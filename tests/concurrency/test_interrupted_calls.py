@@ -111,7 +111,9 @@ def test_a_queue(kind, durability, name, error, tmp_path, steps):
         seen = state(queue)
         # With autosave what is gone is finished: nobody has got it.
         gone = seen[:4] == after[:4] and seen[4] == after[4] - (before[1] - after[1])
-        assert seen in (before, after) or gone, (where, seen, before, after)
+        # What comes while a later item is decoded looks like that item's, so those before it are given.
+        fewer = name == "get_many" and error is Late and len(after[0]) < len(seen[0]) < len(before[0])
+        assert seen in (before, after) or gone or fewer, (where, seen, before, after)
         with QUEUES[kind](places[-1], durability=durability) as observer:
             assert list(observer.items()) == seen[0], where
             assert (observer.qsize(), observer.stats().claimed) == (seen[1], seen[3]), where
