@@ -134,6 +134,7 @@ class Consumer:
         cursor = self._cursor
         cursor.acknowledged = seen.acknowledged
         anew = False
+        self._stated = seen.acknowledged.position[0]
         if whole:
             cursor.resume(seen)
         else:
@@ -526,8 +527,10 @@ class Consumer:
             _log.debug("compacting the cursor: %s", error)
             # No room for a new file, perhaps: then the old one has to say it, and removing makes room.
             try:
+                stated = self.acknowledged.position[0]
                 self._cursor.state_position()
                 self._sync_cursor()
+                self._stated = stated
             except OSError as second:
                 if second.errno is None and not isinstance(second, StorageError):
                     raise
@@ -544,7 +547,8 @@ class Consumer:
             raise failure from error
 
     def _unlink_consumed(self) -> None:
-        chunk = self.acknowledged.position[0]
+        # Not what is known here: reading on may have moved the position since the cursor said where it was.
+        chunk = self._stated
         with contextlib.suppress(OSError):
             self._place.check()
             for number in chunk_numbers(self._place.directory):
@@ -585,6 +589,7 @@ class Consumer:
 
     def _compact(self) -> None:
         self._place.check()
+        stated = self.acknowledged.position[0]
         try:
             self._cursor.compact()
         except OSError as error:
@@ -592,6 +597,7 @@ class Consumer:
                 # Renamed, but perhaps not durably, and what is open here is the old file.
                 self._break(storage_error(error, "replacing", self._cursor.path))
             raise
+        self._stated = stated
         self._commit.written = self._writes
         self._switch()
 
