@@ -327,11 +327,6 @@ class OpenFile:
             if error.errno is None:  # a signal handler's
                 raise
 
-    def lend(self) -> int:
-        """The descriptor, which the caller closes from now on."""
-        self.held.clear()
-        return self.fd
-
     def __enter__(self) -> OpenFile:
         return self
 

@@ -151,10 +151,13 @@ class Database(Readable):
 
     def check_files(self) -> None:
         """:raise StoreReplacedError: a file was removed or replaced, as is noticed now."""
-        if self._trouble is None and self._opened is not None:
+        opened = self._opened
+        if self._trouble is None and opened is not None:
             try:
-                self._opened.lock.check()
+                opened.lock.check()
             except StoreReplacedError as error:
+                if self._opened is not opened:  # closed meanwhile, which removes the log
+                    return
                 self._poison(error)
                 raise
 

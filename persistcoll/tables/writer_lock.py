@@ -42,7 +42,6 @@ from persistcoll.disk import (
     TRY_EXCLUSIVE,
     UNLOCK,
     Disk,
-    close_quietly,
     open_lasting,
     read_fully,
     storage_error,
@@ -107,15 +106,12 @@ class WriterLock:
         self._turn = 0.0
         self._unseen = 0
         try:
-            self._fd = open_lasting(disk, self.path).lend()
-            try:
-                self._turn_fd = open_lasting(disk, self._turn_path).lend()
-            except BaseException:
-                close_quietly(disk, self._fd)
-                raise
+            file = open_lasting(disk, self.path)
+            turn_file = open_lasting(disk, self._turn_path)
         except OSError as error:
             raise storage_error(error, "opening", self.path) from error
-        self._open = [self._fd, self._turn_fd]
+        self._fd, self._turn_fd = file.fd, turn_file.fd
+        self._open = (file, turn_file)
         self._files: dict[str, tuple[int, int]] = {}
         self._token = secrets.token_bytes(_TOKEN_SIZE)
         self._noted = False
@@ -294,13 +290,8 @@ class WriterLock:
     def close(self) -> None:
         """Let go of it. Idempotent, also where it was interrupted."""
         self.closed = True
-        while self._open:
-            try:
-                self._disk.close(self._open[-1])
-            except OSError:
-                pass
-            finally:
-                del self._open[-1]
+        for file in self._open:
+            file.close()
 
 
 class NoLock:
