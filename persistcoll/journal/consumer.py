@@ -575,6 +575,8 @@ class Consumer:
 
     def _sweep(self) -> None:
         """After a consumer that died: remove what it would have removed."""
+        if self.acknowledged.position[0] != self._stated:
+            self._drop_finished()  # reading on has moved the position: the cursor says so first
         self._unlink_consumed()
         for number in chunk_numbers(self._place.directory):
             if number < self._journal.tail[0]:  # temporary files of the last one are the producers'
