@@ -7,6 +7,7 @@ names; that is why the strict model is there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from persistcoll import Queue
 from persistcoll.disk import Disk
+from persistcoll.errors import CorruptionError
 from persistcoll.journal.consumer import Consumer
 from persistcoll.testing.faults import CrashDisk, CrashState, Exploration, Model, explore
 from tests.crash.accounts import Scribe, memory_directory, numbered
@@ -81,6 +83,7 @@ def test_r5_a_chunk_removed_before_the_cursor_is_durable(model, monkeypatch):
     rightly = Consumer._drop_finished
 
     def too_early(consumer: Consumer) -> None:
+        consumer._stated = consumer.acknowledged.position[0]  # what the cursor on the device does not say yet
         consumer._unlink_consumed()
         rightly(consumer)
 
@@ -94,7 +97,9 @@ def test_r6_a_planted_link_is_not_followed(rule_kept, tmp_path):
     victim, queue = tmp_path / "victim", tmp_path / "queue"
     victim.write_bytes(b"precious")
     disk = Disk() if rule_kept else _following(LyingDisk(Disk()))
-    with Queue(queue, serializer="raw", chunksize=1, _disk=disk) as opened:
+    # What was written through the link stands behind what the victim held, where closing finds no record.
+    broken = [] if rule_kept else [CorruptionError]
+    with contextlib.suppress(*broken), Queue(queue, serializer="raw", chunksize=1, _disk=disk) as opened:
         opened.put(b"item")
         (queue / "q00001.tmp").symlink_to(victim)
         opened.put(b"item")
