@@ -15,17 +15,8 @@ from typing import Any
 
 import pytest
 
-from persistcoll import (
-    Empty,
-    FILOSQLiteQueue,
-    LockedError,
-    PDict,
-    PriorityQueue,
-    Queue,
-    SQLiteAckQueue,
-    SQLiteQueue,
-    UniqueQ,
-)
+from persistcoll import Empty, LockedError, PDict
+from tests.concurrency.kinds import DICT_CALLS, LEVELS, LOOKS, QUEUE_CALLS, QUEUES
 from tests.interrupting import Interruption, interruptions
 
 pytestmark = [
@@ -39,40 +30,13 @@ class Late(TimeoutError):
     """As a handler of SIGALRM raises it."""
 
 
-QUEUES: dict[str, Callable[..., Any]] = {
-    "Queue": lambda path, **options: Queue(path, chunksize=3, **options),
-    "Queue, autosave": lambda path, **options: Queue(path, chunksize=3, autosave=True, **options),
-    "Queue, skip": lambda path, **options: Queue(path, chunksize=3, on_corruption="skip", **options),
-    "SQLiteQueue": SQLiteQueue,
-    "SQLiteQueue, task_done": lambda path, **options: SQLiteQueue(path, auto_commit=False, **options),
-    "FILOSQLiteQueue": FILOSQLiteQueue,
-    "UniqueQ": UniqueQ,
-    "PriorityQueue": PriorityQueue,
-    "SQLiteAckQueue": lambda path, **options: SQLiteAckQueue(path, lease=1000, keep_acked=1, **options),
-}
-LEVELS = [(kind, "process") for kind in QUEUES] + [
-    (kind, "power") for kind in ("Queue", "SQLiteQueue", "SQLiteAckQueue")
-]
-
 # A database whose opening was interrupted may stay open in this process, for the next collection in it.
 FILES = [level for level in LEVELS if level[0].startswith("Queue")]
 
 
-def receive(queue):
-    with queue.receive(block=False):
-        pass
-
-
 CALLS: dict[str, Callable[[Any], object]] = {
-    "put": lambda queue: queue.put("new"),
-    "put_many": lambda queue: queue.put_many(["new", "newer"]),
-    "get": lambda queue: queue.get(block=False),
-    "get_many": lambda queue: queue.get_many(2, block=False),
-    "receive": receive,
-    "task_done": lambda queue: queue.task_done(),
-    "skip": lambda queue: queue.skip(),
-    "clear": lambda queue: queue.clear(),
-    "look": lambda queue: (queue.peek(), queue.qsize(), list(queue.items()), queue.stats()),
+    **{name: call for name, call in QUEUE_CALLS.items() if name not in LOOKS},
+    "look": lambda queue: [look(queue) for look in LOOKS.values()],
 }
 
 
@@ -136,21 +100,6 @@ def test_a_queue(kind, durability, name, error, tmp_path, steps):
             assert again.qsize() == 0, where
 
 
-DICT_CALLS: dict[str, Callable[[Any], object]] = {
-    "set": lambda ages: ages.__setitem__("new", 1),
-    "get": lambda ages: ages["a"],
-    "get_many": lambda ages: ages.get_many(["a", "b"]),
-    "update": lambda ages: ages.update(new=1, b=3),
-    "pop": lambda ages: ages.pop("a"),
-    "popitem": lambda ages: ages.popitem(),
-    "incr": lambda ages: ages.incr("a"),
-    "items": lambda ages: list(ages.items()),
-    "scan": lambda ages: list(ages.scan("a")),
-    "len": len,
-    "clear": lambda ages: ages.clear(),
-}
-
-
 def edit(ages):
     with ages.edit("list") as value:
         value.append(1)
@@ -162,13 +111,17 @@ def transaction(ages):
         del ages["a"]
 
 
-DICT_CALLS["edit"] = edit
-DICT_CALLS["transaction"] = transaction
+CHANGES = {
+    **DICT_CALLS,
+    "popitem": lambda ages: ages.popitem(),
+    "edit": edit,
+    "transaction": transaction,
+}
 
 
 @pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize("durability", ["process", "power"])
-@pytest.mark.parametrize("name", DICT_CALLS)
+@pytest.mark.parametrize("name", CHANGES)
 def test_a_dict(name, durability, error, tmp_path, steps):
     numbers = itertools.count()
     places = []
@@ -182,10 +135,10 @@ def test_a_dict(name, durability, error, tmp_path, steps):
 
     with prepare() as quiet:
         before = dict(quiet)
-        DICT_CALLS[name](quiet)
+        CHANGES[name](quiet)
         after = dict(quiet)
 
-    found = interruptions(prepare, DICT_CALLS[name], error, **steps)
+    found = interruptions(prepare, CHANGES[name], error, **steps)
     for ages, where in found:
         seen = dict(ages)
         assert seen in (before, after), where

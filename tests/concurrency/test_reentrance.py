@@ -6,62 +6,19 @@ None waits for ever, and one that raises has stored nothing. What only looks, an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from persistcoll import (
-    ClosedError,
-    Empty,
-    FILOSQLiteQueue,
-    PDict,
-    PriorityQueue,
-    Queue,
-    SQLiteAckQueue,
-    SQLiteQueue,
-    StorageError,
-    UniqueQ,
-)
+from persistcoll import ClosedError, Empty, PDict, StorageError
+from tests.concurrency.kinds import DICT_CALLS, LEVELS, QUEUE_CALLS, QUEUES
 from tests.interrupting import handled
 
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-
-QUEUES: dict[str, Callable[..., Any]] = {
-    "Queue": Queue,
-    "Queue, autosave": lambda path, **options: Queue(path, autosave=True, chunksize=3, **options),
-    "SQLiteQueue": SQLiteQueue,
-    "SQLiteQueue, task_done": lambda path, **options: SQLiteQueue(path, auto_commit=False, **options),
-    "FILOSQLiteQueue": FILOSQLiteQueue,
-    "UniqueQ": UniqueQ,
-    "PriorityQueue": PriorityQueue,
-    "SQLiteAckQueue": SQLiteAckQueue,
-}
-
-
-def receive(queue):
-    with queue.receive(block=False):
-        pass
-
-
-OPERATIONS: dict[str, Callable[[Any], object]] = {
-    "put": lambda queue: queue.put("outer"),
-    "put_many": lambda queue: queue.put_many(["outer", "outer too"]),
-    "get": lambda queue: queue.get(block=False),
-    "get_many": lambda queue: queue.get_many(2, block=False),
-    "receive": receive,
-    "task_done": lambda queue: queue.task_done(),
-    "skip": lambda queue: queue.skip(),
-    "clear": lambda queue: queue.clear(),
-    "peek": lambda queue: queue.peek(),
-    "qsize": lambda queue: queue.qsize(),
-    "items": lambda queue: list(queue.items()),
-    "stats": lambda queue: queue.stats(),
-}
 
 
 class Handler:
@@ -92,14 +49,8 @@ class Handler:
             self.got.append(queue.get(block=False))
 
 
-# At "power" the others do what these do.
-LEVELS = [(kind, "process") for kind in QUEUES] + [
-    (kind, "power") for kind in ("Queue", "SQLiteQueue", "SQLiteAckQueue")
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", QUEUE_CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
 def test_a_queue(kind, operation, durability, tmp_path, steps):
     numbers = itertools.count()
@@ -120,7 +71,7 @@ def test_a_queue(kind, operation, durability, tmp_path, steps):
 
     def call(queue):
         with suppress(Empty):  # the handler had the last one
-            OPERATIONS[operation](queue)
+            QUEUE_CALLS[operation](queue)
 
     count = 0
     for queue, where in handled(prepare, call, handler, **steps):
@@ -142,23 +93,9 @@ def test_a_queue(kind, operation, durability, tmp_path, steps):
     assert count
 
 
-DICT_OPERATIONS: dict[str, Callable[[Any], object]] = {
-    "set": lambda ages: ages.__setitem__("outer", 1),
-    "get": lambda ages: ages["a"],
-    "get_many": lambda ages: ages.get_many(["a", "b"]),
-    "update": lambda ages: ages.update(outer=1, b=3),
-    "pop": lambda ages: ages.pop("a"),
-    "incr": lambda ages: ages.incr("a"),
-    "items": lambda ages: list(ages.items()),
-    "scan": lambda ages: list(ages.scan("a")),
-    "len": len,
-    "clear": lambda ages: ages.clear(),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["process", "power"])
-@pytest.mark.parametrize("operation", DICT_OPERATIONS)
+@pytest.mark.parametrize("operation", DICT_CALLS)
 def test_a_dict(operation, durability, tmp_path, steps):
     numbers = itertools.count()
     seen: dict[str, bool] = {}
@@ -179,7 +116,7 @@ def test_a_dict(operation, durability, tmp_path, steps):
         except StorageError:
             seen["stored"] = False
 
-    for ages, where in handled(prepare, DICT_OPERATIONS[operation], handler, **steps):
+    for ages, where in handled(prepare, DICT_CALLS[operation], handler, **steps):
         if operation != "clear" and seen:
             assert ("handler" in ages) == seen["stored"], where
         assert len(ages) == len(dict(ages)), where
@@ -205,7 +142,7 @@ def test_closing(kind, operation, durability, tmp_path, steps):
 
     def call(queue):
         try:
-            OPERATIONS[operation](queue)
+            QUEUE_CALLS[operation](queue)
             returned.append(True)
         except (ClosedError, StorageError):
             returned.append(False)
@@ -217,5 +154,5 @@ def test_closing(kind, operation, durability, tmp_path, steps):
         with QUEUES[kind](paths[-1], durability=durability) as again:
             items = list(again.items())
             if operation == "put":
-                assert ("outer" in items) == returned[-1], where
+                assert ("new" in items) == returned[-1], where
             again.put("goes on")

@@ -8,11 +8,7 @@ import gc
 import itertools
 import os
 import shutil
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,58 +17,17 @@ from persistcoll.engine.values import Durability
 from persistcoll.errors import Empty
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo
+from tests.interrupting import interruptions
+
+# What is raised where a generator goes with its frame reaches nobody.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 # Group commit is tried on its own.
-NOT_HERE = ("group_commit.py", "combining.py")
-PACKAGE = os.path.dirname(persistcoll.__file__) + os.sep
-EVENTS = ("call", "return", "c_return")
+FILES = {path.name for path in Path(persistcoll.__file__).parent.rglob("*.py")} - {
+    "group_commit.py",
+    "combining.py",
+}
 ITEMS = range(1, 11)
-STEPS = {"start": 1, "step": 1}
-place: list[str] = []  # where the interrupt came in
-
-
-class Interrupt(BaseException):
-    """As ``KeyboardInterrupt``, which a user at the keyboard may send as well."""
-
-
-@pytest.fixture(autouse=True)
-def swallowed(monkeypatch):
-    """An interrupt within a destructor goes no further, which the interpreter reports."""
-    monkeypatch.setattr(sys, "unraisablehook", lambda report: None)
-
-
-def _covered(frame) -> bool:
-    paths = frame.f_code.co_filename, frame.f_back.f_code.co_filename
-    return paths[0].startswith(PACKAGE) and not any(path.endswith(NOT_HERE) for path in paths)
-
-
-@pytest.fixture(autouse=True)
-def tried(steps):
-    """Which of the events are tried in this test."""
-    STEPS.update(start=steps["first"], step=steps["step"])
-
-
-def interrupted(call: Callable[[], Any], at: int) -> bool:
-    """Raise at the so-manieth event within ``call``; whether there were that many."""
-    seen = 0
-    place.clear()
-
-    def profile(frame, event, argument):
-        nonlocal seen
-        if event in EVENTS and _covered(frame):
-            seen += 1
-            if seen == at:
-                place.append(f"{event} {frame.f_code.co_name}:{frame.f_lineno} {argument}")
-                raise Interrupt
-
-    try:
-        sys.setprofile(profile)
-        call()
-    except Interrupt:
-        return True
-    finally:
-        sys.setprofile(None)
-    return False
 
 
 def opened(path: Path, durability: Durability = "process", policy: str = "raise") -> Fifo:
@@ -155,20 +110,22 @@ class Trial:
             assert store.count() == 0
 
 
-def sweep(tmp_path, operation, judge, make) -> None:
+def sweep(tmp_path, operation, judge, make, steps) -> None:
     before = descriptors()
-    for at in itertools.count(**STEPS):
-        path = tmp_path / str(at)
-        trial = make(path)
-        happened = interrupted(partial(operation, trial), at)
+    numbers = itertools.count()
+    where = "nowhere"
+
+    def prepare() -> Trial:
+        assert descriptors() == before, f"interrupted at {where}"
+        trial: Trial = make(tmp_path / str(next(numbers)))
+        return trial
+
+    for trial, where in interruptions(prepare, operation, files=FILES, **steps):  # noqa: B007 - read above
         judge(trial)
         trial.store.close()
-        trial = None
-        assert descriptors() == before, f"interrupted at event {at}: {place}"
-        shutil.rmtree(path)
-        if not happened:
-            assert at > 5
-            return
+        shutil.rmtree(trial.path)
+    assert descriptors() == before
+    assert next(numbers) > 1
 
 
 READY = (2, 6, 8, 9, 10)
@@ -202,18 +159,19 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_of_the_consumer(name, durability, tmp_path):
+def test_operation_of_the_consumer(name, durability, tmp_path, steps):
     operation, added, removed = OPERATIONS[name]
     sweep(
         tmp_path,
         operation,
         lambda trial: trial.judge(added, removed),
         lambda path: Trial(path, durability),
+        steps,
     )
 
 
 @pytest.mark.parametrize("name", ["take", "take_many and acknowledge", "clear", "count", "append", "records"])
-def test_operation_of_a_process_that_has_not_consumed(name, tmp_path):
+def test_operation_of_a_process_that_has_not_consumed(name, tmp_path, steps):
     operation, added, _ = OPERATIONS[name]
     removed = {"clear": (tuple(ITEMS),), "take_many and acknowledge": ((1, 2, 3),)}.get(name, ())
     sweep(
@@ -221,10 +179,11 @@ def test_operation_of_a_process_that_has_not_consumed(name, tmp_path):
         operation,
         lambda trial: trial.judge(added, removed),
         lambda path: Trial(path, "process", consuming=False),
+        steps,
     )
 
 
-def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path):
+def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path, steps):
     def judge(trial: Trial) -> None:
         if trial.store.claimed():
             return  # it has become the consumer
@@ -237,11 +196,12 @@ def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path):
         lambda trial: trial.store.take(number, claims=trial.claims),
         judge,
         lambda path: Trial(path, "process", consuming=False),
+        steps,
     )
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_changes_of_chunk(durability, tmp_path):
+def test_changes_of_chunk(durability, tmp_path, steps):
     def operation(trial: Trial) -> None:
         for each in range(11, 18):
             trial.store.append(b"%d" % each)
@@ -262,10 +222,10 @@ def test_changes_of_chunk(durability, tmp_path):
         store.append(b"99")
         assert drained(store) == [99]
 
-    sweep(tmp_path, operation, judge, lambda path: Trial(path, durability))
+    sweep(tmp_path, operation, judge, lambda path: Trial(path, durability), steps)
 
 
-def test_damage_that_is_passed_over(tmp_path):
+def test_damage_that_is_passed_over(tmp_path, steps):
     def make(path: Path) -> Trial:
         trial = Trial(path, "process", consuming=False, policy="skip")
         chunk = path / "q00001"  # 4, 5, 6
@@ -281,36 +241,47 @@ def test_damage_that_is_passed_over(tmp_path):
         assert gone in [{4}, {1, 2, 3, 4}, {1, 2, 3, 4, 5}], found
         assert trial.store.count() == 0
 
-    sweep(tmp_path, lambda trial: trial.store.take_many(3, number) and trial.store.take(number), judge, make)
+    sweep(
+        tmp_path,
+        lambda trial: trial.store.take_many(3, number) and trial.store.take(number),
+        judge,
+        make,
+        steps,
+    )
 
 
-def test_close(tmp_path):
+def test_close(tmp_path, steps):
     def judge(trial: Trial) -> None:
         trial.store.close()
         with contextlib.closing(opened(trial.path)) as again:
             assert drained(again) == [2, 3, 5, 6, 8, 9, 10]
 
-    sweep(tmp_path, lambda trial: trial.store.close(), judge, lambda path: Trial(path, "process"))
+    sweep(tmp_path, lambda trial: trial.store.close(), judge, lambda path: Trial(path, "process"), steps)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["made before", "new"])
-def test_constructor(there, tmp_path):
+def test_constructor(there, tmp_path, steps):
     before = descriptors()
-    for at in itertools.count(**STEPS):
-        path = tmp_path / str(at)
+    numbers = itertools.count()
+
+    def prepare() -> Path:
+        path: Path = tmp_path / str(next(numbers))
         if there:
-            store = Trial(path, "process").store
-            store.close()
-        made: list[Fifo] = []
-        happened = interrupted(lambda: made.append(opened(path)), at)  # noqa: B023
+            Trial(path, "process").store.close()
+        return path
+
+    made: list[Fifo] = []
+
+    def construct(path: Path) -> None:
+        made.append(opened(path))
+
+    for path, where in interruptions(prepare, construct, files=FILES, **steps):
         while made:
             made.pop().close()
         with contextlib.closing(opened(path)) as store:
             assert drained(store) == ([2, 3, 5, 6, 8, 9, 10] if there else [])
         del store
-        assert descriptors() == before, f"interrupted at event {at}: {place}"
+        assert descriptors() == before, f"interrupted at {where}"
         assert not [name for name in os.listdir(path) if name.endswith(".tmp")]
         shutil.rmtree(path)
-        if not happened:
-            assert at > 5
-            return
+    assert next(numbers) > 1
