@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -571,7 +572,14 @@ class Consumer:
                 self._finished.append((chunk, following))  # again when the next one is finished
 
     def _empty(self, chunk: Chunk, next_id: int) -> None:
-        empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
+        try:
+            empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Removing it makes room for what stands for it. In between, the cursor alone says what it held.
+            self._disk.unlink(self._place.path(chunk.number))
+            empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
 
     def _sweep(self) -> None:
         """After a consumer that died: remove what it would have removed."""

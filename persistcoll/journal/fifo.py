@@ -438,9 +438,11 @@ class Fifo:
                 with self._taking:
                     self._settled()
                     now = self._acknowledged()
-                    if now.last <= last:
+                    if now.count <= acknowledged.count:
                         raise
-                    last, position = now.last, now.position
+                    acknowledged = now.copy()
+                    if now.last > last:
+                        last, position = now.last, now.position
             finally:
                 if reader is not None:
                     reader.close()

@@ -168,8 +168,11 @@ class Reader:
             return self._damaged(at, "the chunk ends early")
         return False
 
-    def _enter(self, number: int) -> bool:
-        """Begin with chunk ``number``, or with the next one there is if it is lost."""
+    def _enter(self, number: int, behind_gap: bool = False) -> bool:
+        """Begin with chunk ``number``, or with the next one there is if it is lost.
+
+        :param behind_gap: the chunks before it were removed because all in them is acknowledged.
+        """
         place = self._place
         try:
             file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
@@ -179,9 +182,11 @@ class Reader:
                 return False  # not begun yet
             if os.path.exists(place.path(number)):
                 return self._enter(number)  # begun, and the next one too, between the two looks
-            path = place.path(number)
-            self._give_up_unless_skipping(CorruptionError(f"chunk {path!r} is missing", path))
-            return self._enter(later[0])
+            consumed = self._is_acknowledged_before(later[0])
+            if not consumed:
+                path = place.path(number)
+                self._give_up_unless_skipping(CorruptionError(f"chunk {path!r} is missing", path))
+            return self._enter(later[0], behind_gap=consumed)
         except CorruptionError as error:
             self._give_up_unless_skipping(error)
             return self._enter(number + 1)
@@ -198,9 +203,19 @@ class Reader:
             self._missing(chunk.previous_id, 0)
         # The records between `previous_id` and `first_id` are acknowledged and gone.
         self._last_id = max(self._last_id, chunk.first_id - 1)
-        if before is not None and before.number == number - 1:
+        if before is not None and (behind_gap or before.number == number - 1):
             self._finished(before, chunk)
         return True
+
+    def _is_acknowledged_before(self, number: int) -> bool:
+        """Whether chunk ``number`` follows, and all between here and it is acknowledged."""
+        place = self._place
+        try:
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+        except (FileNotFoundError, CorruptionError):
+            return False
+        file.close()
+        return not self._acknowledged.missing(self._last_id + 1, chunk.previous_id)
 
     def _reopen(self) -> bool:
         """The chunk was rewritten: go on in the new file, which has the same frames."""

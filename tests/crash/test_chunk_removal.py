@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persistcoll import Empty, Queue
+from persistcoll import CorruptionError, Empty, Queue
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import memory_directory, quick_disk
 
@@ -163,6 +163,60 @@ def test_clear_beside_one_in_hand_frees_what_was_not_read(tmp_path):
         queue._blocking.store.acknowledge([first])
         assert chunks(path) == ["q00003"]
     assert rest_of(path) == []
+
+
+@pytest.mark.parametrize("call", ["open", "write", "sync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_clear_without_room_for_an_emptied_chunk_removes_it_first(call, number, tmp_path):
+    path = tmp_path / "q"
+    disk = FaultyDisk()
+    with Queue(path, chunksize=3, serializer="raw", _disk=disk) as queue:
+        for _ in range(12):
+            queue.put(bytes(100))
+        first = take(queue)
+        fault = disk.fail(call, error=number, path="q00001.tmp")
+        assert queue.clear() == 11
+        assert fault.fired
+        assert [size > EMPTIED for size in sizes(path).values()] == [True, False, False, True]
+        queue._blocking.store.acknowledge([first])
+        assert chunks(path) == ["q00003"]
+    assert rest_of(path) == []
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_without_any_room_the_cursor_alone_says_what_a_removed_chunk_held(lost, tmp_path):
+    path = tmp_path / "q"
+    disk = FaultyDisk()
+    with (
+        Queue(path, chunksize=3, serializer="raw", _disk=disk) as queue,
+        Queue(path, serializer="raw") as observer,
+    ):
+        for number in range(12):
+            queue.put(b"%3d" % number)
+        looking = observer.items()
+        assert next(looking) == b"  0"
+        ids = [take(queue) for _ in range(11)]
+        disk.fail("write", error=errno.ENOSPC, times="forever", path="q?????.tmp")
+        queue._blocking.store.acknowledge(ids[3:9])
+        assert chunks(path) == ["q00000", "q00003"]
+        assert list(looking) == [b"%3d" % number for number in (1, 2, 9, 10, 11)]
+        assert queue.qsize() == observer.qsize() == 1
+    if lost:
+        (path / "cursor").unlink()
+        with Queue(path, serializer="raw") as queue:
+            assert queue.get_many(4) == [b"  0", b"  1", b"  2"]
+            with pytest.raises(CorruptionError, match="missing"):
+                queue.get(block=False)
+        return
+    with Queue(path, serializer="raw", chunksize=3) as queue:
+        queue.put(b" 12")
+        first = take(queue)
+        assert [take(queue) for _ in range(5)] == [2, 3, 10, 11, 12]
+        queue._blocking.store.acknowledge([2, 3])
+        assert chunks(path) == ["q00000", "q00003", "q00004"]
+        queue._blocking.store.acknowledge([first])
+        assert chunks(path) == ["q00003", "q00004"]
+    assert rest_of(path) == [b"  9", b" 10", b" 11", b" 12"]
 
 
 STEPS = ["take", "take", "take", "done", "done", "back", "reopen", "lose"]

@@ -52,9 +52,7 @@ def test_a_full_tmpfs_is_drained_and_goes_on(taken_before, durability, small_dis
         assert failed > 1000
         # Whatever small things would still fit, too.
         failed = fill(queue, account, failed + 1, 24)
-        with contextlib.suppress(OSError), open(small_disk / "ballast", "wb", 0) as file:
-            while file.write(bytes(100)):
-                pass
+        fill_up(small_disk)
         delivered = drain(queue)
         account.check(delivered, power=True)
         assert len(delivered) == len(account.put)
@@ -81,6 +79,30 @@ def test_room_comes_back_in_the_same_process(durability, small_disk):
         delivered = drain(queue)
     account.check(delivered, power=True)
     assert len(delivered) == len(account.put)
+
+
+def fill_up(disk: Path) -> None:
+    """Leave not one free block."""
+    with contextlib.suppress(OSError), open(disk / "ballast", "wb", 0) as file:
+        while file.write(bytes(100)):
+            pass
+
+
+@pytest.mark.needs("root", "mount")
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("in_hand", [0, 1])
+def test_clear_gives_room_on_a_full_disk(in_hand, durability, small_disk):
+    with Queue(small_disk / "queue", chunksize=100, serializer="raw", durability=durability) as queue:
+        failed = fill(queue, Account(), 1)
+        fill_up(small_disk)
+        taken = [queue.get() for _ in range(in_hand)]
+        assert queue.clear() == failed - 1 - in_hand
+        for number in range(failed // 2):
+            queue.put(numbered(number))
+        for _ in taken:
+            queue.task_done()
+        assert len(drain(queue)) == failed // 2
+    assert not strangers(str(small_disk / "queue"))
 
 
 def child(code: str, *arguments: str, command: list[str] | None = None) -> list[str]:
