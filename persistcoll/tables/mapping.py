@@ -41,9 +41,12 @@ class SQLMapping(Mapping):
     :param power: what an operation that returned survives is a power cut.
     :param timeout: seconds to wait for the end of another caller's transaction.
     :param show: a key, for messages.
-    :param leave: called when this handle is closed; idempotent.
+    :param users: the database, for as long as this handle counts among its users.
+    :param leave: empties that when this handle is closed.
     :param rested: called behind each transaction.
     """
+
+    _users: list[Database] = []  # noqa: RUF012 - until it is made; never changed
 
     def __init__(
         self,
@@ -55,7 +58,8 @@ class SQLMapping(Mapping):
         store_id: bytes,
         clock: Clock | None,
         show: Callable[[bytes], str],
-        leave: Callable[[], None],
+        users: list[Database],
+        leave: Callable[[list[Database]], None],
         rested: Callable[[], None],
     ) -> None:
         self.store_id = store_id
@@ -70,12 +74,18 @@ class SQLMapping(Mapping):
         self._clock = clock
         self._leave = leave
         self._rested = rested
-        self._closed = False
         self._adding = False  # the last key that was set was a new one
         if number not in database.ledgers:
             database.ledgers[number] = Ledger(words)
         # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
         self._ledger = database.ledgers[number]
+        self._closed = False
+        self._users = users
+
+    def __del__(self) -> None:
+        # Its maker was interrupted before it had it, or whoever closed it.
+        if self._users:
+            self.close()
 
     def _now(self) -> float:
         # The database's may change: a forked child opens it anew.
@@ -362,4 +372,4 @@ class SQLMapping(Mapping):
                 if not self._power:  # otherwise each write has looked
                     self._database.warn_if_replaced()
         finally:
-            self._leave()
+            self._leave(self._users)

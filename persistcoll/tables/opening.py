@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar, cast
 
 from persistcoll.directories import absolute, checked_path, refuse_foreign_link
@@ -133,9 +132,11 @@ class _Databases:
         self._held: list[threading.Lock] = []  # for a fork
         quiesce_for_forks(self)
 
-    def acquire(self, source: Source) -> Database:
+    def acquire(self, source: Source, users: list[Database]) -> Database:
+        """The database, noted in ``users`` for :meth:`release` before anything can be interrupted."""
         if source.path == MEMORY:  # each one its own
-            return Database(source)
+            users.append(Database(source))
+            return users[0]
         if not SAME[0]:
             follow_fork()
         if source.path in self._inherited:
@@ -152,6 +153,7 @@ class _Databases:
                 if database is None:
                     database = self._open[source.path] = Database(source)
                 database.users += 1
+                users.append(database)
             finally:
                 self._user = None
         self.shut_left()
@@ -315,10 +317,15 @@ def open_table(
             seal=seal_for(store_id),
             unseal=unseal_for(store_id),
             clock=clock,
-            leave=partial(_databases.release, users),
+            users=users,
+            leave=_databases.release,
         )
-        if retry.resume and not place.read_only:
-            table.resume()
+        try:
+            if retry.resume and not place.read_only:
+                table.resume()
+        except BaseException:
+            table.close()
+            raise
         return table
 
     def create(database: Database, number: int) -> tuple[str, ...]:
@@ -351,7 +358,8 @@ def open_mapping(
             store_id=store_id,
             clock=clock,
             show=show,
-            leave=partial(_databases.release, users),
+            users=users,
+            leave=_databases.release,
             rested=_databases.shut_left,
         )
 
@@ -389,11 +397,10 @@ def _open(
         number = looking.find(wanted)
         # It has all that a collection asks of one.
         return make(cast(Database, looking), users, number, looking.store_id + number.to_bytes(8, "big"))
-    database = _databases.acquire(source)
-    users.append(database)
-    # What is made within a transaction could be rolled back with it, and its number be given to another one.
-    may_make = not database.used_here()
     try:
+        database = _databases.acquire(source, users)
+        # What is made within a transaction could be rolled back with it, and its number be given to another.
+        may_make = not database.used_here()
 
         def run(execute: Execute) -> int:
             number, new = schema.register(execute, wanted, database.path, may_make)

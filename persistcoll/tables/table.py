@@ -35,11 +35,13 @@ class SQLTable(Table):
     :param power: what an operation that returned survives is a power cut. A claim need not: one that is lost
         leaves a ready record.
     :param timeout: seconds to wait for the end of another caller's transaction, where no deadline is given.
-    :param leave: called when this handle is closed; idempotent.
+    :param users: the database, for as long as this handle counts among its users.
+    :param leave: empties that when this handle is closed.
     """
 
     # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
     slowest_poll = 0.01
+    _users: list[Database] = []  # noqa: RUF012 - until it is made; never changed
 
     def __init__(
         self,
@@ -54,7 +56,8 @@ class SQLTable(Table):
         seal: Seal | None,
         unseal: Seal | None,
         clock: Clock | None,
-        leave: Callable[[], None],
+        users: list[Database],
+        leave: Callable[[list[Database]], None],
     ) -> None:
         self.store_id = store_id
         self._database = database
@@ -65,7 +68,6 @@ class SQLTable(Table):
         self._clock = clock
         self._leave = leave
         self._closing = threading.Lock()
-        self._closed = False
         self._keeps = retry.keep_done > 0
         self._found_empty = False
         if number not in database.ledgers:
@@ -85,6 +87,13 @@ class SQLTable(Table):
             now=self._now,
             timeout=timeout,
         )
+        self._closed = False
+        self._users = users
+
+    def __del__(self) -> None:
+        # Its maker was interrupted before it had it, or whoever closed it.
+        if self._users:
+            self.close()
 
     def _now(self) -> float:
         # The database's may change: a forked child opens it anew.
@@ -443,4 +452,4 @@ class SQLTable(Table):
         finally:
             self._closed = True
             self._claims.abandon()  # where that was interrupted: a holder found dead is resumed
-            self._leave()
+            self._leave(self._users)
