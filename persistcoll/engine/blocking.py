@@ -45,13 +45,6 @@ class _Unfinished(Exception):
     """There are items to wait for."""
 
 
-class _Taking:
-    """A call that takes with autosave."""
-
-    handed = 0
-    """How many of the items that it took are counted as handed out. Guarded by the queue's mutex."""
-
-
 class BlockingQueue:
     """The standard library's queue, over a store of bytes.
 
@@ -107,7 +100,7 @@ class BlockingQueue:
         self._mutex = threading.RLock()
         self._owed: deque[Sequence[Claim]] = deque()  # to be released, which could not be done
         # With autosave.
-        self._taking: dict[_Taking, int] = {}  # how many at most
+        self._taking: dict[object, int] = {}  # by each call that takes: how many at most
         self._handed = 0  # got, and task_done() not yet called for
         self._all_hands: EveryHand = []
         self._hands = Hands(self._all_hands, self._mutex, self._make_hand)
@@ -213,10 +206,7 @@ class BlockingQueue:
             self._release_owed()
         take: Take = choose or self._take
         if self.autosave:
-            pop = (
-                partial(take, use, True) if deadline is None else partial(take, use, True, deadline=deadline)
-            )
-            return self._pop(pop, 1, False, block, deadline, choose is not None)[1]
+            return self._pop(take, use, 1, False, block, deadline, choose is not None)[1]
         claims: list[Claim] = []
         token = None
         try:
@@ -247,14 +237,13 @@ class BlockingQueue:
             raise ShutDown
         if self._owed:
             self._release_owed()
-        take = partial(self.store.take_many, limit, use)
+        take = partial(self.store.take_many, limit)
         if self.autosave:
-            pop = partial(take, True, deadline=deadline)
-            return [item for _, item in self._pop(pop, limit, True, block, deadline, False)]
+            return [item for _, item in self._pop(take, use, limit, True, block, deadline, False)]
         claims: list[Claim] = []
         pairs: list[tuple[Any, Any]] = []
         try:
-            claim = partial(take, False, claims=claims, deadline=deadline)
+            claim = partial(take, use, False, claims=claims, deadline=deadline)
             try:
                 pairs = claim()
             except Empty:
@@ -343,40 +332,50 @@ class BlockingQueue:
     # get, with autosave
 
     def _pop(
-        self, take: Callable[[], R], most: int, many: bool, block: bool, deadline: float | None, chosen: bool
+        self,
+        take: Callable[..., R],
+        use: Use[Any],
+        most: int,
+        many: bool,
+        block: bool,
+        deadline: float | None,
+        chosen: bool,
     ) -> R:
-        """``take()``, whose up to ``most`` items count as unfinished until ``task_done``.
+        """Take up to ``most`` items, which count as unfinished until ``task_done``.
 
         They count before they are gone from the store, because `join` might otherwise look in between and
         find them in neither place.
         """
-        call = _Taking()
+        call = object()
+        handed = 0
         try:
             self._taking[call] = most
             try:
-                taken = take()
+                taken = take(use, True) if deadline is None else take(use, True, deadline=deadline)
             except Empty:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
-                taken = self._take_again(partial(self._count_in, call, take, most), deadline, chosen)
+                again = partial(take, use, True, deadline=deadline)
+                taken = self._take_again(partial(self._count_in, call, again, most), deadline, chosen)
+            handed = len(taken) if many else 1  # type: ignore[arg-type]  # then it is a list
             with self._mutex:
-                call.handed = len(taken) if many else 1  # type: ignore[arg-type]  # then it is a list
-                self._handed += call.handed
+                self._handed += handed
                 del self._taking[call]
             if self._space.listeners:
-                self._space.notify(call.handed)
+                self._space.notify(handed)
         except BaseException:
             # Nobody calls task_done() for it. No call is made in here, behind which an interrupt could come.
             with self._mutex:
-                self._handed -= call.handed
                 if call in self._taking:
                     del self._taking[call]
+                else:
+                    self._handed -= handed
             if self._idle.listeners:
                 self._idle.notify(None)
             raise
         return taken
 
-    def _count_in(self, call: _Taking, take: Callable[[], R], most: int) -> R:
+    def _count_in(self, call: object, take: Callable[[], R], most: int) -> R:
         """``take()``; while it runs, up to ``most`` items count as unfinished."""
         self._taking[call] = most
         try:

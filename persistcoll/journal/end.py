@@ -17,7 +17,7 @@ from persistcoll.engine.values import Record
 from persistcoll.errors import ClosedError, CorruptionError, StorageError
 from persistcoll.group_commit import GroupCommit
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
-from persistcoll.journal.ground import UNSEEN_SECONDS, replaced
+from persistcoll.journal.ground import replaced
 from persistcoll.journal.mark import TailMark
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import NoTail, Place, Tail, find_tail
@@ -46,7 +46,7 @@ class JournalEnd:
     :ivar sealed: the chunk is finished: :meth:`catch_up` comes before anything else.
     :ivar commit: syncs the chunk.
     :ivar unseen: how many appends there were since the last :meth:`look`.
-    :ivar looks_at: when it is to be looked again, by the monotonic clock.
+    :ivar looked: when it was looked last, by the wall clock.
     :ivar trouble: why nothing may follow, if so.
     """
 
@@ -71,7 +71,7 @@ class JournalEnd:
         self._size = self._disk.size
         self._unsure = False  # interrupted while it went from one chunk to another
         self._writing = False  # what lies behind the end is ours to undo
-        self.unseen, self.looks_at = 0, 0.0
+        self.unseen, self.looked = 0, 0.0
         self.trouble: StorageError | ClosedError | None = None
         self.commit = GroupCommit(self._disk, place.directory, self.poison)
         self.chunk: Chunk
@@ -246,7 +246,7 @@ class JournalEnd:
         if not self._status(self.fd)[LINKS]:
             self.catch_up(repair=True)
         self.unseen = 0
-        self.looks_at = time.monotonic() + UNSEEN_SECONDS
+        self.looked = _now()
 
     def catch_up(self, repair: bool = False) -> None:
         """Read what others have appended since.

@@ -13,7 +13,7 @@ from persistcoll.engine.lifecycle import owned, refusal
 from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.end import JournalEnd
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
-from persistcoll.journal.ground import UNSEEN_CALLS
+from persistcoll.journal.ground import UNSEEN_CALLS, UNSEEN_SECONDS
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import Place
 
@@ -25,7 +25,7 @@ __all__ = ["REENTRANT", "Journal"]
 REENTRANT = "nothing can be done with a store from within another operation of this thread on it"
 
 _CUT_SHORT = "the thread that wrote this for another was interrupted; whether it is stored is unknown"
-_now, _monotonic = time.time, time.monotonic
+_now = time.time
 
 Admit = Callable[[int], None]
 
@@ -150,8 +150,9 @@ class Journal:
                     self._flock(self._lock.fd, EXCLUSIVE)
                     if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
                         tail.catch_up(repair=True)
+                    now = _now()
                     tail.unseen += 1
-                    if tail.unseen > UNSEEN_CALLS or _monotonic() >= tail.looks_at:
+                    if tail.unseen > UNSEEN_CALLS or not 0 <= now - tail.looked < UNSEEN_SECONDS:
                         tail.look()
                     if admit is not None:
                         admit(tail.last_id)
@@ -159,7 +160,7 @@ class Journal:
                         tail.roll()
                     if group is None and self._seal is None:  # nearly always
                         last = tail.last_id + 1
-                        data = encode(tail.salt, ITEM, last, _now(), tail.commit.durable_end, payload)
+                        data = encode(tail.salt, ITEM, last, now, tail.commit.durable_end, payload)
                     else:
                         data, last = self._encode(payload, group, tail.last_id)
                     tail.append(data, last)
