@@ -19,7 +19,7 @@ from tests.needs import missing
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # Of so many places of an operation one is tried.
-PLACES = 13
+PLACES = 47
 
 _SEED = pytest.StashKey[int]()
 _FAILED = pytest.StashKey[bool]()
@@ -87,12 +87,14 @@ def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
 
 
 @pytest.fixture
-def steps(request: pytest.FixtureRequest) -> dict[str, int]:
-    """Which places of an operation a test tries: one of several, because a round of all takes minutes.
+def steps(request: pytest.FixtureRequest, rng: random.Random) -> dict[str, int]:
+    """Which places of an operation a test tries: others in each run, because a round of all takes an hour.
 
     With --stress all of them.
     """
-    return {"first": 1, "step": 1 if request.config.getoption("--stress") else PLACES}
+    if request.config.getoption("--stress"):
+        return {"first": 1, "step": 1}
+    return {"first": rng.randint(1, PLACES), "step": PLACES}
 
 
 # --- what a test needs

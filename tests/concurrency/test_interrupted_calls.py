@@ -38,6 +38,12 @@ CALLS: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.fixture
+def error(rng):
+    """One of the two, which come out at the same places."""
+    return rng.choice([Interruption, Late])
+
+
 def files(path) -> int:
     """How many descriptors are open below it."""
     gc.collect()  # of a connection that its maker never got, the collector alone lets go
@@ -48,7 +54,6 @@ def files(path) -> int:
     return found
 
 
-@pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
 def test_a_queue(kind, durability, name, error, tmp_path, steps):
@@ -117,7 +122,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_dict(name, durability, error, tmp_path, steps):
@@ -152,7 +156,6 @@ def test_a_dict(name, durability, error, tmp_path, steps):
         assert not files(places[-1]), where
 
 
-@pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
 def test_opening_and_closing(kind, durability, error, tmp_path, steps):
     numbers = itertools.count()
@@ -180,7 +183,6 @@ def test_opening_and_closing(kind, durability, error, tmp_path, steps):
         assert not files(path), where
 
 
-@pytest.mark.parametrize("error", [Interruption, Late])
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_opening_and_closing_a_dict(durability, error, tmp_path, steps):
     numbers = itertools.count()
