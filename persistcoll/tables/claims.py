@@ -107,7 +107,7 @@ class Claims:
             number = schema.next_holder(execute)
             try:
                 # The lock before the row: whoever sees the row finds the lock taken while this process lives.
-                holder = Holder(self._database.disk, self._database.path, number)
+                holder = Holder(self._database, number)
             except BlockingIOError:  # by one whose transaction was rolled back, and the number with it
                 continue
             try:

@@ -46,7 +46,7 @@ from persistcoll.tables.sqlite import SQLite, leak
 from persistcoll.tables.transaction import Transaction
 from persistcoll.tables.watcher import Watcher
 from persistcoll.tables.work import Outcome, Work
-from persistcoll.tables.writer_lock import TransactionOpen
+from persistcoll.tables.writer_lock import TransactionOpen, identity_of
 
 __all__ = ["REMEDY", "UNSEEN", "Database"]
 
@@ -104,6 +104,7 @@ class Database(Readable):
         self._trouble: StorageError | None = None
         self._failed: StorageError | None = None
         self._opened: Opened | None = None
+        self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
         self._at_rest = False
         self._held: list[threading.Lock] = []
 
@@ -115,6 +116,7 @@ class Database(Readable):
         self._execute: Execute = cursor.execute
         self.executemany = cursor.executemany
         self._lock = opened.lock
+        self._watch()
         self.store_id, self.now = opened.store_id, opened.clock
         self._execute(sqlite.NORMAL)
         self._log.switch(opened.log, self.path + LOG, 0)
@@ -148,6 +150,21 @@ class Database(Readable):
         if self._trouble is None:
             self._trouble = failure
             self._readers.refuse()
+
+    def watch(self, path: str, fd: int) -> None:
+        """From now on that path has to stay that file, too. The mutex is held."""
+        self._watched[path] = identity_of(fd)
+        self._watch()
+
+    def ignore(self, path: str) -> None:
+        """As if that had never been watched."""
+        if self._watched.pop(path, None) is not None:
+            self._watch()
+
+    def _watch(self) -> None:
+        opened = self._opened
+        if opened is not None:
+            opened.lock.watch({**opened.files, **self._watched})
 
     def check_files(self) -> None:
         """:raise StoreReplacedError: a file was removed or replaced, as is noticed now."""

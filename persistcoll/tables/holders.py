@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Protocol
 
 from persistcoll.disk import TRY_EXCLUSIVE, Disk, OpenFile, close_quietly, open_lasting, storage_error
 
@@ -19,23 +20,37 @@ def _path(database: str, number: int) -> str:
     return f"{database}.holder-{number}"
 
 
+class _Database(Protocol):
+    path: str
+    disk: Disk
+
+    def watch(self, path: str, fd: int) -> None: ...
+
+    def ignore(self, path: str) -> None: ...
+
+
 class Holder:
     """One that claims. ``number`` is above 0 and never used again.
 
-    :param database: the database's path; in memory nobody else asks whether it lives.
+    The database watches its file: where that is missing, the others take this process for dead and get what
+    it holds.
+
+    :param database: where it claims; in memory nobody else asks whether it lives.
     :raise BlockingIOError: another one has that number.
     """
 
-    def __init__(self, disk: Disk, database: str, number: int) -> None:
+    def __init__(self, database: _Database, number: int) -> None:
         self._file: OpenFile | None = None
         self.number = number
-        self._disk = disk
-        self._path = _path(database, number)
-        if database == ":memory:":
+        self._database = database
+        self._disk = disk = database.disk
+        self._path = _path(database.path, number)
+        if database.path == ":memory:":
             return
         try:
             self._file = open_lasting(disk, self._path)
             disk.flock(self._file.fd, TRY_EXCLUSIVE)
+            database.watch(self._path, self._file.fd)
         except BlockingIOError:
             self.abandon()
             raise
@@ -48,6 +63,7 @@ class Holder:
 
     def end(self) -> None:
         """It holds nothing any more: remove its file."""
+        self._database.ignore(self._path)
         if self._file is not None and self._file.held and self._is_own(self._file.fd):
             forget(self._disk, self._path)
         self.abandon()
@@ -64,6 +80,7 @@ class Holder:
 
         In a forked child the parent's descriptor still keeps the lock.
         """
+        self._database.ignore(self._path)
         if self._file is not None:
             self._file.close()
 

@@ -25,7 +25,7 @@ from persistcoll.tables import schema, sqlite
 from persistcoll.tables.clock import Clock
 from persistcoll.tables.dialect import Execute
 from persistcoll.tables.sqlite import SQLite
-from persistcoll.tables.writer_lock import NoLock, WriterLock
+from persistcoll.tables.writer_lock import NoLock, WriterLock, identity_of
 
 __all__ = ["INDEX", "LOG", "MEMORY", "Opened", "Source"]
 
@@ -55,6 +55,8 @@ class Opened(NamedTuple):
     could drop."""
     store_id: bytes
     clock: Clock
+    files: dict[str, tuple[int, int]]
+    """What its files are, by their paths."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,6 @@ class Source:
             with self.translated(dialect):
                 connection = dialect.connect(self.path, self.timeout)
                 opened = self._prepare(dialect, connection, lock, identity)
-            lock.watch(self.path + end for end in _FILES)
             lock.release()
             return opened
         except BaseException as error:
@@ -134,7 +135,7 @@ class Source:
         with _transaction(connection):
             schema.create(connection.execute)
             now = schema.clock(connection.execute)
-        return Opened(connection, NoLock(), None, schema.store_id(connection.execute), now)
+        return Opened(connection, NoLock(), None, schema.store_id(connection.execute), now, {})
 
     def _refuse_unwritable(self) -> None:
         path = self.path
@@ -217,7 +218,9 @@ class Source:
             store_id = schema.store_id(execute)
         if identity != store_id:
             lock.set_identity(store_id)
-        return Opened(connection, lock, self._open_log(), store_id, now)
+        log = self._open_log()
+        files = {path: identity_of(path) for path in (self.path + end for end in _FILES)}
+        return Opened(connection, lock, log, store_id, now, files)
 
     def _lost(self, lock: WriterLock) -> CorruptionError:
         return CorruptionError(

@@ -32,7 +32,7 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from zlib import crc32
@@ -49,7 +49,7 @@ from persistcoll.disk import (
 from persistcoll.errors import LockedError, StorageError, StoreKindError, StoreReplacedError
 from persistcoll.tables.clock import steady
 
-__all__ = ["NoLock", "TransactionOpen", "WriterLock"]
+__all__ = ["NoLock", "TransactionOpen", "WriterLock", "identity_of"]
 
 _MAGIC = b"pcoll db"
 _TOKEN_SIZE = 8
@@ -88,8 +88,9 @@ class TransactionOpen(Exception):
         )
 
 
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)
+def identity_of(file: str | int) -> tuple[int, int]:
+    """What file that path, or that descriptor, stands for."""
+    status = os.stat(file)
     return status.st_dev, status.st_ino
 
 
@@ -112,7 +113,7 @@ class WriterLock:
             raise storage_error(error, "opening", self.path) from error
         self._fd, self._turn_fd = file.fd, turn_file.fd
         self._open = (file, turn_file)
-        self._files: dict[str, tuple[int, int]] = {}
+        self._files: Mapping[str, tuple[int, int]] = {}
         self._token = secrets.token_bytes(_TOKEN_SIZE)
         self._noted = False
         self.closed = False
@@ -159,15 +160,18 @@ class WriterLock:
             raise
         return False
 
-    def watch(self, paths: Iterable[str]) -> None:
-        """From now on each of these has to stay the file that it is; :meth:`acquire` looks in each turn."""
-        self._files = {path: _identity(path) for path in paths}
+    def watch(self, files: Mapping[str, tuple[int, int]]) -> None:
+        """From now on each of these paths has to stay that file; :meth:`acquire` looks in each turn.
+
+        :param files: all that are to be watched; not changed afterwards, because another thread may look.
+        """
+        self._files = files
 
     def check(self) -> None:
         """:raise StoreReplacedError: a file is not the one any more that this connection opened."""
         for path, identity in self._files.items():
             try:
-                if _identity(path) == identity:
+                if identity_of(path) == identity:
                     continue
                 what = "replaced"
             except (FileNotFoundError, NotADirectoryError):
@@ -175,7 +179,8 @@ class WriterLock:
             except OSError as error:
                 raise storage_error(error, "looking at", path) from error
             raise StoreReplacedError(
-                f"{path!r} was {what} while it was open; nothing that is written now would be found again",
+                f"{path!r} was {what} while it was open; others would not find what is written now,"
+                " or see that this process has items in work",
                 path,
             )
 
@@ -303,6 +308,9 @@ class NoLock:
 
     def transaction(self) -> None:
         """None: nobody else ever has one."""
+
+    def watch(self, files: Mapping[str, tuple[int, int]]) -> None:
+        """Nothing."""
 
     def check(self) -> None:
         """Nothing."""

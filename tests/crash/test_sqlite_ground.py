@@ -148,6 +148,48 @@ def test_a_holders_file_of_another_store_stays(tmp_path):
         assert [path.name for path in place.glob("*.holder-*")] == ["data.db.holder-1"]
 
 
+@pytest.mark.parametrize("forked", [False, True])
+@pytest.mark.parametrize("call", ["put", "ack", "nack"])
+def test_a_holder_whose_file_a_cleaner_removed_is_told(call, forked, tmp_path):
+    """Before it writes anything, because the others take it for dead."""
+    place = tmp_path / "store"
+    with SQLiteAckQueue(place) as old:
+        old.put_many([1, 2])
+        assert old.get() == 1
+        if forked:
+            pid = os.fork()
+            if not pid:
+                os._exit(0)  # the parent connects anew
+            assert os.waitpid(pid, 0)[1] == 0
+            old.put(3)
+        next(place.glob("*.holder-*")).unlink()
+        with pytest.raises(StoreReplacedError, match="holder"):
+            getattr(old, call)(1)
+    with SQLiteAckQueue(place) as new:
+        assert new.qsize() == (3 if forked else 2)
+
+
+def test_a_child_does_not_watch_its_parents_holder(tmp_path):
+    with SQLiteAckQueue(tmp_path / "store") as queue:
+        queue.put_many([1, 2, 3])
+        queue.get()
+        told, tell = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.read(told, 1)
+                queue.put(4)
+                assert queue.ack(queue.get()) is not None
+                os._exit(0)
+            finally:
+                os._exit(1)
+        queue.close()  # removes its holder's file
+        os.write(tell, b"!")
+        assert os.waitpid(pid, 0)[1] == 0
+        os.close(told)
+        os.close(tell)
+
+
 def test_a_refusal_of_a_lost_database_leaves_its_log(tmp_path):
     """What the message says can be done: the database is put back, and everything is there."""
     program = (
