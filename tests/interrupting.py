@@ -81,10 +81,11 @@ def handled(
     """``call(prepare())``, with ``handler(subject)`` at one place after the other, until there is none left.
 
     :param files: the modules, by the names of their files; all of the package by default.
-    :param step: try each ``step``-th place only, from the ``first`` one on.
+    :param step: try each ``step``-th place only, from the ``first`` one on, and at least one.
     :return: each time what ``prepare`` gave, and where that was.
     """
     number = first
+    anywhere = False
     while True:
         subject = prepare()
         profile = _Profile(number, files, partial(handler, subject))
@@ -95,9 +96,14 @@ def handled(
         finally:
             sys.setprofile(before)
         yield subject, profile.where
-        if profile.left > 0:
+        there = number - profile.left
+        if not profile.left:
+            anywhere = True
+            number += step
+        elif anywhere or not there:
             return
-        number += step
+        else:  # there are fewer than `first`: one of them all the same
+            number = first % there + 1
 
 
 def interruptions(
