@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from typing import Any, NoReturn, cast
 
 from persistcoll.directories import refuse_if_others_may_write, refuse_network
-from persistcoll.disk import SIZE, OpenFile
+from persistcoll.disk import SIZE, OpenFile, storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.lifecycle import read_only_error
 from persistcoll.engine.values import Record
-from persistcoll.errors import StoreKindError, StoreMissingError
+from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, INFO, PRODUCER_LOCK, look_at_info
@@ -34,7 +34,7 @@ __all__ = ["LookingFifo"]
 class LookingFifo(Fifo):
     """A :class:`Fifo` that writes nothing. What would change something raises ``StorageError``."""
 
-    def _open(self) -> None:
+    def _prepare(self) -> None:
         path, wanted = self._path, self._wanted
         if not os.path.lexists(path):
             raise StoreMissingError(f"there is nothing to look at: {path!r} does not exist")
@@ -44,10 +44,6 @@ class LookingFifo(Fifo):
             refuse_network(path)
         if wanted.executes_code and not wanted.trust_directory:
             refuse_if_others_may_write((path, os.path.join(path, INFO)), wanted.serializer)
-        super()._open()
-
-    def _prepare(self) -> None:
-        """Nothing is made."""
 
     def _open_files(self) -> None:
         disk, path = self._disk, self._path
@@ -117,10 +113,15 @@ class _Tail:
 
     def refresh(self) -> int:
         """Read on; the id of the last record."""
-        if self._file is None or self._place.disk.status(self._file.fd)[SIZE] < self.tail[1]:
-            self._locate()
-        while self._read_on():
-            pass
+        try:
+            if self._file is None or self._place.disk.status(self._file.fd)[SIZE] < self.tail[1]:
+                self._locate()
+            while self._read_on():
+                pass
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", self._place.directory) from error
         return self.tail[2]
 
     def version(self) -> object:
