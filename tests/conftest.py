@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import tempfile
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests import leaks
+from tests.crash.accounts import memory_directory
 from tests.needs import missing
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
@@ -84,6 +87,13 @@ def seed(request: pytest.FixtureRequest) -> int:
 def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
     """Random choices of this test alone, the same in any order of tests."""
     return random.Random(f"{seed} {request.node.nodeid}")
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A directory in which a sync costs nothing, for tests that are not about the device."""
+    with tempfile.TemporaryDirectory(prefix="test_", dir=memory_directory()) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

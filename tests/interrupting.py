@@ -97,7 +97,7 @@ def handled(
             sys.setprofile(before)
         yield subject, profile.where
         there = number - profile.left
-        if not profile.left:
+        if profile.left <= 0:
             anywhere = True
             number += step
         elif anywhere or not there:

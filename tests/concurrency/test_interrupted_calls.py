@@ -56,12 +56,12 @@ def files(path) -> int:
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
-def test_a_queue(kind, durability, name, error, tmp_path, steps):
+def test_a_queue(kind, durability, name, error, memory_path, steps):
     numbers = itertools.count()
     places = []
 
     def prepare():
-        places.append(tmp_path / str(next(numbers)))
+        places.append(memory_path / str(next(numbers)))
         queue = QUEUES[kind](places[-1], durability=durability)
         queue.put_many(["a", "b", "c", "d"])
         queue.get()
@@ -124,12 +124,12 @@ CHANGES = {
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_dict(name, durability, error, tmp_path, steps):
+def test_a_dict(name, durability, error, memory_path, steps):
     numbers = itertools.count()
     places = []
 
     def prepare():
-        places.append(tmp_path / str(next(numbers)))
+        places.append(memory_path / str(next(numbers)))
         ages = PDict(places[-1], durability=durability)
         ages.update(a=1, b=2, list=[])
         len(ages)
@@ -157,12 +157,12 @@ def test_a_dict(name, durability, error, tmp_path, steps):
 
 
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
-def test_opening_and_closing(kind, durability, error, tmp_path, steps):
+def test_opening_and_closing(kind, durability, error, memory_path, steps):
     numbers = itertools.count()
     places = []
 
     def prepare():
-        places.append(tmp_path / str(next(numbers)))
+        places.append(memory_path / str(next(numbers)))
         with QUEUES[kind](places[-1], durability=durability) as queue:
             queue.put_many(["a", "b"])
         return places[-1]
@@ -184,11 +184,11 @@ def test_opening_and_closing(kind, durability, error, tmp_path, steps):
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_opening_and_closing_a_dict(durability, error, tmp_path, steps):
+def test_opening_and_closing_a_dict(durability, error, memory_path, steps):
     numbers = itertools.count()
 
     def prepare():
-        path = tmp_path / str(next(numbers))
+        path = memory_path / str(next(numbers))
         with PDict(path, durability=durability) as ages:
             ages["a"] = 1
         return path

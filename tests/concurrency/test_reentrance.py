@@ -52,12 +52,12 @@ class Handler:
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", QUEUE_CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
-def test_a_queue(kind, operation, durability, tmp_path, steps):
+def test_a_queue(kind, operation, durability, memory_path, steps):
     numbers = itertools.count()
     handlers: list[Handler] = []
 
     def prepare():
-        queue = QUEUES[kind](tmp_path / str(next(numbers)), durability=durability)
+        queue = QUEUES[kind](memory_path / str(next(numbers)), durability=durability)
         queue.put_many(["a", "b", "c", "d"])
         queue.get()
         handlers.append(Handler())
@@ -96,12 +96,12 @@ def test_a_queue(kind, operation, durability, tmp_path, steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("operation", DICT_CALLS)
-def test_a_dict(operation, durability, tmp_path, steps):
+def test_a_dict(operation, durability, memory_path, steps):
     numbers = itertools.count()
     seen: dict[str, bool] = {}
 
     def prepare():
-        ages = PDict(tmp_path / str(next(numbers)), durability=durability)
+        ages = PDict(memory_path / str(next(numbers)), durability=durability)
         ages.update(a=1, b=2)
         seen.clear()
         return ages
@@ -127,13 +127,13 @@ def test_a_dict(operation, durability, tmp_path, steps):
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("operation", ["put", "get", "qsize", "items"])
 @pytest.mark.parametrize("kind", ["Queue", "SQLiteQueue", "SQLiteAckQueue"])
-def test_closing(kind, operation, durability, tmp_path, steps):
+def test_closing(kind, operation, durability, memory_path, steps):
     """The operation goes on or is refused; what it stored is there, and the place can be opened anew."""
     numbers = itertools.count()
     paths = []
 
     def prepare():
-        paths.append(tmp_path / str(next(numbers)))
+        paths.append(memory_path / str(next(numbers)))
         queue = QUEUES[kind](paths[-1], durability=durability)
         queue.put_many(["a", "b"])
         return queue

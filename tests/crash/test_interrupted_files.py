@@ -110,14 +110,14 @@ class Trial:
             assert store.count() == 0
 
 
-def sweep(tmp_path, operation, judge, make, steps) -> None:
+def sweep(memory_path, operation, judge, make, steps) -> None:
     before = descriptors()
     numbers = itertools.count()
     where = "nowhere"
 
     def prepare() -> Trial:
         assert descriptors() == before, f"interrupted at {where}"
-        trial: Trial = make(tmp_path / str(next(numbers)))
+        trial: Trial = make(memory_path / str(next(numbers)))
         return trial
 
     for trial, where in interruptions(prepare, operation, files=FILES, **steps):  # noqa: B007 - read above
@@ -159,10 +159,10 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operation_of_the_consumer(name, durability, tmp_path, steps):
+def test_operation_of_the_consumer(name, durability, memory_path, steps):
     operation, added, removed = OPERATIONS[name]
     sweep(
-        tmp_path,
+        memory_path,
         operation,
         lambda trial: trial.judge(added, removed),
         lambda path: Trial(path, durability),
@@ -171,11 +171,11 @@ def test_operation_of_the_consumer(name, durability, tmp_path, steps):
 
 
 @pytest.mark.parametrize("name", ["take", "take_many and acknowledge", "clear", "count", "append", "records"])
-def test_operation_of_a_process_that_has_not_consumed(name, tmp_path, steps):
+def test_operation_of_a_process_that_has_not_consumed(name, memory_path, steps):
     operation, added, _ = OPERATIONS[name]
     removed = {"clear": (tuple(ITEMS),), "take_many and acknowledge": ((1, 2, 3),)}.get(name, ())
     sweep(
-        tmp_path,
+        memory_path,
         operation,
         lambda trial: trial.judge(added, removed),
         lambda path: Trial(path, "process", consuming=False),
@@ -183,7 +183,7 @@ def test_operation_of_a_process_that_has_not_consumed(name, tmp_path, steps):
     )
 
 
-def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path, steps):
+def test_interrupted_process_does_not_keep_others_from_consuming(memory_path, steps):
     def judge(trial: Trial) -> None:
         if trial.store.claimed():
             return  # it has become the consumer
@@ -192,7 +192,7 @@ def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path, steps
                 assert other.take(number) == 1
 
     sweep(
-        tmp_path,
+        memory_path,
         lambda trial: trial.store.take(number, claims=trial.claims),
         judge,
         lambda path: Trial(path, "process", consuming=False),
@@ -201,7 +201,7 @@ def test_interrupted_process_does_not_keep_others_from_consuming(tmp_path, steps
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
-def test_changes_of_chunk(durability, tmp_path, steps):
+def test_changes_of_chunk(durability, memory_path, steps):
     def operation(trial: Trial) -> None:
         for each in range(11, 18):
             trial.store.append(b"%d" % each)
@@ -222,10 +222,10 @@ def test_changes_of_chunk(durability, tmp_path, steps):
         store.append(b"99")
         assert drained(store) == [99]
 
-    sweep(tmp_path, operation, judge, lambda path: Trial(path, durability), steps)
+    sweep(memory_path, operation, judge, lambda path: Trial(path, durability), steps)
 
 
-def test_damage_that_is_passed_over(tmp_path, steps):
+def test_damage_that_is_passed_over(memory_path, steps):
     def make(path: Path) -> Trial:
         trial = Trial(path, "process", consuming=False, policy="skip")
         chunk = path / "q00001"  # 4, 5, 6
@@ -242,7 +242,7 @@ def test_damage_that_is_passed_over(tmp_path, steps):
         assert trial.store.count() == 0
 
     sweep(
-        tmp_path,
+        memory_path,
         lambda trial: trial.store.take_many(3, number) and trial.store.take(number),
         judge,
         make,
@@ -250,22 +250,22 @@ def test_damage_that_is_passed_over(tmp_path, steps):
     )
 
 
-def test_close(tmp_path, steps):
+def test_close(memory_path, steps):
     def judge(trial: Trial) -> None:
         trial.store.close()
         with contextlib.closing(opened(trial.path)) as again:
             assert drained(again) == [2, 3, 5, 6, 8, 9, 10]
 
-    sweep(tmp_path, lambda trial: trial.store.close(), judge, lambda path: Trial(path, "process"), steps)
+    sweep(memory_path, lambda trial: trial.store.close(), judge, lambda path: Trial(path, "process"), steps)
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["made before", "new"])
-def test_constructor(there, tmp_path, steps):
+def test_constructor(there, memory_path, steps):
     before = descriptors()
     numbers = itertools.count()
 
     def prepare() -> Path:
-        path: Path = tmp_path / str(next(numbers))
+        path: Path = memory_path / str(next(numbers))
         if there:
             Trial(path, "process").store.close()
         return path

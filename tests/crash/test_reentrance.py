@@ -82,16 +82,16 @@ def handled(path, call: str, outer: str, name: str, durability) -> bool:
 
 @pytest.mark.parametrize("outer", ["put", "get", "task_done", "clear"])
 @pytest.mark.parametrize("name", CALLS)
-def test_call_from_a_handler_that_comes_behind_a_system_call(name, outer, durability, tmp_path):
+def test_call_from_a_handler_that_comes_behind_a_system_call(name, outer, durability, memory_path):
     calls = ("flock", "write", "pwrite", "sync", "read")
-    found = [handled(tmp_path / call, call, outer, name, durability) for call in calls]
+    found = [handled(memory_path / call, call, outer, name, durability) for call in calls]
     assert any(found)
 
 
 @pytest.mark.parametrize("call", ["flock", "write"])
-def test_close_from_a_handler(call, durability, tmp_path):
+def test_close_from_a_handler(call, durability, memory_path):
     disk = FaultyDisk()
-    queue = Queue(tmp_path / "q", durability=durability, _disk=disk)
+    queue = Queue(memory_path / "q", durability=durability, _disk=disk)
     disk.on(call, lambda *arguments: queue.close(), effect="after")
     queue.put("program")  # ends well
     with pytest.raises(ClosedError):
@@ -99,12 +99,12 @@ def test_close_from_a_handler(call, durability, tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     queue.close()
     assert len(os.listdir("/proc/self/fd")) < before
-    with Queue(tmp_path / "q") as queue:
+    with Queue(memory_path / "q") as queue:
         assert list(queue.items()) == ["program"]
 
 
-def test_destructor_within_an_operation_of_another_queue_on_the_directory(durability, tmp_path):
-    path = tmp_path / "q"
+def test_destructor_within_an_operation_of_another_queue_on_the_directory(durability, memory_path):
+    path = memory_path / "q"
     disk = FaultyDisk()
     with Queue(path, durability=durability, _disk=disk) as queue:
         forgotten = Queue(path, durability=durability)
@@ -133,9 +133,9 @@ def test_destructor_within_an_operation_of_another_queue_on_the_directory(durabi
         assert list(queue.items()) == ["forgotten", "other"]
 
 
-def test_signals_while_a_program_works(durability, tmp_path):
+def test_signals_while_a_program_works(durability, memory_path):
     """Every few hundred microseconds a handler that puts and looks: what returned is stored, once."""
-    with Queue(tmp_path / "q", chunksize=50, durability=durability) as queue:
+    with Queue(memory_path / "q", chunksize=50, durability=durability) as queue:
         stored: list = []
         numbers = itertools.count()
 
@@ -192,7 +192,7 @@ queue.close()
 
 
 @pytest.mark.skipif(not hasattr(ctypes, "CDLL") or sys.platform != "linux", reason="needs the C library")
-def test_fork_that_python_does_not_see(durability, tmp_path):
-    subprocess.run([sys.executable, "-c", FORK, str(tmp_path / "q"), durability], check=True, timeout=60)
-    with Queue(tmp_path / "q") as queue:
+def test_fork_that_python_does_not_see(durability, memory_path):
+    subprocess.run([sys.executable, "-c", FORK, str(memory_path / "q"), durability], check=True, timeout=60)
+    with Queue(memory_path / "q") as queue:
         assert list(queue.items()) == ["two", "child"]

@@ -68,9 +68,9 @@ class Observer:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def place(memory_path: Path) -> Iterator[Path]:
     before = descriptors()
-    yield tmp_path
+    yield memory_path
     assert descriptors() == before
 
 
