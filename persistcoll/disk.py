@@ -323,6 +323,8 @@ class OpenFile:
         held = self.held
         try:
             list(map(self._close, map(held.pop, range(len(held)))))
+        except IndexError:
+            pass  # a signal handler, or another thread, was faster
         except OSError as error:
             if error.errno is None:  # a signal handler's
                 raise

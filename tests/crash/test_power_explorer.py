@@ -97,7 +97,8 @@ def explored(
     durability: str,
     *,
     recover: bool = False,
-    limit: int = 12,
+    limit: int = 5,
+    seed: int = 0,
     **options,
 ):
     def workload(disk: CrashDisk) -> None:
@@ -117,6 +118,7 @@ def explored(
         recover=recovery(durability) if recover else None,
         limit=limit,
         recovery_limit=2,
+        seed=seed,
     )
 
 
@@ -219,8 +221,8 @@ WORKS = {
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chunksize", [1, 3])
 @pytest.mark.parametrize("work", WORKS)
-def test_whatever_a_power_cut_leaves_is_right(work, chunksize, model, durability):
-    found = explored(WORKS[work], model, durability, chunksize=chunksize)
+def test_whatever_a_power_cut_leaves_is_right(work, chunksize, model, durability, seed):
+    found = explored(WORKS[work], model, durability, chunksize=chunksize, seed=seed)
     assert not found.violations, str(found)
     assert found.states > 20
 
@@ -236,14 +238,14 @@ def autosave(scribe: Scribe) -> None:
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chunksize", [2, 100])
-def test_autosave_acknowledges_in_get(chunksize, model, durability):
-    found = explored(autosave, model, durability, chunksize=chunksize, autosave=True)
+def test_autosave_acknowledges_in_get(chunksize, model, durability, seed):
+    found = explored(autosave, model, durability, chunksize=chunksize, autosave=True, seed=seed)
     assert not found.violations, str(found)
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
-def test_closing_and_opening_again(model, durability):
+def test_closing_and_opening_again(model, durability, seed):
     def workload(disk: CrashDisk) -> None:
         disk.mark(durability)
         first = 1
@@ -255,7 +257,7 @@ def test_closing_and_opening_again(model, durability):
             scribe.close()
             first = scribe.next
 
-    found = explore(workload, check, model, memory_directory(), limit=12)
+    found = explore(workload, check, model, memory_directory(), limit=5, seed=seed)
     assert not found.violations, str(found)
 
 
@@ -267,7 +269,7 @@ def test_closing_and_opening_again(model, durability):
     [put_many, get_and_task_done, beside_one_in_hand],
     ids=["put_many", "get_and_task_done", "beside_one_in_hand"],
 )
-def test_a_power_cut_during_recovery(work, chunksize, model, durability):
-    found = explored(work, model, durability, recover=True, limit=4, chunksize=chunksize)
+def test_a_power_cut_during_recovery(work, chunksize, model, durability, seed):
+    found = explored(work, model, durability, recover=True, limit=2, chunksize=chunksize, seed=seed)
     assert not found.violations, str(found)
     assert found.recoveries > 20

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from persistcoll import ClosedError, Empty, Queue, StorageError
+from persistcoll.disk import Disk, OpenFile
 from persistcoll.testing.faults import FaultyDisk
+from tests.interrupting import handled as within_a_call
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals and no fork on Windows")
 DURABILITIES = ["process", "power"]
@@ -131,6 +133,21 @@ def test_destructor_within_an_operation_of_another_queue_on_the_directory(durabi
         assert fault.fired
         assert len(os.listdir("/proc/self/fd")) < before
         assert list(queue.items()) == ["forgotten", "other"]
+
+
+def test_a_file_is_closed_once_however_it_is_closed_within_its_closing(memory_path):
+    path = str(memory_path / "file")
+    before = len(os.listdir("/proc/self/fd"))
+
+    def make() -> OpenFile:
+        return OpenFile(Disk(), path, os.O_RDWR | os.O_CREAT)
+
+    count = 0
+    for file, _ in within_a_call(make, OpenFile.close, OpenFile.close):
+        count += 1
+        assert not file.held
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert count > 2
 
 
 def test_signals_while_a_program_works(durability, memory_path):
