@@ -22,9 +22,10 @@ from tests.needs import missing
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # Of so many places of an operation one is tried.
-PLACES = 47
+PLACES = 23
 
 _SEED = pytest.StashKey[int]()
+_LEFT_OUT = pytest.StashKey[set[str]]()  # names of tests
 _FAILED = pytest.StashKey[bool]()
 
 # No deadline: what a sync takes is the device's business. The blob repeats a failure without its database.
@@ -43,6 +44,7 @@ hypothesis.settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("persistcoll")
+    group.addoption("--all", action="store_true", help="run the longest tests, too")
     group.addoption("--stress", action="store_true", help="run the long forms: 2,000 examples, stress tests")
     group.addoption("--seed", type=int, default=None, help="repeat the random choices of an earlier run")
 
@@ -56,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if seed is None:
         seed = secrets.randbelow(2**32)
     config.stash[_SEED] = seed
+    config.stash[_LEFT_OUT] = set()
     # Before hypothesis reads it (tryfirst), so that one number repeats everything.
     if config.getoption("--hypothesis-seed", None) is None:
         config.option.hypothesis_seed = str(seed)
@@ -119,10 +122,37 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--stress"):
         return
-    left_out = [item for item in items if item.get_closest_marker("stress")]
+    marks = ["stress"] if config.getoption("--all") else ["stress", "long"]
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("stress")]
+        without = {*left_out}
+        items[:] = [item for item in items if item not in without]
+        config.stash[_LEFT_OUT].update(
+            item.nodeid.partition("[")[0] for item in left_out if item.get_closest_marker("long")
+        )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        left_out = session.config.stash[_LEFT_OUT]
+        output["persistcoll_left_out"] = sorted(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Have what a worker of pytest-xdist left out."""
+    node.config.stash[_LEFT_OUT].update(getattr(node, "workeroutput", {}).get("persistcoll_left_out", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = config.stash[_LEFT_OUT]
+    if left_out:
+        terminalreporter.section("left out, because they take longest; --all runs them, too")
+        for name in sorted(left_out):
+            terminalreporter.line(name)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Left", "Snapshot", "kill"]
+__all__ = ["Left", "Snapshot", "kill", "open_below"]
 
 # A thread that was joined or a child that was waited for may still be on its way out of /proc.
 _PATIENCE_SECONDS = 2.0
@@ -96,6 +96,16 @@ def _descriptors() -> frozenset[tuple[int, str]]:
         with contextlib.suppress(OSError):
             found.add((int(name), os.readlink(_DESCRIPTORS / name)))
     return frozenset(found)
+
+
+def open_below(directory: Path) -> list[str]:
+    """What this process has open in that directory and is not garbage."""
+    prefix = f"{directory}{os.sep}"
+    for collect in (True, False):
+        found = sorted(target for _, target in _descriptors() if target.startswith(prefix))
+        if found and collect:  # of a connection that its maker never got, the collector alone lets go
+            gc.collect()
+    return found
 
 
 def _children() -> frozenset[int]:

@@ -197,6 +197,13 @@ class _Databases:
 
     def release(self, users: list[Database]) -> None:
         """By a handle that used what is in the list, which is empty then. Idempotent."""
+        try:
+            self._release(users)
+        except BaseException:  # out of a signal handler: what it cut short is done all the same
+            self._release(users)
+            raise
+
+    def _release(self, users: list[Database]) -> None:
         with suppress(IndexError):
             self._left.extend(iter(users.pop, None))  # one call: either still there or already here
         self.shut_left()

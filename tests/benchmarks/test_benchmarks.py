@@ -53,6 +53,7 @@ def toy(*values: float) -> Scenario:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_runs_and_its_result_is_whole(name: str, tmp_path: Path) -> None:
     result = json.loads(json.dumps(run([name], TINY, str(tmp_path))))

@@ -6,9 +6,7 @@ is held; what waits is got once. ``Late`` stands for exceptions that look like t
 
 from __future__ import annotations
 
-import gc
 import itertools
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -18,6 +16,7 @@ import pytest
 from persistcoll import Empty, LockedError, PDict
 from tests.concurrency.kinds import DICT_CALLS, LEVELS, LOOKS, QUEUE_CALLS, QUEUES
 from tests.interrupting import Interruption, interruptions
+from tests.leaks import open_below
 
 pytestmark = [
     pytest.mark.timeout(120),
@@ -42,16 +41,6 @@ CALLS: dict[str, Callable[[Any], object]] = {
 def error(rng):
     """One of the two, which come out at the same places."""
     return rng.choice([Interruption, Late])
-
-
-def files(path) -> int:
-    """How many descriptors are open below it."""
-    gc.collect()  # of a connection that its maker never got, the collector alone lets go
-    found = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found += os.readlink(f"/proc/self/fd/{fd}").startswith(str(path))
-    return found
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -98,7 +87,7 @@ def test_a_queue(kind, durability, name, error, memory_path, steps):
             queue.task_done()
         queue.join()
         queue.close()
-        assert not files(places[-1]), where
+        assert not open_below(places[-1]), where
         with QUEUES[kind](places[-1], durability=durability) as again:
             assert again.qsize() == 0, where
 
@@ -153,7 +142,7 @@ def test_a_dict(name, durability, error, memory_path, steps):
         ages["another"] = 6
         assert ages.get_many(["another"]) == {"another": 6}, where
         ages.close()
-        assert not files(places[-1]), where
+        assert not open_below(places[-1]), where
 
 
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
@@ -173,14 +162,14 @@ def test_opening_and_closing(kind, durability, error, memory_path, steps):
 
     found = interruptions(prepare, open_and_close, error, **steps)
     for path, where in found:
-        gc.collect()
+        assert not open_below(path), where
         with QUEUES[kind](path, durability=durability) as again:
             got = []
             with suppress(Empty):
                 while True:
                     got.append(again.get(block=False))
             assert sorted(got) in (["a", "b"], ["a"], ["b"]), where
-        assert not files(path), where
+        assert not open_below(path), where
 
 
 @pytest.mark.parametrize("durability", ["process", "power"])
@@ -198,7 +187,7 @@ def test_opening_and_closing_a_dict(durability, error, memory_path, steps):
             ages["a"] = 2
 
     for path, where in interruptions(prepare, open_and_close, error, **steps):
-        gc.collect()
+        assert not open_below(path), where
         with PDict(path, durability=durability) as again:
             assert dict(again) in ({"a": 1}, {"a": 2}), where
-        assert not files(path), where
+        assert not open_below(path), where

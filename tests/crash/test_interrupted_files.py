@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import itertools
 import os
 import shutil
@@ -18,6 +17,7 @@ from persistcoll.errors import Empty
 from persistcoll.journal.directory import Wanted
 from persistcoll.journal.fifo import Fifo
 from tests.interrupting import interruptions
+from tests.leaks import open_below
 
 # What is raised where a generator goes with its frame reaches nobody.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,11 +45,6 @@ def drained(store: Fifo) -> list[int]:
         while True:
             found.append(store.take(number, True))
     return found
-
-
-def descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 class Trial:
@@ -111,12 +106,11 @@ class Trial:
 
 
 def sweep(memory_path, operation, judge, make, steps) -> None:
-    before = descriptors()
     numbers = itertools.count()
     where = "nowhere"
 
     def prepare() -> Trial:
-        assert descriptors() == before, f"interrupted at {where}"
+        assert not open_below(memory_path), f"interrupted at {where}"
         trial: Trial = make(memory_path / str(next(numbers)))
         return trial
 
@@ -124,7 +118,7 @@ def sweep(memory_path, operation, judge, make, steps) -> None:
         judge(trial)
         trial.store.close()
         shutil.rmtree(trial.path)
-    assert descriptors() == before
+    assert not open_below(memory_path)
     assert next(numbers) > 1
 
 
@@ -261,7 +255,6 @@ def test_close(memory_path, steps):
 
 @pytest.mark.parametrize("there", [True, False], ids=["made before", "new"])
 def test_constructor(there, memory_path, steps):
-    before = descriptors()
     numbers = itertools.count()
 
     def prepare() -> Path:
@@ -281,7 +274,7 @@ def test_constructor(there, memory_path, steps):
         with contextlib.closing(opened(path)) as store:
             assert drained(store) == ([2, 3, 5, 6, 8, 9, 10] if there else [])
         del store
-        assert descriptors() == before, f"interrupted at {where}"
+        assert not open_below(path), f"interrupted at {where}"
         assert not [name for name in os.listdir(path) if name.endswith(".tmp")]
         shutil.rmtree(path)
     assert next(numbers) > 1

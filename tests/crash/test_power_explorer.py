@@ -261,6 +261,7 @@ def test_closing_and_opening_again(model, durability, seed):
     assert not found.violations, str(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chunksize", [2])

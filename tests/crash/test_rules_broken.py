@@ -24,6 +24,8 @@ from tests.crash.test_power_explorer import MODELS, check, quick
 
 __all__ = ["quick"]  # the fixture
 
+pytestmark = pytest.mark.long
+
 
 def work(scribe: Scribe) -> None:
     """Three chunks are filled, two are consumed."""

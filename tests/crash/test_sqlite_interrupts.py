@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import itertools
 import os
 import sqlite3
@@ -18,6 +17,7 @@ from persistcoll import Empty
 from persistcoll.engine.values import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
 from persistcoll.tables.opening import Place, open_table
 from tests.interrupting import interruptions
+from tests.leaks import open_below
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -69,20 +69,8 @@ class Observer:
 
 @pytest.fixture
 def place(memory_path: Path) -> Iterator[Path]:
-    before = descriptors()
     yield memory_path
-    assert descriptors() == before
-
-
-def descriptors() -> list[str]:
-    gc.collect()  # of a connection that its maker never got, the collector alone lets go
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-        except FileNotFoundError:  # that of the listing itself
-            continue
-    return sorted(path for path in found if "/test_" in path)
+    assert not open_below(memory_path)
 
 
 def bytes_of(record: Record) -> bytes:
