@@ -52,7 +52,12 @@ class MemoryMachine(StoreMachine):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_store(size, request):
-    run(file_machine(size), request, 2000 if size is None else 300)
+    run(file_machine(size), request, 300)
+
+
+@pytest.mark.long
+def test_store_at_length(request):
+    run(file_machine(None), request, 2000)
 
 
 @pytest.mark.slow
@@ -65,12 +70,21 @@ def test_the_model_is_a_store(request):
     run(MemoryMachine, request, 100)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("autosave", [False, True], ids=["task_done", "autosave"])
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
-def test_queue(size, autosave, request):
+def queue_machine(size, autosave):
     class Machine(QueueMachine):
         place = PLACE
         options: ClassVar = {"durability": "process", "chunksize": size, "autosave": autosave}
 
-    run(Machine, request, 2000 if size is None and not autosave else 200)
+    return Machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("autosave", [False, True], ids=["task_done", "autosave"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
+def test_queue(size, autosave, request):
+    run(queue_machine(size, autosave), request, 150)
+
+
+@pytest.mark.long
+def test_queue_at_length(request):
+    run(queue_machine(None, False), request, 2000)

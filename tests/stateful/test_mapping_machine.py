@@ -62,7 +62,7 @@ def test_gathering(request):
     run(GatheringMachine, request, 60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gathering_for_long(request):
     run(GatheringMachine, request, 500)
 
@@ -71,7 +71,7 @@ def test_mapping(request):
     run(SQLiteMachine, request, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mapping_for_long(request):
     run(SQLiteMachine, request, 500)
 
@@ -120,7 +120,7 @@ def test_dict(machine, request):
     run(machine, request, 25)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "examples"),
     [(Two, 200), (Gathering, 150), (Processes, 20)],

@@ -78,7 +78,7 @@ def test_sqlite(request):
     run(table_machine(SQLiteTables), request, 60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"durability": "power"}, {"sealed": True}], ids=str)
 def test_sqlite_at_length(options, request):
     run(table_machine(lambda directory: SQLiteTables(directory, **options)), request, 400)
