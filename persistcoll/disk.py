@@ -42,6 +42,8 @@ __all__ = [
     "TRY_EXCLUSIVE",
     "TRY_SHARED",
     "UNLOCK",
+    "UNSEEN_CALLS",
+    "UNSEEN_SECONDS",
     "Disk",
     "OpenFile",
     "Ownership",
@@ -82,6 +84,9 @@ CALLS = (
 
 # Where in a Disk.status the number of names and the size stand.
 LINKS, SIZE = 3, 6
+
+UNSEEN_CALLS, UNSEEN_SECONDS = 16, 0.004
+"""For so many calls, and so long, the removal of a file may stay unnoticed at "process"."""
 
 _WINDOWS_BUSY_SECONDS = 1.0
 MAKING_SECONDS = 0.1

@@ -26,9 +26,18 @@ import time
 from collections.abc import Sequence
 from zlib import crc32
 
-from persistcoll.disk import LINKS, Disk, OpenFile, new_salt, publish, read_fully
+from persistcoll.disk import (
+    LINKS,
+    UNSEEN_CALLS,
+    UNSEEN_SECONDS,
+    Disk,
+    OpenFile,
+    new_salt,
+    publish,
+    read_fully,
+)
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.ground import UNSEEN_CALLS, UNSEEN_SECONDS, replaced
+from persistcoll.journal.ground import replaced
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 

@@ -12,10 +12,7 @@ from collections.abc import Iterable
 from persistcoll.disk import Disk, storage_error
 from persistcoll.errors import StoreReplacedError
 
-__all__ = ["UNSEEN_CALLS", "UNSEEN_SECONDS", "refuse_replaced", "replaced"]
-
-UNSEEN_CALLS, UNSEEN_SECONDS = 16, 0.004
-"""For so many calls, and so long, the removal of a file may stay unnoticed at "process"."""
+__all__ = ["refuse_replaced", "replaced"]
 
 
 def replaced(path: str, how: str = "removed, renamed or replaced") -> StoreReplacedError:

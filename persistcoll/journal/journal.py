@@ -7,13 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from persistcoll.disk import EXCLUSIVE, LINKS, SIZE, UNLOCK, storage_error
+from persistcoll.disk import (
+    EXCLUSIVE,
+    LINKS,
+    SIZE,
+    UNLOCK,
+    UNSEEN_CALLS,
+    UNSEEN_SECONDS,
+    storage_error,
+)
 from persistcoll.engine.combining import Combiner, Request
 from persistcoll.engine.lifecycle import owned, refusal
 from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.end import JournalEnd
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
-from persistcoll.journal.ground import UNSEEN_CALLS, UNSEEN_SECONDS
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import Place
 

@@ -41,6 +41,7 @@ from persistcoll.disk import (
     EXCLUSIVE,
     TRY_EXCLUSIVE,
     UNLOCK,
+    UNSEEN_CALLS,
     Disk,
     open_lasting,
     read_fully,
@@ -55,10 +56,9 @@ _MAGIC = b"pcoll db"
 _TOKEN_SIZE = 8
 _TOKEN_AT = len(_MAGIC)
 _IDENTITY = struct.Struct("<16sI")
-# Seconds.
+# Seconds. A look whether the files are still there, which costs 5 us, begins each turn and comes again after
+# UNSEEN_CALLS calls in it.
 _TURN = 0.004
-# Calls within a turn between two looks whether the files are still there: 5 us each.
-_UNSEEN = 16
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.001
 _IDENTITY_AT = _TOKEN_AT + _TOKEN_SIZE
 _NOTE = struct.Struct(f"<{_TOKEN_SIZE}sQd")
@@ -143,7 +143,7 @@ class WriterLock:
                 self._turn = time.monotonic() + _TURN
                 self._unseen = 0
             self._unseen += 1
-            if self._unseen > _UNSEEN:
+            if self._unseen > UNSEEN_CALLS:
                 self.check()
                 self._unseen = 0
             if self._read(fd, _TOKEN_SIZE, _TOKEN_AT) == token:
