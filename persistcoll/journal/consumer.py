@@ -618,6 +618,8 @@ class Consumer:
     def close(self) -> None:
         """Let go, having made what was acknowledged durable at either level."""
         try:
+            if self.acknowledged.position[0] != self._stated:
+                self._drop_finished()  # reading on found the end of a chunk, behind its last acknowledgement
             self._disk.sync(self._cursor.fd)
         except OSError as error:
             raise storage_error(error, "syncing", self._cursor.path) from error

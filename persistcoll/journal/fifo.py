@@ -568,10 +568,11 @@ class Fifo:
         try:
             if clean:
                 try:
-                    self._journal.close()
-                finally:
+                    # First, because it removes no chunk without the producer lock's file.
                     if self._consumer is not None:
                         self._consumer.close()
+                finally:
+                    self._journal.close()
                 self._lock.close(clean=True)
         finally:
             self._let_go()

@@ -172,6 +172,7 @@ def test_an_extra_installs_what_the_code_asks_for():
         assert config["options.extras_require"][extra].split() in ([bound], [bound + ".0"])
 
 
+@pytest.mark.long
 def test_the_installed_wheel_passes_from_another_directory(wheel, tmp_path):
     home = tmp_path / "venv"
     run(sys.executable, "-m", "venv", home, cwd=tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persistcoll import CorruptionError, Empty, Queue
+from persistcoll import CorruptionError, Empty, Queue, StorageFullError
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import memory_directory, quick_disk
 
@@ -133,6 +133,26 @@ def test_chunk_is_emptied_at_once_and_not_while_the_last_of_it_is_in_hand(tmp_pa
         store.acknowledge(ids[:3])
         assert chunks(path) == ["q00003"]
     assert [item[:3] for item in rest_of(path)] == [b"  9", b" 10", b" 11"]
+
+
+@pytest.mark.parametrize("autosave", [False, True])
+def test_closing_removes_a_chunk_whose_end_was_read_after_its_last_acknowledgement(autosave, tmp_path):
+    path = tmp_path / "q"
+    disk = FaultyDisk()
+    with Queue(path, chunksize=3, serializer="raw", autosave=autosave, _disk=disk) as queue:
+        for _ in range(3):
+            queue.put(b"item")
+        for _ in range(3):
+            queue.get()
+            queue.task_done()
+        disk.fail("write", error=errno.ENOSPC, path="q00001")  # a new chunk, and nothing in it
+        with pytest.raises(StorageFullError):
+            queue.put(b"item")
+        with pytest.raises(Empty):
+            queue.get(block=False)
+        assert chunks(path) == ["q00000", "q00001"]
+    assert chunks(path) == ["q00001"]
+    assert rest_of(path) == []
 
 
 @pytest.mark.parametrize("how", ["lost", "header", "first", "last"])

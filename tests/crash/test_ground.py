@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, Queue, StoreReplacedError
-from persistcoll.disk import Disk
+from persistcoll.disk import UNSEEN_CALLS, Disk
 from persistcoll.journal.frames import ITEM, encode
-from persistcoll.journal.ground import UNSEEN_CALLS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no open file")
 DURABILITIES = ["process", "power"]

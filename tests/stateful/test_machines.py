@@ -52,7 +52,7 @@ class MemoryMachine(StoreMachine):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_store(size, request):
-    run(file_machine(size), request, 300)
+    run(file_machine(size), request, 150)
 
 
 @pytest.mark.long
@@ -82,7 +82,7 @@ def queue_machine(size, autosave):
 @pytest.mark.parametrize("autosave", [False, True], ids=["task_done", "autosave"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_queue(size, autosave, request):
-    run(queue_machine(size, autosave), request, 150)
+    run(queue_machine(size, autosave), request, 80)
 
 
 @pytest.mark.long

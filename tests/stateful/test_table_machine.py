@@ -84,16 +84,16 @@ def test_sqlite_at_length(options, request):
     run(table_machine(lambda directory: SQLiteTables(directory, **options)), request, 400)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sqlite_in_two_processes(elsewhere, request):
     run(table_machine(lambda directory: SQLiteTables(directory, elsewhere=elsewhere)), request, 200)
 
 
 @pytest.mark.slow
 def test_sqlite_in_memory(request):
-    run(table_machine(lambda directory: SQLiteMemoryTables()), request, 200)
+    run(table_machine(lambda directory: SQLiteMemoryTables()), request, 100)
 
 
 @pytest.mark.slow
 def test_sqlite_as_a_store(request):
-    run(store_machine(SQLiteTables), request, 300)
+    run(store_machine(SQLiteTables), request, 150)
