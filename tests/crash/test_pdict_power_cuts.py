@@ -81,6 +81,7 @@ def test_at_process_a_power_cut_leaves_a_state_of_before(server, rng, disk):
     assert cut_again_and_again(server, rng, disk, 15, "process").between, "all was lost, or nothing"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "defect", [{"syncs": False}, {"lie": "early"}, {"lie": "torn update"}], ids=["no sync", "early", "torn"]
 )

@@ -85,6 +85,7 @@ def test_at_process_a_power_cut_leaves_a_prefix(kind, options, server, rng, tmp_
     cut_again_and_again(server, rng, tmp_path, kind, options, 10, "process")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_without_syncs_the_same_cuts_lose_items(kind, options, server, rng, tmp_path):
     """A test of the test: a worker whose disk does not sync does not get through."""

@@ -219,7 +219,7 @@ WORKS = {
 
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("chunksize", [1, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.parametrize("work", WORKS)
 def test_whatever_a_power_cut_leaves_is_right(work, chunksize, model, durability, seed):
     found = explored(WORKS[work], model, durability, chunksize=chunksize, seed=seed)

@@ -152,6 +152,7 @@ def test_at_process_a_power_cut_leaves_a_prefix(kind, options, rng, tmp_path):
     cut_again_and_again(rng, tmp_path, kind, options, 10, "process")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_without_syncs_the_same_cuts_lose_items(kind, options, workers, rng, tmp_path):
