@@ -17,14 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from persistcoll import errors as errors
     from persistcoll import serializers as serializers
-    from persistcoll.ack_queues import (
-        AckStatus,
-        FIFOSQLiteAckQueue,
-        FILOSQLiteAckQueue,
-        SQLiteAckQueue,
-        UniqueAckQ,
-    )
-    from persistcoll.engine.values import Backoff, Stats
+    from persistcoll.dicts.pdict import PDict
+    from persistcoll.engine.records import Backoff, Stats
     from persistcoll.errors import (
         BackendUnavailableError,
         ClaimError,
@@ -50,15 +44,21 @@ if TYPE_CHECKING:
         StoreMissingError,
         StoreReplacedError,
     )
-    from persistcoll.pdict import PDict
-    from persistcoll.queues import Queue
-    from persistcoll.sql_queues import (
+    from persistcoll.queues.file import Queue
+    from persistcoll.queues.sqlite import (
         FIFOSQLiteQueue,
         FILOSQLiteQueue,
         LIFOSQLiteQueue,
         PriorityQueue,
         SQLiteQueue,
         UniqueQ,
+    )
+    from persistcoll.queues.sqlite_ack import (
+        AckStatus,
+        FIFOSQLiteAckQueue,
+        FILOSQLiteAckQueue,
+        SQLiteAckQueue,
+        UniqueAckQ,
     )
 
 __version__ = "0.1.0"
@@ -107,21 +107,21 @@ __all__ = [
 # A name is imported when it is asked for first: most programs need one class, and not SQLite and the file
 # queues both. Names of `__all__` that are not here are those of persistcoll.errors.
 _HOMES = {
-    "AckStatus": "persistcoll.ack_queues",
-    "Backoff": "persistcoll.engine.values",
-    "FIFOSQLiteAckQueue": "persistcoll.ack_queues",
-    "FIFOSQLiteQueue": "persistcoll.sql_queues",
-    "FILOSQLiteAckQueue": "persistcoll.ack_queues",
-    "FILOSQLiteQueue": "persistcoll.sql_queues",
-    "LIFOSQLiteQueue": "persistcoll.sql_queues",
-    "PDict": "persistcoll.pdict",
-    "PriorityQueue": "persistcoll.sql_queues",
-    "Queue": "persistcoll.queues",
-    "SQLiteAckQueue": "persistcoll.ack_queues",
-    "SQLiteQueue": "persistcoll.sql_queues",
-    "Stats": "persistcoll.engine.values",
-    "UniqueAckQ": "persistcoll.ack_queues",
-    "UniqueQ": "persistcoll.sql_queues",
+    "AckStatus": "persistcoll.queues.sqlite_ack",
+    "Backoff": "persistcoll.engine.records",
+    "FIFOSQLiteAckQueue": "persistcoll.queues.sqlite_ack",
+    "FIFOSQLiteQueue": "persistcoll.queues.sqlite",
+    "FILOSQLiteAckQueue": "persistcoll.queues.sqlite_ack",
+    "FILOSQLiteQueue": "persistcoll.queues.sqlite",
+    "LIFOSQLiteQueue": "persistcoll.queues.sqlite",
+    "PDict": "persistcoll.dicts.pdict",
+    "PriorityQueue": "persistcoll.queues.sqlite",
+    "Queue": "persistcoll.queues.file",
+    "SQLiteAckQueue": "persistcoll.queues.sqlite_ack",
+    "SQLiteQueue": "persistcoll.queues.sqlite",
+    "Stats": "persistcoll.engine.records",
+    "UniqueAckQ": "persistcoll.queues.sqlite_ack",
+    "UniqueQ": "persistcoll.queues.sqlite",
 }
 
 

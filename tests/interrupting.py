@@ -27,7 +27,7 @@ def _unheard(frame: FrameType | None) -> bool:
     """Whether it is within a destructor or a weak reference's callback, out of which nothing is raised."""
     while frame is not None:
         code = frame.f_code
-        if code.co_name in ("__del__", "_forget") or code.co_filename.endswith("lifecycle.py"):
+        if code.co_name in ("__del__", "_forget") or code.co_filename.endswith("forks.py"):
             return True
         frame = frame.f_back
     return False

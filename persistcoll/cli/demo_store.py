@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from persistcoll import PDict, Queue, SQLiteQueue
-from persistcoll.engine.values import Durability
+from persistcoll.engine.records import Durability
 
 __all__ = ["CONSUMERS", "HAND", "AnyQueue", "Counts", "Kind", "Store"]
 

@@ -1,7 +1,7 @@
 """Waiting, written once: block, timeout, maxsize, task_done, join and shutdown over any store.
 
 A store answers at once; everything here that waits does it in one way: listen, take a ticket, look,
-wait (see :mod:`persistcoll.engine.signals`). Deadlines are of the monotonic clock, so that a change of
+wait (see :mod:`persistcoll.engine.event_count`). Deadlines are of the monotonic clock, so that a change of
 the wall clock moves none of them.
 """
 
@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.contracts import Claim, Store
-from persistcoll.engine.hands import EveryHand, Hand, Hands
-from persistcoll.engine.lifecycle import within_an_operation
-from persistcoll.engine.signals import Signal
-from persistcoll.engine.values import Record
+from persistcoll.engine.event_count import Signal
+from persistcoll.engine.forks import within_an_operation
+from persistcoll.engine.in_flight import EveryHand, Hand, Hands
+from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError, StorageError
 
 __all__ = ["BlockingQueue"]

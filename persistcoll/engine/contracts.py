@@ -47,8 +47,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from persistcoll.engine.signals import SLOWEST_POLL
-from persistcoll.engine.values import Entry, Record, State, Stats
+from persistcoll.engine.event_count import SLOWEST_POLL
+from persistcoll.engine.records import Entry, Record, State, Stats
 
 __all__ = ["Claim", "Mapping", "Pair", "Store", "Table"]
 
@@ -172,8 +172,8 @@ class Store(Protocol):
 
 
 class Table(Store, Protocol):
-    """A store of records with states, made with a :class:`~persistcoll.engine.values.Discipline` and a
-    :class:`~persistcoll.engine.values.Retry`.
+    """A store of records with states, made with a :class:`~persistcoll.engine.records.Discipline` and a
+    :class:`~persistcoll.engine.records.Retry`.
 
     *Ready*, and what ``count`` counts, is also what was delayed and is due, and what was claimed with a
     lease that ran out. A claim that no lease ends is held until its store is closed or its process dies.

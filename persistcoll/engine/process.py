@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import Any
 
-from persistcoll.engine.lifecycle import follow_unseen_fork
+from persistcoll.engine.forks import follow_unseen_fork
 
 __all__ = ["SAME", "follow_fork"]
 

@@ -2,7 +2,7 @@
 
 A taken record stays in the journal until it is acknowledged; the cursor is the only thing that says
 so. A chunk is removed when all of it is acknowledged and the cursor that says so is on the device. While an
-earlier chunk is still needed, it is emptied instead (see :mod:`~persistcoll.journal.segments`).
+earlier chunk is still needed, it is emptied instead (see :mod:`~persistcoll.journal.chunks`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from persistcoll.disk import LINKS, storage_error, sweep
+from persistcoll.disk.calls import LINKS, storage_error, sweep
+from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.values import Record
+from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError, StoreReplacedError
-from persistcoll.group_commit import GroupCommit
+from persistcoll.journal.chunks import Chunk, chunk_numbers, empty_chunk, open_chunk
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
 from persistcoll.journal.frames import BadFrame, Frames
@@ -28,7 +29,6 @@ from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
 from persistcoll.journal.recovery import Place
-from persistcoll.journal.segments import Chunk, chunk_numbers, empty_chunk, open_chunk
 
 __all__ = ["Consumer"]
 

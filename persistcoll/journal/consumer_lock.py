@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistcoll.disk import (
+from persistcoll.disk.calls import (
     LINKS,
     TRY_EXCLUSIVE,
     TRY_SHARED,

@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from zlib import crc32
 
-from persistcoll.disk import (
+from persistcoll.disk.calls import (
     LINKS,
     UNSEEN_CALLS,
     UNSEEN_SECONDS,

@@ -15,7 +15,13 @@ import uuid
 from typing import Any, NamedTuple
 from zlib import crc32
 
-from persistcoll.directories import (
+from persistcoll.disk.calls import (
+    Disk,
+    publish,
+    read_file,
+    storage_error,
+)
+from persistcoll.disk.path_checks import (
     make_directory,
     may_write,
     ownership_of,
@@ -23,13 +29,7 @@ from persistcoll.directories import (
     refuse_network,
     unwritable,
 )
-from persistcoll.disk import (
-    Disk,
-    publish,
-    read_file,
-    storage_error,
-)
-from persistcoll.engine.values import OnCorruption
+from persistcoll.engine.records import OnCorruption
 from persistcoll.errors import (
     CorruptionError,
     FormatVersionError,
@@ -37,7 +37,7 @@ from persistcoll.errors import (
     StoreKindError,
     StoreMissingError,
 )
-from persistcoll.journal.segments import chunk_numbers, open_chunk
+from persistcoll.journal.chunks import chunk_numbers, open_chunk
 
 __all__ = [
     "CONSUMER_LOCK",

@@ -26,8 +26,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from zlib import crc32
 
-from persistcoll.disk import Disk, read_fully
-from persistcoll.engine.values import Record
+from persistcoll.disk.calls import Disk, read_fully
+from persistcoll.engine.records import Record
 
 __all__ = [
     "BATCH",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from persistcoll.disk import Disk, storage_error
+from persistcoll.disk.calls import Disk, storage_error
 from persistcoll.errors import StoreReplacedError
 
 __all__ = ["refuse_replaced", "replaced"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from persistcoll.disk import (
+from persistcoll.disk.calls import (
     EXCLUSIVE,
     LINKS,
     SIZE,
@@ -17,12 +17,12 @@ from persistcoll.disk import (
     storage_error,
 )
 from persistcoll.engine.combining import Combiner, Request
-from persistcoll.engine.lifecycle import owned, refusal
+from persistcoll.engine.forks import owned, refusal
 from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
-from persistcoll.journal.end import JournalEnd
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import Place
+from persistcoll.journal.tail import JournalEnd
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -64,7 +64,7 @@ class Journal:
     :param power: ``append`` returns when the record is on the device, not when it is in the kernel.
     :param seal: applied to payload and id before writing.
 
-    The other parameters are those of :class:`~persistcoll.journal.end.JournalEnd`.
+    The other parameters are those of :class:`~persistcoll.journal.tail.JournalEnd`.
     """
 
     def __init__(

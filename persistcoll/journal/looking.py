@@ -11,22 +11,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn, cast
 
-from persistcoll.directories import refuse_if_others_may_write, refuse_network
-from persistcoll.disk import SIZE, OpenFile, storage_error
+from persistcoll.disk.calls import SIZE, OpenFile, storage_error
+from persistcoll.disk.path_checks import refuse_if_others_may_write, refuse_network
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.lifecycle import read_only_error
-from persistcoll.engine.values import Record
+from persistcoll.engine.forks import read_only_error
+from persistcoll.engine.records import Record
 from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
+from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
+from persistcoll.journal.cursor_view import Observer
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, INFO, PRODUCER_LOCK, look_at_info
-from persistcoll.journal.fifo import Fifo
 from persistcoll.journal.frames import BadFrame, Frames, Stop
 from persistcoll.journal.journal import Journal
-from persistcoll.journal.mark import read_mark
-from persistcoll.journal.observer import Observer
+from persistcoll.journal.queue_store import Fifo
 from persistcoll.journal.recovery import Place
-from persistcoll.journal.segments import Chunk, chunk_numbers, open_chunk
+from persistcoll.journal.tail_mark import read_mark
 
 __all__ = ["LookingFifo"]
 

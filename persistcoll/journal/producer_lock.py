@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from persistcoll.disk import EXCLUSIVE, LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, storage_error
+from persistcoll.disk.calls import EXCLUSIVE, LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, storage_error
 from persistcoll.journal.ground import replaced
-from persistcoll.journal.mark import TailMark, read_mark, write_mark
+from persistcoll.journal.tail_mark import TailMark, read_mark, write_mark
 
 __all__ = ["ProducerLock"]
 

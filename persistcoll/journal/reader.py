@@ -7,13 +7,13 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from persistcoll.disk import OpenFile, publish, read_fully, storage_error
-from persistcoll.engine.values import Record
+from persistcoll.disk.calls import OpenFile, publish, read_fully, storage_error
+from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, StorageError
+from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
 from persistcoll.journal.recovery import Place
-from persistcoll.journal.segments import Chunk, chunk_numbers, open_chunk
 
 __all__ = ["Reader"]
 

@@ -11,13 +11,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from persistcoll.disk import Disk, OpenFile, publish, sweep, write_fully
-from persistcoll.engine.values import OnCorruption, Record
+from persistcoll.disk.calls import Disk, OpenFile, publish, sweep, write_fully
+from persistcoll.engine.records import OnCorruption, Record
 from persistcoll.errors import CorruptionError
+from persistcoll.journal.chunks import Chunk, chunk_numbers, chunk_path, open_chunk
 from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Stop, encode, valid_frames
 from persistcoll.journal.ground import refuse_replaced
-from persistcoll.journal.mark import TailMark
-from persistcoll.journal.segments import Chunk, chunk_numbers, chunk_path, open_chunk
+from persistcoll.journal.tail_mark import TailMark
 
 __all__ = ["NoTail", "Place", "Tail", "find_tail"]
 

@@ -12,8 +12,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.engine.memory import MemoryState, MemoryStore
-from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
 from persistcoll.testing.explore import Exploration, Violation, explore
 from persistcoll.testing.faults import Fault, FaultyDisk
 from persistcoll.testing.law import Capabilities, Law

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from persistcoll.engine.contracts import Store
-from persistcoll.engine.values import Record
+from persistcoll.engine.records import Record
 from persistcoll.errors import Empty
 from persistcoll.testing.children import demand
 from persistcoll.testing.law import Capabilities, Law, laws_with

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-from persistcoll.pdict import PDict
+from persistcoll.dicts.pdict import PDict
 from persistcoll.testing.children import demand
 from persistcoll.testing.hypothesis import ExpectedError, st, stateful
 

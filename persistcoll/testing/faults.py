@@ -1,6 +1,6 @@
 """Disks for tests: :class:`FaultyDisk` fails on order, :class:`CrashDisk` loses power.
 
-Both are a :class:`persistcoll.disk.Disk` around another one, and both may be stacked: a
+Both are a :class:`persistcoll.disk.calls.Disk` around another one, and both may be stacked: a
 ``FaultyDisk`` around a ``CrashDisk`` shows what is left when a fault and a power cut meet.
 
 What is simulated, and why:
@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
-from persistcoll.disk import CALLS, Disk
+from persistcoll.disk.calls import CALLS, Disk
 from persistcoll.testing.explore import Exploration, Violation, explore
 from persistcoll.testing.power import CrashDisk
 from persistcoll.testing.states import CrashState, Model, Operation

@@ -3,7 +3,7 @@
 Whoever writes a store proves it with these. A store is made by a :class:`StoreFactory`; what it can do
 beyond the contract, or cannot, the factory says as a value (:class:`~persistcoll.testing.Capabilities`):
 
->>> from persistcoll.engine.memory import MemoryState, MemoryStore
+>>> from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(handles=True, crashes=False, forks=False, processes=False)

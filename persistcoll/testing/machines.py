@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from persistcoll.engine.contracts import Store
-from persistcoll.engine.memory import MemoryState, MemoryStore
-from persistcoll.engine.values import Record
+from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+from persistcoll.engine.records import Record
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.bench import StoreFactory
 from persistcoll.testing.children import demand
@@ -37,7 +37,7 @@ _picks = st.integers(0, 7)
 
 
 class StoreMachine(stateful.RuleBasedStateMachine):
-    """A store against a :class:`~persistcoll.engine.memory.MemoryStore`: all that the contract has."""
+    """A store against the one in :mod:`~persistcoll.engine.memory.queue_store`: all that the contract has."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The laws of mappings, each as a function that tries to break it: as :mod:`persistcoll.testing.laws`, for a
 :class:`~persistcoll.testing.mapping_bench.MappingFactory`.
 
->>> from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
+>>> from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, forks=False, processes=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from persistcoll.engine.contracts import Mapping, Pair
-from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
+from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
 from persistcoll.testing.children import demand
 from persistcoll.testing.hypothesis import ExpectedError, outcome, st, stateful
 from persistcoll.testing.mapping_bench import MappingFactory, look

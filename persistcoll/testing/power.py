@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 
-from persistcoll.disk import Disk
+from persistcoll.disk.calls import Disk
 from persistcoll.testing.cuts import crash_states
 from persistcoll.testing.states import CrashState, Image, Model, Operation
 

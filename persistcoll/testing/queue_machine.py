@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from persistcoll.errors import Empty, EncodeError, Full
-from persistcoll.queues import Queue
+from persistcoll.queues.file import Queue
 from persistcoll.testing.children import demand
 from persistcoll.testing.hypothesis import ExpectedError, outcome, st, stateful
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
 from persistcoll.engine.contracts import Store, Table
-from persistcoll.engine.values import FIFO, LIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
+from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
 from persistcoll.testing.children import demand
 from persistcoll.testing.law import Capabilities, Law, laws_with
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import Table
-from persistcoll.engine.values import FIFO, UNIQUE, Backoff, Entry, Record, Retry, State
+from persistcoll.engine.records import FIFO, UNIQUE, Backoff, Entry, Record, Retry, State
 from persistcoll.errors import DuplicateError, Full
 from persistcoll.testing.bench import id_of, take_all
 from persistcoll.testing.children import demand

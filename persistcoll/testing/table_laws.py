@@ -3,7 +3,7 @@
 As :mod:`persistcoll.testing.laws`, for whoever writes a :class:`~persistcoll.engine.contracts.Table`. A
 :class:`TableFactory` opens them, of any discipline and with any retrying, and moves their time:
 
->>> from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
+>>> from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, processes=False)
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.values import UNIQUE, Entry, Retry, State
+from persistcoll.engine.records import UNIQUE, Entry, Retry, State
 from persistcoll.errors import DuplicateError, Empty, Full, NotClaimedError
 from persistcoll.testing.bench import id_of, raising
 from persistcoll.testing.children import demand, together

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from persistcoll.engine.contracts import Table
-from persistcoll.engine.memory_rows import FINISHED
-from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
-from persistcoll.engine.values import (
+from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.rows import FINISHED
+from persistcoll.engine.records import (
     FIFO,
     LIFO,
     PRIORITY,
@@ -110,7 +110,7 @@ def _told(record: Record) -> tuple[int, bytes, float, int]:
 
 
 class TableMachine(stateful.RuleBasedStateMachine):
-    """A table against a :class:`~persistcoll.engine.memory_table.MemoryTable`, through several handles and
+    """A table against the one in :mod:`~persistcoll.engine.memory.record_store`, through several handles and
     while time passes: all that the contract has, for every discipline and retrying.
     """
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import Table
-from persistcoll.engine.values import Discipline, Record, Retry, State
+from persistcoll.engine.records import Discipline, Record, Retry, State
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.bench import id_of, raising, take_all
 from persistcoll.testing.children import demand, together

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import Table
-from persistcoll.engine.values import FIFO, UNIQUE, Retry, State
+from persistcoll.engine.records import FIFO, UNIQUE, Retry, State
 from persistcoll.errors import Empty, NotClaimedError, StaleClaimError
 from persistcoll.testing.bench import id_of
 from persistcoll.testing.children import demand

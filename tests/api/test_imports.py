@@ -59,7 +59,7 @@ def test_the_package_alone_imports_nothing_of_itself():
 def test_what_needs_no_database_imports_none(name):
     modules = imported_by(f"from persistcoll import {name}")
     assert modules & (HEAVY | LIBRARIES) == set()
-    assert not {module for module in modules if module.startswith("persistcoll.tables")}
+    assert not {module for module in modules if module.startswith("persistcoll.sqlite")}
 
 
 @pytest.mark.parametrize("name", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])

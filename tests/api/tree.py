@@ -29,7 +29,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        """``engine`` for ``persistcoll.engine.values``, ``errors`` for ``persistcoll.errors``."""
+        """``engine`` for ``persistcoll.engine.records``, ``errors`` for ``persistcoll.errors``."""
         return self.name.partition(".")[2].partition(".")[0]
 
     def imports(self) -> dict[str, int]:

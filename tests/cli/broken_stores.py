@@ -7,8 +7,8 @@ import sys
 import threading
 
 from persistcoll import PDict, Queue, ShutDown, SQLiteQueue
-from persistcoll.base import BaseQueue
 from persistcoll.cli import demo_store, demo_worker
+from persistcoll.queues.base import BaseQueue
 
 __all__ = ["DICTS", "KINDS", "QUEUES", "command_with", "main"]
 

@@ -24,9 +24,9 @@ import pytest
 
 import persistcoll
 from persistcoll import PDict, Queue, SQLiteQueue
-from persistcoll.engine import lifecycle
-from persistcoll.tables import opening
-from persistcoll.tables.database import Database
+from persistcoll.engine import forks
+from persistcoll.sqlite import open as opening
+from persistcoll.sqlite.database import Database
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import WatchedLock, until, waiting
 
@@ -47,8 +47,8 @@ FILES = {
     "group_commit.py",
     "rest.py",
     "watcher.py",
-    "opening.py",
-    "lifecycle.py",
+    "open.py",
+    "forks.py",
 }
 
 
@@ -345,7 +345,7 @@ def test_the_collector_is_off_while_the_process_forks():
 
         def __init__(self) -> None:
             self.enabled: list[bool] = []
-            lifecycle.quiesce_for_forks(self)
+            forks.quiesce_for_forks(self)
 
         def _note(self) -> None:
             self.enabled.append(gc.isenabled())
@@ -387,7 +387,7 @@ def test_two_threads_fork_at_the_same_time(tmp_path, monkeypatch):
             pass
 
     slow = Slow()
-    lifecycle.quiesce_for_forks(slow)
+    forks.quiesce_for_forks(slow)
     monkeypatch.setattr(opening, "FORK_PATIENCE", 0.01)
     together(*[lambda: in_forked_child(lambda: None)] * 2, timeout=20)
     assert [what for what, _ in log] == ["before", "after"] * 2

@@ -174,7 +174,7 @@ def test_a_fork(tmp_path, monkeypatch, rng):
     """The interpreter reports what is raised before and behind a fork, and forks: all goes on behind that."""
     reported: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_type))
-    files = {"lifecycle.py", "rest.py"}
+    files = {"forks.py", "rest.py"}
     with (
         PDict[str, int](tmp_path / "one", durability="process") as one,
         PDict[str, int](tmp_path / "two", durability="process") as two,

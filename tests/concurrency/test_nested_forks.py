@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from persistcoll import PDict, SQLiteQueue, StorageError
-from persistcoll.engine import lifecycle
-from persistcoll.tables import rest
+from persistcoll.engine import forks
+from persistcoll.sqlite import rest
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import WatchedLock, until, waiting
 
@@ -186,7 +186,7 @@ def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
 
 def test_what_never_comes_to_rest(several, monkeypatch):
     """All are waited for together, then one after the other; the others are at rest."""
-    monkeypatch.setattr(lifecycle, "FORK_PATIENCE", 0.2)
+    monkeypatch.setattr(forks, "FORK_PATIENCE", 0.2)
     monkeypatch.setattr(rest, "FORK_PATIENCE", 0.2)
     busy, *free = several
     inside, go_on = threading.Event(), threading.Event()

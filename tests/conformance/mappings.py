@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from persistcoll.dicts.write_buffer import Gathering
 from persistcoll.engine.contracts import Mapping
-from persistcoll.engine.gathering import Gathering
-from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
-from persistcoll.engine.values import Durability
-from persistcoll.tables.opening import Place, open_mapping
+from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
+from persistcoll.engine.records import Durability
+from persistcoll.sqlite.open import Place, open_mapping
 from persistcoll.testing.law import Capabilities
 from persistcoll.testing.mapping_bench import MappingFactory
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from persistcoll.engine.contracts import Store
-from persistcoll.engine.memory import MemoryState, MemoryStore
-from persistcoll.engine.values import Durability, Record
+from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+from persistcoll.engine.records import Durability, Record
 from persistcoll.journal.directory import Wanted
-from persistcoll.journal.fifo import Fifo
+from persistcoll.journal.queue_store import Fifo
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.testing import Capabilities, StoreFactory
 

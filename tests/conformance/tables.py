@@ -11,15 +11,15 @@ from typing import Any, Protocol, TypeVar, cast
 from unittest import mock
 
 from persistcoll.engine.contracts import Table
-from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
-from persistcoll.engine.values import Discipline, Durability, Record, Retry, State
+from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.records import Discipline, Durability, Record, Retry, State
 from persistcoll.serializers import codec, resolve, signed
-from persistcoll.tables import opening
-from persistcoll.tables.database import Database
-from persistcoll.tables.opening import Place, open_table
-from persistcoll.tables.rows import Seal
-from persistcoll.tables.source import MEMORY, Source
-from persistcoll.tables.table import SQLTable
+from persistcoll.sqlite import open as opening
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.database_file import MEMORY, Source
+from persistcoll.sqlite.open import Place, open_table
+from persistcoll.sqlite.record_store import SQLTable
+from persistcoll.sqlite.rows import Seal
 from persistcoll.testing import Capabilities, TableFactory
 from tests.conformance.elsewhere import Elsewhere
 

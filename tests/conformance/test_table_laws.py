@@ -7,7 +7,7 @@ import re
 import pytest
 
 import persistcoll.engine.contracts
-from persistcoll.engine.values import FIFO, PRIORITY, UNIQUE, Retry
+from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Retry
 from persistcoll.testing import LAWS, TABLE_LAWS, FifoStores
 from tests.conformance.tables import TABLES, MemoryTables
 from tests.conformance.wrong import WRONG

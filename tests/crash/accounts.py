@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from persistcoll import Empty, Queue
-from persistcoll.disk import Disk
+from persistcoll.disk.calls import Disk
 
 __all__ = [
     "Account",

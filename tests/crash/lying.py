@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from fnmatch import fnmatchcase
 
-from persistcoll.disk import CALLS, Disk
+from persistcoll.disk.calls import CALLS, Disk
 
 __all__ = ["LyingDisk"]
 

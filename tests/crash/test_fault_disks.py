@@ -14,7 +14,7 @@ import zlib
 
 import pytest
 
-from persistcoll.disk import CALLS, Disk
+from persistcoll.disk.calls import CALLS, Disk
 from persistcoll.testing.faults import CrashDisk, CrashState, FaultyDisk, Model, explore
 
 APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND

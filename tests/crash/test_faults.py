@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from persistcoll import Empty, Queue, StorageError, StorageFullError
-from persistcoll.disk import CALLS
+from persistcoll.disk.calls import CALLS
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import Account, Scribe, drain, numbered, quick_disk, strangers
 

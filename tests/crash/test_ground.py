@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, Queue, StoreReplacedError
-from persistcoll.disk import UNSEEN_CALLS, Disk
+from persistcoll.disk.calls import UNSEEN_CALLS, Disk
 from persistcoll.journal.frames import ITEM, encode
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no open file")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import persistcoll
-from persistcoll.engine.values import Durability
+from persistcoll.engine.records import Durability
 from persistcoll.errors import Empty
 from persistcoll.journal.directory import Wanted
-from persistcoll.journal.fifo import Fifo
+from persistcoll.journal.queue_store import Fifo
 from tests.interrupting import interruptions
 from tests.leaks import open_below
 

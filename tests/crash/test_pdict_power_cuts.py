@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from persistcoll import PDict
-from persistcoll.engine.values import Durability
+from persistcoll.engine.records import Durability
 from tests.crash.dict_accounts import Account, contents, hear, is_sound, listen
 from tests.crash.images import KINDS, Image, image, program
 from tests.crash.workers import Server

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from persistcoll import LockedError, Queue
-from persistcoll.disk import EXCLUSIVE, TRY_EXCLUSIVE, TRY_SHARED, UNLOCK, Disk
+from persistcoll.disk.calls import EXCLUSIVE, TRY_EXCLUSIVE, TRY_SHARED, UNLOCK, Disk
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import drain, numbered, strangers
 
@@ -209,7 +209,7 @@ def test_windows_waits_for_a_busy_file(call, monkeypatch):
             raise PermissionError(errno.EACCES, "in use")
 
     monkeypatch.setattr(os, call, busy)
-    monkeypatch.setattr("persistcoll.disk.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("persistcoll.disk.calls.time.sleep", lambda seconds: None)
     disk, _ = windows()
     getattr(disk, call)(*["name"] * (2 if call == "replace" else 1))
     assert len(attempts) == 4
@@ -226,8 +226,8 @@ def test_windows_gives_up_on_a_file_that_stays_busy(call, monkeypatch):
         clock[0] += seconds
 
     monkeypatch.setattr(os, call, busy)
-    monkeypatch.setattr("persistcoll.disk.time.sleep", sleep)
-    monkeypatch.setattr("persistcoll.disk.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("persistcoll.disk.calls.time.sleep", sleep)
+    monkeypatch.setattr("persistcoll.disk.calls.time.monotonic", lambda: clock[0])
     disk, _ = windows()
     with pytest.raises(PermissionError):
         getattr(disk, call)(*["name"] * (2 if call == "replace" else 1))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from persistcoll import ClosedError, Empty, Queue, StorageError
-from persistcoll.disk import Disk, OpenFile
+from persistcoll.disk.calls import Disk, OpenFile
 from persistcoll.testing.faults import FaultyDisk
 from tests.interrupting import handled as within_a_call
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Queue
-from persistcoll.disk import Disk
+from persistcoll.disk.calls import Disk
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.consumer import Consumer
 from persistcoll.testing.faults import CrashDisk, CrashState, Exploration, Model, explore

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, SQLiteAckQueue, SQLiteQueue, StorageError
-from persistcoll.tables import rest
+from persistcoll.sqlite import rest
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import someone_waits, until, waiting
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty
-from persistcoll.engine.values import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
-from persistcoll.tables.opening import Place, open_table
+from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
+from persistcoll.sqlite.open import Place, open_table
 from tests.interrupting import interruptions
 from tests.leaks import open_below
 
@@ -132,7 +132,8 @@ OPERATIONS: dict[str, Operation] = {
 
 
 CLOSING = tuple(
-    f"{name}.py" for name in "table claims holders opening database rest readers watcher writer_lock".split()
+    f"{name}.py"
+    for name in "record_store claims holders open database rest readers watcher writer_lock".split()
 )
 
 

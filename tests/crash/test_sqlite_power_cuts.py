@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from persistcoll import SQLiteAckQueue
-from persistcoll.engine.values import Durability
+from persistcoll.engine.records import Durability
 from tests.crash.images import IDS, KINDS, image
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from persistcoll import Empty, PDict, PersistcollError, Queue, SQLiteAckQueue, SQLiteQueue
-from persistcoll.disk import CALLS, Disk
-from persistcoll.tables import opening
-from persistcoll.tables.source import Source
+from persistcoll.disk.calls import CALLS, Disk
+from persistcoll.sqlite import open as opening
+from persistcoll.sqlite.database_file import Source
 from persistcoll.testing import faults
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import memory_directory, quick_disk

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from persistcoll import Empty, Queue
-from persistcoll.disk import Disk
+from persistcoll.disk.calls import Disk
 from tests.crash.accounts import Scribe, number_of
 
 __all__ = ["Life", "Server", "serve"]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from persistcoll.dicts.base import BaseDict
+from persistcoll.dicts.pdict import PDict
 from persistcoll.engine.contracts import Mapping
-from persistcoll.engine.memory_mapping import MemoryMapping, MemoryMappingState
-from persistcoll.engine.values import Durability
-from persistcoll.pdict import PDict
-from persistcoll.pdict_base import BaseDict
+from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
+from persistcoll.engine.records import Durability
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, resolve
 

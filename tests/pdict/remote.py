@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from persistcoll.pdict import PDict
+from persistcoll.dicts.pdict import PDict
 from tests.concurrency.workers import Remote
 
 __all__ = ["RemoteDict"]

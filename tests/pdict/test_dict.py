@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from persistcoll import EncodeError
-from persistcoll.pdict import PDict
+from persistcoll.dicts.pdict import PDict
 
 DATA: dict[Any, Any] = {
     "b": 1,

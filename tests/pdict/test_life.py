@@ -21,12 +21,12 @@ from persistcoll import (
     StorageError,
     StorageFullError,
     StoreKindError,
-    pdict_base,
 )
-from persistcoll.pdict import PDict
+from persistcoll.dicts import base
+from persistcoll.dicts.pdict import PDict
 from persistcoll.serializers import key_from_env, signed
-from persistcoll.tables import mapping as tables_mapping
-from persistcoll.tables.sqlite import SQLite
+from persistcoll.sqlite import pair_store
+from persistcoll.sqlite.statements import SQLite
 from persistcoll.testing.children import in_forked_child, together
 
 # opening
@@ -373,7 +373,7 @@ def test_signed_values_cannot_be_exchanged(open_dict):
 
 
 def test_a_value_that_is_too_large(open_dict, monkeypatch):
-    monkeypatch.setattr(pdict_base, "_LARGEST_VALUE", 1000)
+    monkeypatch.setattr(base, "_LARGEST_VALUE", 1000)
     d = open_dict(serializer="raw")
     d["a"] = b"x" * 1000
     for call in (
@@ -420,7 +420,7 @@ def test_a_full_disk(open_dict):
 
 
 def test_iteration_holds_few_values_at_a_time(open_dict, monkeypatch):
-    monkeypatch.setattr(tables_mapping, "_PAGE_BYTES", 50_000)
+    monkeypatch.setattr(pair_store, "_PAGE_BYTES", 50_000)
     d = open_dict(serializer="raw")
     d.update({f"{number:04}": b"x" * 9_000 for number in range(60)})
     sizes = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from persistcoll.pdict import PDict
+from persistcoll.dicts.pdict import PDict
 
 cpython: Any = None
 with contextlib.suppress(ImportError):  # a Python without its own tests, as Debian packs it

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Queue
-from persistcoll.engine.values import Durability
+from persistcoll.engine.records import Durability
 
 
 @pytest.fixture

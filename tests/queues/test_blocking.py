@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from persistcoll import ClosedError, Empty, Full, ShutDown
-from persistcoll.engine import signals
+from persistcoll.engine import event_count
 from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.memory import MemoryState, MemoryStore
-from persistcoll.journal.fifo import Fifo
+from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+from persistcoll.journal.queue_store import Fifo
 from persistcoll.testing.children import together
 from tests.queues.waits import until, waiting
 
@@ -48,7 +48,7 @@ def clocks(monkeypatch):
 @pytest.fixture
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
-    monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
     for store in (Fifo, MemoryStore):
         monkeypatch.setattr(store, "slowest_poll", 30.0)
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, Full
-from persistcoll.base import BaseQueue
-from persistcoll.deliveries import Deliveries, Delivery
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.hands import OrderedHand
-from persistcoll.engine.memory import MemoryStore
-from persistcoll.engine.memory_table import MemoryTable
+from persistcoll.engine.in_flight import OrderedHand
+from persistcoll.engine.memory.queue_store import MemoryStore
+from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.queues.base import BaseQueue
+from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.interrupting import interruptions
 from tests.queues.waits import until, waiting
 
 # Where the store is the model, which is no more than a lock around dicts: its calls are not cut in two here.
-FILES = {"base.py", "blocking.py", "hands.py", "signals.py", "deliveries.py"}
+FILES = {"base.py", "blocking.py", "in_flight.py", "event_count.py", "deliveries.py"}
 
 
 def pair(record):
@@ -159,9 +159,9 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
 @pytest.fixture
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
-    from persistcoll.engine import signals
+    from persistcoll.engine import event_count
 
-    monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
     monkeypatch.setattr(MemoryStore, "slowest_poll", 30.0)
 
 

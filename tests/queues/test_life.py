@@ -23,7 +23,7 @@ from persistcoll import (
     Queue,
     SerializerError,
 )
-from persistcoll.disk import TRY_SHARED, Disk
+from persistcoll.disk.calls import TRY_SHARED, Disk
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import someone_waits, until, waiting
 

@@ -18,10 +18,9 @@ from persistcoll import (
     SerializerMismatchError,
     StorageError,
     StoreKindError,
-    directories,
-    disk,
 )
-from persistcoll.disk import Disk
+from persistcoll.disk import calls, path_checks
+from persistcoll.disk.calls import Disk
 from persistcoll.journal import directory
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -341,7 +340,7 @@ def test_tempdir_that_is_missing(tmp_path, refused):
 
 
 def test_a_network_file_system(tmp_path, monkeypatch):
-    monkeypatch.setattr(directories, "network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(path_checks, "network_file_system", lambda path: "nfs4")
     with pytest.raises(StorageError, match=r"network file system \(nfs4\)"):
         Queue(tmp_path / "q")
     with Queue(tmp_path / "q", allow_network_fs=True) as queue:
@@ -352,14 +351,14 @@ def test_a_network_file_system(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="the mount table is Linux's")
 def test_the_kind_of_a_file_system_is_read_from_the_mount_table(tmp_path, monkeypatch):
-    assert disk.network_file_system(str(tmp_path)) is None
+    assert calls.network_file_system(str(tmp_path)) is None
     device = os.stat(tmp_path).st_dev
     with open("/proc/self/mountinfo", encoding="utf-8") as table:
         lines = [line.split(" ") for line in table]
     mine = next(line for line in lines if line[2] == f"{os.major(device)}:{os.minor(device)}")
     kind = mine[mine.index("-") + 1]
-    monkeypatch.setattr(disk, "_NETWORK", frozenset({kind}))
-    assert disk.network_file_system(str(tmp_path)) == kind
+    monkeypatch.setattr(calls, "_NETWORK", frozenset({kind}))
+    assert calls.network_file_system(str(tmp_path)) == kind
 
 
 @pytest.mark.needs("root", "mount", "umount")

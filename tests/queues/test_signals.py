@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from persistcoll.engine import signals
+from persistcoll.engine import event_count
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.memory import MemoryStore
-from persistcoll.engine.signals import SLOWEST_POLL, Signal
-from persistcoll.tables.table import SQLTable
+from persistcoll.engine.event_count import SLOWEST_POLL, Signal
+from persistcoll.engine.memory.queue_store import MemoryStore
+from persistcoll.sqlite.record_store import SQLTable
 from persistcoll.testing.children import together
 from tests.queues.waits import until, waiting
 
@@ -81,7 +81,7 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
         signal.notify()  # opens the gate of this one, who came first
         raise Interrupted
 
-    original = signals.Listener._sleep
+    original = event_count.Listener._sleep
     with signal.listen() as listener:
         listener.take_ticket()
         second = []
@@ -92,7 +92,7 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
             second.append(waiting(lambda: wait_once(signal)))
             return sleep(self, gate, deadline)
 
-        monkeypatch.setattr(signals.Listener, "_sleep", interrupted)
+        monkeypatch.setattr(event_count.Listener, "_sleep", interrupted)
         with pytest.raises(Interrupted):
             listener.wait(None, None, None)
     assert second[0]()
@@ -102,14 +102,14 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
 def test_a_notification_in_the_last_moment_counts(monkeypatch):
     """Between the end of the sleep and the withdrawal: the wait says that something happened."""
     signal = Signal()
-    original = signals.Listener._sleep
+    original = event_count.Listener._sleep
 
     def sleep(self, gate, deadline):
         woken = original(self, gate, deadline)
         signal.notify()
         return woken
 
-    monkeypatch.setattr(signals.Listener, "_sleep", sleep)
+    monkeypatch.setattr(event_count.Listener, "_sleep", sleep)
     assert wait_once(signal, 0.001)
     assert not signal._gates
 

@@ -26,7 +26,7 @@ from persistcoll import (
     UniqueAckQ,
     UniqueQ,
 )
-from persistcoll.tables.sqlite import SQLite
+from persistcoll.sqlite.statements import SQLite
 
 FEW, MANY = 1000, 50_000
 

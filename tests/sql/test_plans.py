@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from persistcoll.engine.values import FIFO, LIFO, PRIORITY, UNIQUE
-from persistcoll.tables import schema
-from persistcoll.tables.sqlite import SQLite
+from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE
+from persistcoll.sqlite import schema
+from persistcoll.sqlite.statements import SQLite
 
 DISCIPLINES = [FIFO, LIFO, PRIORITY, UNIQUE]
 # They read or remove all of a state; the heads are the first in the order of the table or of an index.

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from persistcoll import PDict, SQLiteQueue, StorageError, UniqueQ
-from persistcoll.disk import TRY_EXCLUSIVE, UNLOCK
-from persistcoll.tables.database import Database
-from persistcoll.tables.sqlite import LOG_SIZE
+from persistcoll.disk.calls import TRY_EXCLUSIVE, UNLOCK
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.statements import LOG_SIZE
 from tests.queues.waits import until, waiting
 
 

@@ -16,12 +16,12 @@ from persistcoll import (
     SQLiteQueue,
     UniqueAckQ,
     UniqueQ,
-    sql_base,
 )
-from persistcoll.engine import signals
-from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
-from persistcoll.tables.opening import Place, open_table
-from persistcoll.tables.table import SQLTable
+from persistcoll.engine import event_count
+from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.queues import sql
+from persistcoll.sqlite.open import Place, open_table
+from persistcoll.sqlite.record_store import SQLTable
 
 PLAIN: list[type[Any]] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
 ACK: list[type[Any]] = [SQLiteAckQueue, FILOSQLiteAckQueue, UniqueAckQ]
@@ -68,7 +68,7 @@ class Opener:
 
 def _opener(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str) -> Iterator[Opener]:
     opener = Opener(tmp_path, backing)
-    monkeypatch.setattr(sql_base, "open_table", opener.open_table)
+    monkeypatch.setattr(sql, "open_table", opener.open_table)
     yield opener
     opener.close()
 
@@ -121,7 +121,7 @@ def clock() -> Clock:
 @pytest.fixture
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
-    monkeypatch.setattr(signals, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
     for table in (SQLTable, ModelTable):
         monkeypatch.setattr(table, "slowest_poll", 30.0)
 

@@ -16,7 +16,7 @@ from persistcoll import (
     StaleClaimError,
     StorageFullError,
 )
-from persistcoll.deliveries import Deliveries
+from persistcoll.queues.deliveries import Deliveries
 from persistcoll.testing.children import together
 from tests.queues.waits import someone_waits, until, waiting
 

@@ -18,8 +18,8 @@ from persistcoll import (
     SQLiteQueue,
     StorageError,
     StoreKindError,
-    directories,
 )
+from persistcoll.disk import path_checks
 from tests.sql_queues.conftest import ACK, done_with
 
 
@@ -133,7 +133,7 @@ def test_a_program_that_reads_is_in_nobodys_way(open_file, kind, foreign):
 
 
 def test_a_network_file_system(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(directories, "network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(path_checks, "network_file_system", lambda path: "nfs4")
     with pytest.raises(StorageError, match=r"network file system \(nfs4\)"):
         kind(tmp_path / "q")
     assert not data_file(tmp_path).exists()

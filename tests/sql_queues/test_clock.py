@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, PriorityQueue, SQLiteAckQueue, SQLiteQueue
-from persistcoll.tables import schema
+from persistcoll.sqlite import schema
 from persistcoll.testing.children import in_forked_child
 
 HOUR = 3600.0

@@ -8,9 +8,9 @@ import weakref
 import pytest
 
 from persistcoll import StaleClaimError
-from persistcoll.deliveries import Deliveries, Delivery
-from persistcoll.engine.memory_table import MemoryTable
-from persistcoll.engine.values import Record
+from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.engine.records import Record
+from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.queues.waits import waiting
 
 

@@ -39,7 +39,7 @@ from persistcoll import (
     UniqueQ,
 )
 from persistcoll.serializers import key_from_env, signed
-from persistcoll.tables.database import Database
+from persistcoll.sqlite.database import Database
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import until, waiting
 from tests.sql_queues.conftest import ACK, PLAIN, done_with
@@ -385,7 +385,7 @@ def test_a_queue_may_be_collected_while_another_one_is_opened(tmp_path, monkeypa
     cycle = [queue]
     cycle.append(cycle)  # type: ignore[arg-type]
     del queue, cycle
-    monkeypatch.setattr("persistcoll.tables.opening.Database", collecting)
+    monkeypatch.setattr("persistcoll.sqlite.open.Database", collecting)
     with (
         pytest.warns(ResourceWarning, match="unclosed"),
         SQLiteQueue(tmp_path / "other", durability="process") as other,

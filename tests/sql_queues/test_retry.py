@@ -14,8 +14,8 @@ from persistcoll import (
     SQLiteAckQueue,
     SQLiteQueue,
     StaleClaimError,
-    deliveries,
 )
+from persistcoll.queues import deliveries
 from persistcoll.testing.children import in_forked_child
 from tests.queues.waits import someone_waits, until, waiting
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from persistcoll import DuplicateError, Empty, EncodeError, Full, PriorityQueue, UniqueAckQ, UniqueQ
-from persistcoll.tables import rows
+from persistcoll.sqlite import rows
 from persistcoll.testing.children import together
 from tests.queues.waits import someone_waits, until, waiting
 from tests.sql_queues.conftest import done_with

@@ -11,9 +11,9 @@ import pytest
 
 from persistcoll import Empty
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.hands import OrderedHand
-from persistcoll.engine.memory_table import MemoryTable
-from persistcoll.engine.values import Entry
+from persistcoll.engine.in_flight import OrderedHand
+from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.engine.records import Entry
 from tests.queues.waits import until, waiting
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from persistcoll.pdict import PDict
+from persistcoll.dicts.pdict import PDict
 from persistcoll.testing.dict_machine import DictMachine
 from persistcoll.testing.mapping_bench import look
 from persistcoll.testing.mapping_machine import MappingMachine

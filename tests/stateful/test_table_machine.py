@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from persistcoll.engine.values import Retry
+from persistcoll.engine.records import Retry
 from persistcoll.testing import FifoStores, StoreMachine, TableMachine
 from tests.conformance.tables import MemoryTables, SQLiteMemoryTables, SQLiteTables
 from tests.conformance.wrong import WRONG

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from persistcoll.engine.memory_rows import Row
-from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
-from persistcoll.engine.values import Entry, Record, State, Stats
+from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.rows import Row
+from persistcoll.engine.records import Entry, Record, State, Stats
 from tests.conformance.wrong.registry import breaks
 
 # T3

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from persistcoll.engine.memory_table import MemoryTable
+from persistcoll.engine.memory.record_store import MemoryTable
 
 __all__ = ["WRONG", "breaks"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from persistcoll.engine.memory_rows import Row
-from persistcoll.engine.memory_table import MemoryTable, MemoryTableState
-from persistcoll.engine.values import Record, State
+from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.rows import Row
+from persistcoll.engine.records import Record, State
 from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
 from tests.conformance.wrong.registry import breaks
 

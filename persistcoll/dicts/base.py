@@ -1,0 +1,390 @@
+"""What makes a mapping of bytes a dict: keys and values as objects, and all of ``dict``'s methods.
+
+:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues; its store is given.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from hashlib import blake2b
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from persistcoll.dicts.views import PDictItems, PDictKeys, PDictValues
+from persistcoll.dicts.write_buffer import Gathering
+from persistcoll.engine import contracts
+from persistcoll.engine.forks import follow_forks, warn_unclosed
+from persistcoll.errors import DecodeError, EncodeError
+from persistcoll.parameters import K, V
+from persistcoll.reopening import Reopenable, Reopening
+from persistcoll.serializers.base import Codec, decode_error, encode_error
+from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from _typeshed import SupportsKeysAndGetItem
+    from typing_extensions import Self
+
+    Pairs: TypeAlias = "SupportsKeysAndGetItem[K, V] | Iterable[tuple[K, V]]"
+
+__all__ = ["MISSING", "BaseDict"]
+
+K2 = TypeVar("K2")
+V2 = TypeVar("V2")
+T = TypeVar("T")
+
+MISSING: Any = object()
+"""In place of an argument that was not given."""
+
+_LONGEST_KEY = 1 << 16
+_LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for the key
+
+
+class BaseDict(Reopenable, MutableMapping[K, V]):
+    """A :class:`dict` whose pairs live in a mapping of bytes. From any thread."""
+
+    def __init__(
+        self,
+        store: contracts.Mapping,
+        codec: Codec,
+        *,
+        auto_commit: bool,
+        description: str,
+        reopening: Reopening,
+    ) -> None:
+        self._description = description
+        self._codec = codec
+        self._dumps = codec.dumps
+        self._loads = codec.loads
+        self._gathering = None if auto_commit else Gathering(store)
+        self._store = store = self._gathering or store
+        # Looked up once, for those that are called most.
+        self._find = store.get
+        self._set_many = store.set_many
+        self._closed = False
+        self._inherited = False
+        follow_forks(self)
+        self._reopen_with(reopening)
+
+    # Between objects and bytes.
+
+    def _keyed(self, key: object) -> tuple[bytes, bytes]:
+        """The bytes and the name of a key that is to be stored."""
+        stored = key_bytes(key)
+        if len(stored) > _LONGEST_KEY:
+            raise EncodeError(f"a key of {len(stored)} bytes is too large; at most {_LONGEST_KEY} are stored")
+        return stored, key_name(key)
+
+    def _encode(self, stored: bytes, value: object) -> bytes:
+        codec = self._codec
+        try:
+            data = self._dumps(value)
+            if codec.seal is not None:
+                data = codec.seal(data, _record_id(stored))
+        except Exception as cause:
+            raise encode_error(codec, value, cause) from cause
+        if len(data) > _LARGEST_VALUE:
+            raise EncodeError(
+                f"a value of {len(data)} bytes is too large; at most {_LARGEST_VALUE} are stored"
+            )
+        return data
+
+    def _encode_item(self, key: object, value: object) -> tuple[bytes, bytes, bytes]:
+        stored, name = self._keyed(key)
+        return stored, name, self._encode(stored, value)
+
+    def _encode_items(self, other: Any) -> list[tuple[bytes, bytes, bytes]]:
+        """Of what ``dict.update`` takes."""
+        pairs: Iterable[tuple[Any, Any]]
+        if isinstance(other, BaseDict):
+            pairs = other.items()
+        elif hasattr(other, "keys"):
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - as dict.update does
+        else:
+            pairs = other
+        return [self._encode_item(key, value) for key, value in pairs]
+
+    def _decode(self, key: object, stored: bytes, data: bytes) -> Any:
+        try:
+            if self._codec.unseal is not None:
+                data = self._codec.unseal(data, _record_id(stored))
+            return self._loads(data)
+        except Exception as cause:
+            raise self._unreadable(key, cause) from cause
+
+    def _unreadable(self, key: object, cause: BaseException) -> DecodeError:
+        why = decode_error(self._codec, None, cause)
+        return DecodeError(
+            f"the value of the key {reprlib.repr(key)} is {why}; it stays stored: assign another or delete it"
+        )
+
+    def _decode_key(self, pair: contracts.Pair) -> Any:
+        try:
+            return key_from(pair.key, pair.name)
+        except ValueError as cause:
+            raise DecodeError(f"a stored key cannot be read ({cause})") from cause
+
+    def _decode_value(self, pair: contracts.Pair) -> Any:
+        return self._decode(self._decode_key(pair), pair.key, pair.value)
+
+    def _decode_item(self, pair: contracts.Pair) -> tuple[Any, Any]:
+        key = self._decode_key(pair)
+        return key, self._decode(key, pair.key, pair.value)
+
+    # map, not a generator: it goes on behind a value that cannot be read.
+
+    def _each_value(self, reverse: bool = False) -> Iterator[V]:
+        return map(self._decode_value, self._store.pairs(reverse))
+
+    def _each_item(self, reverse: bool = False) -> Iterator[tuple[K, V]]:
+        return map(self._decode_item, self._store.pairs(reverse))
+
+    # Reading.
+
+    def __getitem__(self, key: K) -> V:
+        stored = key_bytes(key)
+        data = self._find(stored)
+        if data is None:
+            return self._absent(key)
+        if self._codec.unseal is not None:
+            return self._decode(key, stored, data)  # type: ignore[no-any-return]
+        try:
+            return self._loads(data)  # type: ignore[no-any-return]
+        except Exception as cause:
+            raise self._unreadable(key, cause) from cause
+
+    def _absent(self, key: K) -> V:
+        missing = getattr(type(self), "__missing__", None)
+        if missing is None:
+            raise KeyError(key)
+        return missing(self, key)  # type: ignore[no-any-return]
+
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V) -> V: ...
+    @overload
+    def get(self, key: K, default: T) -> V | T: ...
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value of ``key``, else ``default``. Raises as ``d[key]``, except :exc:`KeyError`."""
+        stored = key_bytes(key)
+        data = self._find(stored)
+        return default if data is None else self._decode(key, stored, data)
+
+    def get_many(self, keys: Iterable[K]) -> dict[K, V]:
+        """A dict of those of the keys that are there, and their values, all of one moment."""
+        wanted: dict[bytes, K] = {}
+        for key in keys:
+            wanted.setdefault(key_bytes(key), key)
+        found = self._store.get_many(list(wanted))
+        return {
+            key: self._decode(key, stored, found[stored]) for stored, key in wanted.items() if stored in found
+        }
+
+    def __contains__(self, key: object) -> bool:
+        return self._store.contains(key_bytes(key))
+
+    def __len__(self) -> int:
+        return self._store.count()
+
+    def __iter__(self) -> Iterator[K]:
+        return map(self._decode_key, self._store.pairs(values=False))
+
+    def __reversed__(self) -> Iterator[K]:
+        return map(self._decode_key, self._store.pairs(reverse=True, values=False))
+
+    def keys(self) -> PDictKeys[K]:
+        """A live view of the keys, with dict's set operations.
+
+        Iterating, over it or the dict, gives the keys in the order in which they came. Others may write
+        meanwhile: no key comes twice, each one that is there all the while comes, one that is set later
+        does not. Values are not read.
+        """
+        return PDictKeys(self)
+
+    def values(self) -> PDictValues[V]:
+        """A live view of the values. Iterating as with :meth:`keys`; a value is one that its key had
+        since the iterator was made.
+        """
+        return PDictValues(self)
+
+    def items(self) -> PDictItems[K, V]:
+        """A live view of the pairs of keys and values. Iterating as with :meth:`keys` and :meth:`values`.
+
+        :raise DecodeError: a value cannot be deserialized; the iterator can go on behind it.
+        """
+        return PDictItems(self)
+
+    def copy(self) -> dict[K, V]:
+        """All of it, as a :class:`dict` in memory."""
+        return dict(self.items())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if other is self:
+            return True
+        if len(self) != len(other):
+            return False
+        for key, value in self._each_item():
+            theirs = other.get(key, MISSING)
+            if theirs is MISSING or not (theirs is value or theirs == value):
+                return False
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: Mapping[K2, V2]) -> dict[K | K2, V | V2]:
+        return _merged(self, other)  # type: ignore[no-any-return]
+
+    def __ror__(self, other: Mapping[K2, V2]) -> dict[K | K2, V | V2]:
+        return _merged(other, self)  # type: ignore[no-any-return]
+
+    # Writing.
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._set_many((self._encode_item(key, value),))
+
+    def __delitem__(self, key: K) -> None:
+        if not self._store.remove(key_bytes(key)):
+            raise KeyError(key)
+
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V) -> V: ...
+    @overload
+    def pop(self, key: K, default: T) -> V | T: ...
+    def pop(self, key: K, default: Any = MISSING) -> Any:
+        """Remove ``key`` and return its value, or ``default``; no two callers get the same one.
+
+        :raise KeyError: it is not there, and there is no default.
+        :raise DecodeError: the value cannot be deserialized; it stays.
+        """
+        stored = key_bytes(key)
+
+        def take(present: bytes | None) -> tuple[None, Any]:
+            return None, MISSING if present is None else self._decode(key, stored, present)
+
+        value = self._store.change(stored, b"", take)
+        if value is not MISSING:
+            return value
+        if default is MISSING:
+            raise KeyError(key)
+        return default
+
+    def popitem(self, *, last: bool = True) -> tuple[K, V]:
+        """Remove and return the pair that came last (or first); no two callers get the same one.
+
+        :raise KeyError: the dict is empty.
+        :raise DecodeError: the value cannot be deserialized; it stays.
+        """
+        try:
+            return self._store.pop_end(self._decode_item, last)
+        except KeyError:
+            raise KeyError("popitem(): the dict is empty") from None
+
+    @overload
+    def setdefault(self: BaseDict[K, T | None], key: K, default: None = None) -> T | None: ...
+    @overload
+    def setdefault(self, key: K, default: V) -> V: ...
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        """The value of ``key``; if it is not there, ``default``, which is stored, once for all callers."""
+        stored, name = self._keyed(key)
+        data = self._find(stored)
+        if data is not None:
+            return self._decode(key, stored, data)
+        new = self._encode(stored, default)
+        data = self._store.change(
+            stored, name, lambda present: (new, None) if present is None else (present, present)
+        )
+        return default if data is None else self._decode(key, stored, data)
+
+    @overload
+    def update(self, other: Pairs[K, V] = (), /) -> None: ...
+    @overload
+    def update(self: BaseDict[str, V], other: Pairs[str, V] = (), /, **others: V) -> None: ...
+    def update(self, other: Any = (), /, **others: Any) -> None:
+        """Set the keys of a mapping, or of an iterable of pairs, and those given by name.
+
+        All of them in one transaction, or, if one cannot be stored, none.
+        """
+        self._store_all([*self._encode_items(other), *self._encode_items(others)])
+
+    def _store_all(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
+        if items:
+            self._set_many(items, expires)
+
+    def __ior__(self, other: Pairs[K, V]) -> Self:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    def clear(self) -> None:
+        """Remove everything."""
+        self._store.clear()
+
+    @classmethod
+    def fromkeys(cls, iterable: Iterable[Any], value: Any = None, *where: Any, **options: Any) -> Self:
+        """Open a dict of this class with the further arguments, and set each of the keys to ``value``."""
+        made = cls(*where, **options)
+        try:
+            made.update((key, value) for key in iterable)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    # Life and death.
+
+    def close(self) -> None:
+        """Let go of the store. What was gathered and not committed is dropped. Idempotent."""
+        self._closed = True
+        self._store.close()
+
+    def task_done(self) -> None:
+        """Commit what was changed since the last time, all of it or, if this raises, nothing.
+
+        With ``auto_commit`` everything is committed already, and this does nothing.
+        """
+        if self._gathering is not None:
+            self._gathering.commit()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; if the block ended well, commit before."""
+        try:
+            if kind is None and not self._closed:
+                self.task_done()
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):  # True: the constructor raised
+            try:
+                if not self._inherited:  # a forked child did not open it
+                    warn_unclosed(self)
+            finally:  # a warning may be an error
+                self.close()
+
+    def _after_fork(self) -> None:
+        self._inherited = True
+        self._store.abandon()
+
+    def __repr__(self) -> str:
+        return f"<{self._description}{' closed' if self._closed else ''}>"
+
+
+def _merged(one: Any, other: Any) -> Any:
+    both = isinstance(one, Mapping) and isinstance(other, Mapping)
+    return dict([*one.items(), *other.items()]) if both else NotImplemented
+
+
+def _record_id(stored: bytes) -> int:
+    """What a seal binds a value to: 63 bits of its key's hash, so that values cannot be exchanged."""
+    return int.from_bytes(blake2b(stored, digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,1 @@
+"""The only room that writes, syncs, renames, unlinks and locks."""

@@ -1,0 +1,232 @@
+"""The reference mapping: :class:`MemoryMapping`, which keeps the laws of mappings in the plainest way.
+
+As :class:`~persistcoll.engine.memory.queue_store.MemoryStore`: one dict, one lock, a search wherever a search
+will do. Time is a function, so that expiry is tried without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.records import Stats
+from persistcoll.errors import ClosedError
+
+__all__ = ["MemoryMapping", "MemoryMappingState"]
+
+T = TypeVar("T")
+
+
+class _Row(NamedTuple):
+    serial: int
+    name: bytes
+    value: bytes
+    end: float | None
+    """When it expires, by the clock."""
+
+
+class MemoryMappingState:
+    """What a :class:`MemoryMapping` keeps, and what is left when it is closed.
+
+    Mappings of the same state are to each other as mappings in several processes are that have opened
+    the same file. A copy (:meth:`copy`) is what a process that died at this moment leaves behind.
+
+    :param clock: the time in seconds, to expire by.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.lock = threading.RLock()  # a transaction holds it
+        self.clock = clock
+        self.rows: dict[bytes, _Row] = {}
+        """What is stored, in order, what has expired included until the next call."""
+        self.last_serial = 0
+        self.changes = 0
+        self.before: MemoryMappingState | None = None
+        """Within a transaction: what it began with."""
+
+    def copy(self) -> MemoryMappingState:
+        """What is committed."""
+        with self.lock:
+            committed = self.before or self
+            other = MemoryMappingState(self.clock)
+            other.rows = dict(committed.rows)
+            other.last_serial, other.changes = committed.last_serial, committed.changes
+            return other
+
+
+class MemoryMapping(Mapping):
+    """A :class:`~persistcoll.engine.contracts.Mapping` in memory.
+
+    Closing keeps the state; opening another one of the same state goes on. All methods may be called
+    from any thread. Each costs time in proportion to what is stored.
+
+    >>> now = 0.0
+    >>> mapping = MemoryMapping(MemoryMappingState(clock=lambda: now))
+    >>> mapping.set_many([(b"a", b"", b"1")], expires=60)
+    >>> mapping.set_many([(b"b", b"", b"2")])
+    >>> mapping.get(b"a"), mapping.count()
+    (b'1', 2)
+    >>> now += 60
+    >>> mapping.get(b"a"), mapping.count()
+    (None, 1)
+
+    :param state: what is stored; a new and empty one by default.
+    """
+
+    def __init__(self, state: MemoryMappingState | None = None) -> None:
+        self._state = state or MemoryMappingState()
+        self._closed = False
+
+    def _settled(self) -> MemoryMappingState:
+        """The state, after what time alone has brought about: once for each call, with the lock held."""
+        if self._closed:
+            raise ClosedError("this mapping in memory is closed")
+        state = self._state
+        now = state.clock()
+        for key in [key for key, row in state.rows.items() if row.end is not None and row.end <= now]:
+            del state.rows[key]
+        return state
+
+    def _set(self, key: bytes, name: bytes, value: bytes, end: float | None) -> None:
+        state = self._state
+        row = state.rows.get(key)
+        if row is None:
+            state.last_serial += 1
+            row = _Row(state.last_serial, bytes(name), value, end)
+        state.rows[key] = row._replace(value=bytes(value), end=end)
+        state.changes += 1
+
+    def _remove(self, key: bytes) -> None:
+        del self._state.rows[key]
+        self._state.changes += 1
+
+    # One key.
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._state.lock:
+            row = self._settled().rows.get(key)
+            return None if row is None else row.value
+
+    def contains(self, key: bytes) -> bool:
+        with self._state.lock:
+            return key in self._settled().rows
+
+    def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
+        with self._state.lock:
+            row = self._settled().rows.get(key)
+            present = None if row is None else row.value
+            value, result = change(present)
+            if value is None:
+                if row is not None:
+                    self._remove(key)
+            elif value is not present:
+                self._set(key, name, value, None if row is None else row.end)
+            return result
+
+    def remove(self, key: bytes) -> bool:
+        with self._state.lock:
+            there = key in self._settled().rows
+            if there:
+                self._remove(key)
+            return there
+
+    # Several.
+
+    def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        with self._state.lock:
+            rows = self._settled().rows
+            return {key: rows[key].value for key in keys if key in rows}
+
+    def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
+        with self._state.lock:
+            state = self._settled()
+            end = None if expires is None else state.clock() + expires
+            for key, name, value in items:
+                self._set(key, name, value, end)
+
+    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+        with self._state.lock:
+            rows = self._settled().rows
+            if not rows:
+                raise KeyError("the mapping is empty")
+            key = list(rows)[-1 if last else 0]
+            result = use(Pair(key, rows[key].name, rows[key].value))
+            self._remove(key)
+            return result
+
+    def clear(self) -> int:
+        with self._state.lock:
+            rows = self._settled().rows
+            count = len(rows)
+            for key in list(rows):
+                self._remove(key)
+            return count
+
+    def count(self) -> int:
+        with self._state.lock:
+            return len(self._settled().rows)
+
+    # Iteration: a list of the keys of this moment, each looked up when its turn comes.
+
+    def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
+        with self._state.lock:
+            serials = [(key, row.serial) for key, row in self._settled().rows.items()]
+        return self._looked_up(reversed(serials) if reverse else serials, values)
+
+    def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
+        with self._state.lock:
+            rows = self._settled().rows
+            keys = sorted((key for key in rows if start <= key < stop), reverse=reverse)
+        return self._looked_up([(key, None) for key in keys], values)
+
+    def _looked_up(self, keys: Iterable[tuple[bytes, int | None]], values: bool) -> Iterator[Pair]:
+        for key, serial in keys:
+            with self._state.lock:
+                row = self._settled().rows.get(key)
+            if row is not None and serial in (None, row.serial):
+                yield Pair(key, row.name, row.value if values else b"")
+
+    # Transactions.
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._state.lock:
+            state = self._settled()
+            if state.before is not None:
+                yield
+                return
+            state.before = state.copy()
+            try:
+                yield
+            except BaseException:
+                state.rows = state.before.rows
+                raise
+            finally:
+                state.before = None
+
+    def version(self) -> object:
+        with self._state.lock:
+            return self._settled().changes
+
+    def stats(self) -> Stats:
+        with self._state.lock:
+            rows = self._settled().rows
+            stored = sum(len(key) + len(row.name) + len(row.value) for key, row in rows.items())
+            return Stats(ready=len(rows), bytes=stored)
+
+    # Life and death.
+
+    def abandon(self) -> None:
+        # A thread that the child does not have may hold the lock, within a transaction of its own.
+        state = self._state
+        state.lock = threading.RLock()
+        if state.before is not None:
+            state.rows, state.before = state.before.rows, None
+
+    def close(self) -> None:
+        with self._state.lock:
+            self._closed = True

@@ -1,0 +1,381 @@
+"""The reference table: :class:`MemoryTable`, which keeps the laws of tables in the plainest way.
+
+As :class:`~persistcoll.engine.memory.queue_store.MemoryStore`: a dict of rows, one lock, and a search
+wherever a search will do. Time is a function, so that leases and delays are tried without waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from persistcoll.engine.contracts import Claim, Table
+from persistcoll.engine.memory.rows import FINISHED, IN_FORCE, MemoryTableState, Row
+from persistcoll.engine.records import FIFO, Discipline, Entry, Record, Retry, State, Stats
+from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
+
+__all__ = ["MemoryTable", "MemoryTableState"]
+
+T = TypeVar("T")
+
+
+class MemoryTable(Table):
+    """A :class:`~persistcoll.engine.contracts.Table` in memory.
+
+    Closing gives back what this table has claimed (without ``retry.resume``: leaves it claimed, by a dead
+    holder); opening another one of the same state goes on. All methods may be called from any thread. Each
+    costs time in proportion to what is stored.
+
+    >>> now = 0.0
+    >>> state = MemoryTableState(clock=lambda: now)
+    >>> table = MemoryTable(retry=Retry(lease=60), state=state)
+    >>> table.put([Entry(b"first"), Entry(b"second")])
+    [1, 2]
+    >>> table.take(lambda record: record.payload)
+    b'first'
+    >>> now += 60
+    >>> [(record.payload, record.attempts) for record in table.records()]
+    [(b'first', 1), (b'second', 0)]
+    >>> table.acknowledge([1])
+    Traceback (most recent call last):
+    persistcoll.errors.StaleClaimError: the claim of item 1 was lost
+
+    :param state: what is stored; a new and empty one by default.
+    """
+
+    def __init__(
+        self,
+        discipline: Discipline = FIFO,
+        retry: Retry = Retry(),  # noqa: B008 - immutable
+        state: MemoryTableState | None = None,
+    ) -> None:
+        self._discipline = discipline
+        self._retry = retry
+        self._state = state or MemoryTableState()
+        self._closed = False
+        # What this table claimed and did not settle itself: a claim that was lost stays known as such.
+        self._claims: dict[int, int] = {}
+        if retry.resume:
+            self.resume()
+
+    # With the lock held.
+
+    def _settled(self) -> MemoryTableState:
+        """The state, after what time alone has brought about: once for each call."""
+        if self._closed:
+            raise ClosedError("this table in memory is closed")
+        state = self._state
+        now = state.clock()
+        due = [(row.until, row.id) for row in state.rows.values() if row.until is not None]
+        for until, id in sorted(due):
+            if until <= now:
+                self._come_back(state.rows[id])
+        return state
+
+    def _come_back(self, row: Row) -> None:
+        """Make a row ready, or dead if it was claimed too often."""
+        limit = self._retry.max_attempts
+        dead = row.state is State.CLAIMED and limit is not None and row.attempts >= limit
+        self._state.move(row, State.DEAD if dead else State.READY)
+
+    def _ready(self) -> list[Row]:
+        """In the order of taking."""
+        rows = self._state.select(State.READY)
+        if self._discipline.newest_first:
+            rows.reverse()
+        if self._discipline.by_priority:
+            rows.sort(key=lambda row: row.priority)
+        return rows
+
+    def _claimed(self, id: int) -> Row:
+        """What this table has claimed."""
+        if id not in self._claims:
+            raise NotClaimedError(f"item {id} is not in the hands of this table")
+        row = self._state.rows.get(id)
+        if row is None or row.holder is not self or row.attempts != self._claims[id]:
+            raise StaleClaimError(f"the claim of item {id} was lost")
+        return row
+
+    # Putting.
+
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
+        return self.append_many((payload,), capacity)[0]
+
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> range:
+        with self._state.lock:
+            self.put([Entry(payload) for payload in payloads], capacity)
+            behind = self._state.last_id + 1
+            return range(behind - len(payloads), behind)
+
+    def put(
+        self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
+    ) -> list[int | None]:
+        with self._state.lock:
+            state = self._settled()
+            keys: set[bytes] = set()
+            accepted: list[bool] = []
+            for entry in entries:
+                known = entry.key in keys or state.of_key(entry.key) is not None
+                accepted.append(not (self._discipline.unique and known))
+                keys.update(() if entry.key is None else (entry.key,))
+            if any(accepted) and 0 < capacity < len(self._ready()) + sum(accepted):
+                raise Full
+            now = state.clock()
+            ids: list[int | None] = []
+            for entry, new in zip(entries, accepted, strict=True):
+                row = Row(0, bytes(entry.payload), now, entry.priority, entry.key)
+                ids.append(state.add(row) if new else None)
+                state.puts += new
+            return ids
+
+    # Taking.
+
+    def take(
+        self,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        id: int | None = None,
+        following: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> T:
+        with self._state.lock:
+            self._settled()
+            rows = self._ready()
+            if id is not None and not following:
+                rows = [row for row in rows if row.id == id]
+            elif id is not None and self._discipline.newest_first:
+                rows = sorted((row for row in rows if row.id < id), key=lambda row: -row.id)
+            elif id is not None:
+                rows = sorted((row for row in rows if row.id > id), key=lambda row: row.id)
+            return self._claim(rows[:1], use, acknowledge, claims)[0]
+
+    def take_many(
+        self,
+        limit: int,
+        use: Callable[[Record], T],
+        acknowledge: bool = False,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
+        with self._state.lock:
+            self._settled()
+            return self._claim(self._ready()[:limit], use, acknowledge, claims)
+
+    def _claim(
+        self, rows: list[Row], use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> list[T]:
+        values: list[T] = []
+        for row in rows:
+            try:
+                values.append(use(row.record(row.attempts + 1)))
+            except Exception:
+                if not values:
+                    raise
+                break
+        if not values:
+            raise Empty
+        # Only now: what interrupts `use` (KeyboardInterrupt) leaves every row where it was.
+        lease = self._retry.lease
+        until = None if lease is None else self._state.clock() + lease
+        for row in rows[: len(values)]:
+            row.attempts += 1
+            if acknowledge:
+                self._done(row)
+                continue
+            self._state.move(row, State.CLAIMED, until)
+            row.holder = self
+            self._claims[row.id] = row.attempts
+            if claims is not None:
+                claims.append((row.id, row.attempts))
+        return values
+
+    # Settling what was claimed.
+
+    def acknowledge(self, ids: Sequence[int]) -> None:
+        with self._state.lock:
+            self._settled()
+            for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
+                del self._claims[row.id]
+                self._done(row)
+
+    def _done(self, row: Row) -> None:
+        state, keep = self._state, self._retry.keep_done
+        state.move(row, State.DONE)
+        if not keep:
+            state.remove(row)
+        else:
+            for old in state.select(State.DONE)[:-keep]:
+                state.remove(old)
+
+    def fail(self, ids: Sequence[int]) -> None:
+        with self._state.lock:
+            self._settled()
+            for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
+                del self._claims[row.id]
+                self._state.move(row, State.FAILED)
+
+    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        with self._state.lock:
+            state = self._settled()
+            row = self._claimed(id)
+            del self._claims[id]
+            self._come_back(row)
+            if row.state is State.DEAD:
+                return id
+            if delay is None:
+                backoff = self._retry.backoff
+                delay = 0.0 if backoff is None else backoff.delay(row.attempts)
+            if delay > 0:
+                state.move(row, State.DELAYED, state.clock() + delay)
+            if to_back:
+                state.remove(row)
+                state.add(row)
+            return row.id
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        with self._state.lock:
+            state = self._settled()
+            released = 0
+            for id, attempts in claims:
+                row = state.rows.get(id)
+                if self._claims.get(id) == attempts and row is not None and row.holder is self:
+                    del self._claims[id]
+                    state.move(row, State.READY)
+                    released += 1
+            return released
+
+    def resume(self) -> int:
+        with self._state.lock:
+            self._settled()
+            rows = [row for row in self._state.select(State.CLAIMED) if row.holder is None]
+            for row in rows:
+                self._come_back(row)
+            return len(rows)
+
+    # Looking and removing.
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        with self._state.lock:
+            self._settled()
+            for row in self._ready():
+                return use(row.record())
+        raise Empty
+
+    def discard(self, id: int | None = None) -> int | None:
+        with self._state.lock:
+            self._settled()
+            for row in self._ready():
+                if id in (None, row.id):
+                    self._state.remove(row)
+                    return row.id
+        return None
+
+    def clear(self) -> int:
+        with self._state.lock:
+            self._settled()
+            rows = self._ready()
+            for row in rows:
+                self._state.remove(row)
+            return len(rows)
+
+    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        with self._state.lock:
+            state = self._settled()
+            row = state.rows.get(id)
+            if row is None or row.state not in IN_FORCE:
+                return False
+            equal = state.of_key(key)
+            if self._discipline.unique and equal is not None and equal is not row:
+                raise DuplicateError(f"item {equal.id} is equal, and in force")
+            row.payload, row.key = bytes(payload), key
+            state.changes += 1
+            return True
+
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        if state not in FINISHED:
+            raise ValueError(f"what is {state.value} cannot be purged")
+        with self._state.lock:
+            self._settled()
+            rows = self._state.select(state)
+            rows = rows[: max(0, len(rows) - keep)][:limit]
+            for row in rows:
+                self._state.remove(row)
+            return len(rows)
+
+    def shrink(self) -> None:
+        with self._state.lock:
+            self._settled()
+
+    def holds(self, key: bytes) -> bool:
+        with self._state.lock:
+            self._settled()
+            return self._state.of_key(key) is not None
+
+    def records(self) -> Iterator[Record]:
+        with self._state.lock:
+            self._settled()
+            return iter([row.record() for row in self._state.select(State.READY)])
+
+    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+        with self._state.lock:
+            self._settled()
+            return iter([(row.state, row.record()) for row in self._state.select(*(states or State))])
+
+    def count(self) -> int:
+        with self._state.lock:
+            self._settled()
+            return len(self._state.select(State.READY))
+
+    def claimed(self) -> int:
+        with self._state.lock:
+            self._settled()
+            return len(self._state.select(State.CLAIMED))
+
+    def unfinished(self) -> int:
+        with self._state.lock:
+            self._settled()
+            return len(self._state.select(*IN_FORCE))
+
+    def version(self) -> object:
+        with self._state.lock:
+            return self._settled().changes
+
+    def stats(self) -> Stats:
+        with self._state.lock:
+            state = self._settled()
+            oldest = min((row.time for row in state.select(State.READY)), default=None)
+            counts = {each.value: len(state.select(each)) for each in State}
+            unfinished = len(state.select(*IN_FORCE))
+            return Stats(
+                **counts,
+                oldest_age=None if oldest is None else max(0.0, state.clock() - oldest),
+                puts=state.puts,
+                gets=state.puts - unfinished,
+                bytes=sum(len(row.payload) for row in state.rows.values()),
+            )
+
+    # Life and death.
+
+    def abandon(self) -> None:
+        # The child's memory is a copy, in which whoever has claimed something is dead; a thread that the
+        # child does not have may hold the lock.
+        self._state.lock = threading.RLock()
+        self._claims.clear()
+        for row in self._state.rows.values():
+            row.holder = None
+        if self._retry.resume and not self._closed:
+            self.resume()
+
+    def close(self) -> None:
+        with self._state.lock:
+            self._closed = True
+            for row in [row for row in self._state.select(State.CLAIMED) if row.holder is self]:
+                row.holder = None
+                if self._retry.resume:
+                    self._come_back(row)

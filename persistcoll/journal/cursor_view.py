@@ -1,0 +1,200 @@
+"""What a process that does not consume knows of the one that does: its cursor, and its lock's file."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from persistcoll.disk.calls import storage_error
+from persistcoll.errors import CorruptionError, LockedError
+from persistcoll.journal.chunks import chunk_numbers, open_chunk
+from persistcoll.journal.consumer_lock import ConsumerLock, Published
+from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
+from persistcoll.journal.recovery import Place
+
+if TYPE_CHECKING:
+    from threading import RLock  # a function at run time before Python 3.13
+
+__all__ = ["Observer", "beginning"]
+
+_PATIENCE = 100  # tries; a consumer that never rests must not keep anybody from looking
+_log = logging.getLogger("persistcoll")
+
+
+def beginning(place: Place) -> tuple[int, Position]:
+    """Where the journal begins: the id before its first record, and the place of that record.
+
+    :raise CorruptionError: the first chunk's header is damaged, so that nobody can tell, and the
+        policy is not to skip.
+    """
+    for number in chunk_numbers(place.directory):
+        try:
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+        except CorruptionError:
+            if number == 0:
+                break
+            if place.on_corruption != "skip":
+                raise
+            _log.warning("the header of %r is damaged; the chunk was passed over", place.path(number))
+            continue
+        file.close()
+        return chunk.first_id - 1, (number, chunk.data_offset)
+    return 0, (0, 0)
+
+
+def _without_records(place: Place) -> Iterator[tuple[int, int]]:
+    """The ids that the headers of the chunks pass over, because they are acknowledged."""
+    for number in chunk_numbers(place.directory):
+        try:
+            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+        except (FileNotFoundError, CorruptionError):
+            continue
+        file.close()
+        if chunk.previous_id + 1 < chunk.first_id:
+            yield chunk.previous_id + 1, chunk.first_id - 1
+
+
+class Observer:
+    """Follows the cursor that the consuming process writes. Thread-safe.
+
+    :param mutex: the one of ``lock``.
+    """
+
+    def __init__(self, place: Place, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
+        self._place = place
+        self._path = cursor_path
+        self._lock = lock
+        self._mutex = mutex
+        self._unsure = False  # interrupted while it read on
+        self._judged: tuple[Acknowledged, int] | None = None  # that set, and how many entries were damaged
+        self._cursor = self._new_cursor()
+
+    @property
+    def cursor_exists(self) -> bool:
+        """Whether there is a cursor, as of the last look."""
+        return self._cursor.exists
+
+    @property
+    def acknowledged_at_least(self) -> int:
+        """A count that may be out of date, and then is too small."""
+        return self._cursor.acknowledged.count
+
+    def acknowledged(self) -> Acknowledged:
+        """What has been acknowledged by now. Not to be changed; the next call may change it."""
+        with self._mutex:
+            self._refresh()
+            return self._cursor.acknowledged
+
+    @property
+    def known(self) -> Acknowledged:
+        """The same as of the last look."""
+        return self._cursor.acknowledged
+
+    def look(self) -> tuple[Acknowledged, Published]:
+        """What is acknowledged and what a living consumer holds, of one moment."""
+        published = self._lock.published()
+        for _ in range(_PATIENCE):
+            acknowledged = self.acknowledged()
+            again = self._lock.published()
+            if again == published:
+                break
+            published = again
+        return acknowledged, published
+
+    def gone(self) -> int:
+        """How many records are not ready: acknowledged, or in a living consumer's hands."""
+        return max(self.acknowledged().count, self._lock.published().gone)
+
+    def version(self) -> object:
+        """Differs from an earlier one when the consumer has done something since."""
+        return self._lock.content(), self.acknowledged().count
+
+    def hand_over(self) -> tuple[CursorReader, bool]:
+        """The cursor, read anew and to its end, for the process that becomes the consumer, and closes it.
+
+        :return: it, and whether it is whole, so that it can be written on.
+        """
+        with self._mutex:
+            self._cursor.close()
+            self._cursor = self._new_cursor()
+            whole = self._refresh() and self._cursor.can_be_written_on()
+            acknowledged = self._cursor.acknowledged
+            if not whole and not os.path.exists(self._place.path(acknowledged.position[0])):
+                # The last position is damaged, and an earlier one leads to a chunk that was consumed.
+                last, position = beginning(self._place)
+                acknowledged.move(last, position)
+            seen, self._cursor = self._cursor, self._new_cursor()
+            return seen, whole
+
+    def _new_cursor(self) -> CursorReader:
+        return CursorReader(self._place.disk, self._path, self._place.store_id)
+
+    def bury(self, first: int, last: int) -> None:
+        """Count ids as acknowledged that will never be given (again). The producer lock is held.
+
+        Only after a power cut, or where there is no cursor yet: there is no consumer then.
+        """
+        if self._lock.held:
+            return
+        try:
+            self._lock.acquire()
+            seen, _ = self.hand_over()
+            if first <= last:
+                seen.acknowledged.merge(first, last)
+            place = self._place
+            cursor = CursorWriter(place.disk, self._path, place.store_id, seen.acknowledged, place.tempdir)
+            cursor.compact()
+            if cursor.file is not None:
+                cursor.file.close()
+            seen.close()
+        except LockedError:
+            return
+        finally:
+            self._lock.held = False
+            self._lock.unlock()
+
+    def _refresh(self) -> bool:
+        """Read on; whether the cursor is there and has said where it stands."""
+        cursor = self._cursor
+        if self._unsure:
+            cursor.close()  # read all of it again
+        self._unsure = True
+        try:
+            cursor.refresh()
+            if cursor.acknowledged.position[1]:
+                self._judge(cursor)
+                self._unsure = False
+                return True
+            # There is none, or its position is damaged: begin at the beginning.
+            reason = f"the cursor of {self._place.directory!r} is damaged" if cursor.exists else ""
+        except CorruptionError as error:
+            reason = str(error)
+        except OSError as error:
+            raise storage_error(error, "reading the cursor of", self._place.directory) from error
+        if reason:
+            # Costs redelivery, never items: the next consumer writes a new one.
+            _log.warning("%s; what it acknowledged in the chunks that are left is delivered again", reason)
+        acknowledged = Acknowledged(*beginning(self._place))
+        for first, last in cursor.acknowledged.ranges.items():
+            acknowledged.merge(first, last)
+        for first, last in _without_records(self._place):
+            acknowledged.merge(first, last)
+        cursor.acknowledged = acknowledged
+        self._unsure = False
+        return False
+
+    def _judge(self, cursor: CursorReader) -> None:
+        """A cursor that is not whole may have lost what made a chunk an emptied one."""
+        acknowledged, damaged = cursor.acknowledged, cursor.damaged
+        judged = self._judged
+        if judged is not None and judged[0] is acknowledged and judged[1] == damaged:
+            return
+        if not cursor.can_be_written_on():
+            for first, last in _without_records(self._place):
+                acknowledged.merge(first, last)
+        self._judged = acknowledged, damaged
+
+    def close(self) -> None:
+        self._cursor.close()

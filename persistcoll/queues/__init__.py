@@ -1,0 +1,1 @@
+"""The queues: faces of queue.Queue over any store."""

@@ -1,0 +1,343 @@
+"""What every queue class offers: the standard library's interface, over serialized items.
+
+The classes of queues pick a store and pass it to :class:`BaseQueue`; what waits is in
+:mod:`persistcoll.engine.blocking`, what is stored and how is the store's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn
+
+from persistcoll.engine.arguments import checked_count, checked_integer
+from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.contracts import Claim
+from persistcoll.engine.forks import follow_forks, read_only_error, warn_unclosed
+from persistcoll.engine.records import Record, Stats
+from persistcoll.errors import DecodeError
+from persistcoll.parameters import T
+from persistcoll.reopening import Reopenable, Reopening
+from persistcoll.serializers.base import Codec, decode_error, encode_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BaseQueue"]
+
+
+def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
+    # A function, no method: an object that holds a method of its own is not collected, so not closed, when
+    # the last reference to it goes, but at some later time.
+    loads = codec.loads
+
+    def plain(record: Record) -> tuple[int, Any]:
+        try:
+            return record.id, loads(record.payload)
+        except Exception as cause:
+            raise decode_error(codec, record.id, cause) from cause
+
+    unseal = codec.unseal
+    if unseal is None:
+        return plain
+
+    def sealed(record: Record) -> tuple[int, Any]:
+        try:
+            return record.id, loads(unseal(record.payload, record.id))
+        except DecodeError:
+            raise
+        except Exception as cause:
+            raise decode_error(codec, record.id, cause) from cause
+
+    return sealed
+
+
+def _refusing(description: str) -> Callable[..., NoReturn]:
+    def refuse(*arguments: object, **options: object) -> NoReturn:
+        raise read_only_error(description)
+
+    return refuse
+
+
+class BaseQueue(Reopenable, Generic[T]):
+    """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
+
+    All methods may be called from any thread, and, as the class says, from several processes.
+    """
+
+    _changing: tuple[str, ...] = (
+        "put", "put_nowait", "put_many", "get", "get_nowait", "get_many", "receive", "task_done", "skip",
+        "clear",
+    )  # fmt: skip
+    """The methods that change what is stored."""
+
+    def __init__(
+        self,
+        blocking: BlockingQueue,
+        codec: Codec,
+        *,
+        description: str,
+        read_only: bool,
+        reopening: Reopening,
+    ) -> None:
+        self._description = description
+        self._codec = codec
+        self._dumps = codec.dumps
+        self._decode = _decoder(codec)
+        self._blocking = blocking
+        self._put = blocking.put
+        self._get = blocking.get
+        self._task_done = blocking.task_done
+        self._closed = False
+        self._inherited = False
+        if read_only:
+            # On the object, so that those who may write pay nothing for it.
+            vars(self).update(dict.fromkeys(self._changing, _refusing(description)))
+        follow_forks(self)
+        self._reopen_with(reopening)
+
+    # Codec.
+
+    def _encode(self, item: Any) -> bytes:
+        try:
+            return self._dumps(item)
+        except Exception as cause:
+            raise encode_error(self._codec, item, cause) from cause
+
+    # Putting.
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+
+        Cost: 1 write. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
+        threads that put at the same time share; at ``"process"`` none.
+
+        :param block: wait for room while the queue is full.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Full: there was no room.
+        :raise ShutDown: after :meth:`shutdown`.
+        :raise EncodeError: the serializer cannot store this item.
+        :raise StorageFullError: the disk has no room; nothing is stored.
+        :raise StorageError: the storage failed; the message says if the outcome is unknown.
+        :raise ValueError: the timeout is negative.
+        """
+        try:
+            payload = self._dumps(item)
+        except Exception as cause:
+            raise encode_error(self._codec, item, cause) from cause
+        self._put(payload, block, timeout)
+
+    def put_nowait(self, item: T) -> None:
+        """``put(item, block=False)``."""
+        self.put(item, False)
+
+    def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> None:
+        """Store all of ``items``, in order, or none.
+
+        Cost: that of one :meth:`put`, however many they are.
+
+        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        """
+        self._blocking.put_many([self._encode(item) for item in items], block, timeout)
+
+    # Getting.
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Take the next item.
+
+        It stays stored until it is acknowledged (:meth:`task_done`, or here and now with ``autosave``).
+
+        Cost: 1 write of a few bytes and no sync; with ``autosave`` that of :meth:`task_done`.
+
+        :param block: wait for an item while there is none.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Empty: there was none.
+        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
+        :raise DecodeError: the next item cannot be deserialized; it stays, ``skip(error.id)``
+            removes it.
+        :raise CorruptionError: the next item is damaged.
+        :raise LockedError: another process consumes from this queue.
+        :raise ValueError: the timeout is negative.
+        """
+        return self._get(self._decode, block, timeout)  # type: ignore[no-any-return]
+
+    def get_nowait(self) -> T:
+        """``get(block=False)``."""
+        return self._get(self._decode, False, None)  # type: ignore[no-any-return]
+
+    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
+        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
+
+        Cost: that of one :meth:`get`, and with ``autosave`` 1 write more.
+        """
+        return self._blocking.get_many(checked_count("n", n, 1), self._decode, block, timeout)
+
+    @contextmanager
+    def receive(self, block: bool = True, timeout: float | None = None) -> Iterator[T]:
+        """A context manager that gives the next item.
+
+        It is acknowledged when the block ends well, and back in its place when the block raises.
+        ``task_done()`` is not to be called for it. Raises as :meth:`get`.
+
+        Cost: that of one :meth:`get` and one :meth:`task_done`.
+        """
+        blocking = self._blocking
+        claims: list[Claim] = []
+        try:
+            token, item = self._claim(block, timeout, claims)
+            try:
+                yield item
+            except GeneratorExit:
+                raise
+            except BaseException:
+                blocking.settle(token, claims, done=False)
+                raise
+            blocking.settle(token, claims, done=True)
+        except BaseException:
+            if claims:  # a signal handler raised before the block began, or where settling began
+                blocking.take_back(claims)
+            raise
+
+    def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, Any]:
+        """What stands for the claimed item, and the item."""
+        return self._blocking.claim(self._decode, block, timeout, claims)
+
+    def task_done(self) -> None:
+        """Acknowledge the oldest item that this thread got and has not acknowledged.
+
+        A thread that holds none acknowledges the oldest one that any thread holds. When this
+        returns, the removal is durable.
+
+        Cost: 1 write, in a database 1 transaction. At ``"power"`` also 1 sync, which threads that acknowledge
+        at the same time share; at ``"process"`` none. Nothing where ``get`` acknowledged.
+
+        :raise ValueError: called more often than items were got.
+        """
+        self._task_done()
+
+    def join(self) -> None:
+        """Wait until every stored item has been got and acknowledged, by whichever process."""
+        self._blocking.join()
+
+    @property
+    def unfinished_tasks(self) -> int:
+        """How many items :meth:`join` would wait for."""
+        return self._blocking.unfinished()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Refuse to ``put``, and to ``get`` once the queue is empty (``immediate``: at once).
+
+        Those who wait are woken with ``ShutDown``. This is about this object only: nothing stored is
+        deleted, and other processes do not notice.
+        """
+        self._blocking.shutdown(immediate)
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Whether :meth:`shutdown` was called."""
+        return self._blocking.is_shutdown
+
+    # Looking and removing.
+
+    def peek(self) -> T:
+        """The item that ``get`` would take next, which stays where it is.
+
+        Cost: no write and no sync.
+
+        :raise Empty: there is none.
+        """
+        return self._blocking.store.peek(self._decode)[1]  # type: ignore[no-any-return]
+
+    def items(self) -> Iterator[T]:
+        """The items waiting at this moment, oldest first, without taking them.
+
+        Cost: no write and no sync.
+        """
+        for record in self._blocking.store.records():
+            yield self._decode(record)[1]
+
+    def skip(self, id: int | None = None) -> int | None:
+        """Remove an item unseen: the one with this id (of a ``DecodeError``), else the next one.
+
+        :return: its id; ``None`` if no such item waits.
+        :raise TypeError: ``id`` is no id.
+        """
+        return self._blocking.discard(None if id is None else checked_integer("id", id))
+
+    def clear(self) -> int:
+        """Remove every waiting item; return how many there were."""
+        return self._blocking.clear()
+
+    @property
+    def maxsize(self) -> int:
+        """How many items may wait; 0 means without bound. May be set at any time."""
+        return self._blocking.maxsize
+
+    @maxsize.setter
+    def maxsize(self, value: int) -> None:
+        self._blocking.maxsize = checked_count("maxsize", value)
+
+    def qsize(self) -> int:
+        """How many items wait, exactly, across threads and processes.
+
+        Cost: no write and no sync.
+        """
+        return self._blocking.qsize()
+
+    def __len__(self) -> int:
+        return self._blocking.qsize()
+
+    def __bool__(self) -> bool:
+        # A queue is a thing, not a sequence: an empty one is not false (nor is queue.Queue's).
+        return True
+
+    @property
+    def size(self) -> int:
+        """The same as :meth:`qsize`."""
+        return self._blocking.qsize()
+
+    def empty(self) -> bool:
+        """Whether no item waits."""
+        return not self._blocking.qsize()
+
+    def full(self) -> bool:
+        """Whether ``maxsize`` items wait; never without a ``maxsize``."""
+        return self._blocking.full()
+
+    def stats(self) -> Stats:
+        """The queue's numbers at this moment."""
+        return self._blocking.store.stats()
+
+    # Life and death.
+
+    def close(self) -> None:
+        """Let go of files and locks. What was got and not acknowledged stays stored. Idempotent."""
+        self._closed = True
+        self._blocking.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):  # True: the constructor raised
+            try:
+                if not self._inherited:  # a forked child did not open it
+                    warn_unclosed(self)
+            finally:  # a warning may be an error
+                self.close()
+
+    def _after_fork(self) -> None:
+        self._inherited = True
+        self._blocking.after_fork()
+
+    def _arguments(self) -> Mapping[str, Any]:
+        return {**super()._arguments(), "maxsize": self.maxsize}
+
+    def __repr__(self) -> str:
+        return f"<{self._description}{' closed' if self._closed else ''}>"

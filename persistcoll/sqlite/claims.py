@@ -1,0 +1,394 @@
+"""What is claimed: by whom, until when, and what becomes of it.
+
+A claim is fenced by its holder and the number of attempts: one that was lost, and taken again by whomever, is
+no claim any more, however late its first holder comes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from persistcoll.engine import contracts
+from persistcoll.engine.forks import within_an_operation
+from persistcoll.engine.records import Retry, State
+from persistcoll.errors import (
+    ClosedError,
+    LockedError,
+    NotClaimedError,
+    StaleClaimError,
+    StoreReplacedError,
+)
+from persistcoll.sqlite import schema
+from persistcoll.sqlite.clock import Clock
+from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.dialect import Execute, TableWords
+from persistcoll.sqlite.holders import Holder, is_dead, left_behind
+from persistcoll.sqlite.rows import Rows
+from persistcoll.sqlite.unique_keys import Keys
+
+__all__ = ["Claims", "sweep"]
+
+Fresh = Callable[[Execute], Ledger]
+Claim = tuple[int, int, int]
+"""Holder, id, attempts."""
+
+_HOLDERS = "SELECT holder FROM holders WHERE collection = ?"
+_NEW_HOLDER = "INSERT INTO holders (collection, holder) VALUES (?, ?)"
+_IS_HOLDER = "SELECT 1 FROM holders WHERE collection = ? AND holder = ?"
+_FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
+
+_PAGE = 256
+# Seconds between two looks at whether those who hold something still live.
+_VIGIL = 1.0
+# Done rows beyond those to keep before they are trimmed: it costs as much for one as for many.
+_SLACK = 64
+
+
+class Claims:
+    """What one handle of a table has claimed, and the moves out of the table of what is held."""
+
+    def __init__(
+        self,
+        database: Database,
+        number: int,
+        words: TableWords,
+        ledger: Ledger,
+        rows: Rows,
+        keys: Keys,
+        *,
+        retry: Retry,
+        now: Clock,
+        timeout: float,
+    ) -> None:
+        self._database = database
+        self._timeout = timeout
+        self._number = number
+        self._words = words
+        self._ledger = ledger
+        self._rows = rows
+        self._keys = keys
+        self._retry = retry
+        self._now = now
+        self._holder: Holder | None = None
+        self._epoch = -1  # of the database, when it last had this holder
+        self._closed = False
+        self._attempts: dict[int, int] = {}
+        """How often what this handle has claimed was claimed, by id."""
+        self._looked = -_VIGIL
+
+    # Claiming.
+
+    def _present(self, execute: Execute) -> int:
+        """The number of this handle as a holder, which it becomes.
+
+        Within the transaction that claims: nobody ever looks after what is claimed under a number that was
+        given up meanwhile, or that a transaction had which was rolled back.
+        """
+        holder, epoch = self._holder, self._database.epoch
+        known = holder is not None and (
+            self._epoch == epoch or execute(_IS_HOLDER, (self._number, holder.number)).fetchone() is not None
+        )
+        if holder is None or not known:
+            if holder is not None:
+                holder.end()
+            holder = self._holder = self._become_holder(execute)
+        self._epoch = epoch
+        if self._closed:  # behind the assignment: whoever closes looks the other way round
+            if not known:
+                holder.end()
+            raise ClosedError(f"the store in {self._database.path!r} is closed")
+        return holder.number
+
+    def _become_holder(self, execute: Execute) -> Holder:
+        while True:
+            number = schema.next_holder(execute)
+            try:
+                # The lock before the row: whoever sees the row finds the lock taken while this process lives.
+                holder = Holder(self._database, number)
+            except BlockingIOError:  # by one whose transaction was rolled back, and the number with it
+                continue
+            try:
+                execute(_NEW_HOLDER, (self._number, number))
+            except BaseException:
+                holder.end()
+                raise
+            return holder
+
+    def claim(self, execute: Execute, rows: Sequence[Any]) -> int:
+        """These ready rows are this handle's: any one, or several that are next. Its number as a holder."""
+        holder = self._present(execute)
+        lease = self._retry.lease
+        until = None if lease is None else self._now() + lease
+        if len(rows) == 1:
+            execute(self._words.claim, (holder, until, rows[0][0]))
+        else:
+            execute(self._words.claim_heads, (holder, until, len(rows)))
+        self._rows.remove(execute, rows)
+        ledger = self._ledger
+        ledger.ready -= len(rows)
+        ledger.claimed += len(rows)
+        ledger.note_due(until)
+        self._database.changed(ledger)
+        return holder
+
+    def note(self, rows: Sequence[Any], claims: list[contracts.Claim] | None) -> None:
+        """That claim was committed. Idempotent."""
+        for row in rows:
+            claim = row[0], row[4] + 1
+            self._attempts[row[0]] = claim[1]
+            if claims is not None and claim not in claims:
+                claims.append(claim)
+
+    def _claim_of(self, id: int) -> Claim:
+        attempts = self._attempts.get(id)
+        if attempts is None or self._holder is None:
+            raise NotClaimedError(f"item {id} is not in the hands of this store")
+        return self._holder.number, id, attempts
+
+    # Settling.
+
+    def finish(self, fresh: Fresh, ids: Sequence[int], state: State, sync: bool) -> None:
+        """They are done or failed; all of them or none."""
+        claims = [self._claim_of(id) for id in dict.fromkeys(ids)]
+
+        def run(execute: Execute) -> None:
+            fresh(execute)
+            if len(claims) > 1 or self._keys.unique:
+                self._refuse_stale(execute, claims)
+            for claim in claims:
+                self._settle(execute, claim, state)
+
+        self._database.write(run, sync, True, lambda _: self._forget(claims), None, self._timeout)
+
+    def _forget(self, claims: Sequence[Claim]) -> None:
+        """They are settled. Idempotent. Another thread may have claimed the same record anew by now."""
+        known = self._attempts
+        for _, id, attempts in claims:
+            try:
+                if known[id] == attempts:  # nothing is called in between, so no other thread comes in
+                    del known[id]
+            except KeyError:  # they were all given back
+                pass
+
+    def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
+        for claim in claims:
+            if execute(self._words.is_held, claim).fetchone() is None:
+                raise self._stale(claim)
+
+    def _stale(self, claim: Claim) -> StaleClaimError:
+        return StaleClaimError(
+            f"item {claim[1]} is not in the hands of this store any more: its lease ran out, or it was given"
+            " back; it may be delivered again"
+        )
+
+    def acknowledge(self, execute: Execute, rows: Sequence[Any]) -> None:
+        """Ready rows become done; they are claimed for that."""
+        holder = self.claim(execute, rows)
+        for row in rows:
+            self._settle(execute, (holder, row[0], row[4] + 1), State.DONE)
+
+    def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
+        """A held row becomes done, failed or dead, or is gone."""
+        holder, id, _ = claim
+        words, ledger, keep = self._words, self._ledger, self._retry.keep_done
+        if self._keys.unique:
+            self._keys.free(execute, (execute(words.held, (holder, id)).fetchone()[2],))
+        stays = state is not State.DONE or keep
+        if not execute(words.finish[state] if stays else words.drop, claim).rowcount:
+            raise self._stale(claim)
+        if stays:
+            ledger.add(state, 1)
+        ledger.claimed -= 1
+        ledger.gone += 1
+        self._database.changed(ledger)
+        if state is State.DONE and keep and ledger.done > keep + _SLACK:
+            self.trim(execute, state, ledger.done - keep)
+
+    def trim(self, execute: Execute, state: State, count: int) -> None:
+        """The ``count`` oldest rows of that state are gone."""
+        if count:
+            execute(self._words.trim[state], (count,))
+            self._ledger.add(state, -count)
+            self._database.changed(self._ledger)
+
+    def give_back(self, fresh: Fresh, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
+        """Ready again, now or later; or dead."""
+        claim = self._claim_of(id)
+        attempts = claim[2]
+        if delay is None:
+            delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
+
+        def run(execute: Execute) -> int:
+            fresh(execute)
+            self._refuse_stale(execute, (claim,))
+            if self._spent(attempts):
+                self._settle(execute, claim, State.DEAD)
+                return id
+            until = self._now() + delay if delay > 0 else None
+            move = self._send_to_back if to_back else self._return
+            return move(execute, claim, until)
+
+        return self._database.write(run, sync, True, lambda _: self._forget((claim,)), None, self._timeout)
+
+    def release(self, fresh: Fresh, claims: Sequence[contracts.Claim]) -> int:
+        """Ready again, at once; those that are in force."""
+        in_force = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
+
+        def run(execute: Execute) -> int:
+            fresh(execute)
+            held = [claim for claim in in_force if execute(self._words.is_held, claim).fetchone() is not None]
+            for claim in held:
+                self._return(execute, claim, None)
+            return len(held)
+
+        return self._database.write(run, False, True, lambda _: self._forget(in_force), None, self._timeout)
+
+    def _spent(self, attempts: int) -> bool:
+        limit = self._retry.max_attempts
+        return limit is not None and attempts >= limit
+
+    def _return(self, execute: Execute, claim: Claim, until: float | None) -> int:
+        """To its place, now or then."""
+        holder, id, _ = claim
+        if until is None:
+            self._release(execute, claim)
+        else:
+            execute(self._words.postpone, (until, holder, id))
+        self._count_returned(until)
+        return id
+
+    def _release(self, execute: Execute, claim: Claim) -> None:
+        self._rows.check_found(execute(self._words.release, claim[:2]).rowcount, 1)
+        self._rows.check_found(execute(self._words.drop, claim).rowcount, 1)
+
+    def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
+        """Behind all others, under a new id, now or then."""
+        holder, id, _ = claim
+        held = execute(self._words.held, (holder, id)).fetchone()
+        row = self._rows.renumbered(held, self._ledger.last_id + 1)
+        self._ledger.last_id += 1
+        execute(self._words.drop, claim)
+        self._keys.free(execute, (row[2],))
+        self._keys.take(execute, ((row[0], row[2]),))
+        if until is None:
+            execute(self._words.append, row)
+        else:
+            execute(self._words.hold, (until, *row))
+        self._count_returned(until)
+        return self._ledger.last_id
+
+    def _count_returned(self, until: float | None) -> None:
+        ledger = self._ledger
+        ledger.claimed -= 1
+        ledger.add(State.READY if until is None else State.DELAYED, 1)
+        ledger.note_due(until)
+        self._database.changed(ledger)
+
+    # What time and death bring.
+
+    def release_due(self, execute: Execute) -> None:
+        """Delays that are over and leases that ran out: ready again, or dead."""
+        now = self._now()
+        while claims := execute(self._words.due, (now, _PAGE)).fetchall():
+            for claim in claims:
+                if claim[0]:
+                    self._let_go(execute, claim)
+                else:
+                    self._release(execute, claim)
+                    self._ledger.delayed -= 1
+                    self._ledger.ready += 1
+        due = execute(self._words.next_due).fetchone()[0]
+        if due is not None and not (isinstance(due, (int, float)) and due > now):
+            raise self._rows.damaged_database("what is due is not found")
+        self._ledger.due = due
+        self._database.changed(self._ledger)
+
+    def _let_go(self, execute: Execute, claim: Claim) -> None:
+        if self._spent(claim[2]):
+            self._rows.check_found(execute(self._words.is_held, claim).fetchone() is not None, 1)
+            self._settle(execute, claim, State.DEAD)
+        else:
+            self._return(execute, claim, None)
+
+    def resume(self, execute: Execute) -> int:
+        """What dead holders had claimed: ready again, or dead; how many there were."""
+        count = 0
+        database = self._database
+        own = None if self._holder is None else self._holder.number
+        for (number,) in execute(_HOLDERS, (self._number,)).fetchall():
+            if number != own and is_dead(database.disk, database.path, number):
+                count += self._give_back_all(execute, number)
+        return count
+
+    def _give_back_all(self, execute: Execute, number: int) -> int:
+        claims = [(number, *claim) for claim in execute(self._words.of_holder, (number,)).fetchall()]
+        for claim in claims:
+            self._let_go(execute, claim)
+        execute(_FORGET_HOLDER, (self._number, number))
+        return len(claims)
+
+    def may_resume(self) -> bool:
+        """Whether something is held, and it is time to see if its holders live."""
+        if not self._retry.resume or not self._ledger.claimed:
+            return False
+        return time.monotonic() - self._looked >= _VIGIL
+
+    def resume_sometimes(self, execute: Execute) -> bool:
+        """:meth:`resume`, if it is time for it; whether anything came of it."""
+        if not self.may_resume():
+            return False
+        self._looked = time.monotonic()
+        return self.resume(execute) > 0
+
+    def find(self, execute: Execute, id: int) -> tuple[int | None, Any]:
+        """Who holds the record of this id (0: nobody, it is delayed), and its row."""
+        for number in (0, *(number for (number,) in execute(_HOLDERS, (self._number,)).fetchall())):
+            row = execute(self._words.held, (number, id)).fetchone()
+            if row is not None:
+                return number, row
+        return None, None
+
+    # The end.
+
+    def close(self, fresh: Fresh) -> None:
+        """Give back what is claimed, or leave it to whoever resumes what the dead had claimed."""
+        self._closed = True  # from now on nobody claims
+        self._attempts.clear()
+        holder = self._holder
+        if holder is None:
+            return
+
+        def run(execute: Execute) -> None:
+            fresh(execute)
+            self._give_back_all(execute, holder.number)
+
+        if not self._retry.resume or within_an_operation():
+            holder.abandon()  # whoever finds it dead gives it back
+            return
+        try:
+            self._database.write(run, False, timeout=self._timeout)
+        except (LockedError, StoreReplacedError):
+            holder.abandon()  # whoever finds it dead does this, if there is anybody
+        except BaseException:
+            holder.abandon()
+            raise
+        holder.end()
+
+    def abandon(self) -> None:
+        """In a forked child: the claims are the parent's."""
+        if self._holder is not None:
+            self._holder.abandon()
+        self._holder = None
+        self._attempts.clear()
+
+
+def sweep(execute: Execute, database: Database) -> None:
+    """Remove the files of holders that died before anybody could know of them. Within a transaction."""
+    found = left_behind(database.path)
+    if found:
+        known = {number for (number,) in execute("SELECT holder FROM holders").fetchall()}
+        for number in set(found) - known:
+            is_dead(database.disk, database.path, number)

@@ -1,0 +1,83 @@
+"""The numbers of one table, kept beside the database so that they need not be counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import NoneType
+from typing import Any
+
+from persistcoll.engine.records import State
+from persistcoll.sqlite.dialect import Execute, MappingWords, TableWords
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """How many records of a table are in which state, as of the last look at the database.
+
+    All handles of a process on one table share it. It is true while nobody else has written
+    (see ``epoch`` of :class:`~persistcoll.sqlite.database.Database`), and is written in the transaction that
+    changes it, except by a ``put``: what is stored is how many ids are *not* ready, and the last id is also
+    that of the newest ready record, so a ``put`` need not write it.
+    """
+
+    __slots__ = (
+        "claimed", "dead", "delayed", "done", "due", "epoch", "failed", "gone", "last_id", "ready", "words",
+    )  # fmt: skip
+
+    def __init__(self, words: TableWords | MappingWords | None) -> None:
+        """:param words: none for what is no table's: then it stays as it is."""
+        self.words = words
+        self.epoch = -1
+        self.last_id = self.ready = self.claimed = self.delayed = 0
+        self.done = self.failed = self.dead = self.gone = 0
+        self.due: float | None = None
+        """When the next delay or lease ends, at the earliest."""
+
+    def load(self, execute: Execute, damaged: Callable[[str], Exception]) -> None:
+        """Read it, all at one moment.
+
+        :param damaged: makes the database's own error for what cannot be so.
+        """
+        if self.words is None:
+            return
+        row: Any = execute(self.words.load).fetchone()
+        if row is None or not all(type(number) is int for number in row[:8]):
+            raise damaged("the counters of a collection")
+        if not isinstance(row[8], (int, NoneType)) or not isinstance(row[9], (int, float, NoneType)):
+            raise damaged("an id or a time")
+        last_id, absent, self.claimed, self.delayed, self.done, self.failed, self.dead, self.gone = row[:8]
+        highest, self.due = row[8:]
+        self.last_id = last_id if highest is None else max(last_id, highest)
+        self.ready = self.last_id - absent
+
+    def save(self, execute: Execute) -> None:
+        """Write it."""
+        assert self.words is not None
+        execute(
+            self.words.save,
+            (
+                self.last_id,
+                self.last_id - self.ready,
+                self.claimed,
+                self.delayed,
+                self.done,
+                self.failed,
+                self.dead,
+                self.gone,
+            ),
+        )
+
+    def add(self, state: State, count: int) -> None:
+        """Count ``count`` more in this state."""
+        name = state.value
+        setattr(self, name, getattr(self, name) + count)
+
+    def count(self, state: State) -> int:
+        """How many are in this state."""
+        return int(getattr(self, state.value))
+
+    def note_due(self, until: float | None) -> None:
+        """A delay or a lease that ends then was added."""
+        if until is not None and (self.due is None or until < self.due):
+            self.due = until

@@ -1,0 +1,274 @@
+"""A database file: what it must be, how it comes into being, and the check before anything in it is used."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from persistcoll.disk.calls import Disk, OpenFile, storage_error
+from persistcoll.disk.path_checks import (
+    make_directory,
+    may_write,
+    occupied,
+    ownership_of,
+    refuse_if_others_may_write,
+    refuse_network,
+    unwritable,
+)
+from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
+from persistcoll.sqlite import schema, statements
+from persistcoll.sqlite.clock import Clock
+from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.statements import SQLite
+from persistcoll.sqlite.writer_lock import NoLock, WriterLock, identity_of
+
+__all__ = ["INDEX", "LOG", "MEMORY", "Opened", "Source"]
+
+MEMORY = ":memory:"
+# Behind the database's name: of the write-ahead log, and of SQLite's index of it.
+LOG = "-wal"
+INDEX = "-shm"
+LOCK, TURN = ".lock", ".turn"
+_FILES = ("", LOG, INDEX, LOCK, TURN)
+# By the files that only such a directory has.
+_FOREIGN_FILES = {
+    frozenset({"info", "producer.lock"}): "a file queue",
+    frozenset({"info", "q00000"}): "a file queue",
+    frozenset({"cache.db"}): "a cache of diskcache",
+}
+_FOREIGN = "{!r} holds another application's tables ({!r}); choose another file"
+_log = logging.getLogger("persistcoll")
+
+
+class Opened(NamedTuple):
+    """An open database."""
+
+    connection: Any
+    lock: WriterLock | NoLock
+    log: OpenFile | None
+    """The write-ahead log, for syncing it; none in memory. SQLite has no lock on that file which closing it
+    could drop."""
+    store_id: bytes
+    clock: Clock
+    files: dict[str, tuple[int, int]]
+    """What its files are, by their paths."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a database lies, and how it is opened.
+
+    :ivar path: absolute, without symbolic links; or ``":memory:"``.
+    :ivar timeout: seconds to wait for another program's lock.
+    :ivar mode: of a new one. What comes to lie beside a database has its mode and its group.
+    """
+
+    path: str
+    timeout: float = 10.0
+    allow_network_fs: bool = False
+    mode: int | None = None
+    disk: Disk = field(default_factory=Disk, compare=False)
+
+    def refuse_unsafe(self, serializer: str) -> None:
+        """``StorageError`` if others may write it, as this serializer runs what it reads there."""
+        if self.path != MEMORY:
+            names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
+            refuse_if_others_may_write(names, serializer, self.mode)
+
+    def occupied(self, ends: tuple[str, ...] = ("", LOG)) -> int:
+        """The size of the database and its log, in bytes; or of those of them whose names end so."""
+        return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
+
+    def open(self, dialect: SQLite) -> Opened:
+        """Open it, made if it is missing.
+
+        :raise StoreKindError: it is no database, or another application's.
+        :raise FormatVersionError: a later version made it.
+        :raise CorruptionError: it is damaged, or lost.
+        :raise StorageError: it cannot be opened or written.
+        """
+        if self.path == MEMORY:
+            return self._open_in_memory(dialect)
+        folder = os.path.dirname(self.path)
+        self._own(self.mode)
+        make_directory(self.disk, folder)
+        if not self.allow_network_fs:
+            refuse_network(folder)
+        self._refuse_unwritable()
+        self._refuse_foreign_directory(folder)
+        is_first = not os.path.exists(self.path + LOCK)
+        lock = WriterLock(self.disk, self.path)
+        connection = opened = None
+        try:
+            identity = lock.identity()
+            lock.acquire_within(self.timeout)
+            identity = identity or lock.identity()
+            if identity is not None and not self.occupied(("",)):
+                raise self._lost(lock)  # before SQLite finds the log of an empty database, and removes it
+            self._make_file()
+            with self.translated(dialect):
+                connection = dialect.connect(self.path, self.timeout)
+                opened = self._prepare(dialect, connection, lock, identity)
+            lock.release()
+            return opened
+        except BaseException as error:
+            # The connection first: the other way round it would be closed without the lock.
+            if connection is not None:
+                connection.close()
+            if opened is not None and opened.log is not None:
+                opened.log.close()
+            if is_first and isinstance(error, StoreKindError):
+                lock.remove()  # beside another program's database it has no business
+            lock.close()
+            if isinstance(error, OSError) and not isinstance(error, StorageError):
+                raise storage_error(error, "opening", self.path) from error
+            raise
+
+    def _open_in_memory(self, dialect: SQLite) -> Opened:
+        connection = dialect.connect(MEMORY, self.timeout)
+        dialect.prepare(connection, MEMORY)
+        with _transaction(connection):
+            schema.create(connection.execute)
+            now = schema.clock(connection.execute)
+        return Opened(connection, NoLock(), None, schema.store_id(connection.execute), now, {})
+
+    def _refuse_unwritable(self) -> None:
+        path = self.path
+        if os.path.isdir(path):
+            raise StoreKindError(f"{path!r} is a directory, not a database file", errno.EISDIR)
+        for name in (path, path + LOG, path + INDEX):
+            if os.path.exists(name) and not may_write(name):
+                raise unwritable(name)
+
+    def _own(self, mode: int | None = None) -> None:
+        """Have the database's mode and group for what is made beside it."""
+        exists = os.path.exists(self.path)
+        self.disk.ownership = ownership_of(self.path, None if exists else mode)
+
+    def _refuse_foreign_directory(self, folder: str) -> None:
+        if os.path.exists(self.path):
+            return
+        try:
+            names = set(os.listdir(folder))
+        except OSError as error:
+            raise storage_error(error, "listing", folder) from error
+        for found, what in _FOREIGN_FILES.items():
+            if found <= names:
+                raise StoreKindError(f"{folder!r} is the directory of {what}; choose another one")
+
+    def _make_file(self) -> None:
+        """Before SQLite would, to say who may read it. Only if it is missing: closing a descriptor of a
+        database that this process has open would drop SQLite's locks.
+        """
+        disk = self.disk
+        try:
+            OpenFile(disk, self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL).close()
+            disk.sync_directory(os.path.dirname(self.path))
+            self._own()
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise storage_error(error, "creating", self.path) from error
+
+    @contextmanager
+    def translated(self, dialect: SQLite) -> Iterator[None]:
+        try:
+            yield
+        except dialect.Error as error:
+            raise dialect.translate(error, "opening", self.path) from error
+        except (TypeError, ValueError, OverflowError) as error:
+            # Only of what is read: a row that is not there, a NULL or a text where a number was.
+            message = f"opening {self.path!r} failed: the database is damaged ({error})"
+            raise CorruptionError(message, self.path) from error
+
+    def first_table(self, execute: Execute) -> str | None:
+        """The name of a table in it; ``None``: it is empty.
+
+        :raise StoreKindError: it is another application's.
+        :raise FormatVersionError: a later version made it.
+        """
+        application = execute("PRAGMA application_id").fetchone()[0]
+        version = execute("PRAGMA user_version").fetchone()[0]
+        table = execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
+        if table is None:
+            return None
+        if application != schema.APPLICATION_ID:
+            raise StoreKindError(self._foreign(execute, table[0], application))
+        if version > schema.VERSION:
+            raise FormatVersionError(
+                f"{self.path!r} has format version {version}; this release reads version {schema.VERSION}"
+            )
+        return str(table[0])
+
+    def _prepare(self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None) -> Opened:
+        execute = connection.execute
+        table = self.first_table(execute)
+        if table is None and identity is not None:
+            raise self._lost(lock)
+        dialect.prepare(connection, self.path)
+        with _transaction(connection):
+            if table is None:
+                schema.create(execute)
+            now = schema.clock(execute)
+            store_id = schema.store_id(execute)
+        if identity != store_id:
+            lock.set_identity(store_id)
+        log = self._open_log()
+        files = {path: identity_of(path) for path in (self.path + end for end in _FILES)}
+        return Opened(connection, lock, log, store_id, now, files)
+
+    def _lost(self, lock: WriterLock) -> CorruptionError:
+        return CorruptionError(
+            f"{self.path!r} is empty, but it was not: {lock.path!r} knows it. Put the database back, or"
+            " remove that file as well to begin anew",
+            self.path,
+        )
+
+    def _foreign(self, execute: Execute, table: str, application: int) -> str:
+        names = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+        if application == 0 and names >= schema.TABLES:
+            return (
+                f"{self.path!r} is a restored dump of a database of persistcoll: a dump does not hold what"
+                f" marks it. Check that it is whole, and run in it: PRAGMA application_id="
+                f"{schema.APPLICATION_ID}; PRAGMA user_version={schema.VERSION}"
+            )
+        return _FOREIGN.format(self.path, table) + _hint(table)
+
+    def _open_log(self) -> OpenFile:
+        path = self.path + LOG
+        # SQLite gives both the database's mode, but not its group. By their paths, because closing a
+        # descriptor of the index would drop SQLite's locks on it.
+        for name in (path, self.path + INDEX):
+            with suppress(OSError):
+                if os.stat(name).st_gid != self.disk.ownership.group >= 0:
+                    os.chown(name, -1, self.disk.ownership.group, follow_symlinks=False)
+        try:
+            return OpenFile(self.disk, path, os.O_RDWR)
+        except OSError as error:
+            raise storage_error(error, "opening", path) from error
+
+
+def _hint(table: str) -> str:
+    # persist-queue's tables; its databases have the same default name as ours.
+    if table.startswith(("queue_", "ack_", "unique_queue_", "priority_queue_", "dict_")):
+        return (
+            "; they look like persist-queue's: get the items with persist-queue and put them into a new file"
+        )
+    return ""
+
+
+@contextmanager
+def _transaction(connection: Any) -> Iterator[None]:
+    connection.execute(statements.BEGIN)
+    try:
+        yield
+        connection.execute(statements.COMMIT)
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute(statements.ROLLBACK)
+        raise

@@ -1,0 +1,152 @@
+"""Looking at a database without writing anything: for a user who may only read, on a read-only file system.
+
+Every look has a connection of its own, which costs 100 to 200 us. So there is nothing that a fork, an
+interrupt or the removal of the database could leave in a wrong state, and a process that looks keeps no
+writer from removing the log.
+
+SQLite makes a log, and an index for it, for each connection to a database that has none, also for one that
+may only read. So where there is no log the connection takes the file for immutable, and the look is repeated
+if a writer came meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NoReturn, TypeVar, cast
+
+from persistcoll.disk.calls import storage_error
+from persistcoll.disk.path_checks import refuse_network
+from persistcoll.engine.forks import read_only_error
+from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
+from persistcoll.sqlite import schema, statements
+from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.database_file import LOG, Source
+from persistcoll.sqlite.dialect import Execute, TableWords
+from persistcoll.sqlite.statements import SQLite
+
+__all__ = ["LookingDatabase"]
+
+T = TypeVar("T")
+_TRIES = 100
+_PAUSE = 0.001  # seconds
+
+
+class LookingDatabase:
+    """In the place of a :class:`~persistcoll.sqlite.database.Database` for a collection that only looks.
+
+    From any thread. What is due, because a delay or a lease has ended, is left to a process that writes.
+
+    :param look_through: called with the path, a look and what looks by a connection of its own.
+    """
+
+    epoch = 0
+
+    def __init__(self, source: Source, look_through: Callable[..., Any]) -> None:
+        self.source = source
+        self._look_through = look_through
+        self.path, self.disk = source.path, source.disk
+        self.dialect = SQLite()
+        self.ledgers: dict[int, Ledger] = {}
+        if os.path.isdir(self.path):
+            raise StoreKindError(f"{self.path!r} is a directory, not a database file", errno.EISDIR)
+        self._status()
+        if not source.allow_network_fs:
+            refuse_network(os.path.dirname(self.path))
+
+        def identify(execute: Execute) -> None:
+            if source.first_table(execute) is None:
+                raise StoreMissingError(f"there is nothing to look at: {self.path!r} is empty")
+            self.store_id = schema.store_id(execute)
+            self.now = schema.clock(execute, may_set=False)
+
+        with source.translated(self.dialect):
+            self._look_through(self.path, identify, self._look)
+
+    def find(self, wanted: schema.Wanted) -> int:
+        """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
+        number = self.look(lambda execute: schema.find(execute, wanted, self.path))
+        if number is None:
+            raise StoreMissingError(f"there is nothing to look at: {self.path!r} holds no {wanted.name!r}")
+        return number
+
+    def _status(self) -> tuple[int, ...]:
+        """Differs from an earlier one when the file has changed since."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise StoreMissingError(
+                f"there is nothing to look at: {self.path!r} does not exist", errno.ENOENT
+            ) from None
+        except OSError as error:
+            raise storage_error(error, "looking at", self.path) from error
+        if not os.access(self.path, os.R_OK):
+            raise storage_error(PermissionError(errno.EACCES, ""), "reading", self.path)
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _look(self, look: Callable[[Execute], T]) -> T:
+        log = self.path + LOG
+        for tried in range(_TRIES):
+            before, logged = self._status(), os.path.exists(log)
+            try:
+                connection = self.dialect.connect_looking(self.path, self.source.timeout, not logged)
+                with closing(connection):
+                    connection.execute(statements.BEGIN_READING)
+                    found = look(connection.execute)
+            except self.dialect.Error as error:
+                if tried < _TRIES - 1 and self._has_changed(before, logged):
+                    time.sleep(_PAUSE)
+                    continue
+                if logged and "unable to open" in str(error):
+                    raise StorageError(
+                        f"{self.path!r} has a log, {log!r}, and no index for it, which cannot be made by"
+                        " looking: open it once without read_only=True, which takes over what the log holds",
+                        errno.EROFS,
+                    ) from error
+                raise
+            if logged or not self._has_changed(before, logged):
+                return found
+        raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
+
+    def _has_changed(self, before: tuple[int, ...], logged: bool) -> bool:
+        return os.path.exists(self.path + LOG) != logged or self._status() != before
+
+    def look(self, look: Callable[[Execute], T]) -> T:
+        """``look`` at what is committed at one moment."""
+        try:
+            return cast(T, self._look_through(self.path, look, self._look))
+        except self.dialect.Error as error:
+            raise self.dialect.translate(error, "reading", self.path) from error
+
+    read = look
+
+    def consult(self, ledger: Ledger, look: Callable[[Execute, Ledger], T], moment: bool = False) -> T:
+        """``look`` at what is committed at one moment, and at a table's numbers."""
+
+        def run(execute: Execute) -> T:
+            present = Ledger(ledger.words)
+            present.load(execute, self.dialect.damaged)
+            if isinstance(ledger.words, TableWords):
+                present.due = None
+            return look(execute, present)
+
+        return self.look(run)
+
+    def first(self, text: str, parameters: Sequence[Any]) -> Any:
+        """The first row that this statement finds in what is committed, or ``None``."""
+        return self.look(lambda execute: execute(text, parameters).fetchone())
+
+    def version(self) -> object:
+        """Differs from every earlier one: whoever waits looks again."""
+        return object()
+
+    def warn_if_replaced(self) -> None:
+        """Nothing: nothing was written that could be lost."""
+
+    def _refuse(self, *arguments: object, **options: object) -> NoReturn:
+        raise read_only_error(repr(self.path))
+
+    write = transaction = shrink = begin = changed = executemany = _refuse

@@ -1,0 +1,168 @@
+"""A row of a mapping and the pair that it stands for; and going through many of them, page by page."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+from zlib import crc32
+
+from persistcoll.engine.contracts import Pair
+from persistcoll.errors import CorruptionError
+from persistcoll.sqlite.clock import Clock
+
+__all__ = [
+    "PairRows",
+    "Reading",
+    "before_key",
+    "before_serial",
+    "behind_key",
+    "behind_serial",
+    "checksum",
+]
+
+_pack_end = struct.Struct("<d").pack
+
+
+def checksum(key: bytes, value: bytes, end: float | None) -> int:
+    """SQLite's pages have none, so each row has one: a flipped bit, or another key's value, is never given
+    to anybody.
+    """
+    seed = crc32(key) if end is None else crc32(_pack_end(end), crc32(key))
+    return crc32(value, seed)
+
+
+class PairRows:
+    """Checks the rows of one mapping. A damaged byte may also change what type a column has.
+
+    :param path: the database's, for messages.
+    :param show: a key, for messages.
+    :param now: the time, to expire by.
+    """
+
+    def __init__(self, path: str, show: Callable[[bytes], str], now: Clock) -> None:
+        self._path = path
+        self._show = show
+        self._now = now
+
+    def sound(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes:
+        """The value, if nothing of the row was damaged.
+
+        :raise CorruptionError: something was.
+        """
+        if type(value) is not bytes or not _is_end(end) or checksum(key, value, end) != crc:
+            raise self._damaged(key)
+        return value
+
+    def living(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes | None:
+        """The value; ``None`` if it has expired: of a sound row, as damage may have made it so. Raises as
+        :meth:`sound`.
+        """
+        value = self.sound(key, value, crc, end)
+        return None if self.has_ended(end) else value
+
+    def pair(self, row: Any, values: bool) -> Pair:
+        """What the row stands for, with its value if wanted. Raises as :meth:`sound`."""
+        _, key, name, end, crc, value = row
+        if type(key) is not bytes or type(name) is not bytes:
+            raise self._damaged(key)
+        return Pair(key, name, self.sound(key, value, crc, end) if values else b"")
+
+    def has_ended(self, end: Any) -> bool:
+        """Whether what expires then has expired, if it is to be believed."""
+        return type(end) is float and end <= self._now()
+
+    def disordered(self) -> CorruptionError:
+        """The error for rows that are not in the order of their positions."""
+        return CorruptionError(f"{self._path!r} is damaged: its pairs are not in order", self._path)
+
+    def _damaged(self, key: object) -> CorruptionError:
+        shown = self._show(key) if type(key) is bytes else repr(key)
+        return CorruptionError(
+            f"the value of the key {shown} in {self._path!r} is damaged: its checksum is not right; assign"
+            " another, or delete the key",
+            self._path,
+        )
+
+
+def _is_end(end: object) -> bool:
+    return end is None or type(end) is float
+
+
+class Reading(Iterator[Pair]):
+    """The pairs between two positions. It goes on behind a damaged one, and ends behind what the database
+    itself cannot read or has in no order.
+
+    :param read: given the statement and the positions, the next rows; none at the end.
+    :param within: the positions.
+    :param narrow: given the positions and a row, those between which what is left lies.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[str, Any, Any], list[Any]],
+        rows: PairRows,
+        text: str,
+        within: tuple[Any, Any],
+        narrow: Callable[[Any, Any, Any], tuple[Any, Any]],
+        values: bool,
+    ) -> None:
+        self._read = read
+        self._rows = rows
+        self._text = text
+        self._within: tuple[Any, Any] | None = within
+        self._narrow = narrow
+        self._values = values
+        self._page: Iterator[Any] = iter(())
+
+    def __next__(self) -> Pair:
+        rows = self._rows
+        while True:
+            for row in self._page:
+                pair = rows.pair(row, self._values)  # before its end is believed
+                if not rows.has_ended(row[3]):
+                    return pair
+            if self._within is None:
+                raise StopIteration
+            # Whatever cannot be read now could not be read the next time either.
+            low, high = self._within
+            self._within = None
+            page = self._read(self._text, low, high)
+            if not page:
+                raise StopIteration
+            self._page = iter(page)
+            self._within = self._rest(low, high, page[-1])
+
+    def _rest(self, low: Any, high: Any, row: Any) -> tuple[Any, Any]:
+        try:
+            rest = self._narrow(low, high, row)
+            # Else pages would come again and again.
+            ordered = low <= rest[0] and rest[1] <= high and rest != (low, high)
+        except TypeError:
+            ordered = False
+        if not ordered:
+            raise self._rows.disordered()
+        return rest
+
+
+# What is left behind a row: by serial, whose ends are outside, and by key, whose start is in it.
+
+
+def behind_serial(low: int, high: int, row: Any) -> tuple[int, int]:
+    """Going up."""
+    return row[0], high
+
+
+def before_serial(low: int, high: int, row: Any) -> tuple[int, int]:
+    """Going down."""
+    return low, row[0]
+
+
+def behind_key(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
+    """Going up."""
+    return row[1] + b"\0", high
+
+
+def before_key(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
+    """Going down."""
+    return low, row[1]

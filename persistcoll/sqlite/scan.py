@@ -1,0 +1,83 @@
+"""Going through a table without taking anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from persistcoll.engine.records import Record, State, Stats
+from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.dialect import Execute, TableWords
+from persistcoll.sqlite.rows import Rows
+
+__all__ = ["Listing", "Look"]
+
+_PAGE = 256  # rows read at a time
+_BEFORE_ALL = -1 << 63
+
+T = TypeVar("T")
+
+
+class Look(Protocol):
+    """How a table looks at what is committed."""
+
+    def __call__(self, look: Callable[[Execute, Ledger], T], /, moment: bool = False) -> T:
+        """``look`` at it; ``moment``: with several statements, at one moment."""
+
+
+class Listing:
+    """What lies in a table, by the ids."""
+
+    def __init__(self, look: Look, words: TableWords, rows: Rows) -> None:
+        self._look = look
+        self._words = words
+        self._rows = rows
+
+    def ready(self) -> Iterator[Record]:
+        """The ready records of this moment; of those that go meanwhile some are left out."""
+        return self._pages(self._look(lambda _, ledger: ledger.last_id))
+
+    def _pages(self, last: int) -> Iterator[Record]:
+        # A read transaction that stayed open would keep the log from being taken over into the database.
+        after = _BEFORE_ALL
+
+        def look(execute: Execute, ledger: Ledger) -> list[Any]:
+            return execute(self._words.page, (after, last, _PAGE)).fetchall()
+
+        while rows := self._look(look):
+            for row in rows:
+                self._rows.check_order(after, row[0])
+                yield self._rows.record(row)
+                after = row[0]
+
+    def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
+        """The records in these states (none named: in any)."""
+        wanted = states or tuple(State)
+        listing = self._words.listing
+
+        def look(execute: Execute, ledger: Ledger) -> list[tuple[State, list[Any]]]:
+            return [(state, execute(listing[state]).fetchall()) for state in wanted]
+
+        found = [(state, self._rows.record(row)) for state, rows in self._look(look, True) for row in rows]
+        return iter(sorted(found, key=lambda pair: pair[1].id))
+
+    def stats(self, occupied: Callable[[], int]) -> Stats:
+        """The numbers of this moment."""
+
+        def look(execute: Execute, ledger: Ledger) -> Stats:
+            oldest = execute(self._words.page, (_BEFORE_ALL, ledger.last_id, 1)).fetchall()
+            return Stats(
+                ready=ledger.ready,
+                claimed=ledger.claimed,
+                delayed=ledger.delayed,
+                done=ledger.done,
+                failed=ledger.failed,
+                dead=ledger.dead,
+                oldest_age=max(0.0, time.time() - oldest[0][3]) if oldest else None,
+                puts=ledger.ready + ledger.claimed + ledger.delayed + ledger.gone,
+                gets=ledger.gone,
+                bytes=occupied(),
+            )
+
+        return self._look(look, True)

@@ -1,0 +1,171 @@
+"""What a database of ours holds besides the collections' own tables: who it is, and a registry of names."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import NamedTuple
+
+from persistcoll.errors import (
+    CorruptionError,
+    FormatVersionError,
+    SerializerMismatchError,
+    StorageError,
+    StoreKindError,
+)
+from persistcoll.sqlite.clock import Clock, boot, steady
+from persistcoll.sqlite.dialect import Execute
+
+__all__ = [
+    "APPLICATION_ID",
+    "TABLES",
+    "VERSION",
+    "Wanted",
+    "clock",
+    "create",
+    "find",
+    "next_holder",
+    "register",
+    "store_id",
+]
+
+APPLICATION_ID = 0x70636F6C
+"""``pcol``: how ``file`` and we know a database of ours."""
+VERSION = 1
+
+_CREATE = (
+    """CREATE TABLE store (
+        one INTEGER PRIMARY KEY CHECK (one = 1), id BLOB, created REAL, boot TEXT, clock REAL, holders INTEGER
+    )""",
+    """CREATE TABLE collections (
+        number INTEGER PRIMARY KEY, name TEXT UNIQUE, kind TEXT, serializer TEXT, version INTEGER,
+        created REAL
+    )""",
+    # Apart from the registry, so that a change of counters changes one small page.
+    """CREATE TABLE counters (
+        number INTEGER PRIMARY KEY, last_id INTEGER, absent INTEGER, claimed INTEGER, delayed INTEGER,
+        done INTEGER, failed INTEGER, dead INTEGER, gone INTEGER
+    )""",
+    """CREATE TABLE holders (
+        collection INTEGER, holder INTEGER, PRIMARY KEY (collection, holder)
+    ) WITHOUT ROWID""",
+)
+
+TABLES = frozenset({"store", "collections", "counters", "holders"})
+"""What every database of ours has."""
+
+_DAMAGED = "{!r} is damaged: its registry of names is"
+
+
+class Wanted(NamedTuple):
+    """A collection as its opener wants it."""
+
+    name: str
+    kind: str
+    serializer: str
+
+
+def create(execute: Execute) -> None:
+    """Make an empty database ours. Within a transaction."""
+    for text in _CREATE:
+        execute(text)
+    execute(
+        "INSERT INTO store (one, id, created, boot, clock, holders) VALUES (1, ?, ?, NULL, NULL, 0)",
+        (uuid.uuid4().bytes, time.time()),
+    )
+    execute(f"PRAGMA application_id={APPLICATION_ID}")
+    execute(f"PRAGMA user_version={VERSION}")
+
+
+def store_id(execute: Execute) -> bytes:
+    """The id of the database."""
+    (id,) = execute("SELECT id FROM store").fetchone()
+    if type(id) is not bytes or len(id) != 16:
+        raise ValueError("the id of the store")
+    return id
+
+
+def clock(execute: Execute, may_set: bool = True) -> Clock:
+    """The store's clock, set if nobody has set it since the machine was booted. Within a transaction."""
+    present = boot()
+    if present is None:
+        return time.time
+    known, offset = execute("SELECT boot, clock FROM store").fetchone()
+    if known != present:
+        offset = time.time() - steady()
+        if may_set:
+            execute("UPDATE store SET boot = ?, clock = ?", (present, offset))
+
+    offset = float(offset)
+
+    def now() -> float:
+        return steady() + offset
+
+    return now
+
+
+def find(execute: Execute, wanted: Wanted, path: str) -> int | None:
+    """The number of the collection of that name; ``None``: there is none.
+
+    :raise StoreKindError: there is one of another kind.
+    :raise SerializerMismatchError: it was made with another serializer.
+    :raise FormatVersionError: a later version made it.
+    :raise CorruptionError: what is there of it is damaged.
+    """
+    row = execute(
+        "SELECT number, kind, serializer, version FROM collections WHERE name = ?", (wanted.name,)
+    ).fetchone()
+    if row is None:
+        # The index on the names may be damaged: not even an INSERT would notice.
+        names = "SELECT count(*) FROM collections NOT INDEXED WHERE name = ?"
+        if execute(names, (wanted.name,)).fetchone()[0]:
+            raise CorruptionError(_DAMAGED.format(path), path)
+        return None
+    number, kind, serializer, version = row
+    if type(number) is not int:
+        raise CorruptionError(_DAMAGED.format(path), path)
+    if version != VERSION:
+        raise FormatVersionError(
+            f"{wanted.name!r} in {path!r} has format version {version}; this release reads version {VERSION}"
+        )
+    if kind != wanted.kind:
+        raise StoreKindError(
+            f"{wanted.name!r} in {path!r} is a collection of the kind {kind!r}, not {wanted.kind!r};"
+            " choose another name"
+        )
+    if serializer != wanted.serializer:
+        raise SerializerMismatchError(
+            f"{wanted.name!r} in {path!r} was written with the serializer {serializer!r} and opened with"
+            f" {wanted.serializer!r}; open it with serializer={serializer!r}"
+        )
+    return number
+
+
+def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True) -> tuple[int, bool]:
+    """The number of the collection of that name, and whether it is new. Within a transaction.
+
+    Raises as :func:`find`.
+
+    :raise StorageError: there is none, and it may not be made.
+    """
+    number = find(execute, wanted, path)
+    if number is not None:
+        return number, False
+    if not may_make:
+        raise StorageError(
+            f"there is no {wanted.name!r} in {path!r} yet, and within a transaction it cannot be made:"
+            " open it before"
+        )
+    execute(
+        "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
+        (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
+    )
+    (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
+    execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
+    return number, True
+
+
+def next_holder(execute: Execute) -> int:
+    """A number for a holder that no other one ever had. Within a transaction."""
+    execute("UPDATE store SET holders = holders + 1")
+    return int(execute("SELECT holders FROM store").fetchone()[0])
