@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from persistcoll.dicts.views import PDictItems, PDictKeys, PDictValues
-from persistcoll.dicts.write_buffer import Gathering
+from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine import contracts
 from persistcoll.engine.forks import follow_forks, warn_unclosed
 from persistcoll.errors import DecodeError, EncodeError
@@ -47,7 +47,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
 
     def __init__(
         self,
-        store: contracts.Mapping,
+        store: contracts.PairStore,
         codec: Codec,
         *,
         auto_commit: bool,
@@ -58,7 +58,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         self._codec = codec
         self._dumps = codec.dumps
         self._loads = codec.loads
-        self._gathering = None if auto_commit else Gathering(store)
+        self._gathering = None if auto_commit else WriteBuffer(store)
         self._store = store = self._gathering or store
         # Looked up once, for those that are called most.
         self._find = store.get

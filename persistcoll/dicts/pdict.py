@@ -16,7 +16,7 @@ from persistcoll.parameters import K, V
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
 from persistcoll.serializers.dict_keys import shown, str_range
-from persistcoll.sqlite.open import Place, open_mapping
+from persistcoll.sqlite.open import DatabaseLocation, open_mapping
 
 if TYPE_CHECKING:
     from persistcoll.dicts.base import Pairs
@@ -102,7 +102,9 @@ class PDict(BaseDict[K, V]):
         checked_choice("durability", durability, "power", "process")
         timeout = checked_seconds("timeout", timeout)
         mode = checked_mode(mode)
-        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only))
+        place = DatabaseLocation(
+            path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only)
+        )
         serializer = resolve(serializer)
         self._in_memory = place.file == ":memory:"
         self.path = os.fsdecode(path) if self._in_memory else os.path.abspath(os.fsdecode(path))

@@ -1,4 +1,4 @@
-"""Changes of a mapping that are kept back until they are committed: :class:`Gathering`.
+"""Changes of a mapping that are kept back until they are committed: :class:`WriteBuffer`.
 
 It is a mapping over a mapping. What is changed through it lies in memory, where only it sees it, and goes
 into the mapping below in one transaction. Nobody has to wait meanwhile, which is why this is no
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
-from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.errors import ClosedError
 
-__all__ = ["Gathering"]
+__all__ = ["WriteBuffer"]
 
 T = TypeVar("T")
 
@@ -40,17 +40,17 @@ class _Value(NamedTuple):
         return (None if present is None else self.value), None
 
 
-class Gathering(Mapping):
-    """A :class:`~persistcoll.engine.contracts.Mapping` whose changes wait for :meth:`commit`.
+class WriteBuffer(PairStore):
+    """A :class:`~persistcoll.engine.contracts.PairStore` whose changes wait for :meth:`commit`.
 
     Reads see them. What others do to the mapping below is seen as well; where they and this one change the
     same key, the last to commit wins. A pair that was replaced here keeps its place as long as it is there
     below; if it expires there meanwhile, the new one goes behind the others. Iterations, ``count`` and the
     last pair take longer the more was gathered. All methods may be called from any thread.
 
-    >>> from persistcoll.engine.memory.pair_store import MemoryMapping
-    >>> below = MemoryMapping()
-    >>> gathering = Gathering(below)
+    >>> from persistcoll.engine.memory.pair_store import MemoryPairStore
+    >>> below = MemoryPairStore()
+    >>> gathering = WriteBuffer(below)
     >>> gathering.set_many([(b"key", b"", b"value")])
     >>> gathering.get(b"key"), below.get(b"key")
     (b'value', None)
@@ -61,7 +61,7 @@ class Gathering(Mapping):
     :param clock: the time in seconds, to expire by until the commit.
     """
 
-    def __init__(self, below: Mapping, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, below: PairStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._below = below
         self._clock = clock
         self._closed = False

@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from persistcoll.engine.arguments import checked_timeout
-from persistcoll.engine.contracts import Claim, Store
-from persistcoll.engine.event_count import Signal
+from persistcoll.engine.contracts import Claim, QueueStore
+from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.forks import within_an_operation
-from persistcoll.engine.in_flight import EveryHand, Hand, Hands
+from persistcoll.engine.in_flight import AllClaims, ClaimList, InFlight
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError, StorageError
 
@@ -63,7 +63,7 @@ class BlockingQueue:
 
     def __init__(
         self,
-        store: Store,
+        store: QueueStore,
         maxsize: int,
         autosave: bool,
         *,
@@ -71,7 +71,7 @@ class BlockingQueue:
         append_many: Callable[[Sequence[Any], int], Any] | None = None,
         acknowledge: Callable[[Sequence[Any]], None] | None = None,
         give_back: Callable[[Any], object] | None = None,
-        hand: Callable[[], Hand] = deque,
+        hand: Callable[[], ClaimList] = deque,
         hand_over: Callable[[Sequence[Any]], tuple[list[Any], Sequence[Any]]] | None = None,
         take_back: Callable[[Any], None] | None = None,
     ) -> None:
@@ -92,18 +92,18 @@ class BlockingQueue:
 
     def _reset(self) -> None:
         slowest_poll = self.store.slowest_poll
-        self._items = Signal(slowest_poll)
-        self._chosen = Signal(slowest_poll)
-        self._space = Signal(slowest_poll)
-        self._idle = Signal(slowest_poll)
+        self._items = EventCount(slowest_poll)
+        self._chosen = EventCount(slowest_poll)
+        self._space = EventCount(slowest_poll)
+        self._idle = EventCount(slowest_poll)
         # Re-entrant: a signal handler may come in while this thread has it. No call is made under it.
         self._mutex = threading.RLock()
         self._owed: deque[Sequence[Claim]] = deque()  # to be released, which could not be done
         # With autosave.
         self._taking: dict[object, int] = {}  # by each call that takes: how many at most
         self._handed = 0  # got, and task_done() not yet called for
-        self._all_hands: EveryHand = []
-        self._hands = Hands(self._all_hands, self._mutex, self._make_hand)
+        self._all_hands: AllClaims = []
+        self._hands = InFlight(self._all_hands, self._mutex, self._make_hand)
 
     def after_fork(self) -> None:
         """In a forked child: nobody waits here, nothing is in any hand, the store is the parent's."""
@@ -172,7 +172,7 @@ class BlockingQueue:
         return self._wait_for(self._space, attempt, Full, deadline)
 
     def _wait_for(
-        self, signal: Signal, attempt: Callable[[], T], not_yet: type[Exception], deadline: float | None
+        self, signal: EventCount, attempt: Callable[[], T], not_yet: type[Exception], deadline: float | None
     ) -> T:
         """``attempt()``, again and again until it does not raise ``not_yet``."""
         version = self.store.version
@@ -476,7 +476,7 @@ class BlockingQueue:
                 self._finish(ids, token)
             raise
 
-    def _finish(self, ids: Hand, token: Any) -> None:
+    def _finish(self, ids: ClaimList, token: Any) -> None:
         """An exception came out of a signal handler: acknowledge this item wholly."""
         self._hands.drop(token)
         try:

@@ -50,14 +50,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from persistcoll.engine.event_count import SLOWEST_POLL
 from persistcoll.engine.records import Entry, Record, State, Stats
 
-__all__ = ["Claim", "Mapping", "Pair", "Store", "Table"]
+__all__ = ["Claim", "Pair", "PairStore", "QueueStore", "RecordStore"]
 
 T = TypeVar("T")
 Claim = tuple[int, Any]
 """The id of a record, and what tells this claim of it from every other one, as its store says."""
 
 
-class Store(Protocol):
+class QueueStore(Protocol):
     """A first-in, first-out store of bytes in which a taken record stays until acknowledged.
     A record is *ready*, then *claimed* by a ``take``, then gone by ``acknowledge`` or ready again by
     ``give_back``. All counts are exact at the moment of the call, across threads and processes.
@@ -171,9 +171,9 @@ class Store(Protocol):
         """Let go of everything. What is claimed stays stored. Idempotent."""
 
 
-class Table(Store, Protocol):
+class RecordStore(QueueStore, Protocol):
     """A store of records with states, made with a :class:`~persistcoll.engine.records.Discipline` and a
-    :class:`~persistcoll.engine.records.Retry`.
+    :class:`~persistcoll.engine.records.ClaimPolicy`.
 
     *Ready*, and what ``count`` counts, is also what was delayed and is due, and what was claimed with a
     lease that ran out. A claim that no lease ends is held until its store is closed or its process dies.
@@ -198,7 +198,7 @@ class Table(Store, Protocol):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        """As in a :class:`Store`; with an ``id`` that ready record, or, ``following``, the ready record
+        """As in a :class:`QueueStore`; with an ``id`` that ready record, or, ``following``, the ready record
         that comes after that id in the order of taking (by priority: of ids).
         """
 
@@ -245,14 +245,14 @@ class Pair(NamedTuple):
     """A key and its value, as a mapping gives them."""
 
     key: bytes
-    """What decides which keys are equal, and where they stand in a :meth:`Mapping.scan`."""
+    """What decides which keys are equal, and where they stand in a :meth:`PairStore.scan`."""
     name: bytes
     """The key as it was first given, in whatever form its owner reads."""
     value: bytes
     """Empty where values were not asked for."""
 
 
-class Mapping(Protocol):
+class PairStore(Protocol):
     """A dict of bytes. Each call is one short atomic operation, from any thread.
 
     A key that has expired is not there: set again, it is a new one.

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-__all__ = ["FASTEST_POLL", "SLOWEST_POLL", "Listener", "Signal"]
+__all__ = ["FASTEST_POLL", "SLOWEST_POLL", "EventCount", "Waiter"]
 
 FASTEST_POLL = 0.0005
 SLOWEST_POLL = 0.005
 """Seconds. The slowest is for what is cheap to ask."""
 
 
-class Signal:
+class EventCount:
     """An event count that threads can wait on.
 
     :param slowest_poll: seconds between two looks at what other processes do, at the longest.
@@ -73,19 +73,19 @@ class Signal:
                     gate.release()
             raise
 
-    def listen(self) -> Listener:
+    def listen(self) -> Waiter:
         """A listener, for one thread. As a context manager it does not leave if a signal handler raises where
         leaving begins.
         """
-        return Listener(self)
+        return Waiter(self)
 
 
-class Listener:
+class Waiter:
     """One thread's listening to a signal."""
 
     __slots__ = ("_interval", "_listens", "_polls", "_signal", "_ticket", "_watched")
 
-    def __init__(self, signal: Signal) -> None:
+    def __init__(self, signal: EventCount) -> None:
         self._signal = signal
         self._ticket = 0
         self._interval = FASTEST_POLL
@@ -93,7 +93,7 @@ class Listener:
         self._polls = False  # for all
         self._watched = False  # waited for other processes too
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> Waiter:
         self.enter()
         return self
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["EveryHand", "Hand", "Hands", "OrderedHand"]
+__all__ = ["AllClaims", "ClaimList", "InFlight", "IndexedClaimList"]
 
 
-class Hand(Protocol):
+class ClaimList(Protocol):
     """What one thread got and has not acknowledged, oldest first: ids, or what stands for them. A deque is
     one, and the fastest.
     """
@@ -39,8 +39,8 @@ class Hand(Protocol):
         """How many it has."""
 
 
-class OrderedHand:
-    """A :class:`Hand` from which one may be taken as fast as another. From any thread."""
+class IndexedClaimList:
+    """A :class:`ClaimList` from which one may be taken as fast as another. From any thread."""
 
     def __init__(self) -> None:
         self._ids: OrderedDict[Any, None] = OrderedDict()
@@ -88,17 +88,17 @@ class OrderedHand:
         return len(self._ids)
 
 
-class _Alive:
+class _LivenessToken:
     """Goes with its thread."""
 
     __slots__ = ("__weakref__",)
 
 
-EveryHand = list[tuple["weakref.ref[_Alive]", Hand]]
+AllClaims = list[tuple["weakref.ref[_LivenessToken]", ClaimList]]
 """The hands of all threads. What a thread that ended had got stays known."""
 
 
-class Hands(threading.local):
+class InFlight(threading.local):
     """Each thread's hand.
 
     :param everyone: an empty list, in which the threads find each other's.
@@ -111,18 +111,18 @@ class Hands(threading.local):
 
     # Called once in each thread.
     def __init__(
-        self, everyone: EveryHand, mutex: AbstractContextManager[Any], make: Callable[[], Hand] = deque
+        self, everyone: AllClaims, mutex: AbstractContextManager[Any], make: Callable[[], ClaimList] = deque
     ) -> None:
         self._everyone = everyone
         self._mutex = mutex
-        self._alive = _Alive()
+        self._alive = _LivenessToken()
         self.ids = make()
         self.settled = 0
         with mutex:
             everyone[:] = [entry for entry in everyone if entry[0]() is not None or entry[1]]
             everyone.append((weakref.ref(self._alive), self.ids))
 
-    def other(self) -> Hand | None:
+    def other(self) -> ClaimList | None:
         """For a thread whose hand is empty: whose comes next; ``None`` where it has settled what it got.
 
         The standard library lets any thread call task_done(): take the oldest that was got.

@@ -15,12 +15,12 @@ __all__ = [
     "PRIORITY",
     "UNIQUE",
     "Backoff",
+    "ClaimPolicy",
     "Discipline",
     "Durability",
     "Entry",
     "OnCorruption",
     "Record",
-    "Retry",
     "State",
     "Stats",
 ]
@@ -128,7 +128,7 @@ class Backoff:
         return float(seconds * (1 + random.uniform(-self.jitter, self.jitter)))
 
 
-class Retry(NamedTuple):
+class ClaimPolicy(NamedTuple):
     """How a table treats what is claimed."""
 
     lease: float | None = None

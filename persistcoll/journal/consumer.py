@@ -28,7 +28,7 @@ from persistcoll.journal.frames import BadFrame, Frames
 from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
-from persistcoll.journal.recovery import Place
+from persistcoll.journal.recovery import JournalLocation
 
 __all__ = ["Consumer"]
 
@@ -50,7 +50,7 @@ class Consumer:
 
     def __init__(
         self,
-        place: Place,
+        place: JournalLocation,
         journal: Journal,
         lock: ConsumerLock,
         cursor_path: str,

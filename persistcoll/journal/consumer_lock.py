@@ -31,7 +31,7 @@ from persistcoll.journal.ground import replaced
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
-__all__ = ["ConsumerLock", "Published"]
+__all__ = ["ConsumerLock", "ConsumerState"]
 
 _STATE = struct.Struct("<QQQQ")
 _PATIENCE = 0.1
@@ -40,7 +40,7 @@ _pack_taken = struct.Struct("<QQ").pack
 _TAKEN = 8  # the offset of those two
 
 
-class Published(NamedTuple):
+class ConsumerState(NamedTuple):
     """What the consumer last said, if there is one."""
 
     gone: int = 0
@@ -52,7 +52,7 @@ class Published(NamedTuple):
         return id < self.next_id and id not in self.returned
 
 
-_NOTHING = Published()
+_NOTHING = ConsumerState()
 
 
 class ConsumerLock:
@@ -143,7 +143,7 @@ class ConsumerLock:
             if error.errno is None:
                 raise
 
-    def published(self) -> Published:
+    def published(self) -> ConsumerState:
         """What the consumer published last; nothing if there is none."""
         with self._mutex:
             if not self.held:
@@ -162,8 +162,8 @@ class ConsumerLock:
             return _NOTHING
         _, gone, next_id, count = _STATE.unpack_from(data)
         if len(data) < _STATE.size + 8 * count:
-            return Published(gone, next_id)
-        return Published(gone, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
+            return ConsumerState(gone, next_id)
+        return ConsumerState(gone, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
 
     def content(self) -> bytes:
         """Differs from an earlier one when something was published since."""

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 from persistcoll.disk.calls import storage_error
 from persistcoll.errors import CorruptionError, LockedError
 from persistcoll.journal.chunks import chunk_numbers, open_chunk
-from persistcoll.journal.consumer_lock import ConsumerLock, Published
+from persistcoll.journal.consumer_lock import ConsumerLock, ConsumerState
 from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
-from persistcoll.journal.recovery import Place
+from persistcoll.journal.recovery import JournalLocation
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
-__all__ = ["Observer", "beginning"]
+__all__ = ["CursorView", "beginning"]
 
 _PATIENCE = 100  # tries; a consumer that never rests must not keep anybody from looking
 _log = logging.getLogger("persistcoll")
 
 
-def beginning(place: Place) -> tuple[int, Position]:
+def beginning(place: JournalLocation) -> tuple[int, Position]:
     """Where the journal begins: the id before its first record, and the place of that record.
 
     :raise CorruptionError: the first chunk's header is damaged, so that nobody can tell, and the
@@ -44,7 +44,7 @@ def beginning(place: Place) -> tuple[int, Position]:
     return 0, (0, 0)
 
 
-def _without_records(place: Place) -> Iterator[tuple[int, int]]:
+def _without_records(place: JournalLocation) -> Iterator[tuple[int, int]]:
     """The ids that the headers of the chunks pass over, because they are acknowledged."""
     for number in chunk_numbers(place.directory):
         try:
@@ -56,13 +56,13 @@ def _without_records(place: Place) -> Iterator[tuple[int, int]]:
             yield chunk.previous_id + 1, chunk.first_id - 1
 
 
-class Observer:
+class CursorView:
     """Follows the cursor that the consuming process writes. Thread-safe.
 
     :param mutex: the one of ``lock``.
     """
 
-    def __init__(self, place: Place, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
+    def __init__(self, place: JournalLocation, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
         self._place = place
         self._path = cursor_path
         self._lock = lock
@@ -92,7 +92,7 @@ class Observer:
         """The same as of the last look."""
         return self._cursor.acknowledged
 
-    def look(self) -> tuple[Acknowledged, Published]:
+    def look(self) -> tuple[Acknowledged, ConsumerState]:
         """What is acknowledged and what a living consumer holds, of one moment."""
         published = self._lock.published()
         for _ in range(_PATIENCE):

@@ -45,8 +45,8 @@ __all__ = [
     "DEFAULT_CHUNKSIZE",
     "INFO",
     "PRODUCER_LOCK",
-    "Info",
-    "Wanted",
+    "OpenOptions",
+    "StoreInfo",
     "look_at_info",
     "open_info",
     "prepare",
@@ -64,7 +64,7 @@ DEFAULT_CHUNKSIZE = 16384
 _log = logging.getLogger("persistcoll")
 
 
-class Info(NamedTuple):
+class StoreInfo(NamedTuple):
     """What a store says of itself."""
 
     store_id: bytes
@@ -85,7 +85,7 @@ class Info(NamedTuple):
         return json.dumps({**fields, "crc": _checksum(fields)}, indent=1).encode() + b"\n"
 
 
-class Wanted(NamedTuple):
+class OpenOptions(NamedTuple):
     """What the caller of a constructor asked for."""
 
     serializer: str
@@ -98,7 +98,7 @@ class Wanted(NamedTuple):
     mode: int | None = None
 
 
-def prepare(disk: Disk, path: str, wanted: Wanted) -> None:
+def prepare(disk: Disk, path: str, wanted: OpenOptions) -> None:
     """Make the directory if it is missing; refuse one that is not fit.
 
     :raise StoreKindError: not a directory.
@@ -135,7 +135,7 @@ def _refuse_elsewhere(tempdir: str, path: str) -> None:
         )
 
 
-def _refuse_foreign(disk: Disk, path: str, wanted: Wanted) -> None:
+def _refuse_foreign(disk: Disk, path: str, wanted: OpenOptions) -> None:
     """Before anything is made in it, even a lock: is there anything in it that is not ours to open?"""
     try:
         data = read_file(disk, os.path.join(path, INFO))
@@ -183,7 +183,7 @@ def _json(data: bytes) -> Any:
         return None
 
 
-def open_info(disk: Disk, path: str, wanted: Wanted) -> Info:
+def open_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
     """Read ``info``, or write it where the store is new. The caller holds the producer lock."""
     file = os.path.join(path, INFO)
     try:
@@ -196,7 +196,7 @@ def open_info(disk: Disk, path: str, wanted: Wanted) -> Info:
     return info
 
 
-def look_at_info(disk: Disk, path: str, wanted: Wanted) -> Info:
+def look_at_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
     """Read ``info``, and change nothing.
 
     :raise StoreMissingError: there is no queue.
@@ -214,7 +214,7 @@ def look_at_info(disk: Disk, path: str, wanted: Wanted) -> Info:
     return info
 
 
-def _refuse_serializer(path: str, info: Info, wanted: Wanted) -> None:
+def _refuse_serializer(path: str, info: StoreInfo, wanted: OpenOptions) -> None:
     if info.serializer != wanted.serializer:
         raise SerializerMismatchError(
             f"{path!r} was written with the serializer {info.serializer!r} and opened with"
@@ -222,16 +222,16 @@ def _refuse_serializer(path: str, info: Info, wanted: Wanted) -> None:
         )
 
 
-def _create(disk: Disk, path: str, wanted: Wanted) -> Info:
+def _create(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
     if chunk_numbers(path):
         return _rebuild(disk, path, wanted, f"{os.path.join(path, INFO)!r} is missing")
     chunksize = wanted.chunksize or DEFAULT_CHUNKSIZE
-    info = Info(uuid.uuid4().bytes, wanted.serializer, chunksize, time.time())
+    info = StoreInfo(uuid.uuid4().bytes, wanted.serializer, chunksize, time.time())
     publish(disk, os.path.join(path, INFO), (info.encode(),), wanted.tempdir).close()
     return info
 
 
-def _parse(path: str, data: bytes) -> Info | None:
+def _parse(path: str, data: bytes) -> StoreInfo | None:
     """What ``info`` says; ``None`` if it is damaged."""
     fields = _json(data)
     if not isinstance(fields, dict) or fields.pop("crc", None) != _checksum(fields):
@@ -242,10 +242,12 @@ def _parse(path: str, data: bytes) -> Info | None:
         raise FormatVersionError(
             f"{path!r} has format version {fields['version']}; this release reads version {_VERSION}"
         )
-    return Info(bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"])
+    return StoreInfo(
+        bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"]
+    )
 
 
-def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:
+def _rebuild(disk: Disk, path: str, wanted: OpenOptions, reason: str) -> StoreInfo:
     """``info`` from the header of a chunk, which says the same, where the caller allows it."""
     file = os.path.join(path, INFO)
     if wanted.on_corruption == "raise":
@@ -258,7 +260,9 @@ def _rebuild(disk: Disk, path: str, wanted: Wanted, reason: str) -> Info:
         except CorruptionError:
             continue
         chunk_file.close()
-        info = Info(chunk.store_id, chunk.serializer, wanted.chunksize or DEFAULT_CHUNKSIZE, chunk.created)
+        info = StoreInfo(
+            chunk.store_id, chunk.serializer, wanted.chunksize or DEFAULT_CHUNKSIZE, chunk.created
+        )
         publish(disk, file, (info.encode(),), wanted.tempdir).close()
         _log.warning("%s; it was rebuilt from chunk %d", reason, number)
         return info

@@ -21,8 +21,8 @@ from persistcoll.engine.forks import owned, refusal
 from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
-from persistcoll.journal.recovery import Place
-from persistcoll.journal.tail import JournalEnd
+from persistcoll.journal.recovery import JournalLocation
+from persistcoll.journal.tail import Tail
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -64,12 +64,12 @@ class Journal:
     :param power: ``append`` returns when the record is on the device, not when it is in the kernel.
     :param seal: applied to payload and id before writing.
 
-    The other parameters are those of :class:`~persistcoll.journal.tail.JournalEnd`.
+    The other parameters are those of :class:`~persistcoll.journal.tail.Tail`.
     """
 
     def __init__(
         self,
-        place: Place,
+        place: JournalLocation,
         lock: ProducerLock,
         mutex: RLock,
         *,
@@ -90,7 +90,7 @@ class Journal:
         self._size = place.disk.size
         self._flock = place.disk.flock
         self._combiner = Combiner[_Append](self._append_all)
-        self._tail = JournalEnd(place, lock, chunksize, floor, bury, failed)
+        self._tail = Tail(place, lock, chunksize, floor, bury, failed)
 
     @property
     def is_open(self) -> bool:

@@ -20,19 +20,19 @@ from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursor_view import Observer
+from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, INFO, PRODUCER_LOCK, look_at_info
 from persistcoll.journal.frames import BadFrame, Frames, Stop
 from persistcoll.journal.journal import Journal
-from persistcoll.journal.queue_store import Fifo
-from persistcoll.journal.recovery import Place
+from persistcoll.journal.queue_store import JournalQueueStore
+from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_mark import read_mark
 
 __all__ = ["LookingFifo"]
 
 
-class LookingFifo(Fifo):
-    """A :class:`Fifo` that writes nothing. What would change something raises ``StorageError``."""
+class LookingFifo(JournalQueueStore):
+    """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
 
     def _prepare(self) -> None:
         path, wanted = self._path, self._wanted
@@ -54,7 +54,7 @@ class LookingFifo(Fifo):
             lock_path = os.path.join(path, CONSUMER_LOCK)
             file = undo.enter_context(OpenFile(disk, lock_path, os.O_RDONLY))
             self._lock = ConsumerLock(disk, file, lock_path, self._appending)
-            self._place = Place(
+            self._place = JournalLocation(
                 disk,
                 path,
                 info.store_id,
@@ -62,7 +62,7 @@ class LookingFifo(Fifo):
                 on_corruption=self._wanted.on_corruption,
                 landmarks=((lock_path, file.fd),),
             )
-            self._observer = Observer(self._place, os.path.join(path, CURSOR), self._lock, self._appending)
+            self._observer = CursorView(self._place, os.path.join(path, CURSOR), self._lock, self._appending)
             undo.callback(self._observer.close)
             journal = _Tail(self._place)
             undo.callback(journal.let_go)
@@ -104,7 +104,7 @@ class _Tail:
     append: Callable[..., Any]
     is_open = True  # closing it writes nothing, whatever a destructor has closed before
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: JournalLocation) -> None:
         self._place = place
         self._file: OpenFile | None = None
         self._chunk: Chunk | None = None

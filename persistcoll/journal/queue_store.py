@@ -32,13 +32,13 @@ from persistcoll.errors import (
 )
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursor_view import Observer
+from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import (
     CONSUMER_LOCK,
     CURSOR,
     PRODUCER_LOCK,
-    Wanted,
+    OpenOptions,
     open_info,
     prepare,
 )
@@ -46,9 +46,9 @@ from persistcoll.journal.ground import refuse_replaced
 from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.reader import Reader
-from persistcoll.journal.recovery import Place
+from persistcoll.journal.recovery import JournalLocation
 
-__all__ = ["Fifo", "Seal"]
+__all__ = ["JournalQueueStore", "Seal"]
 
 _PATIENCE = 100  # tries
 
@@ -60,8 +60,8 @@ def _no_seal(store_id: bytes) -> Seal | None:
     return None
 
 
-class Fifo:
-    """A :class:`~persistcoll.engine.contracts.Store` in a directory.
+class JournalQueueStore:
+    """A :class:`~persistcoll.engine.contracts.QueueStore` in a directory.
 
     Appending belongs to every process, taking to the one that took first, until it closes or ends.
 
@@ -74,7 +74,7 @@ class Fifo:
     def __init__(
         self,
         path: str,
-        wanted: Wanted,
+        wanted: OpenOptions,
         *,
         durability: Durability = "power",
         disk: Disk | None = None,
@@ -136,10 +136,10 @@ class Fifo:
         disk, path, wanted = self._disk, self._path, self._wanted
         info = open_info(disk, path, wanted)
         self.store_id = info.store_id
-        self._place = Place(
+        self._place = JournalLocation(
             disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption, landmarks
         )
-        self._observer = observer = Observer(
+        self._observer = observer = CursorView(
             self._place, os.path.join(path, CURSOR), self._lock, self._appending
         )
         undo.callback(observer.close)

@@ -13,7 +13,7 @@ from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
-from persistcoll.journal.recovery import Place
+from persistcoll.journal.recovery import JournalLocation
 
 __all__ = ["Reader"]
 
@@ -37,7 +37,7 @@ class Reader:
 
     def __init__(
         self,
-        place: Place,
+        place: JournalLocation,
         last_id: int,
         position: Position,
         acknowledged: Acknowledged,

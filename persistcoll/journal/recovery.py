@@ -19,14 +19,14 @@ from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Sto
 from persistcoll.journal.ground import refuse_replaced
 from persistcoll.journal.tail_mark import TailMark
 
-__all__ = ["NoTail", "Place", "Tail", "find_tail"]
+__all__ = ["JournalLocation", "MissingTail", "RecoveredTail", "find_tail"]
 
 _log = logging.getLogger("persistcoll")
 _COPY = 1 << 20
 
 
 @dataclass(frozen=True)
-class Place:
+class JournalLocation:
     """Where a journal lies and how it is opened."""
 
     disk: Disk
@@ -50,7 +50,7 @@ class Place:
 
 
 @dataclass
-class Tail:
+class RecoveredTail:
     """The last chunk, and where the next record goes."""
 
     file: OpenFile
@@ -66,7 +66,7 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class NoTail:
+class MissingTail:
     """There is no chunk to append to; the next one has this number."""
 
     number: int
@@ -74,13 +74,13 @@ class NoTail:
     """No id up to it may be given again."""
 
 
-def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
+def find_tail(place: JournalLocation, mark: TailMark | None) -> RecoveredTail | MissingTail:
     """The tail, repaired where a crash left it torn, and durable.
 
     :raise CorruptionError: what is there cannot be the work of a crash, and the policy is "raise".
     """
     tail = _find(place, mark)
-    if isinstance(tail, NoTail):
+    if isinstance(tail, MissingTail):
         sweep(place.disk, place.directory, place.tempdir)
         return tail
     try:
@@ -97,10 +97,10 @@ def find_tail(place: Place, mark: TailMark | None) -> Tail | NoTail:
     return tail
 
 
-def _find(place: Place, mark: TailMark | None) -> Tail | NoTail:
+def _find(place: JournalLocation, mark: TailMark | None) -> RecoveredTail | MissingTail:
     number = _last_number(place, mark)
     if number is None:
-        return NoTail(mark.number + 1, mark.last_id) if mark is not None else NoTail(0, 0)
+        return MissingTail(mark.number + 1, mark.last_id) if mark is not None else MissingTail(0, 0)
     flags = os.O_RDWR | os.O_APPEND
     try:
         file, chunk = open_chunk(place.disk, place.directory, number, place.store_id, flags)
@@ -118,7 +118,7 @@ def _find(place: Place, mark: TailMark | None) -> Tail | NoTail:
     return tail
 
 
-def _last_number(place: Place, mark: TailMark | None) -> int | None:
+def _last_number(place: JournalLocation, mark: TailMark | None) -> int | None:
     if mark is not None:
         try:
             unchanged = os.stat(place.path(mark.number)).st_size == mark.offset
@@ -134,7 +134,7 @@ def _last_number(place: Place, mark: TailMark | None) -> int | None:
     return numbers[-1] if numbers else None
 
 
-def _set_aside(place: Place, number: int, mark: TailMark | None) -> NoTail:
+def _set_aside(place: JournalLocation, number: int, mark: TailMark | None) -> MissingTail:
     """Get a chunk whose header is damaged out of the way: without its salt nothing in it checks out."""
     path = place.path(number)
     # An upper bound of the ids that it may have held, so that none is given twice.
@@ -143,15 +143,15 @@ def _set_aside(place: Place, number: int, mark: TailMark | None) -> NoTail:
     place.disk.sync_directory(place.directory)
     _log.warning("the header of %r is damaged; the chunk was moved to %r", path, f"{path}.damaged")
     earlier = _find(place, None)
-    if isinstance(earlier, Tail):
+    if isinstance(earlier, RecoveredTail):
         earlier.file.close()
     last_id = max(earlier.last_id, mark.last_id if mark is not None else 0)
-    return NoTail(number + 1, last_id + held)
+    return MissingTail(number + 1, last_id + held)
 
 
-def _scan(place: Place, file: OpenFile, chunk: Chunk, mark: TailMark | None) -> Tail:
+def _scan(place: JournalLocation, file: OpenFile, chunk: Chunk, mark: TailMark | None) -> RecoveredTail:
     disk, path = place.disk, place.path(chunk.number)
-    tail = Tail(file, chunk, chunk.data_offset, chunk.first_id - 1)
+    tail = RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1)
     size = disk.status(file.fd).st_size
     synced = 0
     if mark is not None and (mark.number, mark.salt) == (chunk.number, chunk.salt):
@@ -180,7 +180,7 @@ def _scan(place: Place, file: OpenFile, chunk: Chunk, mark: TailMark | None) -> 
     return tail
 
 
-def _read_on(disk: Disk, tail: Tail) -> str | None:
+def _read_on(disk: Disk, tail: RecoveredTail) -> str | None:
     """Move the tail over all that is valid; say what is wrong behind it, if anything is there."""
     frames = Frames(disk, tail.file.fd, tail.chunk.salt, tail.end)
     last_id = tail.last_id
@@ -205,7 +205,7 @@ def _read_on(disk: Disk, tail: Tail) -> str | None:
     return None if tail.end == disk.status(tail.file.fd).st_size else reason
 
 
-def _cut(place: Place, tail: Tail, size: int) -> None:
+def _cut(place: JournalLocation, tail: RecoveredTail, size: int) -> None:
     """Cut a torn tail, keeping its bytes aside."""
     disk, path = place.disk, place.path(tail.chunk.number)
     aside = f"{path}.torn-{tail.end}"
@@ -220,7 +220,7 @@ def _cut(place: Place, tail: Tail, size: int) -> None:
     )
 
 
-def _rewrite(place: Place, tail: Tail) -> Tail:
+def _rewrite(place: JournalLocation, tail: RecoveredTail) -> RecoveredTail:
     """Write the tail's valid records into a new file of the same name.
 
     For after a failed sync: what the page cache shows may not be on the device, and syncing it
@@ -238,7 +238,7 @@ def _rewrite(place: Place, tail: Tail) -> Tail:
         disk.truncate(tail.file.fd, tail.end)
         raise
     tail.file.close()
-    return Tail(file, chunk, tail.end, tail.last_id, tail.sealed)
+    return RecoveredTail(file, chunk, tail.end, tail.last_id, tail.sealed)
 
 
 def _pieces(disk: Disk, fd: int, start: int, end: int) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """The end of the journal: the chunk that is written to, and everything that happens to it.
 
-One invariant carries the rest: under the producer lock, after :meth:`JournalEnd.catch_up`, ``end`` is the
+One invariant carries the rest: under the producer lock, after :meth:`Tail.catch_up`, ``end`` is the
 size of the last chunk and everything before it is whole. So a record's id is always one more than the
 last, and a process that was killed in the middle of a write leaves nothing that the next one builds on.
 """
@@ -20,15 +20,15 @@ from persistcoll.journal.chunks import Chunk, chunk_numbers, create_chunk, open_
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
 from persistcoll.journal.ground import replaced
 from persistcoll.journal.producer_lock import ProducerLock
-from persistcoll.journal.recovery import NoTail, Place, Tail, find_tail
+from persistcoll.journal.recovery import JournalLocation, MissingTail, RecoveredTail, find_tail
 from persistcoll.journal.tail_mark import TailMark
 
-__all__ = ["JournalEnd"]
+__all__ = ["Tail"]
 
 _now = time.time
 
 
-class JournalEnd:
+class Tail:
     """The last chunk, as this process knows it. Its owner holds a lock around every call.
 
     :param lock: the producer lock; the caller holds it while constructing, and where said.
@@ -52,7 +52,7 @@ class JournalEnd:
 
     def __init__(
         self,
-        place: Place,
+        place: JournalLocation,
         lock: ProducerLock,
         chunksize: int,
         floor: Callable[[], int],
@@ -186,23 +186,23 @@ class JournalEnd:
         place = self._place
         chunk = Chunk(number, place.store_id, first_id, previous_id, _now(), new_salt(), place.serializer)
         file = create_chunk(self._disk, place.directory, chunk, place.tempdir)
-        self._adopt(Tail(file, chunk, chunk.data_offset, first_id - 1))
+        self._adopt(RecoveredTail(file, chunk, chunk.data_offset, first_id - 1))
         self.commit.durable_end = chunk.data_offset
 
     def _locate(self) -> None:
         """Find the tail and make it fit for appending. Under the producer lock."""
         mark = self._lock.read_mark()
         tail = find_tail(self._place, mark)
-        known = tail.last_id if isinstance(tail, NoTail) else max(tail.last_id, tail.known_id)
+        known = tail.last_id if isinstance(tail, MissingTail) else max(tail.last_id, tail.known_id)
         try:
             floor = self._floor()
             if floor > known:
                 self._bury(known + 1, floor)
         except BaseException:
-            if isinstance(tail, Tail):
+            if isinstance(tail, RecoveredTail):
                 tail.file.close()
             raise
-        if isinstance(tail, NoTail):
+        if isinstance(tail, MissingTail):
             self._create(tail.number, max(known, floor) + 1, known)
             self.leave_mark()
             return
@@ -218,7 +218,7 @@ class JournalEnd:
         elif not tail.clean:
             self.leave_mark()
 
-    def _adopt(self, tail: Tail) -> None:
+    def _adopt(self, tail: RecoveredTail) -> None:
         # Until the last line: an interrupt in between has the tail located again.
         self._unsure = self.sealed = True
         self.fd, self.chunk, self.end = tail.file.fd, tail.chunk, tail.end
@@ -327,7 +327,7 @@ class JournalEnd:
                 if not later or later[-1] <= self.chunk.number:
                     return False
                 number = later[-1]
-        self._adopt(Tail(file, chunk, chunk.data_offset, chunk.first_id - 1))
+        self._adopt(RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1))
         return True
 
     def poison(self, failure: StorageError) -> None:

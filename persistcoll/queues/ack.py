@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 
 from persistcoll.engine.arguments import checked_count, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue, Use
-from persistcoll.engine.contracts import Claim, Table
-from persistcoll.engine.in_flight import OrderedHand
+from persistcoll.engine.contracts import Claim, RecordStore
+from persistcoll.engine.in_flight import IndexedClaimList
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
 from persistcoll.parameters import T
@@ -39,7 +39,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
         *BaseSQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
     )  # fmt: skip
 
-    def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
+    def _wait_on(self, table: RecordStore, maxsize: int, auto_commit: bool) -> BlockingQueue:
         self._deliveries = Deliveries(table)
         return BlockingQueue(
             table,
@@ -48,7 +48,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
             **self._putting(table),
             acknowledge=self._deliveries.acknowledge,
             give_back=self._deliveries.give_back,
-            hand=OrderedHand,
+            hand=IndexedClaimList,
             hand_over=self._deliveries.hand_over,
             take_back=self._deliveries.forget,
         )

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from persistcoll.engine.contracts import Table
+from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, StaleClaimError
 
@@ -56,7 +56,7 @@ class Deliveries:
     :param table: where the items are claimed.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: RecordStore) -> None:
         self._table = table
         self.clear()
 

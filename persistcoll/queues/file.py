@@ -11,9 +11,9 @@ from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.records import Durability, OnCorruption
-from persistcoll.journal.directory import Wanted
+from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.looking import LookingFifo
-from persistcoll.journal.queue_store import Fifo, Seal
+from persistcoll.journal.queue_store import JournalQueueStore, Seal
 from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
 from persistcoll.reopening import Reopening
@@ -97,7 +97,7 @@ class Queue(BaseQueue[T]):
         def seal_for(store_id: bytes) -> Seal | None:
             return codec(serializer, store_id).seal
 
-        wanted = Wanted(
+        wanted = OpenOptions(
             serializer=serializer.name,
             executes_code=serializer.executes_code,
             chunksize=chunksize,
@@ -121,7 +121,7 @@ class Queue(BaseQueue[T]):
             "read_only": bool(read_only),
         }
         self.path = directory
-        kind = LookingFifo if read_only else Fifo
+        kind = LookingFifo if read_only else JournalQueueStore
         store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
         try:
             super().__init__(

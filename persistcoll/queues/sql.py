@@ -16,15 +16,24 @@ from persistcoll.engine.arguments import (
     checked_seconds,
 )
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.records import FIFO, Backoff, Discipline, Durability, Entry, Record, Retry, State
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import (
+    FIFO,
+    Backoff,
+    ClaimPolicy,
+    Discipline,
+    Durability,
+    Entry,
+    Record,
+    State,
+)
 from persistcoll.errors import DecodeError
 from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import canonical, codec, locate, resolve
 from persistcoll.serializers.base import Seal, decode_error
-from persistcoll.sqlite.open import Place, open_table
+from persistcoll.sqlite.open import DatabaseLocation, open_table
 
 __all__ = ["BaseSQLQueue", "checked_backoff"]
 
@@ -77,7 +86,7 @@ class BaseSQLQueue(BaseQueue[T]):
         allow_network_fs: bool,
         mode: int | None,
         read_only: bool,
-        retry: Retry,
+        retry: ClaimPolicy,
         maker: type[BaseSQLQueue[Any]],
         own: dict[str, Any],
     ) -> None:
@@ -89,7 +98,9 @@ class BaseSQLQueue(BaseQueue[T]):
         maxsize = checked_count("maxsize", maxsize)
         timeout = checked_seconds("timeout", timeout)
         mode = checked_mode(mode)
-        place = Place(path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only))
+        place = DatabaseLocation(
+            path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only)
+        )
         serializer = resolve(serializer)
         located = locate(serializer)
 
@@ -134,7 +145,7 @@ class BaseSQLQueue(BaseQueue[T]):
             unseal_for=unseal_for,
         )
         try:
-            self._table: Table = table
+            self._table: RecordStore = table
             super().__init__(
                 self._wait_on(table, maxsize, auto_commit),
                 codec(serializer, table.store_id),
@@ -146,10 +157,10 @@ class BaseSQLQueue(BaseQueue[T]):
             table.close()
             raise
 
-    def _wait_on(self, table: Table, maxsize: int, auto_commit: bool) -> BlockingQueue:
+    def _wait_on(self, table: RecordStore, maxsize: int, auto_commit: bool) -> BlockingQueue:
         return BlockingQueue(table, maxsize, auto_commit, **self._putting(table))
 
-    def _putting(self, table: Table) -> dict[str, Callable[..., Any]]:
+    def _putting(self, table: RecordStore) -> dict[str, Callable[..., Any]]:
         """How what :meth:`_entry` makes is put."""
         if self._bare:
             return {}

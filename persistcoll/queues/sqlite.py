@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from persistcoll.engine.arguments import checked_number
-from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, Durability, Entry, Record, Retry, State
+from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, ClaimPolicy, Durability, Entry, Record, State
 from persistcoll.parameters import T
 from persistcoll.queues.sql import BaseSQLQueue
 
@@ -48,7 +48,7 @@ class _CommittingQueue(BaseSQLQueue[T]):
             allow_network_fs=allow_network_fs,
             mode=mode,
             read_only=read_only,
-            retry=Retry(),
+            retry=ClaimPolicy(),
             maker=_CommittingQueue,
             own={},
         )

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from persistcoll.engine.arguments import checked_count, checked_seconds
-from persistcoll.engine.records import LIFO, UNIQUE, Backoff, Durability, Record, Retry, State
+from persistcoll.engine.records import LIFO, UNIQUE, Backoff, ClaimPolicy, Durability, Record, State
 from persistcoll.parameters import T
 from persistcoll.queues.ack import BaseAckQueue
 from persistcoll.queues.sql import checked_backoff
@@ -120,7 +120,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
         if keep_acked is not None:
             keep_acked = checked_count("keep_acked", keep_acked)
         backoff = checked_backoff(backoff)
-        retry = Retry(
+        retry = ClaimPolicy(
             lease=lease,
             max_attempts=max_attempts,
             backoff=backoff,

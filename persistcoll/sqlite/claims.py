@@ -12,7 +12,7 @@ from typing import Any
 
 from persistcoll.engine import contracts
 from persistcoll.engine.forks import within_an_operation
-from persistcoll.engine.records import Retry, State
+from persistcoll.engine.records import ClaimPolicy, State
 from persistcoll.errors import (
     ClosedError,
     LockedError,
@@ -22,16 +22,16 @@ from persistcoll.errors import (
 )
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.clock import Clock
-from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.dialect import Execute, TableWords
 from persistcoll.sqlite.holders import Holder, is_dead, left_behind
 from persistcoll.sqlite.rows import Rows
-from persistcoll.sqlite.unique_keys import Keys
+from persistcoll.sqlite.unique_keys import UniqueKeys
 
 __all__ = ["Claims", "sweep"]
 
-Fresh = Callable[[Execute], Ledger]
+Fresh = Callable[[Execute], Counters]
 Claim = tuple[int, int, int]
 """Holder, id, attempts."""
 
@@ -55,11 +55,11 @@ class Claims:
         database: Database,
         number: int,
         words: TableWords,
-        ledger: Ledger,
+        ledger: Counters,
         rows: Rows,
-        keys: Keys,
+        keys: UniqueKeys,
         *,
-        retry: Retry,
+        retry: ClaimPolicy,
         now: Clock,
         timeout: float,
     ) -> None:

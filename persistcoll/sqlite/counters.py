@@ -9,10 +9,10 @@ from typing import Any
 from persistcoll.engine.records import State
 from persistcoll.sqlite.dialect import Execute, MappingWords, TableWords
 
-__all__ = ["Ledger"]
+__all__ = ["Counters"]
 
 
-class Ledger:
+class Counters:
     """How many records of a table are in which state, as of the last look at the database.
 
     All handles of a process on one table share it. It is true while nobody else has written

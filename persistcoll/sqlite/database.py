@@ -36,16 +36,16 @@ from persistcoll.engine.forks import (
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
 from persistcoll.sqlite import statements
-from persistcoll.sqlite.counters import Ledger
-from persistcoll.sqlite.database_file import LOG, MEMORY, Opened, Source
+from persistcoll.sqlite.counters import Counters
+from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
 from persistcoll.sqlite.dialect import Execute
-from persistcoll.sqlite.readers import Readers
+from persistcoll.sqlite.readers import ReaderPool
 from persistcoll.sqlite.reading import REENTRANT, Readable
 from persistcoll.sqlite.statements import SQLite, leak
 from persistcoll.sqlite.transaction import Transaction
-from persistcoll.sqlite.wal_space import LogRoom
-from persistcoll.sqlite.watcher import Watcher
-from persistcoll.sqlite.work import Outcome, Work
+from persistcoll.sqlite.wal_space import WALPreallocator
+from persistcoll.sqlite.watcher import ChangeWatcher
+from persistcoll.sqlite.work import Outcome, WriteRequest
 from persistcoll.sqlite.writer_lock import TransactionOpen, identity_of
 
 __all__ = ["REMEDY", "UNSEEN", "Database"]
@@ -73,12 +73,12 @@ class Database(Readable):
     :ivar users: how many collections use it, as its owner counts them.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: DatabaseFile) -> None:
         self.source = source
         self.path, self.disk = source.path, source.disk
         self.dialect = SQLite()
         self.epoch = 0
-        self.ledgers: dict[int, Ledger] = {}
+        self.ledgers: dict[int, Counters] = {}
         self.users = 0
         self._shut = False
         self._reset()
@@ -87,14 +87,14 @@ class Database(Readable):
 
     def _reset(self) -> None:
         self.epoch += 1
-        self._combiner = Combiner[Work[Any]](self._perform)
+        self._combiner = Combiner[WriteRequest[Any]](self._perform)
         self._mutex = threading.Lock()
         self._log = GroupCommit(self.disk, self.path + LOG, self._poison)
-        self._room = LogRoom(self.disk)
+        self._room = WALPreallocator(self.disk)
         self._short = False  # the log; to be made longer
-        self._watcher = Watcher(self._connect_reader)
-        self._readers = Readers(self._connect_reader)
-        self._dirty: dict[Ledger, None] = {}
+        self._watcher = ChangeWatcher(self._connect_reader)
+        self._readers = ReaderPool(self._connect_reader)
+        self._dirty: dict[Counters, None] = {}
         self._gate = threading.Lock()
         self._transaction: weakref.ref[Transaction] | None = None  # that has the lock for writing
         self._alone: int | None = None  # the thread within it
@@ -103,12 +103,12 @@ class Database(Readable):
         self._committing = False
         self._trouble: StorageError | None = None
         self._failed: StorageError | None = None
-        self._opened: Opened | None = None
+        self._opened: DatabaseConnection | None = None
         self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
         self._at_rest = False
         self._held: list[threading.Lock] = []
 
-    def _use(self, opened: Opened) -> None:
+    def _use(self, opened: DatabaseConnection) -> None:
         self._opened = opened
         self._connection = opened.connection
         # One cursor for all: a new one for each statement costs 0.15 us.
@@ -199,7 +199,7 @@ class Database(Readable):
         :param sync: and on the device. Others may see it before it is.
         :param whole: there may be several changes. A single one is a transaction of its own in SQLite: 1.2 us
             less. It is the last thing that ``run`` does, and :meth:`begin` comes before any other.
-        :param after: as of :class:`~persistcoll.sqlite.work.Work`.
+        :param after: as of :class:`~persistcoll.sqlite.work.WriteRequest`.
         :param deadline: until when to wait for the end of another caller's :meth:`transaction`;
             ``None``: ``timeout`` seconds, or what the database was opened with.
         :raise LockedError: it did not end.
@@ -240,7 +240,7 @@ class Database(Readable):
             elif self._user == me:
                 raise StorageError(REENTRANT.format(self.path))
             else:
-                work = Work(run, sync, after)
+                work = WriteRequest(run, sync, after)
                 self._combiner.submit(work)
                 obstacle = work.obstacle
                 if obstacle is None and work.outcome.committed:
@@ -303,7 +303,7 @@ class Database(Readable):
             raise refusal
         return value
 
-    def _perform(self, batch: Sequence[Work[Any]], waiting: Callable[[], None]) -> None:
+    def _perform(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> None:
         me = threading.get_ident()
         if self._user == me:  # before anything is stored
             for work in batch:
@@ -330,7 +330,7 @@ class Database(Readable):
                     if work.sync:
                         work.failure = work.failure or error
 
-    def _perform_alone(self, batch: Sequence[Work[Any]], waiting: Callable[[], None]) -> int | None:
+    def _perform_alone(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> int | None:
         """With the mutex held; the ticket for the sync, if there is to be one."""
         if self._alone is not None:
             for work in batch:
@@ -360,7 +360,7 @@ class Database(Readable):
                 self._lock.release()
         return self._draw_ticket() if committed and sync else None
 
-    def _transact(self, batch: Sequence[Work[Any]], waiting: Callable[[], None] | None) -> bool:
+    def _transact(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None] | None) -> bool:
         """Whether it is committed; otherwise all of them know why not."""
         execute = self._execute
         self._committing = False
@@ -408,7 +408,7 @@ class Database(Readable):
                     work.failure = None
             raise
 
-    def _tell(self, batch: Sequence[Work[Any]]) -> None:
+    def _tell(self, batch: Sequence[WriteRequest[Any]]) -> None:
         for work in batch:
             if work.after is not None and work.failure is None:
                 work.after(work.value)
@@ -515,7 +515,7 @@ class Database(Readable):
             if held:
                 gate.release()
 
-    def changed(self, ledger: Ledger) -> None:
+    def changed(self, ledger: Counters) -> None:
         """Within ``write``: this ledger is to be written, too."""
         self._dirty[ledger] = None
 

@@ -27,7 +27,7 @@ from persistcoll.sqlite.dialect import Execute
 from persistcoll.sqlite.statements import SQLite
 from persistcoll.sqlite.writer_lock import NoLock, WriterLock, identity_of
 
-__all__ = ["INDEX", "LOG", "MEMORY", "Opened", "Source"]
+__all__ = ["INDEX", "LOG", "MEMORY", "DatabaseConnection", "DatabaseFile"]
 
 MEMORY = ":memory:"
 # Behind the database's name: of the write-ahead log, and of SQLite's index of it.
@@ -45,7 +45,7 @@ _FOREIGN = "{!r} holds another application's tables ({!r}); choose another file"
 _log = logging.getLogger("persistcoll")
 
 
-class Opened(NamedTuple):
+class DatabaseConnection(NamedTuple):
     """An open database."""
 
     connection: Any
@@ -60,7 +60,7 @@ class Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class DatabaseFile:
     """Where a database lies, and how it is opened.
 
     :ivar path: absolute, without symbolic links; or ``":memory:"``.
@@ -84,7 +84,7 @@ class Source:
         """The size of the database and its log, in bytes; or of those of them whose names end so."""
         return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
 
-    def open(self, dialect: SQLite) -> Opened:
+    def open(self, dialect: SQLite) -> DatabaseConnection:
         """Open it, made if it is missing.
 
         :raise StoreKindError: it is no database, or another application's.
@@ -129,13 +129,13 @@ class Source:
                 raise storage_error(error, "opening", self.path) from error
             raise
 
-    def _open_in_memory(self, dialect: SQLite) -> Opened:
+    def _open_in_memory(self, dialect: SQLite) -> DatabaseConnection:
         connection = dialect.connect(MEMORY, self.timeout)
         dialect.prepare(connection, MEMORY)
         with _transaction(connection):
             schema.create(connection.execute)
             now = schema.clock(connection.execute)
-        return Opened(connection, NoLock(), None, schema.store_id(connection.execute), now, {})
+        return DatabaseConnection(connection, NoLock(), None, schema.store_id(connection.execute), now, {})
 
     def _refuse_unwritable(self) -> None:
         path = self.path
@@ -205,7 +205,9 @@ class Source:
             )
         return str(table[0])
 
-    def _prepare(self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None) -> Opened:
+    def _prepare(
+        self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None
+    ) -> DatabaseConnection:
         execute = connection.execute
         table = self.first_table(execute)
         if table is None and identity is not None:
@@ -220,7 +222,7 @@ class Source:
             lock.set_identity(store_id)
         log = self._open_log()
         files = {path: identity_of(path) for path in (self.path + end for end in _FILES)}
-        return Opened(connection, lock, log, store_id, now, files)
+        return DatabaseConnection(connection, lock, log, store_id, now, files)
 
     def _lost(self, lock: WriterLock) -> CorruptionError:
         return CorruptionError(

@@ -23,8 +23,8 @@ from persistcoll.disk.path_checks import refuse_network
 from persistcoll.engine.forks import read_only_error
 from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
 from persistcoll.sqlite import schema, statements
-from persistcoll.sqlite.counters import Ledger
-from persistcoll.sqlite.database_file import LOG, Source
+from persistcoll.sqlite.counters import Counters
+from persistcoll.sqlite.database_file import LOG, DatabaseFile
 from persistcoll.sqlite.dialect import Execute, TableWords
 from persistcoll.sqlite.statements import SQLite
 
@@ -45,12 +45,12 @@ class LookingDatabase:
 
     epoch = 0
 
-    def __init__(self, source: Source, look_through: Callable[..., Any]) -> None:
+    def __init__(self, source: DatabaseFile, look_through: Callable[..., Any]) -> None:
         self.source = source
         self._look_through = look_through
         self.path, self.disk = source.path, source.disk
         self.dialect = SQLite()
-        self.ledgers: dict[int, Ledger] = {}
+        self.ledgers: dict[int, Counters] = {}
         if os.path.isdir(self.path):
             raise StoreKindError(f"{self.path!r} is a directory, not a database file", errno.EISDIR)
         self._status()
@@ -66,7 +66,7 @@ class LookingDatabase:
         with source.translated(self.dialect):
             self._look_through(self.path, identify, self._look)
 
-    def find(self, wanted: schema.Wanted) -> int:
+    def find(self, wanted: schema.Registration) -> int:
         """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
         number = self.look(lambda execute: schema.find(execute, wanted, self.path))
         if number is None:
@@ -123,11 +123,11 @@ class LookingDatabase:
 
     read = look
 
-    def consult(self, ledger: Ledger, look: Callable[[Execute, Ledger], T], moment: bool = False) -> T:
+    def consult(self, ledger: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed at one moment, and at a table's numbers."""
 
         def run(execute: Execute) -> T:
-            present = Ledger(ledger.words)
+            present = Counters(ledger.words)
             present.load(execute, self.dialect.damaged)
             if isinstance(ledger.words, TableWords):
                 present.due = None

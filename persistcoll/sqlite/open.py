@@ -22,20 +22,20 @@ from persistcoll.engine.forks import (
     within_an_operation,
 )
 from persistcoll.engine.process import SAME, follow_fork
-from persistcoll.engine.records import Discipline, Durability, Retry
+from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.errors import StorageError, StoreReplacedError
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.claims import sweep
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.database import REMEDY, UNSEEN, Database
-from persistcoll.sqlite.database_file import INDEX, LOG, MEMORY, Source
+from persistcoll.sqlite.database_file import INDEX, LOG, MEMORY, DatabaseFile
 from persistcoll.sqlite.dialect import Execute
 from persistcoll.sqlite.looking import LookingDatabase
-from persistcoll.sqlite.pair_store import SQLMapping
-from persistcoll.sqlite.record_store import SQLTable
+from persistcoll.sqlite.pair_store import SQLitePairStore
+from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.rows import Seal
 
-__all__ = ["Place", "open_mapping", "open_table"]
+__all__ = ["DatabaseLocation", "open_mapping", "open_table"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def _no_seal(store_id: bytes) -> Seal | None:
 
 
 @dataclass(frozen=True)
-class Place:
+class DatabaseLocation:
     """What a constructor was told of where its database lies.
 
     :param path: a directory; a file that ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``.
@@ -108,7 +108,7 @@ class Place:
             raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
 
     @property
-    def source(self) -> Source:
+    def source(self) -> DatabaseFile:
         """How to open it.
 
         :raise StorageError: the way to it is a symbolic link that another user made.
@@ -116,10 +116,10 @@ class Place:
         if self.file != MEMORY:
             for path in (os.fsdecode(self.path), self._named):
                 refuse_foreign_link(os.path.abspath(path))
-        return Source(self.file, self.timeout, self.allow_network_fs, self.mode)
+        return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode)
 
 
-class _Databases:
+class _Registry:
     """The databases that this process has open, and by how many collections each."""
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class _Databases:
         self._held: list[threading.Lock] = []  # for a fork
         quiesce_for_forks(self)
 
-    def acquire(self, source: Source, users: list[Database]) -> Database:
+    def acquire(self, source: DatabaseFile, users: list[Database]) -> Database:
         """The database, noted in ``users`` for :meth:`release` before anything can be interrupted."""
         if source.path == MEMORY:  # each one its own
             users.append(Database(source))
@@ -281,23 +281,23 @@ class _Databases:
             self._inherited.update(self._open)
 
 
-_databases = _Databases()
+_databases = _Registry()
 
 
 def open_table(
-    place: Place,
+    place: DatabaseLocation,
     *,
     name: str,
     kind: str,
     discipline: Discipline,
-    retry: Retry,
+    retry: ClaimPolicy,
     serializer: str,
     executes_code: bool,
     durability: Durability,
     seal_for: SealFor = _no_seal,
     unseal_for: SealFor = _no_seal,
     clock: Clock | None = None,
-) -> SQLTable:
+) -> SQLiteRecordStore:
     """The table of this name, made if it is missing.
 
     :param kind: what the registry calls it; a table is opened only as what it was made.
@@ -312,8 +312,8 @@ def open_table(
     :raise StorageError: it cannot be opened; others may write it while the serializer executes code.
     """
 
-    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLTable:
-        table = SQLTable(
+    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLiteRecordStore:
+        table = SQLiteRecordStore(
             database,
             number,
             discipline,
@@ -338,11 +338,11 @@ def open_table(
     def create(database: Database, number: int) -> tuple[str, ...]:
         return database.dialect.table_words(number, discipline).create
 
-    return _open(place, schema.Wanted(name, kind, serializer), executes_code, create, make)
+    return _open(place, schema.Registration(name, kind, serializer), executes_code, create, make)
 
 
 def open_mapping(
-    place: Place,
+    place: DatabaseLocation,
     *,
     name: str,
     serializer: str,
@@ -350,14 +350,14 @@ def open_mapping(
     durability: Durability,
     show: Callable[[bytes], str] = repr,
     clock: Clock | None = None,
-) -> SQLMapping:
+) -> SQLitePairStore:
     """The mapping of this name, made if it is missing. Parameters and exceptions as of :func:`open_table`.
 
     :param show: a key, for messages.
     """
 
-    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLMapping:
-        return SQLMapping(
+    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLitePairStore:
+        return SQLitePairStore(
             database,
             number,
             power=durability == "power",
@@ -373,12 +373,12 @@ def open_mapping(
     def create(database: Database, number: int) -> tuple[str, ...]:
         return database.dialect.mapping_words(number).create
 
-    return _open(place, schema.Wanted(name, "dict", serializer), executes_code, create, make)
+    return _open(place, schema.Registration(name, "dict", serializer), executes_code, create, make)
 
 
 def _open(
-    place: Place,
-    wanted: schema.Wanted,
+    place: DatabaseLocation,
+    wanted: schema.Registration,
     executes_code: bool,
     create: Callable[[Database, int], Sequence[str]],
     make: Callable[[Database, list[Database], int, bytes], C],

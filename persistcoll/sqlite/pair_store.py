@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 from zlib import crc32
 
-from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.errors import ClosedError
 from persistcoll.sqlite.clock import Clock
-from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.dialect import Execute
 from persistcoll.sqlite.pairs import (
+    PagedScan,
     PairRows,
-    Reading,
     before_key,
     before_serial,
     behind_key,
@@ -25,7 +25,7 @@ from persistcoll.sqlite.pairs import (
 )
 from persistcoll.sqlite.statements import end_statement
 
-__all__ = ["SQLMapping"]
+__all__ = ["SQLitePairStore"]
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ _PAGE_BYTES = 1 << 22  # or fewer, when their values are this much
 _BEFORE_ALL = -1
 
 
-class SQLMapping(Mapping):
-    """A :class:`~persistcoll.engine.contracts.Mapping` in a :class:`~persistcoll.sqlite.database.Database`.
+class SQLitePairStore(PairStore):
+    """A :class:`~persistcoll.engine.contracts.PairStore` in a :class:`~persistcoll.sqlite.database.Database`.
 
     :param number: of the collection in its database.
     :param power: what an operation that returned survives is a power cut.
@@ -76,7 +76,7 @@ class SQLMapping(Mapping):
         self._rested = rested
         self._adding = False  # the last key that was set was a new one
         if number not in database.ledgers:
-            database.ledgers[number] = Ledger(words)
+            database.ledgers[number] = Counters(words)
         # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
         self._ledger = database.ledgers[number]
         self._closed = False
@@ -95,7 +95,7 @@ class SQLMapping(Mapping):
         if self._closed:
             raise ClosedError(f"the store in {self._database.path!r} is closed")
 
-    def _fresh(self, execute: Execute) -> Ledger:
+    def _fresh(self, execute: Execute) -> Counters:
         """Within a transaction: the true numbers, and what has expired is gone."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
@@ -163,7 +163,7 @@ class SQLMapping(Mapping):
     def _insert(
         self,
         execute: Execute,
-        ledger: Ledger,
+        ledger: Counters,
         text: str,
         key: bytes,
         name: bytes,
@@ -179,7 +179,7 @@ class SQLMapping(Mapping):
         ledger.note_due(end)
         return True
 
-    def _remove(self, execute: Execute, ledger: Ledger, key: bytes) -> bool:
+    def _remove(self, execute: Execute, ledger: Counters, key: bytes) -> bool:
         there = execute(self._words.remove, (key,)).rowcount > 0
         if there:
             ledger.ready -= 1
@@ -302,7 +302,7 @@ class SQLMapping(Mapping):
     def count(self) -> int:
         self._check()
 
-        def look(execute: Execute, ledger: Ledger) -> int:
+        def look(execute: Execute, ledger: Counters) -> int:
             if ledger.due is None or ledger.due > (now := self._now()):
                 return ledger.ready
             return int(execute(self._words.living, (now,)).fetchone()[0])
@@ -317,13 +317,13 @@ class SQLMapping(Mapping):
         behind = self._database.consult(self._ledger, lambda _, ledger: ledger.last_id) + 1
         page = self._words.page[reverse, values]
         narrow = before_serial if reverse else behind_serial
-        return Reading(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)
+        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
         page = self._words.scan[reverse, values]
         narrow = before_key if reverse else behind_key
-        return Reading(self._read_page, self._rows, page, (start, stop), narrow, values)
+        return PagedScan(self._read_page, self._rows, page, (start, stop), narrow, values)
 
     def _read_page(self, text: str, low: Any, high: Any) -> list[Any]:
         self._check()

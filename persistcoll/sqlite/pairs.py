@@ -12,8 +12,8 @@ from persistcoll.errors import CorruptionError
 from persistcoll.sqlite.clock import Clock
 
 __all__ = [
+    "PagedScan",
     "PairRows",
-    "Reading",
     "before_key",
     "before_serial",
     "behind_key",
@@ -89,7 +89,7 @@ def _is_end(end: object) -> bool:
     return end is None or type(end) is float
 
 
-class Reading(Iterator[Pair]):
+class PagedScan(Iterator[Pair]):
     """The pairs between two positions. It goes on behind a damaged one, and ends behind what the database
     itself cannot read or has in no order.
 

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 from persistcoll.sqlite.dialect import Connection, Execute
 from persistcoll.sqlite.statements import BEGIN_READING, ROLLBACK, end_statement
 
-__all__ = ["Readers"]
+__all__ = ["ReaderPool"]
 
 T = TypeVar("T")
 
 _PAUSE = 0.0005  # seconds
 
 
-class Readers:
+class ReaderPool:
     """The reading connections of one database. From any thread.
 
     :param connect: passes another one to the function that it is given, or raises; under the lock under which

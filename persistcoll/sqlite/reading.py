@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import statements
-from persistcoll.sqlite.counters import Ledger
-from persistcoll.sqlite.database_file import MEMORY, Opened, Source
+from persistcoll.sqlite.counters import Counters
+from persistcoll.sqlite.database_file import MEMORY, DatabaseConnection, DatabaseFile
 from persistcoll.sqlite.dialect import Connection, Execute
-from persistcoll.sqlite.readers import Readers
+from persistcoll.sqlite.readers import ReaderPool
 from persistcoll.sqlite.rest import Restable
 from persistcoll.sqlite.statements import SQLite
 from persistcoll.sqlite.writer_lock import NoLock, WriterLock
@@ -33,14 +33,14 @@ class Readable(Restable):
     :ivar epoch: grows whenever what was remembered of the database may not be true any more.
     """
 
-    source: Source
+    source: DatabaseFile
     dialect: SQLite
     epoch: int
     _connection: Any
     _execute: Execute
     _lock: WriterLock | NoLock
-    _opened: Opened | None
-    _readers: Readers
+    _opened: DatabaseConnection | None
+    _readers: ReaderPool
     _trouble: StorageError | None
     _failed: StorageError | None  # what the caller's transaction is to be rolled back for
 
@@ -59,7 +59,7 @@ class Readable(Restable):
     def _failure(self, error: Exception, doing: str) -> StorageError:
         raise NotImplementedError
 
-    def consult(self, ledger: Ledger, look: Callable[[Execute, Ledger], T], moment: bool = False) -> T:
+    def consult(self, ledger: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed, and at a table's numbers.
 
         What this thread or a transaction has the writing connection for is looked at beside it, with another
@@ -84,7 +84,7 @@ class Readable(Restable):
                     self._user = None
         return self._consult_beside(ledger, look)
 
-    def _consult(self, ledger: Ledger, look: Callable[[Execute, Ledger], T], moment: bool) -> T:
+    def _consult(self, ledger: Counters, look: Callable[[Execute, Counters], T], moment: bool) -> T:
         execute = self._execute
         try:
             if not self._lock.unchanged():
@@ -94,16 +94,16 @@ class Readable(Restable):
             try:
                 execute(statements.BEGIN_READING)
                 # Another process may have written since the look at the lock.
-                return look(execute, self._load(Ledger(ledger.words), execute))
+                return look(execute, self._load(Counters(ledger.words), execute))
             finally:
                 if self._connection.in_transaction:
                     execute(statements.ROLLBACK)
         except self.dialect.Error as error:
             raise self._failure(error, "reading") from error
 
-    def _consult_beside(self, ledger: Ledger, look: Callable[[Execute, Ledger], T]) -> T:
+    def _consult_beside(self, ledger: Counters, look: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
-            return self.look(lambda execute: look(execute, self._stored(Ledger(ledger.words), execute)))
+            return self.look(lambda execute: look(execute, self._stored(Counters(ledger.words), execute)))
         if self._user != threading.get_ident():
             self._wait_out(time.monotonic() + self.source.timeout)
             return self.consult(ledger, look)
@@ -111,14 +111,14 @@ class Readable(Restable):
         execute = self._connection.execute
         return look(execute, self._stored(copy(ledger), execute))
 
-    def _stored(self, ledger: Ledger, execute: Execute) -> Ledger:
+    def _stored(self, ledger: Counters, execute: Execute) -> Counters:
         """The ledger as it is stored: what is due is left to a caller that can write."""
         if ledger.epoch < 0:
             self._load(ledger, execute)
         ledger.due = None
         return ledger
 
-    def _load(self, ledger: Ledger, execute: Execute) -> Ledger:
+    def _load(self, ledger: Counters, execute: Execute) -> Counters:
         """The ledger with the numbers of this moment."""
         if ledger.epoch != self.epoch:
             ledger.load(execute, self.dialect.damaged)
@@ -145,7 +145,7 @@ class Readable(Restable):
 
     def read(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed; it reads with one statement what has to be of one moment."""
-        return self.consult(Ledger(None), lambda execute, _: look(execute))
+        return self.consult(Counters(None), lambda execute, _: look(execute))
 
     def first(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""

@@ -8,28 +8,28 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from persistcoll.engine.contracts import Claim, Table
+from persistcoll.engine.contracts import Claim, RecordStore
 from persistcoll.engine.forks import acquire_noted
-from persistcoll.engine.records import Discipline, Entry, Record, Retry, State, Stats
+from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import ClosedError, Empty, Full
 from persistcoll.sqlite.claims import Claims
 from persistcoll.sqlite.clock import Clock
-from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.dialect import Execute
 from persistcoll.sqlite.rows import Rows, Seal
-from persistcoll.sqlite.scan import Listing
-from persistcoll.sqlite.unique_keys import Keys
+from persistcoll.sqlite.scan import TableScan
+from persistcoll.sqlite.unique_keys import UniqueKeys
 
-__all__ = ["SQLTable"]
+__all__ = ["SQLiteRecordStore"]
 
 T = TypeVar("T")
 _DUE, _UNSURE = object(), object()
 _MOST = (1 << 63) - 1  # rows
 
 
-class SQLTable(Table):
-    """A :class:`~persistcoll.engine.contracts.Table` in a :class:`~persistcoll.sqlite.database.Database`.
+class SQLiteRecordStore(RecordStore):
+    """A :class:`~persistcoll.engine.contracts.RecordStore` in a database file.
 
     :param number: of the collection in its database.
     :param power: what an operation that returned survives is a power cut. A claim need not: one that is lost
@@ -48,7 +48,7 @@ class SQLTable(Table):
         database: Database,
         number: int,
         discipline: Discipline,
-        retry: Retry,
+        retry: ClaimPolicy,
         *,
         power: bool,
         timeout: float,
@@ -71,11 +71,11 @@ class SQLTable(Table):
         self._keeps = retry.keep_done > 0
         self._found_empty = False
         if number not in database.ledgers:
-            database.ledgers[number] = Ledger(words)
+            database.ledgers[number] = Counters(words)
         self._ledger = ledger = database.ledgers[number]
         self._rows = Rows(database, words, store_id, seal, unseal)
-        self._keys = Keys(discipline.unique, words)
-        self._listing = Listing(self._look, words, self._rows)
+        self._keys = UniqueKeys(discipline.unique, words)
+        self._listing = TableScan(self._look, words, self._rows)
         self._claims = Claims(
             database,
             number,
@@ -103,7 +103,7 @@ class SQLTable(Table):
         if self._closed:
             raise ClosedError(f"the store in {self._database.path!r} is closed")
 
-    def _fresh(self, execute: Execute) -> Ledger:
+    def _fresh(self, execute: Execute) -> Counters:
         """Within a transaction: the true numbers, and nothing that is due or expired is left unready."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
@@ -114,11 +114,11 @@ class SQLTable(Table):
             self._claims.release_due(execute)
         return ledger
 
-    def _look(self, look: Callable[[Execute, Ledger], T], moment: bool = False) -> T:
+    def _look(self, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed, in which nothing is due; ``moment``: at one moment."""
         self._check()
 
-        def run(execute: Execute, ledger: Ledger) -> T | object:
+        def run(execute: Execute, ledger: Counters) -> T | object:
             if ledger.due is not None and ledger.due <= self._now():
                 return _DUE
             return look(execute, ledger)
@@ -271,14 +271,14 @@ class SQLTable(Table):
         """Who asks an empty queue again and again makes no transaction each time."""
         self._found_empty = False
 
-        def look(execute: Execute, ledger: Ledger) -> None:
+        def look(execute: Execute, ledger: Counters) -> None:
             if not ledger.ready and not self._claims.may_resume():
                 self._found_empty = True
                 raise Empty
 
         self._look(look)
 
-    def _remove(self, execute: Execute, ledger: Ledger, rows: Sequence[Any]) -> None:
+    def _remove(self, execute: Execute, ledger: Counters, rows: Sequence[Any]) -> None:
         """Ready rows go for good."""
         self._rows.remove(execute, rows)
         self._keys.free(execute, (row[2] for row in rows))
@@ -387,7 +387,7 @@ class SQLTable(Table):
     # Looking.
 
     def peek(self, use: Callable[[Record], T]) -> T:
-        def look(moment: bool, execute: Execute, ledger: Ledger) -> T | object:
+        def look(moment: bool, execute: Execute, ledger: Counters) -> T | object:
             row = execute(self._words.heads, (1,)).fetchone()
             if row is not None:
                 return use(self._rows.record(row))

@@ -15,7 +15,7 @@ from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.combining import Combiner
 from persistcoll.engine.forks import FORK_PATIENCE, acquire_noted, patience_left
 from persistcoll.sqlite.database_file import MEMORY
-from persistcoll.sqlite.watcher import Watcher
+from persistcoll.sqlite.watcher import ChangeWatcher
 
 __all__ = ["Restable"]
 
@@ -27,7 +27,7 @@ class Restable:
     _mutex: threading.Lock
     _combiner: Combiner[Any]
     _log: GroupCommit
-    _watcher: Watcher
+    _watcher: ChangeWatcher
     _gate: threading.Lock  # what a transaction() has from its beginning to its end; taken before the mutex
     _user: int | None  # the thread that has the mutex
     _alone: int | None  # the thread within transaction(), which has the mutex for each operation only

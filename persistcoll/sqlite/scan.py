@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 from persistcoll.engine.records import Record, State, Stats
-from persistcoll.sqlite.counters import Ledger
+from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.dialect import Execute, TableWords
 from persistcoll.sqlite.rows import Rows
 
-__all__ = ["Listing", "Look"]
+__all__ = ["Look", "TableScan"]
 
 _PAGE = 256  # rows read at a time
 _BEFORE_ALL = -1 << 63
@@ -22,11 +22,11 @@ T = TypeVar("T")
 class Look(Protocol):
     """How a table looks at what is committed."""
 
-    def __call__(self, look: Callable[[Execute, Ledger], T], /, moment: bool = False) -> T:
+    def __call__(self, look: Callable[[Execute, Counters], T], /, moment: bool = False) -> T:
         """``look`` at it; ``moment``: with several statements, at one moment."""
 
 
-class Listing:
+class TableScan:
     """What lies in a table, by the ids."""
 
     def __init__(self, look: Look, words: TableWords, rows: Rows) -> None:
@@ -42,7 +42,7 @@ class Listing:
         # A read transaction that stayed open would keep the log from being taken over into the database.
         after = _BEFORE_ALL
 
-        def look(execute: Execute, ledger: Ledger) -> list[Any]:
+        def look(execute: Execute, ledger: Counters) -> list[Any]:
             return execute(self._words.page, (after, last, _PAGE)).fetchall()
 
         while rows := self._look(look):
@@ -56,7 +56,7 @@ class Listing:
         wanted = states or tuple(State)
         listing = self._words.listing
 
-        def look(execute: Execute, ledger: Ledger) -> list[tuple[State, list[Any]]]:
+        def look(execute: Execute, ledger: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]
 
         found = [(state, self._rows.record(row)) for state, rows in self._look(look, True) for row in rows]
@@ -65,7 +65,7 @@ class Listing:
     def stats(self, occupied: Callable[[], int]) -> Stats:
         """The numbers of this moment."""
 
-        def look(execute: Execute, ledger: Ledger) -> Stats:
+        def look(execute: Execute, ledger: Counters) -> Stats:
             oldest = execute(self._words.page, (_BEFORE_ALL, ledger.last_id, 1)).fetchall()
             return Stats(
                 ready=ledger.ready,

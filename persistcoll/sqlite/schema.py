@@ -20,7 +20,7 @@ __all__ = [
     "APPLICATION_ID",
     "TABLES",
     "VERSION",
-    "Wanted",
+    "Registration",
     "clock",
     "create",
     "find",
@@ -57,7 +57,7 @@ TABLES = frozenset({"store", "collections", "counters", "holders"})
 _DAMAGED = "{!r} is damaged: its registry of names is"
 
 
-class Wanted(NamedTuple):
+class Registration(NamedTuple):
     """A collection as its opener wants it."""
 
     name: str
@@ -104,7 +104,7 @@ def clock(execute: Execute, may_set: bool = True) -> Clock:
     return now
 
 
-def find(execute: Execute, wanted: Wanted, path: str) -> int | None:
+def find(execute: Execute, wanted: Registration, path: str) -> int | None:
     """The number of the collection of that name; ``None``: there is none.
 
     :raise StoreKindError: there is one of another kind.
@@ -141,7 +141,7 @@ def find(execute: Execute, wanted: Wanted, path: str) -> int | None:
     return number
 
 
-def register(execute: Execute, wanted: Wanted, path: str, may_make: bool = True) -> tuple[int, bool]:
+def register(execute: Execute, wanted: Registration, path: str, may_make: bool = True) -> tuple[int, bool]:
     """The number of the collection of that name, and whether it is new. Within a transaction.
 
     Raises as :func:`find`.

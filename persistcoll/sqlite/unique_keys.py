@@ -8,10 +8,10 @@ from persistcoll.engine.records import Entry
 from persistcoll.errors import DuplicateError
 from persistcoll.sqlite.dialect import Execute, TableWords
 
-__all__ = ["Keys"]
+__all__ = ["UniqueKeys"]
 
 
-class Keys:
+class UniqueKeys:
     """In force is the key of every record that is ready, delayed or claimed.
 
     They lie in a table of their own, as these records lie in two. Where a table is not unique, nothing

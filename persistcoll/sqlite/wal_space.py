@@ -15,13 +15,13 @@ from contextlib import suppress
 from persistcoll.disk.calls import Disk
 from persistcoll.sqlite.statements import LOG_SIZE
 
-__all__ = ["LogRoom"]
+__all__ = ["WALPreallocator"]
 
 # Bytes: a slower sync, of some milliseconds, for each of them.
 _STEP = 1 << 20
 
 
-class LogRoom:
+class WALPreallocator:
     """Looks after the length of one log, in the order of its owner's transactions."""
 
     def __init__(self, disk: Disk) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from persistcoll.sqlite.dialect import Connection
 from persistcoll.sqlite.statements import DATA_VERSION
 
-__all__ = ["Watcher"]
+__all__ = ["ChangeWatcher"]
 
 
-class Watcher:
+class ChangeWatcher:
     """A connection of its own to ask for the version, as the writing one may be waiting for the device.
 
     It is there from the first question on. From any thread.

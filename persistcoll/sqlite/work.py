@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from persistcoll.engine.combining import Request
 from persistcoll.sqlite.dialect import Execute
 
-__all__ = ["Outcome", "Work"]
+__all__ = ["Outcome", "WriteRequest"]
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class Outcome:
     committed = False
 
 
-class Work(Request, Generic[T]):
+class WriteRequest(Request, Generic[T]):
     """What one caller wants done, perhaps by another one who waits as well.
 
     :param run: raises before it changes anything, or not at all; the database's own errors excepted.

@@ -7,13 +7,13 @@
   sequences of operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
 - :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power;
   :func:`explore` tries everything that a power cut may leave.
-- :class:`MemoryStore` and :class:`MemoryTable`: a store and a table that need no disk.
+- :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a store and a table that need no disk.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.testing.explore import Exploration, Violation, explore
 from persistcoll.testing.faults import Fault, FaultyDisk
 from persistcoll.testing.law import Capabilities, Law
@@ -41,10 +41,10 @@ __all__ = [
     "Law",
     "MappingFactory",
     "MappingMachine",
-    "MemoryState",
-    "MemoryStore",
-    "MemoryTable",
-    "MemoryTableState",
+    "MemoryQueueState",
+    "MemoryQueueStore",
+    "MemoryRecordState",
+    "MemoryRecordStore",
     "Model",
     "Operation",
     "QueueMachine",

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from persistcoll.engine.contracts import Store
+from persistcoll.engine.contracts import QueueStore
 from persistcoll.engine.records import Record
 from persistcoll.errors import Empty
 from persistcoll.testing.children import demand
@@ -34,7 +34,7 @@ class StoreFactory(Protocol):
     def capabilities(self) -> Capabilities:
         """What its stores can do."""
 
-    def open(self, name: str) -> Store:
+    def open(self, name: str) -> QueueStore:
         """The store of this name, made if it is missing. Called again after ``close()``, too."""
 
     # Where `capabilities.crashes`, it also has
@@ -48,19 +48,19 @@ class Bench:
     def __init__(self, factory: StoreFactory) -> None:
         self._factory = factory
         self.capabilities = factory.capabilities
-        self.opened: list[Store] = []
+        self.opened: list[QueueStore] = []
 
-    def open(self, name: str = "a") -> Store:
+    def open(self, name: str = "a") -> QueueStore:
         """Open the store ``name``."""
         self.opened.append(self._factory.open(name))
         return self.opened[-1]
 
-    def crash(self) -> Store:
+    def crash(self) -> QueueStore:
         """Open what the store ``"a"`` would leave if the process died now."""
         self.opened.append(getattr(self._factory, "crashed")("a"))  # noqa: B009
         return self.opened[-1]
 
-    def after_the_end(self, store: Store) -> list[bytes]:
+    def after_the_end(self, store: QueueStore) -> list[bytes]:
         """What is ready after a crash where one can be had, and after closing ``store`` otherwise.
 
         Where there is no crash, ``store`` is of no use any more.
@@ -82,12 +82,12 @@ def id_of(record: Record) -> int:
     return record.id
 
 
-def payloads(store: Store) -> list[bytes]:
+def payloads(store: QueueStore) -> list[bytes]:
     """What is ready, in order."""
     return [record.payload for record in store.records()]
 
 
-def state(store: Store) -> tuple[list[bytes], int, int, int]:
+def state(store: QueueStore) -> tuple[list[bytes], int, int, int]:
     """What is ready, and the counts: ready, claimed, unfinished."""
     return payloads(store), store.count(), store.claimed(), store.unfinished()
 
@@ -97,7 +97,7 @@ def numbers(first: int, behind: int) -> list[bytes]:
     return [b"%d" % number for number in range(first, behind)]
 
 
-def take_all(store: Store) -> list[int]:
+def take_all(store: QueueStore) -> list[int]:
     """Claim everything that is ready, one by one; the ids."""
     ids = []
     with contextlib.suppress(Empty):
@@ -107,7 +107,7 @@ def take_all(store: Store) -> list[int]:
 
 
 @contextlib.contextmanager
-def refused(error: type[BaseException], what: str, *stores: Store) -> Iterator[None]:
+def refused(error: type[BaseException], what: str, *stores: QueueStore) -> Iterator[None]:
     """The block raises ``error``, and changes nothing."""
     before = [state(store) for store in stores]
     try:

@@ -3,14 +3,14 @@
 Whoever writes a store proves it with these. A store is made by a :class:`StoreFactory`; what it can do
 beyond the contract, or cannot, the factory says as a value (:class:`~persistcoll.testing.Capabilities`):
 
->>> from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+>>> from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(handles=True, crashes=False, forks=False, processes=False)
 ...     def __init__(self):
 ...         self.states = {}
 ...     def open(self, name):
-...         return MemoryStore(self.states.setdefault(name, MemoryState()))
+...         return MemoryQueueStore(self.states.setdefault(name, MemoryQueueState()))
 >>> for law in LAWS.values():
 ...     if law.applies_to(InMemory()):
 ...         law(InMemory())
@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from persistcoll.engine.contracts import Claim, Store
+from persistcoll.engine.contracts import Claim, QueueStore
 from persistcoll.errors import Empty, Full, LockedError, NotClaimedError
 from persistcoll.testing.bench import (
     Bench,
@@ -140,7 +140,7 @@ def used_once_before_it_is_final(bench: Bench) -> None:
     _claims_tell_what_to_release(store)
 
 
-def _claims_tell_what_to_release(store: Store) -> None:
+def _claims_tell_what_to_release(store: QueueStore) -> None:
     before = state(store)
     claims: list[Claim] = []
     with contextlib.suppress(KeyboardInterrupt):

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from persistcoll.engine.contracts import Store
-from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+from persistcoll.engine.contracts import QueueStore
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.records import Record
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.bench import StoreFactory
@@ -42,9 +42,9 @@ class StoreMachine(stateful.RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.factory = self.stores()
-        self.store: Store = self.factory.open("a")
-        self.state = MemoryState()
-        self.model = MemoryStore(self.state)
+        self.store: QueueStore = self.factory.open("a")
+        self.state = MemoryQueueState()
+        self.model = MemoryQueueStore(self.state)
         # Ids grow in both, but a store may leave some out.
         self.ids: dict[int, int] = {}
         self.claimed: list[int] = []
@@ -202,10 +202,10 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         finally:
             left.close()
 
-    def _begin_again(self, store: Store) -> None:
+    def _begin_again(self, store: QueueStore) -> None:
         self.store = store
         self.model.close()
-        self.model = MemoryStore(self.state)
+        self.model = MemoryQueueStore(self.state)
         self.claimed = []
 
     @stateful.invariant()

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
-from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.testing.children import demand
 from persistcoll.testing.law import Capabilities, Law, laws_with
 
@@ -40,7 +40,7 @@ class MappingFactory(Protocol):
     def capabilities(self) -> Capabilities:
         """What its mappings can do."""
 
-    def open(self, name: str) -> Mapping:
+    def open(self, name: str) -> PairStore:
         """The mapping of this name, made if it is missing. Called again after ``close()``, too."""
 
     def advance(self, seconds: float) -> None:
@@ -58,24 +58,24 @@ class MappingBench:
         self._factory = factory
         self.capabilities = factory.capabilities
         self.advance = factory.advance
-        self.opened: list[Mapping] = []
+        self.opened: list[PairStore] = []
 
-    def open(self, name: str = "a") -> Mapping:
+    def open(self, name: str = "a") -> PairStore:
         """Open the mapping ``name``."""
         self.opened.append(self._factory.open(name))
         return self.opened[-1]
 
-    def another(self, mapping: Mapping) -> Mapping:
+    def another(self, mapping: PairStore) -> PairStore:
         """The mapping ``"a"`` through a handle of its own, or ``mapping`` where there is one at a time."""
         return self.open() if self.capabilities.handles else mapping
 
-    def after_the_end(self, mapping: Mapping) -> list[Item]:
+    def after_the_end(self, mapping: PairStore) -> list[Item]:
         """What is left after a crash where one can be had, and after closing ``mapping`` otherwise.
 
         Where there is no crash, ``mapping`` is of no use any more.
         """
         if self.capabilities.crashes:
-            found: Mapping = getattr(self._factory, "crashed")("a")  # noqa: B009
+            found: PairStore = getattr(self._factory, "crashed")("a")  # noqa: B009
             self.opened.append(found)
         else:
             mapping.close()
@@ -109,7 +109,7 @@ def whole(pair: Pair) -> tuple[bytes, bytes, bytes]:
     return pair.key, pair.name, pair.value
 
 
-def look(mapping: Mapping) -> list[Pair]:
+def look(mapping: PairStore) -> list[Pair]:
     """All pairs of a mapping. Everything else that tells of them has to agree."""
     pairs = list(mapping.pairs())
     keys = [pair.key for pair in pairs]
@@ -132,7 +132,7 @@ def look(mapping: Mapping) -> list[Pair]:
     return pairs
 
 
-def keys_of(mapping: Mapping) -> list[bytes]:
+def keys_of(mapping: PairStore) -> list[bytes]:
     """All keys of a mapping, in order."""
     return [pair.key for pair in look(mapping)]
 
@@ -143,7 +143,7 @@ def _same(got: Iterable[Pair], wanted: Iterable[Pair], what: str) -> None:
 
 
 @contextlib.contextmanager
-def refuses(error: BaseException, what: str, mapping: Mapping) -> Iterator[None]:
+def refuses(error: BaseException, what: str, mapping: PairStore) -> Iterator[None]:
     """The block raises this very error, and changes nothing."""
     before = look(mapping)
     try:

@@ -1,7 +1,7 @@
 """The laws of mappings, each as a function that tries to break it: as :mod:`persistcoll.testing.laws`, for a
 :class:`~persistcoll.testing.mapping_bench.MappingFactory`.
 
->>> from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
+>>> from persistcoll.engine.memory.pair_store import MemoryPairStore, MemoryMappingState
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, forks=False, processes=False)
@@ -9,7 +9,7 @@
 ...         self.now = 0.0
 ...         self.states = {}
 ...     def open(self, name):
-...         return MemoryMapping(self.states.setdefault(name, MemoryMappingState(lambda: self.now)))
+...         return MemoryPairStore(self.states.setdefault(name, MemoryMappingState(lambda: self.now)))
 ...     def advance(self, seconds):
 ...         self.now += seconds
 >>> for law in MAPPING_LAWS.values():
@@ -23,7 +23,7 @@ import contextlib
 import threading
 from typing import Any
 
-from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.testing.children import demand, together
 from persistcoll.testing.mapping_bench import (
     MappingBench,
@@ -78,7 +78,7 @@ def _numbers(first: int, behind: int) -> list[str]:
     return [f"{number:06}" for number in range(first, behind)]
 
 
-def _changed_meanwhile(mapping: Mapping, other: Mapping, reverse: bool) -> None:
+def _changed_meanwhile(mapping: PairStore, other: PairStore, reverse: bool) -> None:
     mapping.clear()
     mapping.set_many(triples(*_numbers(0, MANY)))
     for of_all in (True, False):
@@ -103,7 +103,7 @@ def _changed_meanwhile(mapping: Mapping, other: Mapping, reverse: bool) -> None:
         other.set_many([(early, b"", early), (late, b"", late), (again, b"", again)])
 
 
-def _churned_meanwhile(mapping: Mapping, other: Mapping) -> None:
+def _churned_meanwhile(mapping: PairStore, other: PairStore) -> None:
     mapping.clear()
     mapping.set_many(triples(*_numbers(0, MANY)))
     stable = [key.encode() for key in _numbers(0, MANY) if int(key) % 7]
@@ -176,7 +176,7 @@ def _raise(error: BaseException) -> Any:
     raise error
 
 
-def _nobody_else_writes(mapping: Mapping, other: Mapping) -> None:
+def _nobody_else_writes(mapping: PairStore, other: PairStore) -> None:
     mapping.set_many(triples("x", value="0"))
     seen: list[bytes | None] = []
     calls = [
@@ -201,7 +201,7 @@ def _nobody_else_writes(mapping: Mapping, other: Mapping) -> None:
     demand(committed.issuperset(seen), f"another thread saw what was not committed: {seen}")
 
 
-def _no_update_is_lost(mapping: Mapping, other: Mapping) -> None:
+def _no_update_is_lost(mapping: PairStore, other: PairStore) -> None:
     mapping.clear()
     each = 20
     pause = threading.Event()
@@ -210,7 +210,7 @@ def _no_update_is_lost(mapping: Mapping, other: Mapping) -> None:
         pause.wait(0.0005)  # others get their chance to come between
         return b"%d" % (int(present or 0) + 1), None
 
-    def count(mine: Mapping) -> None:
+    def count(mine: PairStore) -> None:
         for number in range(each):
             if number % 4:
                 mine.change(b"n", b"", one_more)

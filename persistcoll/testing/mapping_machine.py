@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from persistcoll.engine.contracts import Mapping, Pair
-from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
+from persistcoll.engine.contracts import Pair, PairStore
+from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
 from persistcoll.testing.children import demand
 from persistcoll.testing.hypothesis import ExpectedError, outcome, st, stateful
 from persistcoll.testing.mapping_bench import MappingFactory, look
@@ -55,10 +55,10 @@ class MappingMachine(stateful.RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.factory = self.mappings()
-        self.mapping: Mapping = self.factory.open("a")
+        self.mapping: PairStore = self.factory.open("a")
         self.now = 0.0
         self.state = MemoryMappingState(lambda: self.now)
-        self.model = MemoryMapping(self.state)
+        self.model = MemoryPairStore(self.state)
         self.readings: list[_Reading] = []
 
     def mappings(self) -> MappingFactory:
@@ -69,8 +69,8 @@ class MappingMachine(stateful.RuleBasedStateMachine):
         """At the end of a run: close."""
         self.mapping.close()
 
-    def _same(self, call: Callable[[Mapping], Any], what: str) -> Any:
-        def tried(mapping: Mapping) -> Any:
+    def _same(self, call: Callable[[PairStore], Any], what: str) -> Any:
+        def tried(mapping: PairStore) -> Any:
             try:
                 return outcome(lambda: call(mapping))
             except KeyError as error:
@@ -138,7 +138,7 @@ class MappingMachine(stateful.RuleBasedStateMachine):
         """Several changes in a transaction, with one within it, that ends well or raises."""
         seen: list[list[Pair]] = []
 
-        def call(mapping: Mapping) -> None:
+        def call(mapping: PairStore) -> None:
             with contextlib.suppress(ExpectedError), mapping.transaction():
                 mapping.set_many(triples)
                 with mapping.transaction():

@@ -6,8 +6,18 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Protocol, cast
 
-from persistcoll.engine.contracts import Store, Table
-from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
+from persistcoll.engine.contracts import QueueStore, RecordStore
+from persistcoll.engine.records import (
+    FIFO,
+    LIFO,
+    PRIORITY,
+    UNIQUE,
+    ClaimPolicy,
+    Discipline,
+    Entry,
+    Record,
+    State,
+)
 from persistcoll.testing.children import demand
 from persistcoll.testing.law import Capabilities, Law, laws_with
 
@@ -31,7 +41,7 @@ __all__ = [
 Row = tuple[State, Record]
 
 DISCIPLINES = (FIFO, LIFO, PRIORITY, UNIQUE)
-PLAIN = Retry()
+PLAIN = ClaimPolicy()
 
 
 class TableFactory(Protocol):
@@ -41,14 +51,14 @@ class TableFactory(Protocol):
     def capabilities(self) -> Capabilities:
         """What its tables can do."""
 
-    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         """The table of this name, made if it is missing. A name keeps its discipline."""
 
     def advance(self, seconds: float) -> None:
         """Let so much time pass for all of its tables, and for what they leave when they crash."""
 
     # Where `capabilities.crashes`, it also has
-    #   def crashed(self, name: str, discipline: Discipline, retry: Retry) -> Table
+    #   def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore
     # which opens a copy, whose claims are those of a dead process; what is done to the copy does not
     # touch the table.
 
@@ -64,26 +74,26 @@ class FifoStores:
         self,
         tables: TableFactory,
         discipline: Discipline = FIFO,
-        retry: Retry = PLAIN,
+        retry: ClaimPolicy = PLAIN,
     ) -> None:
         self._tables = tables
         self._discipline = discipline
         self._retry = retry
         self.capabilities = tables.capabilities
 
-    def open(self, name: str) -> Store:
+    def open(self, name: str) -> QueueStore:
         """The table of this name."""
-        return cast(Store, _Uncounted(self._tables.open(name, self._discipline, self._retry)))
+        return cast(QueueStore, _Uncounted(self._tables.open(name, self._discipline, self._retry)))
 
-    def crashed(self, name: str) -> Store:
+    def crashed(self, name: str) -> QueueStore:
         """What a process that died at this moment leaves."""
-        return cast(Store, _Uncounted(_crashed(self._tables, name, self._discipline, self._retry)))
+        return cast(QueueStore, _Uncounted(_crashed(self._tables, name, self._discipline, self._retry)))
 
 
 class _Uncounted:
     """A table whose records do not tell how often they were claimed: a store's never do."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: RecordStore) -> None:
         self._table = table
 
     def records(self) -> Iterator[Record]:
@@ -93,8 +103,8 @@ class _Uncounted:
         return getattr(self._table, name)
 
 
-def _crashed(tables: TableFactory, name: str, discipline: Discipline, retry: Retry) -> Table:
-    table: Table = getattr(tables, "crashed")(name, discipline, retry)  # noqa: B009
+def _crashed(tables: TableFactory, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+    table: RecordStore = getattr(tables, "crashed")(name, discipline, retry)  # noqa: B009
     return table
 
 
@@ -105,19 +115,25 @@ class TableBench:
         self._factory = factory
         self.capabilities = factory.capabilities
         self.advance = factory.advance
-        self.opened: list[Table] = []
+        self.opened: list[RecordStore] = []
 
-    def open(self, discipline: Discipline = FIFO, retry: Retry = PLAIN, name: str | None = None) -> Table:
+    def open(
+        self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
+    ) -> RecordStore:
         """Open the table ``name``, by default the one named as its discipline."""
         self.opened.append(self._factory.open(name or discipline.name, discipline, retry))
         return self.opened[-1]
 
-    def crash(self, discipline: Discipline = FIFO, retry: Retry = PLAIN, name: str | None = None) -> Table:
+    def crash(
+        self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
+    ) -> RecordStore:
         """Open what the table ``name`` would leave if the process died now."""
         self.opened.append(_crashed(self._factory, name or discipline.name, discipline, retry))
         return self.opened[-1]
 
-    def another(self, table: Table, discipline: Discipline = FIFO, retry: Retry = PLAIN) -> Table:
+    def another(
+        self, table: RecordStore, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN
+    ) -> RecordStore:
         """The same table through a handle of its own, or ``table`` where there is only one at a time."""
         return self.open(discipline, retry) if self.capabilities.handles else table
 
@@ -126,7 +142,7 @@ TableLaw = Law[TableBench]
 table_law = laws_with(TableBench)
 
 
-def look(table: Table) -> list[Row]:
+def look(table: RecordStore) -> list[Row]:
     """All rows of a table. Everything else that tells of them has to agree."""
     rows = list(table.rows())
     ids = [record.id for _, record in rows]
@@ -149,7 +165,7 @@ def look(table: Table) -> list[Row]:
     return rows
 
 
-def standing(table: Table) -> dict[bytes, tuple[State, int]]:
+def standing(table: RecordStore) -> dict[bytes, tuple[State, int]]:
     """By payload: in which state a record is, and how often it was claimed."""
     return {record.payload: (state, record.attempts) for state, record in look(table)}
 
@@ -160,7 +176,7 @@ def order(records: list[Record], discipline: Discipline) -> list[Record]:
     return sorted(ordered, key=lambda record: record.priority) if discipline.by_priority else ordered
 
 
-def after_the_end(rows: list[Row], retry: Retry) -> list[Row]:
+def after_the_end(rows: list[Row], retry: ClaimPolicy) -> list[Row]:
     """What becomes of these rows when those who have claimed some of them close or die."""
 
     def moved(state: State, record: Record) -> State:
@@ -183,7 +199,7 @@ def keyed(*payloads: str) -> list[Entry]:
 
 
 @contextlib.contextmanager
-def refuses(error: type[BaseException], what: str, *tables: Table) -> Iterator[None]:
+def refuses(error: type[BaseException], what: str, *tables: RecordStore) -> Iterator[None]:
     """The block raises ``error``, and changes nothing."""
     before = [look(table) for table in tables]
     try:

@@ -7,8 +7,8 @@ from dataclasses import astuple
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.records import FIFO, UNIQUE, Backoff, Entry, Record, Retry, State
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import FIFO, UNIQUE, Backoff, ClaimPolicy, Entry, Record, State
 from persistcoll.errors import DuplicateError, Full
 from persistcoll.testing.bench import id_of, take_all
 from persistcoll.testing.children import demand
@@ -30,7 +30,7 @@ def what_nobody_holds_is_ready(bench: TableBench) -> None:
 
 
 def _leases(bench: TableBench) -> None:
-    retry = Retry(lease=60.0, backoff=Backoff(base=1000.0, jitter=0.0))
+    retry = ClaimPolicy(lease=60.0, backoff=Backoff(base=1000.0, jitter=0.0))
     table = bench.open(FIFO, retry, "leased")
     other = bench.open(FIFO, retry, "leased") if bench.capabilities.handles else table
     table.append_many([b"a", b"b", b"c"])
@@ -65,7 +65,7 @@ _FREE = {b"a": (State.READY, 1), b"b": (State.READY, 1), b"c": (State.READY, 0)}
 
 def _holders(bench: TableBench, resume: bool) -> None:
     # Whoever dies has not given back: there is no back-off.
-    retry = Retry(resume=resume, backoff=Backoff(base=1000.0, jitter=0.0))
+    retry = ClaimPolicy(resume=resume, backoff=Backoff(base=1000.0, jitter=0.0))
     reopen = partial(bench.open, FIFO, retry, f"held {resume}")
     table = reopen()
     table.append_many([b"a", b"b", b"c"])
@@ -91,7 +91,7 @@ def _holders(bench: TableBench, resume: bool) -> None:
     _comes_back(left if beside else reopen(), resume, "closed by who held it")
 
 
-def _comes_back(table: Table, resumed: bool, how: str) -> None:
+def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
     """What a dead holder had claimed: at once where it is resumed, else when somebody says so."""
     if not resumed:
         found = standing(table)
@@ -106,7 +106,7 @@ def _comes_back(table: Table, resumed: bool, how: str) -> None:
 
 
 def _delays(bench: TableBench) -> None:
-    retry = Retry(backoff=Backoff(base=10.0, factor=2.0, limit=30.0, jitter=0.0))
+    retry = ClaimPolicy(backoff=Backoff(base=10.0, factor=2.0, limit=30.0, jitter=0.0))
     table = bench.open(FIFO, retry, "delayed")
     other = bench.open(FIFO, retry, "delayed") if bench.capabilities.handles else table
     first, second = table.append_many([b"a", b"b"])
@@ -136,7 +136,7 @@ def _delays(bench: TableBench) -> None:
 
 def _seen_at_once(bench: TableBench) -> None:
     """Whatever comes first after a lease or a delay has ended sees what is so now."""
-    ready: dict[str, tuple[Callable[[Table, int], Any], Any]] = {
+    ready: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
         "count()": (lambda table, id: table.count(), 1),
         "claimed()": (lambda table, id: table.claimed(), 0),
         "unfinished()": (lambda table, id: table.unfinished(), 1),
@@ -156,7 +156,7 @@ def _seen_at_once(bench: TableBench) -> None:
         "replace()": (lambda table, id: table.replace(id, b"new", b"l"), True),
         "holds()": (lambda table, id: table.holds(b"k"), True),
     }
-    dead: dict[str, tuple[Callable[[Table, int], Any], Any]] = {
+    dead: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
         "count()": (lambda table, id: table.count(), 0),
         "claimed()": (lambda table, id: table.claimed(), 0),
         "unfinished()": (lambda table, id: table.unfinished(), 0),
@@ -171,7 +171,7 @@ def _seen_at_once(bench: TableBench) -> None:
         "purge()": (lambda table, id: table.purge(State.DEAD), 1),
     }
     for limit, looks in ((None, ready), (1, dead)):
-        retry = Retry(lease=60.0, max_attempts=limit)
+        retry = ClaimPolicy(lease=60.0, max_attempts=limit)
         for name, (call, wanted) in looks.items():
             for delayed in (False, True):
                 table = bench.open(UNIQUE, retry, f"{name} {limit} {delayed}")
@@ -183,7 +183,7 @@ def _seen_at_once(bench: TableBench) -> None:
                 found = call(table, id)
                 demand(found == wanted, f"{name}, first when time has come, gave {found!r}, not {wanted!r}")
                 table.close()
-    table = bench.open(UNIQUE, Retry(lease=60.0), "version()")
+    table = bench.open(UNIQUE, ClaimPolicy(lease=60.0), "version()")
     table.append(b"")
     table.take(id_of)
     before = table.version()
@@ -207,7 +207,7 @@ def _is_full(call: Callable[[], Any]) -> bool:
 @table_law("T4")
 def keys_in_force(bench: TableBench) -> None:
     """A key is refused while a record of it is ready, delayed or claimed, and free after."""
-    retry = Retry(lease=60.0, max_attempts=2, keep_done=100)
+    retry = ClaimPolicy(lease=60.0, max_attempts=2, keep_done=100)
     table = bench.open(UNIQUE, retry)
     key = _Key(table, bench.another(table, UNIQUE, retry))
     key.put()
@@ -268,7 +268,7 @@ def keys_in_force(bench: TableBench) -> None:
 class _Key:
     """A key, and whether it is in force, through every handle of a table."""
 
-    def __init__(self, *tables: Table, key: bytes = b"k") -> None:
+    def __init__(self, *tables: RecordStore, key: bytes = b"k") -> None:
         self.tables = tables
         self.key = key
 
@@ -297,7 +297,7 @@ class _Key:
             demand(table.discard(id) == id, "what was put is not ready")
 
 
-def _replaced(table: Table, old: _Key) -> None:
+def _replaced(table: RecordStore, old: _Key) -> None:
     """A record that gets another payload, and with it another key."""
     new = _Key(*old.tables, key=b"l")
     id = old.put()

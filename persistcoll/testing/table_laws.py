@@ -1,17 +1,17 @@
 """The laws of :mod:`persistcoll.engine.contracts` for tables, each as a function that tries to break it.
 
-As :mod:`persistcoll.testing.laws`, for whoever writes a :class:`~persistcoll.engine.contracts.Table`. A
+As :mod:`persistcoll.testing.laws`, for whoever writes a :class:`~persistcoll.engine.contracts.RecordStore`. A
 :class:`TableFactory` opens them, of any discipline and with any retrying, and moves their time:
 
->>> from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+>>> from persistcoll.engine.memory.record_store import MemoryRecordStore, MemoryRecordState
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, processes=False)
 ...     def __init__(self):
 ...         self.states, self.now = {}, 0.0
 ...     def open(self, name, discipline, retry):
-...         state = self.states.setdefault(name, MemoryTableState(lambda: self.now))
-...         return MemoryTable(discipline, retry, state)
+...         state = self.states.setdefault(name, MemoryRecordState(lambda: self.now))
+...         return MemoryRecordStore(discipline, retry, state)
 ...     def advance(self, seconds):
 ...         self.now += seconds
 >>> for law in TABLE_LAWS.values():
@@ -28,7 +28,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.records import UNIQUE, Entry, Retry, State
+from persistcoll.engine.records import UNIQUE, ClaimPolicy, Entry, State
 from persistcoll.errors import DuplicateError, Empty, Full, NotClaimedError
 from persistcoll.testing.bench import id_of, raising
 from persistcoll.testing.children import demand, together
@@ -101,7 +101,7 @@ def whole_or_not_at_all(bench: TableBench) -> None:
 @table_law("S2", "crashes")
 def durable_when_returned(bench: TableBench) -> None:
     """What returned survives the process."""
-    retry = Retry(max_attempts=4, keep_done=100)
+    retry = ClaimPolicy(max_attempts=4, keep_done=100)
     table = bench.open(UNIQUE, retry)
     names = [name.encode() for name in "abcdefghijklm"]
 
@@ -170,7 +170,7 @@ def within_capacity(bench: TableBench) -> None:
     room until it is ready again.
     """
     capacity, each = 4, 41
-    retry = Retry(lease=60.0)
+    retry = ClaimPolicy(lease=60.0)
     table = bench.open(UNIQUE, retry)
     tables = [table, bench.another(table, UNIQUE, retry)]
     counts: list[int] = []
@@ -222,7 +222,7 @@ def within_capacity(bench: TableBench) -> None:
 @table_law("S7")
 def strangers_by_name(bench: TableBench) -> None:
     """Tables with different names do not see each other."""
-    retry = Retry(lease=60.0, keep_done=10, resume=False)
+    retry = ClaimPolicy(lease=60.0, keep_done=10, resume=False)
     one, two = bench.open(UNIQUE, retry, "a"), bench.open(UNIQUE, retry, "b")
     one.put(keyed("x", "y", "z"))
     demand(look(two) == [], f"what was put into one is in the other: {look(two)}")

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.records import UNIQUE, Discipline, Retry, State
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import UNIQUE, ClaimPolicy, Discipline, State
 from persistcoll.errors import ClosedError, NotClaimedError
 from persistcoll.testing.bench import id_of, take_all
 from persistcoll.testing.children import demand, in_forked_child
@@ -35,11 +35,11 @@ def reopening_changes_nothing(bench: TableBench) -> None:
     still claimed, as the table was made).
     """
     for discipline in DISCIPLINES:
-        _reopened(bench, discipline, Retry(max_attempts=3, keep_done=10))
-        _reopened(bench, discipline, Retry(lease=1000.0, keep_done=10, resume=False))
+        _reopened(bench, discipline, ClaimPolicy(max_attempts=3, keep_done=10))
+        _reopened(bench, discipline, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
 
 
-def _reopened(bench: TableBench, discipline: Discipline, retry: Retry) -> None:
+def _reopened(bench: TableBench, discipline: Discipline, retry: ClaimPolicy) -> None:
     reopen = partial(bench.open, discipline, retry, f"{discipline.name} {retry.resume}")
     table = reopen()
     table.put(entries(*"abcdefg"))
@@ -83,7 +83,7 @@ def _reopened(bench: TableBench, discipline: Discipline, retry: Retry) -> None:
 @table_law("S9")
 def closed_is_closed(bench: TableBench) -> None:
     """After close() every call raises ClosedError, except close()."""
-    retry = Retry(lease=60.0, keep_done=10)
+    retry = ClaimPolicy(lease=60.0, keep_done=10)
     table = bench.open(UNIQUE, retry)
     (first, *_) = table.put(keyed("a", "b", "c"))
     id = table.take(id_of)
@@ -137,11 +137,11 @@ def closed_is_closed(bench: TableBench) -> None:
 def forks_are_harmless(bench: TableBench) -> None:
     """A forked child can use the table, and never disturbs its parent."""
     for dies in (True, False):
-        _forked(bench, dies, Retry(keep_done=10))
-        _forked(bench, dies, Retry(lease=1000.0, keep_done=10, resume=False))
+        _forked(bench, dies, ClaimPolicy(keep_done=10))
+        _forked(bench, dies, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
 
 
-def _forked(bench: TableBench, dies: bool, retry: Retry) -> None:
+def _forked(bench: TableBench, dies: bool, retry: ClaimPolicy) -> None:
     table = bench.open(UNIQUE, retry, f"{dies} {retry.resume}")
     table.put(keyed(*"abcdef"))
     held = [table.take(id_of), table.take(id_of)]
@@ -166,7 +166,7 @@ def _forked(bench: TableBench, dies: bool, retry: Retry) -> None:
     demand(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
 
 
-def _child(table: Table, held: list[int], shared: bool, dies: bool) -> None:
+def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> None:
     table.abandon()
     for verb in (table.acknowledge, table.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what the parent holds", table):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import FINISHED
 from persistcoll.engine.records import (
     FIFO,
@@ -14,10 +14,10 @@ from persistcoll.engine.records import (
     PRIORITY,
     UNIQUE,
     Backoff,
+    ClaimPolicy,
     Discipline,
     Entry,
     Record,
-    Retry,
     State,
 )
 from persistcoll.errors import ClaimError, Empty
@@ -31,7 +31,7 @@ _Tell = Callable[[Record], tuple[int, bytes, float, int]]
 
 _KEYS = (b"k", b"l", b"m")
 _NUMBERS = ("puts", "gets", *(state.value for state in State))
-_LOOKS: dict[str, Callable[[Table, _Tell], Any]] = {
+_LOOKS: dict[str, Callable[[RecordStore, _Tell], Any]] = {
     "rows": lambda table, told: [(state, *told(record)) for state, record in table.rows()],
     "numbers": lambda table, _: [getattr(table.stats(), name) for name in _NUMBERS],
     "count": lambda table, _: table.count(),
@@ -60,7 +60,7 @@ _disciplines = st.sampled_from(
     ]
 )
 _retries = st.builds(
-    Retry,
+    ClaimPolicy,
     lease=st.sampled_from([None, 5.0, 5.0]),
     max_attempts=st.sampled_from([None, None, 1, 2, 3]),
     backoff=st.sampled_from([None, Backoff(base=4.0, factor=2.0, limit=10.0, jitter=0.0)]),
@@ -100,8 +100,8 @@ _steps = st.one_of(
 class _Pair(NamedTuple):
     """One handle, and the model's."""
 
-    real: Table
-    model: MemoryTable
+    real: RecordStore
+    model: MemoryRecordStore
 
 
 def _told(record: Record) -> tuple[int, bytes, float, int]:
@@ -118,7 +118,7 @@ class TableMachine(stateful.RuleBasedStateMachine):
         super().__init__()
         self.factory = self.tables()
         self.now = 0.0
-        self.state = MemoryTableState(lambda: self.now)
+        self.state = MemoryRecordState(lambda: self.now)
         self.pairs: list[_Pair] = []
         # Ids grow in both, but a table may leave some out.
         self.ids: dict[int, int] = {}
@@ -135,7 +135,7 @@ class TableMachine(stateful.RuleBasedStateMachine):
             pair.real.close()
 
     @stateful.initialize(discipline=_disciplines, retry=_retries, entries=_entries)
-    def begin(self, discipline: Discipline, retry: Retry, entries: list[Entry]) -> None:
+    def begin(self, discipline: Discipline, retry: ClaimPolicy, entries: list[Entry]) -> None:
         """Choose a kind of table."""
         self.discipline, self.retry = discipline, retry
         self._open()
@@ -143,7 +143,7 @@ class TableMachine(stateful.RuleBasedStateMachine):
 
     def _open(self) -> None:
         real = self.factory.open("a", self.discipline, self.retry)
-        self.pairs.append(_Pair(real, MemoryTable(self.discipline, self.retry, self.state)))
+        self.pairs.append(_Pair(real, MemoryRecordStore(self.discipline, self.retry, self.state)))
 
     def _pair(self, handle: int) -> _Pair:
         return self.pairs[handle % len(self.pairs)]
@@ -199,7 +199,7 @@ class TableMachine(stateful.RuleBasedStateMachine):
         """Append one, or several, or none."""
         pair = self._pair(handle)
 
-        def append(table: Table) -> Sequence[int]:
+        def append(table: RecordStore) -> Sequence[int]:
             if len(payloads) == 1:
                 return [table.append(payloads[0], capacity)]
             return table.append_many(payloads, capacity)
@@ -354,8 +354,8 @@ class TableMachine(stateful.RuleBasedStateMachine):
         """Look at what would be left if every process died now."""
         if not self.factory.capabilities.crashes:
             return
-        left: Table = getattr(self.factory, "crashed")("a", self.discipline, self.retry)  # noqa: B009
-        pair = _Pair(left, MemoryTable(self.discipline, self.retry, self.state.copy()))
+        left: RecordStore = getattr(self.factory, "crashed")("a", self.discipline, self.retry)  # noqa: B009
+        pair = _Pair(left, MemoryRecordStore(self.discipline, self.retry, self.state.copy()))
         try:
             self._compare(pair, "a crash left")
             counts = left.resume(), pair.model.resume()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.records import Discipline, Record, Retry, State
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import ClaimPolicy, Discipline, Record, State
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.bench import id_of, raising, take_all
 from persistcoll.testing.children import demand, together
@@ -31,7 +31,7 @@ def _itself(record: Record) -> Record:
     return record
 
 
-def _ordered(table: Table, discipline: Discipline) -> list[int]:
+def _ordered(table: RecordStore, discipline: Discipline) -> list[int]:
     """The ids of what is ready, in the order in which they are to be taken."""
     return [record.id for record in order(list(table.records()), discipline)]
 
@@ -45,7 +45,7 @@ def used_once_before_it_is_final(bench: TableBench) -> None:
         _used_once(bench, bench.open(discipline), discipline)
 
 
-def _used_once(bench: TableBench, table: Table, discipline: Discipline) -> None:
+def _used_once(bench: TableBench, table: RecordStore, discipline: Discipline) -> None:
     table.put(entries(*"abcde"))
     ids = [record.id for record in table.records()]
     first, second, *_ = _ordered(table, discipline)
@@ -106,13 +106,13 @@ def in_order_and_never_twice(bench: TableBench) -> None:
         _put(table, given, *"mno")
 
 
-def _put(table: Table, given: list[int], *payloads: str) -> None:
+def _put(table: RecordStore, given: list[int], *payloads: str) -> None:
     given.extend(id or 0 for id in table.put(entries(*payloads)))
     given.append(table.append(b"appended"))
     demand(given == sorted(set(given)), f"ids do not grow: {given}")
 
 
-def _taken_and_given_back(table: Table, discipline: Discipline, given: list[int]) -> None:
+def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: list[int]) -> None:
     by = discipline.name
     listed = [record.id for record in table.records()]
     demand(listed == given, f"{by}: records() of {given} gave {listed}")
@@ -139,7 +139,7 @@ def _taken_and_given_back(table: Table, discipline: Discipline, given: list[int]
     demand(got == wanted, f"{by}: one of them given to the back: {got}, not {wanted}")
 
 
-def _taken_by_id(table: Table, discipline: Discipline) -> None:
+def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
     by = discipline.name
     held = next(table.rows(State.CLAIMED))[1].id
     first, second, third, *_ = _ordered(table, discipline)
@@ -164,7 +164,7 @@ def _taken_by_id(table: Table, discipline: Discipline) -> None:
 @table_law("S5")
 def one_taker_each(bench: TableBench) -> None:
     """One record is never in the hands of two takers."""
-    retry = Retry(lease=3600.0, keep_done=1000)
+    retry = ClaimPolicy(lease=3600.0, keep_done=1000)
     for discipline in DISCIPLINES:
         table = bench.open(discipline, retry)
         other = bench.another(table, discipline, retry)
@@ -179,7 +179,7 @@ class _Takers:
 
     total = 60
 
-    def __init__(self, *tables: Table) -> None:
+    def __init__(self, *tables: RecordStore) -> None:
         self.tables = tables
         self.mutex = threading.Lock()
         self.holding: set[bytes] = set()
@@ -217,7 +217,7 @@ class _Takers:
             for record in got:
                 self._settle(table, record)
 
-    def _settle(self, table: Table, record: Record) -> None:
+    def _settle(self, table: RecordStore, record: Record) -> None:
         how = (record.id + record.attempts) % 5
         with self.mutex:
             self.holding.discard(record.payload)
@@ -231,7 +231,7 @@ class _Takers:
             table.give_back(record.id, to_back=how == 3)
 
 
-def _not_another_ones(one: Table, other: Table) -> None:
+def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
     one.put(entries("a", "b", "c"))
     held = one.take(id_of)
     with refuses(Empty, "take() of what another table holds", one, other):
@@ -244,7 +244,7 @@ def _not_another_ones(one: Table, other: Table) -> None:
     demand(held not in take_all(other), "a claimed record was taken through another table")
 
 
-def _notices(one: Table, other: Table) -> None:
+def _notices(one: RecordStore, other: RecordStore) -> None:
     """Who waits at one sees by its version that something has happened at the other."""
     taken: list[int] = []
     steps: dict[str, Callable[[], object]] = {

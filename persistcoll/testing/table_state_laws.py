@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.records import FIFO, UNIQUE, Retry, State
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, State
 from persistcoll.errors import Empty, NotClaimedError, StaleClaimError
 from persistcoll.testing.bench import id_of
 from persistcoll.testing.children import demand
@@ -29,7 +29,7 @@ _FINISHED = (State.DONE, State.FAILED, State.DEAD)
 _SLACK = 64
 
 
-def _ids(table: Table, state: State) -> list[int]:
+def _ids(table: RecordStore, state: State) -> list[int]:
     return [record.id for _, record in table.rows(state)]
 
 
@@ -38,7 +38,7 @@ def states_change_one_way(bench: TableBench) -> None:
     """A record of a table goes from ready or delayed to claimed, and from claimed to gone, done, failed,
     dead, delayed or ready; what is done, failed or dead is only ever removed.
     """
-    retry = Retry(max_attempts=2, keep_done=1000)
+    retry = ClaimPolicy(max_attempts=2, keep_done=1000)
     table = bench.open(UNIQUE, retry)
     table.put(keyed(*"abcdefghi"))
     for verb in (table.acknowledge, table.fail):
@@ -64,7 +64,7 @@ def states_change_one_way(bench: TableBench) -> None:
     _what_is_kept(bench)
 
 
-def _nothing_moves(bench: TableBench, table: Table, wanted: dict[bytes, tuple[State, int]]) -> None:
+def _nothing_moves(bench: TableBench, table: RecordStore, wanted: dict[bytes, tuple[State, int]]) -> None:
     """Whatever is tried, only claimed records move."""
     rows = look(table)
     for state in (*_FINISHED, State.DELAYED, State.CLAIMED):
@@ -94,7 +94,7 @@ def _nothing_moves(bench: TableBench, table: Table, wanted: dict[bytes, tuple[St
 
 def _what_dies(bench: TableBench) -> None:
     """A record that was claimed too often and comes back, however it does."""
-    retry = Retry(lease=60.0, max_attempts=1)
+    retry = ClaimPolicy(lease=60.0, max_attempts=1)
     table = bench.open(FIFO, retry, "dying")
     table.put(entries(*"abcd"))
     a, b, _ = (table.take(id_of) for _ in range(3))
@@ -113,7 +113,7 @@ def _what_dies(bench: TableBench) -> None:
     demand(found == dict.fromkeys((b"a", b"b", b"c", b"d"), (State.DEAD, 1)), f"all should be dead: {found}")
 
 
-def _what_is_purged(bench: TableBench, table: Table) -> None:
+def _what_is_purged(bench: TableBench, table: RecordStore) -> None:
     """Of one state, the oldest first, whenever they were finished."""
     for state in _FINISHED:
         one, two = _ids(table, state)
@@ -141,7 +141,7 @@ def _what_is_purged(bench: TableBench, table: Table) -> None:
 
 def _what_is_kept(bench: TableBench) -> None:
     """Of what is acknowledged: the newest, and not many more."""
-    table = bench.open(FIFO, Retry(keep_done=3), "kept")
+    table = bench.open(FIFO, ClaimPolicy(keep_done=3), "kept")
     total = 150
     ids = list(table.append_many([b"%d" % number for number in range(total)]))
     for count in range(1, total + 1):
@@ -153,7 +153,7 @@ def _what_is_kept(bench: TableBench) -> None:
         done = table.stats().done
         demand(min(count, 3) <= done <= 3 + _SLACK, f"of {count} acknowledged records {done} are kept, not 3")
         demand(count % 50 != 0 or _ids(table, State.DONE) == ids[count - done : count], "not the newest")
-    table = bench.open(FIFO, Retry(), "not kept")
+    table = bench.open(FIFO, ClaimPolicy(), "not kept")
     table.append_many([b"a", b"b"])
     table.acknowledge([table.take(id_of)])
     table.take(id_of, True)
@@ -165,7 +165,7 @@ def lost_claims_do_nothing(bench: TableBench) -> None:
     """A claim that was lost (to the end of its lease, or to somebody who gave it back) can do nothing any
     more: StaleClaimError.
     """
-    retry = Retry(lease=60.0, keep_done=100)
+    retry = ClaimPolicy(lease=60.0, keep_done=100)
     table = bench.open(UNIQUE, retry)
     other = bench.another(table, UNIQUE, retry)
     tables = [table] if other is table else [table, other]

@@ -7,11 +7,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from persistcoll.dicts.write_buffer import Gathering
-from persistcoll.engine.contracts import Mapping
-from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
+from persistcoll.dicts.write_buffer import WriteBuffer
+from persistcoll.engine.contracts import PairStore
+from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
 from persistcoll.engine.records import Durability
-from persistcoll.sqlite.open import Place, open_mapping
+from persistcoll.sqlite.open import DatabaseLocation, open_mapping
 from persistcoll.testing.law import Capabilities
 from persistcoll.testing.mapping_bench import MappingFactory
 
@@ -33,11 +33,11 @@ class MemoryMappings:
     def advance(self, seconds: float) -> None:
         self._now += seconds
 
-    def open(self, name: str) -> Mapping:
-        return MemoryMapping(self._states.setdefault(name, MemoryMappingState(self.now)))
+    def open(self, name: str) -> PairStore:
+        return MemoryPairStore(self._states.setdefault(name, MemoryMappingState(self.now)))
 
-    def crashed(self, name: str) -> Mapping:
-        return MemoryMapping(self._states[name].copy())
+    def crashed(self, name: str) -> PairStore:
+        return MemoryPairStore(self._states[name].copy())
 
 
 class GatheringMappings(MemoryMappings):
@@ -47,11 +47,11 @@ class GatheringMappings(MemoryMappings):
 
     capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
 
-    def open(self, name: str) -> Mapping:
+    def open(self, name: str) -> PairStore:
         return _CommittedAtTheEnd(super().open(name), self.now)
 
 
-class _CommittedAtTheEnd(Gathering):
+class _CommittedAtTheEnd(WriteBuffer):
     _done = False
 
     def close(self) -> None:
@@ -78,12 +78,12 @@ class SQLiteMappings:
     def advance(self, seconds: float) -> None:
         self._now += seconds
 
-    def open(self, name: str) -> Mapping:
+    def open(self, name: str) -> PairStore:
         return self._open(self._directory / "data.db", name)
 
-    def _open(self, path: Path, name: str) -> Mapping:
+    def _open(self, path: Path, name: str) -> PairStore:
         return open_mapping(
-            Place(path),
+            DatabaseLocation(path),
             name=name,
             serializer="raw",
             executes_code=False,
@@ -91,7 +91,7 @@ class SQLiteMappings:
             clock=self.now,
         )
 
-    def crashed(self, name: str) -> Mapping:
+    def crashed(self, name: str) -> PairStore:
         copy = self._directory / f"copy-{next(self._copies)}.db"
         # Not by this process: closing the files would drop the locks that SQLite has on them.
         for end in ("", "-wal"):
@@ -106,9 +106,9 @@ class SQLiteMemoryMappings(MemoryMappings):
 
     capabilities = Capabilities(handles=False, crashes=False, processes=False)
 
-    def open(self, name: str) -> Mapping:
+    def open(self, name: str) -> PairStore:
         return open_mapping(
-            Place(":memory:"),
+            DatabaseLocation(":memory:"),
             name=name,
             serializer="raw",
             executes_code=False,

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from persistcoll.engine.contracts import Store
-from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
+from persistcoll.engine.contracts import QueueStore
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.records import Durability, Record
-from persistcoll.journal.directory import Wanted
-from persistcoll.journal.queue_store import Fifo
+from persistcoll.journal.directory import OpenOptions
+from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.testing import Capabilities, StoreFactory
 
@@ -27,13 +27,13 @@ class MemoryStores:
     capabilities = Capabilities(processes=False)
 
     def __init__(self) -> None:
-        self._states: dict[str, MemoryState] = {}
+        self._states: dict[str, MemoryQueueState] = {}
 
-    def open(self, name: str) -> Store:
-        return MemoryStore(self._states.setdefault(name, MemoryState()))
+    def open(self, name: str) -> QueueStore:
+        return MemoryQueueStore(self._states.setdefault(name, MemoryQueueState()))
 
-    def crashed(self, name: str) -> Store:
-        return MemoryStore(self._states[name].copy())
+    def crashed(self, name: str) -> QueueStore:
+        return MemoryQueueStore(self._states[name].copy())
 
 
 class FileStores:
@@ -55,17 +55,17 @@ class FileStores:
         self._copies = itertools.count()
         if tempdir:
             (directory / "aside").mkdir(exist_ok=True)
-        self._wanted = Wanted(
+        self._wanted = OpenOptions(
             serializer="raw", chunksize=chunksize, tempdir=str(directory / "aside") if tempdir else None
         )
 
-    def open(self, name: str) -> Store:
+    def open(self, name: str) -> QueueStore:
         path = str(self.directory / name)
         if not self._sealed:
-            return Fifo(path, self._wanted, durability=self._durability)
+            return JournalQueueStore(path, self._wanted, durability=self._durability)
         return _Unsealing(path, self._wanted, self._durability)
 
-    def crashed(self, name: str) -> Store:
+    def crashed(self, name: str) -> QueueStore:
         copy = f"{name} {next(self._copies)}"
         shutil.copytree(self.directory / name, self.directory / copy)
         return self.open(copy)
@@ -74,9 +74,9 @@ class FileStores:
 class _Unsealing:
     """A store that seals with a signature bound to the record's id, and what containers do about it."""
 
-    def __init__(self, path: str, wanted: Wanted, durability: Durability) -> None:
+    def __init__(self, path: str, wanted: OpenOptions, durability: Durability) -> None:
         serializer = resolve(signed("raw", b"a key of 16 bytes or more"))
-        self._fifo = Fifo(
+        self._fifo = JournalQueueStore(
             path,
             wanted,
             durability=durability,

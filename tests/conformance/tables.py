@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 from unittest import mock
 
-from persistcoll.engine.contracts import Table
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
-from persistcoll.engine.records import Discipline, Durability, Record, Retry, State
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
+from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.sqlite import open as opening
 from persistcoll.sqlite.database import Database
-from persistcoll.sqlite.database_file import MEMORY, Source
-from persistcoll.sqlite.open import Place, open_table
-from persistcoll.sqlite.record_store import SQLTable
+from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
+from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.rows import Seal
 from persistcoll.testing import Capabilities, TableFactory
 from tests.conformance.elsewhere import Elsewhere
@@ -35,16 +35,16 @@ class MemoryTables:
 
     capabilities = Capabilities(processes=False)
 
-    def __init__(self, make: type[MemoryTable] = MemoryTable) -> None:
+    def __init__(self, make: type[MemoryRecordStore] = MemoryRecordStore) -> None:
         self.now = 1e9
         self._make = make
-        self.states: dict[str, MemoryTableState] = {}
+        self.states: dict[str, MemoryRecordState] = {}
 
-    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
-        state = self.states.setdefault(name, MemoryTableState(lambda: self.now))
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        state = self.states.setdefault(name, MemoryRecordState(lambda: self.now))
         return self._make(discipline, retry, state)
 
-    def crashed(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+    def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         return self._make(discipline, retry, self.states[name].copy())
 
     def advance(self, seconds: float) -> None:
@@ -58,11 +58,11 @@ def open_sqlite(
     path: Path | str,
     name: str,
     discipline: Discipline,
-    retry: Retry,
+    retry: ClaimPolicy,
     durability: Durability = "process",
     sealed: bool = False,
     clock: Callable[[], float] | None = None,
-) -> Table:
+) -> RecordStore:
     """A table in an SQLite file, or in memory."""
 
     def seal(store_id: bytes) -> Seal | None:
@@ -72,7 +72,7 @@ def open_sqlite(
         return codec(_SIGNED, store_id).unseal if sealed else None
 
     table = open_table(
-        Place(path),
+        DatabaseLocation(path),
         name=name,
         kind=discipline.name,
         discipline=discipline,
@@ -84,7 +84,7 @@ def open_sqlite(
         unseal_for=unseal,
         clock=clock,
     )
-    return cast(Table, _Unsealing(table)) if sealed else table
+    return cast(RecordStore, _Unsealing(table)) if sealed else table
 
 
 class SQLiteTables:
@@ -114,14 +114,14 @@ class SQLiteTables:
     def _clock(self) -> float:
         return self.now
 
-    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         arguments = self._directory / "data.db", name, discipline, retry, *self._options
         self._times[name] += 1
         if self._elsewhere is not None and self._times[name] % 2 == 0:
-            return cast(Table, self._elsewhere.open(open_sqlite, *arguments))
+            return cast(RecordStore, self._elsewhere.open(open_sqlite, *arguments))
         return open_sqlite(*arguments, clock=self._clock)
 
-    def crashed(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+    def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         copy = self._directory / f"copy-{next(self._copies)}.db"
         # Not by this process: closing the files would drop the locks that SQLite has on them.
         for end in ("", "-wal"):
@@ -154,9 +154,9 @@ class SQLiteMemoryTables:
 
     def __init__(self) -> None:
         self.now = 1e9
-        self._database = _Lasting(Source(MEMORY))
+        self._database = _Lasting(DatabaseFile(MEMORY))
 
-    def open(self, name: str, discipline: Discipline, retry: Retry) -> Table:
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         # For containers each database in memory is one of its own.
         with mock.patch.object(opening._databases, "acquire", return_value=self._database):
             return open_sqlite(MEMORY, name, discipline, retry, clock=lambda: self.now)
@@ -171,7 +171,7 @@ class SQLiteMemoryTables:
 class _Unsealing:
     """A table that seals with a signature bound to the record's id, and what containers do about it."""
 
-    def __init__(self, table: SQLTable) -> None:
+    def __init__(self, table: SQLiteRecordStore) -> None:
         self._table = table
         unseal = codec(_SIGNED, table.store_id).unseal
         assert unseal is not None

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import persistcoll.engine.contracts
-from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Retry
+from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, ClaimPolicy
 from persistcoll.testing import LAWS, TABLE_LAWS, FifoStores
 from tests.conformance.tables import TABLES, MemoryTables
 from tests.conformance.wrong import WRONG
@@ -40,7 +40,7 @@ def test_law(law, tables):
 
 @pytest.mark.parametrize(("law", "table"), cases(LAWS))
 def test_law_of_stores(law, tables):
-    stores = FifoStores(tables, FIFO, Retry(lease=3600.0, keep_done=3))
+    stores = FifoStores(tables, FIFO, ClaimPolicy(lease=3600.0, keep_done=3))
     assert law.applies_to(stores)
     law(stores)
 

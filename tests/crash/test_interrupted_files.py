@@ -14,8 +14,8 @@ import pytest
 import persistcoll
 from persistcoll.engine.records import Durability
 from persistcoll.errors import Empty
-from persistcoll.journal.directory import Wanted
-from persistcoll.journal.queue_store import Fifo
+from persistcoll.journal.directory import OpenOptions
+from persistcoll.journal.queue_store import JournalQueueStore
 from tests.interrupting import interruptions
 from tests.leaks import open_below
 
@@ -30,16 +30,16 @@ FILES = {path.name for path in Path(persistcoll.__file__).parent.rglob("*.py")} 
 ITEMS = range(1, 11)
 
 
-def opened(path: Path, durability: Durability = "process", policy: str = "raise") -> Fifo:
-    wanted = Wanted(serializer="raw", chunksize=3, on_corruption=policy)  # type: ignore[arg-type]
-    return Fifo(str(path), wanted, durability=durability)
+def opened(path: Path, durability: Durability = "process", policy: str = "raise") -> JournalQueueStore:
+    wanted = OpenOptions(serializer="raw", chunksize=3, on_corruption=policy)  # type: ignore[arg-type]
+    return JournalQueueStore(str(path), wanted, durability=durability)
 
 
 def number(record) -> int:
     return int(record.payload)
 
 
-def drained(store: Fifo) -> list[int]:
+def drained(store: JournalQueueStore) -> list[int]:
     found = []
     with contextlib.suppress(Empty):
         while True:
@@ -263,7 +263,7 @@ def test_constructor(there, memory_path, steps):
             Trial(path, "process").store.close()
         return path
 
-    made: list[Fifo] = []
+    made: list[JournalQueueStore] = []
 
     def construct(path: Path) -> None:
         made.append(opened(path))

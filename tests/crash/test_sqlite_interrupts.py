@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty
-from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, Retry, State
-from persistcoll.sqlite.open import Place, open_table
+from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, ClaimPolicy, Discipline, Entry, Record, State
+from persistcoll.sqlite.open import DatabaseLocation, open_table
 from tests.interrupting import interruptions
 from tests.leaks import open_below
 
@@ -80,10 +80,12 @@ def bytes_of(record: Record) -> bytes:
 class Scene:
     """A table with five records that are ready, one delayed and two claimed."""
 
-    def __init__(self, place: Path, name: str, discipline: Discipline, retry: Retry, durability: Any) -> None:
+    def __init__(
+        self, place: Path, name: str, discipline: Discipline, retry: ClaimPolicy, durability: Any
+    ) -> None:
         self.name = name
         self.table: Any = open_table(
-            Place(place),
+            DatabaseLocation(place),
             name=name,
             kind="test",
             discipline=discipline,
@@ -141,9 +143,9 @@ CLOSING = tuple(
 @pytest.mark.parametrize(
     ("discipline", "retry"),
     [
-        (FIFO, Retry(resume=True)),
-        (UNIQUE, Retry(lease=100.0, keep_done=5, max_attempts=3)),
-        (PRIORITY, Retry()),
+        (FIFO, ClaimPolicy(resume=True)),
+        (UNIQUE, ClaimPolicy(lease=100.0, keep_done=5, max_attempts=3)),
+        (PRIORITY, ClaimPolicy()),
     ],
     ids=["fifo", "unique", "priority"],
 )

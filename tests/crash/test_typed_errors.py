@@ -23,7 +23,7 @@ import pytest
 from persistcoll import Empty, PDict, PersistcollError, Queue, SQLiteAckQueue, SQLiteQueue
 from persistcoll.disk.calls import CALLS, Disk
 from persistcoll.sqlite import open as opening
-from persistcoll.sqlite.database_file import Source
+from persistcoll.sqlite.database_file import DatabaseFile
 from persistcoll.testing import faults
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import memory_directory, quick_disk
@@ -96,7 +96,7 @@ class Kind(NamedTuple):
         if self.make is Queue:
             return Queue(path, chunksize=3, _disk=disk, **options)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(opening, "Source", partial(Source, disk=disk))
+            patch.setattr(opening, "DatabaseFile", partial(DatabaseFile, disk=disk))
             return self.make(path, **options)
 
     def begin(self, path: Path) -> None:

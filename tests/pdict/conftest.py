@@ -9,8 +9,8 @@ import pytest
 
 from persistcoll.dicts.base import BaseDict
 from persistcoll.dicts.pdict import PDict
-from persistcoll.engine.contracts import Mapping
-from persistcoll.engine.memory.pair_store import MemoryMapping, MemoryMappingState
+from persistcoll.engine.contracts import PairStore
+from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
 from persistcoll.engine.records import Durability
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, resolve
@@ -24,11 +24,11 @@ class InMemory(PDict[Any, Any]):
     """A ``PDict`` over any mapping: everything but the storage and the place."""
 
     def __init__(
-        self, store: Mapping | None = None, serializer: Any = "pickle", auto_commit: bool = True
+        self, store: PairStore | None = None, serializer: Any = "pickle", auto_commit: bool = True
     ) -> None:
         BaseDict.__init__(
             self,
-            store or MemoryMapping(),
+            store or MemoryPairStore(),
             codec(resolve(serializer), b"a store"),
             auto_commit=auto_commit,
             description="PDict in memory",
@@ -70,7 +70,7 @@ class Kind:
             store._clock = lambda: self.now
         else:
             state = self._states.setdefault(name, MemoryMappingState(lambda: self.now))
-            made = InMemory(MemoryMapping(state), **options)
+            made = InMemory(MemoryPairStore(state), **options)
         if made._gathering is not None:
             made._gathering._clock = lambda: self.now
         self._opened.append(made)

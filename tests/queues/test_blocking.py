@@ -13,8 +13,8 @@ from persistcoll.engine import event_count
 from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.memory.queue_store import MemoryState, MemoryStore
-from persistcoll.journal.queue_store import Fifo
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.testing.children import together
 from tests.queues.waits import until, waiting
 
@@ -28,7 +28,7 @@ def pair(record):
 
 @pytest.fixture(params=[False, True], ids=["task_done", "autosave"])
 def blocking(request):
-    return BlockingQueue(MemoryStore(), 0, request.param)
+    return BlockingQueue(MemoryQueueStore(), 0, request.param)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def clocks(monkeypatch):
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
     monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
-    for store in (Fifo, MemoryStore):
+    for store in (JournalQueueStore, MemoryQueueStore):
         monkeypatch.setattr(store, "slowest_poll", 30.0)
 
 
@@ -212,7 +212,7 @@ def test_over_any_store(blocking):
         blocking.qsize()
 
 
-class Racing(MemoryStore):
+class Racing(MemoryQueueStore):
     """What is awaited happens between the look that fails and the wait: the only moment to lose it in."""
 
     def __init__(self):
@@ -270,7 +270,7 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
 
 @pytest.mark.parametrize("call", ["get", "put", "put_many", "discard", "clear", "receive", "give back"])
 def test_every_change_wakes_who_waits_for_it(no_polling, call):
-    blocking = BlockingQueue(MemoryStore(), 2, True)
+    blocking = BlockingQueue(MemoryQueueStore(), 2, True)
     claims: list[Claim] = []
     if call in ("put", "put_many", "give back"):
         wait = waiting(lambda: blocking.get(pair, True, 10))
@@ -299,7 +299,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
 
 @pytest.mark.parametrize("call", ["task_done", "settle", "discard", "clear"])
 def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
-    blocking = BlockingQueue(MemoryStore(), 0, False)
+    blocking = BlockingQueue(MemoryQueueStore(), 0, False)
     claims: list[Claim] = []
     blocking.put(b"1", False, None)
     if call == "task_done":
@@ -337,8 +337,8 @@ def test_the_end_wakes_everyone_at_once(open_queue, no_polling, end):
 
 
 def test_two_objects_over_one_state_wake_each_other():
-    state = MemoryState()
-    one, two = (BlockingQueue(MemoryStore(state), 0, True) for _ in range(2))
+    state = MemoryQueueState()
+    one, two = (BlockingQueue(MemoryQueueStore(state), 0, True) for _ in range(2))
     finish = waiting(lambda: one.get(pair, True, 10))
     until(lambda: one._items.listeners)
     two.put(b"1", True, None)

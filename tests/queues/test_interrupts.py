@@ -13,9 +13,9 @@ import pytest
 
 from persistcoll import Empty, Full
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.in_flight import OrderedHand
-from persistcoll.engine.memory.queue_store import MemoryStore
-from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.engine.in_flight import IndexedClaimList
+from persistcoll.engine.memory.queue_store import MemoryQueueStore
+from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.queues.base import BaseQueue
 from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.interrupting import interruptions
@@ -30,11 +30,11 @@ def pair(record):
 
 
 def over_a_store(autosave: bool) -> BlockingQueue:
-    return BlockingQueue(MemoryStore(), 0, autosave)
+    return BlockingQueue(MemoryQueueStore(), 0, autosave)
 
 
 def with_deliveries() -> BlockingQueue:
-    table = MemoryTable()
+    table = MemoryRecordStore()
     deliveries = Deliveries(table)
     return BlockingQueue(
         table,
@@ -42,7 +42,7 @@ def with_deliveries() -> BlockingQueue:
         False,
         acknowledge=deliveries.acknowledge,
         give_back=deliveries.give_back,
-        hand=OrderedHand,
+        hand=IndexedClaimList,
         hand_over=deliveries.hand_over,
         take_back=deliveries.forget,
     )
@@ -131,7 +131,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
     number = 0
 
     def prepare():
-        signal = getattr(BlockingQueue(MemoryStore(), 0, False), f"_{event}")
+        signal = getattr(BlockingQueue(MemoryQueueStore(), 0, False), f"_{event}")
         ended = []
 
         def wait():
@@ -162,13 +162,13 @@ def no_polling(monkeypatch):
     from persistcoll.engine import event_count
 
     monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
-    monkeypatch.setattr(MemoryStore, "slowest_poll", 30.0)
+    monkeypatch.setattr(MemoryQueueStore, "slowest_poll", 30.0)
 
 
 @pytest.mark.parametrize("call", ["get", "put", "join"])
 def test_a_wait_that_is_interrupted_leaves_no_listener(call):
     def prepare():
-        blocking = BlockingQueue(MemoryStore(), 1, False)
+        blocking = BlockingQueue(MemoryQueueStore(), 1, False)
         if call != "get":
             blocking.put(b"1", False, None)
         return blocking

@@ -9,9 +9,9 @@ import pytest
 
 from persistcoll.engine import event_count
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.event_count import SLOWEST_POLL, Signal
-from persistcoll.engine.memory.queue_store import MemoryStore
-from persistcoll.sqlite.record_store import SQLTable
+from persistcoll.engine.event_count import SLOWEST_POLL, EventCount
+from persistcoll.engine.memory.queue_store import MemoryQueueStore
+from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.testing.children import together
 from tests.queues.waits import until, waiting
 
@@ -29,7 +29,7 @@ def gates(signal, count):
 
 
 def test_what_happened_after_the_ticket_ends_the_wait_at_once():
-    signal = Signal()
+    signal = EventCount()
     with signal.listen() as listener:
         listener.take_ticket()
         signal.notify()
@@ -41,7 +41,7 @@ def test_what_happened_after_the_ticket_ends_the_wait_at_once():
 
 
 def test_a_deadline_that_has_passed_is_no_wait():
-    signal = Signal()
+    signal = EventCount()
     assert not wait_once(signal, -1.0)
     assert not wait_once(signal, 0.0)
     assert not signal._gates
@@ -49,7 +49,7 @@ def test_a_deadline_that_has_passed_is_no_wait():
 
 
 def test_listeners_are_counted_and_leave():
-    signal = Signal()
+    signal = EventCount()
     with signal.listen(), signal.listen():
         assert signal.listeners == 2
     with pytest.raises(RuntimeError), signal.listen():
@@ -59,7 +59,7 @@ def test_listeners_are_counted_and_leave():
 
 @pytest.mark.parametrize(("count", "woken"), [(1, 1), (3, 3), (9, 5), (None, 5)])
 def test_notify_wakes_so_many(count, woken):
-    signal = Signal()
+    signal = EventCount()
     finish = [waiting(lambda: wait_once(signal)) for _ in range(5)]
     gates(signal, 5)
     signal.notify(count)
@@ -74,14 +74,14 @@ class Interrupted(Exception):
 
 
 def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
-    signal = Signal()
+    signal = EventCount()
 
     def sleep(self, gate, deadline):
         until(lambda: len(signal._gates) == 2)
         signal.notify()  # opens the gate of this one, who came first
         raise Interrupted
 
-    original = event_count.Listener._sleep
+    original = event_count.Waiter._sleep
     with signal.listen() as listener:
         listener.take_ticket()
         second = []
@@ -92,7 +92,7 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
             second.append(waiting(lambda: wait_once(signal)))
             return sleep(self, gate, deadline)
 
-        monkeypatch.setattr(event_count.Listener, "_sleep", interrupted)
+        monkeypatch.setattr(event_count.Waiter, "_sleep", interrupted)
         with pytest.raises(Interrupted):
             listener.wait(None, None, None)
     assert second[0]()
@@ -101,15 +101,15 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
 
 def test_a_notification_in_the_last_moment_counts(monkeypatch):
     """Between the end of the sleep and the withdrawal: the wait says that something happened."""
-    signal = Signal()
-    original = event_count.Listener._sleep
+    signal = EventCount()
+    original = event_count.Waiter._sleep
 
     def sleep(self, gate, deadline):
         woken = original(self, gate, deadline)
         signal.notify()
         return woken
 
-    monkeypatch.setattr(event_count.Listener, "_sleep", sleep)
+    monkeypatch.setattr(event_count.Waiter, "_sleep", sleep)
     assert wait_once(signal, 0.001)
     assert not signal._gates
 
@@ -127,7 +127,7 @@ class Version:
 
 
 def test_one_polls_for_all_and_hands_over_when_it_goes():
-    signal, version = Signal(), Version()
+    signal, version = EventCount(), Version()
     started = time.monotonic()
     finish = [waiting(lambda: wait_once(signal, 10.0, version, 0)) for _ in range(4)]
     gates(signal, 4)
@@ -145,7 +145,7 @@ def test_one_polls_for_all_and_hands_over_when_it_goes():
 
 
 def test_polling_goes_on_when_the_one_who_polled_timed_out():
-    signal, version = Signal(), Version()
+    signal, version = EventCount(), Version()
     short = waiting(lambda: wait_once(signal, 0.05, version, 0))
     until(lambda: version.asked)
     long = waiting(lambda: wait_once(signal, 10.0, version, 0))
@@ -161,7 +161,7 @@ def test_polling_goes_on_when_the_one_who_polled_timed_out():
 
 
 def test_polling_goes_on_when_asking_failed():
-    signal = Signal()
+    signal = EventCount()
 
     def version():
         raise OSError("the disk is gone")
@@ -177,18 +177,18 @@ def test_polling_goes_on_when_asking_failed():
     assert finish()
 
 
-@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLTable.slowest_poll])
+@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLiteRecordStore.slowest_poll])
 def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
-    signal, version = Signal(slowest), Version()
+    signal, version = EventCount(slowest), Version()
     seconds = 0.4
     assert not wait_once(signal, seconds, version, 0)
     assert len(version.asked) <= seconds / slowest + 10
     assert len(version.asked) >= 5
 
 
-@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLTable.slowest_poll])
+@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLiteRecordStore.slowest_poll])
 def test_who_waits_asks_as_often_as_the_store_says(slowest):
-    store = MemoryStore()
+    store = MemoryQueueStore()
     store.slowest_poll = slowest
     queue = BlockingQueue(store, 1, True)
     assert {queue._items._slowest_poll, queue._space._slowest_poll, queue._idle._slowest_poll} == {slowest}
@@ -197,7 +197,7 @@ def test_who_waits_asks_as_often_as_the_store_says(slowest):
 @pytest.mark.parametrize("others", [False, True], ids=["woken", "polling"])
 def test_no_wake_up_is_lost(others):
     """Tokens are passed through a signal by many threads: one lost wake-up, and somebody waits for ever."""
-    signal = Signal()
+    signal = EventCount()
     mutex = threading.Lock()
     tokens: list[int] = []
     producers, consumers, each = 4, 8, 400
@@ -231,7 +231,7 @@ def test_no_wake_up_is_lost(others):
 
 def test_no_wake_up_is_lost_between_waiters_that_give_up():
     """Half of them time out all the time: what wakes one of those in its last moment must not be lost."""
-    signal = Signal()
+    signal = EventCount()
     mutex = threading.Lock()
     tokens: list[int] = []
     total = 400

@@ -18,17 +18,17 @@ from persistcoll import (
     UniqueQ,
 )
 from persistcoll.engine import event_count
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.queues import sql
-from persistcoll.sqlite.open import Place, open_table
-from persistcoll.sqlite.record_store import SQLTable
+from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.record_store import SQLiteRecordStore
 
 PLAIN: list[type[Any]] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
 ACK: list[type[Any]] = [SQLiteAckQueue, FILOSQLiteAckQueue, UniqueAckQ]
 NEWEST_FIRST = (FILOSQLiteQueue, FILOSQLiteAckQueue)
 
 
-class ModelTable(MemoryTable):
+class ModelTable(MemoryRecordStore):
     """The model, opened as a table of a database is."""
 
     store_id = b"model"
@@ -45,20 +45,20 @@ class Opener:
         self.backing = backing
         self.clock: Callable[[], float] | None = None
         self.opened: list[Any] = []
-        self._states: dict[tuple[str, str], MemoryTableState] = {}
+        self._states: dict[tuple[str, str], MemoryRecordState] = {}
 
     def __call__(self, kind: type[Any], place: str = "q", **options: Any) -> Any:
         path = ":memory:" if self.backing == "memory" else str(self.directory / place)
         self.opened.append(kind(path, **{"durability": "process", **options}))
         return self.opened[-1]
 
-    def open_table(self, place: Place, **wanted: Any) -> Any:
+    def open_table(self, place: DatabaseLocation, **wanted: Any) -> Any:
         """In the place of the containers' ``open_table``."""
         if self.backing != "model":
             return open_table(place, clock=self.clock, **wanted)
         key = place.file, wanted["name"]
         if key not in self._states:
-            self._states[key] = MemoryTableState(self.clock or time.time)
+            self._states[key] = MemoryRecordState(self.clock or time.time)
         return ModelTable(wanted["discipline"], wanted["retry"], self._states[key])
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ def clock() -> Clock:
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
     monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
-    for table in (SQLTable, ModelTable):
+    for table in (SQLiteRecordStore, ModelTable):
         monkeypatch.setattr(table, "slowest_poll", 30.0)
 
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from persistcoll import StaleClaimError
-from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.engine.records import Record
 from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.queues.waits import waiting
@@ -38,7 +38,7 @@ class Book(Deliveries):
 
 @pytest.fixture
 def book():
-    return Book(MemoryTable())
+    return Book(MemoryRecordStore())
 
 
 def test_an_object_is_found_by_identity_and_leaves_the_book(book):

@@ -11,8 +11,8 @@ import pytest
 
 from persistcoll import Empty
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.in_flight import OrderedHand
-from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.engine.in_flight import IndexedClaimList
+from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.engine.records import Entry
 from tests.queues.waits import until, waiting
 
@@ -21,7 +21,7 @@ def pair(record):
     return record.id, record.payload
 
 
-class Watched(MemoryTable):
+class Watched(MemoryRecordStore):
     """Somebody looks at the moment in which an item has left the table and its taker has not got it."""
 
     looks = staticmethod(lambda: None)
@@ -90,7 +90,7 @@ def test_who_joins_while_somebody_finds_nothing_is_not_kept():
 
 
 def test_what_is_put_in_another_way():
-    table = MemoryTable()
+    table = MemoryRecordStore()
     blocking = BlockingQueue(
         table,
         1,
@@ -105,7 +105,7 @@ def test_what_is_put_in_another_way():
     assert finish() == [2]
 
 
-@pytest.mark.parametrize("make", [deque, OrderedHand])
+@pytest.mark.parametrize("make", [deque, IndexedClaimList])
 def test_what_a_hand_is(make):
     hand = make()
     for call in (hand.popleft, lambda: hand[0]):
@@ -125,7 +125,7 @@ def test_what_a_hand_is(make):
 
 def test_what_is_in_the_middle_of_a_hand_costs_no_more():
     """A hundred times as many, taken out newest first: a hundred times the time, not ten thousand times."""
-    hand = OrderedHand()
+    hand = IndexedClaimList()
     hand.extend(range(100_000))
     began = time.process_time()
     for id in reversed(range(100_000)):
@@ -133,7 +133,7 @@ def test_what_is_in_the_middle_of_a_hand_costs_no_more():
     assert time.process_time() - began < 5.0
 
 
-@pytest.mark.parametrize("hand", [deque, OrderedHand])
+@pytest.mark.parametrize("hand", [deque, IndexedClaimList])
 def test_a_hand_that_another_thread_empties(hand):
     """Between the look at one's own hand and the taking out of it."""
 
@@ -142,7 +142,7 @@ def test_a_hand_that_another_thread_empties(hand):
             blocking.drop(self[0])
             return super().popleft()
 
-    blocking = BlockingQueue(MemoryTable(), 0, False, hand=Emptied)
+    blocking = BlockingQueue(MemoryRecordStore(), 0, False, hand=Emptied)
     blocking.put_many([b"1", b"2"], False, None)
     blocking.get(pair, False, None)
     with pytest.raises(ValueError, match="too many"):
@@ -150,7 +150,7 @@ def test_a_hand_that_another_thread_empties(hand):
 
 
 def test_a_choice_is_taken_at_once_where_it_can_be():
-    table = MemoryTable()
+    table = MemoryRecordStore()
     blocking = BlockingQueue(table, 0, False)
     blocking.put_many([b"1", b"2"], False, None)
     got = blocking.get(pair, True, None, partial(table.take, id=2))
@@ -163,7 +163,7 @@ def test_a_choice_is_taken_at_once_where_it_can_be():
 
 def test_many_who_choose_and_many_who_do_not(no_polling):
     """Each one gets something, though wake-ups are all there is."""
-    table = MemoryTable()
+    table = MemoryRecordStore()
     blocking = BlockingQueue(table, 0, True)
     count = 40
     stop = threading.Event()

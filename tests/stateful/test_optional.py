@@ -15,7 +15,7 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 import persistcoll.testing
-from persistcoll.testing import LAWS, CrashDisk, FaultyDisk, MemoryStore, StoreFactory, explore
+from persistcoll.testing import LAWS, CrashDisk, FaultyDisk, MemoryQueueStore, StoreFactory, explore
 
 try:
     persistcoll.testing.StoreMachine

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from persistcoll.engine.records import Retry
+from persistcoll.engine.records import ClaimPolicy
 from persistcoll.testing import FifoStores, StoreMachine, TableMachine
 from tests.conformance.tables import MemoryTables, SQLiteMemoryTables, SQLiteTables
 from tests.conformance.wrong import WRONG
@@ -39,7 +39,7 @@ def store_machine(make):
         def stores(self):
             self.directory = Path(tempfile.mkdtemp(dir=PLACE))
             self.made = make(self.directory)
-            return FifoStores(self.made, retry=Retry(lease=3600.0))
+            return FifoStores(self.made, retry=ClaimPolicy(lease=3600.0))
 
         def teardown(self):
             super().teardown()

@@ -1,7 +1,7 @@
-"""The reference mapping: :class:`MemoryMapping`, which keeps the laws of mappings in the plainest way.
+"""The reference mapping: :class:`MemoryPairStore`, which keeps the laws of mappings in the plainest way.
 
-As :class:`~persistcoll.engine.memory.queue_store.MemoryStore`: one dict, one lock, a search wherever a search
-will do. Time is a function, so that expiry is tried without waiting.
+As :class:`~persistcoll.engine.memory.queue_store.MemoryQueueStore`: one dict, one lock, a search wherever a
+search will do. Time is a function, so that expiry is tried without waiting.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-from persistcoll.engine.contracts import Mapping, Pair
+from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.errors import ClosedError
 
-__all__ = ["MemoryMapping", "MemoryMappingState"]
+__all__ = ["MemoryMappingState", "MemoryPairStore"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class _Row(NamedTuple):
 
 
 class MemoryMappingState:
-    """What a :class:`MemoryMapping` keeps, and what is left when it is closed.
+    """What a :class:`MemoryPairStore` keeps, and what is left when it is closed.
 
     Mappings of the same state are to each other as mappings in several processes are that have opened
     the same file. A copy (:meth:`copy`) is what a process that died at this moment leaves behind.
@@ -58,14 +58,14 @@ class MemoryMappingState:
             return other
 
 
-class MemoryMapping(Mapping):
-    """A :class:`~persistcoll.engine.contracts.Mapping` in memory.
+class MemoryPairStore(PairStore):
+    """A :class:`~persistcoll.engine.contracts.PairStore` in memory.
 
     Closing keeps the state; opening another one of the same state goes on. All methods may be called
     from any thread. Each costs time in proportion to what is stored.
 
     >>> now = 0.0
-    >>> mapping = MemoryMapping(MemoryMappingState(clock=lambda: now))
+    >>> mapping = MemoryPairStore(MemoryMappingState(clock=lambda: now))
     >>> mapping.set_many([(b"a", b"", b"1")], expires=60)
     >>> mapping.set_many([(b"b", b"", b"2")])
     >>> mapping.get(b"a"), mapping.count()

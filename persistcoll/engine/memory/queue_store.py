@@ -1,4 +1,4 @@
-"""The reference store: :class:`MemoryStore`, which keeps the laws in the plainest way.
+"""The reference store: :class:`MemoryQueueStore`, which keeps the laws in the plainest way.
 
 It is what the other stores are compared with, so it shares no idea with any of them: dicts, one lock,
 and a search wherever a search will do. It is also handy in tests of programs that use a container,
@@ -12,17 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from persistcoll.engine.contracts import Claim, Store
+from persistcoll.engine.contracts import Claim, QueueStore
 from persistcoll.engine.records import Record, Stats
 from persistcoll.errors import ClosedError, Empty, Full, NotClaimedError
 
-__all__ = ["MemoryState", "MemoryStore"]
+__all__ = ["MemoryQueueState", "MemoryQueueStore"]
 
 T = TypeVar("T")
 
 
-class MemoryState:
-    """What a :class:`MemoryStore` keeps, and what is left when it is closed.
+class MemoryQueueState:
+    """What a :class:`MemoryQueueStore` keeps, and what is left when it is closed.
 
     Stores of the same state are to each other as stores in several processes are that have opened
     the same files. A copy (:meth:`copy`) is what a process that died at this moment leaves behind.
@@ -32,7 +32,7 @@ class MemoryState:
         self.lock = threading.RLock()  # so that `use` may copy
         self.records: dict[int, Record] = {}
         """All that is stored, ready or claimed, by id."""
-        self.holders: dict[int, MemoryStore] = {}
+        self.holders: dict[int, MemoryQueueStore] = {}
         """Who has claimed what is claimed, by id."""
         self.tokens: dict[int, object] = {}
         """What tells the claim of an id from earlier ones."""
@@ -41,10 +41,10 @@ class MemoryState:
         self.gets = 0
         self.changes = 0
 
-    def copy(self) -> MemoryState:
+    def copy(self) -> MemoryQueueState:
         """The same records, none of them claimed."""
         with self.lock:
-            other = MemoryState()
+            other = MemoryQueueState()
             other.records = dict(self.records)
             other.last_id, other.puts, other.gets = self.last_id, self.puts, self.gets
             return other
@@ -54,30 +54,30 @@ class MemoryState:
         return [self.records[id] for id in sorted(self.records.keys() - self.holders.keys())]
 
 
-class MemoryStore(Store):
-    """A :class:`~persistcoll.engine.contracts.Store` in memory.
+class MemoryQueueStore(QueueStore):
+    """A :class:`~persistcoll.engine.contracts.QueueStore` in memory.
 
     Closing gives back what this store has claimed; opening another one of the same state goes on.
     All methods may be called from any thread. Each costs time in proportion to what is stored.
 
-    >>> state = MemoryState()
-    >>> store = MemoryStore(state)
+    >>> state = MemoryQueueState()
+    >>> store = MemoryQueueStore(state)
     >>> store.append(b"first"), store.append(b"second")
     (1, 2)
     >>> store.take(lambda record: record.payload)
     b'first'
     >>> store.close()
-    >>> [record.payload for record in MemoryStore(state).records()]
+    >>> [record.payload for record in MemoryQueueStore(state).records()]
     [b'first', b'second']
 
     :param state: what is stored; a new and empty one by default.
     """
 
-    def __init__(self, state: MemoryState | None = None) -> None:
-        self._state = state or MemoryState()
+    def __init__(self, state: MemoryQueueState | None = None) -> None:
+        self._state = state or MemoryQueueState()
         self._closed = False
 
-    def _check(self) -> MemoryState:
+    def _check(self) -> MemoryQueueState:
         if self._closed:
             raise ClosedError("this store in memory is closed")
         return self._state

@@ -1,6 +1,6 @@
-"""The reference table: :class:`MemoryTable`, which keeps the laws of tables in the plainest way.
+"""The reference table: :class:`MemoryRecordStore`, which keeps the laws of tables in the plainest way.
 
-As :class:`~persistcoll.engine.memory.queue_store.MemoryStore`: a dict of rows, one lock, and a search
+As :class:`~persistcoll.engine.memory.queue_store.MemoryQueueStore`: a dict of rows, one lock, and a search
 wherever a search will do. Time is a function, so that leases and delays are tried without waiting.
 """
 
@@ -10,26 +10,26 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from persistcoll.engine.contracts import Claim, Table
-from persistcoll.engine.memory.rows import FINISHED, IN_FORCE, MemoryTableState, Row
-from persistcoll.engine.records import FIFO, Discipline, Entry, Record, Retry, State, Stats
+from persistcoll.engine.contracts import Claim, RecordStore
+from persistcoll.engine.memory.rows import FINISHED, IN_FORCE, MemoryRecordState, Row
+from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
 
-__all__ = ["MemoryTable", "MemoryTableState"]
+__all__ = ["MemoryRecordState", "MemoryRecordStore"]
 
 T = TypeVar("T")
 
 
-class MemoryTable(Table):
-    """A :class:`~persistcoll.engine.contracts.Table` in memory.
+class MemoryRecordStore(RecordStore):
+    """A :class:`~persistcoll.engine.contracts.RecordStore` in memory.
 
     Closing gives back what this table has claimed (without ``retry.resume``: leaves it claimed, by a dead
     holder); opening another one of the same state goes on. All methods may be called from any thread. Each
     costs time in proportion to what is stored.
 
     >>> now = 0.0
-    >>> state = MemoryTableState(clock=lambda: now)
-    >>> table = MemoryTable(retry=Retry(lease=60), state=state)
+    >>> state = MemoryRecordState(clock=lambda: now)
+    >>> table = MemoryRecordStore(retry=ClaimPolicy(lease=60), state=state)
     >>> table.put([Entry(b"first"), Entry(b"second")])
     [1, 2]
     >>> table.take(lambda record: record.payload)
@@ -47,12 +47,12 @@ class MemoryTable(Table):
     def __init__(
         self,
         discipline: Discipline = FIFO,
-        retry: Retry = Retry(),  # noqa: B008 - immutable
-        state: MemoryTableState | None = None,
+        retry: ClaimPolicy = ClaimPolicy(),  # noqa: B008 - immutable
+        state: MemoryRecordState | None = None,
     ) -> None:
         self._discipline = discipline
         self._retry = retry
-        self._state = state or MemoryTableState()
+        self._state = state or MemoryRecordState()
         self._closed = False
         # What this table claimed and did not settle itself: a claim that was lost stays known as such.
         self._claims: dict[int, int] = {}
@@ -61,7 +61,7 @@ class MemoryTable(Table):
 
     # With the lock held.
 
-    def _settled(self) -> MemoryTableState:
+    def _settled(self) -> MemoryRecordState:
         """The state, after what time alone has brought about: once for each call."""
         if self._closed:
             raise ClosedError("this table in memory is closed")

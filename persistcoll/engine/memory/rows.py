@@ -1,4 +1,4 @@
-"""The rows of :class:`~persistcoll.engine.memory.record_store.MemoryTable`."""
+"""The rows of :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from persistcoll.engine.records import Record, State
 
-__all__ = ["FINISHED", "IN_FORCE", "MemoryTableState", "Row"]
+__all__ = ["FINISHED", "IN_FORCE", "MemoryRecordState", "Row"]
 
 IN_FORCE = (State.READY, State.DELAYED, State.CLAIMED)
 FINISHED = (State.DONE, State.FAILED, State.DEAD)
@@ -37,7 +37,7 @@ class Row:
         return Record(self.id, self.payload, self.time, self.priority, counted)
 
 
-class MemoryTableState:
+class MemoryRecordState:
     """What a table of :mod:`~persistcoll.engine.memory.record_store` keeps, also when it is closed.
 
     Tables of the same state are to each other as tables in several processes are that have opened the
@@ -54,10 +54,10 @@ class MemoryTableState:
         self.puts = 0
         self.changes = 0
 
-    def copy(self) -> MemoryTableState:
+    def copy(self) -> MemoryRecordState:
         """The same rows; whoever had claimed one is dead."""
         with self.lock:
-            other = MemoryTableState(self.clock)
+            other = MemoryRecordState(self.clock)
             other.rows = {id: replace(row, holder=None) for id, row in self.rows.items()}
             other.last_id, other.puts = self.last_id, self.puts
             return other

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import Entry, Record, State, Stats
 from tests.conformance.wrong.registry import breaks
@@ -14,7 +14,7 @@ from tests.conformance.wrong.registry import breaks
 # T3
 
 
-class _Otherwise(MemoryTable):
+class _Otherwise(MemoryRecordStore):
     """One whose claims have another end."""
 
     def _claim(
@@ -55,7 +55,7 @@ class EveryClaimEnds(_Otherwise):
 
 
 @breaks("T3")
-class ResumesWhatALivingOneHolds(MemoryTable):
+class ResumesWhatALivingOneHolds(MemoryRecordStore):
     def resume(self) -> int:
         for row in self._state.select(State.CLAIMED):
             row.holder = None
@@ -63,21 +63,21 @@ class ResumesWhatALivingOneHolds(MemoryTable):
 
 
 @breaks("T3")
-class ResumesNothing(MemoryTable):
+class ResumesNothing(MemoryRecordStore):
     def resume(self) -> int:
         return 0
 
 
 @breaks("T3")
-class ClosingKeeps(MemoryTable):
+class ClosingKeeps(MemoryRecordStore):
     def close(self) -> None:
         self._retry = self._retry._replace(resume=False)
         super().close()
 
 
 @breaks("T3")
-class DelaysWhatWasLost(MemoryTable):
-    def _settled(self) -> MemoryTableState:
+class DelaysWhatWasLost(MemoryRecordStore):
+    def _settled(self) -> MemoryRecordState:
         held = [row for row in self._state.select(State.CLAIMED) if row.until is not None]
         state = super()._settled()
         for row in held:
@@ -87,13 +87,13 @@ class DelaysWhatWasLost(MemoryTable):
 
 
 @breaks("T3")
-class NeverDelays(MemoryTable):
+class NeverDelays(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         return super().give_back(id, 0.0, to_back)
 
 
 @breaks("T3")
-class BacksOffAlike(MemoryTable):
+class BacksOffAlike(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         if delay is None and self._retry.backoff is not None:
             delay = self._retry.backoff.delay(1)
@@ -101,12 +101,12 @@ class BacksOffAlike(MemoryTable):
 
 
 @breaks("T3")
-class BacksOffAlways(MemoryTable):
+class BacksOffAlways(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         return super().give_back(id, delay or None, to_back)
 
 
-class _TimeStandsStill(MemoryTable):
+class _TimeStandsStill(MemoryRecordStore):
     """One that sees what time has brought about only when another call has looked."""
 
     @contextlib.contextmanager
@@ -206,7 +206,7 @@ class PutsWithoutTime(_TimeStandsStill):
 
 
 @breaks("T4")
-class FreeWhileClaimed(MemoryTable):
+class FreeWhileClaimed(MemoryRecordStore):
     def _claim(
         self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
@@ -217,14 +217,14 @@ class FreeWhileClaimed(MemoryTable):
 
 
 @breaks("T4")
-class FreeWhileDelayed(MemoryTable):
+class FreeWhileDelayed(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         for row in self._settled().select(State.DELAYED):
             row.key = None
         return super().put(entries, capacity)
 
 
-class _Keeping(MemoryTable):
+class _Keeping(MemoryRecordStore):
     """One whose finished records keep their keys in force."""
 
     state: State
@@ -252,7 +252,7 @@ class TakenWhileDead(_Keeping):
 
 
 @breaks("T4")
-class EqualsInOneBatch(MemoryTable):
+class EqualsInOneBatch(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         known = [entry.key is not None and self.holds(entry.key) for entry in entries]
         fresh = [
@@ -269,7 +269,7 @@ class EqualsInOneBatch(MemoryTable):
 
 
 @breaks("T4")
-class ReplacedWithoutKey(MemoryTable):
+class ReplacedWithoutKey(MemoryRecordStore):
     def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         row = self._settled().rows.get(id)
         old = None if row is None else row.key
@@ -280,13 +280,13 @@ class ReplacedWithoutKey(MemoryTable):
 
 
 @breaks("T4")
-class AnEmptyKeyIsNone(MemoryTable):
+class AnEmptyKeyIsNone(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return super().put([entry._replace(key=entry.key or None) for entry in entries], capacity)
 
 
 @breaks("T4")
-class EveryTableIsUnique(MemoryTable):
+class EveryTableIsUnique(MemoryRecordStore):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._discipline = self._discipline._replace(unique=True)

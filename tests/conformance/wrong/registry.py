@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from persistcoll.engine.memory.record_store import MemoryTable
+from persistcoll.engine.memory.record_store import MemoryRecordStore
 
 __all__ = ["WRONG", "breaks"]
 
-T = TypeVar("T", bound=type[MemoryTable])
+T = TypeVar("T", bound=type[MemoryRecordStore])
 
-WRONG: dict[str, tuple[str, type[MemoryTable]]] = {}
+WRONG: dict[str, tuple[str, type[MemoryRecordStore]]] = {}
 """By the law that is broken and how: the law's number, and the table."""
 
 

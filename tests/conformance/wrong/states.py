@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import Record, State
 from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
@@ -15,13 +15,13 @@ from tests.conformance.wrong.registry import breaks
 
 
 @breaks("T1")
-class NeverDead(MemoryTable):
+class NeverDead(MemoryRecordStore):
     def _come_back(self, row: Row) -> None:
         self._state.move(row, State.READY)
 
 
 @breaks("T1")
-class DeadTooLate(MemoryTable):
+class DeadTooLate(MemoryRecordStore):
     def _come_back(self, row: Row) -> None:
         row.attempts -= 1
         super()._come_back(row)
@@ -29,8 +29,8 @@ class DeadTooLate(MemoryTable):
 
 
 @breaks("T1")
-class AliveAtTheEndOfALease(MemoryTable):
-    def _settled(self) -> MemoryTableState:
+class AliveAtTheEndOfALease(MemoryRecordStore):
+    def _settled(self) -> MemoryRecordState:
         retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
         try:
             return super()._settled()
@@ -39,14 +39,14 @@ class AliveAtTheEndOfALease(MemoryTable):
 
 
 @breaks("T1")
-class AliveWhenClosed(MemoryTable):
+class AliveWhenClosed(MemoryRecordStore):
     def close(self) -> None:
         self._retry = self._retry._replace(max_attempts=None)
         super().close()
 
 
 @breaks("T1")
-class AliveAfterACrash(MemoryTable):
+class AliveAfterACrash(MemoryRecordStore):
     def resume(self) -> int:
         retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
         try:
@@ -56,7 +56,7 @@ class AliveAfterACrash(MemoryTable):
 
 
 @breaks("T1")
-class DeadWithANewId(MemoryTable):
+class DeadWithANewId(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         new = super().give_back(id, delay, to_back)
         row = self._state.rows[new]
@@ -67,7 +67,7 @@ class DeadWithANewId(MemoryTable):
 
 
 @breaks("T1")
-class DiscardsWhatIsClaimed(MemoryTable):
+class DiscardsWhatIsClaimed(MemoryRecordStore):
     def discard(self, id: int | None = None) -> int | None:
         row = None if id is None else self._settled().rows.get(id)
         if row is not None and row.state is State.CLAIMED:
@@ -77,7 +77,7 @@ class DiscardsWhatIsClaimed(MemoryTable):
 
 
 @breaks("T1")
-class ClearsWhatIsDelayed(MemoryTable):
+class ClearsWhatIsDelayed(MemoryRecordStore):
     def clear(self) -> int:
         for row in self._settled().select(State.DELAYED):
             self._state.remove(row)
@@ -85,7 +85,7 @@ class ClearsWhatIsDelayed(MemoryTable):
 
 
 @breaks("T1")
-class TakesWhatFailed(MemoryTable):
+class TakesWhatFailed(MemoryRecordStore):
     def take(
         self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
@@ -96,20 +96,20 @@ class TakesWhatFailed(MemoryTable):
 
 
 @breaks("T1")
-class ReplacesWhatIsDone(MemoryTable):
+class ReplacesWhatIsDone(MemoryRecordStore):
     def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         row = self._settled().rows.get(id)
         return super().replace(id, payload, key) or (row is not None and row.state is State.DONE)
 
 
 @breaks("T1")
-class PurgesWhatIsReady(MemoryTable):
+class PurgesWhatIsReady(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         return self.clear() if state is State.READY else super().purge(state, keep, limit)
 
 
 @breaks("T1")
-class PurgesTheNewestFirst(MemoryTable):
+class PurgesTheNewestFirst(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         rows = self._settled().select(state)
         gone = rows[keep:][::-1][:limit]
@@ -119,19 +119,19 @@ class PurgesTheNewestFirst(MemoryTable):
 
 
 @breaks("T1")
-class PurgesAll(MemoryTable):
+class PurgesAll(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         return super().purge(state, 0, limit)
 
 
 @breaks("T1")
-class PurgesWithoutLimit(MemoryTable):
+class PurgesWithoutLimit(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         return super().purge(state, keep)
 
 
 @breaks("T1")
-class KeepsAllThatIsDone(MemoryTable):
+class KeepsAllThatIsDone(MemoryRecordStore):
     def _done(self, row: Row) -> None:
         retry, self._retry = self._retry, self._retry._replace(keep_done=10**9)
         super()._done(row)
@@ -139,7 +139,7 @@ class KeepsAllThatIsDone(MemoryTable):
 
 
 @breaks("T1")
-class KeepsTheOldestThatAreDone(MemoryTable):
+class KeepsTheOldestThatAreDone(MemoryRecordStore):
     def _done(self, row: Row) -> None:
         keep, self._retry = self._retry.keep_done, self._retry._replace(keep_done=10**9)
         super()._done(row)
@@ -149,7 +149,7 @@ class KeepsTheOldestThatAreDone(MemoryTable):
 
 
 @breaks("T1")
-class ForgetsWhatIsDoneAsItIsTaken(MemoryTable):
+class ForgetsWhatIsDoneAsItIsTaken(MemoryRecordStore):
     def _claim(
         self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
@@ -161,8 +161,8 @@ class ForgetsWhatIsDoneAsItIsTaken(MemoryTable):
 
 
 @breaks("T1")
-class TimeEndsWhatFailed(MemoryTable):
-    def _settled(self) -> MemoryTableState:
+class TimeEndsWhatFailed(MemoryRecordStore):
+    def _settled(self) -> MemoryRecordState:
         state = super()._settled()
         for row in state.select(State.FAILED):
             if state.clock() - row.time > 1e5:
@@ -174,7 +174,7 @@ class TimeEndsWhatFailed(MemoryTable):
 
 
 @breaks("T2")
-class ALeaseIsNotLookedAt(MemoryTable):
+class ALeaseIsNotLookedAt(MemoryRecordStore):
     """If nobody took it, it may be acknowledged late."""
 
     def _claimed(self, id: int) -> Row:
@@ -184,7 +184,7 @@ class ALeaseIsNotLookedAt(MemoryTable):
 
 
 @breaks("T2")
-class AHolderIsNotLookedAt(MemoryTable):
+class AHolderIsNotLookedAt(MemoryRecordStore):
     """Whoever claimed it once may settle what another one has claimed since."""
 
     def _claimed(self, id: int) -> Row:
@@ -194,7 +194,7 @@ class AHolderIsNotLookedAt(MemoryTable):
 
 
 @breaks("T2")
-class ALostClaimIsNone(MemoryTable):
+class ALostClaimIsNone(MemoryRecordStore):
     def _claimed(self, id: int) -> Row:
         try:
             return super()._claimed(id)
@@ -203,7 +203,7 @@ class ALostClaimIsNone(MemoryTable):
 
 
 @breaks("T2")
-class WhatWasNeverClaimedIsLost(MemoryTable):
+class WhatWasNeverClaimedIsLost(MemoryRecordStore):
     def _claimed(self, id: int) -> Row:
         try:
             return super()._claimed(id)
@@ -214,7 +214,7 @@ class WhatWasNeverClaimedIsLost(MemoryTable):
 
 
 @breaks("T2")
-class AClaimIsLostOnlyOnce(MemoryTable):
+class AClaimIsLostOnlyOnce(MemoryRecordStore):
     def _claimed(self, id: int) -> Row:
         try:
             return super()._claimed(id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from persistcoll.engine.memory.record_store import MemoryTable, MemoryTableState
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import Entry, Record, State
 from persistcoll.errors import Empty, NotClaimedError
@@ -15,27 +15,27 @@ from tests.conformance.wrong.registry import breaks
 
 
 @breaks("S1")
-class StoresWhatFits(MemoryTable):
+class StoresWhatFits(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return [id for entry in entries for id in super(StoresWhatFits, self).put([entry], capacity)]
 
 
 @breaks("S1")
-class AcknowledgesThoseBefore(MemoryTable):
+class AcknowledgesThoseBefore(MemoryRecordStore):
     def acknowledge(self, ids: Sequence[int]) -> None:
         for id in ids:
             super().acknowledge([id])
 
 
 @breaks("S1")
-class FailsThoseBefore(MemoryTable):
+class FailsThoseBefore(MemoryRecordStore):
     def fail(self, ids: Sequence[int]) -> None:
         for id in ids:
             super().fail([id])
 
 
 @breaks("S1")
-class RefusedNeedsRoom(MemoryTable):
+class RefusedNeedsRoom(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         self._settled()
         for entry in entries:
@@ -46,7 +46,7 @@ class RefusedNeedsRoom(MemoryTable):
 
 
 @breaks("S1")
-class ReplacesByADuplicate(MemoryTable):
+class ReplacesByADuplicate(MemoryRecordStore):
     def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         if key is not None and self.holds(key):
             key = None
@@ -56,7 +56,7 @@ class ReplacesByADuplicate(MemoryTable):
 # S2: what the state loses when its process dies.
 
 
-class _Forgetful(MemoryTable):
+class _Forgetful(MemoryRecordStore):
     """One that finds a state which no living table has used."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -67,39 +67,39 @@ class _Forgetful(MemoryTable):
                 self.forget(state, row)
         state.used = True
 
-    def forget(self, state: MemoryTableState, row: Row) -> None:
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
         raise NotImplementedError
 
 
 @breaks("S2")
 class ACrashEndsDelays(_Forgetful):
-    def forget(self, state: MemoryTableState, row: Row) -> None:
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
         if row.state is State.DELAYED:
             state.move(row, State.READY)
 
 
 @breaks("S2")
 class ACrashForgetsAttempts(_Forgetful):
-    def forget(self, state: MemoryTableState, row: Row) -> None:
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
         row.attempts = 0
 
 
 @breaks("S2")
 class ACrashForgetsKeys(_Forgetful):
-    def forget(self, state: MemoryTableState, row: Row) -> None:
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
         row.key = None
 
 
 @breaks("S2")
 class ACrashForgetsWhatFailed(_Forgetful):
-    def forget(self, state: MemoryTableState, row: Row) -> None:
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
         if row.state is State.FAILED:
             state.remove(row)
 
 
 @breaks("S2")
 class ACrashForgetsPriorities(_Forgetful):
-    def forget(self, state: MemoryTableState, row: Row) -> None:
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
         row.priority = 0
 
 
@@ -107,7 +107,7 @@ class ACrashForgetsPriorities(_Forgetful):
 
 
 @breaks("S3")
-class UsesTwice(MemoryTable):
+class UsesTwice(MemoryRecordStore):
     def _claim(
         self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
@@ -119,7 +119,7 @@ class UsesTwice(MemoryTable):
 
 
 @breaks("S3")
-class ClaimsBeforeUse(MemoryTable):
+class ClaimsBeforeUse(MemoryRecordStore):
     def _claim(
         self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
@@ -127,7 +127,7 @@ class ClaimsBeforeUse(MemoryTable):
 
 
 @breaks("S3")
-class CountsWhatRaised(MemoryTable):
+class CountsWhatRaised(MemoryRecordStore):
     def _claim(
         self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
@@ -142,7 +142,7 @@ class CountsWhatRaised(MemoryTable):
 
 
 @breaks("S3")
-class TellsAttemptsBefore(MemoryTable):
+class TellsAttemptsBefore(MemoryRecordStore):
     def _claim(
         self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
@@ -155,13 +155,13 @@ class TellsAttemptsBefore(MemoryTable):
 
 
 @breaks("S4")
-class OldestFirst(MemoryTable):
+class OldestFirst(MemoryRecordStore):
     def _ready(self) -> list[Row]:
         return self._state.select(State.READY)
 
 
 @breaks("S4")
-class HighestFirst(MemoryTable):
+class HighestFirst(MemoryRecordStore):
     def _ready(self) -> list[Row]:
         rows = super()._ready()
         if self._discipline.by_priority:
@@ -170,7 +170,7 @@ class HighestFirst(MemoryTable):
 
 
 @breaks("S4")
-class NewestFirstAmongEquals(MemoryTable):
+class NewestFirstAmongEquals(MemoryRecordStore):
     def _ready(self) -> list[Row]:
         rows = super()._ready()
         if self._discipline.by_priority:
@@ -179,25 +179,25 @@ class NewestFirstAmongEquals(MemoryTable):
 
 
 @breaks("S4")
-class ListsInTheOrderOfTaking(MemoryTable):
+class ListsInTheOrderOfTaking(MemoryRecordStore):
     def records(self) -> Iterator[Record]:
         self._settled()
         return iter([row.record() for row in self._ready()])
 
 
 @breaks("S4")
-class GivesBackToTheEnd(MemoryTable):
+class GivesBackToTheEnd(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         return super().give_back(id, delay, True)
 
 
 @breaks("S4")
-class NeverToTheBack(MemoryTable):
+class NeverToTheBack(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         return super().give_back(id, delay)
 
 
-class _Moving(MemoryTable):
+class _Moving(MemoryRecordStore):
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         new = super().give_back(id, delay, to_back)
         if new != id:
@@ -233,7 +233,7 @@ class ToTheBackWithoutKey(_Moving):
 
 
 @breaks("S4")
-class StartsIdsAgain(MemoryTable):
+class StartsIdsAgain(MemoryRecordStore):
     def clear(self) -> int:
         count = super().clear()
         if not self._state.rows:
@@ -242,14 +242,14 @@ class StartsIdsAgain(MemoryTable):
 
 
 @breaks("S4")
-class DiscardsTheOldest(MemoryTable):
+class DiscardsTheOldest(MemoryRecordStore):
     def discard(self, id: int | None = None) -> int | None:
         ids = [record.id for record in self.records()]
         return super().discard(id if id is not None else min(ids, default=0))
 
 
 @breaks("S4")
-class TakesTheFirstForAnyId(MemoryTable):
+class TakesTheFirstForAnyId(MemoryRecordStore):
     def take(
         self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
@@ -257,7 +257,7 @@ class TakesTheFirstForAnyId(MemoryTable):
 
 
 @breaks("S4")
-class FollowsUpwards(MemoryTable):
+class FollowsUpwards(MemoryRecordStore):
     def take(
         self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
@@ -268,7 +268,7 @@ class FollowsUpwards(MemoryTable):
 
 
 @breaks("S4")
-class FollowsWithItself(MemoryTable):
+class FollowsWithItself(MemoryRecordStore):
     def take(
         self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
@@ -278,7 +278,7 @@ class FollowsWithItself(MemoryTable):
 
 
 @breaks("S4")
-class FollowsRound(MemoryTable):
+class FollowsRound(MemoryRecordStore):
     def take(
         self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
@@ -294,7 +294,7 @@ class FollowsRound(MemoryTable):
 
 
 @breaks("S5")
-class ClaimsNothing(MemoryTable):
+class ClaimsNothing(MemoryRecordStore):
     def take(
         self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
@@ -302,7 +302,7 @@ class ClaimsNothing(MemoryTable):
 
 
 @breaks("S5")
-class SettlesAnotherOnes(MemoryTable):
+class SettlesAnotherOnes(MemoryRecordStore):
     def _claimed(self, id: int) -> Row:
         row = self._state.rows.get(id)
         if row is None or row.state is not State.CLAIMED:
@@ -312,25 +312,25 @@ class SettlesAnotherOnes(MemoryTable):
 
 
 @breaks("S5")
-class LooksTheSame(MemoryTable):
+class LooksTheSame(MemoryRecordStore):
     def version(self) -> object:
         return super().version() if self._closed else 0
 
 
 @breaks("S6")
-class Unbounded(MemoryTable):
+class Unbounded(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return super().put(entries)
 
 
 @breaks("S6")
-class OneTooMany(MemoryTable):
+class OneTooMany(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         return super().put(entries, capacity + 1 if capacity else 0)
 
 
 @breaks("S6")
-class DelayedNeedsRoom(MemoryTable):
+class DelayedNeedsRoom(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         delayed = len(self._state.select(State.DELAYED))
         return super().put(entries, max(1, capacity - delayed) if capacity else 0)
@@ -340,7 +340,7 @@ class DelayedNeedsRoom(MemoryTable):
 
 
 @breaks("S8")
-class ClosingEndsDelays(MemoryTable):
+class ClosingEndsDelays(MemoryRecordStore):
     def close(self) -> None:
         if not self._closed:
             for row in self._state.select(State.DELAYED):
@@ -349,7 +349,7 @@ class ClosingEndsDelays(MemoryTable):
 
 
 @breaks("S8")
-class ClosingForgetsAttempts(MemoryTable):
+class ClosingForgetsAttempts(MemoryRecordStore):
     def close(self) -> None:
         super().close()
         for row in self._state.rows.values():
@@ -357,7 +357,7 @@ class ClosingForgetsAttempts(MemoryTable):
 
 
 @breaks("S8")
-class ClosingForgetsWhatIsDone(MemoryTable):
+class ClosingForgetsWhatIsDone(MemoryRecordStore):
     def close(self) -> None:
         super().close()
         for row in self._state.select(State.DONE):
@@ -365,32 +365,32 @@ class ClosingForgetsWhatIsDone(MemoryTable):
 
 
 @breaks("S8")
-class ClosingGivesBack(MemoryTable):
+class ClosingGivesBack(MemoryRecordStore):
     def close(self) -> None:
         self._retry = self._retry._replace(resume=True)
         super().close()
 
 
 @breaks("S9")
-class HoldsWhenClosed(MemoryTable):
+class HoldsWhenClosed(MemoryRecordStore):
     def holds(self, key: bytes) -> bool:
         return not self._closed and super().holds(key)
 
 
 @breaks("S9")
-class FailsNothingWhenClosed(MemoryTable):
+class FailsNothingWhenClosed(MemoryRecordStore):
     def fail(self, ids: Sequence[int]) -> None:
         if ids:
             super().fail(ids)
 
 
 @breaks("S9")
-class PurgesWhenClosed(MemoryTable):
+class PurgesWhenClosed(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         return 0 if self._closed else super().purge(state, keep, limit)
 
 
 @breaks("S10")
-class TheChildKeepsClaims(MemoryTable):
+class TheChildKeepsClaims(MemoryRecordStore):
     def abandon(self) -> None:
         return None
