@@ -24,9 +24,10 @@ from persistcoll.sqlite import schema
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
-from persistcoll.sqlite.dialect import Execute, TableWords
+from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.holders import Holder, is_dead, left_behind
 from persistcoll.sqlite.rows import Rows
+from persistcoll.sqlite.statements import RecordStatements
 from persistcoll.sqlite.unique_keys import UniqueKeys
 
 __all__ = ["Claims", "sweep"]
@@ -54,7 +55,7 @@ class Claims:
         self,
         database: Database,
         number: int,
-        words: TableWords,
+        sql: RecordStatements,
         ledger: Counters,
         rows: Rows,
         keys: UniqueKeys,
@@ -66,7 +67,7 @@ class Claims:
         self._database = database
         self._timeout = timeout
         self._number = number
-        self._words = words
+        self._sql = sql
         self._ledger = ledger
         self._rows = rows
         self._keys = keys
@@ -123,9 +124,9 @@ class Claims:
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
         if len(rows) == 1:
-            execute(self._words.claim, (holder, until, rows[0][0]))
+            execute(self._sql.claim, (holder, until, rows[0][0]))
         else:
-            execute(self._words.claim_heads, (holder, until, len(rows)))
+            execute(self._sql.claim_first, (holder, until, len(rows)))
         self._rows.remove(execute, rows)
         ledger = self._ledger
         ledger.ready -= len(rows)
@@ -175,7 +176,7 @@ class Claims:
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
         for claim in claims:
-            if execute(self._words.is_held, claim).fetchone() is None:
+            if execute(self._sql.claim_exists, claim).fetchone() is None:
                 raise self._stale(claim)
 
     def _stale(self, claim: Claim) -> StaleClaimError:
@@ -193,11 +194,11 @@ class Claims:
     def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
         """A held row becomes done, failed or dead, or is gone."""
         holder, id, _ = claim
-        words, ledger, keep = self._words, self._ledger, self._retry.keep_done
+        sql, ledger, keep = self._sql, self._ledger, self._retry.keep_done
         if self._keys.unique:
-            self._keys.free(execute, (execute(words.held, (holder, id)).fetchone()[2],))
+            self._keys.free(execute, (execute(sql.select_claimed, (holder, id)).fetchone()[2],))
         stays = state is not State.DONE or keep
-        if not execute(words.finish[state] if stays else words.drop, claim).rowcount:
+        if not execute(sql.finish[state] if stays else sql.delete_claim, claim).rowcount:
             raise self._stale(claim)
         if stays:
             ledger.add(state, 1)
@@ -210,7 +211,7 @@ class Claims:
     def trim(self, execute: Execute, state: State, count: int) -> None:
         """The ``count`` oldest rows of that state are gone."""
         if count:
-            execute(self._words.trim[state], (count,))
+            execute(self._sql.delete_oldest[state], (count,))
             self._ledger.add(state, -count)
             self._database.changed(self._ledger)
 
@@ -239,7 +240,9 @@ class Claims:
 
         def run(execute: Execute) -> int:
             fresh(execute)
-            held = [claim for claim in in_force if execute(self._words.is_held, claim).fetchone() is not None]
+            held = [
+                claim for claim in in_force if execute(self._sql.claim_exists, claim).fetchone() is not None
+            ]
             for claim in held:
                 self._return(execute, claim, None)
             return len(held)
@@ -256,27 +259,27 @@ class Claims:
         if until is None:
             self._release(execute, claim)
         else:
-            execute(self._words.postpone, (until, holder, id))
+            execute(self._sql.delay_claim, (until, holder, id))
         self._count_returned(until)
         return id
 
     def _release(self, execute: Execute, claim: Claim) -> None:
-        self._rows.check_found(execute(self._words.release, claim[:2]).rowcount, 1)
-        self._rows.check_found(execute(self._words.drop, claim).rowcount, 1)
+        self._rows.check_found(execute(self._sql.release, claim[:2]).rowcount, 1)
+        self._rows.check_found(execute(self._sql.delete_claim, claim).rowcount, 1)
 
     def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
         """Behind all others, under a new id, now or then."""
         holder, id, _ = claim
-        held = execute(self._words.held, (holder, id)).fetchone()
+        held = execute(self._sql.select_claimed, (holder, id)).fetchone()
         row = self._rows.renumbered(held, self._ledger.last_id + 1)
         self._ledger.last_id += 1
-        execute(self._words.drop, claim)
+        execute(self._sql.delete_claim, claim)
         self._keys.free(execute, (row[2],))
         self._keys.take(execute, ((row[0], row[2]),))
         if until is None:
-            execute(self._words.append, row)
+            execute(self._sql.insert_ready, row)
         else:
-            execute(self._words.hold, (until, *row))
+            execute(self._sql.insert_delayed, (until, *row))
         self._count_returned(until)
         return self._ledger.last_id
 
@@ -292,7 +295,7 @@ class Claims:
     def release_due(self, execute: Execute) -> None:
         """Delays that are over and leases that ran out: ready again, or dead."""
         now = self._now()
-        while claims := execute(self._words.due, (now, _PAGE)).fetchall():
+        while claims := execute(self._sql.select_due, (now, _PAGE)).fetchall():
             for claim in claims:
                 if claim[0]:
                     self._let_go(execute, claim)
@@ -300,7 +303,7 @@ class Claims:
                     self._release(execute, claim)
                     self._ledger.delayed -= 1
                     self._ledger.ready += 1
-        due = execute(self._words.next_due).fetchone()[0]
+        due = execute(self._sql.select_next_due).fetchone()[0]
         if due is not None and not (isinstance(due, (int, float)) and due > now):
             raise self._rows.damaged_database("what is due is not found")
         self._ledger.due = due
@@ -308,7 +311,7 @@ class Claims:
 
     def _let_go(self, execute: Execute, claim: Claim) -> None:
         if self._spent(claim[2]):
-            self._rows.check_found(execute(self._words.is_held, claim).fetchone() is not None, 1)
+            self._rows.check_found(execute(self._sql.claim_exists, claim).fetchone() is not None, 1)
             self._settle(execute, claim, State.DEAD)
         else:
             self._return(execute, claim, None)
@@ -324,7 +327,7 @@ class Claims:
         return count
 
     def _give_back_all(self, execute: Execute, number: int) -> int:
-        claims = [(number, *claim) for claim in execute(self._words.of_holder, (number,)).fetchall()]
+        claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
         for claim in claims:
             self._let_go(execute, claim)
         execute(_FORGET_HOLDER, (self._number, number))
@@ -346,7 +349,7 @@ class Claims:
     def find(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Who holds the record of this id (0: nobody, it is delayed), and its row."""
         for number in (0, *(number for (number,) in execute(_HOLDERS, (self._number,)).fetchall())):
-            row = execute(self._words.held, (number, id)).fetchone()
+            row = execute(self._sql.select_claimed, (number, id)).fetchone()
             if row is not None:
                 return number, row
         return None, None

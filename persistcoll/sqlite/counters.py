@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
 from persistcoll.engine.records import State
-from persistcoll.sqlite.dialect import Execute, MappingWords, TableWords
+from persistcoll.sqlite.driver import Execute, corruption_error
+from persistcoll.sqlite.statements import PairStatements, RecordStatements
 
 __all__ = ["Counters"]
 
@@ -22,30 +22,27 @@ class Counters:
     """
 
     __slots__ = (
-        "claimed", "dead", "delayed", "done", "due", "epoch", "failed", "gone", "last_id", "ready", "words",
+        "claimed", "dead", "delayed", "done", "due", "epoch", "failed", "gone", "last_id", "ready", "sql",
     )  # fmt: skip
 
-    def __init__(self, words: TableWords | MappingWords | None) -> None:
-        """:param words: none for what is no table's: then it stays as it is."""
-        self.words = words
+    def __init__(self, sql: RecordStatements | PairStatements | None) -> None:
+        """:param sql: none for what is no table's: then it stays as it is."""
+        self.sql = sql
         self.epoch = -1
         self.last_id = self.ready = self.claimed = self.delayed = 0
         self.done = self.failed = self.dead = self.gone = 0
         self.due: float | None = None
         """When the next delay or lease ends, at the earliest."""
 
-    def load(self, execute: Execute, damaged: Callable[[str], Exception]) -> None:
-        """Read it, all at one moment.
-
-        :param damaged: makes the database's own error for what cannot be so.
-        """
-        if self.words is None:
+    def load(self, execute: Execute) -> None:
+        """Read it, all at one moment."""
+        if self.sql is None:
             return
-        row: Any = execute(self.words.load).fetchone()
+        row: Any = execute(self.sql.load).fetchone()
         if row is None or not all(type(number) is int for number in row[:8]):
-            raise damaged("the counters of a collection")
+            raise corruption_error("the counters of a collection")
         if not isinstance(row[8], (int, NoneType)) or not isinstance(row[9], (int, float, NoneType)):
-            raise damaged("an id or a time")
+            raise corruption_error("an id or a time")
         last_id, absent, self.claimed, self.delayed, self.done, self.failed, self.dead, self.gone = row[:8]
         highest, self.due = row[8:]
         self.last_id = last_id if highest is None else max(last_id, highest)
@@ -53,9 +50,9 @@ class Counters:
 
     def save(self, execute: Execute) -> None:
         """Write it."""
-        assert self.words is not None
+        assert self.sql is not None
         execute(
-            self.words.save,
+            self.sql.save,
             (
                 self.last_id,
                 self.last_id - self.ready,

@@ -35,13 +35,12 @@ from persistcoll.engine.forks import (
 )
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
-from persistcoll.sqlite import statements
+from persistcoll.sqlite import driver
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
-from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.driver import Execute, leak
 from persistcoll.sqlite.readers import ReaderPool
 from persistcoll.sqlite.reading import REENTRANT, Readable
-from persistcoll.sqlite.statements import SQLite, leak
 from persistcoll.sqlite.transaction import Transaction
 from persistcoll.sqlite.wal_space import WALPreallocator
 from persistcoll.sqlite.watcher import ChangeWatcher
@@ -76,13 +75,12 @@ class Database(Readable):
     def __init__(self, source: DatabaseFile) -> None:
         self.source = source
         self.path, self.disk = source.path, source.disk
-        self.dialect = SQLite()
         self.epoch = 0
         self.ledgers: dict[int, Counters] = {}
         self.users = 0
         self._shut = False
         self._reset()
-        self._use(source.open(self.dialect))
+        self._use(source.open())
         quiesce_for_forks(self)
 
     def _reset(self) -> None:
@@ -118,7 +116,7 @@ class Database(Readable):
         self._lock = opened.lock
         self._watch()
         self.store_id, self.now = opened.store_id, opened.clock
-        self._execute(statements.NORMAL)
+        self._execute(driver.NORMAL)
         self._log.switch(opened.log, self.path + LOG, 0)
         self._room.use(-1 if opened.log is None else opened.log.fd)
         self.epoch += 1
@@ -134,10 +132,10 @@ class Database(Readable):
         if self._shut:  # by another thread, when the caller was past its own check
             raise ClosedError(f"{self.path!r} was closed meanwhile")
         if self._opened is None:
-            self._use(self.source.open(self.dialect))
+            self._use(self.source.open())
 
     def _failure(self, error: Exception, doing: str) -> StorageError:
-        failure = self.dialect.translate(error, doing, self.path)
+        failure = driver.translate(error, doing, self.path)
         failure.__cause__ = error
         if failure.errno == errno.EIO:
             self._poison(failure)
@@ -280,7 +278,7 @@ class Database(Readable):
                     value = run(self._execute)
                 except Exception as error:
                     # A refusal comes before any change. Behind one it is a signal handler's.
-                    if isinstance(error, self.dialect.Error) or self._connection.total_changes != before:
+                    if isinstance(error, driver.ERRORS) or self._connection.total_changes != before:
                         raise
                     refusal = error
                 self._commit()
@@ -290,13 +288,13 @@ class Database(Readable):
                 self.epoch += 1
                 if self._roll_back(error) and after is not None and refusal is None:
                     after(value)
-                if isinstance(error, self.dialect.Error):
+                if isinstance(error, driver.ERRORS):
                     raise self._failure(error, "writing") from error
                 raise
         finally:
             try:
                 if self._connection.in_transaction:  # _roll_back was interrupted where it begins
-                    self._execute(statements.ROLLBACK)
+                    self._execute(driver.ROLLBACK)
             finally:
                 self._lock.release()
         if refusal is not None:
@@ -355,7 +353,7 @@ class Database(Readable):
         finally:
             try:
                 if self._connection.in_transaction:
-                    self._execute(statements.ROLLBACK)
+                    self._execute(driver.ROLLBACK)
             finally:
                 self._lock.release()
         return self._draw_ticket() if committed and sync else None
@@ -384,7 +382,7 @@ class Database(Readable):
                     work.value = work.run(execute)
                 except Exception as error:
                     # As in _write_alone().
-                    if isinstance(error, self.dialect.Error) or self._connection.total_changes != before:
+                    if isinstance(error, driver.ERRORS) or self._connection.total_changes != before:
                         raise
                     work.failure = error
             if waiting is not None:
@@ -396,7 +394,7 @@ class Database(Readable):
         except BaseException as error:
             self.epoch += 1
             committed = self._roll_back(error)
-            if isinstance(error, self.dialect.Error):
+            if isinstance(error, driver.ERRORS):
                 for work in batch:
                     work.failure = self._failure(error, "writing")
                 return False
@@ -416,7 +414,7 @@ class Database(Readable):
     def begin(self) -> None:
         """Within ``write``: what follows is several changes."""
         if not self._connection.in_transaction:
-            self._execute(statements.BEGIN)
+            self._execute(driver.BEGIN)
 
     def _begin(self, whole: bool = True, transaction: bool = False) -> None:
         """Within a ``try`` that rolls back and lets go of the lock: an interrupt may come right behind."""
@@ -426,11 +424,11 @@ class Database(Readable):
             if not self._lock.acquire(transaction):
                 self.epoch += 1
             if whole or self._short:
-                self._execute(statements.BEGIN)
+                self._execute(driver.BEGIN)
         except StoreReplacedError as error:
             self._poison(error)
             raise
-        except self.dialect.Error as error:
+        except driver.ERRORS as error:
             raise self._failure(error, "writing") from error
 
     def _commit(self) -> None:
@@ -443,16 +441,16 @@ class Database(Readable):
                 self._short = False
                 self._room.lengthen()
             self._committing = True
-            self._execute(statements.COMMIT)
+            self._execute(driver.COMMIT)
 
     def _roll_back(self, error: BaseException) -> bool:
         """After this error; whether it is too late: what interrupts may do so right behind the commit."""
         self._dirty.clear()
         if self._connection.in_transaction:
-            self._execute(statements.ROLLBACK)
+            self._execute(driver.ROLLBACK)
             return False
         # The database's own errors have rolled back by themselves.
-        return self._committing and not isinstance(error, self.dialect.Error)
+        return self._committing and not isinstance(error, driver.ERRORS)
 
     def transaction(self, sync: bool, timeout: float | None = None) -> Transaction:
         """A context manager: all that this thread does within is one transaction; others wait meanwhile.
@@ -550,9 +548,9 @@ class Database(Readable):
         try:
             self._lock.acquire()
             self.epoch += 1
-            for text in statements.SHRINK:
+            for text in driver.SHRINK:
                 self._execute(text)
-        except self.dialect.Error as error:
+        except driver.ERRORS as error:
             raise self._failure(error, "shrinking") from error
         finally:
             self._lock.release()

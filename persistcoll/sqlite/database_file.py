@@ -21,10 +21,9 @@ from persistcoll.disk.path_checks import (
     unwritable,
 )
 from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
-from persistcoll.sqlite import schema, statements
+from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.clock import Clock
-from persistcoll.sqlite.dialect import Execute
-from persistcoll.sqlite.statements import SQLite
+from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.writer_lock import NoLock, WriterLock, identity_of
 
 __all__ = ["INDEX", "LOG", "MEMORY", "DatabaseConnection", "DatabaseFile"]
@@ -84,7 +83,7 @@ class DatabaseFile:
         """The size of the database and its log, in bytes; or of those of them whose names end so."""
         return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
 
-    def open(self, dialect: SQLite) -> DatabaseConnection:
+    def open(self) -> DatabaseConnection:
         """Open it, made if it is missing.
 
         :raise StoreKindError: it is no database, or another application's.
@@ -93,7 +92,7 @@ class DatabaseFile:
         :raise StorageError: it cannot be opened or written.
         """
         if self.path == MEMORY:
-            return self._open_in_memory(dialect)
+            return self._open_in_memory()
         folder = os.path.dirname(self.path)
         self._own(self.mode)
         make_directory(self.disk, folder)
@@ -111,9 +110,9 @@ class DatabaseFile:
             if identity is not None and not self.occupied(("",)):
                 raise self._lost(lock)  # before SQLite finds the log of an empty database, and removes it
             self._make_file()
-            with self.translated(dialect):
-                connection = dialect.connect(self.path, self.timeout)
-                opened = self._prepare(dialect, connection, lock, identity)
+            with self.translated():
+                connection = driver.connect(self.path, self.timeout)
+                opened = self._prepare(connection, lock, identity)
             lock.release()
             return opened
         except BaseException as error:
@@ -129,9 +128,9 @@ class DatabaseFile:
                 raise storage_error(error, "opening", self.path) from error
             raise
 
-    def _open_in_memory(self, dialect: SQLite) -> DatabaseConnection:
-        connection = dialect.connect(MEMORY, self.timeout)
-        dialect.prepare(connection, MEMORY)
+    def _open_in_memory(self) -> DatabaseConnection:
+        connection = driver.connect(MEMORY, self.timeout)
+        driver.prepare(connection, MEMORY)
         with _transaction(connection):
             schema.create(connection.execute)
             now = schema.clock(connection.execute)
@@ -176,11 +175,11 @@ class DatabaseFile:
             raise storage_error(error, "creating", self.path) from error
 
     @contextmanager
-    def translated(self, dialect: SQLite) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
         try:
             yield
-        except dialect.Error as error:
-            raise dialect.translate(error, "opening", self.path) from error
+        except driver.ERRORS as error:
+            raise driver.translate(error, "opening", self.path) from error
         except (TypeError, ValueError, OverflowError) as error:
             # Only of what is read: a row that is not there, a NULL or a text where a number was.
             message = f"opening {self.path!r} failed: the database is damaged ({error})"
@@ -205,14 +204,12 @@ class DatabaseFile:
             )
         return str(table[0])
 
-    def _prepare(
-        self, dialect: SQLite, connection: Any, lock: WriterLock, identity: bytes | None
-    ) -> DatabaseConnection:
+    def _prepare(self, connection: Any, lock: WriterLock, identity: bytes | None) -> DatabaseConnection:
         execute = connection.execute
         table = self.first_table(execute)
         if table is None and identity is not None:
             raise self._lost(lock)
-        dialect.prepare(connection, self.path)
+        driver.prepare(connection, self.path)
         with _transaction(connection):
             if table is None:
                 schema.create(execute)
@@ -266,11 +263,11 @@ def _hint(table: str) -> str:
 
 @contextmanager
 def _transaction(connection: Any) -> Iterator[None]:
-    connection.execute(statements.BEGIN)
+    connection.execute(driver.BEGIN)
     try:
         yield
-        connection.execute(statements.COMMIT)
+        connection.execute(driver.COMMIT)
     except BaseException:
         if connection.in_transaction:
-            connection.execute(statements.ROLLBACK)
+            connection.execute(driver.ROLLBACK)
         raise

@@ -22,11 +22,11 @@ from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import refuse_network
 from persistcoll.engine.forks import read_only_error
 from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
-from persistcoll.sqlite import schema, statements
+from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, DatabaseFile
-from persistcoll.sqlite.dialect import Execute, TableWords
-from persistcoll.sqlite.statements import SQLite
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["LookingDatabase"]
 
@@ -49,7 +49,6 @@ class LookingDatabase:
         self.source = source
         self._look_through = look_through
         self.path, self.disk = source.path, source.disk
-        self.dialect = SQLite()
         self.ledgers: dict[int, Counters] = {}
         if os.path.isdir(self.path):
             raise StoreKindError(f"{self.path!r} is a directory, not a database file", errno.EISDIR)
@@ -63,7 +62,7 @@ class LookingDatabase:
             self.store_id = schema.store_id(execute)
             self.now = schema.clock(execute, may_set=False)
 
-        with source.translated(self.dialect):
+        with source.translated():
             self._look_through(self.path, identify, self._look)
 
     def find(self, wanted: schema.Registration) -> int:
@@ -92,11 +91,11 @@ class LookingDatabase:
         for tried in range(_TRIES):
             before, logged = self._status(), os.path.exists(log)
             try:
-                connection = self.dialect.connect_looking(self.path, self.source.timeout, not logged)
+                connection = driver.connect_read_only(self.path, self.source.timeout, not logged)
                 with closing(connection):
-                    connection.execute(statements.BEGIN_READING)
+                    connection.execute(driver.BEGIN_READING)
                     found = look(connection.execute)
-            except self.dialect.Error as error:
+            except driver.ERRORS as error:
                 if tried < _TRIES - 1 and self._has_changed(before, logged):
                     time.sleep(_PAUSE)
                     continue
@@ -118,8 +117,8 @@ class LookingDatabase:
         """``look`` at what is committed at one moment."""
         try:
             return cast(T, self._look_through(self.path, look, self._look))
-        except self.dialect.Error as error:
-            raise self.dialect.translate(error, "reading", self.path) from error
+        except driver.ERRORS as error:
+            raise driver.translate(error, "reading", self.path) from error
 
     read = look
 
@@ -127,9 +126,9 @@ class LookingDatabase:
         """``look`` at what is committed at one moment, and at a table's numbers."""
 
         def run(execute: Execute) -> T:
-            present = Counters(ledger.words)
-            present.load(execute, self.dialect.damaged)
-            if isinstance(ledger.words, TableWords):
+            present = Counters(ledger.sql)
+            present.load(execute)
+            if isinstance(ledger.sql, RecordStatements):
                 present.due = None
             return look(execute, present)
 

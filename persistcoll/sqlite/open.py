@@ -29,11 +29,12 @@ from persistcoll.sqlite.claims import sweep
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.database import REMEDY, UNSEEN, Database
 from persistcoll.sqlite.database_file import INDEX, LOG, MEMORY, DatabaseFile
-from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.looking import LookingDatabase
 from persistcoll.sqlite.pair_store import SQLitePairStore
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.rows import Seal
+from persistcoll.sqlite.statements import pair_statements, record_statements
 
 __all__ = ["DatabaseLocation", "open_mapping", "open_table"]
 
@@ -336,7 +337,7 @@ def open_table(
         return table
 
     def create(database: Database, number: int) -> tuple[str, ...]:
-        return database.dialect.table_words(number, discipline).create
+        return record_statements(number, discipline).create
 
     return _open(place, schema.Registration(name, kind, serializer), executes_code, create, make)
 
@@ -371,7 +372,7 @@ def open_mapping(
         )
 
     def create(database: Database, number: int) -> tuple[str, ...]:
-        return database.dialect.mapping_words(number).create
+        return pair_statements(number).create
 
     return _open(place, schema.Registration(name, "dict", serializer), executes_code, create, make)
 

@@ -1,4 +1,4 @@
-"""The mapping of keys to values, over any dialect: how pairs are stored, found and gone through."""
+"""Pairs of keys and values in SQLite: how they are stored, found and gone through."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from zlib import crc32
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.errors import ClosedError
+from persistcoll.sqlite import driver
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
-from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.driver import Execute, end_statement
 from persistcoll.sqlite.pairs import (
     PagedScan,
     PairRows,
@@ -23,7 +24,7 @@ from persistcoll.sqlite.pairs import (
     behind_serial,
     checksum,
 )
-from persistcoll.sqlite.statements import end_statement
+from persistcoll.sqlite.statements import pair_statements
 
 __all__ = ["SQLitePairStore"]
 
@@ -68,15 +69,15 @@ class SQLitePairStore(PairStore):
         self._first = database.first
         self._power = power
         self._timeout = timeout
-        self._words = words = database.dialect.mapping_words(number)
-        self._value = words.value
+        self._sql = sql = pair_statements(number)
+        self._value = sql.select_value
         self._rows = PairRows(database.path, show, self._now)
         self._clock = clock
         self._leave = leave
         self._rested = rested
         self._adding = False  # the last key that was set was a new one
         if number not in database.ledgers:
-            database.ledgers[number] = Counters(words)
+            database.ledgers[number] = Counters(sql)
         # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
         self._ledger = database.ledgers[number]
         self._closed = False
@@ -99,14 +100,14 @@ class SQLitePairStore(PairStore):
         """Within a transaction: the true numbers, and what has expired is gone."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
-            ledger.load(execute, self._database.dialect.damaged)
+            ledger.load(execute)
             ledger.epoch = self._database.epoch
         if ledger.due is not None:
             now = self._now()
             if ledger.due <= now:
                 self._database.begin()
-                ledger.ready -= execute(self._words.purge, (now,)).rowcount
-                ledger.due = execute(self._words.next_end).fetchone()[0]
+                ledger.ready -= execute(self._sql.purge, (now,)).rowcount
+                ledger.due = execute(self._sql.select_next_expiry).fetchone()[0]
                 self._database.changed(ledger)
         return ledger
 
@@ -145,9 +146,9 @@ class SQLitePairStore(PairStore):
                     self._remove(execute, ledger, key)
             elif present is None:
                 crc = checksum(key, value, None)
-                self._insert(execute, ledger, self._words.insert, key, name, None, crc, value)
+                self._insert(execute, ledger, self._sql.insert, key, name, None, crc, value)
             elif value is not present:
-                execute(self._words.set, (end, checksum(key, value, end), value, key))
+                execute(self._sql.update, (end, checksum(key, value, end), value, key))
             return result
 
         return self._write(run, self._power, timeout=self._timeout)
@@ -180,7 +181,7 @@ class SQLitePairStore(PairStore):
         return True
 
     def _remove(self, execute: Execute, ledger: Counters, key: bytes) -> bool:
-        there = execute(self._words.remove, (key,)).rowcount > 0
+        there = execute(self._sql.delete, (key,)).rowcount > 0
         if there:
             ledger.ready -= 1
             self._database.changed(ledger)
@@ -230,24 +231,24 @@ class SQLitePairStore(PairStore):
         crc = crc32(value, crc32(key))  # as checksum() without an end, in a call less
         # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
         if self._adding:
-            if self._insert(execute, ledger, self._words.add, key, name, None, crc, value):
+            if self._insert(execute, ledger, self._sql.insert_if_absent, key, name, None, crc, value):
                 return
             self._adding = False
-        if execute(self._words.replace, (crc, value, key)).rowcount:
+        if execute(self._sql.update_unexpiring, (crc, value, key)).rowcount:
             return
         # Where nothing expires, it is not there.
-        if ledger.due is None or not execute(self._words.set, (None, crc, value, key)).rowcount:
-            self._insert(execute, ledger, self._words.insert, key, name, None, crc, value)
+        if ledger.due is None or not execute(self._sql.update, (None, crc, value, key)).rowcount:
+            self._insert(execute, ledger, self._sql.insert, key, name, None, crc, value)
             self._adding = True
 
     def _set_until(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float) -> None:
         ledger = self._fresh(execute)
         end = self._now() + expires
         crc = checksum(key, value, end)
-        if execute(self._words.set, (end, crc, value, key)).rowcount:
+        if execute(self._sql.update, (end, crc, value, key)).rowcount:
             ledger.note_due(end)
         else:
-            self._insert(execute, ledger, self._words.insert, key, name, end, crc, value)
+            self._insert(execute, ledger, self._sql.insert, key, name, end, crc, value)
 
     def _set_all(
         self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None
@@ -256,13 +257,13 @@ class SQLitePairStore(PairStore):
         end = None if expires is None else self._now() + expires
         last = ledger.last_id
         self._database.executemany(
-            self._words.upsert,
+            self._sql.upsert,
             [
                 (serial, key, name, end, checksum(key, value, end), value)
                 for serial, (key, name, value) in enumerate(items, last + 1)
             ],
         )
-        count, highest = execute(self._words.added, (last,)).fetchone()
+        count, highest = execute(self._sql.count_inserted, (last,)).fetchone()
         if count:
             ledger.ready += count
             ledger.last_id = highest
@@ -275,13 +276,13 @@ class SQLitePairStore(PairStore):
 
         def run(execute: Execute) -> T:
             ledger = self._fresh(execute)
-            row = execute(self._words.end[last]).fetchone()
+            row = execute(self._sql.select_end[last]).fetchone()
             if row is None:
                 raise KeyError("the mapping is empty")
             result = use(self._rows.pair(row, True))
             if not self._remove(execute, ledger, row[1]):
                 # It would be given again and again.
-                raise self._database.dialect.damaged("a pair is not where its key says")
+                raise driver.corruption_error("a pair is not where its key says")
             return result
 
         return self._write(run, self._power, timeout=self._timeout)
@@ -292,7 +293,7 @@ class SQLitePairStore(PairStore):
         def run(execute: Execute) -> int:
             ledger = self._fresh(execute)
             count = ledger.ready
-            execute(self._words.remove_all)
+            execute(self._sql.delete_all)
             ledger.ready, ledger.due = 0, None
             self._database.changed(ledger)
             return count
@@ -305,7 +306,7 @@ class SQLitePairStore(PairStore):
         def look(execute: Execute, ledger: Counters) -> int:
             if ledger.due is None or ledger.due > (now := self._now()):
                 return ledger.ready
-            return int(execute(self._words.living, (now,)).fetchone()[0])
+            return int(execute(self._sql.count_unexpired, (now,)).fetchone()[0])
 
         return self._database.consult(self._ledger, look)
 
@@ -315,13 +316,13 @@ class SQLitePairStore(PairStore):
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
         behind = self._database.consult(self._ledger, lambda _, ledger: ledger.last_id) + 1
-        page = self._words.page[reverse, values]
+        page = self._sql.select_page[reverse, values]
         narrow = before_serial if reverse else behind_serial
         return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
-        page = self._words.scan[reverse, values]
+        page = self._sql.select_range[reverse, values]
         narrow = before_key if reverse else behind_key
         return PagedScan(self._read_page, self._rows, page, (start, stop), narrow, values)
 

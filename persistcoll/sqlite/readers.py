@@ -13,8 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from persistcoll.sqlite.dialect import Connection, Execute
-from persistcoll.sqlite.statements import BEGIN_READING, ROLLBACK, end_statement
+from persistcoll.sqlite.driver import BEGIN_READING, ROLLBACK, Connection, Execute, end_statement
 
 __all__ = ["ReaderPool"]
 

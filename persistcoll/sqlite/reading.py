@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
-from persistcoll.sqlite import statements
+from persistcoll.sqlite import driver
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import MEMORY, DatabaseConnection, DatabaseFile
-from persistcoll.sqlite.dialect import Connection, Execute
+from persistcoll.sqlite.driver import Connection, Execute
 from persistcoll.sqlite.readers import ReaderPool
 from persistcoll.sqlite.rest import Restable
-from persistcoll.sqlite.statements import SQLite
 from persistcoll.sqlite.writer_lock import NoLock, WriterLock
 
 __all__ = ["REENTRANT", "Readable"]
@@ -34,7 +33,6 @@ class Readable(Restable):
     """
 
     source: DatabaseFile
-    dialect: SQLite
     epoch: int
     _connection: Any
     _execute: Execute
@@ -92,18 +90,18 @@ class Readable(Restable):
             if not moment:
                 return look(execute, self._load(ledger, execute))
             try:
-                execute(statements.BEGIN_READING)
+                execute(driver.BEGIN_READING)
                 # Another process may have written since the look at the lock.
-                return look(execute, self._load(Counters(ledger.words), execute))
+                return look(execute, self._load(Counters(ledger.sql), execute))
             finally:
                 if self._connection.in_transaction:
-                    execute(statements.ROLLBACK)
-        except self.dialect.Error as error:
+                    execute(driver.ROLLBACK)
+        except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
     def _consult_beside(self, ledger: Counters, look: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
-            return self.look(lambda execute: look(execute, self._stored(Counters(ledger.words), execute)))
+            return self.look(lambda execute: look(execute, self._stored(Counters(ledger.sql), execute)))
         if self._user != threading.get_ident():
             self._wait_out(time.monotonic() + self.source.timeout)
             return self.consult(ledger, look)
@@ -121,7 +119,7 @@ class Readable(Restable):
     def _load(self, ledger: Counters, execute: Execute) -> Counters:
         """The ledger with the numbers of this moment."""
         if ledger.epoch != self.epoch:
-            ledger.load(execute, self.dialect.damaged)
+            ledger.load(execute)
             ledger.epoch = self.epoch
         return ledger
 
@@ -133,7 +131,7 @@ class Readable(Restable):
         before = self._connection.total_changes
         try:
             return run(self._execute)
-        except self.dialect.Error as error:
+        except driver.ERRORS as error:
             # SQLite may have rolled back the whole transaction, so that what follows would be done alone; or
             # its last statement only, behind others of the same operation. Neither can go on.
             self._failed = self._failure(error, "using")
@@ -155,7 +153,7 @@ class Readable(Restable):
             return self.read(lambda execute: execute(text, parameters).fetchone())
         try:
             return self._readers.first(text, parameters)
-        except self.dialect.Error as error:
+        except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
     def look(self, look: Callable[[Execute], T]) -> T:
@@ -166,7 +164,7 @@ class Readable(Restable):
             return self.read(look)
         try:
             return self._readers.read(look)
-        except self.dialect.Error as error:
+        except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
     def _reads_here(self) -> bool:
@@ -191,7 +189,7 @@ class Readable(Restable):
 
     def _add_reader(self, add: Callable[[Connection], None]) -> None:
         self._check()
-        connection = self.dialect.connect_reader(self.path, self.source.timeout)
+        connection = driver.connect_reader(self.path, self.source.timeout)
         try:
             self.check_files()  # it is of the same file
         except BaseException:
@@ -211,5 +209,5 @@ class Readable(Restable):
             return object()
         try:
             return self._watcher.version()
-        except self.dialect.Error as error:
+        except driver.ERRORS as error:
             raise self._failure(error, "reading") from error

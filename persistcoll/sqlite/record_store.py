@@ -1,4 +1,4 @@
-"""The table of records with states, over any dialect: how they are put, claimed, settled and looked at."""
+"""Records with states in SQLite: how they are put, claimed, settled and looked at."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from persistcoll.sqlite.claims import Claims
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
-from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.rows import Rows, Seal
 from persistcoll.sqlite.scan import TableScan
+from persistcoll.sqlite.statements import record_statements
 from persistcoll.sqlite.unique_keys import UniqueKeys
 
 __all__ = ["SQLiteRecordStore"]
@@ -64,22 +65,22 @@ class SQLiteRecordStore(RecordStore):
         self._write = database.write
         self._power = power
         self._timeout = timeout
-        self._words = words = database.dialect.table_words(number, discipline)
+        self._sql = sql = record_statements(number, discipline)
         self._clock = clock
         self._leave = leave
         self._closing = threading.Lock()
         self._keeps = retry.keep_done > 0
         self._found_empty = False
         if number not in database.ledgers:
-            database.ledgers[number] = Counters(words)
+            database.ledgers[number] = Counters(sql)
         self._ledger = ledger = database.ledgers[number]
-        self._rows = Rows(database, words, store_id, seal, unseal)
-        self._keys = UniqueKeys(discipline.unique, words)
-        self._listing = TableScan(self._look, words, self._rows)
+        self._rows = Rows(database, sql, store_id, seal, unseal)
+        self._keys = UniqueKeys(discipline.unique, sql)
+        self._listing = TableScan(self._look, sql, self._rows)
         self._claims = Claims(
             database,
             number,
-            words,
+            sql,
             ledger,
             self._rows,
             self._keys,
@@ -107,7 +108,7 @@ class SQLiteRecordStore(RecordStore):
         """Within a transaction: the true numbers, and nothing that is due or expired is left unready."""
         ledger = self._ledger
         if ledger.epoch != self._database.epoch:
-            ledger.load(execute, self._database.dialect.damaged)
+            ledger.load(execute)
             ledger.epoch = self._database.epoch
         if ledger.due is not None and ledger.due <= self._now():
             self._database.begin()
@@ -192,9 +193,12 @@ class SQLiteRecordStore(RecordStore):
         if id is None:
             if self._found_empty:
                 self._refuse_empty()
-            text, parameters = self._words.heads, (1,)
+            text, parameters = self._sql.select_ready, (1,)
         else:
-            text, parameters = (self._words.following if following else self._words.one), (id,)
+            text, parameters = (
+                (self._sql.select_ready_after if following else self._sql.select_ready_by_id),
+                (id,),
+            )
 
         def run(execute: Execute) -> tuple[T, list[Any]]:
             ledger = self._fresh(execute)
@@ -237,9 +241,9 @@ class SQLiteRecordStore(RecordStore):
 
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             ledger = self._fresh(execute)
-            rows = execute(self._words.heads, (limit,)).fetchall()
+            rows = execute(self._sql.select_ready, (limit,)).fetchall()
             if not rows and self._claims.resume_sometimes(execute):
-                rows = execute(self._words.heads, (limit,)).fetchall()
+                rows = execute(self._sql.select_ready, (limit,)).fetchall()
             values: list[T] = []
             for row in rows:
                 try:
@@ -323,7 +327,7 @@ class SQLiteRecordStore(RecordStore):
 
         def run(execute: Execute) -> bool:
             self._fresh(execute)
-            holder, row = None, execute(self._words.one, (id,)).fetchone()
+            holder, row = None, execute(self._sql.select_ready_by_id, (id,)).fetchone()
             if row is None:
                 holder, row = self._claims.find(execute, id)
             if row is None:
@@ -340,10 +344,12 @@ class SQLiteRecordStore(RecordStore):
 
         def run(execute: Execute) -> int | None:
             ledger = self._fresh(execute)
-            text, parameter = (self._words.heads, 1) if id is None else (self._words.one, id)
+            text, parameter = (
+                (self._sql.select_ready, 1) if id is None else (self._sql.select_ready_by_id, id)
+            )
             row = execute(text, (parameter,)).fetchone()
             if row is None:
-                self._rows.check_gone(execute(self._words.heads, (1,)).fetchone(), id)
+                self._rows.check_gone(execute(self._sql.select_ready, (1,)).fetchone(), id)
                 return None
             self._remove(execute, ledger, (row,))
             return cast(int, row[0])
@@ -357,7 +363,7 @@ class SQLiteRecordStore(RecordStore):
             ledger = self._fresh(execute)
             count = ledger.ready
             self._keys.free_ready(execute)
-            execute(self._words.remove_all)
+            execute(self._sql.delete_all)
             ledger.ready = 0
             ledger.gone += count
             self._database.changed(ledger)
@@ -367,7 +373,7 @@ class SQLiteRecordStore(RecordStore):
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         self._check()
-        if state not in self._words.trim:
+        if state not in self._sql.delete_oldest:
             raise ValueError(f"only what is done, failed or dead can be purged, not what is {state.value}")
 
         def run(execute: Execute) -> int:
@@ -388,7 +394,7 @@ class SQLiteRecordStore(RecordStore):
 
     def peek(self, use: Callable[[Record], T]) -> T:
         def look(moment: bool, execute: Execute, ledger: Counters) -> T | object:
-            row = execute(self._words.heads, (1,)).fetchone()
+            row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
                 return use(self._rows.record(row))
             if ledger.ready and not moment:

@@ -8,8 +8,10 @@ from zlib import crc32
 
 from persistcoll.engine.records import Entry, Record
 from persistcoll.errors import CorruptionError, EncodeError
+from persistcoll.sqlite import driver
 from persistcoll.sqlite.database import Database
-from persistcoll.sqlite.dialect import Cursor, Execute, TableWords
+from persistcoll.sqlite.driver import Cursor, Execute
+from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["Rows", "Seal", "refuse_too_large"]
 
@@ -38,16 +40,15 @@ class Rows:
     def __init__(
         self,
         database: Database,
-        words: TableWords,
+        sql: RecordStatements,
         store_id: bytes,
         seal: Seal | None,
         unseal: Seal | None,
     ) -> None:
         self._seed = crc32(store_id)
         self._path = database.path
-        self._dialect = database.dialect
-        self._words = words
-        self._append = words.append
+        self._sql = sql
+        self._append = sql.insert_ready
         self._seal = seal
         self._unseal = unseal
 
@@ -80,9 +81,9 @@ class Rows:
     def remove(self, execute: Execute, rows: Sequence[Any]) -> None:
         """These ready rows are ready no more: any one, or several that are next."""
         if len(rows) == 1:
-            removed = execute(self._words.remove, (rows[0][0],)).rowcount
+            removed = execute(self._sql.delete_ready, (rows[0][0],)).rowcount
         else:
-            removed = execute(self._words.remove_heads, (len(rows),)).rowcount
+            removed = execute(self._sql.delete_first, (len(rows),)).rowcount
         self.check_found(removed, len(rows))
 
     def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
@@ -102,8 +103,8 @@ class Rows:
         refuse_too_large(payload)
         values = (payload, self._checksum(id, payload), key)
         if holder is None:
-            return self._words.replace_ready, (*values, id)
-        return self._words.replace_held, (*values, holder, id)
+            return self._sql.update_ready, (*values, id)
+        return self._sql.update_claimed, (*values, holder, id)
 
     def record(self, row: Any, attempt: int = 0) -> Record:
         """What the row stands for; with ``attempt`` 1, as it is claimed now.
@@ -122,7 +123,7 @@ class Rows:
         :raise Exception: the database's own, for damage.
         """
         if found != wanted:
-            raise self._dialect.damaged("a row is not where its id says")
+            raise driver.corruption_error("a row is not where its id says")
 
     def check_gone(self, head: Any, id: int | None) -> None:
         """What no look-up finds must not be what comes first. Raises likewise."""
@@ -130,7 +131,7 @@ class Rows:
 
     def damaged_database(self, what: str) -> Exception:
         """The database's own error for damage."""
-        return self._dialect.damaged(what)
+        return driver.corruption_error(what)
 
     def check_none_left(self, ready: int) -> None:
         """Where no ready row is found, none must be known of.
@@ -138,7 +139,7 @@ class Rows:
         :raise Exception: the database's own, for damage.
         """
         if ready:
-            raise self._dialect.damaged(f"of {ready} waiting items none is found; clear() begins anew")
+            raise driver.corruption_error(f"of {ready} waiting items none is found; clear() begins anew")
 
     def check_order(self, before: int, id: int) -> None:
         """Rows that do not come by their ids would be read again and again.

@@ -8,8 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 from persistcoll.engine.records import Record, State, Stats
 from persistcoll.sqlite.counters import Counters
-from persistcoll.sqlite.dialect import Execute, TableWords
+from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.rows import Rows
+from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["Look", "TableScan"]
 
@@ -29,9 +30,9 @@ class Look(Protocol):
 class TableScan:
     """What lies in a table, by the ids."""
 
-    def __init__(self, look: Look, words: TableWords, rows: Rows) -> None:
+    def __init__(self, look: Look, sql: RecordStatements, rows: Rows) -> None:
         self._look = look
-        self._words = words
+        self._sql = sql
         self._rows = rows
 
     def ready(self) -> Iterator[Record]:
@@ -43,7 +44,7 @@ class TableScan:
         after = _BEFORE_ALL
 
         def look(execute: Execute, ledger: Counters) -> list[Any]:
-            return execute(self._words.page, (after, last, _PAGE)).fetchall()
+            return execute(self._sql.select_page, (after, last, _PAGE)).fetchall()
 
         while rows := self._look(look):
             for row in rows:
@@ -54,7 +55,7 @@ class TableScan:
     def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
         """The records in these states (none named: in any)."""
         wanted = states or tuple(State)
-        listing = self._words.listing
+        listing = self._sql.select_in_state
 
         def look(execute: Execute, ledger: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]
@@ -66,7 +67,7 @@ class TableScan:
         """The numbers of this moment."""
 
         def look(execute: Execute, ledger: Counters) -> Stats:
-            oldest = execute(self._words.page, (_BEFORE_ALL, ledger.last_id, 1)).fetchall()
+            oldest = execute(self._sql.select_page, (_BEFORE_ALL, ledger.last_id, 1)).fetchall()
             return Stats(
                 ready=ledger.ready,
                 claimed=ledger.claimed,

@@ -14,7 +14,7 @@ from persistcoll.errors import (
     StoreKindError,
 )
 from persistcoll.sqlite.clock import Clock, boot, steady
-from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.driver import Execute
 
 __all__ = [
     "APPLICATION_ID",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from persistcoll.engine.forks import acquire_noted
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
-from persistcoll.sqlite import statements
+from persistcoll.sqlite import driver
 from persistcoll.sqlite.clock import steady
 from persistcoll.sqlite.reading import REENTRANT
 from persistcoll.sqlite.writer_lock import TransactionOpen
@@ -113,7 +113,7 @@ class Transaction(AbstractContextManager[None]):
                 # Only here: an error of the driver's out of the block is about a database of the caller's.
                 try:
                     database._commit()
-                except database.dialect.Error as error:
+                except driver.ERRORS as error:
                     raise database._failure(error, "writing") from error
                 self._committed = True
                 self._ticket = database._draw_ticket() if self._sync else 0
@@ -144,7 +144,7 @@ class Transaction(AbstractContextManager[None]):
                 database.epoch += 1
                 database._dirty.clear()
                 if database._connection.in_transaction:
-                    database._execute(statements.ROLLBACK)
+                    database._execute(driver.ROLLBACK)
         finally:
             try:
                 database._lock.end_transaction()

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from persistcoll.engine.records import Entry
 from persistcoll.errors import DuplicateError
-from persistcoll.sqlite.dialect import Execute, TableWords
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["UniqueKeys"]
 
@@ -18,9 +19,9 @@ class UniqueKeys:
     has a key that counts, and nothing is done. All within a transaction.
     """
 
-    def __init__(self, unique: bool, words: TableWords) -> None:
+    def __init__(self, unique: bool, sql: RecordStatements) -> None:
         self.unique = unique
-        self._words = words
+        self._sql = sql
 
     def number(self, execute: Execute, entries: Sequence[Entry], first: int) -> list[int | None]:
         """Ids for these entries, from ``first`` on; none for one whose key is in force or comes before it."""
@@ -41,26 +42,26 @@ class UniqueKeys:
 
     def in_force(self, execute: Execute, key: bytes) -> bool:
         """Whether a record of this key is ready, delayed or claimed."""
-        return self.unique and execute(self._words.find_key, (key,)).fetchone() is not None
+        return self.unique and execute(self._sql.select_key, (key,)).fetchone() is not None
 
     def take(self, execute: Execute, pairs: Iterable[tuple[int, bytes | None]]) -> None:
         """In force for these ids; each one was free."""
         if self.unique:
             for id, key in pairs:
                 if key is not None:
-                    execute(self._words.take_key, (key, id))
+                    execute(self._sql.insert_key, (key, id))
 
     def free(self, execute: Execute, keys: Iterable[bytes | None]) -> None:
         """Not in force any more."""
         if self.unique:
             for key in keys:
                 if key is not None:
-                    execute(self._words.free_key, (key,))
+                    execute(self._sql.delete_key, (key,))
 
     def free_ready(self, execute: Execute) -> None:
         """No ready record's key is in force any more."""
         if self.unique:
-            execute(self._words.free_ready_keys)
+            execute(self._sql.delete_ready_keys)
 
     def exchange(self, execute: Execute, id: int, old: bytes | None, new: bytes | None) -> None:
         """Another key for this record.
@@ -69,6 +70,6 @@ class UniqueKeys:
         """
         if not self.unique or old == new:
             return
-        if new is not None and not execute(self._words.take_key, (new, id)).rowcount:
+        if new is not None and not execute(self._sql.insert_key, (new, id)).rowcount:
             raise DuplicateError(f"an item that equals the new item {id} is queued already")
         self.free(execute, (old,))

@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 
 from persistcoll.disk.calls import Disk
-from persistcoll.sqlite.statements import LOG_SIZE
+from persistcoll.sqlite.driver import LOG_SIZE
 
 __all__ = ["WALPreallocator"]
 

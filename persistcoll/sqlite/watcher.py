@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from persistcoll.sqlite.dialect import Connection
-from persistcoll.sqlite.statements import DATA_VERSION
+from persistcoll.sqlite.driver import DATA_VERSION, Connection
 
 __all__ = ["ChangeWatcher"]
 

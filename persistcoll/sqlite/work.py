@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from persistcoll.engine.combining import Request
-from persistcoll.sqlite.dialect import Execute
+from persistcoll.sqlite.driver import Execute
 
 __all__ = ["Outcome", "WriteRequest"]
 

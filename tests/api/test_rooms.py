@@ -24,9 +24,9 @@ RULES = {
 }
 # What third parties and the command line stand on top of: imported by nobody else.
 ROOFS = {"testing", "cli"}
-# A driver is imported where its dialect is spoken, and nowhere else.
+# A driver is imported in one module each, and nowhere else.
 DRIVERS = {
-    "sqlite3": "persistcoll.sqlite.statements",
+    "sqlite3": "persistcoll.sqlite.driver",
     "psycopg": "persistcoll.sqlite.postgresql",
     "pymysql": "persistcoll.sqlite.mysql",
 }
@@ -151,7 +151,7 @@ def test_a_forbidden_import_is_seen(name, text):
             "from persistcoll.journal import journal\nfrom persistcoll.serializers import pickle",
         ),
         ("persistcoll.testing.faults", "from persistcoll.disk.calls import Disk"),
-        ("persistcoll.sqlite.statements", "import sqlite3"),
+        ("persistcoll.sqlite.driver", "import sqlite3"),
         ("persistcoll.__main__", "from persistcoll.cli import main"),
     ],
 )

@@ -26,7 +26,7 @@ from persistcoll.dicts import base
 from persistcoll.dicts.pdict import PDict
 from persistcoll.serializers import key_from_env, signed
 from persistcoll.sqlite import pair_store
-from persistcoll.sqlite.statements import SQLite
+from persistcoll.sqlite.statements import pair_statements
 from persistcoll.testing.children import in_forked_child, together
 
 # opening
@@ -444,7 +444,7 @@ def test_iteration_holds_few_values_at_a_time(open_dict, monkeypatch):
 def test_every_statement_goes_by_an_index(open_dict):
     d = open_dict()
     d["a"] = 1
-    words = SQLite().mapping_words(1)._asdict()
+    words = pair_statements(1)._asdict()
     del words["create"], words["save"]
     texts = [
         text for each in words.values() for text in (each.values() if isinstance(each, dict) else [each])

@@ -26,7 +26,7 @@ from persistcoll import (
     UniqueAckQ,
     UniqueQ,
 )
-from persistcoll.sqlite.statements import SQLite
+from persistcoll.sqlite import driver
 
 FEW, MANY = 1000, 50_000
 
@@ -39,17 +39,17 @@ class Meter:
         self.steps = 0
         self._connections: list[Any] = []
         self._measuring = False
-        connect = SQLite.connect
+        connect = driver.connect
 
-        def watched(dialect: SQLite, path: str, timeout: float) -> Any:
-            connection = connect(dialect, path, timeout)
+        def watched(path: str, timeout: float) -> Any:
+            connection = connect(path, timeout)
             connection.set_trace_callback(self.statements.append)
             self._connections.append(connection)
             if self._measuring:
                 connection.set_progress_handler(self._step, 1)
             return connection
 
-        monkeypatch.setattr(SQLite, "connect", watched)
+        monkeypatch.setattr(driver, "connect", watched)
 
     def _step(self) -> None:
         self.steps += 1

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE
-from persistcoll.sqlite import schema
-from persistcoll.sqlite.statements import SQLite
+from persistcoll.sqlite import driver, schema
+from persistcoll.sqlite.statements import record_statements
 
 DISCIPLINES = [FIFO, LIFO, PRIORITY, UNIQUE]
 # They read or remove all of a state; the heads are the first in the order of the table or of an index.
-HEADS = {"heads", "claim_heads", "remove_heads"}
-WHOLE = {"listing", "remove_all", "free_ready_keys", *HEADS}
-KEYS = {"take_key", "find_key", "free_key", "free_ready_keys"}
+HEADS = {"select_ready", "claim_first", "delete_first"}
+WHOLE = {"select_in_state", "delete_all", "delete_ready_keys", *HEADS}
+KEYS = {"insert_key", "select_key", "delete_key", "delete_ready_keys"}
 
 
-def texts(words) -> Iterator[tuple[str, str]]:
-    """Every statement with the name of its word, the ones that make the tables left out."""
-    for name, text in words._asdict().items():
+def texts(sql) -> Iterator[tuple[str, str]]:
+    """Every statement with its name, the ones that make the tables left out."""
+    for name, text in sql._asdict().items():
         if isinstance(text, Mapping):
             yield from ((name, each) for each in text.values())
         elif name != "create":
@@ -28,14 +28,13 @@ def texts(words) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(params=DISCIPLINES, ids=lambda discipline: discipline.name)
 def table(request):
-    """The words of a table, and the database that it is in."""
-    dialect = SQLite()
-    connection = dialect.connect(":memory:", 1)
+    """The statements of a table, and the database that it is in."""
+    connection = driver.connect(":memory:", 1)
     schema.create(connection.execute)
-    words = dialect.table_words(1, request.param)
-    for text in words.create:
+    sql = record_statements(1, request.param)
+    for text in sql.create:
         connection.execute(text)
-    yield request.param, words, connection
+    yield request.param, sql, connection
     connection.close()
 
 
@@ -46,9 +45,9 @@ def plan(connection, text: str) -> list[str]:
 
 
 def test_every_statement_is_served_by_an_index(table):
-    discipline, words, connection = table
+    discipline, sql, connection = table
     seen = 0
-    for name, text in texts(words):
+    for name, text in texts(sql):
         if name in KEYS and not discipline.unique:
             continue
         seen += 1
@@ -61,9 +60,9 @@ def test_every_statement_is_served_by_an_index(table):
 
 
 def test_the_heads_come_in_the_order_of_the_table_or_of_an_index(table):
-    discipline, words, connection = table
+    discipline, sql, connection = table
     for name in HEADS:
-        text = getattr(words, name)
+        text = getattr(sql, name)
         assert text.rstrip(")").endswith((" LIMIT ?", " LIMIT 1 OFFSET ? - 1"))
         (step,) = (step for step in plan(connection, text) if step.startswith("SCAN"))
         assert step.endswith("INDEX order_1") if discipline.by_priority else step == "SCAN ready_1"

@@ -13,7 +13,7 @@ import pytest
 from persistcoll import PDict, SQLiteQueue, StorageError, UniqueQ
 from persistcoll.disk.calls import TRY_EXCLUSIVE, UNLOCK
 from persistcoll.sqlite.database import Database
-from persistcoll.sqlite.statements import LOG_SIZE
+from persistcoll.sqlite.driver import LOG_SIZE
 from tests.queues.waits import until, waiting
 
 
