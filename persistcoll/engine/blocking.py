@@ -92,16 +92,16 @@ class BlockingQueue:
 
     def _reset(self) -> None:
         slowest_poll = self.store.slowest_poll
-        self._items = EventCount(slowest_poll)
-        self._chosen = EventCount(slowest_poll)
-        self._space = EventCount(slowest_poll)
-        self._idle = EventCount(slowest_poll)
+        self._not_empty = EventCount(slowest_poll)
+        self._any_put = EventCount(slowest_poll)
+        self._not_full = EventCount(slowest_poll)
+        self._all_done = EventCount(slowest_poll)
         # Re-entrant: a signal handler may come in while this thread has it. No call is made under it.
         self._mutex = threading.RLock()
-        self._owed: deque[Sequence[Claim]] = deque()  # to be released, which could not be done
+        self._pending_release: deque[Sequence[Claim]] = deque()  # to be released, which could not be done
         # With autosave.
         self._taking: dict[object, int] = {}  # by each call that takes: how many at most
-        self._handed = 0  # got, and task_done() not yet called for
+        self._delivered_unfinished = 0  # got, and task_done() not yet called for
         self._all_hands: AllClaims = []
         self._hands = InFlight(self._all_hands, self._mutex, self._make_hand)
 
@@ -128,11 +128,11 @@ class BlockingQueue:
             except Full:
                 if not block:
                     raise
-                id = self._put_again(partial(self._append, what), deadline)
-            if self._items.listeners:
-                self._wake_takers()
+                id = self._wait_and_put(partial(self._append, what), deadline)
+            if self._not_empty.listeners:
+                self._notify_getters()
         except BaseException:
-            self._wake_takers(None)
+            self._notify_getters(None)
             raise
         return id
 
@@ -148,47 +148,47 @@ class BlockingQueue:
             except Full:
                 if not block:
                     raise
-                ids = self._put_again(partial(self._append_many, several), deadline)
-            if self._items.listeners:
-                self._wake_takers(len(several))
+                ids = self._wait_and_put(partial(self._append_many, several), deadline)
+            if self._not_empty.listeners:
+                self._notify_getters(len(several))
         except BaseException:
-            self._wake_takers(None)
+            self._notify_getters(None)
             raise
         return ids
 
-    def _wake_takers(self, count: int | None = 1) -> None:
+    def _notify_getters(self, count: int | None = 1) -> None:
         """So many items became ready; ``None``: perhaps some."""
-        if self._items.listeners:
-            self._items.notify(count)
-            if self._chosen.listeners:
-                self._chosen.notify(None)
+        if self._not_empty.listeners:
+            self._not_empty.notify(count)
+            if self._any_put.listeners:
+                self._any_put.notify(None)
 
-    def _put_again(self, append: Callable[..., T], deadline: float | None) -> T:
+    def _wait_and_put(self, append: Callable[..., T], deadline: float | None) -> T:
         def attempt() -> T:
             if self.is_shutdown:
                 raise ShutDown
             return append(self.maxsize, deadline=deadline)
 
-        return self._wait_for(self._space, attempt, Full, deadline)
+        return self._wait_for(self._not_full, attempt, Full, deadline)
 
     def _wait_for(
-        self, signal: EventCount, attempt: Callable[[], T], not_yet: type[Exception], deadline: float | None
+        self, signal: EventCount, attempt: Callable[[], T], retry_on: type[Exception], deadline: float | None
     ) -> T:
-        """``attempt()``, again and again until it does not raise ``not_yet``."""
+        """``attempt()``, again and again until it does not raise ``retry_on``."""
         version = self.store.version
         listener = signal.listen()
         try:
             try:
                 listener.enter()
                 while True:
-                    listener.take_ticket()
+                    listener.prepare()
                     seen = version()
                     try:
                         return attempt()
-                    except not_yet:
+                    except retry_on:
                         pass
                     if not listener.wait(deadline, version, seen):
-                        raise not_yet
+                        raise retry_on
             finally:
                 listener.leave()
         except BaseException:
@@ -202,8 +202,8 @@ class BlockingQueue:
         deadline = None if block and timeout is None else _deadline(block, timeout)
         if self._immediate:
             raise ShutDown
-        if self._owed:
-            self._release_owed()
+        if self._pending_release:
+            self._do_pending_release()
         take: Take = choose or self._take
         if self.autosave:
             return self._pop(take, use, 1, False, block, deadline, choose is not None)[1]
@@ -219,10 +219,10 @@ class BlockingQueue:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
                 again = partial(take, use, False, claims=claims, deadline=deadline)
-                token, item = self._take_again(again, deadline, choose is not None)
+                token, item = self._wait_and_get(again, deadline, choose is not None)
             self._hands.ids.append(token)
-            if self._space.listeners:
-                self._space.notify()
+            if self._not_full.listeners:
+                self._not_full.notify()
             return item if self._hand_over is None else self._handed_over((item,))[0]
         except BaseException:
             if claims:
@@ -235,8 +235,8 @@ class BlockingQueue:
             raise ValueError(f"get_many() needs at least 1 item to ask for, not {limit}")
         if self._immediate:
             raise ShutDown
-        if self._owed:
-            self._release_owed()
+        if self._pending_release:
+            self._do_pending_release()
         take = partial(self.store.take_many, limit)
         if self.autosave:
             return [item for _, item in self._pop(take, use, limit, True, block, deadline, False)]
@@ -249,10 +249,10 @@ class BlockingQueue:
             except Empty:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
-                pairs = self._take_again(claim, deadline)
+                pairs = self._wait_and_get(claim, deadline)
             self._hands.ids.extend([token for token, _ in pairs])
-            if self._space.listeners:
-                self._space.notify(len(pairs))
+            if self._not_full.listeners:
+                self._not_full.notify(len(pairs))
             items = [item for _, item in pairs]
             return self._handed_over(items)
         except BaseException:
@@ -271,7 +271,7 @@ class BlockingQueue:
     def _nothing(self) -> Exception:
         return ShutDown() if self.is_shutdown else Empty()
 
-    def _take_again(self, take: Callable[[], T], deadline: float | None, chosen: bool = False) -> T:
+    def _wait_and_get(self, take: Callable[[], T], deadline: float | None, chosen: bool = False) -> T:
         def attempt() -> T:
             if self._immediate:
                 raise ShutDown
@@ -281,15 +281,15 @@ class BlockingQueue:
                 raise self._nothing() from None
 
         if not chosen:
-            return self._wait_for(self._items, attempt, Empty, deadline)
+            return self._wait_for(self._not_empty, attempt, Empty, deadline)
         # A thread waiting for a specific item must not consume a wake-up meant for a thread waiting for any
         # item, so every item wakes all threads waiting for specific ones. They count among the listeners of
-        # `_items`, which `put` looks at.
-        listener = self._items.listen()
+        # `_not_empty`, which `put` looks at.
+        listener = self._not_empty.listen()
         try:
             try:
                 listener.enter()
-                return self._wait_for(self._chosen, attempt, Empty, deadline)
+                return self._wait_for(self._any_put, attempt, Empty, deadline)
             finally:
                 listener.leave()
         except BaseException:
@@ -299,7 +299,7 @@ class BlockingQueue:
     def take_back(self, claims: list[Claim]) -> None:
         """Nobody will settle these claims: release them, at once unless that might wait for ever."""
         if within_an_operation():  # a destructor's thread, for which another thread may be waiting
-            self._owed.append(tuple(claims))
+            self._pending_release.append(tuple(claims))
         else:
             self._undo(claims)
 
@@ -312,20 +312,20 @@ class BlockingQueue:
         try:
             self.store.release(claims)
         except BaseException:  # the exception that led here is the one to tell
-            self._owed.append(tuple(claims))
+            self._pending_release.append(tuple(claims))
         claims.clear()
         self.settled(None)
 
-    def _release_owed(self) -> None:
-        while self._owed:
+    def _do_pending_release(self) -> None:
+        while self._pending_release:
             try:
-                claims = self._owed.popleft()
+                claims = self._pending_release.popleft()
             except IndexError:  # another thread was faster
                 return
             try:
                 self.store.release(claims)
             except BaseException:
-                self._owed.append(claims)
+                self._pending_release.append(claims)
                 raise
             self.settled(None)
 
@@ -356,22 +356,22 @@ class BlockingQueue:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
                 again = partial(take, use, True, deadline=deadline)
-                taken = self._take_again(partial(self._count_in, call, again, most), deadline, chosen)
+                taken = self._wait_and_get(partial(self._count_in, call, again, most), deadline, chosen)
             handed = len(taken) if many else 1  # type: ignore[arg-type]  # then it is a list
             with self._mutex:
-                self._handed += handed
+                self._delivered_unfinished += handed
                 del self._taking[call]
-            if self._space.listeners:
-                self._space.notify(handed)
+            if self._not_full.listeners:
+                self._not_full.notify(handed)
         except BaseException:
             # Nobody calls task_done() for it. No call is made in here, behind which an interrupt could come.
             with self._mutex:
                 if call in self._taking:
                     del self._taking[call]
                 else:
-                    self._handed -= handed
-            if self._idle.listeners:
-                self._idle.notify(None)
+                    self._delivered_unfinished -= handed
+            if self._all_done.listeners:
+                self._all_done.notify(None)
             raise
         return taken
 
@@ -382,8 +382,8 @@ class BlockingQueue:
             return take()
         except Empty:
             self._taking[call] = 0
-            if self._idle.listeners:
-                self._idle.notify(None)
+            if self._all_done.listeners:
+                self._all_done.notify(None)
             raise
 
     # receive
@@ -393,8 +393,8 @@ class BlockingQueue:
         deadline = _deadline(block, timeout)
         if self._immediate:
             raise ShutDown
-        if self._owed:
-            self._release_owed()
+        if self._pending_release:
+            self._do_pending_release()
         take = partial(self._take, use, False, claims=claims, deadline=deadline)
         try:
             try:
@@ -402,9 +402,9 @@ class BlockingQueue:
             except Empty:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
-                token, item = self._take_again(take, deadline)
-            if self._space.listeners:
-                self._space.notify()
+                token, item = self._wait_and_get(take, deadline)
+            if self._not_full.listeners:
+                self._not_full.notify()
             return token, self._handed_over((item,))[0]
         except BaseException:
             if claims:
@@ -438,22 +438,22 @@ class BlockingQueue:
         (``None``: perhaps some).
         """
         if ready != 0:
-            self._wake_takers(ready)
-        if self._idle.listeners:
-            self._idle.notify(None)
+            self._notify_getters(ready)
+        if self._all_done.listeners:
+            self._all_done.notify(None)
 
     # task_done and join
 
     def task_done(self) -> None:
         if self.autosave:
             with self._mutex:
-                if not self._handed:
+                if not self._delivered_unfinished:
                     raise ValueError("task_done() called too many times")
-                self._handed -= 1
+                self._delivered_unfinished -= 1
         else:
             self._acknowledge_oldest()
-        if self._idle.listeners:
-            self._idle.notify(None)
+        if self._all_done.listeners:
+            self._all_done.notify(None)
 
     def _acknowledge_oldest(self) -> None:
         ids = self._hands.ids or self._hands.other()
@@ -506,14 +506,14 @@ class BlockingQueue:
             if self.unfinished():
                 raise _Unfinished
 
-        self._wait_for(self._idle, attempt, _Unfinished, None)
+        self._wait_for(self._all_done, attempt, _Unfinished, None)
 
     def unfinished(self) -> int:
         """How many items ``join`` waits for."""
         # What is stored counts as drained after an immediate shutdown, as in the standard library. The sum is
         # in the order in which an item passes through the three, so that none is overlooked.
         stored = self.store.claimed() if self._immediate else self.store.unfinished()
-        return stored + sum(self._taking.values()) + self._handed
+        return stored + sum(self._taking.values()) + self._delivered_unfinished
 
     # The rest.
 
@@ -535,8 +535,8 @@ class BlockingQueue:
         return count
 
     def _removed(self) -> None:
-        self._space.notify(None)
-        self._idle.notify(None)
+        self._not_full.notify(None)
+        self._all_done.notify(None)
 
     def shutdown(self, immediate: bool) -> None:
         self.is_shutdown = True
@@ -551,5 +551,5 @@ class BlockingQueue:
             self._wake_all()
 
     def _wake_all(self) -> None:
-        for signal in (self._items, self._chosen, self._space, self._idle):
+        for signal in (self._not_empty, self._any_put, self._not_full, self._all_done):
             signal.notify(None)

@@ -32,7 +32,7 @@ class EventCount:
         lock: a listener counts itself in before it looks at the facts.
     """
 
-    __slots__ = ("_count", "_gates", "_mutex", "_polled", "_slowest_poll", "listeners")
+    __slots__ = ("_count", "_gates", "_has_poller", "_mutex", "_slowest_poll", "listeners")
 
     def __init__(self, slowest_poll: float = SLOWEST_POLL) -> None:
         self.listeners = 0
@@ -42,7 +42,7 @@ class EventCount:
         self._mutex = threading.RLock()
         self._count = 0
         self._gates: deque[threading.Lock] = deque()
-        self._polled = False  # somebody polls
+        self._has_poller = False  # somebody polls
 
     def notify(self, count: int | None = 1) -> None:
         """Something happened that lets up to ``count`` listeners go on; ``None``: all of them."""
@@ -83,15 +83,15 @@ class EventCount:
 class Waiter:
     """One thread's listening to a signal."""
 
-    __slots__ = ("_interval", "_listens", "_polls", "_signal", "_ticket", "_watched")
+    __slots__ = ("_interval", "_is_poller", "_listens", "_signal", "_ticket", "_waited_cross_process")
 
     def __init__(self, signal: EventCount) -> None:
         self._signal = signal
         self._ticket = 0
         self._interval = FASTEST_POLL
         self._listens = False
-        self._polls = False  # for all
-        self._watched = False  # waited for other processes too
+        self._is_poller = False  # for all
+        self._waited_cross_process = False  # waited for other processes too
 
     def __enter__(self) -> Waiter:
         self.enter()
@@ -118,10 +118,10 @@ class Waiter:
                 self._listens = False
                 signal.listeners -= 1
             # Who was woken to take over the polling may leave without having waited again.
-            if self._watched and not signal._polled:
+            if self._waited_cross_process and not signal._has_poller:
                 signal._open(1)
 
-    def take_ticket(self) -> None:
+    def prepare(self) -> None:
         """Before looking: what happens from now on ends the next wait."""
         self._ticket = self._signal._count
 
@@ -132,7 +132,7 @@ class Waiter:
         :param version: asked now and then: it differs from ``seen`` when another process did something.
         :return: ``False`` if nothing happened until the deadline.
         """
-        self._watched = version is not None
+        self._waited_cross_process = version is not None
         gate = threading.Lock()
         gate.acquire()
         try:
@@ -149,8 +149,8 @@ class Waiter:
             with signal._mutex:
                 happened = signal._count != self._ticket
                 if not happened:
-                    if version is not None and not self._polls and not signal._polled:
-                        signal._polled = self._polls = True
+                    if version is not None and not self._is_poller and not signal._has_poller:
+                        signal._has_poller = self._is_poller = True
                     signal._gates.append(gate)
             if happened:
                 self._pass_on(False)
@@ -163,15 +163,15 @@ class Waiter:
             if deadline is not None and time.monotonic() >= deadline:
                 self._pass_on(False)
                 return False
-            if self._polls and version is not None and version() != seen:
+            if self._is_poller and version is not None and version() != seen:
                 self._pass_on(False)
                 return True
 
     def _sleep(self, gate: threading.Lock, deadline: float | None) -> bool:
-        if deadline is None and not self._polls:
+        if deadline is None and not self._is_poller:
             return gate.acquire()
         remaining = threading.TIMEOUT_MAX if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if self._polls:
+        if self._is_poller:
             remaining = min(remaining, self._interval)
             self._interval = min(self._interval * 1.5, self._signal._slowest_poll)
         return gate.acquire(timeout=min(remaining, threading.TIMEOUT_MAX))
@@ -191,8 +191,8 @@ class Waiter:
         """Leave a wake-up that was not used, or the polling, to another one who waits."""
         signal = self._signal
         with signal._mutex:
-            if wake_up or self._polls:
+            if wake_up or self._is_poller:
                 # It looks, and then finds the polling free when it waits again.
                 signal._open(1)
-            if self._polls:
-                self._polls = signal._polled = False
+            if self._is_poller:
+                self._is_poller = signal._has_poller = False

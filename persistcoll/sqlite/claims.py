@@ -56,7 +56,7 @@ class Claims:
         database: Database,
         number: int,
         sql: RecordStatements,
-        ledger: Counters,
+        counters: Counters,
         rows: Rows,
         keys: UniqueKeys,
         *,
@@ -68,7 +68,7 @@ class Claims:
         self._timeout = timeout
         self._number = number
         self._sql = sql
-        self._ledger = ledger
+        self._counters = counters
         self._rows = rows
         self._keys = keys
         self._retry = retry
@@ -128,11 +128,11 @@ class Claims:
         else:
             execute(self._sql.claim_first, (holder, until, len(rows)))
         self._rows.remove(execute, rows)
-        ledger = self._ledger
-        ledger.ready -= len(rows)
-        ledger.claimed += len(rows)
-        ledger.note_due(until)
-        self._database.changed(ledger)
+        counters = self._counters
+        counters.ready -= len(rows)
+        counters.claimed += len(rows)
+        counters.lower_next_due(until)
+        self._database.changed(counters)
         return holder
 
     def note(self, rows: Sequence[Any], claims: list[contracts.Claim] | None) -> None:
@@ -194,26 +194,26 @@ class Claims:
     def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
         """A held row becomes done, failed or dead, or is gone."""
         holder, id, _ = claim
-        sql, ledger, keep = self._sql, self._ledger, self._retry.keep_done
+        sql, counters, keep = self._sql, self._counters, self._retry.keep_done
         if self._keys.unique:
             self._keys.free(execute, (execute(sql.select_claimed, (holder, id)).fetchone()[2],))
         stays = state is not State.DONE or keep
         if not execute(sql.finish[state] if stays else sql.delete_claim, claim).rowcount:
             raise self._stale(claim)
         if stays:
-            ledger.add(state, 1)
-        ledger.claimed -= 1
-        ledger.gone += 1
-        self._database.changed(ledger)
-        if state is State.DONE and keep and ledger.done > keep + _SLACK:
-            self.trim(execute, state, ledger.done - keep)
+            counters.add(state, 1)
+        counters.claimed -= 1
+        counters.finished += 1
+        self._database.changed(counters)
+        if state is State.DONE and keep and counters.done > keep + _SLACK:
+            self.trim(execute, state, counters.done - keep)
 
     def trim(self, execute: Execute, state: State, count: int) -> None:
         """The ``count`` oldest rows of that state are gone."""
         if count:
             execute(self._sql.delete_oldest[state], (count,))
-            self._ledger.add(state, -count)
-            self._database.changed(self._ledger)
+            self._counters.add(state, -count)
+            self._database.changed(self._counters)
 
     def give_back(self, fresh: Fresh, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
         """Ready again, now or later; or dead."""
@@ -271,8 +271,8 @@ class Claims:
         """Behind all others, under a new id, now or then."""
         holder, id, _ = claim
         held = execute(self._sql.select_claimed, (holder, id)).fetchone()
-        row = self._rows.renumbered(held, self._ledger.last_id + 1)
-        self._ledger.last_id += 1
+        row = self._rows.renumbered(held, self._counters.last_id + 1)
+        self._counters.last_id += 1
         execute(self._sql.delete_claim, claim)
         self._keys.free(execute, (row[2],))
         self._keys.take(execute, ((row[0], row[2]),))
@@ -281,14 +281,14 @@ class Claims:
         else:
             execute(self._sql.insert_delayed, (until, *row))
         self._count_returned(until)
-        return self._ledger.last_id
+        return self._counters.last_id
 
     def _count_returned(self, until: float | None) -> None:
-        ledger = self._ledger
-        ledger.claimed -= 1
-        ledger.add(State.READY if until is None else State.DELAYED, 1)
-        ledger.note_due(until)
-        self._database.changed(ledger)
+        counters = self._counters
+        counters.claimed -= 1
+        counters.add(State.READY if until is None else State.DELAYED, 1)
+        counters.lower_next_due(until)
+        self._database.changed(counters)
 
     # What time and death bring.
 
@@ -301,13 +301,13 @@ class Claims:
                     self._let_go(execute, claim)
                 else:
                     self._release(execute, claim)
-                    self._ledger.delayed -= 1
-                    self._ledger.ready += 1
+                    self._counters.delayed -= 1
+                    self._counters.ready += 1
         due = execute(self._sql.select_next_due).fetchone()[0]
         if due is not None and not (isinstance(due, (int, float)) and due > now):
             raise self._rows.damaged_database("what is due is not found")
-        self._ledger.due = due
-        self._database.changed(self._ledger)
+        self._counters.next_due_at = due
+        self._database.changed(self._counters)
 
     def _let_go(self, execute: Execute, claim: Claim) -> None:
         if self._spent(claim[2]):
@@ -335,7 +335,7 @@ class Claims:
 
     def may_resume(self) -> bool:
         """Whether something is held, and it is time to see if its holders live."""
-        if not self._retry.resume or not self._ledger.claimed:
+        if not self._retry.resume or not self._counters.claimed:
             return False
         return time.monotonic() - self._looked >= _VIGIL
 

@@ -22,7 +22,8 @@ class Counters:
     """
 
     __slots__ = (
-        "claimed", "dead", "delayed", "done", "due", "epoch", "failed", "gone", "last_id", "ready", "sql",
+        "claimed", "dead", "delayed", "done", "epoch", "failed", "finished", "last_id", "next_due_at",
+        "ready", "sql",
     )  # fmt: skip
 
     def __init__(self, sql: RecordStatements | PairStatements | None) -> None:
@@ -30,8 +31,8 @@ class Counters:
         self.sql = sql
         self.epoch = -1
         self.last_id = self.ready = self.claimed = self.delayed = 0
-        self.done = self.failed = self.dead = self.gone = 0
-        self.due: float | None = None
+        self.done = self.failed = self.dead = self.finished = 0
+        self.next_due_at: float | None = None
         """When the next delay or lease ends, at the earliest."""
 
     def load(self, execute: Execute) -> None:
@@ -43,8 +44,10 @@ class Counters:
             raise corruption_error("the counters of a collection")
         if not isinstance(row[8], (int, NoneType)) or not isinstance(row[9], (int, float, NoneType)):
             raise corruption_error("an id or a time")
-        last_id, absent, self.claimed, self.delayed, self.done, self.failed, self.dead, self.gone = row[:8]
-        highest, self.due = row[8:]
+        last_id, absent, self.claimed, self.delayed, self.done, self.failed, self.dead, self.finished = row[
+            :8
+        ]
+        highest, self.next_due_at = row[8:]
         self.last_id = last_id if highest is None else max(last_id, highest)
         self.ready = self.last_id - absent
 
@@ -61,7 +64,7 @@ class Counters:
                 self.done,
                 self.failed,
                 self.dead,
-                self.gone,
+                self.finished,
             ),
         )
 
@@ -74,7 +77,7 @@ class Counters:
         """How many are in this state."""
         return int(getattr(self, state.value))
 
-    def note_due(self, until: float | None) -> None:
+    def lower_next_due(self, until: float | None) -> None:
         """A delay or a lease that ends then was added."""
-        if until is not None and (self.due is None or until < self.due):
-            self.due = until
+        if until is not None and (self.next_due_at is None or until < self.next_due_at):
+            self.next_due_at = until

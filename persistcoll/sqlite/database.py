@@ -68,7 +68,7 @@ def _nothing(execute: Execute) -> None:
 class Database(Readable):
     """A database that this process has open. From any thread.
 
-    :ivar ledgers: of its tables, by their numbers.
+    :ivar counters_by_number: of its tables, by their numbers.
     :ivar users: how many collections use it, as its owner counts them.
     """
 
@@ -76,7 +76,7 @@ class Database(Readable):
         self.source = source
         self.path, self.disk = source.path, source.disk
         self.epoch = 0
-        self.ledgers: dict[int, Counters] = {}
+        self.counters_by_number: dict[int, Counters] = {}
         self.users = 0
         self._shut = False
         self._reset()
@@ -85,22 +85,22 @@ class Database(Readable):
 
     def _reset(self) -> None:
         self.epoch += 1
-        self._combiner = Combiner[WriteRequest[Any]](self._perform)
+        self._combiner = Combiner[WriteRequest[Any]](self._run_batch)
         self._mutex = threading.Lock()
-        self._log = GroupCommit(self.disk, self.path + LOG, self._poison)
-        self._room = WALPreallocator(self.disk)
-        self._short = False  # the log; to be made longer
+        self._wal_sync = GroupCommit(self.disk, self.path + LOG, self._poison)
+        self._wal_preallocator = WALPreallocator(self.disk)
+        self._wal_needs_space = False  # the log; to be made longer
         self._watcher = ChangeWatcher(self._connect_reader)
         self._readers = ReaderPool(self._connect_reader)
         self._dirty: dict[Counters, None] = {}
         self._gate = threading.Lock()
         self._transaction: weakref.ref[Transaction] | None = None  # that has the lock for writing
-        self._alone: int | None = None  # the thread within it
+        self._transaction_owner: int | None = None  # the thread within it
         self._since = 0.0  # its beginning, by the steady clock
-        self._user: int | None = None  # the thread that has the mutex
+        self._mutex_owner: int | None = None  # the thread that has the mutex
         self._committing = False
         self._trouble: StorageError | None = None
-        self._failed: StorageError | None = None
+        self._transaction_error: StorageError | None = None
         self._opened: DatabaseConnection | None = None
         self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
         self._at_rest = False
@@ -117,10 +117,10 @@ class Database(Readable):
         self._watch()
         self.store_id, self.now = opened.store_id, opened.clock
         self._execute(driver.NORMAL)
-        self._log.switch(opened.log, self.path + LOG, 0)
-        self._room.use(-1 if opened.log is None else opened.log.fd)
+        self._wal_sync.switch(opened.log, self.path + LOG, 0)
+        self._wal_preallocator.use(-1 if opened.log is None else opened.log.fd)
         self.epoch += 1
-        self._seen = opened.connection.total_changes, self.epoch
+        self._last_change = opened.connection.total_changes, self.epoch
 
     def _check(self) -> None:
         """With the mutex held: refuse, or open anew in a forked child."""
@@ -205,16 +205,18 @@ class Database(Readable):
         if not SAME[0]:
             follow_fork()
         me = threading.get_ident()
-        if self._alone == me:
+        if self._transaction_owner == me:
             return self._write_within(run, after)
         while True:
             # Alone, which is the rule, there is nobody to combine with. A thread that wants a sync while
             # another one syncs waits, and has one transaction and one sync with all that do: a transaction
             # costs a thread 20 us.
-            if self._user is None and not (sync and (self._combiner.leading or self._log.syncing)):
+            if self._mutex_owner is None and not (
+                sync and (self._combiner.leading or self._wal_sync.syncing)
+            ):
                 # No call before the thread is noted: behind one, a destructor or a signal handler may come.
                 with self._mutex:
-                    self._user = me
+                    self._mutex_owner = me
                     try:
                         if sync:
                             self.check_files()
@@ -229,13 +231,13 @@ class Database(Readable):
                     else:
                         obstacle = None
                     finally:
-                        self._user = None
+                        self._mutex_owner = None
                 if obstacle is None:
                     if sync:
-                        self._log.commit(ticket)
+                        self._wal_sync.commit(ticket)
                         self.check_files()
                     return value
-            elif self._user == me:
+            elif self._mutex_owner == me:
                 raise StorageError(REENTRANT.format(self.path))
             else:
                 work = WriteRequest(run, sync, after)
@@ -256,15 +258,15 @@ class Database(Readable):
         unsynced change an operation that changed nothing may tell of. In memory there is nothing to sync.
         """
         seen = self._connection.total_changes, self.epoch
-        if seen != self._seen and self.path != MEMORY:
-            self._seen = seen
-            self._log.written += 1
-            self._short = self._room.is_short()
-        return self._log.written
+        if seen != self._last_change and self.path != MEMORY:
+            self._last_change = seen
+            self._wal_sync.written += 1
+            self._wal_needs_space = self._wal_preallocator.is_short()
+        return self._wal_sync.written
 
     def _write_alone(self, run: Callable[[Execute], T], whole: bool, after: Callable[[T], Any] | None) -> T:
-        """With the mutex held. As :meth:`_perform` for one, in fewer calls: 2 us of the 12 of a ``put``."""
-        if self._alone is not None:
+        """With the mutex held. As :meth:`_run_batch` for one, in fewer calls: 2 us of the 12 of a ``put``."""
+        if self._transaction_owner is not None:
             raise self._obstacle()
         if self._trouble is not None or self._opened is None:
             self._check()
@@ -301,36 +303,36 @@ class Database(Readable):
             raise refusal
         return value
 
-    def _perform(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> None:
+    def _run_batch(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> None:
         me = threading.get_ident()
-        if self._user == me:  # before anything is stored
+        if self._mutex_owner == me:  # before anything is stored
             for work in batch:
                 work.failure = StorageError(REENTRANT.format(self.path))
             return
         with self._mutex:
-            self._user = me
+            self._mutex_owner = me
             try:
-                ticket = self._perform_alone(batch, waiting)
+                ticket = self._run_batch_alone(batch, waiting)
             except OSError as error:  # the lock cannot be let go
                 failure = storage_error(error, "unlocking", self.path)
                 for work in batch:
                     work.failure = work.failure or failure
                 return
             finally:
-                self._user = None
+                self._mutex_owner = None
         if ticket is not None:
             waiting()
             try:
-                self._log.commit(ticket)
+                self._wal_sync.commit(ticket)
                 self.check_files()
             except StorageError as error:
                 for work in batch:
                     if work.sync:
                         work.failure = work.failure or error
 
-    def _perform_alone(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> int | None:
+    def _run_batch_alone(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> int | None:
         """With the mutex held; the ticket for the sync, if there is to be one."""
-        if self._alone is not None:
+        if self._transaction_owner is not None:
             for work in batch:
                 work.obstacle = self._obstacle()
             return None
@@ -349,7 +351,7 @@ class Database(Readable):
                     work.failure = error
                 return None
         try:
-            committed = self._transact(batch, None if sync else waiting)
+            committed = self._commit_batch(batch, None if sync else waiting)
         finally:
             try:
                 if self._connection.in_transaction:
@@ -358,7 +360,7 @@ class Database(Readable):
                 self._lock.release()
         return self._draw_ticket() if committed and sync else None
 
-    def _transact(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None] | None) -> bool:
+    def _commit_batch(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None] | None) -> bool:
         """Whether it is committed; otherwise all of them know why not."""
         execute = self._execute
         self._committing = False
@@ -423,7 +425,7 @@ class Database(Readable):
         try:
             if not self._lock.acquire(transaction):
                 self.epoch += 1
-            if whole or self._short:
+            if whole or self._wal_needs_space:
                 self._execute(driver.BEGIN)
         except StoreReplacedError as error:
             self._poison(error)
@@ -433,13 +435,13 @@ class Database(Readable):
 
     def _commit(self) -> None:
         if self._dirty:
-            for ledger in self._dirty:
-                ledger.save(self._execute)
+            for counters in self._dirty:
+                counters.save(self._execute)
             self._dirty.clear()
         if self._connection.in_transaction:
-            if self._short:
-                self._short = False
-                self._room.lengthen()
+            if self._wal_needs_space:
+                self._wal_needs_space = False
+                self._wal_preallocator.lengthen()
             self._committing = True
             self._execute(driver.COMMIT)
 
@@ -463,10 +465,10 @@ class Database(Readable):
 
     def _write_within(self, run: Callable[[Execute], T], after: Callable[[T], Any] | None) -> T:
         me = threading.get_ident()
-        if self._user == me:
+        if self._mutex_owner == me:
             raise StorageError(REENTRANT.format(self.path))
         with self._mutex:
-            self._user = me
+            self._mutex_owner = me
             try:
                 if self._trouble is not None or self._opened is None:
                     self._check()
@@ -475,7 +477,7 @@ class Database(Readable):
                     after(value)
                 return value
             finally:
-                self._user = None
+                self._mutex_owner = None
 
     def _obstacle(self) -> TransactionOpen:
         return TransactionOpen(os.getpid(), self._since)
@@ -487,7 +489,7 @@ class Database(Readable):
 
     def _in_the_way(self) -> TransactionOpen | None:
         with self._mutex:
-            if self._alone is not None:
+            if self._transaction_owner is not None:
                 return self._obstacle()
             return None if self._opened is None else self._lock.transaction()
 
@@ -498,7 +500,7 @@ class Database(Readable):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise found.refusal(self.path)
-            if self._alone is not None:
+            if self._transaction_owner is not None:
                 self._wait_at_gate(left)
             else:  # the kernel tells nobody of the end of another process's
                 time.sleep(min(pause, left))
@@ -513,21 +515,21 @@ class Database(Readable):
             if held:
                 gate.release()
 
-    def changed(self, ledger: Counters) -> None:
-        """Within ``write``: this ledger is to be written, too."""
-        self._dirty[ledger] = None
+    def changed(self, counters: Counters) -> None:
+        """Within ``write``: this counters is to be written, too."""
+        self._dirty[counters] = None
 
     def shrink(self, timeout: float | None = None) -> None:
         """Give unused room back to the file system; others wait meanwhile."""
         if not SAME[0]:
             follow_fork()
         me = threading.get_ident()
-        if me in (self._user, self._alone):
+        if me in (self._mutex_owner, self._transaction_owner):
             raise StorageError(REENTRANT.format(self.path))
         deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
         while True:
             with self._mutex:
-                self._user = me
+                self._mutex_owner = me
                 try:
                     self._shrink()
                     return
@@ -538,11 +540,11 @@ class Database(Readable):
                 except OSError as error:  # the lock cannot be let go
                     raise storage_error(error, "unlocking", self.path) from error
                 finally:
-                    self._user = None
+                    self._mutex_owner = None
             self._wait_out(deadline)
 
     def _shrink(self) -> None:
-        if self._alone is not None:
+        if self._transaction_owner is not None:
             raise self._obstacle()
         self._check()
         try:
@@ -600,7 +602,7 @@ class Database(Readable):
                         leak(connection)
                 finally:
                     # Before others may find it closed, and take what they have committed for synced.
-                    self._log.finish()
+                    self._wal_sync.finish()
             finally:
                 self._close_connection()
         except Exception:
@@ -629,7 +631,7 @@ class Database(Readable):
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
         readers = self._readers.connections
-        self._log.abandon()
+        self._wal_sync.abandon()
         self._reset()
         if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)

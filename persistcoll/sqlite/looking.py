@@ -49,7 +49,7 @@ class LookingDatabase:
         self.source = source
         self._look_through = look_through
         self.path, self.disk = source.path, source.disk
-        self.ledgers: dict[int, Counters] = {}
+        self.counters_by_number: dict[int, Counters] = {}
         if os.path.isdir(self.path):
             raise StoreKindError(f"{self.path!r} is a directory, not a database file", errno.EISDIR)
         self._status()
@@ -122,14 +122,14 @@ class LookingDatabase:
 
     read = look
 
-    def consult(self, ledger: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
+    def consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed at one moment, and at a table's numbers."""
 
         def run(execute: Execute) -> T:
-            present = Counters(ledger.sql)
+            present = Counters(counters.sql)
             present.load(execute)
-            if isinstance(ledger.sql, RecordStatements):
-                present.due = None
+            if isinstance(counters.sql, RecordStatements):
+                present.next_due_at = None
             return look(execute, present)
 
         return self.look(run)

@@ -76,10 +76,10 @@ class SQLitePairStore(PairStore):
         self._leave = leave
         self._rested = rested
         self._adding = False  # the last key that was set was a new one
-        if number not in database.ledgers:
-            database.ledgers[number] = Counters(sql)
+        if number not in database.counters_by_number:
+            database.counters_by_number[number] = Counters(sql)
         # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
-        self._ledger = database.ledgers[number]
+        self._counters = database.counters_by_number[number]
         self._closed = False
         self._users = users
 
@@ -98,18 +98,18 @@ class SQLitePairStore(PairStore):
 
     def _fresh(self, execute: Execute) -> Counters:
         """Within a transaction: the true numbers, and what has expired is gone."""
-        ledger = self._ledger
-        if ledger.epoch != self._database.epoch:
-            ledger.load(execute)
-            ledger.epoch = self._database.epoch
-        if ledger.due is not None:
+        counters = self._counters
+        if counters.epoch != self._database.epoch:
+            counters.load(execute)
+            counters.epoch = self._database.epoch
+        if counters.next_due_at is not None:
             now = self._now()
-            if ledger.due <= now:
+            if counters.next_due_at <= now:
                 self._database.begin()
-                ledger.ready -= execute(self._sql.purge, (now,)).rowcount
-                ledger.due = execute(self._sql.select_next_expiry).fetchone()[0]
-                self._database.changed(ledger)
-        return ledger
+                counters.ready -= execute(self._sql.purge, (now,)).rowcount
+                counters.next_due_at = execute(self._sql.select_next_expiry).fetchone()[0]
+                self._database.changed(counters)
+        return counters
 
     # One key.
 
@@ -137,16 +137,16 @@ class SQLitePairStore(PairStore):
         self._check()
 
         def run(execute: Execute) -> T:
-            ledger = self._fresh(execute)
+            counters = self._fresh(execute)
             row = execute(self._value, (key,)).fetchone()
             present, end = (None, None) if row is None else (self._rows.sound(key, *row), row[2])
             value, result = change(present)
             if value is None:
                 if present is not None:
-                    self._remove(execute, ledger, key)
+                    self._remove(execute, counters, key)
             elif present is None:
                 crc = checksum(key, value, None)
-                self._insert(execute, ledger, self._sql.insert, key, name, None, crc, value)
+                self._insert(execute, counters, self._sql.insert, key, name, None, crc, value)
             elif value is not present:
                 execute(self._sql.update, (end, checksum(key, value, end), value, key))
             return result
@@ -164,7 +164,7 @@ class SQLitePairStore(PairStore):
     def _insert(
         self,
         execute: Execute,
-        ledger: Counters,
+        counters: Counters,
         text: str,
         key: bytes,
         name: bytes,
@@ -173,18 +173,18 @@ class SQLitePairStore(PairStore):
         value: bytes,
     ) -> bool:
         """By one of the two statements that insert; whether it did."""
-        if not execute(text, (ledger.last_id + 1, key, name, end, crc, value)).rowcount:
+        if not execute(text, (counters.last_id + 1, key, name, end, crc, value)).rowcount:
             return False
-        ledger.last_id += 1
-        ledger.ready += 1
-        ledger.note_due(end)
+        counters.last_id += 1
+        counters.ready += 1
+        counters.lower_next_due(end)
         return True
 
-    def _remove(self, execute: Execute, ledger: Counters, key: bytes) -> bool:
+    def _remove(self, execute: Execute, counters: Counters, key: bytes) -> bool:
         there = execute(self._sql.delete, (key,)).rowcount > 0
         if there:
-            ledger.ready -= 1
-            self._database.changed(ledger)
+            counters.ready -= 1
+            self._database.changed(counters)
         return there
 
     # Several.
@@ -227,35 +227,35 @@ class SQLitePairStore(PairStore):
             )
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
-        ledger = self._fresh(execute)
+        counters = self._fresh(execute)
         crc = crc32(value, crc32(key))  # as checksum() without an end, in a call less
         # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
         if self._adding:
-            if self._insert(execute, ledger, self._sql.insert_if_absent, key, name, None, crc, value):
+            if self._insert(execute, counters, self._sql.insert_if_absent, key, name, None, crc, value):
                 return
             self._adding = False
         if execute(self._sql.update_unexpiring, (crc, value, key)).rowcount:
             return
         # Where nothing expires, it is not there.
-        if ledger.due is None or not execute(self._sql.update, (None, crc, value, key)).rowcount:
-            self._insert(execute, ledger, self._sql.insert, key, name, None, crc, value)
+        if counters.next_due_at is None or not execute(self._sql.update, (None, crc, value, key)).rowcount:
+            self._insert(execute, counters, self._sql.insert, key, name, None, crc, value)
             self._adding = True
 
     def _set_until(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float) -> None:
-        ledger = self._fresh(execute)
+        counters = self._fresh(execute)
         end = self._now() + expires
         crc = checksum(key, value, end)
         if execute(self._sql.update, (end, crc, value, key)).rowcount:
-            ledger.note_due(end)
+            counters.lower_next_due(end)
         else:
-            self._insert(execute, ledger, self._sql.insert, key, name, end, crc, value)
+            self._insert(execute, counters, self._sql.insert, key, name, end, crc, value)
 
     def _set_all(
         self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None
     ) -> None:
-        ledger = self._fresh(execute)
+        counters = self._fresh(execute)
         end = None if expires is None else self._now() + expires
-        last = ledger.last_id
+        last = counters.last_id
         self._database.executemany(
             self._sql.upsert,
             [
@@ -265,22 +265,22 @@ class SQLitePairStore(PairStore):
         )
         count, highest = execute(self._sql.count_inserted, (last,)).fetchone()
         if count:
-            ledger.ready += count
-            ledger.last_id = highest
+            counters.ready += count
+            counters.last_id = highest
             if highest - last != count:
-                self._database.changed(ledger)
-        ledger.note_due(end)
+                self._database.changed(counters)
+        counters.lower_next_due(end)
 
     def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
 
         def run(execute: Execute) -> T:
-            ledger = self._fresh(execute)
+            counters = self._fresh(execute)
             row = execute(self._sql.select_end[last]).fetchone()
             if row is None:
                 raise KeyError("the mapping is empty")
             result = use(self._rows.pair(row, True))
-            if not self._remove(execute, ledger, row[1]):
+            if not self._remove(execute, counters, row[1]):
                 # It would be given again and again.
                 raise driver.corruption_error("a pair is not where its key says")
             return result
@@ -291,11 +291,11 @@ class SQLitePairStore(PairStore):
         self._check()
 
         def run(execute: Execute) -> int:
-            ledger = self._fresh(execute)
-            count = ledger.ready
+            counters = self._fresh(execute)
+            count = counters.ready
             execute(self._sql.delete_all)
-            ledger.ready, ledger.due = 0, None
-            self._database.changed(ledger)
+            counters.ready, counters.next_due_at = 0, None
+            self._database.changed(counters)
             return count
 
         return self._write(run, self._power, timeout=self._timeout)
@@ -303,19 +303,19 @@ class SQLitePairStore(PairStore):
     def count(self) -> int:
         self._check()
 
-        def look(execute: Execute, ledger: Counters) -> int:
-            if ledger.due is None or ledger.due > (now := self._now()):
-                return ledger.ready
+        def look(execute: Execute, counters: Counters) -> int:
+            if counters.next_due_at is None or counters.next_due_at > (now := self._now()):
+                return counters.ready
             return int(execute(self._sql.count_unexpired, (now,)).fetchone()[0])
 
-        return self._database.consult(self._ledger, look)
+        return self._database.consult(self._counters, look)
 
     # Iteration, page by page: a read transaction that stayed open would keep the log from being taken over
     # into the database.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
-        behind = self._database.consult(self._ledger, lambda _, ledger: ledger.last_id) + 1
+        behind = self._database.consult(self._counters, lambda _, counters: counters.last_id) + 1
         page = self._sql.select_page[reverse, values]
         narrow = before_serial if reverse else behind_serial
         return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)

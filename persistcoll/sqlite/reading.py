@@ -40,7 +40,7 @@ class Readable(Restable):
     _opened: DatabaseConnection | None
     _readers: ReaderPool
     _trouble: StorageError | None
-    _failed: StorageError | None  # what the caller's transaction is to be rolled back for
+    _transaction_error: StorageError | None  # what the caller's transaction is to be rolled back for
 
     def _check(self) -> None:
         raise NotImplementedError
@@ -57,76 +57,76 @@ class Readable(Restable):
     def _failure(self, error: Exception, doing: str) -> StorageError:
         raise NotImplementedError
 
-    def consult(self, ledger: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
+    def consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed, and at a table's numbers.
 
         What this thread or a transaction has the writing connection for is looked at beside it, with another
-        ledger: a look waits for no transaction, and not for its own thread.
+        counters: a look waits for no transaction, and not for its own thread.
 
         :param moment: all that is read is of one moment.
         """
         if not SAME[0]:
             follow_fork()
         me = threading.get_ident()
-        if self._user != me:
+        if self._mutex_owner != me:
             with self._mutex:
-                self._user = me
+                self._mutex_owner = me
                 try:
                     if self._trouble is not None or self._opened is None:
                         self._check()
-                    if self._alone is None:
-                        return self._consult(ledger, look, moment)
-                    if self._alone == me:
-                        return self._join(lambda execute: look(execute, self._load(ledger, execute)))
+                    if self._transaction_owner is None:
+                        return self._consult(counters, look, moment)
+                    if self._transaction_owner == me:
+                        return self._join(lambda execute: look(execute, self._load(counters, execute)))
                 finally:
-                    self._user = None
-        return self._consult_beside(ledger, look)
+                    self._mutex_owner = None
+        return self._consult_beside(counters, look)
 
-    def _consult(self, ledger: Counters, look: Callable[[Execute, Counters], T], moment: bool) -> T:
+    def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool) -> T:
         execute = self._execute
         try:
             if not self._lock.unchanged():
                 self.epoch += 1
             if not moment:
-                return look(execute, self._load(ledger, execute))
+                return look(execute, self._load(counters, execute))
             try:
                 execute(driver.BEGIN_READING)
                 # Another process may have written since the look at the lock.
-                return look(execute, self._load(Counters(ledger.sql), execute))
+                return look(execute, self._load(Counters(counters.sql), execute))
             finally:
                 if self._connection.in_transaction:
                     execute(driver.ROLLBACK)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
-    def _consult_beside(self, ledger: Counters, look: Callable[[Execute, Counters], T]) -> T:
+    def _consult_beside(self, counters: Counters, look: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
-            return self.look(lambda execute: look(execute, self._stored(Counters(ledger.sql), execute)))
-        if self._user != threading.get_ident():
+            return self.look(lambda execute: look(execute, self._stored(Counters(counters.sql), execute)))
+        if self._mutex_owner != threading.get_ident():
             self._wait_out(time.monotonic() + self.source.timeout)
-            return self.consult(ledger, look)
+            return self.consult(counters, look)
         # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
         execute = self._connection.execute
-        return look(execute, self._stored(copy(ledger), execute))
+        return look(execute, self._stored(copy(counters), execute))
 
-    def _stored(self, ledger: Counters, execute: Execute) -> Counters:
-        """The ledger as it is stored: what is due is left to a caller that can write."""
-        if ledger.epoch < 0:
-            self._load(ledger, execute)
-        ledger.due = None
-        return ledger
+    def _stored(self, counters: Counters, execute: Execute) -> Counters:
+        """The counters as it is stored: what is due is left to a caller that can write."""
+        if counters.epoch < 0:
+            self._load(counters, execute)
+        counters.next_due_at = None
+        return counters
 
-    def _load(self, ledger: Counters, execute: Execute) -> Counters:
-        """The ledger with the numbers of this moment."""
-        if ledger.epoch != self.epoch:
-            ledger.load(execute)
-            ledger.epoch = self.epoch
-        return ledger
+    def _load(self, counters: Counters, execute: Execute) -> Counters:
+        """The counters with the numbers of this moment."""
+        if counters.epoch != self.epoch:
+            counters.load(execute)
+            counters.epoch = self.epoch
+        return counters
 
     def _join(self, run: Callable[[Execute], T]) -> T:
         """With the mutex held: an operation of the thread that has the transaction."""
-        if self._failed is not None:
-            raise self._failed
+        if self._transaction_error is not None:
+            raise self._transaction_error
         self._warn_overdue()
         before = self._connection.total_changes
         try:
@@ -134,11 +134,11 @@ class Readable(Restable):
         except driver.ERRORS as error:
             # SQLite may have rolled back the whole transaction, so that what follows would be done alone; or
             # its last statement only, behind others of the same operation. Neither can go on.
-            self._failed = self._failure(error, "using")
-            raise self._failed from error
+            self._transaction_error = self._failure(error, "using")
+            raise self._transaction_error from error
         except BaseException:
             if self._connection.total_changes != before:
-                self._failed = StorageError(_CUT_SHORT.format(self.path))
+                self._transaction_error = StorageError(_CUT_SHORT.format(self.path))
             raise
 
     def read(self, look: Callable[[Execute], T]) -> T:
@@ -171,21 +171,24 @@ class Readable(Restable):
         """Through the writing connection: a transaction sees what it did; in memory there is no other one."""
         if self.path == MEMORY:
             return True
-        return self._alone is not None and self._alone == threading.get_ident() != self._user
+        return (
+            self._transaction_owner is not None
+            and self._transaction_owner == threading.get_ident() != self._mutex_owner
+        )
 
     def _connect_reader(self, add: Callable[[Connection], None]) -> None:
         me = threading.get_ident()
-        if self._user == me:  # a signal handler or a destructor looks within an operation
+        if self._mutex_owner == me:  # a signal handler or a destructor looks within an operation
             if self._opened is None:
                 raise StorageError(REENTRANT.format(self.path))
             self._add_reader(add)
             return
         with self._mutex:
-            self._user = me
+            self._mutex_owner = me
             try:
                 self._add_reader(add)
             finally:
-                self._user = None
+                self._mutex_owner = None
 
     def _add_reader(self, add: Callable[[Connection], None]) -> None:
         self._check()
@@ -203,7 +206,7 @@ class Readable(Restable):
             follow_fork()
         # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
         me = threading.get_ident()
-        if self.path == MEMORY or me in (self._user, self._alone):
+        if self.path == MEMORY or me in (self._mutex_owner, self._transaction_owner):
             return self.epoch
         if self._watcher.user == me:  # a signal handler's: it looks, and is asked again
             return object()

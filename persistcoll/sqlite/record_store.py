@@ -71,9 +71,9 @@ class SQLiteRecordStore(RecordStore):
         self._closing = threading.Lock()
         self._keeps = retry.keep_done > 0
         self._found_empty = False
-        if number not in database.ledgers:
-            database.ledgers[number] = Counters(sql)
-        self._ledger = ledger = database.ledgers[number]
+        if number not in database.counters_by_number:
+            database.counters_by_number[number] = Counters(sql)
+        self._counters = counters = database.counters_by_number[number]
         self._rows = Rows(database, sql, store_id, seal, unseal)
         self._keys = UniqueKeys(discipline.unique, sql)
         self._listing = TableScan(self._look, sql, self._rows)
@@ -81,7 +81,7 @@ class SQLiteRecordStore(RecordStore):
             database,
             number,
             sql,
-            ledger,
+            counters,
             self._rows,
             self._keys,
             retry=retry,
@@ -106,25 +106,25 @@ class SQLiteRecordStore(RecordStore):
 
     def _fresh(self, execute: Execute) -> Counters:
         """Within a transaction: the true numbers, and nothing that is due or expired is left unready."""
-        ledger = self._ledger
-        if ledger.epoch != self._database.epoch:
-            ledger.load(execute)
-            ledger.epoch = self._database.epoch
-        if ledger.due is not None and ledger.due <= self._now():
+        counters = self._counters
+        if counters.epoch != self._database.epoch:
+            counters.load(execute)
+            counters.epoch = self._database.epoch
+        if counters.next_due_at is not None and counters.next_due_at <= self._now():
             self._database.begin()
             self._claims.release_due(execute)
-        return ledger
+        return counters
 
     def _look(self, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed, in which nothing is due; ``moment``: at one moment."""
         self._check()
 
-        def run(execute: Execute, ledger: Counters) -> T | object:
-            if ledger.due is not None and ledger.due <= self._now():
+        def run(execute: Execute, counters: Counters) -> T | object:
+            if counters.next_due_at is not None and counters.next_due_at <= self._now():
                 return _DUE
-            return look(execute, ledger)
+            return look(execute, counters)
 
-        while (result := self._database.consult(self._ledger, run, moment)) is _DUE:
+        while (result := self._database.consult(self._counters, run, moment)) is _DUE:
             self._write(self._fresh, False, True, None, None, self._timeout)
         return cast(T, result)
 
@@ -136,13 +136,13 @@ class SQLiteRecordStore(RecordStore):
         now = time.time()
 
         def run(execute: Execute) -> int:
-            ledger = self._fresh(execute)
-            if 0 < capacity <= ledger.ready:
+            counters = self._fresh(execute)
+            if 0 < capacity <= counters.ready:
                 raise Full
-            id = ledger.last_id + 1
+            id = counters.last_id + 1
             self._rows.append(execute, id, payload, now)
-            ledger.last_id = id
-            ledger.ready += 1
+            counters.last_id = id
+            counters.ready += 1
             return id
 
         return self._write(run, self._power, False, None, deadline, self._timeout)
@@ -162,16 +162,16 @@ class SQLiteRecordStore(RecordStore):
         now = time.time()
 
         def run(execute: Execute) -> list[int | None]:
-            ledger = self._fresh(execute)
-            ids = self._keys.number(execute, entries, ledger.last_id + 1)
+            counters = self._fresh(execute)
+            ids = self._keys.number(execute, entries, counters.last_id + 1)
             more = len(ids) - ids.count(None)
-            if more and 0 < capacity < ledger.ready + more:
+            if more and 0 < capacity < counters.ready + more:
                 raise Full
             new = [(id, entry) for id, entry in zip(ids, entries, strict=True) if id is not None]
             self._rows.append_many(self._database.executemany, new, now)
             self._keys.take(execute, ((id, entry.key) for id, entry in new))
-            ledger.last_id += more
-            ledger.ready += more
+            counters.last_id += more
+            counters.ready += more
             return ids
 
         return self._write(run, self._power, True, None, deadline, self._timeout)
@@ -201,12 +201,12 @@ class SQLiteRecordStore(RecordStore):
             )
 
         def run(execute: Execute) -> tuple[T, list[Any]]:
-            ledger = self._fresh(execute)
+            counters = self._fresh(execute)
             row = execute(text, parameters).fetchone()
             if row is None and self._claims.resume_sometimes(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
-                self._rows.check_none_left(ledger.ready if id is None else 0)
+                self._rows.check_none_left(counters.ready if id is None else 0)
                 self._found_empty = True
                 raise Empty
             value = use(self._rows.record(row, 1))
@@ -215,7 +215,7 @@ class SQLiteRecordStore(RecordStore):
             elif self._keeps:
                 self._claims.acknowledge(execute, (row,))
             else:
-                self._remove(execute, ledger, (row,))
+                self._remove(execute, counters, (row,))
             return value, row
 
         def note(taken: tuple[T, Any]) -> None:
@@ -240,7 +240,7 @@ class SQLiteRecordStore(RecordStore):
         limit = min(limit, _MOST)
 
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
-            ledger = self._fresh(execute)
+            counters = self._fresh(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
             if not rows and self._claims.resume_sometimes(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()
@@ -253,7 +253,7 @@ class SQLiteRecordStore(RecordStore):
                         raise
                     break
             if not values:
-                self._rows.check_none_left(ledger.ready if limit > 0 else 0)
+                self._rows.check_none_left(counters.ready if limit > 0 else 0)
                 self._found_empty = True
                 raise Empty
             del rows[len(values) :]
@@ -262,7 +262,7 @@ class SQLiteRecordStore(RecordStore):
             elif self._keeps:
                 self._claims.acknowledge(execute, rows)
             else:
-                self._remove(execute, ledger, rows)
+                self._remove(execute, counters, rows)
             return values, rows
 
         def note(taken: tuple[list[T], list[Any]]) -> None:
@@ -275,20 +275,20 @@ class SQLiteRecordStore(RecordStore):
         """Who asks an empty queue again and again makes no transaction each time."""
         self._found_empty = False
 
-        def look(execute: Execute, ledger: Counters) -> None:
-            if not ledger.ready and not self._claims.may_resume():
+        def look(execute: Execute, counters: Counters) -> None:
+            if not counters.ready and not self._claims.may_resume():
                 self._found_empty = True
                 raise Empty
 
         self._look(look)
 
-    def _remove(self, execute: Execute, ledger: Counters, rows: Sequence[Any]) -> None:
+    def _remove(self, execute: Execute, counters: Counters, rows: Sequence[Any]) -> None:
         """Ready rows go for good."""
         self._rows.remove(execute, rows)
         self._keys.free(execute, (row[2] for row in rows))
-        ledger.ready -= len(rows)
-        ledger.gone += len(rows)
-        self._database.changed(ledger)
+        counters.ready -= len(rows)
+        counters.finished += len(rows)
+        self._database.changed(counters)
 
     # Settling.
 
@@ -343,7 +343,7 @@ class SQLiteRecordStore(RecordStore):
         self._check()
 
         def run(execute: Execute) -> int | None:
-            ledger = self._fresh(execute)
+            counters = self._fresh(execute)
             text, parameter = (
                 (self._sql.select_ready, 1) if id is None else (self._sql.select_ready_by_id, id)
             )
@@ -351,7 +351,7 @@ class SQLiteRecordStore(RecordStore):
             if row is None:
                 self._rows.check_gone(execute(self._sql.select_ready, (1,)).fetchone(), id)
                 return None
-            self._remove(execute, ledger, (row,))
+            self._remove(execute, counters, (row,))
             return cast(int, row[0])
 
         return self._write(run, self._power, timeout=self._timeout)
@@ -360,13 +360,13 @@ class SQLiteRecordStore(RecordStore):
         self._check()
 
         def run(execute: Execute) -> int:
-            ledger = self._fresh(execute)
-            count = ledger.ready
+            counters = self._fresh(execute)
+            count = counters.ready
             self._keys.free_ready(execute)
             execute(self._sql.delete_all)
-            ledger.ready = 0
-            ledger.gone += count
-            self._database.changed(ledger)
+            counters.ready = 0
+            counters.finished += count
+            self._database.changed(counters)
             return count
 
         return self._write(run, self._power, timeout=self._timeout)
@@ -377,8 +377,8 @@ class SQLiteRecordStore(RecordStore):
             raise ValueError(f"only what is done, failed or dead can be purged, not what is {state.value}")
 
         def run(execute: Execute) -> int:
-            ledger = self._fresh(execute)
-            count = max(0, ledger.count(state) - keep)
+            counters = self._fresh(execute)
+            count = max(0, counters.count(state) - keep)
             if limit is not None:
                 count = min(count, limit)
             self._claims.trim(execute, state, count)
@@ -393,13 +393,13 @@ class SQLiteRecordStore(RecordStore):
     # Looking.
 
     def peek(self, use: Callable[[Record], T]) -> T:
-        def look(moment: bool, execute: Execute, ledger: Counters) -> T | object:
+        def look(moment: bool, execute: Execute, counters: Counters) -> T | object:
             row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
                 return use(self._rows.record(row))
-            if ledger.ready and not moment:
+            if counters.ready and not moment:
                 return _UNSURE
-            self._rows.check_none_left(ledger.ready)
+            self._rows.check_none_left(counters.ready)
             raise Empty
 
         # The numbers and the head are two reads: only of one moment do they tell of damage.
@@ -416,18 +416,18 @@ class SQLiteRecordStore(RecordStore):
         return self._listing.in_states(*states)
 
     def count(self) -> int:
-        return self._look(lambda _, ledger: ledger.ready)
+        return self._look(lambda _, counters: counters.ready)
 
     def claimed(self) -> int:
-        return self._look(lambda _, ledger: ledger.claimed)
+        return self._look(lambda _, counters: counters.claimed)
 
     def unfinished(self) -> int:
-        return self._look(lambda _, ledger: ledger.ready + ledger.delayed + ledger.claimed)
+        return self._look(lambda _, counters: counters.ready + counters.delayed + counters.claimed)
 
     def version(self) -> object:
         self._check()
         # What time brings about is no change of the database: something is due; a holder may have died.
-        due = self._ledger.due
+        due = self._counters.next_due_at
         is_due = due is not None and due <= self._now()
         return self._database.version(), is_due, self._claims.may_resume()
 

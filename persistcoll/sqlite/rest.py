@@ -26,11 +26,13 @@ class Restable:
     path: str
     _mutex: threading.Lock
     _combiner: Combiner[Any]
-    _log: GroupCommit
+    _wal_sync: GroupCommit
     _watcher: ChangeWatcher
     _gate: threading.Lock  # what a transaction() has from its beginning to its end; taken before the mutex
-    _user: int | None  # the thread that has the mutex
-    _alone: int | None  # the thread within transaction(), which has the mutex for each operation only
+    _mutex_owner: int | None  # the thread that has the mutex
+    _transaction_owner: (
+        int | None
+    )  # the thread within transaction(), which has the mutex for each operation only
     _at_rest: bool  # for a fork
     _held: list[threading.Lock]  # for that
 
@@ -38,15 +40,15 @@ class Restable:
         """Whether this thread is within an operation, as a destructor's may be."""
         me = threading.get_ident()
         return (
-            me in (self._user, self._alone, self._watcher.user)
+            me in (self._mutex_owner, self._transaction_owner, self._watcher.user)
             or me in self._combiner.users
-            or me in self._log.users
+            or me in self._wal_sync.users
         )
 
     @property
     def in_transaction(self) -> bool:
         """Whether some thread is within a caller's transaction."""
-        return self._alone is not None
+        return self._transaction_owner is not None
 
     def _disconnect(self) -> None:
         raise NotImplementedError
@@ -65,7 +67,7 @@ class Restable:
                 and acquire_noted(self._mutex, patience, held)
             )
             if rested:
-                self._user = me
+                self._mutex_owner = me
         finally:
             if not rested:
                 self._go_on(held)
@@ -75,7 +77,7 @@ class Restable:
         while held:
             lock = held[-1]
             if lock is self._mutex:
-                self._user = None
+                self._mutex_owner = None
             del held[-1]
             lock.release()  # nothing was called since, behind which an interrupt could come
 

@@ -37,13 +37,13 @@ class TableScan:
 
     def ready(self) -> Iterator[Record]:
         """The ready records of this moment; of those that go meanwhile some are left out."""
-        return self._pages(self._look(lambda _, ledger: ledger.last_id))
+        return self._pages(self._look(lambda _, counters: counters.last_id))
 
     def _pages(self, last: int) -> Iterator[Record]:
         # A read transaction that stayed open would keep the log from being taken over into the database.
         after = _BEFORE_ALL
 
-        def look(execute: Execute, ledger: Counters) -> list[Any]:
+        def look(execute: Execute, counters: Counters) -> list[Any]:
             return execute(self._sql.select_page, (after, last, _PAGE)).fetchall()
 
         while rows := self._look(look):
@@ -57,7 +57,7 @@ class TableScan:
         wanted = states or tuple(State)
         listing = self._sql.select_in_state
 
-        def look(execute: Execute, ledger: Counters) -> list[tuple[State, list[Any]]]:
+        def look(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]
 
         found = [(state, self._rows.record(row)) for state, rows in self._look(look, True) for row in rows]
@@ -66,18 +66,18 @@ class TableScan:
     def stats(self, occupied: Callable[[], int]) -> Stats:
         """The numbers of this moment."""
 
-        def look(execute: Execute, ledger: Counters) -> Stats:
-            oldest = execute(self._sql.select_page, (_BEFORE_ALL, ledger.last_id, 1)).fetchall()
+        def look(execute: Execute, counters: Counters) -> Stats:
+            oldest = execute(self._sql.select_page, (_BEFORE_ALL, counters.last_id, 1)).fetchall()
             return Stats(
-                ready=ledger.ready,
-                claimed=ledger.claimed,
-                delayed=ledger.delayed,
-                done=ledger.done,
-                failed=ledger.failed,
-                dead=ledger.dead,
+                ready=counters.ready,
+                claimed=counters.claimed,
+                delayed=counters.delayed,
+                done=counters.done,
+                failed=counters.failed,
+                dead=counters.dead,
                 oldest_age=max(0.0, time.time() - oldest[0][3]) if oldest else None,
-                puts=ledger.ready + ledger.claimed + ledger.delayed + ledger.gone,
-                gets=ledger.gone,
+                puts=counters.ready + counters.claimed + counters.delayed + counters.finished,
+                gets=counters.finished,
                 bytes=occupied(),
             )
 

@@ -49,7 +49,7 @@ class Transaction(AbstractContextManager[None]):
     def __enter__(self) -> None:
         if not SAME[0]:
             follow_fork()
-        if self._database._alone == threading.get_ident():
+        if self._database._transaction_owner == threading.get_ident():
             return
         try:
             self._begin(time.monotonic() + self._timeout)
@@ -60,26 +60,26 @@ class Transaction(AbstractContextManager[None]):
     def _begin(self, deadline: float) -> None:
         database = self._database
         me = threading.get_ident()
-        if database._user == me:
+        if database._mutex_owner == me:
             raise StorageError(REENTRANT.format(database.path))
         left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
         if not acquire_noted(database._gate, left, self._held):
             raise database._obstacle().refusal(database.path)
         while True:
             with database._mutex:
-                database._user = me
+                database._mutex_owner = me
                 try:
                     database._check()
                     database._begin(transaction=True)
                     self._overdue = time.monotonic() + self._timeout
                     database._since = steady()
                     database._transaction = weakref.ref(self)  # weak: the object's end is the net
-                    database._alone = me
+                    database._transaction_owner = me
                     return
                 except TransactionOpen:
                     pass
                 finally:
-                    database._user = None
+                    database._mutex_owner = None
             database._wait_out(deadline)
 
     def __exit__(
@@ -97,19 +97,19 @@ class Transaction(AbstractContextManager[None]):
             self._end()  # it may have been interrupted
             raise
         if self._ticket:
-            self._database._log.commit(self._ticket)
+            self._database._wal_sync.commit(self._ticket)
             self._database.check_files()
 
     def _commit(self) -> None:
         database = self._database
         me = threading.get_ident()
         with database._mutex:
-            database._user = me
+            database._mutex_owner = me
             try:
                 if database._transaction is None or database._transaction() is not self:  # in a forked child
                     database._check()
-                if database._failed is not None:
-                    raise database._failed
+                if database._transaction_error is not None:
+                    raise database._transaction_error
                 # Only here: an error of the driver's out of the block is about a database of the caller's.
                 try:
                     database._commit()
@@ -118,7 +118,7 @@ class Transaction(AbstractContextManager[None]):
                 self._committed = True
                 self._ticket = database._draw_ticket() if self._sync else 0
             finally:
-                database._user = None
+                database._mutex_owner = None
 
     def _end(self) -> None:
         """Let everybody else go on; what is not committed is rolled back. Idempotent."""
@@ -127,12 +127,12 @@ class Transaction(AbstractContextManager[None]):
         database = self._database
         me = threading.get_ident()
         with database._mutex:
-            database._user = me
+            database._mutex_owner = me
             try:
                 if self._held[0] is database._gate and database._opened is not None:
                     self._release(database)
             finally:
-                database._user = None
+                database._mutex_owner = None
         gate = self._held[0]
         del self._held[:]
         gate.release()
@@ -149,7 +149,7 @@ class Transaction(AbstractContextManager[None]):
             try:
                 database._lock.end_transaction()
             finally:
-                database._transaction = database._alone = database._failed = None
+                database._transaction = database._transaction_owner = database._transaction_error = None
 
     def warn_overdue(self) -> None:
         """Say once that it keeps others waiting for longer than they are ready to."""
@@ -162,5 +162,5 @@ class Transaction(AbstractContextManager[None]):
             )
 
     def __del__(self) -> None:
-        if self._held and self._database._user != threading.get_ident():
+        if self._held and self._database._mutex_owner != threading.get_ident():
             self._end()

@@ -147,7 +147,7 @@ def wait_in(queue: Queue, tell: _Teller, method: str, *arguments: Any) -> tuple[
             errors.append(error)
 
     blocking = queue._blocking
-    signals = (blocking._items, blocking._space, blocking._idle)
+    signals = (blocking._not_empty, blocking._not_full, blocking._all_done)
     thread = threading.Thread(target=run)
     thread.start()
     pause = threading.Event()

@@ -76,7 +76,7 @@ def test_timeouts_are_by_the_monotonic_clock(open_queue, clocks, timeout):
 def test_a_jump_of_the_wall_clock_ends_no_wait(open_queue, clocks, jump):
     queue = open_queue()
     finish = waiting(lambda: queue.get(timeout=20))
-    until(lambda: queue._blocking._items.listeners)
+    until(lambda: queue._blocking._not_empty.listeners)
     clocks[0] += jump
     assert not finish.done()
     queue.put("in time")
@@ -88,7 +88,7 @@ def test_a_put_wakes_a_get_at_once(open_queue, no_polling):
     delays = []
     for _ in range(20):
         finish = waiting(lambda: (queue.get(timeout=20), time.monotonic()))
-        until(lambda: queue._blocking._items._gates)
+        until(lambda: queue._blocking._not_empty._gates)
         began = time.monotonic()
         queue.put(1)
         delays.append(finish()[1] - began)
@@ -101,7 +101,7 @@ def test_a_get_wakes_a_put_at_once(open_queue, no_polling):
     delays = []
     for _ in range(20):
         finish = waiting(lambda: (queue.put(1, timeout=20), time.monotonic()))
-        until(lambda: queue._blocking._space._gates)
+        until(lambda: queue._blocking._not_full._gates)
         began = time.monotonic()
         queue.get()
         delays.append(finish()[1] - began)
@@ -113,7 +113,7 @@ def test_a_put_elsewhere_wakes_a_get_soon(open_queue):
     delays = []
     for _ in range(10):
         finish = waiting(lambda: (queue.get(timeout=20), time.monotonic()))
-        until(lambda: queue._blocking._items._gates)
+        until(lambda: queue._blocking._not_empty._gates)
         began = time.monotonic()
         elsewhere.put(1)
         delays.append(finish()[1] - began)
@@ -124,7 +124,7 @@ def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
     """Many wait; elsewhere a few items at a time are put: each time those who got one leave."""
     queue, elsewhere = open_queue(), open_queue()
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(6)]
-    until(lambda: len(queue._blocking._items._gates) == 6)
+    until(lambda: len(queue._blocking._not_empty._gates) == 6)
     for batch in ([1, 2], [3], [4, 5, 6]):
         elsewhere.put_many(batch)
         until(lambda last=batch[-1]: sum(each.done() for each in finish) == last, 5.0)
@@ -146,7 +146,7 @@ def test_a_room_elsewhere_wakes_a_put_soon(open_queue):
     queue, elsewhere = open_queue(maxsize=1), open_queue()
     queue.put(0)
     finish = [waiting(lambda: queue.put(1, timeout=20)) for _ in range(3)]
-    until(lambda: len(queue._blocking._space._gates) == 3)
+    until(lambda: len(queue._blocking._not_full._gates) == 3)
     for _ in range(4):
         elsewhere.get(timeout=20)
     for each in finish:
@@ -157,7 +157,7 @@ def test_waiting_costs_little(open_queue):
     """Under one per cent of a core, however many wait."""
     queue = open_queue()
     finish = [waiting(lambda: queue.get(timeout=1.0)) for _ in range(5)]
-    until(lambda: len(queue._blocking._items._gates) == 5)
+    until(lambda: len(queue._blocking._not_empty._gates) == 5)
     began, cpu = time.monotonic(), time.process_time()
     for each in finish:
         with pytest.raises(Empty):
@@ -185,7 +185,7 @@ def test_what_is_no_number(value):
 
 def test_a_timeout_longer_than_the_machine_can_wait(blocking):
     finish = waiting(lambda: blocking.get(pair, True, 10**30))
-    until(lambda: blocking._items.listeners)
+    until(lambda: blocking._not_empty.listeners)
     blocking.put(b"1", True, None)
     assert finish() == b"1"
 
@@ -195,7 +195,7 @@ def test_over_any_store(blocking):
     blocking.maxsize = 2
     blocking.put_many([b"1", b"2"], True, None)
     finish = waiting(lambda: blocking.put(b"3", True, 10))
-    until(lambda: blocking._space.listeners)
+    until(lambda: blocking._not_full.listeners)
     assert blocking.get(pair, True, None) == b"1"
     finish()
     assert blocking.get_many(5, pair, True, None) == [b"2", b"3"]
@@ -274,7 +274,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
     claims: list[Claim] = []
     if call in ("put", "put_many", "give back"):
         wait = waiting(lambda: blocking.get(pair, True, 10))
-        until(lambda: blocking._items._gates)
+        until(lambda: blocking._not_empty._gates)
         if call == "put":
             blocking.put(b"1", False, None)
         elif call == "put_many":
@@ -287,7 +287,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
         return
     blocking.put_many([b"1", b"2"], False, None)
     wait = waiting(lambda: blocking.put(b"3", True, 10))
-    until(lambda: blocking._space._gates)
+    until(lambda: blocking._not_full._gates)
     {
         "get": lambda: blocking.get(pair, False, None),
         "discard": lambda: blocking.discard(None),
@@ -307,7 +307,7 @@ def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
     elif call == "settle":
         id, _ = blocking.claim(pair, False, None, claims)
     wait = waiting(blocking.join)
-    until(lambda: blocking._idle._gates)
+    until(lambda: blocking._all_done._gates)
     {
         "task_done": blocking.task_done,
         "settle": lambda: blocking.settle(id, claims, done=True),
@@ -321,11 +321,11 @@ def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
 def test_the_end_wakes_everyone_at_once(open_queue, no_polling, end):
     queue = open_queue(maxsize=1)
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(3)]
-    until(lambda: len(queue._blocking._items._gates) == 3)
+    until(lambda: len(queue._blocking._not_empty._gates) == 3)
     other = open_queue(maxsize=1, name="full")
     other.put(1)
     finish += [waiting(lambda: other.put(2, timeout=20)) for _ in range(3)]
-    until(lambda: len(other._blocking._space._gates) == 3)
+    until(lambda: len(other._blocking._not_full._gates) == 3)
     for each in (queue, other):
         if end == "close":
             each.close()
@@ -340,7 +340,7 @@ def test_two_objects_over_one_state_wake_each_other():
     state = MemoryQueueState()
     one, two = (BlockingQueue(MemoryQueueStore(state), 0, True) for _ in range(2))
     finish = waiting(lambda: one.get(pair, True, 10))
-    until(lambda: one._items.listeners)
+    until(lambda: one._not_empty.listeners)
     two.put(b"1", True, None)
     assert finish() == b"1"
     assert two.qsize() == 0
@@ -351,11 +351,11 @@ def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
         raise RuntimeError("poison")
 
     finish = waiting(lambda: blocking.get(poison, True, 10))
-    until(lambda: blocking._items.listeners)
+    until(lambda: blocking._not_empty.listeners)
     blocking.put(b"1", True, None)
     with pytest.raises(RuntimeError, match="poison"):
         finish()
-    assert blocking._items.listeners == 0
+    assert blocking._not_empty.listeners == 0
     assert blocking.get(pair, True, None) == b"1"
 
 

@@ -125,7 +125,7 @@ def test_a_call(name, kind):
     assert count > 2
 
 
-@pytest.mark.parametrize("event", ["items", "space", "idle"])
+@pytest.mark.parametrize("event", ["not_empty", "not_full", "all_done"])
 def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
     """Of several threads that wait each one goes on, though the one that wakes them is interrupted."""
     number = 0
@@ -136,7 +136,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
 
         def wait():
             with signal.listen() as listener:
-                listener.take_ticket()
+                listener.prepare()
                 listener.wait(None, None, None)
             ended.append(threading.get_ident())
 
@@ -185,7 +185,7 @@ def test_a_wait_that_is_interrupted_leaves_no_listener(call):
             blocking.join()
 
     for blocking, where in interruptions(prepare, run, files=FILES):
-        for signal in (blocking._items, blocking._chosen, blocking._space, blocking._idle):
+        for signal in (blocking._not_empty, blocking._any_put, blocking._not_full, blocking._all_done):
             assert not signal.listeners, where
             assert not signal._gates, where
-            assert not signal._polled, where
+            assert not signal._has_poller, where

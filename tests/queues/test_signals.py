@@ -19,7 +19,7 @@ from tests.queues.waits import until, waiting
 def wait_once(signal, seconds=10.0, version=None, seen=None):
     """Listen and wait for what happens from now on; whether anything did."""
     with signal.listen() as listener:
-        listener.take_ticket()
+        listener.prepare()
         deadline = None if seconds is None else time.monotonic() + seconds
         return listener.wait(deadline, version, seen)
 
@@ -31,12 +31,12 @@ def gates(signal, count):
 def test_what_happened_after_the_ticket_ends_the_wait_at_once():
     signal = EventCount()
     with signal.listen() as listener:
-        listener.take_ticket()
+        listener.prepare()
         signal.notify()
         assert listener.wait(time.monotonic() + 60, None, None)
         # The ticket is as old as it was.
         assert listener.wait(None, None, None)
-        listener.take_ticket()
+        listener.prepare()
         assert not listener.wait(time.monotonic() + 0.001, None, None)
 
 
@@ -83,7 +83,7 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
 
     original = event_count.Waiter._sleep
     with signal.listen() as listener:
-        listener.take_ticket()
+        listener.prepare()
         second = []
 
         def interrupted(self, gate, deadline):
@@ -139,7 +139,7 @@ def test_one_polls_for_all_and_hands_over_when_it_goes():
     assert all(each() for each in finish)
     assert len(set(version.asked)) >= 1
     assert time.monotonic() - started < 5
-    assert signal._polled is False
+    assert signal._has_poller is False
     assert first in version.asked
     assert not signal._gates
 
@@ -168,7 +168,7 @@ def test_polling_goes_on_when_asking_failed():
 
     with pytest.raises(OSError, match="gone"):
         wait_once(signal, 10.0, version, 0)
-    assert signal._polled is False
+    assert signal._has_poller is False
     assert not signal._gates
     working = Version()
     finish = waiting(lambda: wait_once(signal, 10.0, working, 0))
@@ -191,7 +191,9 @@ def test_who_waits_asks_as_often_as_the_store_says(slowest):
     store = MemoryQueueStore()
     store.slowest_poll = slowest
     queue = BlockingQueue(store, 1, True)
-    assert {queue._items._slowest_poll, queue._space._slowest_poll, queue._idle._slowest_poll} == {slowest}
+    assert {queue._not_empty._slowest_poll, queue._not_full._slowest_poll, queue._all_done._slowest_poll} == {
+        slowest
+    }
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["woken", "polling"])
@@ -214,7 +216,7 @@ def test_no_wake_up_is_lost(others):
         for _ in range(each * producers // consumers):
             with signal.listen() as listener:
                 while True:
-                    listener.take_ticket()
+                    listener.prepare()
                     with mutex:
                         if tokens:
                             tokens.pop()
@@ -244,7 +246,7 @@ def test_no_wake_up_is_lost_between_waiters_that_give_up():
     def take(seconds):
         with signal.listen() as listener:
             while True:
-                listener.take_ticket()
+                listener.prepare()
                 with mutex:
                     if tokens:
                         tokens.pop()

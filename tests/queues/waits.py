@@ -45,7 +45,7 @@ def until(fact, seconds=10.0):
 
 def someone_waits(queue):
     blocking = queue._blocking
-    return any(signal.listeners for signal in (blocking._items, blocking._space, blocking._idle))
+    return any(signal.listeners for signal in (blocking._not_empty, blocking._not_full, blocking._all_done))
 
 
 class WatchedLock:

@@ -129,7 +129,7 @@ def test_an_answer_that_rests_on_what_others_did_not_sync_syncs(tmp_path, monkey
 
 def test_who_closes_syncs_what_is_committed(queue, syncs, monkeypatch):
     """Whoever has committed, and comes to its sync when the log is closed, takes it for synced."""
-    log = database_of(queue)._log
+    log = database_of(queue)._wal_sync
     commit, committed, go_on = log.commit, threading.Event(), threading.Event()
 
     def late(ticket: int) -> None:
@@ -158,7 +158,7 @@ def test_a_sync_that_fails_is_everybodys(queue, syncs, tmp_path, closing):
     if closing:
         database = database_of(queue)
         database.write(lambda execute: execute("UPDATE counters SET gone = gone"), False)
-        database._log.written += 1  # somebody has committed, and did not come to the sync yet
+        database._wal_sync.written += 1  # somebody has committed, and did not come to the sync yet
     else:
         with pytest.raises(StorageError, match=r"whether .* unknown"):
             queue.put("unknown")

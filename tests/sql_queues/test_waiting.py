@@ -46,7 +46,7 @@ def test_an_item_on_its_way_is_unfinished(autosave, call):
     table.looks = lambda: seen.append(blocking.unfinished())
     if call == "wait":
         finish = waiting(lambda: blocking.get(pair, True, 10))
-        until(lambda: blocking._items.listeners)
+        until(lambda: blocking._not_empty.listeners)
     blocking.put(b"1", False, None)
     if call == "get":
         blocking.get(pair, False, None)
@@ -71,7 +71,7 @@ def test_who_joins_while_somebody_finds_nothing_is_not_kept():
 
     def look(*arguments, **options):
         joining.append(waiting(blocking.join))
-        until(lambda: blocking._idle._gates)
+        until(lambda: blocking._all_done._gates)
         raise Empty
 
     table.take = look  # type: ignore[method-assign]
@@ -100,7 +100,7 @@ def test_what_is_put_in_another_way():
     )
     assert blocking.put(Entry(b"1"), False, None) == 1
     finish = waiting(lambda: blocking.put_many([Entry(b"2")], True, 10))
-    until(lambda: blocking._space._gates)
+    until(lambda: blocking._not_full._gates)
     assert blocking.get(pair, False, None) == b"1"
     assert finish() == [2]
 
@@ -157,8 +157,8 @@ def test_a_choice_is_taken_at_once_where_it_can_be():
     assert got == b"2"
     with pytest.raises(Empty):
         blocking.get(pair, True, 0.01, partial(table.take, id=2))
-    assert not blocking._items.listeners
-    assert not blocking._chosen.listeners
+    assert not blocking._not_empty.listeners
+    assert not blocking._any_put.listeners
 
 
 def test_many_who_choose_and_many_who_do_not(no_polling):
@@ -174,7 +174,7 @@ def test_many_who_choose_and_many_who_do_not(no_polling):
     # Those who choose want the last ones, which the others leave: they are as many as the first ones.
     choosers = [waiting(lambda id=id: choose(id)) for id in range(count + 1, 2 * count + 1)]
     others = [waiting(lambda: blocking.get(pair, True, 60)) for _ in range(count)]
-    until(lambda: len(blocking._chosen._gates) == count and len(blocking._items._gates) == count)
+    until(lambda: len(blocking._any_put._gates) == count and len(blocking._not_empty._gates) == count)
     putters = [waiting(lambda: [blocking.put(b"", False, None) for _ in range(count // 4)]) for _ in range(4)]
     for each in [*putters, *others]:
         each()
