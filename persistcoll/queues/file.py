@@ -12,8 +12,8 @@ from persistcoll.engine.arguments import checked_choice, checked_count, checked_
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
-from persistcoll.journal.looking import LookingFifo
 from persistcoll.journal.queue_store import JournalQueueStore, Seal
+from persistcoll.journal.read_only import ReadOnlyQueueStore
 from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
 from persistcoll.reopening import Reopening
@@ -121,7 +121,7 @@ class Queue(BaseQueue[T]):
             "read_only": bool(read_only),
         }
         self.path = directory
-        kind = LookingFifo if read_only else JournalQueueStore
+        kind = ReadOnlyQueueStore if read_only else JournalQueueStore
         store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
         try:
             super().__init__(

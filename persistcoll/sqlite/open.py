@@ -30,8 +30,8 @@ from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.database import REMEDY, UNSEEN, Database
 from persistcoll.sqlite.database_file import INDEX, LOG, MEMORY, DatabaseFile
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.looking import LookingDatabase
 from persistcoll.sqlite.pair_store import SQLitePairStore
+from persistcoll.sqlite.read_only import ReadOnlyDatabase
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.rows import Seal
 from persistcoll.sqlite.statements import pair_statements, record_statements
@@ -401,7 +401,7 @@ def _open(
         source.refuse_unsafe(wanted.serializer)
     users: list[Database] = []
     if place.read_only:
-        looking = LookingDatabase(source, _databases.look)
+        looking = ReadOnlyDatabase(source, _databases.look)
         number = looking.find(wanted)
         # It has all that a collection asks of one.
         return make(cast(Database, looking), users, number, looking.store_id + number.to_bytes(8, "big"))

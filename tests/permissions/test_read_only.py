@@ -64,7 +64,7 @@ def fill(kind: str, path: Path) -> list[str]:
 def _look_from_elsewhere(kind: str, path: Path, left: list[str]) -> None:
     """In another process, which is no fork of this one: before a fork this one closes its files."""
     code = (
-        "import pathlib, sys; from tests.permissions.test_looking import contents, look\n"
+        "import pathlib, sys; from tests.permissions.test_read_only import contents, look\n"
         "with look(sys.argv[1], pathlib.Path(sys.argv[2])) as container: print(contents(container))"
     )
     run = subprocess.run(

@@ -28,10 +28,10 @@ from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_mark import read_mark
 
-__all__ = ["LookingFifo"]
+__all__ = ["ReadOnlyQueueStore"]
 
 
-class LookingFifo(JournalQueueStore):
+class ReadOnlyQueueStore(JournalQueueStore):
     """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
 
     def _prepare(self) -> None:

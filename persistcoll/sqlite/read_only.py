@@ -28,14 +28,14 @@ from persistcoll.sqlite.database_file import LOG, DatabaseFile
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.statements import RecordStatements
 
-__all__ = ["LookingDatabase"]
+__all__ = ["ReadOnlyDatabase"]
 
 T = TypeVar("T")
 _TRIES = 100
 _PAUSE = 0.001  # seconds
 
 
-class LookingDatabase:
+class ReadOnlyDatabase:
     """In the place of a :class:`~persistcoll.sqlite.database.Database` for a collection that only looks.
 
     From any thread. What is due, because a delay or a lease has ended, is left to a process that writes.
