@@ -136,7 +136,7 @@ def _refuse_elsewhere(tempdir: str, path: str) -> None:
 
 
 def _refuse_foreign(disk: Disk, path: str, wanted: OpenOptions) -> None:
-    """Before anything is made in it, even a lock: is there anything in it that is not ours to open?"""
+    """Refuse a directory with what is not ours to open, before anything is made in it, even a lock."""
     try:
         data = read_file(disk, os.path.join(path, INFO))
     except FileNotFoundError:

@@ -135,12 +135,12 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=_picks, key=_keys, value=_values)
     def assign(self, pick: int, key: Any, value: Any) -> None:
-        """``d[key] = value``"""
+        """Assign: ``d[key] = value``."""
         self._same(pick, lambda d: d.__setitem__(key, value), "an assignment")
 
     @stateful.rule(pick=_picks, key=_keys)
     def delete(self, pick: int, key: Any) -> None:
-        """``del d[key]``"""
+        """Delete: ``del d[key]``."""
         self._same(pick, lambda d: d.__delitem__(key), "del")
 
     @stateful.rule(pick=_picks, keys=st.lists(_keys, max_size=4))
