@@ -37,7 +37,7 @@ _picks = st.integers(0, 7)
 
 
 class StoreMachine(stateful.RuleBasedStateMachine):
-    """A store against the one in :mod:`~persistcoll.engine.memory.queue_store`: all that the contract has."""
+    """A store against a ``MemoryQueueStore``: all that the contract has."""
 
     def __init__(self) -> None:
         super().__init__()

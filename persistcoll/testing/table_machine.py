@@ -110,8 +110,9 @@ def _told(record: Record) -> tuple[int, bytes, float, int]:
 
 
 class TableMachine(stateful.RuleBasedStateMachine):
-    """A table against the one in :mod:`~persistcoll.engine.memory.record_store`, through several handles and
-    while time passes: all that the contract has, for every discipline and retrying.
+    """A table against a ``MemoryRecordStore``, through several handles and while time passes.
+
+    All that the contract has, for every discipline and claim policy.
     """
 
     def __init__(self) -> None:

@@ -135,6 +135,31 @@ def test_closing_tells_of_it_once(kind, tmp_path, caplog):
     assert "was removed while it was open" in record.getMessage()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_put_looks_at_the_directory_alone_as_long_as_nothing_changes_in_it(kind, tmp_path, monkeypatch):
+    """And at every file after any change in it, also after a long quiet time."""
+    place = tmp_path / "store"
+    with kind(place) as store:
+        write(store, 1)
+        os.utime(place, (1, 1))
+        write(store, 2)
+        looked: list[Any] = []
+        look = os.stat
+
+        def noted(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+            looked.append(path)
+            return look(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "stat", noted)
+        write(store, 3)
+        assert 1 <= len(looked) <= 3
+        assert set(looked) == {str(place)}
+        monkeypatch.undo()
+        (place / "data.db.turn").rename(place / "turn")
+        with pytest.raises(StoreReplacedError):
+            write(store, 4)
+
+
 def test_a_holders_file_of_another_store_stays(tmp_path):
     place = tmp_path / "store"
     old = SQLiteAckQueue(place)

@@ -38,7 +38,7 @@ class Row:
 
 
 class MemoryRecordState:
-    """What a table of :mod:`~persistcoll.engine.memory.record_store` keeps, also when it is closed.
+    """What a ``MemoryRecordStore`` keeps, also when it is closed.
 
     Tables of the same state are to each other as tables in several processes are that have opened the
     same file. A copy (:meth:`copy`) is what a process that died at this moment leaves behind.
