@@ -155,9 +155,9 @@ class Database(Readable):
         self._watch()
 
     def ignore(self, path: str) -> None:
-        """As if that had never been watched."""
-        if self._watched.pop(path, None) is not None:
-            self._watch()
+        """As if that had never been watched. Idempotent, also where it was interrupted."""
+        self._watched.pop(path, None)
+        self._watch()
 
     def _watch(self) -> None:
         opened = self._opened

@@ -39,8 +39,9 @@ class Holder:
     :raise BlockingIOError: another one has that number.
     """
 
+    _file: OpenFile | None = None
+
     def __init__(self, database: _Database, number: int) -> None:
-        self._file: OpenFile | None = None
         self.number = number
         self._database = database
         self._disk = disk = database.disk
@@ -60,6 +61,11 @@ class Holder:
         except BaseException:
             self.abandon()
             raise
+
+    def __del__(self) -> None:
+        # Its maker was interrupted before it had it. Others will remove the file.
+        if self._file is not None:
+            self._database.ignore(self._path)
 
     def end(self) -> None:
         """It holds nothing any more: remove its file."""
