@@ -577,7 +577,8 @@ class Consumer:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # Removing it makes room for what stands for it. In between, the cursor alone says what it held.
+            # Not for a limit of the file size, which removing a file does not lift. Removing the chunk makes
+            # room for what stands for it. In between, the cursor alone says what it held.
             self._disk.unlink(self._place.path(chunk.number))
             empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
 

@@ -117,7 +117,8 @@ class WriterLock:
         self._open = (file, turn_file)
         self._files: Mapping[str, tuple[int, int]] = {}
         self._folder = os.path.dirname(database)
-        self._settled: tuple[int, int, int] | None = None  # the folder when all in it was as it has to be
+        # As it was when all files in it were found to be the same; None: look at them.
+        self._checked_folder: tuple[int, int, int] | None = None
         self._token = secrets.token_bytes(_TOKEN_SIZE)
         self._noted = False
         self.closed = False
@@ -170,14 +171,14 @@ class WriterLock:
         :param files: all that are to be watched; not changed afterwards, because another thread may look.
         """
         self._files = files
-        self._settled = None
+        self._checked_folder = None
 
     def check(self) -> None:
         """:raise StoreReplacedError: a file is not the one any more that this connection opened."""
         # A directory's time says whether a name in it was removed, made or replaced since: one look in the
         # place of six, twice for each put at "power" (145 us and not 217).
         folder = self._look_at_folder()
-        if folder is not None and folder == self._settled:
+        if folder is not None and folder == self._checked_folder:
             return
         for path, identity in self._files.items():
             try:
@@ -194,8 +195,8 @@ class WriterLock:
                 path,
             )
         # Times have the kernel's ticks: what comes within the same one leaves no other time.
-        settled = folder is not None and time.time_ns() - folder[2] > _TICK
-        self._settled = folder if settled else None
+        is_exact = folder is not None and time.time_ns() - folder[2] > _TICK
+        self._checked_folder = folder if is_exact else None
 
     def _look_at_folder(self) -> tuple[int, int, int] | None:
         try:
