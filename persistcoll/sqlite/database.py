@@ -39,6 +39,7 @@ from persistcoll.sqlite import driver
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
 from persistcoll.sqlite.driver import Execute, leak
+from persistcoll.sqlite.owned_lock import OwnedLock, release_all
 from persistcoll.sqlite.readers import ReaderPool
 from persistcoll.sqlite.reading import REENTRANT, Readable
 from persistcoll.sqlite.transaction import Transaction
@@ -86,7 +87,8 @@ class Database(Readable):
     def _reset(self) -> None:
         self.epoch += 1
         self._combiner = Combiner[WriteRequest[Any]](self._run_batch)
-        self._mutex = threading.Lock()
+        self._lock = OwnedLock()
+        self._is_writing = False  # some thread has the lock to write; a hint to those that have not
         self._wal_sync = GroupCommit(self.disk, self.path + LOG, self._poison)
         self._wal_preallocator = WALPreallocator(self.disk)
         self._wal_needs_space = False  # the log; to be made longer
@@ -97,7 +99,6 @@ class Database(Readable):
         self._transaction: weakref.ref[Transaction] | None = None  # that has the lock for writing
         self._transaction_owner: int | None = None  # the thread within it
         self._since = 0.0  # its beginning, by the steady clock
-        self._mutex_owner: int | None = None  # the thread that has the mutex
         self._committing = False
         self._trouble: StorageError | None = None
         self._transaction_error: StorageError | None = None
@@ -113,7 +114,7 @@ class Database(Readable):
         cursor = opened.connection.cursor()
         self._execute: Execute = cursor.execute
         self.executemany = cursor.executemany
-        self._lock = opened.lock
+        self._writer_lock = opened.lock
         self._watch()
         self.store_id, self.now = opened.store_id, opened.clock
         self._execute(driver.NORMAL)
@@ -204,19 +205,17 @@ class Database(Readable):
         """
         if not SAME[0]:
             follow_fork()
-        me = threading.get_ident()
-        if self._transaction_owner == me:
+        if self._lock.is_owned():
+            raise StorageError(REENTRANT.format(self.path))
+        if self._transaction_owner is not None and self._transaction_owner == threading.get_ident():
             return self._write_within(run, after)
         while True:
             # Alone, which is the rule, there is nobody to combine with. A thread that wants a sync while
             # another one syncs waits, and has one transaction and one sync with all that do: a transaction
             # costs a thread 20 us.
-            if self._mutex_owner is None and not (
-                sync and (self._combiner.leading or self._wal_sync.syncing)
-            ):
-                # No call before the thread is noted: behind one, a destructor or a signal handler may come.
-                with self._mutex:
-                    self._mutex_owner = me
+            if not self._is_writing and not (sync and (self._combiner.leading or self._wal_sync.syncing)):
+                with self._lock.mutex:
+                    self._is_writing = True
                     try:
                         if sync:
                             self.check_files()
@@ -231,14 +230,12 @@ class Database(Readable):
                     else:
                         obstacle = None
                     finally:
-                        self._mutex_owner = None
+                        self._is_writing = False
                 if obstacle is None:
                     if sync:
                         self._wal_sync.commit(ticket)
                         self.check_files()
                     return value
-            elif self._mutex_owner == me:
-                raise StorageError(REENTRANT.format(self.path))
             else:
                 work = WriteRequest(run, sync, after)
                 self._combiner.submit(work)
@@ -298,19 +295,18 @@ class Database(Readable):
                 if self._connection.in_transaction:  # _roll_back was interrupted where it begins
                     self._execute(driver.ROLLBACK)
             finally:
-                self._lock.release()
+                self._writer_lock.release()
         if refusal is not None:
             raise refusal
         return value
 
     def _run_batch(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> None:
-        me = threading.get_ident()
-        if self._mutex_owner == me:  # before anything is stored
+        if self._lock.is_owned():  # before anything is stored
             for work in batch:
                 work.failure = StorageError(REENTRANT.format(self.path))
             return
-        with self._mutex:
-            self._mutex_owner = me
+        with self._lock.mutex:
+            self._is_writing = True
             try:
                 ticket = self._run_batch_alone(batch, waiting)
             except OSError as error:  # the lock cannot be let go
@@ -319,7 +315,7 @@ class Database(Readable):
                     work.failure = work.failure or failure
                 return
             finally:
-                self._mutex_owner = None
+                self._is_writing = False
         if ticket is not None:
             waiting()
             try:
@@ -357,7 +353,7 @@ class Database(Readable):
                 if self._connection.in_transaction:
                     self._execute(driver.ROLLBACK)
             finally:
-                self._lock.release()
+                self._writer_lock.release()
         return self._draw_ticket() if committed and sync else None
 
     def _commit_batch(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None] | None) -> bool:
@@ -423,7 +419,7 @@ class Database(Readable):
         if self._dirty:  # where an interrupt left it
             self._dirty.clear()
         try:
-            if not self._lock.acquire(transaction):
+            if not self._writer_lock.acquire(transaction):
                 self.epoch += 1
             if whole or self._wal_needs_space:
                 self._execute(driver.BEGIN)
@@ -464,20 +460,13 @@ class Database(Readable):
         return Transaction(self, sync, self.source.timeout if timeout is None else timeout)
 
     def _write_within(self, run: Callable[[Execute], T], after: Callable[[T], Any] | None) -> T:
-        me = threading.get_ident()
-        if self._mutex_owner == me:
-            raise StorageError(REENTRANT.format(self.path))
-        with self._mutex:
-            self._mutex_owner = me
-            try:
-                if self._trouble is not None or self._opened is None:
-                    self._check()
-                value = self._join(run)
-                if after is not None:
-                    after(value)
-                return value
-            finally:
-                self._mutex_owner = None
+        with self._lock.mutex:
+            if self._trouble is not None or self._opened is None:
+                self._check()
+            value = self._join(run)
+            if after is not None:
+                after(value)
+            return value
 
     def _obstacle(self) -> TransactionOpen:
         return TransactionOpen(os.getpid(), self._since)
@@ -488,10 +477,10 @@ class Database(Readable):
             transaction.warn_overdue()
 
     def _in_the_way(self) -> TransactionOpen | None:
-        with self._mutex:
+        with self._lock.mutex:
             if self._transaction_owner is not None:
                 return self._obstacle()
-            return None if self._opened is None else self._lock.transaction()
+            return None if self._opened is None else self._writer_lock.transaction()
 
     def _wait_out(self, deadline: float) -> None:
         """Wait, with no lock held, until no other caller's transaction is in the way."""
@@ -523,13 +512,11 @@ class Database(Readable):
         """Give unused room back to the file system; others wait meanwhile."""
         if not SAME[0]:
             follow_fork()
-        me = threading.get_ident()
-        if me in (self._mutex_owner, self._transaction_owner):
+        if self._lock.is_owned() or self._transaction_owner == threading.get_ident():
             raise StorageError(REENTRANT.format(self.path))
         deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
         while True:
-            with self._mutex:
-                self._mutex_owner = me
+            with self._lock.mutex:
                 try:
                     self._shrink()
                     return
@@ -539,8 +526,6 @@ class Database(Readable):
                     raise
                 except OSError as error:  # the lock cannot be let go
                     raise storage_error(error, "unlocking", self.path) from error
-                finally:
-                    self._mutex_owner = None
             self._wait_out(deadline)
 
     def _shrink(self) -> None:
@@ -548,14 +533,14 @@ class Database(Readable):
             raise self._obstacle()
         self._check()
         try:
-            self._lock.acquire()
+            self._writer_lock.acquire()
             self.epoch += 1
             for text in driver.SHRINK:
                 self._execute(text)
         except driver.ERRORS as error:
             raise self._failure(error, "shrinking") from error
         finally:
-            self._lock.release()
+            self._writer_lock.release()
 
     @property
     def replaced(self) -> StoreReplacedError | None:
@@ -573,7 +558,7 @@ class Database(Readable):
         try:
             return self._shut_at_rest(held)
         except BaseException as error:
-            self._go_on(held)  # that may have been interrupted
+            release_all(held)  # that may have been interrupted
             if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, "unlocking", self.path) from error
             raise
@@ -585,7 +570,7 @@ class Database(Readable):
             self._shut = True
             self._disconnect()
         finally:
-            self._go_on(held)
+            release_all(held)
         quiesce_no_more(self)
         return True
 
@@ -613,7 +598,7 @@ class Database(Readable):
     def _close_connection(self) -> None:
         # Under the lock: the last connection that closes makes a checkpoint. While another process has a
         # transaction open, this connection is not the last one.
-        lock = self._lock
+        lock = self._writer_lock
         try:
             try:
                 if not lock.closed:

@@ -16,7 +16,6 @@ from typing import TypeVar, cast
 from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_link
 from persistcoll.engine.forks import (
     FORK_PATIENCE,
-    acquire_noted,
     fork_was_seen,
     quiesce_for_forks,
     within_an_operation,
@@ -30,6 +29,7 @@ from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.database import REMEDY, UNSEEN, Database
 from persistcoll.sqlite.database_file import INDEX, LOG, MEMORY, DatabaseFile
 from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.owned_lock import OwnedLock, release_all
 from persistcoll.sqlite.pair_store import SQLitePairStore
 from persistcoll.sqlite.read_only import ReadOnlyDatabase
 from persistcoll.sqlite.record_store import SQLiteRecordStore
@@ -125,8 +125,7 @@ class _Registry:
 
     def __init__(self) -> None:
         # Who has it waits for no operation of this process: that may be waiting for it.
-        self._mutex = threading.Lock()
-        self._user: int | None = None  # the thread that has the mutex
+        self._lock = OwnedLock()
         self._open: dict[str, Database] = {}
         self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
         self._left: deque[Database] = deque()
@@ -142,21 +141,16 @@ class _Registry:
             follow_fork()
         if source.path in self._inherited:
             raise StorageError(UNSEEN.format(source.path))
-        me = threading.get_ident()
-        if self._user == me:
+        if self._lock.is_owned():
             raise StorageError(_OPENING)
-        with self._mutex:
-            self._user = me  # nothing is called before that, behind which a destructor could come
-            try:
-                database = self._open.get(source.path)
-                if database is not None and not self._is_usable(database):
-                    database = None
-                if database is None:
-                    database = self._open[source.path] = Database(source)
-                database.users += 1
-                users.append(database)
-            finally:
-                self._user = None
+        with self._lock.mutex:
+            database = self._open.get(source.path)
+            if database is not None and not self._is_usable(database):
+                database = None
+            if database is None:
+                database = self._open[source.path] = Database(source)
+            database.users += 1
+            users.append(database)
         self.shut_left()
         return database
 
@@ -171,21 +165,16 @@ class _Registry:
             follow_fork()
         if path in self._inherited:
             raise StorageError(UNSEEN.format(path))
-        me = threading.get_ident()
-        if self._user == me:
+        if self._lock.is_owned():
             raise StorageError(_OPENING)
         users: list[Database] = []
         try:
-            with self._mutex:
-                self._user = me
-                try:
-                    database = self._open.get(path)
-                    if database is None or not self._is_usable(database):
-                        return beside(look)
-                    database.users += 1
-                    users.append(database)
-                finally:
-                    self._user = None
+            with self._lock.mutex:
+                database = self._open.get(path)
+                if database is None or not self._is_usable(database):
+                    return beside(look)
+                database.users += 1
+                users.append(database)
             try:
                 return database.look(look)
             except StorageError as error:
@@ -215,15 +204,10 @@ class _Registry:
         By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
         this next; one in a caller's transaction is left to who calls this at its end.
         """
-        me = threading.get_ident()
         while self._left and not within_an_operation():
-            with self._mutex:
-                self._user = me
-                try:
-                    for _ in range(len(self._left)):
-                        self._shut_first()
-                finally:
-                    self._user = None
+            with self._lock.mutex:
+                for _ in range(len(self._left)):
+                    self._shut_first()
             if all(database.in_transaction for database in list(self._left)):
                 return
             time.sleep(_PAUSE)
@@ -259,25 +243,19 @@ class _Registry:
 
     def used_here(self) -> bool:
         """Whether this thread is opening or shutting one."""
-        return self._user == threading.get_ident()
+        return self._lock.is_owned()
 
     # A database that is being opened while the process forks would be inherited half open.
 
     def _before_fork(self) -> None:
-        me = threading.get_ident()
-        if self._user != me and acquire_noted(self._mutex, FORK_PATIENCE, self._held):
-            self._user = me
+        self._lock.quiesce(FORK_PATIENCE, self._held)
 
     def _after_fork_in_parent(self) -> None:
-        if self._held:
-            self._user = None
-            del self._held[:]
-            self._mutex.release()  # nothing was called since, behind which an interrupt could come
+        release_all(self._held)
 
     def _after_fork(self) -> None:
-        self._mutex = threading.Lock()
+        self._lock = OwnedLock()
         self._held = []
-        self._user = None
         if not fork_was_seen():
             self._inherited.update(self._open)
 

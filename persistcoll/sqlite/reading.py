@@ -36,7 +36,7 @@ class Readable(Restable):
     epoch: int
     _connection: Any
     _execute: Execute
-    _lock: WriterLock | NoLock
+    _writer_lock: WriterLock | NoLock
     _opened: DatabaseConnection | None
     _readers: ReaderPool
     _trouble: StorageError | None
@@ -67,25 +67,20 @@ class Readable(Restable):
         """
         if not SAME[0]:
             follow_fork()
-        me = threading.get_ident()
-        if self._mutex_owner != me:
-            with self._mutex:
-                self._mutex_owner = me
-                try:
-                    if self._trouble is not None or self._opened is None:
-                        self._check()
-                    if self._transaction_owner is None:
-                        return self._consult(counters, look, moment)
-                    if self._transaction_owner == me:
-                        return self._join(lambda execute: look(execute, self._load(counters, execute)))
-                finally:
-                    self._mutex_owner = None
+        if not self._lock.is_owned():
+            with self._lock.mutex:
+                if self._trouble is not None or self._opened is None:
+                    self._check()
+                if self._transaction_owner is None:
+                    return self._consult(counters, look, moment)
+                if self._transaction_owner == threading.get_ident():
+                    return self._join(lambda execute: look(execute, self._load(counters, execute)))
         return self._consult_beside(counters, look)
 
     def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool) -> T:
         execute = self._execute
         try:
-            if not self._lock.unchanged():
+            if not self._writer_lock.unchanged():
                 self.epoch += 1
             if not moment:
                 return look(execute, self._load(counters, execute))
@@ -102,7 +97,7 @@ class Readable(Restable):
     def _consult_beside(self, counters: Counters, look: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
             return self.look(lambda execute: look(execute, self._stored(Counters(counters.sql), execute)))
-        if self._mutex_owner != threading.get_ident():
+        if not self._lock.is_owned():
             self._wait_out(time.monotonic() + self.source.timeout)
             return self.consult(counters, look)
         # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
@@ -173,42 +168,33 @@ class Readable(Restable):
             return True
         return (
             self._transaction_owner is not None
-            and self._transaction_owner == threading.get_ident() != self._mutex_owner
+            and self._transaction_owner == threading.get_ident()
+            and not self._lock.is_owned()
         )
 
     def _connect_reader(self, add: Callable[[Connection], None]) -> None:
-        me = threading.get_ident()
-        if self._mutex_owner == me:  # a signal handler or a destructor looks within an operation
-            if self._opened is None:
-                raise StorageError(REENTRANT.format(self.path))
-            self._add_reader(add)
-            return
-        with self._mutex:
-            self._mutex_owner = me
+        # A signal handler or a destructor may look within an operation of this thread, which has the mutex.
+        if self._opened is None and self._lock.is_owned():
+            raise StorageError(REENTRANT.format(self.path))
+        with self._lock.mutex:
+            self._check()
+            connection = driver.connect_reader(self.path, self.source.timeout)
             try:
-                self._add_reader(add)
-            finally:
-                self._mutex_owner = None
-
-    def _add_reader(self, add: Callable[[Connection], None]) -> None:
-        self._check()
-        connection = driver.connect_reader(self.path, self.source.timeout)
-        try:
-            self.check_files()  # it is of the same file
-        except BaseException:
-            connection.close()
-            raise
-        add(connection)
+                self.check_files()  # it is of the same file
+            except BaseException:
+                connection.close()
+                raise
+            add(connection)
 
     def version(self) -> object:
         """Differs from an earlier one when somebody else has written since."""
         if not SAME[0]:
             follow_fork()
         # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
-        me = threading.get_ident()
-        if self.path == MEMORY or me in (self._mutex_owner, self._transaction_owner):
+        is_alone = self._lock.is_owned() or self._transaction_owner == threading.get_ident()
+        if is_alone or self.path == MEMORY:
             return self.epoch
-        if self._watcher.user == me:  # a signal handler's: it looks, and is asked again
+        if self._watcher.lock.is_owned():  # a signal handler's: it looks, and is asked again
             return object()
         try:
             return self._watcher.version()

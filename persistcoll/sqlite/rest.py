@@ -1,10 +1,4 @@
-"""Who uses a database at this moment, and bringing it to rest: to fork, and to let go of the file.
-
-A destructor may run at any moment: the garbage collector comes in behind any call, in whichever thread. In
-a thread that is within an operation it must wait for no other one, whose thread may be waiting for this
-thread's. So a mutex is taken by `with`, behind which the holder is noted before anything else is called, and
-whoever closes something asks :func:`~persistcoll.engine.forks.within_an_operation` before it waits.
-"""
+"""Who uses a database at this moment, and bringing it to rest: to fork, and to let go of the file."""
 
 from __future__ import annotations
 
@@ -15,6 +9,7 @@ from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.combining import Combiner
 from persistcoll.engine.forks import FORK_PATIENCE, acquire_noted, patience_left
 from persistcoll.sqlite.database_file import MEMORY
+from persistcoll.sqlite.owned_lock import OwnedLock, release_all
 from persistcoll.sqlite.watcher import ChangeWatcher
 
 __all__ = ["Restable"]
@@ -24,15 +19,13 @@ class Restable:
     """The part of a database that knows its users."""
 
     path: str
-    _mutex: threading.Lock
+    _lock: OwnedLock
     _combiner: Combiner[Any]
     _wal_sync: GroupCommit
     _watcher: ChangeWatcher
     _gate: threading.Lock  # what a transaction() has from its beginning to its end; taken before the mutex
-    _mutex_owner: int | None  # the thread that has the mutex
-    _transaction_owner: (
-        int | None
-    )  # the thread within transaction(), which has the mutex for each operation only
+    # The thread within transaction(), which has the mutex for each operation only.
+    _transaction_owner: int | None
     _at_rest: bool  # for a fork
     _held: list[threading.Lock]  # for that
 
@@ -40,7 +33,9 @@ class Restable:
         """Whether this thread is within an operation, as a destructor's may be."""
         me = threading.get_ident()
         return (
-            me in (self._mutex_owner, self._transaction_owner, self._watcher.user)
+            me == self._transaction_owner
+            or self._lock.is_owned()
+            or self._watcher.lock.is_owned()
             or me in self._combiner.users
             or me in self._wal_sync.users
         )
@@ -56,30 +51,19 @@ class Restable:
     def _rest(self, patience: float, held: list[threading.Lock]) -> bool:
         """Let nobody use it, once nobody does; whether that came about within so many seconds.
 
-        :param held: for :meth:`_go_on`.
+        :param held: for :func:`~persistcoll.sqlite.owned_lock.release_all`.
         """
-        me = threading.get_ident()
         rested = False
         try:
             rested = (
                 acquire_noted(self._gate, patience, held)
-                and acquire_noted(self._watcher.mutex, patience, held)
-                and acquire_noted(self._mutex, patience, held)
+                and self._watcher.lock.quiesce(patience, held)
+                and self._lock.quiesce(patience, held)
             )
-            if rested:
-                self._mutex_owner = me
         finally:
             if not rested:
-                self._go_on(held)
+                release_all(held)
         return rested
-
-    def _go_on(self, held: list[threading.Lock]) -> None:
-        while held:
-            lock = held[-1]
-            if lock is self._mutex:
-                self._mutex_owner = None
-            del held[-1]
-            lock.release()  # nothing was called since, behind which an interrupt could come
 
     # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
     # parent's for its own. So nothing is connected while a process forks; both connect anew.
@@ -97,4 +81,4 @@ class Restable:
 
     def _after_fork_in_parent(self) -> None:
         self._at_rest = False
-        self._go_on(self._held)
+        release_all(self._held)

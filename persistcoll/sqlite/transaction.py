@@ -59,27 +59,23 @@ class Transaction(AbstractContextManager[None]):
 
     def _begin(self, deadline: float) -> None:
         database = self._database
-        me = threading.get_ident()
-        if database._mutex_owner == me:
+        if database._lock.is_owned():
             raise StorageError(REENTRANT.format(database.path))
         left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
         if not acquire_noted(database._gate, left, self._held):
             raise database._obstacle().refusal(database.path)
         while True:
-            with database._mutex:
-                database._mutex_owner = me
+            with database._lock.mutex:
                 try:
                     database._check()
                     database._begin(transaction=True)
                     self._overdue = time.monotonic() + self._timeout
                     database._since = steady()
                     database._transaction = weakref.ref(self)  # weak: the object's end is the net
-                    database._transaction_owner = me
+                    database._transaction_owner = threading.get_ident()
                     return
                 except TransactionOpen:
                     pass
-                finally:
-                    database._mutex_owner = None
             database._wait_out(deadline)
 
     def __exit__(
@@ -102,37 +98,27 @@ class Transaction(AbstractContextManager[None]):
 
     def _commit(self) -> None:
         database = self._database
-        me = threading.get_ident()
-        with database._mutex:
-            database._mutex_owner = me
+        with database._lock.mutex:
+            if database._transaction is None or database._transaction() is not self:  # in a forked child
+                database._check()
+            if database._transaction_error is not None:
+                raise database._transaction_error
+            # Only here: an error of the driver's out of the block is about a database of the caller's.
             try:
-                if database._transaction is None or database._transaction() is not self:  # in a forked child
-                    database._check()
-                if database._transaction_error is not None:
-                    raise database._transaction_error
-                # Only here: an error of the driver's out of the block is about a database of the caller's.
-                try:
-                    database._commit()
-                except driver.ERRORS as error:
-                    raise database._failure(error, "writing") from error
-                self._committed = True
-                self._ticket = database._draw_ticket() if self._sync else 0
-            finally:
-                database._mutex_owner = None
+                database._commit()
+            except driver.ERRORS as error:
+                raise database._failure(error, "writing") from error
+            self._committed = True
+            self._ticket = database._draw_ticket() if self._sync else 0
 
     def _end(self) -> None:
         """Let everybody else go on; what is not committed is rolled back. Idempotent."""
         if not self._held:
             return
         database = self._database
-        me = threading.get_ident()
-        with database._mutex:
-            database._mutex_owner = me
-            try:
-                if self._held[0] is database._gate and database._opened is not None:
-                    self._release(database)
-            finally:
-                database._mutex_owner = None
+        with database._lock.mutex:
+            if self._held[0] is database._gate and database._opened is not None:
+                self._release(database)
         gate = self._held[0]
         del self._held[:]
         gate.release()
@@ -147,7 +133,7 @@ class Transaction(AbstractContextManager[None]):
                     database._execute(driver.ROLLBACK)
         finally:
             try:
-                database._lock.end_transaction()
+                database._writer_lock.end_transaction()
             finally:
                 database._transaction = database._transaction_owner = database._transaction_error = None
 
@@ -162,5 +148,5 @@ class Transaction(AbstractContextManager[None]):
             )
 
     def __del__(self) -> None:
-        if self._held and self._database._mutex_owner != threading.get_ident():
+        if self._held and not self._database._lock.is_owned():
             self._end()

@@ -46,6 +46,7 @@ FILES = {
     "reading.py",
     "group_commit.py",
     "rest.py",
+    "owned_lock.py",
     "watcher.py",
     "open.py",
     "forks.py",
@@ -438,7 +439,7 @@ def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(sys, "unraisablehook", errors.append)
             database: Any = one._table._database  # type: ignore[attr-defined]
-            lock, connection = database._lock, database._connection
+            lock, connection = database._writer_lock, database._connection
             patch.setattr(lock, "acquire", fail)
             in_forked_child(lambda: two.put(3))
         assert [str(error.exc_value) for error in errors] == ["no lock today"]

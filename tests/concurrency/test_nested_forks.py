@@ -109,7 +109,7 @@ def test_use_within_a_serializer(tmp_path):
             in_forked_child(lambda: other.update(n=other["n"] + 1))
 
         forked = waiting(fork)
-        until(database_of(other)._mutex.locked)
+        until(database_of(other)._gate.locked)
         go_on.set()
         forked()
         assert get() == "a"
@@ -128,7 +128,7 @@ def test_a_fork_in_a_transactions_own_thread(several):
             free["n"] = late["n"] = 1
 
     def when_the_fork_waits() -> None:
-        until(database_of(free)._mutex.locked)
+        until(database_of(free)._gate.locked)
         go_on.set()
 
     def child() -> None:

@@ -75,8 +75,8 @@ for queue in (plain, later, acked):
 
 # Threads that come while somebody writes.
 database = plain._table._database
-with database._mutex:
-    database._mutex_owner = threading.get_ident()
+with database._lock.mutex:
+    database._is_writing = True
     threads = [threading.Thread(target=plain.put, args=("x",)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -84,7 +84,7 @@ with database._mutex:
     while len(database._combiner._pending) < 7 and time.monotonic() < deadline:
         time.sleep(0.001)
     mark("together")
-    database._mutex_owner = None
+    database._is_writing = False
 for thread in threads:
     thread.join()
 mark("else")
