@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from copy import copy
+from functools import partial
 from typing import Any, TypeVar
 
 from persistcoll.disk.calls import storage_error
@@ -30,6 +29,7 @@ from persistcoll.engine.forks import (
     FORK_PATIENCE,
     acquire_noted,
     fork_was_seen,
+    patience_left,
     quiesce_for_forks,
     quiesce_no_more,
 )
@@ -38,14 +38,13 @@ from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
 from persistcoll.sqlite import driver
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
-from persistcoll.sqlite.driver import Execute, leak
+from persistcoll.sqlite.driver import Connection, Execute, leak
 from persistcoll.sqlite.owned_lock import OwnedLock, release_all
 from persistcoll.sqlite.readers import ReaderPool
-from persistcoll.sqlite.reading import REENTRANT, Readable
-from persistcoll.sqlite.transaction import Transaction
+from persistcoll.sqlite.transaction import REENTRANT, OpenTransaction, Transaction
 from persistcoll.sqlite.wal_space import WALPreallocator
 from persistcoll.sqlite.watcher import ChangeWatcher
-from persistcoll.sqlite.work import Outcome, WriteRequest
+from persistcoll.sqlite.write_requests import WriteRequest, run_batch
 from persistcoll.sqlite.writer_lock import TransactionOpen, identity_of
 
 __all__ = ["REMEDY", "UNSEEN", "Database"]
@@ -54,6 +53,7 @@ T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds
 _logger = logging.getLogger("persistcoll")
 REMEDY = "close all that this process has open in that file, and open it again"
+_CUT_SHORT = "{!r}: an operation within the transaction was interrupted; nothing of the transaction is stored"
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
 UNSEEN = (
     "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
@@ -66,11 +66,21 @@ def _nothing(execute: Execute) -> None:
     """A transaction that changes nothing, and is followed by the sync of what others changed."""
 
 
-class Database(Readable):
+class Database:
     """A database that this process has open. From any thread.
+
+    The lock protects the connection that writes and all fields that say what it does: ``_opened`` and what
+    :meth:`_use` sets, ``_dirty``, ``_committing``, ``_last_change``, ``_wal_needs_space``, ``_watched`` and
+    the counters. ``epoch``, ``_trouble``, ``_shut`` and ``_is_writing`` are read without it, as hints: a
+    thread that acts upon one looks again under the lock. ``_at_rest`` and ``_held`` belong to the thread that
+    forks.
+
+    It is one long class because all of it is done under this lock, in an order of calls that interrupts make
+    matter.
 
     :ivar counters_by_number: of its tables, by their numbers.
     :ivar users: how many collections use it, as its owner counts them.
+    :ivar epoch: grows whenever what was remembered of the database may not be true any more.
     """
 
     def __init__(self, source: DatabaseFile) -> None:
@@ -86,7 +96,7 @@ class Database(Readable):
 
     def _reset(self) -> None:
         self.epoch += 1
-        self._combiner = Combiner[WriteRequest[Any]](self._run_batch)
+        self._combiner = Combiner[WriteRequest[Any]](partial(run_batch, self))
         self._lock = OwnedLock()
         self._is_writing = False  # some thread has the lock to write; a hint to those that have not
         self._wal_sync = GroupCommit(self.disk, self.path + LOG, self._poison)
@@ -95,13 +105,9 @@ class Database(Readable):
         self._watcher = ChangeWatcher(self._connect_reader)
         self._readers = ReaderPool(self._connect_reader)
         self._dirty: dict[Counters, None] = {}
-        self._gate = threading.Lock()
-        self._transaction: weakref.ref[Transaction] | None = None  # that has the lock for writing
-        self._transaction_owner: int | None = None  # the thread within it
-        self._since = 0.0  # its beginning, by the steady clock
+        self._transaction = OpenTransaction()
         self._committing = False
         self._trouble: StorageError | None = None
-        self._transaction_error: StorageError | None = None
         self._opened: DatabaseConnection | None = None
         self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
         self._at_rest = False
@@ -198,7 +204,7 @@ class Database(Readable):
         :param sync: and on the device. Others may see it before it is.
         :param whole: there may be several changes. A single one is a transaction of its own in SQLite: 1.2 us
             less. It is the last thing that ``run`` does, and :meth:`begin` comes before any other.
-        :param after: as of :class:`~persistcoll.sqlite.work.WriteRequest`.
+        :param after: as of :class:`~persistcoll.sqlite.write_requests.WriteRequest`.
         :param deadline: until when to wait for the end of another caller's :meth:`transaction`;
             ``None``: ``timeout`` seconds, or what the database was opened with.
         :raise LockedError: it did not end.
@@ -207,7 +213,7 @@ class Database(Readable):
             follow_fork()
         if self._lock.is_owned():
             raise StorageError(REENTRANT.format(self.path))
-        if self._transaction_owner is not None and self._transaction_owner == threading.get_ident():
+        if self._transaction.owner is not None and self._transaction.owner == threading.get_ident():
             return self._write_within(run, after)
         while True:
             # Alone, which is the rule, there is nobody to combine with. A thread that wants a sync while
@@ -262,9 +268,9 @@ class Database(Readable):
         return self._wal_sync.written
 
     def _write_alone(self, run: Callable[[Execute], T], whole: bool, after: Callable[[T], Any] | None) -> T:
-        """With the mutex held. As :meth:`_run_batch` for one, in fewer calls: 2 us of the 12 of a ``put``."""
-        if self._transaction_owner is not None:
-            raise self._obstacle()
+        """With the mutex held. As ``run_batch`` for one, in fewer calls: 2 us of the 12 of a ``put``."""
+        if self._transaction.owner is not None:
+            raise self._transaction.obstacle()
         if self._trouble is not None or self._opened is None:
             self._check()
         refusal = None
@@ -300,119 +306,14 @@ class Database(Readable):
             raise refusal
         return value
 
-    def _run_batch(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> None:
-        if self._lock.is_owned():  # before anything is stored
-            for work in batch:
-                work.failure = StorageError(REENTRANT.format(self.path))
-            return
-        with self._lock.mutex:
-            self._is_writing = True
-            try:
-                ticket = self._run_batch_alone(batch, waiting)
-            except OSError as error:  # the lock cannot be let go
-                failure = storage_error(error, "unlocking", self.path)
-                for work in batch:
-                    work.failure = work.failure or failure
-                return
-            finally:
-                self._is_writing = False
-        if ticket is not None:
-            waiting()
-            try:
-                self._wal_sync.commit(ticket)
-                self.check_files()
-            except StorageError as error:
-                for work in batch:
-                    if work.sync:
-                        work.failure = work.failure or error
-
-    def _run_batch_alone(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None]) -> int | None:
-        """With the mutex held; the ticket for the sync, if there is to be one."""
-        if self._transaction_owner is not None:
-            for work in batch:
-                work.obstacle = self._obstacle()
-            return None
-        try:
-            self._check()
-        except Exception as error:
-            for work in batch:
-                work.failure = error
-            return None
-        sync = any(work.sync for work in batch)
-        if sync:
-            try:
-                self.check_files()
-            except StorageError as error:
-                for work in batch:
-                    work.failure = error
-                return None
-        try:
-            committed = self._commit_batch(batch, None if sync else waiting)
-        finally:
-            try:
-                if self._connection.in_transaction:
-                    self._execute(driver.ROLLBACK)
-            finally:
-                self._writer_lock.release()
-        return self._draw_ticket() if committed and sync else None
-
-    def _commit_batch(self, batch: Sequence[WriteRequest[Any]], waiting: Callable[[], None] | None) -> bool:
-        """Whether it is committed; otherwise all of them know why not."""
-        execute = self._execute
-        self._committing = False
-        outcome = Outcome()
-        for work in batch:
-            work.outcome = outcome
-        try:
-            try:
-                self._begin()
-            except TransactionOpen as found:
-                for work in batch:
-                    work.obstacle = found
-                return False
-            except StorageError as error:
-                for work in batch:
-                    work.failure = error
-                return False
-            for work in batch:
-                before = self._connection.total_changes
-                try:
-                    work.value = work.run(execute)
-                except Exception as error:
-                    # As in _write_alone().
-                    if isinstance(error, driver.ERRORS) or self._connection.total_changes != before:
-                        raise
-                    work.failure = error
-            if waiting is not None:
-                waiting()
-            self._commit()
-            outcome.committed = True
-            self._tell(batch)
-            return True
-        except BaseException as error:
-            self.epoch += 1
-            committed = self._roll_back(error)
-            if isinstance(error, driver.ERRORS):
-                for work in batch:
-                    work.failure = self._failure(error, "writing")
-                return False
-            outcome.committed = committed
-            if committed:
-                self._tell(batch)
-            else:  # the others do it again
-                for work in batch:
-                    work.failure = None
-            raise
-
-    def _tell(self, batch: Sequence[WriteRequest[Any]]) -> None:
-        for work in batch:
-            if work.after is not None and work.failure is None:
-                work.after(work.value)
-
     def begin(self) -> None:
         """Within ``write``: what follows is several changes."""
         if not self._connection.in_transaction:
             self._execute(driver.BEGIN)
+
+    def changed(self, counters: Counters) -> None:
+        """Within ``write``: this counters is to be written, too."""
+        self._dirty[counters] = None
 
     def _begin(self, whole: bool = True, transaction: bool = False) -> None:
         """Within a ``try`` that rolls back and lets go of the lock: an interrupt may come right behind."""
@@ -468,18 +369,10 @@ class Database(Readable):
                 after(value)
             return value
 
-    def _obstacle(self) -> TransactionOpen:
-        return TransactionOpen(os.getpid(), self._since)
-
-    def _warn_overdue(self) -> None:
-        transaction = None if self._transaction is None else self._transaction()
-        if transaction is not None:
-            transaction.warn_overdue()
-
     def _in_the_way(self) -> TransactionOpen | None:
         with self._lock.mutex:
-            if self._transaction_owner is not None:
-                return self._obstacle()
+            if self._transaction.owner is not None:
+                return self._transaction.obstacle()
             return None if self._opened is None else self._writer_lock.transaction()
 
     def _wait_out(self, deadline: float) -> None:
@@ -489,30 +382,163 @@ class Database(Readable):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise found.refusal(self.path)
-            if self._transaction_owner is not None:
-                self._wait_at_gate(left)
+            if self._transaction.owner is not None:
+                self._transaction.wait(left)
             else:  # the kernel tells nobody of the end of another process's
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _wait_at_gate(self, seconds: float) -> None:
-        gate = self._gate
-        held: list[threading.Lock] = []
-        try:
-            acquire_noted(gate, min(seconds, threading.TIMEOUT_MAX), held)
-        finally:
-            if held:
-                gate.release()
+    # Reading.
 
-    def changed(self, counters: Counters) -> None:
-        """Within ``write``: this counters is to be written, too."""
-        self._dirty[counters] = None
+    def consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
+        """``look`` at what is committed, and at a table's numbers.
+
+        What this thread or a transaction has the writing connection for is looked at beside it, with another
+        counters: a look waits for no transaction, and not for its own thread.
+
+        :param moment: all that is read is of one moment.
+        """
+        if not SAME[0]:
+            follow_fork()
+        if not self._lock.is_owned():
+            with self._lock.mutex:
+                if self._trouble is not None or self._opened is None:
+                    self._check()
+                if self._transaction.owner is None:
+                    return self._consult(counters, look, moment)
+                if self._transaction.owner == threading.get_ident():
+                    return self._join(lambda execute: look(execute, self._load(counters, execute)))
+        return self._consult_beside(counters, look)
+
+    def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool) -> T:
+        execute = self._execute
+        try:
+            if not self._writer_lock.unchanged():
+                self.epoch += 1
+            if not moment:
+                return look(execute, self._load(counters, execute))
+            try:
+                execute(driver.BEGIN_READING)
+                # Another process may have written since the look at the lock.
+                return look(execute, self._load(Counters(counters.sql), execute))
+            finally:
+                if self._connection.in_transaction:
+                    execute(driver.ROLLBACK)
+        except driver.ERRORS as error:
+            raise self._failure(error, "reading") from error
+
+    def _consult_beside(self, counters: Counters, look: Callable[[Execute, Counters], T]) -> T:
+        if self.path != MEMORY:
+            return self.look(lambda execute: look(execute, self._stored(Counters(counters.sql), execute)))
+        if not self._lock.is_owned():
+            self._wait_out(time.monotonic() + self.source.timeout)
+            return self.consult(counters, look)
+        # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
+        execute = self._connection.execute
+        return look(execute, self._stored(copy(counters), execute))
+
+    def _stored(self, counters: Counters, execute: Execute) -> Counters:
+        """The counters as it is stored: what is due is left to a caller that can write."""
+        if counters.epoch < 0:
+            self._load(counters, execute)
+        counters.next_due_at = None
+        return counters
+
+    def _load(self, counters: Counters, execute: Execute) -> Counters:
+        """The counters with the numbers of this moment."""
+        if counters.epoch != self.epoch:
+            counters.load(execute)
+            counters.epoch = self.epoch
+        return counters
+
+    def _join(self, run: Callable[[Execute], T]) -> T:
+        """With the mutex held: an operation of the thread that has the transaction."""
+        if self._transaction.error is not None:
+            raise self._transaction.error
+        self._transaction.warn_overdue()
+        before = self._connection.total_changes
+        try:
+            return run(self._execute)
+        except driver.ERRORS as error:
+            # SQLite may have rolled back the whole transaction, so that what follows would be done alone; or
+            # its last statement only, behind others of the same operation. Neither can go on.
+            self._transaction.error = self._failure(error, "using")
+            raise self._transaction.error from error
+        except BaseException:
+            if self._connection.total_changes != before:
+                self._transaction.error = StorageError(_CUT_SHORT.format(self.path))
+            raise
+
+    def read(self, look: Callable[[Execute], T]) -> T:
+        """``look`` at what is committed; it reads with one statement what has to be of one moment."""
+        return self.consult(Counters(None), lambda execute, _: look(execute))
+
+    def first(self, text: str, parameters: Sequence[Any]) -> Any:
+        """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""
+        if not SAME[0]:
+            follow_fork()
+        if self._reads_here():
+            return self.read(lambda execute: execute(text, parameters).fetchone())
+        try:
+            return self._readers.first(text, parameters)
+        except driver.ERRORS as error:
+            raise self._failure(error, "reading") from error
+
+    def look(self, look: Callable[[Execute], T]) -> T:
+        """``look`` at what is committed at one moment. Waits for no writer."""
+        if not SAME[0]:
+            follow_fork()
+        if self._reads_here():
+            return self.read(look)
+        try:
+            return self._readers.read(look)
+        except driver.ERRORS as error:
+            raise self._failure(error, "reading") from error
+
+    def _reads_here(self) -> bool:
+        """Through the writing connection: a transaction sees what it did; in memory there is no other one."""
+        if self.path == MEMORY:
+            return True
+        return (
+            self._transaction.owner is not None
+            and self._transaction.owner == threading.get_ident()
+            and not self._lock.is_owned()
+        )
+
+    def _connect_reader(self, add: Callable[[Connection], None]) -> None:
+        # A signal handler or a destructor may look within an operation of this thread, which has the mutex.
+        if self._opened is None and self._lock.is_owned():
+            raise StorageError(REENTRANT.format(self.path))
+        with self._lock.mutex:
+            self._check()
+            connection = driver.connect_reader(self.path, self.source.timeout)
+            try:
+                self.check_files()  # it is of the same file
+            except BaseException:
+                connection.close()
+                raise
+            add(connection)
+
+    def version(self) -> object:
+        """Differs from an earlier one when somebody else has written since."""
+        if not SAME[0]:
+            follow_fork()
+        # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
+        is_alone = self._lock.is_owned() or self._transaction.owner == threading.get_ident()
+        if is_alone or self.path == MEMORY:
+            return self.epoch
+        if self._watcher.lock.is_owned():  # a signal handler's: it looks, and is asked again
+            return object()
+        try:
+            return self._watcher.version()
+        except driver.ERRORS as error:
+            raise self._failure(error, "reading") from error
 
     def shrink(self, timeout: float | None = None) -> None:
         """Give unused room back to the file system; others wait meanwhile."""
         if not SAME[0]:
             follow_fork()
-        if self._lock.is_owned() or self._transaction_owner == threading.get_ident():
+        if self._lock.is_owned() or self._transaction.owner == threading.get_ident():
             raise StorageError(REENTRANT.format(self.path))
         deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
         while True:
@@ -529,8 +555,8 @@ class Database(Readable):
             self._wait_out(deadline)
 
     def _shrink(self) -> None:
-        if self._transaction_owner is not None:
-            raise self._obstacle()
+        if self._transaction.owner is not None:
+            raise self._transaction.obstacle()
         self._check()
         try:
             self._writer_lock.acquire()
@@ -541,6 +567,24 @@ class Database(Readable):
             raise self._failure(error, "shrinking") from error
         finally:
             self._writer_lock.release()
+
+    # Lifecycle.
+
+    def used_here(self) -> bool:
+        """Whether this thread is within an operation, as a destructor's may be."""
+        me = threading.get_ident()
+        return (
+            me == self._transaction.owner
+            or self._lock.is_owned()
+            or self._watcher.lock.is_owned()
+            or me in self._combiner.users
+            or me in self._wal_sync.users
+        )
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether some thread is within a caller's transaction."""
+        return self._transaction.owner is not None
 
     @property
     def replaced(self) -> StoreReplacedError | None:
@@ -589,29 +633,46 @@ class Database(Readable):
                     # Before others may find it closed, and take what they have committed for synced.
                     self._wal_sync.finish()
             finally:
-                self._close_connection()
+                self._opened.close()
         except Exception:
             self._opened = None
             raise
         self._opened = None
 
-    def _close_connection(self) -> None:
-        # Under the lock: the last connection that closes makes a checkpoint. While another process has a
-        # transaction open, this connection is not the last one.
-        lock = self._writer_lock
+    def _rest(self, patience: float, held: list[threading.Lock]) -> bool:
+        """Let nobody use it, once nobody does; whether that came about within so many seconds.
+
+        :param held: for :func:`~persistcoll.sqlite.owned_lock.release_all`.
+        """
+        rested = False
         try:
-            try:
-                if not lock.closed:
-                    with suppress(TransactionOpen, StoreReplacedError):
-                        lock.acquire()
-            finally:
-                self._connection.close()
+            rested = (
+                acquire_noted(self._transaction.gate, patience, held)
+                and self._watcher.lock.quiesce(patience, held)
+                and self._lock.quiesce(patience, held)
+            )
         finally:
-            try:
-                if not lock.closed:
-                    lock.release()
-            finally:
-                lock.close()
+            if not rested:
+                release_all(held)
+        return rested
+
+    # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
+    # parent's for its own. So nothing is connected while a process forks; both connect anew.
+
+    def _come_to_rest(self, patience: float) -> bool:
+        self._at_rest = self._rest(patience, self._held)
+        return self._at_rest
+
+    def _before_fork(self) -> None:
+        # For a thread that forks within its own operation nobody waits: it does not come to rest.
+        if not self._at_rest and not self.used_here():
+            self._come_to_rest(patience_left(FORK_PATIENCE))
+        if self._at_rest and self.path != MEMORY:
+            self._disconnect()
+
+    def _after_fork_in_parent(self) -> None:
+        self._at_rest = False
+        release_all(self._held)
 
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection

@@ -20,11 +20,17 @@ from persistcoll.disk.path_checks import (
     refuse_network,
     unwritable,
 )
-from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
+from persistcoll.errors import (
+    CorruptionError,
+    FormatVersionError,
+    StorageError,
+    StoreKindError,
+    StoreReplacedError,
+)
 from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.writer_lock import NoLock, WriterLock, identity_of
+from persistcoll.sqlite.writer_lock import NoLock, TransactionOpen, WriterLock, identity_of
 
 __all__ = ["INDEX", "LOG", "MEMORY", "DatabaseConnection", "DatabaseFile"]
 
@@ -56,6 +62,25 @@ class DatabaseConnection(NamedTuple):
     clock: Clock
     files: dict[str, tuple[int, int]]
     """What its files are, by their paths."""
+
+    def close(self) -> None:
+        """Close the connection and the lock's files. Idempotent, also where it was interrupted."""
+        # Under the lock: the last connection that closes makes a checkpoint. While another process has a
+        # transaction open, this connection is not the last one.
+        lock = self.lock
+        try:
+            try:
+                if not lock.closed:
+                    with suppress(TransactionOpen, StoreReplacedError):
+                        lock.acquire()
+            finally:
+                self.connection.close()
+        finally:
+            try:
+                if not lock.closed:
+                    lock.release()
+            finally:
+                lock.close()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ transaction in the way waits for its end without any lock, for as long as it wan
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -20,15 +21,56 @@ from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver
 from persistcoll.sqlite.clock import steady
-from persistcoll.sqlite.reading import REENTRANT
 from persistcoll.sqlite.writer_lock import TransactionOpen
 
 if TYPE_CHECKING:
     from persistcoll.sqlite.database import Database
 
-__all__ = ["Transaction"]
+__all__ = ["REENTRANT", "OpenTransaction", "Transaction"]
 
 _log = logging.getLogger("persistcoll")
+# By a serializer, a signal handler, or the destructor of a forgotten container: waiting would be for ever.
+REENTRANT = "{!r} cannot be written from within one of its own operations; nothing was done"
+
+
+class OpenTransaction:
+    """The caller's transaction that one database has open in this process, if there is one.
+
+    The database's lock protects all fields. A thread compares ``owner`` with its own identity without the
+    lock, because nobody else sets or removes that.
+
+    :ivar gate: what the transaction's thread has from its beginning to its end, taken before the lock.
+    :ivar owner: that thread, which has the lock for each operation only.
+    :ivar error: what the transaction is to be rolled back for.
+    :ivar since: its beginning, by :func:`~persistcoll.sqlite.clock.steady`.
+    """
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.owner: int | None = None
+        self.error: StorageError | None = None
+        self.since = 0.0
+        self.reference: weakref.ref[Transaction] | None = None  # weak: its destructor ends what nobody ended
+
+    def obstacle(self) -> TransactionOpen:
+        """What says that it is in the way."""
+        return TransactionOpen(os.getpid(), self.since)
+
+    def warn_overdue(self) -> None:
+        """:meth:`Transaction.warn_overdue`, if there is one."""
+        transaction = None if self.reference is None else self.reference()
+        if transaction is not None:
+            transaction.warn_overdue()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, so long at most."""
+        gate = self.gate
+        held: list[threading.Lock] = []
+        try:
+            acquire_noted(gate, min(seconds, threading.TIMEOUT_MAX), held)
+        finally:
+            if held:
+                gate.release()
 
 
 class Transaction(AbstractContextManager[None]):
@@ -49,7 +91,7 @@ class Transaction(AbstractContextManager[None]):
     def __enter__(self) -> None:
         if not SAME[0]:
             follow_fork()
-        if self._database._transaction_owner == threading.get_ident():
+        if self._database._transaction.owner == threading.get_ident():
             return
         try:
             self._begin(time.monotonic() + self._timeout)
@@ -62,17 +104,17 @@ class Transaction(AbstractContextManager[None]):
         if database._lock.is_owned():
             raise StorageError(REENTRANT.format(database.path))
         left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not acquire_noted(database._gate, left, self._held):
-            raise database._obstacle().refusal(database.path)
+        if not acquire_noted(database._transaction.gate, left, self._held):
+            raise database._transaction.obstacle().refusal(database.path)
         while True:
             with database._lock.mutex:
                 try:
                     database._check()
                     database._begin(transaction=True)
                     self._overdue = time.monotonic() + self._timeout
-                    database._since = steady()
-                    database._transaction = weakref.ref(self)  # weak: the object's end is the net
-                    database._transaction_owner = threading.get_ident()
+                    database._transaction.since = steady()
+                    database._transaction.reference = weakref.ref(self)
+                    database._transaction.owner = threading.get_ident()
                     return
                 except TransactionOpen:
                     pass
@@ -99,10 +141,11 @@ class Transaction(AbstractContextManager[None]):
     def _commit(self) -> None:
         database = self._database
         with database._lock.mutex:
-            if database._transaction is None or database._transaction() is not self:  # in a forked child
+            reference = database._transaction.reference
+            if reference is None or reference() is not self:  # in a forked child
                 database._check()
-            if database._transaction_error is not None:
-                raise database._transaction_error
+            if database._transaction.error is not None:
+                raise database._transaction.error
             # Only here: an error of the driver's out of the block is about a database of the caller's.
             try:
                 database._commit()
@@ -117,7 +160,7 @@ class Transaction(AbstractContextManager[None]):
             return
         database = self._database
         with database._lock.mutex:
-            if self._held[0] is database._gate and database._opened is not None:
+            if self._held[0] is database._transaction.gate and database._opened is not None:
                 self._release(database)
         gate = self._held[0]
         del self._held[:]
@@ -135,7 +178,8 @@ class Transaction(AbstractContextManager[None]):
             try:
                 database._writer_lock.end_transaction()
             finally:
-                database._transaction = database._transaction_owner = database._transaction_error = None
+                ended = database._transaction
+                ended.reference = ended.owner = ended.error = None
 
     def warn_overdue(self) -> None:
         """Say once that it keeps others waiting for longer than they are ready to."""

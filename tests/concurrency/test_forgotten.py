@@ -43,9 +43,10 @@ BEHIND = {"RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE"}
 # Where a lock is held that closing takes.
 FILES = {
     "database.py",
-    "reading.py",
+    "database_file.py",
+    "write_requests.py",
     "group_commit.py",
-    "rest.py",
+    "transaction.py",
     "owned_lock.py",
     "watcher.py",
     "open.py",
@@ -414,7 +415,7 @@ def test_something_is_opened_within_a_transaction_for_which_a_fork_waits(tmp_pat
 
     with PDict[str, int](tmp_path / "ages", durability="process") as ages:
         database: Any = ages._store._database  # type: ignore[attr-defined]
-        gate = database._gate = WatchedLock()
+        gate = database._transaction.gate = WatchedLock()
         finish = waiting(transact)
         assert inside.wait(10)
         forking.set()

@@ -17,7 +17,7 @@ import pytest
 
 from persistcoll import PDict, SQLiteQueue, StorageError
 from persistcoll.engine import forks
-from persistcoll.sqlite import rest
+from persistcoll.sqlite import database as databases
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import WatchedLock, until, waiting
 
@@ -72,7 +72,7 @@ def test_it_waits_for_nested_use_and_keeps_nobody_from_it(several, order):
             assert ages["n"] == 1
             ages["n"] += 1
 
-    gate = database_of(outer)._gate = WatchedLock()
+    gate = database_of(outer)._transaction.gate = WatchedLock()
     finish = waiting(nested)
     assert inside.wait(10)
     tell = waiting(when_the_fork_waits)
@@ -109,7 +109,7 @@ def test_use_within_a_serializer(tmp_path):
             in_forked_child(lambda: other.update(n=other["n"] + 1))
 
         forked = waiting(fork)
-        until(database_of(other)._gate.locked)
+        until(database_of(other)._transaction.gate.locked)
         go_on.set()
         forked()
         assert get() == "a"
@@ -128,7 +128,7 @@ def test_a_fork_in_a_transactions_own_thread(several):
             free["n"] = late["n"] = 1
 
     def when_the_fork_waits() -> None:
-        until(database_of(free)._gate.locked)
+        until(database_of(free)._transaction.gate.locked)
         go_on.set()
 
     def child() -> None:
@@ -187,7 +187,7 @@ def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
 def test_what_never_comes_to_rest(several, monkeypatch):
     """All are waited for together, then one after the other; the others are at rest."""
     monkeypatch.setattr(forks, "FORK_PATIENCE", 0.2)
-    monkeypatch.setattr(rest, "FORK_PATIENCE", 0.2)
+    monkeypatch.setattr(databases, "FORK_PATIENCE", 0.2)
     busy, *free = several
     inside, go_on = threading.Event(), threading.Event()
 

@@ -135,7 +135,9 @@ OPERATIONS: dict[str, Operation] = {
 
 CLOSING = tuple(
     f"{name}.py"
-    for name in "record_store claims holders open database rest owned_lock readers watcher writer_lock".split()
+    for name in (
+        "record_store claims holders open database database_file owned_lock readers watcher writer_lock"
+    ).split()
 )
 
 

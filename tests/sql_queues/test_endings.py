@@ -121,7 +121,7 @@ def test_a_first_get_waits_for_a_transaction_that_gets_as_well(open_file, tmp_pa
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         queue = open_file(kind, **claiming(kind))
         queue.put_many(["a", "b"])
-        gate = queue._table._database._gate = WatchedLock()
+        gate = queue._table._database._transaction.gate = WatchedLock()
         with mapping.transaction():
             finish = waiting(queue.get)
             assert gate.waited_for.wait(10)
