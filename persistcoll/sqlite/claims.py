@@ -7,7 +7,7 @@ no claim any more, however late its first holder comes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from persistcoll.engine import contracts
@@ -21,10 +21,9 @@ from persistcoll.errors import (
     StoreReplacedError,
 )
 from persistcoll.sqlite import schema
-from persistcoll.sqlite.clock import Clock
-from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.handle import Handle
 from persistcoll.sqlite.holders import Holder, is_dead, left_behind
 from persistcoll.sqlite.rows import Rows
 from persistcoll.sqlite.statements import RecordStatements
@@ -32,7 +31,6 @@ from persistcoll.sqlite.unique_keys import UniqueKeys
 
 __all__ = ["Claims", "sweep"]
 
-Fresh = Callable[[Execute], Counters]
 Claim = tuple[int, int, int]
 """Holder, id, attempts."""
 
@@ -52,27 +50,18 @@ class Claims:
     """What one handle of a table has claimed, and the moves out of the table of what is held."""
 
     def __init__(
-        self,
-        database: Database,
-        number: int,
-        sql: RecordStatements,
-        counters: Counters,
-        rows: Rows,
-        keys: UniqueKeys,
-        *,
-        retry: ClaimPolicy,
-        now: Clock,
-        timeout: float,
+        self, handle: Handle[RecordStatements], rows: Rows, keys: UniqueKeys, retry: ClaimPolicy
     ) -> None:
-        self._database = database
-        self._timeout = timeout
-        self._number = number
-        self._sql = sql
-        self._counters = counters
+        self._database = handle._database
+        self._timeout = handle._timeout
+        self._number = handle._collection_id
+        self._sql = handle._sql
+        self._counters = handle._counters
+        self._now = handle._now
+        self._fresh = handle._fresh
         self._rows = rows
         self._keys = keys
         self._retry = retry
-        self._now = now
         self._holder: Holder | None = None
         self._epoch = -1  # of the database, when it last had this holder
         self._closed = False
@@ -151,12 +140,12 @@ class Claims:
 
     # Settling.
 
-    def finish(self, fresh: Fresh, ids: Sequence[int], state: State, sync: bool) -> None:
+    def finish(self, ids: Sequence[int], state: State, sync: bool) -> None:
         """They are done or failed; all of them or none."""
         claims = [self._claim_of(id) for id in dict.fromkeys(ids)]
 
         def run(execute: Execute) -> None:
-            fresh(execute)
+            self._fresh(execute)
             if len(claims) > 1 or self._keys.unique:
                 self._refuse_stale(execute, claims)
             for claim in claims:
@@ -215,7 +204,7 @@ class Claims:
             self._counters.add(state, -count)
             self._database.changed(self._counters)
 
-    def give_back(self, fresh: Fresh, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
+    def give_back(self, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
         """Ready again, now or later; or dead."""
         claim = self._claim_of(id)
         attempts = claim[2]
@@ -223,7 +212,7 @@ class Claims:
             delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
 
         def run(execute: Execute) -> int:
-            fresh(execute)
+            self._fresh(execute)
             self._refuse_stale(execute, (claim,))
             if self._spent(attempts):
                 self._settle(execute, claim, State.DEAD)
@@ -234,12 +223,12 @@ class Claims:
 
         return self._database.write(run, sync, True, lambda _: self._forget((claim,)), None, self._timeout)
 
-    def release(self, fresh: Fresh, claims: Sequence[contracts.Claim]) -> int:
+    def release(self, claims: Sequence[contracts.Claim]) -> int:
         """Ready again, at once; those that are in force."""
         in_force = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
 
         def run(execute: Execute) -> int:
-            fresh(execute)
+            self._fresh(execute)
             held = [
                 claim for claim in in_force if execute(self._sql.claim_exists, claim).fetchone() is not None
             ]
@@ -307,7 +296,6 @@ class Claims:
         if due is not None and not (isinstance(due, (int, float)) and due > now):
             raise self._rows.damaged_database("what is due is not found")
         self._counters.next_due_at = due
-        self._database.changed(self._counters)
 
     def _let_go(self, execute: Execute, claim: Claim) -> None:
         if self._spent(claim[2]):
@@ -356,7 +344,7 @@ class Claims:
 
     # The end.
 
-    def close(self, fresh: Fresh) -> None:
+    def close(self) -> None:
         """Give back what is claimed, or leave it to whoever resumes what the dead had claimed."""
         self._closed = True  # from now on nobody claims
         self._attempts.clear()
@@ -365,7 +353,7 @@ class Claims:
             return
 
         def run(execute: Execute) -> None:
-            fresh(execute)
+            self._fresh(execute)
             self._give_back_all(execute, holder.number)
 
         if not self._retry.resume or within_an_operation():

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_link
-from persistcoll.engine.forks import (
-    FORK_PATIENCE,
-    fork_was_seen,
-    quiesce_for_forks,
-    within_an_operation,
-)
-from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
-from persistcoll.errors import StorageError, StoreReplacedError
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.claims import sweep
 from persistcoll.sqlite.clock import Clock
-from persistcoll.sqlite.database import REMEDY, UNSEEN, Database
-from persistcoll.sqlite.database_file import INDEX, LOG, MEMORY, DatabaseFile
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.owned_lock import OwnedLock, release_all
+from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.pair_store import SQLitePairStore
 from persistcoll.sqlite.read_only import ReadOnlyDatabase
 from persistcoll.sqlite.record_store import SQLiteRecordStore
-from persistcoll.sqlite.rows import Seal
+from persistcoll.sqlite.registry import DATABASES
+from persistcoll.sqlite.rows import Seal, SealFor
 from persistcoll.sqlite.statements import pair_statements, record_statements
 
 __all__ = ["DatabaseLocation", "open_mapping", "open_table"]
@@ -47,12 +35,6 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 # What lies beside another database.
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
-
-_PAUSE = 0.0005  # seconds
-
-_OPENING = "nothing can be opened while this thread opens or closes something else"
-
-SealFor = Callable[[bytes], Seal | None]
 
 
 def _no_seal(store_id: bytes) -> Seal | None:
@@ -120,149 +102,6 @@ class DatabaseLocation:
         return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode)
 
 
-class _Registry:
-    """The databases that this process has open, and by how many collections each."""
-
-    def __init__(self) -> None:
-        # Who has it waits for no operation of this process: that may be waiting for it.
-        self._lock = OwnedLock()
-        self._open: dict[str, Database] = {}
-        self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
-        self._left: deque[Database] = deque()
-        self._held: list[threading.Lock] = []  # for a fork
-        quiesce_for_forks(self)
-
-    def acquire(self, source: DatabaseFile, users: list[Database]) -> Database:
-        """The database, noted in ``users`` for :meth:`release` before anything can be interrupted."""
-        if source.path == MEMORY:  # each one its own
-            users.append(Database(source))
-            return users[0]
-        if not SAME[0]:
-            follow_fork()
-        if source.path in self._inherited:
-            raise StorageError(UNSEEN.format(source.path))
-        if self._lock.is_owned():
-            raise StorageError(_OPENING)
-        with self._lock.mutex:
-            database = self._open.get(source.path)
-            if database is not None and not self._is_usable(database):
-                database = None
-            if database is None:
-                database = self._open[source.path] = Database(source)
-            database.users += 1
-            users.append(database)
-        self.shut_left()
-        return database
-
-    def look(
-        self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
-    ) -> T:
-        """``look`` through the database that this process has open there; otherwise ``beside`` does it, and
-        nothing is opened meanwhile: SQLite shares the index of the log between all connections of a
-        process, which could not write if the first one could not.
-        """
-        if not SAME[0]:
-            follow_fork()
-        if path in self._inherited:
-            raise StorageError(UNSEEN.format(path))
-        if self._lock.is_owned():
-            raise StorageError(_OPENING)
-        users: list[Database] = []
-        try:
-            with self._lock.mutex:
-                database = self._open.get(path)
-                if database is None or not self._is_usable(database):
-                    return beside(look)
-                database.users += 1
-                users.append(database)
-            try:
-                return database.look(look)
-            except StorageError as error:
-                if error.errno not in (errno.EACCES, errno.EROFS):
-                    raise
-                # Inherited by a fork, and this process has fewer rights: nobody here will ever write.
-                return beside(look)
-        finally:
-            self.release(users)
-
-    def release(self, users: list[Database]) -> None:
-        """By a handle that used what is in the list, which is empty then. Idempotent."""
-        try:
-            self._release(users)
-        except BaseException:  # out of a signal handler: what it cut short is done all the same
-            self._release(users)
-            raise
-
-    def _release(self, users: list[Database]) -> None:
-        with suppress(IndexError):
-            self._left.extend(iter(users.pop, None))  # one call: either still there or already here
-        self.shut_left()
-
-    def shut_left(self) -> None:
-        """Shut those that nobody uses any more.
-
-        By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
-        this next; one in a caller's transaction is left to who calls this at its end.
-        """
-        while self._left and not within_an_operation():
-            with self._lock.mutex:
-                for _ in range(len(self._left)):
-                    self._shut_first()
-            if all(database.in_transaction for database in list(self._left)):
-                return
-            time.sleep(_PAUSE)
-
-    def _is_usable(self, database: Database) -> bool:
-        """Whether it can be opened once more: otherwise a new one is, and that one is left to its users."""
-        if database.is_shut:  # not to its end, because that was interrupted
-            database.shut()
-            return False
-        with suppress(StoreReplacedError):
-            database.check_files()
-        replaced = database.replaced
-        if replaced is not None and (replaced.path or "").endswith((LOG, INDEX)):
-            # SQLite itself shares these within a process, for as long as the same database is open.
-            raise StoreReplacedError(f"{replaced}; {REMEDY}", replaced.path)
-        return replaced is None
-
-    def _shut_first(self) -> None:
-        """Of those left. Under the mutex: two databases of one process on a file would close each other's
-        locks.
-        """
-        left = self._left
-        database = left[0]
-        if database.users > 1:
-            database.users -= 1
-            del left[0]  # nothing was called in between, behind which an interrupt could come
-        elif database.shut():
-            if self._open.get(database.path) is database:
-                del self._open[database.path]
-            del left[0]
-        else:
-            left.rotate(-1)
-
-    def used_here(self) -> bool:
-        """Whether this thread is opening or shutting one."""
-        return self._lock.is_owned()
-
-    # A database that is being opened while the process forks would be inherited half open.
-
-    def _before_fork(self) -> None:
-        self._lock.quiesce(FORK_PATIENCE, self._held)
-
-    def _after_fork_in_parent(self) -> None:
-        release_all(self._held)
-
-    def _after_fork(self) -> None:
-        self._lock = OwnedLock()
-        self._held = []
-        if not fork_was_seen():
-            self._inherited.update(self._open)
-
-
-_databases = _Registry()
-
-
 def open_table(
     place: DatabaseLocation,
     *,
@@ -291,21 +130,8 @@ def open_table(
     :raise StorageError: it cannot be opened; others may write it while the serializer executes code.
     """
 
-    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLiteRecordStore:
-        table = SQLiteRecordStore(
-            database,
-            number,
-            discipline,
-            retry,
-            power=durability == "power",
-            timeout=place.timeout,
-            store_id=store_id,
-            seal=seal_for(store_id),
-            unseal=unseal_for(store_id),
-            clock=clock,
-            users=users,
-            leave=_databases.release,
-        )
+    def make(collection: Collection) -> SQLiteRecordStore:
+        table = SQLiteRecordStore(collection, discipline, retry, seal_for, unseal_for)
         try:
             if retry.resume and not place.read_only:
                 table.resume()
@@ -314,10 +140,15 @@ def open_table(
             raise
         return table
 
-    def create(database: Database, number: int) -> tuple[str, ...]:
-        return record_statements(number, discipline).create
-
-    return _open(place, schema.Registration(name, kind, serializer), executes_code, create, make)
+    return _open(
+        place,
+        schema.Registration(name, kind, serializer),
+        executes_code,
+        durability,
+        clock,
+        lambda number: record_statements(number, discipline).create,
+        make,
+    )
 
 
 def open_mapping(
@@ -334,37 +165,29 @@ def open_mapping(
 
     :param show: a key, for messages.
     """
-
-    def make(database: Database, users: list[Database], number: int, store_id: bytes) -> SQLitePairStore:
-        return SQLitePairStore(
-            database,
-            number,
-            power=durability == "power",
-            timeout=place.timeout,
-            store_id=store_id,
-            clock=clock,
-            show=show,
-            users=users,
-            leave=_databases.release,
-            rested=_databases.shut_left,
-        )
-
-    def create(database: Database, number: int) -> tuple[str, ...]:
-        return pair_statements(number).create
-
-    return _open(place, schema.Registration(name, "dict", serializer), executes_code, create, make)
+    return _open(
+        place,
+        schema.Registration(name, "dict", serializer),
+        executes_code,
+        durability,
+        clock,
+        lambda number: pair_statements(number).create,
+        lambda collection: SQLitePairStore(collection, show),
+    )
 
 
 def _open(
     place: DatabaseLocation,
     wanted: schema.Registration,
     executes_code: bool,
-    create: Callable[[Database, int], Sequence[str]],
-    make: Callable[[Database, list[Database], int, bytes], C],
+    durability: Durability,
+    clock: Clock | None,
+    create: Callable[[int], Sequence[str]],
+    make: Callable[[Collection], C],
 ) -> C:
-    """The collection that ``make`` makes of the database, its number there and its id.
+    """What ``make`` makes of the collection.
 
-    :param create: the statements that make its tables.
+    :param create: given the collection's number, the statements that make its tables.
     """
     if not isinstance(wanted.name, str):
         raise TypeError(f"'name' must be a str, not {type(wanted.name).__name__}")
@@ -378,27 +201,37 @@ def _open(
     if executes_code and not place.trust_directory:
         source.refuse_unsafe(wanted.serializer)
     users: list[Database] = []
-    if place.read_only:
-        looking = ReadOnlyDatabase(source, _databases.look)
-        number = looking.find(wanted)
-        # It has all that a collection asks of one.
-        return make(cast(Database, looking), users, number, looking.store_id + number.to_bytes(8, "big"))
     try:
-        database = _databases.acquire(source, users)
-        # What is made within a transaction could be rolled back with it, and its number be given to another.
-        may_make = not database.used_here()
-
-        def run(execute: Execute) -> int:
-            number, new = schema.register(execute, wanted, database.path, may_make)
-            if new:
-                for text in create(database, number):
-                    execute(text)
-            if database.path != MEMORY:
-                sweep(execute, database)
-            return number
-
-        number = database.write(run, True, timeout=place.timeout)
-        return make(database, users, number, database.store_id + number.to_bytes(8, "big"))
+        if place.read_only:
+            looking = ReadOnlyDatabase(source, DATABASES.look)
+            number = looking.find(wanted)
+            database = cast(Database, looking)  # it has all that a collection asks of one
+        else:
+            database = DATABASES.acquire(source, users)
+            number = _register(database, wanted, create, place.timeout)
+        power = durability == "power"
+        return make(Collection(database, users, DATABASES, number, power, place.timeout, clock))
     except BaseException:
-        _databases.release(users)
+        DATABASES.release(users)
         raise
+
+
+def _register(
+    database: Database,
+    wanted: schema.Registration,
+    create: Callable[[int], Sequence[str]],
+    timeout: float,
+) -> int:
+    # What is made within a transaction could be rolled back with it, and its number be given to another.
+    may_make = not database.used_here()
+
+    def run(execute: Execute) -> int:
+        number, new = schema.register(execute, wanted, database.path, may_make)
+        if new:
+            for text in create(number):
+                execute(text)
+        if database.path != MEMORY:
+            sweep(execute, database)
+        return number
+
+    return database.write(run, True, timeout=timeout)

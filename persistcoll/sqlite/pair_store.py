@@ -9,12 +9,10 @@ from zlib import crc32
 
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
-from persistcoll.errors import ClosedError
 from persistcoll.sqlite import driver
-from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
-from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, end_statement
+from persistcoll.sqlite.handle import Collection, Handle
 from persistcoll.sqlite.pairs import (
     PagedScan,
     PairRows,
@@ -24,7 +22,7 @@ from persistcoll.sqlite.pairs import (
     behind_serial,
     checksum,
 )
-from persistcoll.sqlite.statements import pair_statements
+from persistcoll.sqlite.statements import PairStatements, pair_statements
 
 __all__ = ["SQLitePairStore"]
 
@@ -35,88 +33,31 @@ _PAGE_BYTES = 1 << 22  # or fewer, when their values are this much
 _BEFORE_ALL = -1
 
 
-class SQLitePairStore(PairStore):
+class SQLitePairStore(Handle[PairStatements], PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` in a :class:`~persistcoll.sqlite.database.Database`.
 
-    :param number: of the collection in its database.
-    :param power: what an operation that returned survives is a power cut.
-    :param timeout: seconds to wait for the end of another caller's transaction.
+    ``ready`` of its counters is how many pairs there are, ``last_id`` the highest serial, ``next_due_at`` the
+    next expiry.
+
     :param show: a key, for messages.
-    :param users: the database, for as long as this handle counts among its users.
-    :param leave: empties that when this handle is closed.
-    :param rested: called behind each transaction.
     """
 
-    _users: list[Database] = []  # noqa: RUF012 - until it is made; never changed
-
-    def __init__(
-        self,
-        database: Database,
-        number: int,
-        *,
-        power: bool,
-        timeout: float,
-        store_id: bytes,
-        clock: Clock | None,
-        show: Callable[[bytes], str],
-        users: list[Database],
-        leave: Callable[[list[Database]], None],
-        rested: Callable[[], None],
-    ) -> None:
-        self.store_id = store_id
-        self._database = database
-        self._write = database.write
-        self._first = database.first
-        self._power = power
-        self._timeout = timeout
-        self._sql = sql = pair_statements(number)
-        self._value = sql.select_value
-        self._rows = PairRows(database.path, show, self._now)
-        self._clock = clock
-        self._leave = leave
-        self._rested = rested
+    def __init__(self, collection: Collection, show: Callable[[bytes], str]) -> None:
         self._adding = False  # the last key that was set was a new one
-        if number not in database.counters_by_number:
-            database.counters_by_number[number] = Counters(sql)
-        # `ready` counts the pairs, `last_id` is the highest serial, `due` the next expiry.
-        self._counters = database.counters_by_number[number]
-        self._closed = False
-        self._users = users
+        super().__init__(collection, pair_statements(collection.collection_id))
+        self._rows = PairRows(self._database.path, show, self._now)
+        self._users = collection.users
 
-    def __del__(self) -> None:
-        # Its maker was interrupted before it had it, or whoever closed it.
-        if self._users:
-            self.close()
-
-    def _now(self) -> float:
-        # The database's may change: a forked child opens it anew.
-        return self._clock() if self._clock is not None else self._database.now()
-
-    def _check(self) -> None:
-        if self._closed:
-            raise ClosedError(f"the store in {self._database.path!r} is closed")
-
-    def _fresh(self, execute: Execute) -> Counters:
-        """Within a transaction: the true numbers, and what has expired is gone."""
-        counters = self._counters
-        if counters.epoch != self._database.epoch:
-            counters.load(execute)
-            counters.epoch = self._database.epoch
-        if counters.next_due_at is not None:
-            now = self._now()
-            if counters.next_due_at <= now:
-                self._database.begin()
-                counters.ready -= execute(self._sql.purge, (now,)).rowcount
-                counters.next_due_at = execute(self._sql.select_next_expiry).fetchone()[0]
-                self._database.changed(counters)
-        return counters
+    def _release_due(self, execute: Execute, counters: Counters) -> None:
+        counters.ready -= execute(self._sql.purge, (self._now(),)).rowcount
+        counters.next_due_at = execute(self._sql.select_next_expiry).fetchone()[0]
 
     # One key.
 
     def get(self, key: bytes) -> bytes | None:
         if self._closed:
             self._check()
-        row = self._first(self._value, (key,))
+        row = self._database.first(self._sql.select_value, (key,))
         if row is None:
             return None
         value, crc, end = row
@@ -128,7 +69,7 @@ class SQLitePairStore(PairStore):
 
     def contains(self, key: bytes) -> bool:
         self._check()
-        row = self._first(self._value, (key,))
+        row = self._database.first(self._sql.select_value, (key,))
         if row is None or not self._rows.has_ended(row[2]):
             return row is not None
         return self._rows.living(key, *row) is not None
@@ -138,7 +79,7 @@ class SQLitePairStore(PairStore):
 
         def run(execute: Execute) -> T:
             counters = self._fresh(execute)
-            row = execute(self._value, (key,)).fetchone()
+            row = execute(self._sql.select_value, (key,)).fetchone()
             present, end = (None, None) if row is None else (self._rows.sound(key, *row), row[2])
             value, result = change(present)
             if value is None:
@@ -151,7 +92,7 @@ class SQLitePairStore(PairStore):
                 execute(self._sql.update, (end, checksum(key, value, end), value, key))
             return result
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def remove(self, key: bytes) -> bool:
         self._check()
@@ -159,7 +100,7 @@ class SQLitePairStore(PairStore):
         def run(execute: Execute) -> bool:
             return self._remove(execute, self._fresh(execute), key)
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def _insert(
         self,
@@ -193,7 +134,7 @@ class SQLitePairStore(PairStore):
         self._check()
 
         def look(execute: Execute) -> list[Any]:
-            return [(key, execute(self._value, (key,)).fetchone()) for key in keys]
+            return [(key, execute(self._sql.select_value, (key,)).fetchone()) for key in keys]
 
         found = ((key, row and self._rows.living(key, *row)) for key, row in self._database.look(look))
         return {key: value for key, value in found if value is not None}
@@ -204,27 +145,18 @@ class SQLitePairStore(PairStore):
         if len(items) == 1:
             ((key, name, value),) = items
             if expires is None:
-                self._write(
-                    lambda execute: self._set(execute, key, name, value),
-                    self._power,
-                    False,
-                    None,
-                    None,
-                    self._timeout,
-                )
+
+                def run(execute: Execute) -> None:
+                    self._set(execute, key, name, value)
+
             else:
-                self._write(
-                    lambda execute: self._set_until(execute, key, name, value, expires),
-                    self._power,
-                    False,
-                    None,
-                    None,
-                    self._timeout,
-                )
+
+                def run(execute: Execute) -> None:
+                    self._set_until(execute, key, name, value, expires)
+
+            self._database.write(run, self._power, False, None, None, self._timeout)
         elif items:
-            self._write(
-                lambda execute: self._set_all(execute, items, expires), self._power, timeout=self._timeout
-            )
+            self._write(lambda execute: self._set_all(execute, items, expires))
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
         counters = self._fresh(execute)
@@ -285,7 +217,7 @@ class SQLitePairStore(PairStore):
                 raise driver.corruption_error("a pair is not where its key says")
             return result
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def clear(self) -> int:
         self._check()
@@ -298,7 +230,7 @@ class SQLitePairStore(PairStore):
             self._database.changed(counters)
             return count
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def count(self) -> int:
         self._check()
@@ -353,7 +285,7 @@ class SQLitePairStore(PairStore):
             with self._database.transaction(self._power, self._timeout):
                 yield
         finally:
-            self._rested()
+            self._registry.shut_left()
 
     def version(self) -> object:
         self._check()
@@ -365,12 +297,3 @@ class SQLitePairStore(PairStore):
     def abandon(self) -> None:
         # The database itself follows forks.
         pass
-
-    def close(self) -> None:
-        try:
-            if not self._closed:
-                self._closed = True
-                if not self._power:  # otherwise each write has looked
-                    self._database.warn_if_replaced()
-        finally:
-            self._leave(self._users)

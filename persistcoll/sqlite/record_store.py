@@ -11,15 +11,14 @@ from typing import Any, TypeVar, cast
 from persistcoll.engine.contracts import Claim, RecordStore
 from persistcoll.engine.forks import acquire_noted
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
-from persistcoll.errors import ClosedError, Empty, Full
+from persistcoll.errors import Empty, Full
 from persistcoll.sqlite.claims import Claims
-from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
-from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.rows import Rows, Seal
+from persistcoll.sqlite.handle import Collection, Handle
+from persistcoll.sqlite.rows import Rows, SealFor
 from persistcoll.sqlite.scan import TableScan
-from persistcoll.sqlite.statements import record_statements
+from persistcoll.sqlite.statements import RecordStatements, record_statements
 from persistcoll.sqlite.unique_keys import UniqueKeys
 
 __all__ = ["SQLiteRecordStore"]
@@ -29,91 +28,37 @@ _DUE, _UNSURE = object(), object()
 _MOST = (1 << 63) - 1  # rows
 
 
-class SQLiteRecordStore(RecordStore):
+class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in a database file.
 
-    :param number: of the collection in its database.
-    :param power: what an operation that returned survives is a power cut. A claim need not: one that is lost
-        leaves a ready record.
-    :param timeout: seconds to wait for the end of another caller's transaction, where no deadline is given.
-    :param users: the database, for as long as this handle counts among its users.
-    :param leave: empties that when this handle is closed.
+    A claim need not survive a power cut: one that is lost leaves a ready record.
     """
 
     # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
     slowest_poll = 0.01
-    _users: list[Database] = []  # noqa: RUF012 - until it is made; never changed
 
     def __init__(
         self,
-        database: Database,
-        number: int,
+        collection: Collection,
         discipline: Discipline,
         retry: ClaimPolicy,
-        *,
-        power: bool,
-        timeout: float,
-        store_id: bytes,
-        seal: Seal | None,
-        unseal: Seal | None,
-        clock: Clock | None,
-        users: list[Database],
-        leave: Callable[[list[Database]], None],
+        seal_for: SealFor,
+        unseal_for: SealFor,
     ) -> None:
-        self.store_id = store_id
-        self._database = database
-        self._write = database.write
-        self._power = power
-        self._timeout = timeout
-        self._sql = sql = record_statements(number, discipline)
-        self._clock = clock
-        self._leave = leave
+        sql = record_statements(collection.collection_id, discipline)
         self._closing = threading.Lock()
         self._keeps = retry.keep_done > 0
         self._found_empty = False
-        if number not in database.counters_by_number:
-            database.counters_by_number[number] = Counters(sql)
-        self._counters = counters = database.counters_by_number[number]
-        self._rows = Rows(database, sql, store_id, seal, unseal)
         self._keys = UniqueKeys(discipline.unique, sql)
+        super().__init__(collection, sql)
+        id = self.store_id
+        self._rows = Rows(self._database, sql, id, seal_for(id), unseal_for(id))
         self._listing = TableScan(self._look, sql, self._rows)
-        self._claims = Claims(
-            database,
-            number,
-            sql,
-            counters,
-            self._rows,
-            self._keys,
-            retry=retry,
-            now=self._now,
-            timeout=timeout,
-        )
-        self._closed = False
-        self._users = users
+        self._claims = Claims(self, self._rows, self._keys, retry)
+        self._users = collection.users
 
-    def __del__(self) -> None:
-        # Its maker was interrupted before it had it, or whoever closed it.
-        if self._users:
-            self.close()
-
-    def _now(self) -> float:
-        # The database's may change: a forked child opens it anew.
-        return self._clock() if self._clock is not None else self._database.now()
-
-    def _check(self) -> None:
-        if self._closed:
-            raise ClosedError(f"the store in {self._database.path!r} is closed")
-
-    def _fresh(self, execute: Execute) -> Counters:
-        """Within a transaction: the true numbers, and nothing that is due or expired is left unready."""
-        counters = self._counters
-        if counters.epoch != self._database.epoch:
-            counters.load(execute)
-            counters.epoch = self._database.epoch
-        if counters.next_due_at is not None and counters.next_due_at <= self._now():
-            self._database.begin()
-            self._claims.release_due(execute)
-        return counters
+    def _release_due(self, execute: Execute, counters: Counters) -> None:
+        self._claims.release_due(execute)
 
     def _look(self, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
         """``look`` at what is committed, in which nothing is due; ``moment``: at one moment."""
@@ -125,7 +70,7 @@ class SQLiteRecordStore(RecordStore):
             return look(execute, counters)
 
         while (result := self._database.consult(self._counters, run, moment)) is _DUE:
-            self._write(self._fresh, False, True, None, None, self._timeout)
+            self._database.write(self._fresh, False, timeout=self._timeout)
         return cast(T, result)
 
     # Putting.
@@ -145,7 +90,7 @@ class SQLiteRecordStore(RecordStore):
             counters.ready += 1
             return id
 
-        return self._write(run, self._power, False, None, deadline, self._timeout)
+        return self._database.write(run, self._power, False, None, deadline, self._timeout)
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
@@ -174,7 +119,7 @@ class SQLiteRecordStore(RecordStore):
             counters.ready += more
             return ids
 
-        return self._write(run, self._power, True, None, deadline, self._timeout)
+        return self._database.write(run, self._power, True, None, deadline, self._timeout)
 
     # Taking.
 
@@ -222,7 +167,8 @@ class SQLiteRecordStore(RecordStore):
             self._claims.note((taken[1],), claims)
 
         sync = acknowledge and self._power
-        return self._write(run, sync, True, None if acknowledge else note, deadline, self._timeout)[0]
+        after = None if acknowledge else note
+        return self._database.write(run, sync, True, after, deadline, self._timeout)[0]
 
     def take_many(
         self,
@@ -269,7 +215,8 @@ class SQLiteRecordStore(RecordStore):
             self._claims.note(taken[1], claims)
 
         sync = acknowledge and self._power
-        return self._write(run, sync, True, None if acknowledge else note, deadline, self._timeout)[0]
+        after = None if acknowledge else note
+        return self._database.write(run, sync, True, after, deadline, self._timeout)[0]
 
     def _refuse_empty(self) -> None:
         """Who asks an empty queue again and again makes no transaction each time."""
@@ -301,15 +248,15 @@ class SQLiteRecordStore(RecordStore):
     def _finish(self, ids: Sequence[int], state: State) -> None:
         self._check()
         if ids:
-            self._claims.finish(self._fresh, ids, state, self._power)
+            self._claims.finish(ids, state, self._power)
 
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         self._check()
-        return self._claims.give_back(self._fresh, id, delay, to_back, self._power)
+        return self._claims.give_back(id, delay, to_back, self._power)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._check()
-        return self._claims.release(self._fresh, claims) if claims else 0
+        return self._claims.release(claims) if claims else 0
 
     def resume(self) -> int:
         self._check()
@@ -318,7 +265,7 @@ class SQLiteRecordStore(RecordStore):
             self._fresh(execute)
             return self._claims.resume(execute)
 
-        return self._write(run, False, timeout=self._timeout)
+        return self._database.write(run, False, timeout=self._timeout)
 
     # Changing and removing.
 
@@ -337,7 +284,7 @@ class SQLiteRecordStore(RecordStore):
             execute(*store)
             return True
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def discard(self, id: int | None = None) -> int | None:
         self._check()
@@ -354,7 +301,7 @@ class SQLiteRecordStore(RecordStore):
             self._remove(execute, counters, (row,))
             return cast(int, row[0])
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def clear(self) -> int:
         self._check()
@@ -369,7 +316,7 @@ class SQLiteRecordStore(RecordStore):
             self._database.changed(counters)
             return count
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         self._check()
@@ -384,7 +331,7 @@ class SQLiteRecordStore(RecordStore):
             self._claims.trim(execute, state, count)
             return count
 
-        return self._write(run, self._power, timeout=self._timeout)
+        return self._write(run)
 
     def shrink(self) -> None:
         self._check()
@@ -441,10 +388,8 @@ class SQLiteRecordStore(RecordStore):
     def close(self) -> None:
         held: list[threading.Lock] = []
         try:
-            if acquire_noted(
-                self._closing, 0.0, held
-            ):  # otherwise another one closes it, or this thread does
-                self._close()
+            if acquire_noted(self._closing, 0.0, held):
+                self._close()  # otherwise another thread closes it, or this one does
         finally:
             if held:
                 self._closing.release()
@@ -452,10 +397,9 @@ class SQLiteRecordStore(RecordStore):
     def _close(self) -> None:
         try:
             if not self._closed:
-                self._claims.close(self._fresh)
-                if not self._power:  # otherwise each write has looked
-                    self._database.warn_if_replaced()
+                self._claims.close()
+                self._warn_if_replaced()
         finally:
             self._closed = True
             self._claims.abandon()  # where that was interrupted: a holder found dead is resumed
-            self._leave(self._users)
+            self._registry.release(self._users)

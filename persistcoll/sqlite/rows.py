@@ -13,9 +13,10 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Cursor, Execute
 from persistcoll.sqlite.statements import RecordStatements
 
-__all__ = ["Rows", "Seal", "refuse_too_large"]
+__all__ = ["Rows", "Seal", "SealFor", "refuse_too_large"]
 
 Seal = Callable[[bytes, int], bytes]
+SealFor = Callable[[bytes], Seal | None]
 _MASK = 0xFFFFFFFF
 # Bytes: SQLite's own limit of a row, which is a thousand million, less some room for the other columns.
 _LARGEST = 10**9 - 10**4

@@ -25,7 +25,7 @@ import pytest
 import persistcoll
 from persistcoll import PDict, Queue, SQLiteQueue
 from persistcoll.engine import forks
-from persistcoll.sqlite import open as opening
+from persistcoll.sqlite import registry
 from persistcoll.sqlite.database import Database
 from persistcoll.testing.children import in_forked_child, together
 from tests.queues.waits import WatchedLock, until, waiting
@@ -50,6 +50,8 @@ FILES = {
     "owned_lock.py",
     "watcher.py",
     "open.py",
+    "registry.py",
+    "handle.py",
     "forks.py",
 }
 
@@ -390,7 +392,7 @@ def test_two_threads_fork_at_the_same_time(tmp_path, monkeypatch):
 
     slow = Slow()
     forks.quiesce_for_forks(slow)
-    monkeypatch.setattr(opening, "FORK_PATIENCE", 0.01)
+    monkeypatch.setattr(registry, "FORK_PATIENCE", 0.01)
     together(*[lambda: in_forked_child(lambda: None)] * 2, timeout=20)
     assert [what for what, _ in log] == ["before", "after"] * 2
     assert log[0][1] == log[1][1] != log[2][1] == log[3][1]

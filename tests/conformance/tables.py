@@ -14,11 +14,11 @@ from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
 from persistcoll.serializers import codec, resolve, signed
-from persistcoll.sqlite import open as opening
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 from persistcoll.sqlite.record_store import SQLiteRecordStore
+from persistcoll.sqlite.registry import DATABASES
 from persistcoll.sqlite.rows import Seal
 from persistcoll.testing import Capabilities, TableFactory
 from tests.conformance.elsewhere import Elsewhere
@@ -158,7 +158,7 @@ class SQLiteMemoryTables:
 
     def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         # For containers each database in memory is one of its own.
-        with mock.patch.object(opening._databases, "acquire", return_value=self._database):
+        with mock.patch.object(DATABASES, "acquire", return_value=self._database):
             return open_sqlite(MEMORY, name, discipline, retry, clock=lambda: self.now)
 
     def advance(self, seconds: float) -> None:

@@ -136,7 +136,8 @@ OPERATIONS: dict[str, Operation] = {
 CLOSING = tuple(
     f"{name}.py"
     for name in (
-        "record_store claims holders open database database_file owned_lock readers watcher writer_lock"
+        "record_store claims handle holders registry database database_file owned_lock readers watcher"
+        " writer_lock"
     ).split()
 )
 

@@ -1,0 +1,105 @@
+"""One handle of a collection: what the stores of records and of pairs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from persistcoll.errors import ClosedError
+from persistcoll.sqlite.clock import Clock
+from persistcoll.sqlite.counters import Counters
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.statements import PairStatements, RecordStatements
+
+if TYPE_CHECKING:
+    from persistcoll.sqlite.registry import Registry
+
+__all__ = ["Collection", "Handle"]
+
+S = TypeVar("S", RecordStatements, PairStatements)
+T = TypeVar("T")
+
+
+class Collection(NamedTuple):
+    """A collection that is registered in a database, which stays open for it.
+
+    :ivar users: the database, for as long as the handle counts among its users; ``registry`` empties it.
+    :ivar power: what an operation that returned survives is a power cut.
+    :ivar timeout: seconds to wait for the end of another caller's transaction, where no deadline is given.
+    :ivar clock: in the place of the database's.
+    """
+
+    database: Database
+    users: list[Database]
+    registry: Registry
+    collection_id: int
+    power: bool
+    timeout: float
+    clock: Clock | None
+
+
+class Handle(Generic[S]):
+    """A collection that is open. From any thread.
+
+    The database's lock protects the counters, which all handles of a process on one collection share.
+    """
+
+    # Not in its constructor: a class sets it when it is ready to be closed.
+    _users: list[Database] = []  # noqa: RUF012 - never changed
+
+    def __init__(self, collection: Collection, sql: S) -> None:
+        self._database, _, self._registry, id, self._power, self._timeout, self._clock = collection
+        self.store_id = self._database.store_id + id.to_bytes(8, "big")
+        self._collection_id = id
+        self._sql: S = sql
+        if id not in self._database.counters_by_number:
+            self._database.counters_by_number[id] = Counters(sql)
+        self._counters = self._database.counters_by_number[id]
+        self._closed = False
+
+    def __del__(self) -> None:
+        # Its maker was interrupted before it had it, or whoever closed it.
+        if self._users:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the database. Idempotent."""
+        try:
+            if not self._closed:
+                self._closed = True
+                self._warn_if_replaced()
+        finally:
+            self._registry.release(self._users)
+
+    def _warn_if_replaced(self) -> None:
+        if not self._power:  # otherwise each write has looked
+            self._database.warn_if_replaced()
+
+    def _now(self) -> float:
+        # The database's may change: a forked child opens it anew.
+        return self._clock() if self._clock is not None else self._database.now()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the store in {self._database.path!r} is closed")
+
+    def _write(self, run: Callable[[Execute], T]) -> T:
+        """``run`` in a transaction as durable as this handle says. What is called most asks the database."""
+        return self._database.write(run, self._power, timeout=self._timeout)
+
+    def _fresh(self, execute: Execute) -> Counters:
+        """Within a transaction: the true numbers, and nothing is left as it was that time has changed."""
+        counters = self._counters
+        if counters.epoch != self._database.epoch:
+            counters.load(execute)
+            counters.epoch = self._database.epoch
+        if counters.next_due_at is not None and counters.next_due_at <= self._now():
+            self._database.begin()
+            self._release_due(execute, counters)
+            self._database.changed(counters)
+        return counters
+
+    def _release_due(self, execute: Execute, counters: Counters) -> None:
+        """Do what is due, and note when the next is."""
+        raise NotImplementedError
