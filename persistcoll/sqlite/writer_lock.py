@@ -177,7 +177,13 @@ class WriterLock:
         """:raise StoreReplacedError: a file is not the one any more that this connection opened."""
         # A directory's time says whether a name in it was removed, made or replaced since: one look in the
         # place of six, twice for each put at "power" (145 us and not 217).
-        folder = self._look_at_folder()
+        folder, changed = None, 0
+        try:
+            status = os.stat(self._folder)
+            changed = status.st_mtime_ns
+            folder = status.st_dev, status.st_ino, changed
+        except OSError:
+            pass  # a look at the files says why
         if folder is not None and folder == self._checked_folder:
             return
         for path, identity in self._files.items():
@@ -195,15 +201,8 @@ class WriterLock:
                 path,
             )
         # Times have the kernel's ticks: what comes within the same one leaves no other time.
-        is_exact = folder is not None and time.time_ns() - folder[2] > _TICK
+        is_exact = folder is not None and time.time_ns() - changed > _TICK
         self._checked_folder = folder if is_exact else None
-
-    def _look_at_folder(self) -> tuple[int, int, int] | None:
-        try:
-            status = os.stat(self._folder)
-        except OSError:
-            return None  # a look at the files says why
-        return status.st_dev, status.st_ino, status.st_mtime_ns
 
     def _try(self) -> bool:
         try:
