@@ -113,22 +113,25 @@ class Claims:
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
         if len(rows) == 1:
-            execute(self._sql.claim, (holder, until, rows[0][0]))
+            ((id, *_),) = rows
+            execute(self._sql.claim, (holder, until, id))
         else:
             execute(self._sql.claim_first, (holder, until, len(rows)))
         self._rows.remove(execute, rows)
         counters = self._counters
         counters.ready -= len(rows)
         counters.claimed += len(rows)
-        counters.lower_next_due(until)
+        if until is not None:
+            counters.lower_next_due(until)
         self._database.changed(counters)
         return holder
 
-    def note(self, rows: Sequence[Any], claims: list[contracts.Claim] | None) -> None:
-        """That claim was committed. Idempotent."""
-        for row in rows:
-            claim = row[0], row[4] + 1
-            self._attempts[row[0]] = claim[1]
+    def note(self, claims: list[contracts.Claim] | None, taken: tuple[object, Sequence[Any]]) -> None:
+        """The claim of the rows in ``taken`` was committed. Idempotent."""
+        _, rows = taken
+        for id, _, _, _, attempts, _, _ in rows:
+            claim = id, attempts + 1
+            self._attempts[id] = attempts + 1
             if claims is not None and claim not in claims:
                 claims.append(claim)
 
@@ -142,16 +145,17 @@ class Claims:
 
     def finish(self, ids: Sequence[int], state: State, sync: bool) -> None:
         """They are done or failed; all of them or none."""
-        claims = [self._claim_of(id) for id in dict.fromkeys(ids)]
+        claims = [*map(self._claim_of, dict.fromkeys(ids))]
 
-        def run(execute: Execute) -> None:
+        def run(execute: Execute) -> list[Claim]:
             self._fresh(execute)
             if len(claims) > 1 or self._keys.unique:
                 self._refuse_stale(execute, claims)
             for claim in claims:
                 self._settle(execute, claim, state)
+            return claims
 
-        self._database.write(run, sync, True, lambda _: self._forget(claims), None, self._timeout)
+        self._database.write(run, sync, True, self._forget, None, self._timeout)
 
     def _forget(self, claims: Sequence[Claim]) -> None:
         """They are settled. Idempotent. Another thread may have claimed the same record anew by now."""
@@ -169,28 +173,40 @@ class Claims:
                 raise self._stale(claim)
 
     def _stale(self, claim: Claim) -> StaleClaimError:
+        _, id, _ = claim
         return StaleClaimError(
-            f"item {claim[1]} is not in the hands of this store any more: its lease ran out, or it was given"
+            f"item {id} is not in the hands of this store any more: its lease ran out, or it was given"
             " back; it may be delivered again"
         )
 
     def acknowledge(self, execute: Execute, rows: Sequence[Any]) -> None:
         """Ready rows become done; they are claimed for that."""
         holder = self.claim(execute, rows)
-        for row in rows:
-            self._settle(execute, (holder, row[0], row[4] + 1), State.DONE)
+        for id, _, _, _, attempts, _, _ in rows:
+            self._settle(execute, (holder, id, attempts + 1), State.DONE)
 
     def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
         """A held row becomes done, failed or dead, or is gone."""
         holder, id, _ = claim
         sql, counters, keep = self._sql, self._counters, self._retry.keep_done
         if self._keys.unique:
-            self._keys.free(execute, (execute(sql.select_claimed, (holder, id)).fetchone()[2],))
-        stays = state is not State.DONE or keep
-        if not execute(sql.finish[state] if stays else sql.delete_claim, claim).rowcount:
+            _, _, key, *_ = execute(sql.select_claimed, (holder, id)).fetchone()
+            self._keys.free(execute, (key,))
+        text = sql.delete_claim
+        if state is State.FAILED:
+            text = sql.finish_failed
+        elif state is State.DEAD:
+            text = sql.finish_dead
+        elif keep:
+            text = sql.finish_done
+        if not execute(text, claim).rowcount:
             raise self._stale(claim)
-        if stays:
-            counters.add(state, 1)
+        if state is State.FAILED:
+            counters.failed += 1
+        elif state is State.DEAD:
+            counters.dead += 1
+        elif keep:
+            counters.done += 1
         counters.claimed -= 1
         counters.finished += 1
         self._database.changed(counters)
@@ -207,7 +223,7 @@ class Claims:
     def give_back(self, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
         """Ready again, now or later; or dead."""
         claim = self._claim_of(id)
-        attempts = claim[2]
+        _, _, attempts = claim
         if delay is None:
             delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
 
@@ -253,30 +269,36 @@ class Claims:
         return id
 
     def _release(self, execute: Execute, claim: Claim) -> None:
-        self._rows.check_found(execute(self._sql.release, claim[:2]).rowcount, 1)
+        holder, id, _ = claim
+        self._rows.check_found(execute(self._sql.release, (holder, id)).rowcount, 1)
         self._rows.check_found(execute(self._sql.delete_claim, claim).rowcount, 1)
 
     def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
         """Behind all others, under a new id, now or then."""
         holder, id, _ = claim
         held = execute(self._sql.select_claimed, (holder, id)).fetchone()
-        row = self._rows.renumbered(held, self._counters.last_id + 1)
-        self._counters.last_id += 1
+        _, _, key, *_ = held
+        new_id = self._counters.last_id + 1
+        row = self._rows.renumbered(held, new_id)
+        self._counters.last_id = new_id
         execute(self._sql.delete_claim, claim)
-        self._keys.free(execute, (row[2],))
-        self._keys.take(execute, ((row[0], row[2]),))
+        self._keys.free(execute, (key,))
+        self._keys.take(execute, ((new_id, key),))
         if until is None:
             execute(self._sql.insert_ready, row)
         else:
             execute(self._sql.insert_delayed, (until, *row))
         self._count_returned(until)
-        return self._counters.last_id
+        return new_id
 
     def _count_returned(self, until: float | None) -> None:
         counters = self._counters
         counters.claimed -= 1
-        counters.add(State.READY if until is None else State.DELAYED, 1)
-        counters.lower_next_due(until)
+        if until is None:
+            counters.ready += 1
+        else:
+            counters.delayed += 1
+            counters.lower_next_due(until)
         self._database.changed(counters)
 
     # What time and death bring.
@@ -286,19 +308,21 @@ class Claims:
         now = self._now()
         while claims := execute(self._sql.select_due, (now, _PAGE)).fetchall():
             for claim in claims:
-                if claim[0]:
+                holder, _, _ = claim
+                if holder:
                     self._let_go(execute, claim)
                 else:
                     self._release(execute, claim)
                     self._counters.delayed -= 1
                     self._counters.ready += 1
-        due = execute(self._sql.select_next_due).fetchone()[0]
+        (due,) = execute(self._sql.select_next_due).fetchone()
         if due is not None and not (isinstance(due, (int, float)) and due > now):
             raise self._rows.damaged_database("what is due is not found")
         self._counters.next_due_at = due
 
     def _let_go(self, execute: Execute, claim: Claim) -> None:
-        if self._spent(claim[2]):
+        _, _, attempts = claim
+        if self._spent(attempts):
             self._rows.check_found(execute(self._sql.claim_exists, claim).fetchone() is not None, 1)
             self._settle(execute, claim, State.DEAD)
         else:

@@ -40,14 +40,16 @@ class Counters:
         if self.sql is None:
             return
         row: Any = execute(self.sql.load).fetchone()
-        if row is None or not all(type(number) is int for number in row[:8]):
+        if row is None:
             raise corruption_error("the counters of a collection")
-        if not isinstance(row[8], (int, NoneType)) or not isinstance(row[9], (int, float, NoneType)):
+        *numbers, highest, next_due_at = row
+        if not all(type(number) is int for number in numbers):
+            raise corruption_error("the counters of a collection")
+        if not isinstance(highest, (int, NoneType)) or not isinstance(next_due_at, (int, float, NoneType)):
             raise corruption_error("an id or a time")
-        last_id, absent, self.claimed, self.delayed, self.done, self.failed, self.dead, self.finished = row[
-            :8
-        ]
-        highest, self.next_due_at = row[8:]
+        last_id, absent, self.claimed, self.delayed, *numbers = numbers
+        self.done, self.failed, self.dead, self.finished = numbers
+        self.next_due_at = next_due_at
         self.last_id = last_id if highest is None else max(last_id, highest)
         self.ready = self.last_id - absent
 
@@ -77,7 +79,7 @@ class Counters:
         """How many are in this state."""
         return int(getattr(self, state.value))
 
-    def lower_next_due(self, until: float | None) -> None:
+    def lower_next_due(self, until: float) -> None:
         """A delay or a lease that ends then was added."""
-        if until is not None and (self.next_due_at is None or until < self.next_due_at):
+        if self.next_due_at is None or until < self.next_due_at:
             self.next_due_at = until

@@ -216,18 +216,19 @@ class DatabaseFile:
         :raise StoreKindError: it is another application's.
         :raise FormatVersionError: a later version made it.
         """
-        application = execute("PRAGMA application_id").fetchone()[0]
-        version = execute("PRAGMA user_version").fetchone()[0]
-        table = execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
-        if table is None:
+        (application,) = execute("PRAGMA application_id").fetchone()
+        (version,) = execute("PRAGMA user_version").fetchone()
+        row = execute("SELECT name FROM sqlite_master WHERE type = 'table' LIMIT 1").fetchone()
+        if row is None:
             return None
+        (table,) = row
         if application != schema.APPLICATION_ID:
-            raise StoreKindError(self._foreign(execute, table[0], application))
+            raise StoreKindError(self._foreign(execute, table, application))
         if version > schema.VERSION:
             raise FormatVersionError(
                 f"{self.path!r} has format version {version}; this release reads version {schema.VERSION}"
             )
-        return str(table[0])
+        return str(table)
 
     def _prepare(self, connection: Any, lock: WriterLock, identity: bytes | None) -> DatabaseConnection:
         execute = connection.execute
@@ -254,7 +255,9 @@ class DatabaseFile:
         )
 
     def _foreign(self, execute: Execute, table: str, application: int) -> str:
-        names = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+        names = {
+            name for (name,) in execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        }
         if application == 0 and names >= schema.TABLES:
             return (
                 f"{self.path!r} is a restored dump of a database of persistcoll: a dump does not hold what"

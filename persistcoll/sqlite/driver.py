@@ -148,7 +148,7 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     execute = connection.execute
     execute(f"PRAGMA page_size={_PAGE_SIZE}")
     if path != ":memory:":
-        mode = execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        (mode,) = execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal":  # what was really set: a file system without shared memory stays as it was
             raise StorageError(f"{path!r} cannot be used: SQLite has no write-ahead log there ({mode})")
     execute(_FULL)

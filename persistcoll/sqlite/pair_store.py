@@ -50,7 +50,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         counters.ready -= execute(self._sql.purge, (self._now(),)).rowcount
-        counters.next_due_at = execute(self._sql.select_next_expiry).fetchone()[0]
+        (counters.next_due_at,) = execute(self._sql.select_next_expiry).fetchone()
 
     # One key.
 
@@ -70,9 +70,10 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def contains(self, key: bytes) -> bool:
         self._check()
         row = self._database.first(self._sql.select_value, (key,))
-        if row is None or not self._rows.has_ended(row[2]):
-            return row is not None
-        return self._rows.living(key, *row) is not None
+        if row is None:
+            return False
+        _, _, end = row
+        return not self._rows.has_ended(end) or self._rows.living(key, *row) is not None
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         self._check()
@@ -80,7 +81,10 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         def run(execute: Execute) -> T:
             counters = self._fresh(execute)
             row = execute(self._sql.select_value, (key,)).fetchone()
-            present, end = (None, None) if row is None else (self._rows.sound(key, *row), row[2])
+            present = end = None
+            if row is not None:
+                present = self._rows.sound(key, *row)
+                _, _, end = row
             value, result = change(present)
             if value is None:
                 if present is not None:
@@ -118,7 +122,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             return False
         counters.last_id += 1
         counters.ready += 1
-        counters.lower_next_due(end)
+        if end is not None:
+            counters.lower_next_due(end)
         return True
 
     def _remove(self, execute: Execute, counters: Counters, key: bytes) -> bool:
@@ -201,7 +206,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             counters.last_id = highest
             if highest - last != count:
                 self._database.changed(counters)
-        counters.lower_next_due(end)
+        if end is not None:
+            counters.lower_next_due(end)
 
     def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
@@ -212,7 +218,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             if row is None:
                 raise KeyError("the mapping is empty")
             result = use(self._rows.pair(row, True))
-            if not self._remove(execute, counters, row[1]):
+            _, key, *_ = row
+            if not self._remove(execute, counters, key):
                 # It would be given again and again.
                 raise driver.corruption_error("a pair is not where its key says")
             return result
@@ -238,7 +245,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         def look(execute: Execute, counters: Counters) -> int:
             if counters.next_due_at is None or counters.next_due_at > (now := self._now()):
                 return counters.ready
-            return int(execute(self._sql.count_unexpired, (now,)).fetchone()[0])
+            (count,) = execute(self._sql.count_unexpired, (now,)).fetchone()
+            return int(count)
 
         return self._database.consult(self._counters, look)
 
@@ -267,8 +275,9 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             answer = execute(text, (low, high, _PAGE))
             while (row := answer.fetchone()) is not None:
                 rows.append(row)
-                if type(row[5]) is bytes:  # not where it is left out, or damaged
-                    size += len(row[5])
+                *_, value = row
+                if type(value) is bytes:  # not where it is left out, or damaged
+                    size += len(value)
                 if size > _PAGE_BYTES:
                     end_statement(execute)
                     break

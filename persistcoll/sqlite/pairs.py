@@ -120,7 +120,8 @@ class PagedScan(Iterator[Pair]):
         while True:
             for row in self._page:
                 pair = rows.pair(row, self._values)  # before its end is believed
-                if not rows.has_ended(row[3]):
+                _, _, _, end, *_ = row
+                if not rows.has_ended(end):
                     return pair
             if self._within is None:
                 raise StopIteration
@@ -137,7 +138,8 @@ class PagedScan(Iterator[Pair]):
         try:
             rest = self._narrow(low, high, row)
             # Else pages would come again and again.
-            ordered = low <= rest[0] and rest[1] <= high and rest != (low, high)
+            first, last = rest
+            ordered = low <= first and last <= high and rest != (low, high)
         except TypeError:
             ordered = False
         if not ordered:
@@ -150,19 +152,23 @@ class PagedScan(Iterator[Pair]):
 
 def behind_serial(low: int, high: int, row: Any) -> tuple[int, int]:
     """Going up."""
-    return row[0], high
+    serial, *_ = row
+    return serial, high
 
 
 def before_serial(low: int, high: int, row: Any) -> tuple[int, int]:
     """Going down."""
-    return low, row[0]
+    serial, *_ = row
+    return low, serial
 
 
 def behind_key(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
     """Going up."""
-    return row[1] + b"\0", high
+    _, key, *_ = row
+    return key + b"\0", high
 
 
 def before_key(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
     """Going down."""
-    return low, row[1]
+    _, key, *_ = row
+    return low, key

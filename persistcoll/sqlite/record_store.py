@@ -145,7 +145,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 (id,),
             )
 
-        def run(execute: Execute) -> tuple[T, list[Any]]:
+        def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
             counters = self._fresh(execute)
             row = execute(text, parameters).fetchone()
             if row is None and self._claims.resume_sometimes(execute):
@@ -161,14 +161,13 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._claims.acknowledge(execute, (row,))
             else:
                 self._remove(execute, counters, (row,))
-            return value, row
-
-        def note(taken: tuple[T, Any]) -> None:
-            self._claims.note((taken[1],), claims)
+            return value, (row,)
 
         sync = acknowledge and self._power
-        after = None if acknowledge else note
-        return self._database.write(run, sync, True, after, deadline, self._timeout)[0]
+        after = None if acknowledge else partial(self._claims.note, claims)
+        taken: tuple[T, Any] = self._database.write(run, sync, True, after, deadline, self._timeout)
+        value, _ = taken
+        return value
 
     def take_many(
         self,
@@ -211,12 +210,11 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._remove(execute, counters, rows)
             return values, rows
 
-        def note(taken: tuple[list[T], list[Any]]) -> None:
-            self._claims.note(taken[1], claims)
-
         sync = acknowledge and self._power
-        after = None if acknowledge else note
-        return self._database.write(run, sync, True, after, deadline, self._timeout)[0]
+        after = None if acknowledge else partial(self._claims.note, claims)
+        taken: tuple[list[T], Any] = self._database.write(run, sync, True, after, deadline, self._timeout)
+        values, _ = taken
+        return values
 
     def _refuse_empty(self) -> None:
         """Who asks an empty queue again and again makes no transaction each time."""
@@ -232,7 +230,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def _remove(self, execute: Execute, counters: Counters, rows: Sequence[Any]) -> None:
         """Ready rows go for good."""
         self._rows.remove(execute, rows)
-        self._keys.free(execute, (row[2] for row in rows))
+        if self._keys.unique:
+            self._keys.free(execute, [key for _, _, key, *_ in rows])
         counters.ready -= len(rows)
         counters.finished += len(rows)
         self._database.changed(counters)
@@ -240,15 +239,15 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     # Settling.
 
     def acknowledge(self, ids: Sequence[int]) -> None:
-        self._finish(ids, State.DONE)
+        if self._closed:
+            self._check()
+        if ids:
+            self._claims.finish(ids, State.DONE, self._power)
 
     def fail(self, ids: Sequence[int]) -> None:
-        self._finish(ids, State.FAILED)
-
-    def _finish(self, ids: Sequence[int], state: State) -> None:
         self._check()
         if ids:
-            self._claims.finish(ids, state, self._power)
+            self._claims.finish(ids, State.FAILED, self._power)
 
     def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         self._check()
@@ -279,8 +278,9 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 holder, row = self._claims.find(execute, id)
             if row is None:
                 return False
+            _, _, old_key, *_ = row
             store = self._rows.replacing(id, holder, payload, key)  # raises before anything is changed
-            self._keys.exchange(execute, id, row[2], key)
+            self._keys.exchange(execute, id, old_key, key)
             execute(*store)
             return True
 
@@ -299,7 +299,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._rows.check_gone(execute(self._sql.select_ready, (1,)).fetchone(), id)
                 return None
             self._remove(execute, counters, (row,))
-            return cast(int, row[0])
+            removed, *_ = row
+            return cast(int, removed)
 
         return self._write(run)
 

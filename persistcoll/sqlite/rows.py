@@ -49,7 +49,6 @@ class Rows:
         self._seed = crc32(store_id)
         self._path = database.path
         self._sql = sql
-        self._append = sql.insert_ready
         self._seal = seal
         self._unseal = unseal
 
@@ -60,8 +59,9 @@ class Rows:
         """A ready row."""
         if self._seal is not None:
             payload = self._seal(payload, id)
-        refuse_too_large(payload)
-        execute(self._append, (id, 0, None, time, 0, self._checksum(id, payload), payload))
+        if len(payload) > _LARGEST:
+            refuse_too_large(payload)
+        execute(self._sql.insert_ready, (id, 0, None, time, 0, self._checksum(id, payload), payload))
 
     def append_many(
         self,
@@ -77,15 +77,17 @@ class Rows:
                 data = self._seal(payload, id)
             refuse_too_large(data)
             rows.append((id, priority, key, time, 0, self._checksum(id, data), data))
-        executemany(self._append, rows)
+        executemany(self._sql.insert_ready, rows)
 
     def remove(self, execute: Execute, rows: Sequence[Any]) -> None:
         """These ready rows are ready no more: any one, or several that are next."""
         if len(rows) == 1:
-            removed = execute(self._sql.delete_ready, (rows[0][0],)).rowcount
+            ((id, *_),) = rows
+            removed = execute(self._sql.delete_ready, (id,)).rowcount
         else:
             removed = execute(self._sql.delete_first, (len(rows),)).rowcount
-        self.check_found(removed, len(rows))
+        if removed != len(rows):
+            self.check_found(removed, len(rows))
 
     def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
         """The same row with another id, which its seal and its checksum are bound to."""
@@ -113,7 +115,8 @@ class Rows:
         :raise CorruptionError: it is damaged.
         """
         id, priority, _, time, attempts, crc, payload = row
-        whole = type(payload) is bytes and self._checksum(id, payload) == crc
+        # As _checksum(), in a call less.
+        whole = type(payload) is bytes and crc32(payload, (id ^ self._seed) & _MASK) == crc
         if not whole or type(attempts) is not int or not 0 <= attempts < _MASK:
             raise self._damaged(id)
         return Record(id, payload, time, priority, attempts + attempt)
@@ -128,7 +131,9 @@ class Rows:
 
     def check_gone(self, head: Any, id: int | None) -> None:
         """What no look-up finds must not be what comes first. Raises likewise."""
-        self.check_found(head is None or head[0] != id, True)
+        if head is not None:
+            found, *_ = head
+            self.check_found(found != id, True)
 
     def damaged_database(self, what: str) -> Exception:
         """The database's own error for damage."""

@@ -48,9 +48,10 @@ class TableScan:
 
         while rows := self._look(look):
             for row in rows:
-                self._rows.check_order(after, row[0])
+                id, *_ = row
+                self._rows.check_order(after, id)
                 yield self._rows.record(row)
-                after = row[0]
+                after = id
 
     def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
         """The records in these states (none named: in any)."""
@@ -67,7 +68,11 @@ class TableScan:
         """The numbers of this moment."""
 
         def look(execute: Execute, counters: Counters) -> Stats:
-            oldest = execute(self._sql.select_page, (_BEFORE_ALL, counters.last_id, 1)).fetchall()
+            oldest = execute(self._sql.select_page, (_BEFORE_ALL, counters.last_id, 1)).fetchone()
+            age = None
+            if oldest is not None:
+                _, _, _, put_at, *_ = oldest
+                age = max(0.0, time.time() - put_at)
             return Stats(
                 ready=counters.ready,
                 claimed=counters.claimed,
@@ -75,7 +80,7 @@ class TableScan:
                 done=counters.done,
                 failed=counters.failed,
                 dead=counters.dead,
-                oldest_age=max(0.0, time.time() - oldest[0][3]) if oldest else None,
+                oldest_age=age,
                 puts=counters.ready + counters.claimed + counters.delayed + counters.finished,
                 gets=counters.finished,
                 bytes=occupied(),

@@ -118,7 +118,8 @@ def find(execute: Execute, wanted: Registration, path: str) -> int | None:
     if row is None:
         # The index on the names may be damaged: not even an INSERT would notice.
         names = "SELECT count(*) FROM collections NOT INDEXED WHERE name = ?"
-        if execute(names, (wanted.name,)).fetchone()[0]:
+        (count,) = execute(names, (wanted.name,)).fetchone()
+        if count:
             raise CorruptionError(_DAMAGED.format(path), path)
         return None
     number, kind, serializer, version = row
@@ -168,4 +169,5 @@ def register(execute: Execute, wanted: Registration, path: str, may_make: bool =
 def next_holder(execute: Execute) -> int:
     """A number for a holder that no other one ever had. Within a transaction."""
     execute("UPDATE store SET holders = holders + 1")
-    return int(execute("SELECT holders FROM store").fetchone()[0])
+    (number,) = execute("SELECT holders FROM store").fetchone()
+    return int(number)

@@ -66,7 +66,9 @@ class RecordStatements(NamedTuple):
     """The earliest time at which one is due."""
     release: str
     """holder, id -> ready again; the held row is still to be dropped."""
-    finish: Mapping[State, str]
+    finish_done: str
+    finish_failed: str
+    finish_dead: str
     """holder, id, attempts -> done, failed or dead, in nobody's hands."""
     delete_oldest: Mapping[State, str]
     """n -> the n oldest rows of that state are gone."""
@@ -149,6 +151,7 @@ def record_statements(number: int, discipline: Discipline) -> RecordStatements:
         f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload)"
         f" SELECT ?, id, ?, priority, key, time, attempts + 1, crc, payload FROM {ready}"
     )
+    finish = f"UPDATE {held} SET holder = {{}}, until = NULL {one_held} AND attempts = ?"
     create = [
         f"CREATE TABLE {ready} (id INTEGER PRIMARY KEY, {_COLUMNS})",
         # By holder, so that what a dead one held is found without an index of its own, nor what is finished.
@@ -188,10 +191,9 @@ def record_statements(number: int, discipline: Discipline) -> RecordStatements:
         select_due=f"SELECT holder, id, attempts FROM {held} WHERE until <= ? ORDER BY until LIMIT ?",
         select_next_due=f"SELECT min(until) FROM {held} WHERE until IS NOT NULL",
         release=f"INSERT INTO {ready} ({_ROW}) SELECT {_ROW} FROM {held} {one_held}",
-        finish={
-            state: f"UPDATE {held} SET holder = {end}, until = NULL {one_held} AND attempts = ?"
-            for state, end in _FINISHED.items()
-        },
+        finish_done=finish.format(_FINISHED[State.DONE]),
+        finish_failed=finish.format(_FINISHED[State.FAILED]),
+        finish_dead=finish.format(_FINISHED[State.DEAD]),
         delete_oldest={
             state: f"DELETE FROM {held} WHERE holder = {end} AND id <="
             f" (SELECT id FROM {held} WHERE holder = {end} ORDER BY id LIMIT 1 OFFSET ? - 1)"

@@ -33,7 +33,7 @@ class ChangeWatcher:
                 self._connect(self._use)
             assert self.connection is not None
             # What one connection says tells nothing about what another one said.
-            return self._connected, self.connection.execute(DATA_VERSION).fetchone()[0]
+            return self._connected, self.connection.execute(DATA_VERSION).fetchone()
 
     def _use(self, connection: Connection) -> None:
         self.connection = connection
