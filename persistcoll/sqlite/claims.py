@@ -155,7 +155,7 @@ class Claims:
                 self._settle(execute, claim, state)
             return claims
 
-        self._database.write(run, sync, True, self._forget, None, self._timeout)
+        self._database.write(run, sync, after=self._forget, timeout=self._timeout)
 
     def _forget(self, claims: Sequence[Claim]) -> None:
         """They are settled. Idempotent. Another thread may have claimed the same record anew by now."""
@@ -237,7 +237,7 @@ class Claims:
             move = self._send_to_back if to_back else self._return
             return move(execute, claim, until)
 
-        return self._database.write(run, sync, True, lambda _: self._forget((claim,)), None, self._timeout)
+        return self._database.write(run, sync, after=lambda _: self._forget((claim,)), timeout=self._timeout)
 
     def release(self, claims: Sequence[contracts.Claim]) -> int:
         """Ready again, at once; those that are in force."""
@@ -252,7 +252,7 @@ class Claims:
                 self._return(execute, claim, None)
             return len(held)
 
-        return self._database.write(run, False, True, lambda _: self._forget(in_force), None, self._timeout)
+        return self._database.write(run, False, after=lambda _: self._forget(in_force), timeout=self._timeout)
 
     def _spent(self, attempts: int) -> bool:
         limit = self._retry.max_attempts

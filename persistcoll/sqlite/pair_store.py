@@ -159,7 +159,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
                 def run(execute: Execute) -> None:
                     self._set_until(execute, key, name, value, expires)
 
-            self._database.write(run, self._power, False, None, None, self._timeout)
+            self._database.write(run, self._power, single_change=True, timeout=self._timeout)
         elif items:
             self._write(lambda execute: self._set_all(execute, items, expires))
 

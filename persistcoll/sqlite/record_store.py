@@ -90,7 +90,9 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             counters.ready += 1
             return id
 
-        return self._database.write(run, self._power, False, None, deadline, self._timeout)
+        return self._database.write(
+            run, self._power, single_change=True, deadline=deadline, timeout=self._timeout
+        )
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
@@ -119,7 +121,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             counters.ready += more
             return ids
 
-        return self._database.write(run, self._power, True, None, deadline, self._timeout)
+        return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
 
     # Taking.
 
@@ -165,7 +167,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         sync = acknowledge and self._power
         after = None if acknowledge else partial(self._claims.note, claims)
-        taken: tuple[T, Any] = self._database.write(run, sync, True, after, deadline, self._timeout)
+        taken: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
         value, _ = taken
         return value
 
@@ -212,7 +214,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         sync = acknowledge and self._power
         after = None if acknowledge else partial(self._claims.note, claims)
-        taken: tuple[list[T], Any] = self._database.write(run, sync, True, after, deadline, self._timeout)
+        taken: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
         values, _ = taken
         return values
 
