@@ -32,7 +32,7 @@ from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
 from persistcoll.reopening import Reopening
 from persistcoll.serializers import canonical, codec, locate, resolve
-from persistcoll.serializers.base import Seal, decode_error
+from persistcoll.serializers.base import decode_error
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 
 __all__ = ["BaseSQLQueue", "checked_backoff"]
@@ -104,12 +104,6 @@ class BaseSQLQueue(BaseQueue[T]):
         serializer = resolve(serializer)
         located = locate(serializer)
 
-        def seal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).seal
-
-        def unseal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).unseal
-
         # What is put is its payload, without a key or a priority.
         self._bare = not (self._discipline.unique or self._discipline.by_priority)
         self._in_memory = place.file == ":memory:"
@@ -141,14 +135,14 @@ class BaseSQLQueue(BaseQueue[T]):
             serializer=serializer.name,
             executes_code=serializer.executes_code,
             durability=durability,
-            seal_for=seal_for,
-            unseal_for=unseal_for,
         )
         try:
+            bound = codec(serializer, table.store_id)
+            table.seal_with(bound.seal, bound.unseal)
             self._table: RecordStore = table
             super().__init__(
                 self._wait_on(table, maxsize, auto_commit),
-                codec(serializer, table.store_id),
+                bound,
                 description=f"{type(self).__name__} {name!r} in {place.file!r}",
                 read_only=place.read_only,
                 reopening=Reopening(maker, arguments, given),

@@ -21,7 +21,6 @@ from persistcoll.sqlite.pair_store import SQLitePairStore
 from persistcoll.sqlite.read_only import ReadOnlyDatabase
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
-from persistcoll.sqlite.rows import Seal, SealFor
 from persistcoll.sqlite.statements import pair_statements, record_statements
 
 __all__ = ["DatabaseLocation", "open_mapping", "open_table"]
@@ -35,10 +34,6 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 # What lies beside another database.
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
-
-
-def _no_seal(store_id: bytes) -> Seal | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -112,15 +107,11 @@ def open_table(
     serializer: str,
     executes_code: bool,
     durability: Durability,
-    seal_for: SealFor = _no_seal,
-    unseal_for: SealFor = _no_seal,
     clock: Clock | None = None,
 ) -> SQLiteRecordStore:
     """The table of this name, made if it is missing.
 
     :param kind: what the registry calls it; a table is opened only as what it was made.
-    :param seal_for: given the collection's id, what to apply to each payload and its id before writing;
-        ``unseal_for`` undoes it.
     :param clock: instead of the store's own, in tests.
     :raise StoreKindError: the file is not ours, or the name is another kind's.
     :raise SerializerMismatchError: it was made with another serializer.
@@ -131,7 +122,7 @@ def open_table(
     """
 
     def make(collection: Collection) -> SQLiteRecordStore:
-        table = SQLiteRecordStore(collection, discipline, retry, seal_for, unseal_for)
+        table = SQLiteRecordStore(collection, discipline, retry)
         try:
             if retry.resume and not place.read_only:
                 table.resume()

@@ -16,7 +16,7 @@ from persistcoll.sqlite.claims import Claims
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Collection, Handle
-from persistcoll.sqlite.rows import Rows, SealFor
+from persistcoll.sqlite.rows import Rows, Seal
 from persistcoll.sqlite.scan import TableScan
 from persistcoll.sqlite.statements import RecordStatements, record_statements
 from persistcoll.sqlite.unique_keys import UniqueKeys
@@ -37,25 +37,24 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
     slowest_poll = 0.01
 
-    def __init__(
-        self,
-        collection: Collection,
-        discipline: Discipline,
-        retry: ClaimPolicy,
-        seal_for: SealFor,
-        unseal_for: SealFor,
-    ) -> None:
+    def __init__(self, collection: Collection, discipline: Discipline, retry: ClaimPolicy) -> None:
         sql = record_statements(collection.collection_id, discipline)
         self._closing = threading.Lock()
         self._keeps = retry.keep_done > 0
         self._found_empty = False
         self._keys = UniqueKeys(discipline.unique, sql)
         super().__init__(collection, sql)
-        id = self.store_id
-        self._rows = Rows(self._database, sql, id, seal_for(id), unseal_for(id))
+        self._rows = Rows(self._database, sql, self.store_id)
         self._listing = TableScan(self._look, sql, self._rows)
         self._claims = Claims(self, self._rows, self._keys, retry)
         self._users = collection.users
+
+    def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None:
+        """From now on apply ``seal`` to each payload and its id before it is written; ``unseal`` undoes it.
+
+        Not a parameter, because both are made with the collection's id, which is known when it is open.
+        """
+        self._rows.seal, self._rows.unseal = seal, unseal
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         self._claims.release_due(execute)

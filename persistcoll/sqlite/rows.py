@@ -13,10 +13,9 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Cursor, Execute
 from persistcoll.sqlite.statements import RecordStatements
 
-__all__ = ["Rows", "Seal", "SealFor", "refuse_too_large"]
+__all__ = ["Rows", "Seal", "refuse_too_large"]
 
 Seal = Callable[[bytes, int], bytes]
-SealFor = Callable[[bytes], Seal | None]
 _MASK = 0xFFFFFFFF
 # Bytes: SQLite's own limit of a row, which is a thousand million, less some room for the other columns.
 _LARGEST = 10**9 - 10**4
@@ -36,29 +35,25 @@ class Rows:
     has or had. The other columns have none.
 
     :param store_id: of the collection.
+    :ivar seal: what is applied to each payload and its id before it is written; ``None``: nothing.
+    :ivar unseal: what undoes that.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        sql: RecordStatements,
-        store_id: bytes,
-        seal: Seal | None,
-        unseal: Seal | None,
-    ) -> None:
+    seal: Seal | None = None
+    unseal: Seal | None = None
+
+    def __init__(self, database: Database, sql: RecordStatements, store_id: bytes) -> None:
         self._seed = crc32(store_id)
         self._path = database.path
         self._sql = sql
-        self._seal = seal
-        self._unseal = unseal
 
     def _checksum(self, id: int, payload: bytes) -> int:
         return crc32(payload, (id ^ self._seed) & _MASK)
 
     def append(self, execute: Execute, id: int, payload: bytes, time: float) -> None:
         """A ready row."""
-        if self._seal is not None:
-            payload = self._seal(payload, id)
+        if self.seal is not None:
+            payload = self.seal(payload, id)
         if len(payload) > _LARGEST:
             refuse_too_large(payload)
         execute(self._sql.insert_ready, (id, 0, None, time, 0, self._checksum(id, payload), payload))
@@ -73,8 +68,8 @@ class Rows:
         rows = []
         for id, (payload, priority, key) in entries:
             data = payload
-            if self._seal is not None:
-                data = self._seal(payload, id)
+            if self.seal is not None:
+                data = self.seal(payload, id)
             refuse_too_large(data)
             rows.append((id, priority, key, time, 0, self._checksum(id, data), data))
         executemany(self._sql.insert_ready, rows)
@@ -93,16 +88,16 @@ class Rows:
         """The same row with another id, which its seal and its checksum are bound to."""
         old, priority, key, time, attempts, _, _ = row
         payload = self.record(row).payload
-        if self._seal is not None and self._unseal is not None:
-            payload = self._seal(self._unseal(payload, old), id)
+        if self.seal is not None and self.unseal is not None:
+            payload = self.seal(self.unseal(payload, old), id)
         return id, priority, key, time, attempts, self._checksum(id, payload), payload
 
     def replacing(
         self, id: int, holder: int | None, payload: bytes, key: bytes | None
     ) -> tuple[str, tuple[Any, ...]]:
         """The statement that stores another payload for a ready row, or for one that ``holder`` holds."""
-        if self._seal is not None:
-            payload = self._seal(payload, id)
+        if self.seal is not None:
+            payload = self.seal(payload, id)
         refuse_too_large(payload)
         values = (payload, self._checksum(id, payload), key)
         if holder is None:

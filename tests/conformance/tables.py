@@ -19,7 +19,6 @@ from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
-from persistcoll.sqlite.rows import Seal
 from persistcoll.testing import Capabilities, TableFactory
 from tests.conformance.elsewhere import Elsewhere
 
@@ -65,12 +64,6 @@ def open_sqlite(
 ) -> RecordStore:
     """A table in an SQLite file, or in memory."""
 
-    def seal(store_id: bytes) -> Seal | None:
-        return codec(_SIGNED, store_id).seal if sealed else None
-
-    def unseal(store_id: bytes) -> Seal | None:
-        return codec(_SIGNED, store_id).unseal if sealed else None
-
     table = open_table(
         DatabaseLocation(path),
         name=name,
@@ -80,11 +73,13 @@ def open_sqlite(
         serializer="raw",
         executes_code=False,
         durability=durability,
-        seal_for=seal,
-        unseal_for=unseal,
         clock=clock,
     )
-    return cast(RecordStore, _Unsealing(table)) if sealed else table
+    if not sealed:
+        return table
+    bound = codec(_SIGNED, table.store_id)
+    table.seal_with(bound.seal, bound.unseal)
+    return cast(RecordStore, _Unsealing(table))
 
 
 class SQLiteTables:
