@@ -521,7 +521,7 @@ class Database:
                 raise
             add(connection)
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when somebody else has written since."""
         if not SAME[0]:
             follow_fork()
@@ -532,7 +532,7 @@ class Database:
         if self._watcher.lock.is_owned():  # a signal handler's: it looks, and is asked again
             return object()
         try:
-            return self._watcher.version()
+            return self._watcher.change_token()
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
@@ -679,7 +679,7 @@ class Database:
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
         readers = self._readers.connections
-        self._wal_sync.abandon()
+        self._wal_sync.after_fork_in_child()
         self._reset()
         if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)

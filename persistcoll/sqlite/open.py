@@ -124,8 +124,8 @@ def open_table(
     def make(collection: Collection) -> SQLiteRecordStore:
         table = SQLiteRecordStore(collection, discipline, retry)
         try:
-            if retry.resume and not place.read_only:
-                table.resume()
+            if retry.auto_reclaim and not place.read_only:
+                table.reclaim()
         except BaseException:
             table.close()
             raise

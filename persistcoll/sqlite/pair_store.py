@@ -209,7 +209,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         if end is not None:
             counters.lower_next_due(end)
 
-    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+    def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
 
         def run(execute: Execute) -> T:
@@ -217,7 +217,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             row = execute(self._sql.select_end[last]).fetchone()
             if row is None:
                 raise KeyError("the mapping is empty")
-            result = use(self._rows.pair(row, True))
+            result = decode(self._rows.pair(row, True))
             _, key, *_ = row
             if not self._remove(execute, counters, key):
                 # It would be given again and again.
@@ -296,13 +296,13 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         finally:
             self._registry.shut_left()
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         self._check()
-        return self._database.version()
+        return self._database.change_token()
 
     def stats(self) -> Stats:
         return Stats(ready=self.count(), bytes=self._database.source.occupied())
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The database itself follows forks.
         pass

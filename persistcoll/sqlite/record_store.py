@@ -35,7 +35,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     """
 
     # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
-    slowest_poll = 0.01
+    max_poll_interval = 0.01
 
     def __init__(self, collection: Collection, discipline: Discipline, retry: ClaimPolicy) -> None:
         sql = record_statements(collection.collection_id, discipline)
@@ -126,7 +126,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
@@ -155,11 +155,11 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._rows.check_none_left(counters.ready if id is None else 0)
                 self._found_empty = True
                 raise Empty
-            value = use(self._rows.record(row, 1))
+            value = decode(self._rows.record(row, 1))
             if not acknowledge:
                 self._claims.claim(execute, (row,))
             elif self._keeps:
-                self._claims.acknowledge(execute, (row,))
+                self._claims.ack(execute, (row,))
             else:
                 self._remove(execute, counters, (row,))
             return value, (row,)
@@ -173,7 +173,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def take_many(
         self,
         limit: int,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -193,7 +193,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             values: list[T] = []
             for row in rows:
                 try:
-                    values.append(use(self._rows.record(row, 1)))
+                    values.append(decode(self._rows.record(row, 1)))
                 except Exception:
                     if not values:
                         raise
@@ -206,7 +206,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             if not acknowledge:
                 self._claims.claim(execute, rows)
             elif self._keeps:
-                self._claims.acknowledge(execute, rows)
+                self._claims.ack(execute, rows)
             else:
                 self._remove(execute, counters, rows)
             return values, rows
@@ -222,7 +222,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._found_empty = False
 
         def look(execute: Execute, counters: Counters) -> None:
-            if not counters.ready and not self._claims.may_resume():
+            if not counters.ready and not self._claims.may_reclaim():
                 self._found_empty = True
                 raise Empty
 
@@ -239,7 +239,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     # Settling.
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         if self._closed:
             self._check()
         if ids:
@@ -250,26 +250,26 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         if ids:
             self._claims.finish(ids, State.FAILED, self._power)
 
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         self._check()
-        return self._claims.give_back(id, delay, to_back, self._power)
+        return self._claims.nack(id, delay, to_back, self._power)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._check()
         return self._claims.release(claims) if claims else 0
 
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         self._check()
 
         def run(execute: Execute) -> int:
             self._fresh(execute)
-            return self._claims.resume(execute)
+            return self._claims.reclaim(execute)
 
         return self._database.write(run, False, timeout=self._timeout)
 
     # Changing and removing.
 
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         self._check()
 
         def run(execute: Execute) -> bool:
@@ -287,7 +287,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         return self._write(run)
 
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         self._check()
 
         def run(execute: Execute) -> int | None:
@@ -341,11 +341,11 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     # Looking.
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         def look(moment: bool, execute: Execute, counters: Counters) -> T | object:
             row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
-                return use(self._rows.record(row))
+                return decode(self._rows.record(row))
             if counters.ready and not moment:
                 return _UNSURE
             self._rows.check_none_left(counters.ready)
@@ -355,13 +355,13 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         value = self._look(partial(look, False))
         return cast(T, self._look(partial(look, True), True) if value is _UNSURE else value)
 
-    def holds(self, key: bytes) -> bool:
+    def has_active_key(self, key: bytes) -> bool:
         return self._look(lambda execute, _: self._keys.in_force(execute, key))
 
     def records(self) -> Iterator[Record]:
         return self._listing.ready()
 
-    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+    def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
         return self._listing.in_states(*states)
 
     def count(self) -> int:
@@ -373,19 +373,19 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def unfinished(self) -> int:
         return self._look(lambda _, counters: counters.ready + counters.delayed + counters.claimed)
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         self._check()
         # What time brings about is no change of the database: something is due; a holder may have died.
         due = self._counters.next_due_at
         is_due = due is not None and due <= self._now()
-        return self._database.version(), is_due, self._claims.may_resume()
+        return self._database.change_token(), is_due, self._claims.may_reclaim()
 
     def stats(self) -> Stats:
         return self._listing.stats(self._database.source.occupied)
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The database itself follows forks.
-        self._claims.abandon()
+        self._claims.after_fork_in_child()
 
     def close(self) -> None:
         held: list[threading.Lock] = []
@@ -403,5 +403,5 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._warn_if_replaced()
         finally:
             self._closed = True
-            self._claims.abandon()  # where that was interrupted: a holder found dead is resumed
+            self._claims.after_fork_in_child()  # where that was interrupted: a holder found dead is resumed
             self._registry.release(self._users)

@@ -26,7 +26,7 @@ class ChangeWatcher:
         self._connected = 0
         self._connect = connect
 
-    def version(self) -> Any:
+    def change_token(self) -> Any:
         """Differs from an earlier one when somebody else has written since."""
         with self.lock.mutex:
             if self.connection is None:

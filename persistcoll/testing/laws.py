@@ -57,19 +57,19 @@ def whole_or_not_at_all(bench: Bench) -> None:
     demand(store.append_many([], 5) == range(0), "append_many() of nothing gave an id")
     for acknowledge in (False, True):
         for at in (1, 2, 3):
-            use, _ = raising(KeyboardInterrupt(), at)
+            decode, _ = raising(KeyboardInterrupt(), at)
             with refused(KeyboardInterrupt, f"take_many(), interrupted at record {at},", store):
-                store.take_many(5, use, acknowledge)
+                store.take_many(5, decode, acknowledge)
     for wrong in (ids[3], ids[-1] + 1000, 0, -1):
         first = store.take(id_of)
-        with refused(NotClaimedError, f"acknowledge() of a claimed id and of {wrong}", store):
-            store.acknowledge([first, wrong])
-        with refused(NotClaimedError, f"give_back({wrong})", store):
-            store.give_back(wrong)
-        store.give_back(first)
+        with refused(NotClaimedError, f"ack() of a claimed id and of {wrong}", store):
+            store.ack([first, wrong])
+        with refused(NotClaimedError, f"nack({wrong})", store):
+            store.nack(wrong)
+        store.nack(first)
     claimed = [store.take(id_of), store.take(id_of)]
     with contextlib.suppress(NotClaimedError):
-        store.acknowledge([claimed[0], claimed[0]])  # the same one twice: refused, or once
+        store.ack([claimed[0], claimed[0]])  # the same one twice: refused, or once
         store.append(b"in its place")
     demand(store.unfinished() == 5, f"acknowledging an id twice in a call left {state(store)}")
     demand(take_all(store)[:3] == list(ids[2:]), "after errors the records are not where they were")
@@ -90,53 +90,53 @@ def durable_when_returned(bench: Bench) -> None:
     left(numbers(0, 12), "append_many()")
     first = store.take(id_of)
     left(numbers(0, 12), "take()")
-    store.acknowledge([first])
-    left(numbers(1, 12), "acknowledge()")
-    store.give_back(store.take(id_of))
-    left(numbers(1, 12), "give_back()")
+    store.ack([first])
+    left(numbers(1, 12), "ack()")
+    store.nack(store.take(id_of))
+    left(numbers(1, 12), "nack()")
     store.take(id_of, True)
     left(numbers(2, 12), "take() that acknowledges")
     count = len(store.take_many(4, id_of, True))
     left(numbers(2 + count, 12), "take_many() that acknowledges")
-    store.discard()
-    left(numbers(3 + count, 12), "discard()")
+    store.remove()
+    left(numbers(3 + count, 12), "remove()")
     kept = store.take(id_of)
     store.clear()
     left(numbers(3 + count, 4 + count), "clear()")
-    store.acknowledge([kept])
-    left([], "acknowledge()")
+    store.ack([kept])
+    left([], "ack()")
 
 
 @law("S3")
 def used_once_before_it_is_final(bench: Bench) -> None:
-    """take() calls use at most once, before the removal is final; if use raises, the record is
+    """take() calls decode at most once, before the removal is final; if decode raises, the record is
     where it was.
     """
     store = bench.open()
     ids = list(store.append_many(numbers(0, 6)))
     for acknowledge in (False, True):
         for error in (ValueError(), KeyboardInterrupt()):
-            use, seen = raising(error, 1)
-            with refused(type(error), "take() whose use raised", store):
-                store.take(use, acknowledge)
-            demand(seen == ids[:1], f"take() called use with {seen}, not once with {ids[0]}")
-            use, seen = raising(error, 1)
-            with refused(type(error), "take_many() whose use raised at once", store):
-                store.take_many(3, use, acknowledge)
-            demand(seen == ids[:1], f"take_many() called use with {seen}, not once with {ids[0]}")
-        with refused(ValueError, "peek() whose use raised", store):
+            decode, seen = raising(error, 1)
+            with refused(type(error), "take() whose decode raised", store):
+                store.take(decode, acknowledge)
+            demand(seen == ids[:1], f"take() called decode with {seen}, not once with {ids[0]}")
+            decode, seen = raising(error, 1)
+            with refused(type(error), "take_many() whose decode raised at once", store):
+                store.take_many(3, decode, acknowledge)
+            demand(seen == ids[:1], f"take_many() called decode with {seen}, not once with {ids[0]}")
+        with refused(ValueError, "peek() whose decode raised", store):
             store.peek(raising(ValueError(), 1)[0])
-        use, seen = raising(ValueError(), 2)
-        got = store.take_many(3, use, acknowledge)
-        demand(got == ids[:1], f"take_many() whose use raised at its second record gave {got}")
+        decode, seen = raising(ValueError(), 2)
+        got = store.take_many(3, decode, acknowledge)
+        demand(got == ids[:1], f"take_many() whose decode raised at its second record gave {got}")
         demand(len(seen) == len(set(seen)), f"take_many() used a record twice: {seen}")
-        demand(store.peek(id_of) == ids[1], "the record whose use raised is not the next one")
+        demand(store.peek(id_of) == ids[1], "the record whose decode raised is not the next one")
         if not acknowledge:
-            store.give_back(ids[0])
+            store.nack(ids[0])
     if bench.capabilities.crashes:
         during: list[list[bytes]] = []
         store.take(lambda record: during.append(bench.after_the_end(store)), True)
-        demand(during == [numbers(1, 6)], f"while use runs, the record is gone already: {during}")
+        demand(during == [numbers(1, 6)], f"while decode runs, the record is gone already: {during}")
     _claims_tell_what_to_release(store)
 
 
@@ -154,7 +154,7 @@ def _claims_tell_what_to_release(store: QueueStore) -> None:
     again: list[Claim] = []
     store.take(id_of, claims=again)
     demand(store.release(claims) == 0, "release() of earlier claims released the present one")
-    store.acknowledge([again[0][0]])
+    store.ack([again[0][0]])
     demand(store.release(again) == 0, "release() of what is gone counted it")
 
 
@@ -175,7 +175,7 @@ def in_order_and_never_twice(bench: Bench) -> None:
     taken = take_all(store)
     demand(taken == given, f"taken in the order {taken}, put in the order {given}")
     for id in (taken[4], taken[0], taken[5], taken[2]):
-        store.give_back(id)
+        store.nack(id)
     append(1)
     expected = [taken[0], taken[2], taken[4], taken[5], *given[-2:]]
     listed = [record.id for record in store.records()]
@@ -183,12 +183,12 @@ def in_order_and_never_twice(bench: Bench) -> None:
     demand(store.peek(id_of) == expected[0], "peek() is not at the first record")
     some = [*store.take_many(3, id_of), *take_all(store)]
     demand(some == expected, f"{expected} came back as {some}")
-    store.acknowledge(list(reversed(taken)))
+    store.ack(list(reversed(taken)))
     append(2)
-    demand(store.discard(given[-2]) == given[-2], "discard() of a ready record did nothing")
-    demand(store.discard(given[-2]) is None, "discard() found a record that is gone")
-    demand(store.discard(some[-1]) is None, "discard() took a claimed record")
-    demand(store.discard() == given[-3], "discard() did not remove the first one")
+    demand(store.remove(given[-2]) == given[-2], "remove() of a ready record did nothing")
+    demand(store.remove(given[-2]) is None, "remove() found a record that is gone")
+    demand(store.remove(some[-1]) is None, "remove() took a claimed record")
+    demand(store.remove() == given[-3], "remove() did not remove the first one")
     demand(store.clear() == 1, "clear() did not count what it removed")
     append(3)
     store.close()
@@ -231,9 +231,9 @@ def one_taker_each(bench: Bench) -> None:
                     if step % 5:
                         finished.append(id)
                 if step % 5:
-                    store.acknowledge([id])
+                    store.ack([id])
                 else:
-                    store.give_back(id)
+                    store.nack(id)
 
     together(*[take] * takers)
     demand(sorted(finished) == ids, "not every record was taken and acknowledged exactly once")
@@ -245,8 +245,8 @@ def one_taker_each(bench: Bench) -> None:
     demand(state(other) == (numbers(1, 3), 2, 1, 3), f"elsewhere, one of three taken: {state(other)}")
     with contextlib.suppress(LockedError):  # one consumer at a time will do, too
         demand(other.take(id_of) != held, "a claimed record was taken through another store")
-    with refused(NotClaimedError, "acknowledge() of what another store holds", store, other):
-        other.acknowledge([held])
+    with refused(NotClaimedError, "ack() of what another store holds", store, other):
+        other.ack([held])
 
 
 @law("S6")
@@ -286,7 +286,7 @@ def within_capacity(bench: Bench) -> None:
             another.append(b"more", capacity)
     held = store.take(id_of)
     stores[1].append(b"in the room of a claimed one", capacity)
-    store.give_back(held)
+    store.nack(held)
     with refused(Full, "append() to a store that is more than full", *stores):
         stores[1].append(b"more", capacity + 1)
 
@@ -303,7 +303,7 @@ def strangers_by_name(bench: Bench) -> None:
     demand(two.take(lambda record: record.payload) == b"two", "another store's record was taken")
     demand(one.clear() == 2, "clear() did not remove the two that were ready")
     demand(state(two) == ([], 0, 1, 1), f"clear() of one changed the other: {state(two)}")
-    one.acknowledge([held])
+    one.ack([held])
     one.close()
     demand(state(two) == ([], 0, 1, 1), f"closing one changed the other: {state(two)}")
 

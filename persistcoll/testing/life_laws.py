@@ -20,8 +20,8 @@ def reopening_changes_nothing(bench: Bench) -> None:
     ids = list(store.append_many(numbers(0, 9)))
     expected = list(store.records())
     taken = store.take_many(1, id_of) + [store.take(id_of) for _ in range(5)]
-    store.acknowledge([taken[3], taken[0]])
-    store.discard(ids[7])
+    store.ack([taken[3], taken[0]])
+    store.remove(ids[7])
     gone = {ids[0], ids[3], ids[7]}
     expected = [record for record in expected if record.id not in gone]
     for time in range(3):
@@ -33,7 +33,7 @@ def reopening_changes_nothing(bench: Bench) -> None:
         told = store.stats()
         counted = told.ready, told.claimed, told.puts, told.gets
         demand(counted == (6, 0, 9, 3), f"stats() after opening again: {told}")
-        store.give_back(store.take(id_of))
+        store.nack(store.take(id_of))
         store.take(id_of)
     store.close()
     store = bench.open()
@@ -57,17 +57,17 @@ def closed_is_closed(bench: Bench) -> None:
         "append_many of nothing": lambda: store.append_many([]),
         "take": lambda: store.take(id_of),
         "take_many": lambda: store.take_many(2, id_of),
-        "acknowledge": lambda: store.acknowledge([id]),
-        "acknowledge of nothing": lambda: store.acknowledge([]),
-        "give_back": lambda: store.give_back(id),
+        "ack": lambda: store.ack([id]),
+        "acknowledge of nothing": lambda: store.ack([]),
+        "nack": lambda: store.nack(id),
         "peek": lambda: store.peek(id_of),
-        "discard": store.discard,
+        "remove": store.remove,
         "clear": store.clear,
         "records": lambda: list(store.records()),
         "count": store.count,
         "claimed": store.claimed,
         "unfinished": store.unfinished,
-        "version": store.version,
+        "change_token": store.change_token,
         "stats": store.stats,
     }
     for name, call in calls.items():
@@ -87,16 +87,16 @@ def forks_are_harmless(bench: Bench) -> None:
     shared = bench.capabilities.processes
 
     def child() -> None:
-        store.abandon()
-        with refused(NotClaimedError, "acknowledge() of what the parent holds", store):
-            store.acknowledge([held])
+        store.after_fork_in_child()
+        with refused(NotClaimedError, "ack() of what the parent holds", store):
+            store.ack([held])
         store.append(b"of the child")
         count = 5 if shared else 6
         demand(store.count() == count, f"the child counts {store.count()} ready records, not {count}")
         with contextlib.suppress(LockedError):  # the parent is the consumer
             got = store.take(id_of)
             demand(got != held or not shared, "the child took what the parent holds")
-            store.give_back(got)
+            store.nack(got)
         store.close()
         with refused(ClosedError, "append() of a closed store"):
             store.append(b"")
@@ -106,7 +106,7 @@ def forks_are_harmless(bench: Bench) -> None:
     expected = numbers(1, 5) + ([b"of the child"] if shared else [])
     found = state(store)
     demand(found == (expected, len(expected), 1, len(expected) + 1), f"after the child: {found}")
-    store.acknowledge([held])
+    store.ack([held])
     store.append(b"more")
     got = [store.take(lambda record: record.payload) for _ in range(len(expected) + 1)]
     demand(got == [*expected, b"more"], f"after the child the parent took {got}")

@@ -60,10 +60,10 @@ def in_the_order_of_the_keys_coming(bench: MappingBench) -> None:
     demand(mapping.remove(b"c"), "remove() did not find what is there")
     demand(not mapping.remove(b"c"), "remove() found what is not there")
     mapping.set_many([(b"c", b"another name", b"c")])
-    popped = mapping.pop_end(whole), mapping.pop_end(whole, last=False)
+    popped = mapping.pop(whole), mapping.pop(whole, last=False)
     demand(popped == ((b"c", b"another name", b"c"), (b"b", b"B", b"b!")), f"popped {popped}")
     with contextlib.suppress(ValueError):
-        mapping.pop_end(lambda pair: int("no number"))
+        mapping.pop(lambda pair: int("no number"))
     demand(keys_of(mapping) == [b"a", b"d"], f"left are {keys_of(mapping)}")
     found = [pair.key for pair in mapping.scan(b"a", b"d")]
     demand(found == [b"a"], f"scan() from b'a' to before b'd' gave {found}")
@@ -145,7 +145,7 @@ def transactions_are_whole_and_alone(bench: MappingBench) -> None:
         mapping.change(b"c", b"", append(b"!"))
         mapping.change(b"d", b"", lambda present: (None, None))
         mapping.set_many(triples("d", "f"))
-        mapping.pop_end(whole)
+        mapping.pop(whole)
         wanted = [(b"a", b"x"), (b"c", b"c!"), (b"e", b"x"), (b"d", b"d")]
         found = items(look(mapping))
         demand(found == wanted, f"a transaction sees {found}, and did {wanted}")
@@ -245,15 +245,15 @@ def what_has_expired_is_gone(bench: MappingBench) -> None:
     demand(not mapping.remove(b"c"), "remove() found what has expired")
     wanted = [b"long", b"b", b"kept", b"for ever", b"a"]
     demand(keys_of(mapping) == wanted, f"when they have expired there are {keys_of(mapping)}, not {wanted}")
-    demand(mapping.pop_end(whole) == (b"a", b"new", b"new"), "not a new key, but what has expired")
+    demand(mapping.pop(whole) == (b"a", b"new", b"new"), "not a new key, but what has expired")
     mapping.set_many([(b"d", b"new", b"new")])
-    demand(mapping.pop_end(whole) == (b"d", b"new", b"new"), "not a new key, but what has expired")
+    demand(mapping.pop(whole) == (b"d", b"new", b"new"), "not a new key, but what has expired")
     mapping.set_many(triples("short"), 5)
     if bench.capabilities.crashes:
         left = {key for key, _ in bench.after_the_end(mapping)}
         demand(left == {*wanted[:-1], b"short"}, f"a dead process would leave {left}")
     bench.advance(5.5)
-    demand(mapping.pop_end(whole)[0] == b"for ever", "pop_end() gave what has expired")
+    demand(mapping.pop(whole)[0] == b"for ever", "pop() gave what has expired")
     mapping.set_many(triples("short"), 5)
     with mapping.transaction():
         bench.advance(5.5)

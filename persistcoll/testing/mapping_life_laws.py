@@ -39,15 +39,15 @@ def whole_or_not_at_all(bench: MappingBench) -> None:
             with refuses(error, "change() whose change raised", mapping):
                 mapping.change(key, b"", fail)
         for last in (True, False):
-            with refuses(error, "pop_end() whose use raised", mapping):
-                mapping.pop_end(fail, last)
+            with refuses(error, "pop() whose decode raised", mapping):
+                mapping.pop(fail, last)
     mapping.set_many([])
     demand(mapping.get_many([]) == {}, "get_many() of nothing gave something")
     demand(len(look(mapping)) == 3, "set_many() of nothing changed something")
     mapping.clear()
     with contextlib.suppress(KeyError):
-        mapping.pop_end(lambda pair: pair)
-        raise AssertionError("pop_end() of an empty mapping did not raise KeyError")
+        mapping.pop(lambda pair: pair)
+        raise AssertionError("pop() of an empty mapping did not raise KeyError")
 
 
 @mapping_law("S2", "crashes")
@@ -71,8 +71,8 @@ def durable_when_returned(bench: MappingBench) -> None:
     left("remove()", a="a", c="c!", d="d", e="e")
     mapping.change(b"d", b"", lambda present: (None, None))
     left("change() that removes", a="a", c="c!", e="e")
-    mapping.pop_end(whole)
-    left("pop_end()", a="a", c="c!")
+    mapping.pop(whole)
+    left("pop()", a="a", c="c!")
     with mapping.transaction():
         mapping.remove(b"c")
         mapping.set_many(triples("f"))
@@ -84,7 +84,7 @@ def durable_when_returned(bench: MappingBench) -> None:
 
 @mapping_law("S3")
 def used_once(bench: MappingBench) -> None:
-    """What is given to change() and pop_end() is called once, with what is stored."""
+    """What is given to change() and pop() is called once, with what is stored."""
     mapping = bench.open()
     mapping.set_many(triples("a", "b", "c"))
     seen: list[Any] = []
@@ -93,14 +93,14 @@ def used_once(bench: MappingBench) -> None:
         seen.append(present)
         return (b"x", 1) if present is None else (None, 2) if present == b"b" else (present, 3)
 
-    def use(pair: Pair) -> int:
+    def decode(pair: Pair) -> int:
         seen.append(pair)
         return 4
 
     results = [mapping.change(key, b"D", change) for key in (b"a", b"b", b"d", b"b")]
     demand(results == [3, 2, 1, 1], f"change() gave {results}")
-    results = [mapping.pop_end(use), mapping.pop_end(use, last=False)]
-    demand(results == [4, 4], f"pop_end() gave {results}")
+    results = [mapping.pop(decode), mapping.pop(decode, last=False)]
+    demand(results == [4, 4], f"pop() gave {results}")
     wanted = [b"a", b"b", None, None, Pair(b"b", b"D", b"x"), Pair(b"a", b"A", b"a")]
     demand(seen == wanted, f"they were called with {seen}, not {wanted}")
     found = look(mapping)
@@ -163,13 +163,13 @@ def closed_is_closed(bench: MappingBench) -> None:
         "set_many of nothing": lambda: mapping.set_many([]),
         "change": lambda: mapping.change(b"a", b"", append(b"")),
         "remove": lambda: mapping.remove(b"a"),
-        "pop_end": lambda: mapping.pop_end(whole),
+        "pop": lambda: mapping.pop(whole),
         "clear": mapping.clear,
         "count": mapping.count,
         "pairs": lambda: list(mapping.pairs()),
         "scan": lambda: list(mapping.scan(b"", b"z")),
         "transaction": lambda: mapping.transaction().__enter__(),
-        "version": mapping.version,
+        "change_token": mapping.change_token,
         "stats": mapping.stats,
     }
     for name, call in calls.items():
@@ -188,7 +188,7 @@ def forks_are_harmless(bench: MappingBench) -> None:
     mapping.set_many(triples("a", "b", "c"))
 
     def child() -> None:
-        mapping.abandon()
+        mapping.after_fork_in_child()
         demand(keys_of(mapping) == [b"a", b"b", b"c"], "the child does not see what the parent stored")
         mapping.set_many(triples("of the child"))
         with mapping.transaction():

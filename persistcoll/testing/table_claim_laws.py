@@ -43,7 +43,7 @@ def _leases(bench: TableBench) -> None:
         states = {payload: state for payload, (state, _) in standing(each).items()}
         wanted = {b"a": State.CLAIMED, b"b": State.CLAIMED, b"c": State.READY}
         demand(states == wanted, f"before its lease ends: {states}, not {wanted}")
-    demand(other.resume() == 0, "resume() gave back what a living one holds")
+    demand(other.reclaim() == 0, "reclaim() gave back what a living one holds")
     bench.advance(0.25)
     for each in (table, other):
         found = list(each.records())
@@ -65,7 +65,7 @@ _FREE = {b"a": (State.READY, 1), b"b": (State.READY, 1), b"c": (State.READY, 0)}
 
 def _holders(bench: TableBench, resume: bool) -> None:
     # Whoever dies has not given back: there is no back-off.
-    retry = ClaimPolicy(resume=resume, backoff=Backoff(base=1000.0, jitter=0.0))
+    retry = ClaimPolicy(auto_reclaim=resume, backoff=Backoff(base=1000.0, jitter=0.0))
     reopen = partial(bench.open, FIFO, retry, f"held {resume}")
     table = reopen()
     table.append_many([b"a", b"b", b"c"])
@@ -75,7 +75,7 @@ def _holders(bench: TableBench, resume: bool) -> None:
     demand(found == _HELD, f"without a lease, after a long time: {found}, not {_HELD}")
     if bench.capabilities.handles:
         other = reopen()
-        demand(other.resume() == 0, "resume() gave back what a living one holds")
+        demand(other.reclaim() == 0, "reclaim() gave back what a living one holds")
         found = standing(other)
         demand(found == _HELD, f"opened elsewhere: {found}, not {_HELD}")
         other.close()
@@ -96,11 +96,11 @@ def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
     if not resumed:
         found = standing(table)
         demand(found == _HELD, f"{how}, and opened without resuming: {found}, not {_HELD}")
-        count = table.resume()
-        demand(count == 2, f"{how}: resume() gave back {count} records, not 2")
+        count = table.reclaim()
+        demand(count == 2, f"{how}: reclaim() gave back {count} records, not 2")
     found = standing(table)
     demand(found == _FREE, f"{how}: {found}, not {_FREE}")
-    demand(table.resume() == 0, f"{how}: resume() found more the second time")
+    demand(table.reclaim() == 0, f"{how}: reclaim() found more the second time")
     taken = take_all(table)
     demand(len(taken) == 3, f"{how}: of 3 records {taken} can be taken")
 
@@ -112,7 +112,7 @@ def _delays(bench: TableBench) -> None:
     first, second = table.append_many([b"a", b"b"])
     for delay, seconds in ((None, 10.0), (None, 20.0), (5.0, 5.0), (None, 30.0), (None, 30.0), (60.0, 60.0)):
         demand(table.take(id_of) == first, "what was delayed is not in its place")
-        demand(table.give_back(first, delay) == first, "give_back() with a delay gave another id")
+        demand(table.nack(first, delay) == first, "nack() with a delay gave another id")
         bench.advance(seconds - 0.25)
         for each in (table, other):
             states = {payload: state for payload, (state, _) in standing(each).items()}
@@ -124,10 +124,10 @@ def _delays(bench: TableBench) -> None:
             found = [record.id for record in each.records()]
             demand(found == [first, second], f"after a delay of {seconds} s: {found}")
     taken = table.take(id_of)
-    table.give_back(taken, 0.0)
+    table.nack(taken, 0.0)
     demand(table.count() == 2, f"given back without delay: {look(table)}")
-    last = table.give_back(table.take(id_of), 10.0, True)
-    found = [record.id for _, record in table.rows(State.DELAYED)]
+    last = table.nack(table.take(id_of), 10.0, True)
+    found = [record.id for _, record in table.scan(State.DELAYED)]
     demand(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
     bench.advance(10.0)
     got = take_all(table)
@@ -143,18 +143,18 @@ def _seen_at_once(bench: TableBench) -> None:
         "stats()": (lambda table, id: astuple(table.stats())[:6], (1, 0, 0, 0, 0, 0)),
         "peek()": (lambda table, id: table.peek(_payload), b"k"),
         "records()": (lambda table, id: [*map(_payload, table.records())], [b"k"]),
-        "rows()": (lambda table, id: [state for state, _ in table.rows()], [State.READY]),
-        "rows() elsewhere": (lambda table, id: [*table.rows(State.CLAIMED, State.DELAYED)], []),
+        "scan()": (lambda table, id: [state for state, _ in table.scan()], [State.READY]),
+        "scan() elsewhere": (lambda table, id: [*table.scan(State.CLAIMED, State.DELAYED)], []),
         "take()": (lambda table, id: table.take(_payload), b"k"),
         "take() of an id": (lambda table, id: table.take(_payload, id=id), b"k"),
         "take_many()": (lambda table, id: table.take_many(5, _payload), [b"k"]),
-        "discard()": (lambda table, id: table.discard() == id, True),
-        "discard() of an id": (lambda table, id: table.discard(id) == id, True),
+        "remove()": (lambda table, id: table.remove() == id, True),
+        "remove() of an id": (lambda table, id: table.remove(id) == id, True),
         "clear()": (lambda table, id: table.clear(), 1),
         "append()": (lambda table, id: _is_full(lambda: table.append(b"", 1)), True),
         "put()": (lambda table, id: _is_full(lambda: table.put([Entry(b"")], 1)), True),
-        "replace()": (lambda table, id: table.replace(id, b"new", b"l"), True),
-        "holds()": (lambda table, id: table.holds(b"k"), True),
+        "update()": (lambda table, id: table.update(id, b"new", b"l"), True),
+        "has_active_key()": (lambda table, id: table.has_active_key(b"k"), True),
     }
     dead: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
         "count()": (lambda table, id: table.count(), 0),
@@ -162,12 +162,12 @@ def _seen_at_once(bench: TableBench) -> None:
         "unfinished()": (lambda table, id: table.unfinished(), 0),
         "stats()": (lambda table, id: astuple(table.stats())[:6], (0, 0, 0, 0, 0, 1)),
         "records()": (lambda table, id: [*table.records()], []),
-        "rows()": (lambda table, id: [state for state, _ in table.rows(State.DEAD)], [State.DEAD]),
+        "scan()": (lambda table, id: [state for state, _ in table.scan(State.DEAD)], [State.DEAD]),
         "clear()": (lambda table, id: table.clear(), 0),
-        "discard()": (lambda table, id: table.discard(), None),
+        "remove()": (lambda table, id: table.remove(), None),
         "put()": (lambda table, id: table.put(keyed("k")) == [None], False),
-        "replace()": (lambda table, id: table.replace(id, b"new", b"k"), False),
-        "holds()": (lambda table, id: table.holds(b"k"), False),
+        "update()": (lambda table, id: table.update(id, b"new", b"k"), False),
+        "has_active_key()": (lambda table, id: table.has_active_key(b"k"), False),
         "purge()": (lambda table, id: table.purge(State.DEAD), 1),
     }
     for limit, looks in ((None, ready), (1, dead)):
@@ -178,18 +178,18 @@ def _seen_at_once(bench: TableBench) -> None:
                 (id,) = (each or 0 for each in table.put(keyed("k")))
                 table.take(id_of)
                 if delayed and limit is None:
-                    table.give_back(id, 60.0)
+                    table.nack(id, 60.0)
                 bench.advance(60.0)
                 found = call(table, id)
                 demand(found == wanted, f"{name}, first when time has come, gave {found!r}, not {wanted!r}")
                 table.close()
-    table = bench.open(UNIQUE, ClaimPolicy(lease=60.0), "version()")
+    table = bench.open(UNIQUE, ClaimPolicy(lease=60.0), "change_token()")
     table.append(b"")
     table.take(id_of)
-    before = table.version()
+    before = table.change_token()
     bench.advance(60.0)
     # Who waits for a record asks for nothing else.
-    demand(table.version() != before, f"time has come, and version() is still {before!r}")
+    demand(table.change_token() != before, f"time has come, and change_token() is still {before!r}")
 
 
 def _payload(record: Record) -> bytes:
@@ -212,13 +212,13 @@ def keys_in_force(bench: TableBench) -> None:
     key = _Key(table, bench.another(table, UNIQUE, retry))
     key.put()
     key.held("ready")
-    table.give_back(table.take(id_of), 30.0)
+    table.nack(table.take(id_of), 30.0)
     key.held("delayed")
     bench.advance(30.0)
     key.held("delayed, and due")
     id = table.take(id_of)
     key.held("claimed")
-    table.acknowledge([id])
+    table.ack([id])
     key.free("done")
     key.put()
     table.fail([table.take(id_of)])
@@ -227,14 +227,14 @@ def keys_in_force(bench: TableBench) -> None:
     table.take(id_of)
     bench.advance(60.0)
     key.held("its lease ran out")
-    table.give_back(table.take(id_of))
+    table.nack(table.take(id_of))
     key.free("dead")
     key.put()
-    table.give_back(table.take(id_of), to_back=True)
+    table.nack(table.take(id_of), to_back=True)
     key.held("given to the back")
-    table.give_back(table.take(id_of), to_back=True)
+    table.nack(table.take(id_of), to_back=True)
     key.free("dead, given to the back")
-    table.discard(key.put())
+    table.remove(key.put())
     key.free("discarded")
     key.put()
     table.clear()
@@ -248,17 +248,17 @@ def keys_in_force(bench: TableBench) -> None:
         bench.advance(60.0)
     key.free("dead at the end of its lease")
     key.put()
-    table.replace(table.take(id_of), b"claimed, and now of no key")
+    table.update(table.take(id_of), b"claimed, and now of no key")
     key.free("of a record that got none")
     table.clear()
     _replaced(table, key)
     demand(None not in table.put([Entry(b"no key"), Entry(b"no key")]), "what has no key is refused")
-    demand(not table.holds(b""), "what has no key has an empty one")
+    demand(not table.has_active_key(b""), "what has no key has an empty one")
     table.clear()
     empty = _Key(*key.tables, key=b"")
     id = empty.put()
     empty.held("the empty key")
-    table.discard(id)
+    table.remove(id)
     empty.free("the empty key, discarded")
     plain = bench.open(FIFO, retry)
     got = [*plain.put(keyed("a", "a")), *plain.put(keyed("a"))]
@@ -281,47 +281,47 @@ class _Key:
     def held(self, how: str) -> None:
         """It is refused, and what is put with it is not."""
         for table in self.tables:
-            demand(table.holds(self.key), f"{how}: holds() does not know it")
+            demand(table.has_active_key(self.key), f"{how}: has_active_key() does not know it")
             with_it = [Entry(b"new", key=self.key), Entry(b"", key=b"x"), Entry(b"", key=b"x")]
             first, second, third = table.put(with_it)
             demand(first is None, f"{how}: it is not refused")
             demand(second is not None and third is None, f"of two equal ones: {second} and {third}")
-            demand(table.discard(second) == second, "what was put is not ready")
+            demand(table.remove(second) == second, "what was put is not ready")
 
     def free(self, how: str) -> None:
         """It is accepted."""
         for table in self.tables:
-            demand(not table.holds(self.key), f"{how}: holds() says that it is in force")
+            demand(not table.has_active_key(self.key), f"{how}: has_active_key() says that it is in force")
             (id,) = table.put([Entry(b"new", key=self.key)])
             demand(id is not None, f"{how}: it is refused")
-            demand(table.discard(id) == id, "what was put is not ready")
+            demand(table.remove(id) == id, "what was put is not ready")
 
 
 def _replaced(table: RecordStore, old: _Key) -> None:
     """A record that gets another payload, and with it another key."""
     new = _Key(*old.tables, key=b"l")
     id = old.put()
-    demand(table.replace(id, b"new", b"l"), "replace() of a ready record")
+    demand(table.update(id, b"new", b"l"), "update() of a ready record")
     new.held("the key of what was ready and replaced")
     old.free("the key before")
     equal = old.put()
-    demand(table.replace(id, b"newer", b"l"), "replace() by the key that it has")
+    demand(table.update(id, b"newer", b"l"), "update() by the key that it has")
     record = table.take(lambda record: record)
     demand(record.payload == b"newer" and record.id == id, f"{record} is not what was replaced")
     for each, key in ((id, b"k"), (equal, b"l")):
-        with refuses(DuplicateError, "replace() by the key of another record", table):
-            table.replace(each, b"", key)
-    demand(table.discard(equal) == equal, "what is ready cannot be discarded")
-    demand(table.replace(id, b"claimed", b"k"), "replace() of a claimed record")
+        with refuses(DuplicateError, "update() by the key of another record", table):
+            table.update(each, b"", key)
+    demand(table.remove(equal) == equal, "what is ready cannot be discarded")
+    demand(table.update(id, b"claimed", b"k"), "update() of a claimed record")
     old.held("the key of what was claimed and replaced")
     new.free("the key before")
-    table.give_back(id, 10.0)
-    demand(table.replace(id, b"delayed", b"l"), "replace() of a delayed record")
+    table.nack(id, 10.0)
+    demand(table.update(id, b"delayed", b"l"), "update() of a delayed record")
     new.held("the key of what was delayed and replaced")
     old.free("the key before")
-    found = [record.payload for _, record in table.rows(State.DELAYED)]
+    found = [record.payload for _, record in table.scan(State.DELAYED)]
     demand(found == [b"delayed"], f"what was replaced while delayed is {found}")
-    demand(not table.replace(equal, b"", b"k"), "replace() of what is gone")
+    demand(not table.update(equal, b"", b"k"), "update() of what is gone")
 
 
 TABLE_CLAIM_LAWS: tuple[TableLaw, ...] = (what_nobody_holds_is_ready, keys_in_force)

@@ -60,23 +60,23 @@ def whole_or_not_at_all(bench: TableBench) -> None:
         table.put(keyed("more"), 4)
     with refuses(Full, "put() of more than there is room for", table):
         table.put(keyed("ready", "more", "and more"), 5)
-    demand(not table.holds(b"more"), "a put() that raised left a key in force")
+    demand(not table.has_active_key(b"more"), "a put() that raised left a key in force")
     got = table.put(keyed("ready", "gone"), 4)
     demand(got == [None, None], f"put() of what is there already, into a full table, gave {got}")
     demand(table.put([], 4) == [], "put() of nothing gave an id")
     (refused, more) = table.put(keyed("ready", "more"), 5)
     demand(refused is None and more is not None, "put() of one that fits and one that is there already")
     gone, failed, claimed, ready = (table.take(id_of) for _ in range(4))
-    table.acknowledge([gone])
+    table.ack([gone])
     table.fail([failed])
-    table.give_back(ready)
+    table.nack(ready)
     for wrong in (ready, gone, failed, (more or 0) + 1000, 0, -1):
         calls: dict[str, Callable[[], Any]] = {
-            "acknowledge()": partial(table.acknowledge, [claimed, wrong]),
+            "ack()": partial(table.ack, [claimed, wrong]),
             "fail()": partial(table.fail, [claimed, wrong]),
-            "give_back()": partial(table.give_back, wrong),
-            "give_back() with a delay": partial(table.give_back, wrong, 60.0),
-            "give_back() to the back": partial(table.give_back, wrong, to_back=True),
+            "nack()": partial(table.nack, wrong),
+            "nack() with a delay": partial(table.nack, wrong, 60.0),
+            "nack() to the back": partial(table.nack, wrong, to_back=True),
         }
         for name, call in calls.items():
             with refuses(NotClaimedError, f"{name} of {wrong}, which is not claimed,", table):
@@ -87,15 +87,18 @@ def whole_or_not_at_all(bench: TableBench) -> None:
     with refuses(Empty, "take() of what follows the last", table):
         table.take(id_of, id=more, following=True)
     for id in (ready, claimed):
-        with refuses(DuplicateError, "replace() by an equal of another", table):
-            table.replace(id, b"another", b"more")
+        with refuses(DuplicateError, "update() by an equal of another", table):
+            table.update(id, b"another", b"more")
     with refuses(KeyboardInterrupt, "take(), interrupted,", table):
         table.take(raising(KeyboardInterrupt(), 1)[0], True)
     with refuses(KeyboardInterrupt, "take() of an id, interrupted,", table):
         table.take(raising(KeyboardInterrupt(), 1)[0], id=ready)
     with refuses(KeyboardInterrupt, "take_many(), interrupted at its second record,", table):
         table.take_many(2, raising(KeyboardInterrupt(), 2)[0])
-    demand(table.holds(b"claimed") and table.holds(b"more"), "what was refused took a key out of force")
+    demand(
+        table.has_active_key(b"claimed") and table.has_active_key(b"more"),
+        "what was refused took a key out of force",
+    )
 
 
 @table_law("S2", "crashes")
@@ -108,11 +111,11 @@ def durable_when_returned(bench: TableBench) -> None:
     def left(verb: str) -> None:
         wanted = after_the_end(look(table), retry)
         dead = {record.payload for state, record in wanted if state is State.DEAD}
-        keys = {key: table.holds(key) and key not in dead for key in names}
+        keys = {key: table.has_active_key(key) and key not in dead for key in names}
         found = bench.crash(UNIQUE, retry)
         rows = look(found)
         demand(rows == wanted, f"after {verb} a dead process would leave {rows}, not {wanted}")
-        same = {key: found.holds(key) for key in names}
+        same = {key: found.has_active_key(key) for key in names}
         demand(same == keys, f"after {verb} a dead process would leave the keys {same}, not {keys}")
         told, before = found.stats(), table.stats()
         counted = told.puts, told.gets - told.dead
@@ -128,31 +131,31 @@ def durable_when_returned(bench: TableBench) -> None:
     left("take()")
     many = table.take_many(4, id_of)
     left("take_many()")
-    table.acknowledge([one])
-    left("acknowledge()")
+    table.ack([one])
+    left("ack()")
     table.fail([two])
     left("fail()")
-    table.give_back(three, 60.0)
-    left("give_back() with a delay")
-    last = table.give_back(many[0], to_back=True)
-    left("give_back() to the back")
+    table.nack(three, 60.0)
+    left("nack() with a delay")
+    last = table.nack(many[0], to_back=True)
+    left("nack() to the back")
     for id in many[1:]:
-        table.give_back(id)
-    left("give_back()")
-    table.replace(last, b"another")
-    table.replace(three, b"and another")
-    left("replace()")
+        table.nack(id)
+    left("nack()")
+    table.update(last, b"another")
+    table.update(three, b"and another")
+    left("update()")
     for _ in range(table.peek(lambda record: record.attempts), 3):
-        table.give_back(table.take(id_of))
-    left("give_back() again and again")
+        table.nack(table.take(id_of))
+    left("nack() again and again")
     table.take(id_of)
     left("the last attempt")
     table.take(id_of, True)
     left("take() that acknowledges")
-    table.discard()
-    left("discard()")
-    table.discard(last)
-    left("discard() of an id")
+    table.remove()
+    left("remove()")
+    table.remove(last)
+    left("remove() of an id")
     bench.advance(60.0)
     left("the end of a delay")
     table.purge(State.FAILED)
@@ -205,7 +208,7 @@ def within_capacity(bench: TableBench) -> None:
         with refuses(Full, "append() to a full table", *tables):
             mine.append(b"e", capacity)
         demand(mine.put(keyed("a", "d"), capacity) == [None, None], "an entry that is refused needs no room")
-    one.give_back(one.take(id_of), 30.0)
+    one.nack(one.take(id_of), 30.0)
     one.take(id_of)
     other.put(keyed("e", "f"), capacity)
     for seconds in (30.0, 30.0):
@@ -222,31 +225,31 @@ def within_capacity(bench: TableBench) -> None:
 @table_law("S7")
 def strangers_by_name(bench: TableBench) -> None:
     """Tables with different names do not see each other."""
-    retry = ClaimPolicy(lease=60.0, keep_done=10, resume=False)
+    retry = ClaimPolicy(lease=60.0, keep_done=10, auto_reclaim=False)
     one, two = bench.open(UNIQUE, retry, "a"), bench.open(UNIQUE, retry, "b")
     one.put(keyed("x", "y", "z"))
     demand(look(two) == [], f"what was put into one is in the other: {look(two)}")
-    demand(not two.holds(b"x"), "a key of one is in force in the other")
+    demand(not two.has_active_key(b"x"), "a key of one is in force in the other")
     (id,) = two.put(keyed("x"))
     demand(id is not None, "a key of one is refused in the other")
     before = look(two)
 
     def untouched(what: str) -> None:
         demand(look(two) == before, f"{what} of one changed the other: {look(two)}, of {before}")
-        demand(two.holds(b"x"), f"{what} of one took a key of the other out of force")
+        demand(two.has_active_key(b"x"), f"{what} of one took a key of the other out of force")
 
     held = [one.take(id_of) for _ in range(3)]
     untouched("take()")
     only = next(id for id in held if id not in {record.id for _, record in before})
-    for verb in (two.acknowledge, two.fail):
+    for verb in (two.ack, two.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, two):
             verb([only])
     with refuses(Empty, "take() of another table's record", one, two):
         two.take(id_of, id=only)
-    demand(not two.replace(only, b""), "replace() of another table's record")
-    one.acknowledge(held[:1])
+    demand(not two.update(only, b""), "update() of another table's record")
+    one.ack(held[:1])
     one.fail(held[1:2])
-    untouched("acknowledge() and fail()")
+    untouched("ack() and fail()")
     taken = two.take(lambda record: record)
     demand(taken.payload == b"x", f"{taken} is another table's")
     two.fail([taken.id])
@@ -260,12 +263,12 @@ def strangers_by_name(bench: TableBench) -> None:
     untouched("clear()")
     one.close()
     one = bench.open(UNIQUE, retry, "a")
-    demand(two.resume() == 0, "resume() of one gave back what was claimed in the other")
-    demand(one.resume() == 1, "resume() did not find what a closed table left claimed")
-    untouched("resume()")
+    demand(two.reclaim() == 0, "reclaim() of one gave back what was claimed in the other")
+    demand(one.reclaim() == 1, "reclaim() did not find what a closed table left claimed")
+    untouched("reclaim()")
     two.take(id_of)
     before = look(two)
-    one.give_back(one.take(id_of), to_back=True)
+    one.nack(one.take(id_of), to_back=True)
     one.close()
     untouched("close()")
 

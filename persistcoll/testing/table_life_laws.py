@@ -36,24 +36,24 @@ def reopening_changes_nothing(bench: TableBench) -> None:
     """
     for discipline in DISCIPLINES:
         _reopened(bench, discipline, ClaimPolicy(max_attempts=3, keep_done=10))
-        _reopened(bench, discipline, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
+        _reopened(bench, discipline, ClaimPolicy(lease=1000.0, keep_done=10, auto_reclaim=False))
 
 
 def _reopened(bench: TableBench, discipline: Discipline, retry: ClaimPolicy) -> None:
-    reopen = partial(bench.open, discipline, retry, f"{discipline.name} {retry.resume}")
+    reopen = partial(bench.open, discipline, retry, f"{discipline.name} {retry.auto_reclaim}")
     table = reopen()
     table.put(entries(*"abcdefg"))
     bench.advance(1.0)
     done, failed, delayed, back = (table.take(id_of) for _ in range(4))
-    table.acknowledge([done])
+    table.ack([done])
     table.fail([failed])
-    table.give_back(delayed, 100.0)
-    table.give_back(back, to_back=True)
-    table.give_back(table.take(id_of))
+    table.nack(delayed, 100.0)
+    table.nack(back, to_back=True)
+    table.nack(table.take(id_of))
     if discipline.unique:
         table.put(keyed("k", "l"))
         (_, id) = [record.id for record in table.records() if record.payload in (b"k", b"l")]
-        table.replace(id, b"new", b"n")
+        table.update(id, b"new", b"n")
     numbers = table.stats()
     for time in range(2, 5):
         table.take_many(1, id_of)
@@ -63,16 +63,16 @@ def _reopened(bench: TableBench, discipline: Discipline, retry: ClaimPolicy) -> 
         found = look(table)
         demand(found == rows, f"opened for the {time}. time: {found}, not {rows}")
         if discipline.unique:
-            keys = [table.holds(key) for key in (b"k", b"l", b"n")]
+            keys = [table.has_active_key(key) for key in (b"k", b"l", b"n")]
             demand(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys in force")
         told = table.stats()
         counted = (told.puts, told.gets), (numbers.puts, numbers.gets)
         dead = told.dead - numbers.dead
         demand(told.puts == numbers.puts and told.gets == numbers.gets + dead, f"puts and gets: {counted}")
     held = table.claimed()
-    demand(held == (0 if retry.resume else 3), f"{held} are still claimed, of 3")
-    count = table.resume()
-    demand(count == held, f"resume() gave back {count} of {held} records")
+    demand(held == (0 if retry.auto_reclaim else 3), f"{held} are still claimed, of 3")
+    count = table.reclaim()
+    demand(count == held, f"reclaim() gave back {count} of {held} records")
     bench.advance(100.0)
     wanted = [record.id for record in order(list(table.records()), discipline)]
     demand(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
@@ -87,7 +87,7 @@ def closed_is_closed(bench: TableBench) -> None:
     table = bench.open(UNIQUE, retry)
     (first, *_) = table.put(keyed("a", "b", "c"))
     id = table.take(id_of)
-    reading = table.rows()
+    reading = table.scan()
     next(reading)
     before = standing(table)
     table.close()
@@ -101,26 +101,26 @@ def closed_is_closed(bench: TableBench) -> None:
         "take": lambda: table.take(id_of),
         "take of an id": lambda: table.take(id_of, id=id + 1),
         "take_many": lambda: table.take_many(2, id_of),
-        "acknowledge": lambda: table.acknowledge([id]),
+        "ack": lambda: table.ack([id]),
         "fail": lambda: table.fail([id]),
         "fail of nothing": lambda: table.fail([]),
-        "give_back": lambda: table.give_back(id),
-        "give_back with a delay": lambda: table.give_back(id, 1.0),
+        "nack": lambda: table.nack(id),
+        "nack with a delay": lambda: table.nack(id, 1.0),
         "peek": lambda: table.peek(id_of),
-        "discard": table.discard,
+        "remove": table.remove,
         "clear": table.clear,
-        "replace": lambda: table.replace(first or 0, b""),
-        "holds": lambda: table.holds(b"b"),
-        "resume": table.resume,
+        "update": lambda: table.update(first or 0, b""),
+        "holds": lambda: table.has_active_key(b"b"),
+        "reclaim": table.reclaim,
         "purge": lambda: table.purge(State.DONE),
         "shrink": table.shrink,
-        "rows": lambda: list(table.rows()),
-        "rows in a state": lambda: list(table.rows(State.READY)),
+        "scan": lambda: list(table.scan()),
+        "scan in a state": lambda: list(table.scan(State.READY)),
         "records": lambda: list(table.records()),
         "count": table.count,
         "claimed": table.claimed,
         "unfinished": table.unfinished,
-        "version": table.version,
+        "change_token": table.change_token,
         "stats": table.stats,
     }
     for name, call in calls.items():
@@ -138,11 +138,11 @@ def forks_are_harmless(bench: TableBench) -> None:
     """A forked child can use the table, and never disturbs its parent."""
     for dies in (True, False):
         _forked(bench, dies, ClaimPolicy(keep_done=10))
-        _forked(bench, dies, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
+        _forked(bench, dies, ClaimPolicy(lease=1000.0, keep_done=10, auto_reclaim=False))
 
 
 def _forked(bench: TableBench, dies: bool, retry: ClaimPolicy) -> None:
-    table = bench.open(UNIQUE, retry, f"{dies} {retry.resume}")
+    table = bench.open(UNIQUE, retry, f"{dies} {retry.auto_reclaim}")
     table.put(keyed(*"abcdef"))
     held = [table.take(id_of), table.take(id_of)]
     expected = standing(table)
@@ -153,36 +153,36 @@ def _forked(bench: TableBench, dies: bool, retry: ClaimPolicy) -> None:
         expected[b"d"] = (State.FAILED, 1)
         expected[b"new"] = (State.READY, 0)
         # What closing gives back and what death leaves are one as soon as somebody resumes.
-        left = int(dies or not retry.resume)
-        count = table.resume()
+        left = int(dies or not retry.auto_reclaim)
+        count = table.reclaim()
         demand(
-            count == left, f"of what the child had claimed, resume() gave back {count} records, not {left}"
+            count == left, f"of what the child had claimed, reclaim() gave back {count} records, not {left}"
         )
         expected[b"e"] = (State.READY, 1)
     found = standing(table)
     demand(found == expected, f"after the child: {found}, not {expected}")
-    table.acknowledge(held[:1])
-    table.give_back(held[1])
+    table.ack(held[:1])
+    table.nack(held[1])
     demand(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
 
 
 def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> None:
-    table.abandon()
-    for verb in (table.acknowledge, table.fail):
+    table.after_fork_in_child()
+    for verb in (table.ack, table.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what the parent holds", table):
             verb(held)
-    with refuses(NotClaimedError, "give_back() of what the parent holds", table):
-        table.give_back(held[0])
+    with refuses(NotClaimedError, "nack() of what the parent holds", table):
+        table.nack(held[0])
     if shared:
-        demand(table.resume() == 0, "the child gave back what the parent holds")
+        demand(table.reclaim() == 0, "the child gave back what the parent holds")
         demand(table.put(keyed("a")) == [None], "what the parent holds is not in force")
     else:
-        table.resume()  # a copy, in which the parent is dead
+        table.reclaim()  # a copy, in which the parent is dead
         table.take_many(2, id_of)
     demand(table.put(keyed("new")) != [None], "what the child put is refused")
     record = table.take(lambda record: record)
     demand(record.payload == b"c", f"the child took {record}")
-    table.acknowledge([record.id])
+    table.ack([record.id])
     table.fail([table.take(id_of)])
     table.take(id_of)
     if not dies:
