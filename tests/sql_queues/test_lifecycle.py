@@ -319,7 +319,7 @@ def test_close_wakes_who_waits(open_queue, kind):
     queue = open_queue(kind, maxsize=1)
     queue.put("a")
     finish = [waiting(lambda: queue.put("b")), waiting(queue.join)]
-    until(lambda: queue._blocking._not_full.listeners and queue._blocking._all_done.listeners)
+    until(lambda: queue._core.not_full.listeners and queue._core.all_done.listeners)
     queue.close()
     for each in finish:
         with pytest.raises(ClosedError):
