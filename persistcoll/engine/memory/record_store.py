@@ -23,9 +23,9 @@ T = TypeVar("T")
 class MemoryRecordStore(RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in memory.
 
-    Closing gives back what this table has claimed (without ``retry.auto_reclaim``: leaves it claimed, by a dead
-    holder); opening another one of the same state goes on. All methods may be called from any thread. Each
-    costs time in proportion to what is stored.
+    Closing gives back what this table has claimed (without ``retry.auto_reclaim``: leaves it claimed, by a
+    dead holder); opening another one of the same state goes on. All methods may be called from any thread.
+    Each costs time in proportion to what is stored.
 
     >>> now = 0.0
     >>> state = MemoryRecordState(clock=lambda: now)
@@ -341,6 +341,16 @@ class MemoryRecordStore(RecordStore):
         with self._state.lock:
             self._settled()
             return len(self._state.select(*IN_FORCE))
+
+    def is_empty(self) -> bool:
+        with self._state.lock:
+            self._settled()
+            return not self._ready()
+
+    def has_unfinished(self) -> bool:
+        with self._state.lock:
+            self._settled()
+            return bool(self._state.select(*IN_FORCE))
 
     def change_token(self) -> object:
         with self._state.lock:
