@@ -57,7 +57,7 @@ class Combiner(Generic[R]):
         self._perform = perform
         self._mutex = threading.Lock()
         self._pending: list[Request] = []
-        self.leading = False
+        self.has_leader = False
         self.users: set[int] = set()
 
     def submit(self, request: R) -> None:
@@ -84,14 +84,14 @@ class Combiner(Generic[R]):
 
     def _submit(self, request: Request) -> None:
         with self._mutex:
-            if self.leading:
+            if self.has_leader:
                 gate = threading.Lock()
                 gate.acquire()
                 # No call in between: a request that has a gate is pending, or was.
                 request.gate = gate
                 self._pending = [*self._pending, request]
             else:
-                self.leading = True
+                self.has_leader = True
                 request.batch = [request]
         if request.gate is not None:
             request.gate.acquire()
@@ -141,7 +141,7 @@ class Combiner(Generic[R]):
                     following[0].to_wake = done
                     following[0].batch = following
                 else:
-                    self.leading = False
+                    self.has_leader = False
         _open_gates(request)
 
 

@@ -26,12 +26,12 @@ from persistcoll.disk.calls import storage_error
 from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.combining import Combiner
 from persistcoll.engine.forks import (
-    FORK_PATIENCE,
-    acquire_noted,
+    FORK_TIMEOUT,
+    acquire_tracked,
     fork_was_seen,
-    patience_left,
-    quiesce_for_forks,
-    quiesce_no_more,
+    register_quiescent,
+    timeout_left,
+    unregister_quiescent,
 )
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
@@ -92,7 +92,7 @@ class Database:
         self._shut = False
         self._reset()
         self._use(source.open())
-        quiesce_for_forks(self)
+        register_quiescent(self)
 
     def _reset(self) -> None:
         self.epoch += 1
@@ -219,7 +219,7 @@ class Database:
             # Alone, which is the rule, there is nobody to combine with. A thread that wants a sync while
             # another one syncs waits, and has one transaction and one sync with all that do: a transaction
             # costs a thread 20 us.
-            if not self._is_writing and not (sync and (self._combiner.leading or self._wal_sync.syncing)):
+            if not self._is_writing and not (sync and (self._combiner.has_leader or self._wal_sync.syncing)):
                 with self._lock.mutex:
                     self._is_writing = True
                     try:
@@ -579,7 +579,7 @@ class Database:
             me == self._transaction.owner
             or self._lock.is_owned()
             or self._watcher.lock.is_owned()
-            or me in self._combiner.users
+            or me in self._combiner.active_threads
             or me in self._wal_sync.users
         )
 
@@ -617,7 +617,7 @@ class Database:
             self._disconnect()
         finally:
             release_all(held)
-        quiesce_no_more(self)
+        unregister_quiescent(self)
         return True
 
     def _disconnect(self) -> None:
@@ -629,7 +629,7 @@ class Database:
             try:
                 try:
                     self._watcher.close()
-                    for connection in self._readers.close(FORK_PATIENCE):
+                    for connection in self._readers.close(FORK_TIMEOUT):
                         leak(connection)
                 finally:
                     # Before others may find it closed, and take what they have committed for synced.
@@ -649,7 +649,7 @@ class Database:
         rested = False
         try:
             rested = (
-                acquire_noted(self._transaction.gate, patience, held)
+                acquire_tracked(self._transaction.gate, patience, held)
                 and self._watcher.lock.quiesce(patience, held)
                 and self._lock.quiesce(patience, held)
             )
@@ -661,14 +661,14 @@ class Database:
     # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
     # parent's for its own. So nothing is connected while a process forks; both connect anew.
 
-    def _come_to_rest(self, patience: float) -> bool:
+    def _try_quiesce(self, patience: float) -> bool:
         self._at_rest = self._rest(patience, self._held)
         return self._at_rest
 
     def _before_fork(self) -> None:
         # For a thread that forks within its own operation nobody waits: it does not come to rest.
         if not self._at_rest and not self.used_here():
-            self._come_to_rest(patience_left(FORK_PATIENCE))
+            self._try_quiesce(timeout_left(FORK_TIMEOUT))
         if self._at_rest and self.path != MEMORY:
             self._disconnect()
 

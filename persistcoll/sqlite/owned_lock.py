@@ -3,7 +3,7 @@
 A destructor or a signal handler may run behind any call, in whichever thread. In a thread that is within an
 operation it must wait for no other thread, because that one may be waiting for this thread's mutex. So
 whatever may run there asks :attr:`OwnedLock.is_owned` first, and destructors ask
-:func:`~persistcoll.engine.forks.within_an_operation`.
+:func:`~persistcoll.engine.forks.in_operation`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import cast
 
-from persistcoll.engine.forks import acquire_noted, owned
+from persistcoll.engine.forks import acquire_tracked, owned
 
 __all__ = ["OwnedLock", "release_all"]
 
@@ -39,7 +39,7 @@ class OwnedLock:
         :return: whether it is kept; never where this thread had it before.
         """
         # A lock of either kind has the methods that are called.
-        return not self.is_owned() and acquire_noted(cast(threading.Lock, self.mutex), timeout, held)
+        return not self.is_owned() and acquire_tracked(cast(threading.Lock, self.mutex), timeout, held)
 
 
 def release_all(held: list[threading.Lock]) -> None:

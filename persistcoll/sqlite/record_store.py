@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore
-from persistcoll.engine.forks import acquire_noted
+from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import Empty, Full
 from persistcoll.sqlite.claims import Claims
@@ -390,7 +390,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def close(self) -> None:
         held: list[threading.Lock] = []
         try:
-            if acquire_noted(self._closing, 0.0, held):
+            if acquire_tracked(self._closing, 0.0, held):
                 self._close()  # otherwise another thread closes it, or this one does
         finally:
             if held:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from persistcoll.engine.forks import FORK_PATIENCE, fork_was_seen, quiesce_for_forks, within_an_operation
+from persistcoll.engine.forks import FORK_TIMEOUT, fork_was_seen, in_operation, register_quiescent
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError, StoreReplacedError
 from persistcoll.sqlite.database import REMEDY, UNSEEN, Database
@@ -36,7 +36,7 @@ class Registry:
         self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
         self._left: deque[Database] = deque()
         self._held: list[threading.Lock] = []  # for a fork
-        quiesce_for_forks(self)
+        register_quiescent(self)
 
     def acquire(self, source: DatabaseFile, users: list[Database]) -> Database:
         """The database, noted in ``users`` for :meth:`release` before anything can be interrupted."""
@@ -110,7 +110,7 @@ class Registry:
         By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
         this next; one in a caller's transaction is left to who calls this at its end.
         """
-        while self._left and not within_an_operation():
+        while self._left and not in_operation():
             with self._lock.mutex:
                 for _ in range(len(self._left)):
                     self._shut_first()
@@ -154,7 +154,7 @@ class Registry:
     # A database that is being opened while the process forks would be inherited half open.
 
     def _before_fork(self) -> None:
-        self._lock.quiesce(FORK_PATIENCE, self._held)
+        self._lock.quiesce(FORK_TIMEOUT, self._held)
 
     def _after_fork_in_parent(self) -> None:
         release_all(self._held)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from persistcoll.engine.forks import acquire_noted
+from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver
@@ -67,7 +67,7 @@ class OpenTransaction:
         gate = self.gate
         held: list[threading.Lock] = []
         try:
-            acquire_noted(gate, min(seconds, threading.TIMEOUT_MAX), held)
+            acquire_tracked(gate, min(seconds, threading.TIMEOUT_MAX), held)
         finally:
             if held:
                 gate.release()
@@ -104,7 +104,7 @@ class Transaction(AbstractContextManager[None]):
         if database._lock.is_owned():
             raise StorageError(REENTRANT.format(database.path))
         left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not acquire_noted(database._transaction.gate, left, self._held):
+        if not acquire_tracked(database._transaction.gate, left, self._held):
             raise database._transaction.obstacle().refusal(database.path)
         while True:
             with database._lock.mutex:
