@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from persistcoll.dicts.views import PDictItems, PDictKeys, PDictValues
 from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine import contracts
-from persistcoll.engine.forks import follow_forks, warn_unclosed
+from persistcoll.engine.forks import register_forkable, warn_unclosed
 from persistcoll.errors import DecodeError, EncodeError
 from persistcoll.parameters import K, V
 from persistcoll.reopening import Reopenable, Reopening
@@ -65,7 +65,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         self._set_many = store.set_many
         self._closed = False
         self._inherited = False
-        follow_forks(self)
+        register_forkable(self)
         self._reopen_with(reopening)
 
     # Between objects and bytes.

@@ -49,12 +49,12 @@ class GroupCommit:
     @property
     def users(self) -> Container[int]:
         """The threads within :meth:`commit`."""
-        return self._combiner.users
+        return self._combiner.active_threads
 
     @property
     def syncing(self) -> bool:
         """Whether somebody syncs at this moment, or is about to."""
-        return self._combiner.leading
+        return self._combiner.has_leader
 
     @property
     def is_open(self) -> bool:

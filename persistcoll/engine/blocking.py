@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.contracts import Claim, Select
 from persistcoll.engine.event_count import EventCount, ask
-from persistcoll.engine.forks import within_an_operation
+from persistcoll.engine.forks import in_operation
 from persistcoll.engine.in_flight import ThreadConsumer
 from persistcoll.engine.queue_core import Decode, QueueCore
 from persistcoll.errors import Empty, Full
@@ -216,7 +216,7 @@ class BlockingQueue:
 
     def take_back(self, claims: list[Claim]) -> None:
         """Release claims that nobody will settle, at once unless that might wait for ever."""
-        if within_an_operation():  # a destructor's thread, for which another thread may be waiting
+        if in_operation():  # a destructor's thread, for which another thread may be waiting
             self.core.release_later(claims)
         else:
             self.core.undo(claims)

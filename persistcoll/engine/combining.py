@@ -31,7 +31,7 @@ class Request:
     cut_short = False
     gate: threading.Lock | None = None
     batch: list[Request] | None = None  # given the lead: what to work at
-    begun = ended = False  # that
+    started = finished = False  # that
     performed = False  # by another one
     to_wake: list[Request] | None = None  # by its thread
 
@@ -44,21 +44,21 @@ class Combiner(Generic[R]):
 
     Whatever interrupts one of them, between any two calls, the others go on.
 
-    :param perform: does the work of several requests, in order, and sets their ``failure``. It calls
+    :param execute_batch: does the work of several requests, in order, and sets their ``failure``. It calls
         its second argument when it begins to wait for something else than a processor. A signal handler or a
         destructor may call it within itself, with one request: where this thread has its lock, it fails that
         one before anything is stored.
-    :ivar leading: somebody works.
-    :ivar users: the threads within :meth:`submit`. A destructor that comes in there must not wait for what
+    :ivar has_leader: somebody works.
+    :ivar active_threads: the threads within :meth:`submit`. A destructor that comes in there must not wait for what
         others do here, who may be waiting for its thread.
     """
 
-    def __init__(self, perform: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
-        self._perform = perform
+    def __init__(self, execute_batch: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
+        self._execute_batch = execute_batch
         self._mutex = threading.Lock()
         self._pending: list[Request] = []
-        self.leading = False
-        self.users: set[int] = set()
+        self.has_leader = False
+        self.active_threads: set[int] = set()
 
     def submit(self, request: R) -> None:
         """Return when ``request`` has been performed, by whomever; raise its failure.
@@ -67,42 +67,42 @@ class Combiner(Generic[R]):
         others may be waiting for this thread.
         """
         me = threading.get_ident()
-        if me in self.users:
-            self._perform([request], _nothing)
+        if me in self.active_threads:
+            self._execute_batch([request], _wake_nobody)
         else:
             try:
-                self.users.add(me)
+                self.active_threads.add(me)
                 try:
                     self._submit(request)
                 except BaseException:
                     self._withdraw(request)
                     raise
             finally:
-                self.users.discard(me)
+                self.active_threads.discard(me)
         if request.failure is not None:
             raise request.failure
 
     def _submit(self, request: Request) -> None:
         with self._mutex:
-            if self.leading:
+            if self.has_leader:
                 gate = threading.Lock()
                 gate.acquire()
                 # No call in between: a request that has a gate is pending, or was.
                 request.gate = gate
                 self._pending = [*self._pending, request]
             else:
-                self.leading = True
+                self.has_leader = True
                 request.batch = [request]
         if request.gate is not None:
             request.gate.acquire()
         batch = request.batch
         if batch is not None:
-            request.begun = True
-            self._perform(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # they are all R
-            request.ended = True
+            request.started = True
+            self._execute_batch(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # they are all R
+            request.finished = True
             self._leave(request)
 
-    def _take_back(self, request: Request) -> bool:
+    def _remove_pending(self, request: Request) -> bool:
         """Whether nobody works at it, and now nobody will."""
         with self._mutex:
             if request not in self._pending:
@@ -112,10 +112,10 @@ class Combiner(Generic[R]):
 
     def _withdraw(self, request: Request) -> None:
         """It was interrupted, where else nothing is raised."""
-        if request.gate is not None and not self._take_back(request):
+        if request.gate is not None and not self._remove_pending(request):
             # Another thread works at it, or gives it the lead: only the outcome tells what there is to undo.
             # The wait ends with that, or by another interrupt.
-            while not (request.performed or request.begun or request.batch is not None):
+            while not (request.performed or request.started or request.batch is not None):
                 request.gate.acquire(timeout=_PAUSE)
         self._leave(request)
 
@@ -125,9 +125,9 @@ class Combiner(Generic[R]):
             batch = request.batch
             if batch is not None:
                 following, done = self._pending, batch[1:]
-                if not request.begun:
+                if not request.started:
                     following, done = [*done, *following], []
-                elif not request.ended:
+                elif not request.finished:
                     for other in done:
                         other.cut_short = True
                 for other in done:
@@ -141,11 +141,11 @@ class Combiner(Generic[R]):
                     following[0].to_wake = done
                     following[0].batch = following
                 else:
-                    self.leading = False
+                    self.has_leader = False
         _open_gates(request)
 
 
-def _nothing() -> None:
+def _wake_nobody() -> None:
     """Of those that a leader would let go on there are none."""
 
 

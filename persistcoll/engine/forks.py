@@ -19,51 +19,51 @@ if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
 __all__ = [
-    "FORK_PATIENCE",
+    "FORK_TIMEOUT",
     "Forkable",
     "Nestable",
     "Quiescent",
     "Used",
-    "acquire_noted",
-    "follow_forks",
-    "follow_unseen_fork",
+    "acquire_tracked",
     "fork_was_seen",
-    "note_users",
+    "in_operation",
+    "notice_unseen_fork",
     "owned",
-    "patience_left",
-    "quiesce_for_forks",
-    "quiesce_no_more",
     "read_only_error",
-    "refusal",
-    "used_no_more",
+    "register_forkable",
+    "register_quiescent",
+    "register_used",
+    "timeout_left",
+    "unregister_quiescent",
+    "unregister_used",
+    "unusable_error",
     "warn_unclosed",
-    "within_an_operation",
 ]
 
 T = TypeVar("T")
 
-FORK_PATIENCE = 10.0
+FORK_TIMEOUT = 10.0
 """Seconds that a fork waits for what is being done to end."""
 # Of these, how long something may be kept from others while another thing is waited for, at first.
-_MOMENT = 0.05
+_FIRST_HOLD = 0.05
 
 
 class Forkable(Protocol):
-    """What :func:`follow_forks` follows."""
+    """What :func:`register_forkable` follows."""
 
     def _after_fork(self) -> None:
         """In a forked child, before anything else runs there: let go of what is the parent's."""
 
 
 class Used(Protocol):
-    """What :func:`note_users` notes."""
+    """What :func:`register_used` notes."""
 
     def used_here(self) -> bool:
         """Whether this thread is within an operation of it, so that waiting for it would be for ever."""
 
 
 class Quiescent(Forkable, Used, Protocol):
-    """What :func:`quiesce_for_forks` follows."""
+    """What :func:`register_quiescent` follows."""
 
     def _before_fork(self) -> None:
         """In the parent: come to rest, and stay so."""
@@ -76,7 +76,7 @@ class Quiescent(Forkable, Used, Protocol):
 class Nestable(Quiescent, Protocol):
     """One within whose operations another one may be used."""
 
-    def _come_to_rest(self, patience: float) -> bool:
+    def _try_quiesce(self, timeout: float) -> bool:
         """Ahead of ``_before_fork``: let nobody use it, if within so many seconds nobody does; whether so."""
 
 
@@ -84,7 +84,7 @@ class Nestable(Quiescent, Protocol):
 _open: dict[int, weakref.ref[Forkable]] = {}
 _quiescent: dict[int, weakref.ref[Quiescent]] = {}
 _used: dict[int, weakref.ref[Used]] = {}
-_resting: list[Quiescent] = []
+_quiesced: list[Quiescent] = []
 # One fork at a time: two would let go of what the other one has brought to rest. It knows its owner, however
 # soon behind taking it that one is interrupted.
 _forking = threading.RLock()
@@ -95,7 +95,7 @@ _prepared = False  # Python's hooks have run for the fork under way
 _seen = True  # they had run for the fork that this process came from
 
 
-def follow_forks(container: Forkable) -> None:
+def register_forkable(container: Forkable) -> None:
     """Have ``container._after_fork()`` called in every forked child for as long as it lives."""
     identity = id(container)
     _open[identity] = weakref.ref(container, lambda reference: _forget(identity, reference))
@@ -110,7 +110,7 @@ def _living(references: dict[int, weakref.ref[T]]) -> list[T]:
     return [container for reference in list(references.values()) if (container := reference()) is not None]
 
 
-def _each(calls: Iterable[Callable[[], None]]) -> None:
+def _call_all(calls: Iterable[Callable[[], None]]) -> None:
     """Call all of them, whatever one raises; the interpreter reports the first such error."""
     failure: BaseException | None = None
     for call in calls:
@@ -122,27 +122,27 @@ def _each(calls: Iterable[Callable[[], None]]) -> None:
         raise failure
 
 
-def note_users(container: Used) -> None:
-    """Have :func:`within_an_operation` ask ``container`` for as long as it lives."""
+def register_used(container: Used) -> None:
+    """Have :func:`in_operation` ask ``container`` for as long as it lives."""
     identity = id(container)
     _used[identity] = weakref.ref(container, lambda _: _used.pop(identity, None))
 
 
-def quiesce_for_forks(container: Quiescent) -> None:
-    """As :func:`follow_forks` and :func:`note_users`, and have it come to rest before each fork."""
+def register_quiescent(container: Quiescent) -> None:
+    """As :func:`register_forkable` and :func:`register_used`, and have it come to rest before each fork."""
     identity = id(container)
     _quiescent[identity] = weakref.ref(container, lambda _: _quiescent.pop(identity, None))
-    note_users(container)
-    follow_forks(container)
+    register_used(container)
+    register_forkable(container)
 
 
-def quiesce_no_more(container: Quiescent) -> None:
+def unregister_quiescent(container: Quiescent) -> None:
     """It is shut: there is nothing to bring to rest any more."""
     _quiescent.pop(id(container), None)
-    used_no_more(container)
+    unregister_used(container)
 
 
-def used_no_more(container: Used) -> None:
+def unregister_used(container: Used) -> None:
     """It is shut: nothing is within it any more."""
     _used.pop(id(container), None)
 
@@ -155,7 +155,7 @@ def owned(lock: RLock) -> Callable[[], bool]:
     return lock._is_owned  # type: ignore[attr-defined, no-any-return]
 
 
-def within_an_operation() -> bool:
+def in_operation() -> bool:
     """Whether this thread is within an operation of any container that notes its users.
 
     A destructor may run there, at any moment. It must not wait for another operation, whose thread may be
@@ -164,7 +164,7 @@ def within_an_operation() -> bool:
     return any(container.used_here() for container in _living(_used))
 
 
-def acquire_noted(lock: threading.Lock, timeout: float, held: list[threading.Lock]) -> bool:
+def acquire_tracked(lock: threading.Lock, timeout: float, held: list[threading.Lock]) -> bool:
     """``lock.acquire(timeout=timeout)``, and put among ``held`` if so; whether so.
 
     In one call of C, so that whatever an interrupt comes in behind is known.
@@ -180,23 +180,23 @@ def _before_fork() -> None:
     # The destructor of a forgotten container would wait for what is at rest, here and in the child.
     _collecting = _collecting or gc.isenabled()
     gc.disable()
-    _each(_comings_to_rest())
+    _call_all(_quiesce_steps())
 
 
-def _comings_to_rest() -> Iterator[Callable[[], None]]:
-    yield _rest_together
-    for nestable in _resting.copy():
+def _quiesce_steps() -> Iterator[Callable[[], None]]:
+    yield _quiesce_all
+    for nestable in _quiesced.copy():
         yield nestable._before_fork
     # What opens others comes last, though it was there first: within an operation of one, which is waited
     # for, another one may be opened. Then come those.
-    while awake := [container for container in reversed(_living(_quiescent)) if container not in _resting]:
+    while awake := [container for container in reversed(_living(_quiescent)) if container not in _quiesced]:
         for container in awake:
-            _resting.append(container)  # before: also what fails half way has something to let go of
+            _quiesced.append(container)  # before: also what fails half way has something to let go of
             yield container._before_fork
 
 
-def _rest_together() -> None:
-    """Bring to rest those within whose operations others are used, if it can be done in half of the patience.
+def _quiesce_all() -> None:
+    """Bring to rest those within whose operations others are used, if it can be done in half of the timeout.
 
     For who is within an operation of a late one may be waiting for another one. So while a late one is waited
     for, none is at rest, but for a moment: busy ones are hardly ever free at the same time. The next time it
@@ -204,11 +204,11 @@ def _rest_together() -> None:
     """
     global _waited
     _waited = 0.0
-    deadline = time.monotonic() + FORK_PATIENCE / 2
-    moment = _MOMENT
+    deadline = time.monotonic() + FORK_TIMEOUT / 2
+    moment = _FIRST_HOLD
     late: Nestable | None = None
     order: list[Nestable] = []
-    while (patience := deadline - time.monotonic()) > 0:
+    while (timeout := deadline - time.monotonic()) > 0:
         awake = [container for container in reversed(_living(_quiescent)) if isinstance(container, Nestable)]
         awake = [container for container in awake if not container.used_here()]
         if len(awake) < 2:
@@ -216,35 +216,35 @@ def _rest_together() -> None:
         order = [container for container in order if container in awake]
         order += [container for container in awake if container not in order]
         for container in order:
-            _resting.append(container)
-            if not container._come_to_rest(patience if container is late else moment):
+            _quiesced.append(container)
+            if not container._try_quiesce(timeout if container is late else moment):
                 late = container
                 break
         else:
             return
-        _let_go()
+        _resume_all()
         order.remove(late)
         order.insert(0, late)
         moment *= 2
-    _waited = FORK_PATIENCE / 2
+    _waited = FORK_TIMEOUT / 2
 
 
-def patience_left(patience: float) -> float:
+def timeout_left(timeout: float) -> float:
     """What is left of so many seconds for a container alone, after all were waited for together in vain."""
-    return max(0.0, patience - _waited)
+    return max(0.0, timeout - _waited)
 
 
-def _let_go() -> None:
+def _resume_all() -> None:
     """Of all that is at rest, whatever one raises."""
     failure: BaseException | None = None
-    while _resting:
+    while _quiesced:
         for _ in range(2):  # an interrupt may have cut it short
             try:
-                _resting[-1]._after_fork_in_parent()
+                _quiesced[-1]._after_fork_in_parent()
                 break
             except BaseException as error:
                 failure = failure or error
-        del _resting[-1]
+        del _quiesced[-1]
     if failure is not None:
         raise failure
 
@@ -259,10 +259,10 @@ def _after_fork_in_parent() -> None:
     try:
         with _forking:
             try:
-                _let_go()
+                _resume_all()
             finally:
                 try:
-                    _let_go()
+                    _resume_all()
                 finally:
                     if _collecting:
                         _collecting = False
@@ -274,7 +274,7 @@ def _after_fork_in_parent() -> None:
             pass
 
 
-def follow_unseen_fork() -> None:
+def notice_unseen_fork() -> None:
     """Do what the fork has left undone, in a process whose id is not the one that a container remembers.
 
     Programs that embed Python and C libraries fork without calling Python's hooks: then nothing had come to
@@ -294,9 +294,9 @@ def _after_fork_in_child() -> None:
     _process = os.getpid()
     _prepared, _seen = False, _prepared
     _forking = threading.RLock()
-    _resting.clear()
+    _quiesced.clear()
     try:
-        _each(container._after_fork for container in _living(_open))
+        _call_all(container._after_fork for container in _living(_open))
     finally:
         if _collecting:
             _collecting = False
@@ -310,7 +310,7 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def refusal(trouble: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
+def unusable_error(trouble: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
     """The error for a call on a store in this state: a failure that nothing follows, or closed."""
     if isinstance(trouble, ClosedError):
         return ClosedError(f"the store in {where!r} is closed")

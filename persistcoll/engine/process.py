@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import Any
 
-from persistcoll.engine.forks import follow_unseen_fork
+from persistcoll.engine.forks import notice_unseen_fork
 
 __all__ = ["SAME", "follow_fork"]
 
@@ -55,4 +55,4 @@ if hasattr(os, "register_at_fork"):
 def follow_fork() -> None:
     """Where ``SAME[0]`` is false, before anything else is done: let go of what is the parent's."""
     SAME[0] = 1
-    follow_unseen_fork()
+    notice_unseen_fork()

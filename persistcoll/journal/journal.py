@@ -17,7 +17,7 @@ from persistcoll.disk.calls import (
     storage_error,
 )
 from persistcoll.engine.combining import Combiner, Request
-from persistcoll.engine.forks import owned, refusal
+from persistcoll.engine.forks import owned, unusable_error
 from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
@@ -119,7 +119,7 @@ class Journal:
     def _look(self) -> None:
         tail = self._tail
         if tail.trouble is not None:
-            raise refusal(tail.trouble, self._directory)
+            raise unusable_error(tail.trouble, self._directory)
         try:
             if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up()
@@ -150,7 +150,7 @@ class Journal:
         tail = self._tail
         with self._mutex:
             if tail.trouble is not None:
-                raise refusal(tail.trouble, self._directory)
+                raise unusable_error(tail.trouble, self._directory)
             # The hot path of "process": the bare calls, and nothing that can be left out.
             try:
                 try:
@@ -223,7 +223,7 @@ class Journal:
         with self._mutex:
             if tail.trouble is not None:
                 for request in requests:
-                    request.failure = refusal(tail.trouble, self._directory)
+                    request.failure = unusable_error(tail.trouble, self._directory)
                 return
             try:
                 self._append_locked(requests, waiting)

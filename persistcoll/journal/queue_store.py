@@ -13,11 +13,11 @@ from persistcoll.disk.calls import Disk, open_lasting, storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore
 from persistcoll.engine.forks import (
-    note_users,
+    in_operation,
     owned,
-    refusal,
-    used_no_more,
-    within_an_operation,
+    register_used,
+    unregister_used,
+    unusable_error,
 )
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import Durability, Record, Stats
@@ -88,7 +88,7 @@ class JournalQueueStore(QueueStore):
         self._released = False
         self._forked = False  # opened anew by the next call
         self._make_locks()
-        note_users(self)
+        register_used(self)
         with self._taking:
             self._open()
 
@@ -184,7 +184,7 @@ class JournalQueueStore(QueueStore):
     def _check(self) -> None:
         """With ``_taking`` held: refuse, or open anew in a forked child."""
         if self._trouble is not None:
-            raise refusal(self._trouble, self._path)
+            raise unusable_error(self._trouble, self._path)
         if self._forked:
             self._open()
 
@@ -537,7 +537,7 @@ class JournalQueueStore(QueueStore):
             self._follow_fork()
         if self._takes() or self._appends():
             self._refuse()
-        elif not within_an_operation():
+        elif not in_operation():
             with self._taking:
                 self._close(clean=True)
         elif self._taking.acquire(blocking=False):
@@ -589,7 +589,7 @@ class JournalQueueStore(QueueStore):
         self._lock.close()
         self._observer.close()
         self._released = True
-        used_no_more(self)
+        unregister_used(self)
 
     def after_fork_in_child(self) -> None:
         if self._forked:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn
 from persistcoll.engine.arguments import checked_count, checked_integer
 from persistcoll.engine.blocking import BlockingQueue, deadline_after
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.forks import follow_forks, read_only_error, warn_unclosed
+from persistcoll.engine.forks import read_only_error, register_forkable, warn_unclosed
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Record, Stats
 from persistcoll.errors import DecodeError, Empty, Full
@@ -96,7 +96,7 @@ class BaseQueue(Reopenable, Generic[T]):
         if read_only:
             # On the object, so that those who may write pay nothing for it.
             vars(self).update(dict.fromkeys(self._changing, _refusing(description)))
-        follow_forks(self)
+        register_forkable(self)
         self._reopen_with(reopening)
 
     # Codec.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from persistcoll.engine import contracts
-from persistcoll.engine.forks import within_an_operation
+from persistcoll.engine.forks import in_operation
 from persistcoll.engine.records import ClaimPolicy, State
 from persistcoll.errors import (
     ClosedError,
@@ -368,7 +368,7 @@ class Claims:
             fresh(execute)
             self._give_back_all(execute, holder.number)
 
-        if not self._retry.auto_reclaim or within_an_operation():
+        if not self._retry.auto_reclaim or in_operation():
             holder.abandon()  # whoever finds it dead gives it back
             return
         try:

@@ -27,11 +27,11 @@ from persistcoll.disk.calls import storage_error
 from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.combining import Combiner
 from persistcoll.engine.forks import (
-    FORK_PATIENCE,
-    acquire_noted,
+    FORK_TIMEOUT,
+    acquire_tracked,
     fork_was_seen,
-    quiesce_for_forks,
-    quiesce_no_more,
+    register_quiescent,
+    unregister_quiescent,
 )
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
@@ -81,7 +81,7 @@ class Database(Readable):
         self._shut = False
         self._reset()
         self._use(source.open())
-        quiesce_for_forks(self)
+        register_quiescent(self)
 
     def _reset(self) -> None:
         self.epoch += 1
@@ -212,7 +212,7 @@ class Database(Readable):
             # another one syncs waits, and has one transaction and one sync with all that do: a transaction
             # costs a thread 20 us.
             if self._mutex_owner is None and not (
-                sync and (self._combiner.leading or self._wal_sync.syncing)
+                sync and (self._combiner.has_leader or self._wal_sync.syncing)
             ):
                 # No call before the thread is noted: behind one, a destructor or a signal handler may come.
                 with self._mutex:
@@ -510,7 +510,7 @@ class Database(Readable):
         gate = self._gate
         held: list[threading.Lock] = []
         try:
-            acquire_noted(gate, min(seconds, threading.TIMEOUT_MAX), held)
+            acquire_tracked(gate, min(seconds, threading.TIMEOUT_MAX), held)
         finally:
             if held:
                 gate.release()
@@ -586,7 +586,7 @@ class Database(Readable):
             self._disconnect()
         finally:
             self._go_on(held)
-        quiesce_no_more(self)
+        unregister_quiescent(self)
         return True
 
     def _disconnect(self) -> None:
@@ -598,7 +598,7 @@ class Database(Readable):
             try:
                 try:
                     self._watcher.close()
-                    for connection in self._readers.close(FORK_PATIENCE):
+                    for connection in self._readers.close(FORK_TIMEOUT):
                         leak(connection)
                 finally:
                     # Before others may find it closed, and take what they have committed for synced.

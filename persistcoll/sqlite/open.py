@@ -15,11 +15,11 @@ from typing import TypeVar, cast
 
 from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_link
 from persistcoll.engine.forks import (
-    FORK_PATIENCE,
-    acquire_noted,
+    FORK_TIMEOUT,
+    acquire_tracked,
     fork_was_seen,
-    quiesce_for_forks,
-    within_an_operation,
+    in_operation,
+    register_quiescent,
 )
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
@@ -131,7 +131,7 @@ class _Registry:
         self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
         self._left: deque[Database] = deque()
         self._held: list[threading.Lock] = []  # for a fork
-        quiesce_for_forks(self)
+        register_quiescent(self)
 
     def acquire(self, source: DatabaseFile, users: list[Database]) -> Database:
         """The database, noted in ``users`` for :meth:`release` before anything can be interrupted."""
@@ -216,7 +216,7 @@ class _Registry:
         this next; one in a caller's transaction is left to who calls this at its end.
         """
         me = threading.get_ident()
-        while self._left and not within_an_operation():
+        while self._left and not in_operation():
             with self._mutex:
                 self._user = me
                 try:
@@ -265,7 +265,7 @@ class _Registry:
 
     def _before_fork(self) -> None:
         me = threading.get_ident()
-        if self._user != me and acquire_noted(self._mutex, FORK_PATIENCE, self._held):
+        if self._user != me and acquire_tracked(self._mutex, FORK_TIMEOUT, self._held):
             self._user = me
 
     def _after_fork_in_parent(self) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore
-from persistcoll.engine.forks import acquire_noted
+from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import ClosedError, Empty, Full
 from persistcoll.sqlite.claims import Claims
@@ -441,7 +441,7 @@ class SQLiteRecordStore(RecordStore):
     def close(self) -> None:
         held: list[threading.Lock] = []
         try:
-            if acquire_noted(
+            if acquire_tracked(
                 self._closing, 0.0, held
             ):  # otherwise another one closes it, or this thread does
                 self._close()

@@ -3,7 +3,7 @@
 A destructor may run at any moment: the garbage collector comes in behind any call, in whichever thread. In
 a thread that is within an operation it must wait for no other one, whose thread may be waiting for this
 thread's. So a mutex is taken by `with`, behind which the holder is noted before anything else is called, and
-whoever closes something asks :func:`~persistcoll.engine.forks.within_an_operation` before it waits.
+whoever closes something asks :func:`~persistcoll.engine.forks.in_operation` before it waits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.combining import Combiner
-from persistcoll.engine.forks import FORK_PATIENCE, acquire_noted, patience_left
+from persistcoll.engine.forks import FORK_TIMEOUT, acquire_tracked, timeout_left
 from persistcoll.sqlite.database_file import MEMORY
 from persistcoll.sqlite.watcher import ChangeWatcher
 
@@ -41,7 +41,7 @@ class Restable:
         me = threading.get_ident()
         return (
             me in (self._mutex_owner, self._transaction_owner, self._watcher.user)
-            or me in self._combiner.users
+            or me in self._combiner.active_threads
             or me in self._wal_sync.users
         )
 
@@ -62,9 +62,9 @@ class Restable:
         rested = False
         try:
             rested = (
-                acquire_noted(self._gate, patience, held)
-                and acquire_noted(self._watcher.mutex, patience, held)
-                and acquire_noted(self._mutex, patience, held)
+                acquire_tracked(self._gate, patience, held)
+                and acquire_tracked(self._watcher.mutex, patience, held)
+                and acquire_tracked(self._mutex, patience, held)
             )
             if rested:
                 self._mutex_owner = me
@@ -84,14 +84,14 @@ class Restable:
     # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
     # parent's for its own. So nothing is connected while a process forks; both connect anew.
 
-    def _come_to_rest(self, patience: float) -> bool:
+    def _try_quiesce(self, patience: float) -> bool:
         self._at_rest = self._rest(patience, self._held)
         return self._at_rest
 
     def _before_fork(self) -> None:
         # For a thread that forks within its own operation nobody waits: it does not come to rest.
         if not self._at_rest and not self.used_here():
-            self._come_to_rest(patience_left(FORK_PATIENCE))
+            self._try_quiesce(timeout_left(FORK_TIMEOUT))
         if self._at_rest and self.path != MEMORY:
             self._disconnect()
 

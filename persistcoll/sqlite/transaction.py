@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from persistcoll.engine.forks import acquire_noted
+from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver
@@ -63,7 +63,7 @@ class Transaction(AbstractContextManager[None]):
         if database._mutex_owner == me:
             raise StorageError(REENTRANT.format(database.path))
         left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not acquire_noted(database._gate, left, self._held):
+        if not acquire_tracked(database._gate, left, self._held):
             raise database._obstacle().refusal(database.path)
         while True:
             with database._mutex:

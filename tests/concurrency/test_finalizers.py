@@ -229,7 +229,7 @@ def test_of_a_database_whose_user_waits_for_this_one(tmp_path):
         if not started:
             started.append(waiting(write_both))
             assert inside.wait(10)
-            until(lambda: database._combiner.leading)
+            until(lambda: database._combiner.has_leader)
             gc.collect()
 
     started: list[Any] = []
@@ -269,7 +269,7 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
         table: Any = queue._table
         combiner = table._database._combiner
         combined = combiner._perform
-        monkeypatch.setattr(combiner, "_perform", perform)
+        monkeypatch.setattr(combiner, "_execute_batch", perform)
         finish = waiting(queue.get)
         assert inside.wait(10)
         waiting(lambda: queue.put("b"))()
@@ -345,7 +345,7 @@ def test_the_collector_is_off_while_the_process_forks():
 
         def __init__(self) -> None:
             self.enabled: list[bool] = []
-            forks.quiesce_for_forks(self)
+            forks.register_quiescent(self)
 
         def _note(self) -> None:
             self.enabled.append(gc.isenabled())
@@ -387,8 +387,8 @@ def test_two_threads_fork_at_the_same_time(tmp_path, monkeypatch):
             pass
 
     slow = Slow()
-    forks.quiesce_for_forks(slow)
-    monkeypatch.setattr(opening, "FORK_PATIENCE", 0.01)
+    forks.register_quiescent(slow)
+    monkeypatch.setattr(opening, "FORK_TIMEOUT", 0.01)
     run_threads(*[lambda: in_forked_child(lambda: None)] * 2, timeout=20)
     assert [what for what, _ in log] == ["before", "after"] * 2
     assert log[0][1] == log[1][1] != log[2][1] == log[3][1]

@@ -61,8 +61,8 @@ class Combining:
         for finish in self.others:
             finish()
         waiting(partial(self.combiner.submit, late := Request()))()
-        assert not self.combiner.users
-        assert not self.combiner.leading
+        assert not self.combiner.active_threads
+        assert not self.combiner.has_leader
         for request in self.requests:
             assert self.performed.count(request) <= 1
             if request is not self.requests[interrupted] and not request.cut_short:
@@ -91,7 +91,7 @@ class Combining:
         go_on = threading.Event()
         self.come = lambda: (go_on.wait(10), None)[1]
         self.submitted_by_another(0)
-        until(lambda: self.combiner.leading)
+        until(lambda: self.combiner.has_leader)
         if at == 2:
             self.submitted_by_another(1)
             self.pending(1)
@@ -147,8 +147,8 @@ def test_a_request_within_the_work_on_another_one_is_performed_at_once_and_alone
     combiner = Combiner[Request](perform)
     combiner.submit(outer := Request())
     assert performed == [[outer], [inner]]
-    assert not combiner.leading
-    assert not combiner.users
+    assert not combiner.has_leader
+    assert not combiner.active_threads
 
 
 def test_what_the_work_refuses_within_itself_is_refused_there():

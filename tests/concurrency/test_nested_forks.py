@@ -186,8 +186,8 @@ def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
 
 def test_what_never_comes_to_rest(several, monkeypatch):
     """All are waited for together, then one after the other; the others are at rest."""
-    monkeypatch.setattr(forks, "FORK_PATIENCE", 0.2)
-    monkeypatch.setattr(rest, "FORK_PATIENCE", 0.2)
+    monkeypatch.setattr(forks, "FORK_TIMEOUT", 0.2)
+    monkeypatch.setattr(rest, "FORK_TIMEOUT", 0.2)
     busy, *free = several
     inside, go_on = threading.Event(), threading.Event()
 

@@ -137,7 +137,7 @@ def test_a_fork_waits_for_the_transaction_of_another_thread(queue, serializer, m
 
 def test_a_fork_that_waits_in_vain(queue, serializer, monkeypatch):
     """The thread stays in the middle of its transaction: the child can do nothing, and does no harm."""
-    monkeypatch.setattr(rest, "FORK_PATIENCE", 0.05)
+    monkeypatch.setattr(rest, "FORK_TIMEOUT", 0.05)
     queue.put_many(["a", "b"])
     paused = Paused(queue, serializer)
 
@@ -164,7 +164,7 @@ def test_a_fork_that_waits_in_vain(queue, serializer, monkeypatch):
 @pytest.mark.parametrize("end", ["ends", "closes"])
 def test_a_fork_from_within_a_deserialization(queue, serializer, monkeypatch, end):
     """Within the transaction of the thread that forks, for which nobody waits."""
-    monkeypatch.setattr(rest, "FORK_PATIENCE", 1000)
+    monkeypatch.setattr(rest, "FORK_TIMEOUT", 1000)
     queue.put_many(["a", "b"])
 
     def child() -> None:
