@@ -1,11 +1,12 @@
-"""Combining: many callers, one of whom does the work for all.
+"""Combine the work of many callers, so that one of them does it for all.
 
-While one works, those who come meanwhile wait; when it is done, the first of them does the work of all
-of them. Each one who waits has a gate of its own, so that being woken costs no fight for a common lock.
+While one caller works, those that come meanwhile wait; when it is done, the first of them does the work of
+all of them. This is flat combining (Hendler, Incze, Shavit and Tzafrir, SPAA 2010). Each waiting caller has a
+gate of its own, so that no woken caller fights for a common lock.
 
-Those whose work is done are woken by the next one, when it begins to wait for the device. Woken at once,
-they would run first (one thread runs at a time) and the device would wait for all of them: measured with
-32 threads on two cores, 36 us a put that way and 25 us this way.
+The next leader wakes those whose work is done, when it begins to wait for the device. Woken at once, they
+would run first, because one thread runs at a time, and the device would wait for all of them: with 32 threads
+on two cores a put took 36 us that way and takes 25 us this way (benchmarks: power).
 """
 
 from __future__ import annotations
@@ -22,63 +23,67 @@ _PAUSE = 0.05  # seconds
 class Request:
     """What one caller wants done.
 
-    :ivar failure: set by the thread that did the work: what this caller's ``submit`` raises.
-    :ivar cut_short: that thread was interrupted. How far it came the caller has to know by other means.
+    :ivar failure: set by the thread that does the work: what this caller's ``submit`` raises.
+    :ivar cut_short: an interrupt ended that thread's work. The caller must find out by other means how far
+        the work came.
     """
 
-    # In the class: one of these is made for every item that is put.
+    # Class attributes, because each put of an item makes a request.
     failure: BaseException | None = None
     cut_short = False
     gate: threading.Lock | None = None
-    batch: list[Request] | None = None  # given the lead: what to work at
-    begun = ended = False  # that
-    performed = False  # by another one
-    to_wake: list[Request] | None = None  # by its thread
+    batch: list[Request] | None = None  # what the leader works at; set when this request gets the lead
+    started = finished = False  # the work at `batch`
+    performed = False  # by another leader
+    to_wake: list[Request] | None = None  # for the thread of this request to wake
 
 
 R = TypeVar("R", bound=Request)
 
 
 class Combiner(Generic[R]):
-    """Lets one caller at a time work for all who wait.
+    """Let one caller at a time work for all that wait.
 
-    Whatever interrupts one of them, between any two calls, the others go on.
+    An interrupt may end one of them between any two calls; the others go on.
 
-    :param perform: does the work of several requests, in order, and sets their ``failure``. It calls
+    ``_mutex`` guards ``has_leader``, ``_pending``, and the ``batch``, ``performed`` and ``to_wake`` of every
+    request that waits. Each thread adds and removes only itself in ``active_threads``.
+
+    :param execute_batch: does the work of several requests, in order, and sets their ``failure``. It calls
         its second argument when it begins to wait for something else than a processor. A signal handler or a
-        destructor may call it within itself, with one request: where this thread has its lock, it fails that
-        one before anything is stored.
-    :ivar leading: somebody works.
-    :ivar users: the threads within :meth:`submit`. A destructor that comes in there must not wait for what
-        others do here, who may be waiting for its thread.
+        destructor may call it within itself, with one request: where this thread holds its lock, it fails
+        that request before anything is stored.
+    :ivar has_leader: a caller works.
+    :ivar active_threads: the threads within :meth:`submit`. A destructor that comes in there must not wait
+        for other callers, because they may be waiting for its thread.
     """
 
-    def __init__(self, perform: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
-        self._perform = perform
+    def __init__(self, execute_batch: Callable[[Sequence[R], Callable[[], None]], None]) -> None:
+        self._execute_batch = execute_batch
         self._mutex = threading.Lock()
         self._pending: list[Request] = []
         self.has_leader = False
-        self.users: set[int] = set()
+        self.active_threads: set[int] = set()
 
     def submit(self, request: R) -> None:
-        """Return when ``request`` has been performed, by whomever; raise its failure.
+        """Return when a leader has executed ``request``; raise its failure.
 
-        Within itself, where a signal handler or a destructor may call it, it is performed alone, because the
-        others may be waiting for this thread.
+        A request out of a signal handler or a destructor within another submission of this thread is executed
+        alone, because the other callers may be waiting for this thread.
         """
         me = threading.get_ident()
-        if me in self.users:
-            self._perform([request], _nothing)
+        if me in self.active_threads:
+            self._execute_batch([request], _wake_nobody)
         else:
             try:
-                self.users.add(me)
+                self.active_threads.add(me)
                 try:
                     self._submit(request)
                 except BaseException:
                     self._withdraw(request)
                     raise
             finally:
-                self.users.discard(me)
+                self.active_threads.discard(me)
         if request.failure is not None:
             raise request.failure
 
@@ -87,7 +92,8 @@ class Combiner(Generic[R]):
             if self.has_leader:
                 gate = threading.Lock()
                 gate.acquire()
-                # No call in between: a request that has a gate is pending, or was.
+                # No call between these two assignments, because a request with a gate must be pending, or
+                # have been.
                 request.gate = gate
                 self._pending = [*self._pending, request]
             else:
@@ -97,13 +103,13 @@ class Combiner(Generic[R]):
             request.gate.acquire()
         batch = request.batch
         if batch is not None:
-            request.begun = True
-            self._perform(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # they are all R
-            request.ended = True
+            request.started = True
+            self._execute_batch(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # all are R
+            request.finished = True
             self._leave(request)
 
-    def _take_back(self, request: Request) -> bool:
-        """Whether nobody works at it, and now nobody will."""
+    def _remove_pending(self, request: Request) -> bool:
+        """Keep every leader from ``request``; return ``False`` if one has it already."""
         with self._mutex:
             if request not in self._pending:
                 return False
@@ -111,29 +117,32 @@ class Combiner(Generic[R]):
             return True
 
     def _withdraw(self, request: Request) -> None:
-        """It was interrupted, where else nothing is raised."""
-        if request.gate is not None and not self._take_back(request):
-            # Another thread works at it, or gives it the lead: only the outcome tells what there is to undo.
-            # The wait ends with that, or by another interrupt.
-            while not (request.performed or request.begun or request.batch is not None):
+        """Undo a submission cut short by an interrupt, the only exception that `_submit` can raise."""
+        if request.gate is not None and not self._remove_pending(request):
+            # Another thread works at the request, or gives it the lead: only the outcome tells what there is
+            # to undo. The wait ends with that, or by another interrupt.
+            while not (request.performed or request.started or request.batch is not None):
                 request.gate.acquire(timeout=_PAUSE)
         self._leave(request)
 
     def _leave(self, request: Request) -> None:
-        """Let another one lead, and keep nobody waiting. Where it was cut short it is called again."""
+        """Hand the lead to the next waiting caller and release finished ones.
+
+        Idempotent, because a thread calls it again after an interrupt.
+        """
         with self._mutex:
             batch = request.batch
             if batch is not None:
                 following, done = self._pending, batch[1:]
-                if not request.begun:
+                if not request.started:
                     following, done = [*done, *following], []
-                elif not request.ended:
+                elif not request.finished:
                     for other in done:
                         other.cut_short = True
                 for other in done:
                     other.performed = True
                 to_wake = [*(request.to_wake or ()), *(following[:1] or done)]
-                # No call from here on, behind which an interrupt could come.
+                # No calls below, because an interrupt comes at a call and this hand-over must be atomic.
                 request.to_wake = to_wake
                 request.batch = None
                 self._pending = []
@@ -145,8 +154,8 @@ class Combiner(Generic[R]):
         _open_gates(request)
 
 
-def _nothing() -> None:
-    """Of those that a leader would let go on there are none."""
+def _wake_nobody() -> None:
+    """Stand in for waking callers where a request is executed alone."""
 
 
 def _open_gates(request: Request) -> None:

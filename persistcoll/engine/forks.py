@@ -1,4 +1,4 @@
-"""Open, closed, forked: what every container has in common besides its items."""
+"""Follow forks, and tell what is unusable: what every container has in common besides its items."""
 
 from __future__ import annotations
 
@@ -43,60 +43,60 @@ __all__ = [
 T = TypeVar("T")
 
 FORK_TIMEOUT = 10.0
-"""Seconds that a fork waits for what is being done to end."""
-# Of these, how long something may be kept from others while another thing is waited for, at first.
+"""Seconds that a fork waits for the operations of other threads to end."""
+# For how many of these seconds one container is held, at first, while the fork waits for another one.
 _FIRST_HOLD = 0.05
 
 
 class Forkable(Protocol):
-    """What :func:`register_forkable` follows."""
+    """What :func:`register_forkable` takes."""
 
     def _after_fork(self) -> None:
-        """In a forked child, before anything else runs there: let go of what is the parent's."""
+        """Drop what is the parent's, in a forked child, before anything else runs there."""
 
 
 class Used(Protocol):
-    """What :func:`register_used` notes."""
+    """What :func:`register_used` takes."""
 
     def used_here(self) -> bool:
-        """Whether this thread is within an operation of it, so that waiting for it would be for ever."""
+        """Tell whether this thread is within an operation of it, so that it would wait for itself."""
 
 
 class Quiescent(Forkable, Used, Protocol):
-    """What :func:`register_quiescent` follows."""
+    """What :func:`register_quiescent` takes."""
 
     def _before_fork(self) -> None:
-        """In the parent: come to rest, and stay so."""
+        """Quiesce, in the parent: let no operation run until after the fork."""
 
     def _after_fork_in_parent(self) -> None:
-        """In the parent: go on, if it is at rest."""
+        """Let operations run again, in the parent, if it is quiesced."""
 
 
 @runtime_checkable
 class Nestable(Quiescent, Protocol):
-    """One within whose operations another one may be used."""
+    """A quiescent container within whose operations another one may be used."""
 
-    def _try_quiesce(self, patience: float) -> bool:
-        """Ahead of ``_before_fork``: let nobody use it, if within so many seconds nobody does; whether so."""
+    def _try_quiesce(self, timeout: float) -> bool:
+        """Quiesce ahead of ``_before_fork``, if no operation runs within so many seconds; return whether."""
 
 
-# By identity; a WeakSet is not safe to iterate over if the fork came while it was changing.
+# By identity, because a WeakSet is not safe to iterate over if the fork came while it changed.
 _open: dict[int, weakref.ref[Forkable]] = {}
 _quiescent: dict[int, weakref.ref[Quiescent]] = {}
 _used: dict[int, weakref.ref[Used]] = {}
 _quiesced: list[Quiescent] = []
-# One fork at a time: two would let go of what the other one has brought to rest. It knows its owner, however
-# soon behind taking it that one is interrupted.
+# One fork at a time, because each would resume what the other one has quiesced. The lock knows its owner,
+# however soon after taking it an interrupt ends that thread's call.
 _forking = threading.RLock()
-_collecting = False  # whether the garbage collector is to be switched on again
-_waited = 0.0  # seconds, for all at once
+_collecting = False  # whether to switch the garbage collector on again
+_waited = 0.0  # seconds that a fork has waited for all containers at once
 _process = os.getpid()
 _prepared = False  # Python's hooks have run for the fork under way
 _seen = True  # they had run for the fork that this process came from
 
 
 def register_forkable(container: Forkable) -> None:
-    """Have ``container._after_fork()`` called in every forked child for as long as it lives."""
+    """Call ``container._after_fork()`` in every forked child for as long as the container lives."""
     identity = id(container)
     _open[identity] = weakref.ref(container, lambda reference: _forget(identity, reference))
 
@@ -110,8 +110,8 @@ def _living(references: dict[int, weakref.ref[T]]) -> list[T]:
     return [container for reference in list(references.values()) if (container := reference()) is not None]
 
 
-def _each(calls: Iterable[Callable[[], None]]) -> None:
-    """Call all of them, whatever one raises; the interpreter reports the first such error."""
+def _call_all(calls: Iterable[Callable[[], None]]) -> None:
+    """Call all of them, even if one raises, and raise the first error, which the interpreter reports."""
     failure: BaseException | None = None
     for call in calls:
         try:
@@ -123,13 +123,13 @@ def _each(calls: Iterable[Callable[[], None]]) -> None:
 
 
 def register_used(container: Used) -> None:
-    """Have :func:`in_operation` ask ``container`` for as long as it lives."""
+    """Let :func:`in_operation` ask ``container`` for as long as it lives."""
     identity = id(container)
     _used[identity] = weakref.ref(container, lambda _: _used.pop(identity, None))
 
 
 def register_quiescent(container: Quiescent) -> None:
-    """As :func:`register_forkable` and :func:`register_used`, and have it come to rest before each fork."""
+    """Register it as forkable and used, and quiesce it before each fork."""
     identity = id(container)
     _quiescent[identity] = weakref.ref(container, lambda _: _quiescent.pop(identity, None))
     register_used(container)
@@ -137,37 +137,37 @@ def register_quiescent(container: Quiescent) -> None:
 
 
 def unregister_quiescent(container: Quiescent) -> None:
-    """It is shut: there is nothing to bring to rest any more."""
+    """Quiesce it no more, because it is closed."""
     _quiescent.pop(id(container), None)
     unregister_used(container)
 
 
 def unregister_used(container: Used) -> None:
-    """It is shut: nothing is within it any more."""
+    """Ask it no more, because it is closed and no thread is within it."""
     _used.pop(id(container), None)
 
 
 def owned(lock: RLock) -> Callable[[], bool]:
-    """What tells whether this thread has the lock.
+    """Return a function that tells whether this thread holds the lock.
 
-    The lock knows it from the moment that it is taken, so no signal handler comes in between the two.
+    The lock knows its owner from the moment on that it is taken, so no signal handler comes in between.
     """
     return lock._is_owned  # type: ignore[attr-defined, no-any-return]
 
 
 def in_operation() -> bool:
-    """Whether this thread is within an operation of any container that notes its users.
+    """Tell whether this thread is within an operation of any container that :func:`register_used` knows.
 
-    A destructor may run there, at any moment. It must not wait for another operation, whose thread may be
-    waiting for this one's.
+    A destructor may run there at any moment. It must not wait for another operation, because the thread of
+    that one may be waiting for this thread.
     """
     return any(container.used_here() for container in _living(_used))
 
 
 def acquire_tracked(lock: threading.Lock, timeout: float, held: list[threading.Lock]) -> bool:
-    """``lock.acquire(timeout=timeout)``, and put among ``held`` if so; whether so.
+    """Call ``lock.acquire(timeout=timeout)`` and, if that succeeds, add the lock to ``held``; return whether.
 
-    In one call of C, so that whatever an interrupt comes in behind is known.
+    One call of C does both, so that an interrupt cannot come between them.
     """
     held.extend(compress((lock,), map(lock.acquire, (True,), (timeout,))))
     return lock in held
@@ -177,18 +177,18 @@ def _before_fork() -> None:
     global _collecting, _prepared
     _forking.acquire()
     _prepared = True
-    # The destructor of a forgotten container would wait for what is at rest, here and in the child.
+    # The destructor of a forgotten container would wait for what is quiesced, here and in the child.
     _collecting = _collecting or gc.isenabled()
     gc.disable()
-    _each(_quiesce_steps())
+    _call_all(_quiesce_steps())
 
 
 def _quiesce_steps() -> Iterator[Callable[[], None]]:
     yield _quiesce_all
     for nestable in _quiesced.copy():
         yield nestable._before_fork
-    # What opens others comes last, though it was there first: within an operation of one, which is waited
-    # for, another one may be opened. Then come those.
+    # Quiesce the registry last, because an operation that the fork waits for may still open a database.
+    # Repeat until no new container appears.
     while awake := [container for container in reversed(_living(_quiescent)) if container not in _quiesced]:
         for container in awake:
             _quiesced.append(container)  # before: also what fails half way has something to let go of
@@ -196,19 +196,20 @@ def _quiesce_steps() -> Iterator[Callable[[], None]]:
 
 
 def _quiesce_all() -> None:
-    """Bring to rest those within whose operations others are used, if it can be done in half of the patience.
+    """Quiesce the nestable containers together, if that succeeds within half of the timeout.
 
-    For who is within an operation of a late one may be waiting for another one. So while a late one is waited
-    for, none is at rest, but for a moment: busy ones are hardly ever free at the same time. The next time it
-    comes first, and the moment is longer: thereby they get into the order in which they are used.
+    A thread inside a busy database's operation may need a database that the fork has quiesced already, so
+    holding those while it waits would deadlock. Therefore each is held for a short time only. If one is busy
+    for longer, all are resumed, the busy one comes first in the next round, and the time doubles: the
+    containers get into the order in which the threads use them.
     """
     global _waited
     _waited = 0.0
     deadline = time.monotonic() + FORK_TIMEOUT / 2
-    moment = _FIRST_HOLD
-    late: Nestable | None = None
+    hold = _FIRST_HOLD
+    busy: Nestable | None = None
     order: list[Nestable] = []
-    while (patience := deadline - time.monotonic()) > 0:
+    while (remaining := deadline - time.monotonic()) > 0:
         awake = [container for container in reversed(_living(_quiescent)) if isinstance(container, Nestable)]
         awake = [container for container in awake if not container.used_here()]
         if len(awake) < 2:
@@ -217,28 +218,28 @@ def _quiesce_all() -> None:
         order += [container for container in awake if container not in order]
         for container in order:
             _quiesced.append(container)
-            if not container._try_quiesce(patience if container is late else moment):
-                late = container
+            if not container._try_quiesce(remaining if container is busy else hold):
+                busy = container
                 break
         else:
             return
-        _let_go()
-        order.remove(late)
-        order.insert(0, late)
-        moment *= 2
+        _resume_all()
+        order.remove(busy)
+        order.insert(0, busy)
+        hold *= 2
     _waited = FORK_TIMEOUT / 2
 
 
-def timeout_left(patience: float) -> float:
-    """What is left of so many seconds for a container alone, after all were waited for together in vain."""
-    return max(0.0, patience - _waited)
+def timeout_left(timeout: float) -> float:
+    """Return what is left of so many seconds for one container, after the fork waited for all in vain."""
+    return max(0.0, timeout - _waited)
 
 
-def _let_go() -> None:
-    """Of all that is at rest, whatever one raises."""
+def _resume_all() -> None:
+    """Resume every quiesced container, even if one raises."""
     failure: BaseException | None = None
     while _quiesced:
-        for _ in range(2):  # an interrupt may have cut it short
+        for _ in range(2):  # an interrupt may have cut the first call short
             try:
                 _quiesced[-1]._after_fork_in_parent()
                 break
@@ -250,7 +251,7 @@ def _let_go() -> None:
 
 
 def _interrupt() -> None:
-    """What interrupts a fork is raised where the first function behind it begins: here."""
+    """Give an interrupt that came during the fork a function to come out of: the first one that follows."""
 
 
 def _after_fork_in_parent() -> None:
@@ -259,10 +260,10 @@ def _after_fork_in_parent() -> None:
     try:
         with _forking:
             try:
-                _let_go()
+                _resume_all()
             finally:
                 try:
-                    _let_go()
+                    _resume_all()
                 finally:
                     if _collecting:
                         _collecting = False
@@ -270,22 +271,22 @@ def _after_fork_in_parent() -> None:
     finally:
         try:
             _forking.release()
-        except RuntimeError:  # it was interrupted while it waited for another one's fork
+        except RuntimeError:  # an interrupt came while this thread waited for another one's fork
             pass
 
 
 def notice_unseen_fork() -> None:
-    """Do what the fork has left undone, in a process whose id is not the one that a container remembers.
+    """Do what an unseen fork has left undone, where the process id is not the one that a container remembers.
 
-    Programs that embed Python and C libraries fork without calling Python's hooks: then nothing had come to
-    rest, and the child finds out by its process id at its first call. uWSGI without ``enable-threads`` does.
+    Programs that embed Python, as uWSGI without ``enable-threads``, and C libraries fork without calling
+    Python's hooks: then nothing was quiesced, and the child finds out by its process id at its first call.
     """
     if os.getpid() != _process:
         _after_fork_in_child()
 
 
 def fork_was_seen() -> bool:
-    """Within ``_after_fork``: whether Python's hooks had brought everything to rest, as far as they could."""
+    """Tell, within ``_after_fork``, whether Python's hooks had quiesced everything, as far as they could."""
     return _seen
 
 
@@ -296,7 +297,7 @@ def _after_fork_in_child() -> None:
     _forking = threading.RLock()
     _quiesced.clear()
     try:
-        _each(container._after_fork for container in _living(_open))
+        _call_all(container._after_fork for container in _living(_open))
     finally:
         if _collecting:
             _collecting = False
@@ -310,22 +311,22 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-def unusable_error(trouble: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
-    """The error for a call on a store in this state: a failure that nothing follows, or closed."""
-    if isinstance(trouble, ClosedError):
+def unusable_error(cause: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
+    """Make the error for a call on a store that is closed, or that a failure has made unusable."""
+    if isinstance(cause, ClosedError):
         return ClosedError(f"the store in {where!r} is closed")
-    error = StorageError(f"{trouble}; close the store and open it again", trouble.errno)
-    error.__cause__ = trouble
+    error = StorageError(f"{cause}; close the store and open it again", cause.errno)
+    error.__cause__ = cause
     return error
 
 
 def read_only_error(what: str) -> StorageError:
-    """The error for a call that would change what was opened only to look."""
+    """Make the error for a call that would change what was opened with ``read_only=True``."""
     return StorageError(
         f"{what} was opened with read_only=True, so this is refused; open it without that", errno.EROFS
     )
 
 
 def warn_unclosed(container: object) -> None:
-    """To be called by a destructor that finds its container open."""
+    """Warn of a container that its destructor finds open."""
     warnings.warn(f"unclosed {container!r}", ResourceWarning, stacklevel=3, source=container)

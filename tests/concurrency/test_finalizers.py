@@ -272,8 +272,8 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
         forget(tmp_path)
         table: Any = queue._table
         combiner = table._database._combiner
-        combined = combiner._perform
-        monkeypatch.setattr(combiner, "_perform", perform)
+        combined = combiner._execute_batch
+        monkeypatch.setattr(combiner, "_execute_batch", perform)
         finish = waiting(queue.get)
         assert inside.wait(10)
         waiting(lambda: queue.put("b"))()
