@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import refuse_network
 from persistcoll.engine.forks import read_only_error
-from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
+from persistcoll.errors import StorageError, StoreKindError
 from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, DatabaseFile
@@ -40,14 +40,18 @@ class ReadOnlyDatabase:
 
     From any thread. What is due, because a delay or a lease has ended, is left to a process that writes.
 
+    :param purpose: what the look is for, for messages.
     :param look_through: called with the path, a look and what looks by a connection of its own.
     """
 
     epoch = 0
 
-    def __init__(self, source: DatabaseFile, look_through: Callable[..., Any]) -> None:
+    def __init__(
+        self, source: DatabaseFile, look_through: Callable[..., Any], purpose: str = "look at"
+    ) -> None:
         self.source = source
         self._look_through = look_through
+        self._purpose = purpose
         self.path, self.disk = source.path, source.disk
         self.counters_by_number: dict[int, Counters] = {}
         if os.path.isdir(self.path):
@@ -58,7 +62,7 @@ class ReadOnlyDatabase:
 
         def identify(execute: Execute) -> None:
             if source.first_table(execute) is None:
-                raise StoreMissingError(f"there is nothing to look at: {self.path!r} is empty")
+                raise source.empty(purpose)
             self.store_id = schema.store_id(execute)
             self.now = schema.clock(execute, may_set=False)
 
@@ -69,19 +73,12 @@ class ReadOnlyDatabase:
         """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
         number = self.look(lambda execute: schema.find(execute, wanted, self.path))
         if number is None:
-            raise StoreMissingError(f"there is nothing to look at: {self.path!r} holds no {wanted.name!r}")
+            raise schema.no_collection(wanted.name, self.path, self._purpose)
         return number
 
     def _status(self) -> tuple[int, ...]:
         """Differs from an earlier one when the file has changed since."""
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            raise StoreMissingError(
-                f"there is nothing to look at: {self.path!r} does not exist", errno.ENOENT
-            ) from None
-        except OSError as error:
-            raise storage_error(error, "looking at", self.path) from error
+        found = self.source.existing(self._purpose)
         if not os.access(self.path, os.R_OK):
             raise storage_error(PermissionError(errno.EACCES, ""), "reading", self.path)
         return found.st_ino, found.st_size, found.st_mtime_ns
