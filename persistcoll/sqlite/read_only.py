@@ -5,8 +5,10 @@ interrupt or the removal of the database could leave in a wrong state, and a pro
 writer from removing the log.
 
 SQLite makes a log, and an index for it, for each connection to a database that has none, also for one that
-may only read. So where there is no log the connection takes the file for immutable, and the look is repeated
-if a writer came meanwhile.
+may only read. So where there is no log, or nothing in it, the connection takes the file for immutable, and
+the look is repeated if a writer came meanwhile. Where there is a log, its last writer may close, and so
+remove it, in the microseconds before SQLite looks for it. Then SQLite leaves an empty one, which harms
+nothing and which the next writer removes.
 """
 
 from __future__ import annotations
@@ -77,38 +79,41 @@ class ReadOnlyDatabase:
         return number
 
     def _status(self) -> tuple[int, ...]:
-        """Differs from an earlier one when the file has changed since."""
+        """Differs from an earlier one when the file has changed since; at last, whether there is a log."""
         found = self.source.existing(self._purpose)
         if not os.access(self.path, os.R_OK):
             raise storage_error(PermissionError(errno.EACCES, ""), "reading", self.path)
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_ino, found.st_size, found.st_mtime_ns, self._has_log()
+
+    def _has_log(self) -> bool:
+        return self.source.occupied((LOG,)) > 0
 
     def _look(self, look: Callable[[Execute], T]) -> T:
-        log = self.path + LOG
         for tried in range(_TRIES):
-            before, logged = self._status(), os.path.exists(log)
+            before = self._status()
+            logged = before[-1]
             try:
                 connection = driver.connect_read_only(self.path, self.source.timeout, not logged)
                 with closing(connection):
+                    if logged and not self._has_log():  # as late as can be: SQLite would make one
+                        continue
                     connection.execute(driver.BEGIN_READING)
                     found = look(connection.execute)
             except driver.ERRORS as error:
-                if tried < _TRIES - 1 and self._has_changed(before, logged):
+                if tried < _TRIES - 1 and self._status() != before:
                     time.sleep(_PAUSE)
                     continue
                 if logged and "unable to open" in str(error):
                     raise StorageError(
-                        f"{self.path!r} has a log, {log!r}, and no index for it, which cannot be made by"
-                        " looking: open it once without read_only=True, which takes over what the log holds",
+                        f"{self.path!r} has a log, {self.path + LOG!r}, and no index for it, which cannot be"
+                        " made by looking: open it once without read_only=True, which takes over what the"
+                        " log holds",
                         errno.EROFS,
                     ) from error
                 raise
-            if logged or not self._has_changed(before, logged):
+            if logged or self._status() == before:
                 return found
         raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
-
-    def _has_changed(self, before: tuple[int, ...], logged: bool) -> bool:
-        return os.path.exists(self.path + LOG) != logged or self._status() != before
 
     def look(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
