@@ -62,9 +62,11 @@ class PDict(BaseDict[K, V]):
     :param allow_network_fs: use a network file system.
     :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
         the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
+        nothing is made.
     :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
         something raises :exc:`~persistcoll.StorageError` (``EROFS``).
-    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
+    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
     :raise SerializerMismatchError: the dict was made with another serializer.
@@ -97,13 +99,21 @@ class PDict(BaseDict[K, V]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         given = frozenset(vars(self))
         checked_choice("durability", durability, "power", "process")
         timeout = checked_seconds("timeout", timeout)
         mode = checked_mode(mode)
         place = DatabaseLocation(
-            path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only)
+            path,
+            db_file_name,
+            timeout,
+            trust_directory,
+            allow_network_fs,
+            mode,
+            bool(read_only),
+            bool(create),
         )
         serializer = resolve(serializer)
         self._in_memory = place.file == ":memory:"
@@ -124,6 +134,7 @@ class PDict(BaseDict[K, V]):
             "allow_network_fs": allow_network_fs,
             "mode": mode,
             "read_only": place.read_only,
+            "create": place.create,
         }
         store = open_mapping(
             place,

@@ -56,10 +56,12 @@ class Queue(BaseQueue[T]):
     :param allow_network_fs: use a network file system.
     :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
         the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
+        nothing is made.
     :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
         something raises :exc:`~persistcoll.StorageError` (``EROFS``).
     :raise StoreKindError: there is something else at that path.
-    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
+    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
     :raise SerializerMismatchError: the queue was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: its end is damaged in a way that no crash explains.
@@ -83,6 +85,7 @@ class Queue(BaseQueue[T]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
         _disk: Disk | None = None,
     ) -> None:
         given = frozenset(vars(self))
@@ -106,6 +109,7 @@ class Queue(BaseQueue[T]):
             allow_network_fs=allow_network_fs,
             tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
             mode=checked_mode(mode),
+            create=bool(create),
         )
         arguments = {
             "path": directory,
@@ -119,6 +123,7 @@ class Queue(BaseQueue[T]):
             "allow_network_fs": allow_network_fs,
             "mode": wanted.mode,
             "read_only": bool(read_only),
+            "create": wanted.create,
         }
         self.path = directory
         kind = ReadOnlyQueueStore if read_only else JournalQueueStore

@@ -103,6 +103,7 @@ class BaseSQLQueue(BaseQueue[T]):
         allow_network_fs: bool,
         mode: int | None,
         read_only: bool,
+        create: bool,
         retry: ClaimPolicy,
         maker: type[BaseSQLQueue[Any]],
         own: dict[str, Any],
@@ -116,7 +117,14 @@ class BaseSQLQueue(BaseQueue[T]):
         timeout = checked_seconds("timeout", timeout)
         mode = checked_mode(mode)
         place = DatabaseLocation(
-            path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only)
+            path,
+            db_file_name,
+            timeout,
+            trust_directory,
+            allow_network_fs,
+            mode,
+            bool(read_only),
+            bool(create),
         )
         serializer = resolve(serializer)
         located = locate(serializer)
@@ -141,6 +149,7 @@ class BaseSQLQueue(BaseQueue[T]):
             "allow_network_fs": allow_network_fs,
             "mode": mode,
             "read_only": place.read_only,
+            "create": place.create,
             **own,
         }
         table = open_table(

@@ -34,6 +34,7 @@ class _CommittingQueue(BaseSQLQueue[T]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         super().__init__(
             path,
@@ -48,6 +49,7 @@ class _CommittingQueue(BaseSQLQueue[T]):
             allow_network_fs=allow_network_fs,
             mode=mode,
             read_only=read_only,
+            create=create,
             retry=ClaimPolicy(),
             maker=_CommittingQueue,
             own={},
@@ -88,9 +90,11 @@ class SQLiteQueue(_CommittingQueue[T]):
     :param allow_network_fs: use a network file system.
     :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
         the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
+        nothing is made.
     :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
         something raises :exc:`~persistcoll.StorageError` (``EROFS``).
-    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
+    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
     :raise SerializerMismatchError: the queue was made with another serializer.

@@ -108,6 +108,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         if not auto_commit:
             warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
@@ -148,6 +149,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
             allow_network_fs=allow_network_fs,
             mode=mode,
             read_only=read_only,
+            create=create,
             retry=retry,
             maker=SQLiteAckQueue,
             own=own,

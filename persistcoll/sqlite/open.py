@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 
 from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_link
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
+from persistcoll.errors import StorageError, StoreMissingError
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.claims import sweep
 from persistcoll.sqlite.clock import Clock
@@ -35,6 +36,8 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 # What lies beside another database.
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
+_NOT_WITHIN = "there is no {!r} in {!r} yet, and within a transaction it cannot be made: open it before"
+
 
 @dataclass(frozen=True)
 class DatabaseLocation:
@@ -44,6 +47,7 @@ class DatabaseLocation:
     :param db_file_name: the file's name in the directory; default ``data.db``.
     :param mode: of the files of a new database.
     :param read_only: only look at what is there.
+    :param create: make what is not there, unless ``read_only``.
     :raise ValueError: that is no plain file name, or one of a file that lies beside a database; or the path
         is empty or cannot be one.
     """
@@ -55,6 +59,7 @@ class DatabaseLocation:
     allow_network_fs: bool = False
     mode: int | None = None
     read_only: bool = False
+    create: bool = True
 
     @property
     def file(self) -> str:
@@ -82,8 +87,13 @@ class DatabaseLocation:
 
     def __post_init__(self) -> None:
         checked_path("path", self.path)
-        if self.file == MEMORY and self.read_only:  # `file` refuses what is wrong now
-            raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
+        if self.file == MEMORY:  # `file` refuses what is wrong now
+            if self.read_only:
+                raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
+            if not self.create:
+                raise ValueError(
+                    f"create=False has nothing to open in {MEMORY!r}: what is there is always new"
+                )
 
     @property
     def source(self) -> DatabaseFile:
@@ -94,7 +104,7 @@ class DatabaseLocation:
         if self.file != MEMORY:
             for path in (os.fsdecode(self.path), self._named):
                 refuse_foreign_link(os.path.abspath(path))
-        return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode)
+        return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode, self.create)
 
 
 def open_table(
@@ -113,6 +123,7 @@ def open_table(
 
     :param kind: what the registry calls it; a table is opened only as what it was made.
     :param clock: instead of the store's own, in tests.
+    :raise StoreMissingError: it is missing, and is not to be made.
     :raise StoreKindError: the file is not ours, or the name is another kind's.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
@@ -192,6 +203,8 @@ def _open(
     if executes_code and not place.trust_directory:
         source.refuse_unsafe(wanted.serializer)
     users: list[Database] = []
+    if not (place.create or place.read_only):
+        _refuse_missing(source, wanted)
     try:
         if place.read_only:
             looking = ReadOnlyDatabase(source, DATABASES.look)
@@ -199,7 +212,14 @@ def _open(
             database = cast(Database, looking)  # it has all that a collection asks of one
         else:
             database = DATABASES.acquire(source, users)
-            number = _register(database, wanted, create, place.timeout)
+            refusal: StorageError | None = None
+            if not place.create:
+                refusal = schema.no_collection(wanted.name, source.path, "open")
+            elif database.used_here():
+                # What is made within a transaction could be rolled back with it, and its number be given to
+                # another.
+                refusal = StorageError(_NOT_WITHIN.format(wanted.name, source.path))
+            number = _register(database, wanted, create, refusal, place.timeout)
         power = durability == "power"
         return make(Collection(database, users, DATABASES, number, power, place.timeout, clock))
     except BaseException:
@@ -211,13 +231,11 @@ def _register(
     database: Database,
     wanted: schema.Registration,
     create: Callable[[int], Sequence[str]],
+    refusal: StorageError | None,
     timeout: float,
 ) -> int:
-    # What is made within a transaction could be rolled back with it, and its number be given to another.
-    may_make = not database.used_here()
-
     def run(execute: Execute) -> int:
-        number, new = schema.register(execute, wanted, database.path, may_make)
+        number, new = schema.register(execute, wanted, database.path, refusal)
         if new:
             for text in create(number):
                 execute(text)
@@ -226,3 +244,13 @@ def _register(
         return number
 
     return database.write(run, True, timeout=timeout)
+
+
+def _refuse_missing(source: DatabaseFile, wanted: schema.Registration) -> None:
+    """Raise ``StoreMissingError`` where the collection is missing, before anything is made for opening it."""
+    try:
+        ReadOnlyDatabase(source, DATABASES.look, "open").find(wanted)
+    except StoreMissingError:
+        raise
+    except StorageError:
+        pass  # opening mends it, as a log without its index, or raises an error that says more
