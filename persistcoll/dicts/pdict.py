@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from persistcoll.arguments import checked_choice, checked_mode, checked_seconds, checked_ttl
 from persistcoll.dicts.base import MISSING, BaseDict
-from persistcoll.engine.arguments import checked_choice, checked_mode, checked_number, checked_seconds
 from persistcoll.engine.records import Durability, Stats
 from persistcoll.parameters import K, V
 from persistcoll.reopening import Reopening
@@ -164,7 +164,7 @@ class PDict(BaseDict[K, V]):
 
         :raise ValueError: ``ttl`` is not above 0.
         """
-        self._set_many((self._encode_item(key, value),), _checked_ttl(ttl))
+        self._set_many((self._encode_item(key, value),), checked_ttl(ttl))
 
     def incr(self, key: K, by: Any = 1) -> Any:
         """Add ``by`` to a number, which is 0 if it is not there, and return the sum. No two callers undo
@@ -217,7 +217,7 @@ class PDict(BaseDict[K, V]):
 
     def set_many(self, items: Pairs[K, V], ttl: float | None = None) -> None:
         """:meth:`update` with a mapping or an iterable of pairs, and :meth:`set`'s ``ttl``."""
-        expires = _checked_ttl(ttl)
+        expires = checked_ttl(ttl)
         self._store_all(self._encode_items(items), expires)
 
     def scan(
@@ -266,12 +266,3 @@ class PDict(BaseDict[K, V]):
     def stats(self) -> Stats:
         """``ready``: how many pairs; ``bytes``: what the file occupies."""
         return self._store.stats()
-
-
-def _checked_ttl(ttl: float | None) -> float | None:
-    if ttl is None:
-        return None
-    ttl = checked_number("ttl", ttl, "a number of seconds or None")
-    if not 0 < ttl < float("inf"):  # NaN neither
-        raise ValueError(f"'ttl' must be a number of seconds above 0, or None, not {ttl}")
-    return ttl

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
 
-from persistcoll.engine.arguments import checked_count, checked_seconds
+from persistcoll.arguments import checked_count, checked_seconds
 from persistcoll.engine.blocking import BlockingQueue, Use
 from persistcoll.engine.contracts import Claim, RecordStore
 from persistcoll.engine.in_flight import IndexedClaimList

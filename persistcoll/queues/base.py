@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
-from persistcoll.engine.arguments import checked_count, checked_integer
+from persistcoll.arguments import checked_count, checked_integer
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import follow_forks, read_only_error, warn_unclosed

@@ -6,9 +6,9 @@ import os
 import pickle
 from typing import Any
 
+from persistcoll.arguments import checked_choice, checked_count, checked_mode
 from persistcoll.disk.calls import Disk
 from persistcoll.disk.path_checks import absolute, checked_path
-from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions

@@ -8,7 +8,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
-from persistcoll.engine.arguments import (
+from persistcoll.arguments import (
     checked_choice,
     checked_count,
     checked_integer,
@@ -19,7 +19,6 @@ from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.records import (
     FIFO,
-    Backoff,
     ClaimPolicy,
     Discipline,
     Durability,
@@ -35,7 +34,7 @@ from persistcoll.serializers import canonical, codec, locate, resolve
 from persistcoll.serializers.base import Seal, decode_error
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 
-__all__ = ["BaseSQLQueue", "checked_backoff"]
+__all__ = ["BaseSQLQueue"]
 
 _HIGHEST_ID = (1 << 63) - 1
 _SET_ASIDE = (
@@ -49,14 +48,6 @@ _REMOVED_BY = {
     State.DEAD: _SET_ASIDE,
 }
 """What removes an item that cannot be deserialized, and does not wait."""
-
-
-def checked_backoff(value: Any) -> Backoff | None:
-    """A number of seconds as a back-off that never grows. Raises as :func:`checked_seconds`."""
-    if value is None or isinstance(value, Backoff):
-        return value
-    seconds = checked_seconds("backoff", value)
-    return Backoff(base=seconds, factor=1, limit=seconds, jitter=0)
 
 
 class BaseSQLQueue(BaseQueue[T]):

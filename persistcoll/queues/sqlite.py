@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-from persistcoll.engine.arguments import checked_number
+from persistcoll.arguments import checked_priority
 from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, ClaimPolicy, Durability, Entry, Record, State
 from persistcoll.parameters import T
 from persistcoll.queues.sql import BaseSQLQueue
@@ -184,7 +184,7 @@ class PriorityQueue(_CommittingQueue[T]):
 
         It raises the others that :meth:`SQLiteQueue.put` does as well.
         """
-        entry = Entry(self._encode(item), _checked_priority(priority))
+        entry = Entry(self._encode(item), checked_priority(priority))
         return self._put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T, priority: float = 0) -> int:  # type: ignore[override]
@@ -200,7 +200,7 @@ class PriorityQueue(_CommittingQueue[T]):
 
         Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
         """
-        priority = _checked_priority(priority)
+        priority = checked_priority(priority)
         entries = [Entry(self._encode(item), priority) for item in items]
         return list(self._blocking.put_many(entries, block, timeout))
 
@@ -209,12 +209,3 @@ class PriorityQueue(_CommittingQueue[T]):
 
     def _row(self, state: State, record: Record) -> dict[str, Any]:
         return {**super()._row(state, record), "priority": record.priority}
-
-
-def _checked_priority(value: Any) -> float:
-    value = checked_number("priority", value)
-    if value != value:
-        raise ValueError("'priority' must not be NaN: nothing is before or behind it")
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError("'priority' must be a whole number of 64 bits, or a float")
-    return value  # type: ignore[no-any-return]

@@ -7,11 +7,10 @@ import pickle
 import warnings
 from typing import Any
 
-from persistcoll.engine.arguments import checked_count, checked_seconds
+from persistcoll.arguments import checked_backoff, checked_count, checked_seconds
 from persistcoll.engine.records import LIFO, UNIQUE, Backoff, ClaimPolicy, Durability, Record, State
 from persistcoll.parameters import T
 from persistcoll.queues.ack import BaseAckQueue
-from persistcoll.queues.sql import checked_backoff
 
 __all__ = ["AckStatus", "FIFOSQLiteAckQueue", "FILOSQLiteAckQueue", "SQLiteAckQueue", "UniqueAckQ"]
 

@@ -22,7 +22,7 @@ from persistcoll import (
     SQLiteAckQueue,
     SQLiteQueue,
 )
-from persistcoll.engine.arguments import checked_integer, checked_number
+from persistcoll.arguments import checked_integer, checked_number
 
 
 class _Integer:
