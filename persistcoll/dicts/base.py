@@ -11,13 +11,11 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from persistcoll.container import Container, K, Reopening, V
 from persistcoll.dicts.views import PDictItems, PDictKeys, PDictValues
 from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine import contracts
-from persistcoll.engine.forks import follow_forks, warn_unclosed
 from persistcoll.errors import DecodeError, EncodeError
-from persistcoll.parameters import K, V
-from persistcoll.reopening import Reopenable, Reopening
 from persistcoll.serializers.base import Codec, decode_error, encode_error
 from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
 
@@ -42,7 +40,7 @@ _LONGEST_KEY = 1 << 16
 _LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for the key
 
 
-class BaseDict(Reopenable, MutableMapping[K, V]):
+class BaseDict(Container, MutableMapping[K, V]):
     """A :class:`dict` whose pairs live in a mapping of bytes. From any thread."""
 
     def __init__(
@@ -54,7 +52,6 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         description: str,
         reopening: Reopening,
     ) -> None:
-        self._description = description
         self._codec = codec
         self._dumps = codec.dumps
         self._loads = codec.loads
@@ -63,10 +60,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         # Looked up once, for those that are called most.
         self._find = store.get
         self._set_many = store.set_many
-        self._closed = False
-        self._inherited = False
-        follow_forks(self)
-        self._reopen_with(reopening)
+        self._opened(description, reopening)
 
     # Between objects and bytes.
 
@@ -351,9 +345,6 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         if self._gathering is not None:
             self._gathering.commit()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -364,20 +355,9 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         finally:
             self.close()
 
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):  # True: the constructor raised
-            try:
-                if not self._inherited:  # a forked child did not open it
-                    warn_unclosed(self)
-            finally:  # a warning may be an error
-                self.close()
-
     def _after_fork(self) -> None:
-        self._inherited = True
+        super()._after_fork()
         self._store.abandon()
-
-    def __repr__(self) -> str:
-        return f"<{self._description}{' closed' if self._closed else ''}>"
 
 
 def _merged(one: Any, other: Any) -> Any:

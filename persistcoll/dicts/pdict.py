@@ -10,10 +10,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.arguments import checked_choice, checked_mode, checked_seconds, checked_ttl
+from persistcoll.container import K, Reopening, V
 from persistcoll.dicts.base import MISSING, BaseDict
 from persistcoll.engine.records import Durability, Stats
-from persistcoll.parameters import K, V
-from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
 from persistcoll.serializers.dict_keys import shown, str_range
 from persistcoll.sqlite.open import DatabaseLocation, open_mapping

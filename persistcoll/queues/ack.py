@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any, Literal, overload
 
 from persistcoll.arguments import checked_count, checked_seconds
+from persistcoll.container import T
 from persistcoll.engine.blocking import BlockingQueue, Use
 from persistcoll.engine.contracts import Claim, RecordStore
 from persistcoll.engine.in_flight import IndexedClaimList
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
-from persistcoll.parameters import T
 from persistcoll.queues.deliveries import Deliveries, Delivery
 from persistcoll.queues.sql import BaseSQLQueue
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from typing import Any, Generic, NoReturn
 
 from persistcoll.arguments import checked_count, checked_integer
+from persistcoll.container import Container, Reopening, T
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.forks import follow_forks, read_only_error, warn_unclosed
+from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.records import Record, Stats
 from persistcoll.errors import DecodeError
-from persistcoll.parameters import T
-from persistcoll.reopening import Reopenable, Reopening
 from persistcoll.serializers.base import Codec, decode_error, encode_error
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["BaseQueue"]
 
@@ -60,7 +55,7 @@ def _refusing(description: str) -> Callable[..., NoReturn]:
     return refuse
 
 
-class BaseQueue(Reopenable, Generic[T]):
+class BaseQueue(Container, Generic[T]):
     """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
 
     All methods may be called from any thread, and, as the class says, from several processes.
@@ -81,7 +76,6 @@ class BaseQueue(Reopenable, Generic[T]):
         read_only: bool,
         reopening: Reopening,
     ) -> None:
-        self._description = description
         self._codec = codec
         self._dumps = codec.dumps
         self._decode = _decoder(codec)
@@ -89,13 +83,10 @@ class BaseQueue(Reopenable, Generic[T]):
         self._put = blocking.put
         self._get = blocking.get
         self._task_done = blocking.task_done
-        self._closed = False
-        self._inherited = False
         if read_only:
             # On the object, so that those who may write pay nothing for it.
             vars(self).update(dict.fromkeys(self._changing, _refusing(description)))
-        follow_forks(self)
-        self._reopen_with(reopening)
+        self._opened(description, reopening)
 
     # Codec.
 
@@ -316,28 +307,9 @@ class BaseQueue(Reopenable, Generic[T]):
         self._closed = True
         self._blocking.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):  # True: the constructor raised
-            try:
-                if not self._inherited:  # a forked child did not open it
-                    warn_unclosed(self)
-            finally:  # a warning may be an error
-                self.close()
-
     def _after_fork(self) -> None:
-        self._inherited = True
+        super()._after_fork()
         self._blocking.after_fork()
 
     def _arguments(self) -> Mapping[str, Any]:
         return {**super()._arguments(), "maxsize": self.maxsize}
-
-    def __repr__(self) -> str:
-        return f"<{self._description}{' closed' if self._closed else ''}>"

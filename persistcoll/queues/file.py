@@ -7,6 +7,7 @@ import pickle
 from typing import Any
 
 from persistcoll.arguments import checked_choice, checked_count, checked_mode
+from persistcoll.container import Reopening, T
 from persistcoll.disk.calls import Disk
 from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.blocking import BlockingQueue
@@ -14,9 +15,7 @@ from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.queue_store import JournalQueueStore, Seal
 from persistcoll.journal.read_only import ReadOnlyQueueStore
-from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
-from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, locate, resolve
 
 __all__ = ["Queue"]

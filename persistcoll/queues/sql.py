@@ -15,6 +15,7 @@ from persistcoll.arguments import (
     checked_mode,
     checked_seconds,
 )
+from persistcoll.container import Reopening, T
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.records import (
@@ -27,9 +28,7 @@ from persistcoll.engine.records import (
     State,
 )
 from persistcoll.errors import DecodeError
-from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
-from persistcoll.reopening import Reopening
 from persistcoll.serializers import canonical, codec, locate, resolve
 from persistcoll.serializers.base import Seal, decode_error
 from persistcoll.sqlite.open import DatabaseLocation, open_table

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from persistcoll.arguments import checked_priority
+from persistcoll.container import T
 from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, ClaimPolicy, Durability, Entry, Record, State
-from persistcoll.parameters import T
 from persistcoll.queues.sql import BaseSQLQueue
 
 __all__ = ["FIFOSQLiteQueue", "FILOSQLiteQueue", "LIFOSQLiteQueue", "PriorityQueue", "SQLiteQueue", "UniqueQ"]

@@ -8,8 +8,8 @@ import warnings
 from typing import Any
 
 from persistcoll.arguments import checked_backoff, checked_count, checked_seconds
+from persistcoll.container import T
 from persistcoll.engine.records import LIFO, UNIQUE, Backoff, ClaimPolicy, Durability, Record, State
-from persistcoll.parameters import T
 from persistcoll.queues.ack import BaseAckQueue
 
 __all__ = ["AckStatus", "FIFOSQLiteAckQueue", "FILOSQLiteAckQueue", "SQLiteAckQueue", "UniqueAckQ"]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from persistcoll.container import Reopening
 from persistcoll.dicts.base import BaseDict
 from persistcoll.dicts.pdict import PDict
 from persistcoll.engine.contracts import PairStore
 from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
 from persistcoll.engine.records import Durability
-from persistcoll.reopening import Reopening
 from persistcoll.serializers import codec, resolve
 
 __all__ = ["InMemory", "Opener"]
