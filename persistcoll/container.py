@@ -6,11 +6,16 @@ So ``Queue("jobs")`` is a queue of anything, and not an error that asks for an a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from persistcoll.engine.forks import follow_forks, warn_unclosed
+from persistcoll.engine.records import Durability
+from persistcoll.options import Options
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar
@@ -23,20 +28,12 @@ else:
 
     T, K, V = map(TypeVar, "TKV")
 
-__all__ = ["Container", "K", "Reopening", "T", "V"]
+__all__ = ["Container", "K", "SQLiteContainer", "T", "V", "option"]
 
 
-class Reopening(NamedTuple):
-    """How to make another object on the same store."""
-
-    maker: type[Any]
-    """The class of the library whose constructor takes these arguments."""
-    arguments: Mapping[str, Any]
-    given: frozenset[str] = frozenset()
-    """Attributes that a subclass had set before that constructor ran."""
-
-    def __deepcopy__(self, memo: object) -> Reopening:
-        return self  # a serializer may refuse to be copied, as one with keys refuses to be pickled
+def option(name: str) -> Any:
+    """A read-only attribute: the option of this name."""
+    return property(attrgetter(f"_options.{name}"), doc=f"The constructor's ``{name}``.")
 
 
 class Container:
@@ -49,29 +46,53 @@ class Container:
     so it is refused.
 
     Subclasses: the ``__init__`` of a subclass, which may have other parameters, is not called again. The
-    library's is, with the arguments that it had, and then the new object gets the attributes that the
-    subclass has set on this one. One that cannot be pickled, such as a lock, is an error, as always: override
-    ``__getstate__``, which gives a dict of them, to leave it out, and ``__setstate__`` to make it anew.
+    store is opened with the options that the library's had, and then the new object gets the attributes that
+    the subclass has set on this one. One that cannot be pickled, such as a lock, is an error, as always:
+    override ``__getstate__``, which gives a dict of them, to leave it out, and ``__setstate__`` to make it
+    anew.
     """
 
-    _in_memory = False
-    _closed = True  # until the constructor has the store: there is nothing to close if it raises before
-    _description: str
-    _reopening: Reopening
+    path: str = option("path")
+    serializer: Any = option("serializer")
+    durability: Durability = option("durability")
+    trust_directory: bool = option("trust_directory")
+    allow_network_fs: bool = option("allow_network_fs")
+    mode: int | None = option("mode")
+    read_only: bool = option("read_only")
+
+    _closed = True  # until it has its store: there is nothing to close if the constructor raises before
+    _options: Any
     _own: frozenset[str]
 
-    def _opened(self, description: str, reopening: Reopening) -> None:
-        """Begin to live; the last call of the library's constructor, because later attributes are a
-        subclass's.
+    def _open(self, options: Any, opener: Callable[[Any], Any] | None = None) -> None:
+        """Open the store: all that a constructor does. Attributes that are set later are a subclass's.
 
-        :param description: the class and the place, for ``repr`` and messages.
+        :param opener: in place of :meth:`_open_store`.
         """
-        self._description = description
-        self._reopening = reopening
-        self._inherited = False  # whether a forked process has it from its parent
-        follow_forks(self)
-        self._own = frozenset((*vars(self), "_closed", "_own", "__orig_class__")) - reopening.given
-        self._closed = False
+        given = frozenset(vars(self))  # set by a subclass, before it called the library's constructor
+        store = (opener or self._open_store)(options)
+        try:
+            self._options = options
+            self._inherited = False  # whether a forked process has it from its parent
+            self._attach(store)
+            follow_forks(self)
+            self._own = frozenset((*vars(self), "_closed", "_own", "__orig_class__")) - given
+            self._closed = False
+        except BaseException:  # nobody will close it
+            store.close()
+            raise
+
+    def _open_store(self, options: Any) -> Any:
+        raise NotImplementedError
+
+    def _attach(self, store: Any) -> None:
+        """Set everything that needs the store, which is open."""
+        raise NotImplementedError
+
+    @property
+    def _place(self) -> str:
+        """Where the store lies, for ``repr`` and messages."""
+        return repr(self.path)
 
     def close(self) -> None:
         """Let go of the store. Idempotent."""
@@ -96,27 +117,43 @@ class Container:
     def _after_fork(self) -> None:
         self._inherited = True
 
-    def _arguments(self) -> Mapping[str, Any]:
-        return self._reopening.arguments
-
     def __getstate__(self) -> dict[str, Any]:
         """What a subclass has set on this object."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._in_memory:
+        if self.path == ":memory:":
             raise TypeError(
                 f"{self!r} is in memory, so there is no second object on it: it can neither be copied nor be"
                 " passed to another process"
             )
-        reopening = Reopening(self._reopening.maker, self._arguments())
-        return _reopened, (type(self), reopening), self.__getstate__() or None
+        return _opened_again, (type(self), self._present_options()), self.__getstate__() or None
+
+    def _present_options(self) -> Options:
+        return self._options  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
-        return f"<{self._description}{' closed' if self._closed else ''}>"
+        return f"<{type(self).__name__} {self._place}{' closed' if self._closed else ''}>"
 
 
-def _reopened(kind: type[Any], reopening: Reopening) -> Any:
+class SQLiteContainer(Container):
+    """A container in an SQLite database."""
+
+    name: str = option("name")
+    multithreading: bool = option("multithreading")
+    timeout: float = option("timeout")
+
+    @property
+    def db_file_name(self) -> str:
+        """The database's name in its directory."""
+        return str(os.path.basename(self._options.file))
+
+    @property
+    def _place(self) -> str:
+        return f"{self.name!r} in {self._options.file!r}"
+
+
+def _opened_again(kind: type[Container], options: Options) -> Container:
     container = object.__new__(kind)
-    reopening.maker.__init__(container, **reopening.arguments)
+    container._open(replace(options))  # checked anew: another machine may have made the pickle
     return container

@@ -11,12 +11,13 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from persistcoll.container import Container, K, Reopening, V
+from persistcoll.container import Container, K, V
 from persistcoll.dicts.views import PDictItems, PDictKeys, PDictValues
 from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine import contracts
 from persistcoll.errors import DecodeError, EncodeError
-from persistcoll.serializers.base import Codec, decode_error, encode_error
+from persistcoll.serializers import codec
+from persistcoll.serializers.base import decode_error, encode_error
 from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
 
 if TYPE_CHECKING:
@@ -43,24 +44,16 @@ _LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for 
 class BaseDict(Container, MutableMapping[K, V]):
     """A :class:`dict` whose pairs live in a mapping of bytes. From any thread."""
 
-    def __init__(
-        self,
-        store: contracts.PairStore,
-        codec: Codec,
-        *,
-        auto_commit: bool,
-        description: str,
-        reopening: Reopening,
-    ) -> None:
-        self._codec = codec
-        self._dumps = codec.dumps
-        self._loads = codec.loads
-        self._gathering = None if auto_commit else WriteBuffer(store)
-        self._store = store = self._gathering or store
+    def _attach(self, store: Any) -> None:
+        self._codec = codec(self.serializer, store.store_id)
+        self._dumps = self._codec.dumps
+        self._loads = self._codec.loads
+        # One that is only to look at has nothing to gather: each change is refused.
+        self._gathering = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
+        self._store: contracts.PairStore = self._gathering or store
         # Looked up once, for those that are called most.
-        self._find = store.get
-        self._set_many = store.set_many
-        self._opened(description, reopening)
+        self._find = self._store.get
+        self._set_many = self._store.set_many
 
     # Between objects and bytes.
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, overload
 
 from persistcoll.arguments import checked_count, checked_seconds
-from persistcoll.container import T
+from persistcoll.container import T, option
 from persistcoll.engine.blocking import BlockingQueue, Use
 from persistcoll.engine.contracts import Claim, RecordStore
 from persistcoll.engine.in_flight import IndexedClaimList
@@ -39,29 +39,21 @@ class BaseAckQueue(BaseSQLQueue[T]):
         *BaseSQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
     )  # fmt: skip
 
-    def _wait_on(self, table: RecordStore, maxsize: int, auto_commit: bool) -> BlockingQueue:
-        self._deliveries = Deliveries(table)
+    strict: bool = option("strict")
+
+    def _make_blocking(self, store: RecordStore) -> BlockingQueue:
+        self._deliveries = Deliveries(store)
         return BlockingQueue(
-            table,
-            maxsize,
+            store,
+            self._options.maxsize,
             False,
-            **self._putting(table),
+            **self._putting(store),
             acknowledge=self._deliveries.acknowledge,
             give_back=self._deliveries.give_back,
             hand=IndexedClaimList,
             hand_over=self._deliveries.hand_over,
             take_back=self._deliveries.forget,
         )
-
-    @property
-    def auto_commit(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def strict(self) -> bool:
-        """Whether settling what is not held raises."""
-        return bool(self._arguments()["strict"])
 
     # Getting.
 

@@ -6,17 +6,20 @@ The classes of queues pick a store and pass it to :class:`BaseQueue`; what waits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Generic, NoReturn
 
 from persistcoll.arguments import checked_count, checked_integer
-from persistcoll.container import Container, Reopening, T
+from persistcoll.container import Container, T
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.records import Record, Stats
 from persistcoll.errors import DecodeError
+from persistcoll.options import Options
+from persistcoll.serializers import codec
 from persistcoll.serializers.base import Codec, decode_error, encode_error
 
 __all__ = ["BaseQueue"]
@@ -48,7 +51,9 @@ def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
     return sealed
 
 
-def _refusing(description: str) -> Callable[..., NoReturn]:
+def _refusing(queue: BaseQueue[Any]) -> Callable[..., NoReturn]:
+    description = f"{type(queue).__name__} {queue._place}"
+
     def refuse(*arguments: object, **options: object) -> NoReturn:
         raise read_only_error(description)
 
@@ -67,26 +72,20 @@ class BaseQueue(Container, Generic[T]):
     )  # fmt: skip
     """The methods that change what is stored."""
 
-    def __init__(
-        self,
-        blocking: BlockingQueue,
-        codec: Codec,
-        *,
-        description: str,
-        read_only: bool,
-        reopening: Reopening,
-    ) -> None:
-        self._codec = codec
-        self._dumps = codec.dumps
-        self._decode = _decoder(codec)
-        self._blocking = blocking
+    def _attach(self, store: Any) -> None:
+        self._codec = codec(self.serializer, store.store_id)
+        self._dumps = self._codec.dumps
+        self._decode = _decoder(self._codec)
+        self._blocking = blocking = self._make_blocking(store)
         self._put = blocking.put
         self._get = blocking.get
         self._task_done = blocking.task_done
-        if read_only:
+        if self.read_only:
             # On the object, so that those who may write pay nothing for it.
-            vars(self).update(dict.fromkeys(self._changing, _refusing(description)))
-        self._opened(description, reopening)
+            vars(self).update(dict.fromkeys(self._changing, _refusing(self)))
+
+    def _make_blocking(self, store: Any) -> BlockingQueue:
+        raise NotImplementedError
 
     # Codec.
 
@@ -311,5 +310,5 @@ class BaseQueue(Container, Generic[T]):
         super()._after_fork()
         self._blocking.after_fork()
 
-    def _arguments(self) -> Mapping[str, Any]:
-        return {**super()._arguments(), "maxsize": self.maxsize}
+    def _present_options(self) -> Options:
+        return replace(self._options, maxsize=self.maxsize)  # type: ignore[no-any-return]

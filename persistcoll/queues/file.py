@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import os
 import pickle
+from functools import partial
 from typing import Any
 
-from persistcoll.arguments import checked_choice, checked_count, checked_mode
-from persistcoll.container import Reopening, T
+from persistcoll.container import T, option
 from persistcoll.disk.calls import Disk
-from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.queue_store import JournalQueueStore, Seal
 from persistcoll.journal.read_only import ReadOnlyQueueStore
+from persistcoll.options import FileQueueOptions
 from persistcoll.queues.base import BaseQueue
-from persistcoll.serializers import codec, locate, resolve
+from persistcoll.serializers import codec, resolve
 
-__all__ = ["Queue"]
+__all__ = ["Queue", "open_store"]
+
+
+def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQueueStore:
+    """The store of a queue in files, without anything that waits. Raises as :class:`Queue`."""
+    serializer = resolve(options.serializer)
+
+    def seal_for(store_id: bytes) -> Seal | None:
+        return codec(serializer, store_id).seal
+
+    wanted = OpenOptions(
+        serializer=serializer.name,
+        executes_code=serializer.executes_code,
+        chunksize=options.chunksize,
+        on_corruption=options.on_corruption,
+        trust_directory=options.trust_directory,
+        allow_network_fs=options.allow_network_fs,
+        tempdir=options.tempdir,
+        mode=options.mode,
+    )
+    kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
+    return kind(options.path, wanted, durability=options.durability, disk=disk, seal_for=seal_for)
 
 
 class Queue(BaseQueue[T]):
@@ -67,6 +88,11 @@ class Queue(BaseQueue[T]):
         is empty or cannot be one.
     """
 
+    chunksize: int | None = option("chunksize")
+    tempdir: str | None = option("tempdir")
+    autosave: bool = option("autosave")
+    on_corruption: OnCorruption = option("on_corruption")
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -84,57 +110,10 @@ class Queue(BaseQueue[T]):
         read_only: bool = False,
         _disk: Disk | None = None,
     ) -> None:
-        given = frozenset(vars(self))
-        directory = absolute(checked_path("path", path))
-        checked_choice("durability", durability, "power", "process")
-        checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
-        maxsize = checked_count("maxsize", maxsize)
-        if chunksize is not None:
-            chunksize = checked_count("chunksize", chunksize, 1)
-        serializer = resolve(serializer)
+        self._open(FileQueueOptions.of(locals()), partial(open_store, disk=_disk))
 
-        def seal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).seal
+    def _open_store(self, options: FileQueueOptions) -> JournalQueueStore:
+        return open_store(options)
 
-        wanted = OpenOptions(
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            chunksize=chunksize,
-            on_corruption=on_corruption,
-            trust_directory=trust_directory,
-            allow_network_fs=allow_network_fs,
-            tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
-            mode=checked_mode(mode),
-        )
-        arguments = {
-            "path": directory,
-            "chunksize": chunksize,
-            "tempdir": wanted.tempdir,
-            "serializer": locate(serializer),
-            "autosave": autosave,
-            "durability": durability,
-            "on_corruption": on_corruption,
-            "trust_directory": trust_directory,
-            "allow_network_fs": allow_network_fs,
-            "mode": wanted.mode,
-            "read_only": bool(read_only),
-        }
-        self.path = directory
-        kind = ReadOnlyQueueStore if read_only else JournalQueueStore
-        store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
-        try:
-            super().__init__(
-                BlockingQueue(store, maxsize, autosave),
-                codec(serializer, store.store_id),
-                description=f"{type(self).__name__} {directory!r}",
-                read_only=bool(read_only),
-                reopening=Reopening(Queue, arguments, given),
-            )
-        except BaseException:  # nobody will close it
-            store.close()
-            raise
-
-    @property
-    def autosave(self) -> bool:
-        """Whether ``get`` acknowledges."""
-        return self._blocking.autosave
+    def _make_blocking(self, store: JournalQueueStore) -> BlockingQueue:
+        return BlockingQueue(store, self._options.maxsize, self._options.autosave)

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
-from persistcoll.arguments import (
-    checked_choice,
-    checked_count,
-    checked_integer,
-    checked_mode,
-    checked_seconds,
-)
-from persistcoll.container import Reopening, T
+from persistcoll.arguments import checked_integer
+from persistcoll.container import SQLiteContainer, T, option
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import RecordStore
-from persistcoll.engine.records import (
-    FIFO,
-    ClaimPolicy,
-    Discipline,
-    Durability,
-    Entry,
-    Record,
-    State,
-)
+from persistcoll.engine.records import FIFO, Discipline, Entry, Record, State
 from persistcoll.errors import DecodeError
+from persistcoll.options import SQLiteQueueOptions
 from persistcoll.queues.base import BaseQueue
-from persistcoll.serializers import canonical, codec, locate, resolve
+from persistcoll.serializers import canonical, codec, resolve
 from persistcoll.serializers.base import Seal, decode_error
-from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.open import open_table
 
-__all__ = ["BaseSQLQueue"]
+__all__ = ["BaseSQLQueue", "open_store"]
 
 _HIGHEST_ID = (1 << 63) - 1
 _SET_ASIDE = (
@@ -49,7 +35,34 @@ _REMOVED_BY = {
 """What removes an item that cannot be deserialized, and does not wait."""
 
 
-class BaseSQLQueue(BaseQueue[T]):
+def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -> RecordStore:
+    """The store of a queue in an SQLite database, without anything that waits. Raises as the queues do.
+
+    :param kind: what the database calls it; a queue is opened only as what it was made.
+    """
+    serializer = resolve(options.serializer)
+
+    def seal_for(store_id: bytes) -> Seal | None:
+        return codec(serializer, store_id).seal
+
+    def unseal_for(store_id: bytes) -> Seal | None:
+        return codec(serializer, store_id).unseal
+
+    return open_table(
+        options.location,
+        name=options.name,
+        kind=kind,
+        discipline=discipline,
+        retry=options.claim_policy,
+        serializer=serializer.name,
+        executes_code=serializer.executes_code,
+        durability=options.durability,
+        seal_for=seal_for,
+        unseal_for=unseal_for,
+    )
+
+
+class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
     """A queue in a table of an SQLite database.
 
     The classes pick a discipline, and say how items are acknowledged. Every method may be called from any
@@ -61,94 +74,19 @@ class BaseSQLQueue(BaseQueue[T]):
     _raw_keys = frozenset(("pqid", "data", "timestamp"))
     _changing = (*BaseQueue._changing, "update", "shrink_disk_usage")
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        name: str,
-        timeout: float,
-        auto_commit: bool,
-        serializer: Any,
-        db_file_name: str | None,
-        maxsize: int,
-        durability: Durability,
-        trust_directory: bool,
-        allow_network_fs: bool,
-        mode: int | None,
-        read_only: bool,
-        retry: ClaimPolicy,
-        maker: type[BaseSQLQueue[Any]],
-        own: dict[str, Any],
-    ) -> None:
-        """:param maker: the class whose constructor calls this one, and can be called to make it again.
-        :param own: arguments that only that class knows.
-        """
-        given = frozenset(vars(self))
-        checked_choice("durability", durability, "power", "process")
-        maxsize = checked_count("maxsize", maxsize)
-        timeout = checked_seconds("timeout", timeout)
-        mode = checked_mode(mode)
-        place = DatabaseLocation(
-            path, db_file_name, timeout, trust_directory, allow_network_fs, mode, bool(read_only)
-        )
-        serializer = resolve(serializer)
-        located = locate(serializer)
+    auto_commit: bool = option("auto_commit")
 
-        def seal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).seal
+    def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
+        return open_store(options, self._kind, self._discipline)
 
-        def unseal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).unseal
-
+    def _attach(self, store: Any) -> None:
+        self._table: RecordStore = store
         # What is put is its payload, without a key or a priority.
         self._bare = not (self._discipline.unique or self._discipline.by_priority)
-        self._in_memory = place.file == ":memory:"
-        self.path = os.fsdecode(path) if self._in_memory else os.path.abspath(os.fsdecode(path))
-        self.name = name
-        self.timeout = timeout
-        self.db_file_name = os.path.basename(place.file)
-        self.multithreading = True
-        arguments = {
-            "path": self.path,
-            "name": name,
-            "timeout": timeout,
-            "auto_commit": auto_commit,
-            "serializer": located,
-            "db_file_name": db_file_name,
-            "durability": durability,
-            "trust_directory": trust_directory,
-            "allow_network_fs": allow_network_fs,
-            "mode": mode,
-            "read_only": place.read_only,
-            **own,
-        }
-        table = open_table(
-            place,
-            name=name,
-            kind=self._kind,
-            discipline=self._discipline,
-            retry=retry,
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            durability=durability,
-            seal_for=seal_for,
-            unseal_for=unseal_for,
-        )
-        try:
-            self._table: RecordStore = table
-            super().__init__(
-                self._wait_on(table, maxsize, auto_commit),
-                codec(serializer, table.store_id),
-                description=f"{type(self).__name__} {name!r} in {place.file!r}",
-                read_only=place.read_only,
-                reopening=Reopening(maker, arguments, given),
-            )
-        except BaseException:  # nobody will close it
-            table.close()
-            raise
+        super()._attach(store)
 
-    def _wait_on(self, table: RecordStore, maxsize: int, auto_commit: bool) -> BlockingQueue:
-        return BlockingQueue(table, maxsize, auto_commit, **self._putting(table))
+    def _make_blocking(self, store: RecordStore) -> BlockingQueue:
+        return BlockingQueue(store, self._options.maxsize, self.auto_commit, **self._putting(store))
 
     def _putting(self, table: RecordStore) -> dict[str, Callable[..., Any]]:
         """How what :meth:`_entry` makes is put."""
@@ -158,11 +96,6 @@ class BaseSQLQueue(BaseQueue[T]):
             "append": lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
             "append_many": table.put,
         }
-
-    @property
-    def auto_commit(self) -> bool:
-        """Whether ``get`` acknowledges."""
-        return self._blocking.autosave
 
     # Putting.
 

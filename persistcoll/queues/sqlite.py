@@ -9,7 +9,8 @@ from typing import Any
 
 from persistcoll.arguments import checked_priority
 from persistcoll.container import T
-from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, ClaimPolicy, Durability, Entry, Record, State
+from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, Durability, Entry, Record, State
+from persistcoll.options import SQLiteQueueOptions
 from persistcoll.queues.sql import BaseSQLQueue
 
 __all__ = ["FIFOSQLiteQueue", "FILOSQLiteQueue", "LIFOSQLiteQueue", "PriorityQueue", "SQLiteQueue", "UniqueQ"]
@@ -35,23 +36,7 @@ class _CommittingQueue(BaseSQLQueue[T]):
         mode: int | None = None,
         read_only: bool = False,
     ) -> None:
-        super().__init__(
-            path,
-            name=name,
-            timeout=timeout,
-            auto_commit=bool(auto_commit),
-            serializer=serializer,
-            db_file_name=db_file_name,
-            maxsize=maxsize,
-            durability=durability,
-            trust_directory=trust_directory,
-            allow_network_fs=allow_network_fs,
-            mode=mode,
-            read_only=read_only,
-            retry=ClaimPolicy(),
-            maker=_CommittingQueue,
-            own={},
-        )
+        self._open(SQLiteQueueOptions.of(locals()))
 
 
 class SQLiteQueue(_CommittingQueue[T]):
@@ -77,19 +62,11 @@ class SQLiteQueue(_CommittingQueue[T]):
         thread or process has a transaction open in it.
     :param auto_commit: ``get`` acknowledges the item at once, and a crash loses what was got and is not
         finished; otherwise ``task_done()`` does, and a crash delivers it again.
-    :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
-        ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
     :param db_file_name: the database's name in the directory.
-    :param maxsize: how many items may wait; 0 means without bound.
-    :param durability: what an operation that returned survives: ``"power"`` (a power cut) or
-        ``"process"`` (the death of the process; a power cut may undo the newest operations).
-    :param trust_directory: use a serializer that executes code (pickle) although others may write to
-        the directory.
-    :param allow_network_fs: use a network file system.
-    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
-        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
-    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
-        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
+
+    ``serializer``, ``maxsize``, ``durability``, ``trust_directory``, ``allow_network_fs``, ``mode`` and
+    ``read_only`` are those of :class:`Queue`.
+
     :raise StoreMissingError: with ``read_only``: there is nothing to look at.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.

@@ -7,14 +7,13 @@ import pickle
 import warnings
 from typing import Any
 
-from persistcoll.arguments import checked_backoff, checked_count, checked_seconds
-from persistcoll.container import T
-from persistcoll.engine.records import LIFO, UNIQUE, Backoff, ClaimPolicy, Durability, Record, State
+from persistcoll.arguments import checked_count
+from persistcoll.container import T, option
+from persistcoll.engine.records import LIFO, UNIQUE, Backoff, Durability, Record, State
+from persistcoll.options import SQLiteAckQueueOptions
 from persistcoll.queues.ack import BaseAckQueue
 
 __all__ = ["AckStatus", "FIFOSQLiteAckQueue", "FILOSQLiteAckQueue", "SQLiteAckQueue", "UniqueAckQ"]
-
-_ALL = (1 << 63) - 1
 
 
 class AckStatus:
@@ -85,6 +84,12 @@ class SQLiteAckQueue(BaseAckQueue[T]):
 
     _kind = "fifo ack"
 
+    auto_resume: bool = option("auto_resume")
+    lease: float | None = option("lease")
+    max_attempts: int | None = option("max_attempts")
+    backoff: Backoff | None = option("backoff")
+    keep_acked: int | None = option("keep_acked")
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -110,47 +115,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
     ) -> None:
         if not auto_commit:
             warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
-        if lease is not None:
-            lease = checked_seconds("lease", lease)
-            if not lease:
-                raise ValueError("'lease' must be above 0")
-        if max_attempts is not None:
-            max_attempts = checked_count("max_attempts", max_attempts, 1)
-        if keep_acked is not None:
-            keep_acked = checked_count("keep_acked", keep_acked)
-        backoff = checked_backoff(backoff)
-        retry = ClaimPolicy(
-            lease=lease,
-            max_attempts=max_attempts,
-            backoff=backoff,
-            keep_done=_ALL if keep_acked is None else keep_acked,
-            resume=bool(auto_resume),
-        )
-        own = {
-            "auto_resume": auto_resume,
-            "lease": lease,
-            "max_attempts": max_attempts,
-            "backoff": backoff,
-            "keep_acked": keep_acked,
-            "strict": bool(strict),
-        }
-        super().__init__(
-            path,
-            name=name,
-            timeout=timeout,
-            auto_commit=True,
-            serializer=serializer,
-            db_file_name=db_file_name,
-            maxsize=maxsize,
-            durability=durability,
-            trust_directory=trust_directory,
-            allow_network_fs=allow_network_fs,
-            mode=mode,
-            read_only=read_only,
-            retry=retry,
-            maker=SQLiteAckQueue,
-            own=own,
-        )
+        self._open(SQLiteAckQueueOptions.of(locals()))
 
     def resume_unack_tasks(self) -> int:
         """Give back what processes that died had got, and what queues made with ``auto_resume=False`` had

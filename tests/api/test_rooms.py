@@ -22,7 +22,8 @@ RULES = {
     "sqlite": {"disk", "engine", "errors"},
     "serializers": {"errors"},
     "arguments": {"engine", "errors"},
-    "container": {"engine", "errors"},
+    "options": {"arguments", "disk", "engine", "errors", "serializers", "sqlite"},
+    "container": {"engine", "errors", "options"},
 }
 # What third parties and the command line stand on top of: imported by nobody else.
 ROOFS = {"testing", "cli"}
