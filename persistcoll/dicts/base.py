@@ -109,7 +109,7 @@ class BaseDict(Container, MutableMapping[K, V]):
 
     def _decode_key(self, pair: contracts.Pair) -> Any:
         try:
-            return key_from(pair.key, pair.name)
+            return key_from(pair.key, pair.original_key)
         except ValueError as cause:
             raise DecodeError(f"a stored key cannot be read ({cause})") from cause
 
@@ -269,7 +269,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         :raise DecodeError: the value cannot be deserialized; it stays.
         """
         try:
-            return self._store.pop_end(self._decode_item, last)
+            return self._store.pop(self._decode_item, last)
         except KeyError:
             raise KeyError("popitem(): the dict is empty") from None
 
@@ -350,7 +350,7 @@ class BaseDict(Container, MutableMapping[K, V]):
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        self._store.abandon()
+        self._store.after_fork_in_child()
 
 
 def _merged(one: Any, other: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from persistcoll.container import T, option
 from persistcoll.disk.calls import Disk
-from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.queue_store import JournalQueueStore, Seal
@@ -115,5 +115,5 @@ class Queue(BaseQueue[T]):
     def _open_store(self, options: FileQueueOptions) -> JournalQueueStore:
         return open_store(options)
 
-    def _make_blocking(self, store: JournalQueueStore) -> BlockingQueue:
-        return BlockingQueue(store, self._options.maxsize, self._options.autosave)
+    def _make_core(self, store: JournalQueueStore) -> QueueCore:
+        return QueueCore(store, self._options.maxsize, self._options.autosave)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
 from persistcoll.arguments import checked_integer
 from persistcoll.container import SQLiteContainer, T, option
-from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import FIFO, Discipline, Entry, Record, State
 from persistcoll.errors import DecodeError
 from persistcoll.options import SQLiteQueueOptions
@@ -62,6 +61,24 @@ def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -
     )
 
 
+class RecordQueueCore(QueueCore):
+    """The core of a queue over records.
+
+    :param bare: what is put is payloads; otherwise entries, with a key or a priority.
+    """
+
+    store: RecordStore
+
+    def __init__(self, store: RecordStore, maxsize: int, autosave: bool, bare: bool) -> None:
+        super().__init__(store, maxsize, autosave)
+        if not bare:
+            self._append = self._append_entry
+            self._append_many = store.put
+
+    def _append_entry(self, entry: Entry, capacity: int, **options: Any) -> int | None:
+        return self.store.put((entry,), capacity, **options)[0]
+
+
 class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
     """A queue in a table of an SQLite database.
 
@@ -85,17 +102,8 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         self._bare = not (self._discipline.unique or self._discipline.by_priority)
         super()._attach(store)
 
-    def _make_blocking(self, store: RecordStore) -> BlockingQueue:
-        return BlockingQueue(store, self._options.maxsize, self.auto_commit, **self._putting(store))
-
-    def _putting(self, table: RecordStore) -> dict[str, Callable[..., Any]]:
-        """How what :meth:`_entry` makes is put."""
-        if self._bare:
-            return {}
-        return {
-            "append": lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
-            "append_many": table.put,
-        }
+    def _make_core(self, store: RecordStore) -> QueueCore:
+        return RecordQueueCore(store, self._options.maxsize, self.auto_commit, self._bare)
 
     # Putting.
 
@@ -126,7 +134,7 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         :raise ValueError: the timeout is negative.
         """
         entry = self._encode(item) if self._bare else self._entry(item)
-        return self._put(entry, block, timeout)  # type: ignore[no-any-return]
+        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T) -> int | None:  # type: ignore[override]
         """``put(item, block=False)``."""
@@ -162,7 +170,7 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         id = self._checked_id(id)
         payload = self._encode(item)
         key = _key(item) if self._discipline.unique else None
-        return id if self._table.replace(id, payload, key) else None
+        return id if self._table.update(id, payload, key) else None
 
     # Getting.
 
@@ -212,10 +220,9 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         :raise TypeError: ``id`` is no id.
         :raise ValueError: the timeout is negative, or ``id`` cannot be one.
         """
-        use = self._decode_raw if raw else self._decode
-        if id is None:
-            return self._get(use, block, timeout)
-        return self._get(use, block, timeout, partial(self._table.take, id=self._checked_id(id)))
+        decode = self._decode_raw if raw else self._decode
+        select = None if id is None else Select(self._checked_id(id))
+        return self._blocking.get(decode, block, timeout, select)
 
     @overload
     def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
@@ -261,7 +268,7 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         :return: for each item ``{"id", "data", "timestamp"}``.
         :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
-        return [self._row(state, record) for state, record in self._table.rows()]
+        return [self._row(state, record) for state, record in self._table.scan()]
 
     def _row(self, state: State, record: Record) -> dict[str, Any]:
         try:
@@ -279,7 +286,7 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
     @property
     def total(self) -> int:
         """The same as :meth:`qsize`."""
-        return self._blocking.qsize()
+        return self._core.qsize()
 
     def shrink_disk_usage(self) -> None:
         """Give the room of removed items back to the file system.
@@ -289,7 +296,7 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         self._table.shrink()
 
     def _holds(self, item: Any) -> bool:
-        return self._table.holds(_key(item))
+        return self._table.has_active_key(_key(item))
 
 
 def _key(item: Any) -> bytes:

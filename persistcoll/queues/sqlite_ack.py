@@ -123,8 +123,8 @@ class SQLiteAckQueue(BaseAckQueue[T]):
 
         :return: how many items that were.
         """
-        count = self._table.resume()
-        self._blocking.settled(count)
+        count = self._table.reclaim()
+        self._core.settled(count)
         return count
 
     # Looking.

@@ -133,7 +133,7 @@ def test_the_tree_was_read():
         ("persistcoll.engine.records", "from persistcoll.arguments import checked_count"),
         ("persistcoll.queues.file", "from persistcoll.testing import faults"),
         ("persistcoll.queues.file", "import persistcoll.cli"),
-        ("persistcoll.testing.laws", "import persistcoll.cli"),
+        ("persistcoll.testing.laws.queue_store", "import persistcoll.cli"),
         ("persistcoll.queues.file", "import sqlite3"),
         ("persistcoll.sqlite.mysql", "from sqlite3 import connect"),
     ],
