@@ -10,12 +10,12 @@ from persistcoll.arguments import checked_count, checked_seconds
 from persistcoll.container import T, option
 from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
-from persistcoll.engine.records import Record
+from persistcoll.engine.records import Backoff, Record, State
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
 from persistcoll.queues.deliveries import Deliveries, Delivery
-from persistcoll.queues.sql import BaseSQLQueue, RecordQueueCore
+from persistcoll.queues.sql import PlainPuts, RecordQueueCore, SQLQueue
 
-__all__ = ["BaseAckQueue"]
+__all__ = ["AckQueue", "AckQueueCore", "AckStatus"]
 
 
 class _NoItem:
@@ -26,6 +26,31 @@ class _NoItem:
 
 
 _NO_ITEM: Any = _NoItem()
+
+
+class AckStatus:
+    """What the ``"status"`` of :meth:`SQLiteAckQueue.queue` says."""
+
+    inited = "0"
+    """It waits, and was never got."""
+    ready = "1"
+    """It waits again: it was got before, and given back."""
+    unack = "2"
+    """Somebody has got it."""
+    acked = "5"
+    """It was acknowledged, and kept."""
+    ack_failed = "9"
+    """It was given up: by ``ack_failed``, or because it was got ``max_attempts`` times."""
+
+
+_STATUS = {
+    State.READY: AckStatus.ready,
+    State.DELAYED: AckStatus.ready,
+    State.CLAIMED: AckStatus.unack,
+    State.DONE: AckStatus.acked,
+    State.FAILED: AckStatus.ack_failed,
+    State.DEAD: AckStatus.ack_failed,
+}
 
 
 class AckQueueCore(RecordQueueCore):
@@ -53,16 +78,21 @@ class AckQueueCore(RecordQueueCore):
         self._deliveries.forget(token)
 
 
-class BaseAckQueue(BaseSQLQueue[T]):
-    """A queue in a table whose items are settled one by one.
+class AckQueue(PlainPuts[T]):
+    """A queue over records whose items are settled one by one.
 
     What stands for an item in a thread's hand is its :class:`~persistcoll.queues.deliveries.Delivery`.
     """
 
     _changing = (
-        *BaseSQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
+        *SQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
     )  # fmt: skip
 
+    auto_resume: bool = option("auto_resume")
+    lease: float | None = option("lease")
+    max_attempts: int | None = option("max_attempts")
+    backoff: Backoff | None = option("backoff")
+    keep_acked: int | None = option("keep_acked")
     strict: bool = option("strict")
     _core: AckQueueCore
 
@@ -72,7 +102,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
 
     # Getting.
 
-    @overload  # type: ignore[override]
+    @overload
     def get(
         self,
         block: bool = True,
@@ -286,6 +316,63 @@ class BaseAckQueue(BaseSQLQueue[T]):
         self._deliveries.pop_item(item, self._blocking.consumer.own, found)
         if not found and self._is_raw(item) and isinstance(item["pqid"], int):
             self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
+
+    def resume_unack_tasks(self) -> int:
+        """Give back what processes that died had got, and what queues made with ``auto_resume=False`` had
+        got when they were closed. Never what a living process has got.
+
+        :return: how many items that were.
+        """
+        count = self._table.reclaim()
+        self._core.settled(count)
+        return count
+
+    # Counting and removing.
+
+    def unack_count(self) -> int:
+        """How many items were got and are not settled, by whichever process."""
+        return self._table.claimed()
+
+    def acked_count(self) -> int:
+        """How many acknowledged items are kept."""
+        return self._table.stats().done
+
+    def ready_count(self) -> int:
+        """How many items wait to be got; the same as :meth:`qsize` before any :meth:`shutdown`."""
+        return self._table.count()
+
+    def ack_failed_count(self) -> int:
+        """How many items are set aside: by :meth:`ack_failed`, or for having been got too often."""
+        stats = self._table.stats()
+        return stats.failed + stats.dead
+
+    def active_size(self) -> int:
+        """How many items are not finished: they wait, now or for later, or were got and are not settled."""
+        return self._table.unfinished()
+
+    def _row(self, state: State, record: Record) -> dict[str, Any]:
+        status = _STATUS[state]
+        if state is State.READY and not record.attempts:
+            status = AckStatus.inited
+        return {**super()._row(state, record), "status": status}
+
+    def clear_acked_data(
+        self, max_delete: int | None = 1000, keep_latest: int | None = 1000, clear_ack_failed: bool = False
+    ) -> int:
+        """Remove acknowledged items that are kept, the oldest first.
+
+        :param max_delete: how many at most; 0 or ``None``: any number.
+        :param keep_latest: how many of the newest stay; 0 or ``None``: none.
+        :param clear_ack_failed: remove those that are set aside as well; of them, too, the newest stay.
+        :return: how many were removed.
+        """
+        limit, keep = checked_count("max_delete", max_delete), checked_count("keep_latest", keep_latest)
+        removed = 0
+        for state in (State.DONE, State.FAILED, State.DEAD) if clear_ack_failed else (State.DONE,):
+            if limit and removed >= limit:
+                break
+            removed += self._table.purge(state, keep, limit - removed if limit else None)
+        return removed
 
     # Life and death.
 

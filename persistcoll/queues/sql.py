@@ -1,4 +1,4 @@
-"""What every queue in a database has in common, whatever it does with items."""
+"""Queues over records: what all of them have in common, and what those have that get by the count."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
 from persistcoll.arguments import checked_integer
-from persistcoll.container import SQLiteContainer, T, option
+from persistcoll.container import T, option
 from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import FIFO, Discipline, Entry, Record, State
 from persistcoll.errors import DecodeError
-from persistcoll.options import SQLiteQueueOptions
 from persistcoll.queues.base import BaseQueue
-from persistcoll.serializers import canonical, codec, resolve
-from persistcoll.serializers.base import Seal, decode_error
-from persistcoll.sqlite.open import open_table
+from persistcoll.serializers import canonical
+from persistcoll.serializers.base import decode_error
 
-__all__ = ["BaseSQLQueue", "open_store"]
+__all__ = ["PlainGets", "PlainPuts", "RecordQueueCore", "SQLQueue"]
 
 _HIGHEST_ID = (1 << 63) - 1
 _SET_ASIDE = (
@@ -32,33 +30,6 @@ _REMOVED_BY = {
     State.DEAD: _SET_ASIDE,
 }
 """What removes an item that cannot be deserialized, and does not wait."""
-
-
-def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -> RecordStore:
-    """The store of a queue in an SQLite database, without anything that waits. Raises as the queues do.
-
-    :param kind: what the database calls it; a queue is opened only as what it was made.
-    """
-    serializer = resolve(options.serializer)
-
-    def seal_for(store_id: bytes) -> Seal | None:
-        return codec(serializer, store_id).seal
-
-    def unseal_for(store_id: bytes) -> Seal | None:
-        return codec(serializer, store_id).unseal
-
-    return open_table(
-        options.location,
-        name=options.name,
-        kind=kind,
-        discipline=discipline,
-        retry=options.claim_policy,
-        serializer=serializer.name,
-        executes_code=serializer.executes_code,
-        durability=options.durability,
-        seal_for=seal_for,
-        unseal_for=unseal_for,
-    )
 
 
 class RecordQueueCore(QueueCore):
@@ -79,10 +50,10 @@ class RecordQueueCore(QueueCore):
         return self.store.put((entry,), capacity, **options)[0]
 
 
-class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
-    """A queue in a table of an SQLite database.
+class SQLQueue(BaseQueue[T]):
+    """A queue over records, whatever puts, gets and acknowledges them.
 
-    The classes pick a discipline, and say how items are acknowledged. Every method may be called from any
+    The classes pick a discipline, and open a store. Every method may be called from any
     thread, and from several processes at the same time.
     """
 
@@ -93,9 +64,6 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
 
     auto_commit: bool = option("auto_commit")
 
-    def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
-        return open_store(options, self._kind, self._discipline)
-
     def _attach(self, store: Any) -> None:
         self._table: RecordStore = store
         # What is put is its payload, without a key or a priority.
@@ -104,52 +72,6 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
 
     def _make_core(self, store: RecordStore) -> QueueCore:
         return RecordQueueCore(store, self._options.maxsize, self.auto_commit, self._bare)
-
-    # Putting.
-
-    def _entry(self, item: object) -> bytes | Entry:
-        payload = self._encode(item)
-        if self._discipline.unique:
-            return Entry(payload, key=_key(item))
-        return Entry(payload) if self._discipline.by_priority else payload
-
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> int | None:  # type: ignore[override]
-        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
-
-        Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
-        threads that write at the same time share; at ``"process"`` none.
-
-        :param block: wait for room while the queue is full.
-        :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :return: its id. Ids grow, and none is used twice. ``None`` if it was not stored, because an equal
-            item is queued already: by the unique queues only.
-        :raise Full: there was no room.
-        :raise ShutDown: after :meth:`shutdown`.
-        :raise EncodeError: the serializer cannot store this item.
-        :raise TypeError: a unique queue cannot compare such an item.
-        :raise StorageFullError: the disk has no room; nothing is stored.
-        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
-            longer than ``timeout``, or the queue's own where that is ``None``.
-        :raise StorageError: the storage failed; the message says if the outcome is unknown.
-        :raise ValueError: the timeout is negative.
-        """
-        entry = self._encode(item) if self._bare else self._entry(item)
-        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
-
-    def put_nowait(self, item: T) -> int | None:  # type: ignore[override]
-        """``put(item, block=False)``."""
-        return self.put(item, False)
-
-    def put_many(  # type: ignore[override]
-        self, items: Iterable[T], block: bool = True, timeout: float | None = None
-    ) -> list[int | None]:
-        """Store all of ``items``, in order, or none, in one transaction; return what ``put`` would for each.
-
-        Cost: that of one :meth:`put`, however many they are.
-
-        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
-        """
-        return list(self._blocking.put_many([self._entry(item) for item in items], block, timeout))
 
     def update(self, item: T | dict[str, Any], id: int | dict[str, Any] | None = None) -> int | None:
         """Store another item in the place of one that waits or is in work.
@@ -171,66 +93,6 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
         payload = self._encode(item)
         key = _key(item) if self._discipline.unique else None
         return id if self._table.update(id, payload, key) else None
-
-    # Getting.
-
-    @overload
-    def get(
-        self,
-        block: bool = True,
-        timeout: float | None = None,
-        id: int | dict[str, Any] | None = None,
-        raw: Literal[False] = False,
-    ) -> T: ...
-    @overload
-    def get(
-        self,
-        block: bool = True,
-        timeout: float | None = None,
-        id: int | dict[str, Any] | None = None,
-        raw: bool = False,
-    ) -> Any: ...
-    def get(
-        self,
-        block: bool = True,
-        timeout: float | None = None,
-        id: int | dict[str, Any] | None = None,
-        raw: bool = False,
-    ) -> Any:
-        """Take the next item.
-
-        It stays stored until it is acknowledged: here and now with ``auto_commit``, else by
-        :meth:`task_done`.
-
-        Cost: 1 transaction. With ``auto_commit`` at ``"power"`` also 1 sync, which threads that write at the
-        same time share; otherwise none.
-
-        :param block: wait for an item while there is none.
-        :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :param id: take the item with this id, and wait for that one; or what ``get(raw=True)`` gave, for
-            its id.
-        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``, in seconds
-            since the epoch.
-        :raise Empty: there was none.
-        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
-        :raise DecodeError: the item cannot be deserialized; it stays, ``skip(error.id)`` removes it.
-        :raise CorruptionError: it is damaged; likewise.
-        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
-            longer than ``timeout``, or the queue's own where that is ``None``.
-        :raise TypeError: ``id`` is no id.
-        :raise ValueError: the timeout is negative, or ``id`` cannot be one.
-        """
-        decode = self._decode_raw if raw else self._decode
-        select = None if id is None else Select(self._checked_id(id))
-        return self._blocking.get(decode, block, timeout, select)
-
-    @overload
-    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
-    @overload
-    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any: ...
-    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any:
-        """``get(block=False)``."""
-        return self.get(False, None, id, raw)
 
     def _decode_raw(self, record: Record) -> tuple[int, dict[str, Any]]:
         id, item = self._decode(record)
@@ -297,6 +159,114 @@ class BaseSQLQueue(SQLiteContainer, BaseQueue[T]):
 
     def _holds(self, item: Any) -> bool:
         return self._table.has_active_key(_key(item))
+
+
+class PlainPuts(SQLQueue[T]):
+    """Puts items one after the other: the order in which they come out is the discipline's alone."""
+
+    def _entry(self, item: object) -> bytes | Entry:
+        payload = self._encode(item)
+        return Entry(payload, key=_key(item)) if self._discipline.unique else payload
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> int | None:
+        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+
+        Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
+        threads that write at the same time share; at ``"process"`` none.
+
+        :param block: wait for room while the queue is full.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :return: its id. Ids grow, and none is used twice. ``None`` if it was not stored, because an equal
+            item is queued already: by the unique queues only.
+        :raise Full: there was no room.
+        :raise ShutDown: after :meth:`shutdown`.
+        :raise EncodeError: the serializer cannot store this item.
+        :raise TypeError: a unique queue cannot compare such an item.
+        :raise StorageFullError: the disk has no room; nothing is stored.
+        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
+            longer than ``timeout``, or the queue's own where that is ``None``.
+        :raise StorageError: the storage failed; the message says if the outcome is unknown.
+        :raise ValueError: the timeout is negative.
+        """
+        entry = self._encode(item) if self._bare else self._entry(item)
+        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
+
+    def put_nowait(self, item: T) -> int | None:
+        """``put(item, block=False)``."""
+        return self.put(item, False)
+
+    def put_many(
+        self, items: Iterable[T], block: bool = True, timeout: float | None = None
+    ) -> list[int | None]:
+        """Store all of ``items``, in order, or none, in one transaction; return what ``put`` would for each.
+
+        Cost: that of one :meth:`put`, however many they are.
+
+        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        """
+        return list(self._blocking.put_many([self._entry(item) for item in items], block, timeout))
+
+
+class PlainGets(SQLQueue[T]):
+    """Gets items that ``get`` itself acknowledges, or ``task_done``."""
+
+    @overload
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        raw: Literal[False] = False,
+    ) -> T: ...
+    @overload
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        raw: bool = False,
+    ) -> Any: ...
+    def get(
+        self,
+        block: bool = True,
+        timeout: float | None = None,
+        id: int | dict[str, Any] | None = None,
+        raw: bool = False,
+    ) -> Any:
+        """Take the next item.
+
+        It stays stored until it is acknowledged: here and now with ``auto_commit``, else by
+        :meth:`task_done`.
+
+        Cost: 1 transaction. With ``auto_commit`` at ``"power"`` also 1 sync, which threads that write at the
+        same time share; otherwise none.
+
+        :param block: wait for an item while there is none.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :param id: take the item with this id, and wait for that one; or what ``get(raw=True)`` gave, for
+            its id.
+        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``, in seconds
+            since the epoch.
+        :raise Empty: there was none.
+        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
+        :raise DecodeError: the item cannot be deserialized; it stays, ``skip(error.id)`` removes it.
+        :raise CorruptionError: it is damaged; likewise.
+        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
+            longer than ``timeout``, or the queue's own where that is ``None``.
+        :raise TypeError: ``id`` is no id.
+        :raise ValueError: the timeout is negative, or ``id`` cannot be one.
+        """
+        decode = self._decode_raw if raw else self._decode
+        select = None if id is None else Select(self._checked_id(id))
+        return self._blocking.get(decode, block, timeout, select)
+
+    @overload
+    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
+    @overload
+    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any: ...
+    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any:
+        """``get(block=False)``."""
+        return self.get(False, None, id, raw)
 
 
 def _key(item: Any) -> bytes:

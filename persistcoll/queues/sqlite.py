@@ -1,23 +1,78 @@
-"""The queues in SQLite databases whose items are gone when they were got, or by ``task_done``."""
+"""The queues in SQLite databases: what each class is made with, and how its store is opened."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from persistcoll.arguments import checked_priority
-from persistcoll.container import T
-from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, Durability, Entry, Record, State
-from persistcoll.options import SQLiteQueueOptions
-from persistcoll.queues.sql import BaseSQLQueue
+from persistcoll.container import SQLiteContainer, T
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import (
+    LIFO,
+    PRIORITY,
+    UNIQUE,
+    Backoff,
+    Discipline,
+    Durability,
+    Entry,
+    Record,
+    State,
+)
+from persistcoll.options import SQLiteAckQueueOptions, SQLiteQueueOptions
+from persistcoll.queues.ack import AckQueue
+from persistcoll.queues.sql import PlainGets, PlainPuts
+from persistcoll.serializers import codec, resolve
+from persistcoll.serializers.base import Seal
+from persistcoll.sqlite.open import open_table
 
-__all__ = ["FIFOSQLiteQueue", "FILOSQLiteQueue", "LIFOSQLiteQueue", "PriorityQueue", "SQLiteQueue", "UniqueQ"]
+__all__ = [
+    "FIFOSQLiteAckQueue",
+    "FIFOSQLiteQueue",
+    "FILOSQLiteAckQueue",
+    "FILOSQLiteQueue",
+    "LIFOSQLiteQueue",
+    "PriorityQueue",
+    "SQLiteAckQueue",
+    "SQLiteQueue",
+    "UniqueAckQ",
+    "UniqueQ",
+    "open_store",
+]
 
 
-class _CommittingQueue(BaseSQLQueue[T]):
-    """What these queues are made with."""
+def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -> RecordStore:
+    """The store of a queue in an SQLite database, without anything that waits. Raises as the queues do.
+
+    :param kind: what the database calls it; a queue is opened only as what it was made.
+    """
+    serializer = resolve(options.serializer)
+
+    def seal_for(store_id: bytes) -> Seal | None:
+        return codec(serializer, store_id).seal
+
+    def unseal_for(store_id: bytes) -> Seal | None:
+        return codec(serializer, store_id).unseal
+
+    return open_table(
+        options.location,
+        name=options.name,
+        kind=kind,
+        discipline=discipline,
+        retry=options.claim_policy,
+        serializer=serializer.name,
+        executes_code=serializer.executes_code,
+        durability=options.durability,
+        seal_for=seal_for,
+        unseal_for=unseal_for,
+    )
+
+
+class _PlainSQLiteQueue(SQLiteContainer, PlainGets[T]):
+    """How the queues are made whose items ``get`` or ``task_done`` acknowledges."""
 
     def __init__(
         self,
@@ -38,8 +93,11 @@ class _CommittingQueue(BaseSQLQueue[T]):
     ) -> None:
         self._open(SQLiteQueueOptions.of(locals()))
 
+    def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
+        return open_store(options, self._kind, self._discipline)
 
-class SQLiteQueue(_CommittingQueue[T]):
+
+class SQLiteQueue(PlainPuts[T], _PlainSQLiteQueue[T]):
     """A first-in, first-out queue in an SQLite database.
 
     Several processes may put and get at the same time, each with any number of threads. No item is ever
@@ -124,7 +182,7 @@ class UniqueQ(SQLiteQueue[T]):
         return self._holds(item)
 
 
-class PriorityQueue(_CommittingQueue[T]):
+class PriorityQueue(_PlainSQLiteQueue[T]):
     """A queue in an SQLite database that gives the item with the lowest priority first.
 
     Among equal priorities the oldest comes first. It is made as a :class:`SQLiteQueue` is.
@@ -145,9 +203,7 @@ class PriorityQueue(_CommittingQueue[T]):
     _kind = PRIORITY.name
     _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
 
-    def put(  # type: ignore[override]
-        self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None
-    ) -> int:
+    def put(self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None) -> int:
         """Store ``item``. When this returns, it is durable. Returns its id.
 
         Cost: that of :meth:`SQLiteQueue.put`.
@@ -164,11 +220,11 @@ class PriorityQueue(_CommittingQueue[T]):
         entry = Entry(self._encode(item), checked_priority(priority))
         return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
-    def put_nowait(self, item: T, priority: float = 0) -> int:  # type: ignore[override]
+    def put_nowait(self, item: T, priority: float = 0) -> int:
         """``put(item, priority, block=False)``."""
         return self.put(item, priority, False)
 
-    def put_many(  # type: ignore[override]
+    def put_many(
         self, items: Iterable[T], priority: float = 0, block: bool = True, timeout: float | None = None
     ) -> list[int]:
         """Store all of ``items`` with one priority, in order, or none; return their ids.
@@ -186,3 +242,113 @@ class PriorityQueue(_CommittingQueue[T]):
 
     def _row(self, state: State, record: Record) -> dict[str, Any]:
         return {**super()._row(state, record), "priority": record.priority}
+
+
+class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
+    """A first-in, first-out queue in an SQLite database whose items stay until somebody says what became
+    of them.
+
+    :meth:`ack` finishes an item, :meth:`nack` gives it back, :meth:`ack_failed` sets it aside. What a process
+    had got when it died is delivered again. Several processes may put and get at the same time, each with any
+    number of threads. No item is ever in the hands of two of them, except where a ``lease`` ran out: then the
+    late one's ``ack`` is refused.
+
+    >>> from persistcoll import SQLiteAckQueue
+    >>> with SQLiteAckQueue("mails") as mails:
+    ...     mails.put_many(["to alice", "to bob"])
+    ...     mail = mails.get()
+    ...     print(mails.nack(mail), mails.ready_count())
+    ...     mail = mails.get()
+    ...     print(mail, mails.ack(mail), mails.acked_count())
+    [1, 2]
+    1 2
+    to alice 1 1
+
+    An item is found by identity: ``ack`` takes the very object that ``get`` returned. Where the same object
+    was got several times, as ``None`` or a small number may be, it is the oldest one that this thread got.
+    The raw form and the id are always exact.
+
+    The parameters that :class:`SQLiteQueue` has as well mean the same.
+
+    :param auto_resume: give back what processes that died had got: now, and later whenever there is nothing
+        else to get. Never what a living one has got.
+    :param auto_commit: accepted, and always true: ``get`` never removes an item.
+    :param lease: seconds after which an item that was got and not settled is given back although its holder
+        lives; ``None``: never.
+    :param max_attempts: an item that was got so often and is given back is set aside; ``None``: never.
+    :param backoff: how long an item that is given back waits: a number of seconds, or a
+        :class:`~persistcoll.Backoff`, which waits longer each time; ``None``: not at all. It is not for items
+        that a crash or the end of a lease gives back.
+    :param keep_acked: at least how many of the newest acknowledged items stay in the database; 0: none;
+        ``None``: all.
+    :param strict: ``ack``, ``nack`` and ``ack_failed`` of what this object does not hold raise
+        :exc:`~persistcoll.NotClaimedError`; otherwise they return ``None``.
+    """
+
+    _kind = "fifo ack"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        auto_resume: bool = True,
+        name: str = "default",
+        multithreading: bool = True,
+        timeout: float = 10.0,
+        auto_commit: bool = True,
+        serializer: Any = pickle,
+        db_file_name: str | None = None,
+        *,
+        lease: float | None = None,
+        max_attempts: int | None = None,
+        backoff: float | Backoff | None = None,
+        keep_acked: int | None = 1000,
+        strict: bool = False,
+        maxsize: int = 0,
+        durability: Durability = "power",
+        trust_directory: bool = False,
+        allow_network_fs: bool = False,
+        mode: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        if not auto_commit:
+            warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
+        self._open(SQLiteAckQueueOptions.of(locals()))
+
+    def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
+        return open_store(options, self._kind, self._discipline)
+
+
+FIFOSQLiteAckQueue = SQLiteAckQueue
+
+
+class FILOSQLiteAckQueue(SQLiteAckQueue[T]):
+    """A :class:`SQLiteAckQueue` that gives the newest item first."""
+
+    _discipline = LIFO
+    _kind = "lifo ack"
+
+
+class UniqueAckQ(SQLiteAckQueue[T]):
+    """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ`.
+
+    An item may be put again once it was acknowledged or set aside.
+
+    >>> from persistcoll import UniqueAckQ
+    >>> with UniqueAckQ("pages") as pages:
+    ...     print(pages.put("/"), pages.put("/"))
+    ...     page = pages.get()
+    ...     print("/" in pages, pages.put("/"))  # in work
+    ...     pages.ack(page)
+    ...     print("/" in pages, pages.put("/"))
+    1 None
+    True None
+    1
+    False 2
+    """
+
+    _discipline = UNIQUE
+    _kind = "unique ack"
+
+    def __contains__(self, item: object) -> bool:
+        """Whether an equal item waits, or was got and is not settled."""
+        return self._holds(item)
