@@ -59,6 +59,7 @@ class Container:
     allow_network_fs: bool = option("allow_network_fs")
     mode: int | None = option("mode")
     read_only: bool = option("read_only")
+    create: bool = option("create")
 
     _closed = True  # until it has its store: there is nothing to close if the constructor raises before
     _options: Any

@@ -47,6 +47,7 @@ class Options:
     allow_network_fs: bool
     mode: int | None
     read_only: bool
+    create: bool
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
@@ -56,7 +57,10 @@ class Options:
     def __post_init__(self) -> None:
         checked_choice("durability", self.durability, "power", "process")
         vars(self).update(
-            serializer=locate(self.serializer), mode=checked_mode(self.mode), read_only=bool(self.read_only)
+            serializer=locate(self.serializer),
+            mode=checked_mode(self.mode),
+            read_only=bool(self.read_only),
+            create=bool(self.create),
         )
 
     def __deepcopy__(self, memo: object) -> Self:
@@ -109,7 +113,7 @@ class SQLiteOptions(Options):
         timeout = checked_seconds("timeout", self.timeout)
         location = DatabaseLocation(
             self.path, self.db_file_name, timeout, self.trust_directory, self.allow_network_fs, self.mode,
-            self.read_only,
+            self.read_only, self.create,
         )  # fmt: skip
         path = os.fsdecode(self.path)
         vars(self).update(

@@ -87,6 +87,7 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         self._open(SQLiteOptions.of(locals()))
 

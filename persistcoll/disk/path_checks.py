@@ -18,11 +18,12 @@ from persistcoll.disk.calls import (
     network_file_system,
     storage_error,
 )
-from persistcoll.errors import StorageError, StoreKindError
+from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
 
 __all__ = [
     "absolute",
     "checked_path",
+    "existing",
     "make_directory",
     "may_write",
     "occupied",
@@ -61,6 +62,22 @@ def absolute(path: str, resolve: Callable[[str], str] = os.path.abspath) -> str:
         return resolve(path)
     except OSError as error:
         raise storage_error(error, "finding", path) from error
+
+
+def existing(path: str, purpose: str) -> os.stat_result:
+    """The status of what is at ``path``.
+
+    :param purpose: what it is wanted for, for messages: "open" or "look at".
+    :raise StoreMissingError: nothing is there.
+    :raise StorageError: nobody can tell.
+    """
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        message = f"there is nothing to {purpose}: {path!r} does not exist"
+        raise StoreMissingError(message, errno.ENOENT) from error
+    except OSError as error:
+        raise storage_error(error, "looking at", path) from error
 
 
 def make_directory(disk: Disk, path: str) -> None:

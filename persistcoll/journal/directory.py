@@ -6,10 +6,12 @@ a directory that holds something else.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
+import stat
 import time
 import uuid
 from typing import Any, NamedTuple
@@ -22,6 +24,7 @@ from persistcoll.disk.calls import (
     storage_error,
 )
 from persistcoll.disk.path_checks import (
+    existing,
     make_directory,
     may_write,
     ownership_of,
@@ -96,12 +99,14 @@ class OpenOptions(NamedTuple):
     allow_network_fs: bool = False
     tempdir: str | None = None
     mode: int | None = None
+    create: bool = True
 
 
 def prepare(disk: Disk, path: str, wanted: OpenOptions) -> None:
     """Make the directory if it is missing; refuse one that is not fit.
 
     :raise StoreKindError: not a directory.
+    :raise StoreMissingError: there is no queue, and none is to be made.
     :raise StorageError: it cannot be made or written, lies on a network file system, or others may
         write into it while the serializer executes code.
     :raise ValueError: ``tempdir`` is on another file system.
@@ -110,6 +115,8 @@ def prepare(disk: Disk, path: str, wanted: OpenOptions) -> None:
     trusted = wanted.trust_directory or not wanted.executes_code
     if not trusted:
         refuse_if_others_may_write((), wanted.serializer, wanted.mode)
+    if not wanted.create:
+        _refuse_missing(path)
     disk.ownership = ownership_of(info, wanted.mode)
     make_directory(disk, path)
     _refuse_foreign(disk, path, wanted)
@@ -121,6 +128,13 @@ def prepare(disk: Disk, path: str, wanted: OpenOptions) -> None:
         raise unwritable(cursor)  # now, and not when something is taken
     if wanted.tempdir is not None:
         _refuse_elsewhere(wanted.tempdir, path)
+
+
+def _refuse_missing(path: str) -> None:
+    if not stat.S_ISDIR(existing(path, "open").st_mode):
+        return  # what it is, make_directory() says
+    if not os.path.lexists(os.path.join(path, INFO)) and not chunk_numbers(path):
+        raise _no_queue(path, "open")
 
 
 def _refuse_elsewhere(tempdir: str, path: str) -> None:
@@ -184,7 +198,10 @@ def _json(data: bytes) -> Any:
 
 
 def open_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
-    """Read ``info``, or write it where the store is new. The caller holds the producer lock."""
+    """Read ``info``, or write it where the store is new. The caller holds the producer lock.
+
+    :raise StoreMissingError: the store is new, and is not to be made.
+    """
     file = os.path.join(path, INFO)
     try:
         data = read_file(disk, file)
@@ -206,12 +223,16 @@ def look_at_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
         data = read_file(disk, file)
     except FileNotFoundError as error:
         _refuse_foreign(disk, path, wanted)
-        raise StoreMissingError(f"there is nothing to look at: {path!r} holds no queue") from error
+        raise _no_queue(path, "look at") from error
     _refuse_foreign(disk, path, wanted)
     info = _parse(path, data)
     if info is None:
         raise CorruptionError(f"{file!r} is damaged; opening the queue for writing may mend it", file, 0)
     return info
+
+
+def _no_queue(path: str, purpose: str) -> StoreMissingError:
+    return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no queue", errno.ENOENT)
 
 
 def _refuse_serializer(path: str, info: StoreInfo, wanted: OpenOptions) -> None:
@@ -225,6 +246,8 @@ def _refuse_serializer(path: str, info: StoreInfo, wanted: OpenOptions) -> None:
 def _create(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
     if chunk_numbers(path):
         return _rebuild(disk, path, wanted, f"{os.path.join(path, INFO)!r} is missing")
+    if not wanted.create:  # removed since prepare() found it
+        raise _no_queue(path, "open")
     chunksize = wanted.chunksize or DEFAULT_CHUNKSIZE
     info = StoreInfo(uuid.uuid4().bytes, wanted.serializer, chunksize, time.time())
     publish(disk, os.path.join(path, INFO), (info.encode(),), wanted.tempdir).close()

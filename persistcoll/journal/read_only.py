@@ -7,16 +7,17 @@ whether a consumer lives.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn, cast
 
 from persistcoll.disk.calls import SIZE, OpenFile, storage_error
-from persistcoll.disk.path_checks import refuse_if_others_may_write, refuse_network
+from persistcoll.disk.path_checks import existing, refuse_if_others_may_write, refuse_network
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.records import Record
-from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
+from persistcoll.errors import StorageError, StoreKindError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.consumer_lock import ConsumerLock
@@ -36,9 +37,7 @@ class ReadOnlyQueueStore(JournalQueueStore):
 
     def _prepare(self) -> None:
         path, wanted = self._path, self._wanted
-        if not os.path.lexists(path):
-            raise StoreMissingError(f"there is nothing to look at: {path!r} does not exist")
-        if not os.path.isdir(path):
+        if not stat.S_ISDIR(existing(path, "look at").st_mode):
             raise StoreKindError(f"{path!r} is not a directory")
         if not wanted.allow_network_fs:
             refuse_network(path)

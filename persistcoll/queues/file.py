@@ -40,6 +40,7 @@ def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQu
         allow_network_fs=options.allow_network_fs,
         tempdir=options.tempdir,
         mode=options.mode,
+        create=options.create,
     )
     kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
     return kind(options.path, wanted, durability=options.durability, disk=disk, seal_for=seal_for)
@@ -79,10 +80,12 @@ class Queue(BaseQueue[T]):
     :param allow_network_fs: use a network file system.
     :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
         the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
+    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
+        nothing is made.
     :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
         something raises :exc:`~persistcoll.StorageError` (``EROFS``).
     :raise StoreKindError: there is something else at that path.
-    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
+    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
     :raise SerializerMismatchError: the queue was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: its end is damaged in a way that no crash explains.
@@ -111,6 +114,7 @@ class Queue(BaseQueue[T]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
         _disk: Disk | None = None,
     ) -> None:
         self._open(FileQueueOptions.of(locals()), partial(open_store, disk=_disk))

@@ -90,6 +90,7 @@ class _PlainSQLiteQueue(SQLiteContainer, PlainGets[T]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         self._open(SQLiteQueueOptions.of(locals()))
 
@@ -122,10 +123,10 @@ class SQLiteQueue(PlainPuts[T], _PlainSQLiteQueue[T]):
         finished; otherwise ``task_done()`` does, and a crash delivers it again.
     :param db_file_name: the database's name in the directory.
 
-    ``serializer``, ``maxsize``, ``durability``, ``trust_directory``, ``allow_network_fs``, ``mode`` and
-    ``read_only`` are those of :class:`Queue`.
+    ``serializer``, ``maxsize``, ``durability``, ``trust_directory``, ``allow_network_fs``, ``mode``,
+    ``read_only`` and ``create`` are those of :class:`Queue`.
 
-    :raise StoreMissingError: with ``read_only``: there is nothing to look at.
+    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
     :raise SerializerMismatchError: the queue was made with another serializer.
@@ -309,6 +310,7 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
         allow_network_fs: bool = False,
         mode: int | None = None,
         read_only: bool = False,
+        create: bool = True,
     ) -> None:
         if not auto_commit:
             warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)

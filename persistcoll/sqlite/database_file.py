@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from persistcoll.disk.calls import Disk, OpenFile, storage_error
 from persistcoll.disk.path_checks import (
+    existing,
     make_directory,
     may_write,
     occupied,
@@ -20,11 +21,17 @@ from persistcoll.disk.path_checks import (
     refuse_network,
     unwritable,
 )
-from persistcoll.errors import CorruptionError, FormatVersionError, StorageError, StoreKindError
+from persistcoll.errors import (
+    CorruptionError,
+    FormatVersionError,
+    StorageError,
+    StoreKindError,
+    StoreMissingError,
+)
 from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.writer_lock import NoLock, WriterLock, identity_of
+from persistcoll.sqlite.writer_lock import NoLock, WriterLock, identity_of, read_identity
 
 __all__ = ["INDEX", "LOG", "MEMORY", "DatabaseConnection", "DatabaseFile"]
 
@@ -65,12 +72,14 @@ class DatabaseFile:
     :ivar path: absolute, without symbolic links; or ``":memory:"``.
     :ivar timeout: seconds to wait for another program's lock.
     :ivar mode: of a new one. What comes to lie beside a database has its mode and its group.
+    :ivar create: whether to make it if it is missing.
     """
 
     path: str
     timeout: float = 10.0
     allow_network_fs: bool = False
     mode: int | None = None
+    create: bool = True
     disk: Disk = field(default_factory=Disk, compare=False)
 
     def refuse_unsafe(self, serializer: str) -> None:
@@ -86,6 +95,7 @@ class DatabaseFile:
     def open(self) -> DatabaseConnection:
         """Open it, made if it is missing.
 
+        :raise StoreMissingError: it is missing, and is not to be made.
         :raise StoreKindError: it is no database, or another application's.
         :raise FormatVersionError: a later version made it.
         :raise CorruptionError: it is damaged, or lost.
@@ -93,6 +103,8 @@ class DatabaseFile:
         """
         if self.path == MEMORY:
             return self._open_in_memory()
+        if not self.create:
+            self.existing("open")
         folder = os.path.dirname(self.path)
         self._own(self.mode)
         make_directory(self.disk, folder)
@@ -108,7 +120,7 @@ class DatabaseFile:
             lock.acquire_within(self.timeout)
             identity = identity or lock.identity()
             if identity is not None and not self.occupied(("",)):
-                raise self._lost(lock)  # before SQLite finds the log of an empty database, and removes it
+                raise self._lost()  # before SQLite finds the log of an empty database, and removes it
             self._make_file()
             with self.translated():
                 connection = driver.connect(self.path, self.timeout)
@@ -208,7 +220,7 @@ class DatabaseFile:
         execute = connection.execute
         table = self.first_table(execute)
         if table is None and identity is not None:
-            raise self._lost(lock)
+            raise self._lost()
         driver.prepare(connection, self.path)
         with _transaction(connection):
             if table is None:
@@ -221,9 +233,31 @@ class DatabaseFile:
         files = {path: identity_of(path) for path in (self.path + end for end in _FILES)}
         return DatabaseConnection(connection, lock, log, store_id, now, files)
 
-    def _lost(self, lock: WriterLock) -> CorruptionError:
+    def existing(self, purpose: str) -> os.stat_result:
+        """The status of the file, unless nothing is in it. Nothing is made.
+
+        :param purpose: as of :func:`~persistcoll.disk.path_checks.existing`.
+        :raise StoreMissingError: it does not exist, or is empty.
+        :raise CorruptionError: likewise, but it did, or was not.
+        """
+        try:
+            found = existing(self.path, purpose)
+            if not found.st_size:
+                raise self.empty(purpose)
+        except StoreMissingError as error:
+            if read_identity(self.disk, self.path + LOCK) is not None:
+                raise self._lost() from error
+            raise
+        return found
+
+    def empty(self, purpose: str) -> StoreMissingError:
+        """The error to raise where nothing is in the file."""
+        return StoreMissingError(f"there is nothing to {purpose}: {self.path!r} is empty", errno.ENOENT)
+
+    def _lost(self) -> CorruptionError:
+        lock = self.path + LOCK
         return CorruptionError(
-            f"{self.path!r} is empty, but it was not: {lock.path!r} knows it. Put the database back, or"
+            f"{self.path!r} is empty, but it was not: {lock!r} knows it. Put the database back, or"
             " remove that file as well to begin anew",
             self.path,
         )

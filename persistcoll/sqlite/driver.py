@@ -138,7 +138,8 @@ def connect_read_only(path: str, timeout: float, immutable: bool) -> sqlite3.Con
 
     :param immutable: nobody writes: there is no log to look for. Otherwise there has to be one.
     """
-    how = "immutable=1" if immutable else "mode=ro&readonly_shm=1"
+    # Without mode=ro SQLite would make a database that is removed meanwhile.
+    how = "mode=ro&immutable=1" if immutable else "mode=ro&readonly_shm=1"
     name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in os.fsencode(path))
     return _connect(f"file:{name}?{how}", timeout, uri=True)
 

@@ -23,7 +23,7 @@ from persistcoll.engine.forks import (
 )
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
-from persistcoll.errors import StorageError, StoreReplacedError
+from persistcoll.errors import StorageError, StoreMissingError, StoreReplacedError
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.claims import sweep
 from persistcoll.sqlite.clock import Clock
@@ -50,6 +50,7 @@ _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IG
 
 _PAUSE = 0.0005  # seconds
 
+_NOT_WITHIN = "there is no {!r} in {!r} yet, and within a transaction it cannot be made: open it before"
 _OPENING = "nothing can be opened while this thread opens or closes something else"
 
 SealFor = Callable[[bytes], Seal | None]
@@ -67,6 +68,7 @@ class DatabaseLocation:
     :param db_file_name: the file's name in the directory; default ``data.db``.
     :param mode: of the files of a new database.
     :param read_only: only look at what is there.
+    :param create: make what is not there, unless ``read_only``.
     :raise ValueError: that is no plain file name, or one of a file that lies beside a database; or the path
         is empty or cannot be one.
     """
@@ -78,6 +80,7 @@ class DatabaseLocation:
     allow_network_fs: bool = False
     mode: int | None = None
     read_only: bool = False
+    create: bool = True
 
     @property
     def file(self) -> str:
@@ -105,8 +108,13 @@ class DatabaseLocation:
 
     def __post_init__(self) -> None:
         checked_path("path", self.path)
-        if self.file == MEMORY and self.read_only:  # `file` refuses what is wrong now
-            raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
+        if self.file == MEMORY:  # `file` refuses what is wrong now
+            if self.read_only:
+                raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
+            if not self.create:
+                raise ValueError(
+                    f"create=False has nothing to open in {MEMORY!r}: what is there is always new"
+                )
 
     @property
     def source(self) -> DatabaseFile:
@@ -117,7 +125,7 @@ class DatabaseLocation:
         if self.file != MEMORY:
             for path in (os.fsdecode(self.path), self._named):
                 refuse_foreign_link(os.path.abspath(path))
-        return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode)
+        return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode, self.create)
 
 
 class _Registry:
@@ -305,6 +313,7 @@ def open_table(
     :param seal_for: given the collection's id, what to apply to each payload and its id before writing;
         ``unseal_for`` undoes it.
     :param clock: instead of the store's own, in tests.
+    :raise StoreMissingError: it is missing, and is not to be made.
     :raise StoreKindError: the file is not ours, or the name is another kind's.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
@@ -405,13 +414,20 @@ def _open(
         number = looking.find(wanted)
         # It has all that a collection asks of one.
         return make(cast(Database, looking), users, number, looking.store_id + number.to_bytes(8, "big"))
+    if not place.create:
+        _refuse_missing(source, wanted)
     try:
         database = _databases.acquire(source, users)
-        # What is made within a transaction could be rolled back with it, and its number be given to another.
-        may_make = not database.used_here()
+        refusal: StorageError | None = None
+        if not place.create:
+            refusal = schema.no_collection(wanted.name, source.path, "open")
+        elif database.used_here():
+            # What is made within a transaction could be rolled back with it, and its number be given to
+            # another.
+            refusal = StorageError(_NOT_WITHIN.format(wanted.name, source.path))
 
         def run(execute: Execute) -> int:
-            number, new = schema.register(execute, wanted, database.path, may_make)
+            number, new = schema.register(execute, wanted, database.path, refusal)
             if new:
                 for text in create(database, number):
                     execute(text)
@@ -424,3 +440,13 @@ def _open(
     except BaseException:
         _databases.release(users)
         raise
+
+
+def _refuse_missing(source: DatabaseFile, wanted: schema.Registration) -> None:
+    """Raise ``StoreMissingError`` where the collection is missing, before anything is made for opening it."""
+    try:
+        ReadOnlyDatabase(source, _databases.look, "open").find(wanted)
+    except StoreMissingError:
+        raise
+    except StorageError:
+        pass  # opening mends it, as a log without its index, or raises an error that says more

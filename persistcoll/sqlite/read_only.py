@@ -5,8 +5,10 @@ interrupt or the removal of the database could leave in a wrong state, and a pro
 writer from removing the log.
 
 SQLite makes a log, and an index for it, for each connection to a database that has none, also for one that
-may only read. So where there is no log the connection takes the file for immutable, and the look is repeated
-if a writer came meanwhile.
+may only read. So where there is no log, or nothing in it, the connection takes the file for immutable, and
+the look is repeated if a writer came meanwhile. Where there is a log, its last writer may close, and so
+remove it, in the microseconds before SQLite looks for it. Then SQLite leaves an empty one, which harms
+nothing and which the next writer removes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import refuse_network
 from persistcoll.engine.forks import read_only_error
-from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
+from persistcoll.errors import StorageError, StoreKindError
 from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, DatabaseFile
@@ -40,14 +42,18 @@ class ReadOnlyDatabase:
 
     From any thread. What is due, because a delay or a lease has ended, is left to a process that writes.
 
+    :param purpose: what the look is for, for messages.
     :param look_through: called with the path, a look and what looks by a connection of its own.
     """
 
     epoch = 0
 
-    def __init__(self, source: DatabaseFile, look_through: Callable[..., Any]) -> None:
+    def __init__(
+        self, source: DatabaseFile, look_through: Callable[..., Any], purpose: str = "look at"
+    ) -> None:
         self.source = source
         self._look_through = look_through
+        self._purpose = purpose
         self.path, self.disk = source.path, source.disk
         self.counters_by_number: dict[int, Counters] = {}
         if os.path.isdir(self.path):
@@ -58,7 +64,7 @@ class ReadOnlyDatabase:
 
         def identify(execute: Execute) -> None:
             if source.first_table(execute) is None:
-                raise StoreMissingError(f"there is nothing to look at: {self.path!r} is empty")
+                raise source.empty(purpose)
             self.store_id = schema.store_id(execute)
             self.now = schema.clock(execute, may_set=False)
 
@@ -69,49 +75,45 @@ class ReadOnlyDatabase:
         """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
         number = self.look(lambda execute: schema.find(execute, wanted, self.path))
         if number is None:
-            raise StoreMissingError(f"there is nothing to look at: {self.path!r} holds no {wanted.name!r}")
+            raise schema.no_collection(wanted.name, self.path, self._purpose)
         return number
 
     def _status(self) -> tuple[int, ...]:
-        """Differs from an earlier one when the file has changed since."""
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            raise StoreMissingError(
-                f"there is nothing to look at: {self.path!r} does not exist", errno.ENOENT
-            ) from None
-        except OSError as error:
-            raise storage_error(error, "looking at", self.path) from error
+        """Differs from an earlier one when the file has changed since; at last, whether there is a log."""
+        found = self.source.existing(self._purpose)
         if not os.access(self.path, os.R_OK):
             raise storage_error(PermissionError(errno.EACCES, ""), "reading", self.path)
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_ino, found.st_size, found.st_mtime_ns, self._has_log()
+
+    def _has_log(self) -> bool:
+        return self.source.occupied((LOG,)) > 0
 
     def _look(self, look: Callable[[Execute], T]) -> T:
-        log = self.path + LOG
         for tried in range(_TRIES):
-            before, logged = self._status(), os.path.exists(log)
+            before = self._status()
+            logged = before[-1]
             try:
                 connection = driver.connect_read_only(self.path, self.source.timeout, not logged)
                 with closing(connection):
+                    if logged and not self._has_log():  # as late as can be: SQLite would make one
+                        continue
                     connection.execute(driver.BEGIN_READING)
                     found = look(connection.execute)
             except driver.ERRORS as error:
-                if tried < _TRIES - 1 and self._has_changed(before, logged):
+                if tried < _TRIES - 1 and self._status() != before:
                     time.sleep(_PAUSE)
                     continue
                 if logged and "unable to open" in str(error):
                     raise StorageError(
-                        f"{self.path!r} has a log, {log!r}, and no index for it, which cannot be made by"
-                        " looking: open it once without read_only=True, which takes over what the log holds",
+                        f"{self.path!r} has a log, {self.path + LOG!r}, and no index for it, which cannot be"
+                        " made by looking: open it once without read_only=True, which takes over what the"
+                        " log holds",
                         errno.EROFS,
                     ) from error
                 raise
-            if logged or not self._has_changed(before, logged):
+            if logged or self._status() == before:
                 return found
         raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
-
-    def _has_changed(self, before: tuple[int, ...], logged: bool) -> bool:
-        return os.path.exists(self.path + LOG) != logged or self._status() != before
 
     def look(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""

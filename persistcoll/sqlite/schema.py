@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 import uuid
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from persistcoll.errors import (
     SerializerMismatchError,
     StorageError,
     StoreKindError,
+    StoreMissingError,
 )
 from persistcoll.sqlite.clock import Clock, boot, steady
 from persistcoll.sqlite.driver import Execute
@@ -25,6 +27,7 @@ __all__ = [
     "create",
     "find",
     "next_holder",
+    "no_collection",
     "register",
     "store_id",
 ]
@@ -141,21 +144,20 @@ def find(execute: Execute, wanted: Registration, path: str) -> int | None:
     return number
 
 
-def register(execute: Execute, wanted: Registration, path: str, may_make: bool = True) -> tuple[int, bool]:
+def register(
+    execute: Execute, wanted: Registration, path: str, refusal: StorageError | None = None
+) -> tuple[int, bool]:
     """The number of the collection of that name, and whether it is new. Within a transaction.
 
     Raises as :func:`find`.
 
-    :raise StorageError: there is none, and it may not be made.
+    :param refusal: raised where there is none.
     """
     number = find(execute, wanted, path)
     if number is not None:
         return number, False
-    if not may_make:
-        raise StorageError(
-            f"there is no {wanted.name!r} in {path!r} yet, and within a transaction it cannot be made:"
-            " open it before"
-        )
+    if refusal is not None:
+        raise refusal
     execute(
         "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
         (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
@@ -163,6 +165,11 @@ def register(execute: Execute, wanted: Registration, path: str, may_make: bool =
     (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
     execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
     return number, True
+
+
+def no_collection(name: str, path: str, purpose: str) -> StoreMissingError:
+    """The error to raise where no collection has that name."""
+    return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no {name!r}", errno.ENOENT)
 
 
 def next_holder(execute: Execute) -> int:

@@ -43,6 +43,7 @@ from persistcoll.disk.calls import (
     UNLOCK,
     UNSEEN_CALLS,
     Disk,
+    OpenFile,
     open_lasting,
     read_fully,
     storage_error,
@@ -50,7 +51,7 @@ from persistcoll.disk.calls import (
 from persistcoll.errors import LockedError, StorageError, StoreKindError, StoreReplacedError
 from persistcoll.sqlite.clock import steady
 
-__all__ = ["NoLock", "TransactionOpen", "WriterLock", "identity_of"]
+__all__ = ["NoLock", "TransactionOpen", "WriterLock", "identity_of", "read_identity"]
 
 _MAGIC = b"pcoll db"
 _TOKEN_SIZE = 8
@@ -94,6 +95,31 @@ def identity_of(file: str | int) -> tuple[int, int]:
     """What file that path, or that descriptor, stands for."""
     status = os.stat(file)
     return status.st_dev, status.st_ino
+
+
+def read_identity(disk: Disk, path: str, fd: int | None = None) -> bytes | None:
+    """The id of the database that belongs to this lock file; ``None`` where it was never written.
+
+    :param fd: of the file, where it is open.
+    :raise StoreKindError: the file is another program's.
+    """
+    size = _IDENTITY_AT + _IDENTITY.size
+    try:
+        if fd is not None:
+            data = read_fully(disk, fd, size, 0)
+        else:
+            with OpenFile(disk, path, os.O_RDONLY) as file:
+                data = read_fully(disk, file.fd, size, 0)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise storage_error(error, "reading", path) from error
+    if data[:_TOKEN_AT].strip(b"\0") and data[:_TOKEN_AT] != _MAGIC:
+        raise StoreKindError(f"{path!r} is not a lock file of persistcoll", errno.EEXIST)
+    if len(data) < size:
+        return None
+    identity, checksum = _IDENTITY.unpack_from(data, _IDENTITY_AT)
+    return bytes(identity) if crc32(identity) == checksum else None
 
 
 class WriterLock:
@@ -287,16 +313,7 @@ class WriterLock:
 
         :raise StoreKindError: the file is another program's.
         """
-        try:
-            data = read_fully(self._disk, self._fd, _IDENTITY_AT + _IDENTITY.size, 0)
-        except OSError as error:
-            raise storage_error(error, "reading", self.path) from error
-        if data[:_TOKEN_AT].strip(b"\0") and data[:_TOKEN_AT] != _MAGIC:
-            raise StoreKindError(f"{self.path!r} is not a lock file of persistcoll", errno.EEXIST)
-        if len(data) < _IDENTITY_AT + _IDENTITY.size:
-            return None
-        identity, checksum = _IDENTITY.unpack_from(data, _IDENTITY_AT)
-        return bytes(identity) if crc32(identity) == checksum else None
+        return read_identity(self._disk, self.path, self._fd)
 
     def set_identity(self, identity: bytes) -> None:
         """Write the database's id, durably. The lock is held."""

@@ -9,7 +9,9 @@ import pytest
 
 from persistcoll import Backoff, PDict, PriorityQueue, Queue, SQLiteAckQueue, SQLiteQueue, UniqueAckQ
 
-COMMON: dict[str, Any] = {"serializer": "json", "durability": "process", "mode": 0o640, "read_only": False}
+COMMON: dict[str, Any] = {
+    "serializer": "json", "durability": "process", "mode": 0o640, "read_only": False, "create": True,
+}  # fmt: skip
 DATABASE = {**COMMON, "name": "n", "timeout": 5.0, "db_file_name": "x.db", "multithreading": True}
 ACK = {
     "auto_resume": False, "lease": 60.0, "max_attempts": 3, "backoff": Backoff(base=2), "keep_acked": 7,

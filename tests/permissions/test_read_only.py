@@ -25,6 +25,7 @@ from persistcoll import (
     StoreKindError,
     StoreMissingError,
 )
+from persistcoll.sqlite import driver
 from persistcoll.testing.faults import FaultyDisk
 from tests.permissions.kinds import KINDS, PLAIN, add, contents, die, hold, in_child, take
 
@@ -350,6 +351,54 @@ def test_a_log_without_its_index(tmp_path):
     assert _everything(tmp_path / "s") == before
     with SQLiteQueue(tmp_path / "s", **PLAIN) as queue:
         assert contents(queue) == ["a"]
+
+
+def test_an_empty_log_without_its_index(tmp_path):
+    """As SQLite leaves it where a look and the last writer's end come at the same moment."""
+    left = fill("SQLiteQueue", tmp_path / "s")
+    (tmp_path / "s" / "data.db-wal").touch()
+    before = _everything(tmp_path / "s")
+    with look("SQLiteQueue", tmp_path / "s") as queue:
+        assert contents(queue) == left
+    assert _everything(tmp_path / "s") == before
+    with SQLiteQueue(tmp_path / "s", **PLAIN):
+        pass
+    assert not (tmp_path / "s" / "data.db-wal").exists()
+
+
+def test_a_log_that_is_removed_when_a_look_begins(tmp_path, monkeypatch):
+    fill("SQLiteQueue", tmp_path / "s")
+    code = (
+        "import sys; from persistcoll import SQLiteQueue\n"
+        "with SQLiteQueue(sys.argv[1], serializer='json') as queue:\n"
+        "    queue.put('z'); print(flush=True); input()"
+    )
+    connect = driver.connect_read_only
+    logged = []
+
+    def connect_late(path: str, timeout: float, immutable: bool) -> Any:
+        logged.append(not immutable)
+        if other.poll() is None:
+            other.communicate("\n")  # closes
+        return connect(path, timeout, immutable)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "s"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        monkeypatch.setattr(driver, "connect_read_only", connect_late)
+        with look("SQLiteQueue", tmp_path / "s") as queue:
+            assert len(contents(queue)) == 6
+    assert logged[:2] == [True, False]
+    assert not list((tmp_path / "s").glob("*-wal"))
+
+
+@pytest.mark.parametrize("immutable", [True, False])
+def test_a_connection_for_looking_makes_no_database(immutable, tmp_path):
+    with pytest.raises(driver.ERRORS, match="unable to open"):
+        driver.connect_read_only(str(tmp_path / "s.db"), 0, immutable).close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_that_was_replaced(tmp_path):
