@@ -49,15 +49,12 @@ class BaseDict(Container, MutableMapping[K, V]):
         self._dumps = self._codec.dumps
         self._loads = self._codec.loads
         # One that is only to look at has nothing to gather: each change is refused.
-        self._gathering = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
-        self._store: contracts.PairStore = self._gathering or store
-        # Looked up once, for those that are called most.
-        self._find = self._store.get
-        self._set_many = self._store.set_many
+        self._buffer = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
+        self._store: contracts.PairStore = self._buffer or store
 
     # Between objects and bytes.
 
-    def _keyed(self, key: object) -> tuple[bytes, bytes]:
+    def _encode_key(self, key: object) -> tuple[bytes, bytes]:
         """The bytes and the name of a key that is to be stored."""
         stored = key_bytes(key)
         if len(stored) > _LONGEST_KEY:
@@ -79,7 +76,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         return data
 
     def _encode_item(self, key: object, value: object) -> tuple[bytes, bytes, bytes]:
-        stored, name = self._keyed(key)
+        stored, name = self._encode_key(key)
         return stored, name, self._encode(stored, value)
 
     def _encode_items(self, other: Any) -> list[tuple[bytes, bytes, bytes]]:
@@ -122,19 +119,19 @@ class BaseDict(Container, MutableMapping[K, V]):
 
     # map, not a generator: it goes on behind a value that cannot be read.
 
-    def _each_value(self, reverse: bool = False) -> Iterator[V]:
+    def _iter_values(self, reverse: bool = False) -> Iterator[V]:
         return map(self._decode_value, self._store.pairs(reverse))
 
-    def _each_item(self, reverse: bool = False) -> Iterator[tuple[K, V]]:
+    def _iter_items(self, reverse: bool = False) -> Iterator[tuple[K, V]]:
         return map(self._decode_item, self._store.pairs(reverse))
 
     # Reading.
 
     def __getitem__(self, key: K) -> V:
         stored = key_bytes(key)
-        data = self._find(stored)
+        data = self._store.get(stored)
         if data is None:
-            return self._absent(key)
+            return self._missing(key)
         if self._codec.unseal is not None:
             return self._decode(key, stored, data)  # type: ignore[no-any-return]
         try:
@@ -142,7 +139,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         except Exception as cause:
             raise self._unreadable(key, cause) from cause
 
-    def _absent(self, key: K) -> V:
+    def _missing(self, key: K) -> V:
         missing = getattr(type(self), "__missing__", None)
         if missing is None:
             raise KeyError(key)
@@ -157,7 +154,7 @@ class BaseDict(Container, MutableMapping[K, V]):
     def get(self, key: K, default: Any = None) -> Any:
         """The value of ``key``, else ``default``. Raises as ``d[key]``, except :exc:`KeyError`."""
         stored = key_bytes(key)
-        data = self._find(stored)
+        data = self._store.get(stored)
         return default if data is None else self._decode(key, stored, data)
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
@@ -215,7 +212,7 @@ class BaseDict(Container, MutableMapping[K, V]):
             return True
         if len(self) != len(other):
             return False
-        for key, value in self._each_item():
+        for key, value in self._iter_items():
             theirs = other.get(key, MISSING)
             if theirs is MISSING or not (theirs is value or theirs == value):
                 return False
@@ -232,7 +229,7 @@ class BaseDict(Container, MutableMapping[K, V]):
     # Writing.
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._set_many((self._encode_item(key, value),))
+        self._store.set_many((self._encode_item(key, value),))
 
     def __delitem__(self, key: K) -> None:
         if not self._store.remove(key_bytes(key)):
@@ -279,8 +276,8 @@ class BaseDict(Container, MutableMapping[K, V]):
     def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value of ``key``; if it is not there, ``default``, which is stored, once for all callers."""
-        stored, name = self._keyed(key)
-        data = self._find(stored)
+        stored, name = self._encode_key(key)
+        data = self._store.get(stored)
         if data is not None:
             return self._decode(key, stored, data)
         new = self._encode(stored, default)
@@ -302,7 +299,7 @@ class BaseDict(Container, MutableMapping[K, V]):
 
     def _store_all(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
         if items:
-            self._set_many(items, expires)
+            self._store.set_many(items, expires)
 
     def __ior__(self, other: Pairs[K, V]) -> Self:  # type: ignore[misc]
         self.update(other)
@@ -323,7 +320,7 @@ class BaseDict(Container, MutableMapping[K, V]):
             raise
         return made
 
-    # Life and death.
+    # Lifecycle.
 
     def close(self) -> None:
         """Let go of the store. What was gathered and not committed is dropped. Idempotent."""
@@ -335,8 +332,8 @@ class BaseDict(Container, MutableMapping[K, V]):
 
         With ``auto_commit`` everything is committed already, and this does nothing.
         """
-        if self._gathering is not None:
-            self._gathering.commit()
+        if self._buffer is not None:
+            self._buffer.commit()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -97,7 +97,7 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
     @property
     def auto_commit(self) -> bool:
         """Whether a change is stored at once."""
-        return self._gathering is None
+        return self._buffer is None
 
     # One key.
 
@@ -113,7 +113,7 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
 
         :raise ValueError: ``ttl`` is not above 0.
         """
-        self._set_many((self._encode_item(key, value),), checked_ttl(ttl))
+        self._store.set_many((self._encode_item(key, value),), checked_ttl(ttl))
 
     def incr(self, key: K, by: Any = 1) -> Any:
         """Add ``by`` to a number, which is 0 if it is not there, and return the sum. No two callers undo
@@ -123,7 +123,7 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         """
         if not isinstance(by, numbers.Number):
             raise TypeError(f"'by' must be a number, not {type(by).__name__}")
-        stored, name = self._keyed(key)
+        stored, name = self._encode_key(key)
 
         def add(present: bytes | None) -> tuple[bytes, Any]:
             value = 0 if present is None else self._decode(key, stored, present)
@@ -152,7 +152,7 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         :param default: what to begin with if the key is not there.
         :raise KeyError: it is not there, and there is no default.
         """
-        stored, name = self._keyed(key)
+        stored, name = self._encode_key(key)
         with self._store.transaction():
             data = self._store.get(stored)
             if data is None and default is MISSING:

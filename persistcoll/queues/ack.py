@@ -18,14 +18,14 @@ from persistcoll.queues.sql import PlainPuts, RecordQueueCore, SQLQueue
 __all__ = ["AckQueue", "AckQueueCore", "AckStatus"]
 
 
-class _NoItem:
+class _Unset:
     """Where no item was given: ``None`` is one."""
 
     def __repr__(self) -> str:
         return "<no item>"
 
 
-_NO_ITEM: Any = _NoItem()
+_UNSET: Any = _Unset()
 
 
 class AckStatus:
@@ -58,8 +58,8 @@ class AckQueueCore(RecordQueueCore):
 
     _hands_over_as_is = False
 
-    def __init__(self, store: RecordStore, maxsize: int, bare: bool, deliveries: Deliveries) -> None:
-        super().__init__(store, maxsize, False, bare)
+    def __init__(self, store: RecordStore, maxsize: int, payload_only: bool, deliveries: Deliveries) -> None:
+        super().__init__(store, maxsize, False, payload_only)
         self._deliveries = deliveries
         self._ack = deliveries.ack
 
@@ -98,7 +98,7 @@ class AckQueue(PlainPuts[T]):
 
     def _make_core(self, store: RecordStore) -> AckQueueCore:
         self._deliveries = Deliveries(store)
-        return AckQueueCore(store, self._options.maxsize, self._bare, self._deliveries)
+        return AckQueueCore(store, self._options.maxsize, self._payload_only, self._deliveries)
 
     # Getting.
 
@@ -203,7 +203,7 @@ class AckQueue(PlainPuts[T]):
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
         delivery = Delivery(record, self._decode(record)[1], None)
-        self._deliveries.expect(record.id)
+        self._deliveries.invalidate_previous(record.id)
         return delivery, delivery
 
     def _deliver_raw(self, record: Record) -> tuple[Delivery, Delivery]:
@@ -213,7 +213,7 @@ class AckQueue(PlainPuts[T]):
 
     # Settling.
 
-    def ack(self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None) -> int | None:
+    def ack(self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None) -> int | None:
         """Acknowledge an item: it is done.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync, which threads that write at the same time share; at
@@ -230,7 +230,7 @@ class AckQueue(PlainPuts[T]):
         return self._settle(item, id, self._ack, 0)
 
     def ack_failed(
-        self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None
+        self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None
     ) -> int | None:
         """Set an item aside for good: it is not delivered again, and stays stored until
         :meth:`clear_acked_data`. As :meth:`ack` otherwise.
@@ -239,7 +239,7 @@ class AckQueue(PlainPuts[T]):
 
     def nack(
         self,
-        item: T | dict[str, Any] = _NO_ITEM,
+        item: T | dict[str, Any] = _UNSET,
         id: int | dict[str, Any] | None = None,
         *,
         delay: float | None = None,
@@ -307,11 +307,11 @@ class AckQueue(PlainPuts[T]):
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
         if id is not None:
-            if item is not _NO_ITEM and item is not None:
+            if item is not _UNSET and item is not None:
                 raise ValueError("give the item or its id, not both")
             self._deliveries.pop_id(self._checked_id(id), found)
             return
-        if item is _NO_ITEM:
+        if item is _UNSET:
             raise ValueError("give the item, or its id")
         self._deliveries.pop_item(item, self._blocking.consumer.own, found)
         if not found and self._is_raw(item) and isinstance(item["pqid"], int):
@@ -327,7 +327,7 @@ class AckQueue(PlainPuts[T]):
         self._core.settled(count)
         return count
 
-    # Counting and removing.
+    # Inspection and removal.
 
     def unack_count(self) -> int:
         """How many items were got and are not settled, by whichever process."""
@@ -350,11 +350,11 @@ class AckQueue(PlainPuts[T]):
         """How many items are not finished: they wait, now or for later, or were got and are not settled."""
         return self._table.unfinished()
 
-    def _row(self, state: State, record: Record) -> dict[str, Any]:
+    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
         status = _STATUS[state]
         if state is State.READY and not record.attempts:
             status = AckStatus.inited
-        return {**super()._row(state, record), "status": status}
+        return {**super()._as_dict(state, record), "status": status}
 
     def clear_acked_data(
         self, max_delete: int | None = 1000, keep_latest: int | None = 1000, clear_ack_failed: bool = False
@@ -374,7 +374,7 @@ class AckQueue(PlainPuts[T]):
             removed += self._table.purge(state, keep, limit - removed if limit else None)
         return removed
 
-    # Life and death.
+    # Lifecycle.
 
     def close(self) -> None:
         """Let go of the database. What was got and not settled is ready again; with ``auto_resume=False``

@@ -167,7 +167,7 @@ class BaseQueue(Container, Generic[T]):
         """Whether :meth:`shutdown` was called."""
         return self._core.is_shutdown
 
-    # Looking and removing.
+    # Inspection and removal.
 
     def peek(self) -> T:
         """The item that ``get`` would take next, which stays where it is.
@@ -238,7 +238,7 @@ class BaseQueue(Container, Generic[T]):
         """The queue's numbers at this moment."""
         return self._core.store.stats()
 
-    # Life and death.
+    # Lifecycle.
 
     def close(self) -> None:
         """Let go of files and locks. What was got and not acknowledged stays stored. Idempotent."""

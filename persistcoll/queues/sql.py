@@ -35,14 +35,14 @@ _REMOVED_BY = {
 class RecordQueueCore(QueueCore):
     """The core of a queue over records.
 
-    :param bare: what is put is payloads; otherwise entries, with a key or a priority.
+    :param payload_only: what is put is payloads; otherwise entries, with a key or a priority.
     """
 
     store: RecordStore
 
-    def __init__(self, store: RecordStore, maxsize: int, autosave: bool, bare: bool) -> None:
+    def __init__(self, store: RecordStore, maxsize: int, autosave: bool, payload_only: bool) -> None:
         super().__init__(store, maxsize, autosave)
-        if not bare:
+        if not payload_only:
             self._append = self._append_entry
             self._append_many = store.put
 
@@ -67,11 +67,11 @@ class SQLQueue(BaseQueue[T]):
     def _attach(self, store: Any) -> None:
         self._table: RecordStore = store
         # What is put is its payload, without a key or a priority.
-        self._bare = not (self._discipline.unique or self._discipline.by_priority)
+        self._payload_only = not (self._discipline.unique or self._discipline.by_priority)
         super()._attach(store)
 
     def _make_core(self, store: RecordStore) -> QueueCore:
-        return RecordQueueCore(store, self._options.maxsize, self.auto_commit, self._bare)
+        return RecordQueueCore(store, self._options.maxsize, self.auto_commit, self._payload_only)
 
     def update(self, item: T | dict[str, Any], id: int | dict[str, Any] | None = None) -> int | None:
         """Store another item in the place of one that waits or is in work.
@@ -113,7 +113,7 @@ class SQLQueue(BaseQueue[T]):
             raise ValueError(f"{id} cannot be the id of an item: they are above 0 and have 64 bits")
         return id  # type: ignore[no-any-return]
 
-    # Removing and looking.
+    # Removal and inspection.
 
     def skip(self, id: int | dict[str, Any] | None = None) -> int | None:
         """Remove an item unseen: the one with this id (of an error), else the next one.
@@ -130,9 +130,9 @@ class SQLQueue(BaseQueue[T]):
         :return: for each item ``{"id", "data", "timestamp"}``.
         :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
-        return [self._row(state, record) for state, record in self._table.scan()]
+        return [self._as_dict(state, record) for state, record in self._table.scan()]
 
-    def _row(self, state: State, record: Record) -> dict[str, Any]:
+    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
         try:
             item = self._decode(record)[1]
         except DecodeError as error:
@@ -188,7 +188,7 @@ class PlainPuts(SQLQueue[T]):
         :raise StorageError: the storage failed; the message says if the outcome is unknown.
         :raise ValueError: the timeout is negative.
         """
-        entry = self._encode(item) if self._bare else self._entry(item)
+        entry = self._encode(item) if self._payload_only else self._entry(item)
         return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T) -> int | None:

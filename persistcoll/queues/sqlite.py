@@ -241,8 +241,8 @@ class PriorityQueue(_PlainSQLiteQueue[T]):
     def _raw(self, record: Record, item: Any) -> dict[str, Any]:
         return {**super()._raw(record, item), "priority": record.priority}
 
-    def _row(self, state: State, record: Record) -> dict[str, Any]:
-        return {**super()._row(state, record), "priority": record.priority}
+    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
+        return {**super()._as_dict(state, record), "priority": record.priority}
 
 
 class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):

@@ -61,13 +61,13 @@ class Kind:
     def open(self, name: str = "default", **options: Any) -> PDict[Any, Any]:
         if self._kind.startswith("sqlite"):
             made = self._open_dict(name, **options)
-            store: Any = made._store if made._gathering is None else made._gathering._below
+            store: Any = made._store if made._buffer is None else made._buffer._store
             store._clock = lambda: self.now
         else:
             state = self._states.setdefault(name, MemoryMappingState(lambda: self.now))
             made = InMemory(MemoryPairStore(state), **options)
-        if made._gathering is not None:
-            made._gathering._clock = lambda: self.now
+        if made._buffer is not None:
+            made._buffer._clock = lambda: self.now
         self._opened.append(made)
         return made
 
