@@ -44,21 +44,19 @@ if TYPE_CHECKING:
         StoreMissingError,
         StoreReplacedError,
     )
+    from persistcoll.queues.ack import AckStatus
     from persistcoll.queues.file import Queue
     from persistcoll.queues.sqlite import (
+        FIFOSQLiteAckQueue,
         FIFOSQLiteQueue,
+        FILOSQLiteAckQueue,
         FILOSQLiteQueue,
         LIFOSQLiteQueue,
         PriorityQueue,
-        SQLiteQueue,
-        UniqueQ,
-    )
-    from persistcoll.queues.sqlite_ack import (
-        AckStatus,
-        FIFOSQLiteAckQueue,
-        FILOSQLiteAckQueue,
         SQLiteAckQueue,
+        SQLiteQueue,
         UniqueAckQ,
+        UniqueQ,
     )
 
 __version__ = "0.1.0"
@@ -107,20 +105,20 @@ __all__ = [
 # A name is imported when it is asked for first: most programs need one class, and not SQLite and the file
 # queues both. Names of `__all__` that are not here are those of persistcoll.errors.
 _HOMES = {
-    "AckStatus": "persistcoll.queues.sqlite_ack",
+    "AckStatus": "persistcoll.queues.ack",
     "Backoff": "persistcoll.engine.records",
-    "FIFOSQLiteAckQueue": "persistcoll.queues.sqlite_ack",
+    "FIFOSQLiteAckQueue": "persistcoll.queues.sqlite",
     "FIFOSQLiteQueue": "persistcoll.queues.sqlite",
-    "FILOSQLiteAckQueue": "persistcoll.queues.sqlite_ack",
+    "FILOSQLiteAckQueue": "persistcoll.queues.sqlite",
     "FILOSQLiteQueue": "persistcoll.queues.sqlite",
     "LIFOSQLiteQueue": "persistcoll.queues.sqlite",
     "PDict": "persistcoll.dicts.pdict",
     "PriorityQueue": "persistcoll.queues.sqlite",
     "Queue": "persistcoll.queues.file",
-    "SQLiteAckQueue": "persistcoll.queues.sqlite_ack",
+    "SQLiteAckQueue": "persistcoll.queues.sqlite",
     "SQLiteQueue": "persistcoll.queues.sqlite",
     "Stats": "persistcoll.engine.records",
-    "UniqueAckQ": "persistcoll.queues.sqlite_ack",
+    "UniqueAckQ": "persistcoll.queues.sqlite",
     "UniqueQ": "persistcoll.queues.sqlite",
 }
 

@@ -11,14 +11,13 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from persistcoll.container import Container, K, V
 from persistcoll.dicts.views import PDictItems, PDictKeys, PDictValues
 from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine import contracts
-from persistcoll.engine.forks import register_forkable, warn_unclosed
 from persistcoll.errors import DecodeError, EncodeError
-from persistcoll.parameters import K, V
-from persistcoll.reopening import Reopenable, Reopening
-from persistcoll.serializers.base import Codec, decode_error, encode_error
+from persistcoll.serializers import codec
+from persistcoll.serializers.base import decode_error, encode_error
 from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
 
 if TYPE_CHECKING:
@@ -42,35 +41,20 @@ _LONGEST_KEY = 1 << 16
 _LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for the key
 
 
-class BaseDict(Reopenable, MutableMapping[K, V]):
+class BaseDict(Container, MutableMapping[K, V]):
     """A :class:`dict` whose pairs live in a mapping of bytes. From any thread."""
 
-    def __init__(
-        self,
-        store: contracts.PairStore,
-        codec: Codec,
-        *,
-        auto_commit: bool,
-        description: str,
-        reopening: Reopening,
-    ) -> None:
-        self._description = description
-        self._codec = codec
-        self._dumps = codec.dumps
-        self._loads = codec.loads
-        self._gathering = None if auto_commit else WriteBuffer(store)
-        self._store = store = self._gathering or store
-        # Looked up once, for those that are called most.
-        self._find = store.get
-        self._set_many = store.set_many
-        self._closed = False
-        self._inherited = False
-        register_forkable(self)
-        self._reopen_with(reopening)
+    def _attach(self, store: Any) -> None:
+        self._codec = codec(self.serializer, store.store_id)
+        self._dumps = self._codec.dumps
+        self._loads = self._codec.loads
+        # One that is only to look at has nothing to gather: each change is refused.
+        self._buffer = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
+        self._store: contracts.PairStore = self._buffer or store
 
     # Between objects and bytes.
 
-    def _keyed(self, key: object) -> tuple[bytes, bytes]:
+    def _encode_key(self, key: object) -> tuple[bytes, bytes]:
         """The bytes and the name of a key that is to be stored."""
         stored = key_bytes(key)
         if len(stored) > _LONGEST_KEY:
@@ -92,7 +76,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         return data
 
     def _encode_item(self, key: object, value: object) -> tuple[bytes, bytes, bytes]:
-        stored, name = self._keyed(key)
+        stored, name = self._encode_key(key)
         return stored, name, self._encode(stored, value)
 
     def _encode_items(self, other: Any) -> list[tuple[bytes, bytes, bytes]]:
@@ -135,19 +119,19 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
 
     # map, not a generator: it goes on behind a value that cannot be read.
 
-    def _each_value(self, reverse: bool = False) -> Iterator[V]:
+    def _iter_values(self, reverse: bool = False) -> Iterator[V]:
         return map(self._decode_value, self._store.pairs(reverse))
 
-    def _each_item(self, reverse: bool = False) -> Iterator[tuple[K, V]]:
+    def _iter_items(self, reverse: bool = False) -> Iterator[tuple[K, V]]:
         return map(self._decode_item, self._store.pairs(reverse))
 
     # Reading.
 
     def __getitem__(self, key: K) -> V:
         stored = key_bytes(key)
-        data = self._find(stored)
+        data = self._store.get(stored)
         if data is None:
-            return self._absent(key)
+            return self._missing(key)
         if self._codec.unseal is not None:
             return self._decode(key, stored, data)  # type: ignore[no-any-return]
         try:
@@ -155,7 +139,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         except Exception as cause:
             raise self._unreadable(key, cause) from cause
 
-    def _absent(self, key: K) -> V:
+    def _missing(self, key: K) -> V:
         missing = getattr(type(self), "__missing__", None)
         if missing is None:
             raise KeyError(key)
@@ -170,7 +154,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
     def get(self, key: K, default: Any = None) -> Any:
         """The value of ``key``, else ``default``. Raises as ``d[key]``, except :exc:`KeyError`."""
         stored = key_bytes(key)
-        data = self._find(stored)
+        data = self._store.get(stored)
         return default if data is None else self._decode(key, stored, data)
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
@@ -228,7 +212,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
             return True
         if len(self) != len(other):
             return False
-        for key, value in self._each_item():
+        for key, value in self._iter_items():
             theirs = other.get(key, MISSING)
             if theirs is MISSING or not (theirs is value or theirs == value):
                 return False
@@ -245,7 +229,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
     # Writing.
 
     def __setitem__(self, key: K, value: V) -> None:
-        self._set_many((self._encode_item(key, value),))
+        self._store.set_many((self._encode_item(key, value),))
 
     def __delitem__(self, key: K) -> None:
         if not self._store.remove(key_bytes(key)):
@@ -292,8 +276,8 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
     def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value of ``key``; if it is not there, ``default``, which is stored, once for all callers."""
-        stored, name = self._keyed(key)
-        data = self._find(stored)
+        stored, name = self._encode_key(key)
+        data = self._store.get(stored)
         if data is not None:
             return self._decode(key, stored, data)
         new = self._encode(stored, default)
@@ -315,7 +299,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
 
     def _store_all(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
         if items:
-            self._set_many(items, expires)
+            self._store.set_many(items, expires)
 
     def __ior__(self, other: Pairs[K, V]) -> Self:  # type: ignore[misc]
         self.update(other)
@@ -336,7 +320,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
             raise
         return made
 
-    # Life and death.
+    # Lifecycle.
 
     def close(self) -> None:
         """Let go of the store. What was gathered and not committed is dropped. Idempotent."""
@@ -348,11 +332,8 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
 
         With ``auto_commit`` everything is committed already, and this does nothing.
         """
-        if self._gathering is not None:
-            self._gathering.commit()
-
-    def __enter__(self) -> Self:
-        return self
+        if self._buffer is not None:
+            self._buffer.commit()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -364,20 +345,9 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         finally:
             self.close()
 
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):  # True: the constructor raised
-            try:
-                if not self._inherited:  # a forked child did not open it
-                    warn_unclosed(self)
-            finally:  # a warning may be an error
-                self.close()
-
     def _after_fork(self) -> None:
-        self._inherited = True
+        super()._after_fork()
         self._store.after_fork_in_child()
-
-    def __repr__(self) -> str:
-        return f"<{self._description}{' closed' if self._closed else ''}>"
 
 
 def _merged(one: Any, other: Any) -> Any:

@@ -9,22 +9,36 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from persistcoll.arguments import checked_ttl
+from persistcoll.container import K, SQLiteContainer, V
 from persistcoll.dicts.base import MISSING, BaseDict
-from persistcoll.engine.arguments import checked_choice, checked_mode, checked_number, checked_seconds
 from persistcoll.engine.records import Durability, Stats
-from persistcoll.parameters import K, V
-from persistcoll.reopening import Reopening
-from persistcoll.serializers import codec, locate, resolve
+from persistcoll.options import SQLiteOptions
+from persistcoll.serializers import resolve
 from persistcoll.serializers.dict_keys import shown, str_range
-from persistcoll.sqlite.open import DatabaseLocation, open_mapping
+from persistcoll.sqlite.open import open_mapping
+from persistcoll.sqlite.pair_store import SQLitePairStore
 
 if TYPE_CHECKING:
     from persistcoll.dicts.base import Pairs
 
-__all__ = ["PDict"]
+__all__ = ["PDict", "open_store"]
 
 
-class PDict(BaseDict[K, V]):
+def open_store(options: SQLiteOptions) -> SQLitePairStore:
+    """The store of a dict in an SQLite database. Raises as :class:`PDict`."""
+    serializer = resolve(options.serializer)
+    return open_mapping(
+        options.location,
+        name=options.name,
+        serializer=serializer.name,
+        executes_code=serializer.executes_code,
+        durability=options.durability,
+        show=shown,
+    )
+
+
+class PDict(SQLiteContainer, BaseDict[K, V]):
     """A :class:`dict` in an SQLite database: what is assigned is stored when the assignment returns.
 
     Everything that a dict does it does, keys stay in the order in which they came, and any number of
@@ -42,39 +56,13 @@ class PDict(BaseDict[K, V]):
     dict (``1``, ``1.0`` and ``True``). Values are whatever the serializer takes; what is looked up is a copy:
     assign it back after changing it, or use :meth:`edit`.
 
-    :param path: a directory, made if it is missing (the database is ``data.db`` in it); a file that ends in
-        ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``, for this object alone.
-    :param name: collections of several names share a database and do not see each other's items.
-    :param multithreading: accepted, and always true.
-    :param serializer: how values become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
-        ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
     :param auto_commit: each change is stored at once. Otherwise changes gather in memory, where this object
         alone sees them, until :meth:`task_done` or the end of a ``with`` block stores them, all or
         none; ``close()`` without that drops them. If others change the same keys meanwhile, the last to
         commit wins.
-    :param durability: what a change that returned survives: ``"power"`` (a power cut) or
-        ``"process"`` (the death of the process; a power cut may undo the newest ones).
-    :param db_file_name: the database's name in the directory.
-    :param timeout: seconds to wait while another program keeps the database locked, or while another
-        thread or process has a transaction open in it.
-    :param trust_directory: use a serializer that executes code (pickle) although others may write to
-        the directory.
-    :param allow_network_fs: use a network file system.
-    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
-        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
-    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
-        nothing is made.
-    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
-        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
-    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
-    :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
-        collection.
-    :raise SerializerMismatchError: the dict was made with another serializer.
-    :raise FormatVersionError: a later version made it.
-    :raise CorruptionError: the database is damaged, or was lost.
-    :raise LockedError: another program keeps the database locked, or a transaction was open for too long.
-    :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
-    :raise ValueError: a number is negative, or ``db_file_name`` is no plain file name.
+
+    The other parameters are those of :class:`SQLiteQueue`, and so are the exceptions of opening one; what is
+    said of items there is true of values.
 
     Methods that take a key raise :exc:`TypeError` for one of another type and
     :exc:`~persistcoll.EncodeError` (a :exc:`ValueError`) for NaN and for one of more than 64 KiB; those that
@@ -101,65 +89,15 @@ class PDict(BaseDict[K, V]):
         read_only: bool = False,
         create: bool = True,
     ) -> None:
-        given = frozenset(vars(self))
-        checked_choice("durability", durability, "power", "process")
-        timeout = checked_seconds("timeout", timeout)
-        mode = checked_mode(mode)
-        place = DatabaseLocation(
-            path,
-            db_file_name,
-            timeout,
-            trust_directory,
-            allow_network_fs,
-            mode,
-            bool(read_only),
-            bool(create),
-        )
-        serializer = resolve(serializer)
-        self._in_memory = place.file == ":memory:"
-        self.path = os.fsdecode(path) if self._in_memory else os.path.abspath(os.fsdecode(path))
-        self.name = name
-        self.timeout = timeout
-        self.db_file_name = os.path.basename(place.file)
-        self.multithreading = True
-        arguments = {
-            "path": self.path,
-            "name": name,
-            "serializer": locate(serializer),
-            "auto_commit": auto_commit,
-            "durability": durability,
-            "db_file_name": db_file_name,
-            "timeout": timeout,
-            "trust_directory": trust_directory,
-            "allow_network_fs": allow_network_fs,
-            "mode": mode,
-            "read_only": place.read_only,
-            "create": place.create,
-        }
-        store = open_mapping(
-            place,
-            name=name,
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            durability=durability,
-            show=shown,
-        )
-        try:
-            super().__init__(
-                store,
-                codec(serializer, store.store_id),
-                auto_commit=auto_commit or place.read_only,  # nothing to gather: each change is refused
-                description=f"{type(self).__name__} {name!r} in {place.file!r}",
-                reopening=Reopening(PDict, arguments, given),
-            )
-        except BaseException:  # nobody will close it
-            store.close()
-            raise
+        self._open(SQLiteOptions.of(locals()))
+
+    def _open_store(self, options: SQLiteOptions) -> SQLitePairStore:
+        return open_store(options)
 
     @property
     def auto_commit(self) -> bool:
         """Whether a change is stored at once."""
-        return self._gathering is None
+        return self._buffer is None
 
     # One key.
 
@@ -175,7 +113,7 @@ class PDict(BaseDict[K, V]):
 
         :raise ValueError: ``ttl`` is not above 0.
         """
-        self._set_many((self._encode_item(key, value),), _checked_ttl(ttl))
+        self._store.set_many((self._encode_item(key, value),), checked_ttl(ttl))
 
     def incr(self, key: K, by: Any = 1) -> Any:
         """Add ``by`` to a number, which is 0 if it is not there, and return the sum. No two callers undo
@@ -185,7 +123,7 @@ class PDict(BaseDict[K, V]):
         """
         if not isinstance(by, numbers.Number):
             raise TypeError(f"'by' must be a number, not {type(by).__name__}")
-        stored, name = self._keyed(key)
+        stored, name = self._encode_key(key)
 
         def add(present: bytes | None) -> tuple[bytes, Any]:
             value = 0 if present is None else self._decode(key, stored, present)
@@ -214,7 +152,7 @@ class PDict(BaseDict[K, V]):
         :param default: what to begin with if the key is not there.
         :raise KeyError: it is not there, and there is no default.
         """
-        stored, name = self._keyed(key)
+        stored, name = self._encode_key(key)
         with self._store.transaction():
             data = self._store.get(stored)
             if data is None and default is MISSING:
@@ -228,7 +166,7 @@ class PDict(BaseDict[K, V]):
 
     def set_many(self, items: Pairs[K, V], ttl: float | None = None) -> None:
         """:meth:`update` with a mapping or an iterable of pairs, and :meth:`set`'s ``ttl``."""
-        expires = _checked_ttl(ttl)
+        expires = checked_ttl(ttl)
         self._store_all(self._encode_items(items), expires)
 
     def scan(
@@ -277,12 +215,3 @@ class PDict(BaseDict[K, V]):
     def stats(self) -> Stats:
         """``ready``: how many pairs; ``bytes``: what the file occupies."""
         return self._store.stats()
-
-
-def _checked_ttl(ttl: float | None) -> float | None:
-    if ttl is None:
-        return None
-    ttl = checked_number("ttl", ttl, "a number of seconds or None")
-    if not 0 < ttl < float("inf"):  # NaN neither
-        raise ValueError(f"'ttl' must be a number of seconds above 0, or None, not {ttl}")
-    return ttl

@@ -47,10 +47,10 @@ class PDictValues(ValuesView[V]):
         return any(each is value or each == value for each in self)
 
     def __iter__(self) -> Iterator[V]:
-        return self._mapping._each_value()
+        return self._mapping._iter_values()
 
     def __reversed__(self) -> Iterator[V]:
-        return self._mapping._each_value(reverse=True)
+        return self._mapping._iter_values(reverse=True)
 
 
 class PDictItems(ItemsView[K, V]):
@@ -72,7 +72,7 @@ class PDictItems(ItemsView[K, V]):
         return found is not _MISSING and (found is value or found == value)
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return self._mapping._each_item()
+        return self._mapping._iter_items()
 
     def __reversed__(self) -> Iterator[tuple[K, V]]:
-        return self._mapping._each_item(reverse=True)
+        return self._mapping._iter_items(reverse=True)

@@ -32,10 +32,10 @@ class _Value(NamedTuple):
     value: bytes
     end: float | None = None
     """When it expires, by the clock."""
-    inherits: bool = False
+    keeps_expiry: bool = False
     """It is there for as long as the one below is, and expires with it."""
 
-    def in_place(self, present: bytes | None) -> tuple[bytes | None, None]:
+    def replace_if_present(self, present: bytes | None) -> tuple[bytes | None, None]:
         """For ``change``: this value in the place of the present one, if there is one."""
         return (None if present is None else self.value), None
 
@@ -61,21 +61,21 @@ class WriteBuffer(PairStore):
     :param clock: the time in seconds, to expire by until the commit.
     """
 
-    def __init__(self, below: PairStore, clock: Callable[[], float] = time.monotonic) -> None:
-        self._below = below
+    def __init__(self, store: PairStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
         self._clock = clock
         self._closed = False
-        self._within = False
+        self._in_transaction = False
         self._lock = threading.RLock()  # a transaction holds it
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         # What is to be done below, in this order.
         self._cleared = False
         self._removed: set[bytes] = set()
         self._replaced: dict[bytes, _Value] = {}  # there below: they keep their place
         self._added: dict[bytes, _Value] = {}  # behind all others; some are also among the removed
-        self._ends: list[tuple[float, bytes]] = []  # a heap of when which one expires, at the earliest
+        self._expiry_heap: list[tuple[float, bytes]] = []  # a heap of when which one expires, at the earliest
 
     def commit(self) -> None:
         """Do below, in one transaction, what was gathered. If that fails, it stays gathered."""
@@ -83,53 +83,53 @@ class WriteBuffer(PairStore):
             self._check()
             if not (self._cleared or self._removed or self._replaced or self._added):
                 return
-            with self._below.transaction():
+            with self._store.transaction():
                 if self._cleared:
-                    self._below.clear()
+                    self._store.clear()
                 for key in self._removed:
-                    self._below.remove(key)
-                self._store(self._replaced)
-                self._store(self._added)
-            self._forget()
+                    self._store.remove(key)
+                self._write(self._replaced)
+                self._write(self._added)
+            self._reset()
 
-    def _store(self, changed: dict[bytes, _Value]) -> None:
-        for (end, inherits), run in itertools.groupby(changed.items(), lambda item: item[1][2:]):
-            if inherits:
+    def _write(self, changed: dict[bytes, _Value]) -> None:
+        for (end, keeps_expiry), run in itertools.groupby(changed.items(), lambda item: item[1][2:]):
+            if keeps_expiry:
                 for key, new in run:
-                    self._below.change(key, new.name, new.in_place)
+                    self._store.change(key, new.name, new.replace_if_present)
             else:
                 items = [(key, new.name, new.value) for key, new in run]
-                self._below.set_many(items, None if end is None else end - self._clock())
+                self._store.set_many(items, None if end is None else end - self._clock())
 
     # With the lock held.
 
     def _check(self) -> None:
         if self._closed:
             raise ClosedError("this mapping is closed")
-        if not self._ends:
+        if not self._expiry_heap:
             return
         now = self._clock()
-        while self._ends and self._ends[0][0] <= now:
-            end, key = heapq.heappop(self._ends)
-            new = self._changed(key)
+        while self._expiry_heap and self._expiry_heap[0][0] <= now:
+            end, key = heapq.heappop(self._expiry_heap)
+            new = self._buffered(key)
             if new is not None and new.end == end:  # not set again since
                 self._remove(key)
 
-    def _changed(self, key: bytes) -> _Value | None:
+    def _buffered(self, key: bytes) -> _Value | None:
         new = self._added.get(key)
         if new is None:
             new = self._replaced.get(key)
-            if new is not None and new.inherits and not self._below.contains(key):
+            if new is not None and new.keeps_expiry and not self._store.contains(key):
                 del self._replaced[key]
                 return None
         return new
 
-    def _place(self) -> None:
+    def _move_orphans_to_end(self) -> None:
         """Put behind all others what was replaced, and is gone below: there it has no place any more."""
-        gone = [key for key in self._replaced if not self._below.contains(key)]
+        gone = [key for key in self._replaced if not self._store.contains(key)]
         if gone:
             found = {key: self._replaced.pop(key) for key in gone}
-            mine = {key: new for key, new in found.items() if not new.inherits}
+            mine = {key: new for key, new in found.items() if not new.keeps_expiry}
             # Before those that were there neither, as the commit does it.
             self._added = {**mine, **self._added}
 
@@ -139,7 +139,7 @@ class WriteBuffer(PairStore):
     def _remove(self, key: bytes) -> None:
         self._added.pop(key, None)
         self._replaced.pop(key, None)
-        if self._below.contains(key):
+        if self._store.contains(key):
             self._removed.add(key)
 
     # One key.
@@ -147,15 +147,15 @@ class WriteBuffer(PairStore):
     def get(self, key: bytes) -> bytes | None:
         with self._lock:
             self._check()
-            new = self._changed(key)
+            new = self._buffered(key)
             if new is not None:
                 return new.value
-            return None if self._hidden(key) else self._below.get(key)
+            return None if self._hidden(key) else self._store.get(key)
 
     def contains(self, key: bytes) -> bool:
         with self._lock:
             self._check()
-            return self._changed(key) is not None or (not self._hidden(key) and self._below.contains(key))
+            return self._buffered(key) is not None or (not self._hidden(key) and self._store.contains(key))
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         with self._lock:
@@ -170,7 +170,7 @@ class WriteBuffer(PairStore):
             elif key in self._added:
                 self._added[key] = self._added[key]._replace(value=value)
             else:
-                new = self._replaced.get(key) or _Value(name, value, inherits=True)
+                new = self._replaced.get(key) or _Value(name, value, keeps_expiry=True)
                 self._replaced[key] = new._replace(value=value)
             return result
 
@@ -186,10 +186,10 @@ class WriteBuffer(PairStore):
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         with self._lock:
             self._check()
-            changed = {key: self._changed(key) for key in keys}
+            changed = {key: self._buffered(key) for key in keys}
             found = {key: new.value for key, new in changed.items() if new is not None}
             rest = [key for key, new in changed.items() if new is None and not self._hidden(key)]
-            return {**found, **self._below.get_many(rest)}
+            return {**found, **self._store.get_many(rest)}
 
     def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
         with self._lock:
@@ -204,12 +204,12 @@ class WriteBuffer(PairStore):
                     present = self._added.get(key)
                     self._added[key] = _Value(name if present is None else present.name, value, end)
                 if end is not None:
-                    heapq.heappush(self._ends, (end, key))
+                    heapq.heappush(self._expiry_heap, (end, key))
 
     def _keeps_place(self, key: bytes) -> bool:
         if key in self._added or self._hidden(key):
             return False
-        return self._changed(key) is not None or self._below.contains(key)
+        return self._buffered(key) is not None or self._store.contains(key)
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         with self._lock:
@@ -222,18 +222,18 @@ class WriteBuffer(PairStore):
     def clear(self) -> int:
         with self._lock:
             count = self.count()
-            self._forget()
+            self._reset()
             self._cleared = True
             return count
 
     def count(self) -> int:
         with self._lock:
             self._check()
-            self._place()
+            self._move_orphans_to_end()
             count = len(self._added)
             if not self._cleared:
                 hidden = self._removed | self._added.keys()
-                count += self._below.count() - sum(map(self._below.contains, hidden))
+                count += self._store.count() - sum(map(self._store.contains, hidden))
             return count
 
     # Iteration. The keys added so far come in their turn, whether they are committed meanwhile or not.
@@ -241,31 +241,33 @@ class WriteBuffer(PairStore):
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._lock:
             self._check()
-            self._place()
+            self._move_orphans_to_end()
             names = {key: new.name for key, new in self._added.items()}
-            below = self._below.pairs(reverse, values)
-        others = self._others(below, names, values)
+            below = self._store.pairs(reverse, values)
+        others = self._stored_pairs(below, names, values)
         if reverse:
-            return itertools.chain(self._mine(names, reversed(names), values), others)
-        return itertools.chain(others, self._mine(names, names, values))
+            return itertools.chain(self._buffered_pairs(names, reversed(names), values), others)
+        return itertools.chain(others, self._buffered_pairs(names, names, values))
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._lock:
             self._check()
-            self._place()
+            self._move_orphans_to_end()
             names = {key: new.name for key, new in self._added.items() if start <= key < stop}
-            below = self._below.scan(start, stop, reverse, values)
-        mine = self._mine(names, sorted(names, reverse=reverse), values)
-        others = self._others(below, names, values)
+            below = self._store.scan(start, stop, reverse, values)
+        mine = self._buffered_pairs(names, sorted(names, reverse=reverse), values)
+        others = self._stored_pairs(below, names, values)
         return heapq.merge(mine, others, key=lambda pair: pair.key, reverse=reverse)
 
-    def _mine(self, names: dict[bytes, bytes], keys: Iterable[bytes], values: bool) -> Iterator[Pair]:
+    def _buffered_pairs(
+        self, names: dict[bytes, bytes], keys: Iterable[bytes], values: bool
+    ) -> Iterator[Pair]:
         for key in keys:
             value = self.get(key)
             if value is not None:
                 yield Pair(key, names[key], value if values else b"")
 
-    def _others(self, below: Iterator[Pair], names: dict[bytes, bytes], values: bool) -> Iterator[Pair]:
+    def _stored_pairs(self, below: Iterator[Pair], names: dict[bytes, bytes], values: bool) -> Iterator[Pair]:
         for pair in below:
             with self._lock:
                 self._check()
@@ -280,7 +282,7 @@ class WriteBuffer(PairStore):
     def transaction(self) -> Iterator[None]:
         with self._lock:
             self._check()
-            if self._within:
+            if self._in_transaction:
                 yield
                 return
             before = (
@@ -288,35 +290,35 @@ class WriteBuffer(PairStore):
                 set(self._removed),
                 dict(self._replaced),
                 dict(self._added),
-                list(self._ends),
+                list(self._expiry_heap),
             )
-            self._within = True
+            self._in_transaction = True
             try:
                 yield
             except BaseException:
-                self._cleared, self._removed, self._replaced, self._added, self._ends = before
+                self._cleared, self._removed, self._replaced, self._added, self._expiry_heap = before
                 raise
             finally:
-                self._within = False
+                self._in_transaction = False
 
     def change_token(self) -> object:
-        return self._below.change_token()
+        return self._store.change_token()
 
     def stats(self) -> Stats:
         with self._lock:
-            return replace(self._below.stats(), ready=self.count())
+            return replace(self._store.stats(), ready=self.count())
 
-    # Life and death.
+    # Lifecycle.
 
     def after_fork_in_child(self) -> None:
         # What the parent gathered the parent commits.
         self._lock = threading.RLock()
-        self._within = False
-        self._forget()
-        self._below.after_fork_in_child()
+        self._in_transaction = False
+        self._reset()
+        self._store.after_fork_in_child()
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            self._forget()
-            self._below.close()
+            self._reset()
+            self._store.close()

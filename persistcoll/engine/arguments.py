@@ -1,4 +1,4 @@
-"""Arguments made what they stand for, or refused: the one place that knows which types will do.
+"""Convert numbers that callers give, or refuse them: the one place that knows which types are numbers.
 
 An integer is what :func:`operator.index` takes, so numpy's integers are integers. A number is that, or what
 has ``__float__``: numpy's floats, :class:`~decimal.Decimal` and :class:`~fractions.Fraction`. They become
@@ -11,22 +11,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-__all__ = [
-    "checked_choice",
-    "checked_count",
-    "checked_integer",
-    "checked_mode",
-    "checked_number",
-    "checked_seconds",
-    "checked_timeout",
-]
-
-
-def checked_choice(name: str, value: object, *choices: str) -> None:
-    """:raise ValueError: ``value`` is none of them."""
-    if value not in choices:
-        *most, last = map(repr, choices)
-        raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
+__all__ = ["checked_integer", "checked_number", "checked_seconds", "checked_timeout"]
 
 
 def checked_integer(name: str, value: Any, what: str = "a whole number") -> int:
@@ -40,34 +25,6 @@ def checked_integer(name: str, value: Any, what: str = "a whole number") -> int:
         except TypeError:
             pass
     raise TypeError(f"{name!r} must be {what}, not {type(value).__name__}")
-
-
-def checked_count(name: str, value: Any, least: int = 0) -> int:
-    """``value`` as an int of at least ``least``; ``None`` counts as 0.
-
-    :raise TypeError: not a whole number.
-    :raise ValueError: too small.
-    """
-    if value is None:
-        return 0
-    value = checked_integer(name, value)
-    if value < least:
-        raise ValueError(f"{name!r} must be at least {least}, not {value}")
-    return value  # type: ignore[no-any-return]
-
-
-def checked_mode(value: Any) -> int | None:
-    """``value`` as permission bits of files, with reading and writing for their owner; or ``None``.
-
-    :raise TypeError: not a whole number.
-    :raise ValueError: other bits, or too few.
-    """
-    if value is None:
-        return None
-    value = checked_integer("mode", value)
-    if value & ~0o666 or ~value & 0o600:
-        raise ValueError(f"'mode' must be permission bits of files, such as 0o600 or 0o660, not {value:#o}")
-    return value  # type: ignore[no-any-return]
 
 
 def checked_number(name: str, value: Any, what: str = "a number") -> int | float:

@@ -148,19 +148,27 @@ class Stats:
     """A queue's numbers at one moment. Counts are of items, sizes in bytes, ages in seconds."""
 
     ready: int
-    """Waiting to be taken; what ``qsize()`` says."""
+    """Waiting to be got, those whose delay is over included; what ``qsize()`` says. Of a dict: its pairs."""
     claimed: int = 0
-    """Taken and not yet acknowledged."""
+    """Got and not settled, by whichever process."""
     delayed: int = 0
+    """Waiting for the end of a delay; not among the ready ones."""
     done: int = 0
+    """Acknowledged and still stored, by an ack queue's ``keep_acked``; 0 in files."""
     failed: int = 0
+    """Set aside by ``ack_failed`` and still stored; 0 in files."""
     dead: int = 0
-    """They will not be delivered: got too often, or, in files, lost to damage that was skipped."""
+    """Set aside because they were got ``max_attempts`` times, and still stored. In files: records that this
+    object passed over because they are damaged.
+    """
     oldest_age: float | None = None
-    """Seconds since the oldest waiting item was put; ``None`` where there is none."""
+    """How long ago the ready item with the lowest id was put, by the system's clock; ``None`` without one."""
     puts: int = 0
-    """Items put since the queue was made."""
+    """Put since the queue was made, whatever became of them; an item that gets a new id counts once."""
     gets: int = 0
-    """Items acknowledged, given up, skipped or cleared since the queue was made."""
+    """Of these, how many nobody will get any more: acknowledged, failed, dead, skipped, cleared, or
+    in files passed over as damaged. Not how often ``get`` returned: an item that is given back and got again
+    counts once, when it is settled.
+    """
     bytes: int = 0
-    """What the queue's files occupy; several queues may share a database."""
+    """What the store's files occupy; several queues may share a database."""

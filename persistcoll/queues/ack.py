@@ -6,26 +6,51 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, overload
 
-from persistcoll.engine.arguments import checked_count, checked_seconds
+from persistcoll.arguments import checked_count, checked_seconds
+from persistcoll.container import T, option
 from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
-from persistcoll.engine.records import Record
+from persistcoll.engine.records import Backoff, Record, State
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
-from persistcoll.parameters import T
 from persistcoll.queues.deliveries import Deliveries, Delivery
-from persistcoll.queues.sql import BaseSQLQueue, RecordQueueCore
+from persistcoll.queues.sql import PlainPuts, RecordQueueCore, SQLQueue
 
-__all__ = ["BaseAckQueue"]
+__all__ = ["AckQueue", "AckQueueCore", "AckStatus"]
 
 
-class _NoItem:
+class _Unset:
     """Where no item was given: ``None`` is one."""
 
     def __repr__(self) -> str:
         return "<no item>"
 
 
-_NO_ITEM: Any = _NoItem()
+_UNSET: Any = _Unset()
+
+
+class AckStatus:
+    """What the ``"status"`` of :meth:`SQLiteAckQueue.queue` says."""
+
+    inited = "0"
+    """It waits, and was never got."""
+    ready = "1"
+    """It waits again: it was got before, and given back."""
+    unack = "2"
+    """Somebody has got it."""
+    acked = "5"
+    """It was acknowledged, and kept."""
+    ack_failed = "9"
+    """It was given up: by ``ack_failed``, or because it was got ``max_attempts`` times."""
+
+
+_STATUS = {
+    State.READY: AckStatus.ready,
+    State.DELAYED: AckStatus.ready,
+    State.CLAIMED: AckStatus.unack,
+    State.DONE: AckStatus.acked,
+    State.FAILED: AckStatus.ack_failed,
+    State.DEAD: AckStatus.ack_failed,
+}
 
 
 class AckQueueCore(RecordQueueCore):
@@ -33,8 +58,8 @@ class AckQueueCore(RecordQueueCore):
 
     _hands_over_as_is = False
 
-    def __init__(self, store: RecordStore, maxsize: int, bare: bool, deliveries: Deliveries) -> None:
-        super().__init__(store, maxsize, False, bare)
+    def __init__(self, store: RecordStore, maxsize: int, payload_only: bool, deliveries: Deliveries) -> None:
+        super().__init__(store, maxsize, False, payload_only)
         self._deliveries = deliveries
         self._ack = deliveries.ack
 
@@ -53,35 +78,31 @@ class AckQueueCore(RecordQueueCore):
         self._deliveries.forget(token)
 
 
-class BaseAckQueue(BaseSQLQueue[T]):
-    """A queue in a table whose items are settled one by one.
+class AckQueue(PlainPuts[T]):
+    """A queue over records whose items are settled one by one.
 
     What stands for an item in a thread's hand is its :class:`~persistcoll.queues.deliveries.Delivery`.
     """
 
     _changing = (
-        *BaseSQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
+        *SQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
     )  # fmt: skip
 
+    auto_resume: bool = option("auto_resume")
+    lease: float | None = option("lease")
+    max_attempts: int | None = option("max_attempts")
+    backoff: Backoff | None = option("backoff")
+    keep_acked: int | None = option("keep_acked")
+    strict: bool = option("strict")
     _core: AckQueueCore
 
-    def _make_core(self, table: RecordStore, maxsize: int, auto_commit: bool) -> AckQueueCore:
-        self._deliveries = Deliveries(table)
-        return AckQueueCore(table, maxsize, self._bare, self._deliveries)
-
-    @property
-    def auto_commit(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def strict(self) -> bool:
-        """Whether settling what is not held raises."""
-        return bool(self._arguments()["strict"])
+    def _make_core(self, store: RecordStore) -> AckQueueCore:
+        self._deliveries = Deliveries(store)
+        return AckQueueCore(store, self._options.maxsize, self._payload_only, self._deliveries)
 
     # Getting.
 
-    @overload  # type: ignore[override]
+    @overload
     def get(
         self,
         block: bool = True,
@@ -182,7 +203,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
         delivery = Delivery(record, self._decode(record)[1], None)
-        self._deliveries.expect(record.id)
+        self._deliveries.invalidate_previous(record.id)
         return delivery, delivery
 
     def _deliver_raw(self, record: Record) -> tuple[Delivery, Delivery]:
@@ -192,7 +213,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
 
     # Settling.
 
-    def ack(self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None) -> int | None:
+    def ack(self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None) -> int | None:
         """Acknowledge an item: it is done.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync, which threads that write at the same time share; at
@@ -209,7 +230,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
         return self._settle(item, id, self._ack, 0)
 
     def ack_failed(
-        self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None
+        self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None
     ) -> int | None:
         """Set an item aside for good: it is not delivered again, and stays stored until
         :meth:`clear_acked_data`. As :meth:`ack` otherwise.
@@ -218,7 +239,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
 
     def nack(
         self,
-        item: T | dict[str, Any] = _NO_ITEM,
+        item: T | dict[str, Any] = _UNSET,
         id: int | dict[str, Any] | None = None,
         *,
         delay: float | None = None,
@@ -286,17 +307,74 @@ class BaseAckQueue(BaseSQLQueue[T]):
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
         if id is not None:
-            if item is not _NO_ITEM and item is not None:
+            if item is not _UNSET and item is not None:
                 raise ValueError("give the item or its id, not both")
             self._deliveries.pop_id(self._checked_id(id), found)
             return
-        if item is _NO_ITEM:
+        if item is _UNSET:
             raise ValueError("give the item, or its id")
         self._deliveries.pop_item(item, self._blocking.consumer.own, found)
         if not found and self._is_raw(item) and isinstance(item["pqid"], int):
             self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
 
-    # Life and death.
+    def resume_unack_tasks(self) -> int:
+        """Give back what processes that died had got, and what queues made with ``auto_resume=False`` had
+        got when they were closed. Never what a living process has got.
+
+        :return: how many items that were.
+        """
+        count = self._table.reclaim()
+        self._core.settled(count)
+        return count
+
+    # Inspection and removal.
+
+    def unack_count(self) -> int:
+        """How many items were got and are not settled, by whichever process."""
+        return self._table.claimed()
+
+    def acked_count(self) -> int:
+        """How many acknowledged items are kept."""
+        return self._table.stats().done
+
+    def ready_count(self) -> int:
+        """How many items wait to be got; the same as :meth:`qsize` before any :meth:`shutdown`."""
+        return self._table.count()
+
+    def ack_failed_count(self) -> int:
+        """How many items are set aside: by :meth:`ack_failed`, or for having been got too often."""
+        stats = self._table.stats()
+        return stats.failed + stats.dead
+
+    def active_size(self) -> int:
+        """How many items are not finished: they wait, now or for later, or were got and are not settled."""
+        return self._table.unfinished()
+
+    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
+        status = _STATUS[state]
+        if state is State.READY and not record.attempts:
+            status = AckStatus.inited
+        return {**super()._as_dict(state, record), "status": status}
+
+    def clear_acked_data(
+        self, max_delete: int | None = 1000, keep_latest: int | None = 1000, clear_ack_failed: bool = False
+    ) -> int:
+        """Remove acknowledged items that are kept, the oldest first.
+
+        :param max_delete: how many at most; 0 or ``None``: any number.
+        :param keep_latest: how many of the newest stay; 0 or ``None``: none.
+        :param clear_ack_failed: remove those that are set aside as well; of them, too, the newest stay.
+        :return: how many were removed.
+        """
+        limit, keep = checked_count("max_delete", max_delete), checked_count("keep_latest", keep_latest)
+        removed = 0
+        for state in (State.DONE, State.FAILED, State.DEAD) if clear_ack_failed else (State.DONE,):
+            if limit and removed >= limit:
+                break
+            removed += self._table.purge(state, keep, limit - removed if limit else None)
+        return removed
+
+    # Lifecycle.
 
     def close(self) -> None:
         """Let go of the database. What was got and not settled is ready again; with ``auto_resume=False``

@@ -1,29 +1,27 @@
 """What every queue class offers: the standard library's interface, over serialized items.
 
-The classes of queues pick a store and pass it to :class:`BaseQueue`; what waits is in
-:mod:`persistcoll.engine.blocking`, what is stored and how is the store's business.
+The classes of queues open a store, and add ``put`` and ``get``, because the parameters differ. What waits is
+in :mod:`persistcoll.engine.blocking`; what is stored and how is the store's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NoReturn
+from dataclasses import replace
+from typing import Any, Generic, NoReturn
 
-from persistcoll.engine.arguments import checked_count, checked_integer
-from persistcoll.engine.blocking import BlockingQueue, deadline_after
+from persistcoll.arguments import checked_count, checked_integer
+from persistcoll.container import Container, T
+from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.forks import read_only_error, register_forkable, warn_unclosed
+from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Record, Stats
-from persistcoll.errors import DecodeError, Empty, Full
-from persistcoll.parameters import T
-from persistcoll.reopening import Reopenable, Reopening
+from persistcoll.errors import DecodeError
+from persistcoll.options import Options
+from persistcoll.serializers import codec
 from persistcoll.serializers.base import Codec, decode_error, encode_error
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["BaseQueue"]
 
@@ -54,14 +52,16 @@ def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
     return sealed
 
 
-def _refusing(description: str) -> Callable[..., NoReturn]:
+def _refusing(queue: BaseQueue[Any]) -> Callable[..., NoReturn]:
+    description = f"{type(queue).__name__} {queue._place}"
+
     def refuse(*arguments: object, **options: object) -> NoReturn:
         raise read_only_error(description)
 
     return refuse
 
 
-class BaseQueue(Reopenable, Generic[T]):
+class BaseQueue(Container, Generic[T]):
     """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
 
     All methods may be called from any thread, and, as the class says, from several processes.
@@ -73,31 +73,18 @@ class BaseQueue(Reopenable, Generic[T]):
     )  # fmt: skip
     """The methods that change what is stored."""
 
-    def __init__(
-        self,
-        core: QueueCore,
-        codec: Codec,
-        *,
-        description: str,
-        read_only: bool,
-        reopening: Reopening,
-    ) -> None:
-        self._description = description
-        self._codec = codec
-        self._dumps = codec.dumps
-        self._decode = _decoder(codec)
-        self._core = core
-        self._blocking = BlockingQueue(core)
-        # Bound once, because each look-up more is 1 % of a put or get of a file queue at "process".
-        self._try_put = core.try_put
-        self._try_get = core.try_get
-        self._closed = False
-        self._inherited = False
-        if read_only:
+    def _attach(self, store: Any) -> None:
+        self._codec = codec(self.serializer, store.store_id)
+        self._dumps = self._codec.dumps
+        self._decode = _decoder(self._codec)
+        self._core = self._make_core(store)
+        self._blocking = BlockingQueue(self._core)
+        if self.read_only:
             # On the object, so that those who may write pay nothing for it.
-            vars(self).update(dict.fromkeys(self._changing, _refusing(description)))
-        register_forkable(self)
-        self._reopen_with(reopening)
+            vars(self).update(dict.fromkeys(self._changing, _refusing(self)))
+
+    def _make_core(self, store: Any) -> QueueCore:
+        raise NotImplementedError
 
     # Codec.
 
@@ -107,81 +94,7 @@ class BaseQueue(Reopenable, Generic[T]):
         except Exception as cause:
             raise encode_error(self._codec, item, cause) from cause
 
-    # Putting.
-
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
-        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
-
-        Cost: 1 write. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
-        threads that put at the same time share; at ``"process"`` none.
-
-        :param block: wait for room while the queue is full.
-        :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :raise Full: there was no room.
-        :raise ShutDown: after :meth:`shutdown`.
-        :raise EncodeError: the serializer cannot store this item.
-        :raise StorageFullError: the disk has no room; nothing is stored.
-        :raise StorageError: the storage failed; the message says if the outcome is unknown.
-        :raise ValueError: the timeout is negative.
-        """
-        try:
-            payload = self._dumps(item)
-        except Exception as cause:
-            raise encode_error(self._codec, item, cause) from cause
-        # As `self._blocking.put`, without its call.
-        deadline = None if block and timeout is None else deadline_after(block, timeout)
-        try:
-            self._try_put(payload, deadline)
-            return
-        except Full:
-            if not block:
-                raise
-        self._blocking.wait_and_put(payload, deadline)
-
-    def put_nowait(self, item: T) -> None:
-        """``put(item, block=False)``."""
-        self.put(item, False)
-
-    def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> None:
-        """Store all of ``items``, in order, or none.
-
-        Cost: that of one :meth:`put`, however many they are.
-
-        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
-        """
-        self._blocking.put_many([self._encode(item) for item in items], block, timeout)
-
     # Getting.
-
-    def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Take the next item.
-
-        It stays stored until it is acknowledged (:meth:`task_done`, or here and now with ``autosave``).
-
-        Cost: 1 write of a few bytes and no sync; with ``autosave`` that of :meth:`task_done`.
-
-        :param block: wait for an item while there is none.
-        :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :raise Empty: there was none.
-        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
-        :raise DecodeError: the next item cannot be deserialized; it stays, ``skip(error.id)``
-            removes it.
-        :raise CorruptionError: the next item is damaged.
-        :raise LockedError: another process consumes from this queue.
-        :raise ValueError: the timeout is negative.
-        """
-        # As `self._blocking.get`, without its call.
-        deadline = None if block and timeout is None else deadline_after(block, timeout)
-        try:
-            return self._try_get(self._decode, self._blocking.consumer.own, None, deadline)  # type: ignore[no-any-return]
-        except Empty:
-            if not block:
-                raise
-        return self._blocking.wait_and_get(self._decode, None, deadline)  # type: ignore[no-any-return]
-
-    def get_nowait(self) -> T:
-        """``get(block=False)``."""
-        return self._try_get(self._decode, self._blocking.consumer.own, None, 0.0)  # type: ignore[no-any-return]
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
         """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
@@ -254,7 +167,7 @@ class BaseQueue(Reopenable, Generic[T]):
         """Whether :meth:`shutdown` was called."""
         return self._core.is_shutdown
 
-    # Looking and removing.
+    # Inspection and removal.
 
     def peek(self) -> T:
         """The item that ``get`` would take next, which stays where it is.
@@ -325,35 +238,16 @@ class BaseQueue(Reopenable, Generic[T]):
         """The queue's numbers at this moment."""
         return self._core.store.stats()
 
-    # Life and death.
+    # Lifecycle.
 
     def close(self) -> None:
         """Let go of files and locks. What was got and not acknowledged stays stored. Idempotent."""
         self._closed = True
         self._core.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):  # True: the constructor raised
-            try:
-                if not self._inherited:  # a forked child did not open it
-                    warn_unclosed(self)
-            finally:  # a warning may be an error
-                self.close()
-
     def _after_fork(self) -> None:
-        self._inherited = True
+        super()._after_fork()
         self._blocking.after_fork()
 
-    def _arguments(self) -> Mapping[str, Any]:
-        return {**super()._arguments(), "maxsize": self.maxsize}
-
-    def __repr__(self) -> str:
-        return f"<{self._description}{' closed' if self._closed else ''}>"
+    def _present_options(self) -> Options:
+        return replace(self._options, maxsize=self.maxsize)  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ __all__ = ["Deliveries", "Delivery"]
 T = TypeVar("T")
 
 # Lost deliveries whose settlement is still told from that of an item never delivered, or of the present one.
-_REMEMBERED = 1000
+_MAX_STALE = 1000
 
 
 class Delivery:
@@ -30,11 +30,11 @@ class Delivery:
 
     :ivar raw: the raw form of the item, if that was given.
     :ivar consumer: the consumer that got it.
-    :ivar lost: the item was delivered anew since.
+    :ivar stale: the item was delivered anew since.
     :ivar settled: it needs nothing any more.
     """
 
-    __slots__ = ("attempts", "consumer", "id", "item", "lost", "raw", "settled", "time")
+    __slots__ = ("attempts", "consumer", "id", "item", "raw", "settled", "stale", "time")
 
     def __init__(self, record: Record, item: Any, raw: dict[str, Any] | None) -> None:
         self.id = record.id
@@ -43,7 +43,7 @@ class Delivery:
         self.item = item
         self.raw = raw
         self.consumer: Consumer | None = None
-        self.lost = False
+        self.stale = False
         self.settled = False
 
     def __lt__(self, other: Delivery) -> bool:
@@ -68,21 +68,21 @@ class Deliveries:
         self._by_id: dict[int, Delivery] = {}
         # An object is kept alive by its deliveries, so no other one gets its identity meanwhile.
         self._by_identity: dict[int, Delivery | list[Delivery]] = {}
-        self._lost: deque[Delivery] = deque()
+        self._stale: deque[Delivery] = deque()
 
     # Delivering.
 
-    def expect(self, id: int) -> None:
-        """Within ``take``: this record was ready, so an earlier delivery of it is lost."""
+    def invalidate_previous(self, id: int) -> None:
+        """Mark an earlier delivery of this record as stale: it was ready, and is being claimed."""
         if id in self._by_id:
             with self._mutex:
                 delivery = self._by_id.pop(id, None)
                 if delivery is not None:
-                    self._lose(delivery)
+                    self._mark_stale(delivery)
 
-    def _lose(self, delivery: Delivery) -> None:
-        delivery.lost = True
-        self._lost.append(delivery)
+    def _mark_stale(self, delivery: Delivery) -> None:
+        delivery.stale = True
+        self._stale.append(delivery)
 
     def add(self, deliveries: Sequence[Delivery], consumer: Consumer) -> Sequence[Delivery]:
         """Enter what was claimed and is given to this consumer.
@@ -94,40 +94,40 @@ class Deliveries:
                 delivery.consumer = consumer
                 other = self._by_id.setdefault(delivery.id, delivery)
                 if other is not delivery:
-                    self._choose(delivery, other)
-                self._list(delivery)
-            return self._forget() if len(self._lost) > _REMEMBERED else ()
+                    self._keep_newer(delivery, other)
+                self._index(delivery)
+            return self._forget() if len(self._stale) > _MAX_STALE else ()
 
-    def _choose(self, delivery: Delivery, other: Delivery) -> None:
+    def _keep_newer(self, delivery: Delivery, other: Delivery) -> None:
         """Of two of the same record the one that was claimed first is lost, however late it comes."""
         if other.attempts > delivery.attempts:
-            self._lose(delivery)
+            self._mark_stale(delivery)
         else:
-            self._lose(other)
+            self._mark_stale(other)
             self._by_id[delivery.id] = delivery
 
     def _forget(self) -> Sequence[Delivery]:
         forgotten = []
-        while len(self._lost) > _REMEMBERED:
-            forgotten.append(self._lost.popleft())
-            self._unlist(forgotten[-1])
+        while len(self._stale) > _MAX_STALE:
+            forgotten.append(self._stale.popleft())
+            self._unindex(forgotten[-1])
         return forgotten
 
-    def _list(self, delivery: Delivery, first: bool = False) -> None:
+    def _index(self, delivery: Delivery, first: bool = False) -> None:
         for thing in _objects(delivery):
             # Nearly always alone: a list for each would be a third of what this takes.
-            listed = self._by_identity.setdefault(id(thing), delivery)
-            if isinstance(listed, list):
-                listed.insert(0 if first else len(listed), delivery)
-            elif listed is not delivery:
-                self._by_identity[id(thing)] = [delivery, listed] if first else [listed, delivery]
+            deliveries = self._by_identity.setdefault(id(thing), delivery)
+            if isinstance(deliveries, list):
+                deliveries.insert(0 if first else len(deliveries), delivery)
+            elif deliveries is not delivery:
+                self._by_identity[id(thing)] = [delivery, deliveries] if first else [deliveries, delivery]
 
-    def _unlist(self, delivery: Delivery) -> None:
+    def _unindex(self, delivery: Delivery) -> None:
         for thing in _objects(delivery):
-            listed = self._by_identity.get(id(thing))
-            if isinstance(listed, list) and delivery in listed:
-                listed.remove(delivery)
-            if listed is delivery or listed == []:
+            deliveries = self._by_identity.get(id(thing))
+            if isinstance(deliveries, list) and delivery in deliveries:
+                deliveries.remove(delivery)
+            if deliveries is delivery or deliveries == []:
                 self._by_identity.pop(id(thing), None)
 
     # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays. It goes
@@ -143,18 +143,18 @@ class Deliveries:
                 into.append(found)
                 self._remove(found)
 
-    def _find(self, listed: Delivery | Sequence[Delivery], consumer: Consumer) -> Delivery | None:
-        if isinstance(listed, Delivery):
-            return listed
-        elsewhere = lost = None
-        for delivery in listed:
-            if delivery.lost:
-                lost = lost or delivery
+    def _find(self, deliveries: Delivery | Sequence[Delivery], consumer: Consumer) -> Delivery | None:
+        if isinstance(deliveries, Delivery):
+            return deliveries
+        elsewhere = stale = None
+        for delivery in deliveries:
+            if delivery.stale:
+                stale = stale or delivery
             elif delivery.consumer is consumer:
                 return delivery
             else:
                 elsewhere = elsewhere or delivery
-        return elsewhere or lost
+        return elsewhere or stale
 
     def pop_id(self, id: int, into: list[Delivery], time: object = None) -> None:
         """The delivery of the record with this id, and put at this time if that is known."""
@@ -168,17 +168,17 @@ class Deliveries:
         # Listed, and not lost, is what is here.
         if self._by_id.get(delivery.id) is delivery:
             self._by_id.pop(delivery.id, None)
-            self._unlist(delivery)
+            self._unindex(delivery)
 
     def put_back(self, delivery: Delivery) -> None:
         """It left the book, and was not settled as far as is known. Idempotent."""
         with self._mutex:
-            if delivery.settled or delivery.lost:
+            if delivery.settled or delivery.stale:
                 return
             if self._by_id.setdefault(delivery.id, delivery) is not delivery:
-                self._lose(delivery)
-            self._unlist(delivery)
-            self._list(delivery, first=True)
+                self._mark_stale(delivery)
+            self._unindex(delivery)
+            self._index(delivery, first=True)
 
     def forget(self, delivery: Delivery) -> None:
         """Nobody has got it after all."""
@@ -195,7 +195,7 @@ class Deliveries:
         :raise StaleClaimError: the claim was lost.
         :raise NotClaimedError: it was settled at the same time.
         """
-        if delivery.lost:
+        if delivery.stale:
             raise StaleClaimError(
                 f"item {delivery.id} was delivered again since, because its lease ran out; its present holder"
                 " settles it, and a longer lease= prevents that"
@@ -204,8 +204,8 @@ class Deliveries:
             result = verb(delivery.id)
         except StaleClaimError:
             with self._mutex:
-                self._lose(delivery)
-                self._list(delivery)
+                self._mark_stale(delivery)
+                self._index(delivery)
             raise
         except ClaimError:
             raise

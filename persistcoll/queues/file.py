@@ -4,22 +4,46 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
+from persistcoll.container import T, option
 from persistcoll.disk.calls import Disk
-from persistcoll.disk.path_checks import absolute, checked_path
-from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
+from persistcoll.engine.blocking import deadline_after
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Durability, OnCorruption
+from persistcoll.errors import Empty, Full
 from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.queue_store import JournalQueueStore, Seal
 from persistcoll.journal.read_only import ReadOnlyQueueStore
-from persistcoll.parameters import T
+from persistcoll.options import FileQueueOptions
 from persistcoll.queues.base import BaseQueue
-from persistcoll.reopening import Reopening
-from persistcoll.serializers import codec, locate, resolve
+from persistcoll.serializers import codec, resolve
 
-__all__ = ["Queue"]
+__all__ = ["Queue", "open_store"]
+
+
+def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQueueStore:
+    """The store of a queue in files, without anything that waits. Raises as :class:`Queue`."""
+    serializer = resolve(options.serializer)
+
+    def seal_for(store_id: bytes) -> Seal | None:
+        return codec(serializer, store_id).seal
+
+    wanted = OpenOptions(
+        serializer=serializer.name,
+        executes_code=serializer.executes_code,
+        chunksize=options.chunksize,
+        on_corruption=options.on_corruption,
+        trust_directory=options.trust_directory,
+        allow_network_fs=options.allow_network_fs,
+        tempdir=options.tempdir,
+        mode=options.mode,
+        create=options.create,
+    )
+    kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
+    return kind(options.path, wanted, durability=options.durability, disk=disk, seal_for=seal_for)
 
 
 class Queue(BaseQueue[T]):
@@ -70,6 +94,11 @@ class Queue(BaseQueue[T]):
         is empty or cannot be one.
     """
 
+    chunksize: int | None = option("chunksize")
+    tempdir: str | None = option("tempdir")
+    autosave: bool = option("autosave")
+    on_corruption: OnCorruption = option("on_corruption")
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -88,59 +117,89 @@ class Queue(BaseQueue[T]):
         create: bool = True,
         _disk: Disk | None = None,
     ) -> None:
-        given = frozenset(vars(self))
-        directory = absolute(checked_path("path", path))
-        checked_choice("durability", durability, "power", "process")
-        checked_choice("on_corruption", on_corruption, "raise", "stop", "skip")
-        maxsize = checked_count("maxsize", maxsize)
-        if chunksize is not None:
-            chunksize = checked_count("chunksize", chunksize, 1)
-        serializer = resolve(serializer)
+        self._open(FileQueueOptions.of(locals()), partial(open_store, disk=_disk))
 
-        def seal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).seal
+    def _open_store(self, options: FileQueueOptions) -> JournalQueueStore:
+        return open_store(options)
 
-        wanted = OpenOptions(
-            serializer=serializer.name,
-            executes_code=serializer.executes_code,
-            chunksize=chunksize,
-            on_corruption=on_corruption,
-            trust_directory=trust_directory,
-            allow_network_fs=allow_network_fs,
-            tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
-            mode=checked_mode(mode),
-            create=bool(create),
-        )
-        arguments = {
-            "path": directory,
-            "chunksize": chunksize,
-            "tempdir": wanted.tempdir,
-            "serializer": locate(serializer),
-            "autosave": autosave,
-            "durability": durability,
-            "on_corruption": on_corruption,
-            "trust_directory": trust_directory,
-            "allow_network_fs": allow_network_fs,
-            "mode": wanted.mode,
-            "read_only": bool(read_only),
-            "create": wanted.create,
-        }
-        self.path = directory
-        kind = ReadOnlyQueueStore if read_only else JournalQueueStore
-        store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
+    def _make_core(self, store: JournalQueueStore) -> QueueCore:
+        return QueueCore(store, self._options.maxsize, self._options.autosave)
+
+    def _attach(self, store: JournalQueueStore) -> None:
+        super()._attach(store)
+        # Bound once, because each look-up more is 1 % of a put or get of a file queue at "process".
+        self._try_put = self._core.try_put
+        self._try_get = self._core.try_get
+
+    # Putting.
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+
+        Cost: 1 write. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
+        threads that put at the same time share; at ``"process"`` none.
+
+        :param block: wait for room while the queue is full.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Full: there was no room.
+        :raise ShutDown: after :meth:`shutdown`.
+        :raise EncodeError: the serializer cannot store this item.
+        :raise StorageFullError: the disk has no room; nothing is stored.
+        :raise StorageError: the storage failed; the message says if the outcome is unknown.
+        :raise ValueError: the timeout is negative.
+        """
+        payload = self._encode(item)
+        # As `self._blocking.put`, without its call.
+        deadline = None if block and timeout is None else deadline_after(block, timeout)
         try:
-            super().__init__(
-                QueueCore(store, maxsize, autosave),
-                codec(serializer, store.store_id),
-                description=f"{type(self).__name__} {directory!r}",
-                read_only=bool(read_only),
-                reopening=Reopening(Queue, arguments, given),
-            )
-        except BaseException:  # nobody will close it
-            store.close()
-            raise
+            self._try_put(payload, deadline)
+            return
+        except Full:
+            if not block:
+                raise
+        self._blocking.wait_and_put(payload, deadline)
 
-    @property
-    def autosave(self) -> bool:
-        """Whether ``get`` acknowledges."""
-        return self._core.autosave
+    def put_nowait(self, item: T) -> None:
+        """``put(item, block=False)``."""
+        self.put(item, False)
+
+    def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> None:
+        """Store all of ``items``, in order, or none.
+
+        Cost: that of one :meth:`put`, however many they are.
+
+        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        """
+        self._blocking.put_many([self._encode(item) for item in items], block, timeout)
+
+    # Getting.
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Take the next item.
+
+        It stays stored until it is acknowledged (:meth:`task_done`, or here and now with ``autosave``).
+
+        Cost: 1 write of a few bytes and no sync; with ``autosave`` that of :meth:`task_done`.
+
+        :param block: wait for an item while there is none.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Empty: there was none.
+        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
+        :raise DecodeError: the next item cannot be deserialized; it stays, ``skip(error.id)``
+            removes it.
+        :raise CorruptionError: the next item is damaged.
+        :raise LockedError: another process consumes from this queue.
+        :raise ValueError: the timeout is negative.
+        """
+        # As `self._blocking.get`, without its call.
+        deadline = None if block and timeout is None else deadline_after(block, timeout)
+        try:
+            return self._try_get(self._decode, self._blocking.consumer.own, None, deadline)  # type: ignore[no-any-return]
+        except Empty:
+            if not block:
+                raise
+        return self._blocking.wait_and_get(self._decode, None, deadline)  # type: ignore[no-any-return]
+
+    def get_nowait(self) -> T:
+        """``get(block=False)``."""
+        return self._try_get(self._decode, self._blocking.consumer.own, None, 0.0)  # type: ignore[no-any-return]

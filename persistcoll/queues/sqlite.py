@@ -1,22 +1,75 @@
-"""The queues in SQLite databases whose items are gone when they were got, or by ``task_done``."""
+"""The queues in SQLite databases: what each class is made with, and how its store is opened."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from persistcoll.engine.arguments import checked_number
-from persistcoll.engine.records import LIFO, PRIORITY, UNIQUE, ClaimPolicy, Durability, Entry, Record, State
-from persistcoll.parameters import T
-from persistcoll.queues.sql import BaseSQLQueue
+from persistcoll.arguments import checked_priority
+from persistcoll.container import SQLiteContainer, T
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import (
+    LIFO,
+    PRIORITY,
+    UNIQUE,
+    Backoff,
+    Discipline,
+    Durability,
+    Entry,
+    Record,
+    State,
+)
+from persistcoll.options import SQLiteAckQueueOptions, SQLiteQueueOptions
+from persistcoll.queues.ack import AckQueue
+from persistcoll.queues.sql import PlainGets, PlainPuts
+from persistcoll.serializers import codec, resolve
+from persistcoll.sqlite.open import open_table
 
-__all__ = ["FIFOSQLiteQueue", "FILOSQLiteQueue", "LIFOSQLiteQueue", "PriorityQueue", "SQLiteQueue", "UniqueQ"]
+__all__ = [
+    "FIFOSQLiteAckQueue",
+    "FIFOSQLiteQueue",
+    "FILOSQLiteAckQueue",
+    "FILOSQLiteQueue",
+    "LIFOSQLiteQueue",
+    "PriorityQueue",
+    "SQLiteAckQueue",
+    "SQLiteQueue",
+    "UniqueAckQ",
+    "UniqueQ",
+    "open_store",
+]
 
 
-class _CommittingQueue(BaseSQLQueue[T]):
-    """What these queues are made with."""
+def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -> RecordStore:
+    """The store of a queue in an SQLite database, without anything that waits. Raises as the queues do.
+
+    :param kind: what the database calls it; a queue is opened only as what it was made.
+    """
+    serializer = resolve(options.serializer)
+    store = open_table(
+        options.location,
+        name=options.name,
+        kind=kind,
+        discipline=discipline,
+        retry=options.claim_policy,
+        serializer=serializer.name,
+        executes_code=serializer.executes_code,
+        durability=options.durability,
+    )
+    try:
+        bound = codec(serializer, store.store_id)
+        store.seal_with(bound.seal, bound.unseal)
+    except BaseException:  # nobody will close it
+        store.close()
+        raise
+    return store
+
+
+class _PlainSQLiteQueue(SQLiteContainer, PlainGets[T]):
+    """How the queues are made whose items ``get`` or ``task_done`` acknowledges."""
 
     def __init__(
         self,
@@ -36,27 +89,13 @@ class _CommittingQueue(BaseSQLQueue[T]):
         read_only: bool = False,
         create: bool = True,
     ) -> None:
-        super().__init__(
-            path,
-            name=name,
-            timeout=timeout,
-            auto_commit=bool(auto_commit),
-            serializer=serializer,
-            db_file_name=db_file_name,
-            maxsize=maxsize,
-            durability=durability,
-            trust_directory=trust_directory,
-            allow_network_fs=allow_network_fs,
-            mode=mode,
-            read_only=read_only,
-            create=create,
-            retry=ClaimPolicy(),
-            maker=_CommittingQueue,
-            own={},
-        )
+        self._open(SQLiteQueueOptions.of(locals()))
+
+    def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
+        return open_store(options, self._kind, self._discipline)
 
 
-class SQLiteQueue(_CommittingQueue[T]):
+class SQLiteQueue(PlainPuts[T], _PlainSQLiteQueue[T]):
     """A first-in, first-out queue in an SQLite database.
 
     Several processes may put and get at the same time, each with any number of threads. No item is ever
@@ -79,21 +118,11 @@ class SQLiteQueue(_CommittingQueue[T]):
         thread or process has a transaction open in it.
     :param auto_commit: ``get`` acknowledges the item at once, and a crash loses what was got and is not
         finished; otherwise ``task_done()`` does, and a crash delivers it again.
-    :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
-        ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
     :param db_file_name: the database's name in the directory.
-    :param maxsize: how many items may wait; 0 means without bound.
-    :param durability: what an operation that returned survives: ``"power"`` (a power cut) or
-        ``"process"`` (the death of the process; a power cut may undo the newest operations).
-    :param trust_directory: use a serializer that executes code (pickle) although others may write to
-        the directory.
-    :param allow_network_fs: use a network file system.
-    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
-        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
-    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
-        nothing is made.
-    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
-        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
+
+    ``serializer``, ``maxsize``, ``durability``, ``trust_directory``, ``allow_network_fs``, ``mode``,
+    ``read_only`` and ``create`` are those of :class:`Queue`.
+
     :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
@@ -151,7 +180,7 @@ class UniqueQ(SQLiteQueue[T]):
         return self._holds(item)
 
 
-class PriorityQueue(_CommittingQueue[T]):
+class PriorityQueue(_PlainSQLiteQueue[T]):
     """A queue in an SQLite database that gives the item with the lowest priority first.
 
     Among equal priorities the oldest comes first. It is made as a :class:`SQLiteQueue` is.
@@ -172,9 +201,7 @@ class PriorityQueue(_CommittingQueue[T]):
     _kind = PRIORITY.name
     _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
 
-    def put(  # type: ignore[override]
-        self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None
-    ) -> int:
+    def put(self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None) -> int:
         """Store ``item``. When this returns, it is durable. Returns its id.
 
         Cost: that of :meth:`SQLiteQueue.put`.
@@ -188,14 +215,14 @@ class PriorityQueue(_CommittingQueue[T]):
 
         It raises the others that :meth:`SQLiteQueue.put` does as well.
         """
-        entry = Entry(self._encode(item), _checked_priority(priority))
+        entry = Entry(self._encode(item), checked_priority(priority))
         return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
-    def put_nowait(self, item: T, priority: float = 0) -> int:  # type: ignore[override]
+    def put_nowait(self, item: T, priority: float = 0) -> int:
         """``put(item, priority, block=False)``."""
         return self.put(item, priority, False)
 
-    def put_many(  # type: ignore[override]
+    def put_many(
         self, items: Iterable[T], priority: float = 0, block: bool = True, timeout: float | None = None
     ) -> list[int]:
         """Store all of ``items`` with one priority, in order, or none; return their ids.
@@ -204,21 +231,123 @@ class PriorityQueue(_CommittingQueue[T]):
 
         Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
         """
-        priority = _checked_priority(priority)
+        priority = checked_priority(priority)
         entries = [Entry(self._encode(item), priority) for item in items]
         return list(self._blocking.put_many(entries, block, timeout))
 
     def _raw(self, record: Record, item: Any) -> dict[str, Any]:
         return {**super()._raw(record, item), "priority": record.priority}
 
-    def _row(self, state: State, record: Record) -> dict[str, Any]:
-        return {**super()._row(state, record), "priority": record.priority}
+    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
+        return {**super()._as_dict(state, record), "priority": record.priority}
 
 
-def _checked_priority(value: Any) -> float:
-    value = checked_number("priority", value)
-    if value != value:
-        raise ValueError("'priority' must not be NaN: nothing is before or behind it")
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError("'priority' must be a whole number of 64 bits, or a float")
-    return value  # type: ignore[no-any-return]
+class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
+    """A first-in, first-out queue in an SQLite database whose items stay until somebody says what became
+    of them.
+
+    :meth:`ack` finishes an item, :meth:`nack` gives it back, :meth:`ack_failed` sets it aside. What a process
+    had got when it died is delivered again. Several processes may put and get at the same time, each with any
+    number of threads. No item is ever in the hands of two of them, except where a ``lease`` ran out: then the
+    late one's ``ack`` is refused.
+
+    >>> from persistcoll import SQLiteAckQueue
+    >>> with SQLiteAckQueue("mails") as mails:
+    ...     mails.put_many(["to alice", "to bob"])
+    ...     mail = mails.get()
+    ...     print(mails.nack(mail), mails.ready_count())
+    ...     mail = mails.get()
+    ...     print(mail, mails.ack(mail), mails.acked_count())
+    [1, 2]
+    1 2
+    to alice 1 1
+
+    An item is found by identity: ``ack`` takes the very object that ``get`` returned. Where the same object
+    was got several times, as ``None`` or a small number may be, it is the oldest one that this thread got.
+    The raw form and the id are always exact.
+
+    The parameters that :class:`SQLiteQueue` has as well mean the same.
+
+    :param auto_resume: give back what processes that died had got: now, and later whenever there is nothing
+        else to get. Never what a living one has got.
+    :param auto_commit: accepted, and always true: ``get`` never removes an item.
+    :param lease: seconds after which an item that was got and not settled is given back although its holder
+        lives; ``None``: never.
+    :param max_attempts: an item that was got so often and is given back is set aside; ``None``: never.
+    :param backoff: how long an item that is given back waits: a number of seconds, or a
+        :class:`~persistcoll.Backoff`, which waits longer each time; ``None``: not at all. It is not for items
+        that a crash or the end of a lease gives back.
+    :param keep_acked: at least how many of the newest acknowledged items stay in the database; 0: none;
+        ``None``: all.
+    :param strict: ``ack``, ``nack`` and ``ack_failed`` of what this object does not hold raise
+        :exc:`~persistcoll.NotClaimedError`; otherwise they return ``None``.
+    """
+
+    _kind = "fifo ack"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        auto_resume: bool = True,
+        name: str = "default",
+        multithreading: bool = True,
+        timeout: float = 10.0,
+        auto_commit: bool = True,
+        serializer: Any = pickle,
+        db_file_name: str | None = None,
+        *,
+        lease: float | None = None,
+        max_attempts: int | None = None,
+        backoff: float | Backoff | None = None,
+        keep_acked: int | None = 1000,
+        strict: bool = False,
+        maxsize: int = 0,
+        durability: Durability = "power",
+        trust_directory: bool = False,
+        allow_network_fs: bool = False,
+        mode: int | None = None,
+        read_only: bool = False,
+        create: bool = True,
+    ) -> None:
+        if not auto_commit:
+            warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
+        self._open(SQLiteAckQueueOptions.of(locals()))
+
+    def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
+        return open_store(options, self._kind, self._discipline)
+
+
+FIFOSQLiteAckQueue = SQLiteAckQueue
+
+
+class FILOSQLiteAckQueue(SQLiteAckQueue[T]):
+    """A :class:`SQLiteAckQueue` that gives the newest item first."""
+
+    _discipline = LIFO
+    _kind = "lifo ack"
+
+
+class UniqueAckQ(SQLiteAckQueue[T]):
+    """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ`.
+
+    An item may be put again once it was acknowledged or set aside.
+
+    >>> from persistcoll import UniqueAckQ
+    >>> with UniqueAckQ("pages") as pages:
+    ...     print(pages.put("/"), pages.put("/"))
+    ...     page = pages.get()
+    ...     print("/" in pages, pages.put("/"))  # in work
+    ...     pages.ack(page)
+    ...     print("/" in pages, pages.put("/"))
+    1 None
+    True None
+    1
+    False 2
+    """
+
+    _discipline = UNIQUE
+    _kind = "unique ack"
+
+    def __contains__(self, item: object) -> bool:
+        """Whether an equal item waits, or was got and is not settled."""
+        return self._holds(item)

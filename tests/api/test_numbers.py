@@ -22,7 +22,7 @@ from persistcoll import (
     SQLiteAckQueue,
     SQLiteQueue,
 )
-from persistcoll.engine.arguments import checked_integer, checked_number
+from persistcoll.arguments import checked_integer, checked_number
 
 
 class _Integer:
@@ -135,8 +135,8 @@ def test_an_ack_queue(tmp_path):
         assert queue.ack_failed(id=Integer(2)) == 2
         assert queue.clear_acked_data(Integer(1), Integer(0)) == 1
         with pickle.loads(pickle.dumps(queue)) as other:
-            plain = other._arguments()
-    assert (plain["lease"], plain["max_attempts"], plain["keep_acked"]) == (60.0, 3, 5)
+            plain = other._options
+    assert (plain.lease, plain.max_attempts, plain.keep_acked) == (60.0, 3, 5)
 
 
 def test_a_back_off():

@@ -88,7 +88,7 @@ def test_the_other_one_is_on_the_same_store(kind, way, tmp_path):
     with kind(tmp_path / "c", serializer="json", durability="process") as one, way(one) as other:
         assert type(other) is kind
         assert other is not one
-        assert other._arguments() == one._arguments()
+        assert other._options == one._options
         put(one, "a")
         assert held(other) == ["a"]
 

@@ -21,6 +21,9 @@ RULES = {
     "journal": {"disk", "engine", "errors"},
     "sqlite": {"disk", "engine", "errors"},
     "serializers": {"errors"},
+    "arguments": {"engine", "errors"},
+    "options": {"arguments", "disk", "engine", "errors", "serializers", "sqlite"},
+    "container": {"engine", "errors", "options"},
 }
 # What third parties and the command line stand on top of: imported by nobody else.
 ROOFS = {"testing", "cli"}
@@ -127,6 +130,7 @@ def test_the_tree_was_read():
         ("persistcoll.journal.frames", "from persistcoll.serializers import pickle"),
         ("persistcoll.journal.frames", "from persistcoll import Queue"),
         ("persistcoll.serializers.base", "from persistcoll.engine.records import Record"),
+        ("persistcoll.engine.records", "from persistcoll.arguments import checked_count"),
         ("persistcoll.queues.file", "from persistcoll.testing import faults"),
         ("persistcoll.queues.file", "import persistcoll.cli"),
         ("persistcoll.testing.laws.queue_store", "import persistcoll.cli"),

@@ -23,10 +23,10 @@ class Putting(BaseQueue):
 
     def put(self, item, block=True, timeout=None):
         for other in self.changed([item]):
-            super().put(other, block, timeout)
+            super().put(other, block, timeout)  # type: ignore[misc]
 
     def put_many(self, items, block=True, timeout=None):
-        super().put_many(self.changed(items), block, timeout)
+        super().put_many(self.changed(items), block, timeout)  # type: ignore[misc]
 
 
 class Loses(Putting):

@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from persistcoll.dicts.base import BaseDict
 from persistcoll.dicts.pdict import PDict
 from persistcoll.engine.contracts import PairStore
 from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
 from persistcoll.engine.records import Durability
-from persistcoll.reopening import Reopening
-from persistcoll.serializers import codec, resolve
 
 __all__ = ["InMemory", "Opener"]
 
@@ -26,14 +23,12 @@ class InMemory(PDict[Any, Any]):
     def __init__(
         self, store: PairStore | None = None, serializer: Any = "pickle", auto_commit: bool = True
     ) -> None:
-        BaseDict.__init__(
-            self,
-            store or MemoryPairStore(),
-            codec(resolve(serializer), b"a store"),
-            auto_commit=auto_commit,
-            description="PDict in memory",
-            reopening=Reopening(InMemory, {}),
-        )
+        self._model = store or MemoryPairStore()
+        super().__init__(":memory:", serializer=serializer, auto_commit=auto_commit)
+
+    def _open_store(self, options: Any) -> Any:
+        vars(self._model)["store_id"] = b"a store"
+        return self._model
 
 
 @pytest.fixture
@@ -66,13 +61,13 @@ class Kind:
     def open(self, name: str = "default", **options: Any) -> PDict[Any, Any]:
         if self._kind.startswith("sqlite"):
             made = self._open_dict(name, **options)
-            store: Any = made._store if made._gathering is None else made._gathering._below
+            store: Any = made._store if made._buffer is None else made._buffer._store
             store._clock = lambda: self.now
         else:
             state = self._states.setdefault(name, MemoryMappingState(lambda: self.now))
             made = InMemory(MemoryPairStore(state), **options)
-        if made._gathering is not None:
-            made._gathering._clock = lambda: self.now
+        if made._buffer is not None:
+            made._buffer._clock = lambda: self.now
         self._opened.append(made)
         return made
 

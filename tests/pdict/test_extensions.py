@@ -402,7 +402,7 @@ def test_a_commit_that_fails_keeps_what_was_gathered(both, monkeypatch):
     gathering, other = both
     gathering["a"] = 10
     gathering["d"] = 4
-    below = gathering._gathering._below
+    below = gathering._buffer._store
 
     def fail(*arguments):
         raise OSError("no room")

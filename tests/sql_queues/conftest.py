@@ -19,7 +19,7 @@ from persistcoll import (
 )
 from persistcoll.engine import event_count
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
-from persistcoll.queues import sql
+from persistcoll.queues import sqlite
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 
@@ -71,7 +71,7 @@ class Opener:
 
 def _opener(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str) -> Iterator[Opener]:
     opener = Opener(tmp_path, backing)
-    monkeypatch.setattr(sql, "open_table", opener.open_table)
+    monkeypatch.setattr(sqlite, "open_table", opener.open_table)
     yield opener
     opener.close()
 

@@ -81,12 +81,12 @@ def test_nothing_is_kept_alive_longer_than_needed(book):
 def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
     item = [1]
     book.add([delivery(1, item)])
-    book.expect(1)
+    book.invalidate_previous(1)
     for _ in range(2):
         found = book.found(item)
         with pytest.raises(StaleClaimError):
             book.settle(found, lambda id: pytest.fail("done"))
-    book.expect(1)
+    book.invalidate_previous(1)
 
 
 def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
@@ -94,8 +94,8 @@ def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
     late, present = [1], [2]
     book.add([delivery(1, present, attempts=2)])
     book.add([delivery(1, late, attempts=1)])
-    assert book.found(late).lost
-    assert not book.found_by_id(1).lost
+    assert book.found(late).stale
+    assert not book.found_by_id(1).stale
 
 
 def test_an_error_puts_it_back_in_front(book):
@@ -142,10 +142,10 @@ def test_what_an_interrupted_caller_found_can_be_put_back(book):
         book.put_back(one)
     assert [book.found(item), book.found(item)] == [one, None]
     book.put_back(one)
-    book.expect(1)  # it was given back, and somebody takes it
+    book.invalidate_previous(1)  # it was given back, and somebody takes it
     book.put_back(one)
     assert book.found_by_id(1) is None
-    assert one.lost
+    assert one.stale
 
 
 def test_what_nobody_got_leaves_the_book(book):

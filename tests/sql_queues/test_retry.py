@@ -123,7 +123,7 @@ def test_the_same_object_is_a_claim_in_force_first(leased, clock):
 
 
 def test_late_ones_are_not_remembered_for_ever(leased, clock, monkeypatch):
-    monkeypatch.setattr(deliveries, "_REMEMBERED", 3)
+    monkeypatch.setattr(deliveries, "_MAX_STALE", 3)
     leased.put(["a"])
     late = []
     for _ in range(10):

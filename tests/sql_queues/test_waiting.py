@@ -91,7 +91,7 @@ def test_who_joins_while_somebody_finds_nothing_is_not_kept():
 
 def test_what_is_put_in_another_way():
     table = MemoryRecordStore()
-    blocking = BlockingQueue(RecordQueueCore(table, 1, False, bare=False))
+    blocking = BlockingQueue(RecordQueueCore(table, 1, False, payload_only=False))
     assert blocking.put(Entry(b"1"), False, None) == 1
     finish = waiting(lambda: blocking.put_many([Entry(b"2")], True, 10))
     until(lambda: blocking.core.not_full._wakes)

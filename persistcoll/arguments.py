@@ -1,0 +1,98 @@
+"""Check what callers give to a container, and convert it: every face imports its checks from here.
+
+What counts as a number is decided in :mod:`persistcoll.engine.arguments`, which the engine itself needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persistcoll.engine.arguments import checked_integer, checked_number, checked_seconds
+from persistcoll.engine.records import Backoff
+
+__all__ = [
+    "checked_backoff",
+    "checked_choice",
+    "checked_count",
+    "checked_integer",
+    "checked_mode",
+    "checked_number",
+    "checked_priority",
+    "checked_seconds",
+    "checked_ttl",
+]
+
+
+def checked_choice(name: str, value: object, *choices: str) -> None:
+    """:raise ValueError: ``value`` is none of them."""
+    if value not in choices:
+        *most, last = map(repr, choices)
+        raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
+
+
+def checked_count(name: str, value: Any, least: int = 0) -> int:
+    """``value`` as an int of at least ``least``; ``None`` counts as 0.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: too small.
+    """
+    if value is None:
+        return 0
+    value = checked_integer(name, value)
+    if value < least:
+        raise ValueError(f"{name!r} must be at least {least}, not {value}")
+    return value  # type: ignore[no-any-return]
+
+
+def checked_mode(value: Any) -> int | None:
+    """``value`` as permission bits of files, with reading and writing for their owner; or ``None``.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: other bits, or too few.
+    """
+    if value is None:
+        return None
+    value = checked_integer("mode", value)
+    if value & ~0o666 or ~value & 0o600:
+        raise ValueError(f"'mode' must be permission bits of files, such as 0o600 or 0o660, not {value:#o}")
+    return value  # type: ignore[no-any-return]
+
+
+def checked_backoff(value: Any) -> Backoff | None:
+    """``value`` as a back-off; a number of seconds is one that never grows.
+
+    :raise TypeError: neither a number nor a back-off.
+    :raise ValueError: negative, NaN, or more than a float holds.
+    """
+    if value is None or isinstance(value, Backoff):
+        return value
+    seconds = checked_seconds("backoff", value)
+    return Backoff(base=seconds, factor=1, limit=seconds, jitter=0)
+
+
+def checked_priority(value: Any) -> float:
+    """``value`` as an int or a float that the databases can order.
+
+    :raise TypeError: not a number.
+    :raise ValueError: NaN, or a whole number of more than 64 bits.
+    """
+    value = checked_number("priority", value)
+    if value != value:
+        raise ValueError("'priority' must not be NaN: nothing is before or behind it")
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("'priority' must be a whole number of 64 bits, or a float")
+    return value  # type: ignore[no-any-return]
+
+
+def checked_ttl(ttl: Any) -> float | None:
+    """``ttl`` as an int or a float; ``None`` stays ``None``.
+
+    :raise TypeError: not a number.
+    :raise ValueError: not above 0, or infinite.
+    """
+    if ttl is None:
+        return None
+    ttl = checked_number("ttl", ttl, "a number of seconds or None")
+    if not 0 < ttl < float("inf"):  # NaN neither
+        raise ValueError(f"'ttl' must be a number of seconds above 0, or None, not {ttl}")
+    return ttl  # type: ignore[no-any-return]

@@ -1,0 +1,174 @@
+"""What constructors are told, checked and converted: frozen, comparable, and what a pickle holds.
+
+A constructor spells its parameters and their defaults, because they are its interface; what becomes of them
+is here. The options of a container are also its read-only attributes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from persistcoll.arguments import (
+    checked_backoff,
+    checked_choice,
+    checked_count,
+    checked_mode,
+    checked_seconds,
+)
+from persistcoll.disk.path_checks import absolute, checked_path
+from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption
+from persistcoll.serializers import locate
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from persistcoll.sqlite.open import DatabaseLocation
+
+__all__ = ["FileQueueOptions", "Options", "SQLiteAckQueueOptions", "SQLiteOptions", "SQLiteQueueOptions"]
+
+_ALL = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every container is told.
+
+    :ivar path: absolute, so that it means the same in another process.
+    :ivar serializer: what stands for it in a pickle; :func:`~persistcoll.serializers.resolve` takes it.
+    """
+
+    path: str
+    serializer: Any
+    durability: Durability
+    trust_directory: bool
+    allow_network_fs: bool
+    mode: int | None
+    read_only: bool
+    create: bool
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        """From the ``locals()`` of a constructor: each field is the parameter of its name."""
+        return cls(**{each.name: arguments[each.name] for each in fields(cls) if each.init})
+
+    def __post_init__(self) -> None:
+        checked_choice("durability", self.durability, "power", "process")
+        vars(self).update(
+            serializer=locate(self.serializer),
+            mode=checked_mode(self.mode),
+            read_only=bool(self.read_only),
+            create=bool(self.create),
+        )
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # a serializer may refuse to be copied, as one with keys refuses to be pickled
+
+
+@dataclass(frozen=True)
+class FileQueueOptions(Options):
+    """What a queue in files is told."""
+
+    maxsize: int
+    chunksize: int | None
+    tempdir: str | None
+    autosave: bool
+    on_corruption: OnCorruption
+
+    def __post_init__(self) -> None:
+        path = absolute(checked_path("path", self.path))
+        super().__post_init__()
+        checked_choice("on_corruption", self.on_corruption, "raise", "stop", "skip")
+        chunksize, tempdir = self.chunksize, self.tempdir
+        vars(self).update(
+            path=path,
+            maxsize=checked_count("maxsize", self.maxsize),
+            chunksize=None if chunksize is None else checked_count("chunksize", chunksize, 1),
+            tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
+        )
+
+
+@dataclass(frozen=True)
+class SQLiteOptions(Options):
+    """What a container in an SQLite database is told.
+
+    :ivar location: where the database lies, as the constructor was told.
+    :ivar file: the database's path: absolute, without symbolic links; or ``":memory:"``.
+    """
+
+    name: str
+    multithreading: bool
+    timeout: float
+    auto_commit: bool
+    db_file_name: str | None
+    location: DatabaseLocation = field(init=False, repr=False, compare=False)
+    file: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        from persistcoll.sqlite.open import DatabaseLocation  # the file queues need no SQLite
+
+        super().__post_init__()
+        timeout = checked_seconds("timeout", self.timeout)
+        location = DatabaseLocation(
+            self.path, self.db_file_name, timeout, self.trust_directory, self.allow_network_fs, self.mode,
+            self.read_only, self.create,
+        )  # fmt: skip
+        path = os.fsdecode(self.path)
+        vars(self).update(
+            path=path if location.file == path else absolute(path),
+            multithreading=True,
+            timeout=timeout,
+            location=location,
+            file=location.file,
+        )
+
+
+@dataclass(frozen=True)
+class SQLiteQueueOptions(SQLiteOptions):
+    """What a queue in an SQLite database is told."""
+
+    maxsize: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self).update(auto_commit=bool(self.auto_commit), maxsize=checked_count("maxsize", self.maxsize))
+
+    @property
+    def claim_policy(self) -> ClaimPolicy:
+        """How the store treats what is claimed."""
+        return ClaimPolicy()
+
+
+@dataclass(frozen=True)
+class SQLiteAckQueueOptions(SQLiteQueueOptions):
+    """What a queue with acknowledgements in an SQLite database is told."""
+
+    auto_resume: bool
+    lease: float | None
+    max_attempts: int | None
+    backoff: Backoff | None
+    keep_acked: int | None
+    strict: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lease, most, kept = self.lease, self.max_attempts, self.keep_acked
+        vars(self).update(
+            auto_commit=True,
+            auto_resume=bool(self.auto_resume),
+            lease=None if lease is None else checked_seconds("lease", lease),
+            max_attempts=None if most is None else checked_count("max_attempts", most, 1),
+            backoff=checked_backoff(self.backoff),
+            keep_acked=None if kept is None else checked_count("keep_acked", kept),
+            strict=bool(self.strict),
+        )
+        if self.lease == 0:
+            raise ValueError("'lease' must be above 0")
+
+    @property
+    def claim_policy(self) -> ClaimPolicy:
+        """How the store treats what is claimed."""
+        kept = _ALL if self.keep_acked is None else self.keep_acked
+        return ClaimPolicy(self.lease, self.max_attempts, self.backoff, kept, self.auto_resume)
