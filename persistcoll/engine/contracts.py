@@ -38,7 +38,8 @@ M3     Nothing that has expired is ever seen.
 =====  =============================================================================================
 
 Tests carry these numbers in their names. :mod:`persistcoll.testing` has a function for each one: of stores
-(S, J) in ``laws``, of tables (S, T) in ``table_laws``, of mappings (M) in ``mapping_laws``.
+(S, J) in ``laws.queue_store``, of record stores (S, T) in ``laws.record_store``, of pair stores (M) in
+``laws.pair_store``.
 """
 
 from __future__ import annotations
