@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 __all__ = ["Combiner", "Request"]
@@ -73,7 +74,24 @@ class Combiner(Generic[R]):
             try:
                 self.users.add(me)
                 try:
-                    self._submit(request)
+                    with self._mutex:
+                        if self.leading:
+                            gate = threading.Lock()
+                            gate.acquire()
+                            # No call in between: a request that has a gate is pending, or was.
+                            request.gate = gate
+                            self._pending = [*self._pending, request]
+                        else:
+                            self.leading = True
+                            request.batch = [request]
+                    if request.gate is not None:
+                        request.gate.acquire()
+                    batch = request.batch
+                    if batch is not None:
+                        request.begun = True
+                        self._perform(batch, partial(_open_gates, request))  # type: ignore[arg-type]  # all are R
+                        request.ended = True
+                        self._leave(request)
                 except BaseException:
                     self._withdraw(request)
                     raise
@@ -81,26 +99,6 @@ class Combiner(Generic[R]):
                 self.users.discard(me)
         if request.failure is not None:
             raise request.failure
-
-    def _submit(self, request: Request) -> None:
-        with self._mutex:
-            if self.leading:
-                gate = threading.Lock()
-                gate.acquire()
-                # No call in between: a request that has a gate is pending, or was.
-                request.gate = gate
-                self._pending = [*self._pending, request]
-            else:
-                self.leading = True
-                request.batch = [request]
-        if request.gate is not None:
-            request.gate.acquire()
-        batch = request.batch
-        if batch is not None:
-            request.begun = True
-            self._perform(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # they are all R
-            request.ended = True
-            self._leave(request)
 
     def _take_back(self, request: Request) -> bool:
         """Whether nobody works at it, and now nobody will."""
@@ -142,7 +140,8 @@ class Combiner(Generic[R]):
                     following[0].batch = following
                 else:
                     self.leading = False
-        _open_gates(request)
+        if request.to_wake:
+            _open_gates(request)
 
 
 def _nothing() -> None:
