@@ -95,7 +95,7 @@ class Journal:
     @property
     def is_open(self) -> bool:
         """Whether its files are."""
-        return self._lock.is_open and self._tail.commit.is_open
+        return self._lock.is_open and self._tail.file.is_open
 
     @property
     def tail(self) -> tuple[int, int, int]:
@@ -167,7 +167,7 @@ class Journal:
                         tail.roll()
                     if group is None and self._seal is None:  # nearly always
                         last = tail.last_id + 1
-                        data = encode(tail.salt, ITEM, last, now, tail.commit.durable_end, payload)
+                        data = encode(tail.salt, ITEM, last, now, tail.file.durable_end, payload)
                     else:
                         data, last = self._encode(payload, group, tail.last_id)
                     tail.append(data, last)
@@ -191,7 +191,7 @@ class Journal:
             return False
         if not request.write.ended:
             raise StorageError(_CUT_SHORT)
-        self._tail.commit.commit(request.last)
+        self._tail.file.sync(request.last)
         return True
 
     def append_many(self, payloads: Sequence[bytes], admit: Admit | None = None) -> range:
@@ -204,7 +204,7 @@ class Journal:
 
     def _encode(self, payload: bytes, group: Sequence[bytes] | None, last: int) -> tuple[bytes, int]:
         """The frames of what is appended behind the id ``last``, and its own last id."""
-        salt, synced, seal = self._tail.salt, self._tail.commit.durable_end, self._seal
+        salt, synced, seal = self._tail.salt, self._tail.file.durable_end, self._seal
         id = last + 1
         if group is None:
             if seal is not None:
@@ -233,7 +233,7 @@ class Journal:
                     request.failure = request.failure or (None if request.last else failure)
         waiting()
         try:
-            tail.commit.commit(tail.last_id)
+            tail.file.sync(tail.last_id)
         except StorageError as error:
             for request in requests:
                 request.failure = request.failure or error
@@ -282,7 +282,7 @@ class Journal:
                 write.begun = True
                 tail.append(b"".join(frames), last)
                 write.ended = True
-                tail.commit.end, tail.commit.written = tail.end, last
+                tail.file.end, tail.file.written = tail.end, last
             except StorageError as error:
                 for request in written:
                     request.failure = error
@@ -319,9 +319,9 @@ class Journal:
             self._lock.acquire()
             if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up(repair=True)
-            if tail.commit.durable_end < tail.end:
+            if tail.file.durable_end < tail.end:
                 tail.sync()
-                tail.commit.durable = tail.last_id
+                tail.file.durable = tail.last_id
                 tail.leave_mark()
             elif self._power:
                 tail.leave_mark()
@@ -333,7 +333,7 @@ class Journal:
     def let_go(self) -> None:
         """Close the files, as the death of the process would."""
         self._tail.trouble = ClosedError("closed")
-        self._tail.commit.close()
+        self._tail.file.close()
         self._lock.close()
 
     def abandon(self) -> None:
@@ -341,5 +341,5 @@ class Journal:
 
         Both would otherwise share one open file, and with it one lock.
         """
-        self._tail.commit.abandon()
+        self._tail.file.abandon()
         self._lock.close()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from persistcoll.disk.calls import LINKS, SIZE, Disk, new_salt, storage_error
-from persistcoll.disk.group_commit import GroupCommit
+from persistcoll.disk.synced_file import SyncedFile
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClosedError, CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, create_chunk, open_chunk
@@ -44,7 +44,7 @@ class Tail:
     :ivar salt: the chunk's.
     :ivar full_at: the id that begins the next chunk; 0 if this one is finished.
     :ivar sealed: the chunk is finished: :meth:`catch_up` comes before anything else.
-    :ivar commit: syncs the chunk.
+    :ivar file: syncs the chunk.
     :ivar unseen: how many appends there were since the last :meth:`look`.
     :ivar looked: when it was looked last, by the wall clock.
     :ivar trouble: why nothing may follow, if so.
@@ -73,7 +73,7 @@ class Tail:
         self._writing = False  # what lies behind the end is ours to undo
         self.unseen, self.looked = 0, 0.0
         self.trouble: StorageError | ClosedError | None = None
-        self.commit = GroupCommit(self._disk, place.directory, self.poison)
+        self.file = SyncedFile(self._disk, place.directory, self.poison)
         self.chunk: Chunk
         self.salt = 0
         self.fd = -1
@@ -84,7 +84,7 @@ class Tail:
         try:
             self._locate()
         except BaseException:
-            self.commit.close()
+            self.file.close()
             raise
 
     @property
@@ -149,7 +149,7 @@ class Tail:
         self._place.check()
         number = self.chunk.number
         if not self.sealed:
-            end = encode(self.chunk.salt, END, self.last_id + 1, _now(), self.commit.durable_end, b"")
+            end = encode(self.chunk.salt, END, self.last_id + 1, _now(), self.file.durable_end, b"")
             self._writing = True
             if self._write(self.fd, end) != len(end):
                 self._write_again(end)
@@ -180,14 +180,14 @@ class Tail:
             failure = storage_error(error, "syncing", self.path)
             self.poison(failure)
             raise failure from error
-        self.commit.durable_end = self.end
+        self.file.durable_end = self.end
 
     def _create(self, number: int, first_id: int, previous_id: int) -> None:
         place = self._place
         chunk = Chunk(number, place.store_id, first_id, previous_id, _now(), new_salt(), place.serializer)
         file = create_chunk(self._disk, place.directory, chunk, place.tempdir)
         self._adopt(RecoveredTail(file, chunk, chunk.data_offset, first_id - 1))
-        self.commit.durable_end = chunk.data_offset
+        self.file.durable_end = chunk.data_offset
 
     def _locate(self) -> None:
         """Find the tail and make it fit for appending. Under the producer lock."""
@@ -207,7 +207,7 @@ class Tail:
             self.leave_mark()
             return
         self._adopt(tail)
-        self.commit.durable_end = tail.end
+        self.file.durable_end = tail.end
         if max(known, floor) > tail.last_id:
             # `previous_id` tells readers which of the missing ids were records once.
             self.roll(known, max(known, floor) + 1)
@@ -225,9 +225,9 @@ class Tail:
         self.salt = tail.chunk.salt
         self.last_id = tail.last_id
         self.full_at = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
-        self.commit.written = tail.last_id
-        self.commit.switch(tail.file, self._place.path(tail.chunk.number), 0)
-        self.commit.end = tail.end
+        self.file.written = tail.last_id
+        self.file.switch(tail.file, self._place.path(tail.chunk.number), 0)
+        self.file.end = tail.end
         self.sealed = tail.sealed
         self._unsure = False
 
@@ -302,8 +302,8 @@ class Tail:
             if judge:  # without the lock it may be somebody's half-written record
                 path = self.path
                 raise CorruptionError(f"{path!r}: {error}", path, error.offset) from error
-        self.commit.end = self.end
-        self.commit.written = self.last_id
+        self.file.end = self.end
+        self.file.written = self.last_id
         return found if isinstance(found, Stop) else Stop.INCOMPLETE
 
     def _follow(self, locked: bool) -> bool:

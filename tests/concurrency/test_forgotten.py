@@ -45,6 +45,7 @@ FILES = {
     "database.py",
     "reading.py",
     "group_commit.py",
+    "synced_file.py",
     "rest.py",
     "watcher.py",
     "open.py",
