@@ -8,6 +8,7 @@ from operator import attrgetter
 from persistcoll.disk.calls import Disk
 from persistcoll.disk.synced_file import SyncedFile
 from persistcoll.engine.combining import Combiner, Request
+from persistcoll.engine.poison import Poison
 from persistcoll.errors import StorageError
 
 __all__ = ["GroupCommit"]
@@ -26,8 +27,8 @@ class GroupCommit(SyncedFile):
     :meth:`sync`.
     """
 
-    def __init__(self, disk: Disk, path: str, failed: Callable[[StorageError], None]) -> None:
-        super().__init__(disk, path, failed)
+    def __init__(self, disk: Disk, path: str, poison: Poison) -> None:
+        super().__init__(disk, path, poison)
         self._combiner = Combiner[_Ticket](self._sync_for_all)
 
     @property
@@ -53,7 +54,8 @@ class GroupCommit(SyncedFile):
         try:
             self.sync(max(map(_number, tickets)))
         except StorageError:
-            if self._failure is None:  # a signal handler's own
+            failure = self._poison.failure
+            if failure is None:  # a signal handler's own
                 raise
             for ticket in tickets:
-                ticket.failure = self._outcome_unknown_error(self._failure)
+                ticket.failure = self._outcome_unknown_error(failure)

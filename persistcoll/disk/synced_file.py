@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from persistcoll.disk.calls import Disk, OpenFile, storage_error
+from persistcoll.engine.poison import Poison
 from persistcoll.errors import StorageError
 
 __all__ = ["SyncedFile"]
@@ -26,18 +26,17 @@ class SyncedFile:
     held. ``_mutex`` protects which file is synced, which ones are in a sync or retired, and how much is
     durable. Both are re-entrant, for a signal handler that writes and syncs within a sync of its thread.
 
-    :param failed: called once, with the error, before any thread is told.
+    :param poison: its owner's. A failed sync poisons it before any thread is told.
     """
 
-    def __init__(self, disk: Disk, path: str, failed: Callable[[StorageError], None]) -> None:
+    def __init__(self, disk: Disk, path: str, poison: Poison) -> None:
         self._disk = disk
         self._path = path
-        self._failed = failed
+        self._poison = poison
         self._make_locks()
         self._file: OpenFile | None = None
         self._in_sync: dict[object, OpenFile] = {}  # by call: what it syncs
         self._retired: list[OpenFile] = []  # to be closed after that
-        self._failure: StorageError | None = None
         self.written = 0
         self.end = 0
         self.durable = 0
@@ -75,7 +74,7 @@ class SyncedFile:
         The owner lets nobody write meanwhile. A sync that fails is told to those who wait.
         """
         with self._mutex:
-            if self._file is not None and self._failure is None and self.durable < self.written:
+            if self._file is not None and self._poison.failure is None and self.durable < self.written:
                 try:
                     self._disk.sync(self._file.fd)
                     self.durable = self.written
@@ -118,7 +117,7 @@ class SyncedFile:
             try:
                 with self._mutex:
                     file, written, end = self._file, self.written, self.end
-                    wanted = self._failure is None and self.durable < ticket
+                    wanted = self._poison.failure is None and self.durable < ticket
                     if file is not None and wanted:  # otherwise it was closed, and synced before
                         self._in_sync[call] = file
                 if file is not None and call in self._in_sync:
@@ -137,8 +136,8 @@ class SyncedFile:
             except BaseException:  # out of a signal handler, perhaps where _let_go() began
                 self._let_go(call)
                 raise
-        if self._failure is not None:
-            raise self._outcome_unknown_error(self._failure)
+        if self._poison.failure is not None and self.durable < ticket:
+            raise self._outcome_unknown_error(self._poison.failure)
 
     def _let_go(self, call: object) -> None:
         with self._mutex:
@@ -146,8 +145,7 @@ class SyncedFile:
             self._close_retired()
 
     def _fail(self, error: OSError) -> None:
-        self._failure = storage_error(error, "syncing", self._path)
-        self._failed(self._failure)
+        self._poison.set(storage_error(error, "syncing", self._path))
 
     def _outcome_unknown_error(self, failure: StorageError) -> StorageError:
         result = StorageError(

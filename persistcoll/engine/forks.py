@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from persistcoll.errors import ClosedError, StorageError
+from persistcoll.errors import StorageError
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -34,7 +34,6 @@ __all__ = [
     "quiesce_for_forks",
     "quiesce_no_more",
     "read_only_error",
-    "refusal",
     "used_no_more",
     "warn_unclosed",
     "within_an_operation",
@@ -308,15 +307,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
     )
-
-
-def refusal(trouble: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
-    """The error for a call on a store in this state: a failure that nothing follows, or closed."""
-    if isinstance(trouble, ClosedError):
-        return ClosedError(f"the store in {where!r} is closed")
-    error = StorageError(f"{trouble}; close the store and open it again", trouble.errno)
-    error.__cause__ = trouble
-    return error
 
 
 def read_only_error(what: str) -> StorageError:

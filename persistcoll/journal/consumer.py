@@ -19,6 +19,7 @@ from typing import TypeVar
 from persistcoll.disk.calls import LINKS, storage_error, sweep
 from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.contracts import Claim
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError, StoreReplacedError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, empty_chunk, open_chunk
@@ -42,7 +43,7 @@ class Consumer:
     :param lock: held.
     :param seen: the cursor as far as it has been read.
     :param whole: it can be written on; else it is written anew.
-    :param failed: called when a sync has failed and nothing more must be done here.
+    :param poison: the cursor's. Its sync that fails does not poison the journal.
     :param power: what was acknowledged survives a power cut.
     :ivar gone: how many ids are not ready: acknowledged or claimed.
     :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
@@ -56,7 +57,7 @@ class Consumer:
         cursor_path: str,
         seen: CursorReader,
         whole: bool,
-        failed: Callable[[StorageError], None],
+        poison: Poison,
         power: bool,
     ) -> None:
         self._place = place
@@ -64,7 +65,7 @@ class Consumer:
         self._journal = journal
         self._lock = lock
         self._publish_taken = lock.publish_taken
-        self._failed = failed
+        self._poison = poison
         self._cursor = CursorWriter(
             place.disk,
             cursor_path,
@@ -73,9 +74,8 @@ class Consumer:
             place.tempdir,
             look_always=power,
         )
-        self._commit = GroupCommit(place.disk, cursor_path, failed)
+        self._commit = GroupCommit(place.disk, cursor_path, poison)
         self._writes = 0
-        self._broken = False
         self._lost: dict[int, int] = {}  # first to last
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
         self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
@@ -523,7 +523,7 @@ class Consumer:
         except OSError as error:
             if error.errno is None and not isinstance(error, StorageError):
                 raise  # a signal handler's
-            if self._broken:
+            if self._poison.failure is not None:
                 return
             _log.debug("compacting the cursor: %s", error)
             # No room for a new file, perhaps: then the old one has to say it, and removing makes room.
@@ -544,7 +544,7 @@ class Consumer:
             self._disk.sync(self._cursor.fd)
         except OSError as error:
             failure = storage_error(error, "syncing", self._cursor.path)
-            self._break(failure)
+            self._poison.set(failure)
             raise failure from error
 
     def _unlink_consumed(self) -> None:
@@ -606,15 +606,11 @@ class Consumer:
         except OSError as error:
             if error.errno is not None and not self._disk.status(self._cursor.fd)[LINKS]:
                 # Renamed, but perhaps not durably, and what is open here is the old file.
-                self._break(storage_error(error, "replacing", self._cursor.path))
+                self._poison.set(storage_error(error, "replacing", self._cursor.path))
             raise
         self._stated = stated
         self._commit.written = self._writes
         self._switch()
-
-    def _break(self, failure: StorageError) -> None:
-        self._broken = True
-        self._failed(failure)
 
     def close(self) -> None:
         """Let go, having made what was acknowledged durable at either level."""

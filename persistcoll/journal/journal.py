@@ -17,8 +17,8 @@ from persistcoll.disk.calls import (
     storage_error,
 )
 from persistcoll.engine.combining import Combiner, Request
-from persistcoll.engine.forks import owned, refusal
-from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
+from persistcoll.engine.forks import owned
+from persistcoll.errors import EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
@@ -65,6 +65,8 @@ class Journal:
     :param seal: applied to payload and id before writing.
 
     The other parameters are those of :class:`~persistcoll.journal.tail.Tail`.
+
+    :ivar poison: why nothing more can be done, if so.
     """
 
     def __init__(
@@ -78,7 +80,6 @@ class Journal:
         floor: Callable[[], int],
         bury: Callable[[int, int], None],
         seal: Callable[[bytes, int], bytes] | None = None,
-        failed: Callable[[StorageError], None] = lambda failure: None,
     ) -> None:
         self._directory = place.directory
         self._lock = lock
@@ -90,7 +91,8 @@ class Journal:
         self._size = place.disk.size
         self._flock = place.disk.flock
         self._combiner = Combiner[_Append](self._append_all)
-        self._tail = Tail(place, lock, chunksize, floor, bury, failed)
+        self._tail = Tail(place, lock, chunksize, floor, bury)
+        self.poison = self._tail.poison
 
     @property
     def is_open(self) -> bool:
@@ -118,8 +120,8 @@ class Journal:
 
     def _look(self) -> None:
         tail = self._tail
-        if tail.trouble is not None:
-            raise refusal(tail.trouble, self._directory)
+        if self.poison.unusable_because is not None:
+            raise self.poison.unusable_error(self._directory)
         try:
             if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up()
@@ -149,8 +151,8 @@ class Journal:
                     return request.last
         tail = self._tail
         with self._mutex:
-            if tail.trouble is not None:
-                raise refusal(tail.trouble, self._directory)
+            if self.poison.unusable_because is not None:
+                raise self.poison.unusable_error(self._directory)
             # The hot path of "process": the bare calls, and nothing that can be left out.
             try:
                 try:
@@ -221,9 +223,9 @@ class Journal:
         """
         tail = self._tail
         with self._mutex:
-            if tail.trouble is not None:
+            if self.poison.unusable_because is not None:
                 for request in requests:
-                    request.failure = refusal(tail.trouble, self._directory)
+                    request.failure = self.poison.unusable_error(self._directory)
                 return
             try:
                 self._append_locked(requests, waiting)
@@ -290,19 +292,14 @@ class Journal:
     def _lock_failed(self, error: OSError) -> StorageError:
         """The lock was not taken or is not let go: nobody can append until this store is closed."""
         failure = storage_error(error, "locking", self._directory)
-        self._tail.poison(failure)
+        self.poison.set(failure)
         return failure
-
-    def refuse(self, failure: StorageError | ClosedError) -> None:
-        """From now on every call raises for ``failure``, which happened elsewhere in the store."""
-        self._tail.trouble = self._tail.trouble or failure
 
     def close(self) -> None:
         """Sync what is not synced (a clean close is durable at either level) and let go."""
-        tail = self._tail
         with self._mutex:
             try:
-                if tail.trouble is None:
+                if self.poison.failure is None and self.is_open:
                     self._close_cleanly()
             except StoreReplacedError:
                 pass  # what returned was there, and whoever removed it has removed it
@@ -332,7 +329,7 @@ class Journal:
 
     def let_go(self) -> None:
         """Close the files, as the death of the process would."""
-        self._tail.trouble = ClosedError("closed")
+        self.poison.close()
         self._tail.file.close()
         self._lock.close()
 

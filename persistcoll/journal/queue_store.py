@@ -16,14 +16,13 @@ from persistcoll.engine.event_count import SLOWEST_POLL
 from persistcoll.engine.forks import (
     note_users,
     owned,
-    refusal,
     used_no_more,
     within_an_operation,
 )
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import Durability, Record, Stats
 from persistcoll.errors import (
-    ClosedError,
     CorruptionError,
     Empty,
     Full,
@@ -85,7 +84,6 @@ class JournalQueueStore:
         self._power = durability == "power"
         self._disk = disk or Disk()
         self._seal_for = seal_for
-        self._trouble: StorageError | ClosedError | None = None
         self._released = False
         self._forked = False  # opened anew by the next call
         self._make_locks()
@@ -107,7 +105,8 @@ class JournalQueueStore:
             if isinstance(error, StorageError):
                 raise
             raise storage_error(error, "opening", self._path) from error
-        self._append = self._journal.append
+        # The cursor's. A failed sync of either refuses every call.
+        self._poison = Poison(self._journal.poison)
         self._forked = False
 
     def _prepare(self) -> None:
@@ -152,18 +151,12 @@ class JournalQueueStore:
             floor=lambda: observer.acknowledged().highest,
             bury=observer.bury,
             seal=self._seal_for(info.store_id),
-            failed=self._poison,
         )
+        self._append = self._journal.append
         undo.callback(self._journal.let_go)
         if not observer.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
             observer.bury(1, 0)
-
-    def _poison(self, failure: StorageError) -> None:
-        """After a failed sync nothing more is done on these descriptors, by anybody."""
-        if self._trouble is None:
-            self._trouble = failure
-            self._journal.refuse(failure)
 
     # Arriving. A call may come from a signal handler or a destructor within another one of this thread, and
     # in a process that was forked behind Python's back.
@@ -184,8 +177,8 @@ class JournalQueueStore:
 
     def _check(self) -> None:
         """With ``_taking`` held: refuse, or open anew in a forked child."""
-        if self._trouble is not None:
-            raise refusal(self._trouble, self._path)
+        if self._poison.unusable_because is not None:
+            raise self._poison.unusable_error(self._path)
         if self._forked:
             self._open()
 
@@ -244,7 +237,7 @@ class JournalQueueStore:
     # Appending.
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
-        if self._forked or not SAME[0]:
+        if self._poison.unusable_because is not None or self._forked or not SAME[0]:
             self._revive()
         if not capacity:
             return self._append(payload)
@@ -253,7 +246,7 @@ class JournalQueueStore:
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> range:
-        if self._forked or not SAME[0] or not payloads:
+        if self._poison.unusable_because is not None or self._forked or not SAME[0] or not payloads:
             self._revive()
         if not payloads:
             return range(0)
@@ -300,7 +293,12 @@ class JournalQueueStore:
             self._arrive()
         with self._taking:
             consumer = self._consumer
-            if consumer is None or consumer.unsure or self._trouble is not None or self._forked:
+            if (
+                consumer is None
+                or consumer.unsure
+                or self._poison.unusable_because is not None
+                or self._forked
+            ):
                 consumer = self._consuming()
             value = consumer.take(use, acknowledge, claims)
         if acknowledge and self._power:
@@ -329,7 +327,12 @@ class JournalQueueStore:
             self._arrive()
         with self._taking:
             consumer = self._consumer
-            if consumer is None or consumer.unsure or self._trouble is not None or self._forked:
+            if (
+                consumer is None
+                or consumer.unsure
+                or self._poison.unusable_because is not None
+                or self._forked
+            ):
                 self._check()
                 if not ids:
                     return
@@ -537,7 +540,7 @@ class JournalQueueStore:
         if not SAME[0]:
             self._follow_fork()
         if self._takes() or self._appends():
-            self._refuse()
+            self._journal.poison.close()
         elif not within_an_operation():
             with self._taking:
                 self._close(clean=True)
@@ -549,20 +552,15 @@ class JournalQueueStore:
                     finally:
                         self._appending.release()
                 else:
-                    self._refuse()
+                    self._journal.poison.close()
             finally:
                 self._taking.release()
         else:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        closed = ClosedError("closed")
-        self._trouble = self._trouble or closed
-        self._journal.refuse(closed)
+            self._journal.poison.close()
 
     def _close(self, clean: bool) -> None:
-        clean = clean and self._trouble is None and not self._released and self._is_open()
-        self._trouble = ClosedError("closed")
+        clean = clean and self._poison.unusable_because is None and not self._released and self._is_open()
+        self._journal.poison.close()
         if self._released or self._forked:
             return
         try:

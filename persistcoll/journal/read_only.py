@@ -7,14 +7,15 @@ whether a consumer lives.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from persistcoll.disk.calls import SIZE, OpenFile, storage_error
 from persistcoll.disk.path_checks import refuse_if_others_may_write, refuse_network
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
@@ -101,7 +102,6 @@ class _Tail:
     Its owner holds a lock.
     """
 
-    append: Callable[..., Any]
     is_open = True  # closing it writes nothing, whatever a destructor has closed before
 
     def __init__(self, place: JournalLocation) -> None:
@@ -109,7 +109,7 @@ class _Tail:
         self._file: OpenFile | None = None
         self._chunk: Chunk | None = None
         self.tail = (0, 0, 0)
-        self.append = self.refuse
+        self.poison = Poison()
 
     def refresh(self) -> int:
         """Read on; the id of the last record."""
@@ -192,9 +192,6 @@ class _Tail:
         self.let_go()
         self._file, self._chunk = file, chunk
         return True
-
-    def refuse(self, failure: BaseException) -> None:
-        """Nothing is written here anyway."""
 
     def let_go(self) -> None:
         """Close the chunk."""

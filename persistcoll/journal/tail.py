@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from persistcoll.disk.calls import LINKS, SIZE, Disk, new_salt, storage_error
 from persistcoll.disk.synced_file import SyncedFile
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
-from persistcoll.errors import ClosedError, CorruptionError, StorageError
+from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, create_chunk, open_chunk
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
 from persistcoll.journal.ground import replaced
@@ -37,7 +38,6 @@ class Tail:
         records (at ``"process"`` an acknowledgement may reach the device before the record does).
     :param bury: called with the first and last of the ids that are passed over for that reason: to
         count them as acknowledged, all of them, durably.
-    :param failed: called once, when a sync has failed and nothing may follow.
     :ivar fd: the chunk's descriptor, for appending and reading.
     :ivar end: the size up to which the chunk is whole.
     :ivar last_id: the id of the last record.
@@ -47,7 +47,7 @@ class Tail:
     :ivar file: syncs the chunk.
     :ivar unseen: how many appends there were since the last :meth:`look`.
     :ivar looked: when it was looked last, by the wall clock.
-    :ivar trouble: why nothing may follow, if so.
+    :ivar poison: why nothing may follow, if so.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class Tail:
         chunksize: int,
         floor: Callable[[], int],
         bury: Callable[[int, int], None],
-        failed: Callable[[StorageError], None],
     ) -> None:
         self._place = place
         self._disk: Disk = place.disk
@@ -65,14 +64,13 @@ class Tail:
         self._chunksize = chunksize
         self._floor = floor
         self._bury = bury
-        self._failed = failed
         self._write = self._disk.write
         self._status = self._disk.status
         self._size = self._disk.size
         self._unsure = False  # interrupted while it went from one chunk to another
         self._writing = False  # what lies behind the end is ours to undo
         self.unseen, self.looked = 0, 0.0
-        self.trouble: StorageError | ClosedError | None = None
+        self.poison: Poison = _MarkingPoison(self)
         self.file = SyncedFile(self._disk, place.directory, self.poison)
         self.chunk: Chunk
         self.salt = 0
@@ -95,7 +93,7 @@ class Tail:
     def append(self, data: bytes, last_id: int) -> None:
         """Write frames of which the last has this id. The lock is held.
 
-        :raise StorageError: nothing was written, unless :attr:`trouble` is set.
+        :raise StorageError: nothing was written, unless :attr:`poison` is set.
         """
         self._writing = True
         try:
@@ -135,7 +133,7 @@ class Tail:
             if self._writing and self._status(self.fd).st_size > self.end:
                 self._disk.truncate(self.fd, self.end)
         except OSError as second:
-            self.poison(storage_error(second, "undoing a failed append to", path))
+            self.poison.set(storage_error(second, "undoing a failed append to", path))
         self._writing = False
         return failure
 
@@ -178,7 +176,7 @@ class Tail:
             self._disk.sync(self.fd)
         except OSError as error:
             failure = storage_error(error, "syncing", self.path)
-            self.poison(failure)
+            self.poison.set(failure)
             raise failure from error
         self.file.durable_end = self.end
 
@@ -330,13 +328,22 @@ class Tail:
         self._adopt(RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1))
         return True
 
-    def poison(self, failure: StorageError) -> None:
-        """No more on this handle: what the page cache shows may not be on the device."""
-        if self.trouble is not None:
-            return
-        self.trouble = failure
+    def leave_poisoned_mark(self) -> None:
+        """Tell other processes that what the page cache shows of this chunk may not be on the device."""
         chunk = self.chunk
         self._lock.leave_mark(
             TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, poisoned=True)
         )
-        self._failed(failure)
+
+
+class _MarkingPoison(Poison):
+    """Leaves a mark in the producer lock's file as well, because other processes see the same page cache."""
+
+    def __init__(self, tail: Tail) -> None:
+        super().__init__()
+        self._tail = tail
+
+    def set(self, failure: StorageError) -> None:
+        if self.failure is None:
+            super().set(failure)
+            self._tail.leave_poisoned_mark()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, TypeVar
 
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver
@@ -39,7 +40,7 @@ class Readable(Restable):
     _lock: WriterLock | NoLock
     _opened: DatabaseConnection | None
     _readers: ReaderPool
-    _trouble: StorageError | None
+    _poison: Poison
     _transaction_error: StorageError | None  # what the caller's transaction is to be rolled back for
 
     def _check(self) -> None:
@@ -72,7 +73,7 @@ class Readable(Restable):
             with self._mutex:
                 self._mutex_owner = me
                 try:
-                    if self._trouble is not None or self._opened is None:
+                    if self._poison.failure is not None or self._opened is None:
                         self._check()
                     if self._transaction_owner is None:
                         return self._consult(counters, look, moment)

@@ -10,6 +10,7 @@ import pytest
 
 from persistcoll.disk.calls import Disk, OpenFile
 from persistcoll.disk.synced_file import SyncedFile
+from persistcoll.engine.poison import Poison
 from persistcoll.errors import StorageError
 from persistcoll.testing.faults import FaultyDisk
 
@@ -23,7 +24,7 @@ def disk():
 
 @pytest.fixture
 def synced(disk, tmp_path):
-    file = SyncedFile(disk, "file", lambda failure: None)
+    file = SyncedFile(disk, "file", Poison())
     file.switch(OpenFile(disk, str(tmp_path / "one"), APPEND), "one", 0)
     yield file
     file.close()
