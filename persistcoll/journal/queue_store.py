@@ -6,10 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
 from typing import TypeVar
 
-from persistcoll.disk.calls import Disk, open_lasting, storage_error
+from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.event_count import SLOWEST_POLL
@@ -36,27 +35,17 @@ from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import (
     CONSUMER_LOCK,
     CURSOR,
-    PRODUCER_LOCK,
-    OpenOptions,
-    open_info,
-    prepare,
 )
-from persistcoll.journal.ground import refuse_replaced
+from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
-from persistcoll.journal.producer_lock import ProducerLock
+from persistcoll.journal.open import Opening
 from persistcoll.journal.reader import Reader
-from persistcoll.journal.recovery import JournalLocation
 
-__all__ = ["JournalQueueStore", "Seal"]
+__all__ = ["JournalQueueStore"]
 
 _PATIENCE = 100  # tries
 
 T = TypeVar("T")
-Seal = Callable[[bytes, int], bytes]
-
-
-def _no_seal(store_id: bytes) -> Seal | None:
-    return None
 
 
 class JournalQueueStore:
@@ -64,7 +53,8 @@ class JournalQueueStore:
 
     Appending belongs to every process, taking to the one that took first, until it closes or ends.
 
-    :param seal_for: given the store's id, what to apply to each payload and id before writing.
+    :param opening: its locks' files become the store's. The producer lock is held.
+    :param seal: applied to each payload and id before writing.
     :raise LockedError: by any call that takes, while another process consumes.
     """
 
@@ -72,24 +62,22 @@ class JournalQueueStore:
 
     def __init__(
         self,
-        path: str,
-        wanted: OpenOptions,
+        opening: Opening,
         *,
         durability: Durability = "power",
-        disk: Disk | None = None,
-        seal_for: Callable[[bytes], Seal | None] = _no_seal,
+        seal: Callable[[bytes, int], bytes] | None = None,
     ) -> None:
-        self._path = path
-        self._wanted = wanted
+        self._path, self._options, self._disk = opening.path, opening.options, opening.disk
+        self._open_again = type(opening)
         self._power = durability == "power"
-        self._disk = disk or Disk()
-        self._seal_for = seal_for
+        self._seal = seal
+        self.store_id = opening.location.store_id
         self._released = False
         self._forked = False  # opened anew by the next call
         self._make_locks()
         note_users(self)
         with self._taking:
-            self._open()
+            self._use(opening)
 
     def _make_locks(self) -> None:
         # Who takes or looks has the first; who appends, or follows another consumer, the second, within the
@@ -97,10 +85,18 @@ class JournalQueueStore:
         self._taking, self._appending = threading.RLock(), threading.RLock()
         self._takes, self._appends = owned(self._taking), owned(self._appending)
 
-    def _open(self) -> None:
+    def _reopen(self) -> None:
+        with self._open_again(self._path, self._options, self._disk) as opening:
+            try:
+                if opening.begin().store_id != self.store_id:
+                    raise replaced(self._path)
+                self._use(opening)
+            finally:
+                opening.release()
+
+    def _use(self, opening: Opening) -> None:
         try:
-            self._prepare()
-            self._open_files()
+            self._open_parts(opening)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
@@ -109,51 +105,31 @@ class JournalQueueStore:
         self._poison = Poison(self._journal.poison)
         self._forked = False
 
-    def _prepare(self) -> None:
-        prepare(self._disk, self._path, self._wanted)
-
-    def _open_files(self) -> None:
-        disk = self._disk
+    def _open_parts(self, opening: Opening) -> None:
         self._consumer: Consumer | None = None
-        with ExitStack() as undo:
-            paths = [os.path.join(self._path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
-            files = [undo.enter_context(open_lasting(disk, path)) for path in paths]
-            landmarks = tuple((path, file.fd) for path, file in zip(paths, files, strict=True))
-            self._lock = ConsumerLock(disk, files[1], paths[1], self._appending)
-            lock = ProducerLock(disk, files[0], paths[0])
-            try:
-                lock.acquire()
-                refuse_replaced(disk, landmarks)
-                self._open_journal(lock, landmarks, undo)
-            finally:
-                lock.release()
-            undo.pop_all()
+        self._place = place = opening.location
+        self._lock = ConsumerLock(
+            self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
+        )
+        cursor_path = os.path.join(self._path, CURSOR)
+        self._observer = observer = CursorView(place, cursor_path, self._lock, self._appending)
+        opening.undo.callback(observer.close)
+        self._open_journal(opening)
 
-    def _open_journal(
-        self, lock: ProducerLock, landmarks: tuple[tuple[str, int], ...], undo: ExitStack
-    ) -> None:
-        disk, path, wanted = self._disk, self._path, self._wanted
-        info = open_info(disk, path, wanted)
-        self.store_id = info.store_id
-        self._place = JournalLocation(
-            disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption, landmarks
-        )
-        self._observer = observer = CursorView(
-            self._place, os.path.join(path, CURSOR), self._lock, self._appending
-        )
-        undo.callback(observer.close)
+    def _open_journal(self, opening: Opening) -> None:
+        observer = self._observer
         self._journal = Journal(
             self._place,
-            lock,
+            opening.producer_lock,
             self._appending,
-            chunksize=wanted.chunksize or info.chunksize,
+            chunksize=opening.chunksize,
             power=self._power,
             floor=lambda: observer.acknowledged().highest,
             bury=observer.bury,
-            seal=self._seal_for(info.store_id),
+            seal=self._seal,
         )
         self._append = self._journal.append
-        undo.callback(self._journal.let_go)
+        opening.undo.callback(self._journal.let_go)
         if not observer.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
             observer.bury(1, 0)
@@ -180,7 +156,7 @@ class JournalQueueStore:
         if self._poison.unusable_because is not None:
             raise self._poison.unusable_error(self._path)
         if self._forked:
-            self._open()
+            self._reopen()
 
     def _consuming(self) -> Consumer:
         """With ``_taking`` held: the consumer, which this process becomes."""

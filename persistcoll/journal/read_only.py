@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import NoReturn, cast
 
 from persistcoll.disk.calls import SIZE, OpenFile, storage_error
-from persistcoll.disk.path_checks import refuse_if_others_may_write, refuse_network
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
-from persistcoll.errors import StorageError, StoreKindError, StoreMissingError
+from persistcoll.errors import StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.consumer import Consumer
-from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursor_view import CursorView
-from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, INFO, PRODUCER_LOCK, look_at_info
+from persistcoll.journal.directory import PRODUCER_LOCK
 from persistcoll.journal.frames import BadFrame, Frames, Stop
 from persistcoll.journal.journal import Journal
+from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_mark import read_mark
@@ -35,42 +32,12 @@ __all__ = ["ReadOnlyQueueStore"]
 class ReadOnlyQueueStore(JournalQueueStore):
     """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
 
-    def _prepare(self) -> None:
-        path, wanted = self._path, self._wanted
-        if not os.path.lexists(path):
-            raise StoreMissingError(f"there is nothing to look at: {path!r} does not exist")
-        if not os.path.isdir(path):
-            raise StoreKindError(f"{path!r} is not a directory")
-        if not wanted.allow_network_fs:
-            refuse_network(path)
-        if wanted.executes_code and not wanted.trust_directory:
-            refuse_if_others_may_write((path, os.path.join(path, INFO)), wanted.serializer)
-
-    def _open_files(self) -> None:
-        disk, path = self._disk, self._path
-        self._consumer = None
-        info = look_at_info(disk, path, self._wanted)
-        self.store_id = info.store_id
-        with ExitStack() as undo:
-            lock_path = os.path.join(path, CONSUMER_LOCK)
-            file = undo.enter_context(OpenFile(disk, lock_path, os.O_RDONLY))
-            self._lock = ConsumerLock(disk, file, lock_path, self._appending)
-            self._place = JournalLocation(
-                disk,
-                path,
-                info.store_id,
-                info.serializer,
-                on_corruption=self._wanted.on_corruption,
-                landmarks=((lock_path, file.fd),),
-            )
-            self._observer = CursorView(self._place, os.path.join(path, CURSOR), self._lock, self._appending)
-            undo.callback(self._observer.close)
-            journal = _Tail(self._place)
-            undo.callback(journal.let_go)
-            journal.refresh()
-            self._observer.acknowledged()
-            self._journal = cast(Journal, journal)
-            undo.pop_all()
+    def _open_journal(self, opening: Opening) -> None:
+        journal = _Tail(self._place)
+        opening.undo.callback(journal.let_go)
+        journal.refresh()
+        self._observer.acknowledged()
+        self._journal = cast(Journal, journal)
 
     def _check(self) -> None:
         super()._check()

@@ -12,7 +12,8 @@ from persistcoll.engine.arguments import checked_choice, checked_count, checked_
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
-from persistcoll.journal.queue_store import JournalQueueStore, Seal
+from persistcoll.journal.open import Opening, ReadOnlyOpening
+from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.read_only import ReadOnlyQueueStore
 from persistcoll.parameters import T
 from persistcoll.queues.base import BaseQueue
@@ -93,11 +94,7 @@ class Queue(BaseQueue[T]):
         if chunksize is not None:
             chunksize = checked_count("chunksize", chunksize, 1)
         serializer = resolve(serializer)
-
-        def seal_for(store_id: bytes) -> Seal | None:
-            return codec(serializer, store_id).seal
-
-        wanted = OpenOptions(
+        options = OpenOptions(
             serializer=serializer.name,
             executes_code=serializer.executes_code,
             chunksize=chunksize,
@@ -110,23 +107,28 @@ class Queue(BaseQueue[T]):
         arguments = {
             "path": directory,
             "chunksize": chunksize,
-            "tempdir": wanted.tempdir,
+            "tempdir": options.tempdir,
             "serializer": locate(serializer),
             "autosave": autosave,
             "durability": durability,
             "on_corruption": on_corruption,
             "trust_directory": trust_directory,
             "allow_network_fs": allow_network_fs,
-            "mode": wanted.mode,
+            "mode": options.mode,
             "read_only": bool(read_only),
         }
         self.path = directory
-        kind = ReadOnlyQueueStore if read_only else JournalQueueStore
-        store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
+        with (ReadOnlyOpening if read_only else Opening)(directory, options, _disk) as opening:
+            try:
+                item_codec = codec(serializer, opening.begin().store_id)
+                kind = ReadOnlyQueueStore if read_only else JournalQueueStore
+                store = kind(opening, durability=durability, seal=item_codec.seal)
+            finally:
+                opening.release()
         try:
             super().__init__(
                 BlockingQueue(store, maxsize, autosave),
-                codec(serializer, store.store_id),
+                item_codec,
                 description=f"{type(self).__name__} {directory!r}",
                 read_only=bool(read_only),
                 reopening=Reopening(Queue, arguments, given),
