@@ -28,8 +28,9 @@ from persistcoll.errors import (
     NotClaimedError,
     StorageError,
 )
-from persistcoll.journal.consumer import Consumer
+from persistcoll.journal.chunk_removal import ConsumedChunks
 from persistcoll.journal.consumer_lock import ConsumerLock
+from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import (
@@ -39,6 +40,7 @@ from persistcoll.journal.directory import (
 from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.open import Opening
+from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.reader import Reader
 
 __all__ = ["JournalQueueStore"]
@@ -106,7 +108,7 @@ class JournalQueueStore:
         self._forked = False
 
     def _open_parts(self, opening: Opening) -> None:
-        self._consumer: Consumer | None = None
+        self._consumer: QueueClaims | None = None
         self._place = place = opening.location
         self._lock = ConsumerLock(
             self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
@@ -158,7 +160,7 @@ class JournalQueueStore:
         if self._forked:
             self._reopen()
 
-    def _consuming(self) -> Consumer:
+    def _consuming(self) -> QueueClaims:
         """With ``_taking`` held: the consumer, which this process becomes."""
         self._check()
         consumer = self._consumer
@@ -172,15 +174,10 @@ class JournalQueueStore:
                 self._place.check()
                 seen, whole = self._observer.hand_over()
                 path = os.path.join(self._path, CURSOR)
-                self._consumer = Consumer(
-                    self._place,
-                    self._journal,
-                    self._lock,
-                    path,
-                    seen,
-                    whole and clean,
-                    self._poison,
-                    self._power,
+                cursor = Cursor(self._place, path, seen.acknowledged, self._poison, self._power)
+                chunks = ConsumedChunks(self._place, cursor)
+                self._consumer = QueueClaims(
+                    self._place, self._journal, self._lock, cursor, chunks, seen, whole and clean
                 )
                 return self._consumer
             finally:
@@ -192,7 +189,7 @@ class JournalQueueStore:
                 raise
             raise storage_error(error, "opening", self._path) from error
 
-    def _settle(self, consumer: Consumer) -> None:
+    def _settle(self, consumer: QueueClaims) -> None:
         """An operation was interrupted, or failed, before its end."""
         try:
             seen, _ = self._observer.hand_over()
@@ -203,7 +200,7 @@ class JournalQueueStore:
             self._place.check()
             raise storage_error(error, "reading", self._path) from error
 
-    def _settled(self) -> Consumer | None:
+    def _settled(self) -> QueueClaims | None:
         """With ``_taking`` held: the consumer, if this process is it."""
         self._check()
         if self._consumer is not None and self._consumer.unsure:
@@ -328,7 +325,7 @@ class JournalQueueStore:
             consumer = self._settled()
             return 0 if consumer is None else consumer.release(claims)
 
-    def _holding(self) -> Consumer:
+    def _holding(self) -> QueueClaims:
         consumer = self._settled()
         if consumer is None:
             raise NotClaimedError("this process has taken nothing")

@@ -17,11 +17,11 @@ from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
-from persistcoll.journal.consumer import Consumer
 from persistcoll.journal.directory import PRODUCER_LOCK
 from persistcoll.journal.frames import BadFrame, Frames, Stop
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.open import Opening
+from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_mark import read_mark
@@ -57,7 +57,7 @@ class ReadOnlyQueueStore(JournalQueueStore):
     def release(self, claims: Sequence[Claim]) -> NoReturn:
         raise read_only_error(repr(self._path))
 
-    def _consuming(self) -> Consumer:
+    def _consuming(self) -> QueueClaims:
         raise read_only_error(repr(self._path))
 
     _holding = _consuming

@@ -1,52 +1,48 @@
-"""The taking end of a journal, in the one process that holds the consumer lock.
+"""What a queue's consumer has claimed of a journal: one process takes, in order, and gives back.
 
-A taken record stays in the journal until it is acknowledged; the cursor is the only thing that says
-so. A chunk is removed when all of it is acknowledged and the cursor that says so is on the device. While an
-earlier chunk is still needed, it is emptied instead (see :mod:`~persistcoll.journal.chunks`).
+A taken record stays in the journal until it is acknowledged; the cursor is the only thing that says so.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
-import errno
-import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from persistcoll.disk.calls import LINKS, storage_error, sweep
-from persistcoll.disk.group_commit import GroupCommit
+from persistcoll.disk.calls import storage_error, sweep
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
-from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError, StoreReplacedError
-from persistcoll.journal.chunks import Chunk, chunk_numbers, empty_chunk, open_chunk
+from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
+from persistcoll.journal.chunk_removal import ConsumedChunks
+from persistcoll.journal.chunks import open_chunk
 from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursors import CursorReader, CursorWriter, Position
+from persistcoll.journal.cursor import Cursor
+from persistcoll.journal.cursors import CursorReader, Position
 from persistcoll.journal.frames import BadFrame, Frames
 from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import Journal
 from persistcoll.journal.reader import Reader
 from persistcoll.journal.recovery import JournalLocation
 
-__all__ = ["Consumer"]
+__all__ = ["QueueClaims"]
 
 T = TypeVar("T")
 _log = logging.getLogger("persistcoll")
 
 
-class Consumer:
-    """Takes, acknowledges, gives back. Its owner holds a lock around every call but :meth:`commit`.
+class QueueClaims:
+    """Takes, acknowledges, gives back. Its owner holds a lock around every call but ``commit``.
 
     :param lock: held.
+    :param cursor: to be begun here.
+    :param chunks: are removed when they are consumed.
     :param seen: the cursor as far as it has been read.
     :param whole: it can be written on; else it is written anew.
-    :param poison: the cursor's. Its sync that fails does not poison the journal.
-    :param power: what was acknowledged survives a power cut.
     :ivar gone: how many ids are not ready: acknowledged or claimed.
     :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
+    :ivar commit: returns when everything acknowledged so far is durable. No lock is held.
     """
 
     def __init__(
@@ -54,52 +50,36 @@ class Consumer:
         place: JournalLocation,
         journal: Journal,
         lock: ConsumerLock,
-        cursor_path: str,
+        cursor: Cursor,
+        chunks: ConsumedChunks,
         seen: CursorReader,
         whole: bool,
-        poison: Poison,
-        power: bool,
     ) -> None:
         self._place = place
         self._disk = place.disk
         self._journal = journal
         self._lock = lock
         self._publish_taken = lock.publish_taken
-        self._poison = poison
-        self._cursor = CursorWriter(
-            place.disk,
-            cursor_path,
-            place.store_id,
-            seen.acknowledged,
-            place.tempdir,
-            look_always=power,
-        )
-        self._commit = GroupCommit(place.disk, cursor_path, poison)
-        self._writes = 0
+        self._cursor = cursor
+        self._chunks = chunks
+        self.commit = cursor.commit
         self._lost: dict[int, int] = {}  # first to last
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
         self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
-        self._first_chunk = seen.acknowledged.position[
-            0
-        ]  # another one than the cursor's: chunks are finished
-        # Chunks that were read to their end, each with the next one: by the last id that is not acknowledged,
-        # and those that are acknowledged as a whole.
-        self._unfinished: dict[int, tuple[Chunk, Chunk]] = {}
-        self._finished: list[tuple[Chunk, Chunk]] = []
         try:
             self._begin(seen, whole)
-            sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor_path))
+            sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor.path))
         except BaseException:
-            self._commit.close()
-            if self._cursor.file is not None:
-                self._cursor.file.close()
+            cursor.let_go()
+            if cursor.file is not None:  # made, and not yet the one that is synced
+                cursor.file.close()
             self._close_reader()
             raise
 
     @property
     def is_open(self) -> bool:
         """Whether the cursor's file is."""
-        return self._commit.is_open
+        return self._cursor.is_open
 
     def begin_anew(self, seen: CursorReader) -> None:
         """After an interrupt, which may have come in behind any call: learn all of it again from what is
@@ -114,53 +94,20 @@ class Consumer:
     def _begin(self, seen: CursorReader, whole: bool) -> None:
         self.unsure = True
         try:
-            anew = self._begin_cursor(seen, whole)
+            anew = self._cursor.begin(seen, whole)
         finally:
             seen.close()
         self.acknowledged = acknowledged = self._cursor.acknowledged
         for id in [id for id in self.claimed if id in acknowledged]:
             del self.claimed[id]
         self.gone = acknowledged.count + len(self.claimed)
-        self._unfinished.clear()
-        self._finished.clear()
+        self._chunks.begin()
         self._read_from(acknowledged.last, acknowledged.position)
         self._pass_over_claimed()
         self._publish()
         if anew:
-            self._sweep()
+            self._chunks.sweep(self._journal.tail[0])
         self.unsure = False
-
-    def _begin_cursor(self, seen: CursorReader, whole: bool) -> bool:
-        """Have a cursor to write on; whether it was written anew, so that all it says is on the device."""
-        cursor = self._cursor
-        cursor.acknowledged = seen.acknowledged
-        anew = False
-        self._stated = seen.acknowledged.position[0]
-        if whole:
-            cursor.resume(seen)
-        else:
-            # Written anew, because the page cache may show what a failed sync did not put on the device.
-            try:
-                self._place.check()
-                cursor.compact()
-                anew = True
-            except OSError as error:
-                if isinstance(error, StorageError) or error.errno is None or not seen.exists:
-                    raise
-                try:
-                    cursor.resume(seen)  # a full disk must not keep anybody from draining the queue
-                except StoreReplacedError:  # by what failed
-                    raise error from None
-                self._sync_cursor()
-        self._commit.written = self._writes
-        self._switch()
-        return anew
-
-    def _switch(self) -> None:
-        """Have the cursor's file synced from now on by whoever waits for that."""
-        file = self._cursor.file
-        assert file is not None
-        self._commit.switch(file, self._cursor.path, 0)
 
     def _pass_over_claimed(self) -> None:
         """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged
@@ -187,7 +134,7 @@ class Consumer:
                 self.acknowledged,
                 lambda: journal.tail,
                 self._pass_over,
-                self._chunk_read,
+                self._chunks.chunk_read,
             )
         except StorageError:
             raise
@@ -433,7 +380,7 @@ class Consumer:
         cleared = sum([run[1] - run[0] + 1 for run in runs])
         self.unsure = True
         if self.claimed:  # otherwise the position passes over all chunks but the last
-            self._skip_chunks(number)
+            self._chunks.skip(self._reader.number, number)
         if runs:
             self._write_all(runs)
         self._returned.clear()
@@ -444,16 +391,16 @@ class Consumer:
         return cleared
 
     def _write(self, first: int, last: int, behind: Position) -> None:
-        """Acknowledge a run of ids in the cursor. :meth:`commit` makes it durable."""
+        """Acknowledge a run of ids in the cursor. ``commit`` makes it durable."""
         try:
             self._cursor.write(first, last, behind)
         except OSError as error:
             raise self._not_written(error) from error
-        self._writes += 1
-        if self._unfinished:
-            self._note_finished(first, last)
-        if self.acknowledged.position[0] != self._first_chunk:
-            self._drop_finished()
+        chunks = self._chunks
+        if chunks.unfinished:
+            chunks.acknowledged(first, last)
+        if self.acknowledged.position[0] != chunks.first_chunk:
+            chunks.remove()
 
     def _write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
         """Acknowledge several runs, all or none."""
@@ -461,174 +408,32 @@ class Consumer:
             self._cursor.write_all(runs)
         except OSError as error:
             raise self._not_written(error) from error
-        self._writes += 1
-        if self._unfinished:
+        chunks = self._chunks
+        if chunks.unfinished:
             for first, last, _ in runs:
-                self._note_finished(first, last)
-        if self.acknowledged.position[0] != self._first_chunk:
-            self._drop_finished()
+                chunks.acknowledged(first, last)
+        if self.acknowledged.position[0] != chunks.first_chunk:
+            chunks.remove()
 
     def _not_written(self, error: OSError) -> StorageError:
         if isinstance(error, StorageError):
             return error
         return storage_error(error, "acknowledging in", self._cursor.path)
 
-    def commit(self) -> None:
-        """Return when everything acknowledged so far is durable. No lock is held."""
-        self._commit.written = ticket = self._writes
-        self._commit.commit(ticket)
-
-    # Removing what is consumed.
-
-    def _chunk_read(self, chunk: Chunk, following: Chunk) -> None:
-        """Notice when the chunk, which was read to its end, is acknowledged as a whole.
-
-        At most once for each of its ids that is acknowledged, and for most of them not at all.
-        """
-        last = following.previous_id
-        missing = self.acknowledged.missing_up_to(last)
-        if missing >= chunk.first_id:
-            self._unfinished[missing] = chunk, following
-            return
-        self.acknowledged.note_place(last, (following.number, following.data_offset))
-        if chunk.first_id <= last:  # otherwise it is emptied already
-            self._finished.append((chunk, following))
-            self._first_chunk = -1
-
-    def _note_finished(self, first: int, last: int) -> None:
-        """The ids ``first`` to ``last`` were acknowledged."""
-        unfinished = self._unfinished
-        if first != last:
-            for id in [id for id in unfinished if first <= id <= last]:
-                self._chunk_read(*unfinished.pop(id))
-        elif first in unfinished:
-            self._chunk_read(*unfinished.pop(first))
-
-    def _skip_chunks(self, until: int) -> None:
-        """The chunks from the reader's to the one before ``until`` will not be read."""
-        chunks: list[Chunk] = []
-        for number in range(self._reader.number, until + 1):
-            with contextlib.suppress(FileNotFoundError, CorruptionError):
-                file, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
-                file.close()
-                chunks.append(chunk)
-        for chunk, following in itertools.pairwise(chunks):
-            if following.number == chunk.number + 1:
-                self._chunk_read(chunk, following)
-
-    def _drop_finished(self) -> None:
-        """Remove or empty the chunks that are acknowledged as a whole, once the durable cursor says so."""
-        try:
-            self._compact()
-        except OSError as error:
-            if error.errno is None and not isinstance(error, StorageError):
-                raise  # a signal handler's
-            if self._poison.failure is not None:
-                return
-            _log.debug("compacting the cursor: %s", error)
-            # No room for a new file, perhaps: then the old one has to say it, and removing makes room.
-            try:
-                stated = self.acknowledged.position[0]
-                self._cursor.state_position()
-                self._sync_cursor()
-                self._stated = stated
-            except OSError as second:
-                if second.errno is None and not isinstance(second, StorageError):
-                    raise
-                return  # the chunks stay until there is room
-        self._unlink_consumed()
-        self._empty_finished()
-
-    def _sync_cursor(self) -> None:
-        try:
-            self._disk.sync(self._cursor.fd)
-        except OSError as error:
-            failure = storage_error(error, "syncing", self._cursor.path)
-            self._poison.set(failure)
-            raise failure from error
-
-    def _unlink_consumed(self) -> None:
-        # Not what is known here: reading on may have moved the position since the cursor said where it was.
-        chunk = self._stated
-        with contextlib.suppress(OSError):
-            self._place.check()
-            for number in chunk_numbers(self._place.directory):
-                if number < chunk:
-                    self._disk.unlink(self._place.path(number))
-            self._first_chunk = chunk
-
-    def _empty_finished(self) -> None:
-        finished, self._finished = self._finished, []
-        for chunk, following in finished:
-            if chunk.number < self.acknowledged.position[0]:
-                continue  # removed
-            try:
-                self._place.check()
-                self._empty(chunk, following.previous_id + 1)
-            except OSError as error:
-                if error.errno is None and not isinstance(error, StorageError):
-                    raise  # a signal handler's
-                _log.debug("emptying a chunk: %s", error)
-                self._finished.append((chunk, following))  # again when the next one is finished
-
-    def _empty(self, chunk: Chunk, next_id: int) -> None:
-        try:
-            empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # Not for a limit of the file size, which removing a file does not lift. Removing the chunk makes
-            # room for what stands for it. In between, the cursor alone says what it held.
-            self._disk.unlink(self._place.path(chunk.number))
-            empty_chunk(self._disk, self._place.directory, chunk, next_id, self._place.tempdir)
-
-    def _sweep(self) -> None:
-        """After a consumer that died: remove what it would have removed."""
-        if self.acknowledged.position[0] != self._stated:
-            self._drop_finished()  # reading on has moved the position: the cursor says so first
-        self._unlink_consumed()
-        for number in chunk_numbers(self._place.directory):
-            if number < self._journal.tail[0]:  # temporary files of the last one are the producers'
-                name = os.path.basename(self._place.path(number))
-                sweep(self._disk, self._place.directory, self._place.tempdir, name)
-        kept = set(chunk_numbers(self._place.directory))
-        for name in os.listdir(self._place.directory):
-            chunk, _, rest = name.partition(".")
-            if rest.startswith("torn-") and chunk[1:].isdigit() and int(chunk[1:]) not in kept:
-                with contextlib.suppress(OSError):
-                    self._disk.unlink(os.path.join(self._place.directory, name))
-
-    def _compact(self) -> None:
-        self._place.check()
-        stated = self.acknowledged.position[0]
-        try:
-            self._cursor.compact()
-        except OSError as error:
-            if error.errno is not None and not self._disk.status(self._cursor.fd)[LINKS]:
-                # Renamed, but perhaps not durably, and what is open here is the old file.
-                self._poison.set(storage_error(error, "replacing", self._cursor.path))
-            raise
-        self._stated = stated
-        self._commit.written = self._writes
-        self._switch()
-
     def close(self) -> None:
         """Let go, having made what was acknowledged durable at either level."""
         try:
-            if self.acknowledged.position[0] != self._stated:
-                self._drop_finished()  # reading on found the end of a chunk, behind its last acknowledgement
-            self._disk.sync(self._cursor.fd)
-        except OSError as error:
-            raise storage_error(error, "syncing", self._cursor.path) from error
+            self._chunks.remove_if_read_on()
+            self._cursor.close()
         finally:
             self.let_go()
 
     def let_go(self) -> None:
         """Close the files, as the death of the process would."""
-        self._commit.close()
+        self._cursor.let_go()
         self._reader.close()
 
     def abandon(self) -> None:
         """In a forked child: the parent's descriptors are closed, nothing is written."""
-        self._commit.abandon()
+        self._cursor.abandon()
         self._reader.close()
