@@ -81,6 +81,7 @@ class Journal:
         bury: Callable[[int, int], None],
         seal: Callable[[bytes, int], bytes] | None = None,
     ) -> None:
+        self.location = place
         self._directory = place.directory
         self._lock = lock
         self._power = power

@@ -22,8 +22,7 @@ from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursors import CursorReader, Position
 from persistcoll.journal.frames import BadFrame, Frames
 from persistcoll.journal.ground import replaced
-from persistcoll.journal.journal import Journal
-from persistcoll.journal.reader import Reader
+from persistcoll.journal.reader import ReadableJournal, Reader
 from persistcoll.journal.recovery import JournalLocation
 
 __all__ = ["QueueClaims"]
@@ -48,7 +47,7 @@ class QueueClaims:
     def __init__(
         self,
         place: JournalLocation,
-        journal: Journal,
+        journal: ReadableJournal,
         lock: ConsumerLock,
         cursor: Cursor,
         chunks: ConsumedChunks,
@@ -124,15 +123,13 @@ class QueueClaims:
         self._returned = returned
 
     def _read_from(self, last_id: int, position: Position) -> None:
-        journal = self._journal
         self._close_reader()
         try:
             self._reader: Reader = Reader(
-                self._place,
+                self._journal,
                 last_id,
                 position,
                 self.acknowledged,
-                lambda: journal.tail,
                 self._pass_over,
                 self._chunks.chunk_read,
             )

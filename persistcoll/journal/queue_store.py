@@ -41,7 +41,7 @@ from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
-from persistcoll.journal.reader import Reader
+from persistcoll.journal.reader import ReadableJournal, Reader
 
 __all__ = ["JournalQueueStore"]
 
@@ -109,6 +109,7 @@ class JournalQueueStore:
 
     def _open_parts(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
+        self._journal: ReadableJournal
         self._place = place = opening.location
         self._lock = ConsumerLock(
             self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
@@ -120,7 +121,7 @@ class JournalQueueStore:
 
     def _open_journal(self, opening: Opening) -> None:
         observer = self._observer
-        self._journal = Journal(
+        journal = Journal(
             self._place,
             opening.producer_lock,
             self._appending,
@@ -130,8 +131,8 @@ class JournalQueueStore:
             bury=observer.bury,
             seal=self._seal,
         )
-        self._append = self._journal.append
-        opening.undo.callback(self._journal.let_go)
+        opening.undo.callback(journal.let_go)
+        self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
         if not observer.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
             observer.bury(1, 0)
@@ -224,8 +225,8 @@ class JournalQueueStore:
         if not payloads:
             return range(0)
         if not capacity:
-            return self._journal.append_many(payloads)
-        return self._journal.append_many(payloads, self._admission(len(payloads), capacity))
+            return self._append_many(payloads)
+        return self._append_many(payloads, self._admission(len(payloads), capacity))
 
     def _revive(self) -> None:
         self._arrive()
@@ -425,7 +426,7 @@ class JournalQueueStore:
 
     def _reader(self, last: int, position: Position, acknowledged: Acknowledged) -> Reader:
         try:
-            return Reader(self._place, last, position, acknowledged, lambda: self._journal.tail)
+            return Reader(self._journal, last, position, acknowledged)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise

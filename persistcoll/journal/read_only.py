@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from persistcoll.disk.calls import SIZE, OpenFile, storage_error
 from persistcoll.engine.contracts import Claim
@@ -19,7 +19,6 @@ from persistcoll.errors import StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
 from persistcoll.journal.directory import PRODUCER_LOCK
 from persistcoll.journal.frames import BadFrame, Frames, Stop
-from persistcoll.journal.journal import Journal
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.queue_store import JournalQueueStore
@@ -37,7 +36,7 @@ class ReadOnlyQueueStore(JournalQueueStore):
         opening.undo.callback(journal.let_go)
         journal.refresh()
         self._observer.acknowledged()
-        self._journal = cast(Journal, journal)
+        self._journal = journal
 
     def _check(self) -> None:
         super()._check()
@@ -64,15 +63,12 @@ class ReadOnlyQueueStore(JournalQueueStore):
 
 
 class _Tail:
-    """The end of the journal, followed as far as it is whole. Takes the place of a :class:`Journal`.
-
-    Its owner holds a lock.
-    """
+    """The end of the journal, followed as far as it is whole. Its owner holds a lock."""
 
     is_open = True  # closing it writes nothing, whatever a destructor has closed before
 
     def __init__(self, place: JournalLocation) -> None:
-        self._place = place
+        self.location = self._place = place
         self._file: OpenFile | None = None
         self._chunk: Chunk | None = None
         self.tail = (0, 0, 0)

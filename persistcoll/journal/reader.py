@@ -6,8 +6,10 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from persistcoll.disk.calls import OpenFile, publish, read_fully, storage_error
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
@@ -15,9 +17,49 @@ from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.frames import BadFrame, Frames, Stop, valid_frames
 from persistcoll.journal.recovery import JournalLocation
 
-__all__ = ["Reader"]
+__all__ = ["ReadableJournal", "Reader"]
 
 _log = logging.getLogger("persistcoll")
+
+
+class ReadableJournal(Protocol):
+    """A journal as far as it is read and followed. What appends is a
+    :class:`~persistcoll.journal.journal.Journal`.
+
+    J1: it is a prefix of what was appended, with all appends that returned. J2: nothing appears before what
+    was read. A journal does not remember how far a reader has come, so it may have any number of readers.
+    """
+
+    poison: Poison
+
+    @property
+    def location(self) -> JournalLocation:
+        """Where it lies."""
+
+    @property
+    def tail(self) -> tuple[int, int, int]:
+        """Number of the last chunk, the end of what is whole in it, the last id, as known here. What ends
+        before that is damaged.
+        """
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its files are."""
+
+    def refresh(self) -> int:
+        """Read what other processes have appended; return the id of the last record."""
+
+    def version(self) -> object:
+        """Differs from an earlier one when anything was appended since, by whatever process."""
+
+    def close(self) -> None:
+        """Make durable what was appended here, at either level, and let go."""
+
+    def let_go(self) -> None:
+        """Close the files, as the death of the process would."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's descriptors and write nothing."""
 
 
 class Reader:
@@ -26,8 +68,6 @@ class Reader:
     :param last_id: the id before the first one to read.
     :param position: where to look for that one: at its record, or before it.
     :param acknowledged: the ids to pass over; looked at live.
-    :param tail: number of the last chunk, the end of what is whole in it, and the last id. What
-        ends before that is damaged.
     :param lost: called with the first and last id of records that are passed over as damaged;
         ``None``: this reader only looks.
     :param finished: called with a chunk that was read to its end, and with the header of the next one.
@@ -37,17 +77,16 @@ class Reader:
 
     def __init__(
         self,
-        place: JournalLocation,
+        journal: ReadableJournal,
         last_id: int,
         position: Position,
         acknowledged: Acknowledged,
-        tail: Callable[[], tuple[int, int, int]],
         lost: Callable[[int, int, Position], None] | None = None,
         finished: Callable[[Chunk, Chunk], None] = lambda chunk, following: None,
     ) -> None:
-        self._place = place
+        self._journal = journal
+        self._place = place = journal.location
         self._acknowledged = acknowledged
-        self._tail = tail
         self._lost = lost
         self._finished = finished
         self._last_id = self._start_id = last_id
@@ -163,7 +202,7 @@ class Reader:
             return self._enter(number + 1)
         if stop is Stop.MOVED:
             return self._reopen()
-        tail, end, _ = self._tail()
+        tail, end, _ = self._journal.tail
         if number < tail or (number == tail and at < end):
             return self._damaged(at, "the chunk ends early")
         return False
@@ -244,7 +283,7 @@ class Reader:
             self._retried = self.number, offset
             self._frames = Frames(place.disk, self._fd, self._salt, offset)
             return True
-        tail, end, last_id = self._tail()
+        tail, end, last_id = self._journal.tail
         if self.number == tail and offset >= end:
             return False  # nobody said that anything is whole there
         message = f"{path!r} is damaged at offset {offset}: {reason}"
