@@ -55,7 +55,7 @@ class ConsumedChunks:
         if missing >= chunk.first_id:
             self.unfinished[missing] = chunk, following
             return
-        acknowledged.note_place(last, (following.number, following.data_offset))
+        acknowledged.note_position(last, (following.number, following.data_offset))
         if chunk.first_id <= last:  # otherwise it is emptied already
             self._finished.append((chunk, following))
             self.first_chunk = -1

@@ -43,7 +43,7 @@ __all__ = [
 
 _MAGIC = b"\x89PCCHNK\n"
 _VERSION = 1
-_FIXED = struct.Struct("<8sHHI16sQQdI")
+_HEADER = struct.Struct("<8sHHI16sQQdI")
 _CRC = struct.Struct("<I")
 _NAME = re.compile(r"q(\d{5,})")
 
@@ -62,12 +62,12 @@ class Chunk(NamedTuple):
     @property
     def data_offset(self) -> int:
         """Where the first frame starts."""
-        return _FIXED.size + len(self.serializer.encode()) + _CRC.size
+        return _HEADER.size + len(self.serializer.encode()) + _CRC.size
 
     def encode(self) -> bytes:
         """The header's bytes."""
         name = self.serializer.encode()
-        header = _FIXED.pack(
+        header = _HEADER.pack(
             _MAGIC,
             _VERSION,
             len(name),
@@ -134,11 +134,11 @@ def open_chunk(
 
 
 def _read_header(disk: Disk, fd: int, path: str) -> Chunk:
-    fixed = read_fully(disk, fd, _FIXED.size, 0)
-    if len(fixed) < _FIXED.size or fixed[:8] != _MAGIC:
+    fixed = read_fully(disk, fd, _HEADER.size, 0)
+    if len(fixed) < _HEADER.size or fixed[:8] != _MAGIC:
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
-    _, version, length, number, store_id, first, previous, created, salt = _FIXED.unpack(fixed)
-    rest = read_fully(disk, fd, length + _CRC.size, _FIXED.size)
+    _, version, length, number, store_id, first, previous, created, salt = _HEADER.unpack(fixed)
+    rest = read_fully(disk, fd, length + _CRC.size, _HEADER.size)
     name = rest[:length]
     if len(rest) < length + _CRC.size or _CRC.unpack(rest[length:])[0] != crc32(fixed + name):
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)

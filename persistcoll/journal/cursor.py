@@ -26,7 +26,7 @@ class Cursor(CursorWriter):
         self, location: JournalLocation, path: str, acknowledged: Acknowledged, poison: Poison, power: bool
     ) -> None:
         super().__init__(
-            location.disk, path, location.store_id, acknowledged, location.tempdir, look_always=power
+            location.disk, path, location.store_id, acknowledged, location.tempdir, check_always=power
         )
         self._location = location
         self._poison = poison

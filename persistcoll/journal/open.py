@@ -24,7 +24,7 @@ from persistcoll.journal.directory import (
     StoreInfo,
     look_at_info,
     open_info,
-    prepare,
+    prepare_directory,
 )
 from persistcoll.journal.ground import refuse_replaced
 from persistcoll.journal.producer_lock import ProducerLock
@@ -85,7 +85,7 @@ class Opening:
 
     def _open_files(self, undo: ExitStack) -> None:
         disk, path = self.disk, self.path
-        prepare(disk, path, self.options)
+        prepare_directory(disk, path, self.options)
         self._paths = [os.path.join(path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
         self._files = [undo.enter_context(open_lasting(disk, path)) for path in self._paths]
         self.consumer_file = self._files[1]

@@ -37,37 +37,37 @@ class QueueClaims:
     :param lock: held.
     :param cursor: to be begun here.
     :param chunks: are removed when they are consumed.
-    :param seen: the cursor as far as it has been read.
-    :param whole: it can be written on; else it is written anew.
-    :ivar gone: how many ids are not ready: acknowledged or claimed.
+    :param cursor_reader: the cursor as far as it has been read.
+    :param can_append: it can be written on; otherwise it is written anew.
+    :ivar not_ready: how many ids are acknowledged or claimed.
     :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
     :ivar commit: returns when everything acknowledged so far is durable. No lock is held.
     """
 
     def __init__(
         self,
-        place: JournalLocation,
+        location: JournalLocation,
         journal: ReadableJournal,
         lock: ConsumerLock,
         cursor: Cursor,
         chunks: ConsumedChunks,
-        seen: CursorReader,
-        whole: bool,
+        cursor_reader: CursorReader,
+        can_append: bool,
     ) -> None:
-        self._place = place
-        self._disk = place.disk
+        self._location = location
+        self._disk = location.disk
         self._journal = journal
         self._lock = lock
-        self._publish_taken = lock.publish_taken
+        self._publish_progress = lock.publish_progress
         self._cursor = cursor
         self._chunks = chunks
         self.commit = cursor.commit
-        self._lost: dict[int, int] = {}  # first to last
+        self._corrupt_ranges: dict[int, int] = {}  # first to last
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
-        self._returned: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
+        self._released: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
         try:
-            self._begin(seen, whole)
-            sweep(self._disk, place.directory, place.tempdir, os.path.basename(cursor.path))
+            self._begin(cursor_reader, can_append)
+            sweep(self._disk, location.directory, location.tempdir, os.path.basename(cursor.path))
         except BaseException:
             cursor.let_go()
             if cursor.file is not None:  # made, and not yet the one that is synced
@@ -80,47 +80,47 @@ class QueueClaims:
         """Whether the cursor's file is."""
         return self._cursor.is_open
 
-    def begin_anew(self, seen: CursorReader) -> None:
+    def begin_anew(self, cursor_reader: CursorReader) -> None:
         """After an interrupt, which may have come in behind any call: learn all of it again from what is
         certain, which is the cursor's file and what is claimed.
 
         :raise StoreReplacedError: the cursor is gone, or says less than what was written to it.
         """
-        if not seen.exists or seen.acknowledged.count < self.acknowledged.count:
+        if not cursor_reader.exists or cursor_reader.acknowledged.count < self.acknowledged.count:
             raise replaced(self._cursor.path)
-        self._begin(seen, whole=False)
+        self._begin(cursor_reader, can_append=False)
 
-    def _begin(self, seen: CursorReader, whole: bool) -> None:
+    def _begin(self, cursor_reader: CursorReader, can_append: bool) -> None:
         self.unsure = True
         try:
-            anew = self._cursor.begin(seen, whole)
+            anew = self._cursor.begin(cursor_reader, can_append)
         finally:
-            seen.close()
+            cursor_reader.close()
         self.acknowledged = acknowledged = self._cursor.acknowledged
         for id in [id for id in self.claimed if id in acknowledged]:
             del self.claimed[id]
-        self.gone = acknowledged.count + len(self.claimed)
+        self.not_ready = acknowledged.count + len(self.claimed)
         self._chunks.begin()
         self._read_from(acknowledged.last, acknowledged.position)
-        self._pass_over_claimed()
+        self._read_past_claimed()
         self._publish()
         if anew:
             self._chunks.sweep(self._journal.tail[0])
         self.unsure = False
 
-    def _pass_over_claimed(self) -> None:
+    def _read_past_claimed(self) -> None:
         """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged
         was given back, or taken by an operation that did not come to its end: it is ready.
         """
-        returned: list[tuple[int, int, int, int]] = []
+        released: list[tuple[int, int, int, int]] = []
         last = max(self.claimed, default=0)
         reader = self._reader
         while last and (entry := reader.current()) is not None and entry[0].id <= last:
             record, start, end = entry
             if record.id not in self.claimed:
-                returned.append((record.id, reader.number, start, end))
+                released.append((record.id, reader.number, start, end))
             reader.advance()
-        self._returned = returned
+        self._released = released
 
     def _read_from(self, last_id: int, position: Position) -> None:
         self._close_reader()
@@ -130,41 +130,41 @@ class QueueClaims:
                 last_id,
                 position,
                 self.acknowledged,
-                self._pass_over,
+                self._skip_corrupt,
                 self._chunks.chunk_read,
             )
         except StorageError:
             raise
         except OSError as error:
-            raise storage_error(error, "reading", self._place.path(position[0])) from error
+            raise storage_error(error, "reading", self._location.path(position[0])) from error
 
     def _close_reader(self) -> None:
         reader: Reader | None = self.__dict__.get("_reader")
         if reader is not None:
             reader.close()
 
-    def _pass_over(self, first: int, last: int, behind: Position) -> None:
+    def _skip_corrupt(self, first: int, last: int, end_position: Position) -> None:
         """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
-        self._lost[first] = last
-        self._write(first, last, behind)
-        self.gone += last - first + 1
+        self._corrupt_ranges[first] = last
+        self._write(first, last, end_position)
+        self.not_ready += last - first + 1
 
     @property
-    def dead(self) -> int:
+    def skipped_corrupt(self) -> int:
         """How many records were lost to damage that was passed over."""
-        return sum([last - first + 1 for first, last in self._lost.items()])
+        return sum([last - first + 1 for first, last in self._corrupt_ranges.items()])
 
     # Taking. Whatever changes more than one thing sets `unsure` before the first and clears it behind the
     # last: an interrupt in between has all of it learned again, so nothing in the middle is repaired.
 
     def take(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
-        if self._returned:
-            return self._take_returned(use, acknowledge, claims)
+        if self._released:
+            return self._take_released(use, acknowledge, claims)
         reader = self._reader
-        ahead = reader.ahead
-        if not ahead or ahead[0][0][0] <= self.acknowledged.highest:
+        buffer = reader.buffer
+        if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
             self._read_first()
-        record, start, end = ahead[0]
+        record, start, end = buffer[0]
         value = use(record)
         id = record[0]
         self.unsure = True
@@ -175,10 +175,10 @@ class QueueClaims:
             if claims is not None:
                 claims.append((id, claim))
             self.claimed[id] = claim
-        self.gone = gone = self.gone + 1
+        self.not_ready = not_ready = self.not_ready + 1
         if self.claimed:  # otherwise the cursor says it
-            self._publish_taken(gone, id + 1)
-        ahead.popleft()
+            self._publish_progress(not_ready, id + 1)
+        buffer.popleft()
         self.unsure = False
         return value
 
@@ -197,19 +197,19 @@ class QueueClaims:
     def take_many(
         self, limit: int, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
-        if self._returned:
-            return [self._take_returned(use, acknowledge, claims)]
+        if self._released:
+            return [self._take_released(use, acknowledge, claims)]
         self._read_first()
-        reader, ahead = self._reader, self._reader.ahead
+        reader, buffer = self._reader, self._reader.buffer
         values: list[T] = []
         taken: list[Claim] = []
         last = 0
-        behind = (0, 0)
+        end_position = (0, 0)
         highest = self.acknowledged.highest
         while len(values) < limit:
             try:
                 # current() at every item would cost as much as the rest.
-                if not ahead or ahead[0][0][0] <= highest:
+                if not buffer or buffer[0][0][0] <= highest:
                     self.unsure = True
                     if reader.current() is None:
                         break
@@ -217,7 +217,7 @@ class QueueClaims:
                 if not taken:
                     raise
                 break
-            record, start, stop = ahead[0]
+            record, start, stop = buffer[0]
             id = record[0]
             if last and id != last + 1:
                 break
@@ -230,25 +230,25 @@ class QueueClaims:
             self.unsure = True
             values.append(value)
             last = id
-            behind = reader.number, stop
+            end_position = reader.number, stop
             taken.append((id, (reader.number, start, stop)))
-            ahead.popleft()
+            buffer.popleft()
         if acknowledge:
-            self._write(taken[0][0], last, behind)
+            self._write(taken[0][0], last, end_position)
         else:
             if claims is not None:
                 claims.extend(taken)
             self.claimed.update(taken)
-        self.gone += len(taken)
+        self.not_ready += len(taken)
         self._publish()
         self.unsure = False
         return values
 
     def _publish(self) -> None:
-        self._lock.publish(self.gone, self._reader.next_id, [entry[0] for entry in self._returned])
+        self._lock.publish(self.not_ready, self._reader.next_id, [entry[0] for entry in self._released])
 
-    def _take_returned(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
-        id, number, start, end = self._returned[0]
+    def _take_released(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+        id, number, start, end = self._released[0]
         value = use(self._read_at(number, start))
         self.unsure = True
         if acknowledge:
@@ -258,16 +258,16 @@ class QueueClaims:
             if claims is not None:
                 claims.append((id, claim))
             self.claimed[id] = claim
-        del self._returned[0]
-        self.gone += 1
+        del self._released[0]
+        self.not_ready += 1
         self._publish()
         self.unsure = False
         return value
 
     def _read_at(self, number: int, start: int) -> Record:
-        path = self._place.path(number)
+        path = self._location.path(number)
         try:
-            file, chunk = open_chunk(self._disk, self._place.directory, number, self._place.store_id)
+            file, chunk = open_chunk(self._disk, self._location.directory, number, self._location.store_id)
             with file:
                 record = Frames(self._disk, file.fd, chunk.salt, start).read()
         except BadFrame as error:
@@ -281,13 +281,13 @@ class QueueClaims:
         return record
 
     def peek(self, use: Callable[[Record], T]) -> T:
-        if self._returned:
-            _, number, start, _ = self._returned[0]
+        if self._released:
+            _, number, start, _ = self._released[0]
             return use(self._read_at(number, start))
-        ahead = self._reader.ahead
-        if not ahead or ahead[0][0][0] <= self.acknowledged.highest:
+        buffer = self._reader.buffer
+        if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
             self._read_first()
-        return use(ahead[0][0])
+        return use(buffer[0][0])
 
     # Acknowledging and giving back.
 
@@ -295,20 +295,20 @@ class QueueClaims:
         claimed = self.claimed
         if len(ids) == 1:  # nearly always
             id = ids[0]
-            place = claimed.get(id)
-            if place is None:
+            claim = claimed.get(id)
+            if claim is None:
                 raise self._not_claimed(id)
             self.unsure = True
-            self._write(id, id, (place[0], place[2]))
+            self._write(id, id, (claim[0], claim[2]))
             del claimed[id]
             self.unsure = False
             return
         runs: list[tuple[int, int, Position]] = []
         for id in dict.fromkeys(ids):
-            place = claimed.get(id)
-            if place is None:
+            claim = claimed.get(id)
+            if claim is None:
                 raise self._not_claimed(id)
-            runs.append((id, id, (place[0], place[2])))
+            runs.append((id, id, (claim[0], claim[2])))
         self.unsure = True
         self._write_all(runs)
         for id, _, _ in runs:
@@ -319,8 +319,8 @@ class QueueClaims:
         if id not in self.claimed:
             raise self._not_claimed(id)
         self.unsure = True
-        bisect.insort(self._returned, (id, *self.claimed.pop(id)))
-        self.gone -= 1
+        bisect.insort(self._released, (id, *self.claimed.pop(id)))
+        self.not_ready -= 1
         self._publish()
         self.unsure = False
 
@@ -336,20 +336,20 @@ class QueueClaims:
 
     def discard(self, id: int | None) -> int | None:
         self.unsure = True
-        gone = self._discard_returned(id)
-        if gone is None:
-            gone = self._discard_unread(id)
-        if gone is not None:
-            self.gone += 1
+        discarded = self._discard_released(id)
+        if discarded is None:
+            discarded = self._discard_unread(id)
+        if discarded is not None:
+            self.not_ready += 1
             self._publish()
         self.unsure = False
-        return gone
+        return discarded
 
-    def _discard_returned(self, id: int | None) -> int | None:
-        for entry in self._returned:
+    def _discard_released(self, id: int | None) -> int | None:
+        for entry in self._released:
             if id in (None, entry[0]):
                 self._write(entry[0], entry[0], (entry[1], entry[3]))
-                self._returned.remove(entry)
+                self._released.remove(entry)
                 return entry[0]
         return None
 
@@ -370,7 +370,7 @@ class QueueClaims:
     def clear(self) -> int:
         self._journal.refresh()
         number, end, last = self._journal.tail
-        runs = [(id, id, (chunk, behind)) for id, chunk, _, behind in self._returned]
+        runs = [(id, id, (chunk, end_position)) for id, chunk, _, end_position in self._released]
         # Behind what was given back there may be what was acknowledged before it.
         for first, until in self.acknowledged.missing(self._reader.next_id, last):
             runs.append((first, until, (number, end) if until == last else self.acknowledged.position))
@@ -380,17 +380,17 @@ class QueueClaims:
             self._chunks.skip(self._reader.number, number)
         if runs:
             self._write_all(runs)
-        self._returned.clear()
+        self._released.clear()
         self._read_from(last, (number, end))
-        self.gone += cleared
+        self.not_ready += cleared
         self._publish()
         self.unsure = False
         return cleared
 
-    def _write(self, first: int, last: int, behind: Position) -> None:
+    def _write(self, first: int, last: int, end_position: Position) -> None:
         """Acknowledge a run of ids in the cursor. ``commit`` makes it durable."""
         try:
-            self._cursor.write(first, last, behind)
+            self._cursor.write(first, last, end_position)
         except OSError as error:
             raise self._not_written(error) from error
         chunks = self._chunks

@@ -45,7 +45,7 @@ from persistcoll.journal.reader import ReadableJournal, Reader
 
 __all__ = ["JournalQueueStore"]
 
-_PATIENCE = 100  # tries
+_TRIES = 100  # tries
 
 T = TypeVar("T")
 
@@ -110,32 +110,32 @@ class JournalQueueStore:
     def _open_parts(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
         self._journal: ReadableJournal
-        self._place = place = opening.location
+        self._location = location = opening.location
         self._lock = ConsumerLock(
             self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
         )
         cursor_path = os.path.join(self._path, CURSOR)
-        self._observer = observer = CursorView(place, cursor_path, self._lock, self._appending)
-        opening.undo.callback(observer.close)
+        self._cursor_view = cursor_view = CursorView(location, cursor_path, self._lock, self._appending)
+        opening.undo.callback(cursor_view.close)
         self._open_journal(opening)
 
     def _open_journal(self, opening: Opening) -> None:
-        observer = self._observer
+        cursor_view = self._cursor_view
         journal = Journal(
-            self._place,
+            self._location,
             opening.producer_lock,
             self._appending,
             chunksize=opening.chunksize,
-            power=self._power,
-            floor=lambda: observer.acknowledged().highest,
-            bury=observer.bury,
+            sync=self._power,
+            highest_acked_id=lambda: cursor_view.acknowledged().highest,
+            retire_ids=cursor_view.retire_ids,
             seal=self._seal,
         )
         opening.undo.callback(journal.let_go)
         self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
-        if not observer.cursor_exists:
+        if not cursor_view.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
-            observer.bury(1, 0)
+            cursor_view.retire_ids(1, 0)
 
     # Arriving. A call may come from a signal handler or a destructor within another one of this thread, and
     # in a process that was forked behind Python's back.
@@ -161,7 +161,7 @@ class JournalQueueStore:
         if self._forked:
             self._reopen()
 
-    def _consuming(self) -> QueueClaims:
+    def _become_consumer(self) -> QueueClaims:
         """With ``_taking`` held: the consumer, which this process becomes."""
         self._check()
         consumer = self._consumer
@@ -172,13 +172,19 @@ class JournalQueueStore:
         try:
             try:
                 clean = self._lock.acquire()
-                self._place.check()
-                seen, whole = self._observer.hand_over()
+                self._location.check()
+                cursor_reader, can_append = self._cursor_view.hand_over_cursor()
                 path = os.path.join(self._path, CURSOR)
-                cursor = Cursor(self._place, path, seen.acknowledged, self._poison, self._power)
-                chunks = ConsumedChunks(self._place, cursor)
+                cursor = Cursor(self._location, path, cursor_reader.acknowledged, self._poison, self._power)
+                chunks = ConsumedChunks(self._location, cursor)
                 self._consumer = QueueClaims(
-                    self._place, self._journal, self._lock, cursor, chunks, seen, whole and clean
+                    self._location,
+                    self._journal,
+                    self._lock,
+                    cursor,
+                    chunks,
+                    cursor_reader,
+                    can_append and clean,
                 )
                 return self._consumer
             finally:
@@ -193,12 +199,12 @@ class JournalQueueStore:
     def _settle(self, consumer: QueueClaims) -> None:
         """An operation was interrupted, or failed, before its end."""
         try:
-            seen, _ = self._observer.hand_over()
-            consumer.begin_anew(seen)
+            cursor_reader, _ = self._cursor_view.hand_over_cursor()
+            consumer.begin_anew(cursor_reader)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            self._place.check()
+            self._location.check()
             raise storage_error(error, "reading", self._path) from error
 
     def _settled(self) -> QueueClaims | None:
@@ -212,45 +218,45 @@ class JournalQueueStore:
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         if self._poison.unusable_because is not None or self._forked or not SAME[0]:
-            self._revive()
+            self._check_usable()
         if not capacity:
             return self._append(payload)
-        return self._append(payload, self._admission(1, capacity))
+        return self._append(payload, self._capacity_check(1, capacity))
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> range:
         if self._poison.unusable_because is not None or self._forked or not SAME[0] or not payloads:
-            self._revive()
+            self._check_usable()
         if not payloads:
             return range(0)
         if not capacity:
             return self._append_many(payloads)
-        return self._append_many(payloads, self._admission(len(payloads), capacity))
+        return self._append_many(payloads, self._capacity_check(len(payloads), capacity))
 
-    def _revive(self) -> None:
+    def _check_usable(self) -> None:
         self._arrive()
         with self._taking:
             self._check()
 
-    def _admission(self, more: int, capacity: int) -> Callable[[int], None]:
+    def _capacity_check(self, more: int, capacity: int) -> Callable[[int], None]:
         consumer = self._consumer
         if consumer is not None and consumer.unsure and not self.used_here():
             with self._taking:
                 self._settled()
-        return lambda last: self._admit(last + more, capacity)
+        return lambda last: self._check_capacity(last + more, capacity)
 
-    def _admit(self, last: int, capacity: int) -> None:
+    def _check_capacity(self, last: int, capacity: int) -> None:
         """Raise ``Full`` unless the id ``last`` is within capacity. The producer lock is held."""
         consumer = self._consumer
         if consumer is not None:
-            gone = consumer.gone
+            not_ready = consumer.not_ready
         else:
             # What is acknowledged stays so: a count that is out of date errs on the safe side.
-            gone = self._observer.known.count
-            if last - gone > capacity:
-                gone = self._observer.gone()
-        if last - gone > capacity:
+            not_ready = self._cursor_view.known.count
+            if last - not_ready > capacity:
+                not_ready = self._cursor_view.not_ready()
+        if last - not_ready > capacity:
             raise Full
 
     # Taking.
@@ -273,7 +279,7 @@ class JournalQueueStore:
                 or self._poison.unusable_because is not None
                 or self._forked
             ):
-                consumer = self._consuming()
+                consumer = self._become_consumer()
             value = consumer.take(use, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
@@ -290,7 +296,7 @@ class JournalQueueStore:
     ) -> list[T]:
         self._arrive()
         with self._taking:
-            consumer = self._consuming()
+            consumer = self._become_consumer()
             values = consumer.take_many(limit, use, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
@@ -310,7 +316,7 @@ class JournalQueueStore:
                 self._check()
                 if not ids:
                     return
-                consumer = self._holding()
+                consumer = self._require_consumer()
             consumer.acknowledge(ids)
         if self._power:
             consumer.commit()
@@ -318,7 +324,7 @@ class JournalQueueStore:
     def give_back(self, id: int) -> None:
         self._arrive()
         with self._taking:
-            self._holding().give_back(id)
+            self._require_consumer().give_back(id)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._arrive()
@@ -326,7 +332,7 @@ class JournalQueueStore:
             consumer = self._settled()
             return 0 if consumer is None else consumer.release(claims)
 
-    def _holding(self) -> QueueClaims:
+    def _require_consumer(self) -> QueueClaims:
         consumer = self._settled()
         if consumer is None:
             raise NotClaimedError("this process has taken nothing")
@@ -335,7 +341,7 @@ class JournalQueueStore:
     def discard(self, id: int | None = None) -> int | None:
         self._arrive()
         with self._taking:
-            consumer = self._consuming()
+            consumer = self._become_consumer()
             discarded = consumer.discard(id)
         if self._power:
             consumer.commit()
@@ -344,7 +350,7 @@ class JournalQueueStore:
     def clear(self) -> int:
         self._arrive()
         with self._taking:
-            consumer = self._consuming()
+            consumer = self._become_consumer()
             cleared = consumer.clear()
         if self._power:
             consumer.commit()
@@ -374,13 +380,13 @@ class JournalQueueStore:
 
     def records(self) -> Generator[Record, None, None]:
         if self._within():
-            until, (acknowledged, held) = self._journal.tail[2], self._known()
+            last_id, (acknowledged, held) = self._journal.tail[2], self._known_here()
         else:
             with self._taking:
                 consumer = self._settled()
-                until = self._journal.refresh()
-                acknowledged, held = self._known() if consumer is not None else self._observed()
-        reading = self._read(acknowledged, until)
+                last_id = self._journal.refresh()
+                acknowledged, held = self._known_here() if consumer is not None else self._observed()
+        reading = self._read(acknowledged, last_id)
         try:
             for record in reading:
                 if not held(record.id):
@@ -388,23 +394,23 @@ class JournalQueueStore:
         finally:
             reading.close()
 
-    def _known(self) -> tuple[Acknowledged, Callable[[int], bool]]:
+    def _known_here(self) -> tuple[Acknowledged, Callable[[int], bool]]:
         consumer = self._consumer
         if consumer is not None:
             return consumer.acknowledged.copy(), frozenset(consumer.claimed).__contains__
-        return self._observer.known.copy(), lambda id: False
+        return self._cursor_view.known.copy(), lambda id: False
 
     def _observed(self) -> tuple[Acknowledged, Callable[[int], bool]]:
-        seen, published = self._observer.look()
-        return seen.copy(), published.holds
+        cursor_reader, published = self._cursor_view.snapshot()
+        return cursor_reader.copy(), published.has_claimed
 
-    def _read(self, acknowledged: Acknowledged, until: int) -> Generator[Record, None, None]:
+    def _read(self, acknowledged: Acknowledged, last_id: int) -> Generator[Record, None, None]:
         last, position = acknowledged.last, acknowledged.position
         reader: Reader | None = None
-        while last < until:
+        while last < last_id:
             try:
                 reader = self._reader(last, position, acknowledged)
-                while (entry := reader.current()) is not None and entry[0].id <= until:
+                while (entry := reader.current()) is not None and entry[0].id <= last_id:
                     reader.advance()
                     last = entry[0].id
                     yield entry[0]
@@ -433,25 +439,25 @@ class JournalQueueStore:
             raise storage_error(error, "reading", self._path) from error
 
     def _acknowledged(self) -> Acknowledged:
-        return self._consumer.acknowledged if self._consumer is not None else self._observer.acknowledged()
+        return self._consumer.acknowledged if self._consumer is not None else self._cursor_view.acknowledged()
 
     def count(self) -> int:
         if self._within():
             consumer = self._consumer
-            gone = self._observer.known.count if consumer is None else consumer.gone
-            return max(0, self._journal.tail[2] - gone)
+            not_ready = self._cursor_view.known.count if consumer is None else consumer.not_ready
+            return max(0, self._journal.tail[2] - not_ready)
         with self._taking:
             consumer = self._settled()
-            for _ in range(_PATIENCE):
+            for _ in range(_TRIES):
                 if consumer is not None:
-                    return self._journal.refresh() - consumer.gone
+                    return self._journal.refresh() - consumer.not_ready
                 # Two numbers that other processes change: they are of one moment if the one that was
                 # read first is still the same after the other was read.
-                gone = self._observer.gone()
+                not_ready = self._cursor_view.not_ready()
                 last = self._journal.refresh()
-                if self._observer.gone() == gone:
-                    return last - gone
-            return max(0, last - self._observer.gone())
+                if self._cursor_view.not_ready() == not_ready:
+                    return last - not_ready
+            return max(0, last - self._cursor_view.not_ready())
 
     def claimed(self) -> int:
         if self._within():
@@ -460,8 +466,8 @@ class JournalQueueStore:
             consumer = self._settled()
             if consumer is not None:
                 return len(consumer.claimed)
-            acknowledged, published = self._observer.look()
-            return max(0, published.gone - acknowledged.count)
+            acknowledged, published = self._cursor_view.snapshot()
+            return max(0, published.not_ready - acknowledged.count)
 
     def unfinished(self) -> int:
         if self._within():
@@ -475,7 +481,7 @@ class JournalQueueStore:
         with self._taking:
             if self._settled() is not None:
                 return self._journal.version()
-            return self._journal.version(), self._observer.version()
+            return self._journal.version(), self._cursor_view.version()
 
     def stats(self) -> Stats:
         ready, claimed = self.count(), self.claimed()
@@ -488,10 +494,10 @@ class JournalQueueStore:
         return Stats(
             ready=ready,
             claimed=claimed,
-            dead=consumer.dead if consumer is not None else 0,
+            dead=consumer.skipped_corrupt if consumer is not None else 0,
             oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
             puts=self._journal.tail[2],
-            gets=(self._observer.known if consumer is None else consumer.acknowledged).count,
+            gets=(self._cursor_view.known if consumer is None else consumer.acknowledged).count,
             bytes=self._occupied(),
         )
 
@@ -560,7 +566,7 @@ class JournalQueueStore:
         if self._consumer is not None:
             self._consumer.let_go()
         self._lock.close()
-        self._observer.close()
+        self._cursor_view.close()
         self._released = True
         used_no_more(self)
 
@@ -573,6 +579,6 @@ class JournalQueueStore:
             return
         if self._consumer is not None:
             self._consumer.abandon()
-        self._observer.close()
+        self._cursor_view.close()
         self._journal.abandon()
         self._lock.close()

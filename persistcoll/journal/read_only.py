@@ -32,15 +32,15 @@ class ReadOnlyQueueStore(JournalQueueStore):
     """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
 
     def _open_journal(self, opening: Opening) -> None:
-        journal = _Tail(self._place)
+        journal = _Tail(self._location)
         opening.undo.callback(journal.let_go)
         journal.refresh()
-        self._observer.acknowledged()
+        self._cursor_view.acknowledged()
         self._journal = journal
 
     def _check(self) -> None:
         super()._check()
-        self._place.check()
+        self._location.check()
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> NoReturn:
         raise read_only_error(repr(self._path))
@@ -56,10 +56,10 @@ class ReadOnlyQueueStore(JournalQueueStore):
     def release(self, claims: Sequence[Claim]) -> NoReturn:
         raise read_only_error(repr(self._path))
 
-    def _consuming(self) -> QueueClaims:
+    def _become_consumer(self) -> QueueClaims:
         raise read_only_error(repr(self._path))
 
-    _holding = _consuming
+    _require_consumer = _become_consumer
 
 
 class _Tail:
@@ -67,8 +67,8 @@ class _Tail:
 
     is_open = True  # closing it writes nothing, whatever a destructor has closed before
 
-    def __init__(self, place: JournalLocation) -> None:
-        self.location = self._place = place
+    def __init__(self, location: JournalLocation) -> None:
+        self.location = self._location = location
         self._file: OpenFile | None = None
         self._chunk: Chunk | None = None
         self.tail = (0, 0, 0)
@@ -77,14 +77,14 @@ class _Tail:
     def refresh(self) -> int:
         """Read on; the id of the last record."""
         try:
-            if self._file is None or self._place.disk.status(self._file.fd)[SIZE] < self.tail[1]:
+            if self._file is None or self._location.disk.status(self._file.fd)[SIZE] < self.tail[1]:
                 self._locate()
             while self._read_on():
                 pass
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise storage_error(error, "reading", self._place.directory) from error
+            raise storage_error(error, "reading", self._location.directory) from error
         return self.tail[2]
 
     def version(self) -> object:
@@ -94,27 +94,27 @@ class _Tail:
 
     def _locate(self) -> None:
         """Begin where the mark says that all is whole, or with the last chunk."""
-        place = self._place
-        with OpenFile(place.disk, os.path.join(place.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
-            mark = read_mark(place.disk, file.fd)
-        numbers = chunk_numbers(place.directory)
-        if not numbers or not self._enter(numbers[-1]):
+        location = self._location
+        with OpenFile(location.disk, os.path.join(location.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
+            mark = read_mark(location.disk, file.fd)
+        numbers = chunk_numbers(location.directory)
+        if not numbers or not self._open_chunk(numbers[-1]):
             self.tail = (0, 0, mark.last_id if mark is not None else 0)
             return
         assert self._chunk is not None
         if mark is not None and (mark.number, mark.salt) == (self._chunk.number, self._chunk.salt):
             self.tail = (mark.number, mark.offset, mark.last_id)
 
-    def _enter(self, number: int) -> bool:
+    def _open_chunk(self, number: int) -> bool:
         """Go to the beginning of that chunk, or of the first one behind it; whether there is one."""
-        place = self._place
+        location = self._location
         while True:
             try:
-                file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+                file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
                 break
             except FileNotFoundError:
                 # Not begun yet, or consumed and gone.
-                later = [other for other in chunk_numbers(place.directory) if other > number]
+                later = [other for other in chunk_numbers(location.directory) if other > number]
                 if not later:
                     return False
                 number = later[0]
@@ -129,7 +129,7 @@ class _Tail:
         if file is None or chunk is None:
             return False
         number, end, last = self.tail
-        frames = Frames(self._place.disk, file.fd, chunk.salt, end)
+        frames = Frames(self._location.disk, file.fd, chunk.salt, end)
         found: Record | Stop = Stop.INCOMPLETE
         try:
             while isinstance(found := frames.read(), Record):
@@ -141,15 +141,15 @@ class _Tail:
         except BadFrame:
             return False  # somebody's half-written record
         if found is Stop.END:
-            return self._enter(number + 1)
+            return self._open_chunk(number + 1)
         return found is Stop.MOVED and self._reopen()
 
     def _reopen(self) -> bool:
         """The chunk was rewritten, with the same frames; whether it has its name by now."""
-        place, old = self._place, self._file
+        location, old = self._location, self._file
         assert old is not None
-        file, chunk = open_chunk(place.disk, place.directory, self.tail[0], place.store_id)
-        if os.path.samestat(place.disk.status(file.fd), place.disk.status(old.fd)):
+        file, chunk = open_chunk(location.disk, location.directory, self.tail[0], location.store_id)
+        if os.path.samestat(location.disk.status(file.fd), location.disk.status(old.fd)):
             file.close()
             return False
         self.let_go()
