@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 
-from persistcoll.disk.calls import sweep
+from persistcoll.disk.atomic import remove_temp_file
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, empty_chunk, open_chunk
 from persistcoll.journal.cursor import Cursor
@@ -155,7 +155,7 @@ class ConsumedChunks:
         for number in chunk_numbers(location.directory):
             if number < last_chunk:
                 name = os.path.basename(location.path(number))
-                sweep(self._disk, location.directory, location.tempdir, name)
+                remove_temp_file(self._disk, location.directory, location.tempdir, name)
         kept = set(chunk_numbers(location.directory))
         for name in os.listdir(location.directory):
             chunk, _, rest = name.partition(".")

@@ -28,7 +28,8 @@ import time
 from typing import NamedTuple
 from zlib import crc32
 
-from persistcoll.disk.calls import Disk, OpenFile, new_salt, publish, read_fully
+from persistcoll.disk.atomic import write_atomic
+from persistcoll.disk.calls import Disk, OpenFile, new_salt, read_fully
 from persistcoll.errors import CorruptionError, FormatVersionError
 from persistcoll.journal.frames import END, encode
 
@@ -95,7 +96,7 @@ def chunk_numbers(directory: str) -> list[int]:
 def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> OpenFile:
     """Make the file, durably, and return it, open for appending and reading."""
     path = chunk_path(directory, chunk.number)
-    return publish(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
+    return write_atomic(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
 
 
 def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir: str | None = None) -> None:
@@ -106,7 +107,7 @@ def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir:
     """
     emptied = chunk._replace(first_id=next_id, salt=new_salt())
     data = emptied.encode() + encode(emptied.salt, END, next_id, time.time(), 0, b"")
-    publish(disk, chunk_path(directory, chunk.number), (data,), tempdir).close()
+    write_atomic(disk, chunk_path(directory, chunk.number), (data,), tempdir).close()
 
 
 def open_chunk(

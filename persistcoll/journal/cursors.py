@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from zlib import crc32
 
+from persistcoll.disk.atomic import write_atomic
 from persistcoll.disk.calls import (
     LINKS,
     UNSEEN_CALLS,
@@ -33,7 +34,6 @@ from persistcoll.disk.calls import (
     Disk,
     OpenFile,
     new_salt,
-    publish,
     read_fully,
 )
 from persistcoll.errors import CorruptionError
@@ -485,7 +485,7 @@ class CursorWriter:
         entries = [_entry(fresh_salt, _POSITION, chunk, acknowledged.last, offset)]
         entries += [_entry(fresh_salt, _RANGE, 0, first, last) for first, last in acknowledged.ranges.items()]
         data = header + _CRC.pack(crc32(header)) + b"".join(entries)
-        self.file = publish(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
+        self.file = write_atomic(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
         self.fd = self.file.fd
         self._salt = fresh_salt
         self.offset = len(data)

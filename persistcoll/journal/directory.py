@@ -15,9 +15,9 @@ import uuid
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from persistcoll.disk.atomic import write_atomic
 from persistcoll.disk.calls import (
     Disk,
-    publish,
     read_file,
     storage_error,
 )
@@ -227,7 +227,7 @@ def _create(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
         return _rebuild(disk, path, options, f"{os.path.join(path, INFO)!r} is missing")
     chunksize = options.chunksize or DEFAULT_CHUNKSIZE
     info = StoreInfo(uuid.uuid4().bytes, options.serializer, chunksize, time.time())
-    publish(disk, os.path.join(path, INFO), (info.encode(),), options.tempdir).close()
+    write_atomic(disk, os.path.join(path, INFO), (info.encode(),), options.tempdir).close()
     return info
 
 
@@ -263,7 +263,7 @@ def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreI
         info = StoreInfo(
             chunk.store_id, chunk.serializer, options.chunksize or DEFAULT_CHUNKSIZE, chunk.created
         )
-        publish(disk, file, (info.encode(),), options.tempdir).close()
+        write_atomic(disk, file, (info.encode(),), options.tempdir).close()
         _log.warning("%s; it was rebuilt from chunk %d", reason, number)
         return info
     raise CorruptionError(f"{reason}, and no chunk has a header to rebuild it from", file, 0)

@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from persistcoll.disk.calls import storage_error, sweep
+from persistcoll.disk.atomic import remove_temp_file
+from persistcoll.disk.calls import storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
@@ -67,7 +68,7 @@ class QueueClaims:
         self._released: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
         try:
             self._begin(cursor_reader, can_append)
-            sweep(self._disk, location.directory, location.tempdir, os.path.basename(cursor.path))
+            remove_temp_file(self._disk, location.directory, location.tempdir, os.path.basename(cursor.path))
         except BaseException:
             cursor.let_go()
             if cursor.file is not None:  # made, and not yet the one that is synced

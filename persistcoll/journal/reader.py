@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from persistcoll.disk.calls import OpenFile, publish, read_fully, storage_error
+from persistcoll.disk.atomic import write_atomic
+from persistcoll.disk.calls import OpenFile, read_fully, storage_error
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, StorageError
@@ -304,7 +305,9 @@ class Reader:
         if end > start and self._on_skip is not None:
             data = read_fully(self._location.disk, self._fd, end - start, start)
             self._location.check()
-            publish(self._location.disk, f"{path}.damaged-{start}", (data,), self._location.tempdir).close()
+            write_atomic(
+                self._location.disk, f"{path}.damaged-{start}", (data,), self._location.tempdir
+            ).close()
 
     def _missing(self, last: int, offset: int) -> None:
         """The records up to ``last`` are not there."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from persistcoll.disk.calls import Disk, OpenFile, publish, sweep, write_fully
+from persistcoll.disk.atomic import remove_temp_files, write_atomic
+from persistcoll.disk.calls import Disk, OpenFile, write_fully
 from persistcoll.engine.records import OnCorruption, Record
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, chunk_path, open_chunk
@@ -23,6 +25,8 @@ __all__ = ["JournalLocation", "MissingTail", "RecoveredTail", "find_tail"]
 
 _log = logging.getLogger("persistcoll")
 _COPY = 1 << 20
+# Under the producer lock. The cursor is written under the consumer lock.
+_WRITTEN_BY_PRODUCERS = re.compile(r"info|q\d{5,}(?:\.torn-\d+)?")
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,13 @@ def find_tail(location: JournalLocation, mark: TailMark | None) -> RecoveredTail
     """
     tail = _find(location, mark)
     if isinstance(tail, MissingTail):
-        sweep(location.disk, location.directory, location.tempdir)
+        remove_temp_files(location.disk, location.directory, location.tempdir, _WRITTEN_BY_PRODUCERS)
         return tail
     try:
         if mark is not None and mark.poisoned:
             tail = _rewrite(location, tail)
         if not tail.clean:
-            sweep(location.disk, location.directory, location.tempdir)
+            remove_temp_files(location.disk, location.directory, location.tempdir, _WRITTEN_BY_PRODUCERS)
             # What follows is built upon it, and whoever wrote it may have died before the sync.
             location.disk.sync(tail.file.fd)
             location.disk.sync_directory(location.directory)
@@ -209,7 +213,7 @@ def _truncate_torn_tail(location: JournalLocation, tail: RecoveredTail, size: in
     """Cut a torn tail, keeping its bytes aside."""
     disk, path = location.disk, location.path(tail.chunk.number)
     aside = f"{path}.torn-{tail.end}"
-    publish(disk, aside, _pieces(disk, tail.file.fd, tail.end, size), location.tempdir).close()
+    write_atomic(disk, aside, _pieces(disk, tail.file.fd, tail.end, size), location.tempdir).close()
     disk.truncate(tail.file.fd, tail.end)
     disk.sync(tail.file.fd)
     _log.warning(
@@ -233,7 +237,7 @@ def _rewrite(location: JournalLocation, tail: RecoveredTail) -> RecoveredTail:
     try:
         write_fully(disk, tail.file.fd, encode(chunk.salt, MOVED, tail.last_id + 1, 0.0, 0, b""))
         pieces = _pieces(disk, tail.file.fd, 0, tail.end)
-        file = publish(disk, path, pieces, location.tempdir, os.O_RDWR | os.O_APPEND)
+        file = write_atomic(disk, path, pieces, location.tempdir, os.O_RDWR | os.O_APPEND)
     except OSError:
         disk.truncate(tail.file.fd, tail.end)
         raise
