@@ -34,12 +34,12 @@ class GroupCommit(SyncedFile):
     @property
     def users(self) -> Container[int]:
         """The threads within :meth:`commit`."""
-        return self._combiner.users
+        return self._combiner.active_threads
 
     @property
     def syncing(self) -> bool:
         """Whether somebody syncs at this moment, or is about to."""
-        return self._combiner.leading
+        return self._combiner.has_leader
 
     def commit(self, ticket: int) -> None:
         """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
