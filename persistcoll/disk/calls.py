@@ -19,15 +19,13 @@ Windows        ``FlushFileBuffers``        not possible, skipped   ``msvcrt.lock
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
 import secrets
 import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -52,11 +50,9 @@ __all__ = [
     "network_file_system",
     "new_salt",
     "open_lasting",
-    "publish",
     "read_file",
     "read_fully",
     "storage_error",
-    "sweep",
     "write_fully",
 ]
 
@@ -281,8 +277,8 @@ class Disk:
         self.sync_directory = _nothing
         # Another handle on the target (a reader, a virus scanner, an indexer) makes these fail
         # for a moment.
-        self.replace = _patiently(os.replace)
-        self.unlink = _patiently(os.unlink)
+        self.replace = _retry_busy(os.replace)
+        self.unlink = _retry_busy(os.unlink)
 
 
 # O_NOFOLLOW: a planted symlink must not redirect what we write.
@@ -379,8 +375,8 @@ def _nothing(path: str) -> None:
     return None
 
 
-def _patiently(call: Callable[..., None]) -> Callable[..., None]:
-    def patient(*arguments: str) -> None:
+def _retry_busy(call: Callable[..., None]) -> Callable[..., None]:
+    def retry(*arguments: str) -> None:
         deadline = time.monotonic() + _WINDOWS_BUSY_SECONDS
         pause = 0.001
         while True:
@@ -392,7 +388,7 @@ def _patiently(call: Callable[..., None]) -> Callable[..., None]:
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
 
-    return patient
+    return retry
 
 
 def storage_error(error: OSError, doing: str, path: str) -> StorageError:
@@ -459,93 +455,6 @@ def read_file(disk: Disk, path: str) -> bytes:
         return read_fully(disk, file.fd, disk.status(file.fd).st_size, 0)
     finally:
         file.close()
-
-
-def publish(
-    disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None, reopen: int = os.O_RDONLY
-) -> OpenFile:
-    """Make ``path`` a file that holds ``parts``: wholly, durably, or not at all.
-
-    The order is the point. Without the sync of the temporary file a power cut leaves an empty
-    file under the final name (always on xfs); without the sync of the directory, the old one.
-
-    :param reopen: flags to open the file with.
-    :return: the file, open.
-    """
-    directory, name = os.path.split(path)
-    temporary = os.path.join(tempdir or directory, _temporary_prefix(directory, tempdir) + name + ".tmp")
-    file: OpenFile | None = None
-    try:
-        file = _create_anew(disk, temporary)
-        try:
-            for part in parts:
-                write_fully(disk, file.fd, part)
-            disk.sync(file.fd)
-        finally:
-            file.close()
-        # Opened before the rename: a process without a descriptor to spare fails while nothing
-        # has changed yet.
-        file = OpenFile(disk, temporary, reopen) if disk.renames_open_files else None
-        disk.replace(temporary, path)
-    except BaseException:
-        if file is not None:
-            file.close()
-        _forget(disk, temporary)
-        raise
-    try:
-        disk.sync_directory(directory)
-    except BaseException:
-        if file is not None:
-            file.close()
-        raise
-    return file or OpenFile(disk, path, reopen)
-
-
-def _create_anew(disk: Disk, path: str) -> OpenFile:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-    try:
-        return OpenFile(disk, path, flags)
-    except FileExistsError:  # left behind by a process that died here
-        disk.unlink(path)
-        return OpenFile(disk, path, flags)
-
-
-def _forget(disk: Disk, path: str) -> None:
-    try:
-        disk.unlink(path)
-    except OSError:
-        pass  # the failure that led here is the one to tell
-
-
-def _temporary_prefix(directory: str, tempdir: str | None) -> str:
-    if tempdir is None:
-        return ""
-    # Several stores may share it.
-    return hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()[:16] + "-"
-
-
-def sweep(disk: Disk, directory: str, tempdir: str | None, name: str | None = None) -> None:
-    """Remove the temporary files that a dead process left: that of ``name``, or all but the cursor's.
-
-    The caller holds the lock under which such files are written.
-    """
-    prefix = _temporary_prefix(directory, tempdir)
-    place = tempdir or directory
-    if name is not None:
-        candidates = [f"{prefix}{name}.tmp"]
-    else:
-        candidates = [
-            found
-            for found in os.listdir(place)
-            if found.startswith(prefix) and _SWEPT.fullmatch(found, len(prefix))
-        ]
-    for candidate in candidates:
-        temporary = os.path.join(place, candidate)
-        if os.path.lexists(temporary):
-            _forget(disk, temporary)
-
-
-_SWEPT = re.compile(r"(?:info|q\d{5,}(?:\.torn-\d+)?)\.tmp")
 
 
 def read_fully(disk: Disk, fd: int, count: int, offset: int) -> bytes:

@@ -1,12 +1,14 @@
-"""Group commit: one of those who wait for a sync makes it for all of them."""
+"""Group commit: one of the threads that wait for a sync makes it for all of them."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Container, Sequence
+from operator import attrgetter
 
-from persistcoll.disk.calls import Disk, OpenFile, storage_error
+from persistcoll.disk.calls import Disk
+from persistcoll.disk.synced_file import SyncedFile
 from persistcoll.engine.combining import Combiner, Request
+from persistcoll.engine.poison import Poison
 from persistcoll.errors import StorageError
 
 __all__ = ["GroupCommit"]
@@ -17,34 +19,17 @@ class _Ticket(Request):
         self.number = number
 
 
-class GroupCommit:
-    """Syncs one file for many callers.
+_number = attrgetter("number")
 
-    The owner writes under a lock of its own, sets :attr:`end` and then :attr:`written` (a number that
-    grows) under that lock, and calls :meth:`commit` outside it.
 
-    A sync that fails is never tried again on the descriptor: the kernel reports it once and may
-    have dropped the pages (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX
-    ATC 2020). Everyone who waits gets the error, and so does everyone who comes later.
-
-    :param failed: called once, with the error, before anybody is told.
+class GroupCommit(SyncedFile):
+    """A :class:`SyncedFile` for many callers, who queue for its syncs: :meth:`commit` in place of
+    :meth:`sync`.
     """
 
-    def __init__(self, disk: Disk, path: str, failed: Callable[[StorageError], None]) -> None:
-        self._disk = disk
-        self._path = path
-        self._failed = failed
-        self._combiner = Combiner[_Ticket](self._sync)
-        # Re-entrant, for a signal handler that writes and syncs within a sync of its thread.
-        self._mutex = threading.RLock()
-        self._file: OpenFile | None = None
-        self._in_sync: dict[object, OpenFile] = {}  # by call: what it syncs
-        self._retired: list[OpenFile] = []  # to be closed after that
-        self._failure: StorageError | None = None
-        self.written = 0
-        self.end = 0
-        self.durable = 0
-        self.durable_end = 0
+    def __init__(self, disk: Disk, path: str, poison: Poison) -> None:
+        super().__init__(disk, path, poison)
+        self._combiner = Combiner[_Ticket](self._sync_for_all)
 
     @property
     def users(self) -> Container[int]:
@@ -56,68 +41,6 @@ class GroupCommit:
         """Whether somebody syncs at this moment, or is about to."""
         return self._combiner.has_leader
 
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a file, and it is open."""
-        return self._file is not None and bool(self._file.held)
-
-    def switch(self, file: OpenFile | None, path: str, end: int) -> None:
-        """From now on sync ``file``, and close it in the end.
-
-        All that was written is durable, in the old file or in this one.
-        """
-        with self._mutex:
-            self._replace(file)
-            self._path = path
-            self.durable = self.written
-            self.end = self.durable_end = end
-            self._close_retired()
-
-    def close(self) -> None:
-        """Close the file, when nobody syncs it any more."""
-        with self._mutex:
-            self._replace(None)
-            self._close_retired()
-
-    def finish(self) -> None:
-        """Sync what nobody has synced yet, and close the file; from then on all of it is durable.
-
-        The owner lets nobody write meanwhile. A sync that fails is told to those who wait.
-        """
-        with self._mutex:
-            if self._file is not None and self._failure is None and self.durable < self.written:
-                try:
-                    self._disk.sync(self._file.fd)
-                    self.durable = self.written
-                except OSError as error:
-                    if error.errno is None:  # a signal handler's own
-                        raise
-                    self._fail(error)
-            self._replace(None)
-            self._close_retired()
-
-    def after_fork_in_child(self) -> None:
-        """In a forked child: the descriptors are closed, nothing is written."""
-        self._in_sync.clear()
-        self.close()
-
-    def _replace(self, file: OpenFile | None) -> None:
-        if self._file is not None and self._file is not file:
-            self._retired = [*self._retired, self._file]
-        self._file = file
-
-    def _close_retired(self) -> None:
-        """With the mutex held: close what nobody syncs.
-
-        A descriptor that somebody is syncing must not be closed, because its number could come back as
-        another file.
-        """
-        in_sync = [*self._in_sync.values()]
-        for file in self._retired:
-            if file not in in_sync:
-                file.close()
-        self._retired = [file for file in self._retired if file.held]
-
     def commit(self, ticket: int) -> None:
         """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
         while self.durable < ticket:
@@ -126,47 +49,13 @@ class GroupCommit:
             if not request.cut_short:
                 return
 
-    def _sync(self, tickets: Sequence[_Ticket], waiting: Callable[[], None]) -> None:
-        call = object()
+    def _sync_for_all(self, tickets: Sequence[_Ticket], waiting: Callable[[], None]) -> None:
+        waiting()
         try:
-            with self._mutex:
-                file, written, end = self._file, self.written, self.end
-                wanted = max([ticket.number for ticket in tickets]) > self.durable
-                if self._failure is None and wanted and file is not None:  # otherwise it was closed, synced
-                    self._in_sync[call] = file
-            waiting()
-            if file is not None and call in self._in_sync:
-                self._disk.sync(file.fd)
-                with self._mutex:
-                    if file is self._file and written > self.durable:
-                        self.durable, self.durable_end = written, end
-            self._let_go(call)
-        except OSError as error:
-            self._let_go(call)
-            if error.errno is None:  # a signal handler's own, such as TimeoutError
+            self.sync(max(map(_number, tickets)))
+        except StorageError:
+            failure = self._poison.failure
+            if failure is None:  # a signal handler's own
                 raise
-            self._fail(error)
-        except BaseException:  # out of a signal handler, perhaps where _let_go() began
-            self._let_go(call)
-            raise
-        if self._failure is not None:
             for ticket in tickets:
-                ticket.failure = self._unknown(self._failure)
-
-    def _let_go(self, call: object) -> None:
-        with self._mutex:
-            self._in_sync.pop(call, None)
-            self._close_retired()
-
-    def _fail(self, error: OSError) -> None:
-        self._failure = storage_error(error, "syncing", self._path)
-        self._failed(self._failure)
-
-    def _unknown(self, failure: StorageError) -> StorageError:
-        result = StorageError(
-            f"{failure}; whether the operation survives a power cut is unknown;"
-            " close and open again to recover",
-            failure.errno,
-        )
-        result.__cause__ = failure
-        return result
+                ticket.failure = self._outcome_unknown_error(failure)

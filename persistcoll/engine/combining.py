@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 __all__ = ["Combiner", "Request"]
@@ -78,7 +79,25 @@ class Combiner(Generic[R]):
             try:
                 self.active_threads.add(me)
                 try:
-                    self._submit(request)
+                    with self._mutex:
+                        if self.has_leader:
+                            gate = threading.Lock()
+                            gate.acquire()
+                            # No call between these two assignments, because a request with a gate must be
+                            # pending, or have been.
+                            request.gate = gate
+                            self._pending = [*self._pending, request]
+                        else:
+                            self.has_leader = True
+                            request.batch = [request]
+                    if request.gate is not None:
+                        request.gate.acquire()
+                    batch = request.batch
+                    if batch is not None:
+                        request.started = True
+                        self._execute_batch(batch, partial(_open_gates, request))  # type: ignore[arg-type]  # all are R
+                        request.finished = True
+                        self._leave(request)
                 except BaseException:
                     self._withdraw(request)
                     raise
@@ -86,27 +105,6 @@ class Combiner(Generic[R]):
                 self.active_threads.discard(me)
         if request.failure is not None:
             raise request.failure
-
-    def _submit(self, request: Request) -> None:
-        with self._mutex:
-            if self.has_leader:
-                gate = threading.Lock()
-                gate.acquire()
-                # No call between these two assignments, because a request with a gate must be pending, or
-                # have been.
-                request.gate = gate
-                self._pending = [*self._pending, request]
-            else:
-                self.has_leader = True
-                request.batch = [request]
-        if request.gate is not None:
-            request.gate.acquire()
-        batch = request.batch
-        if batch is not None:
-            request.started = True
-            self._execute_batch(batch, lambda: _open_gates(request))  # type: ignore[arg-type]  # all are R
-            request.finished = True
-            self._leave(request)
 
     def _remove_pending(self, request: Request) -> bool:
         """Keep every leader from ``request``; return ``False`` if one has it already."""
@@ -117,7 +115,7 @@ class Combiner(Generic[R]):
             return True
 
     def _withdraw(self, request: Request) -> None:
-        """Undo a submission cut short by an interrupt, the only exception that `_submit` can raise."""
+        """Undo a submission cut short by an interrupt, the only exception that it can raise."""
         if request.gate is not None and not self._remove_pending(request):
             # Another thread works at the request, or gives it the lead: only the outcome tells what there is
             # to undo. The wait ends with that, or by another interrupt.
@@ -151,7 +149,8 @@ class Combiner(Generic[R]):
                     following[0].batch = following
                 else:
                     self.has_leader = False
-        _open_gates(request)
+        if request.to_wake:
+            _open_gates(request)
 
 
 def _wake_nobody() -> None:

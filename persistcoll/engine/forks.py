@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
-from persistcoll.errors import ClosedError, StorageError
+from persistcoll.errors import StorageError
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -36,7 +36,6 @@ __all__ = [
     "timeout_left",
     "unregister_quiescent",
     "unregister_used",
-    "unusable_error",
     "warn_unclosed",
 ]
 
@@ -309,15 +308,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
     )
-
-
-def unusable_error(cause: StorageError | ClosedError, where: str) -> StorageError | ClosedError:
-    """Make the error for a call on a store that is closed, or that a failure has made unusable."""
-    if isinstance(cause, ClosedError):
-        return ClosedError(f"the store in {where!r} is closed")
-    error = StorageError(f"{cause}; close the store and open it again", cause.errno)
-    error.__cause__ = cause
-    return error
 
 
 def read_only_error(what: str) -> StorageError:

@@ -28,7 +28,8 @@ import time
 from typing import NamedTuple
 from zlib import crc32
 
-from persistcoll.disk.calls import Disk, OpenFile, new_salt, publish, read_fully
+from persistcoll.disk.atomic import write_atomic
+from persistcoll.disk.calls import Disk, OpenFile, new_salt, read_fully
 from persistcoll.errors import CorruptionError, FormatVersionError
 from persistcoll.journal.frames import END, encode
 
@@ -43,7 +44,7 @@ __all__ = [
 
 _MAGIC = b"\x89PCCHNK\n"
 _VERSION = 1
-_FIXED = struct.Struct("<8sHHI16sQQdI")
+_HEADER = struct.Struct("<8sHHI16sQQdI")
 _CRC = struct.Struct("<I")
 _NAME = re.compile(r"q(\d{5,})")
 
@@ -62,12 +63,12 @@ class Chunk(NamedTuple):
     @property
     def data_offset(self) -> int:
         """Where the first frame starts."""
-        return _FIXED.size + len(self.serializer.encode()) + _CRC.size
+        return _HEADER.size + len(self.serializer.encode()) + _CRC.size
 
     def encode(self) -> bytes:
         """The header's bytes."""
         name = self.serializer.encode()
-        header = _FIXED.pack(
+        header = _HEADER.pack(
             _MAGIC,
             _VERSION,
             len(name),
@@ -95,7 +96,7 @@ def chunk_numbers(directory: str) -> list[int]:
 def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> OpenFile:
     """Make the file, durably, and return it, open for appending and reading."""
     path = chunk_path(directory, chunk.number)
-    return publish(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
+    return write_atomic(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
 
 
 def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir: str | None = None) -> None:
@@ -106,7 +107,7 @@ def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir:
     """
     emptied = chunk._replace(first_id=next_id, salt=new_salt())
     data = emptied.encode() + encode(emptied.salt, END, next_id, time.time(), 0, b"")
-    publish(disk, chunk_path(directory, chunk.number), (data,), tempdir).close()
+    write_atomic(disk, chunk_path(directory, chunk.number), (data,), tempdir).close()
 
 
 def open_chunk(
@@ -134,11 +135,11 @@ def open_chunk(
 
 
 def _read_header(disk: Disk, fd: int, path: str) -> Chunk:
-    fixed = read_fully(disk, fd, _FIXED.size, 0)
-    if len(fixed) < _FIXED.size or fixed[:8] != _MAGIC:
+    fixed = read_fully(disk, fd, _HEADER.size, 0)
+    if len(fixed) < _HEADER.size or fixed[:8] != _MAGIC:
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
-    _, version, length, number, store_id, first, previous, created, salt = _FIXED.unpack(fixed)
-    rest = read_fully(disk, fd, length + _CRC.size, _FIXED.size)
+    _, version, length, number, store_id, first, previous, created, salt = _HEADER.unpack(fixed)
+    rest = read_fully(disk, fd, length + _CRC.size, _HEADER.size)
     name = rest[:length]
     if len(rest) < length + _CRC.size or _CRC.unpack(rest[length:])[0] != crc32(fixed + name):
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)

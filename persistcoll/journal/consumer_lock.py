@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 __all__ = ["ConsumerLock", "ConsumerState"]
 
 _STATE = struct.Struct("<QQQQ")
-_PATIENCE = 0.1
+_TIMEOUT = 0.1
 _pack = _STATE.pack
-_pack_taken = struct.Struct("<QQ").pack
-_TAKEN = 8  # the offset of those two
+_pack_progress = struct.Struct("<QQ").pack
+_PROGRESS = 8  # the offset of those two
 
 
 class ConsumerState(NamedTuple):
     """What the consumer last said, if there is one."""
 
-    gone: int = 0
+    not_ready: int = 0
     next_id: int = 0
-    returned: tuple[int, ...] = ()
+    released: tuple[int, ...] = ()
 
-    def holds(self, id: int) -> bool:
+    def has_claimed(self, id: int) -> bool:
         """Whether the consumer has taken the record, as far as it has not acknowledged it."""
-        return id < self.next_id and id not in self.returned
+        return id < self.next_id and id not in self.released
 
 
 _NOTHING = ConsumerState()
@@ -88,7 +88,7 @@ class ConsumerLock:
         :return: whether the last holder let go of it. Otherwise it died, or holds a removed file.
         :raise LockedError: another process has it.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT
         while not self._try():
             # Somebody who only asks whether it is held has it for a microsecond.
             if time.monotonic() > deadline:
@@ -123,20 +123,20 @@ class ConsumerLock:
             self.held = True
             return True
 
-    def publish_taken(self, gone: int, next_id: int) -> None:
+    def publish_progress(self, not_ready: int, next_id: int) -> None:
         """The same as :meth:`publish`, where nothing has been given back since: at every ``get``."""
         try:  # not contextlib.suppress, which costs almost as much as the write
-            self._pwrite(self._fd, _pack_taken(gone, next_id), _TAKEN)
+            self._pwrite(self._fd, _pack_progress(not_ready, next_id), _PROGRESS)
         except OSError as error:
             if error.errno is None:  # a signal handler's
                 raise
             # Soft state: a full disk must not stop a consumer.
 
-    def publish(self, gone: int, next_id: int, returned: Sequence[int] = ()) -> None:
+    def publish(self, not_ready: int, next_id: int, released: Sequence[int] = ()) -> None:
         """Tell other processes what is no longer ready."""
-        state = _pack(self._pid, gone, next_id, len(returned))
-        if returned:
-            state += struct.pack(f"<{len(returned)}Q", *returned)
+        state = _pack(self._pid, not_ready, next_id, len(released))
+        if released:
+            state += struct.pack(f"<{len(released)}Q", *released)
         try:
             self._pwrite(self._fd, state, 0)
         except OSError as error:
@@ -157,20 +157,20 @@ class ConsumerLock:
                     pass
                 except OSError as error:
                     raise storage_error(error, "locking", self._path) from error
-        data = self.content()
+        data = self.raw_state()
         if len(data) < _STATE.size:
             return _NOTHING
-        _, gone, next_id, count = _STATE.unpack_from(data)
+        _, not_ready, next_id, count = _STATE.unpack_from(data)
         if len(data) < _STATE.size + 8 * count:
-            return ConsumerState(gone, next_id)
-        return ConsumerState(gone, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
+            return ConsumerState(not_ready, next_id)
+        return ConsumerState(not_ready, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
 
-    def content(self) -> bytes:
+    def raw_state(self) -> bytes:
         """Differs from an earlier one when something was published since."""
         return read_fully(self._disk, self._fd, 4096, 0)
 
     def _state_pid(self) -> int | None:
-        data = self.content()
+        data = self.raw_state()
         return int(_STATE.unpack_from(data)[0]) if len(data) >= _STATE.size else None
 
     def check(self) -> None:

@@ -17,38 +17,38 @@ from persistcoll.journal.recovery import JournalLocation
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
-__all__ = ["CursorView", "beginning"]
+__all__ = ["CursorView", "first_position"]
 
-_PATIENCE = 100  # tries; a consumer that never rests must not keep anybody from looking
+_TRIES = 100  # tries; a consumer that never rests must not keep anybody from looking
 _log = logging.getLogger("persistcoll")
 
 
-def beginning(place: JournalLocation) -> tuple[int, Position]:
+def first_position(location: JournalLocation) -> tuple[int, Position]:
     """Where the journal begins: the id before its first record, and the place of that record.
 
     :raise CorruptionError: the first chunk's header is damaged, so that nobody can tell, and the
         policy is not to skip.
     """
-    for number in chunk_numbers(place.directory):
+    for number in chunk_numbers(location.directory):
         try:
-            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+            file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
         except CorruptionError:
             if number == 0:
                 break
-            if place.on_corruption != "skip":
+            if location.on_corruption != "skip":
                 raise
-            _log.warning("the header of %r is damaged; the chunk was passed over", place.path(number))
+            _log.warning("the header of %r is damaged; the chunk was passed over", location.path(number))
             continue
         file.close()
         return chunk.first_id - 1, (number, chunk.data_offset)
     return 0, (0, 0)
 
 
-def _without_records(place: JournalLocation) -> Iterator[tuple[int, int]]:
+def _without_records(location: JournalLocation) -> Iterator[tuple[int, int]]:
     """The ids that the headers of the chunks pass over, because they are acknowledged."""
-    for number in chunk_numbers(place.directory):
+    for number in chunk_numbers(location.directory):
         try:
-            file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+            file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
         except (FileNotFoundError, CorruptionError):
             continue
         file.close()
@@ -62,8 +62,8 @@ class CursorView:
     :param mutex: the one of ``lock``.
     """
 
-    def __init__(self, place: JournalLocation, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
-        self._place = place
+    def __init__(self, location: JournalLocation, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
+        self._location = location
         self._path = cursor_path
         self._lock = lock
         self._mutex = mutex
@@ -92,10 +92,10 @@ class CursorView:
         """The same as of the last look."""
         return self._cursor.acknowledged
 
-    def look(self) -> tuple[Acknowledged, ConsumerState]:
+    def snapshot(self) -> tuple[Acknowledged, ConsumerState]:
         """What is acknowledged and what a living consumer holds, of one moment."""
         published = self._lock.published()
-        for _ in range(_PATIENCE):
+        for _ in range(_TRIES):
             acknowledged = self.acknowledged()
             again = self._lock.published()
             if again == published:
@@ -103,15 +103,15 @@ class CursorView:
             published = again
         return acknowledged, published
 
-    def gone(self) -> int:
+    def not_ready(self) -> int:
         """How many records are not ready: acknowledged, or in a living consumer's hands."""
-        return max(self.acknowledged().count, self._lock.published().gone)
+        return max(self.acknowledged().count, self._lock.published().not_ready)
 
     def change_token(self) -> object:
         """Differs from an earlier one when the consumer has done something since."""
-        return self._lock.content(), self.acknowledged().count
+        return self._lock.raw_state(), self.acknowledged().count
 
-    def hand_over(self) -> tuple[CursorReader, bool]:
+    def hand_over_cursor(self) -> tuple[CursorReader, bool]:
         """The cursor, read anew and to its end, for the process that becomes the consumer, and closes it.
 
         :return: it, and whether it is whole, so that it can be written on.
@@ -119,19 +119,19 @@ class CursorView:
         with self._mutex:
             self._cursor.close()
             self._cursor = self._new_cursor()
-            whole = self._refresh() and self._cursor.can_be_written_on()
+            can_append = self._refresh() and self._cursor.can_be_written_on()
             acknowledged = self._cursor.acknowledged
-            if not whole and not os.path.exists(self._place.path(acknowledged.position[0])):
+            if not can_append and not os.path.exists(self._location.path(acknowledged.position[0])):
                 # The last position is damaged, and an earlier one leads to a chunk that was consumed.
-                last, position = beginning(self._place)
-                acknowledged.move(last, position)
-            seen, self._cursor = self._cursor, self._new_cursor()
-            return seen, whole
+                last, position = first_position(self._location)
+                acknowledged.advance_to(last, position)
+            cursor_reader, self._cursor = self._cursor, self._new_cursor()
+            return cursor_reader, can_append
 
     def _new_cursor(self) -> CursorReader:
-        return CursorReader(self._place.disk, self._path, self._place.store_id)
+        return CursorReader(self._location.disk, self._path, self._location.store_id)
 
-    def bury(self, first: int, last: int) -> None:
+    def retire_ids(self, first: int, last: int) -> None:
         """Count ids as acknowledged that will never be given (again). The producer lock is held.
 
         Only after a power cut, or where there is no cursor yet: there is no consumer then.
@@ -140,15 +140,17 @@ class CursorView:
             return
         try:
             self._lock.acquire()
-            seen, _ = self.hand_over()
+            cursor_reader, _ = self.hand_over_cursor()
             if first <= last:
-                seen.acknowledged.merge(first, last)
-            place = self._place
-            cursor = CursorWriter(place.disk, self._path, place.store_id, seen.acknowledged, place.tempdir)
+                cursor_reader.acknowledged.add_range(first, last)
+            location = self._location
+            cursor = CursorWriter(
+                location.disk, self._path, location.store_id, cursor_reader.acknowledged, location.tempdir
+            )
             cursor.compact()
             if cursor.file is not None:
                 cursor.file.close()
-            seen.close()
+            cursor_reader.close()
         except LockedError:
             return
         finally:
@@ -168,19 +170,19 @@ class CursorView:
                 self._unsure = False
                 return True
             # There is none, or its position is damaged: begin at the beginning.
-            reason = f"the cursor of {self._place.directory!r} is damaged" if cursor.exists else ""
+            reason = f"the cursor of {self._location.directory!r} is damaged" if cursor.exists else ""
         except CorruptionError as error:
             reason = str(error)
         except OSError as error:
-            raise storage_error(error, "reading the cursor of", self._place.directory) from error
+            raise storage_error(error, "reading the cursor of", self._location.directory) from error
         if reason:
             # Costs redelivery, never items: the next consumer writes a new one.
             _log.warning("%s; what it acknowledged in the chunks that are left is delivered again", reason)
-        acknowledged = Acknowledged(*beginning(self._place))
+        acknowledged = Acknowledged(*first_position(self._location))
         for first, last in cursor.acknowledged.ranges.items():
-            acknowledged.merge(first, last)
-        for first, last in _without_records(self._place):
-            acknowledged.merge(first, last)
+            acknowledged.add_range(first, last)
+        for first, last in _without_records(self._location):
+            acknowledged.add_range(first, last)
         cursor.acknowledged = acknowledged
         self._unsure = False
         return False
@@ -192,8 +194,8 @@ class CursorView:
         if judged is not None and judged[0] is acknowledged and judged[1] == damaged:
             return
         if not cursor.can_be_written_on():
-            for first, last in _without_records(self._place):
-                acknowledged.merge(first, last)
+            for first, last in _without_records(self._location):
+                acknowledged.add_range(first, last)
         self._judged = acknowledged, damaged
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from zlib import crc32
 
+from persistcoll.disk.atomic import write_atomic
 from persistcoll.disk.calls import (
     LINKS,
     UNSEEN_CALLS,
@@ -33,7 +34,6 @@ from persistcoll.disk.calls import (
     Disk,
     OpenFile,
     new_salt,
-    publish,
     read_fully,
 )
 from persistcoll.errors import CorruptionError
@@ -74,7 +74,16 @@ class Acknowledged:
     :ivar highest: the greatest id in the set.
     """
 
-    __slots__ = ("_by_first", "_by_last", "_firsts", "_places", "count", "highest", "last", "position")
+    __slots__ = (
+        "_by_first",
+        "_by_last",
+        "_firsts",
+        "_range_positions",
+        "count",
+        "highest",
+        "last",
+        "position",
+    )
 
     def __init__(self, last: int = 0, position: Position | None = None) -> None:
         self.last = self.count = self.highest = last
@@ -82,13 +91,13 @@ class Acknowledged:
         # Ranges beyond `last`, none touching another: first to last, and last to first.
         self._by_first: dict[int, int] = {}
         self._by_last: dict[int, int] = {}
-        self._places: dict[int, Position] = {}  # by a range's last id, where it is known
+        self._range_positions: dict[int, Position] = {}  # by a range's last id, where it is known
         self._firsts: list[int] | None = None  # sorted, while no range has changed
 
-    def add(self, first: int, last: int, behind: Position | None) -> bool:
+    def add(self, first: int, last: int, end_position: Position | None) -> bool:
         """Add the ids ``first`` to ``last``, none of which is in the set.
 
-        :param behind: the place behind the record ``last``, where it is known.
+        :param end_position: the place behind the record ``last``, where it is known.
         :return: whether :attr:`last` moved.
         """
         self._firsts = None
@@ -96,34 +105,34 @@ class Acknowledged:
         if last > self.highest:
             self.highest = last
         if first - 1 in self._by_last:
-            self._places.pop(first - 1, None)
+            self._range_positions.pop(first - 1, None)
             first = self._by_last.pop(first - 1)
         if last + 1 in self._by_first:
             last = self._by_first.pop(last + 1)
             # A place further back will do: what is acknowledged there is passed over.
-            behind = self._places.pop(last, behind)
+            end_position = self._range_positions.pop(last, end_position)
             del self._by_last[last]
         if first == self.last + 1:
             self._by_first.pop(first, None)
             self.last = last
-            if behind is not None:
+            if end_position is not None:
                 # Never backwards: the place noted for a skipped item may be in a chunk that is gone.
-                self.position = max(self.position, behind)
+                self.position = max(self.position, end_position)
             return True
         self._by_first[first] = last
         self._by_last[last] = first
-        if behind is not None:
-            self._places[last] = behind
+        if end_position is not None:
+            self._range_positions[last] = end_position
         return False
 
-    def note_place(self, last: int, behind: Position) -> None:
-        """The record after ``last``, which is in the set, stands at ``behind`` or later."""
+    def note_position(self, last: int, end_position: Position) -> None:
+        """The record after ``last``, which is in the set, stands at ``end_position`` or later."""
         if last <= self.last:
-            self.position = max(self.position, behind)
+            self.position = max(self.position, end_position)
         elif last in self._by_last:
-            self._places[last] = behind
+            self._range_positions[last] = end_position
 
-    def move(self, last: int, position: Position) -> None:
+    def advance_to(self, last: int, position: Position) -> None:
         """Every id up to ``last`` is in the set, wherever it came from (loading)."""
         if last < self.last:
             return
@@ -138,7 +147,7 @@ class Acknowledged:
         self.highest = max(self.highest, last)
         self.count = last + sum(end - first + 1 for first, end in self._by_first.items())
 
-    def merge(self, first: int, last: int) -> None:
+    def add_range(self, first: int, last: int) -> None:
         """Add ids of which some may be in the set already (loading)."""
         for run in self.missing(first, last):
             self.add(*run, None)
@@ -315,9 +324,9 @@ class CursorReader:
         if crc32(data[4:], self._salt) != crc:
             return False
         if kind == _POSITION:
-            self.acknowledged.move(first, (chunk, second))
+            self.acknowledged.advance_to(first, (chunk, second))
         elif kind == _RANGE and first <= second:
-            self.acknowledged.merge(first, second)
+            self.acknowledged.add_range(first, second)
         return True
 
     def reads(self, file: OpenFile) -> bool:
@@ -348,7 +357,7 @@ class CursorWriter:
     """Appends to a cursor file, as its only writer, and compacts it. Its owner holds a lock.
 
     :param acknowledged: what has been acknowledged so far; kept up to date.
-    :param look_always: notice a removal of the file at each call. A look costs 0.6 us, a third of an
+    :param check_always: notice a removal of the file at each call. A look costs 0.6 us, a third of an
         acknowledgement at "process".
     """
 
@@ -359,10 +368,10 @@ class CursorWriter:
         store_id: bytes,
         acknowledged: Acknowledged,
         tempdir: str | None,
-        look_always: bool = True,
+        check_always: bool = True,
     ) -> None:
-        self._look_always = look_always
-        self._unseen, self._looks_at = 0, 0.0
+        self._look_always = check_always
+        self._unchecked, self._checks_at = 0, 0.0
         self._disk = disk
         self.path = path
         self._store_id = store_id
@@ -393,18 +402,18 @@ class CursorWriter:
         self.acknowledged, self.offset, self._salt = reader.acknowledged, reader.offset, reader.salt
         self.file, self.fd = file, file.fd
 
-    def write(self, first: int, last: int, behind: Position) -> None:
-        """Acknowledge the ids ``first`` to ``last``; the record ``last`` ends at ``behind``.
+    def write(self, first: int, last: int, end_position: Position) -> None:
+        """Acknowledge the ids ``first`` to ``last``; the record ``last`` ends at ``end_position``.
 
         :raise OSError: nothing was acknowledged.
         :raise StoreReplacedError: likewise; the file was removed or replaced.
         """
-        self._unseen += 1
-        if self._unseen > UNSEEN_CALLS or self._look_always or _now() >= self._looks_at:
-            self._look()
+        self._unchecked += 1
+        if self._unchecked > UNSEEN_CALLS or self._look_always or _now() >= self._checks_at:
+            self._check_not_removed()
         acknowledged = self.acknowledged
         if first == acknowledged.last + 1 and not acknowledged._by_first:  # nearly always
-            body = _pack_entry(_POSITION, behind[0], last, behind[1])
+            body = _pack_entry(_POSITION, end_position[0], last, end_position[1])
             entry = _pack_crc(crc32(body, self._salt)) + body
             try:
                 if self._pwrite(self.fd, entry, self.offset) != _ENTRY_SIZE:
@@ -415,10 +424,10 @@ class CursorWriter:
             self.offset += _ENTRY_SIZE
             acknowledged.last = acknowledged.highest = last
             acknowledged.count += last - first + 1
-            acknowledged.position = behind
+            acknowledged.position = end_position
             return
         self._append(_entry(self._salt, _RANGE, 0, first, last))
-        if acknowledged.add(first, last, behind) and acknowledged.last != last:
+        if acknowledged.add(first, last, end_position) and acknowledged.last != last:
             # The gap is closed: from here one position stands for all those ranges.
             with contextlib.suppress(OSError):  # it says nothing new
                 self.state_position()
@@ -428,7 +437,7 @@ class CursorWriter:
         if len(runs) == 1:
             self.write(*runs[0])
             return
-        self._look()
+        self._check_not_removed()
         entries = b"".join([_entry(self._salt, _RANGE, 0, first, last) for first, last, _ in runs])
         self._append(entries)
         moved = [self.acknowledged.add(*run) for run in runs]
@@ -436,11 +445,11 @@ class CursorWriter:
             with contextlib.suppress(OSError):  # it says nothing new
                 self.state_position()
 
-    def _look(self) -> None:
+    def _check_not_removed(self) -> None:
         """``StoreReplacedError`` if the file was removed: what is written to it is nowhere."""
         if not self._status(self.fd)[LINKS]:
             raise replaced(self.path)
-        self._unseen, self._looks_at = 0, _now() + UNSEEN_SECONDS
+        self._unchecked, self._checks_at = 0, _now() + UNSEEN_SECONDS
 
     def state_position(self) -> None:
         """Write down where the acknowledged ids end without a gap, which ranges alone do not say."""
@@ -476,7 +485,7 @@ class CursorWriter:
         entries = [_entry(fresh_salt, _POSITION, chunk, acknowledged.last, offset)]
         entries += [_entry(fresh_salt, _RANGE, 0, first, last) for first, last in acknowledged.ranges.items()]
         data = header + _CRC.pack(crc32(header)) + b"".join(entries)
-        self.file = publish(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
+        self.file = write_atomic(self._disk, self.path, (data,), self._tempdir, os.O_RDWR)
         self.fd = self.file.fd
         self._salt = fresh_salt
         self.offset = len(data)

@@ -17,9 +17,9 @@ import uuid
 from typing import Any, NamedTuple
 from zlib import crc32
 
+from persistcoll.disk.atomic import write_atomic
 from persistcoll.disk.calls import (
     Disk,
-    publish,
     read_file,
     storage_error,
 )
@@ -52,14 +52,14 @@ __all__ = [
     "StoreInfo",
     "look_at_info",
     "open_info",
-    "prepare",
+    "prepare_directory",
 ]
 
 _FORMAT = "persistcoll-queue"
 _VERSION = 1
 INFO, CURSOR = "info", "cursor"
 PRODUCER_LOCK, CONSUMER_LOCK = "producer.lock", "consumer.lock"
-_OURS = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
+_KNOWN_FILES = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
 _MADE_HERE = frozenset({PRODUCER_LOCK, CONSUMER_LOCK, CURSOR})
 DEFAULT_CHUNKSIZE = 16384
 """Records. A change of chunk costs a few syncs, which at this size is below 0.2 us a record."""
@@ -102,7 +102,7 @@ class OpenOptions(NamedTuple):
     create: bool = True
 
 
-def prepare(disk: Disk, path: str, wanted: OpenOptions) -> None:
+def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
     """Make the directory if it is missing; refuse one that is not fit.
 
     :raise StoreKindError: not a directory.
@@ -112,32 +112,32 @@ def prepare(disk: Disk, path: str, wanted: OpenOptions) -> None:
     :raise ValueError: ``tempdir`` is on another file system.
     """
     info, cursor = os.path.join(path, INFO), os.path.join(path, CURSOR)
-    trusted = wanted.trust_directory or not wanted.executes_code
+    trusted = options.trust_directory or not options.executes_code
     if not trusted:
-        refuse_if_others_may_write((), wanted.serializer, wanted.mode)
-    if not wanted.create:
-        _refuse_missing(path)
-    disk.ownership = ownership_of(info, wanted.mode)
+        refuse_if_others_may_write((), options.serializer, options.mode)
+    if not options.create:
+        _check_exists(path)
+    disk.ownership = ownership_of(info, options.mode)
     make_directory(disk, path)
-    _refuse_foreign(disk, path, wanted)
-    if not wanted.allow_network_fs:
+    _check_foreign(disk, path, options)
+    if not options.allow_network_fs:
         refuse_network(path)
     if not trusted:
-        refuse_if_others_may_write((path, info), wanted.serializer)
+        refuse_if_others_may_write((path, info), options.serializer)
     if os.path.exists(cursor) and not may_write(cursor):
         raise unwritable(cursor)  # now, and not when something is taken
-    if wanted.tempdir is not None:
-        _refuse_elsewhere(wanted.tempdir, path)
+    if options.tempdir is not None:
+        _check_tempdir(options.tempdir, path)
 
 
-def _refuse_missing(path: str) -> None:
+def _check_exists(path: str) -> None:
     if not stat.S_ISDIR(existing(path, "open").st_mode):
         return  # what it is, make_directory() says
     if not os.path.lexists(os.path.join(path, INFO)) and not chunk_numbers(path):
         raise _no_queue(path, "open")
 
 
-def _refuse_elsewhere(tempdir: str, path: str) -> None:
+def _check_tempdir(tempdir: str, path: str) -> None:
     try:
         same = os.stat(tempdir).st_dev == os.stat(path).st_dev
     except OSError as error:
@@ -149,14 +149,14 @@ def _refuse_elsewhere(tempdir: str, path: str) -> None:
         )
 
 
-def _refuse_foreign(disk: Disk, path: str, wanted: OpenOptions) -> None:
+def _check_foreign(disk: Disk, path: str, options: OpenOptions) -> None:
     """Refuse a directory with what is not ours to open, before anything is made in it, even a lock."""
     try:
         data = read_file(disk, os.path.join(path, INFO))
     except FileNotFoundError:
         data = b""
     if (info := _parse(path, data)) is not None:
-        _refuse_serializer(path, info, wanted)
+        _check_serializer(path, info, options)
         return
     # persist-queue keeps a pickle there, which is never opened here, or what its serializer made.
     fields = _json(data)
@@ -172,7 +172,7 @@ def _refuse_foreign(disk: Disk, path: str, wanted: OpenOptions) -> None:
     elif data:
         return  # damaged, which open_info() judges
     else:
-        foreign = [name for name in names if not _OURS.fullmatch(name)]
+        foreign = [name for name in names if not _KNOWN_FILES.fullmatch(name)]
     if foreign:
         raise StoreKindError(
             f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
@@ -197,7 +197,7 @@ def _json(data: bytes) -> Any:
         return None
 
 
-def open_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
+def open_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     """Read ``info``, or write it where the store is new. The caller holds the producer lock.
 
     :raise StoreMissingError: the store is new, and is not to be made.
@@ -206,14 +206,14 @@ def open_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
     try:
         data = read_file(disk, file)
     except FileNotFoundError:
-        info = _create(disk, path, wanted)
+        info = _create(disk, path, options)
     else:
-        info = _parse(path, data) or _rebuild(disk, path, wanted, f"{file!r} is damaged")
-    _refuse_serializer(path, info, wanted)
+        info = _parse(path, data) or _rebuild(disk, path, options, f"{file!r} is damaged")
+    _check_serializer(path, info, options)
     return info
 
 
-def look_at_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
+def look_at_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     """Read ``info``, and change nothing.
 
     :raise StoreMissingError: there is no queue.
@@ -222,9 +222,9 @@ def look_at_info(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
     try:
         data = read_file(disk, file)
     except FileNotFoundError as error:
-        _refuse_foreign(disk, path, wanted)
+        _check_foreign(disk, path, options)
         raise _no_queue(path, "look at") from error
-    _refuse_foreign(disk, path, wanted)
+    _check_foreign(disk, path, options)
     info = _parse(path, data)
     if info is None:
         raise CorruptionError(f"{file!r} is damaged; opening the queue for writing may mend it", file, 0)
@@ -235,22 +235,22 @@ def _no_queue(path: str, purpose: str) -> StoreMissingError:
     return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no queue", errno.ENOENT)
 
 
-def _refuse_serializer(path: str, info: StoreInfo, wanted: OpenOptions) -> None:
-    if info.serializer != wanted.serializer:
+def _check_serializer(path: str, info: StoreInfo, options: OpenOptions) -> None:
+    if info.serializer != options.serializer:
         raise SerializerMismatchError(
             f"{path!r} was written with the serializer {info.serializer!r} and opened with"
-            f" {wanted.serializer!r}; open it with serializer={info.serializer!r}"
+            f" {options.serializer!r}; open it with serializer={info.serializer!r}"
         )
 
 
-def _create(disk: Disk, path: str, wanted: OpenOptions) -> StoreInfo:
+def _create(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     if chunk_numbers(path):
-        return _rebuild(disk, path, wanted, f"{os.path.join(path, INFO)!r} is missing")
-    if not wanted.create:  # removed since prepare() found it
+        return _rebuild(disk, path, options, f"{os.path.join(path, INFO)!r} is missing")
+    if not options.create:  # removed since prepare_directory() found it
         raise _no_queue(path, "open")
-    chunksize = wanted.chunksize or DEFAULT_CHUNKSIZE
-    info = StoreInfo(uuid.uuid4().bytes, wanted.serializer, chunksize, time.time())
-    publish(disk, os.path.join(path, INFO), (info.encode(),), wanted.tempdir).close()
+    chunksize = options.chunksize or DEFAULT_CHUNKSIZE
+    info = StoreInfo(uuid.uuid4().bytes, options.serializer, chunksize, time.time())
+    write_atomic(disk, os.path.join(path, INFO), (info.encode(),), options.tempdir).close()
     return info
 
 
@@ -270,10 +270,10 @@ def _parse(path: str, data: bytes) -> StoreInfo | None:
     )
 
 
-def _rebuild(disk: Disk, path: str, wanted: OpenOptions, reason: str) -> StoreInfo:
+def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreInfo:
     """``info`` from the header of a chunk, which says the same, where the caller allows it."""
     file = os.path.join(path, INFO)
-    if wanted.on_corruption == "raise":
+    if options.on_corruption == "raise":
         raise CorruptionError(
             f"{reason}; on_corruption='skip' or 'stop' rebuilds it from the chunks", file, 0
         )
@@ -284,9 +284,9 @@ def _rebuild(disk: Disk, path: str, wanted: OpenOptions, reason: str) -> StoreIn
             continue
         chunk_file.close()
         info = StoreInfo(
-            chunk.store_id, chunk.serializer, wanted.chunksize or DEFAULT_CHUNKSIZE, chunk.created
+            chunk.store_id, chunk.serializer, options.chunksize or DEFAULT_CHUNKSIZE, chunk.created
         )
-        publish(disk, file, (info.encode(),), wanted.tempdir).close()
+        write_atomic(disk, file, (info.encode(),), options.tempdir).close()
         _log.warning("%s; it was rebuilt from chunk %d", reason, number)
         return info
     raise CorruptionError(f"{reason}, and no chunk has a header to rebuild it from", file, 0)

@@ -41,7 +41,7 @@ __all__ = [
     "Stop",
     "encode",
     "encode_batch",
-    "valid_frames",
+    "scan_valid_frames",
 ]
 
 ITEM, BATCH, END, MOVED = 1, 2, 3, 4
@@ -249,7 +249,7 @@ class Frames:
         return True
 
 
-def valid_frames(
+def scan_valid_frames(
     disk: Disk, fd: int, salt: int, offset: int, last_id: int
 ) -> Iterator[tuple[int, int, int, int]]:
     """Every valid record with an id greater than ``last_id`` from ``offset`` on, whatever lies between.

@@ -17,8 +17,8 @@ from persistcoll.disk.calls import (
     storage_error,
 )
 from persistcoll.engine.combining import Combiner, Request
-from persistcoll.engine.forks import owned, unusable_error
-from persistcoll.errors import ClosedError, EncodeError, StorageError, StoreReplacedError
+from persistcoll.engine.forks import owned
+from persistcoll.errors import EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
@@ -34,7 +34,7 @@ REENTRANT = "nothing can be done with a store from within another operation of t
 _CUT_SHORT = "the thread that wrote this for another was interrupted; whether it is stored is unknown"
 _now = time.time
 
-Admit = Callable[[int], None]
+CheckCapacity = Callable[[int], None]
 
 
 class _Write:
@@ -50,10 +50,12 @@ class _Append(Request):
     last = 0
     write = _Write()
 
-    def __init__(self, payload: bytes, admit: Admit | None, group: Sequence[bytes] | None) -> None:
+    def __init__(
+        self, payload: bytes, check_capacity: CheckCapacity | None, payloads: Sequence[bytes] | None
+    ) -> None:
         self.payload = payload
-        self.admit = admit
-        self.group = group
+        self.check_capacity = check_capacity
+        self.payloads = payloads
 
 
 class Journal:
@@ -61,41 +63,44 @@ class Journal:
 
     :param lock: the producer lock; the caller holds it while constructing.
     :param mutex: held within each operation, except while it waits for a sync.
-    :param power: ``append`` returns when the record is on the device, not when it is in the kernel.
+    :param sync: ``append`` returns when the record is on the device, not when it is in the kernel.
     :param seal: applied to payload and id before writing.
 
     The other parameters are those of :class:`~persistcoll.journal.tail.Tail`.
+
+    :ivar poison: why nothing more can be done, if so.
     """
 
     def __init__(
         self,
-        place: JournalLocation,
+        location: JournalLocation,
         lock: ProducerLock,
         mutex: RLock,
         *,
         chunksize: int,
-        power: bool,
-        floor: Callable[[], int],
-        bury: Callable[[int, int], None],
+        sync: bool,
+        highest_acked_id: Callable[[], int],
+        retire_ids: Callable[[int, int], None],
         seal: Callable[[bytes, int], bytes] | None = None,
-        failed: Callable[[StorageError], None] = lambda failure: None,
     ) -> None:
-        self._directory = place.directory
+        self.location = location
+        self._directory = location.directory
         self._lock = lock
-        self._power = power
+        self._sync = sync
         self._seal = seal
         self._mutex = mutex
         self._within = owned(mutex)
-        self._status = place.disk.status
-        self._size = place.disk.size
-        self._flock = place.disk.flock
+        self._status = location.disk.status
+        self._size = location.disk.size
+        self._flock = location.disk.flock
         self._combiner = Combiner[_Append](self._append_all)
-        self._tail = Tail(place, lock, chunksize, floor, bury, failed)
+        self._tail = Tail(location, lock, chunksize, highest_acked_id, retire_ids)
+        self.poison = self._tail.poison
 
     @property
     def is_open(self) -> bool:
         """Whether its files are."""
-        return self._lock.is_open and self._tail.commit.is_open
+        return self._lock.is_open and self._tail.file.is_open
 
     @property
     def tail(self) -> tuple[int, int, int]:
@@ -106,20 +111,20 @@ class Journal:
     def refresh(self) -> int:
         """Read what other processes have appended; return the id of the last record."""
         with self._mutex:
-            self._look()
+            self._catch_up_if_grown()
             return self._tail.last_id
 
     def change_token(self) -> tuple[int, int]:
         """Differs from an earlier one when anything was appended since, by whomever."""
         with self._mutex:
             # Not the size alone: that of a chunk which others have finished says nothing of the next.
-            self._look()
+            self._catch_up_if_grown()
             return self._tail.chunk.number, self._tail.end
 
-    def _look(self) -> None:
+    def _catch_up_if_grown(self) -> None:
         tail = self._tail
-        if tail.trouble is not None:
-            raise unusable_error(tail.trouble, self._directory)
+        if self.poison.unusable_because is not None:
+            raise self.poison.unusable_error(self._directory)
         try:
             if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up()
@@ -128,11 +133,16 @@ class Journal:
                 raise
             raise storage_error(error, "reading", tail.path) from error
 
-    def append(self, payload: bytes, admit: Admit | None = None, group: Sequence[bytes] | None = None) -> int:
+    def append(
+        self,
+        payload: bytes,
+        check_capacity: CheckCapacity | None = None,
+        payloads: Sequence[bytes] | None = None,
+    ) -> int:
         """Append a record; return its id.
 
-        :param admit: called with the last id, under the producer lock; raises to refuse.
-        :param group: records to append in place of ``payload``, all or none, with one write; at
+        :param check_capacity: called with the last id, under the producer lock; raises to refuse.
+        :param payloads: records to append in place of ``payload``, all or none, with one write; at
             least one. The last one's id is returned.
         :raise StorageFullError: no room; nothing is stored.
         :raise StorageError: after a failed sync, whether it is stored is unknown.
@@ -141,16 +151,16 @@ class Journal:
             raise EncodeError(f"an item of {len(payload)} bytes is too large; {MAX_PAYLOAD} are allowed")
         if self._within():
             raise StorageError(REENTRANT)
-        if self._power:
+        if self._sync:
             while True:
-                request = _Append(payload, admit, group)
+                request = _Append(payload, check_capacity, payloads)
                 self._combiner.submit(request)
                 if not request.cut_short or self._is_durable(request):
                     return request.last
         tail = self._tail
         with self._mutex:
-            if tail.trouble is not None:
-                raise unusable_error(tail.trouble, self._directory)
+            if self.poison.unusable_because is not None:
+                raise self.poison.unusable_error(self._directory)
             # The hot path of "process": the bare calls, and nothing that can be left out.
             try:
                 try:
@@ -158,22 +168,22 @@ class Journal:
                     if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
                         tail.catch_up(repair=True)
                     now = _now()
-                    tail.unseen += 1
-                    if tail.unseen > UNSEEN_CALLS or not 0 <= now - tail.looked < UNSEEN_SECONDS:
-                        tail.look()
-                    if admit is not None:
-                        admit(tail.last_id)
-                    if tail.last_id + 1 >= tail.full_at or tail.end >= MAX_PAYLOAD:
+                    tail.unchecked += 1
+                    if tail.unchecked > UNSEEN_CALLS or not 0 <= now - tail.checked_at < UNSEEN_SECONDS:
+                        tail.check_not_removed()
+                    if check_capacity is not None:
+                        check_capacity(tail.last_id)
+                    if tail.last_id + 1 >= tail.roll_at_id or tail.end >= MAX_PAYLOAD:
                         tail.roll()
-                    if group is None and self._seal is None:  # nearly always
+                    if payloads is None and self._seal is None:  # nearly always
                         last = tail.last_id + 1
-                        data = encode(tail.salt, ITEM, last, now, tail.commit.durable_end, payload)
+                        data = encode(tail.salt, ITEM, last, now, tail.file.durable_end, payload)
                     else:
-                        data, last = self._encode(payload, group, tail.last_id)
+                        data, last = self._encode(payload, payloads, tail.last_id)
                     tail.append(data, last)
                     return last
                 except OSError as error:
-                    raise tail.rolled_back(error) from error
+                    raise tail.undo_append(error) from error
                 finally:
                     # Nothing before it, behind which an interrupt could come and leave everybody locked out.
                     self._flock(self._lock.fd, UNLOCK)
@@ -191,82 +201,82 @@ class Journal:
             return False
         if not request.write.ended:
             raise StorageError(_CUT_SHORT)
-        self._tail.commit.commit(request.last)
+        self._tail.file.sync(request.last)
         return True
 
-    def append_many(self, payloads: Sequence[bytes], admit: Admit | None = None) -> range:
+    def append_many(self, payloads: Sequence[bytes], check_capacity: CheckCapacity | None = None) -> range:
         """Append at least one record with one write and one sync, all or none; return their ids."""
         size = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
         if size > MAX_PAYLOAD:
             raise EncodeError(f"a batch of {size} bytes is too large; {MAX_PAYLOAD} are allowed")
-        last = self.append(b"", admit, payloads)
+        last = self.append(b"", check_capacity, payloads)
         return range(last - len(payloads) + 1, last + 1)
 
-    def _encode(self, payload: bytes, group: Sequence[bytes] | None, last: int) -> tuple[bytes, int]:
+    def _encode(self, payload: bytes, payloads: Sequence[bytes] | None, last: int) -> tuple[bytes, int]:
         """The frames of what is appended behind the id ``last``, and its own last id."""
-        salt, synced, seal = self._tail.salt, self._tail.commit.durable_end, self._seal
+        salt, synced, seal = self._tail.salt, self._tail.file.durable_end, self._seal
         id = last + 1
-        if group is None:
+        if payloads is None:
             if seal is not None:
                 payload = seal(payload, id)
             return encode(salt, ITEM, id, _now(), synced, payload), id
         if seal is not None:
-            group = [seal(each, number) for number, each in enumerate(group, id)]
-        return encode_batch(salt, id, _now(), synced, group), last + len(group)
+            payloads = [seal(each, number) for number, each in enumerate(payloads, id)]
+        return encode_batch(salt, id, _now(), synced, payloads), last + len(payloads)
 
-    def _append_all(self, requests: Sequence[_Append], waiting: Callable[[], None]) -> None:
+    def _append_all(self, requests: Sequence[_Append], on_block: Callable[[], None]) -> None:
         """Append for all who wait, with one write and one sync.
 
         One write, because every system call lets other threads run first.
         """
         tail = self._tail
         with self._mutex:
-            if tail.trouble is not None:
+            if self.poison.unusable_because is not None:
                 for request in requests:
-                    request.failure = unusable_error(tail.trouble, self._directory)
+                    request.failure = self.poison.unusable_error(self._directory)
                 return
             try:
-                self._append_locked(requests, waiting)
+                self._append_locked(requests, on_block)
             except OSError as error:
                 failure = error if isinstance(error, StorageError) else self._lock_failed(error)
                 for request in requests:
                     request.failure = request.failure or (None if request.last else failure)
-        waiting()
+        on_block()
         try:
-            tail.commit.commit(tail.last_id)
+            tail.file.sync(tail.last_id)
         except StorageError as error:
             for request in requests:
                 request.failure = request.failure or error
 
-    def _append_locked(self, requests: Sequence[_Append], waiting: Callable[[], None]) -> None:
+    def _append_locked(self, requests: Sequence[_Append], on_block: Callable[[], None]) -> None:
         tail = self._tail
         try:
-            self._lock.acquire_calling(waiting)
+            self._lock.acquire(on_block)
             if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
                 tail.catch_up(repair=True)
-            tail.look()
+            tail.check_not_removed()
             left = list(requests)
             while left:
                 self._write_some(left)
         except OSError as error:
-            raise tail.rolled_back(error) from error
+            raise tail.undo_append(error) from error
         finally:
             self._lock.release()
 
     def _write_some(self, left: list[_Append]) -> None:
         """Write as many as go into this chunk; take those, and those that are refused, off the list."""
         tail = self._tail
-        if tail.last_id + 1 >= tail.full_at or tail.end >= MAX_PAYLOAD:
+        if tail.last_id + 1 >= tail.roll_at_id or tail.end >= MAX_PAYLOAD:
             tail.roll()
         frames: list[bytes] = []
         written: list[_Append] = []
         last, end = tail.last_id, tail.end
-        while left and last + 1 < tail.full_at and end < MAX_PAYLOAD:
+        while left and last + 1 < tail.roll_at_id and end < MAX_PAYLOAD:
             request = left.pop(0)
             try:
-                if request.admit is not None:
-                    request.admit(last)
-                data, last = self._encode(request.payload, request.group, last)
+                if request.check_capacity is not None:
+                    request.check_capacity(last)
+                data, last = self._encode(request.payload, request.payloads, last)
             except Exception as refused:
                 request.failure = refused
                 continue
@@ -282,7 +292,7 @@ class Journal:
                 write.begun = True
                 tail.append(b"".join(frames), last)
                 write.ended = True
-                tail.commit.end, tail.commit.written = tail.end, last
+                tail.file.end, tail.file.written = tail.end, last
             except StorageError as error:
                 for request in written:
                     request.failure = error
@@ -290,19 +300,14 @@ class Journal:
     def _lock_failed(self, error: OSError) -> StorageError:
         """The lock was not taken or is not let go: nobody can append until this store is closed."""
         failure = storage_error(error, "locking", self._directory)
-        self._tail.poison(failure)
+        self.poison.set(failure)
         return failure
-
-    def refuse(self, failure: StorageError | ClosedError) -> None:
-        """From now on every call raises for ``failure``, which happened elsewhere in the store."""
-        self._tail.trouble = self._tail.trouble or failure
 
     def close(self) -> None:
         """Sync what is not synced (a clean close is durable at either level) and let go."""
-        tail = self._tail
         with self._mutex:
             try:
-                if tail.trouble is None:
+                if self.poison.failure is None and self.is_open:
                     self._close_cleanly()
             except StoreReplacedError:
                 pass  # what returned was there, and whoever removed it has removed it
@@ -319,21 +324,21 @@ class Journal:
             self._lock.acquire()
             if tail.sealed or (status := self._status(tail.fd))[SIZE] != tail.end or not status[LINKS]:
                 tail.catch_up(repair=True)
-            if tail.commit.durable_end < tail.end:
+            if tail.file.durable_end < tail.end:
                 tail.sync()
-                tail.commit.durable = tail.last_id
+                tail.file.durable = tail.last_id
                 tail.leave_mark()
-            elif self._power:
+            elif self._sync:
                 tail.leave_mark()
         except OSError as error:
-            raise tail.rolled_back(error) from error
+            raise tail.undo_append(error) from error
         finally:
             self._lock.release()
 
     def let_go(self) -> None:
         """Close the files, as the death of the process would."""
-        self._tail.trouble = ClosedError("closed")
-        self._tail.commit.close()
+        self.poison.close()
+        self._tail.file.close()
         self._lock.close()
 
     def after_fork_in_child(self) -> None:
@@ -341,5 +346,5 @@ class Journal:
 
         Both would otherwise share one open file, and with it one lock.
         """
-        self._tail.commit.after_fork_in_child()
+        self._tail.file.after_fork_in_child()
         self._lock.close()

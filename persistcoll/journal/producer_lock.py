@@ -36,20 +36,19 @@ class ProducerLock:
         """Whether the file is."""
         return bool(self._file.held)
 
-    def acquire(self) -> None:
-        """Wait for the lock and take it. The kernel keeps those who wait in line."""
-        try:
-            self._flock(self.fd, EXCLUSIVE)
-        except OSError as error:
-            raise storage_error(error, "locking", self.path) from error
+    def acquire(self, on_block: Callable[[], None] | None = None) -> None:
+        """Take the lock, waiting for it; the kernel keeps the waiting processes in line.
 
-    def acquire_calling(self, waiting: Callable[[], None]) -> None:
-        """Take the lock; if that has to wait, call ``waiting`` first."""
+        :param on_block: called first if there is anything to wait for.
+        """
         try:
-            self._flock(self.fd, TRY_EXCLUSIVE)
-        except BlockingIOError:
-            waiting()
-            self.acquire()
+            if on_block is not None:
+                try:
+                    self._flock(self.fd, TRY_EXCLUSIVE)
+                    return
+                except BlockingIOError:
+                    on_block()
+            self._flock(self.fd, EXCLUSIVE)
         except OSError as error:
             raise storage_error(error, "locking", self.path) from error
 

@@ -6,10 +6,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
 from typing import TypeVar
 
-from persistcoll.disk.calls import Disk, open_lasting, storage_error
+from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore
 from persistcoll.engine.forks import (
@@ -17,46 +16,37 @@ from persistcoll.engine.forks import (
     owned,
     register_used,
     unregister_used,
-    unusable_error,
 )
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import Durability, Record, Stats
 from persistcoll.errors import (
-    ClosedError,
     CorruptionError,
     Empty,
     Full,
     NotClaimedError,
     StorageError,
 )
-from persistcoll.journal.consumer import Consumer
+from persistcoll.journal.chunk_removal import ConsumedChunks
 from persistcoll.journal.consumer_lock import ConsumerLock
+from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import (
     CONSUMER_LOCK,
     CURSOR,
-    PRODUCER_LOCK,
-    OpenOptions,
-    open_info,
-    prepare,
 )
-from persistcoll.journal.ground import refuse_replaced
+from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
-from persistcoll.journal.producer_lock import ProducerLock
-from persistcoll.journal.reader import Reader
-from persistcoll.journal.recovery import JournalLocation
+from persistcoll.journal.open import Opening
+from persistcoll.journal.queue_claims import QueueClaims
+from persistcoll.journal.reader import ReadableJournal, Reader
 
-__all__ = ["JournalQueueStore", "Seal"]
+__all__ = ["JournalQueueStore"]
 
-_PATIENCE = 100  # tries
+_TRIES = 100  # tries
 
 T = TypeVar("T")
-Seal = Callable[[bytes, int], bytes]
-
-
-def _no_seal(store_id: bytes) -> Seal | None:
-    return None
 
 
 class JournalQueueStore(QueueStore):
@@ -64,7 +54,8 @@ class JournalQueueStore(QueueStore):
 
     Appending belongs to every process, taking to the one that took first, until it closes or ends.
 
-    :param seal_for: given the store's id, what to apply to each payload and id before writing.
+    :param opening: its locks' files become the store's. The producer lock is held.
+    :param seal: applied to each payload and id before writing.
     :raise LockedError: by any call that takes, while another process consumes.
     """
 
@@ -72,25 +63,22 @@ class JournalQueueStore(QueueStore):
 
     def __init__(
         self,
-        path: str,
-        wanted: OpenOptions,
+        opening: Opening,
         *,
         durability: Durability = "power",
-        disk: Disk | None = None,
-        seal_for: Callable[[bytes], Seal | None] = _no_seal,
+        seal: Callable[[bytes, int], bytes] | None = None,
     ) -> None:
-        self._path = path
-        self._wanted = wanted
+        self._path, self._options, self._disk = opening.path, opening.options, opening.disk
+        self._open_again = type(opening)
         self._power = durability == "power"
-        self._disk = disk or Disk()
-        self._seal_for = seal_for
-        self._trouble: StorageError | ClosedError | None = None
+        self._seal = seal
+        self.store_id = opening.location.store_id
         self._released = False
         self._forked = False  # opened anew by the next call
         self._make_locks()
         register_used(self)
         with self._taking:
-            self._open()
+            self._use(opening)
 
     def _make_locks(self) -> None:
         # Who takes or looks has the first; who appends, or follows another consumer, the second, within the
@@ -98,71 +86,55 @@ class JournalQueueStore(QueueStore):
         self._taking, self._appending = threading.RLock(), threading.RLock()
         self._takes, self._appends = owned(self._taking), owned(self._appending)
 
-    def _open(self) -> None:
+    def _reopen(self) -> None:
+        with self._open_again(self._path, self._options, self._disk) as opening:
+            try:
+                if opening.begin().store_id != self.store_id:
+                    raise replaced(self._path)
+                self._use(opening)
+            finally:
+                opening.release()
+
+    def _use(self, opening: Opening) -> None:
         try:
-            self._prepare()
-            self._open_files()
+            self._open_parts(opening)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise storage_error(error, "opening", self._path) from error
-        self._append = self._journal.append
+        # The cursor's. A failed sync of either refuses every call.
+        self._poison = Poison(self._journal.poison)
         self._forked = False
 
-    def _prepare(self) -> None:
-        prepare(self._disk, self._path, self._wanted)
-
-    def _open_files(self) -> None:
-        disk = self._disk
-        self._consumer: Consumer | None = None
-        with ExitStack() as undo:
-            paths = [os.path.join(self._path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
-            files = [undo.enter_context(open_lasting(disk, path)) for path in paths]
-            landmarks = tuple((path, file.fd) for path, file in zip(paths, files, strict=True))
-            self._lock = ConsumerLock(disk, files[1], paths[1], self._appending)
-            lock = ProducerLock(disk, files[0], paths[0])
-            try:
-                lock.acquire()
-                refuse_replaced(disk, landmarks)
-                self._open_journal(lock, landmarks, undo)
-            finally:
-                lock.release()
-            undo.pop_all()
-
-    def _open_journal(
-        self, lock: ProducerLock, landmarks: tuple[tuple[str, int], ...], undo: ExitStack
-    ) -> None:
-        disk, path, wanted = self._disk, self._path, self._wanted
-        info = open_info(disk, path, wanted)
-        self.store_id = info.store_id
-        self._place = JournalLocation(
-            disk, path, info.store_id, info.serializer, wanted.tempdir, wanted.on_corruption, landmarks
+    def _open_parts(self, opening: Opening) -> None:
+        self._consumer: QueueClaims | None = None
+        self._journal: ReadableJournal
+        self._location = location = opening.location
+        self._lock = ConsumerLock(
+            self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
         )
-        self._observer = observer = CursorView(
-            self._place, os.path.join(path, CURSOR), self._lock, self._appending
-        )
-        undo.callback(observer.close)
-        self._journal = Journal(
-            self._place,
-            lock,
+        cursor_path = os.path.join(self._path, CURSOR)
+        self._cursor_view = cursor_view = CursorView(location, cursor_path, self._lock, self._appending)
+        opening.undo.callback(cursor_view.close)
+        self._open_journal(opening)
+
+    def _open_journal(self, opening: Opening) -> None:
+        cursor_view = self._cursor_view
+        journal = Journal(
+            self._location,
+            opening.producer_lock,
             self._appending,
-            chunksize=wanted.chunksize or info.chunksize,
-            power=self._power,
-            floor=lambda: observer.acknowledged().highest,
-            bury=observer.bury,
-            seal=self._seal_for(info.store_id),
-            failed=self._poison,
+            chunksize=opening.chunksize,
+            sync=self._power,
+            highest_acked_id=lambda: cursor_view.acknowledged().highest,
+            retire_ids=cursor_view.retire_ids,
+            seal=self._seal,
         )
-        undo.callback(self._journal.let_go)
-        if not observer.cursor_exists:
+        opening.undo.callback(journal.let_go)
+        self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
+        if not cursor_view.cursor_exists:
             # Now, and not when the first consumer comes: the disk may be full by then.
-            observer.bury(1, 0)
-
-    def _poison(self, failure: StorageError) -> None:
-        """After a failed sync nothing more is done on these descriptors, by anybody."""
-        if self._trouble is None:
-            self._trouble = failure
-            self._journal.refuse(failure)
+            cursor_view.retire_ids(1, 0)
 
     # Arriving. A call may come from a signal handler or a destructor within another one of this thread, and
     # in a process that was forked behind Python's back.
@@ -183,12 +155,12 @@ class JournalQueueStore(QueueStore):
 
     def _check(self) -> None:
         """With ``_taking`` held: refuse, or open anew in a forked child."""
-        if self._trouble is not None:
-            raise unusable_error(self._trouble, self._path)
+        if self._poison.unusable_because is not None:
+            raise self._poison.unusable_error(self._path)
         if self._forked:
-            self._open()
+            self._reopen()
 
-    def _consuming(self) -> Consumer:
+    def _become_consumer(self) -> QueueClaims:
         """With ``_taking`` held: the consumer, which this process becomes."""
         self._check()
         consumer = self._consumer
@@ -199,18 +171,19 @@ class JournalQueueStore(QueueStore):
         try:
             try:
                 clean = self._lock.acquire()
-                self._place.check()
-                seen, whole = self._observer.hand_over()
+                self._location.check()
+                cursor_reader, can_append = self._cursor_view.hand_over_cursor()
                 path = os.path.join(self._path, CURSOR)
-                self._consumer = Consumer(
-                    self._place,
+                cursor = Cursor(self._location, path, cursor_reader.acknowledged, self._poison, self._power)
+                chunks = ConsumedChunks(self._location, cursor)
+                self._consumer = QueueClaims(
+                    self._location,
                     self._journal,
                     self._lock,
-                    path,
-                    seen,
-                    whole and clean,
-                    self._poison,
-                    self._power,
+                    cursor,
+                    chunks,
+                    cursor_reader,
+                    can_append and clean,
                 )
                 return self._consumer
             finally:
@@ -222,18 +195,18 @@ class JournalQueueStore(QueueStore):
                 raise
             raise storage_error(error, "opening", self._path) from error
 
-    def _settle(self, consumer: Consumer) -> None:
+    def _settle(self, consumer: QueueClaims) -> None:
         """An operation was interrupted, or failed, before its end."""
         try:
-            seen, _ = self._observer.hand_over()
-            consumer.begin_anew(seen)
+            cursor_reader, _ = self._cursor_view.hand_over_cursor()
+            consumer.begin_anew(cursor_reader)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            self._place.check()
+            self._location.check()
             raise storage_error(error, "reading", self._path) from error
 
-    def _settled(self) -> Consumer | None:
+    def _settled(self) -> QueueClaims | None:
         """With ``_taking`` held: the consumer, if this process is it."""
         self._check()
         if self._consumer is not None and self._consumer.unsure:
@@ -243,46 +216,46 @@ class JournalQueueStore(QueueStore):
     # Appending.
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
-        if self._forked or not SAME[0]:
-            self._revive()
+        if self._poison.unusable_because is not None or self._forked or not SAME[0]:
+            self._check_usable()
         if not capacity:
             return self._append(payload)
-        return self._append(payload, self._admission(1, capacity))
+        return self._append(payload, self._capacity_check(1, capacity))
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> range:
-        if self._forked or not SAME[0] or not payloads:
-            self._revive()
+        if self._poison.unusable_because is not None or self._forked or not SAME[0] or not payloads:
+            self._check_usable()
         if not payloads:
             return range(0)
         if not capacity:
-            return self._journal.append_many(payloads)
-        return self._journal.append_many(payloads, self._admission(len(payloads), capacity))
+            return self._append_many(payloads)
+        return self._append_many(payloads, self._capacity_check(len(payloads), capacity))
 
-    def _revive(self) -> None:
+    def _check_usable(self) -> None:
         self._arrive()
         with self._taking:
             self._check()
 
-    def _admission(self, more: int, capacity: int) -> Callable[[int], None]:
+    def _capacity_check(self, more: int, capacity: int) -> Callable[[int], None]:
         consumer = self._consumer
         if consumer is not None and consumer.unsure and not self.used_here():
             with self._taking:
                 self._settled()
-        return lambda last: self._admit(last + more, capacity)
+        return lambda last: self._check_capacity(last + more, capacity)
 
-    def _admit(self, last: int, capacity: int) -> None:
+    def _check_capacity(self, last: int, capacity: int) -> None:
         """Raise ``Full`` unless the id ``last`` is within capacity. The producer lock is held."""
         consumer = self._consumer
         if consumer is not None:
-            gone = consumer.gone
+            not_ready = consumer.not_ready
         else:
             # What is acknowledged stays so: a count that is out of date errs on the safe side.
-            gone = self._observer.known.count
-            if last - gone > capacity:
-                gone = self._observer.gone()
-        if last - gone > capacity:
+            not_ready = self._cursor_view.known.count
+            if last - not_ready > capacity:
+                not_ready = self._cursor_view.not_ready()
+        if last - not_ready > capacity:
             raise Full
 
     # Taking.
@@ -299,8 +272,13 @@ class JournalQueueStore(QueueStore):
             self._arrive()
         with self._taking:
             consumer = self._consumer
-            if consumer is None or consumer.unsure or self._trouble is not None or self._forked:
-                consumer = self._consuming()
+            if (
+                consumer is None
+                or consumer.unsure
+                or self._poison.unusable_because is not None
+                or self._forked
+            ):
+                consumer = self._become_consumer()
             value = consumer.take(decode, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
@@ -317,7 +295,7 @@ class JournalQueueStore(QueueStore):
     ) -> list[T]:
         self._arrive()
         with self._taking:
-            consumer = self._consuming()
+            consumer = self._become_consumer()
             values = consumer.take_many(limit, decode, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
@@ -328,11 +306,16 @@ class JournalQueueStore(QueueStore):
             self._arrive()
         with self._taking:
             consumer = self._consumer
-            if consumer is None or consumer.unsure or self._trouble is not None or self._forked:
+            if (
+                consumer is None
+                or consumer.unsure
+                or self._poison.unusable_because is not None
+                or self._forked
+            ):
                 self._check()
                 if not ids:
                     return
-                consumer = self._holding()
+                consumer = self._require_consumer()
             consumer.ack(ids)
         if self._power:
             consumer.commit()
@@ -340,7 +323,7 @@ class JournalQueueStore(QueueStore):
     def nack(self, id: int) -> None:
         self._arrive()
         with self._taking:
-            self._holding().nack(id)
+            self._require_consumer().nack(id)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._arrive()
@@ -348,7 +331,7 @@ class JournalQueueStore(QueueStore):
             consumer = self._settled()
             return 0 if consumer is None else consumer.release(claims)
 
-    def _holding(self) -> Consumer:
+    def _require_consumer(self) -> QueueClaims:
         consumer = self._settled()
         if consumer is None:
             raise NotClaimedError("this process has taken nothing")
@@ -357,7 +340,7 @@ class JournalQueueStore(QueueStore):
     def remove(self, id: int | None = None) -> int | None:
         self._arrive()
         with self._taking:
-            consumer = self._consuming()
+            consumer = self._become_consumer()
             discarded = consumer.remove(id)
         if self._power:
             consumer.commit()
@@ -366,7 +349,7 @@ class JournalQueueStore(QueueStore):
     def clear(self) -> int:
         self._arrive()
         with self._taking:
-            consumer = self._consuming()
+            consumer = self._become_consumer()
             cleared = consumer.clear()
         if self._power:
             consumer.commit()
@@ -396,13 +379,13 @@ class JournalQueueStore(QueueStore):
 
     def records(self) -> Generator[Record, None, None]:
         if self._within():
-            until, (acknowledged, held) = self._journal.tail[2], self._known()
+            last_id, (acknowledged, held) = self._journal.tail[2], self._known_here()
         else:
             with self._taking:
                 consumer = self._settled()
-                until = self._journal.refresh()
-                acknowledged, held = self._known() if consumer is not None else self._observed()
-        reading = self._read(acknowledged, until)
+                last_id = self._journal.refresh()
+                acknowledged, held = self._known_here() if consumer is not None else self._observed()
+        reading = self._read(acknowledged, last_id)
         try:
             for record in reading:
                 if not held(record.id):
@@ -410,23 +393,23 @@ class JournalQueueStore(QueueStore):
         finally:
             reading.close()
 
-    def _known(self) -> tuple[Acknowledged, Callable[[int], bool]]:
+    def _known_here(self) -> tuple[Acknowledged, Callable[[int], bool]]:
         consumer = self._consumer
         if consumer is not None:
             return consumer.acknowledged.copy(), frozenset(consumer.claimed).__contains__
-        return self._observer.known.copy(), lambda id: False
+        return self._cursor_view.known.copy(), lambda id: False
 
     def _observed(self) -> tuple[Acknowledged, Callable[[int], bool]]:
-        seen, published = self._observer.look()
-        return seen.copy(), published.holds
+        cursor_reader, published = self._cursor_view.snapshot()
+        return cursor_reader.copy(), published.has_claimed
 
-    def _read(self, acknowledged: Acknowledged, until: int) -> Generator[Record, None, None]:
+    def _read(self, acknowledged: Acknowledged, last_id: int) -> Generator[Record, None, None]:
         last, position = acknowledged.last, acknowledged.position
         reader: Reader | None = None
-        while last < until:
+        while last < last_id:
             try:
                 reader = self._reader(last, position, acknowledged)
-                while (entry := reader.current()) is not None and entry[0].id <= until:
+                while (entry := reader.current()) is not None and entry[0].id <= last_id:
                     reader.advance()
                     last = entry[0].id
                     yield entry[0]
@@ -448,32 +431,32 @@ class JournalQueueStore(QueueStore):
 
     def _reader(self, last: int, position: Position, acknowledged: Acknowledged) -> Reader:
         try:
-            return Reader(self._place, last, position, acknowledged, lambda: self._journal.tail)
+            return Reader(self._journal, last, position, acknowledged)
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise storage_error(error, "reading", self._path) from error
 
     def _acknowledged(self) -> Acknowledged:
-        return self._consumer.acknowledged if self._consumer is not None else self._observer.acknowledged()
+        return self._consumer.acknowledged if self._consumer is not None else self._cursor_view.acknowledged()
 
     def count(self) -> int:
         if self._within():
             consumer = self._consumer
-            gone = self._observer.known.count if consumer is None else consumer.gone
-            return max(0, self._journal.tail[2] - gone)
+            not_ready = self._cursor_view.known.count if consumer is None else consumer.not_ready
+            return max(0, self._journal.tail[2] - not_ready)
         with self._taking:
             consumer = self._settled()
-            for _ in range(_PATIENCE):
+            for _ in range(_TRIES):
                 if consumer is not None:
-                    return self._journal.refresh() - consumer.gone
+                    return self._journal.refresh() - consumer.not_ready
                 # Two numbers that other processes change: they are of one moment if the one that was
                 # read first is still the same after the other was read.
-                gone = self._observer.gone()
+                not_ready = self._cursor_view.not_ready()
                 last = self._journal.refresh()
-                if self._observer.gone() == gone:
-                    return last - gone
-            return max(0, last - self._observer.gone())
+                if self._cursor_view.not_ready() == not_ready:
+                    return last - not_ready
+            return max(0, last - self._cursor_view.not_ready())
 
     def claimed(self) -> int:
         if self._within():
@@ -482,8 +465,8 @@ class JournalQueueStore(QueueStore):
             consumer = self._settled()
             if consumer is not None:
                 return len(consumer.claimed)
-            acknowledged, published = self._observer.look()
-            return max(0, published.gone - acknowledged.count)
+            acknowledged, published = self._cursor_view.snapshot()
+            return max(0, published.not_ready - acknowledged.count)
 
     def unfinished(self) -> int:
         if self._within():
@@ -497,7 +480,7 @@ class JournalQueueStore(QueueStore):
         with self._taking:
             if self._settled() is not None:
                 return self._journal.change_token()
-            return self._journal.change_token(), self._observer.change_token()
+            return self._journal.change_token(), self._cursor_view.change_token()
 
     def stats(self) -> Stats:
         ready, claimed = self.count(), self.claimed()
@@ -510,10 +493,10 @@ class JournalQueueStore(QueueStore):
         return Stats(
             ready=ready,
             claimed=claimed,
-            dead=consumer.dead if consumer is not None else 0,
+            dead=consumer.skipped_corrupt if consumer is not None else 0,
             oldest_age=None if oldest is None else max(0.0, time.time() - oldest.time),
             puts=self._journal.tail[2],
-            gets=(self._observer.known if consumer is None else consumer.acknowledged).count,
+            gets=(self._cursor_view.known if consumer is None else consumer.acknowledged).count,
             bytes=self._occupied(),
         )
 
@@ -536,7 +519,7 @@ class JournalQueueStore(QueueStore):
         if not SAME[0]:
             self._follow_fork()
         if self._takes() or self._appends():
-            self._refuse()
+            self._journal.poison.close()
         elif not in_operation():
             with self._taking:
                 self._close(clean=True)
@@ -548,20 +531,15 @@ class JournalQueueStore(QueueStore):
                     finally:
                         self._appending.release()
                 else:
-                    self._refuse()
+                    self._journal.poison.close()
             finally:
                 self._taking.release()
         else:
-            self._refuse()
-
-    def _refuse(self) -> None:
-        closed = ClosedError("closed")
-        self._trouble = self._trouble or closed
-        self._journal.refuse(closed)
+            self._journal.poison.close()
 
     def _close(self, clean: bool) -> None:
-        clean = clean and self._trouble is None and not self._released and self._is_open()
-        self._trouble = ClosedError("closed")
+        clean = clean and self._poison.unusable_because is None and not self._released and self._is_open()
+        self._journal.poison.close()
         if self._released or self._forked:
             return
         try:
@@ -587,7 +565,7 @@ class JournalQueueStore(QueueStore):
         if self._consumer is not None:
             self._consumer.let_go()
         self._lock.close()
-        self._observer.close()
+        self._cursor_view.close()
         self._released = True
         unregister_used(self)
 
@@ -600,6 +578,6 @@ class JournalQueueStore(QueueStore):
             return
         if self._consumer is not None:
             self._consumer.after_fork_in_child()
-        self._observer.close()
+        self._cursor_view.close()
         self._journal.after_fork_in_child()
         self._lock.close()

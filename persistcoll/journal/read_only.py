@@ -7,24 +7,20 @@ whether a consumer lives.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Any, NoReturn, cast
+from collections.abc import Sequence
+from typing import NoReturn
 
 from persistcoll.disk.calls import SIZE, OpenFile, storage_error
-from persistcoll.disk.path_checks import existing, refuse_if_others_may_write, refuse_network
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
-from persistcoll.errors import StorageError, StoreKindError
+from persistcoll.errors import StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
-from persistcoll.journal.consumer import Consumer
-from persistcoll.journal.consumer_lock import ConsumerLock
-from persistcoll.journal.cursor_view import CursorView
-from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, INFO, PRODUCER_LOCK, look_at_info
+from persistcoll.journal.directory import PRODUCER_LOCK
 from persistcoll.journal.frames import BadFrame, Frames, Stop
-from persistcoll.journal.journal import Journal
+from persistcoll.journal.open import Opening
+from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_mark import read_mark
@@ -35,44 +31,16 @@ __all__ = ["ReadOnlyQueueStore"]
 class ReadOnlyQueueStore(JournalQueueStore):
     """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
 
-    def _prepare(self) -> None:
-        path, wanted = self._path, self._wanted
-        if not stat.S_ISDIR(existing(path, "look at").st_mode):
-            raise StoreKindError(f"{path!r} is not a directory")
-        if not wanted.allow_network_fs:
-            refuse_network(path)
-        if wanted.executes_code and not wanted.trust_directory:
-            refuse_if_others_may_write((path, os.path.join(path, INFO)), wanted.serializer)
-
-    def _open_files(self) -> None:
-        disk, path = self._disk, self._path
-        self._consumer = None
-        info = look_at_info(disk, path, self._wanted)
-        self.store_id = info.store_id
-        with ExitStack() as undo:
-            lock_path = os.path.join(path, CONSUMER_LOCK)
-            file = undo.enter_context(OpenFile(disk, lock_path, os.O_RDONLY))
-            self._lock = ConsumerLock(disk, file, lock_path, self._appending)
-            self._place = JournalLocation(
-                disk,
-                path,
-                info.store_id,
-                info.serializer,
-                on_corruption=self._wanted.on_corruption,
-                landmarks=((lock_path, file.fd),),
-            )
-            self._observer = CursorView(self._place, os.path.join(path, CURSOR), self._lock, self._appending)
-            undo.callback(self._observer.close)
-            journal = _Tail(self._place)
-            undo.callback(journal.let_go)
-            journal.refresh()
-            self._observer.acknowledged()
-            self._journal = cast(Journal, journal)
-            undo.pop_all()
+    def _open_journal(self, opening: Opening) -> None:
+        journal = _Tail(self._location)
+        opening.undo.callback(journal.let_go)
+        journal.refresh()
+        self._cursor_view.acknowledged()
+        self._journal = journal
 
     def _check(self) -> None:
         super()._check()
-        self._place.check()
+        self._location.check()
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> NoReturn:
         raise read_only_error(repr(self._path))
@@ -88,39 +56,35 @@ class ReadOnlyQueueStore(JournalQueueStore):
     def release(self, claims: Sequence[Claim]) -> NoReturn:
         raise read_only_error(repr(self._path))
 
-    def _consuming(self) -> Consumer:
+    def _become_consumer(self) -> QueueClaims:
         raise read_only_error(repr(self._path))
 
-    _holding = _consuming
+    _require_consumer = _become_consumer
 
 
 class _Tail:
-    """The end of the journal, followed as far as it is whole. Takes the place of a :class:`Journal`.
+    """The end of the journal, followed as far as it is whole. Its owner holds a lock."""
 
-    Its owner holds a lock.
-    """
-
-    append: Callable[..., Any]
     is_open = True  # closing it writes nothing, whatever a destructor has closed before
 
-    def __init__(self, place: JournalLocation) -> None:
-        self._place = place
+    def __init__(self, location: JournalLocation) -> None:
+        self.location = self._location = location
         self._file: OpenFile | None = None
         self._chunk: Chunk | None = None
         self.tail = (0, 0, 0)
-        self.append = self.refuse
+        self.poison = Poison()
 
     def refresh(self) -> int:
         """Read on; the id of the last record."""
         try:
-            if self._file is None or self._place.disk.status(self._file.fd)[SIZE] < self.tail[1]:
+            if self._file is None or self._location.disk.status(self._file.fd)[SIZE] < self.tail[1]:
                 self._locate()
             while self._read_on():
                 pass
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise storage_error(error, "reading", self._place.directory) from error
+            raise storage_error(error, "reading", self._location.directory) from error
         return self.tail[2]
 
     def change_token(self) -> object:
@@ -130,27 +94,27 @@ class _Tail:
 
     def _locate(self) -> None:
         """Begin where the mark says that all is whole, or with the last chunk."""
-        place = self._place
-        with OpenFile(place.disk, os.path.join(place.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
-            mark = read_mark(place.disk, file.fd)
-        numbers = chunk_numbers(place.directory)
-        if not numbers or not self._enter(numbers[-1]):
+        location = self._location
+        with OpenFile(location.disk, os.path.join(location.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
+            mark = read_mark(location.disk, file.fd)
+        numbers = chunk_numbers(location.directory)
+        if not numbers or not self._open_chunk(numbers[-1]):
             self.tail = (0, 0, mark.last_id if mark is not None else 0)
             return
         assert self._chunk is not None
         if mark is not None and (mark.number, mark.salt) == (self._chunk.number, self._chunk.salt):
             self.tail = (mark.number, mark.offset, mark.last_id)
 
-    def _enter(self, number: int) -> bool:
+    def _open_chunk(self, number: int) -> bool:
         """Go to the beginning of that chunk, or of the first one behind it; whether there is one."""
-        place = self._place
+        location = self._location
         while True:
             try:
-                file, chunk = open_chunk(place.disk, place.directory, number, place.store_id)
+                file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
                 break
             except FileNotFoundError:
                 # Not begun yet, or consumed and gone.
-                later = [other for other in chunk_numbers(place.directory) if other > number]
+                later = [other for other in chunk_numbers(location.directory) if other > number]
                 if not later:
                     return False
                 number = later[0]
@@ -165,7 +129,7 @@ class _Tail:
         if file is None or chunk is None:
             return False
         number, end, last = self.tail
-        frames = Frames(self._place.disk, file.fd, chunk.salt, end)
+        frames = Frames(self._location.disk, file.fd, chunk.salt, end)
         found: Record | Stop = Stop.INCOMPLETE
         try:
             while isinstance(found := frames.read(), Record):
@@ -177,23 +141,20 @@ class _Tail:
         except BadFrame:
             return False  # somebody's half-written record
         if found is Stop.END:
-            return self._enter(number + 1)
+            return self._open_chunk(number + 1)
         return found is Stop.MOVED and self._reopen()
 
     def _reopen(self) -> bool:
         """The chunk was rewritten, with the same frames; whether it has its name by now."""
-        place, old = self._place, self._file
+        location, old = self._location, self._file
         assert old is not None
-        file, chunk = open_chunk(place.disk, place.directory, self.tail[0], place.store_id)
-        if os.path.samestat(place.disk.status(file.fd), place.disk.status(old.fd)):
+        file, chunk = open_chunk(location.disk, location.directory, self.tail[0], location.store_id)
+        if os.path.samestat(location.disk.status(file.fd), location.disk.status(old.fd)):
             file.close()
             return False
         self.let_go()
         self._file, self._chunk = file, chunk
         return True
-
-    def refuse(self, failure: BaseException) -> None:
-        """Nothing is written here anyway."""
 
     def let_go(self) -> None:
         """Close the chunk."""

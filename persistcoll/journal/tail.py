@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 
 from persistcoll.disk.calls import LINKS, SIZE, Disk, new_salt, storage_error
-from persistcoll.disk.group_commit import GroupCommit
+from persistcoll.disk.synced_file import SyncedFile
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
-from persistcoll.errors import ClosedError, CorruptionError, StorageError
+from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, create_chunk, open_chunk
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
 from persistcoll.journal.ground import replaced
@@ -33,76 +34,73 @@ class Tail:
 
     :param lock: the producer lock; the caller holds it while constructing, and where said.
     :param chunksize: records in a chunk before the next one is begun.
-    :param floor: the highest acknowledged id. Ids go on above it even if a power cut took the
+    :param highest_acked_id: the highest acknowledged id. Ids go on above it even if a power cut took the
         records (at ``"process"`` an acknowledgement may reach the device before the record does).
-    :param bury: called with the first and last of the ids that are passed over for that reason: to
+    :param retire_ids: called with the first and last of the ids that are passed over for that reason: to
         count them as acknowledged, all of them, durably.
-    :param failed: called once, when a sync has failed and nothing may follow.
     :ivar fd: the chunk's descriptor, for appending and reading.
     :ivar end: the size up to which the chunk is whole.
     :ivar last_id: the id of the last record.
     :ivar salt: the chunk's.
-    :ivar full_at: the id that begins the next chunk; 0 if this one is finished.
+    :ivar roll_at_id: the id that begins the next chunk; 0 if this one is finished.
     :ivar sealed: the chunk is finished: :meth:`catch_up` comes before anything else.
-    :ivar commit: syncs the chunk.
-    :ivar unseen: how many appends there were since the last :meth:`look`.
-    :ivar looked: when it was looked last, by the wall clock.
-    :ivar trouble: why nothing may follow, if so.
+    :ivar file: syncs the chunk.
+    :ivar unchecked: how many appends there were since the last :meth:`check_not_removed`.
+    :ivar checked_at: when it was looked last, by the wall clock.
+    :ivar poison: why nothing may follow, if so.
     """
 
     def __init__(
         self,
-        place: JournalLocation,
+        location: JournalLocation,
         lock: ProducerLock,
         chunksize: int,
-        floor: Callable[[], int],
-        bury: Callable[[int, int], None],
-        failed: Callable[[StorageError], None],
+        highest_acked_id: Callable[[], int],
+        retire_ids: Callable[[int, int], None],
     ) -> None:
-        self._place = place
-        self._disk: Disk = place.disk
+        self._location = location
+        self._disk: Disk = location.disk
         self._lock = lock
         self._chunksize = chunksize
-        self._floor = floor
-        self._bury = bury
-        self._failed = failed
+        self._highest_acked_id = highest_acked_id
+        self._retire_ids = retire_ids
         self._write = self._disk.write
         self._status = self._disk.status
         self._size = self._disk.size
         self._unsure = False  # interrupted while it went from one chunk to another
         self._writing = False  # what lies behind the end is ours to undo
-        self.unseen, self.looked = 0, 0.0
-        self.trouble: StorageError | ClosedError | None = None
-        self.commit = GroupCommit(self._disk, place.directory, self.poison)
+        self.unchecked, self.checked_at = 0, 0.0
+        self.poison: Poison = _MarkingPoison(self)
+        self.file = SyncedFile(self._disk, location.directory, self.poison)
         self.chunk: Chunk
         self.salt = 0
         self.fd = -1
         self.end = 0
         self.last_id = 0
         self.sealed = False
-        self.full_at = 0
+        self.roll_at_id = 0
         try:
-            self._locate()
+            self._recover()
         except BaseException:
-            self.commit.close()
+            self.file.close()
             raise
 
     @property
     def path(self) -> str:
         """The chunk's file."""
-        return self._place.path(self.chunk.number)
+        return self._location.path(self.chunk.number)
 
     def append(self, data: bytes, last_id: int) -> None:
         """Write frames of which the last has this id. The lock is held.
 
-        :raise StorageError: nothing was written, unless :attr:`trouble` is set.
+        :raise StorageError: nothing was written, unless :attr:`poison` is set.
         """
         self._writing = True
         try:
             if self._write(self.fd, data) != len(data):
-                self._write_again(data)
+                self._finish_short_write(data)
         except OSError as error:
-            raise self.rolled_back(error) from error
+            raise self.undo_append(error) from error
         self._writing = False
         end = self.end + len(data)
         if self._size(self.fd, 0, os.SEEK_CUR) != end:
@@ -112,14 +110,14 @@ class Tail:
         self.end = end
         self.last_id = last_id
 
-    def _write_again(self, data: bytes) -> None:
+    def _finish_short_write(self, data: bytes) -> None:
         """Complete a short write. What is there already is known by the size."""
         view = memoryview(data)
         while (there := self._status(self.fd).st_size - self.end) < len(data):
             if not self._write(self.fd, view[there:]):
                 raise OSError(errno.EIO, "the file system takes no more bytes")
 
-    def rolled_back(self, error: OSError) -> StorageError:
+    def undo_append(self, error: OSError) -> StorageError:
         """Undo what a failed append left; the error to raise for it."""
         if isinstance(error, StorageError):
             return error
@@ -127,7 +125,7 @@ class Tail:
         failure = storage_error(error, "appending to", path)
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             try:
-                self._place.check()
+                self._location.check()
             except StorageError as gone:  # the directory
                 failure = gone
         try:
@@ -135,7 +133,7 @@ class Tail:
             if self._writing and self._status(self.fd).st_size > self.end:
                 self._disk.truncate(self.fd, self.end)
         except OSError as second:
-            self.poison(storage_error(second, "undoing a failed append to", path))
+            self.poison.set(storage_error(second, "undoing a failed append to", path))
         self._writing = False
         return failure
 
@@ -146,20 +144,20 @@ class Tail:
         power cut, and everything before it must be whole. END comes before the new name, so
         that a process which knows only the old chunk finds out from its size alone.
         """
-        self._place.check()
+        self._location.check()
         number = self.chunk.number
         if not self.sealed:
-            end = encode(self.chunk.salt, END, self.last_id + 1, _now(), self.commit.durable_end, b"")
+            end = encode(self.chunk.salt, END, self.last_id + 1, _now(), self.file.durable_end, b"")
             self._writing = True
             if self._write(self.fd, end) != len(end):
-                self._write_again(end)
+                self._finish_short_write(end)
             self._writing = False
             if self._size(self.fd, 0, os.SEEK_CUR) == self.end + len(end):
                 self._seal_at(self.end + len(end))
             else:  # behind a record that came under a lock whose file was removed
                 self.catch_up(repair=True)
         # Creating a chunk replaces whatever has its name.
-        elif self._follow(locked=True):
+        elif self._open_next_chunk(locked=True):
             self.catch_up(repair=True)
             return
         # Whoever wrote END may have died, or been interrupted, before the sync.
@@ -171,46 +169,48 @@ class Tail:
     def _seal_at(self, end: int) -> None:
         self.end = end
         self.sealed = True
-        self.full_at = 0
+        self.roll_at_id = 0
 
     def sync(self) -> None:
         try:
             self._disk.sync(self.fd)
         except OSError as error:
             failure = storage_error(error, "syncing", self.path)
-            self.poison(failure)
+            self.poison.set(failure)
             raise failure from error
-        self.commit.durable_end = self.end
+        self.file.durable_end = self.end
 
     def _create(self, number: int, first_id: int, previous_id: int) -> None:
-        place = self._place
-        chunk = Chunk(number, place.store_id, first_id, previous_id, _now(), new_salt(), place.serializer)
-        file = create_chunk(self._disk, place.directory, chunk, place.tempdir)
-        self._adopt(RecoveredTail(file, chunk, chunk.data_offset, first_id - 1))
-        self.commit.durable_end = chunk.data_offset
+        location = self._location
+        chunk = Chunk(
+            number, location.store_id, first_id, previous_id, _now(), new_salt(), location.serializer
+        )
+        file = create_chunk(self._disk, location.directory, chunk, location.tempdir)
+        self._switch_to(RecoveredTail(file, chunk, chunk.data_offset, first_id - 1))
+        self.file.durable_end = chunk.data_offset
 
-    def _locate(self) -> None:
+    def _recover(self) -> None:
         """Find the tail and make it fit for appending. Under the producer lock."""
         mark = self._lock.read_mark()
-        tail = find_tail(self._place, mark)
-        known = tail.last_id if isinstance(tail, MissingTail) else max(tail.last_id, tail.known_id)
+        tail = find_tail(self._location, mark)
+        known = tail.last_id if isinstance(tail, MissingTail) else max(tail.last_id, tail.highest_issued_id)
         try:
-            floor = self._floor()
-            if floor > known:
-                self._bury(known + 1, floor)
+            highest_acked_id = self._highest_acked_id()
+            if highest_acked_id > known:
+                self._retire_ids(known + 1, highest_acked_id)
         except BaseException:
             if isinstance(tail, RecoveredTail):
                 tail.file.close()
             raise
         if isinstance(tail, MissingTail):
-            self._create(tail.number, max(known, floor) + 1, known)
+            self._create(tail.number, max(known, highest_acked_id) + 1, known)
             self.leave_mark()
             return
-        self._adopt(tail)
-        self.commit.durable_end = tail.end
-        if max(known, floor) > tail.last_id:
+        self._switch_to(tail)
+        self.file.durable_end = tail.end
+        if max(known, highest_acked_id) > tail.last_id:
             # `previous_id` tells readers which of the missing ids were records once.
-            self.roll(known, max(known, floor) + 1)
+            self.roll(known, max(known, highest_acked_id) + 1)
         elif mark is None:
             # The lock's file is new. A process that holds the one that was removed finds out by the size of
             # its chunk, before it appends to that.
@@ -218,16 +218,16 @@ class Tail:
         elif not tail.clean:
             self.leave_mark()
 
-    def _adopt(self, tail: RecoveredTail) -> None:
+    def _switch_to(self, tail: RecoveredTail) -> None:
         # Until the last line: an interrupt in between has the tail located again.
         self._unsure = self.sealed = True
         self.fd, self.chunk, self.end = tail.file.fd, tail.chunk, tail.end
         self.salt = tail.chunk.salt
         self.last_id = tail.last_id
-        self.full_at = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
-        self.commit.written = tail.last_id
-        self.commit.switch(tail.file, self._place.path(tail.chunk.number), 0)
-        self.commit.end = tail.end
+        self.roll_at_id = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
+        self.file.written = tail.last_id
+        self.file.switch(tail.file, self._location.path(tail.chunk.number), 0)
+        self.file.end = tail.end
         self.sealed = tail.sealed
         self._unsure = False
 
@@ -237,7 +237,7 @@ class Tail:
         chunk, end = self.chunk, self.end - (HEADER_SIZE if self.sealed else 0)
         self._lock.leave_mark(TailMark(chunk.number, chunk.salt, end, self.last_id))
 
-    def look(self) -> None:
+    def check_not_removed(self) -> None:
         """``StoreReplacedError`` where what is written now would be nowhere. The lock is held.
 
         At "process" once in so many calls and seconds, because it costs 1.3 us, half of a ``put``.
@@ -245,8 +245,8 @@ class Tail:
         self._lock.check()
         if not self._status(self.fd)[LINKS]:
             self.catch_up(repair=True)
-        self.unseen = 0
-        self.looked = _now()
+        self.unchecked = 0
+        self.checked_at = _now()
 
     def catch_up(self, repair: bool = False) -> None:
         """Read what others have appended since.
@@ -256,20 +256,20 @@ class Tail:
         self._writing = False  # after a KeyboardInterrupt: what lies behind is read, not undone
         self._lock.check()
         if self._unsure:
-            self._locate_again(locked=repair)
+            self._recover_again(locked=repair)
             return
         while True:
-            if self.sealed and not self._follow(locked=repair):
+            if self.sealed and not self._open_next_chunk(locked=repair):
                 return
             if self._status(self.fd).st_size < self.end:
                 raise replaced(self.path, "cut or overwritten, perhaps by a backup that was restored,")
             frames = Frames(self._disk, self.fd, self.chunk.salt, self.end)
-            stop = self._read_on(frames, judge=repair)
+            stop = self._read_new_frames(frames, judge=repair)
             if stop is Stop.END:
                 self._seal_at(frames.end)
                 continue
             if stop is Stop.MOVED:
-                self._locate_again(locked=repair)
+                self._recover_again(locked=repair)
                 return
             status = self._status(self.fd)
             if not status[LINKS]:  # no consumer has removed it, because it is not finished
@@ -278,17 +278,17 @@ class Tail:
                 self._disk.truncate(self.fd, self.end)
             return
 
-    def _locate_again(self, locked: bool) -> None:
+    def _recover_again(self, locked: bool) -> None:
         if locked:
-            self._locate()
+            self._recover()
             return
         try:
             self._lock.acquire()
-            self._locate()
+            self._recover()
         finally:
             self._lock.release()
 
-    def _read_on(self, frames: Frames, judge: bool) -> Stop:
+    def _read_new_frames(self, frames: Frames, judge: bool) -> Stop:
         last = self.last_id
         found: Record | Stop = Stop.INCOMPLETE
         try:
@@ -302,41 +302,50 @@ class Tail:
             if judge:  # without the lock it may be somebody's half-written record
                 path = self.path
                 raise CorruptionError(f"{path!r}: {error}", path, error.offset) from error
-        self.commit.end = self.end
-        self.commit.written = self.last_id
+        self.file.end = self.end
+        self.file.written = self.last_id
         return found if isinstance(found, Stop) else Stop.INCOMPLETE
 
-    def _follow(self, locked: bool) -> bool:
+    def _open_next_chunk(self, locked: bool) -> bool:
         """Go from a sealed chunk to the next one, if it is there."""
-        place, number = self._place, self.chunk.number + 1
+        location, number = self._location, self.chunk.number + 1
         if locked:
             # Whoever made it may have died before its name was durable, and what we put into it
             # has to be.
-            self._disk.sync_directory(place.directory)
+            self._disk.sync_directory(location.directory)
         flags = os.O_RDWR | os.O_APPEND
         while True:
             try:
-                file, chunk = open_chunk(self._disk, place.directory, number, place.store_id, flags)
+                file, chunk = open_chunk(self._disk, location.directory, number, location.store_id, flags)
                 break
             except CorruptionError:
-                place.check()  # what is at that path may be another store, and whole
+                location.check()  # what is at that path may be another store, and whole
                 raise
             except FileNotFoundError:
                 # Not begun yet, or consumed and gone while this process slept.
-                later = chunk_numbers(place.directory)
+                later = chunk_numbers(location.directory)
                 if not later or later[-1] <= self.chunk.number:
                     return False
                 number = later[-1]
-        self._adopt(RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1))
+        self._switch_to(RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1))
         return True
 
-    def poison(self, failure: StorageError) -> None:
-        """No more on this handle: what the page cache shows may not be on the device."""
-        if self.trouble is not None:
-            return
-        self.trouble = failure
+    def leave_poisoned_mark(self) -> None:
+        """Tell other processes that what the page cache shows of this chunk may not be on the device."""
         chunk = self.chunk
         self._lock.leave_mark(
             TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, poisoned=True)
         )
-        self._failed(failure)
+
+
+class _MarkingPoison(Poison):
+    """Leaves a mark in the producer lock's file as well, because other processes see the same page cache."""
+
+    def __init__(self, tail: Tail) -> None:
+        super().__init__()
+        self._tail = tail
+
+    def set(self, failure: StorageError) -> None:
+        if self.failure is None:
+            super().set(failure)
+            self._tail.leave_poisoned_mark()

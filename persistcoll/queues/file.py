@@ -15,7 +15,8 @@ from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.errors import Empty, Full
 from persistcoll.journal.directory import OpenOptions
-from persistcoll.journal.queue_store import JournalQueueStore, Seal
+from persistcoll.journal.open import Opening, ReadOnlyOpening
+from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.read_only import ReadOnlyQueueStore
 from persistcoll.options import FileQueueOptions
 from persistcoll.queues.base import BaseQueue
@@ -27,10 +28,6 @@ __all__ = ["Queue", "open_store"]
 def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQueueStore:
     """The store of a queue in files, without anything that waits. Raises as :class:`Queue`."""
     serializer = resolve(options.serializer)
-
-    def seal_for(store_id: bytes) -> Seal | None:
-        return codec(serializer, store_id).seal
-
     wanted = OpenOptions(
         serializer=serializer.name,
         executes_code=serializer.executes_code,
@@ -42,8 +39,13 @@ def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQu
         mode=options.mode,
         create=options.create,
     )
-    kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
-    return kind(options.path, wanted, durability=options.durability, disk=disk, seal_for=seal_for)
+    with (ReadOnlyOpening if options.read_only else Opening)(options.path, wanted, disk) as opening:
+        try:
+            seal = codec(serializer, opening.begin().store_id).seal
+            kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
+            return kind(opening, durability=options.durability, seal=seal)
+        finally:
+            opening.release()
 
 
 class Queue(BaseQueue[T]):

@@ -33,6 +33,7 @@ from persistcoll.engine.forks import (
     timeout_left,
     unregister_quiescent,
 )
+from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
 from persistcoll.sqlite import driver
@@ -66,12 +67,29 @@ def _nothing(execute: Execute) -> None:
     """A transaction that changes nothing, and is followed by the sync of what others changed."""
 
 
+class _Poison(Poison):
+    """Takes the readers out of use, too.
+
+    What the device did not take may have left a gap in the log, and after a power cut nothing would be found
+    after the gap. So nothing more is written. Opening anew copies what can be read of the log.
+    """
+
+    def __init__(self, readers: ReaderPool) -> None:
+        super().__init__()
+        self._readers = readers
+
+    def set(self, failure: StorageError) -> None:
+        if self.failure is None:
+            super().set(failure)
+            self._readers.refuse()
+
+
 class Database:
     """A database that this process has open. From any thread.
 
     The lock protects the connection that writes and all fields that say what it does: ``_opened`` and what
     :meth:`_use` sets, ``_dirty``, ``_committing``, ``_last_change``, ``_wal_needs_space``, ``_watched`` and
-    the counters. ``epoch``, ``_trouble``, ``_shut`` and ``_is_writing`` are read without it, as hints: a
+    the counters. ``epoch``, ``_poison``, ``_shut`` and ``_is_writing`` are read without it, as hints: a
     thread that acts upon one looks again under the lock. ``_at_rest`` and ``_held`` belong to the thread that
     forks.
 
@@ -99,15 +117,15 @@ class Database:
         self._combiner = Combiner[WriteRequest[Any]](partial(run_batch, self))
         self._lock = OwnedLock()
         self._is_writing = False  # some thread has the lock to write; a hint to those that have not
-        self._wal_sync = GroupCommit(self.disk, self.path + LOG, self._poison)
         self._wal_preallocator = WALPreallocator(self.disk)
         self._wal_needs_space = False  # the log; to be made longer
         self._watcher = ChangeWatcher(self._connect_reader)
         self._readers = ReaderPool(self._connect_reader)
+        self._poison = _Poison(self._readers)
+        self._wal_sync = GroupCommit(self.disk, self.path + LOG, self._poison)
         self._dirty: dict[Counters, None] = {}
         self._transaction = OpenTransaction()
         self._committing = False
-        self._trouble: StorageError | None = None
         self._opened: DatabaseConnection | None = None
         self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
         self._at_rest = False
@@ -131,11 +149,12 @@ class Database:
 
     def _check(self) -> None:
         """With the mutex held: refuse, or open anew in a forked child."""
-        if self._trouble is not None:
-            message = f"{self._trouble}; {REMEDY}"
-            if isinstance(self._trouble, StoreReplacedError):
-                raise StoreReplacedError(message, self._trouble.path) from self._trouble
-            raise StorageError(message, self._trouble.errno) from self._trouble
+        failure = self._poison.failure
+        if failure is not None:
+            message = f"{failure}; {REMEDY}"
+            if isinstance(failure, StoreReplacedError):
+                raise StoreReplacedError(message, failure.path) from failure
+            raise StorageError(message, failure.errno) from failure
         if self._shut:  # by another thread, when the caller was past its own check
             raise ClosedError(f"{self.path!r} was closed meanwhile")
         if self._opened is None:
@@ -145,16 +164,8 @@ class Database:
         failure = driver.translate(error, doing, self.path)
         failure.__cause__ = error
         if failure.errno == errno.EIO:
-            self._poison(failure)
+            self._poison.set(failure)
         return failure
-
-    def _poison(self, failure: StorageError) -> None:
-        """What the device did not take may have left a gap in the log, behind which nothing would be found
-        after a power cut: write no more. Opening anew takes what can be read of it over.
-        """
-        if self._trouble is None:
-            self._trouble = failure
-            self._readers.refuse()
 
     def watch(self, path: str, fd: int) -> None:
         """From now on that path has to stay that file, too. The mutex is held."""
@@ -174,13 +185,13 @@ class Database:
     def check_files(self) -> None:
         """:raise StoreReplacedError: a file was removed or replaced, as is noticed now."""
         opened = self._opened
-        if self._trouble is None and opened is not None:
+        if self._poison.failure is None and opened is not None:
             try:
                 opened.lock.check()
             except StoreReplacedError as error:
                 if self._opened is not opened:  # closed meanwhile, which removes the log
                     return
-                self._poison(error)
+                self._poison.set(error)
                 raise
 
     def warn_if_replaced(self) -> None:
@@ -273,7 +284,7 @@ class Database:
         """With the mutex held. As ``run_batch`` for one, in fewer calls: 2 us of the 12 of a ``put``."""
         if self._transaction.owner is not None:
             raise self._transaction.obstacle()
-        if self._trouble is not None or self._opened is None:
+        if self._poison.failure is not None or self._opened is None:
             self._check()
         refusal = None
         self._committing = False
@@ -327,7 +338,7 @@ class Database:
             if not single_change or self._wal_needs_space:
                 self._execute(driver.BEGIN)
         except StoreReplacedError as error:
-            self._poison(error)
+            self._poison.set(error)
             raise
         except driver.ERRORS as error:
             raise self._failure(error, "writing") from error
@@ -364,7 +375,7 @@ class Database:
 
     def _write_within(self, run: Callable[[Execute], T], after: Callable[[T], Any] | None) -> T:
         with self._lock.mutex:
-            if self._trouble is not None or self._opened is None:
+            if self._poison.failure is not None or self._opened is None:
                 self._check()
             value = self._join(run)
             if after is not None:
@@ -404,7 +415,7 @@ class Database:
             follow_fork()
         if not self._lock.is_owned():
             with self._lock.mutex:
-                if self._trouble is not None or self._opened is None:
+                if self._poison.failure is not None or self._opened is None:
                     self._check()
                 if self._transaction.owner is None:
                     return self._consult(counters, look, moment)
@@ -591,7 +602,8 @@ class Database:
     @property
     def replaced(self) -> StoreReplacedError | None:
         """That one of its files was found removed or replaced."""
-        return self._trouble if isinstance(self._trouble, StoreReplacedError) else None
+        failure = self._poison.failure
+        return failure if isinstance(failure, StoreReplacedError) else None
 
     @property
     def is_shut(self) -> bool:
@@ -692,4 +704,4 @@ class Database:
         for connection in readers:
             leak(connection)
         opened.lock.close()
-        self._trouble = StorageError((_FORKED if fork_was_seen() else UNSEEN).format(self.path))
+        self._poison.set(StorageError((_FORKED if fork_was_seen() else UNSEEN).format(self.path)))

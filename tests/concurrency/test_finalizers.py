@@ -46,6 +46,7 @@ FILES = {
     "database_file.py",
     "write_requests.py",
     "group_commit.py",
+    "synced_file.py",
     "transaction.py",
     "owned_lock.py",
     "watcher.py",

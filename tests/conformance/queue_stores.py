@@ -12,8 +12,10 @@ from persistcoll.engine.contracts import QueueStore
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.records import Durability, Record
 from persistcoll.journal.directory import OpenOptions
+from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.serializers import codec, resolve, signed
+from persistcoll.serializers.base import Codec, Serializer
 from persistcoll.testing import Capabilities, StoreFactory
 
 __all__ = ["QUEUE_STORES", "FileQueueStores", "MemoryQueueStores"]
@@ -55,15 +57,15 @@ class FileQueueStores:
         self._copies = itertools.count()
         if tempdir:
             (directory / "aside").mkdir(exist_ok=True)
-        self._wanted = OpenOptions(
+        self._options = OpenOptions(
             serializer="raw", chunksize=chunksize, tempdir=str(directory / "aside") if tempdir else None
         )
 
     def open(self, name: str) -> QueueStore:
         path = str(self.directory / name)
         if not self._sealed:
-            return JournalQueueStore(path, self._wanted, durability=self._durability)
-        return _Unsealing(path, self._wanted, self._durability)
+            return _opened(path, self._options, self._durability)[0]
+        return _Unsealing(path, self._options, self._durability)
 
     def crashed(self, name: str) -> QueueStore:
         copy = f"{name} {next(self._copies)}"
@@ -71,20 +73,29 @@ class FileQueueStores:
         return self.open(copy)
 
 
+def _opened(
+    path: str, options: OpenOptions, durability: Durability, serializer: Serializer | None = None
+) -> tuple[JournalQueueStore, Codec | None]:
+    """The store, and what seals its items."""
+    with Opening(path, options) as opening:
+        try:
+            store_id = opening.begin().store_id
+            sealing = codec(serializer, store_id) if serializer is not None else None
+            seal = sealing.seal if sealing is not None else None
+            return JournalQueueStore(opening, durability=durability, seal=seal), sealing
+        finally:
+            opening.release()
+
+
 class _Unsealing:
     """A store that seals with a signature bound to the record's id, and what containers do about it."""
 
-    def __init__(self, path: str, wanted: OpenOptions, durability: Durability) -> None:
+    def __init__(self, path: str, options: OpenOptions, durability: Durability) -> None:
         serializer = resolve(signed("raw", b"a key of 16 bytes or more"))
-        self._fifo = JournalQueueStore(
-            path,
-            wanted,
-            durability=durability,
-            seal_for=lambda store_id: codec(serializer, store_id).seal,
-        )
-        unseal = codec(serializer, self._fifo.store_id).unseal
-        assert unseal is not None
-        self._unseal = unseal
+        self._fifo, sealing = _opened(path, options, durability, serializer)
+        assert sealing is not None
+        assert sealing.unseal is not None
+        self._unseal = sealing.unseal
 
     def _plain(self, record: Record) -> Record:
         return record._replace(payload=self._unseal(record.payload, record.id))

@@ -16,7 +16,7 @@ import pytest
 from persistcoll import Queue
 from persistcoll.disk.calls import Disk
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.consumer import Consumer
+from persistcoll.journal.chunk_removal import ConsumedChunks
 from persistcoll.testing.faults import CrashDisk, CrashState, Exploration, Model, explore
 from tests.crash.accounts import Scribe, memory_directory, numbered
 from tests.crash.test_power_explorer import MODELS, check, quick
@@ -82,14 +82,15 @@ def test_the_same_work_with_all_rules_kept(model):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_r5_a_chunk_removed_before_the_cursor_is_durable(model, monkeypatch):
-    rightly = Consumer._drop_finished
+    rightly = ConsumedChunks.remove
 
-    def too_early(consumer: Consumer) -> None:
-        consumer._stated = consumer.acknowledged.position[0]  # what the cursor on the device does not say yet
-        consumer._unlink_consumed()
-        rightly(consumer)
+    def too_early(chunks: ConsumedChunks) -> None:
+        cursor = chunks._cursor
+        cursor.stated_chunk = cursor.acknowledged.position[0]  # what the one on the device does not say yet
+        chunks._unlink_consumed()
+        rightly(chunks)
 
-    monkeypatch.setattr(Consumer, "_drop_finished", too_early)
+    monkeypatch.setattr(ConsumedChunks, "remove", too_early)
     found, _ = explored(model)
     assert found.violations
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from persistcoll import LockedError, Queue
+from persistcoll import LockedError, Queue, StoreReplacedError
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import drain, number_of, numbered
 
@@ -239,3 +239,18 @@ def test_many_children_put_at_once(tmp_path):
         for child in range(1, 5):
             mine = [number for number in delivered if number // 1000 == child]
             assert mine == [1000 * child + number for number in range(50)]
+
+
+def test_a_child_does_not_take_another_store_at_that_path_for_its_own(tmp_path):
+    """Its items would be sealed for the store that was there before, and nobody could read them."""
+    with opened(tmp_path / "queue") as queue:
+        queue.put(numbered(1))
+        (tmp_path / "queue").rename(tmp_path / "aside")
+        opened(tmp_path / "queue").close()
+
+        def child() -> None:
+            with pytest.raises(StoreReplacedError):
+                queue.put(numbered(2))
+            queue.close()
+
+        assert succeeded(fork(child))

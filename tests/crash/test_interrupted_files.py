@@ -15,6 +15,7 @@ import persistcoll
 from persistcoll.engine.records import Durability
 from persistcoll.errors import Empty
 from persistcoll.journal.directory import OpenOptions
+from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_store import JournalQueueStore
 from tests.interrupting import interruptions
 from tests.leaks import open_below
@@ -31,8 +32,13 @@ ITEMS = range(1, 11)
 
 
 def opened(path: Path, durability: Durability = "process", policy: str = "raise") -> JournalQueueStore:
-    wanted = OpenOptions(serializer="raw", chunksize=3, on_corruption=policy)  # type: ignore[arg-type]
-    return JournalQueueStore(str(path), wanted, durability=durability)
+    options = OpenOptions(serializer="raw", chunksize=3, on_corruption=policy)  # type: ignore[arg-type]
+    with Opening(str(path), options) as opening:
+        try:
+            opening.begin()
+            return JournalQueueStore(opening, durability=durability)
+        finally:
+            opening.release()
 
 
 def number(record) -> int:

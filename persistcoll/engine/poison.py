@@ -1,0 +1,50 @@
+"""Why the files of a store must not be used any more: a failed sync, or their end."""
+
+from __future__ import annotations
+
+from persistcoll.errors import ClosedError, StorageError
+
+__all__ = ["Poison"]
+
+
+class Poison:
+    """Says that a handle is unusable, to all its parts. They share one, and read it before they touch a file.
+
+    After a failed sync nobody knows what the device holds, so every call is refused until the store is opened
+    again. What poisons the parent poisons its children; what poisons a child leaves the parent usable. Closed
+    is a state of its own, and no failure.
+
+    No lock protects the fields. They are read without one, and each is set by one assignment.
+
+    :ivar failure: what poisoned it first; ``None`` while all is well.
+    :ivar unusable_because: why every call is refused: that, or a ``ClosedError``; ``None`` if none is.
+    """
+
+    def __init__(self, parent: Poison | None = None) -> None:
+        self.failure: StorageError | None = None
+        self.unusable_because: StorageError | ClosedError | None = None
+        self._children: list[Poison] = []
+        if parent is not None:
+            parent._children.append(self)
+
+    def set(self, failure: StorageError) -> None:
+        """Refuse every call from now on, unless an earlier failure does."""
+        self.failure = self.failure or failure
+        self.unusable_because = self.unusable_because or failure
+        for child in self._children:
+            child.set(failure)
+
+    def close(self) -> None:
+        """Refuse every call from now on, because the handle is closed."""
+        self.unusable_because = ClosedError("closed")
+        for child in self._children:
+            child.close()
+
+    def unusable_error(self, where: str) -> StorageError | ClosedError:
+        """The error for a call on the store at ``where``, which is unusable."""
+        cause = self.unusable_because
+        if not isinstance(cause, StorageError):
+            return ClosedError(f"the store in {where!r} is closed")
+        error = StorageError(f"{cause}; close the store and open it again", cause.errno)
+        error.__cause__ = cause
+        return error

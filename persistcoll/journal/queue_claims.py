@@ -1,0 +1,439 @@
+"""What a queue's consumer has claimed of a journal: one process takes, in order, and gives back.
+
+A taken record stays in the journal until it is acknowledged; the cursor is the only thing that says so.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from persistcoll.disk.atomic import remove_temp_file
+from persistcoll.disk.calls import storage_error
+from persistcoll.engine.contracts import Claim
+from persistcoll.engine.records import Record
+from persistcoll.errors import CorruptionError, Empty, NotClaimedError, StorageError
+from persistcoll.journal.chunk_removal import ConsumedChunks
+from persistcoll.journal.chunks import open_chunk
+from persistcoll.journal.consumer_lock import ConsumerLock
+from persistcoll.journal.cursor import Cursor
+from persistcoll.journal.cursors import CursorReader, Position
+from persistcoll.journal.frames import BadFrame, Frames
+from persistcoll.journal.ground import replaced
+from persistcoll.journal.reader import ReadableJournal, Reader
+from persistcoll.journal.recovery import JournalLocation
+
+__all__ = ["QueueClaims"]
+
+T = TypeVar("T")
+_log = logging.getLogger("persistcoll")
+
+
+class QueueClaims:
+    """Takes, acknowledges, gives back. Its owner holds a lock around every call but ``commit``.
+
+    :param lock: held.
+    :param cursor: to be begun here.
+    :param chunks: are removed when they are consumed.
+    :param cursor_reader: the cursor as far as it has been read.
+    :param can_append: it can be written on; otherwise it is written anew.
+    :ivar not_ready: how many ids are acknowledged or claimed.
+    :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
+    :ivar commit: returns when everything acknowledged so far is durable. No lock is held.
+    """
+
+    def __init__(
+        self,
+        location: JournalLocation,
+        journal: ReadableJournal,
+        lock: ConsumerLock,
+        cursor: Cursor,
+        chunks: ConsumedChunks,
+        cursor_reader: CursorReader,
+        can_append: bool,
+    ) -> None:
+        self._location = location
+        self._disk = location.disk
+        self._journal = journal
+        self._lock = lock
+        self._publish_progress = lock.publish_progress
+        self._cursor = cursor
+        self._chunks = chunks
+        self.commit = cursor.commit
+        self._corrupt_ranges: dict[int, int] = {}  # first to last
+        self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
+        self._released: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
+        try:
+            self._begin(cursor_reader, can_append)
+            remove_temp_file(self._disk, location.directory, location.tempdir, os.path.basename(cursor.path))
+        except BaseException:
+            cursor.let_go()
+            if cursor.file is not None:  # made, and not yet the one that is synced
+                cursor.file.close()
+            self._close_reader()
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the cursor's file is."""
+        return self._cursor.is_open
+
+    def begin_anew(self, cursor_reader: CursorReader) -> None:
+        """After an interrupt, which may have come in behind any call: learn all of it again from what is
+        certain, which is the cursor's file and what is claimed.
+
+        :raise StoreReplacedError: the cursor is gone, or says less than what was written to it.
+        """
+        if not cursor_reader.exists or cursor_reader.acknowledged.count < self.acknowledged.count:
+            raise replaced(self._cursor.path)
+        self._begin(cursor_reader, can_append=False)
+
+    def _begin(self, cursor_reader: CursorReader, can_append: bool) -> None:
+        self.unsure = True
+        try:
+            anew = self._cursor.begin(cursor_reader, can_append)
+        finally:
+            cursor_reader.close()
+        self.acknowledged = acknowledged = self._cursor.acknowledged
+        for id in [id for id in self.claimed if id in acknowledged]:
+            del self.claimed[id]
+        self.not_ready = acknowledged.count + len(self.claimed)
+        self._chunks.begin()
+        self._read_from(acknowledged.last, acknowledged.position)
+        self._read_past_claimed()
+        self._publish()
+        if anew:
+            self._chunks.sweep(self._journal.tail[0])
+        self.unsure = False
+
+    def _read_past_claimed(self) -> None:
+        """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged
+        was given back, or taken by an operation that did not come to its end: it is ready.
+        """
+        released: list[tuple[int, int, int, int]] = []
+        last = max(self.claimed, default=0)
+        reader = self._reader
+        while last and (entry := reader.current()) is not None and entry[0].id <= last:
+            record, start, end = entry
+            if record.id not in self.claimed:
+                released.append((record.id, reader.number, start, end))
+            reader.advance()
+        self._released = released
+
+    def _read_from(self, last_id: int, position: Position) -> None:
+        self._close_reader()
+        try:
+            self._reader: Reader = Reader(
+                self._journal,
+                last_id,
+                position,
+                self.acknowledged,
+                self._skip_corrupt,
+                self._chunks.chunk_read,
+            )
+        except StorageError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "reading", self._location.path(position[0])) from error
+
+    def _close_reader(self) -> None:
+        reader: Reader | None = self.__dict__.get("_reader")
+        if reader is not None:
+            reader.close()
+
+    def _skip_corrupt(self, first: int, last: int, end_position: Position) -> None:
+        """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
+        self._corrupt_ranges[first] = last
+        self._write(first, last, end_position)
+        self.not_ready += last - first + 1
+
+    @property
+    def skipped_corrupt(self) -> int:
+        """How many records were lost to damage that was passed over."""
+        return sum([last - first + 1 for first, last in self._corrupt_ranges.items()])
+
+    # Taking. Whatever changes more than one thing sets `unsure` before the first and clears it behind the
+    # last: an interrupt in between has all of it learned again, so nothing in the middle is repaired.
+
+    def take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+        if self._released:
+            return self._take_released(decode, acknowledge, claims)
+        reader = self._reader
+        buffer = reader.buffer
+        if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
+            self._read_first()
+        record, start, end = buffer[0]
+        value = decode(record)
+        id = record[0]
+        self.unsure = True
+        if acknowledge:
+            self._write(id, id, (reader.number, end))
+        else:
+            claim = reader.number, start, end
+            if claims is not None:
+                claims.append((id, claim))
+            self.claimed[id] = claim
+        self.not_ready = not_ready = self.not_ready + 1
+        if self.claimed:  # otherwise the cursor says it
+            self._publish_progress(not_ready, id + 1)
+        buffer.popleft()
+        self.unsure = False
+        return value
+
+    def _read_first(self) -> None:
+        """Have the first ready record read, or raise ``Empty``."""
+        self.unsure = True
+        try:
+            entry = self._reader.current()
+        except CorruptionError:
+            self.unsure = False  # the reader says it again
+            raise
+        self.unsure = False
+        if entry is None:
+            raise Empty
+
+    def take_many(
+        self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> list[T]:
+        if self._released:
+            return [self._take_released(decode, acknowledge, claims)]
+        self._read_first()
+        reader, buffer = self._reader, self._reader.buffer
+        values: list[T] = []
+        taken: list[Claim] = []
+        last = 0
+        end_position = (0, 0)
+        highest = self.acknowledged.highest
+        while len(values) < limit:
+            try:
+                # current() at every item would cost as much as the rest.
+                if not buffer or buffer[0][0][0] <= highest:
+                    self.unsure = True
+                    if reader.current() is None:
+                        break
+            except CorruptionError:
+                if not taken:
+                    raise
+                break
+            record, start, stop = buffer[0]
+            id = record[0]
+            if last and id != last + 1:
+                break
+            try:
+                value = decode(record)
+            except Exception:
+                if not taken:
+                    raise
+                break
+            self.unsure = True
+            values.append(value)
+            last = id
+            end_position = reader.number, stop
+            taken.append((id, (reader.number, start, stop)))
+            buffer.popleft()
+        if acknowledge:
+            self._write(taken[0][0], last, end_position)
+        else:
+            if claims is not None:
+                claims.extend(taken)
+            self.claimed.update(taken)
+        self.not_ready += len(taken)
+        self._publish()
+        self.unsure = False
+        return values
+
+    def _publish(self) -> None:
+        self._lock.publish(self.not_ready, self._reader.next_id, [entry[0] for entry in self._released])
+
+    def _take_released(
+        self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> T:
+        id, number, start, end = self._released[0]
+        value = decode(self._read_at(number, start))
+        self.unsure = True
+        if acknowledge:
+            self._write(id, id, (number, end))
+        else:
+            claim = number, start, end
+            if claims is not None:
+                claims.append((id, claim))
+            self.claimed[id] = claim
+        del self._released[0]
+        self.not_ready += 1
+        self._publish()
+        self.unsure = False
+        return value
+
+    def _read_at(self, number: int, start: int) -> Record:
+        path = self._location.path(number)
+        try:
+            file, chunk = open_chunk(self._disk, self._location.directory, number, self._location.store_id)
+            with file:
+                record = Frames(self._disk, file.fd, chunk.salt, start).read()
+        except BadFrame as error:
+            raise CorruptionError(f"{path!r} is damaged: {error}", path, start) from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, "reading", path) from error
+        if not isinstance(record, Record):
+            raise CorruptionError(f"{path!r} is cut at offset {start}", path, start)
+        return record
+
+    def peek(self, decode: Callable[[Record], T]) -> T:
+        if self._released:
+            _, number, start, _ = self._released[0]
+            return decode(self._read_at(number, start))
+        buffer = self._reader.buffer
+        if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
+            self._read_first()
+        return decode(buffer[0][0])
+
+    # Acknowledging and giving back.
+
+    def ack(self, ids: Sequence[int]) -> None:
+        claimed = self.claimed
+        if len(ids) == 1:  # nearly always
+            id = ids[0]
+            claim = claimed.get(id)
+            if claim is None:
+                raise self._not_claimed(id)
+            self.unsure = True
+            self._write(id, id, (claim[0], claim[2]))
+            del claimed[id]
+            self.unsure = False
+            return
+        runs: list[tuple[int, int, Position]] = []
+        for id in dict.fromkeys(ids):
+            claim = claimed.get(id)
+            if claim is None:
+                raise self._not_claimed(id)
+            runs.append((id, id, (claim[0], claim[2])))
+        self.unsure = True
+        self._write_all(runs)
+        for id, _, _ in runs:
+            del claimed[id]
+        self.unsure = False
+
+    def nack(self, id: int) -> None:
+        if id not in self.claimed:
+            raise self._not_claimed(id)
+        self.unsure = True
+        bisect.insort(self._released, (id, *self.claimed.pop(id)))
+        self.not_ready -= 1
+        self._publish()
+        self.unsure = False
+
+    def release(self, claims: Sequence[Claim]) -> int:
+        # By identity: each claim is a tuple of its own.
+        in_force = [id for id, claim in claims if self.claimed.get(id) is claim]
+        for id in in_force:
+            self.nack(id)
+        return len(in_force)
+
+    def _not_claimed(self, id: int) -> NotClaimedError:
+        return NotClaimedError(f"item {id} is not in this consumer's hands")
+
+    def remove(self, id: int | None) -> int | None:
+        self.unsure = True
+        discarded = self._discard_released(id)
+        if discarded is None:
+            discarded = self._discard_unread(id)
+        if discarded is not None:
+            self.not_ready += 1
+            self._publish()
+        self.unsure = False
+        return discarded
+
+    def _discard_released(self, id: int | None) -> int | None:
+        for entry in self._released:
+            if id in (None, entry[0]):
+                self._write(entry[0], entry[0], (entry[1], entry[3]))
+                self._released.remove(entry)
+                return entry[0]
+        return None
+
+    def _discard_unread(self, id: int | None) -> int | None:
+        entry = self._reader.current()
+        if entry is None:
+            return None
+        record, _, end = entry
+        if id is None or id == record.id:
+            self._write(record.id, record.id, (self._reader.number, end))
+            self._reader.advance()
+            return record.id
+        if not record.id < id <= self._journal.refresh() or id in self.acknowledged:
+            return None
+        self._write(id, id, self.acknowledged.position)  # the reader will pass over it
+        return id
+
+    def clear(self) -> int:
+        self._journal.refresh()
+        number, end, last = self._journal.tail
+        runs = [(id, id, (chunk, end_position)) for id, chunk, _, end_position in self._released]
+        # Behind what was given back there may be what was acknowledged before it.
+        for first, until in self.acknowledged.missing(self._reader.next_id, last):
+            runs.append((first, until, (number, end) if until == last else self.acknowledged.position))
+        cleared = sum([run[1] - run[0] + 1 for run in runs])
+        self.unsure = True
+        if self.claimed:  # otherwise the position passes over all chunks but the last
+            self._chunks.skip(self._reader.number, number)
+        if runs:
+            self._write_all(runs)
+        self._released.clear()
+        self._read_from(last, (number, end))
+        self.not_ready += cleared
+        self._publish()
+        self.unsure = False
+        return cleared
+
+    def _write(self, first: int, last: int, end_position: Position) -> None:
+        """Acknowledge a run of ids in the cursor. ``commit`` makes it durable."""
+        try:
+            self._cursor.write(first, last, end_position)
+        except OSError as error:
+            raise self._not_written(error) from error
+        chunks = self._chunks
+        if chunks.unfinished:
+            chunks.acknowledged(first, last)
+        if self.acknowledged.position[0] != chunks.first_chunk:
+            chunks.remove()
+
+    def _write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
+        """Acknowledge several runs, all or none."""
+        try:
+            self._cursor.write_all(runs)
+        except OSError as error:
+            raise self._not_written(error) from error
+        chunks = self._chunks
+        if chunks.unfinished:
+            for first, last, _ in runs:
+                chunks.acknowledged(first, last)
+        if self.acknowledged.position[0] != chunks.first_chunk:
+            chunks.remove()
+
+    def _not_written(self, error: OSError) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        return storage_error(error, "acknowledging in", self._cursor.path)
+
+    def close(self) -> None:
+        """Let go, having made what was acknowledged durable at either level."""
+        try:
+            self._chunks.remove_if_read_on()
+            self._cursor.close()
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the files, as the death of the process would."""
+        self._cursor.let_go()
+        self._reader.close()
+
+    def after_fork_in_child(self) -> None:
+        """In a forked child: the parent's descriptors are closed, nothing is written."""
+        self._cursor.after_fork_in_child()
+        self._reader.close()
