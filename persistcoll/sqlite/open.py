@@ -190,11 +190,11 @@ def _open(
         ) from None
     source = place.source
     if executes_code and not place.trust_directory:
-        source.refuse_unsafe(wanted.serializer)
+        source.check_permissions(wanted.serializer)
     users: list[Database] = []
     try:
         if place.read_only:
-            looking = ReadOnlyDatabase(source, DATABASES.look)
+            looking = ReadOnlyDatabase(source, DATABASES.read_snapshot)
             number = looking.find(wanted)
             database = cast(Database, looking)  # it has all that a collection asks of one
         else:
