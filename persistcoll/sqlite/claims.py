@@ -24,7 +24,7 @@ from persistcoll.sqlite import schema
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Handle
-from persistcoll.sqlite.holders import Holder, is_dead, left_behind
+from persistcoll.sqlite.holders import Holder, holder_files, is_dead
 from persistcoll.sqlite.rows import Rows
 from persistcoll.sqlite.statements import RecordStatements
 from persistcoll.sqlite.unique_keys import UniqueKeys
@@ -41,9 +41,9 @@ _FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
 
 _PAGE = 256
 # Seconds between two looks at whether those who hold something still live.
-_VIGIL = 1.0
+_LIVENESS_INTERVAL = 1.0
 # Done rows beyond those to keep before they are trimmed: it costs as much for one as for many.
-_SLACK = 64
+_TRIM_BATCH = 64
 
 
 class Claims:
@@ -54,11 +54,11 @@ class Claims:
     ) -> None:
         self._database = handle._database
         self._timeout = handle._timeout
-        self._number = handle._collection_id
+        self._collection_id = handle._collection_id
         self._sql = handle._sql
         self._counters = handle._counters
         self._now = handle._now
-        self._fresh = handle._fresh
+        self._refresh_counters = handle._refresh_counters
         self._rows = rows
         self._keys = keys
         self._retry = retry
@@ -67,11 +67,11 @@ class Claims:
         self._closed = False
         self._attempts: dict[int, int] = {}
         """How often what this handle has claimed was claimed, by id."""
-        self._looked = -_VIGIL
+        self._last_liveness_check = -_LIVENESS_INTERVAL
 
     # Claiming.
 
-    def _present(self, execute: Execute) -> int:
+    def _ensure_holder(self, execute: Execute) -> int:
         """The number of this handle as a holder, which it becomes.
 
         Within the transaction that claims: nobody ever looks after what is claimed under a number that was
@@ -79,16 +79,17 @@ class Claims:
         """
         holder, epoch = self._holder, self._database.epoch
         known = holder is not None and (
-            self._epoch == epoch or execute(_IS_HOLDER, (self._number, holder.number)).fetchone() is not None
+            self._epoch == epoch
+            or execute(_IS_HOLDER, (self._collection_id, holder.number)).fetchone() is not None
         )
         if holder is None or not known:
             if holder is not None:
-                holder.end()
+                holder.close_and_unlink()
             holder = self._holder = self._become_holder(execute)
         self._epoch = epoch
         if self._closed:  # behind the assignment: whoever closes looks the other way round
             if not known:
-                holder.end()
+                holder.close_and_unlink()
             raise ClosedError(f"the store in {self._database.path!r} is closed")
         return holder.number
 
@@ -101,15 +102,15 @@ class Claims:
             except BlockingIOError:  # by one whose transaction was rolled back, and the number with it
                 continue
             try:
-                execute(_NEW_HOLDER, (self._number, number))
+                execute(_NEW_HOLDER, (self._collection_id, number))
             except BaseException:
-                holder.end()
+                holder.close_and_unlink()
                 raise
             return holder
 
     def claim(self, execute: Execute, rows: Sequence[Any]) -> int:
         """These ready rows are this handle's: any one, or several that are next. Its number as a holder."""
-        holder = self._present(execute)
+        holder = self._ensure_holder(execute)
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
         if len(rows) == 1:
@@ -123,10 +124,12 @@ class Claims:
         counters.claimed += len(rows)
         if until is not None:
             counters.lower_next_due(until)
-        self._database.changed(counters)
+        self._database.mark_dirty(counters)
         return holder
 
-    def note(self, claims: list[contracts.Claim] | None, taken: tuple[object, Sequence[Any]]) -> None:
+    def remember_claims(
+        self, claims: list[contracts.Claim] | None, taken: tuple[object, Sequence[Any]]
+    ) -> None:
         """The claim of the rows in ``taken`` was committed. Idempotent."""
         _, rows = taken
         for id, _, _, _, attempts, _, _ in rows:
@@ -148,7 +151,7 @@ class Claims:
         claims = [*map(self._claim_of, dict.fromkeys(ids))]
 
         def run(execute: Execute) -> list[Claim]:
-            self._fresh(execute)
+            self._refresh_counters(execute)
             if len(claims) > 1 or self._keys.unique:
                 self._refuse_stale(execute, claims)
             for claim in claims:
@@ -191,7 +194,7 @@ class Claims:
         sql, counters, keep = self._sql, self._counters, self._retry.keep_done
         if self._keys.unique:
             _, _, key, *_ = execute(sql.select_claimed, (holder, id)).fetchone()
-            self._keys.free(execute, (key,))
+            self._keys.delete(execute, (key,))
         text = sql.delete_claim
         if state is State.FAILED:
             text = sql.finish_failed
@@ -209,8 +212,8 @@ class Claims:
             counters.done += 1
         counters.claimed -= 1
         counters.finished += 1
-        self._database.changed(counters)
-        if state is State.DONE and keep and counters.done > keep + _SLACK:
+        self._database.mark_dirty(counters)
+        if state is State.DONE and keep and counters.done > keep + _TRIM_BATCH:
             self.trim(execute, state, counters.done - keep)
 
     def trim(self, execute: Execute, state: State, count: int) -> None:
@@ -218,7 +221,7 @@ class Claims:
         if count:
             execute(self._sql.delete_oldest[state], (count,))
             self._counters.add(state, -count)
-            self._database.changed(self._counters)
+            self._database.mark_dirty(self._counters)
 
     def nack(self, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
         """Ready again, now or later; or dead."""
@@ -228,9 +231,9 @@ class Claims:
             delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
 
         def run(execute: Execute) -> int:
-            self._fresh(execute)
+            self._refresh_counters(execute)
             self._refuse_stale(execute, (claim,))
-            if self._spent(attempts):
+            if self._attempts_exhausted(attempts):
                 self._settle(execute, claim, State.DEAD)
                 return id
             until = self._now() + delay if delay > 0 else None
@@ -244,7 +247,7 @@ class Claims:
         in_force = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
 
         def run(execute: Execute) -> int:
-            self._fresh(execute)
+            self._refresh_counters(execute)
             held = [
                 claim for claim in in_force if execute(self._sql.claim_exists, claim).fetchone() is not None
             ]
@@ -254,7 +257,7 @@ class Claims:
 
         return self._database.write(run, False, after=lambda _: self._forget(in_force), timeout=self._timeout)
 
-    def _spent(self, attempts: int) -> bool:
+    def _attempts_exhausted(self, attempts: int) -> bool:
         limit = self._retry.max_attempts
         return limit is not None and attempts >= limit
 
@@ -282,8 +285,8 @@ class Claims:
         row = self._rows.renumbered(held, new_id)
         self._counters.last_id = new_id
         execute(self._sql.delete_claim, claim)
-        self._keys.free(execute, (key,))
-        self._keys.take(execute, ((new_id, key),))
+        self._keys.delete(execute, (key,))
+        self._keys.insert(execute, ((new_id, key),))
         if until is None:
             execute(self._sql.insert_ready, row)
         else:
@@ -299,7 +302,7 @@ class Claims:
         else:
             counters.delayed += 1
             counters.lower_next_due(until)
-        self._database.changed(counters)
+        self._database.mark_dirty(counters)
 
     # What time and death bring.
 
@@ -310,7 +313,7 @@ class Claims:
             for claim in claims:
                 holder, _, _ = claim
                 if holder:
-                    self._let_go(execute, claim)
+                    self._return_or_dead_letter(execute, claim)
                 else:
                     self._release(execute, claim)
                     self._counters.delayed -= 1
@@ -320,9 +323,9 @@ class Claims:
             raise self._rows.damaged_database("what is due is not found")
         self._counters.next_due_at = due
 
-    def _let_go(self, execute: Execute, claim: Claim) -> None:
+    def _return_or_dead_letter(self, execute: Execute, claim: Claim) -> None:
         _, _, attempts = claim
-        if self._spent(attempts):
+        if self._attempts_exhausted(attempts):
             self._rows.check_found(execute(self._sql.claim_exists, claim).fetchone() is not None, 1)
             self._settle(execute, claim, State.DEAD)
         else:
@@ -333,7 +336,7 @@ class Claims:
         count = 0
         database = self._database
         own = None if self._holder is None else self._holder.number
-        for (number,) in execute(_HOLDERS, (self._number,)).fetchall():
+        for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall():
             if number != own and is_dead(database.disk, database.path, number):
                 count += self._give_back_all(execute, number)
         return count
@@ -341,26 +344,26 @@ class Claims:
     def _give_back_all(self, execute: Execute, number: int) -> int:
         claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
         for claim in claims:
-            self._let_go(execute, claim)
-        execute(_FORGET_HOLDER, (self._number, number))
+            self._return_or_dead_letter(execute, claim)
+        execute(_FORGET_HOLDER, (self._collection_id, number))
         return len(claims)
 
     def may_reclaim(self) -> bool:
         """Whether something is held, and it is time to see if its holders live."""
         if not self._retry.auto_reclaim or not self._counters.claimed:
             return False
-        return time.monotonic() - self._looked >= _VIGIL
+        return time.monotonic() - self._last_liveness_check >= _LIVENESS_INTERVAL
 
     def resume_sometimes(self, execute: Execute) -> bool:
         """:meth:`resume`, if it is time for it; whether anything came of it."""
         if not self.may_reclaim():
             return False
-        self._looked = time.monotonic()
+        self._last_liveness_check = time.monotonic()
         return self.reclaim(execute) > 0
 
-    def find(self, execute: Execute, id: int) -> tuple[int | None, Any]:
+    def find_unready(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Who holds the record of this id (0: nobody, it is delayed), and its row."""
-        for number in (0, *(number for (number,) in execute(_HOLDERS, (self._number,)).fetchall())):
+        for number in (0, *(number for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall())):
             row = execute(self._sql.select_claimed, (number, id)).fetchone()
             if row is not None:
                 return number, row
@@ -377,32 +380,32 @@ class Claims:
             return
 
         def run(execute: Execute) -> None:
-            self._fresh(execute)
+            self._refresh_counters(execute)
             self._give_back_all(execute, holder.number)
 
         if not self._retry.auto_reclaim or in_operation():
-            holder.abandon()  # whoever finds it dead gives it back
+            holder.close()  # whoever finds it dead gives it back
             return
         try:
             self._database.write(run, False, timeout=self._timeout)
         except (LockedError, StoreReplacedError):
-            holder.abandon()  # whoever finds it dead does this, if there is anybody
+            holder.close()  # whoever finds it dead does this, if there is anybody
         except BaseException:
-            holder.abandon()
+            holder.close()
             raise
-        holder.end()
+        holder.close_and_unlink()
 
     def after_fork_in_child(self) -> None:
         """In a forked child: the claims are the parent's."""
         if self._holder is not None:
-            self._holder.abandon()
+            self._holder.close()
         self._holder = None
         self._attempts.clear()
 
 
 def sweep(execute: Execute, database: Database) -> None:
     """Remove the files of holders that died before anybody could know of them. Within a transaction."""
-    found = left_behind(database.path)
+    found = holder_files(database.path)
     if found:
         known = {number for (number,) in execute("SELECT holder FROM holders").fetchall()}
         for number in set(found) - known:

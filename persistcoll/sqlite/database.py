@@ -89,9 +89,9 @@ class Database:
 
     The lock protects the connection that writes and all fields that say what it does: ``_opened`` and what
     :meth:`_use` sets, ``_dirty``, ``_committing``, ``_last_change``, ``_wal_needs_space``, ``_watched`` and
-    the counters. ``epoch``, ``_poison``, ``_shut`` and ``_is_writing`` are read without it, as hints: a
-    thread that acts upon one looks again under the lock. ``_at_rest`` and ``_held`` belong to the thread that
-    forks.
+    the counters. ``epoch``, ``_poison``, ``_is_closing`` and ``_is_writing`` are read without it, as hints:
+    a thread that acts upon one looks again under the lock. ``_is_quiesced`` and ``_held`` belong to the
+    thread that forks.
 
     It is one long class because all of it is done under this lock, in an order of calls that interrupts make
     matter.
@@ -107,7 +107,7 @@ class Database:
         self.epoch = 0
         self.counters_by_number: dict[int, Counters] = {}
         self.users = 0
-        self._shut = False
+        self._is_closing = False
         self._reset()
         self._use(source.open())
         register_quiescent(self)
@@ -128,7 +128,7 @@ class Database:
         self._committing = False
         self._opened: DatabaseConnection | None = None
         self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
-        self._at_rest = False
+        self._is_quiesced = False
         self._held: list[threading.Lock] = []
 
     def _use(self, opened: DatabaseConnection) -> None:
@@ -155,7 +155,7 @@ class Database:
             if isinstance(failure, StoreReplacedError):
                 raise StoreReplacedError(message, failure.path) from failure
             raise StorageError(message, failure.errno) from failure
-        if self._shut:  # by another thread, when the caller was past its own check
+        if self._is_closing:  # by another thread, when the caller was past its own check
             raise ClosedError(f"{self.path!r} was closed meanwhile")
         if self._opened is None:
             self._use(self.source.open())
@@ -275,7 +275,7 @@ class Database:
         if seen != self._last_change and self.path != MEMORY:
             self._last_change = seen
             self._wal_sync.written += 1
-            self._wal_needs_space = self._wal_preallocator.is_short()
+            self._wal_needs_space = self._wal_preallocator.needs_space()
         return self._wal_sync.written
 
     def _write_alone(
@@ -324,7 +324,7 @@ class Database:
         if not self._connection.in_transaction:
             self._execute(driver.BEGIN)
 
-    def changed(self, counters: Counters) -> None:
+    def mark_dirty(self, counters: Counters) -> None:
         """Within ``write``: this counters is to be written, too."""
         self._dirty[counters] = None
 
@@ -351,7 +351,7 @@ class Database:
         if self._connection.in_transaction:
             if self._wal_needs_space:
                 self._wal_needs_space = False
-                self._wal_preallocator.lengthen()
+                self._wal_preallocator.extend()
             self._committing = True
             self._execute(driver.COMMIT)
 
@@ -403,13 +403,15 @@ class Database:
 
     # Reading.
 
-    def consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
+    def consult(
+        self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool = False
+    ) -> T:
         """``look`` at what is committed, and at a table's numbers.
 
         What this thread or a transaction has the writing connection for is looked at beside it, with another
         counters: a look waits for no transaction, and not for its own thread.
 
-        :param moment: all that is read is of one moment.
+        :param snapshot: all that is read is of one moment.
         """
         if not SAME[0]:
             follow_fork()
@@ -418,17 +420,17 @@ class Database:
                 if self._poison.failure is not None or self._opened is None:
                     self._check()
                 if self._transaction.owner is None:
-                    return self._consult(counters, look, moment)
+                    return self._consult(counters, look, snapshot)
                 if self._transaction.owner == threading.get_ident():
                     return self._join(lambda execute: look(execute, self._load(counters, execute)))
         return self._consult_beside(counters, look)
 
-    def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool) -> T:
+    def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool) -> T:
         execute = self._execute
         try:
             if not self._writer_lock.unchanged():
                 self.epoch += 1
-            if not moment:
+            if not snapshot:
                 return look(execute, self._load(counters, execute))
             try:
                 execute(driver.BEGIN_READING)
@@ -442,7 +444,9 @@ class Database:
 
     def _consult_beside(self, counters: Counters, look: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
-            return self.look(lambda execute: look(execute, self._stored(Counters(counters.sql), execute)))
+            return self.read_snapshot(
+                lambda execute: look(execute, self._stored(Counters(counters.sql), execute))
+            )
         if not self._lock.is_owned():
             self._wait_out(time.monotonic() + self.source.timeout)
             return self.consult(counters, look)
@@ -486,7 +490,7 @@ class Database:
         """``look`` at what is committed; it reads with one statement what has to be of one moment."""
         return self.consult(Counters(None), lambda execute, _: look(execute))
 
-    def first(self, text: str, parameters: Sequence[Any]) -> Any:
+    def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""
         if not SAME[0]:
             follow_fork()
@@ -497,7 +501,7 @@ class Database:
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
-    def look(self, look: Callable[[Execute], T]) -> T:
+    def read_snapshot(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment. Waits for no writer."""
         if not SAME[0]:
             follow_fork()
@@ -606,26 +610,26 @@ class Database:
         return failure if isinstance(failure, StoreReplacedError) else None
 
     @property
-    def is_shut(self) -> bool:
-        """Whether :meth:`shut` has begun to let go of the file."""
-        return self._shut
+    def is_closing(self) -> bool:
+        """Whether :meth:`try_close` has begun to let go of the file."""
+        return self._is_closing
 
-    def shut(self) -> bool:
+    def try_close(self) -> bool:
         """Let go of the file, if no other thread is within an operation; whether that was so."""
         held: list[threading.Lock] = []
         try:
-            return self._shut_at_rest(held)
+            return self._close_quiesced(held)
         except BaseException as error:
             release_all(held)  # that may have been interrupted
             if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, "unlocking", self.path) from error
             raise
 
-    def _shut_at_rest(self, held: list[threading.Lock]) -> bool:
+    def _close_quiesced(self, held: list[threading.Lock]) -> bool:
         try:
-            if not self._rest(0.0, held):
+            if not self._quiesce(0.0, held):
                 return False
-            self._shut = True
+            self._is_closing = True
             self._disconnect()
         finally:
             release_all(held)
@@ -653,7 +657,7 @@ class Database:
             raise
         self._opened = None
 
-    def _rest(self, patience: float, held: list[threading.Lock]) -> bool:
+    def _quiesce(self, patience: float, held: list[threading.Lock]) -> bool:
         """Let nobody use it, once nobody does; whether that came about within so many seconds.
 
         :param held: for :func:`~persistcoll.sqlite.owned_lock.release_all`.
@@ -673,23 +677,23 @@ class Database:
     # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
     # parent's for its own. So nothing is connected while a process forks; both connect anew.
 
-    def _try_quiesce(self, patience: float) -> bool:
-        self._at_rest = self._rest(patience, self._held)
-        return self._at_rest
+    def _try_quiesce(self, timeout: float) -> bool:
+        self._is_quiesced = self._quiesce(timeout, self._held)
+        return self._is_quiesced
 
     def _before_fork(self) -> None:
         # For a thread that forks within its own operation nobody waits: it does not come to rest.
-        if not self._at_rest and not self.used_here():
+        if not self._is_quiesced and not self.used_here():
             self._try_quiesce(timeout_left(FORK_TIMEOUT))
-        if self._at_rest and self.path != MEMORY:
+        if self._is_quiesced and self.path != MEMORY:
             self._disconnect()
 
     def _after_fork_in_parent(self) -> None:
-        self._at_rest = False
+        self._is_quiesced = False
         release_all(self._held)
 
     def _after_fork(self) -> None:
-        at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
+        at_rest, opened, watcher = self._is_quiesced, self._opened, self._watcher.connection
         readers = self._readers.connections
         self._wal_sync.after_fork_in_child()
         self._reset()

@@ -108,13 +108,13 @@ class DatabaseFile:
     create: bool = True
     disk: Disk = field(default_factory=Disk, compare=False)
 
-    def refuse_unsafe(self, serializer: str) -> None:
+    def check_permissions(self, serializer: str) -> None:
         """``StorageError`` if others may write it, as this serializer runs what it reads there."""
         if self.path != MEMORY:
             names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
             refuse_if_others_may_write(names, serializer, self.mode)
 
-    def occupied(self, ends: tuple[str, ...] = ("", LOG)) -> int:
+    def disk_usage(self, ends: tuple[str, ...] = ("", LOG)) -> int:
         """The size of the database and its log, in bytes; or of those of them whose names end so."""
         return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
 
@@ -145,7 +145,7 @@ class DatabaseFile:
             identity = lock.identity()
             lock.acquire_within(self.timeout)
             identity = identity or lock.identity()
-            if identity is not None and not self.occupied(("",)):
+            if identity is not None and not self.disk_usage(("",)):
                 raise self._lost()  # before SQLite finds the log of an empty database, and removes it
             self._make_file()
             with self.translated():

@@ -88,7 +88,7 @@ class Handle(Generic[S]):
         """``run`` in a transaction as durable as this handle says. What is called most asks the database."""
         return self._database.write(run, self._power, timeout=self._timeout)
 
-    def _fresh(self, execute: Execute) -> Counters:
+    def _refresh_counters(self, execute: Execute) -> Counters:
         """Within a transaction: the true numbers, and nothing is left as it was that time has changed."""
         counters = self._counters
         if counters.epoch != self._database.epoch:
@@ -97,7 +97,7 @@ class Handle(Generic[S]):
         if counters.next_due_at is not None and counters.next_due_at <= self._now():
             self._database.begin()
             self._release_due(execute, counters)
-            self._database.changed(counters)
+            self._database.mark_dirty(counters)
         return counters
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from persistcoll.disk.calls import TRY_EXCLUSIVE, Disk, OpenFile, close_quietly, open_lasting, storage_error
 
-__all__ = ["Holder", "forget", "is_dead", "left_behind"]
+__all__ = ["Holder", "forget", "holder_files", "is_dead"]
 
 
 def _path(database: str, number: int) -> str:
@@ -53,13 +53,13 @@ class Holder:
             disk.flock(self._file.fd, TRY_EXCLUSIVE)
             database.watch(self._path, self._file.fd)
         except BlockingIOError:
-            self.abandon()
+            self.close()
             raise
         except OSError as error:
-            self.abandon()
+            self.close()
             raise storage_error(error, "locking", self._path) from error
         except BaseException:
-            self.abandon()
+            self.close()
             raise
 
     def __del__(self) -> None:
@@ -67,12 +67,12 @@ class Holder:
         if self._file is not None:
             self._database.ignore(self._path)
 
-    def end(self) -> None:
+    def close_and_unlink(self) -> None:
         """It holds nothing any more: remove its file."""
         self._database.ignore(self._path)
         if self._file is not None and self._file.held and self._is_own(self._file.fd):
             forget(self._disk, self._path)
-        self.abandon()
+        self.close()
 
     def _is_own(self, fd: int) -> bool:
         """Whether its file is where it was: what lies there now may be another store's."""
@@ -81,7 +81,7 @@ class Holder:
         except OSError:
             return False
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Close the file and leave it: who finds it unlocked knows that this holder is dead.
 
         In a forked child the parent's descriptor still keeps the lock.
@@ -118,7 +118,7 @@ def is_dead(disk: Disk, database: str, number: int) -> bool:
     return True
 
 
-def left_behind(database: str) -> list[int]:
+def holder_files(database: str) -> list[int]:
     """The numbers of all holders that have a file."""
     folder, name = os.path.split(database)
     pattern = re.compile(re.escape(name) + r"\.holder-(\d+)")

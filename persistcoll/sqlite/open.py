@@ -201,13 +201,13 @@ def _open(
         ) from None
     source = place.source
     if executes_code and not place.trust_directory:
-        source.refuse_unsafe(wanted.serializer)
+        source.check_permissions(wanted.serializer)
     users: list[Database] = []
     if not (place.create or place.read_only):
         _refuse_missing(source, wanted)
     try:
         if place.read_only:
-            looking = ReadOnlyDatabase(source, DATABASES.look)
+            looking = ReadOnlyDatabase(source, DATABASES.read_snapshot)
             number = looking.find(wanted)
             database = cast(Database, looking)  # it has all that a collection asks of one
         else:
@@ -249,7 +249,7 @@ def _register(
 def _refuse_missing(source: DatabaseFile, wanted: schema.Registration) -> None:
     """Raise ``StoreMissingError`` where the collection is missing, before anything is made for opening it."""
     try:
-        ReadOnlyDatabase(source, DATABASES.look, "open").find(wanted)
+        ReadOnlyDatabase(source, DATABASES.read_snapshot, "open").find(wanted)
     except StoreMissingError:
         raise
     except StorageError:

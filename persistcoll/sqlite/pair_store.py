@@ -16,10 +16,10 @@ from persistcoll.sqlite.handle import Collection, Handle
 from persistcoll.sqlite.pairs import (
     PagedScan,
     PairRows,
+    after_key,
+    after_serial,
     before_key,
     before_serial,
-    behind_key,
-    behind_serial,
     checksum,
 )
 from persistcoll.sqlite.statements import PairStatements, pair_statements
@@ -39,13 +39,13 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     ``ready`` of its counters is how many pairs there are, ``last_id`` the highest serial, ``next_due_at`` the
     next expiry.
 
-    :param show: a key, for messages.
+    :param format_key: a key, for messages.
     """
 
-    def __init__(self, collection: Collection, show: Callable[[bytes], str]) -> None:
+    def __init__(self, collection: Collection, format_key: Callable[[bytes], str]) -> None:
         self._adding = False  # the last key that was set was a new one
         super().__init__(collection, pair_statements(collection.collection_id))
-        self._rows = PairRows(self._database.path, show, self._now)
+        self._rows = PairRows(self._database.path, format_key, self._now)
         self._users = collection.users
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
@@ -57,33 +57,33 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def get(self, key: bytes) -> bytes | None:
         if self._closed:
             self._check()
-        row = self._database.first(self._sql.select_value, (key,))
+        row = self._database.fetch_one(self._sql.select_value, (key,))
         if row is None:
             return None
         value, crc, end = row
         if end is not None:
-            return self._rows.living(key, value, crc, end)
+            return self._rows.verify_unexpired(key, value, crc, end)
         if type(value) is not bytes or crc32(value, crc32(key)) != crc:
-            self._rows.sound(key, value, crc, None)
+            self._rows.verify(key, value, crc, None)
         return value  # type: ignore[no-any-return]
 
     def contains(self, key: bytes) -> bool:
         self._check()
-        row = self._database.first(self._sql.select_value, (key,))
+        row = self._database.fetch_one(self._sql.select_value, (key,))
         if row is None:
             return False
         _, _, end = row
-        return not self._rows.has_ended(end) or self._rows.living(key, *row) is not None
+        return not self._rows.has_expired(end) or self._rows.verify_unexpired(key, *row) is not None
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         self._check()
 
         def run(execute: Execute) -> T:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             row = execute(self._sql.select_value, (key,)).fetchone()
             present = end = None
             if row is not None:
-                present = self._rows.sound(key, *row)
+                present = self._rows.verify(key, *row)
                 _, _, end = row
             value, result = change(present)
             if value is None:
@@ -102,7 +102,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         self._check()
 
         def run(execute: Execute) -> bool:
-            return self._remove(execute, self._fresh(execute), key)
+            return self._remove(execute, self._refresh_counters(execute), key)
 
         return self._write(run)
 
@@ -130,7 +130,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         there = execute(self._sql.delete, (key,)).rowcount > 0
         if there:
             counters.ready -= 1
-            self._database.changed(counters)
+            self._database.mark_dirty(counters)
         return there
 
     # Several.
@@ -141,7 +141,10 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         def look(execute: Execute) -> list[Any]:
             return [(key, execute(self._sql.select_value, (key,)).fetchone()) for key in keys]
 
-        found = ((key, row and self._rows.living(key, *row)) for key, row in self._database.look(look))
+        found = (
+            (key, row and self._rows.verify_unexpired(key, *row))
+            for key, row in self._database.read_snapshot(look)
+        )
         return {key: value for key, value in found if value is not None}
 
     def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
@@ -164,7 +167,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             self._write(lambda execute: self._set_all(execute, items, expires))
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
-        counters = self._fresh(execute)
+        counters = self._refresh_counters(execute)
         crc = crc32(value, crc32(key))  # as checksum() without an end, in a call less
         # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
         if self._adding:
@@ -179,7 +182,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             self._adding = True
 
     def _set_until(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float) -> None:
-        counters = self._fresh(execute)
+        counters = self._refresh_counters(execute)
         end = self._now() + expires
         crc = checksum(key, value, end)
         if execute(self._sql.update, (end, crc, value, key)).rowcount:
@@ -190,7 +193,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def _set_all(
         self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None
     ) -> None:
-        counters = self._fresh(execute)
+        counters = self._refresh_counters(execute)
         end = None if expires is None else self._now() + expires
         last = counters.last_id
         self._database.executemany(
@@ -205,7 +208,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             counters.ready += count
             counters.last_id = highest
             if highest - last != count:
-                self._database.changed(counters)
+                self._database.mark_dirty(counters)
         if end is not None:
             counters.lower_next_due(end)
 
@@ -213,7 +216,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         self._check()
 
         def run(execute: Execute) -> T:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             row = execute(self._sql.select_end[last]).fetchone()
             if row is None:
                 raise KeyError("the mapping is empty")
@@ -230,11 +233,11 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         self._check()
 
         def run(execute: Execute) -> int:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             count = counters.ready
             execute(self._sql.delete_all)
             counters.ready, counters.next_due_at = 0, None
-            self._database.changed(counters)
+            self._database.mark_dirty(counters)
             return count
 
         return self._write(run)
@@ -257,14 +260,14 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         self._check()
         behind = self._database.consult(self._counters, lambda _, counters: counters.last_id) + 1
         page = self._sql.select_page[reverse, values]
-        narrow = before_serial if reverse else behind_serial
-        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), narrow, values)
+        next_range = before_serial if reverse else after_serial
+        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), next_range, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
         page = self._sql.select_range[reverse, values]
-        narrow = before_key if reverse else behind_key
-        return PagedScan(self._read_page, self._rows, page, (start, stop), narrow, values)
+        next_range = before_key if reverse else after_key
+        return PagedScan(self._read_page, self._rows, page, (start, stop), next_range, values)
 
     def _read_page(self, text: str, low: Any, high: Any) -> list[Any]:
         self._check()
@@ -283,7 +286,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
                     break
             return rows
 
-        return self._database.look(look)
+        return self._database.read_snapshot(look)
 
     # Transactions, the end.
 
@@ -294,14 +297,14 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             with self._database.transaction(self._power, self._timeout):
                 yield
         finally:
-            self._registry.shut_left()
+            self._registry.close_pending()
 
     def change_token(self) -> object:
         self._check()
         return self._database.change_token()
 
     def stats(self) -> Stats:
-        return Stats(ready=self.count(), bytes=self._database.source.occupied())
+        return Stats(ready=self.count(), bytes=self._database.source.disk_usage())
 
     def after_fork_in_child(self) -> None:
         # The database itself follows forks.

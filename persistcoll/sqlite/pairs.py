@@ -14,10 +14,10 @@ from persistcoll.sqlite.clock import Clock
 __all__ = [
     "PagedScan",
     "PairRows",
+    "after_key",
+    "after_serial",
     "before_key",
     "before_serial",
-    "behind_key",
-    "behind_serial",
     "checksum",
 ]
 
@@ -36,16 +36,16 @@ class PairRows:
     """Checks the rows of one mapping. A damaged byte may also change what type a column has.
 
     :param path: the database's, for messages.
-    :param show: a key, for messages.
+    :param format_key: a key, for messages.
     :param now: the time, to expire by.
     """
 
-    def __init__(self, path: str, show: Callable[[bytes], str], now: Clock) -> None:
+    def __init__(self, path: str, format_key: Callable[[bytes], str], now: Clock) -> None:
         self._path = path
-        self._show = show
+        self._format_key = format_key
         self._now = now
 
-    def sound(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes:
+    def verify(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes:
         """The value, if nothing of the row was damaged.
 
         :raise CorruptionError: something was.
@@ -54,21 +54,21 @@ class PairRows:
             raise self._damaged(key)
         return value
 
-    def living(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes | None:
+    def verify_unexpired(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes | None:
         """The value; ``None`` if it has expired: of a sound row, as damage may have made it so. Raises as
-        :meth:`sound`.
+        :meth:`verify`.
         """
-        value = self.sound(key, value, crc, end)
-        return None if self.has_ended(end) else value
+        value = self.verify(key, value, crc, end)
+        return None if self.has_expired(end) else value
 
     def pair(self, row: Any, values: bool) -> Pair:
-        """What the row stands for, with its value if wanted. Raises as :meth:`sound`."""
+        """What the row stands for, with its value if wanted. Raises as :meth:`verify`."""
         _, key, name, end, crc, value = row
         if type(key) is not bytes or type(name) is not bytes:
             raise self._damaged(key)
-        return Pair(key, name, self.sound(key, value, crc, end) if values else b"")
+        return Pair(key, name, self.verify(key, value, crc, end) if values else b"")
 
-    def has_ended(self, end: Any) -> bool:
+    def has_expired(self, end: Any) -> bool:
         """Whether what expires then has expired, if it is to be believed."""
         return type(end) is float and end <= self._now()
 
@@ -77,7 +77,7 @@ class PairRows:
         return CorruptionError(f"{self._path!r} is damaged: its pairs are not in order", self._path)
 
     def _damaged(self, key: object) -> CorruptionError:
-        shown = self._show(key) if type(key) is bytes else repr(key)
+        shown = self._format_key(key) if type(key) is bytes else repr(key)
         return CorruptionError(
             f"the value of the key {shown} in {self._path!r} is damaged: its checksum is not right; assign"
             " another, or delete the key",
@@ -95,7 +95,7 @@ class PagedScan(Iterator[Pair]):
 
     :param read: given the statement and the positions, the next rows; none at the end.
     :param within: the positions.
-    :param narrow: given the positions and a row, those between which what is left lies.
+    :param next_range: given the positions and a row, those between which what is left lies.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class PagedScan(Iterator[Pair]):
         rows: PairRows,
         text: str,
         within: tuple[Any, Any],
-        narrow: Callable[[Any, Any, Any], tuple[Any, Any]],
+        next_range: Callable[[Any, Any, Any], tuple[Any, Any]],
         values: bool,
     ) -> None:
         self._read = read
         self._rows = rows
         self._text = text
         self._within: tuple[Any, Any] | None = within
-        self._narrow = narrow
+        self._next_range = next_range
         self._values = values
         self._page: Iterator[Any] = iter(())
 
@@ -121,7 +121,7 @@ class PagedScan(Iterator[Pair]):
             for row in self._page:
                 pair = rows.pair(row, self._values)  # before its end is believed
                 _, _, _, end, *_ = row
-                if not rows.has_ended(end):
+                if not rows.has_expired(end):
                     return pair
             if self._within is None:
                 raise StopIteration
@@ -136,7 +136,7 @@ class PagedScan(Iterator[Pair]):
 
     def _rest(self, low: Any, high: Any, row: Any) -> tuple[Any, Any]:
         try:
-            rest = self._narrow(low, high, row)
+            rest = self._next_range(low, high, row)
             # Else pages would come again and again.
             first, last = rest
             ordered = low <= first and last <= high and rest != (low, high)
@@ -150,7 +150,7 @@ class PagedScan(Iterator[Pair]):
 # What is left behind a row: by serial, whose ends are outside, and by key, whose start is in it.
 
 
-def behind_serial(low: int, high: int, row: Any) -> tuple[int, int]:
+def after_serial(low: int, high: int, row: Any) -> tuple[int, int]:
     """Going up."""
     serial, *_ = row
     return serial, high
@@ -162,7 +162,7 @@ def before_serial(low: int, high: int, row: Any) -> tuple[int, int]:
     return low, serial
 
 
-def behind_key(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
+def after_key(low: bytes, high: bytes, row: Any) -> tuple[bytes, bytes]:
     """Going up."""
     _, key, *_ = row
     return key + b"\0", high

@@ -73,7 +73,7 @@ class ReadOnlyDatabase:
 
     def find(self, wanted: schema.Registration) -> int:
         """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
-        number = self.look(lambda execute: schema.find(execute, wanted, self.path))
+        number = self.read_snapshot(lambda execute: schema.find(execute, wanted, self.path))
         if number is None:
             raise schema.no_collection(wanted.name, self.path, self._purpose)
         return number
@@ -86,7 +86,7 @@ class ReadOnlyDatabase:
         return found.st_ino, found.st_size, found.st_mtime_ns, self._has_log()
 
     def _has_log(self) -> bool:
-        return self.source.occupied((LOG,)) > 0
+        return self.source.disk_usage((LOG,)) > 0
 
     def _look(self, look: Callable[[Execute], T]) -> T:
         for tried in range(_TRIES):
@@ -115,16 +115,18 @@ class ReadOnlyDatabase:
                 return found
         raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
 
-    def look(self, look: Callable[[Execute], T]) -> T:
+    def read_snapshot(self, look: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
         try:
             return cast(T, self._look_through(self.path, look, self._look))
         except driver.ERRORS as error:
             raise driver.translate(error, "reading", self.path) from error
 
-    read = look
+    read = read_snapshot
 
-    def consult(self, counters: Counters, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
+    def consult(
+        self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool = False
+    ) -> T:
         """``look`` at what is committed at one moment, and at a table's numbers."""
 
         def run(execute: Execute) -> T:
@@ -134,11 +136,11 @@ class ReadOnlyDatabase:
                 present.next_due_at = None
             return look(execute, present)
 
-        return self.look(run)
+        return self.read_snapshot(run)
 
-    def first(self, text: str, parameters: Sequence[Any]) -> Any:
+    def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row that this statement finds in what is committed, or ``None``."""
-        return self.look(lambda execute: execute(text, parameters).fetchone())
+        return self.read_snapshot(lambda execute: execute(text, parameters).fetchone())
 
     def change_token(self) -> object:
         """Differs from every earlier one: whoever waits looks again."""
@@ -150,4 +152,4 @@ class ReadOnlyDatabase:
     def _refuse(self, *arguments: object, **options: object) -> NoReturn:
         raise read_only_error(repr(self.path))
 
-    write = transaction = shrink = begin = changed = executemany = _refuse
+    write = transaction = shrink = begin = mark_dirty = executemany = _refuse

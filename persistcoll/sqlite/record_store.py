@@ -41,11 +41,11 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         sql = record_statements(collection.collection_id, discipline)
         self._closing = threading.Lock()
         self._keeps = retry.keep_done > 0
-        self._found_empty = False
+        self._last_claim_was_empty = False
         self._keys = UniqueKeys(discipline.unique, sql)
         super().__init__(collection, sql)
         self._rows = Rows(self._database, sql, self.store_id)
-        self._listing = TableScan(self._look, sql, self._rows)
+        self._scan = TableScan(self._read, sql, self._rows)
         self._claims = Claims(self, self._rows, self._keys, retry)
         self._users = collection.users
 
@@ -59,8 +59,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         self._claims.release_due(execute)
 
-    def _look(self, look: Callable[[Execute, Counters], T], moment: bool = False) -> T:
-        """``look`` at what is committed, in which nothing is due; ``moment``: at one moment."""
+    def _read(self, look: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
+        """``look`` at what is committed, in which nothing is due; ``snapshot``: at one moment."""
         self._check()
 
         def run(execute: Execute, counters: Counters) -> T | object:
@@ -68,8 +68,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 return _DUE
             return look(execute, counters)
 
-        while (result := self._database.consult(self._counters, run, moment)) is _DUE:
-            self._database.write(self._fresh, False, timeout=self._timeout)
+        while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
+            self._database.write(self._refresh_counters, False, timeout=self._timeout)
         return cast(T, result)
 
     # Putting.
@@ -80,7 +80,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         now = time.time()
 
         def run(execute: Execute) -> int:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             if 0 < capacity <= counters.ready:
                 raise Full
             id = counters.last_id + 1
@@ -108,14 +108,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         now = time.time()
 
         def run(execute: Execute) -> list[int | None]:
-            counters = self._fresh(execute)
-            ids = self._keys.number(execute, entries, counters.last_id + 1)
+            counters = self._refresh_counters(execute)
+            ids = self._keys.assign_ids(execute, entries, counters.last_id + 1)
             more = len(ids) - ids.count(None)
             if more and 0 < capacity < counters.ready + more:
                 raise Full
             new = [(id, entry) for id, entry in zip(ids, entries, strict=True) if id is not None]
             self._rows.append_many(self._database.executemany, new, now)
-            self._keys.take(execute, ((id, entry.key) for id, entry in new))
+            self._keys.insert(execute, ((id, entry.key) for id, entry in new))
             counters.last_id += more
             counters.ready += more
             return ids
@@ -137,7 +137,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         if self._closed:
             self._check()
         if id is None:
-            if self._found_empty:
+            if self._last_claim_was_empty:
                 self._refuse_empty()
             text, parameters = self._sql.select_ready, (1,)
         else:
@@ -147,13 +147,13 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             )
 
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             row = execute(text, parameters).fetchone()
             if row is None and self._claims.resume_sometimes(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
                 self._rows.check_none_left(counters.ready if id is None else 0)
-                self._found_empty = True
+                self._last_claim_was_empty = True
                 raise Empty
             value = decode(self._rows.record(row, 1))
             if not acknowledge:
@@ -165,7 +165,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             return value, (row,)
 
         sync = acknowledge and self._power
-        after = None if acknowledge else partial(self._claims.note, claims)
+        after = None if acknowledge else partial(self._claims.remember_claims, claims)
         taken: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
         value, _ = taken
         return value
@@ -180,13 +180,13 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         deadline: float | None = None,
     ) -> list[T]:
         self._check()
-        if self._found_empty:
+        if self._last_claim_was_empty:
             self._refuse_empty()
 
         limit = min(limit, _MOST)
 
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
             if not rows and self._claims.resume_sometimes(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()
@@ -200,7 +200,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                     break
             if not values:
                 self._rows.check_none_left(counters.ready if limit > 0 else 0)
-                self._found_empty = True
+                self._last_claim_was_empty = True
                 raise Empty
             del rows[len(values) :]
             if not acknowledge:
@@ -212,30 +212,30 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             return values, rows
 
         sync = acknowledge and self._power
-        after = None if acknowledge else partial(self._claims.note, claims)
+        after = None if acknowledge else partial(self._claims.remember_claims, claims)
         taken: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
         values, _ = taken
         return values
 
     def _refuse_empty(self) -> None:
         """Who asks an empty queue again and again makes no transaction each time."""
-        self._found_empty = False
+        self._last_claim_was_empty = False
 
         def look(execute: Execute, counters: Counters) -> None:
             if not counters.ready and not self._claims.may_reclaim():
-                self._found_empty = True
+                self._last_claim_was_empty = True
                 raise Empty
 
-        self._look(look)
+        self._read(look)
 
     def _remove(self, execute: Execute, counters: Counters, rows: Sequence[Any]) -> None:
         """Ready rows go for good."""
         self._rows.remove(execute, rows)
         if self._keys.unique:
-            self._keys.free(execute, [key for _, _, key, *_ in rows])
+            self._keys.delete(execute, [key for _, _, key, *_ in rows])
         counters.ready -= len(rows)
         counters.finished += len(rows)
-        self._database.changed(counters)
+        self._database.mark_dirty(counters)
 
     # Settling.
 
@@ -262,7 +262,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._check()
 
         def run(execute: Execute) -> int:
-            self._fresh(execute)
+            self._refresh_counters(execute)
             return self._claims.reclaim(execute)
 
         return self._database.write(run, False, timeout=self._timeout)
@@ -273,10 +273,10 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._check()
 
         def run(execute: Execute) -> bool:
-            self._fresh(execute)
+            self._refresh_counters(execute)
             holder, row = None, execute(self._sql.select_ready_by_id, (id,)).fetchone()
             if row is None:
-                holder, row = self._claims.find(execute, id)
+                holder, row = self._claims.find_unready(execute, id)
             if row is None:
                 return False
             _, _, old_key, *_ = row
@@ -291,7 +291,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._check()
 
         def run(execute: Execute) -> int | None:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             text, parameter = (
                 (self._sql.select_ready, 1) if id is None else (self._sql.select_ready_by_id, id)
             )
@@ -309,13 +309,13 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._check()
 
         def run(execute: Execute) -> int:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             count = counters.ready
-            self._keys.free_ready(execute)
+            self._keys.delete_ready(execute)
             execute(self._sql.delete_all)
             counters.ready = 0
             counters.finished += count
-            self._database.changed(counters)
+            self._database.mark_dirty(counters)
             return count
 
         return self._write(run)
@@ -326,7 +326,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             raise ValueError(f"only what is done, failed or dead can be purged, not what is {state.value}")
 
         def run(execute: Execute) -> int:
-            counters = self._fresh(execute)
+            counters = self._refresh_counters(execute)
             count = max(0, counters.count(state) - keep)
             if limit is not None:
                 count = min(count, limit)
@@ -342,36 +342,36 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     # Looking.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
-        def look(moment: bool, execute: Execute, counters: Counters) -> T | object:
+        def look(snapshot: bool, execute: Execute, counters: Counters) -> T | object:
             row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
                 return decode(self._rows.record(row))
-            if counters.ready and not moment:
+            if counters.ready and not snapshot:
                 return _UNSURE
             self._rows.check_none_left(counters.ready)
             raise Empty
 
         # The numbers and the head are two reads: only of one moment do they tell of damage.
-        value = self._look(partial(look, False))
-        return cast(T, self._look(partial(look, True), True) if value is _UNSURE else value)
+        value = self._read(partial(look, False))
+        return cast(T, self._read(partial(look, True), True) if value is _UNSURE else value)
 
     def has_active_key(self, key: bytes) -> bool:
-        return self._look(lambda execute, _: self._keys.in_force(execute, key))
+        return self._read(lambda execute, _: self._keys.is_active(execute, key))
 
     def records(self) -> Iterator[Record]:
-        return self._listing.ready()
+        return self._scan.ready()
 
     def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
-        return self._listing.in_states(*states)
+        return self._scan.in_states(*states)
 
     def count(self) -> int:
-        return self._look(lambda _, counters: counters.ready)
+        return self._read(lambda _, counters: counters.ready)
 
     def claimed(self) -> int:
-        return self._look(lambda _, counters: counters.claimed)
+        return self._read(lambda _, counters: counters.claimed)
 
     def unfinished(self) -> int:
-        return self._look(lambda _, counters: counters.ready + counters.delayed + counters.claimed)
+        return self._read(lambda _, counters: counters.ready + counters.delayed + counters.claimed)
 
     def change_token(self) -> object:
         self._check()
@@ -381,7 +381,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         return self._database.change_token(), is_due, self._claims.may_reclaim()
 
     def stats(self) -> Stats:
-        return self._listing.stats(self._database.source.occupied)
+        return self._scan.stats(self._database.source.disk_usage)
 
     def after_fork_in_child(self) -> None:
         # The database itself follows forks.

@@ -34,7 +34,7 @@ class Registry:
         self._lock = OwnedLock()
         self._open: dict[str, Database] = {}
         self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
-        self._left: deque[Database] = deque()
+        self._pending_close: deque[Database] = deque()
         self._held: list[threading.Lock] = []  # for a fork
         register_quiescent(self)
 
@@ -57,10 +57,10 @@ class Registry:
                 database = self._open[source.path] = Database(source)
             database.users += 1
             users.append(database)
-        self.shut_left()
+        self.close_pending()
         return database
 
-    def look(
+    def read_snapshot(
         self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
     ) -> T:
         """``look`` through the database that this process has open there; otherwise ``beside`` does it, and
@@ -82,7 +82,7 @@ class Registry:
                 database.users += 1
                 users.append(database)
             try:
-                return database.look(look)
+                return database.read_snapshot(look)
             except StorageError as error:
                 if error.errno not in (errno.EACCES, errno.EROFS):
                     raise
@@ -101,27 +101,27 @@ class Registry:
 
     def _release(self, users: list[Database]) -> None:
         with suppress(IndexError):
-            self._left.extend(iter(users.pop, None))  # one call: either still there or already here
-        self.shut_left()
+            self._pending_close.extend(iter(users.pop, None))  # one call: either still there or already here
+        self.close_pending()
 
-    def shut_left(self) -> None:
+    def close_pending(self) -> None:
         """Shut those that nobody uses any more.
 
         By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
         this next; one in a caller's transaction is left to who calls this at its end.
         """
-        while self._left and not in_operation():
+        while self._pending_close and not in_operation():
             with self._lock.mutex:
-                for _ in range(len(self._left)):
-                    self._shut_first()
-            if all(database.in_transaction for database in list(self._left)):
+                for _ in range(len(self._pending_close)):
+                    self._close_first()
+            if all(database.in_transaction for database in list(self._pending_close)):
                 return
             time.sleep(_PAUSE)
 
     def _is_usable(self, database: Database) -> bool:
         """Whether it can be opened once more: otherwise a new one is, and that one is left to its users."""
-        if database.is_shut:  # not to its end, because that was interrupted
-            database.shut()
+        if database.is_closing:  # not to its end, because that was interrupted
+            database.try_close()
             return False
         with suppress(StoreReplacedError):
             database.check_files()
@@ -131,16 +131,16 @@ class Registry:
             raise StoreReplacedError(f"{replaced}; {REMEDY}", replaced.path)
         return replaced is None
 
-    def _shut_first(self) -> None:
+    def _close_first(self) -> None:
         """Of those left. Under the mutex: two databases of one process on a file would close each other's
         locks.
         """
-        left = self._left
+        left = self._pending_close
         database = left[0]
         if database.users > 1:
             database.users -= 1
             del left[0]  # nothing was called in between, behind which an interrupt could come
-        elif database.shut():
+        elif database.try_close():
             if self._open.get(database.path) is database:
                 del self._open[database.path]
             del left[0]

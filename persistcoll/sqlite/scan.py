@@ -12,7 +12,7 @@ from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.rows import Rows
 from persistcoll.sqlite.statements import RecordStatements
 
-__all__ = ["Look", "TableScan"]
+__all__ = ["Read", "TableScan"]
 
 _PAGE = 256  # rows read at a time
 _BEFORE_ALL = -1 << 63
@@ -20,24 +20,24 @@ _BEFORE_ALL = -1 << 63
 T = TypeVar("T")
 
 
-class Look(Protocol):
+class Read(Protocol):
     """How a table looks at what is committed."""
 
-    def __call__(self, look: Callable[[Execute, Counters], T], /, moment: bool = False) -> T:
-        """``look`` at it; ``moment``: with several statements, at one moment."""
+    def __call__(self, look: Callable[[Execute, Counters], T], /, snapshot: bool = False) -> T:
+        """``look`` at it; ``snapshot``: with several statements, at one moment."""
 
 
 class TableScan:
     """What lies in a table, by the ids."""
 
-    def __init__(self, look: Look, sql: RecordStatements, rows: Rows) -> None:
-        self._look = look
+    def __init__(self, look: Read, sql: RecordStatements, rows: Rows) -> None:
+        self._read = look
         self._sql = sql
         self._rows = rows
 
     def ready(self) -> Iterator[Record]:
         """The ready records of this moment; of those that go meanwhile some are left out."""
-        return self._pages(self._look(lambda _, counters: counters.last_id))
+        return self._pages(self._read(lambda _, counters: counters.last_id))
 
     def _pages(self, last: int) -> Iterator[Record]:
         # A read transaction that stayed open would keep the log from being taken over into the database.
@@ -46,7 +46,7 @@ class TableScan:
         def look(execute: Execute, counters: Counters) -> list[Any]:
             return execute(self._sql.select_page, (after, last, _PAGE)).fetchall()
 
-        while rows := self._look(look):
+        while rows := self._read(look):
             for row in rows:
                 id, *_ = row
                 self._rows.check_order(after, id)
@@ -61,7 +61,7 @@ class TableScan:
         def look(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]
 
-        found = [(state, self._rows.record(row)) for state, rows in self._look(look, True) for row in rows]
+        found = [(state, self._rows.record(row)) for state, rows in self._read(look, True) for row in rows]
         return iter(sorted(found, key=lambda pair: pair[1].id))
 
     def stats(self, occupied: Callable[[], int]) -> Stats:
@@ -86,4 +86,4 @@ class TableScan:
                 bytes=occupied(),
             )
 
-        return self._look(look, True)
+        return self._read(look, True)

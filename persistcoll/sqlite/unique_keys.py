@@ -23,7 +23,7 @@ class UniqueKeys:
         self.unique = unique
         self._sql = sql
 
-    def number(self, execute: Execute, entries: Sequence[Entry], first: int) -> list[int | None]:
+    def assign_ids(self, execute: Execute, entries: Sequence[Entry], first: int) -> list[int | None]:
         """Ids for these entries, from ``first`` on; none for one whose key is in force or comes before it."""
         if not self.unique:
             return list(range(first, first + len(entries)))
@@ -31,7 +31,7 @@ class UniqueKeys:
         seen: set[bytes] = set()
         for entry in entries:
             key = entry.key
-            if key is not None and (key in seen or self.in_force(execute, key)):
+            if key is not None and (key in seen or self.is_active(execute, key)):
                 ids.append(None)
                 continue
             if key is not None:
@@ -40,25 +40,25 @@ class UniqueKeys:
             first += 1
         return ids
 
-    def in_force(self, execute: Execute, key: bytes) -> bool:
+    def is_active(self, execute: Execute, key: bytes) -> bool:
         """Whether a record of this key is ready, delayed or claimed."""
         return self.unique and execute(self._sql.select_key, (key,)).fetchone() is not None
 
-    def take(self, execute: Execute, pairs: Iterable[tuple[int, bytes | None]]) -> None:
+    def insert(self, execute: Execute, pairs: Iterable[tuple[int, bytes | None]]) -> None:
         """In force for these ids; each one was free."""
         if self.unique:
             for id, key in pairs:
                 if key is not None:
                     execute(self._sql.insert_key, (key, id))
 
-    def free(self, execute: Execute, keys: Iterable[bytes | None]) -> None:
+    def delete(self, execute: Execute, keys: Iterable[bytes | None]) -> None:
         """Not in force any more."""
         if self.unique:
             for key in keys:
                 if key is not None:
                     execute(self._sql.delete_key, (key,))
 
-    def free_ready(self, execute: Execute) -> None:
+    def delete_ready(self, execute: Execute) -> None:
         """No ready record's key is in force any more."""
         if self.unique:
             execute(self._sql.delete_ready_keys)
@@ -72,4 +72,4 @@ class UniqueKeys:
             return
         if new is not None and not execute(self._sql.insert_key, (new, id)).rowcount:
             raise DuplicateError(f"an item that equals the new item {id} is queued already")
-        self.free(execute, (old,))
+        self.delete(execute, (old,))

@@ -37,7 +37,7 @@ class WALPreallocator:
     def _measure(self) -> int:
         return self._disk.size(self._fd, 0, os.SEEK_END)
 
-    def is_short(self) -> bool:
+    def needs_space(self) -> bool:
         """Whether it grows, and will go on to: it does not beyond what a checkpoint allows."""
         try:
             size = self._disk.size(self._fd, 0, os.SEEK_END)  # as _measure(), in a call less
@@ -47,7 +47,7 @@ class WALPreallocator:
             self._size = size
         return size != self._size and size < LOG_SIZE
 
-    def lengthen(self) -> None:
+    def extend(self) -> None:
         """Make room. The caller has SQLite's lock for writing: nobody else, in whatever program, adds to it.
 
         It is not synced: whoever syncs what comes next syncs this.

@@ -202,7 +202,7 @@ def test_a_destructor_may_come_in_anywhere(tmp_path, name):
 def test_while_another_thread_closes_the_queue(tmp_path, monkeypatch):
     """It waits for this one to end what it does, and nobody can be opened or closed meanwhile."""
     shutting = threading.Event()
-    shut = Database.shut
+    shut = Database.try_close
 
     def shut_seen(self: Database) -> object:
         shutting.set()
@@ -213,7 +213,7 @@ def test_while_another_thread_closes_the_queue(tmp_path, monkeypatch):
         assert shutting.wait(10)
         gc.collect()
 
-    monkeypatch.setattr(Database, "shut", shut_seen)
+    monkeypatch.setattr(Database, "try_close", shut_seen)
     queue = SQLiteQueue(tmp_path / "q", serializer=Loading(load), durability="process", auto_commit=True)
     queue.put(1)
     forget(tmp_path / "other")

@@ -142,11 +142,11 @@ class SQLiteRecordStores:
 class _Lasting(Database):
     """A database in memory that stays when its last table is closed."""
 
-    def shut(self) -> bool:
+    def try_close(self) -> bool:
         return True
 
     def end(self) -> None:
-        super().shut()
+        super().try_close()
 
 
 class SQLiteMemoryRecordStores:
