@@ -50,12 +50,9 @@ class _Append(Request):
     last = 0
     write = _Write()
 
-    def __init__(
-        self, payload: bytes, check_capacity: CheckCapacity | None, payloads: Sequence[bytes] | None
-    ) -> None:
+    def __init__(self, payload: bytes | tuple[bytes, ...], check_capacity: CheckCapacity | None) -> None:
         self.payload = payload
         self.check_capacity = check_capacity
-        self.payloads = payloads
 
 
 class Journal:
@@ -133,17 +130,12 @@ class Journal:
                 raise
             raise storage_error(error, "reading", tail.path) from error
 
-    def append(
-        self,
-        payload: bytes,
-        check_capacity: CheckCapacity | None = None,
-        payloads: Sequence[bytes] | None = None,
-    ) -> int:
+    def append(self, payload: bytes | tuple[bytes, ...], check_capacity: CheckCapacity | None = None) -> int:
         """Append a record; return its id.
 
+        :param payload: or those of several records, at least one, to append all or none with one write; the
+            last one's id is returned.
         :param check_capacity: called with the last id, under the producer lock; raises to refuse.
-        :param payloads: records to append in place of ``payload``, all or none, with one write; at
-            least one. The last one's id is returned.
         :raise StorageFullError: no room; nothing is stored.
         :raise StorageError: after a failed sync, whether it is stored is unknown.
         """
@@ -153,7 +145,7 @@ class Journal:
             raise StorageError(REENTRANT)
         if self._sync:
             while True:
-                request = _Append(payload, check_capacity, payloads)
+                request = _Append(payload, check_capacity)
                 self._combiner.submit(request)
                 if not request.cut_short or self._is_durable(request):
                     return request.last
@@ -175,11 +167,11 @@ class Journal:
                         check_capacity(tail.last_id)
                     if tail.last_id + 1 >= tail.roll_at_id or tail.end >= MAX_PAYLOAD:
                         tail.roll()
-                    if payloads is None and self._seal is None:  # nearly always
+                    if self._seal is None and not isinstance(payload, tuple):  # nearly always
                         last = tail.last_id + 1
                         data = encode(tail.salt, ITEM, last, now, tail.file.durable_end, payload)
                     else:
-                        data, last = self._encode(payload, payloads, tail.last_id)
+                        data, last = self._encode(payload, tail.last_id)
                     tail.append(data, last)
                     return last
                 except OSError as error:
@@ -209,20 +201,20 @@ class Journal:
         size = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
         if size > MAX_PAYLOAD:
             raise EncodeError(f"a batch of {size} bytes is too large; {MAX_PAYLOAD} are allowed")
-        last = self.append(b"", check_capacity, payloads)
+        last = self.append(tuple(payloads), check_capacity)
         return range(last - len(payloads) + 1, last + 1)
 
-    def _encode(self, payload: bytes, payloads: Sequence[bytes] | None, last: int) -> tuple[bytes, int]:
-        """The frames of what is appended behind the id ``last``, and its own last id."""
+    def _encode(self, payload: bytes | tuple[bytes, ...], last: int) -> tuple[bytes, int]:
+        """The frames of what is appended after the id ``last``, and its own last id."""
         salt, synced, seal = self._tail.salt, self._tail.file.durable_end, self._seal
         id = last + 1
-        if payloads is None:
+        if not isinstance(payload, tuple):
             if seal is not None:
                 payload = seal(payload, id)
             return encode(salt, ITEM, id, _now(), synced, payload), id
         if seal is not None:
-            payloads = [seal(each, number) for number, each in enumerate(payloads, id)]
-        return encode_batch(salt, id, _now(), synced, payloads), last + len(payloads)
+            payload = tuple([seal(each, number) for number, each in enumerate(payload, id)])
+        return encode_batch(salt, id, _now(), synced, payload), last + len(payload)
 
     def _append_all(self, requests: Sequence[_Append], on_block: Callable[[], None]) -> None:
         """Append for all who wait, with one write and one sync.
@@ -276,7 +268,7 @@ class Journal:
             try:
                 if request.check_capacity is not None:
                     request.check_capacity(last)
-                data, last = self._encode(request.payload, request.payloads, last)
+                data, last = self._encode(request.payload, last)
             except Exception as refused:
                 request.failure = refused
                 continue
