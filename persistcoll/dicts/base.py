@@ -48,7 +48,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         self._codec = codec(self.serializer, store.store_id)
         self._dumps = self._codec.dumps
         self._loads = self._codec.loads
-        # One that is only to look at has nothing to gather: each change is refused.
+        # With read_only there is nothing to buffer: the store refuses each change.
         self._buffer = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
         self._store: contracts.PairStore = self._buffer or store
 
@@ -117,7 +117,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         key = self._decode_key(pair)
         return key, self._decode(key, pair.key, pair.value)
 
-    # map, not a generator: it goes on behind a value that cannot be read.
+    # map, not a generator, because a generator ends at the first value that cannot be read.
 
     def _iter_values(self, reverse: bool = False) -> Iterator[V]:
         return map(self._decode_value, self._store.pairs(reverse))
@@ -323,7 +323,7 @@ class BaseDict(Container, MutableMapping[K, V]):
     # Lifecycle.
 
     def close(self) -> None:
-        """Let go of the store. What was gathered and not committed is dropped. Idempotent."""
+        """Let go of the store. Changes that were not committed are dropped. Idempotent."""
         self._closed = True
         self._store.close()
 

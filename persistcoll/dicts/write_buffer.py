@@ -1,8 +1,8 @@
-"""Changes of a mapping that are kept back until they are committed: :class:`WriteBuffer`.
+"""Changes of pairs that stay in memory until they are committed: :class:`WriteBuffer`.
 
-It is a mapping over a mapping. What is changed through it lies in memory, where only it sees it, and goes
-into the mapping below in one transaction. Nobody has to wait meanwhile, which is why this is no
-transaction held open: one of those locks out every writer of the file, for as long as its owner pleases.
+It is a pair store over a pair store. A change through it lies in memory, where only its owner sees it, and
+the commit writes all changes in one transaction. Other writers do not wait meanwhile. A transaction held open
+would lock them out for as long as its owner pleases.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Value(NamedTuple):
     end: float | None = None
     """When it expires, by the clock."""
     keeps_expiry: bool = False
-    """It is there for as long as the one below is, and expires with it."""
+    """It exists only while the stored pair does, and expires with that."""
 
     def replace_if_present(self, present: bytes | None) -> tuple[bytes | None, None]:
         """For ``change``: this value in the place of the present one, if there is one."""
@@ -43,19 +43,19 @@ class _Value(NamedTuple):
 class WriteBuffer(PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` whose changes wait for :meth:`commit`.
 
-    Reads see them. What others do to the mapping below is seen as well; where they and this one change the
-    same key, the last to commit wins. A pair that was replaced here keeps its place as long as it is there
-    below; if it expires there meanwhile, the new one goes behind the others. Iterations, ``count`` and the
-    last pair take longer the more was gathered. All methods may be called from any thread.
+    Reads see them, and see what others do to the store. Where others and this buffer change the same key, the
+    last to commit wins. A pair that was replaced here keeps its place as long as the store has it; if it
+    expires there meanwhile, the new one comes after all others. Iterations, ``count`` and the last pair take
+    longer the more is buffered. All methods may be called from any thread.
 
     >>> from persistcoll.engine.memory.pair_store import MemoryPairStore
-    >>> below = MemoryPairStore()
-    >>> gathering = WriteBuffer(below)
-    >>> gathering.set_many([(b"key", b"", b"value")])
-    >>> gathering.get(b"key"), below.get(b"key")
+    >>> store = MemoryPairStore()
+    >>> buffer = WriteBuffer(store)
+    >>> buffer.set_many([(b"key", b"", b"value")])
+    >>> buffer.get(b"key"), store.get(b"key")
     (b'value', None)
-    >>> gathering.commit()
-    >>> below.get(b"key")
+    >>> buffer.commit()
+    >>> store.get(b"key")
     b'value'
 
     :param clock: the time in seconds, to expire by until the commit.
@@ -70,15 +70,15 @@ class WriteBuffer(PairStore):
         self._reset()
 
     def _reset(self) -> None:
-        # What is to be done below, in this order.
+        # What the commit does to the store, in this order.
         self._cleared = False
         self._removed: set[bytes] = set()
-        self._replaced: dict[bytes, _Value] = {}  # there below: they keep their place
-        self._added: dict[bytes, _Value] = {}  # behind all others; some are also among the removed
+        self._replaced: dict[bytes, _Value] = {}  # in the store: they keep their place
+        self._added: dict[bytes, _Value] = {}  # after all others; some are also among the removed
         self._expiry_heap: list[tuple[float, bytes]] = []  # a heap of when which one expires, at the earliest
 
     def commit(self) -> None:
-        """Do below, in one transaction, what was gathered. If that fails, it stays gathered."""
+        """Write the buffered changes in one transaction. If that fails, they stay buffered."""
         with self._lock:
             self._check()
             if not (self._cleared or self._removed or self._replaced or self._added):
@@ -125,7 +125,7 @@ class WriteBuffer(PairStore):
         return new
 
     def _move_orphans_to_end(self) -> None:
-        """Put behind all others what was replaced, and is gone below: there it has no place any more."""
+        """Put after all others what was replaced, and is gone from the store: it has no place any more."""
         gone = [key for key in self._replaced if not self._store.contains(key)]
         if gone:
             found = {key: self._replaced.pop(key) for key in gone}
@@ -311,7 +311,7 @@ class WriteBuffer(PairStore):
     # Lifecycle.
 
     def after_fork_in_child(self) -> None:
-        # What the parent gathered the parent commits.
+        # The parent commits what the parent buffered.
         self._lock = threading.RLock()
         self._in_transaction = False
         self._reset()

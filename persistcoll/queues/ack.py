@@ -81,7 +81,7 @@ class AckQueueCore(RecordQueueCore):
 class AckQueue(PlainPuts[T]):
     """A queue over records whose items are settled one by one.
 
-    What stands for an item in a thread's hand is its :class:`~persistcoll.queues.deliveries.Delivery`.
+    A consumer's claim on an item is a :class:`~persistcoll.queues.deliveries.Delivery`.
     """
 
     _changing = (

@@ -80,7 +80,7 @@ class BaseQueue(Container, Generic[T]):
         self._core = self._make_core(store)
         self._blocking = BlockingQueue(self._core)
         if self.read_only:
-            # On the object, so that those who may write pay nothing for it.
+            # On the object, so that queues that may be written to pay nothing for it.
             vars(self).update(dict.fromkeys(self._changing, _refusing(self)))
 
     def _make_core(self, store: Any) -> QueueCore:

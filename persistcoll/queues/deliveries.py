@@ -1,8 +1,8 @@
 """What a queue with acknowledgements has delivered, found again by the object that it delivered.
 
-The one book of what is in hand: ``ack`` and its relatives look an item up here, and what stands in a
-thread's hand for ``task_done`` is the same :class:`Delivery`. So an item is settled once, whichever way,
-and a delivery whose claim was lost settles nothing, however late it comes.
+``ack`` and its relatives look an item up here, and the claim that ``task_done`` settles is the same
+:class:`Delivery`. So an item is settled once, whichever call does it, and a stale delivery, whose claim was
+lost, settles nothing, however late it comes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Deliveries", "Delivery"]
 
 T = TypeVar("T")
 
-# Lost deliveries whose settlement is still told from that of an item never delivered, or of the present one.
+# So many stale deliveries are remembered, so that settling one is told from settling an item never delivered.
 _MAX_STALE = 1000
 
 
@@ -47,7 +47,7 @@ class Delivery:
         self.settled = False
 
     def __lt__(self, other: Delivery) -> bool:
-        """The older item, for who looks for the oldest one in any hand."""
+        """Order by age: the core looks for the oldest claim of any consumer."""
         return self.id < other.id
 
 
@@ -99,7 +99,7 @@ class Deliveries:
             return self._forget() if len(self._stale) > _MAX_STALE else ()
 
     def _keep_newer(self, delivery: Delivery, other: Delivery) -> None:
-        """Of two of the same record the one that was claimed first is lost, however late it comes."""
+        """Mark the older of two deliveries of one record as stale, in whichever order they are added."""
         if other.attempts > delivery.attempts:
             self._mark_stale(delivery)
         else:
@@ -130,12 +130,12 @@ class Deliveries:
             if deliveries is delivery or deliveries == []:
                 self._by_identity.pop(id(thing), None)
 
-    # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays. It goes
-    # into a list of the caller's in the same step, so that a caller that is interrupted can put it back.
+    # Finding. A delivery that is found is removed, so that no other thread finds it; a stale one stays. It
+    # goes into a list of the caller's in the same step, so that a caller that is interrupted can put it back.
 
     def pop_item(self, item: Any, consumer: Consumer, into: list[Delivery]) -> None:
-        """The oldest delivery of this object: to this consumer, otherwise to any; if all were lost, a lost
-        one.
+        """Find the oldest delivery of this object: to this consumer, otherwise to any, otherwise a
+        stale one.
         """
         with self._mutex:
             found = self._find(self._by_identity.get(id(item), ()), consumer)
@@ -157,7 +157,7 @@ class Deliveries:
         return elsewhere or stale
 
     def pop_id(self, id: int, into: list[Delivery], time: object = None) -> None:
-        """The delivery of the record with this id, and put at this time if that is known."""
+        """Find the delivery of the record with this id, which was put at this time if that is known."""
         with self._mutex:
             found = self._by_id.get(id)
             if found is not None and (time is None or found.time == time):
@@ -165,13 +165,13 @@ class Deliveries:
                 self._remove(found)
 
     def _remove(self, delivery: Delivery) -> None:
-        # Listed, and not lost, is what is here.
+        # Each delivery in `_by_id` is indexed, and not stale.
         if self._by_id.get(delivery.id) is delivery:
             self._by_id.pop(delivery.id, None)
             self._unindex(delivery)
 
     def put_back(self, delivery: Delivery) -> None:
-        """It left the book, and was not settled as far as is known. Idempotent."""
+        """Add a delivery again that was found, and not settled as far as is known. Idempotent."""
         with self._mutex:
             if delivery.settled or delivery.stale:
                 return
@@ -181,16 +181,16 @@ class Deliveries:
             self._index(delivery, first=True)
 
     def forget(self, delivery: Delivery) -> None:
-        """Nobody has got it after all."""
+        """Remove a delivery that no consumer got after all."""
         with self._mutex:
             self._remove(delivery)
 
     # Settling.
 
     def settle(self, delivery: Delivery, verb: Callable[[int], T]) -> T:
-        """``verb`` of the id of one that left the book; back in with it if that could not be done.
+        """Call ``verb`` with the id of a delivery that was found; add it again if that fails.
 
-        A lost one is refused, now and when it comes again.
+        A stale one is refused, now and when it comes again.
 
         :raise StaleClaimError: the claim was lost.
         :raise NotClaimedError: it was settled at the same time.
@@ -216,12 +216,12 @@ class Deliveries:
         return result
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """For whom a hand holds them; what was settled already is left alone."""
+        """Acknowledge claims of a consumer, except those that are settled already."""
         for delivery in deliveries:
             self._settle_held(delivery, lambda id: self._table.ack((id,)))
 
     def nack(self, delivery: Delivery) -> None:
-        """Likewise."""
+        """Release a claim of a consumer, unless it is settled already."""
         self._settle_held(delivery, self._table.nack)
 
     def _settle_held(self, delivery: Delivery, verb: Callable[[int], object]) -> None:

@@ -250,7 +250,7 @@ class PlainGets(SQLQueue[T]):
         :raise Empty: there was none.
         :raise ShutDown: after :meth:`shutdown`, when there is no item left.
         :raise DecodeError: the item cannot be deserialized; it stays, ``skip(error.id)`` removes it.
-        :raise CorruptionError: it is damaged; likewise.
+        :raise CorruptionError: the item is damaged; it stays, ``skip(error.id)`` removes it.
         :raise LockedError: another program keeps the database locked, or a transaction in it is open for
             longer than ``timeout``, or the queue's own where that is ``None``.
         :raise TypeError: ``id`` is no id.
