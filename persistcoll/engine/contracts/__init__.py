@@ -6,7 +6,7 @@ answers now. Any thread may call it.
 =====  =============================================================================================
 S1     An operation that raised or was cut short by a crash happened wholly or not at all.
 S2     What returned is durable, at the level that the store was opened with.
-S3     ``take`` calls ``decode`` at most once, before the removal is final; if ``decode`` raises, the
+S3     A claim calls ``decode`` at most once, before the removal is final; if ``decode`` raises, the
        record is where it was. ``claims`` tells what was claimed, whatever came out of the call; after
        ``release`` it is where it was, and a claim that ended releases nothing.
 S4     Records come in order of their ids, and ids grow and are never used twice, not even for a

@@ -27,7 +27,7 @@ class Select(NamedTuple):
 class QueueStore(Protocol):
     """Keep records of bytes, first in, first out.
 
-    A record is *ready*; a ``take`` makes it *claimed*; ``ack`` removes it, and ``nack`` or ``release`` makes
+    A record is *ready*; ``claim`` makes it *claimed*; ``ack`` removes it, and ``nack`` or ``release`` makes
     it ready again. All counts are exact at the moment of the call, across threads and processes.
 
     A call may come from a signal handler or a destructor within another call of the same thread. It works
@@ -59,36 +59,46 @@ class QueueStore(Protocol):
         :raise Full: not all of them fit.
         """
 
-    def take(
+    def claim(
         self,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
+        select: Select | None = None,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        """Claim the next ready record and return ``decode(record)``.
+        """Claim a ready record and return ``decode(record)``.
 
-        :param acknowledge: ack it in the same atomic step.
+        :param select: which one; ``None``: the next. Only record stores know another.
         :param claims: the claim is appended to it in the same atomic step, so that a caller that is
             interrupted (``KeyboardInterrupt``) knows what to :meth:`release`.
-        :raise Empty: no record is ready.
+        :raise Empty: there is no such ready record.
+        :raise ValueError: this store cannot select.
         """
 
-    def take_many(
+    def claim_many(
         self,
         limit: int,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
-        """Claim up to ``limit`` ready records in one atomic step, as :meth:`take`.
+        """Claim up to ``limit`` ready records in one atomic step, as :meth:`claim`.
 
         If ``decode`` raises at the first one, the call raises that; at a later one, the call returns those
         before it, and the record stays ready.
         """
+
+    def pop(
+        self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
+    ) -> T:
+        """Claim a ready record as :meth:`claim` does, and ack it in the same atomic step."""
+
+    def pop_many(
+        self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
+    ) -> list[T]:
+        """Claim up to ``limit`` ready records as :meth:`claim_many` does, and ack them in the same step."""
 
     def ack(self, ids: Sequence[int]) -> None:
         """Remove these claimed records for good, all or none.

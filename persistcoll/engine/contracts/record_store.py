@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from persistcoll.engine.contracts.queue_store import Claim, QueueStore
+from persistcoll.engine.contracts.queue_store import QueueStore
 from persistcoll.engine.records import Entry, Record, State
 
 __all__ = ["RecordStore"]
-
-T = TypeVar("T")
 
 
 class RecordStore(QueueStore, Protocol):
@@ -19,9 +17,10 @@ class RecordStore(QueueStore, Protocol):
     It is made with a :class:`~persistcoll.engine.records.Discipline` and a
     :class:`~persistcoll.engine.records.ClaimPolicy`. A record is *ready* as well, and ``count`` counts it, if
     it was delayed and the delay is over, or if it was claimed and the lease is over. A claim without a lease
-    lasts until its store is closed or its process dies. ``ack``, ``fail`` and ``nack`` work on what this very
-    store has claimed: otherwise they raise ``NotClaimedError`` for a record that it never claimed or that it
-    settled, and ``StaleClaimError`` for a claim that was lost.
+    lasts until its store is closed or its process dies. The record after an id is the next one in the
+    discipline's order (by priority: in the order of ids), and none comes after the last. ``ack``, ``fail``
+    and ``nack`` work on what this very store has claimed: otherwise they raise ``NotClaimedError`` for a
+    record that it never claimed or that it settled, and ``StaleClaimError`` for a claim that was lost.
     """
 
     def put(
@@ -32,23 +31,6 @@ class RecordStore(QueueStore, Protocol):
         An entry whose key is active is not stored, needs no room, and has ``None`` in place of an id.
 
         :raise Full: not all of the others fit.
-        """
-
-    def take(
-        self,
-        decode: Callable[[Record], T],
-        acknowledge: bool = False,
-        id: int | None = None,
-        following: bool = False,
-        *,
-        claims: list[Claim] | None = None,
-        deadline: float | None = None,
-    ) -> T:
-        """Claim a ready record, as in a :class:`QueueStore`.
-
-        :param id: claim this one.
-        :param following: claim the ready record that comes after ``id`` in the discipline's order (by
-            priority: in the order of ids).
         """
 
     def fail(self, ids: Sequence[int]) -> None:
