@@ -164,9 +164,11 @@ class QueueCore:
             # As try_claim() and deliver(), without their calls.
             try:
                 if select is None and deadline is None:
-                    token, item = self.store.take(decode, False, claims=claims)
+                    token, item = self.store.claim(decode, claims=claims)
                 else:
-                    token, item = self._claim(False, decode, select, claims=claims, deadline=deadline)
+                    token, item = self._select(
+                        self.store.claim, decode, select, claims=claims, deadline=deadline
+                    )
             except Empty:
                 if self.is_shutdown:
                     raise ShutDown from None
@@ -197,23 +199,24 @@ class QueueCore:
         if self._pending_release:
             self._do_pending_release()
         try:
-            return self._claim(False, decode, select, claims=claims, deadline=deadline)  # type: ignore[no-any-return]
+            return self._select(  # type: ignore[no-any-return]
+                self.store.claim, decode, select, claims=claims, deadline=deadline
+            )
         except Empty:
             if self.is_shutdown:
                 raise ShutDown from None
             raise
 
-    def _claim(self, pop: bool, decode: Decode[Any], select: Select | None, **options: Any) -> Any:
-        claim: Callable[..., Any] = self.store.take
-        if select is None:
-            return claim(decode, pop, **options)
-        id, after = select
+    def _select(
+        self, claim: Callable[..., Any], decode: Decode[Any], select: Select | None, **options: Any
+    ) -> Any:
+        """Claim or pop; after the last item comes the first one."""
         try:
-            return claim(decode, pop, id, after, **options)
+            return claim(decode, select, **options)
         except Empty:
-            if not after:
+            if select is None or not select.after:
                 raise
-            return claim(decode, pop, **options)
+            return claim(decode, **options)
 
     def try_claim_many(
         self, limit: int, decode: Decode[T], claims: list[Claim], deadline: float | None = None
@@ -224,7 +227,7 @@ class QueueCore:
         if self._pending_release:
             self._do_pending_release()
         try:
-            return self.store.take_many(limit, decode, False, claims=claims, deadline=deadline)
+            return self.store.claim_many(limit, decode, claims=claims, deadline=deadline)
         except Empty:
             if self.is_shutdown:
                 raise ShutDown from None
@@ -284,10 +287,10 @@ class QueueCore:
         :param wait: calls what it is given again and again, until that does not raise ``Empty``.
         """
         if select is None and deadline is None:
-            take = partial(self.store.take, decode, True)
+            pop = partial(self.store.pop, decode)
         else:
-            take = partial(self._claim, True, decode, select, deadline=deadline)
-        return self._pop(take, 1, False, wait)[1]
+            pop = partial(self._select, self.store.pop, decode, select, deadline=deadline)
+        return self._pop(pop, 1, False, wait)[1]
 
     def try_pop_many(
         self,
@@ -297,17 +300,17 @@ class QueueCore:
         wait: Callable[[Callable[[], Any]], Any] | None = None,
     ) -> list[Any]:
         """Remove up to ``limit`` items, as :meth:`try_pop` does."""
-        take = partial(self.store.take_many, limit, decode, True, deadline=deadline)
-        return [item for _, item in self._pop(take, limit, True, wait)]
+        pop = partial(self.store.pop_many, limit, decode, deadline=deadline)
+        return [item for _, item in self._pop(pop, limit, True, wait)]
 
     def _pop(
         self,
-        take: Callable[[], Any],
+        pop: Callable[[], Any],
         most: int,
         many: bool,
         wait: Callable[[Callable[[], Any]], Any] | None,
     ) -> Any:
-        """Call ``take``, which removes up to ``most`` items.
+        """Call ``pop``, which removes up to ``most`` items.
 
         They count before they are gone from the store, because `join` might otherwise look in between and
         find them in neither place.
@@ -320,11 +323,11 @@ class QueueCore:
         delivered = 0
         try:
             if wait is not None:
-                taken = wait(partial(self._count_in, call, take, most))
+                taken = wait(partial(self._count_in, call, pop, most))
             else:
                 self._popping[call] = most
                 try:
-                    taken = take()
+                    taken = pop()
                 except Empty:
                     if self.is_shutdown:
                         raise ShutDown from None
@@ -348,13 +351,13 @@ class QueueCore:
             raise
         return taken
 
-    def _count_in(self, call: object, take: Callable[[], R], most: int) -> R:
-        """``take()`` within a wait; up to ``most`` items count as unfinished while it runs."""
+    def _count_in(self, call: object, pop: Callable[[], R], most: int) -> R:
+        """``pop()`` within a wait; up to ``most`` items count as unfinished while it runs."""
         if self.is_immediate:
             raise ShutDown
         self._popping[call] = most
         try:
-            return take()
+            return pop()
         except Empty:
             self._popping[call] = 0
             if self.all_done.listeners:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
-from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore
+from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore, Select
 from persistcoll.engine.forks import (
     in_operation,
     owned,
@@ -44,7 +44,8 @@ from persistcoll.journal.reader import ReadableJournal, Reader
 
 __all__ = ["JournalQueueStore"]
 
-_TRIES = 100  # tries
+_TRIES = 100
+_NO_SELECT = "items of a file queue come in their order"
 
 T = TypeVar("T")
 
@@ -260,14 +261,26 @@ class JournalQueueStore(QueueStore):
 
     # Taking.
 
-    def take(
+    def claim(
         self,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
+        select: Select | None = None,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
+        if select is not None:
+            raise ValueError(_NO_SELECT)
+        return self._take(decode, False, claims)
+
+    def pop(
+        self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
+    ) -> T:
+        if select is not None:
+            raise ValueError(_NO_SELECT)
+        return self._take(decode, True, None)
+
+    def _take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         if not SAME[0] or self._takes() or self._appends():
             self._arrive()
         with self._taking:
@@ -284,14 +297,23 @@ class JournalQueueStore(QueueStore):
             consumer.commit()
         return value
 
-    def take_many(
+    def claim_many(
         self,
         limit: int,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
+    ) -> list[T]:
+        return self._take_many(limit, decode, False, claims)
+
+    def pop_many(
+        self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
+    ) -> list[T]:
+        return self._take_many(limit, decode, True, None)
+
+    def _take_many(
+        self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
         self._arrive()
         with self._taking:

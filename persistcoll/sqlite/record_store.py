@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from persistcoll.engine.contracts import Claim, RecordStore
+from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import Empty, Full
@@ -124,26 +124,39 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     # Taking.
 
-    def take(
+    def claim(
         self,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
-        id: int | None = None,
-        following: bool = False,
+        select: Select | None = None,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
+        return self._take(decode, False, select, claims, deadline)
+
+    def pop(
+        self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
+    ) -> T:
+        return self._take(decode, True, select, None, deadline)
+
+    def _take(
+        self,
+        decode: Callable[[Record], T],
+        acknowledge: bool,
+        select: Select | None,
+        claims: list[Claim] | None,
+        deadline: float | None,
+    ) -> T:
         if self._closed:
             self._check()
-        if id is None:
+        if select is None:
             if self._last_claim_was_empty:
                 self._refuse_empty()
             text, parameters = self._sql.select_ready, (1,)
         else:
             text, parameters = (
-                (self._sql.select_ready_after if following else self._sql.select_ready_by_id),
-                (id,),
+                (self._sql.select_ready_after if select.after else self._sql.select_ready_by_id),
+                (select.id,),
             )
 
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
@@ -152,7 +165,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             if row is None and self._claims.resume_sometimes(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
-                self._rows.check_none_left(counters.ready if id is None else 0)
+                self._rows.check_none_left(counters.ready if select is None else 0)
                 self._last_claim_was_empty = True
                 raise Empty
             value = decode(self._rows.record(row, 1))
@@ -170,14 +183,28 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         value, _ = taken
         return value
 
-    def take_many(
+    def claim_many(
         self,
         limit: int,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
+    ) -> list[T]:
+        return self._take_many(limit, decode, False, claims, deadline)
+
+    def pop_many(
+        self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
+    ) -> list[T]:
+        return self._take_many(limit, decode, True, None, deadline)
+
+    def _take_many(
+        self,
+        limit: int,
+        decode: Callable[[Record], T],
+        acknowledge: bool,
+        claims: list[Claim] | None,
+        deadline: float | None,
     ) -> list[T]:
         self._check()
         if self._last_claim_was_empty:

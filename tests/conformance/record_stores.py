@@ -182,16 +182,23 @@ class _Unsealing:
     def _plain(self, record: Record) -> Record:
         return record._replace(payload=self._unseal(record.payload, record.id))
 
-    def take(self, decode: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
-        return self._table.take(lambda record: decode(self._plain(record)), *arguments, **options)
+    def _unsealing(self, decode: Callable[[Record], T]) -> Callable[[Record], T]:
+        return lambda record: decode(self._plain(record))
 
-    def take_many(
-        self, limit: int, decode: Callable[[Record], T], *arguments: Any, **options: Any
-    ) -> list[T]:
-        return self._table.take_many(limit, lambda record: decode(self._plain(record)), *arguments, **options)
+    def claim(self, decode: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._table.claim(self._unsealing(decode), *arguments, **options)
+
+    def claim_many(self, limit: int, decode: Callable[[Record], T], **options: Any) -> list[T]:
+        return self._table.claim_many(limit, self._unsealing(decode), **options)
+
+    def pop(self, decode: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._table.pop(self._unsealing(decode), *arguments, **options)
+
+    def pop_many(self, limit: int, decode: Callable[[Record], T], **options: Any) -> list[T]:
+        return self._table.pop_many(limit, self._unsealing(decode), **options)
 
     def peek(self, decode: Callable[[Record], T]) -> T:
-        return self._table.peek(lambda record: decode(self._plain(record)))
+        return self._table.peek(self._unsealing(decode))
 
     def records(self) -> Iterator[Record]:
         return map(self._plain, self._table.records())

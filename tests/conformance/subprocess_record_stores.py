@@ -78,7 +78,7 @@ class _Remote:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             result = self._process.ask((self._number, name), arguments, options)
-            return iter(result) if name in ("records", "rows") else result
+            return iter(result) if name in ("records", "scan") else result
 
         return call
 
@@ -112,7 +112,7 @@ def _serve(connection: Connection) -> None:
             return len(opened) - 1
         number, name = what
         result = getattr(opened[number], name)(*arguments, **options)
-        return list(result) if name in ("records", "rows") else result
+        return list(result) if name in ("records", "scan") else result
 
     while True:
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import persistcoll.engine.contracts
+from persistcoll.engine.records import State
 from persistcoll.testing import LAWS
 from tests.conformance.queue_stores import QUEUE_STORES, MemoryQueueStores
 
@@ -61,7 +62,7 @@ def _wrong(**replaced):
 
 def _half_a_batch(store, original, payloads, capacity=0):
     first = original(payloads[:1])
-    return range(first[0], original(payloads[1:], capacity)[-1] + 1) if payloads[1:] else first
+    return [*first, *original(payloads[1:], capacity)] if payloads[1:] else first
 
 
 def _acknowledge_what_is_there(store, original, ids):
@@ -70,55 +71,54 @@ def _acknowledge_what_is_there(store, original, ids):
 
 
 def _lose(store, original, *arguments):
-    state = store._state
     id = original(*arguments)
-    state.records.pop(id)
+    store._state.rows.pop(id)
     return id
 
 
-def _use_twice(store, original, decode, acknowledge=False, **options):
+def _use_twice(store, original, decode, **options):
     store.peek(decode)
-    return original(decode, acknowledge, **options)
+    return original(decode, **options)
 
 
-def _says_nothing(store, original, decode, acknowledge=False, **options):
-    return original(decode, acknowledge)
+def _says_nothing(store, original, decode, **options):
+    return original(decode)
 
 
-def _says_too_early(store, original, decode, acknowledge=False, claims=None, **options):
+def _says_too_early(store, original, decode, claims=None, **options):
     if claims is not None:
         claims.append((1, None))
-    return original(decode, acknowledge)
+    return original(decode)
 
 
 def _releases_any(store, original, claims):
-    held = [id for id, _ in claims if id in store._state.holders]
+    held = [id for id, _ in claims if _is_claimed(store, id)]
     for id in held:
         store.nack(id)
     return len(held)
 
 
-def _remove_before_use(store, original, decode, acknowledge=False, **options):
-    record = original(lambda record: record, acknowledge)
-    return decode(record)
+def _is_claimed(store, id):
+    row = store._state.rows.get(id)
+    return row is not None and row.holder is store
+
+
+def _remove_before_use(store, original, decode, **options):
+    return decode(original(lambda record: record))
 
 
 def _to_the_end(store, original, id):
-    state = store._state
-    original(id)
-    record = state.records.pop(id)
-    state.last_id += 1
-    state.records[state.last_id] = record._replace(id=state.last_id)
+    return original(id, to_back=True)
 
 
 def _reuse_ids(store, original):
     count = original()
-    if not store._state.records:
+    if not store._state.rows:
         store._state.last_id = 0
     return count
 
 
-def _without_claim(store, original, decode, acknowledge=False, **options):
+def _without_claim(store, original, decode, **options):
     return store.peek(decode)
 
 
@@ -132,7 +132,7 @@ def _off_by_one(store, original, payload, capacity=0):
 
 def _forgets(store, original):
     original()
-    store._state.records.clear()
+    store._state.rows.clear()
 
 
 def _stays_open(store, original):
@@ -140,9 +140,10 @@ def _stays_open(store, original):
 
 
 def _remembers_claims(store, original):
-    state, held = store._state, dict(store._state.holders)
+    held = [row for row in store._state.rows.values() if row.holder is store]
     original()
-    state.holders.update(dict.fromkeys(held))
+    for row in held:
+        row.state, row.holder = State.CLAIMED, store
 
 
 def _abandon_nothing(store, original):
@@ -151,9 +152,9 @@ def _abandon_nothing(store, original):
 
 def _forget_the_first(store, original, ids):
     original(ids)
-    records = store._state.records
-    if len(records) > 1:
-        del records[min(records)]
+    rows = store._state.rows
+    if len(rows) > 1:
+        del rows[min(rows)]
 
 
 def _listed_backwards(store, original):
@@ -164,15 +165,15 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S1 a batch that does not fit is stored in part": ("S1", {"append_many": _half_a_batch}),
     "S1 one wrong id and the others are acknowledged": ("S1", {"ack": _acknowledge_what_is_there}),
     "S2 an append is lost": ("S2", {"append": _lose}),
-    "S3 use is called twice": ("S3", {"take": _use_twice}),
-    "S3 removed before use": ("S3", {"take": _remove_before_use}),
-    "S3 nobody learns what was claimed": ("S3", {"take": _says_nothing}),
-    "S3 said to be claimed before it is": ("S3", {"take": _says_too_early}),
+    "S3 decode is called twice": ("S3", {"claim": _use_twice}),
+    "S3 removed before decode": ("S3", {"pop": _remove_before_use}),
+    "S3 nobody learns what was claimed": ("S3", {"claim": _says_nothing}),
+    "S3 said to be claimed before it is": ("S3", {"claim": _says_too_early}),
     "S3 release takes another one's claim": ("S3", {"release": _releases_any}),
     "S4 given back to the end": ("S4", {"nack": _to_the_end}),
     "S4 ids start again": ("S4", {"clear": _reuse_ids}),
     "S4 listed backwards": ("S4", {"records": _listed_backwards}),
-    "S5 nothing is claimed": ("S5", {"take": _without_claim}),
+    "S5 nothing is claimed": ("S5", {"claim": _without_claim}),
     "S6 no bound": ("S6", {"append": _unbounded}),
     "S6 one too many": ("S6", {"append": _off_by_one}),
     "S8 closing forgets": ("S8", {"close": _forgets}),

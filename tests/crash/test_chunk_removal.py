@@ -74,7 +74,7 @@ def sizes(path):
 
 def take(queue):
     """The id of an item that is in hand from now on."""
-    return queue._core.store.take(lambda record: record.id)
+    return queue._core.store.claim(lambda record: record.id)
 
 
 EMPTIED = 110  # bytes: more than a header and a frame, less than one with an item

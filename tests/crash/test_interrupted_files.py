@@ -49,7 +49,7 @@ def drained(store: JournalQueueStore) -> list[int]:
     found = []
     with contextlib.suppress(Empty):
         while True:
-            found.append(store.take(number, True))
+            found.append(store.pop(number))
     return found
 
 
@@ -68,7 +68,7 @@ class Trial:
         self.claims: list = []
         self.held: list[int] = []
         if consuming:
-            self.held = self.store.take_many(5, number)
+            self.held = self.store.claim_many(5, number)
             self.store.ack((1,))
             self.store.nack(2)
             self.store.remove(7)
@@ -133,15 +133,15 @@ OPERATIONS = {
     "append": (lambda trial: trial.store.append(b"11"), (11,), ()),
     "append to a bound": (lambda trial: trial.store.append(b"11", 100), (11,), ()),
     "append_many": (lambda trial: trial.store.append_many([b"11", b"12"]), (11, 12), ()),
-    "take": (lambda trial: trial.store.take(number, claims=trial.claims), (), ()),
-    "take two": (
-        lambda trial: [trial.store.take(number, claims=trial.claims) for _ in range(2)],
+    "claim": (lambda trial: trial.store.claim(number, claims=trial.claims), (), ()),
+    "claim two": (
+        lambda trial: [trial.store.claim(number, claims=trial.claims) for _ in range(2)],
         (),
         (),
     ),
-    "take and acknowledge": (lambda trial: trial.store.take(number, True), (), ((2,),)),
-    "take_many": (lambda trial: trial.store.take_many(3, number, claims=trial.claims), (), ()),
-    "take_many and acknowledge": (lambda trial: trial.store.take_many(3, number, True), (), ((2,),)),
+    "pop": (lambda trial: trial.store.pop(number), (), ((2,),)),
+    "claim_many": (lambda trial: trial.store.claim_many(3, number, claims=trial.claims), (), ()),
+    "pop_many": (lambda trial: trial.store.pop_many(3, number), (), ((2,),)),
     "ack": (lambda trial: trial.store.ack((3,)), (), ((3,),)),
     "acknowledge two": (lambda trial: trial.store.ack((3, 5)), (), ((3, 5),)),
     "nack": (lambda trial: trial.store.nack(3), (), ()),
@@ -170,10 +170,10 @@ def test_operation_of_the_consumer(name, durability, memory_path, steps):
     )
 
 
-@pytest.mark.parametrize("name", ["take", "take_many and acknowledge", "clear", "count", "append", "records"])
+@pytest.mark.parametrize("name", ["claim", "pop_many", "clear", "count", "append", "records"])
 def test_operation_of_a_process_that_has_not_consumed(name, memory_path, steps):
     operation, added, _ = OPERATIONS[name]
-    removed = {"clear": (tuple(ITEMS),), "take_many and acknowledge": ((1, 2, 3),)}.get(name, ())
+    removed = {"clear": (tuple(ITEMS),), "pop_many": ((1, 2, 3),)}.get(name, ())
     sweep(
         memory_path,
         operation,
@@ -189,11 +189,11 @@ def test_interrupted_process_does_not_keep_others_from_consuming(memory_path, st
             return  # it has become the consumer
         with contextlib.closing(opened(trial.path)) as other:
             if trial.store._consumer is None:
-                assert other.take(number) == 1
+                assert other.claim(number) == 1
 
     sweep(
         memory_path,
-        lambda trial: trial.store.take(number, claims=trial.claims),
+        lambda trial: trial.store.claim(number, claims=trial.claims),
         judge,
         lambda path: Trial(path, "process", consuming=False),
         steps,
@@ -205,7 +205,7 @@ def test_changes_of_chunk(durability, memory_path, steps):
     def operation(trial: Trial) -> None:
         for each in range(11, 18):
             trial.store.append(b"%d" % each)
-            trial.store.take(number, True)
+            trial.store.pop(number)
 
     def judge(trial: Trial) -> None:
         store = trial.store
@@ -243,7 +243,7 @@ def test_damage_that_is_passed_over(memory_path, steps):
 
     sweep(
         memory_path,
-        lambda trial: trial.store.take_many(3, number) and trial.store.take(number),
+        lambda trial: trial.store.claim_many(3, number) and trial.store.claim(number),
         judge,
         make,
         steps,

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty
+from persistcoll.engine.contracts import Select
 from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, ClaimPolicy, Discipline, Entry, Record, State
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 from tests.interrupting import interruptions
@@ -97,7 +98,7 @@ class Scene:
         self.claims: list[Any] = []
         self.table.put([Entry(b"%d" % number, number, b"%d" % number) for number in range(8)])
         for _ in range(3):
-            self.table.take(bytes_of, claims=self.claims)
+            self.table.claim(bytes_of, claims=self.claims)
         self.ids = [id for id, _ in self.claims]
         self.table.nack(self.ids[0], 1000.0)
         del self.claims[0]
@@ -107,11 +108,11 @@ Operation = Callable[[Scene], object]
 OPERATIONS: dict[str, Operation] = {
     "append": lambda s: s.table.append(b"new"),
     "put": lambda s: s.table.put([Entry(b"new", 1, b"new"), Entry(b"newer", 1, b"newer")]),
-    "get": lambda s: s.table.take(bytes_of, True),
-    "get one": lambda s: s.table.take(bytes_of, True, s.ids[-1] + 2),
-    "get many": lambda s: s.table.take_many(3, bytes_of, True),
-    "take": lambda s: s.table.take(bytes_of, claims=s.claims),
-    "take many": lambda s: s.table.take_many(3, bytes_of, claims=s.claims),
+    "get": lambda s: s.table.pop(bytes_of),
+    "get one": lambda s: s.table.pop(bytes_of, Select(s.ids[-1] + 2)),
+    "get many": lambda s: s.table.pop_many(3, bytes_of),
+    "claim": lambda s: s.table.claim(bytes_of, claims=s.claims),
+    "claim many": lambda s: s.table.claim_many(3, bytes_of, claims=s.claims),
     "ack": lambda s: s.table.ack(s.ids[1:]),
     "fail": lambda s: s.table.fail(s.ids[1:2]),
     "give back": lambda s: s.table.nack(s.ids[1]),
@@ -198,7 +199,7 @@ def expect_goes_on(scene: Scene, observer: Observer, number: int, where: str) ->
     drained = []
     while True:
         try:
-            drained.append(table.take(bytes_of, True))
+            drained.append(table.pop(bytes_of))
         except Empty:
             break
     assert len(drained) == ready + 1, where

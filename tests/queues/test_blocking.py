@@ -230,8 +230,11 @@ class Racing(MemoryQueueStore):
                 self.meanwhile()
             raise
 
-    def take(self, decode, acknowledge=False, **options):
-        return self._race(lambda: super(Racing, self).take(decode, acknowledge, **options))
+    def claim(self, *arguments, **options):
+        return self._race(lambda: super(Racing, self).claim(*arguments, **options))
+
+    def pop(self, *arguments, **options):
+        return self._race(lambda: super(Racing, self).pop(*arguments, **options))
 
     def append(self, payload, capacity=0, **options):
         return self._race(lambda: super(Racing, self).append(payload, capacity, **options))
@@ -282,7 +285,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
             blocking.put_many([b"1"], False, None)
         else:
             id = blocking.core.store.append(b"1")
-            blocking.core.store.take(pair, claims=claims)
+            blocking.core.store.claim(pair, claims=claims)
             blocking.core.settle(id, claims, done=False)
         assert wait() == b"1"
         return

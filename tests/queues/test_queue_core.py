@@ -153,12 +153,12 @@ class Later(MemoryQueueStore):
     max_poll_interval = 60.0
     next_at = 0.0
 
-    def take(self, *arguments, **options):
+    def claim(self, *arguments, **options):
         if time.monotonic() < self.next_at:
             error = Empty()
             error.next_at = self.next_at  # type: ignore[attr-defined]
             raise error
-        return super().take(*arguments, **options)
+        return super().claim(*arguments, **options)
 
 
 def test_a_wait_looks_again_when_the_store_says_so(monkeypatch):

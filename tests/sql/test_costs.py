@@ -195,12 +195,12 @@ def fill(opened: Opener, kind: type[Any], count: int) -> Any:
     if ack:
         table = queue._table
         ids = queue.put_many(range(count))
-        table.take_many(count, lambda record: record.id)
+        table.claim_many(count, lambda record: record.id)
         table.ack(ids)
         table.reclaim()
     other = opened(kind, name=str(count), **({} if ack else {"auto_commit": False}))
     queue.put_many(range(count))
-    other._table.take_many(count, lambda record: record.id)
+    other._table.claim_many(count, lambda record: record.id)
     queue.put_many(range(count, 2 * count))
     return queue
 

@@ -69,8 +69,8 @@ def refused(queue: SQLiteQueue, pid: int) -> None:
     for call in (
         lambda: table.append(b"x", deadline=NEVER),
         lambda: table.append_many([b"x"], deadline=NEVER),
-        lambda: table.take(lambda record: record, True, deadline=NEVER),
-        lambda: table.take_many(2, lambda record: record, True, deadline=time.monotonic() + SOON),
+        lambda: table.pop(lambda record: record, deadline=NEVER),
+        lambda: table.pop_many(2, lambda record: record, deadline=time.monotonic() + SOON),
         lambda: queue.put("y"),
         queue.clear,
         queue.skip,

@@ -28,13 +28,19 @@ class Watched(MemoryRecordStore):
 
     looks = staticmethod(lambda: None)
 
-    def take(self, *arguments, **options):
-        taken = super().take(*arguments, **options)
-        self.looks()
-        return taken
+    def claim(self, *arguments, **options):
+        return self._looked_at(super().claim(*arguments, **options))
 
-    def take_many(self, *arguments, **options):
-        taken = super().take_many(*arguments, **options)
+    def claim_many(self, *arguments, **options):
+        return self._looked_at(super().claim_many(*arguments, **options))
+
+    def pop(self, *arguments, **options):
+        return self._looked_at(super().pop(*arguments, **options))
+
+    def pop_many(self, *arguments, **options):
+        return self._looked_at(super().pop_many(*arguments, **options))
+
+    def _looked_at(self, taken):
         self.looks()
         return taken
 
@@ -76,11 +82,11 @@ def test_who_joins_while_somebody_finds_nothing_is_not_kept():
         until(lambda: blocking.core.all_done._wakes)
         raise Empty
 
-    table.take = look  # type: ignore[method-assign]
+    table.pop = look  # type: ignore[method-assign]
     with pytest.raises(Empty):
         blocking.get(pair, False, None)
     joining[0]()
-    del table.take
+    del table.pop
     for call in (lambda: blocking.get(pair, False, None), lambda: blocking.get_many(9, pair, False, None)):
         with pytest.raises(Empty):
             call()

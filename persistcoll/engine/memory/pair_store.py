@@ -1,6 +1,6 @@
 """The reference mapping: :class:`MemoryPairStore`, which keeps the laws of mappings in the plainest way.
 
-As :class:`~persistcoll.engine.memory.queue_store.MemoryQueueStore`: one dict, one lock, a search wherever a
+As :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore`: one dict, one lock, a search wherever a
 search will do. Time is a function, so that expiry is tried without waiting.
 """
 

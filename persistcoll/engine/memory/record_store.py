@@ -1,7 +1,8 @@
 """The reference table: :class:`MemoryRecordStore`, which keeps the laws of tables in the plainest way.
 
-As :class:`~persistcoll.engine.memory.queue_store.MemoryQueueStore`: a dict of rows, one lock, and a search
-wherever a search will do. Time is a function, so that leases and delays are tried without waiting.
+It is what the other stores are compared with, so it shares no idea with any of them: a dict of rows, one
+lock, and a search wherever a search will do. Time is a function, so that leases and delays are tried without
+waiting.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from persistcoll.engine.contracts import Claim, RecordStore
+from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.memory.rows import FINISHED, IN_FORCE, MemoryRecordState, Row
 from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
@@ -32,7 +33,7 @@ class MemoryRecordStore(RecordStore):
     >>> table = MemoryRecordStore(retry=ClaimPolicy(lease=60), state=state)
     >>> table.put([Entry(b"first"), Entry(b"second")])
     [1, 2]
-    >>> table.take(lambda record: record.payload)
+    >>> table.claim(lambda record: record.payload)
     b'first'
     >>> now += 60
     >>> [(record.payload, record.attempts) for record in table.records()]
@@ -88,6 +89,10 @@ class MemoryRecordStore(RecordStore):
             rows.sort(key=lambda row: row.priority)
         return rows
 
+    def _record(self, row: Row, attempt: int = 0) -> Record:
+        """What a row stands for; with ``attempt`` 1, as it is claimed now."""
+        return Record(row.id, row.payload, row.time, row.priority, row.attempts + attempt)
+
     def _claimed(self, id: int) -> Row:
         """What this table has claimed."""
         if id not in self._claims:
@@ -133,47 +138,61 @@ class MemoryRecordStore(RecordStore):
 
     # Taking.
 
-    def take(
+    def claim(
         self,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
-        id: int | None = None,
-        following: bool = False,
+        select: Select | None = None,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
         with self._state.lock:
             self._settled()
-            rows = self._ready()
-            if id is not None and not following:
-                rows = [row for row in rows if row.id == id]
-            elif id is not None and self._discipline.newest_first:
-                rows = sorted((row for row in rows if row.id < id), key=lambda row: -row.id)
-            elif id is not None:
-                rows = sorted((row for row in rows if row.id > id), key=lambda row: row.id)
-            return self._claim(rows[:1], decode, acknowledge, claims)[0]
+            return self._claim(self._selected(select), decode, False, claims)[0]
 
-    def take_many(
+    def claim_many(
         self,
         limit: int,
         decode: Callable[[Record], T],
-        acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
         with self._state.lock:
             self._settled()
-            return self._claim(self._ready()[:limit], decode, acknowledge, claims)
+            return self._claim(self._ready()[:limit], decode, False, claims)
+
+    def pop(
+        self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
+    ) -> T:
+        with self._state.lock:
+            self._settled()
+            return self._claim(self._selected(select), decode, True, None)[0]
+
+    def pop_many(
+        self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
+    ) -> list[T]:
+        with self._state.lock:
+            self._settled()
+            return self._claim(self._ready()[:limit], decode, True, None)
+
+    def _selected(self, select: Select | None) -> list[Row]:
+        rows = self._ready()
+        if select is None:
+            return rows[:1]
+        if not select.after:
+            return [row for row in rows if row.id == select.id]
+        newest_first = self._discipline.newest_first
+        rows = [row for row in rows if (row.id < select.id if newest_first else row.id > select.id)]
+        return sorted(rows, key=lambda row: row.id, reverse=newest_first)[:1]
 
     def _claim(
-        self, rows: list[Row], decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+        self, rows: list[Row], decode: Callable[[Record], T], pop: bool, claims: list[Claim] | None
     ) -> list[T]:
         values: list[T] = []
         for row in rows:
             try:
-                values.append(decode(row.record(row.attempts + 1)))
+                values.append(decode(self._record(row, 1)))
             except Exception:
                 if not values:
                     raise
@@ -185,7 +204,7 @@ class MemoryRecordStore(RecordStore):
         until = None if lease is None else self._state.clock() + lease
         for row in rows[: len(values)]:
             row.attempts += 1
-            if acknowledge:
+            if pop:
                 self._done(row)
                 continue
             self._state.move(row, State.CLAIMED, until)
@@ -264,7 +283,7 @@ class MemoryRecordStore(RecordStore):
         with self._state.lock:
             self._settled()
             for row in self._ready():
-                return decode(row.record())
+                return decode(self._record(row))
         raise Empty
 
     def remove(self, id: int | None = None) -> int | None:
@@ -320,12 +339,12 @@ class MemoryRecordStore(RecordStore):
     def records(self) -> Iterator[Record]:
         with self._state.lock:
             self._settled()
-            return iter([row.record() for row in self._state.select(State.READY)])
+            return iter([self._record(row) for row in self._state.select(State.READY)])
 
     def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
         with self._state.lock:
             self._settled()
-            return iter([(row.state, row.record()) for row in self._state.select(*(states or State))])
+            return iter([(row.state, self._record(row)) for row in self._state.select(*(states or State))])
 
     def count(self) -> int:
         with self._state.lock:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from persistcoll.engine.records import Record, State
+from persistcoll.engine.records import State
 
 __all__ = ["FINISHED", "IN_FORCE", "MemoryRecordState", "Row"]
 
@@ -30,11 +30,6 @@ class Row:
     """When the delay or the lease ends."""
     holder: object = None
     """Who has claimed it; ``None`` where that one is dead."""
-
-    def record(self, attempts: int | None = None) -> Record:
-        """What a table gives away; ``attempts`` in place of its own."""
-        counted = self.attempts if attempts is None else attempts
-        return Record(self.id, self.payload, self.time, self.priority, counted)
 
 
 class MemoryRecordState:

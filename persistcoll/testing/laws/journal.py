@@ -61,10 +61,10 @@ def nothing_behind_a_reader(harness: QueueStoreHarness) -> None:
             mine.append(b"%d %d" % (number, index))
             mine.append_many([b"%d %d" % (number, index + more) for more in (1, 2)])
 
-    def take() -> None:
+    def claim() -> None:
         while len(taken) < total:
             with contextlib.suppress(Empty):
-                taken.extend(store.take_many(5, id_of) if len(taken) % 2 else [store.take(id_of)])
+                taken.extend(store.claim_many(5, id_of) if len(taken) % 2 else [store.claim(id_of)])
 
     def read() -> None:
         while len(taken) < total:
@@ -72,7 +72,7 @@ def nothing_behind_a_reader(harness: QueueStoreHarness) -> None:
             seen = [record.id for record in reader.records()]
             check(seen == sorted(set(seen)), f"records() went back: {seen}")
 
-    run_threads(take, read, *[lambda number=number: append(number) for number in range(appenders)])
+    run_threads(claim, read, *[lambda number=number: append(number) for number in range(appenders)])
     check(taken == sorted(set(taken)), f"something appeared behind the taker: {taken}")
     reading = store.records()
     check(next(reading, None) is None, "all were taken, and records() has one")
@@ -80,7 +80,7 @@ def nothing_behind_a_reader(harness: QueueStoreHarness) -> None:
     reading = store.records()
     seen = [next(reading).id]
     store.append(b"meanwhile")
-    claimed = store.take(id_of)
+    claimed = store.claim(id_of)
     seen += [record.id for record in reading]
     check(seen[:6] == sorted(set(seen))[:6] and len(seen) == 6, f"records() of 6 gave {seen}")
     store.nack(claimed)
@@ -94,7 +94,7 @@ def a_cursor_moves_forward_only(harness: QueueStoreHarness) -> None:
     total = 14
     ids = store.append_many(numbers(0, total))
     while store.count():
-        store.take_many(4, id_of)
+        store.claim_many(4, id_of)
     waiting = list(range(total))
     # Out of order, several in a call, with gaps that close late; giving back is the rewinding verb.
     for group in ([5], [0], [1, 2], [13, 9], [4], [3], [7], [12, 11, 10], [8]):
@@ -105,9 +105,9 @@ def a_cursor_moves_forward_only(harness: QueueStoreHarness) -> None:
         store.nack(ids[waiting[-1]])
         found = harness.after_the_end(store)
         check(found == [b"%d" % index for index in waiting], "giving back moved the cursor")
-        store.take(id_of)
+        store.claim(id_of)
     left = harness.crash()
-    got = left.take(id_of)
+    got = left.claim(id_of)
     check(got == ids[6], f"after the crash record {got} is taken, not {ids[6]}")
     left.ack([got])
     check(left.unfinished() == 0, "the last gap is closed, and something is left")
@@ -120,7 +120,7 @@ def what_is_needed_is_not_trimmed(harness: QueueStoreHarness) -> None:
     total, needed = 40, (3, 20, 21)
     ids = store.append_many(numbers(0, total))
     while store.count():
-        store.take_many(7, id_of)
+        store.claim_many(7, id_of)
     for index in (*range(total - 1, 24, -1), *range(25)):
         if index not in needed:
             store.ack([ids[index]])
@@ -132,7 +132,7 @@ def what_is_needed_is_not_trimmed(harness: QueueStoreHarness) -> None:
         store.close()
     store = harness.open()
     for payload in [*expected, b"new"]:
-        got = store.take(lambda record: (record.id, record.payload))
+        got = store.claim(lambda record: (record.id, record.payload))
         check(got[1] == payload, f"{got[1]!r} was taken in the place of {payload!r}")
         store.ack([got[0]])
     check(store.unfinished() == 0, "all is acknowledged, and something is left")

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 from persistcoll.engine.contracts import Claim, QueueStore
+from persistcoll.engine.records import Record
 from persistcoll.errors import ClosedError, Empty, Full, LockedError, NotClaimedError
 from persistcoll.testing.children import check, in_forked_child, run_threads
 from persistcoll.testing.laws.journal import JOURNAL_LAWS
@@ -34,6 +35,7 @@ from persistcoll.testing.laws.queue_store_harness import (
     QueueStoreHarness,
     QueueStoreLaw,
     StoreFactory,
+    claim_all,
     id_of,
     law,
     numbers,
@@ -41,7 +43,6 @@ from persistcoll.testing.laws.queue_store_harness import (
     raising,
     refused,
     state,
-    take_all,
 )
 
 __all__ = ["LAWS", "StoreFactory"]
@@ -57,24 +58,24 @@ def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
     with refused(Full, "append_many() of more than there is room for", store):
         store.append_many([b"more", b"and more"], 6)
     check(store.append_many([], 5) == range(0), "append_many() of nothing gave an id")
-    for acknowledge in (False, True):
+    for name, verb in (("claim_many()", store.claim_many), ("pop_many()", store.pop_many)):
         for at in (1, 2, 3):
             decode, _ = raising(KeyboardInterrupt(), at)
-            with refused(KeyboardInterrupt, f"take_many(), interrupted at record {at},", store):
-                store.take_many(5, decode, acknowledge)
+            with refused(KeyboardInterrupt, f"{name}, interrupted at record {at},", store):
+                verb(5, decode)
     for wrong in (ids[3], ids[-1] + 1000, 0, -1):
-        first = store.take(id_of)
+        first = store.claim(id_of)
         with refused(NotClaimedError, f"ack() of a claimed id and of {wrong}", store):
             store.ack([first, wrong])
         with refused(NotClaimedError, f"nack({wrong})", store):
             store.nack(wrong)
         store.nack(first)
-    claimed = [store.take(id_of), store.take(id_of)]
+    claimed = [store.claim(id_of), store.claim(id_of)]
     with contextlib.suppress(NotClaimedError):
         store.ack([claimed[0], claimed[0]])  # the same one twice: refused, or once
         store.append(b"in its place")
     check(store.unfinished() == 5, f"acknowledging an id twice in a call left {state(store)}")
-    check(take_all(store)[:3] == list(ids[2:]), "after errors the records are not where they were")
+    check(claim_all(store)[:3] == list(ids[2:]), "after errors the records are not where they were")
 
 
 @law("S2", "crashes")
@@ -90,19 +91,19 @@ def durable_when_returned(harness: QueueStoreHarness) -> None:
     left([b"0"], "append()")
     store.append_many(numbers(1, 12))
     left(numbers(0, 12), "append_many()")
-    first = store.take(id_of)
-    left(numbers(0, 12), "take()")
+    first = store.claim(id_of)
+    left(numbers(0, 12), "claim()")
     store.ack([first])
     left(numbers(1, 12), "ack()")
-    store.nack(store.take(id_of))
+    store.nack(store.claim(id_of))
     left(numbers(1, 12), "nack()")
-    store.take(id_of, True)
-    left(numbers(2, 12), "take() that acknowledges")
-    count = len(store.take_many(4, id_of, True))
-    left(numbers(2 + count, 12), "take_many() that acknowledges")
+    store.pop(id_of)
+    left(numbers(2, 12), "pop()")
+    count = len(store.pop_many(4, id_of))
+    left(numbers(2 + count, 12), "pop_many()")
     store.remove()
     left(numbers(3 + count, 12), "remove()")
-    kept = store.take(id_of)
+    kept = store.claim(id_of)
     store.clear()
     left(numbers(3 + count, 4 + count), "clear()")
     store.ack([kept])
@@ -111,34 +112,44 @@ def durable_when_returned(harness: QueueStoreHarness) -> None:
 
 @law("S3")
 def used_once_before_it_is_final(harness: QueueStoreHarness) -> None:
-    """take() calls decode at most once, before the removal is final; if decode raises, the record is
+    """A claim calls decode at most once, before the removal is final; if decode raises, the record is
     where it was.
     """
     store = harness.open()
     ids = list(store.append_many(numbers(0, 6)))
-    for acknowledge in (False, True):
+    for one, many in ((store.claim, store.claim_many), (store.pop, store.pop_many)):
         for error in (ValueError(), KeyboardInterrupt()):
             decode, seen = raising(error, 1)
-            with refused(type(error), "take() whose decode raised", store):
-                store.take(decode, acknowledge)
-            check(seen == ids[:1], f"take() called decode with {seen}, not once with {ids[0]}")
+            with refused(type(error), "claim() whose decode raised", store):
+                one(decode)
+            check(seen == ids[:1], f"claim() called decode with {seen}, not once with {ids[0]}")
             decode, seen = raising(error, 1)
-            with refused(type(error), "take_many() whose decode raised at once", store):
-                store.take_many(3, decode, acknowledge)
-            check(seen == ids[:1], f"take_many() called decode with {seen}, not once with {ids[0]}")
+            with refused(type(error), "claim_many() whose decode raised at once", store):
+                many(3, decode)
+            check(seen == ids[:1], f"claim_many() called decode with {seen}, not once with {ids[0]}")
         with refused(ValueError, "peek() whose decode raised", store):
             store.peek(raising(ValueError(), 1)[0])
         decode, seen = raising(ValueError(), 2)
-        got = store.take_many(3, decode, acknowledge)
-        check(got == ids[:1], f"take_many() whose decode raised at its second record gave {got}")
-        check(len(seen) == len(set(seen)), f"take_many() used a record twice: {seen}")
+        got = many(3, decode)
+        check(got == ids[:1], f"claim_many() whose decode raised at its second record gave {got}")
+        check(len(seen) == len(set(seen)), f"claim_many() used a record twice: {seen}")
         check(store.peek(id_of) == ids[1], "the record whose decode raised is not the next one")
-        if not acknowledge:
+        if many == store.claim_many:
             store.nack(ids[0])
-    if harness.capabilities.crashes:
-        during: list[list[bytes]] = []
-        store.take(lambda record: during.append(harness.after_the_end(store)), True)
-        check(during == [numbers(1, 6)], f"while decode runs, the record is gone already: {during}")
+    decode, seen = raising(ValueError(), 2)
+    claimed = store.claim(decode)
+    check(seen == [claimed], f"claim() of {claimed} called decode with {seen}")
+    store.nack(claimed)
+    seen.clear()
+
+    def look(record: Record) -> None:
+        seen.append(record.id)
+        if harness.capabilities.crashes:
+            found = harness.after_the_end(store)
+            check(found == numbers(1, 6), f"while decode runs, the record is gone already: {found}")
+
+    store.pop(look)
+    check(seen == [claimed], f"pop() of {claimed} called decode with {seen}")
     _claims_tell_what_to_release(store)
 
 
@@ -146,15 +157,15 @@ def _claims_tell_what_to_release(store: QueueStore) -> None:
     before = state(store)
     claims: list[Claim] = []
     with contextlib.suppress(KeyboardInterrupt):
-        store.take(raising(KeyboardInterrupt(), 1)[0], claims=claims)
-    check(not claims, "take() that claimed nothing said that it did")
-    first = store.take(id_of, claims=claims)
-    rest = store.take_many(2, id_of, claims=claims)
+        store.claim(raising(KeyboardInterrupt(), 1)[0], claims=claims)
+    check(not claims, "claim() that claimed nothing said that it did")
+    first = store.claim(id_of, claims=claims)
+    rest = store.claim_many(2, id_of, claims=claims)
     check([id for id, _ in claims] == [first, *rest], f"the claims of {[first, *rest]} are {claims}")
     check(store.release(claims) == len(claims), "release() did not count what it made ready")
     check(state(store) == before, f"after release() there is {state(store)}, before there was {before}")
     again: list[Claim] = []
-    store.take(id_of, claims=again)
+    store.claim(id_of, claims=again)
     check(store.release(claims) == 0, "release() of earlier claims released the present one")
     store.ack([again[0][0]])
     check(store.release(again) == 0, "release() of what is gone counted it")
@@ -174,7 +185,7 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
         check(given == sorted(set(given)), f"ids do not grow: {given}")
 
     append(6)
-    taken = take_all(store)
+    taken = claim_all(store)
     check(taken == given, f"taken in the order {taken}, put in the order {given}")
     for id in (taken[4], taken[0], taken[5], taken[2]):
         store.nack(id)
@@ -183,7 +194,7 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
     listed = [record.id for record in store.records()]
     check(listed == expected, f"records() of {expected} gave {listed}")
     check(store.peek(id_of) == expected[0], "peek() is not at the first record")
-    some = [*store.take_many(3, id_of), *take_all(store)]
+    some = [*store.claim_many(3, id_of), *claim_all(store)]
     check(some == expected, f"{expected} came back as {some}")
     store.ack(list(reversed(taken)))
     append(2)
@@ -200,24 +211,24 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
     store.close()
     store = harness.open()
     append(2)
-    check(take_all(store) == given[-3:], "not the records that were put last")
+    check(claim_all(store) == given[-3:], "not the records that were put last")
 
 
 @law("S5")
 def one_taker_each(harness: QueueStoreHarness) -> None:
     """One record is never in the hands of two takers."""
     store = harness.open()
-    total, takers = 240, 4
+    total, claimers = 240, 4
     ids = list(store.append_many(numbers(0, total)))
     holding: set[int] = set()
     finished: list[int] = []
     mutex = threading.Lock()
 
-    def take() -> None:
+    def claim() -> None:
         step = 0
         while True:
             try:
-                got = store.take_many(3, id_of) if step % 2 else [store.take(id_of)]
+                got = store.claim_many(3, id_of) if step % 2 else [store.claim(id_of)]
             except Empty:
                 if not store.unfinished():
                     return
@@ -237,16 +248,16 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
                 else:
                     store.nack(id)
 
-    run_threads(*[take] * takers)
+    run_threads(*[claim] * claimers)
     check(sorted(finished) == ids, "not every record was taken and acknowledged exactly once")
     if not harness.capabilities.handles:
         return
     other = harness.open()
     store.append_many(numbers(0, 3))
-    held = store.take(id_of)
+    held = store.claim(id_of)
     check(state(other) == (numbers(1, 3), 2, 1, 3), f"elsewhere, one of three taken: {state(other)}")
     with contextlib.suppress(LockedError):  # one consumer at a time will do, too
-        check(other.take(id_of) != held, "a claimed record was taken through another store")
+        check(other.claim(id_of) != held, "a claimed record was taken through another store")
     with refused(NotClaimedError, "ack() of what another store holds", store, other):
         other.ack([held])
 
@@ -273,20 +284,20 @@ def within_capacity(harness: QueueStoreHarness) -> None:
                     done += 2
             counts.append(mine.count())
 
-    def take() -> None:
+    def claim() -> None:
         while len(taken) < each * appenders:
             counts.append(store.count())
             with contextlib.suppress(Empty):
-                taken.append(store.take(id_of, True))
+                taken.append(store.pop(id_of))
 
-    run_threads(take, *[lambda name=name: append(name) for name in range(appenders)])
+    run_threads(claim, *[lambda name=name: append(name) for name in range(appenders)])
     check(max(counts) <= capacity, f"{max(counts)} records in a store of capacity {capacity}")
     check(min(counts) >= 0, f"a count of {min(counts)} records")
     store.append_many(numbers(0, capacity), capacity)
     for another in stores:
         with refused(Full, "append() to a full store", *stores):
             another.append(b"more", capacity)
-    held = store.take(id_of)
+    held = store.claim(id_of)
     stores[1].append(b"in the room of a claimed one", capacity)
     store.nack(held)
     with refused(Full, "append() to a store that is more than full", *stores):
@@ -300,9 +311,9 @@ def strangers_by_name(harness: QueueStoreHarness) -> None:
     one.append_many(numbers(0, 3))
     check(state(two) == ([], 0, 0, 0), f"what was put into one is in the other: {state(two)}")
     two.append(b"two")
-    held = one.take(id_of)
-    check(state(two) == ([b"two"], 1, 0, 1), f"a take from one changed the other: {state(two)}")
-    check(two.take(lambda record: record.payload) == b"two", "another store's record was taken")
+    held = one.claim(id_of)
+    check(state(two) == ([b"two"], 1, 0, 1), f"a claim in one changed the other: {state(two)}")
+    check(two.claim(lambda record: record.payload) == b"two", "another store's record was taken")
     check(one.clear() == 2, "clear() did not remove the two that were ready")
     check(state(two) == ([], 0, 1, 1), f"clear() of one changed the other: {state(two)}")
     one.ack([held])
@@ -316,7 +327,7 @@ def reopening_changes_nothing(harness: QueueStoreHarness) -> None:
     store = harness.open()
     ids = list(store.append_many(numbers(0, 9)))
     expected = list(store.records())
-    taken = store.take_many(1, id_of) + [store.take(id_of) for _ in range(5)]
+    taken = store.claim_many(1, id_of) + [store.claim(id_of) for _ in range(5)]
     store.ack([taken[3], taken[0]])
     store.remove(ids[7])
     gone = {ids[0], ids[3], ids[7]}
@@ -330,11 +341,11 @@ def reopening_changes_nothing(harness: QueueStoreHarness) -> None:
         told = store.stats()
         counted = told.ready, told.claimed, told.puts, told.gets
         check(counted == (6, 0, 9, 3), f"stats() after opening again: {told}")
-        store.nack(store.take(id_of))
-        store.take(id_of)
+        store.nack(store.claim(id_of))
+        store.claim(id_of)
     store.close()
     store = harness.open()
-    check(take_all(store) == [record.id for record in expected], "not all of them can be taken")
+    check(claim_all(store) == [record.id for record in expected], "not all of them can be taken")
 
 
 @law("S9")
@@ -342,7 +353,7 @@ def closed_is_closed(harness: QueueStoreHarness) -> None:
     """After close() every call raises ClosedError, except close()."""
     store = harness.open()
     store.append_many(numbers(0, 3))
-    id = store.take(id_of)
+    id = store.claim(id_of)
     reading = store.records()
     next(reading)
     store.close()
@@ -352,10 +363,12 @@ def closed_is_closed(harness: QueueStoreHarness) -> None:
         "append with a capacity": lambda: store.append(b"", 1),
         "append_many": lambda: store.append_many([b""]),
         "append_many of nothing": lambda: store.append_many([]),
-        "take": lambda: store.take(id_of),
-        "take_many": lambda: store.take_many(2, id_of),
+        "claim": lambda: store.claim(id_of),
+        "claim_many": lambda: store.claim_many(2, id_of),
+        "pop": lambda: store.pop(id_of),
+        "pop_many": lambda: store.pop_many(2, id_of),
         "ack": lambda: store.ack([id]),
-        "acknowledge of nothing": lambda: store.ack([]),
+        "ack of nothing": lambda: store.ack([]),
         "nack": lambda: store.nack(id),
         "peek": lambda: store.peek(id_of),
         "remove": store.remove,
@@ -380,7 +393,7 @@ def forks_are_harmless(harness: QueueStoreHarness) -> None:
     """A forked child can use the store, and never disturbs its parent."""
     store = harness.open()
     store.append_many(numbers(0, 5))
-    held = store.take(id_of)
+    held = store.claim(id_of)
     shared = harness.capabilities.processes
 
     def child() -> None:
@@ -391,7 +404,7 @@ def forks_are_harmless(harness: QueueStoreHarness) -> None:
         count = 5 if shared else 6
         check(store.count() == count, f"the child counts {store.count()} ready records, not {count}")
         with contextlib.suppress(LockedError):  # the parent is the consumer
-            got = store.take(id_of)
+            got = store.claim(id_of)
             check(got != held or not shared, "the child took what the parent holds")
             store.nack(got)
         store.close()
@@ -405,7 +418,7 @@ def forks_are_harmless(harness: QueueStoreHarness) -> None:
     check(found == (expected, len(expected), 1, len(expected) + 1), f"after the child: {found}")
     store.ack([held])
     store.append(b"more")
-    got = [store.take(lambda record: record.payload) for _ in range(len(expected) + 1)]
+    got = [store.claim(lambda record: record.payload) for _ in range(len(expected) + 1)]
     check(got == [*expected, b"more"], f"after the child the parent took {got}")
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "QueueStoreHarness",
     "QueueStoreLaw",
     "StoreFactory",
+    "claim_all",
     "id_of",
     "law",
     "numbers",
@@ -23,7 +24,6 @@ __all__ = [
     "raising",
     "refused",
     "state",
-    "take_all",
 ]
 
 
@@ -97,12 +97,12 @@ def numbers(first: int, behind: int) -> list[bytes]:
     return [b"%d" % number for number in range(first, behind)]
 
 
-def take_all(store: QueueStore) -> list[int]:
+def claim_all(store: QueueStore) -> list[int]:
     """Claim everything that is ready, one by one; the ids."""
     ids = []
     with contextlib.suppress(Empty):
         while True:
-            ids.append(store.take(id_of))
+            ids.append(store.claim(id_of))
     return ids
 
 

@@ -30,11 +30,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.records import UNIQUE, ClaimPolicy, Discipline, Entry, State
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError
 from persistcoll.testing.children import check, in_forked_child, run_threads
-from persistcoll.testing.laws.queue_store_harness import id_of, raising, take_all
+from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, raising
 from persistcoll.testing.laws.record_store_claims import CLAIM_LAWS
 from persistcoll.testing.laws.record_store_harness import (
     DISCIPLINES,
@@ -72,7 +72,7 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
     check(table.put([], 4) == [], "put() of nothing gave an id")
     (refused, more) = table.put(keyed("ready", "more"), 5)
     check(refused is None and more is not None, "put() of one that fits and one that is there already")
-    gone, failed, claimed, ready = (table.take(id_of) for _ in range(4))
+    gone, failed, claimed, ready = (table.claim(id_of) for _ in range(4))
     table.ack([gone])
     table.fail([failed])
     table.nack(ready)
@@ -88,19 +88,19 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
             with refuses(NotClaimedError, f"{name} of {wrong}, which is not claimed,", table):
                 call()
     for id in (claimed, gone, failed, (more or 0) + 1000, 0, -1):
-        with refuses(Empty, f"take() of {id}, which is not ready,", table):
-            table.take(id_of, id=id)
-    with refuses(Empty, "take() of what follows the last", table):
-        table.take(id_of, id=more, following=True)
+        with refuses(Empty, f"claim() of {id}, which is not ready,", table):
+            table.claim(id_of, Select(id))
+    with refuses(Empty, "claim() of what follows the last", table):
+        table.claim(id_of, Select(more or 0, after=True))
     for id in (ready, claimed):
         with refuses(DuplicateError, "update() by an equal of another", table):
             table.update(id, b"another", b"more")
-    with refuses(KeyboardInterrupt, "take(), interrupted,", table):
-        table.take(raising(KeyboardInterrupt(), 1)[0], True)
-    with refuses(KeyboardInterrupt, "take() of an id, interrupted,", table):
-        table.take(raising(KeyboardInterrupt(), 1)[0], id=ready)
-    with refuses(KeyboardInterrupt, "take_many(), interrupted at its second record,", table):
-        table.take_many(2, raising(KeyboardInterrupt(), 2)[0])
+    with refuses(KeyboardInterrupt, "claim(), interrupted,", table):
+        table.pop(raising(KeyboardInterrupt(), 1)[0])
+    with refuses(KeyboardInterrupt, "claim() of an id, interrupted,", table):
+        table.claim(raising(KeyboardInterrupt(), 1)[0], Select(ready))
+    with refuses(KeyboardInterrupt, "claim_many(), interrupted at its second record,", table):
+        table.claim_many(2, raising(KeyboardInterrupt(), 2)[0])
     check(
         table.has_active_key(b"claimed") and table.has_active_key(b"more"),
         "what was refused took a key out of force",
@@ -133,10 +133,10 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     left("put()")
     table.append(b"without a key")
     left("append()")
-    one, two, three = (table.take(id_of) for _ in range(3))
-    left("take()")
-    many = table.take_many(4, id_of)
-    left("take_many()")
+    one, two, three = (table.claim(id_of) for _ in range(3))
+    left("claim()")
+    many = table.claim_many(4, id_of)
+    left("claim_many()")
     table.ack([one])
     left("ack()")
     table.fail([two])
@@ -152,12 +152,12 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     table.update(three, b"and another")
     left("update()")
     for _ in range(table.peek(lambda record: record.attempts), 3):
-        table.nack(table.take(id_of))
+        table.nack(table.claim(id_of))
     left("nack() again and again")
-    table.take(id_of)
+    table.claim(id_of)
     left("the last attempt")
-    table.take(id_of, True)
-    left("take() that acknowledges")
+    table.pop(id_of)
+    left("pop()")
     table.remove()
     left("remove()")
     table.remove(last)
@@ -196,13 +196,13 @@ def within_capacity(harness: RecordStoreHarness) -> None:
                 done += more
             counts.append(mine.count())
 
-    def take() -> None:
+    def claim() -> None:
         while len(taken) < each * 3:
             counts.append(table.count())
             with contextlib.suppress(Empty):
-                taken.append(table.take(lambda record: record.payload, True))
+                taken.append(table.pop(lambda record: record.payload))
 
-    run_threads(take, *[lambda number=number: put(number) for number in range(3)])
+    run_threads(claim, *[lambda number=number: put(number) for number in range(3)])
     check(len(set(taken)) == each * 3, f"of {each * 3} entries {len(set(taken))} arrived")
     check(max(counts) <= capacity, f"{max(counts)} records in a table of capacity {capacity}")
     check(min(counts) >= 0, f"a count of {min(counts)} records")
@@ -214,8 +214,8 @@ def within_capacity(harness: RecordStoreHarness) -> None:
         with refuses(Full, "append() to a full table", *tables):
             mine.append(b"e", capacity)
         check(mine.put(keyed("a", "d"), capacity) == [None, None], "an entry that is refused needs no room")
-    one.nack(one.take(id_of), 30.0)
-    one.take(id_of)
+    one.nack(one.claim(id_of), 30.0)
+    one.claim(id_of)
     other.put(keyed("e", "f"), capacity)
     for seconds in (30.0, 30.0):
         with refuses(Full, "put() into a table that is full again", *tables):
@@ -244,19 +244,19 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
         check(look(two) == before, f"{what} of one changed the other: {look(two)}, of {before}")
         check(two.has_active_key(b"x"), f"{what} of one took a key of the other out of force")
 
-    held = [one.take(id_of) for _ in range(3)]
-    untouched("take()")
+    held = [one.claim(id_of) for _ in range(3)]
+    untouched("claim()")
     only = next(id for id in held if id not in {record.id for _, record in before})
     for verb in (two.ack, two.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, two):
             verb([only])
-    with refuses(Empty, "take() of another table's record", one, two):
-        two.take(id_of, id=only)
+    with refuses(Empty, "claim() of another table's record", one, two):
+        two.claim(id_of, Select(only))
     check(not two.update(only, b""), "update() of another table's record")
     one.ack(held[:1])
     one.fail(held[1:2])
     untouched("ack() and fail()")
-    taken = two.take(lambda record: record)
+    taken = two.claim(lambda record: record)
     check(taken.payload == b"x", f"{taken} is another table's")
     two.fail([taken.id])
     two.put(keyed("x"))
@@ -272,9 +272,9 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     check(two.reclaim() == 0, "reclaim() of one gave back what was claimed in the other")
     check(one.reclaim() == 1, "reclaim() did not find what a closed table left claimed")
     untouched("reclaim()")
-    two.take(id_of)
+    two.claim(id_of)
     before = look(two)
-    one.nack(one.take(id_of), to_back=True)
+    one.nack(one.claim(id_of), to_back=True)
     one.close()
     untouched("close()")
 
@@ -294,19 +294,19 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     table = reopen()
     table.put(entries(*"abcdefg"))
     harness.advance(1.0)
-    done, failed, delayed, back = (table.take(id_of) for _ in range(4))
+    done, failed, delayed, back = (table.claim(id_of) for _ in range(4))
     table.ack([done])
     table.fail([failed])
     table.nack(delayed, 100.0)
     table.nack(back, to_back=True)
-    table.nack(table.take(id_of))
+    table.nack(table.claim(id_of))
     if discipline.unique:
         table.put(keyed("k", "l"))
         (_, id) = [record.id for record in table.records() if record.payload in (b"k", b"l")]
         table.update(id, b"new", b"n")
     numbers = table.stats()
     for time in range(2, 5):
-        table.take_many(1, id_of)
+        table.claim_many(1, id_of)
         rows = after_the_end(look(table), retry)
         table.close()
         table = reopen()
@@ -326,7 +326,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     harness.advance(100.0)
     wanted = [record.id for record in order(list(table.records()), discipline)]
     check(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
-    got = take_all(table)
+    got = claim_all(table)
     check(got == wanted, f"after all that {got} were taken, not {wanted}")
 
 
@@ -336,7 +336,7 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
     retry = ClaimPolicy(lease=60.0, keep_done=10)
     table = harness.open(UNIQUE, retry)
     (first, *_) = table.put(keyed("a", "b", "c"))
-    id = table.take(id_of)
+    id = table.claim(id_of)
     reading = table.scan()
     next(reading)
     before = standing(table)
@@ -348,9 +348,12 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         "put": lambda: table.put(keyed("d")),
         "put of what is there": lambda: table.put(keyed("b")),
         "put of nothing": lambda: table.put([]),
-        "take": lambda: table.take(id_of),
-        "take of an id": lambda: table.take(id_of, id=id + 1),
-        "take_many": lambda: table.take_many(2, id_of),
+        "claim": lambda: table.claim(id_of),
+        "claim of an id": lambda: table.claim(id_of, Select(id + 1)),
+        "claim_many": lambda: table.claim_many(2, id_of),
+        "pop": lambda: table.pop(id_of),
+        "pop of an id": lambda: table.pop(id_of, Select(id + 1)),
+        "pop_many": lambda: table.pop_many(2, id_of),
         "ack": lambda: table.ack([id]),
         "fail": lambda: table.fail([id]),
         "fail of nothing": lambda: table.fail([]),
@@ -394,7 +397,7 @@ def forks_are_harmless(harness: RecordStoreHarness) -> None:
 def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None:
     table = harness.open(UNIQUE, retry, f"{dies} {retry.auto_reclaim}")
     table.put(keyed(*"abcdef"))
-    held = [table.take(id_of), table.take(id_of)]
+    held = [table.claim(id_of), table.claim(id_of)]
     expected = standing(table)
     in_forked_child(lambda: None)  # one that ends without having touched it
     in_forked_child(partial(_child, table, held, harness.capabilities.processes, dies))
@@ -428,13 +431,13 @@ def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> Non
         check(table.put(keyed("a")) == [None], "what the parent holds is not in force")
     else:
         table.reclaim()  # a copy, in which the parent is dead
-        table.take_many(2, id_of)
+        table.claim_many(2, id_of)
     check(table.put(keyed("new")) != [None], "what the child put is refused")
-    record = table.take(lambda record: record)
+    record = table.claim(lambda record: record)
     check(record.payload == b"c", f"the child took {record}")
     table.ack([record.id])
-    table.fail([table.take(id_of)])
-    table.take(id_of)
+    table.fail([table.claim(id_of)])
+    table.claim(id_of)
     if not dies:
         table.close()
         with refuses(ClosedError, "put() into a closed table"):

@@ -7,11 +7,11 @@ from dataclasses import astuple
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.records import FIFO, UNIQUE, Backoff, ClaimPolicy, Entry, Record, State
 from persistcoll.errors import DuplicateError, Full
 from persistcoll.testing.children import check
-from persistcoll.testing.laws.queue_store_harness import id_of, take_all
+from persistcoll.testing.laws.queue_store_harness import claim_all, id_of
 from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
@@ -43,9 +43,9 @@ def _leases(harness: RecordStoreHarness) -> None:
     other = harness.open(FIFO, retry, "leased") if harness.capabilities.handles else table
     table.append_many([b"a", b"b", b"c"])
     expected = list(table.records())
-    table.take(id_of)
+    table.claim(id_of)
     harness.advance(30.0)
-    table.take(id_of)
+    table.claim(id_of)
     harness.advance(29.75)
     for each in (table, other):
         states = {payload: state for payload, (state, _) in standing(each).items()}
@@ -59,10 +59,10 @@ def _leases(harness: RecordStoreHarness) -> None:
         check(found == wanted_records, f"at the end of a lease: {found}, not {wanted_records}")
         look(each)
     check(other.peek(id_of) == expected[0].id, "peek() is not at what a lease has left")
-    got = other.take(lambda record: record)
+    got = other.claim(lambda record: record)
     check(got == expected[0]._replace(attempts=2), f"{got} was taken, in the place of {expected[0]}")
     harness.advance(30.0)
-    check(take_all(other) == [record.id for record in expected[1:]], "not what a lease has left")
+    check(claim_all(other) == [record.id for record in expected[1:]], "not what a lease has left")
     harness.advance(60.0)
     check(other.clear() == 3, "clear() did not remove what leases have left")
 
@@ -77,7 +77,7 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     reopen = partial(harness.open, FIFO, retry, f"held {resume}")
     table = reopen()
     table.append_many([b"a", b"b", b"c"])
-    table.take_many(2, id_of)
+    table.claim_many(2, id_of)
     harness.advance(1e6)
     found = standing(table)
     check(found == _HELD, f"without a lease, after a long time: {found}, not {_HELD}")
@@ -109,7 +109,7 @@ def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
     found = standing(table)
     check(found == _FREE, f"{how}: {found}, not {_FREE}")
     check(table.reclaim() == 0, f"{how}: reclaim() found more the second time")
-    taken = take_all(table)
+    taken = claim_all(table)
     check(len(taken) == 3, f"{how}: of 3 records {taken} can be taken")
 
 
@@ -119,7 +119,7 @@ def _delays(harness: RecordStoreHarness) -> None:
     other = harness.open(FIFO, retry, "delayed") if harness.capabilities.handles else table
     first, second = table.append_many([b"a", b"b"])
     for delay, seconds in ((None, 10.0), (None, 20.0), (5.0, 5.0), (None, 30.0), (None, 30.0), (60.0, 60.0)):
-        check(table.take(id_of) == first, "what was delayed is not in its place")
+        check(table.claim(id_of) == first, "what was delayed is not in its place")
         check(table.nack(first, delay) == first, "nack() with a delay gave another id")
         harness.advance(seconds - 0.25)
         for each in (table, other):
@@ -131,14 +131,14 @@ def _delays(harness: RecordStoreHarness) -> None:
         for each in (other, table):
             found = [record.id for record in each.records()]
             check(found == [first, second], f"after a delay of {seconds} s: {found}")
-    taken = table.take(id_of)
+    taken = table.claim(id_of)
     table.nack(taken, 0.0)
     check(table.count() == 2, f"given back without delay: {look(table)}")
-    last = table.nack(table.take(id_of), 10.0, True)
+    last = table.nack(table.claim(id_of), 10.0, True)
     found = [record.id for _, record in table.scan(State.DELAYED)]
     check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
     harness.advance(10.0)
-    got = take_all(table)
+    got = claim_all(table)
     check(got == [second, last] and last > second, f"delayed and to the back: {got}")
 
 
@@ -153,9 +153,12 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
         "records()": (lambda table, id: [*map(_payload, table.records())], [b"k"]),
         "scan()": (lambda table, id: [state for state, _ in table.scan()], [State.READY]),
         "scan() elsewhere": (lambda table, id: [*table.scan(State.CLAIMED, State.DELAYED)], []),
-        "take()": (lambda table, id: table.take(_payload), b"k"),
-        "take() of an id": (lambda table, id: table.take(_payload, id=id), b"k"),
-        "take_many()": (lambda table, id: table.take_many(5, _payload), [b"k"]),
+        "claim()": (lambda table, id: table.claim(_payload), b"k"),
+        "claim() of an id": (lambda table, id: table.claim(_payload, Select(id)), b"k"),
+        "claim_many()": (lambda table, id: table.claim_many(5, _payload), [b"k"]),
+        "pop()": (lambda table, id: table.pop(_payload), b"k"),
+        "pop() of an id": (lambda table, id: table.pop(_payload, Select(id)), b"k"),
+        "pop_many()": (lambda table, id: table.pop_many(5, _payload), [b"k"]),
         "remove()": (lambda table, id: table.remove() == id, True),
         "remove() of an id": (lambda table, id: table.remove(id) == id, True),
         "clear()": (lambda table, id: table.clear(), 1),
@@ -184,7 +187,7 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
             for delayed in (False, True):
                 table = harness.open(UNIQUE, retry, f"{name} {limit} {delayed}")
                 (id,) = (each or 0 for each in table.put(keyed("k")))
-                table.take(id_of)
+                table.claim(id_of)
                 if delayed and limit is None:
                     table.nack(id, 60.0)
                 harness.advance(60.0)
@@ -193,7 +196,7 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
                 table.close()
     table = harness.open(UNIQUE, ClaimPolicy(lease=60.0), "change_token()")
     table.append(b"")
-    table.take(id_of)
+    table.claim(id_of)
     before = table.change_token()
     harness.advance(60.0)
     # Who waits for a record asks for nothing else.
@@ -220,27 +223,27 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
     key = _Key(table, harness.another(table, UNIQUE, retry))
     key.put()
     key.held("ready")
-    table.nack(table.take(id_of), 30.0)
+    table.nack(table.claim(id_of), 30.0)
     key.held("delayed")
     harness.advance(30.0)
     key.held("delayed, and due")
-    id = table.take(id_of)
+    id = table.claim(id_of)
     key.held("claimed")
     table.ack([id])
     key.free("done")
     key.put()
-    table.fail([table.take(id_of)])
+    table.fail([table.claim(id_of)])
     key.free("failed")
     key.put()
-    table.take(id_of)
+    table.claim(id_of)
     harness.advance(60.0)
     key.held("its lease ran out")
-    table.nack(table.take(id_of))
+    table.nack(table.claim(id_of))
     key.free("dead")
     key.put()
-    table.nack(table.take(id_of), to_back=True)
+    table.nack(table.claim(id_of), to_back=True)
     key.held("given to the back")
-    table.nack(table.take(id_of), to_back=True)
+    table.nack(table.claim(id_of), to_back=True)
     key.free("dead, given to the back")
     table.remove(key.put())
     key.free("discarded")
@@ -248,15 +251,15 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
     table.clear()
     key.free("cleared")
     key.put()
-    table.take(id_of, True)
+    table.pop(id_of)
     key.free("acknowledged as it was taken")
     key.put()
     for _ in range(2):
-        table.take(id_of)
+        table.claim(id_of)
         harness.advance(60.0)
     key.free("dead at the end of its lease")
     key.put()
-    table.update(table.take(id_of), b"claimed, and now of no key")
+    table.update(table.claim(id_of), b"claimed, and now of no key")
     key.free("of a record that got none")
     table.clear()
     _replaced(table, key)
@@ -314,7 +317,7 @@ def _replaced(table: RecordStore, old: _Key) -> None:
     old.free("the key before")
     equal = old.put()
     check(table.update(id, b"newer", b"l"), "update() by the key that it has")
-    record = table.take(lambda record: record)
+    record = table.claim(lambda record: record)
     check(record.payload == b"newer" and record.id == id, f"{record} is not what was replaced")
     for each, key in ((id, b"k"), (equal, b"l")):
         with refuses(DuplicateError, "update() by the key of another record", table):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.records import ClaimPolicy, Discipline, Record, State
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.children import check, run_threads
-from persistcoll.testing.laws.queue_store_harness import id_of, raising, take_all
+from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, raising
 from persistcoll.testing.laws.record_store_harness import (
     DISCIPLINES,
     RecordStoreHarness,
@@ -38,11 +38,15 @@ def _ordered(table: RecordStore, discipline: Discipline) -> list[int]:
 
 @record_store_law("S3")
 def used_once_before_it_is_final(harness: RecordStoreHarness) -> None:
-    """take() calls decode at most once, before the removal is final; if decode raises, the record is where
+    """A claim calls decode at most once, before the removal is final; if decode raises, the record is where
     it was, and has had no more attempts.
     """
     for discipline in DISCIPLINES:
         _used_once(harness, harness.open(discipline), discipline)
+
+
+def _selecting(table: RecordStore, select: Select) -> tuple[Callable[..., Any], ...]:
+    return partial(table.claim, select=select), partial(table.pop, select=select)
 
 
 def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Discipline) -> None:
@@ -50,27 +54,27 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
     ids = [record.id for record in table.records()]
     first, second, *_ = _ordered(table, discipline)
     next_id = ids[1] if discipline.newest_first else ids[3]
-    ways: dict[str, tuple[int, Callable[..., Any]]] = {
-        "take()": (first, table.take),
-        "take() of an id": (ids[2], partial(table.take, id=ids[2])),
-        "take() of what follows": (next_id, partial(table.take, id=ids[2], following=True)),
-        "take_many()": (first, partial(table.take_many, 3)),
+    ways: dict[str, tuple[int, tuple[Callable[..., Any], ...]]] = {
+        "claim()": (first, (table.claim, table.pop)),
+        "claim() of an id": (ids[2], _selecting(table, Select(ids[2]))),
+        "claim() of what follows": (next_id, _selecting(table, Select(ids[2], after=True))),
+        "claim_many()": (first, (partial(table.claim_many, 3), partial(table.pop_many, 3))),
     }
-    for name, (id, take) in ways.items():
-        for acknowledge in (False, True):
+    for name, (id, verbs) in ways.items():
+        for verb in verbs:
             decode, seen = raising(ValueError(), 1)
             with refuses(ValueError, f"{name}, whose decode raised,", table):
-                take(decode=decode, acknowledge=acknowledge)
+                verb(decode=decode)
             check(seen == [id], f"{name} called decode with {seen}, not once with {id}")
     decode, seen = raising(ValueError(), 2)
-    got = table.take_many(3, decode)
-    check(got == [first] and seen == [first, second], f"take_many() gave {got} and used {seen}")
+    got = table.claim_many(3, decode)
+    check(got == [first] and seen == [first, second], f"claim_many() gave {got} and used {seen}")
     attempts = {record.id: record.attempts for _, record in look(table)}
     wanted = {id: int(id == first) for id in ids}
     check(attempts == wanted, f"attempts are {attempts}, not {wanted}")
     table.nack(first)
     before = table.peek(_itself)
-    record = table.take(_itself)
+    record = table.claim(_itself)
     check(record == before._replace(attempts=2), f"decode was given {record}, and peek() {before}")
     table.nack(record.id)
     if harness.capabilities.crashes:
@@ -82,7 +86,7 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
             left.close()
             return found
 
-        during = table.take(crash, True)
+        during = table.pop(crash)
         check(during == expected, f"while decode runs, a crash leaves {during}, not {expected}")
 
 
@@ -118,14 +122,14 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     check(listed == given, f"{by}: records() of {given} gave {listed}")
     wanted = _ordered(table, discipline)
     check(table.peek(id_of) == wanted[0], f"{by}: peek() is not at the first of {wanted}")
-    taken = [table.take(id_of), *table.take_many(3, id_of), *take_all(table)]
+    taken = [table.claim(id_of), *table.claim_many(3, id_of), *claim_all(table)]
     check(taken == wanted, f"{by}: taken in the order {taken}, not {wanted}")
     for index in (4, 0, 5, 2):
         check(table.nack(taken[index]) == taken[index], "nack() gave another id")
     wanted = [taken[0], taken[2], taken[4], taken[5]]
     listed = [record.id for record in table.records()]
     check(listed == sorted(wanted), f"{by}: records() of {sorted(wanted)} gave {listed}")
-    again = [*table.take_many(2, id_of), *take_all(table)]
+    again = [*table.claim_many(2, id_of), *claim_all(table)]
     check(again == wanted, f"{by}: {wanted} given back came as {again}")
     old = {record.id: record for _, record in table.scan(State.CLAIMED)}
     given.append(table.nack(taken[1], to_back=True))
@@ -135,7 +139,7 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     check(taken[1] not in {record.id for _, record in look(table)}, "the old id is still there")
     table.nack(taken[3])
     wanted = [record.id for record in order([new, old[taken[3]]], discipline)]
-    got = take_all(table)
+    got = claim_all(table)
     check(got == wanted, f"{by}: one of them given to the back: {got}, not {wanted}")
 
 
@@ -152,12 +156,12 @@ def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
     ids = [record.id for record in table.records()]
     if discipline.newest_first:
         ids.reverse()
-    picked = table.take(id_of, id=ids[1])
-    check(picked == ids[1], f"{by}: take() of {ids[1]} gave {picked}")
-    walked = [table.take(id_of, id=id, following=True) for id in ids[:2]]
+    picked = table.claim(id_of, Select(ids[1]))
+    check(picked == ids[1], f"{by}: claim() of {ids[1]} gave {picked}")
+    walked = [table.claim(id_of, Select(id, after=True)) for id in ids[:2]]
     check(walked == ids[2:4], f"{by}: {walked} followed {ids[:2]}, of {ids}")
-    with refuses(Empty, "take() of what follows the last", table):
-        table.take(id_of, id=ids[0], following=True)
+    with refuses(Empty, "claim() of what follows the last", table):
+        table.claim(id_of, Select(ids[0], after=True))
     table.ack([walked[1], picked])
 
 
@@ -207,7 +211,7 @@ class _Takers:
         while table.unfinished() and not self.broken:
             number += 1
             try:
-                got = [table.take(_itself)] if number % 3 else table.take_many(3, _itself)
+                got = [table.claim(_itself)] if number % 3 else table.claim_many(3, _itself)
             except Empty:
                 continue  # another one may give back what it holds
             with self.mutex:
@@ -233,15 +237,15 @@ class _Takers:
 
 def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
     one.put(entries("a", "b", "c"))
-    held = one.take(id_of)
-    with refuses(Empty, "take() of what another table holds", one, other):
-        other.take(id_of, id=held)
+    held = one.claim(id_of)
+    with refuses(Empty, "claim() of what another table holds", one, other):
+        other.claim(id_of, Select(held))
     for verb in (other.ack, other.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, other):
             verb([held])
     with refuses(NotClaimedError, "nack() of what another table holds", one, other):
         other.nack(held)
-    check(held not in take_all(other), "a claimed record was taken through another table")
+    check(held not in claim_all(other), "a claimed record was taken through another table")
 
 
 def _notices(one: RecordStore, other: RecordStore) -> None:
@@ -250,7 +254,7 @@ def _notices(one: RecordStore, other: RecordStore) -> None:
     steps: dict[str, Callable[[], object]] = {
         "put()": lambda: other.put(entries("a")),
         "append()": lambda: other.append(b"b"),
-        "take()": lambda: taken.extend([other.take(id_of), other.take(id_of)]),
+        "claim()": lambda: taken.extend([other.claim(id_of), other.claim(id_of)]),
         "nack()": lambda: other.nack(taken.pop()),
         "ack()": lambda: other.ack(taken),
         "remove()": other.remove,

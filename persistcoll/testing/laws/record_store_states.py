@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, State
 from persistcoll.errors import Empty, NotClaimedError, StaleClaimError
 from persistcoll.testing.children import check
@@ -42,17 +42,17 @@ def states_change_one_way(harness: RecordStoreHarness) -> None:
     table = harness.open(UNIQUE, retry)
     table.put(keyed(*"abcdefghi"))
     for verb in (table.ack, table.fail):
-        verb([table.take(id_of)])
-        verb([table.take(id_of)])
+        verb([table.claim(id_of)])
+        verb([table.claim(id_of)])
         harness.advance(1.0)
     for _ in range(2):
-        dying = table.take(id_of)
+        dying = table.claim(id_of)
         check(table.nack(dying, 0.0) == dying, "nack() gave another id")
-        table.take(id_of, id=dying)
+        table.claim(id_of, Select(dying))
         check(table.nack(dying, 60.0, True) == dying, "what died has another id")
         harness.advance(1.0)
-    table.nack(table.take(id_of), 1e9)
-    table.take(id_of)
+    table.nack(table.claim(id_of), 1e9)
+    table.claim(id_of)
     wanted = dict.fromkeys((b"a", b"b"), (State.DONE, 1)) | dict.fromkeys((b"c", b"d"), (State.FAILED, 1))
     wanted |= dict.fromkeys((b"e", b"f"), (State.DEAD, 2)) | {b"g": (State.DELAYED, 1)}
     wanted |= {b"h": (State.CLAIMED, 1), b"i": (State.READY, 0)}
@@ -71,8 +71,8 @@ def _nothing_moves(
     rows = look(table)
     for state in (*_FINISHED, State.DELAYED, State.CLAIMED):
         for id in _ids(table, state):
-            with refuses(Empty, f"take() of what is {state.value}", table):
-                table.take(id_of, id=id)
+            with refuses(Empty, f"claim() of what is {state.value}", table):
+                table.claim(id_of, Select(id))
             check(table.remove(id) is None, f"remove() of what is {state.value}")
             if state is not State.CLAIMED:
                 for verb in (table.ack, table.fail):
@@ -99,7 +99,7 @@ def _what_dies(harness: RecordStoreHarness) -> None:
     retry = ClaimPolicy(lease=60.0, max_attempts=1)
     table = harness.open(FIFO, retry, "dying")
     table.put(entries(*"abcd"))
-    a, b, _ = (table.take(id_of) for _ in range(3))
+    a, b, _ = (table.claim(id_of) for _ in range(3))
     check(table.nack(a) == a, "nack() gave another id")
     if harness.capabilities.crashes:
         left = harness.crash(FIFO, retry, "dying")
@@ -107,7 +107,7 @@ def _what_dies(harness: RecordStoreHarness) -> None:
         check(found[b"c"] == (State.DEAD, 1), f"a crash after the last attempt leaves {found}")
         left.close()
     harness.advance(60.0)
-    table.take(id_of)
+    table.claim(id_of)
     with refuses(StaleClaimError, "ack() of what died at the end of its lease", table):
         table.ack([b])
     table.close()
@@ -132,7 +132,7 @@ def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
     for state, finish in ((State.DONE, table.ack), (State.FAILED, table.fail)):
         for id in finished[:3]:
             harness.advance(1.0)
-            finish([table.take(id_of, id=id)])
+            finish([table.claim(id_of, Select(id))])
         check(table.purge(state, limit=1) == 1, "purge() of one")
         present = sorted(finished[:3])
         check(_ids(table, state) == present[1:], f"purge() left {look(table)}, of {present}")
@@ -149,16 +149,16 @@ def _what_is_kept(harness: RecordStoreHarness) -> None:
     for count in range(1, total + 1):
         harness.advance(1.0)
         if count % 2:
-            table.ack([table.take(id_of)])
+            table.ack([table.claim(id_of)])
         else:
-            table.take(id_of, True)
+            table.pop(id_of)
         done = table.stats().done
         check(min(count, 3) <= done <= 3 + _SLACK, f"of {count} acknowledged records {done} are kept, not 3")
         check(count % 50 != 0 or _ids(table, State.DONE) == ids[count - done : count], "not the newest")
     table = harness.open(FIFO, ClaimPolicy(), "not kept")
     table.append_many([b"a", b"b"])
-    table.ack([table.take(id_of)])
-    table.take(id_of, True)
+    table.ack([table.claim(id_of)])
+    table.pop(id_of)
     check(look(table) == [], f"kept, though none should be: {look(table)}")
 
 
@@ -172,11 +172,11 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
     other = harness.another(table, UNIQUE, retry)
     tables = [table] if other is table else [table, other]
     table.put(keyed(*"abcdefgh"))
-    claimed = [table.take(id_of) for _ in range(7)]
+    claimed = [table.claim(id_of) for _ in range(7)]
     harness.advance(59.75)
     table.ack(claimed[:1])
     harness.advance(0.25)
-    fresh = table.take(id_of, id=claimed[6])
+    fresh = table.claim(id_of, Select(claimed[6]))
 
     def lost(id: int, how: str) -> None:
         calls: dict[str, Callable[[], Any]] = {
@@ -196,7 +196,7 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
         lost(id, "the end of its lease")
     if other is not table:
         for id in claimed[1:5]:
-            other.take(id_of, id=id)
+            other.claim(id_of, Select(id))
             lost(id, "another one who claimed it then")
         other.ack(claimed[1:2])
         lost(claimed[1], "another one who acknowledged it")
@@ -210,14 +210,14 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
         lost(claimed[5], "another one who discarded it")
         harness.advance(5.0)
         for id in (back, claimed[4]):
-            check(other.take(id_of, id=id) == id, "what was lost cannot be taken")
+            check(other.claim(id_of, Select(id)) == id, "what was lost cannot be taken")
             other.ack([id])
     # A new claim is as good as any.
     table.ack([fresh])
     with refuses(NotClaimedError, "ack() of what this table acknowledged", *tables):
         table.ack([fresh])
     if other is table:
-        again = table.take(id_of, id=claimed[1])
+        again = table.claim(id_of, Select(claimed[1]))
         table.fail([again])
         with refuses(NotClaimedError, "ack() of what this table set aside", table):
             table.ack([again])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from persistcoll.engine.contracts import QueueStore
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.engine.memory.rows import IN_FORCE
 from persistcoll.engine.records import Record
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
@@ -68,24 +70,30 @@ class StoreMachine(stateful.RuleBasedStateMachine):
     def _seen(self, record: Record) -> tuple[int, bytes]:
         return self.ids[record.id], record.payload
 
-    @stateful.rule(acknowledge=st.booleans())
-    def take(self, acknowledge: bool) -> None:
-        """Take one."""
+    def _verb(self, store: QueueStore, pop: bool) -> Callable[..., Any]:
+        return store.pop if pop else store.claim
+
+    def _verb_many(self, store: QueueStore, pop: bool) -> Callable[..., Any]:
+        return store.pop_many if pop else store.claim_many
+
+    @stateful.rule(pop=st.booleans())
+    def claim(self, pop: bool) -> None:
+        """Claim one, or pop it."""
         real: list[int] = []
 
         def decode(record: Record) -> tuple[int, bytes]:
             real.append(record.id)
             return self._seen(record)
 
-        got = outcome(lambda: self.store.take(decode, acknowledge))
-        wanted = outcome(lambda: self.model.take(lambda record: record[:2], acknowledge))
+        got = outcome(lambda: self._verb(self.store, pop)(decode))
+        wanted = outcome(lambda: self._verb(self.model, pop)(lambda record: record[:2]))
         check(got == wanted, f"took {got}, the model {wanted}")
-        check(len(real) <= 1, "take() called decode twice")
-        self.claimed += [] if acknowledge else real
+        check(len(real) <= 1, "claim() called decode twice")
+        self.claimed += [] if pop else real
 
-    @stateful.rule(limit=st.integers(1, 7), acknowledge=st.booleans(), bad=st.integers(0, 5))
-    def take_many(self, limit: int, acknowledge: bool, bad: int) -> None:
-        """Take several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
+    @stateful.rule(limit=st.integers(1, 7), pop=st.booleans(), bad=st.integers(0, 5))
+    def claim_many(self, limit: int, pop: bool, bad: int) -> None:
+        """Claim or pop several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
         used: list[int] = []
 
         def decode(record: Record) -> tuple[int, bytes]:
@@ -94,25 +102,25 @@ class StoreMachine(stateful.RuleBasedStateMachine):
                 raise ExpectedError
             return self._seen(record)
 
-        got = outcome(lambda: self.store.take_many(limit, decode, acknowledge))
+        got = outcome(lambda: self._verb_many(self.store, pop)(limit, decode))
         if isinstance(got, type):
             ready = self.model.count()
             wanted = Empty if not ready else ExpectedError if bad == 1 else None
-            check(got is wanted, f"take_many() raised {got}, with {ready} ready")
+            check(got is wanted, f"claim_many() raised {got}, with {ready} ready")
             return
         check(1 <= len(got) <= limit, f"{len(got)} records, of at most {limit}")
-        same = self.model.take_many(len(got), lambda record: record[:2], acknowledge)
+        same = self._verb_many(self.model, pop)(len(got), lambda record: record[:2])
         check(got == same, f"took {got}, the model {same}")
-        self.claimed += [] if acknowledge else used[: len(got)]
+        self.claimed += [] if pop else used[: len(got)]
 
-    @stateful.rule(acknowledge=st.booleans())
-    def take_and_raise(self, acknowledge: bool) -> None:
-        """Take, and ``decode`` raises: nothing changes."""
+    @stateful.rule(pop=st.booleans())
+    def claim_and_raise(self, pop: bool) -> None:
+        """Claim, and ``decode`` raises: nothing changes."""
 
         def decode(record: Record) -> None:
             raise ExpectedError
 
-        got = outcome(lambda: self.store.take(decode, acknowledge))
+        got = outcome(lambda: self._verb(self.store, pop)(decode))
         check(
             got is (ExpectedError if self.model.count() else Empty), f"{got} from {self.model.count()} ready"
         )
@@ -148,7 +156,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
                 check(outcome(call) is NotClaimedError, f"{id} is not claimed, and was accepted")
 
     @stateful.rule(pick=st.none() | st.integers(0, 60))
-    def discard(self, pick: int | None) -> None:
+    def remove(self, pick: int | None) -> None:
         """Remove a record unseen: the first one, or any one there ever was, or none."""
         if pick is None:
             id, known = None, None
@@ -178,9 +186,9 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         left = getattr(self.factory, "crashed")("a")  # noqa: B009
         try:
             found = [self._seen(record) for record in left.records()]
-            wanted = [record[:2] for record in self.state.copy().ready()]
+            wanted = [(row.id, row.payload) for row in self.state.copy().select(*IN_FORCE)]
             check(found == wanted, f"a crash left {found}, the model {wanted}")
-            taken = [outcome(lambda: left.take(self._seen, True)) for _ in range(len(wanted) + 1)]
+            taken = [outcome(lambda: left.pop(self._seen)) for _ in range(len(wanted) + 1)]
             check(taken == [*wanted, Empty], f"after a crash {taken} were taken, by the model {wanted}")
         finally:
             left.close()

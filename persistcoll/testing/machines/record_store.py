@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import FINISHED
 from persistcoll.engine.records import (
@@ -48,7 +48,7 @@ _payloads = st.binary(max_size=20)
 _keys = st.none() | st.sampled_from(_KEYS)
 _entries = st.lists(st.builds(Entry, _payloads, st.integers(0, 2), _keys), min_size=1, max_size=6)
 _capacities = st.sampled_from([0, 0, 0, 2, 5, 8])
-_acknowledges = st.sampled_from([False, False, False, True])
+_pops = st.sampled_from([False, False, False, True])
 _disciplines = st.sampled_from(
     [
         FIFO,
@@ -74,9 +74,9 @@ _retries = st.builds(
 _STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "put": (3, (_handles, _entries, _capacities)),
     "append": (1, (_handles, st.lists(_payloads, max_size=4), _capacities)),
-    "take": (5, (_handles, _acknowledges, st.sampled_from([False, False, False, True]))),
-    "take_id": (3, (_handles, _acknowledges, _picks, st.booleans())),
-    "take_many": (2, (_handles, st.integers(1, 5), _acknowledges, st.integers(0, 6))),
+    "claim": (5, (_handles, _pops, st.sampled_from([False, False, False, True]))),
+    "claim_id": (3, (_handles, _pops, _picks, st.booleans())),
+    "claim_many": (2, (_handles, st.integers(1, 5), _pops, st.integers(0, 6))),
     "finish": (4, (_handles, _some, st.booleans())),
     "nack": (5, (_handles, _picks, st.sampled_from([None, 0.0, 3.0, 20.0]), st.booleans())),
     "reclaim": (1, (_handles,)),
@@ -158,7 +158,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         """A handle that has claimed something, if anything is to be claimed."""
         pair = max(self._pair(handle), *self.pairs, key=lambda pair: len(pair.model._claims) > 0)
         if not pair.model._claims:
-            self._take(pair, False, False, None, False)
+            self._claim(pair, False, False, None)
         return pair
 
     def _claimed(self, pair: _Pair, pick: int) -> int:
@@ -207,19 +207,19 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
 
         self._added(outcome(lambda: append(pair.real)), outcome(lambda: append(pair.model)))
 
-    # Taking.
+    # Claiming.
 
-    def take(self, handle: int, acknowledge: bool, raises: bool) -> None:
-        """Take the next; perhaps ``decode`` raises."""
-        self._take(self._pair(handle), acknowledge, raises, None, False)
+    def claim(self, handle: int, pop: bool, raises: bool) -> None:
+        """Claim or pop the next one; perhaps ``decode`` raises."""
+        self._claim(self._pair(handle), pop, raises, None)
 
-    def take_id(self, handle: int, acknowledge: bool, pick: int, following: bool) -> None:
-        """Take one by its id, or the one behind it."""
+    def claim_id(self, handle: int, pop: bool, pick: int, after: bool) -> None:
+        """Claim or pop one by its id, or the one after it."""
         id = self._id(pick)
-        if id in self.ids or not following:
-            self._take(self._pair(handle), acknowledge, False, id, following)
+        if id in self.ids or not after:
+            self._claim(self._pair(handle), pop, False, Select(id, after))
 
-    def _take(self, pair: _Pair, acknowledge: bool, raises: bool, id: int | None, following: bool) -> None:
+    def _claim(self, pair: _Pair, pop: bool, raises: bool, select: Select | None) -> None:
         used: list[int] = []
 
         def decode(record: Record) -> tuple[int, bytes, float, int]:
@@ -233,14 +233,14 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
                 raise ExpectedError
             return _told(record)
 
-        model_id = None if id is None else self._model_id(id)
-        got = outcome(lambda: pair.real.take(decode, acknowledge, id, following))
-        wanted = outcome(lambda: pair.model.take(model_use, acknowledge, model_id, following))
+        model_select = None if select is None else select._replace(id=self._model_id(select.id))
+        got = outcome(lambda: (pair.real.pop if pop else pair.real.claim)(decode, select))
+        wanted = outcome(lambda: (pair.model.pop if pop else pair.model.claim)(model_use, model_select))
         check(got == wanted, f"took {got}, the model {wanted}")
-        check(len(used) == (wanted is not Empty), f"take() called decode with {used}")
+        check(len(used) == (wanted is not Empty), f"claim() called decode with {used}")
 
-    def take_many(self, handle: int, limit: int, acknowledge: bool, bad: int) -> None:
-        """Take several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
+    def claim_many(self, handle: int, limit: int, pop: bool, bad: int) -> None:
+        """Claim or pop several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
         pair = self._pair(handle)
         used: list[int] = []
 
@@ -250,14 +250,14 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
                 raise ExpectedError
             return self._seen(record)
 
-        got = outcome(lambda: pair.real.take_many(limit, decode, acknowledge))
+        got = outcome(lambda: (pair.real.pop_many if pop else pair.real.claim_many)(limit, decode))
         if isinstance(got, type):
             ready = pair.model.count()
             wanted = Empty if not ready else ExpectedError if bad == 1 else None
-            check(got is wanted, f"take_many() raised {got}, with {ready} ready")
+            check(got is wanted, f"claim_many() raised {got}, with {ready} ready")
             return
         check(1 <= len(got) <= limit, f"{len(got)} records, of at most {limit}")
-        same = pair.model.take_many(len(got), _told, acknowledge)
+        same = (pair.model.pop_many if pop else pair.model.claim_many)(len(got), _told)
         check(got == same, f"took {got}, the model {same}")
 
     # Settling.
@@ -308,7 +308,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         wanted = outcome(lambda: pair.model.update(self._model_id(id), payload, key))
         check(got is wanted, f"replaced {got}, the model {wanted}")
 
-    def discard(self, handle: int, pick: int, how: int) -> None:
+    def remove(self, handle: int, pick: int, how: int) -> None:
         """Remove unseen: any record there ever was, or none, or the first one, or all that are ready."""
         real, model = self._pair(handle)
         if how == 9:
@@ -362,7 +362,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
             counts = left.reclaim(), pair.model.reclaim()
             check(counts[0] == counts[1], f"after a crash, reclaim() gave back {counts[0]}, not {counts[1]}")
             for _ in range(pair.model.count() + 1):
-                self._take(pair, True, False, None, False)
+                self._claim(pair, True, False, None)
             self._compare(pair, "a crash left, when all was taken,")
         finally:
             left.close()

@@ -17,10 +17,8 @@ from tests.conformance.wrong.registry import breaks
 class _Otherwise(MemoryRecordStore):
     """One whose claims have another end."""
 
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
-        values = super()._claim(rows, decode, acknowledge, claims)
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
+        values = super()._claim(rows, decode, pop, claims)
         for row in rows[: len(values)]:
             if row.state is State.CLAIMED:
                 row.until = self.end(row.until)
@@ -168,10 +166,17 @@ class DiscardsWithoutTime(_TimeStandsStill):
 
 
 @breaks("T3")
-class TakesSomeWithoutTime(_TimeStandsStill):
-    def take_many(self, limit: int, decode: Any, acknowledge: bool = False, **options: Any) -> list[Any]:
+class ClaimsSomeWithoutTime(_TimeStandsStill):
+    def claim_many(self, limit: int, decode: Any, **options: Any) -> list[Any]:
         with self.still():
-            return super().take_many(limit, decode, acknowledge)
+            return super().claim_many(limit, decode)
+
+
+@breaks("T3")
+class PopsSomeWithoutTime(_TimeStandsStill):
+    def pop_many(self, limit: int, decode: Any, **options: Any) -> list[Any]:
+        with self.still():
+            return super().pop_many(limit, decode)
 
 
 @breaks("T3")
@@ -207,10 +212,8 @@ class PutsWithoutTime(_TimeStandsStill):
 
 @breaks("T4")
 class FreeWhileClaimed(MemoryRecordStore):
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
-        values = super()._claim(rows, decode, acknowledge, claims)
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
+        values = super()._claim(rows, decode, pop, claims)
         for row in rows[: len(values)]:
             row.key = None
         return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from persistcoll.engine.contracts import Select
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import Record, State
@@ -85,14 +86,12 @@ class ClearsWhatIsDelayed(MemoryRecordStore):
 
 
 @breaks("T1")
-class TakesWhatFailed(MemoryRecordStore):
-    def take(
-        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
-    ) -> Any:
-        row = None if id is None else self._settled().rows.get(id)
-        if row is not None and row.state is State.FAILED and not following:
-            return self._claim([row], decode, acknowledge, None)[0]
-        return super().take(decode, acknowledge, id, following)
+class ClaimsWhatFailed(MemoryRecordStore):
+    def _selected(self, select: Select | None) -> list[Row]:
+        row = None if select is None else self._state.rows.get(select.id)
+        if row is not None and row.state is State.FAILED and select is not None and not select.after:
+            return [row]
+        return super()._selected(select)
 
 
 @breaks("T1")
@@ -150,12 +149,10 @@ class KeepsTheOldestThatAreDone(MemoryRecordStore):
 
 @breaks("T1")
 class ForgetsWhatIsDoneAsItIsTaken(MemoryRecordStore):
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
-        values = super()._claim(rows, decode, acknowledge, claims)
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
+        values = super()._claim(rows, decode, pop, claims)
         for row in rows[: len(values)]:
-            if acknowledge:
+            if pop:
                 self._state.rows.pop(row.id, None)
         return values
 
@@ -175,7 +172,7 @@ class TimeEndsWhatFailed(MemoryRecordStore):
 
 @breaks("T2")
 class ALeaseIsNotLookedAt(MemoryRecordStore):
-    """If nobody took it, it may be acknowledged late."""
+    """If nobody took it, it may be popd late."""
 
     def _claimed(self, id: int) -> Row:
         row = self._state.rows.get(id)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from persistcoll.engine.contracts import Select
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import Entry, Record, State
-from persistcoll.errors import Empty, NotClaimedError
+from persistcoll.errors import NotClaimedError
 from tests.conformance.wrong.registry import breaks
 
 # S1
@@ -108,29 +109,23 @@ class ACrashForgetsPriorities(_Forgetful):
 
 @breaks("S3")
 class UsesTwice(MemoryRecordStore):
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
         def twice(record: Record) -> Any:
             decode(record)
             return decode(record)
 
-        return super()._claim(rows, twice, acknowledge, claims)
+        return super()._claim(rows, twice, pop, claims)
 
 
 @breaks("S3")
 class ClaimsBeforeUse(MemoryRecordStore):
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
-        return [decode(record) for record in super()._claim(rows, lambda record: record, acknowledge, claims)]
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
+        return [decode(record) for record in super()._claim(rows, lambda record: record, pop, claims)]
 
 
 @breaks("S3")
 class CountsWhatRaised(MemoryRecordStore):
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
         def counted(record: Record) -> Any:
             try:
                 return decode(record)
@@ -138,16 +133,14 @@ class CountsWhatRaised(MemoryRecordStore):
                 self._state.rows[record.id].attempts += 1
                 raise
 
-        return super()._claim(rows, counted, acknowledge, claims)
+        return super()._claim(rows, counted, pop, claims)
 
 
 @breaks("S3")
 class TellsAttemptsBefore(MemoryRecordStore):
-    def _claim(
-        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
-    ) -> list[Any]:
+    def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
         return super()._claim(
-            rows, lambda record: decode(record._replace(attempts=record.attempts - 1)), acknowledge, claims
+            rows, lambda record: decode(record._replace(attempts=record.attempts - 1)), pop, claims
         )
 
 
@@ -182,7 +175,7 @@ class NewestFirstAmongEquals(MemoryRecordStore):
 class ListsInTheOrderOfTaking(MemoryRecordStore):
     def records(self) -> Iterator[Record]:
         self._settled()
-        return iter([row.record() for row in self._ready()])
+        return iter([self._record(row) for row in self._ready()])
 
 
 @breaks("S4")
@@ -249,45 +242,33 @@ class DiscardsTheOldest(MemoryRecordStore):
 
 
 @breaks("S4")
-class TakesTheFirstForAnyId(MemoryRecordStore):
-    def take(
-        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
-    ) -> Any:
-        return super().take(decode, acknowledge, id if following else None)
+class ClaimsTheFirstForAnyId(MemoryRecordStore):
+    def _selected(self, select: Select | None) -> list[Row]:
+        return super()._selected(select if select is not None and select.after else None)
 
 
 @breaks("S4")
 class FollowsUpwards(MemoryRecordStore):
-    def take(
-        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
-    ) -> Any:
-        if not following:
-            return super().take(decode, acknowledge, id)
-        ids = [record.id for record in self.records() if record.id > id]
-        return super().take(decode, acknowledge, min(ids, default=0))
+    def _selected(self, select: Select | None) -> list[Row]:
+        if select is None or not select.after:
+            return super()._selected(select)
+        ids = [row.id for row in self._ready() if row.id > select.id]
+        return super()._selected(Select(min(ids, default=0)))
 
 
 @breaks("S4")
 class FollowsWithItself(MemoryRecordStore):
-    def take(
-        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
-    ) -> Any:
-        if following and id in [record.id for record in self.records()]:
-            return super().take(decode, acknowledge, id)
-        return super().take(decode, acknowledge, id, following)
+    def _selected(self, select: Select | None) -> list[Row]:
+        if select is not None and select.id in [row.id for row in self._ready()]:
+            return super()._selected(Select(select.id))
+        return super()._selected(select)
 
 
 @breaks("S4")
 class FollowsRound(MemoryRecordStore):
-    def take(
-        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
-    ) -> Any:
-        try:
-            return super().take(decode, acknowledge, id, following)
-        except Empty:
-            if not following:
-                raise
-            return super().take(decode, acknowledge)
+    def _selected(self, select: Select | None) -> list[Row]:
+        rows = super()._selected(select)
+        return rows or super()._selected(None) if select is not None and select.after else rows
 
 
 # S5 and S6
@@ -295,10 +276,8 @@ class FollowsRound(MemoryRecordStore):
 
 @breaks("S5")
 class ClaimsNothing(MemoryRecordStore):
-    def take(
-        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
-    ) -> Any:
-        return super().take(decode, True, id, following) if acknowledge else self.peek(decode)
+    def claim(self, decode: Any, select: Select | None = None, **options: Any) -> Any:
+        return self.peek(decode)
 
 
 @breaks("S5")
