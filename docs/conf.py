@@ -120,8 +120,8 @@ def _page_of(target: str) -> str | None:
 
 
 def changelog(app, docname, source):
-    """Show CHANGELOG.md as the page ``changelog``: its headings, links and literals in this markup."""
-    if docname != "changelog":
+    """Show CHANGELOG.md as the page ``reference/changelog``, with its headings, links and literals."""
+    if docname != "reference/changelog":
         return
     text = (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
     text = re.sub(r"`([^`\n]+)`", r"``\1``", text)
