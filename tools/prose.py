@@ -81,7 +81,7 @@ RULES = (
     _rule(
         "behind",
         # To fall or lag behind compares progress; a lock or a pooler has a side that is protected; what is
-        # left behind remains when its owner has gone; and what is done behind a back is done unseen.
+        # left behind remains when its owner has gone. "Behind its back" is an idiom.
         r"""
         (?<! fall\ )(?<! falls\ )(?<! fell\ )(?<! fallen\ )(?<! falling\ )
         (?<! lag\ )(?<! lags\ )(?<! lagging\ )
