@@ -160,9 +160,13 @@ ROWS = [
         ["look", "waiting", "counted", "close"],
         0,
     ),
-    ("a checkpoint: every 4 MB of log, and by who closes the file last", ["log", "last close"], 2),
-    ("opening a file that others use, with what is new in its log", ["open"], 3),
-    ("the first write behind a checkpoint, which begins the log anew: beside its own", ["anew"], 1),
+    (
+        "a checkpoint: every 4 MB of the WAL, and when the last object on the file is closed",
+        ["log", "last close"],
+        2,
+    ),
+    ("opening a file that others use, if its WAL has something new", ["open"], 3),
+    ("the first write after a checkpoint, which begins the WAL anew: beside its own", ["anew"], 1),
 ]
 
 
