@@ -96,7 +96,7 @@ class GroupCommit:
             self._replace(None)
             self._close_retired()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the descriptors are closed, nothing is written."""
         self._in_sync.clear()
         self.close()

@@ -213,15 +213,15 @@ class Consumer:
     # Taking. Whatever changes more than one thing sets `unsure` before the first and clears it behind the
     # last: an interrupt in between has all of it learned again, so nothing in the middle is repaired.
 
-    def take(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+    def take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         if self._returned:
-            return self._take_returned(use, acknowledge, claims)
+            return self._take_returned(decode, acknowledge, claims)
         reader = self._reader
         ahead = reader.ahead
         if not ahead or ahead[0][0][0] <= self.acknowledged.highest:
             self._read_first()
         record, start, end = ahead[0]
-        value = use(record)
+        value = decode(record)
         id = record[0]
         self.unsure = True
         if acknowledge:
@@ -251,10 +251,10 @@ class Consumer:
             raise Empty
 
     def take_many(
-        self, limit: int, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+        self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
         if self._returned:
-            return [self._take_returned(use, acknowledge, claims)]
+            return [self._take_returned(decode, acknowledge, claims)]
         self._read_first()
         reader, ahead = self._reader, self._reader.ahead
         values: list[T] = []
@@ -278,7 +278,7 @@ class Consumer:
             if last and id != last + 1:
                 break
             try:
-                value = use(record)
+                value = decode(record)
             except Exception:
                 if not taken:
                     raise
@@ -303,9 +303,11 @@ class Consumer:
     def _publish(self) -> None:
         self._lock.publish(self.gone, self._reader.next_id, [entry[0] for entry in self._returned])
 
-    def _take_returned(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+    def _take_returned(
+        self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> T:
         id, number, start, end = self._returned[0]
-        value = use(self._read_at(number, start))
+        value = decode(self._read_at(number, start))
         self.unsure = True
         if acknowledge:
             self._write(id, id, (number, end))
@@ -336,18 +338,18 @@ class Consumer:
             raise CorruptionError(f"{path!r} is cut at offset {start}", path, start)
         return record
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         if self._returned:
             _, number, start, _ = self._returned[0]
-            return use(self._read_at(number, start))
+            return decode(self._read_at(number, start))
         ahead = self._reader.ahead
         if not ahead or ahead[0][0][0] <= self.acknowledged.highest:
             self._read_first()
-        return use(ahead[0][0])
+        return decode(ahead[0][0])
 
     # Acknowledging and giving back.
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         claimed = self.claimed
         if len(ids) == 1:  # nearly always
             id = ids[0]
@@ -371,7 +373,7 @@ class Consumer:
             del claimed[id]
         self.unsure = False
 
-    def give_back(self, id: int) -> None:
+    def nack(self, id: int) -> None:
         if id not in self.claimed:
             raise self._not_claimed(id)
         self.unsure = True
@@ -384,13 +386,13 @@ class Consumer:
         # By identity: each claim is a tuple of its own.
         in_force = [id for id, claim in claims if self.claimed.get(id) is claim]
         for id in in_force:
-            self.give_back(id)
+            self.nack(id)
         return len(in_force)
 
     def _not_claimed(self, id: int) -> NotClaimedError:
         return NotClaimedError(f"item {id} is not in this consumer's hands")
 
-    def discard(self, id: int | None) -> int | None:
+    def remove(self, id: int | None) -> int | None:
         self.unsure = True
         gone = self._discard_returned(id)
         if gone is None:
@@ -632,7 +634,7 @@ class Consumer:
         self._commit.close()
         self._reader.close()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the parent's descriptors are closed, nothing is written."""
-        self._commit.abandon()
+        self._commit.after_fork_in_child()
         self._reader.close()

@@ -9,7 +9,7 @@ from typing import Any
 from persistcoll.disk.calls import Disk
 from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
-from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.queue_store import JournalQueueStore, Seal
@@ -125,7 +125,7 @@ class Queue(BaseQueue[T]):
         store = kind(directory, wanted, durability=durability, disk=_disk, seal_for=seal_for)
         try:
             super().__init__(
-                BlockingQueue(store, maxsize, autosave),
+                QueueCore(store, maxsize, autosave),
                 codec(serializer, store.store_id),
                 description=f"{type(self).__name__} {directory!r}",
                 read_only=bool(read_only),
@@ -138,4 +138,4 @@ class Queue(BaseQueue[T]):
     @property
     def autosave(self) -> bool:
         """Whether ``get`` acknowledges."""
-        return self._blocking.autosave
+        return self._core.autosave

@@ -17,7 +17,7 @@ from persistcoll import (
     StorageFullError,
 )
 from persistcoll.queues.deliveries import Deliveries
-from persistcoll.testing.children import together
+from persistcoll.testing.children import run_threads
 from tests.queues.waits import someone_waits, until, waiting
 
 VERBS = ["ack", "nack", "ack_failed"]
@@ -104,7 +104,7 @@ def test_two_threads_that_settle_the_same_object_settle_two(queue, monkeypatch):
     monkeypatch.setattr(Deliveries, "settle", together_settle)
     queue.get_many(2)
     ids = []
-    together(*[lambda: ids.append(queue.ack(None))] * 2)
+    run_threads(*[lambda: ids.append(queue.ack(None))] * 2)
     assert sorted(ids) == [1, 2]
 
 
@@ -229,7 +229,7 @@ def test_what_could_not_be_settled_can_be_settled_again(queue, monkeypatch):
         def fail(*arguments, **options):
             raise StorageFullError("no room")
 
-        for name in ("acknowledge", "fail", "give_back"):
+        for name in ("ack", "fail", "nack"):
             patch.setattr(queue._table, name, fail)
         for settle in (queue.ack, queue.nack, queue.ack_failed):
             with pytest.raises(StorageFullError):
@@ -295,7 +295,7 @@ def test_nack_wakes_who_waits(queue, no_polling):
     item = queue.get()
     finish = waiting(lambda: queue.get(timeout=20))
     chooser = waiting(lambda: queue.get(timeout=20, id=1))
-    until(lambda: queue._blocking._not_empty._gates and queue._blocking._any_put._gates)
+    until(lambda: queue._core.not_empty._wakes and queue._core.any_put._wakes)
     queue.nack(item)
     until(lambda: finish.done() or chooser.done())
     first, second = (finish, chooser) if finish.done() else (chooser, finish)

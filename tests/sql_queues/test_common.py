@@ -217,7 +217,7 @@ def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kin
     def block():
         with queue.receive() as item:
             assert item == first
-            for verb in ("finish", "give_back", "release"):
+            for verb in ("finish", "nack", "release"):
                 monkeypatch.setattr(queue._table._claims, verb, fail)
             if raises:
                 raise RuntimeError("of the block")
@@ -241,7 +241,7 @@ def test_what_is_given_back_wakes_who_waits(open_queue, kind, no_polling):
     def block():
         with queue.receive():
             finish.append(waiting(lambda: queue.get(timeout=20)))
-            until(lambda: queue._blocking._not_empty._gates)
+            until(lambda: queue._core.not_empty._wakes)
             raise RuntimeError("of the block")
 
     with pytest.raises(RuntimeError, match="of the block"):

@@ -1,0 +1,121 @@
+"""The queue stores that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from persistcoll.engine.contracts import QueueStore
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.engine.records import Durability, Record
+from persistcoll.journal.directory import OpenOptions
+from persistcoll.journal.queue_store import JournalQueueStore
+from persistcoll.serializers import codec, resolve, signed
+from persistcoll.testing import Capabilities, StoreFactory
+
+__all__ = ["QUEUE_STORES", "FileQueueStores", "MemoryQueueStores"]
+
+T = TypeVar("T")
+
+
+class MemoryQueueStores:
+    """Stores of the reference model."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self) -> None:
+        self._states: dict[str, MemoryQueueState] = {}
+
+    def open(self, name: str) -> QueueStore:
+        return MemoryQueueStore(self._states.setdefault(name, MemoryQueueState()))
+
+    def crashed(self, name: str) -> QueueStore:
+        return MemoryQueueStore(self._states[name].copy())
+
+
+class FileQueueStores:
+    """Queues in directories, side by side. What a dead process leaves is a copy of the directory."""
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability = "process",
+        chunksize: int | None = None,
+        sealed: bool = False,
+        tempdir: bool = False,
+    ) -> None:
+        self.directory = directory
+        self._durability = durability
+        self._sealed = sealed
+        self._copies = itertools.count()
+        if tempdir:
+            (directory / "aside").mkdir(exist_ok=True)
+        self._wanted = OpenOptions(
+            serializer="raw", chunksize=chunksize, tempdir=str(directory / "aside") if tempdir else None
+        )
+
+    def open(self, name: str) -> QueueStore:
+        path = str(self.directory / name)
+        if not self._sealed:
+            return JournalQueueStore(path, self._wanted, durability=self._durability)
+        return _Unsealing(path, self._wanted, self._durability)
+
+    def crashed(self, name: str) -> QueueStore:
+        copy = f"{name} {next(self._copies)}"
+        shutil.copytree(self.directory / name, self.directory / copy)
+        return self.open(copy)
+
+
+class _Unsealing:
+    """A store that seals with a signature bound to the record's id, and what containers do about it."""
+
+    def __init__(self, path: str, wanted: OpenOptions, durability: Durability) -> None:
+        serializer = resolve(signed("raw", b"a key of 16 bytes or more"))
+        self._fifo = JournalQueueStore(
+            path,
+            wanted,
+            durability=durability,
+            seal_for=lambda store_id: codec(serializer, store_id).seal,
+        )
+        unseal = codec(serializer, self._fifo.store_id).unseal
+        assert unseal is not None
+        self._unseal = unseal
+
+    def _plain(self, record: Record) -> Record:
+        return record._replace(payload=self._unseal(record.payload, record.id))
+
+    def take(self, decode: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._fifo.take(lambda record: decode(self._plain(record)), *arguments, **options)
+
+    def take_many(
+        self, limit: int, decode: Callable[[Record], T], *arguments: Any, **options: Any
+    ) -> list[T]:
+        return self._fifo.take_many(limit, lambda record: decode(self._plain(record)), *arguments, **options)
+
+    def peek(self, decode: Callable[[Record], T]) -> T:
+        return self._fifo.peek(lambda record: decode(self._plain(record)))
+
+    def records(self) -> Iterator[Record]:
+        return map(self._plain, self._fifo.records())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fifo, name)
+
+
+QUEUE_STORES: dict[str, Callable[[Path], StoreFactory]] = {
+    "memory": lambda directory: MemoryQueueStores(),
+    "file-process": FileQueueStores,
+    "file-power": lambda directory: FileQueueStores(directory, "power"),
+    "file-chunksize-1": lambda directory: FileQueueStores(directory, chunksize=1),
+    "file-chunksize-2": lambda directory: FileQueueStores(directory, chunksize=2),
+    "file-chunksize-3": lambda directory: FileQueueStores(directory, "power", chunksize=3),
+    "file-chunksize-4": lambda directory: FileQueueStores(directory, chunksize=4),
+    "file-sealed": lambda directory: FileQueueStores(directory, sealed=True),
+    "file-tempdir": lambda directory: FileQueueStores(directory, chunksize=5, tempdir=True),
+}
+"""By the name that the tests' ids carry."""
