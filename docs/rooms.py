@@ -16,19 +16,13 @@ from tests.api.tree import Module, modules
 Arrow = tuple[str, str]
 
 # What a floor is called, if it has one of these rooms.
-FLOORS = {"cli": "command", "persistcoll": "the package", "queues": "faces", "journal": "stores"}
+FLOORS = {"cli": "command, tests", "persistcoll": "the package", "queues": "faces", "journal": "stores"}
+# Of the rooms that others import, from below.
 COLOURS = (
-    "#8c8c8c",
-    "#4c72b0",
-    "#55a868",
-    "#dd8452",
-    "#8172b3",
-    "#c44e52",
-    "#937860",
-    "#da8bc3",
-    "#b5a13c",
-    "#3f9fb5",
-)
+    "#4c72b0 #dd8452 #8172b3 #55a868 #c44e52 #937860 #da8bc3 "
+    "#b5a13c #3f9fb5 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7f9f3f"
+).split()
+GREY = "#8c8c8c"
 
 BOX_WIDTH, BOX_HEIGHT, SPACE = 118, 44, 26
 LABELS = 96
@@ -58,7 +52,7 @@ def read(found: Iterable[Module]) -> tuple[dict[str, int], set[Arrow]]:
 
 
 def floors(rooms: Iterable[str], arrows: set[Arrow]) -> dict[str, int]:
-    """Return the floor of each room, 0 at the bottom: above what it imports, next below what imports it."""
+    """Return the floor of each room, 0 at the bottom: next below what imports it, or else at the top."""
     below = {room: {target for source, target in arrows if source == room} for room in rooms}
     above = {room: {source for source, target in arrows if target == room} for room in rooms}
     lowest: dict[str, int] = {}
@@ -71,7 +65,7 @@ def floors(rooms: Iterable[str], arrows: set[Arrow]) -> dict[str, int]:
         order += ready
     floor: dict[str, int] = {}
     for room in reversed(order):
-        floor[room] = min((floor[source] for source in above[room]), default=lowest[room] + 1) - 1
+        floor[room] = min((floor[source] for source in above[room]), default=max(lowest.values()) + 1) - 1
     return floor
 
 
@@ -124,6 +118,9 @@ def lay_out(sizes: dict[str, int], arrows: set[Arrow]) -> Picture:
     def entry(target: str) -> float:
         return boxes[target][0] + BOX_WIDTH / 2
 
+    def next_below(source: str) -> set[str]:
+        return {room for room in tracks[floor[source]] if floor[room] == floor[source] - 1}
+
     lines = {}
     for source in sorted(sizes):
         targets = sorted(target for room, target in arrows if room == source)
@@ -133,7 +130,7 @@ def lay_out(sizes: dict[str, int], arrows: set[Arrow]) -> Picture:
         for index, target in enumerate(targets, 1):
             x = boxes[source][0] + BOX_WIDTH * index / (len(targets) + 1)
             # A line that leaves right above an arrow's end would look like its beginning.
-            if any(abs(x - entry(room)) < 3 for room in tracks[floor[source]]) and x != entry(target):
+            if any(abs(x - entry(room)) < 3 for room in next_below(source) - {target}):
                 x += 5
             line = [(x, boxes[source][1] + BOX_HEIGHT), (x, track_at[floor[source], target])]
             if floor[source] > floor[target] + 1:
@@ -150,7 +147,8 @@ def svg(sizes: dict[str, int], arrows: set[Arrow]) -> str:
     """Return the picture as SVG, in the colour of the text around it."""
     picture = lay_out(sizes, arrows)
     order = sorted(sizes, key=lambda room: (-picture.boxes[room][1], room))
-    colour = {room: COLOURS[index % len(COLOURS)] for index, room in enumerate(order)}
+    imported = [room for room in order if any(target == room for _, target in arrows)]
+    colour = {room: COLOURS[index % len(COLOURS)] for index, room in enumerate(imported)}
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {picture.width:g} {picture.height:g}"',
         ' role="img" font-family="sans-serif" fill="currentColor" style="max-width: 100%; height: auto">',
@@ -164,18 +162,19 @@ def svg(sizes: dict[str, int], arrows: set[Arrow]) -> str:
         )
     for room in order:
         x, y = picture.boxes[room]
+        own = colour.get(room, GREY)
         size = "a module" if sizes[room] == 1 else f"{sizes[room]} modules"
         middle = x + BOX_WIDTH / 2
         out += [
             f'<g data-room="{room}">',
             f'<rect x="{x:g}" y="{y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5"',
-            f' fill="{colour[room]}" fill-opacity="0.2" stroke="{colour[room]}" stroke-width="1.6"/>',
+            f' fill="{own}" fill-opacity="0.2" stroke="{own}" stroke-width="1.6"/>',
             f'<text x="{middle:g}" y="{y + 19:g}" text-anchor="middle" font-size="14"',
             f' font-weight="bold">{escape(room)}</text>',
             f'<text x="{middle:g}" y="{y + 35:g}" text-anchor="middle" font-size="11">{size}</text>',
         ]
-        if any(target == room for _, target in arrows):
-            out.append(f'<path d="M{middle - 4.5:g} {y - 8:g}h9L{middle:g} {y:g}z" fill="{colour[room]}"/>')
+        if room in imported:
+            out.append(f'<path d="M{middle - 4.5:g} {y - 8:g}h9L{middle:g} {y:g}z" fill="{own}"/>')
         out.append("</g>")
     for name, y in picture.labels:
         out.append(f'<text x="0" y="{y + 4:g}" font-size="12" font-style="italic">{escape(name)}</text>')

@@ -77,6 +77,14 @@ def test_an_arrow_goes_from_a_room_down_to_the_one_that_it_imports():
                 )
 
 
+def test_the_arrows_to_a_room_have_a_colour_of_its_own():
+    colours: dict[str | None, set[str | None]] = {}
+    for line in picture(MODULES).iter(f"{SVG}polyline"):
+        colours.setdefault(line.get("data-to"), set()).add(line.get("stroke"))
+    assert {len(found) for found in colours.values()} == {1}
+    assert len({colour for found in colours.values() for colour in found}) == len(colours)
+
+
 def test_the_picture_is_of_what_it_is_given():
     toy = [
         Module("persistcoll", "from persistcoll.queues import Queue"),
