@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from docutils.parsers.rst import Directive
 
 DOCS = Path(__file__).parent
 # The checkout's own sources, whatever is installed.
 sys.path.insert(0, str(DOCS.parent))
 
 import persistcoll  # noqa: E402
+from docs import rooms  # noqa: E402
+from tests.api.tree import modules  # noqa: E402
 
 project = "persistcoll"
 author = "persistcoll developers"
@@ -120,8 +123,8 @@ def _page_of(target: str) -> str | None:
 
 
 def changelog(app, docname, source):
-    """Show CHANGELOG.md as the page ``changelog``: its headings, links and literals in this markup."""
-    if docname != "changelog":
+    """Show CHANGELOG.md as the page ``reference/changelog``, with its headings, links and literals."""
+    if docname != "reference/changelog":
         return
     text = (DOCS.parent / "CHANGELOG.md").read_text("utf-8")
     text = re.sub(r"`([^`\n]+)`", r"``\1``", text)
@@ -138,9 +141,19 @@ def changelog(app, docname, source):
     app.env.note_dependency(str(DOCS.parent / "CHANGELOG.md"))
 
 
+class Rooms(Directive):
+    """Draw which room imports which."""
+
+    def run(self):
+        """Return the picture; the page is read anew at each build, because any module may change it."""
+        self.state.document.settings.env.note_reread()
+        return [nodes.raw("", rooms.svg(*rooms.read(modules())), format="html")]
+
+
 def setup(app):
     """Connect them."""
     app.connect("missing-reference", link_to_standard_library)
     app.connect("missing-reference", link_to_home)  # second: there is a Stats.bytes
     app.connect("source-read", changelog)
+    app.add_directive("rooms", Rooms)
     return {"parallel_read_safe": True}

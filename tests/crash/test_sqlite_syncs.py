@@ -1,4 +1,4 @@
-"""How many syncs each operation costs: the table in docs/sqlite.rst, row by row, counted by strace."""
+"""How many syncs each operation costs: the table in docs/how-to/sqlite.rst, row by row, counted by strace."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def process(tmp_path_factory):
     return strace(tmp_path_factory.mktemp("process"), "process")
 
 
-# As the rows of the table in docs/sqlite.rst begin; what is counted for it; syncs.
+# As the rows of the table in docs/how-to/sqlite.rst begin; what is counted for it; syncs.
 ROWS = [
     ("``put``, ``put_many`` of any number of items", ["put", "put_many"], 1),
     ("``get`` with ``auto_commit``", ["get"], 1),
@@ -160,9 +160,13 @@ ROWS = [
         ["look", "waiting", "counted", "close"],
         0,
     ),
-    ("a checkpoint: every 4 MB of log, and by who closes the file last", ["log", "last close"], 2),
-    ("opening a file that others use, with what is new in its log", ["open"], 3),
-    ("the first write behind a checkpoint, which begins the log anew: beside its own", ["anew"], 1),
+    (
+        "a checkpoint: every 4 MB of the WAL, and when the last object on the file is closed",
+        ["log", "last close"],
+        2,
+    ),
+    ("opening a file that others use, if its WAL has something new", ["open"], 3),
+    ("the first write after a checkpoint, which begins the WAL anew: beside its own", ["anew"], 1),
 ]
 
 
@@ -170,7 +174,8 @@ ROWS = [
 def test_a_row_of_the_table(power, row, marks, syncs):
     for mark in marks:
         assert set(power[mark]) == {syncs}, f"{mark}: {Counter(power[mark])}"
-    assert f"* - {row}\n     - {syncs}\n" in (ROOT / "docs" / "sqlite.rst").read_text(encoding="utf-8")
+    page = ROOT / "docs" / "how-to" / "sqlite.rst"
+    assert f"* - {row}\n     - {syncs}\n" in page.read_text(encoding="utf-8")
 
 
 def test_at_process_only_checkpoints_sync(power, process):

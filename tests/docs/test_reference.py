@@ -9,7 +9,7 @@ import pytest
 
 import persistcoll
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference.rst"
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "api.rst"
 pytestmark = pytest.mark.skipif(not REFERENCE.is_file(), reason="the pages lie in a checkout")
 
 _DIRECTIVE = re.compile(

@@ -25,8 +25,9 @@ def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not PAGES, reason="the pages lie in a checkout")
-def test_the_links_of_the_readme_lead_somewhere():
-    text = (PROJECT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_links_of_a_page_at_the_root_lead_somewhere(name):
+    text = (PROJECT / name).read_text("utf-8")
     local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert [link for link in local if not (PROJECT / link).is_file()] == []
 

@@ -195,7 +195,7 @@ EXAMPLES = {
 }
 
 
-# What docs/coming-from-persist-queue.rst says is different: in persist-queue, and here.
+# What docs/how-to/coming-from-persist-queue.rst says is different: in persist-queue, and here.
 DIFFERENCES: dict[str, tuple[str, Any, Any]] = {
     "task_done": (
         """
