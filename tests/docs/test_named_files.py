@@ -34,7 +34,7 @@ def defined_tests() -> set[str]:
 
 def missing(text: str) -> list[str]:
     """What a page names and no file of the project is or defines."""
-    bases = (PROJECT, PACKAGE, TESTS)
+    bases = (PROJECT, PACKAGE.parent, PACKAGE, TESTS)
     found = []
     for name in _PATH.findall(text):
         first = name.partition("/")[0]
