@@ -30,13 +30,14 @@ def test_a_get_that_races_with_close_claims_nothing(open_file, kind, call, known
     queue.put_many(["a", "b", "c"])
     if known:
         queue.get()
-    write = queue._table._write
+    database = queue._table._database
 
-    def close_first(*arguments):
+    def close_first(*arguments, **options):
+        del database.write  # it is the class's again
         queue.close()
-        return write(*arguments)
+        return database.write(*arguments, **options)
 
-    queue._table._write = close_first
+    database.write = close_first
     with pytest.raises(ClosedError):  # noqa: PT012
         if call == "receive":
             with queue.receive():
@@ -58,10 +59,10 @@ def test_two_threads_that_close_let_go_once(open_file, kind):
     queue.get()
     close = queue._table._claims.close
 
-    def with_another(fresh):
+    def with_another():
         queue._table._claims.close = close
         waiting(queue.close)()
-        close(fresh)
+        close()
 
     queue._table._claims.close = with_another
     queue.close()

@@ -385,7 +385,7 @@ def test_a_queue_may_be_collected_while_another_one_is_opened(tmp_path, monkeypa
     cycle = [queue]
     cycle.append(cycle)  # type: ignore[arg-type]
     del queue, cycle
-    monkeypatch.setattr("persistcoll.sqlite.open.Database", collecting)
+    monkeypatch.setattr("persistcoll.sqlite.registry.Database", collecting)
     with (
         pytest.warns(ResourceWarning, match="unclosed"),
         SQLiteQueue(tmp_path / "other", durability="process") as other,
