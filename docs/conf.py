@@ -32,7 +32,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"hypothesis\..*"),
     ("py:class", "Durability|OnCorruption"),  # aliases whose values the text beside them lists
     ("py:class", "ModuleType"),
-    ("py:class", r"persistcoll\.testing\.(table_|mapping_)?bench\.\w*Bench"),  # what laws work with
+    ("py:class", r"persistcoll\.testing\.laws\.\w+_harness\.\w*Harness"),  # what laws work with
 ]
 
 autodoc_member_order = "bysource"

@@ -1,36 +1,37 @@
 """For proving a store, and programs that use one.
 
-- :data:`LAWS`: what every store obeys, as functions, for a :class:`StoreFactory` of yours;
-  :data:`TABLE_LAWS` and :data:`MAPPING_LAWS`: what every table and every mapping obeys, for a
-  :class:`TableFactory` and a :class:`MappingFactory`.
-- :class:`StoreMachine`, :class:`TableMachine`, :class:`MappingMachine` and :class:`QueueMachine`: random
-  sequences of operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
+- :data:`LAWS`: what every queue store obeys, as functions, for a :class:`StoreFactory` of yours;
+  :data:`RECORD_STORE_LAWS` and :data:`PAIR_STORE_LAWS`: what every record store and every pair store obeys,
+  for a :class:`RecordStoreFactory` and a :class:`PairStoreFactory`.
+- :class:`StoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine`: random sequences of
+  operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
 - :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power;
   :func:`explore` tries everything that a power cut may leave.
-- :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a store and a table that need no disk.
+- :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a queue store and a record store
+  that need no disk.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
-from persistcoll.testing.explore import Exploration, Violation, explore
+from persistcoll.testing.crash.disk import CrashDisk
+from persistcoll.testing.crash.explore import Exploration, Violation, explore
+from persistcoll.testing.crash.model import CrashState, Model, Operation
 from persistcoll.testing.faults import Fault, FaultyDisk
-from persistcoll.testing.law import Capabilities, Law
-from persistcoll.testing.laws import LAWS, StoreFactory
-from persistcoll.testing.mapping_bench import MappingFactory
-from persistcoll.testing.mapping_laws import MAPPING_LAWS
-from persistcoll.testing.power import CrashDisk
-from persistcoll.testing.states import CrashState, Model, Operation
-from persistcoll.testing.table_laws import TABLE_LAWS, FifoStores, TableFactory
+from persistcoll.testing.harness import Capabilities, Law
+from persistcoll.testing.laws.pair_store import PAIR_STORE_LAWS
+from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
+from persistcoll.testing.laws.queue_store import LAWS, StoreFactory
+from persistcoll.testing.laws.record_store import RECORD_STORE_LAWS, FifoStores, RecordStoreFactory
 
 if TYPE_CHECKING:
-    from persistcoll.testing.machines import MappingMachine, QueueMachine, StoreMachine, TableMachine
+    from persistcoll.testing.machines import PairStoreMachine, RecordStoreMachine, StoreMachine
 
 __all__ = [
     "LAWS",
-    "MAPPING_LAWS",
-    "TABLE_LAWS",
+    "PAIR_STORE_LAWS",
+    "RECORD_STORE_LAWS",
     "Capabilities",
     "CrashDisk",
     "CrashState",
@@ -39,28 +40,40 @@ __all__ = [
     "FaultyDisk",
     "FifoStores",
     "Law",
-    "MappingFactory",
-    "MappingMachine",
     "MemoryQueueState",
     "MemoryQueueStore",
     "MemoryRecordState",
     "MemoryRecordStore",
     "Model",
     "Operation",
-    "QueueMachine",
+    "PairStoreFactory",
+    "PairStoreMachine",
+    "RecordStoreFactory",
+    "RecordStoreMachine",
     "StoreFactory",
     "StoreMachine",
-    "TableFactory",
-    "TableMachine",
     "Violation",
     "explore",
 ]
 
+# Names of before, which go on working.
+_RENAMED = {
+    "MAPPING_LAWS": "PAIR_STORE_LAWS",
+    "TABLE_LAWS": "RECORD_STORE_LAWS",
+    "MappingFactory": "PairStoreFactory",
+    "MappingMachine": "PairStoreMachine",
+    "TableFactory": "RecordStoreFactory",
+    "TableMachine": "RecordStoreMachine",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Only who asks for the machines needs hypothesis.
-    if name in ("MappingMachine", "QueueMachine", "StoreMachine", "TableMachine"):
+    present = _RENAMED.get(name, name)
+    # Only an access to a machine needs hypothesis.
+    if present in ("PairStoreMachine", "RecordStoreMachine", "StoreMachine"):
         from persistcoll.testing import machines
 
-        return getattr(machines, name)
+        return getattr(machines, present)
+    if present in globals():
+        return globals()[present]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

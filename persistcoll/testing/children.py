@@ -7,22 +7,22 @@ import threading
 import traceback
 from collections.abc import Callable
 
-__all__ = ["demand", "in_forked_child", "together"]
+__all__ = ["check", "in_forked_child", "run_threads"]
 
 
-def demand(fact: bool, message: str) -> None:
+def check(fact: bool, message: str) -> None:
     """``assert``, but not left out by ``python -O``."""
     if not fact:
         raise AssertionError(message)
 
 
-def together(*calls: Callable[[], object], timeout: float = 120.0) -> None:
+def run_threads(*calls: Callable[[], object], timeout: float = 120.0) -> None:
     """Run them at the same time, each in a thread of its own; raise the first error of any.
 
     :param timeout: seconds after which a thread that has not ended is an ``AssertionError``.
 
     >>> numbers = []
-    >>> together(lambda: numbers.append(1), lambda: numbers.append(2))
+    >>> run_threads(lambda: numbers.append(1), lambda: numbers.append(2))
     >>> sorted(numbers)
     [1, 2]
     """
@@ -47,7 +47,7 @@ def together(*calls: Callable[[], object], timeout: float = 120.0) -> None:
         thread.join(5.0 if errors else 0.0)  # the others may wait for what will not come
     if errors:
         raise errors[0]
-    demand(not any(thread.is_alive() for thread in threads), "a thread did not come to its end")
+    check(not any(thread.is_alive() for thread in threads), "a thread did not come to its end")
 
 
 def in_forked_child(call: Callable[[], object]) -> None:
@@ -69,4 +69,4 @@ def in_forked_child(call: Callable[[], object]) -> None:
     with open(reading, "rb") as pipe:
         report = pipe.read().decode()
     _, status = os.waitpid(pid, 0)
-    demand(status == 0, f"in a forked child: {report or f'wait status {status}'}")
+    check(status == 0, f"in a forked child: {report or f'wait status {status}'}")

@@ -6,7 +6,8 @@ Both are a :class:`persistcoll.disk.calls.Disk` around another one, and both may
 What is simulated, and why:
 
 - "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014): the order and atomicity in which
-  operations reach a device differ between file systems; :mod:`persistcoll.testing.cuts` has the models.
+  operations reach a device differ between file systems; :mod:`persistcoll.testing.crash.states` has the
+  models.
 - "Can Applications Recover from fsync Failures?" (Rebello et al., ATC 2020): after a failed ``fsync``
   ext4 and xfs mark the pages clean. The data can be read until the machine restarts, the next ``fsync``
   succeeds, and the device never had it: ``effect="lost"``.
@@ -26,9 +27,9 @@ from functools import partial
 from typing import Any, Literal
 
 from persistcoll.disk.calls import CALLS, Disk
-from persistcoll.testing.explore import Exploration, Violation, explore
-from persistcoll.testing.power import CrashDisk
-from persistcoll.testing.states import CrashState, Model, Operation
+from persistcoll.testing.crash.disk import CrashDisk
+from persistcoll.testing.crash.explore import Exploration, Violation, explore
+from persistcoll.testing.crash.model import CrashState, Model, Operation
 
 __all__ = [
     "CrashDisk",

@@ -129,7 +129,7 @@ def test_the_tree_was_read():
         ("persistcoll.serializers.base", "from persistcoll.engine.records import Record"),
         ("persistcoll.queues.file", "from persistcoll.testing import faults"),
         ("persistcoll.queues.file", "import persistcoll.cli"),
-        ("persistcoll.testing.laws", "import persistcoll.cli"),
+        ("persistcoll.testing.laws.queue_store", "import persistcoll.cli"),
         ("persistcoll.queues.file", "import sqlite3"),
         ("persistcoll.sqlite.mysql", "from sqlite3 import connect"),
     ],

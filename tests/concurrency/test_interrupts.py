@@ -17,7 +17,7 @@ from persistcoll import PDict
 from persistcoll.engine.combining import Combiner, Request
 from persistcoll.errors import StorageError
 from persistcoll.testing.children import in_forked_child
-from tests.concurrency.test_forgotten import at_point
+from tests.concurrency.test_finalizers import at_point
 from tests.queues.waits import until, waiting
 
 pytestmark = [

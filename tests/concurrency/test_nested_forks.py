@@ -18,7 +18,7 @@ import pytest
 from persistcoll import PDict, SQLiteQueue, StorageError
 from persistcoll.engine import forks
 from persistcoll.sqlite import rest
-from persistcoll.testing.children import in_forked_child, together
+from persistcoll.testing.children import in_forked_child, run_threads
 from tests.queues.waits import WatchedLock, until, waiting
 
 pytestmark = [
@@ -173,12 +173,12 @@ def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
 
     def forks() -> None:
         try:
-            together(fork, fork, timeout=40)
+            run_threads(fork, fork, timeout=40)
         finally:
             stop.set()
 
     one, two, three = several
-    together(lambda: transact(0, one, two), lambda: transact(1, two, three), forks, timeout=50)
+    run_threads(lambda: transact(0, one, two), lambda: transact(1, two, three), forks, timeout=50)
     assert max(longest) < 5, longest
     assert (one["n"], two["n"]) == tuple(counts)
     assert (two["of 0"], three["of 1"]) == tuple(counts)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.conformance.elsewhere import elsewhere
+from tests.conformance.subprocess_record_stores import store_process
 
-__all__ = ["elsewhere"]
+__all__ = ["store_process"]

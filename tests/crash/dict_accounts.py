@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from persistcoll import PDict
-from persistcoll.testing.dict_machine import ModelDict
 from tests.crash.accounts import number_of, numbered
 from tests.crash.workers import Server
+from tests.stateful.dict_machine import ModelDict
 
 __all__ = [
     "ACCOUNTS",

@@ -22,7 +22,7 @@ import pytest
 
 from persistcoll import Empty, SQLiteAckQueue, SQLiteQueue, StorageError
 from persistcoll.sqlite import rest
-from persistcoll.testing.children import in_forked_child, together
+from persistcoll.testing.children import in_forked_child, run_threads
 from tests.queues.waits import someone_waits, until, waiting
 
 ROOT = Path(__file__).parents[2]
@@ -330,7 +330,7 @@ def test_many_forks_beside_busy_threads(queue, rng):
             stop.set()
 
     produced: list[int] = []
-    together(lambda: produced.append(produce()), consume, consume, forks, timeout=50)
+    run_threads(lambda: produced.append(produce()), consume, consume, forks, timeout=50)
     expected: list[Any] = [("parent", number) for number in range(produced[0])]
     expected += [(number, count) for number in range(children) for count in range(each)]
     assert sorted(got, key=repr) == sorted(expected, key=repr)

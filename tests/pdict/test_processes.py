@@ -8,7 +8,7 @@ import multiprocessing
 import pytest
 
 from tests.concurrency.workers import Remote
-from tests.pdict.remote import RemoteDict
+from tests.pdict.subprocess_dict import RemoteDict
 
 
 def count(d, key, times):

@@ -15,7 +15,7 @@ from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.journal.queue_store import JournalQueueStore
-from persistcoll.testing.children import together
+from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
 
 AT_ONCE = 0.05
@@ -265,7 +265,7 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
             tasks.pop()()
 
     store.meanwhile = finish_them
-    together(blocking.join, timeout=5)
+    run_threads(blocking.join, timeout=5)
 
 
 @pytest.mark.parametrize("call", ["get", "put", "put_many", "discard", "clear", "receive", "give back"])
@@ -385,6 +385,6 @@ def test_many_getters_and_putters_through_a_small_queue(blocking):
             got.append(blocking.get(pair, True, 60))
             blocking.task_done()
 
-    together(*[put] * 4, *[get] * 4)
+    run_threads(*[put] * 4, *[get] * 4)
     assert len(got) == 1200
     blocking.join()

@@ -17,7 +17,7 @@ from persistcoll import (
     StorageFullError,
 )
 from persistcoll.queues.deliveries import Deliveries
-from persistcoll.testing.children import together
+from persistcoll.testing.children import run_threads
 from tests.queues.waits import someone_waits, until, waiting
 
 VERBS = ["ack", "nack", "ack_failed"]
@@ -104,7 +104,7 @@ def test_two_threads_that_settle_the_same_object_settle_two(queue, monkeypatch):
     monkeypatch.setattr(Deliveries, "settle", together_settle)
     queue.get_many(2)
     ids = []
-    together(*[lambda: ids.append(queue.ack(None))] * 2)
+    run_threads(*[lambda: ids.append(queue.ack(None))] * 2)
     assert sorted(ids) == [1, 2]
 
 

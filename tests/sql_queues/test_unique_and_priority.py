@@ -8,7 +8,7 @@ import pytest
 
 from persistcoll import DuplicateError, Empty, EncodeError, Full, PriorityQueue, UniqueAckQ, UniqueQ
 from persistcoll.sqlite import rows
-from persistcoll.testing.children import together
+from persistcoll.testing.children import run_threads
 from tests.queues.waits import someone_waits, until, waiting
 from tests.sql_queues.conftest import done_with
 
@@ -189,7 +189,7 @@ def test_unique_across_objects_and_threads(open_stored, unique):
     def put(queue):
         ids.extend(queue.put({"number": number}) for number in range(40))
 
-    together(*[lambda queue=queue: put(queue) for queue in queues])
+    run_threads(*[lambda queue=queue: put(queue) for queue in queues])
     assert sorted(id for id in ids if id is not None) == list(range(1, 41))
     assert len(queues[0]) == 40
 

@@ -11,8 +11,9 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from persistcoll.testing import QueueMachine, StoreMachine
-from tests.conformance.stores import FileStores, MemoryStores
+from persistcoll.testing import StoreMachine
+from tests.conformance.queue_stores import FileQueueStores, MemoryQueueStores
+from tests.stateful.queue_machine import QueueMachine
 
 # Synced files on a disk would take hours; what is synced when is the crash tests' business.
 PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
@@ -35,7 +36,7 @@ def file_machine(size, **options):
     class FileMachine(StoreMachine):
         def stores(self):
             self.directory = Path(tempfile.mkdtemp(dir=PLACE))
-            return FileStores(self.directory, chunksize=size, **options)
+            return FileQueueStores(self.directory, chunksize=size, **options)
 
         def teardown(self):
             super().teardown()
@@ -46,7 +47,7 @@ def file_machine(size, **options):
 
 class MemoryMachine(StoreMachine):
     def stores(self):
-        return MemoryStores()
+        return MemoryQueueStores()
 
 
 @pytest.mark.slow

@@ -1,0 +1,163 @@
+"""What the laws of pair stores are checked with: a factory, and what to look at a store with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from persistcoll.engine.contracts import Pair, PairStore
+from persistcoll.testing.children import check
+from persistcoll.testing.harness import Capabilities, Law, laws_with
+
+__all__ = [
+    "Item",
+    "PairStoreFactory",
+    "PairStoreHarness",
+    "PairStoreLaw",
+    "append",
+    "in_order",
+    "items",
+    "keys_of",
+    "look",
+    "pair_store_law",
+    "refuses",
+    "triples",
+    "whole",
+]
+
+Item = tuple[bytes, bytes]
+"""A key and its value."""
+
+_EVERYTHING = b"", b"\xff" * 8
+"""For ``scan``: no key of a law begins with the latter."""
+
+
+class PairStoreFactory(Protocol):
+    """Opens mappings of one kind, all of them empty at first, none of which another factory knows."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its mappings can do."""
+
+    def open(self, name: str) -> PairStore:
+        """The mapping of this name, made if it is missing. Called again after ``close()``, too."""
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass for all of its mappings, and for what they leave when they crash."""
+
+    # Where `capabilities.crashes`, it also has
+    #   def crashed(self, name: str) -> PairStore
+    # which opens a copy; what is done to the copy does not touch the mapping.
+
+
+class PairStoreHarness:
+    """What a law works with: a factory, and the mappings that it opened, to be closed at the end."""
+
+    def __init__(self, factory: PairStoreFactory) -> None:
+        self._factory = factory
+        self.capabilities = factory.capabilities
+        self.advance = factory.advance
+        self.opened: list[PairStore] = []
+
+    def open(self, name: str = "a") -> PairStore:
+        """Open the mapping ``name``."""
+        self.opened.append(self._factory.open(name))
+        return self.opened[-1]
+
+    def another(self, mapping: PairStore) -> PairStore:
+        """The mapping ``"a"`` through a handle of its own, or ``mapping`` where there is one at a time."""
+        return self.open() if self.capabilities.handles else mapping
+
+    def after_the_end(self, mapping: PairStore) -> list[Item]:
+        """What is left after a crash where one can be had, and after closing ``mapping`` otherwise.
+
+        Where there is no crash, ``mapping`` is of no use any more.
+        """
+        if self.capabilities.crashes:
+            found: PairStore = getattr(self._factory, "crashed")("a")  # noqa: B009
+            self.opened.append(found)
+        else:
+            mapping.close()
+            found = self.open()
+        left = items(look(found))
+        found.close()
+        return left
+
+
+PairStoreLaw = Law[PairStoreHarness]
+pair_store_law = laws_with(PairStoreHarness)
+
+
+def triples(*keys: str, value: str = "") -> list[tuple[bytes, bytes, bytes]]:
+    """For ``set_many``: the keys, each named by its capitals, of this value or their own."""
+    return [(key.encode(), key.upper().encode(), (value or key).encode()) for key in keys]
+
+
+def items(pairs: Iterable[Pair]) -> list[Item]:
+    """Their keys and values."""
+    return [(pair.key, pair.value) for pair in pairs]
+
+
+def append(more: bytes) -> Callable[[bytes | None], tuple[bytes, None]]:
+    """A ``change``: the value, and more."""
+    return lambda present: ((present or b"") + more, None)
+
+
+def whole(pair: Pair) -> tuple[bytes, bytes, bytes]:
+    """A ``use``: all of it."""
+    return pair.key, pair.name, pair.value
+
+
+def look(mapping: PairStore) -> list[Pair]:
+    """All pairs of a mapping. Everything else that tells of them has to agree."""
+    pairs = list(mapping.pairs())
+    keys = [pair.key for pair in pairs]
+    check(len(set(keys)) == len(keys), f"pairs() have a key twice: {keys}")
+    _same(mapping.pairs(reverse=True), reversed(pairs), "pairs(reverse=True)")
+    by_key = sorted(pairs)
+    _same(mapping.scan(*_EVERYTHING), by_key, "scan()")
+    _same(mapping.scan(*_EVERYTHING, reverse=True), reversed(by_key), "scan(reverse=True)")
+    bare = [pair._replace(value=b"") for pair in pairs]
+    _same(mapping.pairs(values=False), bare, "pairs(values=False)")
+    _same(mapping.scan(*_EVERYTHING, values=False), sorted(bare), "scan(values=False)")
+    counts = mapping.count(), mapping.stats().ready
+    check(counts == (len(pairs),) * 2, f"count() and stats().ready are {counts}, of {len(pairs)} pairs")
+    sought = [*keys, b"no such key"]
+    found = mapping.get_many(sought)
+    check(found == dict(items(pairs)), f"get_many() gave {found}, of {pairs}")
+    for key in sought:
+        seen = mapping.get(key), mapping.contains(key)
+        check(seen == (found.get(key), key in found), f"get() and contains() of {key!r} gave {seen}")
+    return pairs
+
+
+def keys_of(mapping: PairStore) -> list[bytes]:
+    """All keys of a mapping, in order."""
+    return [pair.key for pair in look(mapping)]
+
+
+def _same(got: Iterable[Pair], wanted: Iterable[Pair], what: str) -> None:
+    found, expected = list(got), list(wanted)
+    check(found == expected, f"{what} gave {found}, not {expected}")
+
+
+@contextlib.contextmanager
+def refuses(error: BaseException, what: str, mapping: PairStore) -> Iterator[None]:
+    """The block raises this very error, and changes nothing."""
+    before = look(mapping)
+    try:
+        yield
+    except BaseException as raised:
+        if raised is not error:
+            raise
+    else:
+        raise AssertionError(f"{what} did not raise {error!r}")
+    after = look(mapping)
+    check(after == before, f"{what} raised {error!r} and changed {before} to {after}")
+
+
+def in_order(found: Sequence[bytes], known: Sequence[bytes]) -> bool:
+    """Whether ``found`` are some of ``known``, in that order, none of them twice."""
+    rest = iter(known)
+    return all(each in rest for each in found)

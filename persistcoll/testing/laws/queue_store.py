@@ -1,0 +1,428 @@
+"""The laws of :mod:`persistcoll.engine.contracts`, each as a function that tries to break it.
+
+Whoever writes a store proves it with these. A store is made by a :class:`StoreFactory`; what it can do
+beyond the contract, or cannot, the factory says as a value (:class:`~persistcoll.testing.Capabilities`):
+
+>>> from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+>>> from persistcoll.testing import Capabilities
+>>> class InMemory:
+...     capabilities = Capabilities(handles=True, crashes=False, forks=False, processes=False)
+...     def __init__(self):
+...         self.states = {}
+...     def open(self, name):
+...         return MemoryQueueStore(self.states.setdefault(name, MemoryQueueState()))
+>>> for law in LAWS.values():
+...     if law.applies_to(InMemory()):
+...         law(InMemory())
+
+With pytest: ``@pytest.mark.parametrize("law", LAWS.values(), ids=str)``. Each law wants a factory of its
+own, whose stores are empty. One that is broken raises ``AssertionError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from persistcoll.engine.contracts import Claim, QueueStore
+from persistcoll.errors import ClosedError, Empty, Full, LockedError, NotClaimedError
+from persistcoll.testing.children import check, in_forked_child, run_threads
+from persistcoll.testing.laws.journal import JOURNAL_LAWS
+from persistcoll.testing.laws.queue_store_harness import (
+    QueueStoreHarness,
+    QueueStoreLaw,
+    StoreFactory,
+    id_of,
+    law,
+    numbers,
+    payloads,
+    raising,
+    refused,
+    state,
+    take_all,
+)
+
+__all__ = ["LAWS", "StoreFactory"]
+
+
+@law("S1")
+def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
+    """An operation that raised happened not at all."""
+    store = harness.open()
+    ids = store.append_many(numbers(0, 5), 5)
+    with refused(Full, "append() to a full store", store):
+        store.append(b"more", 5)
+    with refused(Full, "append_many() of more than there is room for", store):
+        store.append_many([b"more", b"and more"], 6)
+    check(store.append_many([], 5) == range(0), "append_many() of nothing gave an id")
+    for acknowledge in (False, True):
+        for at in (1, 2, 3):
+            use, _ = raising(KeyboardInterrupt(), at)
+            with refused(KeyboardInterrupt, f"take_many(), interrupted at record {at},", store):
+                store.take_many(5, use, acknowledge)
+    for wrong in (ids[3], ids[-1] + 1000, 0, -1):
+        first = store.take(id_of)
+        with refused(NotClaimedError, f"acknowledge() of a claimed id and of {wrong}", store):
+            store.acknowledge([first, wrong])
+        with refused(NotClaimedError, f"give_back({wrong})", store):
+            store.give_back(wrong)
+        store.give_back(first)
+    claimed = [store.take(id_of), store.take(id_of)]
+    with contextlib.suppress(NotClaimedError):
+        store.acknowledge([claimed[0], claimed[0]])  # the same one twice: refused, or once
+        store.append(b"in its place")
+    check(store.unfinished() == 5, f"acknowledging an id twice in a call left {state(store)}")
+    check(take_all(store)[:3] == list(ids[2:]), "after errors the records are not where they were")
+
+
+@law("S2", "crashes")
+def durable_when_returned(harness: QueueStoreHarness) -> None:
+    """What returned survives the process."""
+    store = harness.open()
+
+    def left(expected: list[bytes], verb: str) -> None:
+        found = harness.after_the_end(store)
+        check(found == expected, f"after {verb} a dead process would leave {found}, not {expected}")
+
+    store.append(b"0")
+    left([b"0"], "append()")
+    store.append_many(numbers(1, 12))
+    left(numbers(0, 12), "append_many()")
+    first = store.take(id_of)
+    left(numbers(0, 12), "take()")
+    store.acknowledge([first])
+    left(numbers(1, 12), "acknowledge()")
+    store.give_back(store.take(id_of))
+    left(numbers(1, 12), "give_back()")
+    store.take(id_of, True)
+    left(numbers(2, 12), "take() that acknowledges")
+    count = len(store.take_many(4, id_of, True))
+    left(numbers(2 + count, 12), "take_many() that acknowledges")
+    store.discard()
+    left(numbers(3 + count, 12), "discard()")
+    kept = store.take(id_of)
+    store.clear()
+    left(numbers(3 + count, 4 + count), "clear()")
+    store.acknowledge([kept])
+    left([], "acknowledge()")
+
+
+@law("S3")
+def used_once_before_it_is_final(harness: QueueStoreHarness) -> None:
+    """take() calls use at most once, before the removal is final; if use raises, the record is
+    where it was.
+    """
+    store = harness.open()
+    ids = list(store.append_many(numbers(0, 6)))
+    for acknowledge in (False, True):
+        for error in (ValueError(), KeyboardInterrupt()):
+            use, seen = raising(error, 1)
+            with refused(type(error), "take() whose use raised", store):
+                store.take(use, acknowledge)
+            check(seen == ids[:1], f"take() called use with {seen}, not once with {ids[0]}")
+            use, seen = raising(error, 1)
+            with refused(type(error), "take_many() whose use raised at once", store):
+                store.take_many(3, use, acknowledge)
+            check(seen == ids[:1], f"take_many() called use with {seen}, not once with {ids[0]}")
+        with refused(ValueError, "peek() whose use raised", store):
+            store.peek(raising(ValueError(), 1)[0])
+        use, seen = raising(ValueError(), 2)
+        got = store.take_many(3, use, acknowledge)
+        check(got == ids[:1], f"take_many() whose use raised at its second record gave {got}")
+        check(len(seen) == len(set(seen)), f"take_many() used a record twice: {seen}")
+        check(store.peek(id_of) == ids[1], "the record whose use raised is not the next one")
+        if not acknowledge:
+            store.give_back(ids[0])
+    if harness.capabilities.crashes:
+        during: list[list[bytes]] = []
+        store.take(lambda record: during.append(harness.after_the_end(store)), True)
+        check(during == [numbers(1, 6)], f"while use runs, the record is gone already: {during}")
+    _claims_tell_what_to_release(store)
+
+
+def _claims_tell_what_to_release(store: QueueStore) -> None:
+    before = state(store)
+    claims: list[Claim] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        store.take(raising(KeyboardInterrupt(), 1)[0], claims=claims)
+    check(not claims, "take() that claimed nothing said that it did")
+    first = store.take(id_of, claims=claims)
+    rest = store.take_many(2, id_of, claims=claims)
+    check([id for id, _ in claims] == [first, *rest], f"the claims of {[first, *rest]} are {claims}")
+    check(store.release(claims) == len(claims), "release() did not count what it made ready")
+    check(state(store) == before, f"after release() there is {state(store)}, before there was {before}")
+    again: list[Claim] = []
+    store.take(id_of, claims=again)
+    check(store.release(claims) == 0, "release() of earlier claims released the present one")
+    store.acknowledge([again[0][0]])
+    check(store.release(again) == 0, "release() of what is gone counted it")
+
+
+@law("S4")
+def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
+    """Records come in order of their ids, ids grow and are never used twice, a record given back
+    returns to its place.
+    """
+    store = harness.open()
+    given: list[int] = []
+
+    def append(count: int) -> None:
+        given.extend(store.append_many(numbers(0, count)))
+        given.append(store.append(b"last"))
+        check(given == sorted(set(given)), f"ids do not grow: {given}")
+
+    append(6)
+    taken = take_all(store)
+    check(taken == given, f"taken in the order {taken}, put in the order {given}")
+    for id in (taken[4], taken[0], taken[5], taken[2]):
+        store.give_back(id)
+    append(1)
+    expected = [taken[0], taken[2], taken[4], taken[5], *given[-2:]]
+    listed = [record.id for record in store.records()]
+    check(listed == expected, f"records() of {expected} gave {listed}")
+    check(store.peek(id_of) == expected[0], "peek() is not at the first record")
+    some = [*store.take_many(3, id_of), *take_all(store)]
+    check(some == expected, f"{expected} came back as {some}")
+    store.acknowledge(list(reversed(taken)))
+    append(2)
+    check(store.discard(given[-2]) == given[-2], "discard() of a ready record did nothing")
+    check(store.discard(given[-2]) is None, "discard() found a record that is gone")
+    check(store.discard(some[-1]) is None, "discard() took a claimed record")
+    check(store.discard() == given[-3], "discard() did not remove the first one")
+    check(store.clear() == 1, "clear() did not count what it removed")
+    append(3)
+    store.close()
+    store = harness.open()
+    append(0)
+    check(store.clear() == 7, "clear() did not count what it removed")
+    store.close()
+    store = harness.open()
+    append(2)
+    check(take_all(store) == given[-3:], "not the records that were put last")
+
+
+@law("S5")
+def one_taker_each(harness: QueueStoreHarness) -> None:
+    """One record is never in the hands of two takers."""
+    store = harness.open()
+    total, takers = 240, 4
+    ids = list(store.append_many(numbers(0, total)))
+    holding: set[int] = set()
+    finished: list[int] = []
+    mutex = threading.Lock()
+
+    def take() -> None:
+        step = 0
+        while True:
+            try:
+                got = store.take_many(3, id_of) if step % 2 else [store.take(id_of)]
+            except Empty:
+                if not store.unfinished():
+                    return
+                continue  # another one may give back what it holds
+            with mutex:
+                twice = holding.intersection(got)
+                holding.update(got)
+            check(not twice, f"{twice} in two hands")
+            for id in got:
+                step += 1
+                with mutex:
+                    holding.discard(id)
+                    if step % 5:
+                        finished.append(id)
+                if step % 5:
+                    store.acknowledge([id])
+                else:
+                    store.give_back(id)
+
+    run_threads(*[take] * takers)
+    check(sorted(finished) == ids, "not every record was taken and acknowledged exactly once")
+    if not harness.capabilities.handles:
+        return
+    other = harness.open()
+    store.append_many(numbers(0, 3))
+    held = store.take(id_of)
+    check(state(other) == (numbers(1, 3), 2, 1, 3), f"elsewhere, one of three taken: {state(other)}")
+    with contextlib.suppress(LockedError):  # one consumer at a time will do, too
+        check(other.take(id_of) != held, "a claimed record was taken through another store")
+    with refused(NotClaimedError, "acknowledge() of what another store holds", store, other):
+        other.acknowledge([held])
+
+
+@law("S6")
+def within_capacity(harness: QueueStoreHarness) -> None:
+    """An append never makes count() exceed capacity, whoever else appends."""
+    capacity, each, appenders = 5, 60, 4
+    store = harness.open()
+    stores = [store, harness.open() if harness.capabilities.handles else store]
+    counts: list[int] = []
+    taken: list[int] = []
+
+    def append(name: int) -> None:
+        mine = stores[name % 2]
+        done = 0
+        while done < each:
+            with contextlib.suppress(Full):
+                if done % 3 or done + 2 > each:
+                    mine.append(b"%d" % name, capacity)
+                    done += 1
+                else:
+                    mine.append_many([b"%d" % name] * 2, capacity)
+                    done += 2
+            counts.append(mine.count())
+
+    def take() -> None:
+        while len(taken) < each * appenders:
+            counts.append(store.count())
+            with contextlib.suppress(Empty):
+                taken.append(store.take(id_of, True))
+
+    run_threads(take, *[lambda name=name: append(name) for name in range(appenders)])
+    check(max(counts) <= capacity, f"{max(counts)} records in a store of capacity {capacity}")
+    check(min(counts) >= 0, f"a count of {min(counts)} records")
+    store.append_many(numbers(0, capacity), capacity)
+    for another in stores:
+        with refused(Full, "append() to a full store", *stores):
+            another.append(b"more", capacity)
+    held = store.take(id_of)
+    stores[1].append(b"in the room of a claimed one", capacity)
+    store.give_back(held)
+    with refused(Full, "append() to a store that is more than full", *stores):
+        stores[1].append(b"more", capacity + 1)
+
+
+@law("S7")
+def strangers_by_name(harness: QueueStoreHarness) -> None:
+    """Stores with different names do not see each other."""
+    one, two = harness.open("a"), harness.open("b")
+    one.append_many(numbers(0, 3))
+    check(state(two) == ([], 0, 0, 0), f"what was put into one is in the other: {state(two)}")
+    two.append(b"two")
+    held = one.take(id_of)
+    check(state(two) == ([b"two"], 1, 0, 1), f"a take from one changed the other: {state(two)}")
+    check(two.take(lambda record: record.payload) == b"two", "another store's record was taken")
+    check(one.clear() == 2, "clear() did not remove the two that were ready")
+    check(state(two) == ([], 0, 1, 1), f"clear() of one changed the other: {state(two)}")
+    one.acknowledge([held])
+    one.close()
+    check(state(two) == ([], 0, 1, 1), f"closing one changed the other: {state(two)}")
+
+
+@law("S8")
+def reopening_changes_nothing(harness: QueueStoreHarness) -> None:
+    """Closing and opening again changes nothing, except that what was claimed is ready again."""
+    store = harness.open()
+    ids = list(store.append_many(numbers(0, 9)))
+    expected = list(store.records())
+    taken = store.take_many(1, id_of) + [store.take(id_of) for _ in range(5)]
+    store.acknowledge([taken[3], taken[0]])
+    store.discard(ids[7])
+    gone = {ids[0], ids[3], ids[7]}
+    expected = [record for record in expected if record.id not in gone]
+    for time in range(3):
+        store.close()
+        store = harness.open()
+        found = list(store.records())
+        check(found == expected, f"opened for the {time + 2}. time: {found}, not {expected}")
+        check(state(store)[1:] == (6, 0, 6), f"counts after opening again: {state(store)[1:]}")
+        told = store.stats()
+        counted = told.ready, told.claimed, told.puts, told.gets
+        check(counted == (6, 0, 9, 3), f"stats() after opening again: {told}")
+        store.give_back(store.take(id_of))
+        store.take(id_of)
+    store.close()
+    store = harness.open()
+    check(take_all(store) == [record.id for record in expected], "not all of them can be taken")
+
+
+@law("S9")
+def closed_is_closed(harness: QueueStoreHarness) -> None:
+    """After close() every call raises ClosedError, except close()."""
+    store = harness.open()
+    store.append_many(numbers(0, 3))
+    id = store.take(id_of)
+    reading = store.records()
+    next(reading)
+    store.close()
+    store.close()
+    calls: dict[str, Callable[[], Any]] = {
+        "append": lambda: store.append(b""),
+        "append with a capacity": lambda: store.append(b"", 1),
+        "append_many": lambda: store.append_many([b""]),
+        "append_many of nothing": lambda: store.append_many([]),
+        "take": lambda: store.take(id_of),
+        "take_many": lambda: store.take_many(2, id_of),
+        "acknowledge": lambda: store.acknowledge([id]),
+        "acknowledge of nothing": lambda: store.acknowledge([]),
+        "give_back": lambda: store.give_back(id),
+        "peek": lambda: store.peek(id_of),
+        "discard": store.discard,
+        "clear": store.clear,
+        "records": lambda: list(store.records()),
+        "count": store.count,
+        "claimed": store.claimed,
+        "unfinished": store.unfinished,
+        "version": store.version,
+        "stats": store.stats,
+    }
+    for name, call in calls.items():
+        with refused(ClosedError, f"{name}() of a closed store"):
+            call()
+    with contextlib.suppress(ClosedError):
+        list(reading)  # begun before: goes on or says so
+    check(payloads(harness.open()) == numbers(0, 3), "calls after close() did something")
+
+
+@law("S10", "forks")
+def forks_are_harmless(harness: QueueStoreHarness) -> None:
+    """A forked child can use the store, and never disturbs its parent."""
+    store = harness.open()
+    store.append_many(numbers(0, 5))
+    held = store.take(id_of)
+    shared = harness.capabilities.processes
+
+    def child() -> None:
+        store.abandon()
+        with refused(NotClaimedError, "acknowledge() of what the parent holds", store):
+            store.acknowledge([held])
+        store.append(b"of the child")
+        count = 5 if shared else 6
+        check(store.count() == count, f"the child counts {store.count()} ready records, not {count}")
+        with contextlib.suppress(LockedError):  # the parent is the consumer
+            got = store.take(id_of)
+            check(got != held or not shared, "the child took what the parent holds")
+            store.give_back(got)
+        store.close()
+        with refused(ClosedError, "append() of a closed store"):
+            store.append(b"")
+
+    in_forked_child(child)
+    in_forked_child(lambda: None)  # one that ends without having touched it
+    expected = numbers(1, 5) + ([b"of the child"] if shared else [])
+    found = state(store)
+    check(found == (expected, len(expected), 1, len(expected) + 1), f"after the child: {found}")
+    store.acknowledge([held])
+    store.append(b"more")
+    got = [store.take(lambda record: record.payload) for _ in range(len(expected) + 1)]
+    check(got == [*expected, b"more"], f"after the child the parent took {got}")
+
+
+LAWS: dict[str, QueueStoreLaw] = {
+    each.number: each
+    for each in (
+        whole_or_not_at_all,
+        durable_when_returned,
+        used_once_before_it_is_final,
+        in_order_and_never_twice,
+        one_taker_each,
+        within_capacity,
+        strangers_by_name,
+        reopening_changes_nothing,
+        closed_is_closed,
+        forks_are_harmless,
+        *JOURNAL_LAWS,
+    )
+}
+"""Every law, by its number."""

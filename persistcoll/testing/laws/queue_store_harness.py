@@ -1,0 +1,133 @@
+"""What the laws are checked with: a factory of stores, what its stores can do, and how a law looks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from persistcoll.engine.contracts import QueueStore
+from persistcoll.engine.records import Record
+from persistcoll.errors import Empty
+from persistcoll.testing.children import check
+from persistcoll.testing.harness import Capabilities, Law, laws_with
+
+__all__ = [
+    "QueueStoreHarness",
+    "QueueStoreLaw",
+    "StoreFactory",
+    "id_of",
+    "law",
+    "numbers",
+    "payloads",
+    "raising",
+    "refused",
+    "state",
+    "take_all",
+]
+
+
+class StoreFactory(Protocol):
+    """Opens stores of one kind, all of them empty at first, none of which another factory knows."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its stores can do."""
+
+    def open(self, name: str) -> QueueStore:
+        """The store of this name, made if it is missing. Called again after ``close()``, too."""
+
+    # Where `capabilities.crashes`, it also has
+    #   def crashed(self, name: str) -> Store
+    # which opens a copy; what is done to the copy does not touch the store.
+
+
+class QueueStoreHarness:
+    """What a law works with: a factory, and the stores that it opened, to be closed at the end."""
+
+    def __init__(self, factory: StoreFactory) -> None:
+        self._factory = factory
+        self.capabilities = factory.capabilities
+        self.opened: list[QueueStore] = []
+
+    def open(self, name: str = "a") -> QueueStore:
+        """Open the store ``name``."""
+        self.opened.append(self._factory.open(name))
+        return self.opened[-1]
+
+    def crash(self) -> QueueStore:
+        """Open what the store ``"a"`` would leave if the process died now."""
+        self.opened.append(getattr(self._factory, "crashed")("a"))  # noqa: B009
+        return self.opened[-1]
+
+    def after_the_end(self, store: QueueStore) -> list[bytes]:
+        """What is ready after a crash where one can be had, and after closing ``store`` otherwise.
+
+        Where there is no crash, ``store`` is of no use any more.
+        """
+        if not self.capabilities.crashes:
+            store.close()
+        found = self.crash() if self.capabilities.crashes else self.open()
+        left = payloads(found)
+        found.close()
+        return left
+
+
+QueueStoreLaw = Law[QueueStoreHarness]
+law = laws_with(QueueStoreHarness)
+
+
+def id_of(record: Record) -> int:
+    """A ``use``: the id."""
+    return record.id
+
+
+def payloads(store: QueueStore) -> list[bytes]:
+    """What is ready, in order."""
+    return [record.payload for record in store.records()]
+
+
+def state(store: QueueStore) -> tuple[list[bytes], int, int, int]:
+    """What is ready, and the counts: ready, claimed, unfinished."""
+    return payloads(store), store.count(), store.claimed(), store.unfinished()
+
+
+def numbers(first: int, behind: int) -> list[bytes]:
+    """Payloads: the numbers from ``first`` to before ``behind``."""
+    return [b"%d" % number for number in range(first, behind)]
+
+
+def take_all(store: QueueStore) -> list[int]:
+    """Claim everything that is ready, one by one; the ids."""
+    ids = []
+    with contextlib.suppress(Empty):
+        while True:
+            ids.append(store.take(id_of))
+    return ids
+
+
+@contextlib.contextmanager
+def refused(error: type[BaseException], what: str, *stores: QueueStore) -> Iterator[None]:
+    """The block raises ``error``, and changes nothing."""
+    before = [state(store) for store in stores]
+    try:
+        yield
+    except error:
+        pass
+    else:
+        raise AssertionError(f"{what} did not raise {error.__name__}")
+    after = [state(store) for store in stores]
+    check(after == before, f"{what} raised {error.__name__} and changed {before} to {after}")
+
+
+def raising(error: BaseException, at: int) -> tuple[Callable[[Record], int], list[int]]:
+    """A ``use`` that raises at its ``at``-th call, and the ids that it was called with."""
+    seen: list[int] = []
+
+    def use(record: Record) -> int:
+        seen.append(record.id)
+        if len(seen) == at:
+            raise error
+        return record.id
+
+    return use, seen

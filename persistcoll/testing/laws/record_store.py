@@ -1,0 +1,454 @@
+"""The laws of record stores, each as a function that tries to break it.
+
+As :mod:`persistcoll.testing.laws.queue_store`, for a :class:`~persistcoll.engine.contracts.RecordStore` of
+your own. A :class:`RecordStoreFactory` opens them, of any discipline and with any retrying, and moves their
+time:
+
+>>> from persistcoll.engine.memory.record_store import MemoryRecordStore, MemoryRecordState
+>>> from persistcoll.testing import Capabilities
+>>> class InMemory:
+...     capabilities = Capabilities(crashes=False, processes=False)
+...     def __init__(self):
+...         self.states, self.now = {}, 0.0
+...     def open(self, name, discipline, retry):
+...         state = self.states.setdefault(name, MemoryRecordState(lambda: self.now))
+...         return MemoryRecordStore(discipline, retry, state)
+...     def advance(self, seconds):
+...         self.now += seconds
+>>> for law in RECORD_STORE_LAWS.values():
+...     if law.applies_to(InMemory()):
+...         law(InMemory())
+
+A record store is a queue store, too: ``LAWS[number](FifoStores(InMemory()))`` checks what holds for every
+queue store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import UNIQUE, ClaimPolicy, Discipline, Entry, State
+from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError
+from persistcoll.testing.children import check, in_forked_child, run_threads
+from persistcoll.testing.laws.queue_store_harness import id_of, raising, take_all
+from persistcoll.testing.laws.record_store_claims import CLAIM_LAWS
+from persistcoll.testing.laws.record_store_harness import (
+    DISCIPLINES,
+    FifoStores,
+    RecordStoreFactory,
+    RecordStoreHarness,
+    RecordStoreLaw,
+    after_the_end,
+    entries,
+    keyed,
+    look,
+    order,
+    record_store_law,
+    refuses,
+    standing,
+)
+from persistcoll.testing.laws.record_store_order import ORDER_LAWS
+from persistcoll.testing.laws.record_store_states import STATE_LAWS
+
+__all__ = ["RECORD_STORE_LAWS", "FifoStores", "RecordStoreFactory"]
+
+
+@record_store_law("S1")
+def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
+    """An operation that raised happened not at all."""
+    table = harness.open(UNIQUE)
+    table.put(keyed("gone", "failed", "claimed", "ready"), 4)
+    with refuses(Full, "put() into a full table", table):
+        table.put(keyed("more"), 4)
+    with refuses(Full, "put() of more than there is room for", table):
+        table.put(keyed("ready", "more", "and more"), 5)
+    check(not table.holds(b"more"), "a put() that raised left a key in force")
+    got = table.put(keyed("ready", "gone"), 4)
+    check(got == [None, None], f"put() of what is there already, into a full table, gave {got}")
+    check(table.put([], 4) == [], "put() of nothing gave an id")
+    (refused, more) = table.put(keyed("ready", "more"), 5)
+    check(refused is None and more is not None, "put() of one that fits and one that is there already")
+    gone, failed, claimed, ready = (table.take(id_of) for _ in range(4))
+    table.acknowledge([gone])
+    table.fail([failed])
+    table.give_back(ready)
+    for wrong in (ready, gone, failed, (more or 0) + 1000, 0, -1):
+        calls: dict[str, Callable[[], Any]] = {
+            "acknowledge()": partial(table.acknowledge, [claimed, wrong]),
+            "fail()": partial(table.fail, [claimed, wrong]),
+            "give_back()": partial(table.give_back, wrong),
+            "give_back() with a delay": partial(table.give_back, wrong, 60.0),
+            "give_back() to the back": partial(table.give_back, wrong, to_back=True),
+        }
+        for name, call in calls.items():
+            with refuses(NotClaimedError, f"{name} of {wrong}, which is not claimed,", table):
+                call()
+    for id in (claimed, gone, failed, (more or 0) + 1000, 0, -1):
+        with refuses(Empty, f"take() of {id}, which is not ready,", table):
+            table.take(id_of, id=id)
+    with refuses(Empty, "take() of what follows the last", table):
+        table.take(id_of, id=more, following=True)
+    for id in (ready, claimed):
+        with refuses(DuplicateError, "replace() by an equal of another", table):
+            table.replace(id, b"another", b"more")
+    with refuses(KeyboardInterrupt, "take(), interrupted,", table):
+        table.take(raising(KeyboardInterrupt(), 1)[0], True)
+    with refuses(KeyboardInterrupt, "take() of an id, interrupted,", table):
+        table.take(raising(KeyboardInterrupt(), 1)[0], id=ready)
+    with refuses(KeyboardInterrupt, "take_many(), interrupted at its second record,", table):
+        table.take_many(2, raising(KeyboardInterrupt(), 2)[0])
+    check(table.holds(b"claimed") and table.holds(b"more"), "what was refused took a key out of force")
+
+
+@record_store_law("S2", "crashes")
+def durable_when_returned(harness: RecordStoreHarness) -> None:
+    """What returned survives the process."""
+    retry = ClaimPolicy(max_attempts=4, keep_done=100)
+    table = harness.open(UNIQUE, retry)
+    names = [name.encode() for name in "abcdefghijklm"]
+
+    def left(verb: str) -> None:
+        wanted = after_the_end(look(table), retry)
+        dead = {record.payload for state, record in wanted if state is State.DEAD}
+        keys = {key: table.holds(key) and key not in dead for key in names}
+        found = harness.crash(UNIQUE, retry)
+        rows = look(found)
+        check(rows == wanted, f"after {verb} a dead process would leave {rows}, not {wanted}")
+        same = {key: found.holds(key) for key in names}
+        check(same == keys, f"after {verb} a dead process would leave the keys {same}, not {keys}")
+        told, before = found.stats(), table.stats()
+        counted = told.puts, told.gets - told.dead
+        wanted_counts = before.puts, before.gets - before.dead
+        check(counted == wanted_counts, f"after {verb}: puts and gets {counted}, not {wanted_counts}")
+        found.close()
+
+    table.put([Entry(name, index % 3, name) for index, name in enumerate(names)])
+    left("put()")
+    table.append(b"without a key")
+    left("append()")
+    one, two, three = (table.take(id_of) for _ in range(3))
+    left("take()")
+    many = table.take_many(4, id_of)
+    left("take_many()")
+    table.acknowledge([one])
+    left("acknowledge()")
+    table.fail([two])
+    left("fail()")
+    table.give_back(three, 60.0)
+    left("give_back() with a delay")
+    last = table.give_back(many[0], to_back=True)
+    left("give_back() to the back")
+    for id in many[1:]:
+        table.give_back(id)
+    left("give_back()")
+    table.replace(last, b"another")
+    table.replace(three, b"and another")
+    left("replace()")
+    for _ in range(table.peek(lambda record: record.attempts), 3):
+        table.give_back(table.take(id_of))
+    left("give_back() again and again")
+    table.take(id_of)
+    left("the last attempt")
+    table.take(id_of, True)
+    left("take() that acknowledges")
+    table.discard()
+    left("discard()")
+    table.discard(last)
+    left("discard() of an id")
+    harness.advance(60.0)
+    left("the end of a delay")
+    table.purge(State.FAILED)
+    table.purge(State.DONE, 1)
+    left("purge()")
+    table.shrink()
+    left("shrink()")
+    table.clear()
+    left("clear()")
+
+
+@record_store_law("S6")
+def within_capacity(harness: RecordStoreHarness) -> None:
+    """A put never makes count() exceed capacity, whoever else puts; what is delayed or claimed takes no
+    room until it is ready again.
+    """
+    capacity, each = 4, 41
+    retry = ClaimPolicy(lease=60.0)
+    table = harness.open(UNIQUE, retry)
+    tables = [table, harness.another(table, UNIQUE, retry)]
+    counts: list[int] = []
+    taken: list[bytes] = []
+
+    def put(number: int) -> None:
+        mine, done = tables[number % 2], 0
+        while done < each:
+            more = 1 + done % 2
+            new = keyed(*(f"{number} {done + index}" for index in range(more)))
+            with contextlib.suppress(Full):
+                ids = mine.put([*new, new[0]], capacity)
+                check([id is None for id in ids] == [False] * more + [True], f"put() of {new} gave {ids}")
+                done += more
+            counts.append(mine.count())
+
+    def take() -> None:
+        while len(taken) < each * 3:
+            counts.append(table.count())
+            with contextlib.suppress(Empty):
+                taken.append(table.take(lambda record: record.payload, True))
+
+    run_threads(take, *[lambda number=number: put(number) for number in range(3)])
+    check(len(set(taken)) == each * 3, f"of {each * 3} entries {len(set(taken))} arrived")
+    check(max(counts) <= capacity, f"{max(counts)} records in a table of capacity {capacity}")
+    check(min(counts) >= 0, f"a count of {min(counts)} records")
+    one, other = tables
+    one.put(keyed(*"abcd"), capacity)
+    for mine in tables:
+        with refuses(Full, "put() into a full table", *tables):
+            mine.put(keyed("e"), capacity)
+        with refuses(Full, "append() to a full table", *tables):
+            mine.append(b"e", capacity)
+        check(mine.put(keyed("a", "d"), capacity) == [None, None], "an entry that is refused needs no room")
+    one.give_back(one.take(id_of), 30.0)
+    one.take(id_of)
+    other.put(keyed("e", "f"), capacity)
+    for seconds in (30.0, 30.0):
+        with refuses(Full, "put() into a table that is full again", *tables):
+            other.put(keyed("g"), capacity)
+        harness.advance(seconds)
+        capacity += 1  # what was delayed, then what was claimed
+        for mine in tables:
+            with refuses(Full, "put() into a table that time has filled", *tables):
+                mine.put(keyed("g"), capacity)
+    check(other.put(keyed("g"), capacity + 1) != [None], "put() refused what there is room for")
+
+
+@record_store_law("S7")
+def strangers_by_name(harness: RecordStoreHarness) -> None:
+    """Tables with different names do not see each other."""
+    retry = ClaimPolicy(lease=60.0, keep_done=10, resume=False)
+    one, two = harness.open(UNIQUE, retry, "a"), harness.open(UNIQUE, retry, "b")
+    one.put(keyed("x", "y", "z"))
+    check(look(two) == [], f"what was put into one is in the other: {look(two)}")
+    check(not two.holds(b"x"), "a key of one is in force in the other")
+    (id,) = two.put(keyed("x"))
+    check(id is not None, "a key of one is refused in the other")
+    before = look(two)
+
+    def untouched(what: str) -> None:
+        check(look(two) == before, f"{what} of one changed the other: {look(two)}, of {before}")
+        check(two.holds(b"x"), f"{what} of one took a key of the other out of force")
+
+    held = [one.take(id_of) for _ in range(3)]
+    untouched("take()")
+    only = next(id for id in held if id not in {record.id for _, record in before})
+    for verb in (two.acknowledge, two.fail):
+        with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, two):
+            verb([only])
+    with refuses(Empty, "take() of another table's record", one, two):
+        two.take(id_of, id=only)
+    check(not two.replace(only, b""), "replace() of another table's record")
+    one.acknowledge(held[:1])
+    one.fail(held[1:2])
+    untouched("acknowledge() and fail()")
+    taken = two.take(lambda record: record)
+    check(taken.payload == b"x", f"{taken} is another table's")
+    two.fail([taken.id])
+    two.put(keyed("x"))
+    before = look(two)
+    one.purge(State.FAILED)
+    one.purge(State.DONE)
+    untouched("purge()")
+    one.put(keyed("w"))
+    check(one.clear() == 1, "clear() did not remove the one that was ready")
+    untouched("clear()")
+    one.close()
+    one = harness.open(UNIQUE, retry, "a")
+    check(two.resume() == 0, "resume() of one gave back what was claimed in the other")
+    check(one.resume() == 1, "resume() did not find what a closed table left claimed")
+    untouched("resume()")
+    two.take(id_of)
+    before = look(two)
+    one.give_back(one.take(id_of), to_back=True)
+    one.close()
+    untouched("close()")
+
+
+@record_store_law("S8")
+def reopening_changes_nothing(harness: RecordStoreHarness) -> None:
+    """Closing and opening again changes nothing, except that what was claimed is ready again (or dead, or
+    still claimed, as the table was made).
+    """
+    for discipline in DISCIPLINES:
+        _reopened(harness, discipline, ClaimPolicy(max_attempts=3, keep_done=10))
+        _reopened(harness, discipline, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
+
+
+def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimPolicy) -> None:
+    reopen = partial(harness.open, discipline, retry, f"{discipline.name} {retry.resume}")
+    table = reopen()
+    table.put(entries(*"abcdefg"))
+    harness.advance(1.0)
+    done, failed, delayed, back = (table.take(id_of) for _ in range(4))
+    table.acknowledge([done])
+    table.fail([failed])
+    table.give_back(delayed, 100.0)
+    table.give_back(back, to_back=True)
+    table.give_back(table.take(id_of))
+    if discipline.unique:
+        table.put(keyed("k", "l"))
+        (_, id) = [record.id for record in table.records() if record.payload in (b"k", b"l")]
+        table.replace(id, b"new", b"n")
+    numbers = table.stats()
+    for time in range(2, 5):
+        table.take_many(1, id_of)
+        rows = after_the_end(look(table), retry)
+        table.close()
+        table = reopen()
+        found = look(table)
+        check(found == rows, f"opened for the {time}. time: {found}, not {rows}")
+        if discipline.unique:
+            keys = [table.holds(key) for key in (b"k", b"l", b"n")]
+            check(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys in force")
+        told = table.stats()
+        counted = (told.puts, told.gets), (numbers.puts, numbers.gets)
+        dead = told.dead - numbers.dead
+        check(told.puts == numbers.puts and told.gets == numbers.gets + dead, f"puts and gets: {counted}")
+    held = table.claimed()
+    check(held == (0 if retry.resume else 3), f"{held} are still claimed, of 3")
+    count = table.resume()
+    check(count == held, f"resume() gave back {count} of {held} records")
+    harness.advance(100.0)
+    wanted = [record.id for record in order(list(table.records()), discipline)]
+    check(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
+    got = take_all(table)
+    check(got == wanted, f"after all that {got} were taken, not {wanted}")
+
+
+@record_store_law("S9")
+def closed_is_closed(harness: RecordStoreHarness) -> None:
+    """After close() every call raises ClosedError, except close()."""
+    retry = ClaimPolicy(lease=60.0, keep_done=10)
+    table = harness.open(UNIQUE, retry)
+    (first, *_) = table.put(keyed("a", "b", "c"))
+    id = table.take(id_of)
+    reading = table.rows()
+    next(reading)
+    before = standing(table)
+    table.close()
+    table.close()
+    calls: dict[str, Callable[[], Any]] = {
+        "append": lambda: table.append(b""),
+        "append_many": lambda: table.append_many([b""]),
+        "put": lambda: table.put(keyed("d")),
+        "put of what is there": lambda: table.put(keyed("b")),
+        "put of nothing": lambda: table.put([]),
+        "take": lambda: table.take(id_of),
+        "take of an id": lambda: table.take(id_of, id=id + 1),
+        "take_many": lambda: table.take_many(2, id_of),
+        "acknowledge": lambda: table.acknowledge([id]),
+        "fail": lambda: table.fail([id]),
+        "fail of nothing": lambda: table.fail([]),
+        "give_back": lambda: table.give_back(id),
+        "give_back with a delay": lambda: table.give_back(id, 1.0),
+        "peek": lambda: table.peek(id_of),
+        "discard": table.discard,
+        "clear": table.clear,
+        "replace": lambda: table.replace(first or 0, b""),
+        "holds": lambda: table.holds(b"b"),
+        "resume": table.resume,
+        "purge": lambda: table.purge(State.DONE),
+        "shrink": table.shrink,
+        "rows": lambda: list(table.rows()),
+        "rows in a state": lambda: list(table.rows(State.READY)),
+        "records": lambda: list(table.records()),
+        "count": table.count,
+        "claimed": table.claimed,
+        "unfinished": table.unfinished,
+        "version": table.version,
+        "stats": table.stats,
+    }
+    for name, call in calls.items():
+        with refuses(ClosedError, f"{name}() of a closed table"):
+            call()
+    with contextlib.suppress(ClosedError):
+        list(reading)  # begun before: goes on or says so
+    before[b"a"] = (State.READY, 1)
+    after = standing(harness.open(UNIQUE, retry))
+    check(after == before, f"calls after close() made {after} of {before}")
+
+
+@record_store_law("S10", "forks")
+def forks_are_harmless(harness: RecordStoreHarness) -> None:
+    """A forked child can use the table, and never disturbs its parent."""
+    for dies in (True, False):
+        _forked(harness, dies, ClaimPolicy(keep_done=10))
+        _forked(harness, dies, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
+
+
+def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None:
+    table = harness.open(UNIQUE, retry, f"{dies} {retry.resume}")
+    table.put(keyed(*"abcdef"))
+    held = [table.take(id_of), table.take(id_of)]
+    expected = standing(table)
+    in_forked_child(lambda: None)  # one that ends without having touched it
+    in_forked_child(partial(_child, table, held, harness.capabilities.processes, dies))
+    if harness.capabilities.processes:
+        expected[b"c"] = (State.DONE, 1)
+        expected[b"d"] = (State.FAILED, 1)
+        expected[b"new"] = (State.READY, 0)
+        # What closing gives back and what death leaves are one as soon as somebody resumes.
+        left = int(dies or not retry.resume)
+        count = table.resume()
+        check(count == left, f"of what the child had claimed, resume() gave back {count} records, not {left}")
+        expected[b"e"] = (State.READY, 1)
+    found = standing(table)
+    check(found == expected, f"after the child: {found}, not {expected}")
+    table.acknowledge(held[:1])
+    table.give_back(held[1])
+    check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
+
+
+def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> None:
+    table.abandon()
+    for verb in (table.acknowledge, table.fail):
+        with refuses(NotClaimedError, f"{verb.__name__}() of what the parent holds", table):
+            verb(held)
+    with refuses(NotClaimedError, "give_back() of what the parent holds", table):
+        table.give_back(held[0])
+    if shared:
+        check(table.resume() == 0, "the child gave back what the parent holds")
+        check(table.put(keyed("a")) == [None], "what the parent holds is not in force")
+    else:
+        table.resume()  # a copy, in which the parent is dead
+        table.take_many(2, id_of)
+    check(table.put(keyed("new")) != [None], "what the child put is refused")
+    record = table.take(lambda record: record)
+    check(record.payload == b"c", f"the child took {record}")
+    table.acknowledge([record.id])
+    table.fail([table.take(id_of)])
+    table.take(id_of)
+    if not dies:
+        table.close()
+        with refuses(ClosedError, "put() into a closed table"):
+            table.put(keyed("more"))
+
+
+RECORD_STORE_LAWS: dict[str, RecordStoreLaw] = {
+    each.number: each
+    for each in (
+        whole_or_not_at_all,
+        durable_when_returned,
+        *ORDER_LAWS,
+        within_capacity,
+        strangers_by_name,
+        reopening_changes_nothing,
+        closed_is_closed,
+        forks_are_harmless,
+        *STATE_LAWS,
+        *CLAIM_LAWS,
+    )
+}
+"""Every law of record stores, by its number."""

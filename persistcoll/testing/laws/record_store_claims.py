@@ -1,0 +1,336 @@
+"""The laws T3 and T4: claims that come back, and keys. See :mod:`persistcoll.testing.laws.record_store`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from functools import partial
+from typing import Any
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import FIFO, UNIQUE, Backoff, ClaimPolicy, Entry, Record, State
+from persistcoll.errors import DuplicateError, Full
+from persistcoll.testing.children import check
+from persistcoll.testing.laws.queue_store_harness import id_of, take_all
+from persistcoll.testing.laws.record_store_harness import (
+    RecordStoreHarness,
+    RecordStoreLaw,
+    keyed,
+    look,
+    record_store_law,
+    refuses,
+    standing,
+)
+
+__all__ = ["CLAIM_LAWS"]
+
+
+@record_store_law("T3")
+def what_nobody_holds_is_ready(harness: RecordStoreHarness) -> None:
+    """What a lease that ran out, or a holder that died, had claimed is ready again; what a living one holds
+    is not.
+    """
+    _leases(harness)
+    for resume in (True, False):
+        _holders(harness, resume)
+    _delays(harness)
+    _seen_at_once(harness)
+
+
+def _leases(harness: RecordStoreHarness) -> None:
+    retry = ClaimPolicy(lease=60.0, backoff=Backoff(base=1000.0, jitter=0.0))
+    table = harness.open(FIFO, retry, "leased")
+    other = harness.open(FIFO, retry, "leased") if harness.capabilities.handles else table
+    table.append_many([b"a", b"b", b"c"])
+    expected = list(table.records())
+    table.take(id_of)
+    harness.advance(30.0)
+    table.take(id_of)
+    harness.advance(29.75)
+    for each in (table, other):
+        states = {payload: state for payload, (state, _) in standing(each).items()}
+        wanted = {b"a": State.CLAIMED, b"b": State.CLAIMED, b"c": State.READY}
+        check(states == wanted, f"before its lease ends: {states}, not {wanted}")
+    check(other.resume() == 0, "resume() gave back what a living one holds")
+    harness.advance(0.25)
+    for each in (table, other):
+        found = list(each.records())
+        wanted_records = [expected[0]._replace(attempts=1), expected[2]]
+        check(found == wanted_records, f"at the end of a lease: {found}, not {wanted_records}")
+        look(each)
+    check(other.peek(id_of) == expected[0].id, "peek() is not at what a lease has left")
+    got = other.take(lambda record: record)
+    check(got == expected[0]._replace(attempts=2), f"{got} was taken, in the place of {expected[0]}")
+    harness.advance(30.0)
+    check(take_all(other) == [record.id for record in expected[1:]], "not what a lease has left")
+    harness.advance(60.0)
+    check(other.clear() == 3, "clear() did not remove what leases have left")
+
+
+_HELD = {b"a": (State.CLAIMED, 1), b"b": (State.CLAIMED, 1), b"c": (State.READY, 0)}
+_FREE = {b"a": (State.READY, 1), b"b": (State.READY, 1), b"c": (State.READY, 0)}
+
+
+def _holders(harness: RecordStoreHarness, resume: bool) -> None:
+    # Whoever dies has not given back: there is no back-off.
+    retry = ClaimPolicy(resume=resume, backoff=Backoff(base=1000.0, jitter=0.0))
+    reopen = partial(harness.open, FIFO, retry, f"held {resume}")
+    table = reopen()
+    table.append_many([b"a", b"b", b"c"])
+    table.take_many(2, id_of)
+    harness.advance(1e6)
+    found = standing(table)
+    check(found == _HELD, f"without a lease, after a long time: {found}, not {_HELD}")
+    if harness.capabilities.handles:
+        other = reopen()
+        check(other.resume() == 0, "resume() gave back what a living one holds")
+        found = standing(other)
+        check(found == _HELD, f"opened elsewhere: {found}, not {_HELD}")
+        other.close()
+        found = standing(table)
+        check(found == _HELD, f"closed elsewhere: {found}, not {_HELD}")
+    if harness.capabilities.crashes:
+        left = harness.crash(FIFO, retry, f"held {resume}")
+        _comes_back(left, resume, "after a crash")
+        left.close()
+    beside = harness.capabilities.handles
+    left = reopen() if beside else table
+    table.close()
+    _comes_back(left if beside else reopen(), resume, "closed by who held it")
+
+
+def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
+    """What a dead holder had claimed: at once where it is resumed, else when somebody says so."""
+    if not resumed:
+        found = standing(table)
+        check(found == _HELD, f"{how}, and opened without resuming: {found}, not {_HELD}")
+        count = table.resume()
+        check(count == 2, f"{how}: resume() gave back {count} records, not 2")
+    found = standing(table)
+    check(found == _FREE, f"{how}: {found}, not {_FREE}")
+    check(table.resume() == 0, f"{how}: resume() found more the second time")
+    taken = take_all(table)
+    check(len(taken) == 3, f"{how}: of 3 records {taken} can be taken")
+
+
+def _delays(harness: RecordStoreHarness) -> None:
+    retry = ClaimPolicy(backoff=Backoff(base=10.0, factor=2.0, limit=30.0, jitter=0.0))
+    table = harness.open(FIFO, retry, "delayed")
+    other = harness.open(FIFO, retry, "delayed") if harness.capabilities.handles else table
+    first, second = table.append_many([b"a", b"b"])
+    for delay, seconds in ((None, 10.0), (None, 20.0), (5.0, 5.0), (None, 30.0), (None, 30.0), (60.0, 60.0)):
+        check(table.take(id_of) == first, "what was delayed is not in its place")
+        check(table.give_back(first, delay) == first, "give_back() with a delay gave another id")
+        harness.advance(seconds - 0.25)
+        for each in (table, other):
+            states = {payload: state for payload, (state, _) in standing(each).items()}
+            wanted = {b"a": State.DELAYED, b"b": State.READY}
+            check(states == wanted, f"delayed by {seconds} s: {states}, not {wanted}")
+            check(each.peek(id_of) == second, "peek() is at what is delayed")
+        harness.advance(0.25)
+        for each in (other, table):
+            found = [record.id for record in each.records()]
+            check(found == [first, second], f"after a delay of {seconds} s: {found}")
+    taken = table.take(id_of)
+    table.give_back(taken, 0.0)
+    check(table.count() == 2, f"given back without delay: {look(table)}")
+    last = table.give_back(table.take(id_of), 10.0, True)
+    found = [record.id for _, record in table.rows(State.DELAYED)]
+    check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
+    harness.advance(10.0)
+    got = take_all(table)
+    check(got == [second, last] and last > second, f"delayed and to the back: {got}")
+
+
+def _seen_at_once(harness: RecordStoreHarness) -> None:
+    """Whatever comes first after a lease or a delay has ended sees what is so now."""
+    ready: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
+        "count()": (lambda table, id: table.count(), 1),
+        "claimed()": (lambda table, id: table.claimed(), 0),
+        "unfinished()": (lambda table, id: table.unfinished(), 1),
+        "stats()": (lambda table, id: astuple(table.stats())[:6], (1, 0, 0, 0, 0, 0)),
+        "peek()": (lambda table, id: table.peek(_payload), b"k"),
+        "records()": (lambda table, id: [*map(_payload, table.records())], [b"k"]),
+        "rows()": (lambda table, id: [state for state, _ in table.rows()], [State.READY]),
+        "rows() elsewhere": (lambda table, id: [*table.rows(State.CLAIMED, State.DELAYED)], []),
+        "take()": (lambda table, id: table.take(_payload), b"k"),
+        "take() of an id": (lambda table, id: table.take(_payload, id=id), b"k"),
+        "take_many()": (lambda table, id: table.take_many(5, _payload), [b"k"]),
+        "discard()": (lambda table, id: table.discard() == id, True),
+        "discard() of an id": (lambda table, id: table.discard(id) == id, True),
+        "clear()": (lambda table, id: table.clear(), 1),
+        "append()": (lambda table, id: _is_full(lambda: table.append(b"", 1)), True),
+        "put()": (lambda table, id: _is_full(lambda: table.put([Entry(b"")], 1)), True),
+        "replace()": (lambda table, id: table.replace(id, b"new", b"l"), True),
+        "holds()": (lambda table, id: table.holds(b"k"), True),
+    }
+    dead: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
+        "count()": (lambda table, id: table.count(), 0),
+        "claimed()": (lambda table, id: table.claimed(), 0),
+        "unfinished()": (lambda table, id: table.unfinished(), 0),
+        "stats()": (lambda table, id: astuple(table.stats())[:6], (0, 0, 0, 0, 0, 1)),
+        "records()": (lambda table, id: [*table.records()], []),
+        "rows()": (lambda table, id: [state for state, _ in table.rows(State.DEAD)], [State.DEAD]),
+        "clear()": (lambda table, id: table.clear(), 0),
+        "discard()": (lambda table, id: table.discard(), None),
+        "put()": (lambda table, id: table.put(keyed("k")) == [None], False),
+        "replace()": (lambda table, id: table.replace(id, b"new", b"k"), False),
+        "holds()": (lambda table, id: table.holds(b"k"), False),
+        "purge()": (lambda table, id: table.purge(State.DEAD), 1),
+    }
+    for limit, looks in ((None, ready), (1, dead)):
+        retry = ClaimPolicy(lease=60.0, max_attempts=limit)
+        for name, (call, wanted) in looks.items():
+            for delayed in (False, True):
+                table = harness.open(UNIQUE, retry, f"{name} {limit} {delayed}")
+                (id,) = (each or 0 for each in table.put(keyed("k")))
+                table.take(id_of)
+                if delayed and limit is None:
+                    table.give_back(id, 60.0)
+                harness.advance(60.0)
+                found = call(table, id)
+                check(found == wanted, f"{name}, first when time has come, gave {found!r}, not {wanted!r}")
+                table.close()
+    table = harness.open(UNIQUE, ClaimPolicy(lease=60.0), "version()")
+    table.append(b"")
+    table.take(id_of)
+    before = table.version()
+    harness.advance(60.0)
+    # Who waits for a record asks for nothing else.
+    check(table.version() != before, f"time has come, and version() is still {before!r}")
+
+
+def _payload(record: Record) -> bytes:
+    return record.payload
+
+
+def _is_full(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except Full:
+        return True
+    return False
+
+
+@record_store_law("T4")
+def keys_in_force(harness: RecordStoreHarness) -> None:
+    """A key is refused while a record of it is ready, delayed or claimed, and free after."""
+    retry = ClaimPolicy(lease=60.0, max_attempts=2, keep_done=100)
+    table = harness.open(UNIQUE, retry)
+    key = _Key(table, harness.another(table, UNIQUE, retry))
+    key.put()
+    key.held("ready")
+    table.give_back(table.take(id_of), 30.0)
+    key.held("delayed")
+    harness.advance(30.0)
+    key.held("delayed, and due")
+    id = table.take(id_of)
+    key.held("claimed")
+    table.acknowledge([id])
+    key.free("done")
+    key.put()
+    table.fail([table.take(id_of)])
+    key.free("failed")
+    key.put()
+    table.take(id_of)
+    harness.advance(60.0)
+    key.held("its lease ran out")
+    table.give_back(table.take(id_of))
+    key.free("dead")
+    key.put()
+    table.give_back(table.take(id_of), to_back=True)
+    key.held("given to the back")
+    table.give_back(table.take(id_of), to_back=True)
+    key.free("dead, given to the back")
+    table.discard(key.put())
+    key.free("discarded")
+    key.put()
+    table.clear()
+    key.free("cleared")
+    key.put()
+    table.take(id_of, True)
+    key.free("acknowledged as it was taken")
+    key.put()
+    for _ in range(2):
+        table.take(id_of)
+        harness.advance(60.0)
+    key.free("dead at the end of its lease")
+    key.put()
+    table.replace(table.take(id_of), b"claimed, and now of no key")
+    key.free("of a record that got none")
+    table.clear()
+    _replaced(table, key)
+    check(None not in table.put([Entry(b"no key"), Entry(b"no key")]), "what has no key is refused")
+    check(not table.holds(b""), "what has no key has an empty one")
+    table.clear()
+    empty = _Key(*key.tables, key=b"")
+    id = empty.put()
+    empty.held("the empty key")
+    table.discard(id)
+    empty.free("the empty key, discarded")
+    plain = harness.open(FIFO, retry)
+    got = [*plain.put(keyed("a", "a")), *plain.put(keyed("a"))]
+    check(None not in got, f"refused, though the table is not of unique records: {got}")
+
+
+class _Key:
+    """A key, and whether it is in force, through every handle of a table."""
+
+    def __init__(self, *tables: RecordStore, key: bytes = b"k") -> None:
+        self.tables = tables
+        self.key = key
+
+    def put(self) -> int:
+        """The id of a new record of it."""
+        (id,) = self.tables[0].put([Entry(b"payload", key=self.key)])
+        check(id is not None, f"{self.key!r}, which is free, is refused")
+        return id or 0
+
+    def held(self, how: str) -> None:
+        """It is refused, and what is put with it is not."""
+        for table in self.tables:
+            check(table.holds(self.key), f"{how}: holds() does not know it")
+            with_it = [Entry(b"new", key=self.key), Entry(b"", key=b"x"), Entry(b"", key=b"x")]
+            first, second, third = table.put(with_it)
+            check(first is None, f"{how}: it is not refused")
+            check(second is not None and third is None, f"of two equal ones: {second} and {third}")
+            check(table.discard(second) == second, "what was put is not ready")
+
+    def free(self, how: str) -> None:
+        """It is accepted."""
+        for table in self.tables:
+            check(not table.holds(self.key), f"{how}: holds() says that it is in force")
+            (id,) = table.put([Entry(b"new", key=self.key)])
+            check(id is not None, f"{how}: it is refused")
+            check(table.discard(id) == id, "what was put is not ready")
+
+
+def _replaced(table: RecordStore, old: _Key) -> None:
+    """A record that gets another payload, and with it another key."""
+    new = _Key(*old.tables, key=b"l")
+    id = old.put()
+    check(table.replace(id, b"new", b"l"), "replace() of a ready record")
+    new.held("the key of what was ready and replaced")
+    old.free("the key before")
+    equal = old.put()
+    check(table.replace(id, b"newer", b"l"), "replace() by the key that it has")
+    record = table.take(lambda record: record)
+    check(record.payload == b"newer" and record.id == id, f"{record} is not what was replaced")
+    for each, key in ((id, b"k"), (equal, b"l")):
+        with refuses(DuplicateError, "replace() by the key of another record", table):
+            table.replace(each, b"", key)
+    check(table.discard(equal) == equal, "what is ready cannot be discarded")
+    check(table.replace(id, b"claimed", b"k"), "replace() of a claimed record")
+    old.held("the key of what was claimed and replaced")
+    new.free("the key before")
+    table.give_back(id, 10.0)
+    check(table.replace(id, b"delayed", b"l"), "replace() of a delayed record")
+    new.held("the key of what was delayed and replaced")
+    old.free("the key before")
+    found = [record.payload for _, record in table.rows(State.DELAYED)]
+    check(found == [b"delayed"], f"what was replaced while delayed is {found}")
+    check(not table.replace(equal, b"", b"k"), "replace() of what is gone")
+
+
+CLAIM_LAWS: tuple[RecordStoreLaw, ...] = (what_nobody_holds_is_ready, keys_in_force)
+"""By number."""

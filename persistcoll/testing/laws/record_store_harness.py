@@ -1,0 +1,214 @@
+"""What the laws of record stores are checked with: a factory, and what to look at a store with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+from persistcoll.engine.contracts import QueueStore, RecordStore
+from persistcoll.engine.records import (
+    FIFO,
+    LIFO,
+    PRIORITY,
+    UNIQUE,
+    ClaimPolicy,
+    Discipline,
+    Entry,
+    Record,
+    State,
+)
+from persistcoll.testing.children import check
+from persistcoll.testing.harness import Capabilities, Law, laws_with
+
+__all__ = [
+    "DISCIPLINES",
+    "FifoStores",
+    "RecordStoreFactory",
+    "RecordStoreHarness",
+    "RecordStoreLaw",
+    "Row",
+    "after_the_end",
+    "entries",
+    "keyed",
+    "look",
+    "order",
+    "record_store_law",
+    "refuses",
+    "standing",
+]
+
+Row = tuple[State, Record]
+
+DISCIPLINES = (FIFO, LIFO, PRIORITY, UNIQUE)
+PLAIN = ClaimPolicy()
+
+
+class RecordStoreFactory(Protocol):
+    """Opens tables of one kind, all of them empty at first, none of which another factory knows."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What its tables can do."""
+
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        """The table of this name, made if it is missing. A name keeps its discipline."""
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass for all of its tables, and for what they leave when they crash."""
+
+    # Where `capabilities.crashes`, it also has
+    #   def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore
+    # which opens a copy, whose claims are those of a dead process; what is done to the copy does not
+    # touch the table.
+
+
+class FifoStores:
+    """A table factory as a :class:`~persistcoll.testing.StoreFactory`: what holds for every store holds
+    for a table, too, wherever nothing has a priority or a key.
+
+    :param retry: without ``max_attempts``, which a store does not have.
+    """
+
+    def __init__(
+        self,
+        tables: RecordStoreFactory,
+        discipline: Discipline = FIFO,
+        retry: ClaimPolicy = PLAIN,
+    ) -> None:
+        self._tables = tables
+        self._discipline = discipline
+        self._retry = retry
+        self.capabilities = tables.capabilities
+
+    def open(self, name: str) -> QueueStore:
+        """The table of this name."""
+        return cast(QueueStore, _Uncounted(self._tables.open(name, self._discipline, self._retry)))
+
+    def crashed(self, name: str) -> QueueStore:
+        """What a process that died at this moment leaves."""
+        return cast(QueueStore, _Uncounted(_crashed(self._tables, name, self._discipline, self._retry)))
+
+
+class _Uncounted:
+    """A table whose records do not tell how often they were claimed: a store's never do."""
+
+    def __init__(self, table: RecordStore) -> None:
+        self._table = table
+
+    def records(self) -> Iterator[Record]:
+        return (record._replace(attempts=0) for record in self._table.records())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+def _crashed(
+    tables: RecordStoreFactory, name: str, discipline: Discipline, retry: ClaimPolicy
+) -> RecordStore:
+    table: RecordStore = getattr(tables, "crashed")(name, discipline, retry)  # noqa: B009
+    return table
+
+
+class RecordStoreHarness:
+    """What a law works with: a factory, and the tables that it opened, to be closed at the end."""
+
+    def __init__(self, factory: RecordStoreFactory) -> None:
+        self._factory = factory
+        self.capabilities = factory.capabilities
+        self.advance = factory.advance
+        self.opened: list[RecordStore] = []
+
+    def open(
+        self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
+    ) -> RecordStore:
+        """Open the table ``name``, by default the one named as its discipline."""
+        self.opened.append(self._factory.open(name or discipline.name, discipline, retry))
+        return self.opened[-1]
+
+    def crash(
+        self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
+    ) -> RecordStore:
+        """Open what the table ``name`` would leave if the process died now."""
+        self.opened.append(_crashed(self._factory, name or discipline.name, discipline, retry))
+        return self.opened[-1]
+
+    def another(
+        self, table: RecordStore, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN
+    ) -> RecordStore:
+        """The same table through a handle of its own, or ``table`` where there is only one at a time."""
+        return self.open(discipline, retry) if self.capabilities.handles else table
+
+
+RecordStoreLaw = Law[RecordStoreHarness]
+record_store_law = laws_with(RecordStoreHarness)
+
+
+def look(table: RecordStore) -> list[Row]:
+    """All rows of a table. Everything else that tells of them has to agree."""
+    rows = list(table.rows())
+    ids = [record.id for _, record in rows]
+    check(ids == sorted(set(ids)), f"rows() are not in the order of their ids: {ids}")
+    number = {state: [record for each, record in rows if each is state] for state in State}
+    for state in State:
+        alone = [record for _, record in table.rows(state)]
+        check(alone == number[state], f"rows({state}) are {alone}, not {number[state]}")
+    ready = list(table.records())
+    check(ready == number[State.READY], f"records() are {ready}, not {number[State.READY]}")
+    counts = table.count(), table.claimed(), table.unfinished()
+    size = {state: len(records) for state, records in number.items()}
+    unfinished = size[State.READY] + size[State.DELAYED] + size[State.CLAIMED]
+    wanted = size[State.READY], size[State.CLAIMED], unfinished
+    check(counts == wanted, f"ready, claimed, unfinished: {counts}, of rows {wanted}")
+    told = table.stats()
+    found = {state: getattr(told, state.value) for state in State}
+    check(found == size, f"stats() are {told}, the rows {size}")
+    check((told.oldest_age is None) == (not ready), f"of {len(ready)} ready records: {told}")
+    return rows
+
+
+def standing(table: RecordStore) -> dict[bytes, tuple[State, int]]:
+    """By payload: in which state a record is, and how often it was claimed."""
+    return {record.payload: (state, record.attempts) for state, record in look(table)}
+
+
+def order(records: list[Record], discipline: Discipline) -> list[Record]:
+    """Ready records, in the order in which they are to be taken."""
+    ordered = sorted(records, key=lambda record: record.id, reverse=discipline.newest_first)
+    return sorted(ordered, key=lambda record: record.priority) if discipline.by_priority else ordered
+
+
+def after_the_end(rows: list[Row], retry: ClaimPolicy) -> list[Row]:
+    """What becomes of these rows when those who have claimed some of them close or die."""
+
+    def moved(state: State, record: Record) -> State:
+        if state is not State.CLAIMED or not retry.resume:
+            return state
+        dead = retry.max_attempts is not None and record.attempts >= retry.max_attempts
+        return State.DEAD if dead else State.READY
+
+    return [(moved(state, record), record) for state, record in rows]
+
+
+def entries(*payloads: str) -> list[Entry]:
+    """Entries of these payloads, without keys, the priorities 2, 1, 0, 2, 1, 0 and so on."""
+    return [Entry(payload.encode(), 2 - index % 3) for index, payload in enumerate(payloads)]
+
+
+def keyed(*payloads: str) -> list[Entry]:
+    """Entries of these payloads, each the key of its own."""
+    return [Entry(payload.encode(), key=payload.encode()) for payload in payloads]
+
+
+@contextlib.contextmanager
+def refuses(error: type[BaseException], what: str, *tables: RecordStore) -> Iterator[None]:
+    """The block raises ``error``, and changes nothing."""
+    before = [look(table) for table in tables]
+    try:
+        yield
+    except error as raised:
+        check(type(raised) is error, f"{what} raised {raised!r}, not {error.__name__}")
+    else:
+        raise AssertionError(f"{what} did not raise {error.__name__}")
+    after = [look(table) for table in tables]
+    check(after == before, f"{what} raised {error.__name__} and changed {before} to {after}")

@@ -1,0 +1,269 @@
+"""The laws S3 to S5 of record stores, in every order. See :mod:`persistcoll.testing.laws.record_store`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import ClaimPolicy, Discipline, Record, State
+from persistcoll.errors import Empty, NotClaimedError
+from persistcoll.testing.children import check, run_threads
+from persistcoll.testing.laws.queue_store_harness import id_of, raising, take_all
+from persistcoll.testing.laws.record_store_harness import (
+    DISCIPLINES,
+    RecordStoreHarness,
+    RecordStoreLaw,
+    entries,
+    look,
+    order,
+    record_store_law,
+    refuses,
+    standing,
+)
+
+__all__ = ["ORDER_LAWS"]
+
+
+def _itself(record: Record) -> Record:
+    return record
+
+
+def _ordered(table: RecordStore, discipline: Discipline) -> list[int]:
+    """The ids of what is ready, in the order in which they are to be taken."""
+    return [record.id for record in order(list(table.records()), discipline)]
+
+
+@record_store_law("S3")
+def used_once_before_it_is_final(harness: RecordStoreHarness) -> None:
+    """take() calls use at most once, before the removal is final; if use raises, the record is where
+    it was, and has had no more attempts.
+    """
+    for discipline in DISCIPLINES:
+        _used_once(harness, harness.open(discipline), discipline)
+
+
+def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Discipline) -> None:
+    table.put(entries(*"abcde"))
+    ids = [record.id for record in table.records()]
+    first, second, *_ = _ordered(table, discipline)
+    next_id = ids[1] if discipline.newest_first else ids[3]
+    ways: dict[str, tuple[int, Callable[..., Any]]] = {
+        "take()": (first, table.take),
+        "take() of an id": (ids[2], partial(table.take, id=ids[2])),
+        "take() of what follows": (next_id, partial(table.take, id=ids[2], following=True)),
+        "take_many()": (first, partial(table.take_many, 3)),
+    }
+    for name, (id, take) in ways.items():
+        for acknowledge in (False, True):
+            use, seen = raising(ValueError(), 1)
+            with refuses(ValueError, f"{name}, whose use raised,", table):
+                take(use=use, acknowledge=acknowledge)
+            check(seen == [id], f"{name} called use with {seen}, not once with {id}")
+    use, seen = raising(ValueError(), 2)
+    got = table.take_many(3, use)
+    check(got == [first] and seen == [first, second], f"take_many() gave {got} and used {seen}")
+    attempts = {record.id: record.attempts for _, record in look(table)}
+    wanted = {id: int(id == first) for id in ids}
+    check(attempts == wanted, f"attempts are {attempts}, not {wanted}")
+    table.give_back(first)
+    before = table.peek(_itself)
+    record = table.take(_itself)
+    check(record == before._replace(attempts=2), f"use was given {record}, and peek() {before}")
+    table.give_back(record.id)
+    if harness.capabilities.crashes:
+        expected = standing(table)
+
+        def crash(record: Record) -> dict[bytes, tuple[State, int]]:
+            left = harness.crash(discipline)
+            found = standing(left)
+            left.close()
+            return found
+
+        during = table.take(crash, True)
+        check(during == expected, f"while use runs, a crash leaves {during}, not {expected}")
+
+
+@record_store_law("S4")
+def in_order_and_never_twice(harness: RecordStoreHarness) -> None:
+    """Records come in the order of their discipline, ids grow and are never used twice, a record given
+    back returns to its place.
+    """
+    for discipline in DISCIPLINES:
+        table = harness.open(discipline)
+        given: list[int] = []
+        _put(table, given, *"abcdefg")
+        _taken_and_given_back(table, discipline, given)
+        _put(table, given, *"hijkl")
+        _taken_by_id(table, discipline)
+        for _ in range(2):  # what closing gives back, too
+            table.clear()
+            table.close()
+            table = harness.open(discipline)
+        check(look(table) == [], f"all was cleared, and there is {look(table)}")
+        _put(table, given, *"mno")
+
+
+def _put(table: RecordStore, given: list[int], *payloads: str) -> None:
+    given.extend(id or 0 for id in table.put(entries(*payloads)))
+    given.append(table.append(b"appended"))
+    check(given == sorted(set(given)), f"ids do not grow: {given}")
+
+
+def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: list[int]) -> None:
+    by = discipline.name
+    listed = [record.id for record in table.records()]
+    check(listed == given, f"{by}: records() of {given} gave {listed}")
+    wanted = _ordered(table, discipline)
+    check(table.peek(id_of) == wanted[0], f"{by}: peek() is not at the first of {wanted}")
+    taken = [table.take(id_of), *table.take_many(3, id_of), *take_all(table)]
+    check(taken == wanted, f"{by}: taken in the order {taken}, not {wanted}")
+    for index in (4, 0, 5, 2):
+        check(table.give_back(taken[index]) == taken[index], "give_back() gave another id")
+    wanted = [taken[0], taken[2], taken[4], taken[5]]
+    listed = [record.id for record in table.records()]
+    check(listed == sorted(wanted), f"{by}: records() of {sorted(wanted)} gave {listed}")
+    again = [*table.take_many(2, id_of), *take_all(table)]
+    check(again == wanted, f"{by}: {wanted} given back came as {again}")
+    old = {record.id: record for _, record in table.rows(State.CLAIMED)}
+    given.append(table.give_back(taken[1], to_back=True))
+    check(given == sorted(set(given)), f"{by}: to the back of all, with the ids {given}")
+    (new,) = table.records()
+    check(new == old[taken[1]]._replace(id=given[-1]), f"{by}: to the back: {new}, of {old[taken[1]]}")
+    check(taken[1] not in {record.id for _, record in look(table)}, "the old id is still there")
+    table.give_back(taken[3])
+    wanted = [record.id for record in order([new, old[taken[3]]], discipline)]
+    got = take_all(table)
+    check(got == wanted, f"{by}: one of them given to the back: {got}, not {wanted}")
+
+
+def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
+    by = discipline.name
+    held = next(table.rows(State.CLAIMED))[1].id
+    first, second, third, *_ = _ordered(table, discipline)
+    check(table.discard() == first, f"{by}: discard() did not remove the first")
+    check(table.discard(third) == third, "discard() of a ready record did nothing")
+    check(table.discard(third) is None, "discard() found a record that is gone")
+    check(table.discard(held) is None, "discard() removed a claimed record")
+    check(table.peek(id_of) == second, f"{by}: peek() is not at what is behind the discarded one")
+    # By ids: where a priority comes first, too.
+    ids = [record.id for record in table.records()]
+    if discipline.newest_first:
+        ids.reverse()
+    picked = table.take(id_of, id=ids[1])
+    check(picked == ids[1], f"{by}: take() of {ids[1]} gave {picked}")
+    walked = [table.take(id_of, id=id, following=True) for id in ids[:2]]
+    check(walked == ids[2:4], f"{by}: {walked} followed {ids[:2]}, of {ids}")
+    with refuses(Empty, "take() of what follows the last", table):
+        table.take(id_of, id=ids[0], following=True)
+    table.acknowledge([walked[1], picked])
+
+
+@record_store_law("S5")
+def one_taker_each(harness: RecordStoreHarness) -> None:
+    """One record is never in the hands of two takers."""
+    retry = ClaimPolicy(lease=3600.0, keep_done=1000)
+    for discipline in DISCIPLINES:
+        table = harness.open(discipline, retry)
+        other = harness.another(table, discipline, retry)
+        _Takers(table, other).run()
+        if other is not table:
+            _not_another_ones(table, other)
+            _notices(table, other)
+
+
+class _Takers:
+    """Threads that take from two tables which are one, and settle what they took in every way."""
+
+    total = 60
+
+    def __init__(self, *tables: RecordStore) -> None:
+        self.tables = tables
+        self.mutex = threading.Lock()
+        self.holding: set[bytes] = set()
+        self.finished: list[bytes] = []
+        self.broken = False
+
+    def run(self) -> None:
+        table = self.tables[0]
+        table.put(entries(*(str(number) for number in range(self.total))))
+        run_threads(*[partial(self._try_to_take, number) for number in range(4)])
+        count = len(set(self.finished))
+        check(count == len(self.finished) == self.total, f"of {self.total}, {count} came to their end")
+        told = table.stats()
+        check(told.done + told.failed == self.total, f"of {self.total} records: {told}")
+
+    def _try_to_take(self, number: int) -> None:
+        try:
+            self._take(number)
+        except BaseException:
+            self.broken = True  # the others would wait for what this one holds
+            raise
+
+    def _take(self, number: int) -> None:
+        table = self.tables[number % 2]
+        while table.unfinished() and not self.broken:
+            number += 1
+            try:
+                got = [table.take(_itself)] if number % 3 else table.take_many(3, _itself)
+            except Empty:
+                continue  # another one may give back what it holds
+            with self.mutex:
+                twice = self.holding.intersection(record.payload for record in got)
+                self.holding.update(record.payload for record in got)
+            check(not twice, f"{twice} in two hands")
+            for record in got:
+                self._settle(table, record)
+
+    def _settle(self, table: RecordStore, record: Record) -> None:
+        how = (record.id + record.attempts) % 5
+        with self.mutex:
+            self.holding.discard(record.payload)
+            if how < 3:
+                self.finished.append(record.payload)
+        if how < 2:
+            table.acknowledge([record.id])
+        elif how == 2:
+            table.fail([record.id])
+        else:
+            table.give_back(record.id, to_back=how == 3)
+
+
+def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
+    one.put(entries("a", "b", "c"))
+    held = one.take(id_of)
+    with refuses(Empty, "take() of what another table holds", one, other):
+        other.take(id_of, id=held)
+    for verb in (other.acknowledge, other.fail):
+        with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, other):
+            verb([held])
+    with refuses(NotClaimedError, "give_back() of what another table holds", one, other):
+        other.give_back(held)
+    check(held not in take_all(other), "a claimed record was taken through another table")
+
+
+def _notices(one: RecordStore, other: RecordStore) -> None:
+    """Who waits at one sees by its version that something has happened at the other."""
+    taken: list[int] = []
+    steps: dict[str, Callable[[], object]] = {
+        "put()": lambda: other.put(entries("a")),
+        "append()": lambda: other.append(b"b"),
+        "take()": lambda: taken.extend([other.take(id_of), other.take(id_of)]),
+        "give_back()": lambda: other.give_back(taken.pop()),
+        "acknowledge()": lambda: other.acknowledge(taken),
+        "discard()": other.discard,
+    }
+    for name, step in steps.items():
+        before = one.version()
+        step()
+        check(one.version() != before, f"after {name} elsewhere, version() is still {before!r}")
+
+
+ORDER_LAWS: tuple[RecordStoreLaw, ...] = (
+    used_once_before_it_is_final,
+    in_order_and_never_twice,
+    one_taker_each,
+)
+"""By number."""

@@ -1,0 +1,227 @@
+"""The laws T1 and T2: states and lost claims. See :mod:`persistcoll.testing.laws.record_store`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, State
+from persistcoll.errors import Empty, NotClaimedError, StaleClaimError
+from persistcoll.testing.children import check
+from persistcoll.testing.laws.queue_store_harness import id_of
+from persistcoll.testing.laws.record_store_harness import (
+    RecordStoreHarness,
+    RecordStoreLaw,
+    entries,
+    keyed,
+    look,
+    record_store_law,
+    refuses,
+    standing,
+)
+
+__all__ = ["STATE_LAWS"]
+
+_FINISHED = (State.DONE, State.FAILED, State.DEAD)
+# So many acknowledged records more than it was told to keep a table may have before it trims.
+_SLACK = 64
+
+
+def _ids(table: RecordStore, state: State) -> list[int]:
+    return [record.id for _, record in table.rows(state)]
+
+
+@record_store_law("T1")
+def states_change_one_way(harness: RecordStoreHarness) -> None:
+    """A record of a table goes from ready or delayed to claimed, and from claimed to gone, done, failed,
+    dead, delayed or ready; what is done, failed or dead is only ever removed.
+    """
+    retry = ClaimPolicy(max_attempts=2, keep_done=1000)
+    table = harness.open(UNIQUE, retry)
+    table.put(keyed(*"abcdefghi"))
+    for verb in (table.acknowledge, table.fail):
+        verb([table.take(id_of)])
+        verb([table.take(id_of)])
+        harness.advance(1.0)
+    for _ in range(2):
+        dying = table.take(id_of)
+        check(table.give_back(dying, 0.0) == dying, "give_back() gave another id")
+        table.take(id_of, id=dying)
+        check(table.give_back(dying, 60.0, True) == dying, "what died has another id")
+        harness.advance(1.0)
+    table.give_back(table.take(id_of), 1e9)
+    table.take(id_of)
+    wanted = dict.fromkeys((b"a", b"b"), (State.DONE, 1)) | dict.fromkeys((b"c", b"d"), (State.FAILED, 1))
+    wanted |= dict.fromkeys((b"e", b"f"), (State.DEAD, 2)) | {b"g": (State.DELAYED, 1)}
+    wanted |= {b"h": (State.CLAIMED, 1), b"i": (State.READY, 0)}
+    found = standing(table)
+    check(found == wanted, f"records are {found}, not {wanted}")
+    _nothing_moves(harness, table, wanted)
+    _what_dies(harness)
+    _what_is_purged(harness, table)
+    _what_is_kept(harness)
+
+
+def _nothing_moves(
+    harness: RecordStoreHarness, table: RecordStore, wanted: dict[bytes, tuple[State, int]]
+) -> None:
+    """Whatever is tried, only claimed records move."""
+    rows = look(table)
+    for state in (*_FINISHED, State.DELAYED, State.CLAIMED):
+        for id in _ids(table, state):
+            with refuses(Empty, f"take() of what is {state.value}", table):
+                table.take(id_of, id=id)
+            check(table.discard(id) is None, f"discard() of what is {state.value}")
+            if state is not State.CLAIMED:
+                for verb in (table.acknowledge, table.fail):
+                    with refuses(NotClaimedError, f"{verb.__name__}() of what is {state.value}", table):
+                        verb([id])
+                with refuses(NotClaimedError, f"give_back() of what is {state.value}", table):
+                    table.give_back(id)
+            if state in _FINISHED:
+                check(not table.replace(id, b"new"), f"replace() of what is {state.value}")
+    check(table.resume() == 0, "resume() found a dead holder")
+    for state in (State.READY, State.DELAYED, State.CLAIMED):
+        with refuses(ValueError, f"purge() of what is {state.value}", table):
+            table.purge(state)
+    harness.advance(1e6)
+    check(look(table) == rows, f"something moved: {look(table)}, of {rows}")
+    check(table.clear() == 1, "clear() did not remove the one ready record")
+    del wanted[b"i"]
+    found = standing(table)
+    check(found == wanted, f"after clear() of what is ready: {found}, not {wanted}")
+
+
+def _what_dies(harness: RecordStoreHarness) -> None:
+    """A record that was claimed too often and comes back, however it does."""
+    retry = ClaimPolicy(lease=60.0, max_attempts=1)
+    table = harness.open(FIFO, retry, "dying")
+    table.put(entries(*"abcd"))
+    a, b, _ = (table.take(id_of) for _ in range(3))
+    check(table.give_back(a) == a, "give_back() gave another id")
+    if harness.capabilities.crashes:
+        left = harness.crash(FIFO, retry, "dying")
+        found = standing(left)
+        check(found[b"c"] == (State.DEAD, 1), f"a crash after the last attempt leaves {found}")
+        left.close()
+    harness.advance(60.0)
+    table.take(id_of)
+    with refuses(StaleClaimError, "acknowledge() of what died at the end of its lease", table):
+        table.acknowledge([b])
+    table.close()
+    found = standing(harness.open(FIFO, retry, "dying"))
+    check(found == dict.fromkeys((b"a", b"b", b"c", b"d"), (State.DEAD, 1)), f"all should be dead: {found}")
+
+
+def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
+    """Of one state, the oldest first, whenever they were finished."""
+    for state in _FINISHED:
+        one, two = _ids(table, state)
+        others = [row for row in look(table) if row[0] is not state]
+        check(table.purge(state, 2) == 0, f"purge() that is to keep all that is {state.value}")
+        check(table.purge(state, 1, 5) == 1, f"purge() that is to keep one of two that are {state.value}")
+        check(_ids(table, state) == [two], f"purge() did not leave the newer of {one} and {two}")
+        check(table.purge(state, 0, 0) == 0, "purge() of at most none")
+        check(table.purge(state) == 1, f"purge() of one that is {state.value}")
+        check(look(table) == others, f"purge() of what is {state.value} made {look(table)} of {others}")
+    # Finished in another order than they were put.
+    ids = [id or 0 for id in table.put(keyed(*"uvwxyz"))]
+    finished = [ids[index] for index in (3, 0, 5, 2, 4, 1)]
+    for state, finish in ((State.DONE, table.acknowledge), (State.FAILED, table.fail)):
+        for id in finished[:3]:
+            harness.advance(1.0)
+            finish([table.take(id_of, id=id)])
+        check(table.purge(state, limit=1) == 1, "purge() of one")
+        present = sorted(finished[:3])
+        check(_ids(table, state) == present[1:], f"purge() left {look(table)}, of {present}")
+        check(table.purge(state, 1) == 1, "purge() of all but one")
+        check(_ids(table, state) == present[2:], f"purge() left {look(table)}, of {present}")
+        del finished[:3]
+
+
+def _what_is_kept(harness: RecordStoreHarness) -> None:
+    """Of what is acknowledged: the newest, and not many more."""
+    table = harness.open(FIFO, ClaimPolicy(keep_done=3), "kept")
+    total = 150
+    ids = list(table.append_many([b"%d" % number for number in range(total)]))
+    for count in range(1, total + 1):
+        harness.advance(1.0)
+        if count % 2:
+            table.acknowledge([table.take(id_of)])
+        else:
+            table.take(id_of, True)
+        done = table.stats().done
+        check(min(count, 3) <= done <= 3 + _SLACK, f"of {count} acknowledged records {done} are kept, not 3")
+        check(count % 50 != 0 or _ids(table, State.DONE) == ids[count - done : count], "not the newest")
+    table = harness.open(FIFO, ClaimPolicy(), "not kept")
+    table.append_many([b"a", b"b"])
+    table.acknowledge([table.take(id_of)])
+    table.take(id_of, True)
+    check(look(table) == [], f"kept, though none should be: {look(table)}")
+
+
+@record_store_law("T2")
+def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
+    """A claim that was lost (to the end of its lease, or to somebody who gave it back) can do nothing any
+    more: StaleClaimError.
+    """
+    retry = ClaimPolicy(lease=60.0, keep_done=100)
+    table = harness.open(UNIQUE, retry)
+    other = harness.another(table, UNIQUE, retry)
+    tables = [table] if other is table else [table, other]
+    table.put(keyed(*"abcdefgh"))
+    claimed = [table.take(id_of) for _ in range(7)]
+    harness.advance(59.75)
+    table.acknowledge(claimed[:1])
+    harness.advance(0.25)
+    fresh = table.take(id_of, id=claimed[6])
+
+    def lost(id: int, how: str) -> None:
+        calls: dict[str, Callable[[], Any]] = {
+            "acknowledge()": partial(table.acknowledge, [id]),
+            "acknowledge() of it and another": partial(table.acknowledge, [fresh, id]),
+            "fail()": partial(table.fail, [id]),
+            "fail() of it and another": partial(table.fail, [fresh, id]),
+            "give_back()": partial(table.give_back, id),
+            "give_back() with a delay": partial(table.give_back, id, 5.0),
+            "give_back() to the back": partial(table.give_back, id, to_back=True),
+        }
+        for name, call in calls.items():
+            with refuses(StaleClaimError, f"{name}, the claim lost to {how},", *tables):
+                call()
+
+    for id in claimed[1:6]:
+        lost(id, "the end of its lease")
+    if other is not table:
+        for id in claimed[1:5]:
+            other.take(id_of, id=id)
+            lost(id, "another one who claimed it then")
+        other.acknowledge(claimed[1:2])
+        lost(claimed[1], "another one who acknowledged it")
+        other.fail(claimed[2:3])
+        lost(claimed[2], "another one who set it aside")
+        back = other.give_back(claimed[3], to_back=True)
+        lost(claimed[3], "another one who gave it to the back")
+        other.give_back(claimed[4], 5.0)
+        lost(claimed[4], "another one who delayed it")
+        other.discard(claimed[5])
+        lost(claimed[5], "another one who discarded it")
+        harness.advance(5.0)
+        for id in (back, claimed[4]):
+            check(other.take(id_of, id=id) == id, "what was lost cannot be taken")
+            other.acknowledge([id])
+    # A new claim is as good as any.
+    table.acknowledge([fresh])
+    with refuses(NotClaimedError, "acknowledge() of what this table acknowledged", *tables):
+        table.acknowledge([fresh])
+    if other is table:
+        again = table.take(id_of, id=claimed[1])
+        table.fail([again])
+        with refuses(NotClaimedError, "acknowledge() of what this table set aside", table):
+            table.acknowledge([again])
+
+
+STATE_LAWS: tuple[RecordStoreLaw, ...] = (states_change_one_way, lost_claims_do_nothing)
+"""By number."""

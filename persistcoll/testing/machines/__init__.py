@@ -1,0 +1,21 @@
+"""Random sequences of operations, each compared with a model.
+
+:class:`StoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine` are state machines of
+hypothesis, which shortens a failing sequence to the shortest that fails. A test is a subclass that says
+what to try::
+
+    class MyStoreMachine(StoreMachine):
+        def stores(self):
+            return MyStores()  # a StoreFactory, new and empty
+
+    TestMyStore = MyStoreMachine.TestCase
+
+Invariant: every operation has the same result as the model's, and after each of them everything that
+can be looked at is equal.
+"""
+
+from persistcoll.testing.machines.pair_store import PairStoreMachine
+from persistcoll.testing.machines.queue_store import StoreMachine
+from persistcoll.testing.machines.record_store import RecordStoreMachine
+
+__all__ = ["PairStoreMachine", "RecordStoreMachine", "StoreMachine"]

@@ -1,0 +1,207 @@
+"""The state machine of a queue store. See :mod:`persistcoll.testing.machines`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persistcoll.engine.contracts import QueueStore
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.engine.records import Record
+from persistcoll.errors import Empty, NotClaimedError
+from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
+from persistcoll.testing.children import check
+from persistcoll.testing.laws.queue_store_harness import StoreFactory
+
+__all__ = ["StoreMachine"]
+
+_payloads = st.binary(max_size=40)
+_capacities = st.sampled_from([0, 1, 2, 3, 5])
+_picks = st.integers(0, 7)
+
+
+class StoreMachine(stateful.RuleBasedStateMachine):
+    """A store against a ``MemoryQueueStore``: all that the contract has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factory = self.stores()
+        self.store: QueueStore = self.factory.open("a")
+        self.state = MemoryQueueState()
+        self.model = MemoryQueueStore(self.state)
+        # Ids grow in both, but a store may leave some out.
+        self.ids: dict[int, int] = {}
+        self.claimed: list[int] = []
+
+    def stores(self) -> StoreFactory:
+        """To be overridden: a factory for one run. :meth:`teardown` may clean up behind it."""
+        raise NotImplementedError
+
+    def teardown(self) -> None:
+        """At the end of a run: close."""
+        self.store.close()
+
+    def _added(self, ids: Any, model_ids: Any) -> None:
+        if isinstance(ids, type) or isinstance(model_ids, type):
+            check(ids is model_ids, f"{ids}, and the model says {model_ids}")
+            return
+        pairs = list(zip(ids, model_ids, strict=True))
+        newest = max(self.ids, default=0)
+        check(all(id > newest for id in ids), f"ids {ids} after {newest}")
+        self.ids.update(pairs)
+
+    @stateful.rule(payload=_payloads, capacity=_capacities)
+    def append(self, payload: bytes, capacity: int) -> None:
+        """Append, within a capacity or not."""
+        self._added(
+            outcome(lambda: [self.store.append(payload, capacity)]),
+            outcome(lambda: [self.model.append(payload, capacity)]),
+        )
+
+    @stateful.rule(payloads=st.lists(_payloads, max_size=6), capacity=_capacities)
+    def append_many(self, payloads: list[bytes], capacity: int) -> None:
+        """Append several."""
+        self._added(
+            outcome(lambda: self.store.append_many(payloads, capacity)),
+            outcome(lambda: self.model.append_many(payloads, capacity)),
+        )
+
+    def _seen(self, record: Record) -> tuple[int, bytes]:
+        return self.ids[record.id], record.payload
+
+    @stateful.rule(acknowledge=st.booleans())
+    def take(self, acknowledge: bool) -> None:
+        """Take one."""
+        real: list[int] = []
+
+        def use(record: Record) -> tuple[int, bytes]:
+            real.append(record.id)
+            return self._seen(record)
+
+        got = outcome(lambda: self.store.take(use, acknowledge))
+        wanted = outcome(lambda: self.model.take(lambda record: record[:2], acknowledge))
+        check(got == wanted, f"took {got}, the model {wanted}")
+        check(len(real) <= 1, "take() called use twice")
+        self.claimed += [] if acknowledge else real
+
+    @stateful.rule(limit=st.integers(1, 7), acknowledge=st.booleans(), bad=st.integers(0, 5))
+    def take_many(self, limit: int, acknowledge: bool, bad: int) -> None:
+        """Take several, or fewer; perhaps ``use`` raises at the ``bad``-th of them."""
+        used: list[int] = []
+
+        def use(record: Record) -> tuple[int, bytes]:
+            used.append(record.id)
+            if len(used) == bad:
+                raise ExpectedError
+            return self._seen(record)
+
+        got = outcome(lambda: self.store.take_many(limit, use, acknowledge))
+        if isinstance(got, type):
+            ready = self.model.count()
+            wanted = Empty if not ready else ExpectedError if bad == 1 else None
+            check(got is wanted, f"take_many() raised {got}, with {ready} ready")
+            return
+        check(1 <= len(got) <= limit, f"{len(got)} records, of at most {limit}")
+        same = self.model.take_many(len(got), lambda record: record[:2], acknowledge)
+        check(got == same, f"took {got}, the model {same}")
+        self.claimed += [] if acknowledge else used[: len(got)]
+
+    @stateful.rule(acknowledge=st.booleans())
+    def take_and_raise(self, acknowledge: bool) -> None:
+        """Take, and ``use`` raises: nothing changes."""
+
+        def use(record: Record) -> None:
+            raise ExpectedError
+
+        got = outcome(lambda: self.store.take(use, acknowledge))
+        check(
+            got is (ExpectedError if self.model.count() else Empty), f"{got} from {self.model.count()} ready"
+        )
+
+    @stateful.rule(picks=st.lists(_picks, min_size=1, max_size=4, unique=True))
+    def acknowledge(self, picks: list[int]) -> None:
+        """Acknowledge claimed records, in any order."""
+        ids = list(dict.fromkeys(self.claimed[pick % len(self.claimed)] for pick in picks if self.claimed))
+        if not ids:
+            return
+        self.store.acknowledge(ids)
+        self.model.acknowledge([self.ids[id] for id in ids])
+        self.claimed = [id for id in self.claimed if id not in ids]
+
+    @stateful.rule(pick=_picks)
+    def give_back(self, pick: int) -> None:
+        """Give a claimed record back."""
+        if self.claimed:
+            id = self.claimed.pop(pick % len(self.claimed))
+            self.store.give_back(id)
+            self.model.give_back(self.ids[id])
+
+    @stateful.rule(pick=st.integers(0, 60))
+    def touch_what_is_not_claimed(self, pick: int) -> None:
+        """Acknowledge and give back what is ready, gone or unheard of."""
+        known = sorted(self.ids)
+        id = known[pick % len(known)] if known and pick % 4 else max(known, default=0) + pick + 1
+        if id not in self.claimed:
+            for call in (
+                lambda: self.store.acknowledge([*self.claimed, id]),
+                lambda: self.store.give_back(id),
+            ):
+                check(outcome(call) is NotClaimedError, f"{id} is not claimed, and was accepted")
+
+    @stateful.rule(pick=st.none() | st.integers(0, 60))
+    def discard(self, pick: int | None) -> None:
+        """Remove a record unseen: the first one, or any one there ever was, or none."""
+        if pick is None:
+            id, known = None, None
+        else:
+            id = list(self.ids)[pick] if pick < len(self.ids) else max(self.ids, default=0) + pick
+            known = self.ids.get(id, -1)
+        got, wanted = self.store.discard(id), self.model.discard(known)
+        found = None if got is None else self.ids[got]
+        check(found == wanted, f"discard() removed {found}, the model {wanted}")
+
+    @stateful.rule()
+    def clear(self) -> None:
+        """Remove all that is ready."""
+        got, wanted = self.store.clear(), self.model.clear()
+        check(got == wanted, f"clear() removed {got}, the model {wanted}")
+
+    @stateful.rule()
+    def reopen(self) -> None:
+        """Close and open again."""
+        self.store.close()
+        self._begin_again(self.factory.open("a"))
+
+    @stateful.precondition(lambda self: self.factory.capabilities.crashes)
+    @stateful.rule()
+    def crash(self) -> None:
+        """Look at what a process that died now would leave: all of it, and nothing claimed."""
+        left = getattr(self.factory, "crashed")("a")  # noqa: B009
+        try:
+            found = [self._seen(record) for record in left.records()]
+            wanted = [record[:2] for record in self.state.copy().ready()]
+            check(found == wanted, f"a crash left {found}, the model {wanted}")
+            taken = [outcome(lambda: left.take(self._seen, True)) for _ in range(len(wanted) + 1)]
+            check(taken == [*wanted, Empty], f"after a crash {taken} were taken, by the model {wanted}")
+        finally:
+            left.close()
+
+    def _begin_again(self, store: QueueStore) -> None:
+        self.store = store
+        self.model.close()
+        self.model = MemoryQueueStore(self.state)
+        self.claimed = []
+
+    @stateful.invariant()
+    def looks_the_same(self) -> None:
+        """Everything that can be looked at is equal."""
+        store, model = self.store, self.model
+        found = [self._seen(record) for record in store.records()]
+        wanted = [record[:2] for record in model.records()]
+        check(found == wanted, f"records() are {found}, the model's {wanted}")
+        first = outcome(lambda: store.peek(self._seen))
+        check(first == (wanted[0] if wanted else Empty), f"peek() is {first}, of {wanted}")
+        numbers, same = store.stats(), model.stats()
+        counts = (store.count(), store.claimed(), store.unfinished(), numbers.puts, numbers.gets)
+        expected = (model.count(), model.claimed(), model.unfinished(), same.puts, same.gets)
+        check(counts == expected, f"ready, claimed, unfinished, puts, gets: {counts}, the model's {expected}")
+        check((numbers.ready, numbers.claimed) == counts[:2], f"{numbers} does not agree with {counts}")

@@ -1,0 +1,388 @@
+"""The state machine of a record store. See :mod:`persistcoll.testing.machines`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
+from persistcoll.engine.memory.rows import FINISHED
+from persistcoll.engine.records import (
+    FIFO,
+    LIFO,
+    PRIORITY,
+    UNIQUE,
+    Backoff,
+    ClaimPolicy,
+    Discipline,
+    Entry,
+    Record,
+    State,
+)
+from persistcoll.errors import ClaimError, Empty
+from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
+from persistcoll.testing.children import check
+from persistcoll.testing.laws.record_store_harness import RecordStoreFactory
+
+__all__ = ["RecordStoreMachine"]
+
+_Tell = Callable[[Record], tuple[int, bytes, float, int]]
+
+_KEYS = (b"k", b"l", b"m")
+_NUMBERS = ("puts", "gets", *(state.value for state in State))
+_LOOKS: dict[str, Callable[[RecordStore, _Tell], Any]] = {
+    "rows": lambda table, told: [(state, *told(record)) for state, record in table.rows()],
+    "numbers": lambda table, _: [getattr(table.stats(), name) for name in _NUMBERS],
+    "count": lambda table, _: table.count(),
+    "records": lambda table, told: [told(record) for record in table.records()],
+    "claimed": lambda table, _: table.claimed(),
+    "first": lambda table, told: outcome(lambda: table.peek(told)),
+    "unfinished": lambda table, _: table.unfinished(),
+    "keys": lambda table, _: [table.holds(key) for key in _KEYS],
+}
+_handles = st.integers(0, 2)
+_picks = st.integers(0, 30)
+_some = st.lists(_picks, min_size=1, max_size=4)
+_payloads = st.binary(max_size=20)
+_keys = st.none() | st.sampled_from(_KEYS)
+_entries = st.lists(st.builds(Entry, _payloads, st.integers(0, 2), _keys), min_size=1, max_size=6)
+_capacities = st.sampled_from([0, 0, 0, 2, 5, 8])
+_acknowledges = st.sampled_from([False, False, False, True])
+_disciplines = st.sampled_from(
+    [
+        FIFO,
+        LIFO,
+        PRIORITY,
+        UNIQUE,
+        Discipline("unique lifo", newest_first=True, unique=True),
+        Discipline("unique priority", by_priority=True, unique=True),
+    ]
+)
+_retries = st.builds(
+    ClaimPolicy,
+    lease=st.sampled_from([None, 5.0, 5.0]),
+    max_attempts=st.sampled_from([None, None, 1, 2, 3]),
+    backoff=st.sampled_from([None, Backoff(base=4.0, factor=2.0, limit=10.0, jitter=0.0)]),
+    keep_done=st.sampled_from([0, 10**6]),  # what a store keeps beyond is its own business
+    resume=st.booleans(),
+)
+
+
+# Each step, how often it is chosen, and its arguments. One rule for all, as hypothesis leaves out some rules
+# in each run, and little can happen where nothing is put, taken or settled.
+_STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
+    "put": (3, (_handles, _entries, _capacities)),
+    "append": (1, (_handles, st.lists(_payloads, max_size=4), _capacities)),
+    "take": (5, (_handles, _acknowledges, st.sampled_from([False, False, False, True]))),
+    "take_id": (3, (_handles, _acknowledges, _picks, st.booleans())),
+    "take_many": (2, (_handles, st.integers(1, 5), _acknowledges, st.integers(0, 6))),
+    "finish": (4, (_handles, _some, st.booleans())),
+    "give_back": (5, (_handles, _picks, st.sampled_from([None, 0.0, 3.0, 20.0]), st.booleans())),
+    "resume": (1, (_handles,)),
+    "advance": (4, (st.sampled_from([0.25, 1.0, 3.0, 4.0, 9.75, 25.0]), st.booleans())),
+    "replace": (2, (_handles, _picks, _payloads, _keys)),
+    "discard": (1, (_handles, _picks, st.integers(0, 9))),
+    "purge": (1, (_handles, st.sampled_from(FINISHED), st.integers(0, 3), st.none() | st.integers(0, 3))),
+    "open_another": (2, ()),
+    "close": (1, (_handles,)),
+    "crash": (1, ()),
+}
+_steps = st.one_of(
+    [
+        st.tuples(st.just(name), *arguments)
+        for name, (weight, arguments) in _STEPS.items()
+        for _ in range(weight)
+    ]
+)
+
+
+class _Pair(NamedTuple):
+    """One handle, and the model's."""
+
+    real: RecordStore
+    model: MemoryRecordStore
+
+
+def _told(record: Record) -> tuple[int, bytes, float, int]:
+    """What is compared of a record; when it was put is not."""
+    return record.id, record.payload, record.priority, record.attempts
+
+
+class RecordStoreMachine(stateful.RuleBasedStateMachine):
+    """A table against a ``MemoryRecordStore``, through several handles and while time passes.
+
+    All that the contract has, for every discipline and claim policy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factory = self.tables()
+        self.now = 0.0
+        self.state = MemoryRecordState(lambda: self.now)
+        self.pairs: list[_Pair] = []
+        # Ids grow in both, but a table may leave some out.
+        self.ids: dict[int, int] = {}
+        self.blind = False
+        self.looks = 0
+
+    def tables(self) -> RecordStoreFactory:
+        """To be overridden: a factory for one run. :meth:`teardown` may clean up behind it."""
+        raise NotImplementedError
+
+    def teardown(self) -> None:
+        """At the end of a run: close."""
+        for pair in self.pairs:
+            pair.real.close()
+
+    @stateful.initialize(discipline=_disciplines, retry=_retries, entries=_entries)
+    def begin(self, discipline: Discipline, retry: ClaimPolicy, entries: list[Entry]) -> None:
+        """Choose a kind of table."""
+        self.discipline, self.retry = discipline, retry
+        self._open()
+        self.put(0, entries, 0)
+
+    def _open(self) -> None:
+        real = self.factory.open("a", self.discipline, self.retry)
+        self.pairs.append(_Pair(real, MemoryRecordStore(self.discipline, self.retry, self.state)))
+
+    def _pair(self, handle: int) -> _Pair:
+        return self.pairs[handle % len(self.pairs)]
+
+    def _id(self, pick: int) -> int:
+        """An id: the newest is picked by 0, one that there never was by the last."""
+        known = [max(self.ids, default=0) + 1, *sorted(self.ids)]
+        return known[-1 - pick % len(known)]
+
+    def _hand(self, handle: int) -> _Pair:
+        """A handle that has claimed something, if anything is to be claimed."""
+        pair = max(self._pair(handle), *self.pairs, key=lambda pair: len(pair.model._claims) > 0)
+        if not pair.model._claims:
+            self._take(pair, False, False, None, False)
+        return pair
+
+    def _claimed(self, pair: _Pair, pick: int) -> int:
+        """An id that this handle has claimed, and perhaps lost; now and then another one."""
+        claims = [id for id, model in self.ids.items() if model in pair.model._claims]
+        return claims[pick % len(claims)] if claims and pick < 27 else self._id(pick)
+
+    def _model_id(self, id: int) -> int:
+        return self.ids.get(id, -id)
+
+    def _added(self, ids: Any, model_ids: Any) -> None:
+        if isinstance(ids, type) or isinstance(model_ids, type):
+            check(ids is model_ids, f"{ids}, and the model says {model_ids}")
+            return
+        for id, model in zip(ids, model_ids, strict=True):
+            check((id is None) == (model is None), f"put {list(ids)}, the model {list(model_ids)}")
+            if id is not None:
+                check(id > max(self.ids, default=0), f"id {id} after {max(self.ids, default=0)}")
+                self.ids[id] = model
+
+    def _seen(self, record: Record) -> tuple[int, bytes, float, int]:
+        return _told(record._replace(id=self.ids[record.id]))
+
+    @stateful.rule(step=_steps)
+    def step(self, step: tuple[Any, ...]) -> None:
+        """One of the methods below, and its arguments."""
+        name, *arguments = step
+        getattr(self, name)(*arguments)
+
+    # Putting.
+
+    def put(self, handle: int, entries: list[Entry], capacity: int) -> None:
+        """Put, within a capacity or not."""
+        pair = self._pair(handle)
+        got = outcome(lambda: pair.real.put(entries, capacity))
+        self._added(got, outcome(lambda: pair.model.put(entries, capacity)))
+
+    def append(self, handle: int, payloads: list[bytes], capacity: int) -> None:
+        """Append one, or several, or none."""
+        pair = self._pair(handle)
+
+        def append(table: RecordStore) -> Sequence[int]:
+            if len(payloads) == 1:
+                return [table.append(payloads[0], capacity)]
+            return table.append_many(payloads, capacity)
+
+        self._added(outcome(lambda: append(pair.real)), outcome(lambda: append(pair.model)))
+
+    # Taking.
+
+    def take(self, handle: int, acknowledge: bool, raises: bool) -> None:
+        """Take the next; perhaps ``use`` raises."""
+        self._take(self._pair(handle), acknowledge, raises, None, False)
+
+    def take_id(self, handle: int, acknowledge: bool, pick: int, following: bool) -> None:
+        """Take one by its id, or the one behind it."""
+        id = self._id(pick)
+        if id in self.ids or not following:
+            self._take(self._pair(handle), acknowledge, False, id, following)
+
+    def _take(self, pair: _Pair, acknowledge: bool, raises: bool, id: int | None, following: bool) -> None:
+        used: list[int] = []
+
+        def use(record: Record) -> tuple[int, bytes, float, int]:
+            used.append(record.id)
+            if raises:
+                raise ExpectedError
+            return self._seen(record)
+
+        def model_use(record: Record) -> tuple[int, bytes, float, int]:
+            if raises:
+                raise ExpectedError
+            return _told(record)
+
+        model_id = None if id is None else self._model_id(id)
+        got = outcome(lambda: pair.real.take(use, acknowledge, id, following))
+        wanted = outcome(lambda: pair.model.take(model_use, acknowledge, model_id, following))
+        check(got == wanted, f"took {got}, the model {wanted}")
+        check(len(used) == (wanted is not Empty), f"take() called use with {used}")
+
+    def take_many(self, handle: int, limit: int, acknowledge: bool, bad: int) -> None:
+        """Take several, or fewer; perhaps ``use`` raises at the ``bad``-th of them."""
+        pair = self._pair(handle)
+        used: list[int] = []
+
+        def use(record: Record) -> tuple[int, bytes, float, int]:
+            used.append(record.id)
+            if len(used) == bad:
+                raise ExpectedError
+            return self._seen(record)
+
+        got = outcome(lambda: pair.real.take_many(limit, use, acknowledge))
+        if isinstance(got, type):
+            ready = pair.model.count()
+            wanted = Empty if not ready else ExpectedError if bad == 1 else None
+            check(got is wanted, f"take_many() raised {got}, with {ready} ready")
+            return
+        check(1 <= len(got) <= limit, f"{len(got)} records, of at most {limit}")
+        same = pair.model.take_many(len(got), _told, acknowledge)
+        check(got == same, f"took {got}, the model {same}")
+
+    # Settling.
+
+    def finish(self, handle: int, picks: list[int], fail: bool) -> None:
+        """Acknowledge or fail: what is claimed, and what is not."""
+        pair = self._hand(handle)
+        ids = [self._claimed(pair, pick) for pick in picks]
+        model_ids = [self._model_id(id) for id in ids]
+        got = outcome(lambda: pair.real.fail(ids) if fail else pair.real.acknowledge(ids))
+        wanted = outcome(lambda: pair.model.fail(model_ids) if fail else pair.model.acknowledge(model_ids))
+        # With several that are not claimed, any of them may be the one that is told.
+        both = got is not None and wanted is not None and len(set(ids)) > 1
+        check(got is wanted or (both and issubclass(got, ClaimError)), f"finished {got}, the model {wanted}")
+
+    def give_back(self, handle: int, pick: int, delay: float | None, to_back: bool) -> None:
+        """Give back: now or later, to its place or behind all others."""
+        pair = self._hand(handle)
+        id = self._claimed(pair, pick)
+        newest = self.state.last_id
+        got = outcome(lambda: pair.real.give_back(id, delay, to_back))
+        wanted = outcome(lambda: pair.model.give_back(self._model_id(id), delay, to_back))
+        if isinstance(wanted, int) and wanted > newest:
+            self._added([got], [wanted])
+        else:
+            found = self.ids.get(got) if isinstance(got, int) else got
+            check(found == wanted, f"gave back {got}, the model {wanted}")
+
+    def resume(self, handle: int) -> None:
+        """Give back what dead holders had claimed; and room, which shows in nothing."""
+        real, model = self._pair(handle)
+        got, wanted = real.resume(), model.resume()
+        check(got == wanted, f"resume() gave back {got}, the model {wanted}")
+        real.shrink()
+
+    def advance(self, seconds: float, blind: bool) -> None:
+        """Let time pass; the first to see it is the next step, or who looks."""
+        self.factory.advance(seconds)
+        self.now += seconds
+        self.blind = blind
+
+    # Changing and removing.
+
+    def replace(self, handle: int, pick: int, payload: bytes, key: bytes | None) -> None:
+        """Another payload, in any state."""
+        pair, id = self._pair(handle), self._id(pick)
+        got = outcome(lambda: pair.real.replace(id, payload, key))
+        wanted = outcome(lambda: pair.model.replace(self._model_id(id), payload, key))
+        check(got is wanted, f"replaced {got}, the model {wanted}")
+
+    def discard(self, handle: int, pick: int, how: int) -> None:
+        """Remove unseen: any record there ever was, or none, or the first one, or all that are ready."""
+        real, model = self._pair(handle)
+        if how == 9:
+            found, wanted = real.clear(), model.clear()
+        else:
+            id = None if how > 5 else self._id(pick)
+            got = real.discard(id)
+            found = -1 if got is None else self.ids[got]
+            wanted = model.discard(None if id is None else self._model_id(id)) or -1
+        check(found == wanted, f"removed {found}, the model {wanted}")
+
+    def purge(self, handle: int, state: State, keep: int, limit: int | None) -> None:
+        """Remove what is finished, the oldest first."""
+        pair = self._pair(handle)
+        got = pair.real.purge(state, keep, limit)
+        pair.model.count()
+        rows = self.state.select(state)
+        count = max(0, len(rows) - keep)
+        wanted = count if limit is None else min(count, limit)
+        check(got == wanted, f"purge() of {state} removed {got}, the model {wanted}")
+        kept = [self.ids[record.id] for _, record in pair.real.rows(state)]
+        left = [row.id for row in rows[got:]]
+        check(kept == left, f"purge() of {state} left {kept}, not {left}")
+        for row in rows[:got]:
+            self.state.remove(row)
+
+    # Opening and closing.
+
+    def open_another(self) -> None:
+        """Open it once more."""
+        if self.factory.capabilities.handles and len(self.pairs) < 3:
+            self._open()
+
+    def close(self, handle: int) -> None:
+        """Close a handle, and open one if it was the only one."""
+        pair = self._pair(handle)
+        self.pairs.remove(pair)
+        pair.real.close()
+        pair.model.close()
+        if not self.pairs:
+            self._open()
+
+    def crash(self) -> None:
+        """Look at what would be left if every process died now."""
+        if not self.factory.capabilities.crashes:
+            return
+        left: RecordStore = getattr(self.factory, "crashed")("a", self.discipline, self.retry)  # noqa: B009
+        pair = _Pair(left, MemoryRecordStore(self.discipline, self.retry, self.state.copy()))
+        try:
+            self._compare(pair, "a crash left")
+            counts = left.resume(), pair.model.resume()
+            check(counts[0] == counts[1], f"after a crash, resume() gave back {counts[0]}, not {counts[1]}")
+            for _ in range(pair.model.count() + 1):
+                self._take(pair, True, False, None, False)
+            self._compare(pair, "a crash left, when all was taken,")
+        finally:
+            left.close()
+
+    # Looking.
+
+    def _compare(self, pair: _Pair, what: str) -> None:
+        # Each look is the first one now and then: it may be the one that brings about what is due.
+        names = [name for name in _LOOKS if name != "keys" or self.discipline.unique]
+        self.looks += 1
+        first = self.looks % len(names)
+        for name in names[first:] + names[:first]:
+            found, wanted = _LOOKS[name](pair.real, self._seen), _LOOKS[name](pair.model, _told)
+            check(found == wanted, f"{what} {name} {found}, of the model {wanted}")
+
+    @stateful.invariant()
+    def looks_the_same(self) -> None:
+        """Everything that can be looked at is equal, through every handle."""
+        if self.blind:
+            self.blind = False
+            return
+        for pair in self.pairs:
+            self._compare(pair, "there is")

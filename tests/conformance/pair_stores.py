@@ -1,0 +1,127 @@
+"""The pair stores that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from persistcoll.dicts.write_buffer import WriteBuffer
+from persistcoll.engine.contracts import PairStore
+from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
+from persistcoll.engine.records import Durability
+from persistcoll.sqlite.open import DatabaseLocation, open_mapping
+from persistcoll.testing.harness import Capabilities
+from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
+
+__all__ = ["PAIR_STORES", "BufferedPairStores", "MemoryPairStores", "SQLitePairStores"]
+
+
+class MemoryPairStores:
+    """Pair stores of the reference model."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self) -> None:
+        self._now = 1e9
+        self._states: dict[str, MemoryMappingState] = {}
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def open(self, name: str) -> PairStore:
+        return MemoryPairStore(self._states.setdefault(name, MemoryMappingState(self.now)))
+
+    def crashed(self, name: str) -> PairStore:
+        return MemoryPairStore(self._states[name].copy())
+
+
+class BufferedPairStores(MemoryPairStores):
+    """What gathers changes and commits them when it is closed: one at a time, and none survives a crash, or
+    is a forked child's.
+    """
+
+    capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
+
+    def open(self, name: str) -> PairStore:
+        return _CommittedAtTheEnd(super().open(name), self.now)
+
+
+class _CommittedAtTheEnd(WriteBuffer):
+    _done = False
+
+    def close(self) -> None:
+        if not self._done:
+            self._done = True
+            self.commit()
+        super().close()
+
+
+class SQLitePairStores:
+    """Pair stores in one SQLite file. What a dead process leaves is a copy of it."""
+
+    capabilities = Capabilities()
+
+    def __init__(self, directory: Path, durability: Durability = "process") -> None:
+        self._now = 1e9
+        self._directory = directory
+        self._durability: Durability = durability
+        self._copies = itertools.count()
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def open(self, name: str) -> PairStore:
+        return self._open(self._directory / "data.db", name)
+
+    def _open(self, path: Path, name: str) -> PairStore:
+        return open_mapping(
+            DatabaseLocation(path),
+            name=name,
+            serializer="raw",
+            executes_code=False,
+            durability=self._durability,
+            clock=self.now,
+        )
+
+    def crashed(self, name: str) -> PairStore:
+        copy = self._directory / f"copy-{next(self._copies)}.db"
+        # Not by this process: closing the files would drop the locks that SQLite has on them.
+        for end in ("", "-wal"):
+            file = self._directory / f"data.db{end}"
+            if file.exists():
+                subprocess.run(["cp", file, f"{copy}{end}"], check=True)
+        return self._open(copy, name)
+
+
+class SQLiteMemoryPairStores(MemoryPairStores):
+    """Pair stores in a database in memory, which goes when it is closed: one at a time."""
+
+    capabilities = Capabilities(handles=False, crashes=False, processes=False)
+
+    def open(self, name: str) -> PairStore:
+        return open_mapping(
+            DatabaseLocation(":memory:"),
+            name=name,
+            serializer="raw",
+            executes_code=False,
+            durability="process",
+            clock=self.now,
+        )
+
+
+PAIR_STORES: dict[str, Callable[[Path], PairStoreFactory]] = {
+    "memory": lambda directory: MemoryPairStores(),
+    "gathering": lambda directory: BufferedPairStores(),
+    "sqlite-process": SQLitePairStores,
+    "sqlite-power": lambda directory: SQLitePairStores(directory, "power"),
+    "sqlite-memory": lambda directory: SQLiteMemoryPairStores(),
+}
+"""By the name that the tests' ids carry."""

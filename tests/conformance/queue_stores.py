@@ -1,0 +1,130 @@
+"""The queue stores that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from persistcoll.engine.contracts import QueueStore
+from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.engine.records import Durability, Record
+from persistcoll.journal.directory import OpenOptions
+from persistcoll.journal.open import Opening
+from persistcoll.journal.queue_store import JournalQueueStore
+from persistcoll.serializers import codec, resolve, signed
+from persistcoll.serializers.base import Codec, Serializer
+from persistcoll.testing import Capabilities, StoreFactory
+
+__all__ = ["QUEUE_STORES", "FileQueueStores", "MemoryQueueStores"]
+
+T = TypeVar("T")
+
+
+class MemoryQueueStores:
+    """Stores of the reference model."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self) -> None:
+        self._states: dict[str, MemoryQueueState] = {}
+
+    def open(self, name: str) -> QueueStore:
+        return MemoryQueueStore(self._states.setdefault(name, MemoryQueueState()))
+
+    def crashed(self, name: str) -> QueueStore:
+        return MemoryQueueStore(self._states[name].copy())
+
+
+class FileQueueStores:
+    """Queues in directories, side by side. What a dead process leaves is a copy of the directory."""
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability = "process",
+        chunksize: int | None = None,
+        sealed: bool = False,
+        tempdir: bool = False,
+    ) -> None:
+        self.directory = directory
+        self._durability = durability
+        self._sealed = sealed
+        self._copies = itertools.count()
+        if tempdir:
+            (directory / "aside").mkdir(exist_ok=True)
+        self._options = OpenOptions(
+            serializer="raw", chunksize=chunksize, tempdir=str(directory / "aside") if tempdir else None
+        )
+
+    def open(self, name: str) -> QueueStore:
+        path = str(self.directory / name)
+        if not self._sealed:
+            return _opened(path, self._options, self._durability)[0]
+        return _Unsealing(path, self._options, self._durability)
+
+    def crashed(self, name: str) -> QueueStore:
+        copy = f"{name} {next(self._copies)}"
+        shutil.copytree(self.directory / name, self.directory / copy)
+        return self.open(copy)
+
+
+def _opened(
+    path: str, options: OpenOptions, durability: Durability, serializer: Serializer | None = None
+) -> tuple[JournalQueueStore, Codec | None]:
+    """The store, and what seals its items."""
+    with Opening(path, options) as opening:
+        try:
+            store_id = opening.begin().store_id
+            sealing = codec(serializer, store_id) if serializer is not None else None
+            seal = sealing.seal if sealing is not None else None
+            return JournalQueueStore(opening, durability=durability, seal=seal), sealing
+        finally:
+            opening.release()
+
+
+class _Unsealing:
+    """A store that seals with a signature bound to the record's id, and what containers do about it."""
+
+    def __init__(self, path: str, options: OpenOptions, durability: Durability) -> None:
+        serializer = resolve(signed("raw", b"a key of 16 bytes or more"))
+        self._fifo, sealing = _opened(path, options, durability, serializer)
+        assert sealing is not None
+        assert sealing.unseal is not None
+        self._unseal = sealing.unseal
+
+    def _plain(self, record: Record) -> Record:
+        return record._replace(payload=self._unseal(record.payload, record.id))
+
+    def take(self, use: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._fifo.take(lambda record: use(self._plain(record)), *arguments, **options)
+
+    def take_many(self, limit: int, use: Callable[[Record], T], *arguments: Any, **options: Any) -> list[T]:
+        return self._fifo.take_many(limit, lambda record: use(self._plain(record)), *arguments, **options)
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        return self._fifo.peek(lambda record: use(self._plain(record)))
+
+    def records(self) -> Iterator[Record]:
+        return map(self._plain, self._fifo.records())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fifo, name)
+
+
+QUEUE_STORES: dict[str, Callable[[Path], StoreFactory]] = {
+    "memory": lambda directory: MemoryQueueStores(),
+    "file-process": FileQueueStores,
+    "file-power": lambda directory: FileQueueStores(directory, "power"),
+    "file-chunksize-1": lambda directory: FileQueueStores(directory, chunksize=1),
+    "file-chunksize-2": lambda directory: FileQueueStores(directory, chunksize=2),
+    "file-chunksize-3": lambda directory: FileQueueStores(directory, "power", chunksize=3),
+    "file-chunksize-4": lambda directory: FileQueueStores(directory, chunksize=4),
+    "file-sealed": lambda directory: FileQueueStores(directory, sealed=True),
+    "file-tempdir": lambda directory: FileQueueStores(directory, chunksize=5, tempdir=True),
+}
+"""By the name that the tests' ids carry."""

@@ -1,0 +1,225 @@
+"""The record stores that have to keep the laws, and how to open them."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+from unittest import mock
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
+from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
+from persistcoll.serializers import codec, resolve, signed
+from persistcoll.sqlite import open as opening
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
+from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.record_store import SQLiteRecordStore
+from persistcoll.sqlite.rows import Seal
+from persistcoll.testing import Capabilities, RecordStoreFactory
+from tests.conformance.subprocess_record_stores import StoreProcess
+
+__all__ = [
+    "RECORD_STORES",
+    "MemoryRecordStores",
+    "RecordStores",
+    "SQLiteMemoryRecordStores",
+    "SQLiteRecordStores",
+    "open_sqlite",
+]
+
+T = TypeVar("T")
+
+_SIGNED = resolve(signed("raw", b"a key of 16 bytes or more"))
+
+
+class MemoryRecordStores:
+    """Record stores of the reference model, or of one that is made of it."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self, make: type[MemoryRecordStore] = MemoryRecordStore) -> None:
+        self.now = 1e9
+        self._make = make
+        self.states: dict[str, MemoryRecordState] = {}
+
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        state = self.states.setdefault(name, MemoryRecordState(lambda: self.now))
+        return self._make(discipline, retry, state)
+
+    def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        return self._make(discipline, retry, self.states[name].copy())
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        pass
+
+
+def open_sqlite(
+    path: Path | str,
+    name: str,
+    discipline: Discipline,
+    retry: ClaimPolicy,
+    durability: Durability = "process",
+    sealed: bool = False,
+    clock: Callable[[], float] | None = None,
+) -> RecordStore:
+    """A table in an SQLite file, or in memory."""
+
+    def seal(store_id: bytes) -> Seal | None:
+        return codec(_SIGNED, store_id).seal if sealed else None
+
+    def unseal(store_id: bytes) -> Seal | None:
+        return codec(_SIGNED, store_id).unseal if sealed else None
+
+    table = open_table(
+        DatabaseLocation(path),
+        name=name,
+        kind=discipline.name,
+        discipline=discipline,
+        retry=retry,
+        serializer="raw",
+        executes_code=False,
+        durability=durability,
+        seal_for=seal,
+        unseal_for=unseal,
+        clock=clock,
+    )
+    return cast(RecordStore, _Unsealing(table)) if sealed else table
+
+
+class SQLiteRecordStores:
+    """Record stores in one SQLite file. What a dead process leaves is a copy of it.
+
+    :param elsewhere: a process in which every second handle of a table is opened.
+    """
+
+    capabilities = Capabilities()
+
+    def __init__(
+        self,
+        directory: Path,
+        durability: Durability = "process",
+        sealed: bool = False,
+        store_process: StoreProcess | None = None,
+    ) -> None:
+        self.now = 1e9
+        self._directory = directory
+        self._options = durability, sealed
+        self._copies = itertools.count()
+        self._process = store_process
+        self._times: Counter[str] = Counter()
+        if store_process is not None:
+            store_process.clock = self._clock
+
+    def _clock(self) -> float:
+        return self.now
+
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        arguments = self._directory / "data.db", name, discipline, retry, *self._options
+        self._times[name] += 1
+        if self._process is not None and self._times[name] % 2 == 0:
+            return cast(RecordStore, self._process.open(open_sqlite, *arguments))
+        return open_sqlite(*arguments, clock=self._clock)
+
+    def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        copy = self._directory / f"copy-{next(self._copies)}.db"
+        # Not by this process: closing the files would drop the locks that SQLite has on them.
+        for end in ("", "-wal"):
+            file = self._directory / f"data.db{end}"
+            if file.exists():
+                subprocess.run(["cp", file, f"{copy}{end}"], check=True)
+        return open_sqlite(copy, name, discipline, retry, *self._options, clock=self._clock)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        pass
+
+
+class _Lasting(Database):
+    """A database in memory that stays when its last table is closed."""
+
+    def shut(self) -> bool:
+        return True
+
+    def end(self) -> None:
+        super().shut()
+
+
+class SQLiteMemoryRecordStores:
+    """Record stores in one database in memory, which nobody else sees: one handle of each at a time."""
+
+    capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
+
+    def __init__(self) -> None:
+        self.now = 1e9
+        self._database = _Lasting(DatabaseFile(MEMORY))
+
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        # For containers each database in memory is one of its own.
+        with mock.patch.object(opening._databases, "acquire", return_value=self._database):
+            return open_sqlite(MEMORY, name, discipline, retry, clock=lambda: self.now)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def close(self) -> None:
+        self._database.end()
+
+
+class _Unsealing:
+    """A table that seals with a signature bound to the record's id, and what containers do about it."""
+
+    def __init__(self, table: SQLiteRecordStore) -> None:
+        self._table = table
+        unseal = codec(_SIGNED, table.store_id).unseal
+        assert unseal is not None
+        self._unseal = unseal
+
+    def _plain(self, record: Record) -> Record:
+        return record._replace(payload=self._unseal(record.payload, record.id))
+
+    def take(self, use: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._table.take(lambda record: use(self._plain(record)), *arguments, **options)
+
+    def take_many(self, limit: int, use: Callable[[Record], T], *arguments: Any, **options: Any) -> list[T]:
+        return self._table.take_many(limit, lambda record: use(self._plain(record)), *arguments, **options)
+
+    def peek(self, use: Callable[[Record], T]) -> T:
+        return self._table.peek(lambda record: use(self._plain(record)))
+
+    def records(self) -> Iterator[Record]:
+        return map(self._plain, self._table.records())
+
+    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+        return ((state, self._plain(record)) for state, record in self._table.rows(*states))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+
+class RecordStores(RecordStoreFactory, Protocol):
+    """A factory, to be closed when its tables are."""
+
+    def close(self) -> None: ...
+
+
+RECORD_STORES: dict[str, Callable[[Path, StoreProcess], RecordStores]] = {
+    "memory": lambda directory, store_process: MemoryRecordStores(),
+    "sqlite-process": lambda directory, store_process: SQLiteRecordStores(directory),
+    "sqlite-power": lambda directory, store_process: SQLiteRecordStores(directory, "power"),
+    "sqlite-sealed": lambda directory, store_process: SQLiteRecordStores(directory, sealed=True),
+    "sqlite-processes": lambda directory, store_process: SQLiteRecordStores(
+        directory, store_process=store_process
+    ),
+    "sqlite-memory": lambda directory, store_process: SQLiteMemoryRecordStores(),
+}
+"""By the name that the tests' ids carry."""

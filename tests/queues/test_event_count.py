@@ -1,0 +1,273 @@
+"""Wake-ups: none is lost, those not used are passed on, one of those who wait polls."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from persistcoll.engine import event_count
+from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.event_count import SLOWEST_POLL, EventCount
+from persistcoll.engine.memory.queue_store import MemoryQueueStore
+from persistcoll.sqlite.record_store import SQLiteRecordStore
+from persistcoll.testing.children import run_threads
+from tests.queues.waits import until, waiting
+
+
+def wait_once(signal, seconds=10.0, version=None, seen=None):
+    """Listen and wait for what happens from now on; whether anything did."""
+    with signal.listen() as listener:
+        listener.prepare()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        return listener.wait(deadline, version, seen)
+
+
+def gates(signal, count):
+    until(lambda: len(signal._gates) == count)
+
+
+def test_what_happened_after_the_ticket_ends_the_wait_at_once():
+    signal = EventCount()
+    with signal.listen() as listener:
+        listener.prepare()
+        signal.notify()
+        assert listener.wait(time.monotonic() + 60, None, None)
+        # The ticket is as old as it was.
+        assert listener.wait(None, None, None)
+        listener.prepare()
+        assert not listener.wait(time.monotonic() + 0.001, None, None)
+
+
+def test_a_deadline_that_has_passed_is_no_wait():
+    signal = EventCount()
+    assert not wait_once(signal, -1.0)
+    assert not wait_once(signal, 0.0)
+    assert not signal._gates
+    assert signal.listeners == 0
+
+
+def test_listeners_are_counted_and_leave():
+    signal = EventCount()
+    with signal.listen(), signal.listen():
+        assert signal.listeners == 2
+    with pytest.raises(RuntimeError), signal.listen():
+        raise RuntimeError
+    assert signal.listeners == 0
+
+
+@pytest.mark.parametrize(("count", "woken"), [(1, 1), (3, 3), (9, 5), (None, 5)])
+def test_notify_wakes_so_many(count, woken):
+    signal = EventCount()
+    finish = [waiting(lambda: wait_once(signal)) for _ in range(5)]
+    gates(signal, 5)
+    signal.notify(count)
+    until(lambda: sum(each.done() for each in finish) == woken)
+    assert len(signal._gates) == 5 - woken
+    signal.notify(None)
+    assert all(each() for each in finish)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
+    signal = EventCount()
+
+    def sleep(self, gate, deadline):
+        until(lambda: len(signal._gates) == 2)
+        signal.notify()  # opens the gate of this one, who came first
+        raise Interrupted
+
+    original = event_count.Waiter._sleep
+    with signal.listen() as listener:
+        listener.prepare()
+        second = []
+
+        def interrupted(self, gate, deadline):
+            if self is not listener:
+                return original(self, gate, deadline)
+            second.append(waiting(lambda: wait_once(signal)))
+            return sleep(self, gate, deadline)
+
+        monkeypatch.setattr(event_count.Waiter, "_sleep", interrupted)
+        with pytest.raises(Interrupted):
+            listener.wait(None, None, None)
+    assert second[0]()
+    assert not signal._gates
+
+
+def test_a_notification_in_the_last_moment_counts(monkeypatch):
+    """Between the end of the sleep and the withdrawal: the wait says that something happened."""
+    signal = EventCount()
+    original = event_count.Waiter._sleep
+
+    def sleep(self, gate, deadline):
+        woken = original(self, gate, deadline)
+        signal.notify()
+        return woken
+
+    monkeypatch.setattr(event_count.Waiter, "_sleep", sleep)
+    assert wait_once(signal, 0.001)
+    assert not signal._gates
+
+
+class Version:
+    """What other processes did: ``now`` changes; remembers which threads asked."""
+
+    def __init__(self):
+        self.now = 0
+        self.asked = []
+
+    def __call__(self):
+        self.asked.append(threading.current_thread())
+        return self.now
+
+
+def test_one_polls_for_all_and_hands_over_when_it_goes():
+    signal, version = EventCount(), Version()
+    started = time.monotonic()
+    finish = [waiting(lambda: wait_once(signal, 10.0, version, 0)) for _ in range(4)]
+    gates(signal, 4)
+    until(lambda: len(version.asked) > 20)
+    assert len(set(version.asked)) == 1, "one at a time polls"
+    first = version.asked[0]
+    version.now = 1
+    # The one who polled looks, and leaves; another polls and finds out, and so on.
+    assert all(each() for each in finish)
+    assert len(set(version.asked)) >= 1
+    assert time.monotonic() - started < 5
+    assert signal._has_poller is False
+    assert first in version.asked
+    assert not signal._gates
+
+
+def test_polling_goes_on_when_the_one_who_polled_timed_out():
+    signal, version = EventCount(), Version()
+    short = waiting(lambda: wait_once(signal, 0.05, version, 0))
+    until(lambda: version.asked)
+    long = waiting(lambda: wait_once(signal, 10.0, version, 0))
+    gates(signal, 2)
+    polled = set(version.asked)
+    assert short() is False
+    # Whom the wake-up reached looks once more, and says so: it is to wait again.
+    assert long() is True
+    again = waiting(lambda: wait_once(signal, 10.0, version, 0))
+    until(lambda: set(version.asked) - polled)
+    version.now = 1
+    assert again() is True
+
+
+def test_polling_goes_on_when_asking_failed():
+    signal = EventCount()
+
+    def version():
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        wait_once(signal, 10.0, version, 0)
+    assert signal._has_poller is False
+    assert not signal._gates
+    working = Version()
+    finish = waiting(lambda: wait_once(signal, 10.0, working, 0))
+    until(lambda: working.asked)
+    working.now = 1
+    assert finish()
+
+
+@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLiteRecordStore.slowest_poll])
+def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
+    signal, version = EventCount(slowest), Version()
+    seconds = 0.4
+    assert not wait_once(signal, seconds, version, 0)
+    assert len(version.asked) <= seconds / slowest + 10
+    assert len(version.asked) >= 5
+
+
+@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLiteRecordStore.slowest_poll])
+def test_who_waits_asks_as_often_as_the_store_says(slowest):
+    store = MemoryQueueStore()
+    store.slowest_poll = slowest
+    queue = BlockingQueue(store, 1, True)
+    assert {queue._not_empty._slowest_poll, queue._not_full._slowest_poll, queue._all_done._slowest_poll} == {
+        slowest
+    }
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["woken", "polling"])
+def test_no_wake_up_is_lost(others):
+    """Tokens are passed through a signal by many threads: one lost wake-up, and somebody waits for ever."""
+    signal = EventCount()
+    mutex = threading.Lock()
+    tokens: list[int] = []
+    producers, consumers, each = 4, 8, 400
+    version = (lambda: None) if others else None
+
+    def produce():
+        for number in range(each):
+            with mutex:
+                tokens.append(number)
+            if signal.listeners:
+                signal.notify()
+
+    def consume():
+        for _ in range(each * producers // consumers):
+            with signal.listen() as listener:
+                while True:
+                    listener.prepare()
+                    with mutex:
+                        if tokens:
+                            tokens.pop()
+                            break
+                    assert listener.wait(time.monotonic() + 30, version, None), "a wake-up was lost"
+
+    started = time.monotonic()
+    run_threads(*[produce] * producers, *[consume] * consumers)
+    assert tokens == []
+    assert time.monotonic() - started < 25
+    assert signal.listeners == 0
+    assert not signal._gates
+
+
+def test_no_wake_up_is_lost_between_waiters_that_give_up():
+    """Half of them time out all the time: what wakes one of those in its last moment must not be lost."""
+    signal = EventCount()
+    mutex = threading.Lock()
+    tokens: list[int] = []
+    total = 400
+    left = threading.Event()
+
+    def patient():
+        for _ in range(total // 2):
+            take(30.0)
+
+    def take(seconds):
+        with signal.listen() as listener:
+            while True:
+                listener.prepare()
+                with mutex:
+                    if tokens:
+                        tokens.pop()
+                        return True
+                if not listener.wait(time.monotonic() + seconds, None, None):
+                    return False
+
+    def hasty():
+        while not left.is_set():
+            if take(0.0002):
+                with mutex:
+                    tokens.append(0)  # it is not its own
+                signal.notify()
+
+    def produce():
+        for _ in range(total):
+            with mutex:
+                tokens.append(0)
+            signal.notify()
+        until(lambda: not tokens, 30.0)
+        left.set()
+
+    run_threads(produce, hasty, hasty, patient, patient)
+    assert tokens == []

@@ -1,0 +1,130 @@
+"""The state machines of pair stores and dicts, on those that there are."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from persistcoll.dicts.pdict import PDict
+from persistcoll.testing.laws.pair_store_harness import look
+from persistcoll.testing.machines.pair_store import PairStoreMachine
+from tests.conformance.pair_stores import BufferedPairStores, MemoryPairStores, SQLitePairStores
+from tests.pdict.conftest import InMemory
+from tests.pdict.subprocess_dict import RemoteDict
+from tests.stateful.dict_machine import DictMachine
+from tests.stateful.test_machines import PLACE, run
+
+
+class MemoryMachine(PairStoreMachine):
+    def mappings(self):
+        return MemoryPairStores()
+
+
+class GatheringMachine(PairStoreMachine):
+    def mappings(self):
+        return BufferedPairStores()
+
+    @rule(seconds=st.sampled_from([1.0, 6.0, 30.0]))
+    def advance(self, seconds):
+        """What was replaced, and expires below before it is committed, has come anew: the model follows."""
+        super().advance(seconds)
+        found = look(self.mapping)
+        if [pair[:2] for pair in found] != [pair[:2] for pair in self.model.pairs()]:
+            state, last = self.state, self.state.last_serial
+            state.rows = {
+                pair.key: state.rows[pair.key]._replace(serial=serial, name=pair.name)
+                for serial, pair in enumerate(found, start=last + 1)
+            }
+            state.last_serial += len(found)
+
+
+class SQLiteMachine(PairStoreMachine):
+    def mappings(self):
+        self.directory = Path(tempfile.mkdtemp(dir=PLACE))
+        return SQLitePairStores(self.directory)
+
+    def teardown(self):
+        super().teardown()
+        shutil.rmtree(self.directory)
+
+
+def test_the_model_is_a_pair_store(request):
+    run(MemoryMachine, request, 30)
+
+
+def test_gathering(request):
+    run(GatheringMachine, request, 60)
+
+
+@pytest.mark.long
+def test_gathering_for_long(request):
+    run(GatheringMachine, request, 500)
+
+
+def test_pair_store(request):
+    run(SQLiteMachine, request, 40)
+
+
+@pytest.mark.long
+def test_pair_store_for_long(request):
+    run(SQLiteMachine, request, 500)
+
+
+class Model(DictMachine):
+    """Over the reference mapping, which no crash takes anything from."""
+
+    def open_all(self):
+        made = InMemory()
+        made.update(self.committed)
+        return [made]
+
+    def crash(self):
+        pass
+
+
+def test_dict_over_the_model(request):
+    run(Model, request, 30)
+
+
+class Two(DictMachine):
+    """Two handles of one process."""
+
+    place = PLACE
+
+    def open_all(self):
+        return [PDict(self.path, **self.options), PDict(self.path, **self.options)]
+
+
+class Gathering(DictMachine):
+    place = PLACE
+    options: ClassVar = {"durability": "process", "auto_commit": False}
+
+
+class Processes(DictMachine):
+    """One handle here, and one in another process."""
+
+    place = PLACE
+
+    def open_all(self):
+        return [PDict(self.path, **self.options), RemoteDict(self.path, **self.options)]
+
+
+@pytest.mark.parametrize("machine", [Two, Gathering], ids=lambda machine: machine.__name__)
+def test_dict(machine, request):
+    run(machine, request, 25)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("machine", "examples"),
+    [(Two, 200), (Gathering, 150), (Processes, 20)],
+    ids=["two", "gathering", "processes"],
+)
+def test_dict_for_long(machine, examples, request):
+    run(machine, request, examples)

@@ -1,0 +1,105 @@
+"""The state machine of a record store, and that of a queue store, on the record stores that there are."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+from persistcoll.engine.records import ClaimPolicy
+from persistcoll.testing import FifoStores, RecordStoreMachine, StoreMachine
+from tests.conformance.record_stores import MemoryRecordStores, SQLiteMemoryRecordStores, SQLiteRecordStores
+from tests.conformance.wrong import WRONG
+from tests.stateful.test_machines import PLACE, run
+
+
+def record_store_machine(make):
+    """Of the tables that ``make`` opens in a directory."""
+
+    class Machine(RecordStoreMachine):
+        def tables(self):
+            self.directory = Path(tempfile.mkdtemp(dir=PLACE))
+            self.made = make(self.directory)
+            return self.made
+
+        def teardown(self):
+            super().teardown()
+            self.made.close()
+            shutil.rmtree(self.directory)
+
+    return Machine
+
+
+def store_machine(make):
+    class Machine(StoreMachine):
+        def stores(self):
+            self.directory = Path(tempfile.mkdtemp(dir=PLACE))
+            self.made = make(self.directory)
+            return FifoStores(self.made, retry=ClaimPolicy(lease=3600.0))
+
+        def teardown(self):
+            super().teardown()
+            self.made.close()
+            shutil.rmtree(self.directory)
+
+    return Machine
+
+
+def test_the_model(request):
+    run(record_store_machine(lambda directory: MemoryRecordStores()), request, 100)
+
+
+def test_the_model_as_a_store(request):
+    run(store_machine(lambda directory: MemoryRecordStores()), request, 50)
+
+
+# A few, to see that it sees at all: it is slower at it than the laws, but looks where nobody thought of.
+@pytest.mark.parametrize("name", ["S4 TakesTheFirstForAnyId", "T1 NeverDead", "T3 NeverDelays"])
+def test_a_wrong_record_store_is_seen(name, request):
+    _, make = WRONG[name]
+    machine = hypothesis.seed(request.getfixturevalue("seed"))(
+        record_store_machine(lambda _: MemoryRecordStores(make))
+    )
+    settings = hypothesis.settings(
+        max_examples=300,
+        stateful_step_count=50,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=settings)
+
+
+def test_sqlite(request):
+    run(record_store_machine(SQLiteRecordStores), request, 60)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [{}, {"durability": "power"}, {"sealed": True}], ids=str)
+def test_sqlite_at_length(options, request):
+    run(record_store_machine(lambda directory: SQLiteRecordStores(directory, **options)), request, 400)
+
+
+@pytest.mark.long
+def test_sqlite_in_two_processes(store_process, request):
+    run(
+        record_store_machine(lambda directory: SQLiteRecordStores(directory, store_process=store_process)),
+        request,
+        200,
+    )
+
+
+@pytest.mark.slow
+def test_sqlite_in_memory(request):
+    run(record_store_machine(lambda directory: SQLiteMemoryRecordStores()), request, 100)
+
+
+@pytest.mark.slow
+def test_sqlite_as_a_store(request):
+    run(store_machine(SQLiteRecordStores), request, 150)
