@@ -44,7 +44,7 @@ def backlog(sizes: Sizes, root: str) -> Scenario:
     def prepare() -> Mapping[str, Any]:
         for size, path in opened.items():
             _build(path, size)
-            _acknowledge(path, acknowledged)
+            _ack(path, acknowledged)
         return {f"{size:,}": _build(path, size) for size, path in paths.items()}
 
     return Scenario(
@@ -96,7 +96,7 @@ def _build(path: str, size: int) -> Mapping[str, float]:
     return {"seconds to build": round(seconds, 2), "bytes": held}
 
 
-def _acknowledge(path: str, count: int) -> None:
+def _ack(path: str, count: int) -> None:
     """So many more acknowledgements, and as many waiting as before."""
     with Queue(path, **_OPTIONS) as queue:
         for _ in repeat(None, count):

@@ -37,7 +37,7 @@ def buffered_phases(directory: str, count: int) -> Mapping[str, float]:
         numbers["get"] = marks.lap(count)
     finally:
         os.close(fd)
-    numbers["acknowledge"] = _acknowledge(directory, count)
+    numbers["ack"] = _ack(directory, count)
     numbers["in turn"] = _in_turn(directory, count)
     return numbers
 
@@ -94,7 +94,7 @@ def _read_each(fd: int, count: int) -> None:
         offset += _SIZE + length
 
 
-def _acknowledge(directory: str, count: int) -> float:
+def _ack(directory: str, count: int) -> float:
     pack, write = _ACKNOWLEDGEMENT.pack, os.write
     fd = os.open(os.path.join(directory, "acknowledged"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:

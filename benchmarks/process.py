@@ -30,7 +30,7 @@ def single(sizes: Sizes, root: str) -> Scenario:
         found.append(Contender(_PEER, "process", lambda at: contenders.persist_queue_file_phases(at, slow)))
     else:
         missing.append("persist-queue")
-    ours, floor = _whole("ours"), _whole("bare loop", "put", "get", "acknowledge")
+    ours, floor = _whole("ours"), _whole("bare loop", "put", "get", "ack")
     turn = ["ours: in turn"]
     return Scenario(
         name="single",

@@ -42,7 +42,7 @@ def sql_backlog(sizes: Sizes, root: str) -> Scenario:
 
     def keeping(size: int) -> Contender:
         name = f"SQLiteAckQueue, {size:,}"
-        return Contender(name, "process", lambda at: _acknowledge(paths[size], size, blocks))
+        return Contender(name, "process", lambda at: _ack(paths[size], size, blocks))
 
     def beside(kind: str, phase: str) -> Figure:
         over, under = (f"{kind}, {size:,}: {phase}" for size in (large, small))
@@ -119,7 +119,7 @@ def _remove(path: str, size: int, blocks: int) -> Mapping[str, float]:
     return numbers
 
 
-def _acknowledge(path: str, size: int, blocks: int) -> Mapping[str, float]:
+def _ack(path: str, size: int, blocks: int) -> Mapping[str, float]:
     numbers = dict.fromkeys(_KEEPING, 0.0)
     total = blocks * _BLOCK
     new = [0] * _BLOCK

@@ -62,7 +62,7 @@ def _contains_itself(obj: Any) -> bool:
                 break
         else:
             path.pop()
-            within.discard(id(container))
+            within.remove(id(container))
             finished.add(id(container))
     return False
 

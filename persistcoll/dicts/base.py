@@ -122,7 +122,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
 
     def _decode_key(self, pair: contracts.Pair) -> Any:
         try:
-            return key_from(pair.key, pair.name)
+            return key_from(pair.key, pair.original_key)
         except ValueError as cause:
             raise DecodeError(f"a stored key cannot be read ({cause})") from cause
 
@@ -282,7 +282,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
         :raise DecodeError: the value cannot be deserialized; it stays.
         """
         try:
-            return self._store.pop_end(self._decode_item, last)
+            return self._store.pop(self._decode_item, last)
         except KeyError:
             raise KeyError("popitem(): the dict is empty") from None
 
@@ -374,7 +374,7 @@ class BaseDict(Reopenable, MutableMapping[K, V]):
 
     def _after_fork(self) -> None:
         self._inherited = True
-        self._store.abandon()
+        self._store.after_fork_in_child()
 
     def __repr__(self) -> str:
         return f"<{self._description}{' closed' if self._closed else ''}>"

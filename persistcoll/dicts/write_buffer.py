@@ -211,10 +211,10 @@ class WriteBuffer(PairStore):
             return False
         return self._changed(key) is not None or self._below.contains(key)
 
-    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+    def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         with self._lock:
             for pair in self.pairs(reverse=last):
-                result = use(pair)
+                result = decode(pair)
                 self._remove(pair.key)
                 return result
         raise KeyError("the mapping is empty")
@@ -299,8 +299,8 @@ class WriteBuffer(PairStore):
             finally:
                 self._within = False
 
-    def version(self) -> object:
-        return self._below.version()
+    def change_token(self) -> object:
+        return self._below.change_token()
 
     def stats(self) -> Stats:
         with self._lock:
@@ -308,12 +308,12 @@ class WriteBuffer(PairStore):
 
     # Life and death.
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # What the parent gathered the parent commits.
         self._lock = threading.RLock()
         self._within = False
         self._forget()
-        self._below.abandon()
+        self._below.after_fork_in_child()
 
     def close(self) -> None:
         with self._lock:

@@ -85,7 +85,7 @@ class SyncedFile:
             self._replace(None)
             self._close_retired()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the descriptors are closed, nothing is written."""
         self._make_locks()  # a thread that is not here may hold them
         self._in_sync.clear()

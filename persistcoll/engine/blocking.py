@@ -26,7 +26,7 @@ __all__ = ["BlockingQueue"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-Use = Callable[[Record], tuple[Any, T]]
+Decode = Callable[[Record], tuple[Any, T]]
 """What stands for the record in a hand (its id, where nothing else is said), and what ``get`` returns."""
 
 Take = Callable[..., tuple[Any, Any]]
@@ -53,9 +53,9 @@ class BlockingQueue:
     :param append: puts one in place of the store's ``append``.
     :param append_many: puts several in place of the store's ``append_many``.
     :param acknowledge: in place of the store's; it is given what stands for the records in a hand.
-    :param give_back: in place of the store's; it is given what stands for the record.
+    :param nack: in place of the store's; it is given what stands for the record.
     :param hand: makes what the threads hold those in.
-    :param hand_over: given what ``use`` made of what was taken: what to return in its place, and what is to
+    :param hand_over: given what ``decode`` made of what was taken: what to return in its place, and what is to
         leave the hands.
     :param take_back: given what stands for a record that was taken and is not: an exception came out of a
         signal handler.
@@ -70,7 +70,7 @@ class BlockingQueue:
         append: Callable[[Any, int], Any] | None = None,
         append_many: Callable[[Sequence[Any], int], Any] | None = None,
         acknowledge: Callable[[Sequence[Any]], None] | None = None,
-        give_back: Callable[[Any], object] | None = None,
+        nack: Callable[[Any], object] | None = None,
         hand: Callable[[], ClaimList] = deque,
         hand_over: Callable[[Sequence[Any]], tuple[list[Any], Sequence[Any]]] | None = None,
         take_back: Callable[[Any], None] | None = None,
@@ -81,8 +81,8 @@ class BlockingQueue:
         self._take = store.take
         self._append: Callable[..., Any] = append or store.append
         self._append_many: Callable[..., Any] = append_many or store.append_many
-        self._acknowledge = acknowledge or store.acknowledge
-        self._give_back = give_back or store.give_back
+        self._ack = acknowledge or store.ack
+        self._nack = nack or store.nack
         self._make_hand = hand
         self._hand_over = hand_over
         self._take_back = take_back
@@ -91,11 +91,11 @@ class BlockingQueue:
         self._reset()
 
     def _reset(self) -> None:
-        slowest_poll = self.store.slowest_poll
-        self._not_empty = EventCount(slowest_poll)
-        self._any_put = EventCount(slowest_poll)
-        self._not_full = EventCount(slowest_poll)
-        self._all_done = EventCount(slowest_poll)
+        max_poll_interval = self.store.max_poll_interval
+        self._not_empty = EventCount(max_poll_interval)
+        self._any_put = EventCount(max_poll_interval)
+        self._not_full = EventCount(max_poll_interval)
+        self._all_done = EventCount(max_poll_interval)
         # Re-entrant: a signal handler may come in while this thread has it. No call is made under it.
         self._mutex = threading.RLock()
         self._pending_release: deque[Sequence[Claim]] = deque()  # to be released, which could not be done
@@ -108,7 +108,7 @@ class BlockingQueue:
     def after_fork(self) -> None:
         """In a forked child: nobody waits here, nothing is in any hand, the store is the parent's."""
         self._reset()
-        self.store.abandon()
+        self.store.after_fork_in_child()
 
     # An exception may come out of a signal handler behind any call. What was put by then is stored, or not;
     # what was taken by then nobody has got, so it is released. A wake-up too many costs one look.
@@ -175,19 +175,19 @@ class BlockingQueue:
         self, signal: EventCount, attempt: Callable[[], T], retry_on: type[Exception], deadline: float | None
     ) -> T:
         """``attempt()``, again and again until it does not raise ``retry_on``."""
-        version = self.store.version
+        change_token = self.store.change_token
         listener = signal.listen()
         try:
             try:
                 listener.enter()
                 while True:
                     listener.prepare()
-                    seen = version()
+                    last_token = change_token()
                     try:
                         return attempt()
                     except retry_on:
                         pass
-                    if not listener.wait(deadline, version, seen):
+                    if not listener.wait(deadline, change_token, last_token):
                         raise retry_on
             finally:
                 listener.leave()
@@ -197,7 +197,7 @@ class BlockingQueue:
 
     # get
 
-    def get(self, use: Use[Any], block: bool, timeout: float | None, choose: Take | None = None) -> Any:
+    def get(self, decode: Decode[Any], block: bool, timeout: float | None, choose: Take | None = None) -> Any:
         """:param choose: in place of the store's ``take``: takes one that is not any one."""
         deadline = None if block and timeout is None else _deadline(block, timeout)
         if self._immediate:
@@ -206,19 +206,19 @@ class BlockingQueue:
             self._do_pending_release()
         take: Take = choose or self._take
         if self.autosave:
-            return self._pop(take, use, 1, False, block, deadline, choose is not None)[1]
+            return self._pop(take, decode, 1, False, block, deadline, choose is not None)[1]
         claims: list[Claim] = []
         token = None
         try:
             try:
                 if deadline is None:
-                    token, item = take(use, False, claims=claims)
+                    token, item = take(decode, False, claims=claims)
                 else:
-                    token, item = take(use, False, claims=claims, deadline=deadline)
+                    token, item = take(decode, False, claims=claims, deadline=deadline)
             except Empty:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
-                again = partial(take, use, False, claims=claims, deadline=deadline)
+                again = partial(take, decode, False, claims=claims, deadline=deadline)
                 token, item = self._wait_and_get(again, deadline, choose is not None)
             self._hands.ids.append(token)
             if self._not_full.listeners:
@@ -229,7 +229,7 @@ class BlockingQueue:
                 self._undo(claims, () if token is None else (token,))
             raise
 
-    def get_many(self, limit: int, use: Use[Any], block: bool, timeout: float | None) -> list[Any]:
+    def get_many(self, limit: int, decode: Decode[Any], block: bool, timeout: float | None) -> list[Any]:
         deadline = _deadline(block, timeout)
         if limit < 1:
             raise ValueError(f"get_many() needs at least 1 item to ask for, not {limit}")
@@ -239,11 +239,11 @@ class BlockingQueue:
             self._do_pending_release()
         take = partial(self.store.take_many, limit)
         if self.autosave:
-            return [item for _, item in self._pop(take, use, limit, True, block, deadline, False)]
+            return [item for _, item in self._pop(take, decode, limit, True, block, deadline, False)]
         claims: list[Claim] = []
         pairs: list[tuple[Any, Any]] = []
         try:
-            claim = partial(take, use, False, claims=claims, deadline=deadline)
+            claim = partial(take, decode, False, claims=claims, deadline=deadline)
             try:
                 pairs = claim()
             except Empty:
@@ -334,7 +334,7 @@ class BlockingQueue:
     def _pop(
         self,
         take: Callable[..., R],
-        use: Use[Any],
+        decode: Decode[Any],
         most: int,
         many: bool,
         block: bool,
@@ -351,11 +351,11 @@ class BlockingQueue:
         try:
             self._taking[call] = most
             try:
-                taken = take(use, True) if deadline is None else take(use, True, deadline=deadline)
+                taken = take(decode, True) if deadline is None else take(decode, True, deadline=deadline)
             except Empty:
                 if not block or self.is_shutdown:
                     raise self._nothing() from None
-                again = partial(take, use, True, deadline=deadline)
+                again = partial(take, decode, True, deadline=deadline)
                 taken = self._wait_and_get(partial(self._count_in, call, again, most), deadline, chosen)
             handed = len(taken) if many else 1  # type: ignore[arg-type]  # then it is a list
             with self._mutex:
@@ -388,14 +388,16 @@ class BlockingQueue:
 
     # receive
 
-    def claim(self, use: Use[T], block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, T]:
+    def claim(
+        self, decode: Decode[T], block: bool, timeout: float | None, claims: list[Claim]
+    ) -> tuple[Any, T]:
         """As ``get``, but the item is in no thread's hand: :meth:`settle` follows, with the same claims."""
         deadline = _deadline(block, timeout)
         if self._immediate:
             raise ShutDown
         if self._pending_release:
             self._do_pending_release()
-        take = partial(self._take, use, False, claims=claims, deadline=deadline)
+        take = partial(self._take, decode, False, claims=claims, deadline=deadline)
         try:
             try:
                 token, item = take()
@@ -419,9 +421,9 @@ class BlockingQueue:
         """
         try:
             if done:
-                self._acknowledge((token,))
+                self._ack((token,))
             else:
-                self._give_back(token)
+                self._nack(token)
             claims.clear()
             self.settled(0 if done else 1)
         except ClaimError as error:
@@ -463,7 +465,7 @@ class BlockingQueue:
         try:
             token = ids[0]  # known before it leaves the hand: an interrupt may come in right behind that
             token = ids.popleft()
-            self._acknowledge((token,))
+            self._ack((token,))
         except IndexError:  # another thread was faster: look again
             self._acknowledge_oldest()
         except ClaimError:
@@ -480,7 +482,7 @@ class BlockingQueue:
         """An exception came out of a signal handler: acknowledge this item wholly."""
         self._hands.drop(token)
         try:
-            self._acknowledge((token,))
+            self._ack((token,))
         except ClaimError:  # that was done before
             pass
         except BaseException:  # the exception that led here is the one to tell
@@ -523,8 +525,8 @@ class BlockingQueue:
     def full(self) -> bool:
         return 0 < self.maxsize <= self.qsize()
 
-    def discard(self, id: int | None) -> int | None:
-        result = self.store.discard(id)
+    def remove(self, id: int | None) -> int | None:
+        result = self.store.remove(id)
         if result is not None:
             self._removed()
         return result

@@ -6,7 +6,7 @@ is one short atomic operation that answers now. It may be called from any thread
 =====  =============================================================================================
 S1     An operation that raised or was cut short by a crash happened wholly or not at all.
 S2     What returned is durable, at the level that the store was opened with.
-S3     ``take`` calls ``use`` at most once, before the removal is final; if ``use`` raises, the
+S3     ``take`` calls ``decode`` at most once, before the removal is final; if ``decode`` raises, the
        record is where it was. ``claims`` tells what was claimed, whatever came out of the call; after
        ``release`` it is where it was, and a claim that is not in force any more releases nothing.
 S4     Records come in order of their ids, and ids grow and are never used twice, not even for a
@@ -47,7 +47,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from persistcoll.engine.event_count import SLOWEST_POLL
+from persistcoll.engine.event_count import MAX_POLL_INTERVAL
 from persistcoll.engine.records import Entry, Record, State, Stats
 
 __all__ = ["Claim", "Pair", "PairStore", "QueueStore", "RecordStore"]
@@ -59,8 +59,8 @@ Claim = tuple[int, Any]
 
 class QueueStore(Protocol):
     """A first-in, first-out store of bytes in which a taken record stays until acknowledged.
-    A record is *ready*, then *claimed* by a ``take``, then gone by ``acknowledge`` or ready again by
-    ``give_back``. All counts are exact at the moment of the call, across threads and processes.
+    A record is *ready*, then *claimed* by a ``take``, then gone by ``ack`` or ready again by
+    ``nack``. All counts are exact at the moment of the call, across threads and processes.
 
     A call may come from a signal handler or a destructor within another call of the same thread. It works
     where the thread holds no lock of the store; otherwise it raises ``StorageError`` before anything is
@@ -70,11 +70,11 @@ class QueueStore(Protocol):
     nothing else, because the short turns of ordinary writers always end. After it the call raises
     ``LockedError``. ``None``: the time that the store was opened with.
 
-    :ivar slowest_poll: seconds between two calls of :meth:`version` by who waits, at most: so that they
+    :ivar max_poll_interval: seconds between two calls of :meth:`change_token` by who waits, at most: so that they
         cost well under one per cent of a core.
     """
 
-    slowest_poll: float = SLOWEST_POLL
+    max_poll_interval: float = MAX_POLL_INTERVAL
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         """Store ``payload`` behind all others and return its id.
@@ -89,13 +89,13 @@ class QueueStore(Protocol):
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        """Claim the first ready record and return ``use(record)``; ``Empty`` if there is none.
+        """Claim the first ready record and return ``decode(record)``; ``Empty`` if there is none.
 
         :param acknowledge: acknowledge it in the same atomic step.
         :param claims: what is claimed is appended to it in the same atomic step. So it tells a caller that is
@@ -105,7 +105,7 @@ class QueueStore(Protocol):
     def take_many(
         self,
         limit: int,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -113,14 +113,14 @@ class QueueStore(Protocol):
     ) -> list[T]:
         """Claim up to ``limit`` ready records in one step; ``Empty`` if there is none.
 
-        If ``use`` raises at the first one, that is raised; at a later one, those before it are
+        If ``decode`` raises at the first one, that is raised; at a later one, those before it are
         returned and it stays ready.
         """
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         """Remove these claimed records for good. ``NotClaimedError`` for any other id."""
 
-    def give_back(self, id: int) -> int | None:
+    def nack(self, id: int) -> int | None:
         """Make a claimed record ready again, in its place. ``NotClaimedError`` for any other id."""
 
     def release(self, claims: Sequence[Claim]) -> int:
@@ -131,10 +131,10 @@ class QueueStore(Protocol):
         :return: how many records became ready.
         """
 
-    def peek(self, use: Callable[[Record], T]) -> T:
-        """``use`` of what the next ``take`` would claim; ``Empty`` if there is none."""
+    def peek(self, decode: Callable[[Record], T]) -> T:
+        """``decode`` of what the next ``take`` would claim; ``Empty`` if there is none."""
 
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         """Remove a ready record unseen, the first one without ``id``.
 
         :return: its id, or ``None`` if there is no such ready record.
@@ -155,13 +155,13 @@ class QueueStore(Protocol):
     def unfinished(self) -> int:
         """How many records are ready or claimed, at one moment."""
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when another process has changed something since."""
 
     def stats(self) -> Stats:
         """The numbers of this moment."""
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child, before anything else: let go of what is the parent's, write nothing.
 
         The next call opens the store anew; what the parent claimed is not claimed here.
@@ -177,7 +177,7 @@ class RecordStore(QueueStore, Protocol):
 
     *Ready*, and what ``count`` counts, is also what was delayed and is due, and what was claimed with a
     lease that ran out. A claim that no lease ends is held until its store is closed or its process dies.
-    What ``acknowledge``, ``fail`` and ``give_back`` are given must have been claimed by this very store:
+    What ``ack``, ``fail`` and ``nack`` are given must have been claimed by this very store:
     ``NotClaimedError`` for what never was or is finished, ``StaleClaimError`` for a claim that was lost.
     """
 
@@ -190,7 +190,7 @@ class RecordStore(QueueStore, Protocol):
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
@@ -205,7 +205,7 @@ class RecordStore(QueueStore, Protocol):
     def fail(self, ids: Sequence[int]) -> None:
         """Set claimed records aside as failed."""
 
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         """Make a claimed record ready again; dead, if it was claimed too often.
 
         :param delay: seconds until then; ``None``: as the table's back-off says.
@@ -214,19 +214,19 @@ class RecordStore(QueueStore, Protocol):
         :return: its id.
         """
 
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         """Another payload for a record that is ready, delayed or claimed by whomever.
 
         :return: whether there is one. ``DuplicateError`` if the new key is in force for another record.
         """
 
-    def holds(self, key: bytes) -> bool:
+    def has_active_key(self, key: bytes) -> bool:
         """Whether a record of this key is ready, delayed or claimed."""
 
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         """Make ready what holders that are dead had claimed; return how many records."""
 
-    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+    def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
         """The records in these states (none named: in any), in the order of their ids."""
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
@@ -246,7 +246,7 @@ class Pair(NamedTuple):
 
     key: bytes
     """What decides which keys are equal, and where they stand in a :meth:`PairStore.scan`."""
-    name: bytes
+    original_key: bytes
     """The key as it was first given, in whatever form its owner reads."""
     value: bytes
     """Empty where values were not asked for."""
@@ -284,9 +284,9 @@ class PairStore(Protocol):
     def remove(self, key: bytes) -> bool:
         """Remove ``key``, its value unread, so that a damaged one can be removed; whether it was there."""
 
-    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
-        """Remove the last (or first) pair and return ``use`` of it; ``KeyError`` if there is none.
-        If ``use`` raises, it stays. It must not call this mapping.
+    def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
+        """Remove the last (or first) pair and return ``decode`` of it; ``KeyError`` if there is none.
+        If ``decode`` raises, it stays. It must not call this mapping.
         """
 
     def clear(self) -> int:
@@ -311,13 +311,13 @@ class PairStore(Protocol):
         One within another is part of it. Other threads' and processes' changes wait meanwhile.
         """
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when another process has changed something since."""
 
     def stats(self) -> Stats:
         """``ready``: how many pairs; ``bytes``: what their file occupies."""
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child, before anything else: let go of what is the parent's, write nothing."""
 
     def close(self) -> None:

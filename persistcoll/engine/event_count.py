@@ -17,26 +17,26 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-__all__ = ["FASTEST_POLL", "SLOWEST_POLL", "EventCount", "Waiter"]
+__all__ = ["MAX_POLL_INTERVAL", "MIN_POLL_INTERVAL", "EventCount", "Waiter"]
 
-FASTEST_POLL = 0.0005
-SLOWEST_POLL = 0.005
+MIN_POLL_INTERVAL = 0.0005
+MAX_POLL_INTERVAL = 0.005
 """Seconds. The slowest is for what is cheap to ask."""
 
 
 class EventCount:
     """An event count that threads can wait on.
 
-    :param slowest_poll: seconds between two looks at what other processes do, at the longest.
+    :param max_poll_interval: seconds between two looks at what other processes do, at the longest.
     :ivar listeners: how many listen. Who notifies may look at it first, after the fact and without a
         lock: a listener counts itself in before it looks at the facts.
     """
 
-    __slots__ = ("_count", "_gates", "_has_poller", "_mutex", "_slowest_poll", "listeners")
+    __slots__ = ("_count", "_gates", "_has_poller", "_max_poll_interval", "_mutex", "listeners")
 
-    def __init__(self, slowest_poll: float = SLOWEST_POLL) -> None:
+    def __init__(self, max_poll_interval: float = MAX_POLL_INTERVAL) -> None:
         self.listeners = 0
-        self._slowest_poll = slowest_poll
+        self._max_poll_interval = max_poll_interval
         # Re-entrant: a signal handler may come in within any of its holders, and notify. Each step leaves the
         # gates such that this does no harm.
         self._mutex = threading.RLock()
@@ -88,7 +88,7 @@ class Waiter:
     def __init__(self, signal: EventCount) -> None:
         self._signal = signal
         self._ticket = 0
-        self._interval = FASTEST_POLL
+        self._interval = MIN_POLL_INTERVAL
         self._listens = False
         self._is_poller = False  # for all
         self._waited_cross_process = False  # waited for other processes too
@@ -125,31 +125,37 @@ class Waiter:
         """Before looking: what happens from now on ends the next wait."""
         self._ticket = self._signal._count
 
-    def wait(self, deadline: float | None, version: Callable[[], object] | None, seen: object) -> bool:
+    def wait(
+        self, deadline: float | None, change_token: Callable[[], object] | None, last_token: object
+    ) -> bool:
         """Wait for something to happen after the ticket was taken.
 
         :param deadline: by ``time.monotonic()``; ``None`` waits for ever.
-        :param version: asked now and then: it differs from ``seen`` when another process did something.
+        :param change_token: asked now and then: it differs from ``last_token`` when another process did something.
         :return: ``False`` if nothing happened until the deadline.
         """
-        self._waited_cross_process = version is not None
+        self._waited_cross_process = change_token is not None
         gate = threading.Lock()
         gate.acquire()
         try:
-            return self._wait(gate, deadline, version, seen)
+            return self._wait(gate, deadline, change_token, last_token)
         except BaseException:  # KeyboardInterrupt, wherever it came in
             self._pass_on(self._withdraw(gate))
             raise
 
     def _wait(
-        self, gate: threading.Lock, deadline: float | None, version: Callable[[], object] | None, seen: object
+        self,
+        gate: threading.Lock,
+        deadline: float | None,
+        change_token: Callable[[], object] | None,
+        last_token: object,
     ) -> bool:
         signal = self._signal
         while True:
             with signal._mutex:
                 happened = signal._count != self._ticket
                 if not happened:
-                    if version is not None and not self._is_poller and not signal._has_poller:
+                    if change_token is not None and not self._is_poller and not signal._has_poller:
                         signal._has_poller = self._is_poller = True
                     signal._gates.append(gate)
             if happened:
@@ -163,7 +169,7 @@ class Waiter:
             if deadline is not None and time.monotonic() >= deadline:
                 self._pass_on(False)
                 return False
-            if self._is_poller and version is not None and version() != seen:
+            if self._is_poller and change_token is not None and change_token() != last_token:
                 self._pass_on(False)
                 return True
 
@@ -173,7 +179,7 @@ class Waiter:
         remaining = threading.TIMEOUT_MAX if deadline is None else max(deadline - time.monotonic(), 0.0)
         if self._is_poller:
             remaining = min(remaining, self._interval)
-            self._interval = min(self._interval * 1.5, self._signal._slowest_poll)
+            self._interval = min(self._interval * 1.5, self._signal._max_poll_interval)
         return gate.acquire(timeout=min(remaining, threading.TIMEOUT_MAX))
 
     def _withdraw(self, gate: threading.Lock) -> bool:

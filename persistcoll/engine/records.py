@@ -139,7 +139,7 @@ class ClaimPolicy(NamedTuple):
     """How long what comes back is delayed; ``None``: not at all."""
     keep_done: int = 0
     """How many of the newest acknowledged records are kept, at least."""
-    resume: bool = True
+    auto_reclaim: bool = True
     """Whether what dead holders had claimed is given back."""
 
 

@@ -125,6 +125,6 @@ class Cursor(CursorWriter):
         """Close the file, as the death of the process would."""
         self._synced.close()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the parent's descriptor is closed, nothing is written."""
-        self._synced.abandon()
+        self._synced.after_fork_in_child()

@@ -107,7 +107,7 @@ class CursorView:
         """How many records are not ready: acknowledged, or in a living consumer's hands."""
         return max(self.acknowledged().count, self._lock.published().not_ready)
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when the consumer has done something since."""
         return self._lock.raw_state(), self.acknowledged().count
 

@@ -111,7 +111,7 @@ class Journal:
             self._catch_up_if_grown()
             return self._tail.last_id
 
-    def version(self) -> tuple[int, int]:
+    def change_token(self) -> tuple[int, int]:
         """Differs from an earlier one when anything was appended since, by whomever."""
         with self._mutex:
             # Not the size alone: that of a chunk which others have finished says nothing of the next.
@@ -333,10 +333,10 @@ class Journal:
         self._tail.file.close()
         self._lock.close()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: let go of the parent's descriptors and write nothing.
 
         Both would otherwise share one open file, and with it one lock.
         """
-        self._tail.file.abandon()
+        self._tail.file.after_fork_in_child()
         self._lock.close()

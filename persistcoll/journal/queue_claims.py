@@ -158,15 +158,15 @@ class QueueClaims:
     # Taking. Whatever changes more than one thing sets `unsure` before the first and clears it behind the
     # last: an interrupt in between has all of it learned again, so nothing in the middle is repaired.
 
-    def take(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+    def take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         if self._released:
-            return self._take_released(use, acknowledge, claims)
+            return self._take_released(decode, acknowledge, claims)
         reader = self._reader
         buffer = reader.buffer
         if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
             self._read_first()
         record, start, end = buffer[0]
-        value = use(record)
+        value = decode(record)
         id = record[0]
         self.unsure = True
         if acknowledge:
@@ -196,10 +196,10 @@ class QueueClaims:
             raise Empty
 
     def take_many(
-        self, limit: int, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+        self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
         if self._released:
-            return [self._take_released(use, acknowledge, claims)]
+            return [self._take_released(decode, acknowledge, claims)]
         self._read_first()
         reader, buffer = self._reader, self._reader.buffer
         values: list[T] = []
@@ -223,7 +223,7 @@ class QueueClaims:
             if last and id != last + 1:
                 break
             try:
-                value = use(record)
+                value = decode(record)
             except Exception:
                 if not taken:
                     raise
@@ -248,9 +248,11 @@ class QueueClaims:
     def _publish(self) -> None:
         self._lock.publish(self.not_ready, self._reader.next_id, [entry[0] for entry in self._released])
 
-    def _take_released(self, use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+    def _take_released(
+        self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> T:
         id, number, start, end = self._released[0]
-        value = use(self._read_at(number, start))
+        value = decode(self._read_at(number, start))
         self.unsure = True
         if acknowledge:
             self._write(id, id, (number, end))
@@ -281,18 +283,18 @@ class QueueClaims:
             raise CorruptionError(f"{path!r} is cut at offset {start}", path, start)
         return record
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         if self._released:
             _, number, start, _ = self._released[0]
-            return use(self._read_at(number, start))
+            return decode(self._read_at(number, start))
         buffer = self._reader.buffer
         if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
             self._read_first()
-        return use(buffer[0][0])
+        return decode(buffer[0][0])
 
     # Acknowledging and giving back.
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         claimed = self.claimed
         if len(ids) == 1:  # nearly always
             id = ids[0]
@@ -316,7 +318,7 @@ class QueueClaims:
             del claimed[id]
         self.unsure = False
 
-    def give_back(self, id: int) -> None:
+    def nack(self, id: int) -> None:
         if id not in self.claimed:
             raise self._not_claimed(id)
         self.unsure = True
@@ -329,13 +331,13 @@ class QueueClaims:
         # By identity: each claim is a tuple of its own.
         in_force = [id for id, claim in claims if self.claimed.get(id) is claim]
         for id in in_force:
-            self.give_back(id)
+            self.nack(id)
         return len(in_force)
 
     def _not_claimed(self, id: int) -> NotClaimedError:
         return NotClaimedError(f"item {id} is not in this consumer's hands")
 
-    def discard(self, id: int | None) -> int | None:
+    def remove(self, id: int | None) -> int | None:
         self.unsure = True
         discarded = self._discard_released(id)
         if discarded is None:
@@ -431,7 +433,7 @@ class QueueClaims:
         self._cursor.let_go()
         self._reader.close()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the parent's descriptors are closed, nothing is written."""
-        self._cursor.abandon()
+        self._cursor.after_fork_in_child()
         self._reader.close()

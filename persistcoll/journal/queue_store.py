@@ -11,7 +11,7 @@ from typing import TypeVar
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.event_count import SLOWEST_POLL
+from persistcoll.engine.event_count import MAX_POLL_INTERVAL
 from persistcoll.engine.forks import (
     note_users,
     owned,
@@ -60,7 +60,7 @@ class JournalQueueStore:
     :raise LockedError: by any call that takes, while another process consumes.
     """
 
-    slowest_poll = SLOWEST_POLL
+    max_poll_interval = MAX_POLL_INTERVAL
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ class JournalQueueStore:
             raise StorageError(REENTRANT)
 
     def _follow_fork(self) -> None:
-        follow_fork()  # calls `abandon`, where a container holds this store
-        self.abandon()
+        follow_fork()  # calls `after_fork_in_child`, where a container holds this store
+        self.after_fork_in_child()
 
     def _check(self) -> None:
         """With ``_taking`` held: refuse, or open anew in a forked child."""
@@ -263,7 +263,7 @@ class JournalQueueStore:
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -280,7 +280,7 @@ class JournalQueueStore:
                 or self._forked
             ):
                 consumer = self._become_consumer()
-            value = consumer.take(use, acknowledge, claims)
+            value = consumer.take(decode, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
         return value
@@ -288,7 +288,7 @@ class JournalQueueStore:
     def take_many(
         self,
         limit: int,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -297,12 +297,12 @@ class JournalQueueStore:
         self._arrive()
         with self._taking:
             consumer = self._become_consumer()
-            values = consumer.take_many(limit, use, acknowledge, claims)
+            values = consumer.take_many(limit, decode, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
         return values
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         if not SAME[0] or self._takes() or self._appends():
             self._arrive()
         with self._taking:
@@ -317,14 +317,14 @@ class JournalQueueStore:
                 if not ids:
                     return
                 consumer = self._require_consumer()
-            consumer.acknowledge(ids)
+            consumer.ack(ids)
         if self._power:
             consumer.commit()
 
-    def give_back(self, id: int) -> None:
+    def nack(self, id: int) -> None:
         self._arrive()
         with self._taking:
-            self._require_consumer().give_back(id)
+            self._require_consumer().nack(id)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._arrive()
@@ -338,11 +338,11 @@ class JournalQueueStore:
             raise NotClaimedError("this process has taken nothing")
         return consumer
 
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         self._arrive()
         with self._taking:
             consumer = self._become_consumer()
-            discarded = consumer.discard(id)
+            discarded = consumer.remove(id)
         if self._power:
             consumer.commit()
         return discarded
@@ -364,16 +364,16 @@ class JournalQueueStore:
             self._follow_fork()
         return self.used_here()
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         if not self._within():
             with self._taking:
                 consumer = self._settled()
                 if consumer is not None:
-                    return consumer.peek(use)
+                    return consumer.peek(decode)
         records = self.records()
         try:
             for record in records:
-                return use(record)
+                return decode(record)
         finally:
             records.close()
         raise Empty
@@ -476,12 +476,12 @@ class JournalQueueStore:
             self._settled()
             return self._journal.refresh() - self._acknowledged().count
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         self._arrive()
         with self._taking:
             if self._settled() is not None:
-                return self._journal.version()
-            return self._journal.version(), self._cursor_view.version()
+                return self._journal.change_token()
+            return self._journal.change_token(), self._cursor_view.change_token()
 
     def stats(self) -> Stats:
         ready, claimed = self.count(), self.claimed()
@@ -570,7 +570,7 @@ class JournalQueueStore:
         self._released = True
         used_no_more(self)
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         if self._forked:
             return
         self._forked = True
@@ -578,7 +578,7 @@ class JournalQueueStore:
         if self._released:
             return
         if self._consumer is not None:
-            self._consumer.abandon()
+            self._consumer.after_fork_in_child()
         self._cursor_view.close()
-        self._journal.abandon()
+        self._journal.after_fork_in_child()
         self._lock.close()

@@ -50,7 +50,7 @@ class ReadOnlyQueueStore(JournalQueueStore):
     ) -> NoReturn:
         raise read_only_error(repr(self._path))
 
-    def acknowledge(self, ids: Sequence[int]) -> NoReturn:
+    def ack(self, ids: Sequence[int]) -> NoReturn:
         raise read_only_error(repr(self._path))
 
     def release(self, claims: Sequence[Claim]) -> NoReturn:
@@ -87,7 +87,7 @@ class _Tail:
             raise storage_error(error, "reading", self._location.directory) from error
         return self.tail[2]
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when anything was appended since."""
         self.refresh()
         return self.tail
@@ -162,4 +162,4 @@ class _Tail:
         if file is not None:
             file.close()
 
-    close = abandon = let_go
+    close = after_fork_in_child = let_go

@@ -50,7 +50,7 @@ class ReadableJournal(Protocol):
     def refresh(self) -> int:
         """Read what other processes have appended; return the id of the last record."""
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when anything was appended since, by whatever process."""
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class ReadableJournal(Protocol):
     def let_go(self) -> None:
         """Close the files, as the death of the process would."""
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: let go of the parent's descriptors and write nothing."""
 
 

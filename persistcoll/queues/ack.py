@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal, overload
 
 from persistcoll.engine.arguments import checked_count, checked_seconds
-from persistcoll.engine.blocking import BlockingQueue, Use
+from persistcoll.engine.blocking import BlockingQueue, Decode
 from persistcoll.engine.contracts import Claim, RecordStore
 from persistcoll.engine.in_flight import IndexedClaimList
 from persistcoll.engine.records import Record
@@ -46,8 +46,8 @@ class BaseAckQueue(BaseSQLQueue[T]):
             maxsize,
             False,
             **self._putting(table),
-            acknowledge=self._deliveries.acknowledge,
-            give_back=self._deliveries.give_back,
+            acknowledge=self._deliveries.ack,
+            nack=self._deliveries.nack,
             hand=IndexedClaimList,
             hand_over=self._deliveries.hand_over,
             take_back=self._deliveries.forget,
@@ -116,19 +116,19 @@ class BaseAckQueue(BaseSQLQueue[T]):
             choose = None
         else:
             choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
-        use = self._deliver_raw if raw else self._deliver
+        decode = self._deliver_raw if raw else self._deliver
         try:
-            return self._get(use, block, timeout, choose)
+            return self._get(decode, block, timeout, choose)
         except Empty:
             raise self._nothing_waits() from None
 
     def _take_after(
-        self, use: Use[Delivery], acknowledge: bool, id: int, **options: Any
+        self, decode: Decode[Delivery], acknowledge: bool, id: int, **options: Any
     ) -> tuple[Any, Delivery]:
         try:
-            return self._table.take(use, acknowledge, id, True, **options)
+            return self._table.take(decode, acknowledge, id, True, **options)
         except Empty:
-            return self._table.take(use, acknowledge, **options)
+            return self._table.take(decode, acknowledge, **options)
 
     @overload
     def get_nowait(
@@ -200,7 +200,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
         :raise ValueError: both or neither were given. ``None`` beside an id is not given.
         :raise TypeError: ``id`` is no id.
         """
-        return self._settle(item, id, self._acknowledge, 0)
+        return self._settle(item, id, self._ack, 0)
 
     def ack_failed(
         self, item: T | dict[str, Any] = _NO_ITEM, id: int | dict[str, Any] | None = None
@@ -229,10 +229,10 @@ class BaseAckQueue(BaseSQLQueue[T]):
         """
         if delay is not None:
             delay = checked_seconds("delay", delay)
-        return self._settle(item, id, partial(self._table.give_back, delay=delay, to_back=to_back), 1)
+        return self._settle(item, id, partial(self._table.nack, delay=delay, to_back=to_back), 1)
 
-    def _acknowledge(self, id: int) -> int:
-        self._table.acknowledge((id,))
+    def _ack(self, id: int) -> int:
+        self._table.ack((id,))
         return id
 
     def _fail(self, id: int) -> int:

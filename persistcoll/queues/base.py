@@ -263,7 +263,7 @@ class BaseQueue(Reopenable, Generic[T]):
         :return: its id; ``None`` if no such item waits.
         :raise TypeError: ``id`` is no id.
         """
-        return self._blocking.discard(None if id is None else checked_integer("id", id))
+        return self._blocking.remove(None if id is None else checked_integer("id", id))
 
     def clear(self) -> int:
         """Remove every waiting item; return how many there were."""

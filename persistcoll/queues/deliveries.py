@@ -219,14 +219,14 @@ class Deliveries:
         delivery.settled = True
         return result
 
-    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
         """For whom a hand holds them; what was settled already is left alone."""
         for delivery in deliveries:
-            self._settle_held(delivery, lambda id: self._table.acknowledge((id,)))
+            self._settle_held(delivery, lambda id: self._table.ack((id,)))
 
-    def give_back(self, delivery: Delivery) -> None:
+    def nack(self, delivery: Delivery) -> None:
         """Likewise."""
-        self._settle_held(delivery, self._table.give_back)
+        self._settle_held(delivery, self._table.nack)
 
     def _settle_held(self, delivery: Delivery, verb: Callable[[int], object]) -> None:
         if not delivery.settled:

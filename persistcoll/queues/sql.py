@@ -239,7 +239,7 @@ class BaseSQLQueue(BaseQueue[T]):
         id = self._checked_id(id)
         payload = self._encode(item)
         key = _key(item) if self._discipline.unique else None
-        return id if self._table.replace(id, payload, key) else None
+        return id if self._table.update(id, payload, key) else None
 
     # Getting.
 
@@ -289,10 +289,10 @@ class BaseSQLQueue(BaseQueue[T]):
         :raise TypeError: ``id`` is no id.
         :raise ValueError: the timeout is negative, or ``id`` cannot be one.
         """
-        use = self._decode_raw if raw else self._decode
+        decode = self._decode_raw if raw else self._decode
         if id is None:
-            return self._get(use, block, timeout)
-        return self._get(use, block, timeout, partial(self._table.take, id=self._checked_id(id)))
+            return self._get(decode, block, timeout)
+        return self._get(decode, block, timeout, partial(self._table.take, id=self._checked_id(id)))
 
     @overload
     def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
@@ -338,7 +338,7 @@ class BaseSQLQueue(BaseQueue[T]):
         :return: for each item ``{"id", "data", "timestamp"}``.
         :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
-        return [self._row(state, record) for state, record in self._table.rows()]
+        return [self._row(state, record) for state, record in self._table.scan()]
 
     def _row(self, state: State, record: Record) -> dict[str, Any]:
         try:
@@ -366,7 +366,7 @@ class BaseSQLQueue(BaseQueue[T]):
         self._table.shrink()
 
     def _holds(self, item: Any) -> bool:
-        return self._table.holds(_key(item))
+        return self._table.has_active_key(_key(item))
 
 
 def _key(item: Any) -> bytes:

@@ -125,7 +125,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
             max_attempts=max_attempts,
             backoff=backoff,
             keep_done=_ALL if keep_acked is None else keep_acked,
-            resume=bool(auto_resume),
+            auto_reclaim=bool(auto_resume),
         )
         own = {
             "auto_resume": auto_resume,
@@ -159,7 +159,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
 
         :return: how many items that were.
         """
-        count = self._table.resume()
+        count = self._table.reclaim()
         self._blocking.settled(count)
         return count
 

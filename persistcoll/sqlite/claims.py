@@ -185,7 +185,7 @@ class Claims:
             " back; it may be delivered again"
         )
 
-    def acknowledge(self, execute: Execute, rows: Sequence[Any]) -> None:
+    def ack(self, execute: Execute, rows: Sequence[Any]) -> None:
         """Ready rows become done; they are claimed for that."""
         holder = self.claim(execute, rows)
         for row in rows:
@@ -215,7 +215,7 @@ class Claims:
             self._counters.add(state, -count)
             self._database.changed(self._counters)
 
-    def give_back(self, fresh: Fresh, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
+    def nack(self, fresh: Fresh, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
         """Ready again, now or later; or dead."""
         claim = self._claim_of(id)
         attempts = claim[2]
@@ -316,7 +316,7 @@ class Claims:
         else:
             self._return(execute, claim, None)
 
-    def resume(self, execute: Execute) -> int:
+    def reclaim(self, execute: Execute) -> int:
         """What dead holders had claimed: ready again, or dead; how many there were."""
         count = 0
         database = self._database
@@ -333,18 +333,18 @@ class Claims:
         execute(_FORGET_HOLDER, (self._number, number))
         return len(claims)
 
-    def may_resume(self) -> bool:
+    def may_reclaim(self) -> bool:
         """Whether something is held, and it is time to see if its holders live."""
-        if not self._retry.resume or not self._counters.claimed:
+        if not self._retry.auto_reclaim or not self._counters.claimed:
             return False
         return time.monotonic() - self._looked >= _VIGIL
 
     def resume_sometimes(self, execute: Execute) -> bool:
         """:meth:`resume`, if it is time for it; whether anything came of it."""
-        if not self.may_resume():
+        if not self.may_reclaim():
             return False
         self._looked = time.monotonic()
-        return self.resume(execute) > 0
+        return self.reclaim(execute) > 0
 
     def find(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Who holds the record of this id (0: nobody, it is delayed), and its row."""
@@ -368,7 +368,7 @@ class Claims:
             fresh(execute)
             self._give_back_all(execute, holder.number)
 
-        if not self._retry.resume or within_an_operation():
+        if not self._retry.auto_reclaim or within_an_operation():
             holder.abandon()  # whoever finds it dead gives it back
             return
         try:
@@ -380,7 +380,7 @@ class Claims:
             raise
         holder.end()
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         """In a forked child: the claims are the parent's."""
         if self._holder is not None:
             self._holder.abandon()

@@ -643,7 +643,7 @@ class Database(Readable):
     def _after_fork(self) -> None:
         at_rest, opened, watcher = self._at_rest, self._opened, self._watcher.connection
         readers = self._readers.connections
-        self._wal_sync.abandon()
+        self._wal_sync.after_fork_in_child()
         self._reset()
         if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)

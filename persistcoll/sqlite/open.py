@@ -329,8 +329,8 @@ def open_table(
             leave=_databases.release,
         )
         try:
-            if retry.resume and not place.read_only:
-                table.resume()
+            if retry.auto_reclaim and not place.read_only:
+                table.reclaim()
         except BaseException:
             table.close()
             raise

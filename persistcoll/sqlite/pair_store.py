@@ -271,7 +271,7 @@ class SQLitePairStore(PairStore):
                 self._database.changed(counters)
         counters.lower_next_due(end)
 
-    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+    def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
 
         def run(execute: Execute) -> T:
@@ -279,7 +279,7 @@ class SQLitePairStore(PairStore):
             row = execute(self._sql.select_end[last]).fetchone()
             if row is None:
                 raise KeyError("the mapping is empty")
-            result = use(self._rows.pair(row, True))
+            result = decode(self._rows.pair(row, True))
             if not self._remove(execute, counters, row[1]):
                 # It would be given again and again.
                 raise driver.corruption_error("a pair is not where its key says")
@@ -355,14 +355,14 @@ class SQLitePairStore(PairStore):
         finally:
             self._rested()
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         self._check()
-        return self._database.version()
+        return self._database.change_token()
 
     def stats(self) -> Stats:
         return Stats(ready=self.count(), bytes=self._database.source.occupied())
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The database itself follows forks.
         pass
 

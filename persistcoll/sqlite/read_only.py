@@ -138,7 +138,7 @@ class ReadOnlyDatabase:
         """The first row that this statement finds in what is committed, or ``None``."""
         return self.look(lambda execute: execute(text, parameters).fetchone())
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from every earlier one: whoever waits looks again."""
         return object()
 

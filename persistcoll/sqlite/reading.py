@@ -201,7 +201,7 @@ class Readable(Restable):
             raise
         add(connection)
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         """Differs from an earlier one when somebody else has written since."""
         if not SAME[0]:
             follow_fork()
@@ -212,6 +212,6 @@ class Readable(Restable):
         if self._watcher.user == me:  # a signal handler's: it looks, and is asked again
             return object()
         try:
-            return self._watcher.version()
+            return self._watcher.change_token()
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error

@@ -41,7 +41,7 @@ class SQLiteRecordStore(RecordStore):
     """
 
     # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
-    slowest_poll = 0.01
+    max_poll_interval = 0.01
     _users: list[Database] = []  # noqa: RUF012 - until it is made; never changed
 
     def __init__(
@@ -180,7 +180,7 @@ class SQLiteRecordStore(RecordStore):
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
@@ -209,11 +209,11 @@ class SQLiteRecordStore(RecordStore):
                 self._rows.check_none_left(counters.ready if id is None else 0)
                 self._found_empty = True
                 raise Empty
-            value = use(self._rows.record(row, 1))
+            value = decode(self._rows.record(row, 1))
             if not acknowledge:
                 self._claims.claim(execute, (row,))
             elif self._keeps:
-                self._claims.acknowledge(execute, (row,))
+                self._claims.ack(execute, (row,))
             else:
                 self._remove(execute, counters, (row,))
             return value, row
@@ -227,7 +227,7 @@ class SQLiteRecordStore(RecordStore):
     def take_many(
         self,
         limit: int,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -247,7 +247,7 @@ class SQLiteRecordStore(RecordStore):
             values: list[T] = []
             for row in rows:
                 try:
-                    values.append(use(self._rows.record(row, 1)))
+                    values.append(decode(self._rows.record(row, 1)))
                 except Exception:
                     if not values:
                         raise
@@ -260,7 +260,7 @@ class SQLiteRecordStore(RecordStore):
             if not acknowledge:
                 self._claims.claim(execute, rows)
             elif self._keeps:
-                self._claims.acknowledge(execute, rows)
+                self._claims.ack(execute, rows)
             else:
                 self._remove(execute, counters, rows)
             return values, rows
@@ -276,7 +276,7 @@ class SQLiteRecordStore(RecordStore):
         self._found_empty = False
 
         def look(execute: Execute, counters: Counters) -> None:
-            if not counters.ready and not self._claims.may_resume():
+            if not counters.ready and not self._claims.may_reclaim():
                 self._found_empty = True
                 raise Empty
 
@@ -292,7 +292,7 @@ class SQLiteRecordStore(RecordStore):
 
     # Settling.
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         self._finish(ids, State.DONE)
 
     def fail(self, ids: Sequence[int]) -> None:
@@ -303,26 +303,26 @@ class SQLiteRecordStore(RecordStore):
         if ids:
             self._claims.finish(self._fresh, ids, state, self._power)
 
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         self._check()
-        return self._claims.give_back(self._fresh, id, delay, to_back, self._power)
+        return self._claims.nack(self._fresh, id, delay, to_back, self._power)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._check()
         return self._claims.release(self._fresh, claims) if claims else 0
 
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         self._check()
 
         def run(execute: Execute) -> int:
             self._fresh(execute)
-            return self._claims.resume(execute)
+            return self._claims.reclaim(execute)
 
         return self._write(run, False, timeout=self._timeout)
 
     # Changing and removing.
 
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         self._check()
 
         def run(execute: Execute) -> bool:
@@ -339,7 +339,7 @@ class SQLiteRecordStore(RecordStore):
 
         return self._write(run, self._power, timeout=self._timeout)
 
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         self._check()
 
         def run(execute: Execute) -> int | None:
@@ -392,11 +392,11 @@ class SQLiteRecordStore(RecordStore):
 
     # Looking.
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         def look(moment: bool, execute: Execute, counters: Counters) -> T | object:
             row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
-                return use(self._rows.record(row))
+                return decode(self._rows.record(row))
             if counters.ready and not moment:
                 return _UNSURE
             self._rows.check_none_left(counters.ready)
@@ -406,13 +406,13 @@ class SQLiteRecordStore(RecordStore):
         value = self._look(partial(look, False))
         return cast(T, self._look(partial(look, True), True) if value is _UNSURE else value)
 
-    def holds(self, key: bytes) -> bool:
+    def has_active_key(self, key: bytes) -> bool:
         return self._look(lambda execute, _: self._keys.in_force(execute, key))
 
     def records(self) -> Iterator[Record]:
         return self._listing.ready()
 
-    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+    def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
         return self._listing.in_states(*states)
 
     def count(self) -> int:
@@ -424,19 +424,19 @@ class SQLiteRecordStore(RecordStore):
     def unfinished(self) -> int:
         return self._look(lambda _, counters: counters.ready + counters.delayed + counters.claimed)
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         self._check()
         # What time brings about is no change of the database: something is due; a holder may have died.
         due = self._counters.next_due_at
         is_due = due is not None and due <= self._now()
-        return self._database.version(), is_due, self._claims.may_resume()
+        return self._database.change_token(), is_due, self._claims.may_reclaim()
 
     def stats(self) -> Stats:
         return self._listing.stats(self._database.source.occupied)
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The database itself follows forks.
-        self._claims.abandon()
+        self._claims.after_fork_in_child()
 
     def close(self) -> None:
         held: list[threading.Lock] = []
@@ -457,5 +457,5 @@ class SQLiteRecordStore(RecordStore):
                     self._database.warn_if_replaced()
         finally:
             self._closed = True
-            self._claims.abandon()  # where that was interrupted: a holder found dead is resumed
+            self._claims.after_fork_in_child()  # where that was interrupted: a holder found dead is resumed
             self._leave(self._users)

@@ -28,7 +28,7 @@ class ChangeWatcher:
         self._connected = 0
         self._connect = connect
 
-    def version(self) -> Any:
+    def change_token(self) -> Any:
         """Differs from an earlier one when somebody else has written since."""
         me = threading.get_ident()
         with self.mutex:

@@ -19,7 +19,7 @@ __all__ = ["ExpectedError", "outcome", "st", "stateful"]
 
 
 class ExpectedError(Exception):
-    """Raised by a ``use``, or in a block, to see what comes of it."""
+    """Raised by a ``decode``, or in a block, to see what comes of it."""
 
 
 def outcome(call: Callable[[], Any]) -> Any:

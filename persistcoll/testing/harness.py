@@ -22,7 +22,7 @@ class Capabilities:
     crashes: bool = True
     """The factory has ``crashed(name)``: what a process that died at this moment leaves, opened."""
     forks: bool = True
-    """A forked child may go on with it, after ``abandon()``."""
+    """A forked child may go on with it, after ``after_fork_in_child()``."""
     processes: bool = True
     """Several processes that opened the same name see what the others do."""
 

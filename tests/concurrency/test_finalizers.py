@@ -150,7 +150,7 @@ CALLS: dict[str, Callable[[Path, SQLiteQueue, PDict[str, int]], object]] = {
     "put": lambda path, queue, ages: queue.put(1),
     "get": lambda path, queue, ages: queue.get(),
     "count": lambda path, queue, ages: len(queue),
-    "wait": lambda path, queue, ages: queue._table.version(),
+    "wait": lambda path, queue, ages: queue._table.change_token(),
     "look up": lambda path, queue, ages: ages["ann"],
     "go through": lambda path, queue, ages: list(ages),
     "transaction": lambda path, queue, ages: change(ages),
@@ -281,7 +281,7 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
 def test_the_watcher_waits_for_no_transaction(tmp_path):
     queue = SQLiteQueue(tmp_path, durability="process")
     with queue, PDict[str, int](tmp_path, "ages", durability="process") as ages, ages.transaction():
-        waiting(queue._table.version)()
+        waiting(queue._table.change_token)()
         with pytest.raises(persistcoll.Empty):
             queue.get(timeout=0.01)
 

@@ -180,7 +180,7 @@ def test_a_fork(tmp_path, monkeypatch, rng):
         PDict[str, int](tmp_path / "two", durability="process") as two,
     ):
 
-        def use() -> None:
+        def decode() -> None:
             for ages in (one, two):
                 ages["n"] = number
 
@@ -196,9 +196,9 @@ def test_a_fork(tmp_path, monkeypatch, rng):
             with suppress(KeyboardInterrupt):  # behind it
                 more = at_point(number, interrupt, fork, files)
             assert gc.isenabled()
-            for call in (use, fork):
+            for call in (decode, fork):
                 waiting(call)()
         assert one.copy() == two.copy() == {"n": number}
-        in_forked_child(use)
+        in_forked_child(decode)
     assert number > 50
     assert set(reported) == {KeyboardInterrupt}

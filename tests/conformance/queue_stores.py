@@ -100,14 +100,16 @@ class _Unsealing:
     def _plain(self, record: Record) -> Record:
         return record._replace(payload=self._unseal(record.payload, record.id))
 
-    def take(self, use: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
-        return self._fifo.take(lambda record: use(self._plain(record)), *arguments, **options)
+    def take(self, decode: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._fifo.take(lambda record: decode(self._plain(record)), *arguments, **options)
 
-    def take_many(self, limit: int, use: Callable[[Record], T], *arguments: Any, **options: Any) -> list[T]:
-        return self._fifo.take_many(limit, lambda record: use(self._plain(record)), *arguments, **options)
+    def take_many(
+        self, limit: int, decode: Callable[[Record], T], *arguments: Any, **options: Any
+    ) -> list[T]:
+        return self._fifo.take_many(limit, lambda record: decode(self._plain(record)), *arguments, **options)
 
-    def peek(self, use: Callable[[Record], T]) -> T:
-        return self._fifo.peek(lambda record: use(self._plain(record)))
+    def peek(self, decode: Callable[[Record], T]) -> T:
+        return self._fifo.peek(lambda record: decode(self._plain(record)))
 
     def records(self) -> Iterator[Record]:
         return map(self._plain, self._fifo.records())

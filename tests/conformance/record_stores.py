@@ -187,20 +187,22 @@ class _Unsealing:
     def _plain(self, record: Record) -> Record:
         return record._replace(payload=self._unseal(record.payload, record.id))
 
-    def take(self, use: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
-        return self._table.take(lambda record: use(self._plain(record)), *arguments, **options)
+    def take(self, decode: Callable[[Record], T], *arguments: Any, **options: Any) -> T:
+        return self._table.take(lambda record: decode(self._plain(record)), *arguments, **options)
 
-    def take_many(self, limit: int, use: Callable[[Record], T], *arguments: Any, **options: Any) -> list[T]:
-        return self._table.take_many(limit, lambda record: use(self._plain(record)), *arguments, **options)
+    def take_many(
+        self, limit: int, decode: Callable[[Record], T], *arguments: Any, **options: Any
+    ) -> list[T]:
+        return self._table.take_many(limit, lambda record: decode(self._plain(record)), *arguments, **options)
 
-    def peek(self, use: Callable[[Record], T]) -> T:
-        return self._table.peek(lambda record: use(self._plain(record)))
+    def peek(self, decode: Callable[[Record], T]) -> T:
+        return self._table.peek(lambda record: decode(self._plain(record)))
 
     def records(self) -> Iterator[Record]:
         return map(self._plain, self._table.records())
 
-    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
-        return ((state, self._plain(record)) for state, record in self._table.rows(*states))
+    def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
+        return ((state, self._plain(record)) for state, record in self._table.scan(*states))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)

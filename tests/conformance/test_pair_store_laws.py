@@ -68,8 +68,8 @@ def _wrong(**replaced):
     return Wrong()
 
 
-def _remove_before_use(mapping, original, use, last=True):
-    return use(original(lambda pair: pair, last))
+def _remove_before_use(mapping, original, decode, last=True):
+    return decode(original(lambda pair: pair, last))
 
 
 def _remove_before_change(mapping, original, key, name, change):
@@ -248,14 +248,14 @@ def _abandons_the_data(mapping, original):
 
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
-    "S1 removed before use": ("S1", {"pop_end": _remove_before_use}),
+    "S1 removed before use": ("S1", {"pop": _remove_before_use}),
     "S1 removed before change": ("S1", {"change": _remove_before_change}),
     "S2 the last is lost": ("S2", {"set_many": _forget_the_last}),
     "S3 change is called twice": ("S3", {"change": _change_twice}),
     "S3 get_many leaves one out": ("S3", {"get_many": _one_less}),
     "S8 closing forgets": ("S8", {"close": _forgets}),
     "S9 counts when closed": ("S9", {"count": _stays_open}),
-    "S10 the child forgets": ("S10", {"abandon": _abandons_the_data}),
+    "S10 the child forgets": ("S10", {"after_fork_in_child": _abandons_the_data}),
     "M1 a new value moves to the end": ("M1", {"set_many": _to_the_end}),
     "M1 a new value has a new name": ("M1", {"set_many": _new_names}),
     "M1 paged by counting": ("M1", {"pairs": _by_offset}),

@@ -76,31 +76,31 @@ def _lose(store, original, *arguments):
     return id
 
 
-def _use_twice(store, original, use, acknowledge=False, **options):
-    store.peek(use)
-    return original(use, acknowledge, **options)
+def _use_twice(store, original, decode, acknowledge=False, **options):
+    store.peek(decode)
+    return original(decode, acknowledge, **options)
 
 
-def _says_nothing(store, original, use, acknowledge=False, **options):
-    return original(use, acknowledge)
+def _says_nothing(store, original, decode, acknowledge=False, **options):
+    return original(decode, acknowledge)
 
 
-def _says_too_early(store, original, use, acknowledge=False, claims=None, **options):
+def _says_too_early(store, original, decode, acknowledge=False, claims=None, **options):
     if claims is not None:
         claims.append((1, None))
-    return original(use, acknowledge)
+    return original(decode, acknowledge)
 
 
 def _releases_any(store, original, claims):
     held = [id for id, _ in claims if id in store._state.holders]
     for id in held:
-        store.give_back(id)
+        store.nack(id)
     return len(held)
 
 
-def _remove_before_use(store, original, use, acknowledge=False, **options):
+def _remove_before_use(store, original, decode, acknowledge=False, **options):
     record = original(lambda record: record, acknowledge)
-    return use(record)
+    return decode(record)
 
 
 def _to_the_end(store, original, id):
@@ -118,8 +118,8 @@ def _reuse_ids(store, original):
     return count
 
 
-def _without_claim(store, original, use, acknowledge=False, **options):
-    return store.peek(use)
+def _without_claim(store, original, decode, acknowledge=False, **options):
+    return store.peek(decode)
 
 
 def _unbounded(store, original, payload, capacity=0):
@@ -162,14 +162,14 @@ def _listed_backwards(store, original):
 
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S1 a batch that does not fit is stored in part": ("S1", {"append_many": _half_a_batch}),
-    "S1 one wrong id and the others are acknowledged": ("S1", {"acknowledge": _acknowledge_what_is_there}),
+    "S1 one wrong id and the others are acknowledged": ("S1", {"ack": _acknowledge_what_is_there}),
     "S2 an append is lost": ("S2", {"append": _lose}),
     "S3 use is called twice": ("S3", {"take": _use_twice}),
     "S3 removed before use": ("S3", {"take": _remove_before_use}),
     "S3 nobody learns what was claimed": ("S3", {"take": _says_nothing}),
     "S3 said to be claimed before it is": ("S3", {"take": _says_too_early}),
     "S3 release takes another one's claim": ("S3", {"release": _releases_any}),
-    "S4 given back to the end": ("S4", {"give_back": _to_the_end}),
+    "S4 given back to the end": ("S4", {"nack": _to_the_end}),
     "S4 ids start again": ("S4", {"clear": _reuse_ids}),
     "S4 listed backwards": ("S4", {"records": _listed_backwards}),
     "S5 nothing is claimed": ("S5", {"take": _without_claim}),
@@ -178,11 +178,11 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S8 closing forgets": ("S8", {"close": _forgets}),
     "S8 claims outlive their holder": ("S8", {"close": _remembers_claims}),
     "S9 counts when closed": ("S9", {"count": _stays_open}),
-    "S10 the child keeps the parent's claims": ("S10", {"abandon": _abandon_nothing}),
+    "S10 the child keeps the parent's claims": ("S10", {"after_fork_in_child": _abandon_nothing}),
     "J1 an append is lost": ("J1", {"append": _lose}),
     "J2 read backwards": ("J2", {"records": _listed_backwards}),
-    "J3 acknowledging one removes another": ("J3", {"acknowledge": _forget_the_first}),
-    "J4 acknowledging one removes another": ("J4", {"acknowledge": _forget_the_first}),
+    "J3 acknowledging one removes another": ("J3", {"ack": _forget_the_first}),
+    "J4 acknowledging one removes another": ("J4", {"ack": _forget_the_first}),
 }
 
 

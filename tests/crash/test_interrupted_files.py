@@ -69,10 +69,10 @@ class Trial:
         self.held: list[int] = []
         if consuming:
             self.held = self.store.take_many(5, number)
-            self.store.acknowledge((1,))
-            self.store.give_back(2)
-            self.store.discard(7)
-            self.store.acknowledge((4,))
+            self.store.ack((1,))
+            self.store.nack(2)
+            self.store.remove(7)
+            self.store.ack((4,))
             self.held = [3, 5]
 
     def judge(self, added: tuple[int, ...], removed: tuple[tuple[int, ...], ...]) -> None:
@@ -93,7 +93,7 @@ class Trial:
         left = set(self.held)
         for id in self.held:
             with contextlib.suppress(persistcoll.NotClaimedError):
-                store.give_back(id)
+                store.nack(id)
                 left.discard(id)
         assert claimed == len(self.held) - len(left)
         found = drained(store)
@@ -142,18 +142,18 @@ OPERATIONS = {
     "take and acknowledge": (lambda trial: trial.store.take(number, True), (), ((2,),)),
     "take_many": (lambda trial: trial.store.take_many(3, number, claims=trial.claims), (), ()),
     "take_many and acknowledge": (lambda trial: trial.store.take_many(3, number, True), (), ((2,),)),
-    "acknowledge": (lambda trial: trial.store.acknowledge((3,)), (), ((3,),)),
-    "acknowledge two": (lambda trial: trial.store.acknowledge((3, 5)), (), ((3, 5),)),
-    "give_back": (lambda trial: trial.store.give_back(3), (), ()),
-    "discard": (lambda trial: trial.store.discard(), (), ((2,),)),
-    "discard one": (lambda trial: trial.store.discard(9), (), ((9,),)),
+    "ack": (lambda trial: trial.store.ack((3,)), (), ((3,),)),
+    "acknowledge two": (lambda trial: trial.store.ack((3, 5)), (), ((3, 5),)),
+    "nack": (lambda trial: trial.store.nack(3), (), ()),
+    "remove": (lambda trial: trial.store.remove(), (), ((2,),)),
+    "remove one": (lambda trial: trial.store.remove(9), (), ((9,),)),
     "clear": (lambda trial: trial.store.clear(), (), (READY,)),
     "peek": (lambda trial: trial.store.peek(number), (), ()),
     "records": (lambda trial: list(trial.store.records()), (), ()),
     "count": (lambda trial: trial.store.count(), (), ()),
     "unfinished": (lambda trial: trial.store.unfinished(), (), ()),
     "stats": (lambda trial: trial.store.stats(), (), ()),
-    "version": (lambda trial: trial.store.version(), (), ()),
+    "change_token": (lambda trial: trial.store.change_token(), (), ()),
 }
 
 
@@ -213,7 +213,7 @@ def test_changes_of_chunk(durability, memory_path, steps):
         with contextlib.closing(opened(trial.path)) as observer:
             assert observer.count() == ready
         for id in trial.held:
-            store.give_back(id)
+            store.nack(id)
         found = drained(store)
         # One at a time was put and taken, from the first ready one on.
         assert found[:2] == [3, 5] or found[:3] == [2, 3, 5]

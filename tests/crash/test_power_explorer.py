@@ -178,7 +178,7 @@ def out_of_order(scribe: Scribe) -> None:
     ids = [store.take(lambda record: record.id) for _ in range(3)]
     for place in (2, 0, 1):
         with scribe.asking("drop", place + 1, place + 1):
-            store.acknowledge([ids[place]])
+            store.ack([ids[place]])
 
 
 def beside_one_in_hand(scribe: Scribe) -> None:
@@ -188,7 +188,7 @@ def beside_one_in_hand(scribe: Scribe) -> None:
     ids = [store.take(lambda record: record.id) for _ in range(7)]
     for place in (4, 3, 6, 5, 1, 0):
         with scribe.asking("drop", place + 1, place + 1):
-            store.acknowledge([ids[place]])
+            store.ack([ids[place]])
 
 
 def long_life(scribe: Scribe) -> None:

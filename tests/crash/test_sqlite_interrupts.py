@@ -99,7 +99,7 @@ class Scene:
         for _ in range(3):
             self.table.take(bytes_of, claims=self.claims)
         self.ids = [id for id, _ in self.claims]
-        self.table.give_back(self.ids[0], 1000.0)
+        self.table.nack(self.ids[0], 1000.0)
         del self.claims[0]
 
 
@@ -112,22 +112,22 @@ OPERATIONS: dict[str, Operation] = {
     "get many": lambda s: s.table.take_many(3, bytes_of, True),
     "take": lambda s: s.table.take(bytes_of, claims=s.claims),
     "take many": lambda s: s.table.take_many(3, bytes_of, claims=s.claims),
-    "acknowledge": lambda s: s.table.acknowledge(s.ids[1:]),
+    "ack": lambda s: s.table.ack(s.ids[1:]),
     "fail": lambda s: s.table.fail(s.ids[1:2]),
-    "give back": lambda s: s.table.give_back(s.ids[1]),
-    "give back later": lambda s: s.table.give_back(s.ids[1], 100.0),
-    "give back behind all": lambda s: s.table.give_back(s.ids[1], to_back=True),
+    "give back": lambda s: s.table.nack(s.ids[1]),
+    "give back later": lambda s: s.table.nack(s.ids[1], 100.0),
+    "give back behind all": lambda s: s.table.nack(s.ids[1], to_back=True),
     "release": lambda s: s.table.release(s.claims),
-    "replace": lambda s: s.table.replace(s.ids[-1] + 1, b"another", b"another"),
-    "discard": lambda s: s.table.discard(),
+    "update": lambda s: s.table.update(s.ids[-1] + 1, b"another", b"another"),
+    "remove": lambda s: s.table.remove(),
     "clear": lambda s: s.table.clear(),
     "peek": lambda s: s.table.peek(bytes_of),
     "records": lambda s: [*s.table.records()],
-    "rows": lambda s: [*s.table.rows()],
+    "scan": lambda s: [*s.table.scan()],
     "count": lambda s: s.table.count(),
     "stats": lambda s: s.table.stats(),
-    "version": lambda s: s.table.version(),
-    "resume": lambda s: s.table.resume(),
+    "change_token": lambda s: s.table.change_token(),
+    "reclaim": lambda s: s.table.reclaim(),
     "shrink": lambda s: s.table.shrink(),
     "close": lambda s: s.table.close(),
 }
@@ -143,7 +143,7 @@ CLOSING = tuple(
 @pytest.mark.parametrize(
     ("discipline", "retry"),
     [
-        (FIFO, ClaimPolicy(resume=True)),
+        (FIFO, ClaimPolicy(auto_reclaim=True)),
         (UNIQUE, ClaimPolicy(lease=100.0, keep_done=5, max_attempts=3)),
         (PRIORITY, ClaimPolicy()),
     ],

@@ -256,7 +256,7 @@ def test_closed_while_another_thread_uses_it(open_dict):
     d = open_dict()
     busy = threading.Event()
 
-    def use():
+    def decode():
         while True:
             if d.incr("n") >= 50:
                 busy.set()
@@ -264,7 +264,7 @@ def test_closed_while_another_thread_uses_it(open_dict):
 
     def use_until_it_is_closed():
         with pytest.raises(ClosedError):
-            use()
+            decode()
 
     def close():
         busy.wait(60)

@@ -48,9 +48,9 @@ def clocks(monkeypatch):
 @pytest.fixture
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
-    monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
     for store in (JournalQueueStore, MemoryQueueStore):
-        monkeypatch.setattr(store, "slowest_poll", 30.0)
+        monkeypatch.setattr(store, "max_poll_interval", 30.0)
 
 
 def timed(call):
@@ -229,8 +229,8 @@ class Racing(MemoryQueueStore):
                 self.meanwhile()
             raise
 
-    def take(self, use, acknowledge=False, **options):
-        return self._race(lambda: super(Racing, self).take(use, acknowledge, **options))
+    def take(self, decode, acknowledge=False, **options):
+        return self._race(lambda: super(Racing, self).take(decode, acknowledge, **options))
 
     def append(self, payload, capacity=0, **options):
         return self._race(lambda: super(Racing, self).append(payload, capacity, **options))
@@ -241,7 +241,7 @@ class Racing(MemoryQueueStore):
             self.meanwhile()
         return found
 
-    def version(self):
+    def change_token(self):
         return None
 
 
@@ -268,7 +268,7 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
     run_threads(blocking.join, timeout=5)
 
 
-@pytest.mark.parametrize("call", ["get", "put", "put_many", "discard", "clear", "receive", "give back"])
+@pytest.mark.parametrize("call", ["get", "put", "put_many", "remove", "clear", "receive", "give back"])
 def test_every_change_wakes_who_waits_for_it(no_polling, call):
     blocking = BlockingQueue(MemoryQueueStore(), 2, True)
     claims: list[Claim] = []
@@ -290,14 +290,14 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
     until(lambda: blocking._not_full._gates)
     {
         "get": lambda: blocking.get(pair, False, None),
-        "discard": lambda: blocking.discard(None),
+        "remove": lambda: blocking.remove(None),
         "clear": blocking.clear,
         "receive": lambda: blocking.claim(pair, False, None, claims),
     }[call]()
     wait()
 
 
-@pytest.mark.parametrize("call", ["task_done", "settle", "discard", "clear"])
+@pytest.mark.parametrize("call", ["task_done", "settle", "remove", "clear"])
 def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
     blocking = BlockingQueue(MemoryQueueStore(), 0, False)
     claims: list[Claim] = []
@@ -311,7 +311,7 @@ def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
     {
         "task_done": blocking.task_done,
         "settle": lambda: blocking.settle(id, claims, done=True),
-        "discard": lambda: blocking.discard(None),
+        "remove": lambda: blocking.remove(None),
         "clear": blocking.clear,
     }[call]()
     wait()

@@ -9,19 +9,19 @@ import pytest
 
 from persistcoll.engine import event_count
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.event_count import SLOWEST_POLL, EventCount
+from persistcoll.engine.event_count import MAX_POLL_INTERVAL, EventCount
 from persistcoll.engine.memory.queue_store import MemoryQueueStore
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
 
 
-def wait_once(signal, seconds=10.0, version=None, seen=None):
+def wait_once(signal, seconds=10.0, change_token=None, seen=None):
     """Listen and wait for what happens from now on; whether anything did."""
     with signal.listen() as listener:
         listener.prepare()
         deadline = None if seconds is None else time.monotonic() + seconds
-        return listener.wait(deadline, version, seen)
+        return listener.wait(deadline, change_token, seen)
 
 
 def gates(signal, count):
@@ -127,47 +127,47 @@ class Version:
 
 
 def test_one_polls_for_all_and_hands_over_when_it_goes():
-    signal, version = EventCount(), Version()
+    signal, change_token = EventCount(), Version()
     started = time.monotonic()
-    finish = [waiting(lambda: wait_once(signal, 10.0, version, 0)) for _ in range(4)]
+    finish = [waiting(lambda: wait_once(signal, 10.0, change_token, 0)) for _ in range(4)]
     gates(signal, 4)
-    until(lambda: len(version.asked) > 20)
-    assert len(set(version.asked)) == 1, "one at a time polls"
-    first = version.asked[0]
-    version.now = 1
+    until(lambda: len(change_token.asked) > 20)
+    assert len(set(change_token.asked)) == 1, "one at a time polls"
+    first = change_token.asked[0]
+    change_token.now = 1
     # The one who polled looks, and leaves; another polls and finds out, and so on.
     assert all(each() for each in finish)
-    assert len(set(version.asked)) >= 1
+    assert len(set(change_token.asked)) >= 1
     assert time.monotonic() - started < 5
     assert signal._has_poller is False
-    assert first in version.asked
+    assert first in change_token.asked
     assert not signal._gates
 
 
 def test_polling_goes_on_when_the_one_who_polled_timed_out():
-    signal, version = EventCount(), Version()
-    short = waiting(lambda: wait_once(signal, 0.05, version, 0))
-    until(lambda: version.asked)
-    long = waiting(lambda: wait_once(signal, 10.0, version, 0))
+    signal, change_token = EventCount(), Version()
+    short = waiting(lambda: wait_once(signal, 0.05, change_token, 0))
+    until(lambda: change_token.asked)
+    long = waiting(lambda: wait_once(signal, 10.0, change_token, 0))
     gates(signal, 2)
-    polled = set(version.asked)
+    polled = set(change_token.asked)
     assert short() is False
     # Whom the wake-up reached looks once more, and says so: it is to wait again.
     assert long() is True
-    again = waiting(lambda: wait_once(signal, 10.0, version, 0))
-    until(lambda: set(version.asked) - polled)
-    version.now = 1
+    again = waiting(lambda: wait_once(signal, 10.0, change_token, 0))
+    until(lambda: set(change_token.asked) - polled)
+    change_token.now = 1
     assert again() is True
 
 
 def test_polling_goes_on_when_asking_failed():
     signal = EventCount()
 
-    def version():
+    def change_token():
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="gone"):
-        wait_once(signal, 10.0, version, 0)
+        wait_once(signal, 10.0, change_token, 0)
     assert signal._has_poller is False
     assert not signal._gates
     working = Version()
@@ -177,23 +177,25 @@ def test_polling_goes_on_when_asking_failed():
     assert finish()
 
 
-@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLiteRecordStore.slowest_poll])
+@pytest.mark.parametrize("slowest", [MAX_POLL_INTERVAL, SQLiteRecordStore.max_poll_interval])
 def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
-    signal, version = EventCount(slowest), Version()
+    signal, change_token = EventCount(slowest), Version()
     seconds = 0.4
-    assert not wait_once(signal, seconds, version, 0)
-    assert len(version.asked) <= seconds / slowest + 10
-    assert len(version.asked) >= 5
+    assert not wait_once(signal, seconds, change_token, 0)
+    assert len(change_token.asked) <= seconds / slowest + 10
+    assert len(change_token.asked) >= 5
 
 
-@pytest.mark.parametrize("slowest", [SLOWEST_POLL, SQLiteRecordStore.slowest_poll])
+@pytest.mark.parametrize("slowest", [MAX_POLL_INTERVAL, SQLiteRecordStore.max_poll_interval])
 def test_who_waits_asks_as_often_as_the_store_says(slowest):
     store = MemoryQueueStore()
-    store.slowest_poll = slowest
+    store.max_poll_interval = slowest
     queue = BlockingQueue(store, 1, True)
-    assert {queue._not_empty._slowest_poll, queue._not_full._slowest_poll, queue._all_done._slowest_poll} == {
-        slowest
-    }
+    assert {
+        queue._not_empty._max_poll_interval,
+        queue._not_full._max_poll_interval,
+        queue._all_done._max_poll_interval,
+    } == {slowest}
 
 
 @pytest.mark.parametrize("others", [False, True], ids=["woken", "polling"])
@@ -203,7 +205,7 @@ def test_no_wake_up_is_lost(others):
     mutex = threading.Lock()
     tokens: list[int] = []
     producers, consumers, each = 4, 8, 400
-    version = (lambda: None) if others else None
+    change_token = (lambda: None) if others else None
 
     def produce():
         for number in range(each):
@@ -221,7 +223,7 @@ def test_no_wake_up_is_lost(others):
                         if tokens:
                             tokens.pop()
                             break
-                    assert listener.wait(time.monotonic() + 30, version, None), "a wake-up was lost"
+                    assert listener.wait(time.monotonic() + 30, change_token, None), "a wake-up was lost"
 
     started = time.monotonic()
     run_threads(*[produce] * producers, *[consume] * consumers)

@@ -40,8 +40,8 @@ def with_deliveries() -> BlockingQueue:
         table,
         0,
         False,
-        acknowledge=deliveries.acknowledge,
-        give_back=deliveries.give_back,
+        acknowledge=deliveries.ack,
+        nack=deliveries.nack,
         hand=IndexedClaimList,
         hand_over=deliveries.hand_over,
         take_back=deliveries.forget,
@@ -60,22 +60,22 @@ KINDS: dict[str, tuple[Callable[[], BlockingQueue], Callable[[Any], Any]]] = {
 }
 
 
-def receive(blocking, use, done):
-    queue = SimpleNamespace(_blocking=blocking, _claim=partial(blocking.claim, use))
+def receive(blocking, decode, done):
+    queue = SimpleNamespace(_blocking=blocking, _claim=partial(blocking.claim, decode))
     with suppress(ValueError), BaseQueue.receive(queue, False):  # type: ignore[arg-type]
         if not done:
             raise ValueError
 
 
 CALLS: dict[str, Callable[[BlockingQueue, Any], object]] = {
-    "put": lambda blocking, use: blocking.put(b"new", False, None),
-    "put_many": lambda blocking, use: blocking.put_many([b"new", b"new"], False, None),
-    "get": lambda blocking, use: blocking.get(use, True, None),
-    "get, with a timeout": lambda blocking, use: blocking.get(use, True, 5),
-    "get_many": lambda blocking, use: blocking.get_many(2, use, False, None),
-    "receive": lambda blocking, use: receive(blocking, use, True),
-    "receive, and it raises": lambda blocking, use: receive(blocking, use, False),
-    "task_done": lambda blocking, use: blocking.task_done(),
+    "put": lambda blocking, decode: blocking.put(b"new", False, None),
+    "put_many": lambda blocking, decode: blocking.put_many([b"new", b"new"], False, None),
+    "get": lambda blocking, decode: blocking.get(decode, True, None),
+    "get, with a timeout": lambda blocking, decode: blocking.get(decode, True, 5),
+    "get_many": lambda blocking, decode: blocking.get_many(2, decode, False, None),
+    "receive": lambda blocking, decode: receive(blocking, decode, True),
+    "receive, and it raises": lambda blocking, decode: receive(blocking, decode, False),
+    "task_done": lambda blocking, decode: blocking.task_done(),
 }
 
 
@@ -88,16 +88,16 @@ def state(blocking):
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call(name, kind):
     """It happens wholly or not at all, and everything can be finished behind it, once."""
-    make, use = KINDS[kind]
+    make, decode = KINDS[kind]
 
     def prepare():
         blocking = make()
         blocking.put_many([b"1", b"2", b"3"], False, None)
-        blocking.get(use, False, None)  # 1 is in work
+        blocking.get(decode, False, None)  # 1 is in work
         return blocking
 
     def run(blocking):
-        CALLS[name](blocking, use)
+        CALLS[name](blocking, decode)
 
     before = state(prepare())
     run(undisturbed := prepare())
@@ -115,7 +115,7 @@ def test_a_call(name, kind):
         got = []
         with suppress(Empty):
             while True:
-                got.append(blocking.get(use, False, None))
+                got.append(blocking.get(decode, False, None))
         assert [each.item if isinstance(each, Delivery) else each for each in got] == ready, where
         for _ in range(unfinished):
             blocking.task_done()
@@ -161,8 +161,8 @@ def no_polling(monkeypatch):
     """Only a wake-up helps."""
     from persistcoll.engine import event_count
 
-    monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
-    monkeypatch.setattr(MemoryQueueStore, "slowest_poll", 30.0)
+    monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
+    monkeypatch.setattr(MemoryQueueStore, "max_poll_interval", 30.0)
 
 
 @pytest.mark.parametrize("call", ["get", "put", "join"])

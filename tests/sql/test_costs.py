@@ -196,8 +196,8 @@ def fill(opened: Opener, kind: type[Any], count: int) -> Any:
         table = queue._table
         ids = queue.put_many(range(count))
         table.take_many(count, lambda record: record.id)
-        table.acknowledge(ids)
-        table.resume()
+        table.ack(ids)
+        table.reclaim()
     other = opened(kind, name=str(count), **({} if ack else {"auto_commit": False}))
     queue.put_many(range(count))
     other._table.take_many(count, lambda record: record.id)
@@ -217,7 +217,7 @@ def operations(queue: Any) -> dict[str, Callable[[], object]]:
         "qsize": queue.qsize,
         "stats": queue.stats,
         "peek": queue.peek,
-        "version": queue._table.version,
+        "version": queue._table.change_token,
         "put": lambda: queue.put("one"),
         "put_many": lambda: queue.put_many(["two", "three"]),
         "get": get,

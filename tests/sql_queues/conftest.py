@@ -121,9 +121,9 @@ def clock() -> Clock:
 @pytest.fixture
 def no_polling(monkeypatch):
     """Only a wake-up helps."""
-    monkeypatch.setattr(event_count, "FASTEST_POLL", 30.0)
+    monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
     for table in (SQLiteRecordStore, ModelTable):
-        monkeypatch.setattr(table, "slowest_poll", 30.0)
+        monkeypatch.setattr(table, "max_poll_interval", 30.0)
 
 
 def done_with(queue: Any) -> None:

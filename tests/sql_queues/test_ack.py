@@ -229,7 +229,7 @@ def test_what_could_not_be_settled_can_be_settled_again(queue, monkeypatch):
         def fail(*arguments, **options):
             raise StorageFullError("no room")
 
-        for name in ("acknowledge", "fail", "give_back"):
+        for name in ("ack", "fail", "nack"):
             patch.setattr(queue._table, name, fail)
         for settle in (queue.ack, queue.nack, queue.ack_failed):
             with pytest.raises(StorageFullError):

@@ -133,7 +133,7 @@ def test_a_boot_with_a_wrong_clock(machine, opened):
     queue.get()
     queue.nack(queue.get(), delay=100)
     holder = queue._table._claims._holder
-    queue._table.abandon()  # as if it had died
+    queue._table.after_fork_in_child()  # as if it had died
     queue.close()
     assert holder is not None
     machine.boot(-HOUR)

@@ -217,7 +217,7 @@ def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kin
     def block():
         with queue.receive() as item:
             assert item == first
-            for verb in ("finish", "give_back", "release"):
+            for verb in ("finish", "nack", "release"):
                 monkeypatch.setattr(queue._table._claims, verb, fail)
             if raises:
                 raise RuntimeError("of the block")

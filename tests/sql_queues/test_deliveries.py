@@ -115,8 +115,8 @@ def test_what_is_settled_is_left_alone(book):
     one = delivery(1, None)
     book.add([one])
     assert book.settle(one, lambda id: id) == 1
-    book.acknowledge([one])
-    book.give_back(one)
+    book.ack([one])
+    book.nack(one)
 
 
 def test_cleared(book):

@@ -331,13 +331,13 @@ def test_a_call_that_races_with_close_opens_nothing(open_file, call):
     """A thread that is past the queue when another one closes it; descriptors left are seen by every test."""
     queue = open_file(SQLiteQueue)
     queue.put("a")
-    queue._table.version()
+    queue._table.change_token()
     database = queue._table._database
     queue.close()
     late = {
         "read": lambda: database.read(lambda execute: None),
         "write": lambda: database.write(lambda execute: None, False),
-        "version": database.version,
+        "change_token": database.change_token,
     }
     with pytest.raises((ClosedError, StorageError)):
         late[call]()

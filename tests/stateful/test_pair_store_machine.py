@@ -38,7 +38,7 @@ class GatheringMachine(PairStoreMachine):
         if [pair[:2] for pair in found] != [pair[:2] for pair in self.model.pairs()]:
             state, last = self.state, self.state.last_serial
             state.rows = {
-                pair.key: state.rows[pair.key]._replace(serial=serial, name=pair.name)
+                pair.key: state.rows[pair.key]._replace(serial=serial, name=pair.original_key)
                 for serial, pair in enumerate(found, start=last + 1)
             }
             state.last_serial += len(found)

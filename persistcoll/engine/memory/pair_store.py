@@ -148,13 +148,13 @@ class MemoryPairStore(PairStore):
             for key, name, value in items:
                 self._set(key, name, value, end)
 
-    def pop_end(self, use: Callable[[Pair], T], last: bool = True) -> T:
+    def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         with self._state.lock:
             rows = self._settled().rows
             if not rows:
                 raise KeyError("the mapping is empty")
             key = list(rows)[-1 if last else 0]
-            result = use(Pair(key, rows[key].name, rows[key].value))
+            result = decode(Pair(key, rows[key].name, rows[key].value))
             self._remove(key)
             return result
 
@@ -208,7 +208,7 @@ class MemoryPairStore(PairStore):
             finally:
                 state.before = None
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         with self._state.lock:
             return self._settled().changes
 
@@ -220,7 +220,7 @@ class MemoryPairStore(PairStore):
 
     # Life and death.
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # A thread that the child does not have may hold the lock, within a transaction of its own.
         state = self._state
         state.lock = threading.RLock()

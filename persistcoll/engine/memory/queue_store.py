@@ -29,7 +29,7 @@ class MemoryQueueState:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # so that `use` may copy
+        self.lock = threading.RLock()  # so that `decode` may copy
         self.records: dict[int, Record] = {}
         """All that is stored, ready or claimed, by id."""
         self.holders: dict[int, MemoryQueueStore] = {}
@@ -102,18 +102,18 @@ class MemoryQueueStore(QueueStore):
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        return self.take_many(1, use, acknowledge, claims=claims)[0]
+        return self.take_many(1, decode, acknowledge, claims=claims)[0]
 
     def take_many(
         self,
         limit: int,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -125,14 +125,14 @@ class MemoryQueueStore(QueueStore):
             values: list[T] = []
             for record in ready:
                 try:
-                    values.append(use(record))
+                    values.append(decode(record))
                 except Exception:
                     if not values:
                         raise
                     break
             if not values:
                 raise Empty
-            # Only now: what interrupts `use` (KeyboardInterrupt) leaves every record where it was.
+            # Only now: what interrupts `decode` (KeyboardInterrupt) leaves every record where it was.
             for record in ready[: len(values)]:
                 state.holders[record.id] = self
                 state.tokens[record.id] = token = object()
@@ -143,7 +143,7 @@ class MemoryQueueStore(QueueStore):
                     claims.append((record.id, token))
             return values
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         with self._state.lock:
             self._check()
             for id in ids:
@@ -151,7 +151,7 @@ class MemoryQueueStore(QueueStore):
             for id in set(ids):
                 self._remove(id)
 
-    def give_back(self, id: int) -> None:
+    def nack(self, id: int) -> None:
         with self._state.lock:
             self._check_claim(id)
             del self._state.holders[id]
@@ -178,13 +178,13 @@ class MemoryQueueStore(QueueStore):
         state.gets += 1
         state.changes += 1
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         with self._state.lock:
             for record in self._check().ready():
-                return use(record)
+                return decode(record)
         raise Empty
 
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         with self._state.lock:
             for record in self._check().ready():
                 if id in (None, record.id):
@@ -215,7 +215,7 @@ class MemoryQueueStore(QueueStore):
         with self._state.lock:
             return len(self._check().records)
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         with self._state.lock:
             return self._check().changes
 
@@ -232,7 +232,7 @@ class MemoryQueueStore(QueueStore):
                 bytes=sum(len(record.payload) for record in stored),
             )
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The child's memory is a copy, in which the parent's claims are nobody's; a thread that the
         # child does not have may hold the lock.
         self._state.lock = threading.RLock()

@@ -23,7 +23,7 @@ T = TypeVar("T")
 class MemoryRecordStore(RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in memory.
 
-    Closing gives back what this table has claimed (without ``retry.resume``: leaves it claimed, by a dead
+    Closing gives back what this table has claimed (without ``retry.auto_reclaim``: leaves it claimed, by a dead
     holder); opening another one of the same state goes on. All methods may be called from any thread. Each
     costs time in proportion to what is stored.
 
@@ -37,7 +37,7 @@ class MemoryRecordStore(RecordStore):
     >>> now += 60
     >>> [(record.payload, record.attempts) for record in table.records()]
     [(b'first', 1), (b'second', 0)]
-    >>> table.acknowledge([1])
+    >>> table.ack([1])
     Traceback (most recent call last):
     persistcoll.errors.StaleClaimError: the claim of item 1 was lost
 
@@ -56,8 +56,8 @@ class MemoryRecordStore(RecordStore):
         self._closed = False
         # What this table claimed and did not settle itself: a claim that was lost stays known as such.
         self._claims: dict[int, int] = {}
-        if retry.resume:
-            self.resume()
+        if retry.auto_reclaim:
+            self.reclaim()
 
     # With the lock held.
 
@@ -135,7 +135,7 @@ class MemoryRecordStore(RecordStore):
 
     def take(
         self,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         id: int | None = None,
         following: bool = False,
@@ -152,12 +152,12 @@ class MemoryRecordStore(RecordStore):
                 rows = sorted((row for row in rows if row.id < id), key=lambda row: -row.id)
             elif id is not None:
                 rows = sorted((row for row in rows if row.id > id), key=lambda row: row.id)
-            return self._claim(rows[:1], use, acknowledge, claims)[0]
+            return self._claim(rows[:1], decode, acknowledge, claims)[0]
 
     def take_many(
         self,
         limit: int,
-        use: Callable[[Record], T],
+        decode: Callable[[Record], T],
         acknowledge: bool = False,
         *,
         claims: list[Claim] | None = None,
@@ -165,22 +165,22 @@ class MemoryRecordStore(RecordStore):
     ) -> list[T]:
         with self._state.lock:
             self._settled()
-            return self._claim(self._ready()[:limit], use, acknowledge, claims)
+            return self._claim(self._ready()[:limit], decode, acknowledge, claims)
 
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+        self, rows: list[Row], decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
         values: list[T] = []
         for row in rows:
             try:
-                values.append(use(row.record(row.attempts + 1)))
+                values.append(decode(row.record(row.attempts + 1)))
             except Exception:
                 if not values:
                     raise
                 break
         if not values:
             raise Empty
-        # Only now: what interrupts `use` (KeyboardInterrupt) leaves every row where it was.
+        # Only now: what interrupts `decode` (KeyboardInterrupt) leaves every row where it was.
         lease = self._retry.lease
         until = None if lease is None else self._state.clock() + lease
         for row in rows[: len(values)]:
@@ -197,7 +197,7 @@ class MemoryRecordStore(RecordStore):
 
     # Settling what was claimed.
 
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         with self._state.lock:
             self._settled()
             for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
@@ -220,7 +220,7 @@ class MemoryRecordStore(RecordStore):
                 del self._claims[row.id]
                 self._state.move(row, State.FAILED)
 
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         with self._state.lock:
             state = self._settled()
             row = self._claimed(id)
@@ -250,7 +250,7 @@ class MemoryRecordStore(RecordStore):
                     released += 1
             return released
 
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         with self._state.lock:
             self._settled()
             rows = [row for row in self._state.select(State.CLAIMED) if row.holder is None]
@@ -260,14 +260,14 @@ class MemoryRecordStore(RecordStore):
 
     # Looking and removing.
 
-    def peek(self, use: Callable[[Record], T]) -> T:
+    def peek(self, decode: Callable[[Record], T]) -> T:
         with self._state.lock:
             self._settled()
             for row in self._ready():
-                return use(row.record())
+                return decode(row.record())
         raise Empty
 
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         with self._state.lock:
             self._settled()
             for row in self._ready():
@@ -284,7 +284,7 @@ class MemoryRecordStore(RecordStore):
                 self._state.remove(row)
             return len(rows)
 
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         with self._state.lock:
             state = self._settled()
             row = state.rows.get(id)
@@ -312,7 +312,7 @@ class MemoryRecordStore(RecordStore):
         with self._state.lock:
             self._settled()
 
-    def holds(self, key: bytes) -> bool:
+    def has_active_key(self, key: bytes) -> bool:
         with self._state.lock:
             self._settled()
             return self._state.of_key(key) is not None
@@ -322,7 +322,7 @@ class MemoryRecordStore(RecordStore):
             self._settled()
             return iter([row.record() for row in self._state.select(State.READY)])
 
-    def rows(self, *states: State) -> Iterator[tuple[State, Record]]:
+    def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
         with self._state.lock:
             self._settled()
             return iter([(row.state, row.record()) for row in self._state.select(*(states or State))])
@@ -342,7 +342,7 @@ class MemoryRecordStore(RecordStore):
             self._settled()
             return len(self._state.select(*IN_FORCE))
 
-    def version(self) -> object:
+    def change_token(self) -> object:
         with self._state.lock:
             return self._settled().changes
 
@@ -362,20 +362,20 @@ class MemoryRecordStore(RecordStore):
 
     # Life and death.
 
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The child's memory is a copy, in which whoever has claimed something is dead; a thread that the
         # child does not have may hold the lock.
         self._state.lock = threading.RLock()
         self._claims.clear()
         for row in self._state.rows.values():
             row.holder = None
-        if self._retry.resume and not self._closed:
-            self.resume()
+        if self._retry.auto_reclaim and not self._closed:
+            self.reclaim()
 
     def close(self) -> None:
         with self._state.lock:
             self._closed = True
             for row in [row for row in self._state.select(State.CLAIMED) if row.holder is self]:
                 row.holder = None
-                if self._retry.resume:
+                if self._retry.auto_reclaim:
                     self._come_back(row)

@@ -47,7 +47,7 @@ class MemoryRecordState:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.lock = threading.RLock()  # so that `use` may copy
+        self.lock = threading.RLock()  # so that `decode` may copy
         self.clock = clock
         self.rows: dict[int, Row] = {}
         self.last_id = 0

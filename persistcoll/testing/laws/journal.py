@@ -83,7 +83,7 @@ def nothing_behind_a_reader(harness: QueueStoreHarness) -> None:
     claimed = store.take(id_of)
     seen += [record.id for record in reading]
     check(seen[:6] == sorted(set(seen))[:6] and len(seen) == 6, f"records() of 6 gave {seen}")
-    store.give_back(claimed)
+    store.nack(claimed)
     check(len(list(store.records())) == 7, "what was appended while another read is not there")
 
 
@@ -98,18 +98,18 @@ def a_cursor_moves_forward_only(harness: QueueStoreHarness) -> None:
     waiting = list(range(total))
     # Out of order, several in a call, with gaps that close late; giving back is the rewinding verb.
     for group in ([5], [0], [1, 2], [13, 9], [4], [3], [7], [12, 11, 10], [8]):
-        store.acknowledge([ids[index] for index in group])
+        store.ack([ids[index] for index in group])
         waiting = [index for index in waiting if index not in group]
         found = harness.after_the_end(store)
         check(found == [b"%d" % index for index in waiting], f"acknowledged all but {waiting}, left {found}")
-        store.give_back(ids[waiting[-1]])
+        store.nack(ids[waiting[-1]])
         found = harness.after_the_end(store)
         check(found == [b"%d" % index for index in waiting], "giving back moved the cursor")
         store.take(id_of)
     left = harness.crash()
     got = left.take(id_of)
     check(got == ids[6], f"after the crash record {got} is taken, not {ids[6]}")
-    left.acknowledge([got])
+    left.ack([got])
     check(left.unfinished() == 0, "the last gap is closed, and something is left")
 
 
@@ -123,7 +123,7 @@ def what_is_needed_is_not_trimmed(harness: QueueStoreHarness) -> None:
         store.take_many(7, id_of)
     for index in (*range(total - 1, 24, -1), *range(25)):
         if index not in needed:
-            store.acknowledge([ids[index]])
+            store.ack([ids[index]])
     expected = [b"%d" % index for index in needed]
     store.append(b"new")
     found = harness.after_the_end(store)
@@ -134,7 +134,7 @@ def what_is_needed_is_not_trimmed(harness: QueueStoreHarness) -> None:
     for payload in [*expected, b"new"]:
         got = store.take(lambda record: (record.id, record.payload))
         check(got[1] == payload, f"{got[1]!r} was taken in the place of {payload!r}")
-        store.acknowledge([got[0]])
+        store.ack([got[0]])
     check(store.unfinished() == 0, "all is acknowledged, and something is left")
 
 

@@ -64,10 +64,10 @@ def in_the_order_of_the_keys_coming(harness: PairStoreHarness) -> None:
     check(mapping.remove(b"c"), "remove() did not find what is there")
     check(not mapping.remove(b"c"), "remove() found what is not there")
     mapping.set_many([(b"c", b"another name", b"c")])
-    popped = mapping.pop_end(whole), mapping.pop_end(whole, last=False)
+    popped = mapping.pop(whole), mapping.pop(whole, last=False)
     check(popped == ((b"c", b"another name", b"c"), (b"b", b"B", b"b!")), f"popped {popped}")
     with contextlib.suppress(ValueError):
-        mapping.pop_end(lambda pair: int("no number"))
+        mapping.pop(lambda pair: int("no number"))
     check(keys_of(mapping) == [b"a", b"d"], f"left are {keys_of(mapping)}")
     found = [pair.key for pair in mapping.scan(b"a", b"d")]
     check(found == [b"a"], f"scan() from b'a' to before b'd' gave {found}")
@@ -149,7 +149,7 @@ def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
         mapping.change(b"c", b"", append(b"!"))
         mapping.change(b"d", b"", lambda present: (None, None))
         mapping.set_many(triples("d", "f"))
-        mapping.pop_end(whole)
+        mapping.pop(whole)
         wanted = [(b"a", b"x"), (b"c", b"c!"), (b"e", b"x"), (b"d", b"d")]
         found = items(look(mapping))
         check(found == wanted, f"a transaction sees {found}, and did {wanted}")
@@ -249,15 +249,15 @@ def what_has_expired_is_gone(harness: PairStoreHarness) -> None:
     check(not mapping.remove(b"c"), "remove() found what has expired")
     wanted = [b"long", b"b", b"kept", b"for ever", b"a"]
     check(keys_of(mapping) == wanted, f"when they have expired there are {keys_of(mapping)}, not {wanted}")
-    check(mapping.pop_end(whole) == (b"a", b"new", b"new"), "not a new key, but what has expired")
+    check(mapping.pop(whole) == (b"a", b"new", b"new"), "not a new key, but what has expired")
     mapping.set_many([(b"d", b"new", b"new")])
-    check(mapping.pop_end(whole) == (b"d", b"new", b"new"), "not a new key, but what has expired")
+    check(mapping.pop(whole) == (b"d", b"new", b"new"), "not a new key, but what has expired")
     mapping.set_many(triples("short"), 5)
     if harness.capabilities.crashes:
         left = {key for key, _ in harness.after_the_end(mapping)}
         check(left == {*wanted[:-1], b"short"}, f"a dead process would leave {left}")
     harness.advance(5.5)
-    check(mapping.pop_end(whole)[0] == b"for ever", "pop_end() gave what has expired")
+    check(mapping.pop(whole)[0] == b"for ever", "pop() gave what has expired")
     mapping.set_many(triples("short"), 5)
     with mapping.transaction():
         harness.advance(5.5)
@@ -283,15 +283,15 @@ def whole_or_not_at_all(harness: PairStoreHarness) -> None:
             with refuses(error, "change() whose change raised", mapping):
                 mapping.change(key, b"", fail)
         for last in (True, False):
-            with refuses(error, "pop_end() whose use raised", mapping):
-                mapping.pop_end(fail, last)
+            with refuses(error, "pop() whose decode raised", mapping):
+                mapping.pop(fail, last)
     mapping.set_many([])
     check(mapping.get_many([]) == {}, "get_many() of nothing gave something")
     check(len(look(mapping)) == 3, "set_many() of nothing changed something")
     mapping.clear()
     with contextlib.suppress(KeyError):
-        mapping.pop_end(lambda pair: pair)
-        raise AssertionError("pop_end() of an empty mapping did not raise KeyError")
+        mapping.pop(lambda pair: pair)
+        raise AssertionError("pop() of an empty mapping did not raise KeyError")
 
 
 @pair_store_law("S2", "crashes")
@@ -315,8 +315,8 @@ def durable_when_returned(harness: PairStoreHarness) -> None:
     left("remove()", a="a", c="c!", d="d", e="e")
     mapping.change(b"d", b"", lambda present: (None, None))
     left("change() that removes", a="a", c="c!", e="e")
-    mapping.pop_end(whole)
-    left("pop_end()", a="a", c="c!")
+    mapping.pop(whole)
+    left("pop()", a="a", c="c!")
     with mapping.transaction():
         mapping.remove(b"c")
         mapping.set_many(triples("f"))
@@ -328,7 +328,7 @@ def durable_when_returned(harness: PairStoreHarness) -> None:
 
 @pair_store_law("S3")
 def used_once(harness: PairStoreHarness) -> None:
-    """What is given to change() and pop_end() is called once, with what is stored."""
+    """What is given to change() and pop() is called once, with what is stored."""
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
     seen: list[Any] = []
@@ -337,14 +337,14 @@ def used_once(harness: PairStoreHarness) -> None:
         seen.append(present)
         return (b"x", 1) if present is None else (None, 2) if present == b"b" else (present, 3)
 
-    def use(pair: Pair) -> int:
+    def decode(pair: Pair) -> int:
         seen.append(pair)
         return 4
 
     results = [mapping.change(key, b"D", change) for key in (b"a", b"b", b"d", b"b")]
     check(results == [3, 2, 1, 1], f"change() gave {results}")
-    results = [mapping.pop_end(use), mapping.pop_end(use, last=False)]
-    check(results == [4, 4], f"pop_end() gave {results}")
+    results = [mapping.pop(decode), mapping.pop(decode, last=False)]
+    check(results == [4, 4], f"pop() gave {results}")
     wanted = [b"a", b"b", None, None, Pair(b"b", b"D", b"x"), Pair(b"a", b"A", b"a")]
     check(seen == wanted, f"they were called with {seen}, not {wanted}")
     found = look(mapping)
@@ -407,13 +407,13 @@ def closed_is_closed(harness: PairStoreHarness) -> None:
         "set_many of nothing": lambda: mapping.set_many([]),
         "change": lambda: mapping.change(b"a", b"", append(b"")),
         "remove": lambda: mapping.remove(b"a"),
-        "pop_end": lambda: mapping.pop_end(whole),
+        "pop": lambda: mapping.pop(whole),
         "clear": mapping.clear,
         "count": mapping.count,
         "pairs": lambda: list(mapping.pairs()),
         "scan": lambda: list(mapping.scan(b"", b"z")),
         "transaction": lambda: mapping.transaction().__enter__(),
-        "version": mapping.version,
+        "change_token": mapping.change_token,
         "stats": mapping.stats,
     }
     for name, call in calls.items():
@@ -432,7 +432,7 @@ def forks_are_harmless(harness: PairStoreHarness) -> None:
     mapping.set_many(triples("a", "b", "c"))
 
     def child() -> None:
-        mapping.abandon()
+        mapping.after_fork_in_child()
         check(keys_of(mapping) == [b"a", b"b", b"c"], "the child does not see what the parent stored")
         mapping.set_many(triples("of the child"))
         with mapping.transaction():

@@ -105,8 +105,8 @@ def append(more: bytes) -> Callable[[bytes | None], tuple[bytes, None]]:
 
 
 def whole(pair: Pair) -> tuple[bytes, bytes, bytes]:
-    """A ``use``: all of it."""
-    return pair.key, pair.name, pair.value
+    """A ``decode``: all of it."""
+    return pair.key, pair.original_key, pair.value
 
 
 def look(mapping: PairStore) -> list[Pair]:

@@ -59,19 +59,19 @@ def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
     check(store.append_many([], 5) == range(0), "append_many() of nothing gave an id")
     for acknowledge in (False, True):
         for at in (1, 2, 3):
-            use, _ = raising(KeyboardInterrupt(), at)
+            decode, _ = raising(KeyboardInterrupt(), at)
             with refused(KeyboardInterrupt, f"take_many(), interrupted at record {at},", store):
-                store.take_many(5, use, acknowledge)
+                store.take_many(5, decode, acknowledge)
     for wrong in (ids[3], ids[-1] + 1000, 0, -1):
         first = store.take(id_of)
-        with refused(NotClaimedError, f"acknowledge() of a claimed id and of {wrong}", store):
-            store.acknowledge([first, wrong])
-        with refused(NotClaimedError, f"give_back({wrong})", store):
-            store.give_back(wrong)
-        store.give_back(first)
+        with refused(NotClaimedError, f"ack() of a claimed id and of {wrong}", store):
+            store.ack([first, wrong])
+        with refused(NotClaimedError, f"nack({wrong})", store):
+            store.nack(wrong)
+        store.nack(first)
     claimed = [store.take(id_of), store.take(id_of)]
     with contextlib.suppress(NotClaimedError):
-        store.acknowledge([claimed[0], claimed[0]])  # the same one twice: refused, or once
+        store.ack([claimed[0], claimed[0]])  # the same one twice: refused, or once
         store.append(b"in its place")
     check(store.unfinished() == 5, f"acknowledging an id twice in a call left {state(store)}")
     check(take_all(store)[:3] == list(ids[2:]), "after errors the records are not where they were")
@@ -92,53 +92,53 @@ def durable_when_returned(harness: QueueStoreHarness) -> None:
     left(numbers(0, 12), "append_many()")
     first = store.take(id_of)
     left(numbers(0, 12), "take()")
-    store.acknowledge([first])
-    left(numbers(1, 12), "acknowledge()")
-    store.give_back(store.take(id_of))
-    left(numbers(1, 12), "give_back()")
+    store.ack([first])
+    left(numbers(1, 12), "ack()")
+    store.nack(store.take(id_of))
+    left(numbers(1, 12), "nack()")
     store.take(id_of, True)
     left(numbers(2, 12), "take() that acknowledges")
     count = len(store.take_many(4, id_of, True))
     left(numbers(2 + count, 12), "take_many() that acknowledges")
-    store.discard()
-    left(numbers(3 + count, 12), "discard()")
+    store.remove()
+    left(numbers(3 + count, 12), "remove()")
     kept = store.take(id_of)
     store.clear()
     left(numbers(3 + count, 4 + count), "clear()")
-    store.acknowledge([kept])
-    left([], "acknowledge()")
+    store.ack([kept])
+    left([], "ack()")
 
 
 @law("S3")
 def used_once_before_it_is_final(harness: QueueStoreHarness) -> None:
-    """take() calls use at most once, before the removal is final; if use raises, the record is
+    """take() calls decode at most once, before the removal is final; if decode raises, the record is
     where it was.
     """
     store = harness.open()
     ids = list(store.append_many(numbers(0, 6)))
     for acknowledge in (False, True):
         for error in (ValueError(), KeyboardInterrupt()):
-            use, seen = raising(error, 1)
-            with refused(type(error), "take() whose use raised", store):
-                store.take(use, acknowledge)
-            check(seen == ids[:1], f"take() called use with {seen}, not once with {ids[0]}")
-            use, seen = raising(error, 1)
-            with refused(type(error), "take_many() whose use raised at once", store):
-                store.take_many(3, use, acknowledge)
-            check(seen == ids[:1], f"take_many() called use with {seen}, not once with {ids[0]}")
-        with refused(ValueError, "peek() whose use raised", store):
+            decode, seen = raising(error, 1)
+            with refused(type(error), "take() whose decode raised", store):
+                store.take(decode, acknowledge)
+            check(seen == ids[:1], f"take() called decode with {seen}, not once with {ids[0]}")
+            decode, seen = raising(error, 1)
+            with refused(type(error), "take_many() whose decode raised at once", store):
+                store.take_many(3, decode, acknowledge)
+            check(seen == ids[:1], f"take_many() called decode with {seen}, not once with {ids[0]}")
+        with refused(ValueError, "peek() whose decode raised", store):
             store.peek(raising(ValueError(), 1)[0])
-        use, seen = raising(ValueError(), 2)
-        got = store.take_many(3, use, acknowledge)
-        check(got == ids[:1], f"take_many() whose use raised at its second record gave {got}")
+        decode, seen = raising(ValueError(), 2)
+        got = store.take_many(3, decode, acknowledge)
+        check(got == ids[:1], f"take_many() whose decode raised at its second record gave {got}")
         check(len(seen) == len(set(seen)), f"take_many() used a record twice: {seen}")
-        check(store.peek(id_of) == ids[1], "the record whose use raised is not the next one")
+        check(store.peek(id_of) == ids[1], "the record whose decode raised is not the next one")
         if not acknowledge:
-            store.give_back(ids[0])
+            store.nack(ids[0])
     if harness.capabilities.crashes:
         during: list[list[bytes]] = []
         store.take(lambda record: during.append(harness.after_the_end(store)), True)
-        check(during == [numbers(1, 6)], f"while use runs, the record is gone already: {during}")
+        check(during == [numbers(1, 6)], f"while decode runs, the record is gone already: {during}")
     _claims_tell_what_to_release(store)
 
 
@@ -156,7 +156,7 @@ def _claims_tell_what_to_release(store: QueueStore) -> None:
     again: list[Claim] = []
     store.take(id_of, claims=again)
     check(store.release(claims) == 0, "release() of earlier claims released the present one")
-    store.acknowledge([again[0][0]])
+    store.ack([again[0][0]])
     check(store.release(again) == 0, "release() of what is gone counted it")
 
 
@@ -177,7 +177,7 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
     taken = take_all(store)
     check(taken == given, f"taken in the order {taken}, put in the order {given}")
     for id in (taken[4], taken[0], taken[5], taken[2]):
-        store.give_back(id)
+        store.nack(id)
     append(1)
     expected = [taken[0], taken[2], taken[4], taken[5], *given[-2:]]
     listed = [record.id for record in store.records()]
@@ -185,12 +185,12 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
     check(store.peek(id_of) == expected[0], "peek() is not at the first record")
     some = [*store.take_many(3, id_of), *take_all(store)]
     check(some == expected, f"{expected} came back as {some}")
-    store.acknowledge(list(reversed(taken)))
+    store.ack(list(reversed(taken)))
     append(2)
-    check(store.discard(given[-2]) == given[-2], "discard() of a ready record did nothing")
-    check(store.discard(given[-2]) is None, "discard() found a record that is gone")
-    check(store.discard(some[-1]) is None, "discard() took a claimed record")
-    check(store.discard() == given[-3], "discard() did not remove the first one")
+    check(store.remove(given[-2]) == given[-2], "remove() of a ready record did nothing")
+    check(store.remove(given[-2]) is None, "remove() found a record that is gone")
+    check(store.remove(some[-1]) is None, "remove() took a claimed record")
+    check(store.remove() == given[-3], "remove() did not remove the first one")
     check(store.clear() == 1, "clear() did not count what it removed")
     append(3)
     store.close()
@@ -233,9 +233,9 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
                     if step % 5:
                         finished.append(id)
                 if step % 5:
-                    store.acknowledge([id])
+                    store.ack([id])
                 else:
-                    store.give_back(id)
+                    store.nack(id)
 
     run_threads(*[take] * takers)
     check(sorted(finished) == ids, "not every record was taken and acknowledged exactly once")
@@ -247,8 +247,8 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
     check(state(other) == (numbers(1, 3), 2, 1, 3), f"elsewhere, one of three taken: {state(other)}")
     with contextlib.suppress(LockedError):  # one consumer at a time will do, too
         check(other.take(id_of) != held, "a claimed record was taken through another store")
-    with refused(NotClaimedError, "acknowledge() of what another store holds", store, other):
-        other.acknowledge([held])
+    with refused(NotClaimedError, "ack() of what another store holds", store, other):
+        other.ack([held])
 
 
 @law("S6")
@@ -288,7 +288,7 @@ def within_capacity(harness: QueueStoreHarness) -> None:
             another.append(b"more", capacity)
     held = store.take(id_of)
     stores[1].append(b"in the room of a claimed one", capacity)
-    store.give_back(held)
+    store.nack(held)
     with refused(Full, "append() to a store that is more than full", *stores):
         stores[1].append(b"more", capacity + 1)
 
@@ -305,7 +305,7 @@ def strangers_by_name(harness: QueueStoreHarness) -> None:
     check(two.take(lambda record: record.payload) == b"two", "another store's record was taken")
     check(one.clear() == 2, "clear() did not remove the two that were ready")
     check(state(two) == ([], 0, 1, 1), f"clear() of one changed the other: {state(two)}")
-    one.acknowledge([held])
+    one.ack([held])
     one.close()
     check(state(two) == ([], 0, 1, 1), f"closing one changed the other: {state(two)}")
 
@@ -317,8 +317,8 @@ def reopening_changes_nothing(harness: QueueStoreHarness) -> None:
     ids = list(store.append_many(numbers(0, 9)))
     expected = list(store.records())
     taken = store.take_many(1, id_of) + [store.take(id_of) for _ in range(5)]
-    store.acknowledge([taken[3], taken[0]])
-    store.discard(ids[7])
+    store.ack([taken[3], taken[0]])
+    store.remove(ids[7])
     gone = {ids[0], ids[3], ids[7]}
     expected = [record for record in expected if record.id not in gone]
     for time in range(3):
@@ -330,7 +330,7 @@ def reopening_changes_nothing(harness: QueueStoreHarness) -> None:
         told = store.stats()
         counted = told.ready, told.claimed, told.puts, told.gets
         check(counted == (6, 0, 9, 3), f"stats() after opening again: {told}")
-        store.give_back(store.take(id_of))
+        store.nack(store.take(id_of))
         store.take(id_of)
     store.close()
     store = harness.open()
@@ -354,17 +354,17 @@ def closed_is_closed(harness: QueueStoreHarness) -> None:
         "append_many of nothing": lambda: store.append_many([]),
         "take": lambda: store.take(id_of),
         "take_many": lambda: store.take_many(2, id_of),
-        "acknowledge": lambda: store.acknowledge([id]),
-        "acknowledge of nothing": lambda: store.acknowledge([]),
-        "give_back": lambda: store.give_back(id),
+        "ack": lambda: store.ack([id]),
+        "acknowledge of nothing": lambda: store.ack([]),
+        "nack": lambda: store.nack(id),
         "peek": lambda: store.peek(id_of),
-        "discard": store.discard,
+        "remove": store.remove,
         "clear": store.clear,
         "records": lambda: list(store.records()),
         "count": store.count,
         "claimed": store.claimed,
         "unfinished": store.unfinished,
-        "version": store.version,
+        "change_token": store.change_token,
         "stats": store.stats,
     }
     for name, call in calls.items():
@@ -384,16 +384,16 @@ def forks_are_harmless(harness: QueueStoreHarness) -> None:
     shared = harness.capabilities.processes
 
     def child() -> None:
-        store.abandon()
-        with refused(NotClaimedError, "acknowledge() of what the parent holds", store):
-            store.acknowledge([held])
+        store.after_fork_in_child()
+        with refused(NotClaimedError, "ack() of what the parent holds", store):
+            store.ack([held])
         store.append(b"of the child")
         count = 5 if shared else 6
         check(store.count() == count, f"the child counts {store.count()} ready records, not {count}")
         with contextlib.suppress(LockedError):  # the parent is the consumer
             got = store.take(id_of)
             check(got != held or not shared, "the child took what the parent holds")
-            store.give_back(got)
+            store.nack(got)
         store.close()
         with refused(ClosedError, "append() of a closed store"):
             store.append(b"")
@@ -403,7 +403,7 @@ def forks_are_harmless(harness: QueueStoreHarness) -> None:
     expected = numbers(1, 5) + ([b"of the child"] if shared else [])
     found = state(store)
     check(found == (expected, len(expected), 1, len(expected) + 1), f"after the child: {found}")
-    store.acknowledge([held])
+    store.ack([held])
     store.append(b"more")
     got = [store.take(lambda record: record.payload) for _ in range(len(expected) + 1)]
     check(got == [*expected, b"more"], f"after the child the parent took {got}")

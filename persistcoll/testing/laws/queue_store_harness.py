@@ -78,7 +78,7 @@ law = laws_with(QueueStoreHarness)
 
 
 def id_of(record: Record) -> int:
-    """A ``use``: the id."""
+    """A ``decode``: the id."""
     return record.id
 
 
@@ -121,13 +121,13 @@ def refused(error: type[BaseException], what: str, *stores: QueueStore) -> Itera
 
 
 def raising(error: BaseException, at: int) -> tuple[Callable[[Record], int], list[int]]:
-    """A ``use`` that raises at its ``at``-th call, and the ids that it was called with."""
+    """A ``decode`` that raises at its ``at``-th call, and the ids that it was called with."""
     seen: list[int] = []
 
-    def use(record: Record) -> int:
+    def decode(record: Record) -> int:
         seen.append(record.id)
         if len(seen) == at:
             raise error
         return record.id
 
-    return use, seen
+    return decode, seen

@@ -66,23 +66,23 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
         table.put(keyed("more"), 4)
     with refuses(Full, "put() of more than there is room for", table):
         table.put(keyed("ready", "more", "and more"), 5)
-    check(not table.holds(b"more"), "a put() that raised left a key in force")
+    check(not table.has_active_key(b"more"), "a put() that raised left a key in force")
     got = table.put(keyed("ready", "gone"), 4)
     check(got == [None, None], f"put() of what is there already, into a full table, gave {got}")
     check(table.put([], 4) == [], "put() of nothing gave an id")
     (refused, more) = table.put(keyed("ready", "more"), 5)
     check(refused is None and more is not None, "put() of one that fits and one that is there already")
     gone, failed, claimed, ready = (table.take(id_of) for _ in range(4))
-    table.acknowledge([gone])
+    table.ack([gone])
     table.fail([failed])
-    table.give_back(ready)
+    table.nack(ready)
     for wrong in (ready, gone, failed, (more or 0) + 1000, 0, -1):
         calls: dict[str, Callable[[], Any]] = {
-            "acknowledge()": partial(table.acknowledge, [claimed, wrong]),
+            "ack()": partial(table.ack, [claimed, wrong]),
             "fail()": partial(table.fail, [claimed, wrong]),
-            "give_back()": partial(table.give_back, wrong),
-            "give_back() with a delay": partial(table.give_back, wrong, 60.0),
-            "give_back() to the back": partial(table.give_back, wrong, to_back=True),
+            "nack()": partial(table.nack, wrong),
+            "nack() with a delay": partial(table.nack, wrong, 60.0),
+            "nack() to the back": partial(table.nack, wrong, to_back=True),
         }
         for name, call in calls.items():
             with refuses(NotClaimedError, f"{name} of {wrong}, which is not claimed,", table):
@@ -93,15 +93,18 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
     with refuses(Empty, "take() of what follows the last", table):
         table.take(id_of, id=more, following=True)
     for id in (ready, claimed):
-        with refuses(DuplicateError, "replace() by an equal of another", table):
-            table.replace(id, b"another", b"more")
+        with refuses(DuplicateError, "update() by an equal of another", table):
+            table.update(id, b"another", b"more")
     with refuses(KeyboardInterrupt, "take(), interrupted,", table):
         table.take(raising(KeyboardInterrupt(), 1)[0], True)
     with refuses(KeyboardInterrupt, "take() of an id, interrupted,", table):
         table.take(raising(KeyboardInterrupt(), 1)[0], id=ready)
     with refuses(KeyboardInterrupt, "take_many(), interrupted at its second record,", table):
         table.take_many(2, raising(KeyboardInterrupt(), 2)[0])
-    check(table.holds(b"claimed") and table.holds(b"more"), "what was refused took a key out of force")
+    check(
+        table.has_active_key(b"claimed") and table.has_active_key(b"more"),
+        "what was refused took a key out of force",
+    )
 
 
 @record_store_law("S2", "crashes")
@@ -114,11 +117,11 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     def left(verb: str) -> None:
         wanted = after_the_end(look(table), retry)
         dead = {record.payload for state, record in wanted if state is State.DEAD}
-        keys = {key: table.holds(key) and key not in dead for key in names}
+        keys = {key: table.has_active_key(key) and key not in dead for key in names}
         found = harness.crash(UNIQUE, retry)
         rows = look(found)
         check(rows == wanted, f"after {verb} a dead process would leave {rows}, not {wanted}")
-        same = {key: found.holds(key) for key in names}
+        same = {key: found.has_active_key(key) for key in names}
         check(same == keys, f"after {verb} a dead process would leave the keys {same}, not {keys}")
         told, before = found.stats(), table.stats()
         counted = told.puts, told.gets - told.dead
@@ -134,31 +137,31 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     left("take()")
     many = table.take_many(4, id_of)
     left("take_many()")
-    table.acknowledge([one])
-    left("acknowledge()")
+    table.ack([one])
+    left("ack()")
     table.fail([two])
     left("fail()")
-    table.give_back(three, 60.0)
-    left("give_back() with a delay")
-    last = table.give_back(many[0], to_back=True)
-    left("give_back() to the back")
+    table.nack(three, 60.0)
+    left("nack() with a delay")
+    last = table.nack(many[0], to_back=True)
+    left("nack() to the back")
     for id in many[1:]:
-        table.give_back(id)
-    left("give_back()")
-    table.replace(last, b"another")
-    table.replace(three, b"and another")
-    left("replace()")
+        table.nack(id)
+    left("nack()")
+    table.update(last, b"another")
+    table.update(three, b"and another")
+    left("update()")
     for _ in range(table.peek(lambda record: record.attempts), 3):
-        table.give_back(table.take(id_of))
-    left("give_back() again and again")
+        table.nack(table.take(id_of))
+    left("nack() again and again")
     table.take(id_of)
     left("the last attempt")
     table.take(id_of, True)
     left("take() that acknowledges")
-    table.discard()
-    left("discard()")
-    table.discard(last)
-    left("discard() of an id")
+    table.remove()
+    left("remove()")
+    table.remove(last)
+    left("remove() of an id")
     harness.advance(60.0)
     left("the end of a delay")
     table.purge(State.FAILED)
@@ -211,7 +214,7 @@ def within_capacity(harness: RecordStoreHarness) -> None:
         with refuses(Full, "append() to a full table", *tables):
             mine.append(b"e", capacity)
         check(mine.put(keyed("a", "d"), capacity) == [None, None], "an entry that is refused needs no room")
-    one.give_back(one.take(id_of), 30.0)
+    one.nack(one.take(id_of), 30.0)
     one.take(id_of)
     other.put(keyed("e", "f"), capacity)
     for seconds in (30.0, 30.0):
@@ -228,31 +231,31 @@ def within_capacity(harness: RecordStoreHarness) -> None:
 @record_store_law("S7")
 def strangers_by_name(harness: RecordStoreHarness) -> None:
     """Tables with different names do not see each other."""
-    retry = ClaimPolicy(lease=60.0, keep_done=10, resume=False)
+    retry = ClaimPolicy(lease=60.0, keep_done=10, auto_reclaim=False)
     one, two = harness.open(UNIQUE, retry, "a"), harness.open(UNIQUE, retry, "b")
     one.put(keyed("x", "y", "z"))
     check(look(two) == [], f"what was put into one is in the other: {look(two)}")
-    check(not two.holds(b"x"), "a key of one is in force in the other")
+    check(not two.has_active_key(b"x"), "a key of one is in force in the other")
     (id,) = two.put(keyed("x"))
     check(id is not None, "a key of one is refused in the other")
     before = look(two)
 
     def untouched(what: str) -> None:
         check(look(two) == before, f"{what} of one changed the other: {look(two)}, of {before}")
-        check(two.holds(b"x"), f"{what} of one took a key of the other out of force")
+        check(two.has_active_key(b"x"), f"{what} of one took a key of the other out of force")
 
     held = [one.take(id_of) for _ in range(3)]
     untouched("take()")
     only = next(id for id in held if id not in {record.id for _, record in before})
-    for verb in (two.acknowledge, two.fail):
+    for verb in (two.ack, two.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, two):
             verb([only])
     with refuses(Empty, "take() of another table's record", one, two):
         two.take(id_of, id=only)
-    check(not two.replace(only, b""), "replace() of another table's record")
-    one.acknowledge(held[:1])
+    check(not two.update(only, b""), "update() of another table's record")
+    one.ack(held[:1])
     one.fail(held[1:2])
-    untouched("acknowledge() and fail()")
+    untouched("ack() and fail()")
     taken = two.take(lambda record: record)
     check(taken.payload == b"x", f"{taken} is another table's")
     two.fail([taken.id])
@@ -266,12 +269,12 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     untouched("clear()")
     one.close()
     one = harness.open(UNIQUE, retry, "a")
-    check(two.resume() == 0, "resume() of one gave back what was claimed in the other")
-    check(one.resume() == 1, "resume() did not find what a closed table left claimed")
-    untouched("resume()")
+    check(two.reclaim() == 0, "reclaim() of one gave back what was claimed in the other")
+    check(one.reclaim() == 1, "reclaim() did not find what a closed table left claimed")
+    untouched("reclaim()")
     two.take(id_of)
     before = look(two)
-    one.give_back(one.take(id_of), to_back=True)
+    one.nack(one.take(id_of), to_back=True)
     one.close()
     untouched("close()")
 
@@ -283,24 +286,24 @@ def reopening_changes_nothing(harness: RecordStoreHarness) -> None:
     """
     for discipline in DISCIPLINES:
         _reopened(harness, discipline, ClaimPolicy(max_attempts=3, keep_done=10))
-        _reopened(harness, discipline, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
+        _reopened(harness, discipline, ClaimPolicy(lease=1000.0, keep_done=10, auto_reclaim=False))
 
 
 def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimPolicy) -> None:
-    reopen = partial(harness.open, discipline, retry, f"{discipline.name} {retry.resume}")
+    reopen = partial(harness.open, discipline, retry, f"{discipline.name} {retry.auto_reclaim}")
     table = reopen()
     table.put(entries(*"abcdefg"))
     harness.advance(1.0)
     done, failed, delayed, back = (table.take(id_of) for _ in range(4))
-    table.acknowledge([done])
+    table.ack([done])
     table.fail([failed])
-    table.give_back(delayed, 100.0)
-    table.give_back(back, to_back=True)
-    table.give_back(table.take(id_of))
+    table.nack(delayed, 100.0)
+    table.nack(back, to_back=True)
+    table.nack(table.take(id_of))
     if discipline.unique:
         table.put(keyed("k", "l"))
         (_, id) = [record.id for record in table.records() if record.payload in (b"k", b"l")]
-        table.replace(id, b"new", b"n")
+        table.update(id, b"new", b"n")
     numbers = table.stats()
     for time in range(2, 5):
         table.take_many(1, id_of)
@@ -310,16 +313,16 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
         found = look(table)
         check(found == rows, f"opened for the {time}. time: {found}, not {rows}")
         if discipline.unique:
-            keys = [table.holds(key) for key in (b"k", b"l", b"n")]
+            keys = [table.has_active_key(key) for key in (b"k", b"l", b"n")]
             check(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys in force")
         told = table.stats()
         counted = (told.puts, told.gets), (numbers.puts, numbers.gets)
         dead = told.dead - numbers.dead
         check(told.puts == numbers.puts and told.gets == numbers.gets + dead, f"puts and gets: {counted}")
     held = table.claimed()
-    check(held == (0 if retry.resume else 3), f"{held} are still claimed, of 3")
-    count = table.resume()
-    check(count == held, f"resume() gave back {count} of {held} records")
+    check(held == (0 if retry.auto_reclaim else 3), f"{held} are still claimed, of 3")
+    count = table.reclaim()
+    check(count == held, f"reclaim() gave back {count} of {held} records")
     harness.advance(100.0)
     wanted = [record.id for record in order(list(table.records()), discipline)]
     check(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
@@ -334,7 +337,7 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
     table = harness.open(UNIQUE, retry)
     (first, *_) = table.put(keyed("a", "b", "c"))
     id = table.take(id_of)
-    reading = table.rows()
+    reading = table.scan()
     next(reading)
     before = standing(table)
     table.close()
@@ -348,26 +351,26 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         "take": lambda: table.take(id_of),
         "take of an id": lambda: table.take(id_of, id=id + 1),
         "take_many": lambda: table.take_many(2, id_of),
-        "acknowledge": lambda: table.acknowledge([id]),
+        "ack": lambda: table.ack([id]),
         "fail": lambda: table.fail([id]),
         "fail of nothing": lambda: table.fail([]),
-        "give_back": lambda: table.give_back(id),
-        "give_back with a delay": lambda: table.give_back(id, 1.0),
+        "nack": lambda: table.nack(id),
+        "nack with a delay": lambda: table.nack(id, 1.0),
         "peek": lambda: table.peek(id_of),
-        "discard": table.discard,
+        "remove": table.remove,
         "clear": table.clear,
-        "replace": lambda: table.replace(first or 0, b""),
-        "holds": lambda: table.holds(b"b"),
-        "resume": table.resume,
+        "update": lambda: table.update(first or 0, b""),
+        "holds": lambda: table.has_active_key(b"b"),
+        "reclaim": table.reclaim,
         "purge": lambda: table.purge(State.DONE),
         "shrink": table.shrink,
-        "rows": lambda: list(table.rows()),
-        "rows in a state": lambda: list(table.rows(State.READY)),
+        "scan": lambda: list(table.scan()),
+        "scan in a state": lambda: list(table.scan(State.READY)),
         "records": lambda: list(table.records()),
         "count": table.count,
         "claimed": table.claimed,
         "unfinished": table.unfinished,
-        "version": table.version,
+        "change_token": table.change_token,
         "stats": table.stats,
     }
     for name, call in calls.items():
@@ -385,11 +388,11 @@ def forks_are_harmless(harness: RecordStoreHarness) -> None:
     """A forked child can use the table, and never disturbs its parent."""
     for dies in (True, False):
         _forked(harness, dies, ClaimPolicy(keep_done=10))
-        _forked(harness, dies, ClaimPolicy(lease=1000.0, keep_done=10, resume=False))
+        _forked(harness, dies, ClaimPolicy(lease=1000.0, keep_done=10, auto_reclaim=False))
 
 
 def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None:
-    table = harness.open(UNIQUE, retry, f"{dies} {retry.resume}")
+    table = harness.open(UNIQUE, retry, f"{dies} {retry.auto_reclaim}")
     table.put(keyed(*"abcdef"))
     held = [table.take(id_of), table.take(id_of)]
     expected = standing(table)
@@ -400,34 +403,36 @@ def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None
         expected[b"d"] = (State.FAILED, 1)
         expected[b"new"] = (State.READY, 0)
         # What closing gives back and what death leaves are one as soon as somebody resumes.
-        left = int(dies or not retry.resume)
-        count = table.resume()
-        check(count == left, f"of what the child had claimed, resume() gave back {count} records, not {left}")
+        left = int(dies or not retry.auto_reclaim)
+        count = table.reclaim()
+        check(
+            count == left, f"of what the child had claimed, reclaim() gave back {count} records, not {left}"
+        )
         expected[b"e"] = (State.READY, 1)
     found = standing(table)
     check(found == expected, f"after the child: {found}, not {expected}")
-    table.acknowledge(held[:1])
-    table.give_back(held[1])
+    table.ack(held[:1])
+    table.nack(held[1])
     check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
 
 
 def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> None:
-    table.abandon()
-    for verb in (table.acknowledge, table.fail):
+    table.after_fork_in_child()
+    for verb in (table.ack, table.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what the parent holds", table):
             verb(held)
-    with refuses(NotClaimedError, "give_back() of what the parent holds", table):
-        table.give_back(held[0])
+    with refuses(NotClaimedError, "nack() of what the parent holds", table):
+        table.nack(held[0])
     if shared:
-        check(table.resume() == 0, "the child gave back what the parent holds")
+        check(table.reclaim() == 0, "the child gave back what the parent holds")
         check(table.put(keyed("a")) == [None], "what the parent holds is not in force")
     else:
-        table.resume()  # a copy, in which the parent is dead
+        table.reclaim()  # a copy, in which the parent is dead
         table.take_many(2, id_of)
     check(table.put(keyed("new")) != [None], "what the child put is refused")
     record = table.take(lambda record: record)
     check(record.payload == b"c", f"the child took {record}")
-    table.acknowledge([record.id])
+    table.ack([record.id])
     table.fail([table.take(id_of)])
     table.take(id_of)
     if not dies:

@@ -51,7 +51,7 @@ def _leases(harness: RecordStoreHarness) -> None:
         states = {payload: state for payload, (state, _) in standing(each).items()}
         wanted = {b"a": State.CLAIMED, b"b": State.CLAIMED, b"c": State.READY}
         check(states == wanted, f"before its lease ends: {states}, not {wanted}")
-    check(other.resume() == 0, "resume() gave back what a living one holds")
+    check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
     harness.advance(0.25)
     for each in (table, other):
         found = list(each.records())
@@ -73,7 +73,7 @@ _FREE = {b"a": (State.READY, 1), b"b": (State.READY, 1), b"c": (State.READY, 0)}
 
 def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     # Whoever dies has not given back: there is no back-off.
-    retry = ClaimPolicy(resume=resume, backoff=Backoff(base=1000.0, jitter=0.0))
+    retry = ClaimPolicy(auto_reclaim=resume, backoff=Backoff(base=1000.0, jitter=0.0))
     reopen = partial(harness.open, FIFO, retry, f"held {resume}")
     table = reopen()
     table.append_many([b"a", b"b", b"c"])
@@ -83,7 +83,7 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     check(found == _HELD, f"without a lease, after a long time: {found}, not {_HELD}")
     if harness.capabilities.handles:
         other = reopen()
-        check(other.resume() == 0, "resume() gave back what a living one holds")
+        check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
         found = standing(other)
         check(found == _HELD, f"opened elsewhere: {found}, not {_HELD}")
         other.close()
@@ -104,11 +104,11 @@ def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
     if not resumed:
         found = standing(table)
         check(found == _HELD, f"{how}, and opened without resuming: {found}, not {_HELD}")
-        count = table.resume()
-        check(count == 2, f"{how}: resume() gave back {count} records, not 2")
+        count = table.reclaim()
+        check(count == 2, f"{how}: reclaim() gave back {count} records, not 2")
     found = standing(table)
     check(found == _FREE, f"{how}: {found}, not {_FREE}")
-    check(table.resume() == 0, f"{how}: resume() found more the second time")
+    check(table.reclaim() == 0, f"{how}: reclaim() found more the second time")
     taken = take_all(table)
     check(len(taken) == 3, f"{how}: of 3 records {taken} can be taken")
 
@@ -120,7 +120,7 @@ def _delays(harness: RecordStoreHarness) -> None:
     first, second = table.append_many([b"a", b"b"])
     for delay, seconds in ((None, 10.0), (None, 20.0), (5.0, 5.0), (None, 30.0), (None, 30.0), (60.0, 60.0)):
         check(table.take(id_of) == first, "what was delayed is not in its place")
-        check(table.give_back(first, delay) == first, "give_back() with a delay gave another id")
+        check(table.nack(first, delay) == first, "nack() with a delay gave another id")
         harness.advance(seconds - 0.25)
         for each in (table, other):
             states = {payload: state for payload, (state, _) in standing(each).items()}
@@ -132,10 +132,10 @@ def _delays(harness: RecordStoreHarness) -> None:
             found = [record.id for record in each.records()]
             check(found == [first, second], f"after a delay of {seconds} s: {found}")
     taken = table.take(id_of)
-    table.give_back(taken, 0.0)
+    table.nack(taken, 0.0)
     check(table.count() == 2, f"given back without delay: {look(table)}")
-    last = table.give_back(table.take(id_of), 10.0, True)
-    found = [record.id for _, record in table.rows(State.DELAYED)]
+    last = table.nack(table.take(id_of), 10.0, True)
+    found = [record.id for _, record in table.scan(State.DELAYED)]
     check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
     harness.advance(10.0)
     got = take_all(table)
@@ -151,18 +151,18 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
         "stats()": (lambda table, id: astuple(table.stats())[:6], (1, 0, 0, 0, 0, 0)),
         "peek()": (lambda table, id: table.peek(_payload), b"k"),
         "records()": (lambda table, id: [*map(_payload, table.records())], [b"k"]),
-        "rows()": (lambda table, id: [state for state, _ in table.rows()], [State.READY]),
-        "rows() elsewhere": (lambda table, id: [*table.rows(State.CLAIMED, State.DELAYED)], []),
+        "scan()": (lambda table, id: [state for state, _ in table.scan()], [State.READY]),
+        "scan() elsewhere": (lambda table, id: [*table.scan(State.CLAIMED, State.DELAYED)], []),
         "take()": (lambda table, id: table.take(_payload), b"k"),
         "take() of an id": (lambda table, id: table.take(_payload, id=id), b"k"),
         "take_many()": (lambda table, id: table.take_many(5, _payload), [b"k"]),
-        "discard()": (lambda table, id: table.discard() == id, True),
-        "discard() of an id": (lambda table, id: table.discard(id) == id, True),
+        "remove()": (lambda table, id: table.remove() == id, True),
+        "remove() of an id": (lambda table, id: table.remove(id) == id, True),
         "clear()": (lambda table, id: table.clear(), 1),
         "append()": (lambda table, id: _is_full(lambda: table.append(b"", 1)), True),
         "put()": (lambda table, id: _is_full(lambda: table.put([Entry(b"")], 1)), True),
-        "replace()": (lambda table, id: table.replace(id, b"new", b"l"), True),
-        "holds()": (lambda table, id: table.holds(b"k"), True),
+        "update()": (lambda table, id: table.update(id, b"new", b"l"), True),
+        "has_active_key()": (lambda table, id: table.has_active_key(b"k"), True),
     }
     dead: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
         "count()": (lambda table, id: table.count(), 0),
@@ -170,12 +170,12 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
         "unfinished()": (lambda table, id: table.unfinished(), 0),
         "stats()": (lambda table, id: astuple(table.stats())[:6], (0, 0, 0, 0, 0, 1)),
         "records()": (lambda table, id: [*table.records()], []),
-        "rows()": (lambda table, id: [state for state, _ in table.rows(State.DEAD)], [State.DEAD]),
+        "scan()": (lambda table, id: [state for state, _ in table.scan(State.DEAD)], [State.DEAD]),
         "clear()": (lambda table, id: table.clear(), 0),
-        "discard()": (lambda table, id: table.discard(), None),
+        "remove()": (lambda table, id: table.remove(), None),
         "put()": (lambda table, id: table.put(keyed("k")) == [None], False),
-        "replace()": (lambda table, id: table.replace(id, b"new", b"k"), False),
-        "holds()": (lambda table, id: table.holds(b"k"), False),
+        "update()": (lambda table, id: table.update(id, b"new", b"k"), False),
+        "has_active_key()": (lambda table, id: table.has_active_key(b"k"), False),
         "purge()": (lambda table, id: table.purge(State.DEAD), 1),
     }
     for limit, looks in ((None, ready), (1, dead)):
@@ -186,18 +186,18 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
                 (id,) = (each or 0 for each in table.put(keyed("k")))
                 table.take(id_of)
                 if delayed and limit is None:
-                    table.give_back(id, 60.0)
+                    table.nack(id, 60.0)
                 harness.advance(60.0)
                 found = call(table, id)
                 check(found == wanted, f"{name}, first when time has come, gave {found!r}, not {wanted!r}")
                 table.close()
-    table = harness.open(UNIQUE, ClaimPolicy(lease=60.0), "version()")
+    table = harness.open(UNIQUE, ClaimPolicy(lease=60.0), "change_token()")
     table.append(b"")
     table.take(id_of)
-    before = table.version()
+    before = table.change_token()
     harness.advance(60.0)
     # Who waits for a record asks for nothing else.
-    check(table.version() != before, f"time has come, and version() is still {before!r}")
+    check(table.change_token() != before, f"time has come, and change_token() is still {before!r}")
 
 
 def _payload(record: Record) -> bytes:
@@ -220,13 +220,13 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
     key = _Key(table, harness.another(table, UNIQUE, retry))
     key.put()
     key.held("ready")
-    table.give_back(table.take(id_of), 30.0)
+    table.nack(table.take(id_of), 30.0)
     key.held("delayed")
     harness.advance(30.0)
     key.held("delayed, and due")
     id = table.take(id_of)
     key.held("claimed")
-    table.acknowledge([id])
+    table.ack([id])
     key.free("done")
     key.put()
     table.fail([table.take(id_of)])
@@ -235,14 +235,14 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
     table.take(id_of)
     harness.advance(60.0)
     key.held("its lease ran out")
-    table.give_back(table.take(id_of))
+    table.nack(table.take(id_of))
     key.free("dead")
     key.put()
-    table.give_back(table.take(id_of), to_back=True)
+    table.nack(table.take(id_of), to_back=True)
     key.held("given to the back")
-    table.give_back(table.take(id_of), to_back=True)
+    table.nack(table.take(id_of), to_back=True)
     key.free("dead, given to the back")
-    table.discard(key.put())
+    table.remove(key.put())
     key.free("discarded")
     key.put()
     table.clear()
@@ -256,17 +256,17 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
         harness.advance(60.0)
     key.free("dead at the end of its lease")
     key.put()
-    table.replace(table.take(id_of), b"claimed, and now of no key")
+    table.update(table.take(id_of), b"claimed, and now of no key")
     key.free("of a record that got none")
     table.clear()
     _replaced(table, key)
     check(None not in table.put([Entry(b"no key"), Entry(b"no key")]), "what has no key is refused")
-    check(not table.holds(b""), "what has no key has an empty one")
+    check(not table.has_active_key(b""), "what has no key has an empty one")
     table.clear()
     empty = _Key(*key.tables, key=b"")
     id = empty.put()
     empty.held("the empty key")
-    table.discard(id)
+    table.remove(id)
     empty.free("the empty key, discarded")
     plain = harness.open(FIFO, retry)
     got = [*plain.put(keyed("a", "a")), *plain.put(keyed("a"))]
@@ -289,47 +289,47 @@ class _Key:
     def held(self, how: str) -> None:
         """It is refused, and what is put with it is not."""
         for table in self.tables:
-            check(table.holds(self.key), f"{how}: holds() does not know it")
+            check(table.has_active_key(self.key), f"{how}: has_active_key() does not know it")
             with_it = [Entry(b"new", key=self.key), Entry(b"", key=b"x"), Entry(b"", key=b"x")]
             first, second, third = table.put(with_it)
             check(first is None, f"{how}: it is not refused")
             check(second is not None and third is None, f"of two equal ones: {second} and {third}")
-            check(table.discard(second) == second, "what was put is not ready")
+            check(table.remove(second) == second, "what was put is not ready")
 
     def free(self, how: str) -> None:
         """It is accepted."""
         for table in self.tables:
-            check(not table.holds(self.key), f"{how}: holds() says that it is in force")
+            check(not table.has_active_key(self.key), f"{how}: has_active_key() says that it is in force")
             (id,) = table.put([Entry(b"new", key=self.key)])
             check(id is not None, f"{how}: it is refused")
-            check(table.discard(id) == id, "what was put is not ready")
+            check(table.remove(id) == id, "what was put is not ready")
 
 
 def _replaced(table: RecordStore, old: _Key) -> None:
     """A record that gets another payload, and with it another key."""
     new = _Key(*old.tables, key=b"l")
     id = old.put()
-    check(table.replace(id, b"new", b"l"), "replace() of a ready record")
+    check(table.update(id, b"new", b"l"), "update() of a ready record")
     new.held("the key of what was ready and replaced")
     old.free("the key before")
     equal = old.put()
-    check(table.replace(id, b"newer", b"l"), "replace() by the key that it has")
+    check(table.update(id, b"newer", b"l"), "update() by the key that it has")
     record = table.take(lambda record: record)
     check(record.payload == b"newer" and record.id == id, f"{record} is not what was replaced")
     for each, key in ((id, b"k"), (equal, b"l")):
-        with refuses(DuplicateError, "replace() by the key of another record", table):
-            table.replace(each, b"", key)
-    check(table.discard(equal) == equal, "what is ready cannot be discarded")
-    check(table.replace(id, b"claimed", b"k"), "replace() of a claimed record")
+        with refuses(DuplicateError, "update() by the key of another record", table):
+            table.update(each, b"", key)
+    check(table.remove(equal) == equal, "what is ready cannot be discarded")
+    check(table.update(id, b"claimed", b"k"), "update() of a claimed record")
     old.held("the key of what was claimed and replaced")
     new.free("the key before")
-    table.give_back(id, 10.0)
-    check(table.replace(id, b"delayed", b"l"), "replace() of a delayed record")
+    table.nack(id, 10.0)
+    check(table.update(id, b"delayed", b"l"), "update() of a delayed record")
     new.held("the key of what was delayed and replaced")
     old.free("the key before")
-    found = [record.payload for _, record in table.rows(State.DELAYED)]
+    found = [record.payload for _, record in table.scan(State.DELAYED)]
     check(found == [b"delayed"], f"what was replaced while delayed is {found}")
-    check(not table.replace(equal, b"", b"k"), "replace() of what is gone")
+    check(not table.update(equal, b"", b"k"), "update() of what is gone")
 
 
 CLAIM_LAWS: tuple[RecordStoreLaw, ...] = (what_nobody_holds_is_ready, keys_in_force)

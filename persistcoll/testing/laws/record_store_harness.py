@@ -146,13 +146,13 @@ record_store_law = laws_with(RecordStoreHarness)
 
 def look(table: RecordStore) -> list[Row]:
     """All rows of a table. Everything else that tells of them has to agree."""
-    rows = list(table.rows())
+    rows = list(table.scan())
     ids = [record.id for _, record in rows]
-    check(ids == sorted(set(ids)), f"rows() are not in the order of their ids: {ids}")
+    check(ids == sorted(set(ids)), f"scan() are not in the order of their ids: {ids}")
     number = {state: [record for each, record in rows if each is state] for state in State}
     for state in State:
-        alone = [record for _, record in table.rows(state)]
-        check(alone == number[state], f"rows({state}) are {alone}, not {number[state]}")
+        alone = [record for _, record in table.scan(state)]
+        check(alone == number[state], f"scan({state}) are {alone}, not {number[state]}")
     ready = list(table.records())
     check(ready == number[State.READY], f"records() are {ready}, not {number[State.READY]}")
     counts = table.count(), table.claimed(), table.unfinished()
@@ -182,7 +182,7 @@ def after_the_end(rows: list[Row], retry: ClaimPolicy) -> list[Row]:
     """What becomes of these rows when those who have claimed some of them close or die."""
 
     def moved(state: State, record: Record) -> State:
-        if state is not State.CLAIMED or not retry.resume:
+        if state is not State.CLAIMED or not retry.auto_reclaim:
             return state
         dead = retry.max_attempts is not None and record.attempts >= retry.max_attempts
         return State.DEAD if dead else State.READY

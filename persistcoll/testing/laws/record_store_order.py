@@ -38,7 +38,7 @@ def _ordered(table: RecordStore, discipline: Discipline) -> list[int]:
 
 @record_store_law("S3")
 def used_once_before_it_is_final(harness: RecordStoreHarness) -> None:
-    """take() calls use at most once, before the removal is final; if use raises, the record is where
+    """take() calls decode at most once, before the removal is final; if decode raises, the record is where
     it was, and has had no more attempts.
     """
     for discipline in DISCIPLINES:
@@ -58,21 +58,21 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
     }
     for name, (id, take) in ways.items():
         for acknowledge in (False, True):
-            use, seen = raising(ValueError(), 1)
-            with refuses(ValueError, f"{name}, whose use raised,", table):
-                take(use=use, acknowledge=acknowledge)
-            check(seen == [id], f"{name} called use with {seen}, not once with {id}")
-    use, seen = raising(ValueError(), 2)
-    got = table.take_many(3, use)
+            decode, seen = raising(ValueError(), 1)
+            with refuses(ValueError, f"{name}, whose decode raised,", table):
+                take(decode=decode, acknowledge=acknowledge)
+            check(seen == [id], f"{name} called decode with {seen}, not once with {id}")
+    decode, seen = raising(ValueError(), 2)
+    got = table.take_many(3, decode)
     check(got == [first] and seen == [first, second], f"take_many() gave {got} and used {seen}")
     attempts = {record.id: record.attempts for _, record in look(table)}
     wanted = {id: int(id == first) for id in ids}
     check(attempts == wanted, f"attempts are {attempts}, not {wanted}")
-    table.give_back(first)
+    table.nack(first)
     before = table.peek(_itself)
     record = table.take(_itself)
-    check(record == before._replace(attempts=2), f"use was given {record}, and peek() {before}")
-    table.give_back(record.id)
+    check(record == before._replace(attempts=2), f"decode was given {record}, and peek() {before}")
+    table.nack(record.id)
     if harness.capabilities.crashes:
         expected = standing(table)
 
@@ -83,7 +83,7 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
             return found
 
         during = table.take(crash, True)
-        check(during == expected, f"while use runs, a crash leaves {during}, not {expected}")
+        check(during == expected, f"while decode runs, a crash leaves {during}, not {expected}")
 
 
 @record_store_law("S4")
@@ -121,19 +121,19 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     taken = [table.take(id_of), *table.take_many(3, id_of), *take_all(table)]
     check(taken == wanted, f"{by}: taken in the order {taken}, not {wanted}")
     for index in (4, 0, 5, 2):
-        check(table.give_back(taken[index]) == taken[index], "give_back() gave another id")
+        check(table.nack(taken[index]) == taken[index], "nack() gave another id")
     wanted = [taken[0], taken[2], taken[4], taken[5]]
     listed = [record.id for record in table.records()]
     check(listed == sorted(wanted), f"{by}: records() of {sorted(wanted)} gave {listed}")
     again = [*table.take_many(2, id_of), *take_all(table)]
     check(again == wanted, f"{by}: {wanted} given back came as {again}")
-    old = {record.id: record for _, record in table.rows(State.CLAIMED)}
-    given.append(table.give_back(taken[1], to_back=True))
+    old = {record.id: record for _, record in table.scan(State.CLAIMED)}
+    given.append(table.nack(taken[1], to_back=True))
     check(given == sorted(set(given)), f"{by}: to the back of all, with the ids {given}")
     (new,) = table.records()
     check(new == old[taken[1]]._replace(id=given[-1]), f"{by}: to the back: {new}, of {old[taken[1]]}")
     check(taken[1] not in {record.id for _, record in look(table)}, "the old id is still there")
-    table.give_back(taken[3])
+    table.nack(taken[3])
     wanted = [record.id for record in order([new, old[taken[3]]], discipline)]
     got = take_all(table)
     check(got == wanted, f"{by}: one of them given to the back: {got}, not {wanted}")
@@ -141,12 +141,12 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
 
 def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
     by = discipline.name
-    held = next(table.rows(State.CLAIMED))[1].id
+    held = next(table.scan(State.CLAIMED))[1].id
     first, second, third, *_ = _ordered(table, discipline)
-    check(table.discard() == first, f"{by}: discard() did not remove the first")
-    check(table.discard(third) == third, "discard() of a ready record did nothing")
-    check(table.discard(third) is None, "discard() found a record that is gone")
-    check(table.discard(held) is None, "discard() removed a claimed record")
+    check(table.remove() == first, f"{by}: remove() did not remove the first")
+    check(table.remove(third) == third, "remove() of a ready record did nothing")
+    check(table.remove(third) is None, "remove() found a record that is gone")
+    check(table.remove(held) is None, "remove() removed a claimed record")
     check(table.peek(id_of) == second, f"{by}: peek() is not at what is behind the discarded one")
     # By ids: where a priority comes first, too.
     ids = [record.id for record in table.records()]
@@ -158,7 +158,7 @@ def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
     check(walked == ids[2:4], f"{by}: {walked} followed {ids[:2]}, of {ids}")
     with refuses(Empty, "take() of what follows the last", table):
         table.take(id_of, id=ids[0], following=True)
-    table.acknowledge([walked[1], picked])
+    table.ack([walked[1], picked])
 
 
 @record_store_law("S5")
@@ -224,11 +224,11 @@ class _Takers:
             if how < 3:
                 self.finished.append(record.payload)
         if how < 2:
-            table.acknowledge([record.id])
+            table.ack([record.id])
         elif how == 2:
             table.fail([record.id])
         else:
-            table.give_back(record.id, to_back=how == 3)
+            table.nack(record.id, to_back=how == 3)
 
 
 def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
@@ -236,11 +236,11 @@ def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
     held = one.take(id_of)
     with refuses(Empty, "take() of what another table holds", one, other):
         other.take(id_of, id=held)
-    for verb in (other.acknowledge, other.fail):
+    for verb in (other.ack, other.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what another table holds", one, other):
             verb([held])
-    with refuses(NotClaimedError, "give_back() of what another table holds", one, other):
-        other.give_back(held)
+    with refuses(NotClaimedError, "nack() of what another table holds", one, other):
+        other.nack(held)
     check(held not in take_all(other), "a claimed record was taken through another table")
 
 
@@ -251,14 +251,14 @@ def _notices(one: RecordStore, other: RecordStore) -> None:
         "put()": lambda: other.put(entries("a")),
         "append()": lambda: other.append(b"b"),
         "take()": lambda: taken.extend([other.take(id_of), other.take(id_of)]),
-        "give_back()": lambda: other.give_back(taken.pop()),
-        "acknowledge()": lambda: other.acknowledge(taken),
-        "discard()": other.discard,
+        "nack()": lambda: other.nack(taken.pop()),
+        "ack()": lambda: other.ack(taken),
+        "remove()": other.remove,
     }
     for name, step in steps.items():
-        before = one.version()
+        before = one.change_token()
         step()
-        check(one.version() != before, f"after {name} elsewhere, version() is still {before!r}")
+        check(one.change_token() != before, f"after {name} elsewhere, change_token() is still {before!r}")
 
 
 ORDER_LAWS: tuple[RecordStoreLaw, ...] = (

@@ -30,7 +30,7 @@ _SLACK = 64
 
 
 def _ids(table: RecordStore, state: State) -> list[int]:
-    return [record.id for _, record in table.rows(state)]
+    return [record.id for _, record in table.scan(state)]
 
 
 @record_store_law("T1")
@@ -41,17 +41,17 @@ def states_change_one_way(harness: RecordStoreHarness) -> None:
     retry = ClaimPolicy(max_attempts=2, keep_done=1000)
     table = harness.open(UNIQUE, retry)
     table.put(keyed(*"abcdefghi"))
-    for verb in (table.acknowledge, table.fail):
+    for verb in (table.ack, table.fail):
         verb([table.take(id_of)])
         verb([table.take(id_of)])
         harness.advance(1.0)
     for _ in range(2):
         dying = table.take(id_of)
-        check(table.give_back(dying, 0.0) == dying, "give_back() gave another id")
+        check(table.nack(dying, 0.0) == dying, "nack() gave another id")
         table.take(id_of, id=dying)
-        check(table.give_back(dying, 60.0, True) == dying, "what died has another id")
+        check(table.nack(dying, 60.0, True) == dying, "what died has another id")
         harness.advance(1.0)
-    table.give_back(table.take(id_of), 1e9)
+    table.nack(table.take(id_of), 1e9)
     table.take(id_of)
     wanted = dict.fromkeys((b"a", b"b"), (State.DONE, 1)) | dict.fromkeys((b"c", b"d"), (State.FAILED, 1))
     wanted |= dict.fromkeys((b"e", b"f"), (State.DEAD, 2)) | {b"g": (State.DELAYED, 1)}
@@ -73,16 +73,16 @@ def _nothing_moves(
         for id in _ids(table, state):
             with refuses(Empty, f"take() of what is {state.value}", table):
                 table.take(id_of, id=id)
-            check(table.discard(id) is None, f"discard() of what is {state.value}")
+            check(table.remove(id) is None, f"remove() of what is {state.value}")
             if state is not State.CLAIMED:
-                for verb in (table.acknowledge, table.fail):
+                for verb in (table.ack, table.fail):
                     with refuses(NotClaimedError, f"{verb.__name__}() of what is {state.value}", table):
                         verb([id])
-                with refuses(NotClaimedError, f"give_back() of what is {state.value}", table):
-                    table.give_back(id)
+                with refuses(NotClaimedError, f"nack() of what is {state.value}", table):
+                    table.nack(id)
             if state in _FINISHED:
-                check(not table.replace(id, b"new"), f"replace() of what is {state.value}")
-    check(table.resume() == 0, "resume() found a dead holder")
+                check(not table.update(id, b"new"), f"update() of what is {state.value}")
+    check(table.reclaim() == 0, "reclaim() found a dead holder")
     for state in (State.READY, State.DELAYED, State.CLAIMED):
         with refuses(ValueError, f"purge() of what is {state.value}", table):
             table.purge(state)
@@ -100,7 +100,7 @@ def _what_dies(harness: RecordStoreHarness) -> None:
     table = harness.open(FIFO, retry, "dying")
     table.put(entries(*"abcd"))
     a, b, _ = (table.take(id_of) for _ in range(3))
-    check(table.give_back(a) == a, "give_back() gave another id")
+    check(table.nack(a) == a, "nack() gave another id")
     if harness.capabilities.crashes:
         left = harness.crash(FIFO, retry, "dying")
         found = standing(left)
@@ -108,8 +108,8 @@ def _what_dies(harness: RecordStoreHarness) -> None:
         left.close()
     harness.advance(60.0)
     table.take(id_of)
-    with refuses(StaleClaimError, "acknowledge() of what died at the end of its lease", table):
-        table.acknowledge([b])
+    with refuses(StaleClaimError, "ack() of what died at the end of its lease", table):
+        table.ack([b])
     table.close()
     found = standing(harness.open(FIFO, retry, "dying"))
     check(found == dict.fromkeys((b"a", b"b", b"c", b"d"), (State.DEAD, 1)), f"all should be dead: {found}")
@@ -129,7 +129,7 @@ def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
     # Finished in another order than they were put.
     ids = [id or 0 for id in table.put(keyed(*"uvwxyz"))]
     finished = [ids[index] for index in (3, 0, 5, 2, 4, 1)]
-    for state, finish in ((State.DONE, table.acknowledge), (State.FAILED, table.fail)):
+    for state, finish in ((State.DONE, table.ack), (State.FAILED, table.fail)):
         for id in finished[:3]:
             harness.advance(1.0)
             finish([table.take(id_of, id=id)])
@@ -149,7 +149,7 @@ def _what_is_kept(harness: RecordStoreHarness) -> None:
     for count in range(1, total + 1):
         harness.advance(1.0)
         if count % 2:
-            table.acknowledge([table.take(id_of)])
+            table.ack([table.take(id_of)])
         else:
             table.take(id_of, True)
         done = table.stats().done
@@ -157,7 +157,7 @@ def _what_is_kept(harness: RecordStoreHarness) -> None:
         check(count % 50 != 0 or _ids(table, State.DONE) == ids[count - done : count], "not the newest")
     table = harness.open(FIFO, ClaimPolicy(), "not kept")
     table.append_many([b"a", b"b"])
-    table.acknowledge([table.take(id_of)])
+    table.ack([table.take(id_of)])
     table.take(id_of, True)
     check(look(table) == [], f"kept, though none should be: {look(table)}")
 
@@ -174,19 +174,19 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
     table.put(keyed(*"abcdefgh"))
     claimed = [table.take(id_of) for _ in range(7)]
     harness.advance(59.75)
-    table.acknowledge(claimed[:1])
+    table.ack(claimed[:1])
     harness.advance(0.25)
     fresh = table.take(id_of, id=claimed[6])
 
     def lost(id: int, how: str) -> None:
         calls: dict[str, Callable[[], Any]] = {
-            "acknowledge()": partial(table.acknowledge, [id]),
-            "acknowledge() of it and another": partial(table.acknowledge, [fresh, id]),
+            "ack()": partial(table.ack, [id]),
+            "ack() of it and another": partial(table.ack, [fresh, id]),
             "fail()": partial(table.fail, [id]),
             "fail() of it and another": partial(table.fail, [fresh, id]),
-            "give_back()": partial(table.give_back, id),
-            "give_back() with a delay": partial(table.give_back, id, 5.0),
-            "give_back() to the back": partial(table.give_back, id, to_back=True),
+            "nack()": partial(table.nack, id),
+            "nack() with a delay": partial(table.nack, id, 5.0),
+            "nack() to the back": partial(table.nack, id, to_back=True),
         }
         for name, call in calls.items():
             with refuses(StaleClaimError, f"{name}, the claim lost to {how},", *tables):
@@ -198,29 +198,29 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
         for id in claimed[1:5]:
             other.take(id_of, id=id)
             lost(id, "another one who claimed it then")
-        other.acknowledge(claimed[1:2])
+        other.ack(claimed[1:2])
         lost(claimed[1], "another one who acknowledged it")
         other.fail(claimed[2:3])
         lost(claimed[2], "another one who set it aside")
-        back = other.give_back(claimed[3], to_back=True)
+        back = other.nack(claimed[3], to_back=True)
         lost(claimed[3], "another one who gave it to the back")
-        other.give_back(claimed[4], 5.0)
+        other.nack(claimed[4], 5.0)
         lost(claimed[4], "another one who delayed it")
-        other.discard(claimed[5])
+        other.remove(claimed[5])
         lost(claimed[5], "another one who discarded it")
         harness.advance(5.0)
         for id in (back, claimed[4]):
             check(other.take(id_of, id=id) == id, "what was lost cannot be taken")
-            other.acknowledge([id])
+            other.ack([id])
     # A new claim is as good as any.
-    table.acknowledge([fresh])
-    with refuses(NotClaimedError, "acknowledge() of what this table acknowledged", *tables):
-        table.acknowledge([fresh])
+    table.ack([fresh])
+    with refuses(NotClaimedError, "ack() of what this table acknowledged", *tables):
+        table.ack([fresh])
     if other is table:
         again = table.take(id_of, id=claimed[1])
         table.fail([again])
-        with refuses(NotClaimedError, "acknowledge() of what this table set aside", table):
-            table.acknowledge([again])
+        with refuses(NotClaimedError, "ack() of what this table set aside", table):
+            table.ack([again])
 
 
 STATE_LAWS: tuple[RecordStoreLaw, ...] = (states_change_one_way, lost_claims_do_nothing)

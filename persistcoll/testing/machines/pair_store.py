@@ -113,15 +113,15 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
         self._same(lambda mapping: mapping.remove(key), "remove()")
 
     @stateful.rule(last=st.booleans(), well=st.booleans())
-    def pop_end(self, last: bool, well: bool) -> None:
-        """Pop the last or the first one; perhaps ``use`` raises."""
+    def pop(self, last: bool, well: bool) -> None:
+        """Pop the last or the first one; perhaps ``decode`` raises."""
 
-        def use(pair: Pair) -> Pair:
+        def decode(pair: Pair) -> Pair:
             if not well:
                 raise ExpectedError
             return pair
 
-        self._same(lambda mapping: mapping.pop_end(use, last), "pop_end()")
+        self._same(lambda mapping: mapping.pop(decode, last), "pop()")
 
     @stateful.rule()
     def clear(self) -> None:

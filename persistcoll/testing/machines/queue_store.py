@@ -73,28 +73,28 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         """Take one."""
         real: list[int] = []
 
-        def use(record: Record) -> tuple[int, bytes]:
+        def decode(record: Record) -> tuple[int, bytes]:
             real.append(record.id)
             return self._seen(record)
 
-        got = outcome(lambda: self.store.take(use, acknowledge))
+        got = outcome(lambda: self.store.take(decode, acknowledge))
         wanted = outcome(lambda: self.model.take(lambda record: record[:2], acknowledge))
         check(got == wanted, f"took {got}, the model {wanted}")
-        check(len(real) <= 1, "take() called use twice")
+        check(len(real) <= 1, "take() called decode twice")
         self.claimed += [] if acknowledge else real
 
     @stateful.rule(limit=st.integers(1, 7), acknowledge=st.booleans(), bad=st.integers(0, 5))
     def take_many(self, limit: int, acknowledge: bool, bad: int) -> None:
-        """Take several, or fewer; perhaps ``use`` raises at the ``bad``-th of them."""
+        """Take several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
         used: list[int] = []
 
-        def use(record: Record) -> tuple[int, bytes]:
+        def decode(record: Record) -> tuple[int, bytes]:
             used.append(record.id)
             if len(used) == bad:
                 raise ExpectedError
             return self._seen(record)
 
-        got = outcome(lambda: self.store.take_many(limit, use, acknowledge))
+        got = outcome(lambda: self.store.take_many(limit, decode, acknowledge))
         if isinstance(got, type):
             ready = self.model.count()
             wanted = Empty if not ready else ExpectedError if bad == 1 else None
@@ -107,33 +107,33 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(acknowledge=st.booleans())
     def take_and_raise(self, acknowledge: bool) -> None:
-        """Take, and ``use`` raises: nothing changes."""
+        """Take, and ``decode`` raises: nothing changes."""
 
-        def use(record: Record) -> None:
+        def decode(record: Record) -> None:
             raise ExpectedError
 
-        got = outcome(lambda: self.store.take(use, acknowledge))
+        got = outcome(lambda: self.store.take(decode, acknowledge))
         check(
             got is (ExpectedError if self.model.count() else Empty), f"{got} from {self.model.count()} ready"
         )
 
     @stateful.rule(picks=st.lists(_picks, min_size=1, max_size=4, unique=True))
-    def acknowledge(self, picks: list[int]) -> None:
+    def ack(self, picks: list[int]) -> None:
         """Acknowledge claimed records, in any order."""
         ids = list(dict.fromkeys(self.claimed[pick % len(self.claimed)] for pick in picks if self.claimed))
         if not ids:
             return
-        self.store.acknowledge(ids)
-        self.model.acknowledge([self.ids[id] for id in ids])
+        self.store.ack(ids)
+        self.model.ack([self.ids[id] for id in ids])
         self.claimed = [id for id in self.claimed if id not in ids]
 
     @stateful.rule(pick=_picks)
-    def give_back(self, pick: int) -> None:
+    def nack(self, pick: int) -> None:
         """Give a claimed record back."""
         if self.claimed:
             id = self.claimed.pop(pick % len(self.claimed))
-            self.store.give_back(id)
-            self.model.give_back(self.ids[id])
+            self.store.nack(id)
+            self.model.nack(self.ids[id])
 
     @stateful.rule(pick=st.integers(0, 60))
     def touch_what_is_not_claimed(self, pick: int) -> None:
@@ -142,8 +142,8 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         id = known[pick % len(known)] if known and pick % 4 else max(known, default=0) + pick + 1
         if id not in self.claimed:
             for call in (
-                lambda: self.store.acknowledge([*self.claimed, id]),
-                lambda: self.store.give_back(id),
+                lambda: self.store.ack([*self.claimed, id]),
+                lambda: self.store.nack(id),
             ):
                 check(outcome(call) is NotClaimedError, f"{id} is not claimed, and was accepted")
 
@@ -155,9 +155,9 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         else:
             id = list(self.ids)[pick] if pick < len(self.ids) else max(self.ids, default=0) + pick
             known = self.ids.get(id, -1)
-        got, wanted = self.store.discard(id), self.model.discard(known)
+        got, wanted = self.store.remove(id), self.model.remove(known)
         found = None if got is None else self.ids[got]
-        check(found == wanted, f"discard() removed {found}, the model {wanted}")
+        check(found == wanted, f"remove() removed {found}, the model {wanted}")
 
     @stateful.rule()
     def clear(self) -> None:

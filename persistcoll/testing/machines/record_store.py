@@ -32,14 +32,14 @@ _Tell = Callable[[Record], tuple[int, bytes, float, int]]
 _KEYS = (b"k", b"l", b"m")
 _NUMBERS = ("puts", "gets", *(state.value for state in State))
 _LOOKS: dict[str, Callable[[RecordStore, _Tell], Any]] = {
-    "rows": lambda table, told: [(state, *told(record)) for state, record in table.rows()],
+    "scan": lambda table, told: [(state, *told(record)) for state, record in table.scan()],
     "numbers": lambda table, _: [getattr(table.stats(), name) for name in _NUMBERS],
     "count": lambda table, _: table.count(),
     "records": lambda table, told: [told(record) for record in table.records()],
     "claimed": lambda table, _: table.claimed(),
     "first": lambda table, told: outcome(lambda: table.peek(told)),
     "unfinished": lambda table, _: table.unfinished(),
-    "keys": lambda table, _: [table.holds(key) for key in _KEYS],
+    "keys": lambda table, _: [table.has_active_key(key) for key in _KEYS],
 }
 _handles = st.integers(0, 2)
 _picks = st.integers(0, 30)
@@ -65,7 +65,7 @@ _retries = st.builds(
     max_attempts=st.sampled_from([None, None, 1, 2, 3]),
     backoff=st.sampled_from([None, Backoff(base=4.0, factor=2.0, limit=10.0, jitter=0.0)]),
     keep_done=st.sampled_from([0, 10**6]),  # what a store keeps beyond is its own business
-    resume=st.booleans(),
+    auto_reclaim=st.booleans(),
 )
 
 
@@ -78,11 +78,11 @@ _STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "take_id": (3, (_handles, _acknowledges, _picks, st.booleans())),
     "take_many": (2, (_handles, st.integers(1, 5), _acknowledges, st.integers(0, 6))),
     "finish": (4, (_handles, _some, st.booleans())),
-    "give_back": (5, (_handles, _picks, st.sampled_from([None, 0.0, 3.0, 20.0]), st.booleans())),
-    "resume": (1, (_handles,)),
+    "nack": (5, (_handles, _picks, st.sampled_from([None, 0.0, 3.0, 20.0]), st.booleans())),
+    "reclaim": (1, (_handles,)),
     "advance": (4, (st.sampled_from([0.25, 1.0, 3.0, 4.0, 9.75, 25.0]), st.booleans())),
-    "replace": (2, (_handles, _picks, _payloads, _keys)),
-    "discard": (1, (_handles, _picks, st.integers(0, 9))),
+    "update": (2, (_handles, _picks, _payloads, _keys)),
+    "remove": (1, (_handles, _picks, st.integers(0, 9))),
     "purge": (1, (_handles, st.sampled_from(FINISHED), st.integers(0, 3), st.none() | st.integers(0, 3))),
     "open_another": (2, ()),
     "close": (1, (_handles,)),
@@ -210,7 +210,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
     # Taking.
 
     def take(self, handle: int, acknowledge: bool, raises: bool) -> None:
-        """Take the next; perhaps ``use`` raises."""
+        """Take the next; perhaps ``decode`` raises."""
         self._take(self._pair(handle), acknowledge, raises, None, False)
 
     def take_id(self, handle: int, acknowledge: bool, pick: int, following: bool) -> None:
@@ -222,7 +222,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
     def _take(self, pair: _Pair, acknowledge: bool, raises: bool, id: int | None, following: bool) -> None:
         used: list[int] = []
 
-        def use(record: Record) -> tuple[int, bytes, float, int]:
+        def decode(record: Record) -> tuple[int, bytes, float, int]:
             used.append(record.id)
             if raises:
                 raise ExpectedError
@@ -234,23 +234,23 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
             return _told(record)
 
         model_id = None if id is None else self._model_id(id)
-        got = outcome(lambda: pair.real.take(use, acknowledge, id, following))
+        got = outcome(lambda: pair.real.take(decode, acknowledge, id, following))
         wanted = outcome(lambda: pair.model.take(model_use, acknowledge, model_id, following))
         check(got == wanted, f"took {got}, the model {wanted}")
-        check(len(used) == (wanted is not Empty), f"take() called use with {used}")
+        check(len(used) == (wanted is not Empty), f"take() called decode with {used}")
 
     def take_many(self, handle: int, limit: int, acknowledge: bool, bad: int) -> None:
-        """Take several, or fewer; perhaps ``use`` raises at the ``bad``-th of them."""
+        """Take several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
         pair = self._pair(handle)
         used: list[int] = []
 
-        def use(record: Record) -> tuple[int, bytes, float, int]:
+        def decode(record: Record) -> tuple[int, bytes, float, int]:
             used.append(record.id)
             if len(used) == bad:
                 raise ExpectedError
             return self._seen(record)
 
-        got = outcome(lambda: pair.real.take_many(limit, use, acknowledge))
+        got = outcome(lambda: pair.real.take_many(limit, decode, acknowledge))
         if isinstance(got, type):
             ready = pair.model.count()
             wanted = Empty if not ready else ExpectedError if bad == 1 else None
@@ -267,30 +267,30 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         pair = self._hand(handle)
         ids = [self._claimed(pair, pick) for pick in picks]
         model_ids = [self._model_id(id) for id in ids]
-        got = outcome(lambda: pair.real.fail(ids) if fail else pair.real.acknowledge(ids))
-        wanted = outcome(lambda: pair.model.fail(model_ids) if fail else pair.model.acknowledge(model_ids))
+        got = outcome(lambda: pair.real.fail(ids) if fail else pair.real.ack(ids))
+        wanted = outcome(lambda: pair.model.fail(model_ids) if fail else pair.model.ack(model_ids))
         # With several that are not claimed, any of them may be the one that is told.
         both = got is not None and wanted is not None and len(set(ids)) > 1
         check(got is wanted or (both and issubclass(got, ClaimError)), f"finished {got}, the model {wanted}")
 
-    def give_back(self, handle: int, pick: int, delay: float | None, to_back: bool) -> None:
+    def nack(self, handle: int, pick: int, delay: float | None, to_back: bool) -> None:
         """Give back: now or later, to its place or behind all others."""
         pair = self._hand(handle)
         id = self._claimed(pair, pick)
         newest = self.state.last_id
-        got = outcome(lambda: pair.real.give_back(id, delay, to_back))
-        wanted = outcome(lambda: pair.model.give_back(self._model_id(id), delay, to_back))
+        got = outcome(lambda: pair.real.nack(id, delay, to_back))
+        wanted = outcome(lambda: pair.model.nack(self._model_id(id), delay, to_back))
         if isinstance(wanted, int) and wanted > newest:
             self._added([got], [wanted])
         else:
             found = self.ids.get(got) if isinstance(got, int) else got
             check(found == wanted, f"gave back {got}, the model {wanted}")
 
-    def resume(self, handle: int) -> None:
+    def reclaim(self, handle: int) -> None:
         """Give back what dead holders had claimed; and room, which shows in nothing."""
         real, model = self._pair(handle)
-        got, wanted = real.resume(), model.resume()
-        check(got == wanted, f"resume() gave back {got}, the model {wanted}")
+        got, wanted = real.reclaim(), model.reclaim()
+        check(got == wanted, f"reclaim() gave back {got}, the model {wanted}")
         real.shrink()
 
     def advance(self, seconds: float, blind: bool) -> None:
@@ -301,11 +301,11 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
 
     # Changing and removing.
 
-    def replace(self, handle: int, pick: int, payload: bytes, key: bytes | None) -> None:
+    def update(self, handle: int, pick: int, payload: bytes, key: bytes | None) -> None:
         """Another payload, in any state."""
         pair, id = self._pair(handle), self._id(pick)
-        got = outcome(lambda: pair.real.replace(id, payload, key))
-        wanted = outcome(lambda: pair.model.replace(self._model_id(id), payload, key))
+        got = outcome(lambda: pair.real.update(id, payload, key))
+        wanted = outcome(lambda: pair.model.update(self._model_id(id), payload, key))
         check(got is wanted, f"replaced {got}, the model {wanted}")
 
     def discard(self, handle: int, pick: int, how: int) -> None:
@@ -315,9 +315,9 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
             found, wanted = real.clear(), model.clear()
         else:
             id = None if how > 5 else self._id(pick)
-            got = real.discard(id)
+            got = real.remove(id)
             found = -1 if got is None else self.ids[got]
-            wanted = model.discard(None if id is None else self._model_id(id)) or -1
+            wanted = model.remove(None if id is None else self._model_id(id)) or -1
         check(found == wanted, f"removed {found}, the model {wanted}")
 
     def purge(self, handle: int, state: State, keep: int, limit: int | None) -> None:
@@ -329,7 +329,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         count = max(0, len(rows) - keep)
         wanted = count if limit is None else min(count, limit)
         check(got == wanted, f"purge() of {state} removed {got}, the model {wanted}")
-        kept = [self.ids[record.id] for _, record in pair.real.rows(state)]
+        kept = [self.ids[record.id] for _, record in pair.real.scan(state)]
         left = [row.id for row in rows[got:]]
         check(kept == left, f"purge() of {state} left {kept}, not {left}")
         for row in rows[:got]:
@@ -359,8 +359,8 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         pair = _Pair(left, MemoryRecordStore(self.discipline, self.retry, self.state.copy()))
         try:
             self._compare(pair, "a crash left")
-            counts = left.resume(), pair.model.resume()
-            check(counts[0] == counts[1], f"after a crash, resume() gave back {counts[0]}, not {counts[1]}")
+            counts = left.reclaim(), pair.model.reclaim()
+            check(counts[0] == counts[1], f"after a crash, reclaim() gave back {counts[0]}, not {counts[1]}")
             for _ in range(pair.model.count() + 1):
                 self._take(pair, True, False, None, False)
             self._compare(pair, "a crash left, when all was taken,")

@@ -18,9 +18,9 @@ class _Otherwise(MemoryRecordStore):
     """One whose claims have another end."""
 
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
-        values = super()._claim(rows, use, acknowledge, claims)
+        values = super()._claim(rows, decode, acknowledge, claims)
         for row in rows[: len(values)]:
             if row.state is State.CLAIMED:
                 row.until = self.end(row.until)
@@ -56,22 +56,22 @@ class EveryClaimEnds(_Otherwise):
 
 @breaks("T3")
 class ResumesWhatALivingOneHolds(MemoryRecordStore):
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         for row in self._state.select(State.CLAIMED):
             row.holder = None
-        return super().resume()
+        return super().reclaim()
 
 
 @breaks("T3")
 class ResumesNothing(MemoryRecordStore):
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         return 0
 
 
 @breaks("T3")
 class ClosingKeeps(MemoryRecordStore):
     def close(self) -> None:
-        self._retry = self._retry._replace(resume=False)
+        self._retry = self._retry._replace(auto_reclaim=False)
         super().close()
 
 
@@ -88,22 +88,22 @@ class DelaysWhatWasLost(MemoryRecordStore):
 
 @breaks("T3")
 class NeverDelays(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().give_back(id, 0.0, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().nack(id, 0.0, to_back)
 
 
 @breaks("T3")
 class BacksOffAlike(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         if delay is None and self._retry.backoff is not None:
             delay = self._retry.backoff.delay(1)
-        return super().give_back(id, delay, to_back)
+        return super().nack(id, delay, to_back)
 
 
 @breaks("T3")
 class BacksOffAlways(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().give_back(id, delay or None, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().nack(id, delay or None, to_back)
 
 
 class _TimeStandsStill(MemoryRecordStore):
@@ -141,9 +141,9 @@ class ListsWithoutTime(_TimeStandsStill):
 
 @breaks("T3")
 class LooksWithoutTime(_TimeStandsStill):
-    def peek(self, use: Callable[[Record], Any]) -> Any:
+    def peek(self, decode: Callable[[Record], Any]) -> Any:
         with self.still():
-            return super().peek(use)
+            return super().peek(decode)
 
 
 @breaks("T3")
@@ -155,23 +155,23 @@ class ClearsWithoutTime(_TimeStandsStill):
 
 @breaks("T3")
 class HoldsWithoutTime(_TimeStandsStill):
-    def holds(self, key: bytes) -> bool:
+    def has_active_key(self, key: bytes) -> bool:
         with self.still():
-            return super().holds(key)
+            return super().has_active_key(key)
 
 
 @breaks("T3")
 class DiscardsWithoutTime(_TimeStandsStill):
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         with self.still():
-            return super().discard(id)
+            return super().remove(id)
 
 
 @breaks("T3")
 class TakesSomeWithoutTime(_TimeStandsStill):
-    def take_many(self, limit: int, use: Any, acknowledge: bool = False, **options: Any) -> list[Any]:
+    def take_many(self, limit: int, decode: Any, acknowledge: bool = False, **options: Any) -> list[Any]:
         with self.still():
-            return super().take_many(limit, use, acknowledge)
+            return super().take_many(limit, decode, acknowledge)
 
 
 @breaks("T3")
@@ -190,9 +190,9 @@ class TellsWithoutTime(_TimeStandsStill):
 
 @breaks("T3")
 class WaitsWithoutTime(_TimeStandsStill):
-    def version(self) -> object:
+    def change_token(self) -> object:
         with self.still():
-            return super().version()
+            return super().change_token()
 
 
 @breaks("S6")
@@ -208,9 +208,9 @@ class PutsWithoutTime(_TimeStandsStill):
 @breaks("T4")
 class FreeWhileClaimed(MemoryRecordStore):
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
-        values = super()._claim(rows, use, acknowledge, claims)
+        values = super()._claim(rows, decode, acknowledge, claims)
         for row in rows[: len(values)]:
             row.key = None
         return values
@@ -254,7 +254,7 @@ class TakenWhileDead(_Keeping):
 @breaks("T4")
 class EqualsInOneBatch(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
-        known = [entry.key is not None and self.holds(entry.key) for entry in entries]
+        known = [entry.key is not None and self.has_active_key(entry.key) for entry in entries]
         fresh = [
             Entry(each.payload, each.priority) for each, old in zip(entries, known, strict=True) if not old
         ]
@@ -270,10 +270,10 @@ class EqualsInOneBatch(MemoryRecordStore):
 
 @breaks("T4")
 class ReplacedWithoutKey(MemoryRecordStore):
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         row = self._settled().rows.get(id)
         old = None if row is None else row.key
-        done = super().replace(id, payload, key)
+        done = super().update(id, payload, key)
         if row is not None:
             row.key = old
         return done

@@ -47,18 +47,18 @@ class AliveWhenClosed(MemoryRecordStore):
 
 @breaks("T1")
 class AliveAfterACrash(MemoryRecordStore):
-    def resume(self) -> int:
+    def reclaim(self) -> int:
         retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
         try:
-            return super().resume()
+            return super().reclaim()
         finally:
             self._retry = retry
 
 
 @breaks("T1")
 class DeadWithANewId(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        new = super().give_back(id, delay, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        new = super().nack(id, delay, to_back)
         row = self._state.rows[new]
         if row.state is State.DEAD and to_back:
             self._state.remove(row)
@@ -68,12 +68,12 @@ class DeadWithANewId(MemoryRecordStore):
 
 @breaks("T1")
 class DiscardsWhatIsClaimed(MemoryRecordStore):
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         row = None if id is None else self._settled().rows.get(id)
         if row is not None and row.state is State.CLAIMED:
             self._state.remove(row)
             return id
-        return super().discard(id)
+        return super().remove(id)
 
 
 @breaks("T1")
@@ -87,19 +87,19 @@ class ClearsWhatIsDelayed(MemoryRecordStore):
 @breaks("T1")
 class TakesWhatFailed(MemoryRecordStore):
     def take(
-        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
         row = None if id is None else self._settled().rows.get(id)
         if row is not None and row.state is State.FAILED and not following:
-            return self._claim([row], use, acknowledge, None)[0]
-        return super().take(use, acknowledge, id, following)
+            return self._claim([row], decode, acknowledge, None)[0]
+        return super().take(decode, acknowledge, id, following)
 
 
 @breaks("T1")
 class ReplacesWhatIsDone(MemoryRecordStore):
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         row = self._settled().rows.get(id)
-        return super().replace(id, payload, key) or (row is not None and row.state is State.DONE)
+        return super().update(id, payload, key) or (row is not None and row.state is State.DONE)
 
 
 @breaks("T1")
@@ -151,9 +151,9 @@ class KeepsTheOldestThatAreDone(MemoryRecordStore):
 @breaks("T1")
 class ForgetsWhatIsDoneAsItIsTaken(MemoryRecordStore):
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
-        values = super()._claim(rows, use, acknowledge, claims)
+        values = super()._claim(rows, decode, acknowledge, claims)
         for row in rows[: len(values)]:
             if acknowledge:
                 self._state.rows.pop(row.id, None)

@@ -22,9 +22,9 @@ class StoresWhatFits(MemoryRecordStore):
 
 @breaks("S1")
 class AcknowledgesThoseBefore(MemoryRecordStore):
-    def acknowledge(self, ids: Sequence[int]) -> None:
+    def ack(self, ids: Sequence[int]) -> None:
         for id in ids:
-            super().acknowledge([id])
+            super().ack([id])
 
 
 @breaks("S1")
@@ -41,16 +41,16 @@ class RefusedNeedsRoom(MemoryRecordStore):
         for entry in entries:
             if self._state.of_key(entry.key) is not None:
                 super().put([entry._replace(key=None)], capacity)
-                self.discard(self._state.last_id)
+                self.remove(self._state.last_id)
         return super().put(entries, capacity)
 
 
 @breaks("S1")
 class ReplacesByADuplicate(MemoryRecordStore):
-    def replace(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
-        if key is not None and self.holds(key):
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        if key is not None and self.has_active_key(key):
             key = None
-        return super().replace(id, payload, key)
+        return super().update(id, payload, key)
 
 
 # S2: what the state loses when its process dies.
@@ -109,11 +109,11 @@ class ACrashForgetsPriorities(_Forgetful):
 @breaks("S3")
 class UsesTwice(MemoryRecordStore):
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
         def twice(record: Record) -> Any:
-            use(record)
-            return use(record)
+            decode(record)
+            return decode(record)
 
         return super()._claim(rows, twice, acknowledge, claims)
 
@@ -121,19 +121,19 @@ class UsesTwice(MemoryRecordStore):
 @breaks("S3")
 class ClaimsBeforeUse(MemoryRecordStore):
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
-        return [use(record) for record in super()._claim(rows, lambda record: record, acknowledge, claims)]
+        return [decode(record) for record in super()._claim(rows, lambda record: record, acknowledge, claims)]
 
 
 @breaks("S3")
 class CountsWhatRaised(MemoryRecordStore):
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
         def counted(record: Record) -> Any:
             try:
-                return use(record)
+                return decode(record)
             except ValueError:
                 self._state.rows[record.id].attempts += 1
                 raise
@@ -144,10 +144,10 @@ class CountsWhatRaised(MemoryRecordStore):
 @breaks("S3")
 class TellsAttemptsBefore(MemoryRecordStore):
     def _claim(
-        self, rows: list[Row], use: Callable[[Record], Any], acknowledge: bool, claims: Any
+        self, rows: list[Row], decode: Callable[[Record], Any], acknowledge: bool, claims: Any
     ) -> list[Any]:
         return super()._claim(
-            rows, lambda record: use(record._replace(attempts=record.attempts - 1)), acknowledge, claims
+            rows, lambda record: decode(record._replace(attempts=record.attempts - 1)), acknowledge, claims
         )
 
 
@@ -187,19 +187,19 @@ class ListsInTheOrderOfTaking(MemoryRecordStore):
 
 @breaks("S4")
 class GivesBackToTheEnd(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().give_back(id, delay, True)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().nack(id, delay, True)
 
 
 @breaks("S4")
 class NeverToTheBack(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().give_back(id, delay)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        return super().nack(id, delay)
 
 
 class _Moving(MemoryRecordStore):
-    def give_back(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        new = super().give_back(id, delay, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+        new = super().nack(id, delay, to_back)
         if new != id:
             self.spoil(self._state.rows[new])
         return new
@@ -243,51 +243,51 @@ class StartsIdsAgain(MemoryRecordStore):
 
 @breaks("S4")
 class DiscardsTheOldest(MemoryRecordStore):
-    def discard(self, id: int | None = None) -> int | None:
+    def remove(self, id: int | None = None) -> int | None:
         ids = [record.id for record in self.records()]
-        return super().discard(id if id is not None else min(ids, default=0))
+        return super().remove(id if id is not None else min(ids, default=0))
 
 
 @breaks("S4")
 class TakesTheFirstForAnyId(MemoryRecordStore):
     def take(
-        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
-        return super().take(use, acknowledge, id if following else None)
+        return super().take(decode, acknowledge, id if following else None)
 
 
 @breaks("S4")
 class FollowsUpwards(MemoryRecordStore):
     def take(
-        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
         if not following:
-            return super().take(use, acknowledge, id)
+            return super().take(decode, acknowledge, id)
         ids = [record.id for record in self.records() if record.id > id]
-        return super().take(use, acknowledge, min(ids, default=0))
+        return super().take(decode, acknowledge, min(ids, default=0))
 
 
 @breaks("S4")
 class FollowsWithItself(MemoryRecordStore):
     def take(
-        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
         if following and id in [record.id for record in self.records()]:
-            return super().take(use, acknowledge, id)
-        return super().take(use, acknowledge, id, following)
+            return super().take(decode, acknowledge, id)
+        return super().take(decode, acknowledge, id, following)
 
 
 @breaks("S4")
 class FollowsRound(MemoryRecordStore):
     def take(
-        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
         try:
-            return super().take(use, acknowledge, id, following)
+            return super().take(decode, acknowledge, id, following)
         except Empty:
             if not following:
                 raise
-            return super().take(use, acknowledge)
+            return super().take(decode, acknowledge)
 
 
 # S5 and S6
@@ -296,9 +296,9 @@ class FollowsRound(MemoryRecordStore):
 @breaks("S5")
 class ClaimsNothing(MemoryRecordStore):
     def take(
-        self, use: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
+        self, decode: Any, acknowledge: bool = False, id: Any = None, following: bool = False, **options: Any
     ) -> Any:
-        return super().take(use, True, id, following) if acknowledge else self.peek(use)
+        return super().take(decode, True, id, following) if acknowledge else self.peek(decode)
 
 
 @breaks("S5")
@@ -313,8 +313,8 @@ class SettlesAnotherOnes(MemoryRecordStore):
 
 @breaks("S5")
 class LooksTheSame(MemoryRecordStore):
-    def version(self) -> object:
-        return super().version() if self._closed else 0
+    def change_token(self) -> object:
+        return super().change_token() if self._closed else 0
 
 
 @breaks("S6")
@@ -367,14 +367,14 @@ class ClosingForgetsWhatIsDone(MemoryRecordStore):
 @breaks("S8")
 class ClosingGivesBack(MemoryRecordStore):
     def close(self) -> None:
-        self._retry = self._retry._replace(resume=True)
+        self._retry = self._retry._replace(auto_reclaim=True)
         super().close()
 
 
 @breaks("S9")
 class HoldsWhenClosed(MemoryRecordStore):
-    def holds(self, key: bytes) -> bool:
-        return not self._closed and super().holds(key)
+    def has_active_key(self, key: bytes) -> bool:
+        return not self._closed and super().has_active_key(key)
 
 
 @breaks("S9")
@@ -392,5 +392,5 @@ class PurgesWhenClosed(MemoryRecordStore):
 
 @breaks("S10")
 class TheChildKeepsClaims(MemoryRecordStore):
-    def abandon(self) -> None:
+    def after_fork_in_child(self) -> None:
         return None
