@@ -55,8 +55,8 @@ class BlockingQueue:
     :param acknowledge: in place of the store's; it is given what stands for the records in a hand.
     :param nack: in place of the store's; it is given what stands for the record.
     :param hand: makes what the threads hold those in.
-    :param hand_over: given what ``decode`` made of what was taken: what to return in its place, and what is to
-        leave the hands.
+    :param hand_over: given what ``decode`` made of what was taken: what to return in its place, and what is
+        to leave the hands.
     :param take_back: given what stands for a record that was taken and is not: an exception came out of a
         signal handler.
     """

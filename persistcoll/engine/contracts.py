@@ -70,8 +70,8 @@ class QueueStore(Protocol):
     nothing else, because the short turns of ordinary writers always end. After it the call raises
     ``LockedError``. ``None``: the time that the store was opened with.
 
-    :ivar max_poll_interval: seconds between two calls of :meth:`change_token` by who waits, at most: so that they
-        cost well under one per cent of a core.
+    :ivar max_poll_interval: how many seconds a waiter lets pass between two calls of :meth:`change_token`, at
+        most, so that they cost well under one per cent of a core.
     """
 
     max_poll_interval: float = MAX_POLL_INTERVAL

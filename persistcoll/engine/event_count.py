@@ -131,7 +131,8 @@ class Waiter:
         """Wait for something to happen after the ticket was taken.
 
         :param deadline: by ``time.monotonic()``; ``None`` waits for ever.
-        :param change_token: asked now and then: it differs from ``last_token`` when another process did something.
+        :param change_token: asked now and then: it differs from ``last_token`` when another process
+            did something.
         :return: ``False`` if nothing happened until the deadline.
         """
         self._waited_cross_process = change_token is not None

@@ -23,9 +23,9 @@ T = TypeVar("T")
 class MemoryRecordStore(RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in memory.
 
-    Closing gives back what this table has claimed (without ``retry.auto_reclaim``: leaves it claimed, by a dead
-    holder); opening another one of the same state goes on. All methods may be called from any thread. Each
-    costs time in proportion to what is stored.
+    Closing gives back what this table has claimed (without ``retry.auto_reclaim``: leaves it claimed, by a
+    dead holder); opening another one of the same state goes on. All methods may be called from any thread.
+    Each costs time in proportion to what is stored.
 
     >>> now = 0.0
     >>> state = MemoryRecordState(clock=lambda: now)
