@@ -47,14 +47,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from persistcoll.engine.event_count import MAX_POLL_INTERVAL
 from persistcoll.engine.records import Entry, Record, State, Stats
 
-__all__ = ["Claim", "Pair", "PairStore", "QueueStore", "RecordStore"]
+__all__ = ["MAX_POLL_INTERVAL", "Claim", "Pair", "PairStore", "QueueStore", "RecordStore", "Select"]
 
 T = TypeVar("T")
+MAX_POLL_INTERVAL = 0.005
+"""Seconds between two looks at a store that is cheap to ask."""
 Claim = tuple[int, Any]
 """The id of a record, and what tells this claim of it from every other one, as its store says."""
+
+
+class Select(NamedTuple):
+    """Which ready record to claim, in place of the next one."""
+
+    id: int
+    after: bool = False
+    """Whether to claim the one that comes after that id, and the first one after the last."""
 
 
 class QueueStore(Protocol):
@@ -154,6 +163,14 @@ class QueueStore(Protocol):
 
     def unfinished(self) -> int:
         """How many records are ready or claimed, at one moment."""
+
+    def is_empty(self) -> bool:
+        """Whether no record is ready. It never counts, because on a server that would look at each record."""
+        return not self.count()
+
+    def has_unfinished(self) -> bool:
+        """Whether a record is ready or claimed. It never counts, as :meth:`is_empty`."""
+        return self.unfinished() > 0
 
     def change_token(self) -> object:
         """Differs from an earlier one when another process has changed something since."""

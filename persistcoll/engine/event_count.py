@@ -1,11 +1,12 @@
 """Wake-ups: event counts that lose none.
 
-The rule is: take the ticket, look, then wait on the ticket. Whatever happens after the ticket was
-taken ends the wait at once, so there is no moment between looking and waiting in which a wake-up
-could be lost. A wake-up too many costs one look; one too few would be a bug.
+The rule is: take the ticket, look, then wait on the ticket. Whatever happens after the ticket was taken ends
+the wait at once, so there is no moment between looking and waiting in which a wake-up could be lost. A
+wake-up too many costs one look; one too few would be a bug. The name is from Reed and Kanodia (CACM 22(2),
+1979).
 
-What other processes do cannot wake anybody here. So one of those who wait polls for it, less and less often:
-a wait costs well under one per cent of a core, however many threads wait, and no thread is started for it.
+What other processes do cannot wake a thread here. So one of the waiters polls for it, less and less often: a
+wait costs well under one per cent of a core, however many threads wait, and no thread is started for it.
 """
 
 from __future__ import annotations
@@ -16,84 +17,96 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-__all__ = ["MAX_POLL_INTERVAL", "MIN_POLL_INTERVAL", "EventCount", "Waiter"]
+from persistcoll.engine.contracts import MAX_POLL_INTERVAL
+from persistcoll.errors import BackendUnavailableError
 
-MIN_POLL_INTERVAL = 0.0005
-MAX_POLL_INTERVAL = 0.005
-"""Seconds. The slowest is for what is cheap to ask."""
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MIN_POLL_INTERVAL", "EventCount", "ThreadWaiter", "Waiter", "ask"]
+
+MIN_POLL_INTERVAL = 0.0005  # seconds
+
+Wake = Callable[[], object]
+"""Wakes one sleeper. It must never raise, because :meth:`EventCount.notify` calls it under its mutex, and the
+wake-ups that it still owes to other sleepers would be lost.
+"""
 
 
 class EventCount:
-    """An event count that threads can wait on.
+    """An event count that threads and tasks can wait on.
+
+    ``_mutex`` guards ``listeners``, ``_count``, ``_wakes`` and ``_has_poller``. It is re-entrant, because a
+    signal handler may come in within any of its holders, and notify. Each step leaves the wakes such that
+    this does no harm.
 
     :param max_poll_interval: seconds between two looks at what other processes do, at the longest.
-    :ivar listeners: how many listen. Who notifies may look at it first, after the fact and without a
-        lock: a listener counts itself in before it looks at the facts.
+    :ivar listeners: how many listen. A notifier may look at it first, after the fact and without the mutex,
+        because a listener counts itself in before it looks at the facts.
     """
 
-    __slots__ = ("_count", "_gates", "_has_poller", "_max_poll_interval", "_mutex", "listeners")
+    __slots__ = ("_count", "_has_poller", "_max_poll_interval", "_mutex", "_wakes", "listeners")
 
     def __init__(self, max_poll_interval: float = MAX_POLL_INTERVAL) -> None:
         self.listeners = 0
         self._max_poll_interval = max_poll_interval
-        # Re-entrant: a signal handler may come in within any of its holders, and notify. Each step leaves the
-        # gates such that this does no harm.
         self._mutex = threading.RLock()
         self._count = 0
-        self._gates: deque[threading.Lock] = deque()
-        self._has_poller = False  # somebody polls
+        self._wakes: deque[Wake] = deque()
+        self._has_poller = False
 
     def notify(self, count: int | None = 1) -> None:
-        """Something happened that lets up to ``count`` listeners go on; ``None``: all of them."""
+        """Tell that something happened that lets up to ``count`` sleepers go on; ``None``: all of them."""
         try:
             with self._mutex:
                 self._count += 1
-                self._open(len(self._gates) if count is None else count)
+                self._wake(len(self._wakes) if count is None else count)
         except BaseException:  # out of a signal handler: a wake-up too many costs one look
             with self._mutex:
                 self._count += 1
-                self._open(len(self._gates))
+                self._wake(len(self._wakes))
             raise
 
-    def _open(self, count: int) -> None:
-        """With the mutex held: open up to ``count`` gates."""
-        gates = self._gates
-        gate = None
+    def _wake(self, count: int) -> None:
+        """With the mutex held: wake up to ``count`` sleepers."""
+        wakes = self._wakes
+        wake = None
         try:
-            while count > 0 and gates:
-                gate = gates[0]
-                gates.popleft()
-                gate.release()
-                gate = None
+            while count > 0 and wakes:
+                wake = wakes[0]
+                wakes.popleft()
+                wake()
+                wake = None
                 count -= 1
         except BaseException:
-            if gate is not None:  # nobody else knows of it any more
-                with suppress(RuntimeError):  # it was opened already
-                    gate.release()
+            if wake is not None:  # no other thread knows of it any more
+                with suppress(RuntimeError):  # a lock that was released already
+                    wake()
             raise
 
-    def listen(self) -> Waiter:
-        """A listener, for one thread. As a context manager it does not leave if a signal handler raises where
-        leaving begins.
+    def listen(self) -> ThreadWaiter:
+        """Make a waiter, for one thread. As a context manager it does not leave if a signal handler raises
+        where leaving begins.
         """
-        return Waiter(self)
+        return ThreadWaiter(self)
 
 
 class Waiter:
-    """One thread's listening to a signal."""
+    """What one thread or task needs to wait on an event count; a subclass adds how it sleeps."""
 
-    __slots__ = ("_interval", "_is_poller", "_listens", "_signal", "_ticket", "_waited_cross_process")
+    __slots__ = ("_event", "_interval", "_is_poller", "_listens", "_ticket", "_waited_cross_process")
 
-    def __init__(self, signal: EventCount) -> None:
-        self._signal = signal
+    def __init__(self, event: EventCount) -> None:
+        self._event = event
         self._ticket = 0
         self._interval = MIN_POLL_INTERVAL
         self._listens = False
         self._is_poller = False  # for all
-        self._waited_cross_process = False  # waited for other processes too
+        self._waited_cross_process = False  # waited for other processes, too
 
-    def __enter__(self) -> Waiter:
+    def __enter__(self) -> Self:
         self.enter()
         return self
 
@@ -104,26 +117,74 @@ class Waiter:
 
     def enter(self) -> None:
         """Listen, until :meth:`leave`, which must follow an exception as well."""
-        signal = self._signal
-        with signal._mutex:
+        event = self._event
+        with event._mutex:
             if not self._listens:
                 self._listens = True
-                signal.listeners += 1
+                event.listeners += 1
 
     def leave(self) -> None:
         """Listen no more. Idempotent."""
-        signal = self._signal
-        with signal._mutex:
+        event = self._event
+        with event._mutex:
             if self._listens:
                 self._listens = False
-                signal.listeners -= 1
-            # Who was woken to take over the polling may leave without having waited again.
-            if self._waited_cross_process and not signal._has_poller:
-                signal._open(1)
+                event.listeners -= 1
+            # A waiter that was woken to take over the polling may leave without having waited again.
+            if self._waited_cross_process and not event._has_poller:
+                event._wake(1)
 
     def prepare(self) -> None:
-        """Before looking: what happens from now on ends the next wait."""
-        self._ticket = self._signal._count
+        """Take the ticket, before looking: what happens from now on ends the next wait."""
+        self._ticket = self._event._count
+
+    def arm(self, wake: Wake, cross_process: bool) -> bool:
+        """Have ``wake`` called when something happens; ``False``: something happened since the ticket.
+
+        :param cross_process: poll for other processes, if no other waiter does.
+        """
+        event = self._event
+        with event._mutex:
+            if event._count != self._ticket:
+                return False
+            if cross_process and not self._is_poller and not event._has_poller:
+                event._has_poller = self._is_poller = True
+            event._wakes.append(wake)
+            return True
+
+    def disarm(self, wake: Wake) -> bool:
+        """Take ``wake`` back; whether it was called before that."""
+        event = self._event
+        with event._mutex:
+            try:
+                event._wakes.remove(wake)
+            except ValueError:
+                return True
+            return False
+
+    def pass_on(self, wake_up: bool) -> None:
+        """Leave a wake-up that was not used, or the polling, to another waiter."""
+        event = self._event
+        with event._mutex:
+            if wake_up or self._is_poller:
+                # That one looks, and then finds the polling free when it waits again.
+                event._wake(1)
+            if self._is_poller:
+                self._is_poller = event._has_poller = False
+
+    def next_interval(self) -> float | None:
+        """Return in how many seconds to poll; ``None``: another waiter polls."""
+        if not self._is_poller:
+            return None
+        interval = self._interval
+        self._interval = min(interval * 1.5, self._event._max_poll_interval)
+        return interval
+
+
+class ThreadWaiter(Waiter):
+    """A :class:`Waiter` that sleeps on a lock."""
+
+    __slots__ = ()
 
     def wait(
         self, deadline: float | None, change_token: Callable[[], object] | None, last_token: object
@@ -131,8 +192,8 @@ class Waiter:
         """Wait for something to happen after the ticket was taken.
 
         :param deadline: by ``time.monotonic()``; ``None`` waits for ever.
-        :param change_token: asked now and then: it differs from ``last_token`` when another process
-            did something.
+        :param change_token: asked now and then: it differs from ``last_token`` when another process changed
+            something. Where the store cannot be reached, it is asked again later.
         :return: ``False`` if nothing happened until the deadline.
         """
         self._waited_cross_process = change_token is not None
@@ -141,7 +202,7 @@ class Waiter:
         try:
             return self._wait(gate, deadline, change_token, last_token)
         except BaseException:  # KeyboardInterrupt, wherever it came in
-            self._pass_on(self._withdraw(gate))
+            self.pass_on(self.disarm(gate.release))
             raise
 
     def _wait(
@@ -151,55 +212,42 @@ class Waiter:
         change_token: Callable[[], object] | None,
         last_token: object,
     ) -> bool:
-        signal = self._signal
+        wake = gate.release
         while True:
-            with signal._mutex:
-                happened = signal._count != self._ticket
-                if not happened:
-                    if change_token is not None and not self._is_poller and not signal._has_poller:
-                        signal._has_poller = self._is_poller = True
-                    signal._gates.append(gate)
-            if happened:
-                self._pass_on(False)
+            if not self.arm(wake, change_token is not None) or self._sleep(gate, deadline):
+                self.pass_on(False)
                 return True
-            if self._sleep(gate, deadline):
-                self._pass_on(False)
-                return True
-            if self._withdraw(gate):
+            if self.disarm(wake):
+                gate.acquire(blocking=False)  # close it again
                 continue  # notified in the last moment: the count tells
             if deadline is not None and time.monotonic() >= deadline:
-                self._pass_on(False)
+                self.pass_on(False)
                 return False
-            if self._is_poller and change_token is not None and change_token() != last_token:
-                self._pass_on(False)
+            if self._is_poller and change_token is not None and _changed(change_token, last_token):
+                self.pass_on(False)
                 return True
 
     def _sleep(self, gate: threading.Lock, deadline: float | None) -> bool:
-        if deadline is None and not self._is_poller:
+        interval = self.next_interval()
+        if deadline is None and interval is None:
             return gate.acquire()
         remaining = threading.TIMEOUT_MAX if deadline is None else max(deadline - time.monotonic(), 0.0)
-        if self._is_poller:
-            remaining = min(remaining, self._interval)
-            self._interval = min(self._interval * 1.5, self._signal._max_poll_interval)
+        if interval is not None:
+            remaining = min(remaining, interval)
         return gate.acquire(timeout=min(remaining, threading.TIMEOUT_MAX))
 
-    def _withdraw(self, gate: threading.Lock) -> bool:
-        """Take the gate back; whether it was opened before that."""
-        signal = self._signal
-        with signal._mutex:
-            try:
-                signal._gates.remove(gate)
-            except ValueError:
-                gate.acquire(blocking=False)  # close it again
-                return True
-            return False
 
-    def _pass_on(self, wake_up: bool) -> None:
-        """Leave a wake-up that was not used, or the polling, to another one who waits."""
-        signal = self._signal
-        with signal._mutex:
-            if wake_up or self._is_poller:
-                # It looks, and then finds the polling free when it waits again.
-                signal._open(1)
-            if self._is_poller:
-                self._is_poller = signal._has_poller = False
+def ask(change_token: Callable[[], object]) -> object:
+    """Return the store's change token; ``None`` while the store cannot be reached.
+
+    A wait outlasts that: its deadline bounds how long it asks again.
+    """
+    try:
+        return change_token()
+    except BackendUnavailableError:
+        return None
+
+
+def _changed(change_token: Callable[[], object], last_token: object) -> bool:
+    token = ask(change_token)
+    return token is not None and token != last_token

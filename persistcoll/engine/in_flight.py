@@ -6,159 +6,187 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["AllClaims", "ClaimList", "InFlight", "IndexedClaimList"]
+__all__ = ["ClaimList", "Consumer", "InFlight", "IndexedClaimList", "ThreadConsumer"]
 
 
 class ClaimList(Protocol):
-    """What one thread got and has not acknowledged, oldest first: ids, or what stands for them. A deque is
-    one, and the fastest.
+    """What one consumer got and has not acknowledged, oldest first: ids, or what stands for them.
+
+    A deque is one, and the fastest.
     """
 
-    def append(self, id: Any, /) -> None:
-        """It got this."""
+    def append(self, token: Any, /) -> None:
+        """Add the newest claim."""
 
-    def extend(self, ids: Iterable[Any], /) -> None:
-        """It got these."""
+    def extend(self, tokens: Iterable[Any], /) -> None:
+        """Add the newest claims, in order."""
 
-    def appendleft(self, id: Any, /) -> None:
-        """It has this back, which it got before all others."""
+    def appendleft(self, token: Any, /) -> None:
+        """Put a claim back as the oldest one."""
 
     def popleft(self) -> Any:
-        """What it got first, which it has no more; ``IndexError`` if it has nothing."""
+        """Remove and return the oldest claim; raise ``IndexError`` if there is none."""
 
-    def remove(self, id: Any, /) -> None:
-        """It has this no more; ``ValueError`` if it had not."""
+    def remove(self, token: Any, /) -> None:
+        """Remove this claim; raise ``ValueError`` if it is not there."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """At 0: what it got first."""
+        """Return the oldest claim, at index 0."""
 
     def __len__(self) -> int:
-        """How many it has."""
+        """Count the claims."""
 
 
 class IndexedClaimList:
-    """A :class:`ClaimList` from which one may be taken as fast as another. From any thread."""
+    """A :class:`ClaimList` that removes a claim in its middle as fast as the oldest one.
+
+    Any thread may call its methods: ``_mutex`` guards ``_tokens``.
+    """
 
     def __init__(self) -> None:
-        self._ids: OrderedDict[Any, None] = OrderedDict()
-        self._mutex = threading.RLock()  # a signal handler may come in while this thread has it
+        self._tokens: OrderedDict[Any, None] = OrderedDict()
+        # Re-entrant, because a signal handler may come in while this thread holds it.
+        self._mutex = threading.RLock()
 
-    def append(self, id: Any) -> None:
-        """It got this."""
+    def append(self, token: Any) -> None:
+        """Add the newest claim."""
         with self._mutex:
-            self._ids[id] = None
+            self._tokens[token] = None
 
-    def extend(self, ids: Iterable[Any]) -> None:
-        """It got these."""
+    def extend(self, tokens: Iterable[Any]) -> None:
+        """Add the newest claims, in order."""
         with self._mutex:
-            for id in ids:  # less than half of the time of update()
-                self._ids[id] = None
+            for token in tokens:  # less than half of the time of update()
+                self._tokens[token] = None
 
-    def appendleft(self, id: Any) -> None:
-        """It has this back."""
+    def appendleft(self, token: Any) -> None:
+        """Put a claim back as the oldest one."""
         with self._mutex:
-            self._ids[id] = None
-            self._ids.move_to_end(id, last=False)
+            self._tokens[token] = None
+            self._tokens.move_to_end(token, last=False)
 
     def popleft(self) -> Any:
-        """What it got first."""
+        """Remove and return the oldest claim; raise ``IndexError`` if there is none."""
         with self._mutex:
-            if not self._ids:
+            if not self._tokens:
                 raise IndexError
-            return self._ids.popitem(last=False)[0]
+            return self._tokens.popitem(last=False)[0]
 
-    def remove(self, id: Any) -> None:
-        """It has this no more."""
+    def remove(self, token: Any) -> None:
+        """Remove this claim; raise ``ValueError`` if it is not there."""
         with self._mutex:
-            if id not in self._ids:
+            if token not in self._tokens:
                 raise ValueError
-            del self._ids[id]
+            del self._tokens[token]
 
     def __getitem__(self, index: int) -> Any:
-        """What it got first."""
+        """Return the oldest claim, at index 0."""
         with self._mutex:
-            for id in self._ids:
-                return id
+            for token in self._tokens:
+                return token
         raise IndexError
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._tokens)
 
 
-class _LivenessToken:
-    """Goes with its thread."""
+class Consumer:
+    """A thread or task that gets items; it lives as long as that does.
 
-    __slots__ = ("__weakref__",)
+    It is an object and not the number of a thread, because numbers are used again: a new thread must not
+    inherit what a thread that ended had got, because its ``task_done`` would acknowledge it.
 
-
-AllClaims = list[tuple["weakref.ref[_LivenessToken]", ClaimList]]
-"""The hands of all threads. What a thread that ended had got stays known."""
-
-
-class InFlight(threading.local):
-    """Each thread's hand.
-
-    :param everyone: an empty list, in which the threads find each other's.
-    :param mutex: guards it.
-    :param make: makes an empty hand.
-    :ivar ids: this thread's.
-    :ivar settled: how many this thread has settled in another way than by ``task_done``, which was not yet
-        called for them.
+    :ivar claims: what it got and has not acknowledged.
+    :ivar settled_early: how many items it has settled in another way than by ``task_done``, which it has
+        not called for them yet. Only this consumer changes it.
     """
 
-    # Called once in each thread.
-    def __init__(
-        self, everyone: AllClaims, mutex: AbstractContextManager[Any], make: Callable[[], ClaimList] = deque
-    ) -> None:
-        self._everyone = everyone
-        self._mutex = mutex
-        self._alive = _LivenessToken()
-        self.ids = make()
-        self.settled = 0
-        with mutex:
-            everyone[:] = [entry for entry in everyone if entry[0]() is not None or entry[1]]
-            everyone.append((weakref.ref(self._alive), self.ids))
+    __slots__ = ("__weakref__", "claims", "settled_early")
 
-    def other(self) -> ClaimList | None:
-        """For a thread whose hand is empty: whose comes next; ``None`` where it has settled what it got.
+    def __init__(self, claims: ClaimList) -> None:
+        self.claims = claims
+        self.settled_early = 0
 
-        The standard library lets any thread call task_done(): take the oldest that was got.
 
-        :raise ValueError: nobody has anything.
+class InFlight:
+    """The claims of all consumers of one queue. Those of a consumer that is gone stay known.
+
+    ``_mutex`` guards ``_all``. Each claim list guards itself.
+
+    :param new_claim_list: makes an empty claim list.
+    """
+
+    def __init__(self, new_claim_list: Callable[[], ClaimList] = deque) -> None:
+        self._new_claim_list = new_claim_list
+        # Re-entrant, because a signal handler may come in while this thread holds it.
+        self._mutex = threading.RLock()
+        self._all: list[tuple[weakref.ref[Consumer], ClaimList]] = []
+
+    def new_consumer(self) -> Consumer:
+        """Make a consumer that has got nothing yet."""
+        consumer = Consumer(self._new_claim_list())
+        with self._mutex:
+            self._all[:] = [entry for entry in self._all if entry[0]() is not None or entry[1]]
+            self._all.append((weakref.ref(consumer), consumer.claims))
+        return consumer
+
+    def oldest_elsewhere(self, consumer: Consumer) -> ClaimList | None:
+        """Find the claim list whose oldest claim is the oldest of all, for a consumer that holds none.
+
+        The standard library lets any thread call ``task_done()``, so the oldest item that any consumer got
+        is acknowledged.
+
+        :return: ``None`` where this consumer has settled what it got, so that nothing is left to do.
+        :raise ValueError: no consumer holds anything.
         """
-        if self.settled:
-            self.settled -= 1
+        if consumer.settled_early:
+            consumer.settled_early -= 1
             return None
         with self._mutex:
-            hands = [ids for _, ids in self._everyone]
+            lists = [claims for _, claims in self._all]
         oldest = None
-        for ids in hands:
+        for claims in lists:
             try:
-                first = ids[0]
-            except IndexError:  # also where it was emptied just now
+                first = claims[0]
+            except IndexError:  # also where another thread emptied it just now
                 continue
             if oldest is None or first < oldest[0]:
-                oldest = first, ids
+                oldest = first, claims
         if oldest is None:
             raise ValueError("task_done() called too many times")
         return oldest[1]
 
-    def drop(self, id: Any) -> bool:
-        """Take it out of the hand that it is in; whether it was in one."""
-        try:
-            self.ids.remove(id)  # nearly always
-            return True
-        except ValueError:
-            pass
-        with self._mutex:
-            hands = [ids for _, ids in self._everyone]
-        for ids in hands:
+    def forget(self, token: Any, consumer: Consumer | None = None) -> bool:
+        """Remove a claim from the list that it is in.
+
+        :param consumer: whose list to look in first.
+        :return: whether it was in one.
+        """
+        if consumer is not None:
             try:
-                ids.remove(id)
+                consumer.claims.remove(token)  # nearly always
+                return True
+            except ValueError:
+                pass
+        with self._mutex:
+            lists = [claims for _, claims in self._all]
+        for claims in lists:
+            try:
+                claims.remove(token)
             except ValueError:
                 continue
             return True
         return False
+
+
+class ThreadConsumer(threading.local):
+    """The consumer of the thread that asks.
+
+    :ivar own: that consumer.
+    """
+
+    # Called once in each thread.
+    def __init__(self, in_flight: InFlight) -> None:
+        self.own = in_flight.new_consumer()

@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
-from persistcoll.engine.contracts import Claim
-from persistcoll.engine.event_count import MAX_POLL_INTERVAL
+from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore
 from persistcoll.engine.forks import (
     note_users,
     owned,
@@ -50,7 +49,7 @@ _TRIES = 100  # tries
 T = TypeVar("T")
 
 
-class JournalQueueStore:
+class JournalQueueStore(QueueStore):
     """A :class:`~persistcoll.engine.contracts.QueueStore` in a directory.
 
     Appending belongs to every process, taking to the one that took first, until it closes or ends.

@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any, Literal, overload
 
 from persistcoll.engine.arguments import checked_count, checked_seconds
-from persistcoll.engine.blocking import BlockingQueue, Decode
-from persistcoll.engine.contracts import Claim, RecordStore
-from persistcoll.engine.in_flight import IndexedClaimList
+from persistcoll.engine.contracts import Claim, RecordStore, Select
+from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
 from persistcoll.parameters import T
 from persistcoll.queues.deliveries import Deliveries, Delivery
-from persistcoll.queues.sql import BaseSQLQueue
+from persistcoll.queues.sql import BaseSQLQueue, RecordQueueCore
 
 __all__ = ["BaseAckQueue"]
 
@@ -29,6 +28,31 @@ class _NoItem:
 _NO_ITEM: Any = _NoItem()
 
 
+class AckQueueCore(RecordQueueCore):
+    """The core of a queue whose claims are :class:`~persistcoll.queues.deliveries.Delivery` objects."""
+
+    _hands_over_as_is = False
+
+    def __init__(self, store: RecordStore, maxsize: int, bare: bool, deliveries: Deliveries) -> None:
+        super().__init__(store, maxsize, False, bare)
+        self._deliveries = deliveries
+        self._ack = deliveries.ack
+
+    def _nack(self, token: Delivery) -> None:
+        self._deliveries.nack(token)
+
+    def _new_claim_list(self) -> ClaimList:
+        return IndexedClaimList()
+
+    def _hand_over(self, items: list[Delivery], consumer: Consumer) -> list[Any]:
+        for forgotten in self._deliveries.add(items, consumer):
+            self.in_flight.forget(forgotten)
+        return [each.item if each.raw is None else each.raw for each in items]
+
+    def _take_back(self, token: Delivery) -> None:
+        self._deliveries.forget(token)
+
+
 class BaseAckQueue(BaseSQLQueue[T]):
     """A queue in a table whose items are settled one by one.
 
@@ -39,19 +63,11 @@ class BaseAckQueue(BaseSQLQueue[T]):
         *BaseSQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
     )  # fmt: skip
 
-    def _wait_on(self, table: RecordStore, maxsize: int, auto_commit: bool) -> BlockingQueue:
+    _core: AckQueueCore
+
+    def _make_core(self, table: RecordStore, maxsize: int, auto_commit: bool) -> AckQueueCore:
         self._deliveries = Deliveries(table)
-        return BlockingQueue(
-            table,
-            maxsize,
-            False,
-            **self._putting(table),
-            acknowledge=self._deliveries.ack,
-            nack=self._deliveries.nack,
-            hand=IndexedClaimList,
-            hand_over=self._deliveries.hand_over,
-            take_back=self._deliveries.forget,
-        )
+        return AckQueueCore(table, maxsize, self._bare, self._deliveries)
 
     @property
     def auto_commit(self) -> bool:
@@ -110,25 +126,15 @@ class BaseAckQueue(BaseSQLQueue[T]):
         """
         if not isinstance(next_in_order, bool):
             raise ValueError("'next_in_order' must be True or False")
-        if id is None:
-            if next_in_order:
-                raise ValueError("'next_in_order' needs the 'id' that comes before")
-            choose = None
-        else:
-            choose = partial(self._take_after if next_in_order else self._table.take, id=self._checked_id(id))
-        decode = self._deliver_raw if raw else self._deliver
+        select = None
+        if id is not None:
+            select = Select(self._checked_id(id), next_in_order)
+        elif next_in_order:
+            raise ValueError("'next_in_order' needs the 'id' that comes before")
         try:
-            return self._get(decode, block, timeout, choose)
+            return self._blocking.get(self._deliver_raw if raw else self._deliver, block, timeout, select)
         except Empty:
             raise self._nothing_waits() from None
-
-    def _take_after(
-        self, decode: Decode[Delivery], acknowledge: bool, id: int, **options: Any
-    ) -> tuple[Any, Delivery]:
-        try:
-            return self._table.take(decode, acknowledge, id, True, **options)
-        except Empty:
-            return self._table.take(decode, acknowledge, **options)
 
     @overload
     def get_nowait(
@@ -247,12 +253,12 @@ class BaseAckQueue(BaseSQLQueue[T]):
                 self._refuse_not_held(id)
                 return None
             result = self._deliveries.settle(found[0], verb)
-            self._blocking.let_go(found[0], ready)
+            self._blocking.settled_elsewhere(found[0], ready)
             return result
         except ClaimError as error:
             if not found:
                 raise
-            self._blocking.drop(found[0])
+            self._core.in_flight.forget(found[0])
             if isinstance(error, StaleClaimError):
                 raise
             self._refuse_not_held(found[0].id)  # another thread settled it at the same time
@@ -286,7 +292,7 @@ class BaseAckQueue(BaseSQLQueue[T]):
             return
         if item is _NO_ITEM:
             raise ValueError("give the item, or its id")
-        self._deliveries.pop_item(item, found)
+        self._deliveries.pop_item(item, self._blocking.consumer.own, found)
         if not found and self._is_raw(item) and isinstance(item["pqid"], int):
             self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
 

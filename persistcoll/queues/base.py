@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
 from persistcoll.engine.arguments import checked_count, checked_integer
-from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.blocking import BlockingQueue, deadline_after
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import follow_forks, read_only_error, warn_unclosed
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Record, Stats
-from persistcoll.errors import DecodeError
+from persistcoll.errors import DecodeError, Empty, Full
 from persistcoll.parameters import T
 from persistcoll.reopening import Reopenable, Reopening
 from persistcoll.serializers.base import Codec, decode_error, encode_error
@@ -74,7 +75,7 @@ class BaseQueue(Reopenable, Generic[T]):
 
     def __init__(
         self,
-        blocking: BlockingQueue,
+        core: QueueCore,
         codec: Codec,
         *,
         description: str,
@@ -85,10 +86,11 @@ class BaseQueue(Reopenable, Generic[T]):
         self._codec = codec
         self._dumps = codec.dumps
         self._decode = _decoder(codec)
-        self._blocking = blocking
-        self._put = blocking.put
-        self._get = blocking.get
-        self._task_done = blocking.task_done
+        self._core = core
+        self._blocking = BlockingQueue(core)
+        # Bound once, because each look-up more is 1 % of a put or get of a file queue at "process".
+        self._try_put = core.try_put
+        self._try_get = core.try_get
         self._closed = False
         self._inherited = False
         if read_only:
@@ -126,7 +128,15 @@ class BaseQueue(Reopenable, Generic[T]):
             payload = self._dumps(item)
         except Exception as cause:
             raise encode_error(self._codec, item, cause) from cause
-        self._put(payload, block, timeout)
+        # As `self._blocking.put`, without its call.
+        deadline = None if block and timeout is None else deadline_after(block, timeout)
+        try:
+            self._try_put(payload, deadline)
+            return
+        except Full:
+            if not block:
+                raise
+        self._blocking.wait_and_put(payload, deadline)
 
     def put_nowait(self, item: T) -> None:
         """``put(item, block=False)``."""
@@ -160,11 +170,18 @@ class BaseQueue(Reopenable, Generic[T]):
         :raise LockedError: another process consumes from this queue.
         :raise ValueError: the timeout is negative.
         """
-        return self._get(self._decode, block, timeout)  # type: ignore[no-any-return]
+        # As `self._blocking.get`, without its call.
+        deadline = None if block and timeout is None else deadline_after(block, timeout)
+        try:
+            return self._try_get(self._decode, self._blocking.consumer.own, None, deadline)  # type: ignore[no-any-return]
+        except Empty:
+            if not block:
+                raise
+        return self._blocking.wait_and_get(self._decode, None, deadline)  # type: ignore[no-any-return]
 
     def get_nowait(self) -> T:
         """``get(block=False)``."""
-        return self._get(self._decode, False, None)  # type: ignore[no-any-return]
+        return self._try_get(self._decode, self._blocking.consumer.own, None, 0.0)  # type: ignore[no-any-return]
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
         """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
@@ -182,7 +199,6 @@ class BaseQueue(Reopenable, Generic[T]):
 
         Cost: that of one :meth:`get` and one :meth:`task_done`.
         """
-        blocking = self._blocking
         claims: list[Claim] = []
         try:
             token, item = self._claim(block, timeout, claims)
@@ -191,12 +207,12 @@ class BaseQueue(Reopenable, Generic[T]):
             except GeneratorExit:
                 raise
             except BaseException:
-                blocking.settle(token, claims, done=False)
+                self._core.settle(token, claims, done=False)
                 raise
-            blocking.settle(token, claims, done=True)
+            self._core.settle(token, claims, done=True)
         except BaseException:
             if claims:  # a signal handler raised before the block began, or where settling began
-                blocking.take_back(claims)
+                self._blocking.take_back(claims)
             raise
 
     def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, Any]:
@@ -214,7 +230,7 @@ class BaseQueue(Reopenable, Generic[T]):
 
         :raise ValueError: called more often than items were got.
         """
-        self._task_done()
+        self._core.task_done(self._blocking.consumer.own)
 
     def join(self) -> None:
         """Wait until every stored item has been got and acknowledged, by whichever process."""
@@ -223,7 +239,7 @@ class BaseQueue(Reopenable, Generic[T]):
     @property
     def unfinished_tasks(self) -> int:
         """How many items :meth:`join` would wait for."""
-        return self._blocking.unfinished()
+        return self._core.unfinished()
 
     def shutdown(self, immediate: bool = False) -> None:
         """Refuse to ``put``, and to ``get`` once the queue is empty (``immediate``: at once).
@@ -231,12 +247,12 @@ class BaseQueue(Reopenable, Generic[T]):
         Those who wait are woken with ``ShutDown``. This is about this object only: nothing stored is
         deleted, and other processes do not notice.
         """
-        self._blocking.shutdown(immediate)
+        self._core.shutdown(immediate)
 
     @property
     def is_shutdown(self) -> bool:
         """Whether :meth:`shutdown` was called."""
-        return self._blocking.is_shutdown
+        return self._core.is_shutdown
 
     # Looking and removing.
 
@@ -247,14 +263,14 @@ class BaseQueue(Reopenable, Generic[T]):
 
         :raise Empty: there is none.
         """
-        return self._blocking.store.peek(self._decode)[1]  # type: ignore[no-any-return]
+        return self._core.store.peek(self._decode)[1]  # type: ignore[no-any-return]
 
     def items(self) -> Iterator[T]:
         """The items waiting at this moment, oldest first, without taking them.
 
         Cost: no write and no sync.
         """
-        for record in self._blocking.store.records():
+        for record in self._core.store.records():
             yield self._decode(record)[1]
 
     def skip(self, id: int | None = None) -> int | None:
@@ -263,30 +279,30 @@ class BaseQueue(Reopenable, Generic[T]):
         :return: its id; ``None`` if no such item waits.
         :raise TypeError: ``id`` is no id.
         """
-        return self._blocking.remove(None if id is None else checked_integer("id", id))
+        return self._core.remove(None if id is None else checked_integer("id", id))
 
     def clear(self) -> int:
         """Remove every waiting item; return how many there were."""
-        return self._blocking.clear()
+        return self._core.clear()
 
     @property
     def maxsize(self) -> int:
         """How many items may wait; 0 means without bound. May be set at any time."""
-        return self._blocking.maxsize
+        return self._core.maxsize
 
     @maxsize.setter
     def maxsize(self, value: int) -> None:
-        self._blocking.maxsize = checked_count("maxsize", value)
+        self._core.maxsize = checked_count("maxsize", value)
 
     def qsize(self) -> int:
         """How many items wait, exactly, across threads and processes.
 
         Cost: no write and no sync.
         """
-        return self._blocking.qsize()
+        return self._core.qsize()
 
     def __len__(self) -> int:
-        return self._blocking.qsize()
+        return self._core.qsize()
 
     def __bool__(self) -> bool:
         # A queue is a thing, not a sequence: an empty one is not false (nor is queue.Queue's).
@@ -295,26 +311,26 @@ class BaseQueue(Reopenable, Generic[T]):
     @property
     def size(self) -> int:
         """The same as :meth:`qsize`."""
-        return self._blocking.qsize()
+        return self._core.qsize()
 
     def empty(self) -> bool:
         """Whether no item waits."""
-        return not self._blocking.qsize()
+        return self._core.is_empty()
 
     def full(self) -> bool:
         """Whether ``maxsize`` items wait; never without a ``maxsize``."""
-        return self._blocking.full()
+        return self._core.full()
 
     def stats(self) -> Stats:
         """The queue's numbers at this moment."""
-        return self._blocking.store.stats()
+        return self._core.store.stats()
 
     # Life and death.
 
     def close(self) -> None:
         """Let go of files and locks. What was got and not acknowledged stays stored. Idempotent."""
         self._closed = True
-        self._blocking.close()
+        self._core.close()
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.in_flight import Consumer
 from persistcoll.engine.records import Record
 from persistcoll.errors import ClaimError, StaleClaimError
 
@@ -28,12 +29,12 @@ class Delivery:
     """One item as it was given to somebody.
 
     :ivar raw: the raw form of the item, if that was given.
-    :ivar thread: who got it.
+    :ivar consumer: the consumer that got it.
     :ivar lost: the item was delivered anew since.
     :ivar settled: it needs nothing any more.
     """
 
-    __slots__ = ("attempts", "id", "item", "lost", "raw", "settled", "thread", "time")
+    __slots__ = ("attempts", "consumer", "id", "item", "lost", "raw", "settled", "time")
 
     def __init__(self, record: Record, item: Any, raw: dict[str, Any] | None) -> None:
         self.id = record.id
@@ -41,7 +42,7 @@ class Delivery:
         self.attempts = record.attempts
         self.item = item
         self.raw = raw
-        self.thread = 0
+        self.consumer: Consumer | None = None
         self.lost = False
         self.settled = False
 
@@ -83,25 +84,19 @@ class Deliveries:
         delivery.lost = True
         self._lost.append(delivery)
 
-    def add(self, deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
-        """They were claimed and are given to this thread.
+    def add(self, deliveries: Sequence[Delivery], consumer: Consumer) -> Sequence[Delivery]:
+        """Enter what was claimed and is given to this consumer.
 
         :return: lost ones that are not remembered any longer.
         """
-        thread = threading.get_ident()
         with self._mutex:
             for delivery in deliveries:
-                delivery.thread = thread
+                delivery.consumer = consumer
                 other = self._by_id.setdefault(delivery.id, delivery)
                 if other is not delivery:
                     self._choose(delivery, other)
                 self._list(delivery)
             return self._forget() if len(self._lost) > _REMEMBERED else ()
-
-    def hand_over(self, deliveries: Sequence[Delivery]) -> tuple[list[Any], Sequence[Delivery]]:
-        """They are given to this thread: the items, or their raw form, and what :meth:`add` forgets."""
-        forgotten = self.add(deliveries)
-        return [each.item if each.raw is None else each.raw for each in deliveries], forgotten
 
     def _choose(self, delivery: Delivery, other: Delivery) -> None:
         """Of two of the same record the one that was claimed first is lost, however late it comes."""
@@ -138,23 +133,24 @@ class Deliveries:
     # Finding. What is found leaves the book, so that no other thread finds it; what is lost stays. It goes
     # into a list of the caller's in the same step, so that a caller that is interrupted can put it back.
 
-    def pop_item(self, item: Any, into: list[Delivery]) -> None:
-        """The oldest delivery of this object: to this thread, else to any; if all were lost, a lost one."""
+    def pop_item(self, item: Any, consumer: Consumer, into: list[Delivery]) -> None:
+        """The oldest delivery of this object: to this consumer, otherwise to any; if all were lost, a lost
+        one.
+        """
         with self._mutex:
-            found = self._find(self._by_identity.get(id(item), ()))
+            found = self._find(self._by_identity.get(id(item), ()), consumer)
             if found is not None:
                 into.append(found)
                 self._remove(found)
 
-    def _find(self, listed: Delivery | Sequence[Delivery]) -> Delivery | None:
+    def _find(self, listed: Delivery | Sequence[Delivery], consumer: Consumer) -> Delivery | None:
         if isinstance(listed, Delivery):
             return listed
-        thread = threading.get_ident()
         elsewhere = lost = None
         for delivery in listed:
             if delivery.lost:
                 lost = lost or delivery
-            elif delivery.thread == thread:
+            elif delivery.consumer is consumer:
                 return delivery
             else:
                 elsewhere = elsewhere or delivery

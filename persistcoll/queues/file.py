@@ -9,7 +9,7 @@ from typing import Any
 from persistcoll.disk.calls import Disk
 from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.arguments import checked_choice, checked_count, checked_mode
-from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.journal.directory import OpenOptions
 from persistcoll.journal.open import Opening, ReadOnlyOpening
@@ -127,7 +127,7 @@ class Queue(BaseQueue[T]):
                 opening.release()
         try:
             super().__init__(
-                BlockingQueue(store, maxsize, autosave),
+                QueueCore(store, maxsize, autosave),
                 item_codec,
                 description=f"{type(self).__name__} {directory!r}",
                 read_only=bool(read_only),
@@ -140,4 +140,4 @@ class Queue(BaseQueue[T]):
     @property
     def autosave(self) -> bool:
         """Whether ``get`` acknowledges."""
-        return self._blocking.autosave
+        return self._core.autosave

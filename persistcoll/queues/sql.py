@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
@@ -15,8 +14,8 @@ from persistcoll.engine.arguments import (
     checked_mode,
     checked_seconds,
 )
-from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.contracts import RecordStore, Select
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import (
     FIFO,
     Backoff,
@@ -57,6 +56,24 @@ def checked_backoff(value: Any) -> Backoff | None:
         return value
     seconds = checked_seconds("backoff", value)
     return Backoff(base=seconds, factor=1, limit=seconds, jitter=0)
+
+
+class RecordQueueCore(QueueCore):
+    """The core of a queue over records.
+
+    :param bare: what is put is payloads; otherwise entries, with a key or a priority.
+    """
+
+    store: RecordStore
+
+    def __init__(self, store: RecordStore, maxsize: int, autosave: bool, bare: bool) -> None:
+        super().__init__(store, maxsize, autosave)
+        if not bare:
+            self._append = self._append_entry
+            self._append_many = store.put
+
+    def _append_entry(self, entry: Entry, capacity: int, **options: Any) -> int | None:
+        return self.store.put((entry,), capacity, **options)[0]
 
 
 class BaseSQLQueue(BaseQueue[T]):
@@ -147,7 +164,7 @@ class BaseSQLQueue(BaseQueue[T]):
         try:
             self._table: RecordStore = table
             super().__init__(
-                self._wait_on(table, maxsize, auto_commit),
+                self._make_core(table, maxsize, auto_commit),
                 codec(serializer, table.store_id),
                 description=f"{type(self).__name__} {name!r} in {place.file!r}",
                 read_only=place.read_only,
@@ -157,22 +174,13 @@ class BaseSQLQueue(BaseQueue[T]):
             table.close()
             raise
 
-    def _wait_on(self, table: RecordStore, maxsize: int, auto_commit: bool) -> BlockingQueue:
-        return BlockingQueue(table, maxsize, auto_commit, **self._putting(table))
-
-    def _putting(self, table: RecordStore) -> dict[str, Callable[..., Any]]:
-        """How what :meth:`_entry` makes is put."""
-        if self._bare:
-            return {}
-        return {
-            "append": lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
-            "append_many": table.put,
-        }
+    def _make_core(self, table: RecordStore, maxsize: int, auto_commit: bool) -> QueueCore:
+        return RecordQueueCore(table, maxsize, auto_commit, self._bare)
 
     @property
     def auto_commit(self) -> bool:
         """Whether ``get`` acknowledges."""
-        return self._blocking.autosave
+        return self._core.autosave
 
     # Putting.
 
@@ -203,7 +211,7 @@ class BaseSQLQueue(BaseQueue[T]):
         :raise ValueError: the timeout is negative.
         """
         entry = self._encode(item) if self._bare else self._entry(item)
-        return self._put(entry, block, timeout)  # type: ignore[no-any-return]
+        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T) -> int | None:  # type: ignore[override]
         """``put(item, block=False)``."""
@@ -290,9 +298,8 @@ class BaseSQLQueue(BaseQueue[T]):
         :raise ValueError: the timeout is negative, or ``id`` cannot be one.
         """
         decode = self._decode_raw if raw else self._decode
-        if id is None:
-            return self._get(decode, block, timeout)
-        return self._get(decode, block, timeout, partial(self._table.take, id=self._checked_id(id)))
+        select = None if id is None else Select(self._checked_id(id))
+        return self._blocking.get(decode, block, timeout, select)
 
     @overload
     def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
@@ -356,7 +363,7 @@ class BaseSQLQueue(BaseQueue[T]):
     @property
     def total(self) -> int:
         """The same as :meth:`qsize`."""
-        return self._blocking.qsize()
+        return self._core.qsize()
 
     def shrink_disk_usage(self) -> None:
         """Give the room of removed items back to the file system.

@@ -185,7 +185,7 @@ class PriorityQueue(_CommittingQueue[T]):
         It raises the others that :meth:`SQLiteQueue.put` does as well.
         """
         entry = Entry(self._encode(item), _checked_priority(priority))
-        return self._put(entry, block, timeout)  # type: ignore[no-any-return]
+        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T, priority: float = 0) -> int:  # type: ignore[override]
         """``put(item, priority, block=False)``."""

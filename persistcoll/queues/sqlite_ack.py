@@ -160,7 +160,7 @@ class SQLiteAckQueue(BaseAckQueue[T]):
         :return: how many items that were.
         """
         count = self._table.reclaim()
-        self._blocking.settled(count)
+        self._core.settled(count)
         return count
 
     # Looking.

@@ -458,7 +458,7 @@ def test_a_forgotten_file_queue_touches_no_other_file(tmp_path, monkeypatch):
             for _ in range(3):
                 other = Queue(tmp_path / "q", durability="process", chunksize=4)
                 other.put(number)
-                store: Any = other._blocking.store
+                store: Any = other._core.store
                 cycle += [store._lock._file, store._journal._lock._file, other]
             cycle.append(cycle)
             del cycle, other, store

@@ -146,12 +146,12 @@ def wait_in(queue: Queue, tell: _Teller, method: str, *arguments: Any) -> tuple[
         except Exception as error:
             errors.append(error)
 
-    blocking = queue._blocking
-    signals = (blocking._not_empty, blocking._not_full, blocking._all_done)
+    core = queue._core
+    signals = (core.not_empty, core.not_full, core.all_done)
     thread = threading.Thread(target=run)
     thread.start()
     pause = threading.Event()
-    while thread.is_alive() and not any(each._gates for each in signals):
+    while thread.is_alive() and not any(each._wakes for each in signals):
         pause.wait(0.0005)
     tell("waits")
     thread.join()

@@ -74,7 +74,7 @@ def sizes(path):
 
 def take(queue):
     """The id of an item that is in hand from now on."""
-    return queue._blocking.store.take(lambda record: record.id)
+    return queue._core.store.take(lambda record: record.id)
 
 
 EMPTIED = 110  # bytes: more than a header and a frame, less than one with an item
@@ -88,11 +88,11 @@ def test_what_is_processed_beside_one_in_hand_keeps_no_data(durability, tmp_path
         first = take(queue)
         for _ in range(1000):
             queue.put(bytes(100))
-            queue._blocking.store.ack([take(queue)])
+            queue._core.store.ack([take(queue)])
         kept = {name for name, size in sizes(path).items() if size > EMPTIED}
         assert kept == {"q00000", "q00020"}
         assert (queue.qsize(), queue.unfinished_tasks) == (0, 1)
-        queue._blocking.store.ack([first])
+        queue._core.store.ack([first])
         assert chunks(path) == ["q00020"]
     assert rest_of(path) == []
 
@@ -122,7 +122,7 @@ def test_chunk_is_emptied_at_once_and_not_while_the_last_of_it_is_in_hand(tmp_pa
         for number in range(12):
             queue.put(b"%3d" % number + bytes(100))
         ids = [take(queue) for _ in range(11)]
-        store = queue._blocking.store
+        store = queue._core.store
         for id in (ids[5], ids[3]):
             store.ack([id])
         assert all(size > EMPTIED for size in sizes(path).values())
@@ -162,7 +162,7 @@ def test_what_an_emptied_chunk_held_is_acknowledged_whatever_became_of_the_curso
         for number in range(12):
             queue.put(b"%3d" % number)
         ids = [take(queue) for _ in range(11)]
-        queue._blocking.store.ack(ids[3:9])
+        queue._core.store.ack(ids[3:9])
     if how == "lost":
         cursor.unlink()
     else:
@@ -180,7 +180,7 @@ def test_clear_beside_one_in_hand_frees_what_was_not_read(tmp_path):
         first = take(queue)
         assert queue.clear() == 11
         assert [size > EMPTIED for size in sizes(path).values()] == [True, False, False, True]
-        queue._blocking.store.ack([first])
+        queue._core.store.ack([first])
         assert chunks(path) == ["q00003"]
     assert rest_of(path) == []
 
@@ -198,7 +198,7 @@ def test_clear_without_room_for_an_emptied_chunk_removes_it_first(call, number, 
         assert queue.clear() == 11
         assert fault.fired
         assert [size > EMPTIED for size in sizes(path).values()] == [True, False, False, True]
-        queue._blocking.store.ack([first])
+        queue._core.store.ack([first])
         assert chunks(path) == ["q00003"]
     assert rest_of(path) == []
 
@@ -217,7 +217,7 @@ def test_without_any_room_the_cursor_alone_says_what_a_removed_chunk_held(lost, 
         assert next(looking) == b"  0"
         ids = [take(queue) for _ in range(11)]
         disk.fail("write", error=errno.ENOSPC, times="forever", path="q?????.tmp")
-        queue._blocking.store.ack(ids[3:9])
+        queue._core.store.ack(ids[3:9])
         assert chunks(path) == ["q00000", "q00003"]
         assert list(looking) == [b"%3d" % number for number in (1, 2, 9, 10, 11)]
         assert queue.qsize() == observer.qsize() == 1
@@ -232,9 +232,9 @@ def test_without_any_room_the_cursor_alone_says_what_a_removed_chunk_held(lost, 
         queue.put(b" 12")
         first = take(queue)
         assert [take(queue) for _ in range(5)] == [2, 3, 10, 11, 12]
-        queue._blocking.store.ack([2, 3])
+        queue._core.store.ack([2, 3])
         assert chunks(path) == ["q00000", "q00003", "q00004"]
-        queue._blocking.store.ack([first])
+        queue._core.store.ack([first])
         assert chunks(path) == ["q00003", "q00004"]
     assert rest_of(path) == [b"  9", b" 10", b" 11", b" 12"]
 
@@ -258,7 +258,7 @@ def test_any_order_of_acknowledging(data):
             for number in range(1, count + 1):
                 queue.put(b"%3d" % number + bytes(100))
             for step in data.draw(st.lists(st.sampled_from(STEPS), max_size=30)):
-                store: Any = queue._blocking.store
+                store: Any = queue._core.store
                 if step == "take" and queue.qsize():
                     held.append(take(queue))
                 elif step == "done" and held:

@@ -174,7 +174,7 @@ def clear(scribe: Scribe) -> None:
 def out_of_order(scribe: Scribe) -> None:
     """Three are taken; the last is acknowledged first, then the first, then the one between."""
     scribe.put(4)
-    store = scribe.queue._blocking.store
+    store = scribe.queue._core.store
     ids = [store.take(lambda record: record.id) for _ in range(3)]
     for place in (2, 0, 1):
         with scribe.asking("drop", place + 1, place + 1):
@@ -184,7 +184,7 @@ def out_of_order(scribe: Scribe) -> None:
 def beside_one_in_hand(scribe: Scribe) -> None:
     """Chunks that are acknowledged as a whole, while the first item of an earlier one is in work."""
     scribe.put(8)
-    store = scribe.queue._blocking.store
+    store = scribe.queue._core.store
     ids = [store.take(lambda record: record.id) for _ in range(7)]
     for place in (4, 3, 6, 5, 1, 0):
         with scribe.asking("drop", place + 1, place + 1):

@@ -56,7 +56,7 @@ def handled(path, call: str, outer: str, name: str, durability) -> bool:
         queue.get()
         queue.get()
         outcome = []
-        store: Any = queue._blocking.store
+        store: Any = queue._core.store
 
         def handler(*arguments):
             before = store._journal.tail[2]

@@ -252,7 +252,7 @@ def test_a_record_that_comes_behind_the_end_under_a_removed_lock(path, durabilit
     """
     with Queue(path, durability=durability) as queue:
         queue.put("first")
-        store: Any = queue._blocking.store
+        store: Any = queue._core.store
         write = store._journal._tail._write
 
         def write_late(fd, data):
@@ -272,7 +272,7 @@ def test_the_end_that_comes_behind_a_record_under_a_removed_lock(path, durabilit
     """The other way round: the process that has the new lock's file finds the record behind its look."""
     with Queue(path, durability=durability) as queue:
         queue.put("first")
-        store: Any = queue._blocking.store
+        store: Any = queue._core.store
         old = store._journal._tail
         (path / "producer.lock").unlink()
 

@@ -161,7 +161,7 @@ def test_those_who_come_during_a_sync_share_the_next_one(tmp_path):
         queue.put(numbered(100))
         disk.calls.clear()
         in_sync, others_wait = threading.Event(), threading.Event()
-        store: Any = queue._blocking.store
+        store: Any = queue._core.store
         combiner = store._journal._combiner
 
         def first_sync(fd: int) -> None:

@@ -14,6 +14,7 @@ from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
@@ -28,7 +29,7 @@ def pair(record):
 
 @pytest.fixture(params=[False, True], ids=["task_done", "autosave"])
 def blocking(request):
-    return BlockingQueue(MemoryQueueStore(), 0, request.param)
+    return BlockingQueue(QueueCore(MemoryQueueStore(), 0, request.param))
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_timeouts_are_by_the_monotonic_clock(open_queue, clocks, timeout):
 def test_a_jump_of_the_wall_clock_ends_no_wait(open_queue, clocks, jump):
     queue = open_queue()
     finish = waiting(lambda: queue.get(timeout=20))
-    until(lambda: queue._blocking._not_empty.listeners)
+    until(lambda: queue._core.not_empty.listeners)
     clocks[0] += jump
     assert not finish.done()
     queue.put("in time")
@@ -88,7 +89,7 @@ def test_a_put_wakes_a_get_at_once(open_queue, no_polling):
     delays = []
     for _ in range(20):
         finish = waiting(lambda: (queue.get(timeout=20), time.monotonic()))
-        until(lambda: queue._blocking._not_empty._gates)
+        until(lambda: queue._core.not_empty._wakes)
         began = time.monotonic()
         queue.put(1)
         delays.append(finish()[1] - began)
@@ -101,7 +102,7 @@ def test_a_get_wakes_a_put_at_once(open_queue, no_polling):
     delays = []
     for _ in range(20):
         finish = waiting(lambda: (queue.put(1, timeout=20), time.monotonic()))
-        until(lambda: queue._blocking._not_full._gates)
+        until(lambda: queue._core.not_full._wakes)
         began = time.monotonic()
         queue.get()
         delays.append(finish()[1] - began)
@@ -113,7 +114,7 @@ def test_a_put_elsewhere_wakes_a_get_soon(open_queue):
     delays = []
     for _ in range(10):
         finish = waiting(lambda: (queue.get(timeout=20), time.monotonic()))
-        until(lambda: queue._blocking._not_empty._gates)
+        until(lambda: queue._core.not_empty._wakes)
         began = time.monotonic()
         elsewhere.put(1)
         delays.append(finish()[1] - began)
@@ -124,7 +125,7 @@ def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
     """Many wait; elsewhere a few items at a time are put: each time those who got one leave."""
     queue, elsewhere = open_queue(), open_queue()
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(6)]
-    until(lambda: len(queue._blocking._not_empty._gates) == 6)
+    until(lambda: len(queue._core.not_empty._wakes) == 6)
     for batch in ([1, 2], [3], [4, 5, 6]):
         elsewhere.put_many(batch)
         until(lambda last=batch[-1]: sum(each.done() for each in finish) == last, 5.0)
@@ -146,7 +147,7 @@ def test_a_room_elsewhere_wakes_a_put_soon(open_queue):
     queue, elsewhere = open_queue(maxsize=1), open_queue()
     queue.put(0)
     finish = [waiting(lambda: queue.put(1, timeout=20)) for _ in range(3)]
-    until(lambda: len(queue._blocking._not_full._gates) == 3)
+    until(lambda: len(queue._core.not_full._wakes) == 3)
     for _ in range(4):
         elsewhere.get(timeout=20)
     for each in finish:
@@ -157,7 +158,7 @@ def test_waiting_costs_little(open_queue):
     """Under one per cent of a core, however many wait."""
     queue = open_queue()
     finish = [waiting(lambda: queue.get(timeout=1.0)) for _ in range(5)]
-    until(lambda: len(queue._blocking._not_empty._gates) == 5)
+    until(lambda: len(queue._core.not_empty._wakes) == 5)
     began, cpu = time.monotonic(), time.process_time()
     for each in finish:
         with pytest.raises(Empty):
@@ -185,17 +186,17 @@ def test_what_is_no_number(value):
 
 def test_a_timeout_longer_than_the_machine_can_wait(blocking):
     finish = waiting(lambda: blocking.get(pair, True, 10**30))
-    until(lambda: blocking._not_empty.listeners)
+    until(lambda: blocking.core.not_empty.listeners)
     blocking.put(b"1", True, None)
     assert finish() == b"1"
 
 
 def test_over_any_store(blocking):
     """What waits knows nothing of files."""
-    blocking.maxsize = 2
+    blocking.core.maxsize = 2
     blocking.put_many([b"1", b"2"], True, None)
     finish = waiting(lambda: blocking.put(b"3", True, 10))
-    until(lambda: blocking._not_full.listeners)
+    until(lambda: blocking.core.not_full.listeners)
     assert blocking.get(pair, True, None) == b"1"
     finish()
     assert blocking.get_many(5, pair, True, None) == [b"2", b"3"]
@@ -204,12 +205,12 @@ def test_over_any_store(blocking):
     blocking.join()
     with pytest.raises(ValueError, match="too many"):
         blocking.task_done()
-    blocking.shutdown(False)
+    blocking.core.shutdown(False)
     with pytest.raises(ShutDown):
         blocking.get(pair, True, None)
-    blocking.close()
+    blocking.core.close()
     with pytest.raises(ClosedError):
-        blocking.qsize()
+        blocking.core.qsize()
 
 
 class Racing(MemoryQueueStore):
@@ -247,7 +248,7 @@ class Racing(MemoryQueueStore):
 
 def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
     store = Racing()
-    blocking = BlockingQueue(store, 1, False)
+    blocking = BlockingQueue(QueueCore(store, 1, False))
     store.meanwhile = lambda: blocking.put(b"1", False, None)
     assert blocking.get(pair, True, 5) == b"1"
     store.looks = 0
@@ -270,28 +271,28 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
 
 @pytest.mark.parametrize("call", ["get", "put", "put_many", "remove", "clear", "receive", "give back"])
 def test_every_change_wakes_who_waits_for_it(no_polling, call):
-    blocking = BlockingQueue(MemoryQueueStore(), 2, True)
+    blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 2, True))
     claims: list[Claim] = []
     if call in ("put", "put_many", "give back"):
         wait = waiting(lambda: blocking.get(pair, True, 10))
-        until(lambda: blocking._not_empty._gates)
+        until(lambda: blocking.core.not_empty._wakes)
         if call == "put":
             blocking.put(b"1", False, None)
         elif call == "put_many":
             blocking.put_many([b"1"], False, None)
         else:
-            id = blocking.store.append(b"1")
-            blocking.store.take(pair, claims=claims)
-            blocking.settle(id, claims, done=False)
+            id = blocking.core.store.append(b"1")
+            blocking.core.store.take(pair, claims=claims)
+            blocking.core.settle(id, claims, done=False)
         assert wait() == b"1"
         return
     blocking.put_many([b"1", b"2"], False, None)
     wait = waiting(lambda: blocking.put(b"3", True, 10))
-    until(lambda: blocking._not_full._gates)
+    until(lambda: blocking.core.not_full._wakes)
     {
         "get": lambda: blocking.get(pair, False, None),
-        "remove": lambda: blocking.remove(None),
-        "clear": blocking.clear,
+        "remove": lambda: blocking.core.remove(None),
+        "clear": blocking.core.clear,
         "receive": lambda: blocking.claim(pair, False, None, claims),
     }[call]()
     wait()
@@ -299,7 +300,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
 
 @pytest.mark.parametrize("call", ["task_done", "settle", "remove", "clear"])
 def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
-    blocking = BlockingQueue(MemoryQueueStore(), 0, False)
+    blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 0, False))
     claims: list[Claim] = []
     blocking.put(b"1", False, None)
     if call == "task_done":
@@ -307,12 +308,12 @@ def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
     elif call == "settle":
         id, _ = blocking.claim(pair, False, None, claims)
     wait = waiting(blocking.join)
-    until(lambda: blocking._all_done._gates)
+    until(lambda: blocking.core.all_done._wakes)
     {
         "task_done": blocking.task_done,
-        "settle": lambda: blocking.settle(id, claims, done=True),
-        "remove": lambda: blocking.remove(None),
-        "clear": blocking.clear,
+        "settle": lambda: blocking.core.settle(id, claims, done=True),
+        "remove": lambda: blocking.core.remove(None),
+        "clear": blocking.core.clear,
     }[call]()
     wait()
 
@@ -321,11 +322,11 @@ def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
 def test_the_end_wakes_everyone_at_once(open_queue, no_polling, end):
     queue = open_queue(maxsize=1)
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(3)]
-    until(lambda: len(queue._blocking._not_empty._gates) == 3)
+    until(lambda: len(queue._core.not_empty._wakes) == 3)
     other = open_queue(maxsize=1, name="full")
     other.put(1)
     finish += [waiting(lambda: other.put(2, timeout=20)) for _ in range(3)]
-    until(lambda: len(other._blocking._not_full._gates) == 3)
+    until(lambda: len(other._core.not_full._wakes) == 3)
     for each in (queue, other):
         if end == "close":
             each.close()
@@ -338,12 +339,12 @@ def test_the_end_wakes_everyone_at_once(open_queue, no_polling, end):
 
 def test_two_objects_over_one_state_wake_each_other():
     state = MemoryQueueState()
-    one, two = (BlockingQueue(MemoryQueueStore(state), 0, True) for _ in range(2))
+    one, two = (BlockingQueue(QueueCore(MemoryQueueStore(state), 0, True)) for _ in range(2))
     finish = waiting(lambda: one.get(pair, True, 10))
-    until(lambda: one._not_empty.listeners)
+    until(lambda: one.core.not_empty.listeners)
     two.put(b"1", True, None)
     assert finish() == b"1"
-    assert two.qsize() == 0
+    assert two.core.qsize() == 0
 
 
 def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
@@ -351,11 +352,11 @@ def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
         raise RuntimeError("poison")
 
     finish = waiting(lambda: blocking.get(poison, True, 10))
-    until(lambda: blocking._not_empty.listeners)
+    until(lambda: blocking.core.not_empty.listeners)
     blocking.put(b"1", True, None)
     with pytest.raises(RuntimeError, match="poison"):
         finish()
-    assert blocking._not_empty.listeners == 0
+    assert blocking.core.not_empty.listeners == 0
     assert blocking.get(pair, True, None) == b"1"
 
 
@@ -369,11 +370,11 @@ def test_hands_of_threads_that_ended_are_not_kept_for_ever(blocking):
         thread = threading.Thread(target=get)
         thread.start()
         thread.join()
-    assert len(blocking._all_hands) <= 3
+    assert len(blocking.core.in_flight._all) <= 3
 
 
 def test_many_getters_and_putters_through_a_small_queue(blocking):
-    blocking.maxsize = 2
+    blocking.core.maxsize = 2
     got = []
 
     def put():

@@ -9,8 +9,10 @@ import pytest
 
 from persistcoll.engine import event_count
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.event_count import MAX_POLL_INTERVAL, EventCount
+from persistcoll.engine.contracts import MAX_POLL_INTERVAL
+from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.memory.queue_store import MemoryQueueStore
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
@@ -25,7 +27,7 @@ def wait_once(signal, seconds=10.0, change_token=None, seen=None):
 
 
 def gates(signal, count):
-    until(lambda: len(signal._gates) == count)
+    until(lambda: len(signal._wakes) == count)
 
 
 def test_what_happened_after_the_ticket_ends_the_wait_at_once():
@@ -44,7 +46,7 @@ def test_a_deadline_that_has_passed_is_no_wait():
     signal = EventCount()
     assert not wait_once(signal, -1.0)
     assert not wait_once(signal, 0.0)
-    assert not signal._gates
+    assert not signal._wakes
     assert signal.listeners == 0
 
 
@@ -64,7 +66,7 @@ def test_notify_wakes_so_many(count, woken):
     gates(signal, 5)
     signal.notify(count)
     until(lambda: sum(each.done() for each in finish) == woken)
-    assert len(signal._gates) == 5 - woken
+    assert len(signal._wakes) == 5 - woken
     signal.notify(None)
     assert all(each() for each in finish)
 
@@ -77,11 +79,11 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
     signal = EventCount()
 
     def sleep(self, gate, deadline):
-        until(lambda: len(signal._gates) == 2)
+        until(lambda: len(signal._wakes) == 2)
         signal.notify()  # opens the gate of this one, who came first
         raise Interrupted
 
-    original = event_count.Waiter._sleep
+    original = event_count.ThreadWaiter._sleep
     with signal.listen() as listener:
         listener.prepare()
         second = []
@@ -92,26 +94,26 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
             second.append(waiting(lambda: wait_once(signal)))
             return sleep(self, gate, deadline)
 
-        monkeypatch.setattr(event_count.Waiter, "_sleep", interrupted)
+        monkeypatch.setattr(event_count.ThreadWaiter, "_sleep", interrupted)
         with pytest.raises(Interrupted):
             listener.wait(None, None, None)
     assert second[0]()
-    assert not signal._gates
+    assert not signal._wakes
 
 
 def test_a_notification_in_the_last_moment_counts(monkeypatch):
     """Between the end of the sleep and the withdrawal: the wait says that something happened."""
     signal = EventCount()
-    original = event_count.Waiter._sleep
+    original = event_count.ThreadWaiter._sleep
 
     def sleep(self, gate, deadline):
         woken = original(self, gate, deadline)
         signal.notify()
         return woken
 
-    monkeypatch.setattr(event_count.Waiter, "_sleep", sleep)
+    monkeypatch.setattr(event_count.ThreadWaiter, "_sleep", sleep)
     assert wait_once(signal, 0.001)
-    assert not signal._gates
+    assert not signal._wakes
 
 
 class Version:
@@ -141,7 +143,7 @@ def test_one_polls_for_all_and_hands_over_when_it_goes():
     assert time.monotonic() - started < 5
     assert signal._has_poller is False
     assert first in change_token.asked
-    assert not signal._gates
+    assert not signal._wakes
 
 
 def test_polling_goes_on_when_the_one_who_polled_timed_out():
@@ -169,7 +171,7 @@ def test_polling_goes_on_when_asking_failed():
     with pytest.raises(OSError, match="gone"):
         wait_once(signal, 10.0, change_token, 0)
     assert signal._has_poller is False
-    assert not signal._gates
+    assert not signal._wakes
     working = Version()
     finish = waiting(lambda: wait_once(signal, 10.0, working, 0))
     until(lambda: working.asked)
@@ -190,11 +192,11 @@ def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
 def test_who_waits_asks_as_often_as_the_store_says(slowest):
     store = MemoryQueueStore()
     store.max_poll_interval = slowest
-    queue = BlockingQueue(store, 1, True)
+    queue = BlockingQueue(QueueCore(store, 1, True))
     assert {
-        queue._not_empty._max_poll_interval,
-        queue._not_full._max_poll_interval,
-        queue._all_done._max_poll_interval,
+        queue.core.not_empty._max_poll_interval,
+        queue.core.not_full._max_poll_interval,
+        queue.core.all_done._max_poll_interval,
     } == {slowest}
 
 
@@ -230,7 +232,7 @@ def test_no_wake_up_is_lost(others):
     assert tokens == []
     assert time.monotonic() - started < 25
     assert signal.listeners == 0
-    assert not signal._gates
+    assert not signal._wakes
 
 
 def test_no_wake_up_is_lost_between_waiters_that_give_up():

@@ -13,16 +13,17 @@ import pytest
 
 from persistcoll import Empty, Full
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.in_flight import IndexedClaimList
 from persistcoll.engine.memory.queue_store import MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordStore
+from persistcoll.engine.queue_core import QueueCore
+from persistcoll.queues.ack import AckQueueCore
 from persistcoll.queues.base import BaseQueue
 from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.interrupting import interruptions
 from tests.queues.waits import until, waiting
 
 # Where the store is the model, which is no more than a lock around dicts: its calls are not cut in two here.
-FILES = {"base.py", "blocking.py", "in_flight.py", "event_count.py", "deliveries.py"}
+FILES = {"base.py", "blocking.py", "queue_core.py", "in_flight.py", "event_count.py", "deliveries.py"}
 
 
 def pair(record):
@@ -30,22 +31,12 @@ def pair(record):
 
 
 def over_a_store(autosave: bool) -> BlockingQueue:
-    return BlockingQueue(MemoryQueueStore(), 0, autosave)
+    return BlockingQueue(QueueCore(MemoryQueueStore(), 0, autosave))
 
 
 def with_deliveries() -> BlockingQueue:
     table = MemoryRecordStore()
-    deliveries = Deliveries(table)
-    return BlockingQueue(
-        table,
-        0,
-        False,
-        acknowledge=deliveries.ack,
-        nack=deliveries.nack,
-        hand=IndexedClaimList,
-        hand_over=deliveries.hand_over,
-        take_back=deliveries.forget,
-    )
+    return BlockingQueue(AckQueueCore(table, 0, True, Deliveries(table)))
 
 
 def deliver(record):
@@ -61,7 +52,7 @@ KINDS: dict[str, tuple[Callable[[], BlockingQueue], Callable[[Any], Any]]] = {
 
 
 def receive(blocking, decode, done):
-    queue = SimpleNamespace(_blocking=blocking, _claim=partial(blocking.claim, decode))
+    queue = SimpleNamespace(_blocking=blocking, _core=blocking.core, _claim=partial(blocking.claim, decode))
     with suppress(ValueError), BaseQueue.receive(queue, False):  # type: ignore[arg-type]
         if not done:
             raise ValueError
@@ -81,7 +72,7 @@ CALLS: dict[str, Callable[[BlockingQueue, Any], object]] = {
 
 def state(blocking):
     """What waits, and how many are unfinished."""
-    return [record.payload for record in blocking.store.records()], blocking.unfinished()
+    return [record.payload for record in blocking.core.store.records()], blocking.core.unfinished()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +122,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
     number = 0
 
     def prepare():
-        signal = getattr(BlockingQueue(MemoryQueueStore(), 0, False), f"_{event}")
+        signal = getattr(QueueCore(MemoryQueueStore(), 0, False), event)
         ended = []
 
         def wait():
@@ -141,7 +132,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
             ended.append(threading.get_ident())
 
         waits = [waiting(wait) for _ in range(3)]
-        until(lambda: len(signal._gates) == 3)
+        until(lambda: len(signal._wakes) == 3)
         return signal, waits
 
     for (signal, waits), where in interruptions(prepare, lambda made: made[0].notify(1)):
@@ -152,7 +143,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
         signal.notify(None)
         for wait in waits:
             wait()
-        assert not signal._gates
+        assert not signal._wakes
     assert number > 3
 
 
@@ -168,7 +159,7 @@ def no_polling(monkeypatch):
 @pytest.mark.parametrize("call", ["get", "put", "join"])
 def test_a_wait_that_is_interrupted_leaves_no_listener(call):
     def prepare():
-        blocking = BlockingQueue(MemoryQueueStore(), 1, False)
+        blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 1, False))
         if call != "get":
             blocking.put(b"1", False, None)
         return blocking
@@ -181,11 +172,12 @@ def test_a_wait_that_is_interrupted_leaves_no_listener(call):
             with suppress(Full):
                 blocking.put(b"2", True, 0)
         else:
-            blocking.store.unfinished = lambda: 0
+            blocking.core.store.unfinished = lambda: 0
             blocking.join()
 
     for blocking, where in interruptions(prepare, run, files=FILES):
-        for signal in (blocking._not_empty, blocking._any_put, blocking._not_full, blocking._all_done):
+        core = blocking.core
+        for signal in (core.not_empty, core.any_put, core.not_full, core.all_done):
             assert not signal.listeners, where
-            assert not signal._gates, where
+            assert not signal._wakes, where
             assert not signal._has_poller, where

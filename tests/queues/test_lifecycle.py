@@ -82,7 +82,7 @@ def test_get_many_stops_before_a_poison_item(open_queue):
     assert queue.get_many(4) == [0, 1]
     with pytest.raises(DecodeError):
         queue.get_many(4)
-    assert [record.payload for record in queue._blocking.store.records()] == [b"2", b"3"]
+    assert [record.payload for record in queue._core.store.records()] == [b"2", b"3"]
 
 
 def test_items_that_cannot_be_serialized_leave_no_trace(either):
@@ -150,7 +150,7 @@ def test_close_wakes_who_waits(open_queue):
     queue = open_queue(maxsize=1)
     queue.put(1)
     finish = [waiting(lambda: queue.put(2)), waiting(queue.join)]
-    until(lambda: queue._blocking._not_full.listeners and queue._blocking._all_done.listeners)
+    until(lambda: queue._core.not_full.listeners and queue._core.all_done.listeners)
     queue.close()
     for each in finish:
         with pytest.raises(ClosedError):

@@ -325,7 +325,7 @@ def test_task_done_falls_back_to_the_oldest(open_queue):
     assert waiting(queue.get)() == 1
     assert queue.get() == 2
     queue.task_done()  # mine
-    assert [record.id for record in [*queue._blocking.store.records()]] == [4]
+    assert [record.id for record in [*queue._core.store.records()]] == [4]
     queue.task_done()  # of the thread that ended first
     assert queue.stats().claimed == 1
     queue.close()
@@ -384,7 +384,7 @@ def test_join_does_not_wait_for_what_was_removed(either):
 def test_shutdown_wakes_everyone(open_queue):
     queue = open_queue(maxsize=1)
     getters = [waiting(queue.get) for _ in range(3)]
-    until(lambda: queue._blocking._not_empty.listeners == 3)
+    until(lambda: queue._core.not_empty.listeners == 3)
     queue.shutdown()
     for finish in getters:
         with pytest.raises(ShutDown):
@@ -397,7 +397,7 @@ def test_shutdown_wakes_a_waiting_put_and_deletes_nothing(open_queue):
     queue.put(1)
     finish = waiting(lambda: queue.put(2))
     join = waiting(queue.join)
-    until(lambda: queue._blocking._not_full.listeners and queue._blocking._all_done.listeners)
+    until(lambda: queue._core.not_full.listeners and queue._core.all_done.listeners)
     queue.shutdown(immediate=True)
     with pytest.raises(ShutDown):
         finish()

@@ -44,8 +44,8 @@ def until(fact, seconds=10.0):
 
 
 def someone_waits(queue):
-    blocking = queue._blocking
-    return any(signal.listeners for signal in (blocking._not_empty, blocking._not_full, blocking._all_done))
+    core = queue._core
+    return any(signal.listeners for signal in (core.not_empty, core.not_full, core.all_done))
 
 
 class WatchedLock:

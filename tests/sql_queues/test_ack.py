@@ -295,7 +295,7 @@ def test_nack_wakes_who_waits(queue, no_polling):
     item = queue.get()
     finish = waiting(lambda: queue.get(timeout=20))
     chooser = waiting(lambda: queue.get(timeout=20, id=1))
-    until(lambda: queue._blocking._not_empty._gates and queue._blocking._any_put._gates)
+    until(lambda: queue._core.not_empty._wakes and queue._core.any_put._wakes)
     queue.nack(item)
     until(lambda: finish.done() or chooser.done())
     first, second = (finish, chooser) if finish.done() else (chooser, finish)

@@ -85,7 +85,7 @@ def test_a_raw_item_stands_for_its_id(open_stored, kind):
 def test_who_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
     queue = open_queue(kind)
     finish = waiting(lambda: queue.get(timeout=20, id=3))
-    until(lambda: queue._blocking._any_put._gates)
+    until(lambda: queue._core.any_put._wakes)
     queue.put_many("ab")
     assert queue.put("c") == 3
     assert finish() == "c"
@@ -96,9 +96,9 @@ def test_who_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, n
     """The chooser waits longest, so a wake-up for one would go to it first."""
     queue = open_queue(kind)
     chooser = waiting(lambda: queue.get(timeout=20, id=3))
-    until(lambda: queue._blocking._any_put._gates)
+    until(lambda: queue._core.any_put._wakes)
     others = [waiting(lambda: queue.get(timeout=20)) for _ in range(2)]
-    until(lambda: len(queue._blocking._not_empty._gates) == 2)
+    until(lambda: len(queue._core.not_empty._wakes) == 2)
     queue.put("a")
     queue.put("b")
     assert sorted(other() for other in others) == ["a", "b"]
@@ -110,7 +110,7 @@ def test_who_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, n
 def test_the_end_wakes_who_waits_for_one_item(open_queue, no_polling, end, error):
     queue = open_queue(SQLiteQueue)
     finish = waiting(lambda: queue.get(timeout=20, id=3))
-    until(lambda: queue._blocking._any_put._gates)
+    until(lambda: queue._core.any_put._wakes)
     getattr(queue, end)()
     with pytest.raises(error):
         finish()
@@ -119,7 +119,7 @@ def test_the_end_wakes_who_waits_for_one_item(open_queue, no_polling, end, error
 def test_an_item_of_another_process_is_waited_for(open_stored, kind):
     queue, elsewhere = open_stored(kind), open_stored(kind)
     finish = waiting(lambda: queue.get(timeout=20, id=2))
-    until(lambda: queue._blocking._any_put._gates)
+    until(lambda: queue._core.any_put._wakes)
     elsewhere.put_many("ab")
     assert finish() == "b"
 
@@ -164,7 +164,7 @@ def test_the_next_in_order(open_queue, ack_kind):
 def test_the_next_in_order_can_be_waited_for(open_queue, ack_kind, no_polling):
     queue = open_queue(ack_kind)
     finish = waiting(lambda: queue.get(timeout=20, id=5, next_in_order=True))
-    until(lambda: queue._blocking._any_put._gates)
+    until(lambda: queue._core.any_put._wakes)
     queue.put("a")
     assert finish() == "a"
 

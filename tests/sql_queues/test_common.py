@@ -241,7 +241,7 @@ def test_what_is_given_back_wakes_who_waits(open_queue, kind, no_polling):
     def block():
         with queue.receive():
             finish.append(waiting(lambda: queue.get(timeout=20)))
-            until(lambda: queue._blocking._not_empty._gates)
+            until(lambda: queue._core.not_empty._wakes)
             raise RuntimeError("of the block")
 
     with pytest.raises(RuntimeError, match="of the block"):

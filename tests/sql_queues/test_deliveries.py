@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 from persistcoll import StaleClaimError
+from persistcoll.engine.in_flight import InFlight, ThreadConsumer
 from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.engine.records import Record
 from persistcoll.queues.deliveries import Deliveries, Delivery
@@ -23,11 +24,18 @@ def delivery(id, item, attempts=1, raw=None):
 
 
 class Book(Deliveries):
-    """One from which what is found is returned."""
+    """One from which what is found is returned, and that gives to the thread that asks."""
+
+    def __init__(self, table):
+        super().__init__(table)
+        self.consumer = ThreadConsumer(InFlight())
+
+    def add(self, deliveries, consumer=None):
+        return super().add(deliveries, consumer or self.consumer.own)
 
     def found(self, item):
         into: list[Delivery] = []
-        self.pop_item(item, into)
+        self.pop_item(item, self.consumer.own, into)
         return into[0] if into else None
 
     def found_by_id(self, id, time=None):

@@ -319,14 +319,14 @@ def test_close_wakes_who_waits(open_queue, kind):
     queue = open_queue(kind, maxsize=1)
     queue.put("a")
     finish = [waiting(lambda: queue.put("b")), waiting(queue.join)]
-    until(lambda: queue._blocking._not_full.listeners and queue._blocking._all_done.listeners)
+    until(lambda: queue._core.not_full.listeners and queue._core.all_done.listeners)
     queue.close()
     for each in finish:
         with pytest.raises(ClosedError):
             each()
 
 
-@pytest.mark.parametrize("call", ["read", "write", "version"])
+@pytest.mark.parametrize("call", ["read", "write", "change_token"])
 def test_a_call_that_races_with_close_opens_nothing(open_file, call):
     """A thread that is past the queue when another one closes it; descriptors left are seen by every test."""
     queue = open_file(SQLiteQueue)

@@ -299,7 +299,7 @@ def test_resuming_wakes_who_waits(open_stored, no_polling):
     queue.close()
     queue = open_stored(SQLiteAckQueue, auto_resume=False)
     finish = waiting(lambda: queue.get(timeout=20))
-    until(lambda: queue._blocking._not_empty._gates)
+    until(lambda: queue._core.not_empty._wakes)
     queue.resume_unack_tasks()
     assert finish() == "a"
 

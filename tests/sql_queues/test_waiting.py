@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from functools import partial
 
 import pytest
 
 from persistcoll import Empty
 from persistcoll.engine.blocking import BlockingQueue
+from persistcoll.engine.contracts import Select
 from persistcoll.engine.in_flight import IndexedClaimList
 from persistcoll.engine.memory.record_store import MemoryRecordStore
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Entry
+from persistcoll.queues.sql import RecordQueueCore
 from tests.queues.waits import until, waiting
 
 
@@ -41,46 +43,44 @@ class Watched(MemoryRecordStore):
 @pytest.mark.parametrize("call", ["get", "get many", "choose", "wait"])
 def test_an_item_on_its_way_is_unfinished(autosave, call):
     table = Watched()
-    blocking = BlockingQueue(table, 0, autosave)
+    blocking = BlockingQueue(QueueCore(table, 0, autosave))
     seen = []
-    table.looks = lambda: seen.append(blocking.unfinished())
+    table.looks = lambda: seen.append(blocking.core.unfinished())
     if call == "wait":
         finish = waiting(lambda: blocking.get(pair, True, 10))
-        until(lambda: blocking._not_empty.listeners)
+        until(lambda: blocking.core.not_empty.listeners)
     blocking.put(b"1", False, None)
     if call == "get":
         blocking.get(pair, False, None)
     elif call == "get many":
         blocking.get_many(5, pair, False, None)
     elif call == "choose":
-        blocking.get(pair, False, None, partial(table.take, id=1))
+        blocking.get(pair, False, None, Select(1))
     else:
         finish()
     assert seen
     assert min(seen) >= 1
-    assert blocking.unfinished() == 1
+    assert blocking.core.unfinished() == 1
     (blocking.task_done if call != "wait" or autosave else waiting(blocking.task_done))()
-    assert blocking.unfinished() == 0
+    assert blocking.core.unfinished() == 0
 
 
 def test_who_joins_while_somebody_finds_nothing_is_not_kept():
     """A look that finds nothing counts for a moment as an item on its way."""
     table = Watched()
-    blocking = BlockingQueue(table, 0, True)
+    blocking = BlockingQueue(QueueCore(table, 0, True))
     joining = []
 
     def look(*arguments, **options):
         joining.append(waiting(blocking.join))
-        until(lambda: blocking._all_done._gates)
+        until(lambda: blocking.core.all_done._wakes)
         raise Empty
 
     table.take = look  # type: ignore[method-assign]
-    blocking._take = look
     with pytest.raises(Empty):
         blocking.get(pair, False, None)
     joining[0]()
     del table.take
-    blocking._take = table.take
     for call in (lambda: blocking.get(pair, False, None), lambda: blocking.get_many(9, pair, False, None)):
         with pytest.raises(Empty):
             call()
@@ -91,16 +91,10 @@ def test_who_joins_while_somebody_finds_nothing_is_not_kept():
 
 def test_what_is_put_in_another_way():
     table = MemoryRecordStore()
-    blocking = BlockingQueue(
-        table,
-        1,
-        False,
-        append=lambda entry, capacity, **options: table.put((entry,), capacity, **options)[0],
-        append_many=table.put,
-    )
+    blocking = BlockingQueue(RecordQueueCore(table, 1, False, bare=False))
     assert blocking.put(Entry(b"1"), False, None) == 1
     finish = waiting(lambda: blocking.put_many([Entry(b"2")], True, 10))
-    until(lambda: blocking._not_full._gates)
+    until(lambda: blocking.core.not_full._wakes)
     assert blocking.get(pair, False, None) == b"1"
     assert finish() == [2]
 
@@ -139,10 +133,14 @@ def test_a_hand_that_another_thread_empties(hand):
 
     class Emptied(hand):  # type: ignore[misc, valid-type]
         def popleft(self):
-            blocking.drop(self[0])
+            blocking.core.in_flight.forget(self[0])
             return super().popleft()
 
-    blocking = BlockingQueue(MemoryRecordStore(), 0, False, hand=Emptied)
+    class Core(QueueCore):
+        def _new_claim_list(self):
+            return Emptied()
+
+    blocking = BlockingQueue(Core(MemoryRecordStore(), 0, False))
     blocking.put_many([b"1", b"2"], False, None)
     blocking.get(pair, False, None)
     with pytest.raises(ValueError, match="too many"):
@@ -151,35 +149,35 @@ def test_a_hand_that_another_thread_empties(hand):
 
 def test_a_choice_is_taken_at_once_where_it_can_be():
     table = MemoryRecordStore()
-    blocking = BlockingQueue(table, 0, False)
+    blocking = BlockingQueue(QueueCore(table, 0, False))
     blocking.put_many([b"1", b"2"], False, None)
-    got = blocking.get(pair, True, None, partial(table.take, id=2))
+    got = blocking.get(pair, True, None, Select(2))
     assert got == b"2"
     with pytest.raises(Empty):
-        blocking.get(pair, True, 0.01, partial(table.take, id=2))
-    assert not blocking._not_empty.listeners
-    assert not blocking._any_put.listeners
+        blocking.get(pair, True, 0.01, Select(2))
+    assert not blocking.core.not_empty.listeners
+    assert not blocking.core.any_put.listeners
 
 
 def test_many_who_choose_and_many_who_do_not(no_polling):
     """Each one gets something, though wake-ups are all there is."""
     table = MemoryRecordStore()
-    blocking = BlockingQueue(table, 0, True)
+    blocking = BlockingQueue(QueueCore(table, 0, True))
     count = 40
     stop = threading.Event()
 
     def choose(id):
-        return blocking.get(pair, True, 60, partial(table.take, id=id))
+        return blocking.get(pair, True, 60, Select(id))
 
     # Those who choose want the last ones, which the others leave: they are as many as the first ones.
     choosers = [waiting(lambda id=id: choose(id)) for id in range(count + 1, 2 * count + 1)]
     others = [waiting(lambda: blocking.get(pair, True, 60)) for _ in range(count)]
-    until(lambda: len(blocking._any_put._gates) == count and len(blocking._not_empty._gates) == count)
+    until(lambda: len(blocking.core.any_put._wakes) == count and len(blocking.core.not_empty._wakes) == count)
     putters = [waiting(lambda: [blocking.put(b"", False, None) for _ in range(count // 4)]) for _ in range(4)]
     for each in [*putters, *others]:
         each()
     blocking.put_many([b""] * count, False, None)
     for each in choosers:
         each()
-    assert blocking.qsize() == 0
+    assert blocking.core.qsize() == 0
     stop.set()

@@ -342,6 +342,16 @@ class MemoryRecordStore(RecordStore):
             self._settled()
             return len(self._state.select(*IN_FORCE))
 
+    def is_empty(self) -> bool:
+        with self._state.lock:
+            self._settled()
+            return not self._ready()
+
+    def has_unfinished(self) -> bool:
+        with self._state.lock:
+            self._settled()
+            return bool(self._state.select(*IN_FORCE))
+
     def change_token(self) -> object:
         with self._state.lock:
             return self._settled().changes
