@@ -285,7 +285,7 @@ def test_a_log_that_only_opening_reads(tmp_path):
 
 
 def test_what_is_removed_between_the_look_and_the_opening_is_not_made_again(tmp_path, monkeypatch):
-    from persistcoll.journal import queue_store
+    from persistcoll.journal import open as opening_files
     from persistcoll.sqlite import open as opening
 
     for kind in ("Queue", "SQLiteQueue"):
@@ -308,7 +308,7 @@ def test_what_is_removed_between_the_look_and_the_opening_is_not_made_again(tmp_
         assert sorted(file.name for file in path.iterdir()) == left
 
     # The locks of a queue are there before its info is read.
-    then_remove(queue_store, "prepare", tmp_path / "Queue", ["consumer.lock", "producer.lock"])
+    then_remove(opening_files, "prepare_directory", tmp_path / "Queue", ["consumer.lock", "producer.lock"])
     then_remove(opening, "_refuse_missing", tmp_path / "SQLiteQueue", [])
 
 
