@@ -185,7 +185,7 @@ class _Unsealing:
         self._unseal = unseal
 
     def _plain(self, record: Record) -> Record:
-        return record._replace(payload=self._unseal(record.payload, record.id))
+        return record._replace(payload=self._unseal(record.payload, record.mark))
 
     def _unsealing(self, decode: Callable[[Record], T]) -> Callable[[Record], T]:
         return lambda record: decode(self._plain(record))

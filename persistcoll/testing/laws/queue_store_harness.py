@@ -89,7 +89,10 @@ def payloads(store: QueueStore) -> list[bytes]:
 
 def state(store: QueueStore) -> tuple[list[bytes], int, int, int]:
     """What is ready, and the counts: ready, claimed, unfinished."""
-    return payloads(store), store.count(), store.claimed(), store.unfinished()
+    counts = store.count(), store.claimed(), store.unfinished()
+    says = not store.is_empty(), store.has_unfinished()
+    check(says == (counts[0] > 0, counts[2] > 0), f"not empty, unfinished: {says}, of {counts}")
+    return payloads(store), *counts
 
 
 def numbers(first: int, behind: int) -> list[bytes]:

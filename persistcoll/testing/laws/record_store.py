@@ -91,7 +91,7 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
         with refuses(Empty, f"claim() of {id}, which is not ready,", table):
             table.claim(id_of, Select(id))
     with refuses(Empty, "claim() of what follows the last", table):
-        table.claim(id_of, Select(more, after=True))
+        table.claim(id_of, Select(more or 0, after=True))
     for id in (ready, claimed):
         with refuses(DuplicateError, "update() by an equal of another", table):
             table.update(id, b"another", b"more")
@@ -373,6 +373,8 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         "count": table.count,
         "claimed": table.claimed,
         "unfinished": table.unfinished,
+        "is_empty": table.is_empty,
+        "has_unfinished": table.has_unfinished,
         "change_token": table.change_token,
         "stats": table.stats,
     }

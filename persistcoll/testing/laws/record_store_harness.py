@@ -160,6 +160,8 @@ def look(table: RecordStore) -> list[Row]:
     unfinished = size[State.READY] + size[State.DELAYED] + size[State.CLAIMED]
     wanted = size[State.READY], size[State.CLAIMED], unfinished
     check(counts == wanted, f"ready, claimed, unfinished: {counts}, of rows {wanted}")
+    says = not table.is_empty(), table.has_unfinished()
+    check(says == (counts[0] > 0, counts[2] > 0), f"not empty, unfinished: {says}, of {counts}")
     told = table.stats()
     found = {state: getattr(told, state.value) for state in State}
     check(found == size, f"stats() are {told}, the rows {size}")
