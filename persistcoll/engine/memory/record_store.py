@@ -56,6 +56,8 @@ class MemoryRecordStore(RecordStore):
         self._state = state or MemoryRecordState()
         self._closed = False
         self._holder: object = self
+        # Ids of rows that another open transaction has changed, which this store passes over.
+        self._locked: frozenset[int] = frozenset()
         # What this table claimed and did not settle itself: a claim that was lost stays known as such.
         self._claims: dict[int, int] = {}
         if retry.auto_reclaim:
@@ -69,7 +71,8 @@ class MemoryRecordStore(RecordStore):
             raise ClosedError("this table in memory is closed")
         state = self._state
         now = state.clock()
-        due = [(row.until, row.id) for row in state.rows.values() if row.until is not None]
+        rows = [row for row in state.rows.values() if row.id not in self._locked]
+        due = [(row.until, row.id) for row in rows if row.until is not None]
         for until, id in sorted(due):
             if until <= now:
                 self._come_back(state.rows[id])
@@ -83,7 +86,7 @@ class MemoryRecordStore(RecordStore):
 
     def _ready(self) -> list[Row]:
         """In the order of taking."""
-        rows = self._state.select(State.READY)
+        rows = [row for row in self._state.select(State.READY) if row.id not in self._locked]
         if self._discipline.newest_first:
             rows.reverse()
         if self._discipline.by_priority:
@@ -273,7 +276,8 @@ class MemoryRecordStore(RecordStore):
             return self._reclaim()
 
     def _reclaim(self) -> int:
-        rows = [row for row in self._state.select(State.CLAIMED) if self._is_dead(row.holder)]
+        claimed = [row for row in self._state.select(State.CLAIMED) if row.id not in self._locked]
+        rows = [row for row in claimed if self._is_dead(row.holder)]
         for row in rows:
             self._come_back(row)
         return len(rows)
