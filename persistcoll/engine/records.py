@@ -41,9 +41,16 @@ class Record(NamedTuple):
     time: float
     """When it was put: seconds since the epoch."""
     priority: float = 0
-    """The lowest is taken first, where the store goes by it."""
+    """The lowest is claimed first, where the store goes by it; a finite number that a float holds exactly."""
     attempts: int = 0
-    """How often it has been claimed, this time included; counted by tables."""
+    """How often it has been claimed, this time included; counted by record stores."""
+    own_mark: int | None = None
+    """What the seal is bound to where the store knows no id before it stores the payload."""
+
+    @property
+    def mark(self) -> int:
+        """The number that the seal of the payload is bound to: the id, unless the store drew another."""
+        return self.id if self.own_mark is None else self.own_mark
 
 
 class Entry(NamedTuple):

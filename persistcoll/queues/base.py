@@ -43,7 +43,7 @@ def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
 
     def sealed(record: Record) -> tuple[int, Any]:
         try:
-            return record.id, loads(unseal(record.payload, record.id))
+            return record.id, loads(unseal(record.payload, record.mark))
         except DecodeError:
             raise
         except Exception as cause:

@@ -98,7 +98,7 @@ class _Unsealing:
         self._unseal = sealing.unseal
 
     def _plain(self, record: Record) -> Record:
-        return record._replace(payload=self._unseal(record.payload, record.id))
+        return record._replace(payload=self._unseal(record.payload, record.mark))
 
     def _unsealing(self, decode: Callable[[Record], T]) -> Callable[[Record], T]:
         return lambda record: decode(self._plain(record))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 from unittest import mock
+from zlib import crc32
 
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
+from persistcoll.engine.memory.server import MemoryServerState, MemoryServerStore
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.sqlite.database import Database
@@ -25,6 +28,7 @@ from tests.conformance.subprocess_record_stores import StoreProcess
 __all__ = [
     "RECORD_STORES",
     "MemoryRecordStores",
+    "MemoryServerRecordStores",
     "RecordStores",
     "SQLiteMemoryRecordStores",
     "SQLiteRecordStores",
@@ -55,6 +59,30 @@ class MemoryRecordStores:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryServerRecordStores:
+    """Record stores in memory as on a server. Each name has its own seed, so that failures come again."""
+
+    capabilities = Capabilities(processes=False, real_time=True)
+
+    def __init__(self, make: Callable[..., RecordStore] = MemoryServerStore) -> None:
+        self._make = make
+        self.states: dict[str, MemoryServerState] = {}
+
+    def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        if name not in self.states:
+            self.states[name] = MemoryServerState(seed=crc32(name.encode()))
+        return self._make(discipline, retry, self.states[name])
+
+    def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
+        return self._make(discipline, retry, self.states[name].copy())
+
+    def advance(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def close(self) -> None:
         pass
@@ -180,7 +208,7 @@ class _Unsealing:
         self._unseal = unseal
 
     def _plain(self, record: Record) -> Record:
-        return record._replace(payload=self._unseal(record.payload, record.id))
+        return record._replace(payload=self._unseal(record.payload, record.mark))
 
     def _unsealing(self, decode: Callable[[Record], T]) -> Callable[[Record], T]:
         return lambda record: decode(self._plain(record))
@@ -218,6 +246,7 @@ class RecordStores(RecordStoreFactory, Protocol):
 
 RECORD_STORES: dict[str, Callable[[Path, StoreProcess], RecordStores]] = {
     "memory": lambda directory, store_process: MemoryRecordStores(),
+    "memory-server": lambda directory, store_process: MemoryServerRecordStores(),
     "sqlite-process": lambda directory, store_process: SQLiteRecordStores(directory),
     "sqlite-power": lambda directory, store_process: SQLiteRecordStores(directory, "power"),
     "sqlite-sealed": lambda directory, store_process: SQLiteRecordStores(directory, sealed=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from persistcoll.engine.contracts.capabilities import StoreCapabilities
 from persistcoll.engine.records import Record, Stats
 
 __all__ = ["MAX_POLL_INTERVAL", "Claim", "QueueStore", "Select"]
@@ -28,20 +29,27 @@ class QueueStore(Protocol):
     """Keep records of bytes, first in, first out.
 
     A record is *ready*; ``claim`` makes it *claimed*; ``ack`` removes it, and ``nack`` or ``release`` makes
-    it ready again. All counts are exact at the moment of the call, across threads and processes.
+    it ready again. All counts are exact at the moment of the call, across threads and processes, but a store
+    may have to look at each record to count.
 
     A call may come from a signal handler or a destructor within another call of the same thread. It works
     where the thread holds no lock of the store; otherwise it raises ``StorageError`` before anything is
     stored. ``count``, ``peek`` and ``close`` never wait for their own thread.
 
-    A ``deadline`` (by ``time.monotonic()``) bounds the wait for another caller's open transaction, and for
-    nothing else, because the short turns of ordinary writers always end. After it the call raises
-    ``LockedError``. ``None``: the time that the store was opened with.
+    A ``deadline`` (by ``time.monotonic()``) bounds the waits for another caller's open transaction, for a
+    connection and for a lock of the database, and no other wait, because the short turns of ordinary writers
+    always end. After it the call raises ``LockedError`` or ``BackendUnavailableError``. ``None``, and where a
+    call takes no deadline: the time that the store was opened with.
 
+    A holder is *dead* as soon as it has closed, and when its process died and the store noticed; a store that
+    notices it by missing heartbeats takes a holder for dead that was not heard of for its patience.
+
+    :ivar capabilities: what this store promises beyond the contract.
     :ivar max_poll_interval: how many seconds a waiter lets pass between two calls of :meth:`change_token`, at
         most, so that they cost well under one per cent of a core.
     """
 
+    capabilities: StoreCapabilities = StoreCapabilities()
     max_poll_interval: float = MAX_POLL_INTERVAL
 
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
@@ -53,8 +61,8 @@ class QueueStore(Protocol):
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
-    ) -> range:
-        """Store all payloads, in order, or none; return their ids.
+    ) -> Sequence[int]:
+        """Store all payloads, in order, or none; return their ids, which grow and may have gaps.
 
         :raise Full: not all of them fit.
         """
@@ -72,7 +80,8 @@ class QueueStore(Protocol):
         :param select: which one; ``None``: the next. Only record stores know another.
         :param claims: the claim is appended to it in the same atomic step, so that a caller that is
             interrupted (``KeyboardInterrupt``) knows what to :meth:`release`.
-        :raise Empty: there is no such ready record.
+        :raise Empty: there is no such ready record. Its ``next_at``, where it has one, is the time (by
+            ``time.monotonic()``) at which one becomes ready by itself.
         :raise ValueError: this store cannot select.
         """
 
@@ -160,7 +169,21 @@ class QueueStore(Protocol):
         return self.unfinished() > 0
 
     def change_token(self) -> object:
-        """Return an object that differs from an earlier one if another process changed something since."""
+        """Return an object that differs from an earlier one if another process changed something since.
+
+        :raise BackendUnavailableError: the store cannot be reached now; a waiter asks again.
+        """
+
+    def joined(self, connection: Any) -> QueueStore:
+        """Return this store bound to the transaction that the caller has open on ``connection``.
+
+        What its methods do is part of that transaction: the caller commits it or rolls it back, and the store
+        learns of neither. They never wait for an item, retry nothing and wake no waiter. A claim that one of
+        them settles stays known to this store, which raises ``StaleClaimError`` for it after the commit.
+
+        :raise ValueError: this store joins no transactions.
+        """
+        raise ValueError(f"{type(self).__name__} joins no transactions of a caller")
 
     def stats(self) -> Stats:
         """Return the numbers of this moment."""

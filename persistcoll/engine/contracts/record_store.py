@@ -58,6 +58,8 @@ class RecordStore(QueueStore, Protocol):
     def reclaim(self) -> int:
         """Make ready what dead holders had claimed, or dead if it was claimed too often.
 
+        It looks at every holder now, however short ago the store looked by itself.
+
         :return: how many records.
         """
 
@@ -74,4 +76,4 @@ class RecordStore(QueueStore, Protocol):
         """
 
     def shrink(self) -> None:
-        """Give unused room back to the file system, where there is one to give it to."""
+        """Give unused room back to the file system. A store without one does nothing."""

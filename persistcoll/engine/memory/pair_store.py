@@ -81,7 +81,7 @@ class MemoryPairStore(PairStore):
         self._state = state or MemoryMappingState()
         self._closed = False
 
-    def _settled(self) -> MemoryMappingState:
+    def _promote_due(self) -> MemoryMappingState:
         """The state, after what time alone has brought about: once for each call, with the lock held."""
         if self._closed:
             raise ClosedError("this mapping in memory is closed")
@@ -108,16 +108,16 @@ class MemoryPairStore(PairStore):
 
     def get(self, key: bytes) -> bytes | None:
         with self._state.lock:
-            row = self._settled().rows.get(key)
+            row = self._promote_due().rows.get(key)
             return None if row is None else row.value
 
     def contains(self, key: bytes) -> bool:
         with self._state.lock:
-            return key in self._settled().rows
+            return key in self._promote_due().rows
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         with self._state.lock:
-            row = self._settled().rows.get(key)
+            row = self._promote_due().rows.get(key)
             present = None if row is None else row.value
             value, result = change(present)
             if value is None:
@@ -129,7 +129,7 @@ class MemoryPairStore(PairStore):
 
     def remove(self, key: bytes) -> bool:
         with self._state.lock:
-            there = key in self._settled().rows
+            there = key in self._promote_due().rows
             if there:
                 self._remove(key)
             return there
@@ -138,19 +138,19 @@ class MemoryPairStore(PairStore):
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         with self._state.lock:
-            rows = self._settled().rows
+            rows = self._promote_due().rows
             return {key: rows[key].value for key in keys if key in rows}
 
     def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             end = None if expires is None else state.clock() + expires
             for key, name, value in items:
                 self._set(key, name, value, end)
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         with self._state.lock:
-            rows = self._settled().rows
+            rows = self._promote_due().rows
             if not rows:
                 raise KeyError("the mapping is empty")
             key = list(rows)[-1 if last else 0]
@@ -160,7 +160,7 @@ class MemoryPairStore(PairStore):
 
     def clear(self) -> int:
         with self._state.lock:
-            rows = self._settled().rows
+            rows = self._promote_due().rows
             count = len(rows)
             for key in list(rows):
                 self._remove(key)
@@ -168,25 +168,25 @@ class MemoryPairStore(PairStore):
 
     def count(self) -> int:
         with self._state.lock:
-            return len(self._settled().rows)
+            return len(self._promote_due().rows)
 
     # Iteration: a list of the keys of this moment, each looked up when its turn comes.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._state.lock:
-            serials = [(key, row.serial) for key, row in self._settled().rows.items()]
+            serials = [(key, row.serial) for key, row in self._promote_due().rows.items()]
         return self._looked_up(reversed(serials) if reverse else serials, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._state.lock:
-            rows = self._settled().rows
+            rows = self._promote_due().rows
             keys = sorted((key for key in rows if start <= key < stop), reverse=reverse)
         return self._looked_up([(key, None) for key in keys], values)
 
     def _looked_up(self, keys: Iterable[tuple[bytes, int | None]], values: bool) -> Iterator[Pair]:
         for key, serial in keys:
             with self._state.lock:
-                row = self._settled().rows.get(key)
+                row = self._promote_due().rows.get(key)
             if row is not None and serial in (None, row.serial):
                 yield Pair(key, row.name, row.value if values else b"")
 
@@ -195,7 +195,7 @@ class MemoryPairStore(PairStore):
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             if state.before is not None:
                 yield
                 return
@@ -210,11 +210,11 @@ class MemoryPairStore(PairStore):
 
     def change_token(self) -> object:
         with self._state.lock:
-            return self._settled().changes
+            return self._promote_due().changes
 
     def stats(self) -> Stats:
         with self._state.lock:
-            rows = self._settled().rows
+            rows = self._promote_due().rows
             stored = sum(len(key) + len(row.name) + len(row.value) for key, row in rows.items())
             return Stats(ready=len(rows), bytes=stored)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.memory.rows import FINISHED, IN_FORCE, MemoryRecordState, Row
@@ -55,6 +55,9 @@ class MemoryRecordStore(RecordStore):
         self._retry = retry
         self._state = state or MemoryRecordState()
         self._closed = False
+        self._holder: object = self
+        # Ids of rows that another open transaction has changed, which this store passes over.
+        self._locked: frozenset[int] = frozenset()
         # What this table claimed and did not settle itself: a claim that was lost stays known as such.
         self._claims: dict[int, int] = {}
         if retry.auto_reclaim:
@@ -62,13 +65,14 @@ class MemoryRecordStore(RecordStore):
 
     # With the lock held.
 
-    def _settled(self) -> MemoryRecordState:
+    def _promote_due(self) -> MemoryRecordState:
         """The state, after what time alone has brought about: once for each call."""
         if self._closed:
             raise ClosedError("this table in memory is closed")
         state = self._state
         now = state.clock()
-        due = [(row.until, row.id) for row in state.rows.values() if row.until is not None]
+        rows = [row for row in state.rows.values() if row.id not in self._locked]
+        due = [(row.until, row.id) for row in rows if row.until is not None]
         for until, id in sorted(due):
             if until <= now:
                 self._come_back(state.rows[id])
@@ -82,7 +86,7 @@ class MemoryRecordStore(RecordStore):
 
     def _ready(self) -> list[Row]:
         """In the order of taking."""
-        rows = self._state.select(State.READY)
+        rows = [row for row in self._state.select(State.READY) if row.id not in self._locked]
         if self._discipline.newest_first:
             rows.reverse()
         if self._discipline.by_priority:
@@ -98,7 +102,7 @@ class MemoryRecordStore(RecordStore):
         if id not in self._claims:
             raise NotClaimedError(f"item {id} is not in the hands of this table")
         row = self._state.rows.get(id)
-        if row is None or row.holder is not self or row.attempts != self._claims[id]:
+        if row is None or row.holder != self._holder or row.attempts != self._claims[id]:
             raise StaleClaimError(f"the claim of item {id} was lost")
         return row
 
@@ -109,24 +113,21 @@ class MemoryRecordStore(RecordStore):
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
-    ) -> range:
-        with self._state.lock:
-            self.put([Entry(payload) for payload in payloads], capacity)
-            behind = self._state.last_id + 1
-            return range(behind - len(payloads), behind)
+    ) -> Sequence[int]:
+        return cast(list[int], self.put([Entry(payload) for payload in payloads], capacity))
 
     def put(
         self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
     ) -> list[int | None]:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             keys: set[bytes] = set()
             accepted: list[bool] = []
             for entry in entries:
                 known = entry.key in keys or state.of_key(entry.key) is not None
                 accepted.append(not (self._discipline.unique and known))
                 keys.update(() if entry.key is None else (entry.key,))
-            if any(accepted) and 0 < capacity < len(self._ready()) + sum(accepted):
+            if any(accepted) and 0 < capacity < len(state.select(State.READY)) + sum(accepted):
                 raise Full
             now = state.clock()
             ids: list[int | None] = []
@@ -147,7 +148,7 @@ class MemoryRecordStore(RecordStore):
         deadline: float | None = None,
     ) -> T:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return self._claim(self._selected(select), decode, False, claims)[0]
 
     def claim_many(
@@ -159,21 +160,21 @@ class MemoryRecordStore(RecordStore):
         deadline: float | None = None,
     ) -> list[T]:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return self._claim(self._ready()[:limit], decode, False, claims)
 
     def pop(
         self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
     ) -> T:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return self._claim(self._selected(select), decode, True, None)[0]
 
     def pop_many(
         self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
     ) -> list[T]:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return self._claim(self._ready()[:limit], decode, True, None)
 
     def _selected(self, select: Select | None) -> list[Row]:
@@ -208,7 +209,7 @@ class MemoryRecordStore(RecordStore):
                 self._done(row)
                 continue
             self._state.move(row, State.CLAIMED, until)
-            row.holder = self
+            row.holder = self._holder
             self._claims[row.id] = row.attempts
             if claims is not None:
                 claims.append((row.id, row.attempts))
@@ -218,7 +219,7 @@ class MemoryRecordStore(RecordStore):
 
     def ack(self, ids: Sequence[int]) -> None:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
                 del self._claims[row.id]
                 self._done(row)
@@ -234,14 +235,14 @@ class MemoryRecordStore(RecordStore):
 
     def fail(self, ids: Sequence[int]) -> None:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
                 del self._claims[row.id]
                 self._state.move(row, State.FAILED)
 
     def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             row = self._claimed(id)
             del self._claims[id]
             self._come_back(row)
@@ -259,11 +260,11 @@ class MemoryRecordStore(RecordStore):
 
     def release(self, claims: Sequence[Claim]) -> int:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             released = 0
             for id, attempts in claims:
                 row = state.rows.get(id)
-                if self._claims.get(id) == attempts and row is not None and row.holder is self:
+                if self._claims.get(id) == attempts and row is not None and row.holder == self._holder:
                     del self._claims[id]
                     state.move(row, State.READY)
                     released += 1
@@ -271,24 +272,31 @@ class MemoryRecordStore(RecordStore):
 
     def reclaim(self) -> int:
         with self._state.lock:
-            self._settled()
-            rows = [row for row in self._state.select(State.CLAIMED) if row.holder is None]
-            for row in rows:
-                self._come_back(row)
-            return len(rows)
+            self._promote_due()
+            return self._reclaim()
+
+    def _reclaim(self) -> int:
+        claimed = [row for row in self._state.select(State.CLAIMED) if row.id not in self._locked]
+        rows = [row for row in claimed if self._is_dead(row.holder)]
+        for row in rows:
+            self._come_back(row)
+        return len(rows)
+
+    def _is_dead(self, holder: object) -> bool:
+        return holder is None
 
     # Looking and removing.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             for row in self._ready():
                 return decode(self._record(row))
         raise Empty
 
     def remove(self, id: int | None = None) -> int | None:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             for row in self._ready():
                 if id in (None, row.id):
                     self._state.remove(row)
@@ -297,7 +305,7 @@ class MemoryRecordStore(RecordStore):
 
     def clear(self) -> int:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             rows = self._ready()
             for row in rows:
                 self._state.remove(row)
@@ -305,7 +313,7 @@ class MemoryRecordStore(RecordStore):
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             row = state.rows.get(id)
             if row is None or row.state not in IN_FORCE:
                 return False
@@ -320,7 +328,7 @@ class MemoryRecordStore(RecordStore):
         if state not in FINISHED:
             raise ValueError(f"what is {state.value} cannot be purged")
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             rows = self._state.select(state)
             rows = rows[: max(0, len(rows) - keep)][:limit]
             for row in rows:
@@ -329,55 +337,55 @@ class MemoryRecordStore(RecordStore):
 
     def shrink(self) -> None:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
 
     def has_active_key(self, key: bytes) -> bool:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return self._state.of_key(key) is not None
 
     def records(self) -> Iterator[Record]:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return iter([self._record(row) for row in self._state.select(State.READY)])
 
     def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return iter([(row.state, self._record(row)) for row in self._state.select(*(states or State))])
 
     def count(self) -> int:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return len(self._state.select(State.READY))
 
     def claimed(self) -> int:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return len(self._state.select(State.CLAIMED))
 
     def unfinished(self) -> int:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return len(self._state.select(*IN_FORCE))
 
     def is_empty(self) -> bool:
         with self._state.lock:
-            self._settled()
-            return not self._ready()
+            self._promote_due()
+            return not self._state.select(State.READY)
 
     def has_unfinished(self) -> bool:
         with self._state.lock:
-            self._settled()
+            self._promote_due()
             return bool(self._state.select(*IN_FORCE))
 
     def change_token(self) -> object:
         with self._state.lock:
-            return self._settled().changes
+            return self._promote_due().changes
 
     def stats(self) -> Stats:
         with self._state.lock:
-            state = self._settled()
+            state = self._promote_due()
             oldest = min((row.time for row in state.select(State.READY)), default=None)
             counts = {each.value: len(state.select(each)) for each in State}
             unfinished = len(state.select(*IN_FORCE))
@@ -404,7 +412,7 @@ class MemoryRecordStore(RecordStore):
     def close(self) -> None:
         with self._state.lock:
             self._closed = True
-            for row in [row for row in self._state.select(State.CLAIMED) if row.holder is self]:
+            for row in [row for row in self._state.select(State.CLAIMED) if row.holder == self._holder]:
                 row.holder = None
                 if self._retry.auto_reclaim:
                     self._come_back(row)

@@ -8,14 +8,15 @@ from typing import Protocol
 
 from persistcoll.engine.contracts import QueueStore
 from persistcoll.engine.records import Record
-from persistcoll.errors import Empty
+from persistcoll.errors import BackendUnavailableError, Empty
 from persistcoll.testing.children import check
-from persistcoll.testing.harness import Capabilities, Law, laws_with
+from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
 
 __all__ = [
     "QueueStoreHarness",
     "QueueStoreLaw",
     "StoreFactory",
+    "calls",
     "claim_all",
     "id_of",
     "law",
@@ -24,6 +25,7 @@ __all__ = [
     "raising",
     "refused",
     "state",
+    "token",
 ]
 
 
@@ -45,8 +47,9 @@ class StoreFactory(Protocol):
 class QueueStoreHarness:
     """What a law works with: a factory, and the stores that it opened, to be closed at the end."""
 
-    def __init__(self, factory: StoreFactory) -> None:
+    def __init__(self, factory: StoreFactory, again: int = 0) -> None:
         self._factory = factory
+        self.time = LawTime(factory, again)
         self.capabilities = factory.capabilities
         self.opened: list[QueueStore] = []
 
@@ -56,7 +59,7 @@ class QueueStoreHarness:
         return self.opened[-1]
 
     def crash(self) -> QueueStore:
-        """Open what the store ``"a"`` would leave if the process died now."""
+        """Open what the store ``"a"`` would leave if the process died now, and that was noticed."""
         self.opened.append(getattr(self._factory, "crashed")("a"))  # noqa: B009
         return self.opened[-1]
 
@@ -89,7 +92,10 @@ def payloads(store: QueueStore) -> list[bytes]:
 
 def state(store: QueueStore) -> tuple[list[bytes], int, int, int]:
     """What is ready, and the counts: ready, claimed, unfinished."""
-    return payloads(store), store.count(), store.claimed(), store.unfinished()
+    counts = store.count(), store.claimed(), store.unfinished()
+    says = not store.is_empty(), store.has_unfinished()
+    check(says == (counts[0] > 0, counts[2] > 0), f"not empty, unfinished: {says}, of {counts}")
+    return payloads(store), *counts
 
 
 def numbers(first: int, behind: int) -> list[bytes]:
@@ -104,6 +110,18 @@ def claim_all(store: QueueStore) -> list[int]:
         while True:
             ids.append(store.claim(id_of))
     return ids
+
+
+def calls(store: QueueStore, seen: list[int]) -> list[int]:
+    """The ids that ``decode`` was called with; each once, where the store may call it again."""
+    return seen if store.capabilities.decodes_once else list(dict.fromkeys(seen))
+
+
+def token(store: QueueStore) -> object:
+    """``change_token()``, once the store can be reached."""
+    while True:
+        with contextlib.suppress(BackendUnavailableError):
+            return store.change_token()
 
 
 @contextlib.contextmanager
@@ -121,12 +139,12 @@ def refused(error: type[BaseException], what: str, *stores: QueueStore) -> Itera
 
 
 def raising(error: BaseException, at: int) -> tuple[Callable[[Record], int], list[int]]:
-    """A ``decode`` that raises at its ``at``-th call, and the ids that it was called with."""
+    """A ``decode`` that raises at the ``at``-th record, and the ids that it was called with."""
     seen: list[int] = []
 
     def decode(record: Record) -> int:
         seen.append(record.id)
-        if len(seen) == at:
+        if list(dict.fromkeys(seen)).index(record.id) + 1 == at:
             raise error
         return record.id
 

@@ -81,7 +81,7 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
             "ack()": partial(table.ack, [claimed, wrong]),
             "fail()": partial(table.fail, [claimed, wrong]),
             "nack()": partial(table.nack, wrong),
-            "nack() with a delay": partial(table.nack, wrong, 60.0),
+            "nack() with a delay": partial(table.nack, wrong, harness.seconds(60.0)),
             "nack() to the back": partial(table.nack, wrong, to_back=True),
         }
         for name, call in calls.items():
@@ -141,7 +141,7 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     left("ack()")
     table.fail([two])
     left("fail()")
-    table.nack(three, 60.0)
+    table.nack(three, harness.seconds(60.0))
     left("nack() with a delay")
     last = table.nack(many[0], to_back=True)
     left("nack() to the back")
@@ -214,7 +214,7 @@ def within_capacity(harness: RecordStoreHarness) -> None:
         with refuses(Full, "append() to a full table", *tables):
             mine.append(b"e", capacity)
         check(mine.put(keyed("a", "d"), capacity) == [None, None], "an entry that is refused needs no room")
-    one.nack(one.claim(id_of), 30.0)
+    one.nack(one.claim(id_of), harness.seconds(30.0))
     one.claim(id_of)
     other.put(keyed("e", "f"), capacity)
     for seconds in (30.0, 30.0):
@@ -297,7 +297,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     done, failed, delayed, back = (table.claim(id_of) for _ in range(4))
     table.ack([done])
     table.fail([failed])
-    table.nack(delayed, 100.0)
+    table.nack(delayed, harness.seconds(100.0))
     table.nack(back, to_back=True)
     table.nack(table.claim(id_of))
     if discipline.unique:
@@ -358,7 +358,7 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         "fail": lambda: table.fail([id]),
         "fail of nothing": lambda: table.fail([]),
         "nack": lambda: table.nack(id),
-        "nack with a delay": lambda: table.nack(id, 1.0),
+        "nack with a delay": lambda: table.nack(id, harness.seconds(1.0)),
         "peek": lambda: table.peek(id_of),
         "remove": table.remove,
         "clear": table.clear,
@@ -373,6 +373,8 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         "count": table.count,
         "claimed": table.claimed,
         "unfinished": table.unfinished,
+        "is_empty": table.is_empty,
+        "has_unfinished": table.has_unfinished,
         "change_token": table.change_token,
         "stats": table.stats,
     }
@@ -400,13 +402,15 @@ def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None
     held = [table.claim(id_of), table.claim(id_of)]
     expected = standing(table)
     in_forked_child(lambda: None)  # one that ends without having touched it
-    in_forked_child(partial(_child, table, held, harness.capabilities.processes, dies))
+    shared = harness.capabilities.processes
+    in_forked_child(partial(_child, table, held, shared, dies, harness.notice_death))
     if harness.capabilities.processes:
         expected[b"c"] = (State.DONE, 1)
         expected[b"d"] = (State.FAILED, 1)
         expected[b"new"] = (State.READY, 0)
         # What closing gives back and what death leaves are one as soon as somebody resumes.
         left = int(dies or not retry.auto_reclaim)
+        harness.notice_death(table)
         count = table.reclaim()
         check(
             count == left, f"of what the child had claimed, reclaim() gave back {count} records, not {left}"
@@ -419,7 +423,13 @@ def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None
     check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
 
 
-def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> None:
+def _child(
+    table: RecordStore,
+    held: list[int],
+    shared: bool,
+    dies: bool,
+    notice_death: Callable[[RecordStore], None],
+) -> None:
     table.after_fork_in_child()
     for verb in (table.ack, table.fail):
         with refuses(NotClaimedError, f"{verb.__name__}() of what the parent holds", table):
@@ -430,6 +440,7 @@ def _child(table: RecordStore, held: list[int], shared: bool, dies: bool) -> Non
         check(table.reclaim() == 0, "the child gave back what the parent holds")
         check(table.put(keyed("a")) == [None], "what the parent holds is not in force")
     else:
+        notice_death(table)
         table.reclaim()  # a copy, in which the parent is dead
         table.claim_many(2, id_of)
     check(table.put(keyed("new")) != [None], "what the child put is refused")

@@ -11,7 +11,7 @@ from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.records import FIFO, UNIQUE, Backoff, ClaimPolicy, Entry, Record, State
 from persistcoll.errors import DuplicateError, Full
 from persistcoll.testing.children import check
-from persistcoll.testing.laws.queue_store_harness import claim_all, id_of
+from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, token
 from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
@@ -46,13 +46,13 @@ def _leases(harness: RecordStoreHarness) -> None:
     table.claim(id_of)
     harness.advance(30.0)
     table.claim(id_of)
-    harness.advance(29.75)
+    harness.advance(harness.time.before(30.0))
     for each in (table, other):
         states = {payload: state for payload, (state, _) in standing(each).items()}
         wanted = {b"a": State.CLAIMED, b"b": State.CLAIMED, b"c": State.READY}
         check(states == wanted, f"before its lease ends: {states}, not {wanted}")
     check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
-    harness.advance(0.25)
+    harness.advance(30.0 - harness.time.before(30.0))
     for each in (table, other):
         found = list(each.records())
         wanted_records = [expected[0]._replace(attempts=1), expected[2]]
@@ -120,21 +120,24 @@ def _delays(harness: RecordStoreHarness) -> None:
     first, second = table.append_many([b"a", b"b"])
     for delay, seconds in ((None, 10.0), (None, 20.0), (5.0, 5.0), (None, 30.0), (None, 30.0), (60.0, 60.0)):
         check(table.claim(id_of) == first, "what was delayed is not in its place")
-        check(table.nack(first, delay) == first, "nack() with a delay gave another id")
-        harness.advance(seconds - 0.25)
+        check(
+            table.nack(first, None if delay is None else harness.seconds(delay)) == first,
+            "nack() with a delay gave another id",
+        )
+        harness.advance(harness.time.before(seconds))
         for each in (table, other):
             states = {payload: state for payload, (state, _) in standing(each).items()}
             wanted = {b"a": State.DELAYED, b"b": State.READY}
             check(states == wanted, f"delayed by {seconds} s: {states}, not {wanted}")
             check(each.peek(id_of) == second, "peek() is at what is delayed")
-        harness.advance(0.25)
+        harness.advance(seconds - harness.time.before(seconds))
         for each in (other, table):
             found = [record.id for record in each.records()]
             check(found == [first, second], f"after a delay of {seconds} s: {found}")
     taken = table.claim(id_of)
     table.nack(taken, 0.0)
     check(table.count() == 2, f"given back without delay: {look(table)}")
-    last = table.nack(table.claim(id_of), 10.0, True)
+    last = table.nack(table.claim(id_of), harness.seconds(10.0), True)
     found = [record.id for _, record in table.scan(State.DELAYED)]
     check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
     harness.advance(10.0)
@@ -181,6 +184,7 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
         "has_active_key()": (lambda table, id: table.has_active_key(b"k"), False),
         "purge()": (lambda table, id: table.purge(State.DEAD), 1),
     }
+    tables: list[tuple[str, RecordStore, int, Callable[[RecordStore, int], Any], Any]] = []
     for limit, looks in ((None, ready), (1, dead)):
         retry = ClaimPolicy(lease=60.0, max_attempts=limit)
         for name, (call, wanted) in looks.items():
@@ -189,18 +193,20 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
                 (id,) = (each or 0 for each in table.put(keyed("k")))
                 table.claim(id_of)
                 if delayed and limit is None:
-                    table.nack(id, 60.0)
-                harness.advance(60.0)
-                found = call(table, id)
-                check(found == wanted, f"{name}, first when time has come, gave {found!r}, not {wanted!r}")
-                table.close()
+                    table.nack(id, harness.seconds(60.0))
+                tables.append((name, table, id, call, wanted))
+    harness.advance(60.0)
+    for name, table, id, call, wanted in tables:
+        found = call(table, id)
+        check(found == wanted, f"{name}, first when time has come, gave {found!r}, not {wanted!r}")
+        table.close()
     table = harness.open(UNIQUE, ClaimPolicy(lease=60.0), "change_token()")
     table.append(b"")
     table.claim(id_of)
-    before = table.change_token()
+    before = token(table)
     harness.advance(60.0)
     # Who waits for a record asks for nothing else.
-    check(table.change_token() != before, f"time has come, and change_token() is still {before!r}")
+    check(token(table) != before, f"time has come, and change_token() is still {before!r}")
 
 
 def _payload(record: Record) -> bytes:
@@ -223,7 +229,7 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
     key = _Key(table, harness.another(table, UNIQUE, retry))
     key.put()
     key.held("ready")
-    table.nack(table.claim(id_of), 30.0)
+    table.nack(table.claim(id_of), harness.seconds(30.0))
     key.held("delayed")
     harness.advance(30.0)
     key.held("delayed, and due")
@@ -326,7 +332,7 @@ def _replaced(table: RecordStore, old: _Key) -> None:
     check(table.update(id, b"claimed", b"k"), "update() of a claimed record")
     old.held("the key of what was claimed and replaced")
     new.free("the key before")
-    table.nack(id, 10.0)
+    table.nack(id, 60.0)
     check(table.update(id, b"delayed", b"l"), "update() of a delayed record")
     new.held("the key of what was delayed and replaced")
     old.free("the key before")

@@ -12,6 +12,7 @@ from persistcoll.engine.records import (
     LIFO,
     PRIORITY,
     UNIQUE,
+    Backoff,
     ClaimPolicy,
     Discipline,
     Entry,
@@ -19,7 +20,7 @@ from persistcoll.engine.records import (
     State,
 )
 from persistcoll.testing.children import check
-from persistcoll.testing.harness import Capabilities, Law, laws_with
+from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
 
 __all__ = [
     "DISCIPLINES",
@@ -55,12 +56,15 @@ class RecordStoreFactory(Protocol):
         """The table of this name, made if it is missing. A name keeps its discipline."""
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass for all of its tables, and for what they leave when they crash."""
+        """Let so much time pass for all of its tables, and for what they leave when they crash.
+
+        Where nobody can set their clock (``capabilities.real_time``), wait.
+        """
 
     # Where `capabilities.crashes`, it also has
     #   def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore
-    # which opens a copy, whose claims are those of a dead process; what is done to the copy does not
-    # touch the table.
+    # which opens a copy, whose claims are those of a process that is known to be dead; what is done to the
+    # copy does not touch the table.
 
 
 class FifoStores:
@@ -80,6 +84,7 @@ class FifoStores:
         self._discipline = discipline
         self._retry = retry
         self.capabilities = tables.capabilities
+        self.advance = tables.advance
 
     def open(self, name: str) -> QueueStore:
         """The table of this name."""
@@ -113,25 +118,45 @@ def _crashed(
 class RecordStoreHarness:
     """What a law works with: a factory, and the tables that it opened, to be closed at the end."""
 
-    def __init__(self, factory: RecordStoreFactory) -> None:
+    def __init__(self, factory: RecordStoreFactory, again: int = 0) -> None:
         self._factory = factory
+        self._again = f" {again}" if again else ""
+        self.time = LawTime(factory, again)
+        self.seconds, self.advance = self.time.seconds, self.time.advance
         self.capabilities = factory.capabilities
-        self.advance = factory.advance
         self.opened: list[RecordStore] = []
 
     def open(
         self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
     ) -> RecordStore:
-        """Open the table ``name``, by default the one named as its discipline."""
-        self.opened.append(self._factory.open(name or discipline.name, discipline, retry))
+        """Open the table ``name``, by default the one named as its discipline.
+
+        :param retry: in the law's seconds.
+        """
+        name = (name or discipline.name) + self._again
+        self.opened.append(self._factory.open(name, discipline, self._scaled(retry)))
         return self.opened[-1]
+
+    def _scaled(self, retry: ClaimPolicy) -> ClaimPolicy:
+        lease, backoff = retry.lease, retry.backoff
+        if lease is not None:
+            lease = self.seconds(lease)
+        if backoff is not None:
+            base, limit = self.seconds(backoff.base), self.seconds(backoff.limit)
+            backoff = Backoff(base, backoff.factor, limit, backoff.jitter)
+        return retry._replace(lease=lease, backoff=backoff)
 
     def crash(
         self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
     ) -> RecordStore:
         """Open what the table ``name`` would leave if the process died now."""
-        self.opened.append(_crashed(self._factory, name or discipline.name, discipline, retry))
+        name = (name or discipline.name) + self._again
+        self.opened.append(_crashed(self._factory, name, discipline, self._scaled(retry)))
         return self.opened[-1]
+
+    def notice_death(self, table: RecordStore) -> None:
+        """Wait until a holder that died is dead."""
+        self.time.wait(table.capabilities.death_noticed_after)
 
     def another(
         self, table: RecordStore, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN
@@ -160,6 +185,8 @@ def look(table: RecordStore) -> list[Row]:
     unfinished = size[State.READY] + size[State.DELAYED] + size[State.CLAIMED]
     wanted = size[State.READY], size[State.CLAIMED], unfinished
     check(counts == wanted, f"ready, claimed, unfinished: {counts}, of rows {wanted}")
+    says = not table.is_empty(), table.has_unfinished()
+    check(says == (counts[0] > 0, counts[2] > 0), f"not empty, unfinished: {says}, of {counts}")
     told = table.stats()
     found = {state: getattr(told, state.value) for state in State}
     check(found == size, f"stats() are {told}, the rows {size}")

@@ -11,7 +11,7 @@ from persistcoll.engine.contracts import RecordStore, Select
 from persistcoll.engine.records import ClaimPolicy, Discipline, Record, State
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.children import check, run_threads
-from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, raising
+from persistcoll.testing.laws.queue_store_harness import calls, claim_all, id_of, raising, token
 from persistcoll.testing.laws.record_store_harness import (
     DISCIPLINES,
     RecordStoreHarness,
@@ -65,10 +65,10 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
             decode, seen = raising(ValueError(), 1)
             with refuses(ValueError, f"{name}, whose decode raised,", table):
                 verb(decode=decode)
-            check(seen == [id], f"{name} called decode with {seen}, not once with {id}")
+            check(calls(table, seen) == [id], f"{name} called decode with {seen}, not once with {id}")
     decode, seen = raising(ValueError(), 2)
     got = table.claim_many(3, decode)
-    check(got == [first] and seen == [first, second], f"claim_many() gave {got} and used {seen}")
+    check(got == [first] and calls(table, seen) == [first, second], f"claim_many() gave {got}, used {seen}")
     attempts = {record.id: record.attempts for _, record in look(table)}
     wanted = {id: int(id == first) for id in ids}
     check(attempts == wanted, f"attempts are {attempts}, not {wanted}")
@@ -260,9 +260,9 @@ def _notices(one: RecordStore, other: RecordStore) -> None:
         "remove()": other.remove,
     }
     for name, step in steps.items():
-        before = one.change_token()
+        before = token(one)
         step()
-        check(one.change_token() != before, f"after {name} elsewhere, change_token() is still {before!r}")
+        check(token(one) != before, f"after {name} elsewhere, change_token() is still {before!r}")
 
 
 ORDER_LAWS: tuple[RecordStoreLaw, ...] = (

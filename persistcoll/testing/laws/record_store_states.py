@@ -49,9 +49,9 @@ def states_change_one_way(harness: RecordStoreHarness) -> None:
         dying = table.claim(id_of)
         check(table.nack(dying, 0.0) == dying, "nack() gave another id")
         table.claim(id_of, Select(dying))
-        check(table.nack(dying, 60.0, True) == dying, "what died has another id")
+        check(table.nack(dying, harness.seconds(60.0), True) == dying, "what died has another id")
         harness.advance(1.0)
-    table.nack(table.claim(id_of), 1e9)
+    table.nack(table.claim(id_of), harness.seconds(1e9))
     table.claim(id_of)
     wanted = dict.fromkeys((b"a", b"b"), (State.DONE, 1)) | dict.fromkeys((b"c", b"d"), (State.FAILED, 1))
     wanted |= dict.fromkeys((b"e", b"f"), (State.DEAD, 2)) | {b"g": (State.DELAYED, 1)}
@@ -173,9 +173,9 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
     tables = [table] if other is table else [table, other]
     table.put(keyed(*"abcdefgh"))
     claimed = [table.claim(id_of) for _ in range(7)]
-    harness.advance(59.75)
+    harness.advance(harness.time.before(60.0))
     table.ack(claimed[:1])
-    harness.advance(0.25)
+    harness.advance(60.0 - harness.time.before(60.0))
     fresh = table.claim(id_of, Select(claimed[6]))
 
     def lost(id: int, how: str) -> None:
@@ -185,7 +185,7 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
             "fail()": partial(table.fail, [id]),
             "fail() of it and another": partial(table.fail, [fresh, id]),
             "nack()": partial(table.nack, id),
-            "nack() with a delay": partial(table.nack, id, 5.0),
+            "nack() with a delay": partial(table.nack, id, harness.seconds(5.0)),
             "nack() to the back": partial(table.nack, id, to_back=True),
         }
         for name, call in calls.items():
@@ -204,11 +204,12 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
         lost(claimed[2], "another one who set it aside")
         back = other.nack(claimed[3], to_back=True)
         lost(claimed[3], "another one who gave it to the back")
-        other.nack(claimed[4], 5.0)
+        other.nack(claimed[4], harness.seconds(60.0))
         lost(claimed[4], "another one who delayed it")
         other.remove(claimed[5])
         lost(claimed[5], "another one who discarded it")
-        harness.advance(5.0)
+        harness.advance(60.0)
+        fresh = table.claim(id_of, Select(claimed[6]))
         for id in (back, claimed[4]):
             check(other.claim(id_of, Select(id)) == id, "what was lost cannot be taken")
             other.ack([id])

@@ -75,9 +75,9 @@ class ClosingKeeps(MemoryRecordStore):
 
 @breaks("T3")
 class DelaysWhatWasLost(MemoryRecordStore):
-    def _settled(self) -> MemoryRecordState:
+    def _promote_due(self) -> MemoryRecordState:
         held = [row for row in self._state.select(State.CLAIMED) if row.until is not None]
-        state = super()._settled()
+        state = super()._promote_due()
         for row in held:
             if row.state is State.READY and self._retry.backoff is not None:
                 state.move(row, State.DELAYED, state.clock() + 1.0)
@@ -222,7 +222,7 @@ class FreeWhileClaimed(MemoryRecordStore):
 @breaks("T4")
 class FreeWhileDelayed(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
-        for row in self._settled().select(State.DELAYED):
+        for row in self._promote_due().select(State.DELAYED):
             row.key = None
         return super().put(entries, capacity)
 
@@ -233,7 +233,7 @@ class _Keeping(MemoryRecordStore):
     state: State
 
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
-        keys = [row.key for row in self._settled().select(self.state)]
+        keys = [row.key for row in self._promote_due().select(self.state)]
         ids = [None if entry.key in keys and entry.key is not None else 0 for entry in entries]
         new = iter(super().put([entry for entry, id in zip(entries, ids, strict=True) if id == 0], capacity))
         return [id if id is None else next(new) for id in ids]
@@ -274,7 +274,7 @@ class EqualsInOneBatch(MemoryRecordStore):
 @breaks("T4")
 class ReplacedWithoutKey(MemoryRecordStore):
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
-        row = self._settled().rows.get(id)
+        row = self._promote_due().rows.get(id)
         old = None if row is None else row.key
         done = super().update(id, payload, key)
         if row is not None:

@@ -31,10 +31,10 @@ class DeadTooLate(MemoryRecordStore):
 
 @breaks("T1")
 class AliveAtTheEndOfALease(MemoryRecordStore):
-    def _settled(self) -> MemoryRecordState:
+    def _promote_due(self) -> MemoryRecordState:
         retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
         try:
-            return super()._settled()
+            return super()._promote_due()
         finally:
             self._retry = retry
 
@@ -70,7 +70,7 @@ class DeadWithANewId(MemoryRecordStore):
 @breaks("T1")
 class DiscardsWhatIsClaimed(MemoryRecordStore):
     def remove(self, id: int | None = None) -> int | None:
-        row = None if id is None else self._settled().rows.get(id)
+        row = None if id is None else self._promote_due().rows.get(id)
         if row is not None and row.state is State.CLAIMED:
             self._state.remove(row)
             return id
@@ -80,7 +80,7 @@ class DiscardsWhatIsClaimed(MemoryRecordStore):
 @breaks("T1")
 class ClearsWhatIsDelayed(MemoryRecordStore):
     def clear(self) -> int:
-        for row in self._settled().select(State.DELAYED):
+        for row in self._promote_due().select(State.DELAYED):
             self._state.remove(row)
         return super().clear()
 
@@ -97,7 +97,7 @@ class ClaimsWhatFailed(MemoryRecordStore):
 @breaks("T1")
 class ReplacesWhatIsDone(MemoryRecordStore):
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
-        row = self._settled().rows.get(id)
+        row = self._promote_due().rows.get(id)
         return super().update(id, payload, key) or (row is not None and row.state is State.DONE)
 
 
@@ -110,7 +110,7 @@ class PurgesWhatIsReady(MemoryRecordStore):
 @breaks("T1")
 class PurgesTheNewestFirst(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
-        rows = self._settled().select(state)
+        rows = self._promote_due().select(state)
         gone = rows[keep:][::-1][:limit]
         for row in gone:
             self._state.remove(row)
@@ -159,8 +159,8 @@ class ForgetsWhatIsDoneAsItIsTaken(MemoryRecordStore):
 
 @breaks("T1")
 class TimeEndsWhatFailed(MemoryRecordStore):
-    def _settled(self) -> MemoryRecordState:
-        state = super()._settled()
+    def _promote_due(self) -> MemoryRecordState:
+        state = super()._promote_due()
         for row in state.select(State.FAILED):
             if state.clock() - row.time > 1e5:
                 state.remove(row)

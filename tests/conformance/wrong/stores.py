@@ -38,7 +38,7 @@ class FailsThoseBefore(MemoryRecordStore):
 @breaks("S1")
 class RefusedNeedsRoom(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
-        self._settled()
+        self._promote_due()
         for entry in entries:
             if self._state.of_key(entry.key) is not None:
                 super().put([entry._replace(key=None)], capacity)
@@ -174,7 +174,7 @@ class NewestFirstAmongEquals(MemoryRecordStore):
 @breaks("S4")
 class ListsInTheOrderOfTaking(MemoryRecordStore):
     def records(self) -> Iterator[Record]:
-        self._settled()
+        self._promote_due()
         return iter([self._record(row) for row in self._ready()])
 
 
