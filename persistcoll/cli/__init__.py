@@ -11,7 +11,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from persistcoll.cli.command import EXITS, STOPPED, UNREAD, USAGE, CommandError, exit_status, failed
+from persistcoll.cli.command import (
+    BROKEN_PIPE,
+    EXITS,
+    INTERRUPTED,
+    USAGE,
+    CommandError,
+    exit_status,
+    print_error,
+)
 from persistcoll.errors import PersistcollError
 
 __all__ = ["main"]
@@ -36,13 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return failed("stopped", STOPPED)
+        return print_error("stopped", INTERRUPTED)
     except BrokenPipeError:
         # Nobody reads on: as with other tools, no reason to complain, nor to do so when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNREAD
+        return BROKEN_PIPE
     except (CommandError, PersistcollError, OSError) as error:
-        return failed(str(error), exit_status(error))
+        return print_error(str(error), exit_status(error))
 
 
 def _parser() -> argparse.ArgumentParser:

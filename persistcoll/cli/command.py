@@ -9,25 +9,25 @@ from typing import TypeAlias
 from persistcoll.errors import CorruptionError, DecodeError
 
 __all__ = [
+    "BROKEN_PIPE",
     "DAMAGED",
     "DONE",
     "EXITS",
+    "INTERRUPTED",
     "NOTHING",
-    "STOPPED",
     "STORAGE",
-    "UNREAD",
     "USAGE",
     "CommandError",
     "Commands",
-    "at_least",
     "exit_status",
-    "failed",
+    "int_min",
+    "print_error",
 ]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 DONE, NOTHING, USAGE, STORAGE, DAMAGED = range(5)
-STOPPED, UNREAD = 130, 141
+INTERRUPTED, BROKEN_PIPE = 130, 141
 EXITS = "Exit status: 0 done, 1 nothing there, 2 wrong usage, 3 storage error, 4 damaged data."
 
 
@@ -40,7 +40,7 @@ class CommandError(Exception):
 
 
 def exit_status(error: Exception) -> int:
-    """The exit status that an exception stands for."""
+    """Return the exit status that an exception stands for."""
     if isinstance(error, CommandError):
         return error.status
     if isinstance(error, (CorruptionError, DecodeError)):
@@ -48,14 +48,14 @@ def exit_status(error: Exception) -> int:
     return STORAGE
 
 
-def failed(message: str, status: int) -> int:
-    """Say ``message`` on standard error and return ``status``."""
+def print_error(message: str, status: int) -> int:
+    """Print ``message`` on standard error and return ``status``."""
     print(f"persistcoll: {message}", file=sys.stderr)
     return status
 
 
-def at_least(least: int, text: str) -> int:
-    """For argparse: ``text`` as a whole number of at least ``least``."""
+def int_min(least: int, text: str) -> int:
+    """Convert ``text`` to a whole number of at least ``least``, for argparse."""
     try:
         number = int(text)
     except ValueError:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from persistcoll.cli.command import DAMAGED, DONE, EXITS, USAGE, CommandError, Commands, at_least, failed
+from persistcoll.cli.command import DAMAGED, DONE, EXITS, USAGE, CommandError, Commands, int_min, print_error
 from persistcoll.cli.demo_check import Check
 from persistcoll.cli.demo_run import Result, Run
 from persistcoll.cli.demo_source import PRODUCERS, Source
@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    whole = partial(at_least, 0)
+    whole = partial(int_min, 0)
     default_file = "default: the source text of Python's standard library"
     parser.add_argument("file", metavar="FILE", nargs="?", help=default_file)
     parser.add_argument(
@@ -62,7 +62,7 @@ def add(commands: Commands) -> None:
         "(default: process)",
     )
     parser.add_argument(
-        "--lines", type=partial(at_least, 1), metavar="N", help="send the first N lines only (default: all)"
+        "--lines", type=partial(int_min, 1), metavar="N", help="send the first N lines only (default: all)"
     )
     default_directory = "keep queue and counts here, new or empty (default: a temporary directory)"
     parser.add_argument("--directory", metavar="DIR", help=default_directory)
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.directory is not None:
         print(f"The queue and the counts are kept in {directory!r}.")
     if result.problems:
-        return failed("a promise was broken: " + "; ".join(result.problems), DAMAGED)
+        return print_error("a promise was broken: " + "; ".join(result.problems), DAMAGED)
     print("Every line that was put came out, in order and unaltered, and was counted once.")
     return DONE
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from persistcoll import ShutDown
-from persistcoll.cli.command import exit_status, failed
+from persistcoll.cli.command import exit_status, print_error
 from persistcoll.cli.demo_check import Delivery
 from persistcoll.cli.demo_count import count_and_acknowledge, count_then_acknowledge
 from persistcoll.cli.demo_source import Digest, Source
@@ -53,7 +53,7 @@ def main() -> None:
     except BrokenPipeError:  # the parent is gone
         os._exit(1)
     except (PersistcollError, OSError) as error:
-        sys.exit(failed(str(error), exit_status(error)))
+        sys.exit(print_error(str(error), exit_status(error)))
 
 
 @dataclass(frozen=True)
