@@ -28,7 +28,7 @@ else:
 
     T, K, V = map(TypeVar, "TKV")
 
-__all__ = ["Container", "K", "SQLiteContainer", "T", "V", "option"]
+__all__ = ["Container", "SQLiteContainer", "option"]
 
 
 def option(name: str) -> Any:

@@ -252,12 +252,12 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
     late one's ``ack`` is refused.
 
     >>> from persistcoll import SQLiteAckQueue
-    >>> with SQLiteAckQueue("mails") as mails:
-    ...     mails.put_many(["to alice", "to bob"])
-    ...     mail = mails.get()
-    ...     print(mails.nack(mail), mails.ready_count())
-    ...     mail = mails.get()
-    ...     print(mail, mails.ack(mail), mails.acked_count())
+    >>> with SQLiteAckQueue("letters") as letters:
+    ...     letters.put_many(["to alice", "to bob"])
+    ...     letter = letters.get()
+    ...     print(letters.nack(letter), letters.ready_count())
+    ...     letter = letters.get()
+    ...     print(letter, letters.ack(letter), letters.acked_count())
     [1, 2]
     1 2
     to alice 1 1
@@ -333,12 +333,12 @@ class UniqueAckQ(SQLiteAckQueue[T]):
     An item may be put again once it was acknowledged or set aside.
 
     >>> from persistcoll import UniqueAckQ
-    >>> with UniqueAckQ("pages") as pages:
-    ...     print(pages.put("/"), pages.put("/"))
-    ...     page = pages.get()
-    ...     print("/" in pages, pages.put("/"))  # in work
-    ...     pages.ack(page)
-    ...     print("/" in pages, pages.put("/"))
+    >>> with UniqueAckQ("links") as links:
+    ...     print(links.put("/"), links.put("/"))
+    ...     link = links.get()
+    ...     print("/" in links, links.put("/"))  # in work
+    ...     links.ack(link)
+    ...     print("/" in links, links.put("/"))
     1 None
     True None
     1
