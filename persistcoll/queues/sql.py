@@ -14,7 +14,7 @@ from persistcoll.engine.arguments import (
     checked_mode,
     checked_seconds,
 )
-from persistcoll.engine.contracts import RecordStore, Select
+from persistcoll.engine.contracts import QueueStore, RecordStore, Select
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import (
     FIFO,
@@ -67,10 +67,14 @@ class RecordQueueCore(QueueCore):
     store: RecordStore
 
     def __init__(self, store: RecordStore, maxsize: int, autosave: bool, bare: bool) -> None:
+        self._bare = bare
         super().__init__(store, maxsize, autosave)
-        if not bare:
+
+    def _bind(self, store: QueueStore) -> None:
+        super()._bind(store)
+        if not self._bare:
             self._append = self._append_entry
-            self._append_many = store.put
+            self._append_many = self.store.put
 
     def _append_entry(self, entry: Entry, capacity: int, **options: Any) -> int | None:
         return self.store.put((entry,), capacity, **options)[0]
