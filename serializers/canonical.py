@@ -62,7 +62,7 @@ def _contains_itself(obj: Any) -> bool:
                 break
         else:
             path.pop()
-            within.remove(id(container))
+            within.discard(id(container))
             finished.add(id(container))
     return False
 

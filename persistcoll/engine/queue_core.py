@@ -6,6 +6,7 @@ thread: a :class:`~persistcoll.engine.in_flight.Consumer` stands for the thread 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -48,17 +49,21 @@ class QueueCore:
     """
 
     def __init__(self, store: QueueStore, maxsize: int, autosave: bool) -> None:
-        self.store = store
         self.maxsize = maxsize
         self.autosave = autosave
         self.is_shutdown = False
         self.is_immediate = False
+        self._bind(store)
+        self._reset()
+
+    def _bind(self, store: QueueStore) -> None:
+        """Use this store."""
+        self.store = store
         # Hooks, too: bound here, because a method that calls the store's would be one more call in each put
         # and each acknowledgement of a file queue.
         self._append: Callable[..., Any] = store.append
         self._append_many: Callable[..., Any] = store.append_many
         self._ack: Callable[[Sequence[Any]], None] = store.ack
-        self._reset()
 
     def _reset(self) -> None:
         interval = self.store.max_poll_interval
@@ -79,6 +84,20 @@ class QueueCore:
         """Begin anew in a forked child, in which no thread waits and the store is the parent's."""
         self._reset()
         self.store.after_fork_in_child()
+
+    def joined(self, connection: Any) -> QueueCore:
+        """Return a core whose calls are part of the transaction that the caller has open on ``connection``.
+
+        It leaves no trace in this one: an item that it gets is popped, no consumer holds it, and it wakes no
+        waiter, because it learns of no commit and of no rollback. The store says what is unfinished.
+
+        :raise ValueError: the store joins no transactions.
+        """
+        core = copy.copy(self)
+        core._bind(self.store.joined(connection))
+        core._reset()
+        core.autosave = True
+        return core
 
     # Hooks.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from persistcoll.arguments import checked_count, checked_seconds
 from persistcoll.container import T, option
-from persistcoll.engine.contracts import Claim, RecordStore, Select
+from persistcoll.engine.contracts import Claim, QueueStore, RecordStore, Select
 from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
 from persistcoll.engine.records import Backoff, Record, State
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
@@ -59,9 +59,12 @@ class AckQueueCore(RecordQueueCore):
     _hands_over_as_is = False
 
     def __init__(self, store: RecordStore, maxsize: int, payload_only: bool, deliveries: Deliveries) -> None:
-        super().__init__(store, maxsize, False, payload_only)
         self._deliveries = deliveries
-        self._ack = deliveries.ack
+        super().__init__(store, maxsize, False, payload_only)
+
+    def _bind(self, store: QueueStore) -> None:
+        super()._bind(store)
+        self._ack = self._deliveries.ack
 
     def _nack(self, token: Delivery) -> None:
         self._deliveries.nack(token)

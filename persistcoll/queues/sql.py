@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeGuard, overload
 
 from persistcoll.arguments import checked_integer
 from persistcoll.container import T, option
-from persistcoll.engine.contracts import RecordStore, Select
+from persistcoll.engine.contracts import QueueStore, RecordStore, Select
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import FIFO, Discipline, Entry, Record, State
 from persistcoll.errors import DecodeError
@@ -41,10 +41,14 @@ class RecordQueueCore(QueueCore):
     store: RecordStore
 
     def __init__(self, store: RecordStore, maxsize: int, autosave: bool, payload_only: bool) -> None:
+        self._payload_only = payload_only
         super().__init__(store, maxsize, autosave)
-        if not payload_only:
+
+    def _bind(self, store: QueueStore) -> None:
+        super()._bind(store)
+        if not self._payload_only:
             self._append = self._append_entry
-            self._append_many = store.put
+            self._append_many = self.store.put
 
     def _append_entry(self, entry: Entry, capacity: int, **options: Any) -> int | None:
         return self.store.put((entry,), capacity, **options)[0]

@@ -19,7 +19,7 @@ from persistcoll.testing.crash.disk import CrashDisk
 from persistcoll.testing.crash.explore import Exploration, Violation, explore
 from persistcoll.testing.crash.model import CrashState, Model, Operation
 from persistcoll.testing.faults import Fault, FaultyDisk
-from persistcoll.testing.harness import Capabilities, Law
+from persistcoll.testing.harness import Capabilities, Law, Skipped
 from persistcoll.testing.laws.pair_store import PAIR_STORE_LAWS
 from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
 from persistcoll.testing.laws.queue_store import LAWS, StoreFactory
@@ -50,6 +50,7 @@ __all__ = [
     "PairStoreMachine",
     "RecordStoreFactory",
     "RecordStoreMachine",
+    "Skipped",
     "StoreFactory",
     "StoreMachine",
     "Violation",

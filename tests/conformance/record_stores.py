@@ -14,7 +14,7 @@ from zlib import crc32
 
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
-from persistcoll.engine.memory.server import MemoryServerState, MemoryServerStore
+from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.sqlite.database import Database
@@ -80,6 +80,9 @@ class MemoryServerRecordStores:
 
     def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         return self._make(discipline, retry, self.states[name].copy())
+
+    def connect(self, name: str) -> MemoryConnection:
+        return MemoryConnection(self.states[name])
 
     def advance(self, seconds: float) -> None:
         time.sleep(seconds)

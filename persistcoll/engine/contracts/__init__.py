@@ -32,6 +32,8 @@ T2     A claim that was lost (its lease ended, or it was given back) can do noth
 T3     A record is ready again after its lease ended, or its holder died and that was noticed; while
        the holder of a claim without a lease lives, it is not.
 T4     A key is refused while a record of it is ready, delayed or claimed, and free after.
+T5     What a joined store does is part of the caller's transaction: after its commit all see it, before
+       it nothing else does, and after a rollback it did not happen.
 M1     A pair store keeps its pairs in the order in which their keys came; a new value keeps the place
        and the original key. No iteration gives a key twice, or misses one that is there all the while.
 M2     A transaction of a pair store happens wholly or not at all, it sees its own changes, and nothing

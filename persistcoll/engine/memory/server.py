@@ -195,7 +195,7 @@ class _Session(MemoryRecordStore):
         self._retry = retry
         self._locked = frozenset(locked)
         self._locked_keys = {row.key for row in locked.values() if row is not None and row.state in IN_FORCE}
-        self._is_dead = is_dead  # type: ignore[method-assign]
+        self._is_dead = is_dead  # type: ignore[method-assign, assignment]
         self._draw = draw
         view.add = self._add  # type: ignore[method-assign]
 

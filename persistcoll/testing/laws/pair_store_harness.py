@@ -8,7 +8,7 @@ from typing import Protocol
 
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.testing.children import check
-from persistcoll.testing.harness import Capabilities, Law, laws_with
+from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
 
 __all__ = [
     "Item",
@@ -44,7 +44,10 @@ class PairStoreFactory(Protocol):
         """The mapping of this name, made if it is missing. Called again after ``close()``, too."""
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass for all of its mappings, and for what they leave when they crash."""
+        """Let so much time pass for all of its mappings, and for what they leave when they crash.
+
+        Where nobody can set their clock (``capabilities.real_time``), wait.
+        """
 
     # Where `capabilities.crashes`, it also has
     #   def crashed(self, name: str) -> PairStore
@@ -54,15 +57,17 @@ class PairStoreFactory(Protocol):
 class PairStoreHarness:
     """What a law works with: a factory, and the mappings that it opened, to be closed at the end."""
 
-    def __init__(self, factory: PairStoreFactory) -> None:
+    def __init__(self, factory: PairStoreFactory, again: int = 0) -> None:
         self._factory = factory
+        self._again = f" {again}" if again else ""
+        self.time = LawTime(factory, again)
+        self.seconds, self.advance = self.time.seconds, self.time.advance
         self.capabilities = factory.capabilities
-        self.advance = factory.advance
         self.opened: list[PairStore] = []
 
     def open(self, name: str = "a") -> PairStore:
         """Open the mapping ``name``."""
-        self.opened.append(self._factory.open(name))
+        self.opened.append(self._factory.open(name + self._again))
         return self.opened[-1]
 
     def another(self, mapping: PairStore) -> PairStore:
@@ -75,7 +80,7 @@ class PairStoreHarness:
         Where there is no crash, ``mapping`` is of no use any more.
         """
         if self.capabilities.crashes:
-            found: PairStore = getattr(self._factory, "crashed")("a")  # noqa: B009
+            found: PairStore = getattr(self._factory, "crashed")("a" + self._again)  # noqa: B009
             self.opened.append(found)
         else:
             mapping.close()

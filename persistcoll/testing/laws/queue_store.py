@@ -28,7 +28,7 @@ from typing import Any
 
 from persistcoll.engine.contracts import Claim, QueueStore
 from persistcoll.engine.records import Record
-from persistcoll.errors import ClosedError, Empty, Full, LockedError, NotClaimedError
+from persistcoll.errors import ClosedError, Empty, EncodeError, Full, LockedError, NotClaimedError
 from persistcoll.testing.children import check, in_forked_child, run_threads
 from persistcoll.testing.laws.journal import JOURNAL_LAWS
 from persistcoll.testing.laws.queue_store_harness import (
@@ -47,6 +47,9 @@ from persistcoll.testing.laws.queue_store_harness import (
 )
 
 __all__ = ["LAWS", "StoreFactory"]
+
+_MOST_PAYLOAD = 1 << 26
+"""Bytes of a payload that a law tries."""
 
 
 @law("S1")
@@ -71,6 +74,12 @@ def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
         with refused(NotClaimedError, f"nack({wrong})", store):
             store.nack(wrong)
         store.nack(first)
+    limit = store.capabilities.max_payload
+    if limit is not None and limit <= _MOST_PAYLOAD:
+        with refused(EncodeError, "append() of what is too large", store):
+            store.append(b"x" * (limit + 1))
+        with refused(EncodeError, "append_many() with one that is too large", store):
+            store.append_many([b"small", b"x" * (limit + 1)])
     claimed = [store.claim(id_of), store.claim(id_of)]
     with contextlib.suppress(NotClaimedError):
         store.ack([claimed[0], claimed[0]])  # the same one twice: refused, or once

@@ -20,7 +20,7 @@ from persistcoll.engine.records import (
     State,
 )
 from persistcoll.testing.children import check
-from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
+from persistcoll.testing.harness import Capabilities, Law, LawTime, Skipped, laws_with
 
 __all__ = [
     "DISCIPLINES",
@@ -45,6 +45,19 @@ DISCIPLINES = (FIFO, LIFO, PRIORITY, UNIQUE)
 PLAIN = ClaimPolicy()
 
 
+class Connection(Protocol):
+    """A caller's connection, with transactions of its own."""
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+
+    def commit(self) -> None:
+        """Commit it."""
+
+    def rollback(self) -> None:
+        """Roll it back."""
+
+
 class RecordStoreFactory(Protocol):
     """Opens tables of one kind, all of them empty at first, none of which another factory knows."""
 
@@ -65,6 +78,9 @@ class RecordStoreFactory(Protocol):
     #   def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore
     # which opens a copy, whose claims are those of a process that is known to be dead; what is done to the
     # copy does not touch the table.
+    # Where the tables' `capabilities.joins_transactions`, it also has
+    #   def connect(self, name: str) -> Connection
+    # which gives what the table of that name can join.
 
 
 class FifoStores:
@@ -153,6 +169,13 @@ class RecordStoreHarness:
         name = (name or discipline.name) + self._again
         self.opened.append(_crashed(self._factory, name, discipline, self._scaled(retry)))
         return self.opened[-1]
+
+    def connect(self, table: RecordStore, discipline: Discipline = FIFO) -> Connection:
+        """Connect as a caller does whose transactions ``table`` joins; skip the law where it joins none."""
+        if not table.capabilities.joins_transactions:
+            raise Skipped("the store joins no transactions of a caller (capabilities.joins_transactions)")
+        connection: Connection = getattr(self._factory, "connect")(discipline.name + self._again)  # noqa: B009
+        return connection
 
     def notice_death(self, table: RecordStore) -> None:
         """Wait until a holder that died is dead."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from persistcoll.engine.contracts import RecordStore, Select
+from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, State
 from persistcoll.errors import Empty, NotClaimedError, StaleClaimError
 from persistcoll.testing.children import check
@@ -179,6 +179,9 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
     fresh = table.claim(id_of, Select(claimed[6]))
 
     def lost(id: int, how: str) -> None:
+        nonlocal fresh
+        table.nack(fresh)
+        fresh = table.claim(id_of, Select(claimed[6]))
         calls: dict[str, Callable[[], Any]] = {
             "ack()": partial(table.ack, [id]),
             "ack() of it and another": partial(table.ack, [fresh, id]),
@@ -195,24 +198,15 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
     for id in claimed[1:6]:
         lost(id, "the end of its lease")
     if other is not table:
-        for id in claimed[1:5]:
-            other.claim(id_of, Select(id))
-            lost(id, "another one who claimed it then")
-        other.ack(claimed[1:2])
-        lost(claimed[1], "another one who acknowledged it")
-        other.fail(claimed[2:3])
-        lost(claimed[2], "another one who set it aside")
-        back = other.nack(claimed[3], to_back=True)
-        lost(claimed[3], "another one who gave it to the back")
-        other.nack(claimed[4], harness.seconds(60.0))
-        lost(claimed[4], "another one who delayed it")
+        back = _settled_elsewhere(other, claimed[1:5], harness.seconds(60.0), lost)
         other.remove(claimed[5])
         lost(claimed[5], "another one who discarded it")
         harness.advance(60.0)
         fresh = table.claim(id_of, Select(claimed[6]))
         for id in (back, claimed[4]):
-            check(other.claim(id_of, Select(id)) == id, "what was lost cannot be taken")
+            check(other.claim(id_of, Select(id)) == id, "what was lost cannot be claimed")
             other.ack([id])
+        _released_twice(harness)
     # A new claim is as good as any.
     table.ack([fresh])
     with refuses(NotClaimedError, "ack() of what this table acknowledged", *tables):
@@ -222,6 +216,42 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
         table.fail([again])
         with refuses(NotClaimedError, "ack() of what this table set aside", table):
             table.ack([again])
+
+
+def _settled_elsewhere(
+    other: RecordStore, ids: Sequence[int], delay: float, lost: Callable[[int, str], None]
+) -> int:
+    """Another store claims what was lost, and settles it in every way; the id of what went to the back."""
+    ways: dict[str, Callable[[int], Any]] = {
+        "another one who acknowledged it": lambda id: other.ack([id]),
+        "another one who set it aside": lambda id: other.fail([id]),
+        "another one who gave it to the back": lambda id: other.nack(id, to_back=True),
+        "another one who delayed it": lambda id: other.nack(id, delay),
+    }
+    results = []
+    for id, (how, settle) in zip(ids, ways.items(), strict=True):
+        other.claim(id_of, Select(id))
+        lost(id, "another one who claimed it then")
+        results.append(settle(id))
+        lost(id, how)
+    return int(results[2])
+
+
+def _released_twice(harness: RecordStoreHarness) -> None:
+    """A release whose answer was lost is sent again, when another store has claimed the record."""
+    table, other = (harness.open(name="released twice") for _ in range(2))
+    id = table.append(b"a")
+    claims: list[Claim] = []
+    table.claim(id_of, claims=claims)
+    check(table.release(claims) == 1, "release() of a claim did not make its record ready")
+    check(other.claim(id_of) == id, "what was released cannot be claimed elsewhere")
+    check(table.release(claims) == 0, "release(), sent again, counted another store's claim")
+    check(other.claimed() == 1, "release(), sent again, freed another store's claim")
+    again: list[Claim] = []
+    other.nack(id)
+    table.claim(id_of, claims=again)
+    check(table.release(claims) == 0, "release(), sent again, freed a later claim")
+    check(table.release(again) == 1, "release() of the later claim did not make its record ready")
 
 
 STATE_LAWS: tuple[RecordStoreLaw, ...] = (states_change_one_way, lost_claims_do_nothing)

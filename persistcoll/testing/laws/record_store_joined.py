@@ -1,0 +1,78 @@
+"""The law T5: callers' transactions. See :mod:`persistcoll.testing.laws.record_store`."""
+
+from __future__ import annotations
+
+from persistcoll.engine.contracts import RecordStore
+from persistcoll.engine.records import FIFO, ClaimPolicy, Record
+from persistcoll.errors import StaleClaimError
+from persistcoll.testing.children import check
+from persistcoll.testing.laws.queue_store_harness import id_of, payloads, token
+from persistcoll.testing.laws.record_store_harness import (
+    RecordStoreHarness,
+    RecordStoreLaw,
+    look,
+    record_store_law,
+    refuses,
+)
+
+__all__ = ["JOINED_LAWS"]
+
+
+def _payload(record: Record) -> bytes:
+    return record.payload
+
+
+@record_store_law("T5")
+def part_of_the_callers_transaction(harness: RecordStoreHarness) -> None:
+    """What a joined store does is part of the caller's transaction: after its commit all see it, before it
+    nothing else does, and after a rollback it did not happen.
+    """
+    policy = ClaimPolicy()
+    table = harness.open(FIFO, policy)
+    other = harness.another(table, FIFO, policy)
+    for commits in (False, True):
+        _joined(harness, table, other, commits)
+
+
+def _joined(harness: RecordStoreHarness, table: RecordStore, other: RecordStore, commits: bool) -> None:
+    connection = harness.connect(table)
+    table.append_many([b"a", b"b", b"c", b"d"])
+    held, given = table.claim(id_of), table.claim(id_of)
+    before, numbers, seen = look(table), table.stats(), token(other)
+    connection.begin()
+    joined = table.joined(connection)
+    joined.append(b"new")
+    check(joined.pop(_payload) == b"c", "a joined pop() did not give the next record")
+    joined.ack([held])
+    joined.nack(given)
+    check(payloads(joined) == [b"b", b"d", b"new"], f"a transaction sees {payloads(joined)}")
+    for each in (table, other):
+        check(look(each) == before, f"before the commit there is {look(each)}, not {before}")
+    check(other.claim(_payload) == b"d", "what a transaction popped is claimed by another one, or locks all")
+    other.clear()
+    check(payloads(table) == [b"c"], f"clear() beside a transaction that popped c left {payloads(table)}")
+    if commits:
+        connection.commit()
+        wanted, unfinished = [b"b", b"new"], 3
+        with refuses(StaleClaimError, "ack() of what a joined store acknowledged", table, other):
+            table.ack([held])
+    else:
+        connection.rollback()
+        wanted, unfinished = [b"c"], 4
+    check(token(other) != seen, "change_token() is still the same")
+    for each in (table, other):
+        left = payloads(each), each.unfinished()
+        check(left == (wanted, unfinished), f"ready, unfinished: {left}, not {(wanted, unfinished)}")
+    puts = table.stats().puts - numbers.puts
+    check(puts == commits, f"a transaction with one append() counted {puts} puts")
+    if not commits:
+        table.ack([held])
+        table.nack(given)
+    look(table)
+    table.clear()
+    for id in [record.id for _, record in other.scan()]:
+        other.ack([id])
+
+
+JOINED_LAWS: tuple[RecordStoreLaw, ...] = (part_of_the_callers_transaction,)
+"""By number."""

@@ -1,0 +1,111 @@
+"""Stores on a server that are wrong in one point, each time another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from persistcoll.engine.contracts import Claim
+from persistcoll.engine.memory.server import MemoryConnection, MemoryServerStore
+from persistcoll.engine.records import State
+
+__all__ = ["WRONG_SERVERS"]
+
+WRONG_SERVERS: dict[str, tuple[str, type[MemoryServerStore]]] = {}
+"""By the law that is broken and how: the law's number, and the store."""
+
+
+def breaks(number: str) -> Callable[[type[MemoryServerStore]], type[MemoryServerStore]]:
+    """Have a store tried by the law of this number."""
+
+    def note(kind: type[MemoryServerStore]) -> type[MemoryServerStore]:
+        WRONG_SERVERS[f"{number} {kind.__name__}"] = number, kind
+        return kind
+
+    return note
+
+
+@breaks("S4")
+class AsksAgainUnderAnotherNumber(MemoryServerStore):
+    """What happened, and was not heard of, happens twice."""
+
+    def _attempt(
+        self, name: str, arguments: Any, options: Any, operation: int, early: Any
+    ) -> tuple[bool, Any]:
+        return super()._attempt(name, arguments, options, next(self._operations), early)
+
+
+@breaks("S4")
+class TakesALostAnswerForNone(MemoryServerStore):
+    """What was rolled back with its connection is said to have happened."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._state.loss = 0.5
+
+    def _attempt(self, *arguments: Any) -> tuple[bool, Any]:
+        lost, value = super()._attempt(*arguments)
+        return (False, 0) if lost and arguments[0] == "append" else (lost, value)
+
+
+@breaks("S4")
+class DrawsIdsThatOthersDraw(MemoryServerStore):
+    def _draw_last(self) -> int:
+        self._drawn = getattr(self, "_drawn", 0) + 1
+        return self._drawn
+
+
+@breaks("T2")
+class FencesByTheIdAlone(MemoryServerStore):
+    def release(self, claims: Sequence[Claim]) -> int:
+        rows = [self._state.rows.get(id) for id, _ in claims]
+        held = [row for row in rows if row is not None and row.state is State.CLAIMED]
+        for row in held:
+            self._state.move(row, State.READY)
+        return len(held)
+
+
+@breaks("T3")
+class HearsOfNobody(MemoryServerStore):
+    """It takes a holder for dead whose last claim is longer ago than its patience."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._state.silence(self._client)
+
+
+@breaks("T5")
+class JoinsNothing(MemoryServerStore):
+    def joined(self, connection: MemoryConnection) -> MemoryServerStore:
+        return self
+
+
+@breaks("T5")
+class ForgetsWhatItSettledJoined(MemoryServerStore):
+    """After a rollback it does not know any more what it holds."""
+
+    def _attempt(
+        self, name: str, arguments: Any, options: Any, operation: int, early: Any
+    ) -> tuple[bool, Any]:
+        result = super()._attempt(name, arguments, options, operation, early)
+        if self._connection is not None and name == "ack":
+            for id in arguments[0]:
+                self._claims.pop(id)
+        return result
+
+
+@breaks("T5")
+class LocksNothing(MemoryServerStore):
+    """Others claim what an open transaction has popped."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._state.locked = lambda transaction: {}  # type: ignore[method-assign]
+
+
+@breaks("T5")
+class CountsBeforeTheCommit(MemoryServerStore):
+    def _attempt(self, name: str, *arguments: Any) -> tuple[bool, Any]:
+        if self._connection is not None and name == "append":
+            self._state.puts += 1
+        return super()._attempt(name, *arguments)
