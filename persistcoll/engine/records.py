@@ -41,7 +41,7 @@ class Record(NamedTuple):
     time: float
     """When it was put: seconds since the epoch."""
     priority: float = 0
-    """The lowest is claimed first, where the store goes by it; a finite number that a float holds exactly."""
+    """The lowest is claimed first, where the store goes by it."""
     attempts: int = 0
     """How often it has been claimed, this time included; counted by record stores."""
     own_mark: int | None = None

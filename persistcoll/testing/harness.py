@@ -52,7 +52,7 @@ class LawTime:
     _SECOND = 0.01
     """How long a law's second is by a real clock, at first."""
     _MOST = 100.0
-    """By a real clock a longer time is no longer than this, which is longer than any lease of a law."""
+    """By a real clock a longer time is no longer than this; no lease that a law lets end is as long."""
 
     def __init__(self, factory: Any, again: int) -> None:
         self._factory = factory
