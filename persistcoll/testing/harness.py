@@ -27,6 +27,8 @@ class Capabilities:
     """A forked child may go on with it, after ``after_fork_in_child()``."""
     processes: bool = True
     """Several processes that opened the same name see what the others do."""
+    joins: bool = False
+    """The factory has ``connect(name)``: a caller's connection, whose transactions the stores join."""
     real_time: bool = False
     """Nobody can set the clock of the stores: the factory's ``advance`` waits."""
 
