@@ -11,31 +11,17 @@ from typing import TypeVar
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore
-from persistcoll.engine.forks import (
-    note_users,
-    owned,
-    used_no_more,
-    within_an_operation,
-)
+from persistcoll.engine.forks import note_users, owned, used_no_more, within_an_operation
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import Durability, Record, Stats
-from persistcoll.errors import (
-    CorruptionError,
-    Empty,
-    Full,
-    NotClaimedError,
-    StorageError,
-)
+from persistcoll.errors import CorruptionError, Empty, Full, NotClaimedError, StorageError
 from persistcoll.journal.chunk_removal import ConsumedChunks
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
-from persistcoll.journal.directory import (
-    CONSUMER_LOCK,
-    CURSOR,
-)
+from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR
 from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.open import Opening
@@ -44,7 +30,7 @@ from persistcoll.journal.reader import ReadableJournal, Reader
 
 __all__ = ["JournalQueueStore"]
 
-_TRIES = 100  # tries
+_TRIES = 100
 
 T = TypeVar("T")
 
