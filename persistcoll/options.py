@@ -20,7 +20,7 @@ from persistcoll.arguments import (
 )
 from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption
-from persistcoll.serializers import locate
+from persistcoll.serializers import picklable_reference
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +57,7 @@ class Options:
     def __post_init__(self) -> None:
         checked_choice("durability", self.durability, "power", "process")
         vars(self).update(
-            serializer=locate(self.serializer),
+            serializer=picklable_reference(self.serializer),
             mode=checked_mode(self.mode),
             read_only=bool(self.read_only),
             create=bool(self.create),

@@ -18,7 +18,7 @@ from persistcoll.engine import contracts
 from persistcoll.errors import DecodeError, EncodeError
 from persistcoll.serializers import codec
 from persistcoll.serializers.base import decode_error, encode_error
-from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
+from persistcoll.serializers.dict_keys import key_bytes, key_from, original_key
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -59,7 +59,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         stored = key_bytes(key)
         if len(stored) > _LONGEST_KEY:
             raise EncodeError(f"a key of {len(stored)} bytes is too large; at most {_LONGEST_KEY} are stored")
-        return stored, key_name(key)
+        return stored, original_key(key)
 
     def _encode(self, stored: bytes, value: object) -> bytes:
         codec = self._codec

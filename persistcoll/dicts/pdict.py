@@ -15,7 +15,7 @@ from persistcoll.dicts.base import MISSING, BaseDict
 from persistcoll.engine.records import Durability, Stats
 from persistcoll.options import SQLiteOptions
 from persistcoll.serializers import resolve
-from persistcoll.serializers.dict_keys import shown, str_range
+from persistcoll.serializers.dict_keys import format_key, str_range
 from persistcoll.sqlite.open import open_mapping
 from persistcoll.sqlite.pair_store import SQLitePairStore
 
@@ -34,7 +34,7 @@ def open_store(options: SQLiteOptions) -> SQLitePairStore:
         serializer=serializer.name,
         executes_code=serializer.executes_code,
         durability=options.durability,
-        show=shown,
+        show=format_key,
     )
 
 
