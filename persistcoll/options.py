@@ -65,7 +65,7 @@ class Options:
         )
 
     def __deepcopy__(self, memo: object) -> Self:
-        # Frozen, so a copy is not needed. A serializer may refuse to be copied, as one with keys refuses to be
+        # Frozen, so no copy is needed. A serializer may refuse to be copied, as one with keys refuses to be
         # pickled.
         return self
 

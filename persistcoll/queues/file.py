@@ -138,7 +138,7 @@ class Queue(BaseQueue[T]):
     def _attach(self, store: JournalQueueStore) -> None:
         super()._attach(store)
         # Bound once, because each further attribute look-up is 1 % of a put or get at "process" (benchmarks:
-        # process).
+        # single).
         self._try_put = self._core.try_put
         self._try_get = self._core.try_get
 
