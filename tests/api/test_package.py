@@ -152,7 +152,7 @@ def test_every_extra_has_a_lower_bound_and_all_has_every_extra_of_users():
 
 
 def test_an_extra_installs_what_the_code_asks_for():
-    """``library(name, extra=..., minimum=...)`` refuses an older one: the extra must not install it."""
+    """An extra must not install a release that ``import_optional`` refuses."""
     config = configparser.ConfigParser()
     config.read(PROJECT / "setup.cfg", "utf-8")
     asked = {
@@ -161,7 +161,7 @@ def test_an_extra_installs_what_the_code_asks_for():
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id == "library"
+        and node.func.id == "import_optional"
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
         and (keywords := {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords})
