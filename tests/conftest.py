@@ -1,6 +1,6 @@
-"""What holds for every test: the seed, what a test needs, what it must not leave behind.
+"""Fixtures for every test: the seed, what a test needs, what it must not leave behind.
 
-The one invariant: after a test the process has the threads, descriptors and children it had before.
+The invariant: after a test the process has the threads, descriptors and children that it had before.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from tests.needs import missing
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
-# Of so many places of an operation one is tried.
+# Without --stress a test tries one of so many places of an operation.
 PLACES = 23
 
 _SEED = pytest.StashKey[int]()
 _LEFT_OUT = pytest.StashKey[set[str]]()  # names of tests
 _FAILED = pytest.StashKey[bool]()
 
-# No deadline: what a sync takes is the device's business. The blob repeats a failure without its database.
+# No deadline, because the duration of a sync depends on the device. The blob repeats a failure without
+# hypothesis's database.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile(
     "ci",
     parent=hypothesis.settings.get_profile("default"),
-    # Hypothesis fixes its choices where it sees CI; a new seed for every run finds more, and is printed.
+    # Hypothesis fixes its choices where it sees CI. A new seed for every run finds more, and it is printed.
     derandomize=False,
     database=None,
 )
@@ -82,28 +83,28 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """The number of this run, to derive others from."""
+    """Return the number of this run, from which others are derived."""
     return request.config.stash[_SEED]
 
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest, seed: int) -> random.Random:
-    """Random choices of this test alone, the same in any order of tests."""
+    """Return a random generator for this test alone, the same in any order of tests."""
     return random.Random(f"{seed} {request.node.nodeid}")
 
 
 @pytest.fixture
 def memory_path() -> Iterator[Path]:
-    """A directory in which a sync costs nothing, for tests that are not about the device."""
+    """Give a directory in which a sync costs nothing, for tests that do not depend on the device."""
     with tempfile.TemporaryDirectory(prefix="test_", dir=memory_directory()) as directory:
         yield Path(directory)
 
 
 @pytest.fixture
 def steps(request: pytest.FixtureRequest, rng: random.Random) -> dict[str, int]:
-    """Which places of an operation a test tries: others in each run, because a round of all takes an hour.
+    """Return the places of an operation that a test tries, others in each run.
 
-    With --stress all of them.
+    A round of all places takes an hour, so only ``--stress`` tries them all.
     """
     if request.config.getoption("--stress"):
         return {"first": 1, "step": 1}
@@ -114,7 +115,7 @@ def steps(request: pytest.FixtureRequest, rng: random.Random) -> dict[str, int]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # Before -m is looked at, so that `-m "not root"` knows.
+    # This runs before pytest reads -m, so that `-m "not root"` sees the marker.
     if any("root" in mark.args for mark in item.iter_markers("needs")):
         item.add_marker("root")
 
@@ -143,7 +144,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node) -> None:
-    """Have what a worker of pytest-xdist left out."""
+    """Collect the names that a worker of pytest-xdist left out."""
     node.config.stash[_LEFT_OUT].update(getattr(node, "workeroutput", {}).get("persistcoll_left_out", ()))
 
 
@@ -181,7 +182,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def _fail_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip for lack of something into a failure: CI is there to run it."""
+    """Turn a skip for a missing need into a failure in CI, because CI exists to run the test."""
     if not (IN_CI and report.skipped and isinstance(report.longrepr, tuple)):
         return
     path, line, reason = report.longrepr
@@ -196,7 +197,7 @@ def _fail_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a thread, a descriptor or a child process behind."""
+    """Fail a test that leaves a thread, a descriptor or a child process."""
     before = leaks.Snapshot.now()
     yield
     left = before.settle()
@@ -205,6 +206,6 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     description = str(left)
     for pid in left.children:
         leaks.kill(pid)
-    # A failed test's traceback keeps its objects alive: one failure is enough.
+    # A failed test's traceback keeps its objects alive, and one failure is enough.
     if not request.node.stash.get(_FAILED, False):
         pytest.fail(f"left behind: {description}", pytrace=False)

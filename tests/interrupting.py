@@ -1,7 +1,7 @@
-"""A signal handler at any place where one may run, one place after the other; and an exception out of it.
+"""A signal handler at every place where one may run, one place after the other; and an exception out of it.
 
-CPython runs signal handlers behind calls and where a Python function begins. A profile function is called at
-the same places, and what it raises comes out there, once, because the interpreter then takes it away.
+CPython runs signal handlers after calls and at the start of a Python function. A profile function is called
+at the same places. What it raises comes out there, and only once, because the interpreter then removes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACES = frozenset({"call", "return", "c_return"})
 
 
 def _unheard(frame: FrameType | None) -> bool:
-    """Whether it is within a destructor or a weak reference's callback, out of which nothing is raised."""
+    """Tell whether the frame runs in a destructor or a weak reference's callback, which raise nothing."""
     while frame is not None:
         code = frame.f_code
         if code.co_name in ("__del__", "_forget") or code.co_filename.endswith("forks.py"):
@@ -34,11 +34,11 @@ def _unheard(frame: FrameType | None) -> bool:
 
 
 class Interruption(BaseException):
-    """As ``KeyboardInterrupt``, and nobody else's."""
+    """An exception like ``KeyboardInterrupt`` that no other code raises."""
 
 
 class _Profile:
-    """Acts at the ``number``-th place within the package, or within these files of it."""
+    """Runs the action at the ``number``-th place in the package, or in these files of it."""
 
     def __init__(self, number: int, files: Collection[str], act: Callable[[], object]) -> None:
         self.left = number
@@ -50,7 +50,9 @@ class _Profile:
         if event not in _PLACES or not self.covers(frame.f_back if event == "return" else frame):
             return
         if event == "call" and frame.f_code.co_flags & inspect.CO_GENERATOR:
-            return  # where an exception is thrown into it no handler runs, and this is called all the same
+            # The profile function is called when an exception is thrown into a generator, but no handler runs
+            # there.
+            return
         if _unheard(frame) or frame.f_code.co_name == "<genexpr>":
             return
         self.left -= 1
@@ -61,7 +63,7 @@ class _Profile:
             self.act()
 
     def covers(self, frame: FrameType | None) -> bool:
-        """Whether that place is one. Behind a call is a place of its caller."""
+        """Tell whether the frame's place counts. The place after a call belongs to the caller's frame."""
         if frame is None:
             return False
         path = frame.f_code.co_filename
@@ -78,11 +80,11 @@ def handled(
     step: int = 1,
     first: int = 1,
 ) -> Iterator[tuple[Any, str]]:
-    """``call(prepare())``, with ``handler(subject)`` at one place after the other, until there is none left.
+    """Run ``call(prepare())`` again and again, with ``handler(subject)`` at one place after the other.
 
     :param files: the modules, by the names of their files; all of the package by default.
     :param step: try each ``step``-th place only, from the ``first`` one on, and at least one.
-    :return: each time what ``prepare`` gave, and where that was.
+    :return: each time the result of ``prepare``, and the place.
     """
     number = first
     anywhere = False
@@ -102,7 +104,7 @@ def handled(
             number += step
         elif anywhere or not there:
             return
-        else:  # there are fewer than `first`: one of them all the same
+        else:  # There are fewer than `first` places: take one of them.
             number = first % there + 1
 
 
@@ -112,14 +114,15 @@ def interruptions(
     error: type[BaseException] = Interruption,
     **options: Any,
 ) -> Iterator[tuple[Any, str]]:
-    """As :func:`handled`, where the handler raises ``error``, which ends the call."""
+    """Run :func:`handled` with a handler that raises ``error``, which ends the call."""
 
     def interrupted(subject: Any) -> None:
         try:
             call(subject)
         except error:
             pass
-        except Exception as wrapped:  # while an item is encoded or decoded it looks like the serializer's
+        # While an item is encoded or decoded, the error looks like the serializer's.
+        except Exception as wrapped:
             if not isinstance(wrapped.__cause__, error):
                 raise
 

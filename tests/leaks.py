@@ -1,4 +1,4 @@
-"""What this process holds at one moment, and what it holds too much a while later."""
+"""What this process holds at one moment, and what it holds too much later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 __all__ = ["Left", "Snapshot", "kill", "open_below"]
 
-# A thread that was joined or a child that was waited for may still be on its way out of /proc.
+# A thread that was joined or a child that was waited for may still be listed in /proc for a while.
 _PATIENCE_SECONDS = 2.0
 _DESCRIPTORS = Path("/proc/self/fd")
 _TASKS = Path("/proc/self/task")
@@ -22,7 +22,7 @@ _TASKS = Path("/proc/self/task")
 
 @dataclass(frozen=True)
 class Left:
-    """What is there and was not there before."""
+    """The threads, descriptors and children that were not there before."""
 
     threads: list[str] = field(default_factory=list)
     descriptors: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Threads, descriptors (where /proc shows them) and children (likewise)."""
+    """The threads, the descriptors and the children of the process, the last two where /proc shows them."""
 
     threads: frozenset[threading.Thread]
     descriptors: frozenset[tuple[int, str]]
@@ -53,11 +53,12 @@ class Snapshot:
         return cls(frozenset(threading.enumerate()), _descriptors(), _children())
 
     def settle(self) -> Left:
-        """Say what was left since this snapshot, once it has had its time to go."""
+        """Return what exceeds this snapshot, after a time in which it may end."""
         left = self._left()
         if not left:
             return left
-        # Only now, as both are slow: cycles that hold a file, and children that ended unwaited for.
+        # Both calls are slow, so they run only here: one frees cycles that hold a file, the other waits for
+        # children that ended.
         gc.collect()
         multiprocessing.active_children()
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -82,7 +83,7 @@ class Snapshot:
 
 
 def kill(pid: int) -> None:
-    """End a child that a test forgot, so that it cannot disturb the next one."""
+    """Kill a child that a test forgot, so that it cannot disturb the next test."""
     with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
@@ -99,11 +100,11 @@ def _descriptors() -> frozenset[tuple[int, str]]:
 
 
 def open_below(directory: Path) -> list[str]:
-    """What this process has open in that directory and is not garbage."""
+    """Return what this process has open in the directory and is not garbage."""
     prefix = f"{directory}{os.sep}"
     for collect in (True, False):
         found = sorted(target for _, target in _descriptors() if target.startswith(prefix))
-        if found and collect:  # of a connection that its maker never got, the collector alone lets go
+        if found and collect:  # Only the collector closes a connection whose constructor was interrupted.
             gc.collect()
     return found
 
@@ -118,7 +119,7 @@ def _children() -> frozenset[int]:
 
 
 def _of_multiprocessing() -> tuple[set[int], set[int]]:
-    """The helpers that multiprocessing starts once per process and keeps: their pids and descriptors."""
+    """Return pids and descriptors of the helpers that multiprocessing starts once per process and keeps."""
     from multiprocessing import forkserver, resource_tracker
 
     tracker, server = resource_tracker._resource_tracker, forkserver._forkserver

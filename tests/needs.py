@@ -1,7 +1,8 @@
 """What a test may need of its machine.
 
-``@pytest.mark.needs("root", "mkfs.xfs", "import:msgpack")`` on a test, or :func:`need` in a fixture: skipped
-where it is lacking, failed where the environment variable ``CI`` says that everything ought to be there.
+With ``@pytest.mark.needs("root", "mkfs.xfs", "import:msgpack")`` on a test, or :func:`need` in a fixture, the
+test is skipped where one of these is missing. It fails instead where the environment variable ``CI`` says
+that everything must be there.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import pytest
 
 __all__ = ["missing", "need"]
 
-# Where mkfs and losetup lie, though a user's PATH may not say so.
+# mkfs and losetup lie here, even where a user's PATH does not name the directory.
 _PROGRAMS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def missing(wanted: Iterable[str]) -> list[str]:
-    """Name what is lacking: ``"root"``, ``"import:module"``, anything else a program."""
+    """Return which of these are missing: ``"root"``, ``"import:module"``, any other name is a program."""
     return [what for what in dict.fromkeys(wanted) if not _there(what)]
 
 
 def need(*wanted: str) -> None:
-    """Skip (in CI: fail) the running test where one of these is lacking."""
+    """Skip (in CI: fail) the running test where one of these is missing."""
     lacking = missing(wanted)
     if lacking:
         pytest.skip("needs " + ", ".join(lacking))

@@ -1,14 +1,14 @@
-"""For proving a store, and programs that use one.
+"""Tools to test a store, and programs that use one.
 
-- :data:`LAWS`: what every queue store obeys, as functions, for a :class:`StoreFactory` of yours;
-  :data:`RECORD_STORE_LAWS` and :data:`PAIR_STORE_LAWS`: what every record store and every pair store obeys,
-  for a :class:`RecordStoreFactory` and a :class:`PairStoreFactory`.
+- :data:`LAWS`: what every queue store obeys. Each law is a function that tests a :class:`StoreFactory` of
+  yours. :data:`RECORD_STORE_LAWS` and :data:`PAIR_STORE_LAWS` are the same for record stores and pair stores,
+  with a :class:`RecordStoreFactory` and a :class:`PairStoreFactory`.
 - :class:`StoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine`: random sequences of
   operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
-- :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power;
-  :func:`explore` tries everything that a power cut may leave.
-- :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a queue store and a record store
-  that need no disk; :class:`MemoryServerStore`: a record store that is as hard as one on a server.
+- :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power. :func:`explore`
+  tries every state that a power cut may leave.
+- :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a queue store and a record store that need no
+  disk. :class:`MemoryServerStore`: a record store in memory that is as hard as one on a server.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -61,7 +61,7 @@ __all__ = [
     "explore",
 ]
 
-# Names of before, which go on working.
+# Former names, which stay valid.
 _RENAMED = {
     "MAPPING_LAWS": "PAIR_STORE_LAWS",
     "TABLE_LAWS": "RECORD_STORE_LAWS",
@@ -74,7 +74,7 @@ _RENAMED = {
 
 def __getattr__(name: str) -> Any:
     present = _RENAMED.get(name, name)
-    # Only an access to a machine needs hypothesis.
+    # Only an access to a machine imports hypothesis, because the laws work without it.
     if present in ("PairStoreMachine", "RecordStoreMachine", "StoreMachine"):
         from persistcoll.testing import machines
 

@@ -1,4 +1,4 @@
-"""What the state machines share, and the one place that imports hypothesis."""
+"""Shared parts of the state machines, and the only import of hypothesis."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["ExpectedError", "outcome", "st", "stateful"]
 
 
 class ExpectedError(Exception):
-    """Raised by a ``decode``, or in a block, to see what comes of it."""
+    """The error that a ``decode`` or a block raises on purpose."""
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What ``call()`` returned, or the type of what it raised."""
+    """Return the result of ``call()``, or the type of the error that it raised."""
     try:
         return call()
     except (

@@ -1,4 +1,4 @@
-"""Threads and forked children whose errors arrive where they are waited for."""
+"""Threads and forked children whose errors reach the test that waits for them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ __all__ = ["check", "in_forked_child", "run_threads"]
 
 
 def check(fact: bool, message: str) -> None:
-    """``assert``, but not left out by ``python -O``."""
+    """Raise ``AssertionError(message)`` unless the condition holds, under ``python -O`` too."""
     if not fact:
         raise AssertionError(message)
 
 
 def run_threads(*calls: Callable[[], object], timeout: float = 120.0) -> None:
-    """Run them at the same time, each in a thread of its own; raise the first error of any.
+    """Run the calls at the same time, each in a thread of its own.
 
-    :param timeout: seconds after which a thread that has not ended is an ``AssertionError``.
+    :param timeout: seconds for which the function waits for all threads together.
+    :raises AssertionError: if a thread has not ended by then. An error of a thread is raised as it is; of
+        several, the first.
 
     >>> numbers = []
     >>> run_threads(lambda: numbers.append(1), lambda: numbers.append(2))
@@ -44,17 +46,17 @@ def run_threads(*calls: Callable[[], object], timeout: float = 120.0) -> None:
             thread.join(0.1)
             timeout -= 0.1
     for thread in threads:
-        thread.join(5.0 if errors else 0.0)  # the others may wait for what will not come
+        thread.join(5.0 if errors else 0.0)  # A thread may wait forever for the one that failed.
     if errors:
         raise errors[0]
     check(not any(thread.is_alive() for thread in threads), "a thread did not come to its end")
 
 
 def in_forked_child(call: Callable[[], object]) -> None:
-    """``call()`` in a forked child; what it raises there is an ``AssertionError`` here."""
+    """Run ``call()`` in a forked child, and raise ``AssertionError`` here if it raised there."""
     reading, writing = os.pipe()
     pid = os.fork()
-    if pid == 0:  # nothing of the parent's may run here: no test, no handler at exit
+    if pid == 0:  # The child runs no test and no exit handler of its parent.
         status = 1
         try:
             os.close(reading)

@@ -1,16 +1,16 @@
 """Disks for tests: :class:`FaultyDisk` fails on order, :class:`CrashDisk` loses power.
 
-Both are a :class:`persistcoll.disk.calls.Disk` around another one, and both may be stacked: a
-``FaultyDisk`` around a ``CrashDisk`` shows what is left when a fault and a power cut meet.
+Each is a :class:`persistcoll.disk.calls.Disk` around another disk, and they may be stacked: a ``FaultyDisk``
+around a ``CrashDisk`` shows what a fault and a power cut leave together.
 
 What is simulated, and why:
 
 - "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014): the order and atomicity in which
-  operations reach a device differ between file systems; :mod:`persistcoll.testing.crash.states` has the
+  operations reach a device differ between file systems. :mod:`persistcoll.testing.crash.states` has the
   models.
-- "Can Applications Recover from fsync Failures?" (Rebello et al., ATC 2020): after a failed ``fsync``
-  ext4 and xfs mark the pages clean. The data can be read until the machine restarts, the next ``fsync``
-  succeeds, and the device never had it: ``effect="lost"``.
+- "Can Applications Recover from fsync Failures?" (Rebello et al., ATC 2020): after a failed ``fsync`` ext4
+  and xfs mark the pages clean. Until the machine restarts the data can be read and the next ``fsync``
+  succeeds, but the device never had the data: ``effect="lost"``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SHORTENED = frozenset({"read", "write", "pwrite"})
 
 @dataclass
 class Fault:
-    """Something arranged with :meth:`FaultyDisk.fail` or :meth:`FaultyDisk.on`."""
+    """A fault arranged with :meth:`FaultyDisk.fail`, or a hook arranged with :meth:`FaultyDisk.on`."""
 
     call: str
     at: int
@@ -58,12 +58,12 @@ class Fault:
     action: Callable[..., object]
     short: int | None = None
     seen: int = 0
-    """Matching calls so far."""
+    """How many calls matched so far."""
     fired: int = 0
-    """How often it happened. A test that asserts this cannot pass because nothing went wrong."""
+    """How often the fault happened. A test that asserts this number cannot pass without the fault."""
 
     def due(self, call: str, paths: tuple[str, ...]) -> bool:
-        """Count the call if it matches; say whether it is one to act on."""
+        """Count the call if it matches, and tell whether the fault acts on it."""
         if call != self.call or not any(self._matches(path) for path in paths):
             return False
         self.seen += 1
@@ -80,7 +80,7 @@ class Fault:
 class FaultyDisk(Disk):
     """A :class:`Disk` whose calls fail on order, and that counts them.
 
-    :param disk: the one that does the work; a plain ``Disk`` by default.
+    :param disk: the disk that does the work; a plain ``Disk`` by default.
     :ivar calls: how often each call of ``CALLS`` was made, failed ones included.
 
     >>> import tempfile
@@ -98,12 +98,12 @@ class FaultyDisk(Disk):
     >>> fault.fired, disk.calls["write"], disk.calls["sync"]
     (1, 2, 0)
 
-    Safe to use from several threads. While :meth:`full` is in force, the calls that change sizes
-    happen one after the other.
+    Safe to use from several threads. While a limit of :meth:`full` is active, the calls that
+    change sizes happen one after the other.
     """
 
     def __init__(self, disk: Disk | None = None) -> None:
-        # Not Disk.__init__: every attribute that it makes is made here.
+        # Disk.__init__ is not called, because this method makes every attribute that it would make.
         self._disk = disk if disk is not None else Disk()
         self.calls: Counter[str] = Counter()
         self._faults: list[Fault] = []
@@ -130,18 +130,19 @@ class FaultyDisk(Disk):
         """Make a coming call fail.
 
         :param call: a name of ``CALLS``.
-        :param at: which one from now, counted from 1 over the calls that match ``call`` and ``path``.
+        :param at: which call fails, counted from 1 over the coming calls that match ``call`` and ``path``.
         :param error: the ``errno`` of the ``OSError`` that is raised.
-        :param times: so many calls in a row, or ``"forever"`` (until :meth:`heal`).
-        :param path: only calls on paths that match this pattern of :mod:`fnmatch`, as a whole or in
-            their last part. A descriptor has the path that it was opened with or that its file was
-            renamed to; ``replace`` has two.
+        :param times: how many calls in a row fail, or ``"forever"`` (until :meth:`heal`).
+        :param path: only calls on paths that match this pattern of :mod:`fnmatch`, as a whole or in their
+            last part. A descriptor has the path that it was opened with or that its file was renamed to;
+            ``replace`` has two.
         :param short: for ``read``, ``write`` and ``pwrite``: raise nothing, but move only so many bytes.
         :param effect: ``"before"``: the call does not happen. ``"after"``: it happens, then the error is
-            raised (a write that reached the cache, a rename whose answer was lost). ``"lost"``, for
-            ``sync`` of a disk around a :class:`CrashDisk`: it does not happen, and no later sync makes up
-            for it.
-        :raises ValueError: for arguments that make no sense.
+            raised (a write that reached the cache, a rename whose answer was lost). ``"lost"``, for ``sync``
+            of a disk around a :class:`CrashDisk`: the sync does not happen, and no later sync makes up for
+            it.
+        :raises ValueError: for a name that is no call, a number below 1, or parameters that exclude each
+            other.
         """
         if short is not None and (call not in _SHORTENED or short < 0):
             raise ValueError(f"short={short} makes no sense for {call!r}")
@@ -164,20 +165,20 @@ class FaultyDisk(Disk):
         path: str | None = None,
         effect: Literal["before", "after"] = "before",
     ) -> Fault:
-        """Run ``function`` with the arguments of a coming call: to kill the process, fork, or look.
+        """Run ``function`` with the arguments of a coming call: to kill the process, fork, or inspect.
 
-        What it raises, ``KeyboardInterrupt`` too, comes out of the call. The other arguments are those
-        of :meth:`fail`.
+        What the function raises, ``KeyboardInterrupt`` too, comes out of the call. The other parameters are
+        those of :meth:`fail`.
         """
         return self._arrange(Fault(call, at, _count(times), path, effect, function))
 
     def full(self, limit_bytes: int) -> None:
         """Let only ``limit_bytes`` more bytes fit, from now on.
 
-        A write that does not fit is short by what is too much; where nothing fits, it raises ``ENOSPC``.
-        ``truncate`` and ``reserve`` that need too much do nothing but raise it. Shortening, unlinking
-        and replacing files give bytes back, an open file's when its last descriptor is closed. Counted
-        are the files' lengths: a hole costs what it spans, a name or directory nothing.
+        A write that does not fit is cut short at the limit; where nothing fits, it raises ``ENOSPC``.
+        ``truncate`` and ``reserve`` that need too much change nothing and raise it. Shortening, unlinking and
+        replacing files free bytes; those of an open file become free when its last descriptor is closed. The
+        disk counts the files' lengths: a hole costs what it spans, a name or directory nothing.
         """
         self._room = limit_bytes
 
@@ -210,7 +211,7 @@ class FaultyDisk(Disk):
             paths = (self._paths.get(arguments[0], ""),)
         with self._lock:
             self.calls[call] += 1
-            # All count the call, also those behind one that raises.
+            # Every matching fault counts the call, even where an earlier fault raises.
             due = [fault for fault in self._faults if fault.due(call, paths)]
         for fault in due:
             if fault.short is not None:
@@ -223,15 +224,15 @@ class FaultyDisk(Disk):
                 try:
                     fault.action(*arguments)
                 except BaseException:
-                    if call == "open":  # the caller will never know the descriptor
+                    if call == "open":  # The caller never learns the descriptor, so it cannot close it.
                         self._follow("close", (result,), {})
                     raise
         return result
 
     def _follow(self, call: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Do it, keeping the descriptors' paths."""
+        """Make the call, and update the paths of the descriptors."""
         if call == "close":
-            # First, because another thread may be given the number as soon as it is free.
+            # Remove the path first: after the close another thread may get the same number.
             self._paths.pop(arguments[0], None)
         result = self._fit(call, arguments, keywords)
         if call == "open":
@@ -244,7 +245,7 @@ class FaultyDisk(Disk):
         return result
 
     def _fit(self, call: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Do it, within the room that is left."""
+        """Make the call within the free space."""
         function: Callable[..., Any] = getattr(self._disk, call)
         if self._room is None or call in ("read", "sync", "sync_directory", "mkdir", "flock"):
             return function(*arguments, **keywords)
@@ -275,7 +276,7 @@ class FaultyDisk(Disk):
         return _shorten(call, arguments, fitting)
 
     def _freed(self, call: str, arguments: tuple[Any, ...]) -> int:
-        """The bytes that the call, if it succeeds, gives back."""
+        """Return the number of bytes that the call frees if it succeeds."""
         if call == "close":
             status = os.fstat(arguments[0])
             return 0 if status.st_nlink or self._is_open(status) else status.st_size

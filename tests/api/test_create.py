@@ -1,4 +1,4 @@
-"""``create=False`` opens what is there; where nothing is, it says so and makes nothing at all."""
+"""With ``create=False`` a container opens an existing store; otherwise it raises and creates no file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOOKING: dict[str, dict[str, Any]] = {
 
 
 def tree(top: Path) -> dict[str, tuple[Any, ...]]:
-    """Everything below, symbolic links as themselves: kind and rights, number, size, times and contents."""
+    """Return everything below a path: kind, mode, inode, size, times and content; links are not followed."""
     found = {}
     for path in (top, *sorted(top.rglob("*"))):
         status = path.lstat()
@@ -146,7 +146,7 @@ def another_name(place: Path) -> Path:
 
 
 def another_name_in_a_copy(place: Path) -> Path:
-    """Without the lock files, which opening it would make."""
+    """Make a database without its lock files, which opening it would make."""
     path = another_name(place)
     for name in ("new.db.lock", "new.db.turn"):
         (place / name).unlink()
@@ -173,7 +173,7 @@ def test_where_nothing_is_nothing_is_made(kind, place, how, tmp_path):
     before = tree(tmp_path)
     wrong: type[Exception] = StoreMissingError
     if (kind, place, how) == ("Queue", among_other_files, "looks"):
-        wrong = StoreKindError  # a look says what else is there
+        wrong = StoreKindError  # The check reads the directory, so it knows the kind of the store.
     with pytest.raises(wrong) as caught:
         KINDS[kind](path, **PLAIN, **LOOKING[how])
     if wrong is StoreMissingError:
@@ -243,7 +243,7 @@ def test_what_lies_there_instead_is_named(kind, tmp_path):
 
 
 def test_a_database_that_was_lost_is_not_missing(tmp_path):
-    """The lock file knows that there was one: the same error as without ``create``."""
+    """The lock file records that a database existed, so the error is the same as without ``create``."""
     with SQLiteQueue(tmp_path / "s.db", **PLAIN):
         pass
     for lose in (lambda: os.truncate(tmp_path / "s.db", 0), (tmp_path / "s.db").unlink):
@@ -268,7 +268,7 @@ def test_a_queue_that_lost_its_info_is_not_missing(tmp_path):
 
 
 def test_a_log_that_only_opening_reads(tmp_path):
-    """A look cannot read a log without its index, and opening makes the index."""
+    """The check cannot read a log without its index; opening makes the index."""
 
     def crash() -> None:
         queue = SQLiteQueue(tmp_path / "s", **PLAIN)
@@ -307,7 +307,7 @@ def test_what_is_removed_between_the_look_and_the_opening_is_not_made_again(tmp_
         monkeypatch.undo()
         assert sorted(file.name for file in path.iterdir()) == left
 
-    # The locks of a queue are there before its info is read.
+    # The lock files of a queue are created before its info is read.
     then_remove(opening_files, "prepare_directory", tmp_path / "Queue", ["consumer.lock", "producer.lock"])
     then_remove(opening, "_refuse_missing", tmp_path / "SQLiteQueue", [])
 
@@ -383,7 +383,7 @@ def test_a_dict_of_keys_makes_nothing(tmp_path):
 
 
 def test_every_container_has_it():
-    """And by its name alone, so that a later parameter can come before it."""
+    """The option is accepted by keyword only, so that a later parameter may precede it."""
     containers = [
         value
         for name in persistcoll.__all__
@@ -412,7 +412,7 @@ def test_looking_never_makes_anything_whatever_create_says(tmp_path):
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_this_user_may_not_even_look(kind, tmp_path):
-    """A place that nobody could look into is not called empty."""
+    """A directory that this user cannot read is not called empty."""
     (tmp_path / "closed").mkdir(mode=0o700)
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)

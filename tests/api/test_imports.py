@@ -1,4 +1,4 @@
-"""What an import brings with it: counted in modules, because the clock is another one each time."""
+"""The modules that an import loads. They are counted, because the time differs on every run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import persistcoll
 
-# Each takes milliseconds, or brings dozens of others.
+# Each of these takes milliseconds, or imports dozens of others.
 HEAVY = {
     "asyncio",
     "email",
@@ -32,7 +32,7 @@ HERE = str(Path(persistcoll.__file__).parents[1])
 
 
 def imported_by(program: str) -> set[str]:
-    """The modules that a new Python has after the program, and did not have before."""
+    """Return the modules that a new Python has after the program and did not have before."""
     text = f"""
         import sys
         sys.path.insert(0, {HERE!r})
@@ -41,7 +41,7 @@ def imported_by(program: str) -> set[str]:
         import json
         print(json.dumps(sorted(set(sys.modules) - before - {{"json"}})))
         """
-    # Without site: what is installed there may import anything before.
+    # Without site, because installed packages may import anything at the start.
     done = subprocess.run(
         [sys.executable, "-S", "-c", textwrap.dedent(text)], capture_output=True, text=True, check=True
     )
@@ -51,7 +51,7 @@ def imported_by(program: str) -> set[str]:
 def test_the_package_alone_imports_nothing_of_itself():
     modules = imported_by("import persistcoll; persistcoll.__version__; dir(persistcoll)")
     assert {name for name in modules if name.startswith("persistcoll")} == {"persistcoll"}
-    # inspect, which dataclasses imports, is 5 of the 10 ms of engine.values.
+    # inspect, which dataclasses imports, is 5 of the 10 ms of engine.records.
     assert modules & (HEAVY | LIBRARIES | {"dataclasses", "inspect", "logging", "pickle"}) == set()
 
 
@@ -76,7 +76,7 @@ def test_opening_a_queue_imports_no_more_of_them(tmp_path):
 
 @pytest.mark.parametrize("name", [*persistcoll.__all__, "errors", "serializers", "__version__"])
 def test_every_name_is_found_by_itself(name):
-    """In a Python that has imported nothing else of the package."""
+    """Each name is imported in a Python that has imported nothing else of the package."""
     imported_by(f"import persistcoll; persistcoll.{name}; assert {name!r} in dir(persistcoll)")
 
 
@@ -91,7 +91,7 @@ def test_another_name_is_an_attribute_error():
         persistcoll.Quue  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(ImportError, match="Quue"):
         exec("from persistcoll import Quue")
-    # Standard modules that the package imports for itself are not names of it.
+    # Standard modules that the package imports for itself are not public names.
     assert not hasattr(persistcoll, "pickle")
 
 

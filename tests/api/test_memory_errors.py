@@ -1,7 +1,7 @@
-"""Memory or stack that runs out while an item is encoded or decoded says nothing of the item.
+"""Memory or stack that runs out while an item is encoded or decoded does not condemn the item.
 
-``MemoryError`` and ``RecursionError`` reach the caller as they are, because the documented reaction to a
-``DecodeError`` is ``skip(error.id)``. The item stays, and all counts are those of before.
+``MemoryError`` and ``RecursionError`` reach the caller unchanged, because the documented reaction to a
+``DecodeError`` is ``skip(error.id)``. The item stays, and all counts keep their values.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ KEY = b"a key of 16 bytes or more"[:16]
 
 
 class Library(Exception):
-    """What a library raises from whatever fails within it."""
+    """The error of a serializer's library that wraps every error inside of it."""
 
 
 class Failing:
-    """JSON, of which either half fails while there is something to fail with."""
+    """JSON whose encoding and decoding each raise an error while one is set."""
 
     name = "failing"
     executes_code = False
@@ -301,11 +301,11 @@ def test_a_shortage_at_any_way_of_writing_a_dict_reaches_the_caller(way, shortag
     assert len(pairs) == 2
 
 
-# What is deep, and who is deep.
+# Deep items, and deep callers.
 
 
 def at_every_depth(call: Callable[[], Any]) -> Iterator[Any]:
-    """What ``call`` gives or raises as the stack that is left becomes shorter."""
+    """Give what ``call`` returns or raises as the remaining stack becomes shorter."""
 
     def deep(levels: int) -> Any:
         return deep(levels - 1) if levels else call()
@@ -314,7 +314,7 @@ def at_every_depth(call: Callable[[], Any]) -> Iterator[Any]:
     frame: Any = sys._getframe()
     while frame is not None:
         used, frame = used + 1, frame.f_back
-    # A multiple of 3 frames for each level of the items; every depth would be every line of the library.
+    # A multiple of 3 frames for each level of the items. Every depth would try every line of the library.
     for left in range(200, 0, -1):
         try:
             yield deep(sys.getrecursionlimit() - used - left)
@@ -377,7 +377,7 @@ def test_an_item_that_is_too_deep_for_any_stack_is_a_recursion_error_at_put(tmp_
 
 @pytest.mark.parametrize("data", [b"[" * 200_000, b'{"":' * 200_000, b'{"\\"[":' * 200_000])
 def test_json_that_no_stack_can_hold_is_still_a_decode_error(data):
-    """Otherwise a few brackets of another writer would stop a consumer for good."""
+    """Otherwise a few brackets written by another program would stop a consumer for good."""
     with pytest.raises(DecodeError) as caught:
         decode(resolve("json"), data, 3)
     assert caught.value.id == 3

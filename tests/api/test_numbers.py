@@ -1,6 +1,7 @@
-"""Numbers of other libraries: what has ``__index__`` is an integer, what has ``__float__`` is a number.
+"""Numbers of other libraries: an object with ``__index__`` is an integer, one with ``__float__`` a number.
 
-Wherever the interface takes one. A bool is neither, and what is stored or pickled is a plain number.
+This holds wherever the interface takes a number. A bool is neither, and what is stored or pickled is a plain
+number.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from persistcoll.arguments import checked_integer, checked_number
 
 
 class _Integer:
-    """As numpy.int64: no int, but it has ``__index__``."""
+    """An integer like numpy.int64: it is no int, but has ``__index__``."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -42,7 +43,7 @@ class _Integer:
 
 
 class _Real:
-    """As numpy.float32: no float, but it has ``__float__``."""
+    """A real number like numpy.float32: it is no float, but has ``__float__``."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -68,7 +69,8 @@ def test_integers():
 
 
 def test_numbers():
-    assert type(checked_number("n", Integer(LARGE))) is int  # not by way of a float, which is not exact
+    # no conversion to float on the way, which is not exact
+    assert type(checked_number("n", Integer(LARGE))) is int
     assert checked_number("n", Integer(LARGE + 1)) == LARGE + 1
     for value in (Real(2.5), 2.5, Decimal("2.5"), Fraction(5, 2)):
         assert checked_number("n", value) == 2.5

@@ -1,4 +1,4 @@
-"""The options that a constructor was given are attributes of the container, which nobody changes."""
+"""The options of a constructor are attributes of the container, and cannot be changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is built: one top-level name, every module, and a suite that passes far from the sources."""
+"""The built package: one top-level name, every module, and a suite that passes far from the sources."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SOURCES = [
     "persistcoll",
     "serializers",
 ]
-# What is quick and says much: every law, the formats, the names and rooms.
+# Quick tests that cover much: every law, the formats, the names and the import rule.
 SMOKE = ["conformance/test_pair_store_laws.py", "serializers", "api/test_public_names.py"]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run it as a stranger to this checkout would; its output is the failure's message."""
+    """Run a command without anything of this checkout; a failure shows its output."""
     unknown = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER"}
     environment = {name: value for name, value in os.environ.items() if name not in unknown}
     done = subprocess.run(
@@ -63,14 +63,14 @@ def build(kind: str, source: Path, into: Path) -> Path:
 
 
 def names_in(wheel: Path) -> set[str]:
-    """The files of a wheel, its metadata left out."""
+    """List the files of a wheel without its metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return {name for name in archive.namelist() if ".dist-info/" not in name}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of what is built, so that build/ and egg-info do not appear in the checkout."""
+    """Copy what is built, so that build/ and egg-info do not appear in the checkout."""
     copy: Path = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         origin = PROJECT / name
@@ -92,7 +92,7 @@ def sdist(source: Path, tmp_path_factory) -> Path:
 
 
 def modules_of(source: Path) -> set[str]:
-    """Every Python file of the tree, by the name it is imported as."""
+    """Return every Python file of the tree, by the name under which it is imported."""
     own = {path.relative_to(source).as_posix() for path in (source / "persistcoll").rglob("*.py")}
     linked = {
         f"persistcoll/{path.relative_to(source).as_posix()}"
@@ -152,7 +152,7 @@ def test_every_extra_has_a_lower_bound_and_all_has_every_extra_of_users():
 
 
 def test_an_extra_installs_what_the_code_asks_for():
-    """An extra must not install a release that ``import_optional`` refuses."""
+    """The code refuses a version older than its minimum, so the extra must not install one."""
     config = configparser.ConfigParser()
     config.read(PROJECT / "setup.cfg", "utf-8")
     asked = {
@@ -181,7 +181,7 @@ def test_the_installed_wheel_passes_from_another_directory(wheel, tmp_path):
     site = Path(
         run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     )
-    # The test tools of the running environment, behind the wheel: what a path file adds comes last.
+    # The test tools of the running environment, after the wheel: a path file adds its paths last.
     tools = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site / "tools.pth").write_text("\n".join(sorted(tools)), "utf-8")
 

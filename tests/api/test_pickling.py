@@ -1,4 +1,4 @@
-"""Pickled, copied, subclassed: another object on the same store, with what a subclass has added."""
+"""Containers pickled, copied and subclassed: another object on the same store, with the subclass's state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WAYS: dict[str, Any] = {
 
 
 class Tenant:
-    """What subclasses add: other parameters, attributes before and behind, and a method."""
+    """A subclass with its own parameters, and attributes set before and after the base's constructor."""
 
     def __init__(self, root: Any, tenant: str, *, colour: str) -> None:
         self.tenant = tenant
@@ -101,7 +101,7 @@ def test_a_subclass_with_a_constructor_of_its_own(kind, way, tmp_path):
         with way(one) as other:
             assert type(other) is kind
             assert other.shown() == ("ann", ["red"])
-            assert other.calls == 2  # its __init__ was not called again
+            assert other.calls == 2  # the constructor is not called again
             assert other.path == one.path
             put(one, "a")
             assert held(other) == ["a"]
@@ -134,7 +134,7 @@ def test_a_subclass_survives_spawn(kind, tmp_path):
 
 
 class Locked(SQLiteQueue[Any]):
-    """With something that cannot be pickled."""
+    """A subclass with an attribute that cannot be pickled."""
 
     def __init__(self, path: Any) -> None:
         super().__init__(path)
@@ -164,7 +164,7 @@ def test_an_attribute_that_cannot_be_pickled_is_an_error_unless_the_subclass_lea
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_the_library_adds_nothing_of_its_own(kind, tmp_path):
-    """Whatever was called: an attribute that it set late would be taken for a subclass's."""
+    """An attribute that the library sets late would be taken for one of a subclass."""
     with kind(tmp_path / "c") as one:
         put(one, "a")
         if kind is not PDict:

@@ -14,7 +14,7 @@ if not (PROJECT / "tools" / "prose.py").is_file():
 
 from tools import prose
 
-# For each rule: what it finds, and what it lets pass.
+# For each rule: text that it finds, and text that it lets pass.
 FAILING = {
     "who": [
         "Who closes the file last syncs it.",

@@ -15,12 +15,12 @@ from tests.api.tree import modules
 # Importing __main__ would run the command.
 NAMES = [module.name for module in modules() if not module.name.endswith("__main__")]
 PUBLIC = [name for name in NAMES if not any(part.startswith("_") for part in name.split("."))]
-# Where a user imports from; elsewhere a module without __all__ is an inner one.
+# Users import from these; any other module without __all__ is internal.
 ENTRANCES = {"persistcoll", "persistcoll.errors", "persistcoll.serializers", "persistcoll.testing"}
 
 
 def _constants_classes_functions(name: str) -> tuple[bool, bool, str]:
-    """The order that the linter (RUF022) asks for."""
+    """Sort names in the order of the linter (RUF022): constants, classes, functions."""
     return (not name.isupper(), not name[:1].isupper(), name)
 
 
@@ -55,12 +55,12 @@ def test_every_public_object_has_a_docstring(name):
     reached = {id(getattr(importlib.import_module(door), key)) for door in ENTRANCES for key in _all_of(door)}
     for exported in getattr(module, "__all__", ()):
         thing = getattr(module, exported)
-        # Not isinstance(), which takes Callable[[bytes], int] for a class in Python 3.10.
+        # isinstance() takes Callable[[bytes], int] for a class in Python 3.10.
         if not issubclass(type(thing), (type, types.FunctionType)):
             continue
         if not thing.__doc__:
             bare.append(exported)
-        # Methods where a user meets them; an inner class may have a close() that needs no words.
+        # Only methods that a user meets; an internal class may have a close() without a docstring.
         if isinstance(thing, type) and id(thing) in reached and thing.__module__.startswith("persistcoll"):
             bare += [f"{exported}.{method}" for method in _bare_methods(thing)]
     assert bare == []
@@ -71,7 +71,7 @@ def _all_of(name: str) -> list[str]:
 
 
 def _bare_methods(kind: type) -> list[str]:
-    """Public methods and properties of its own without a docstring, inherited docstrings counting."""
+    """Give its public methods and properties that have no docstring, not even an inherited one."""
     return [
         name
         for name, value in vars(kind).items()

@@ -1,4 +1,4 @@
-"""The rooms: who may import whom, and who may touch the disk. Read from the source, so late imports count."""
+"""The import rule, and which packages may write to the disk: read from the source, with late imports."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.api.tree import Module, modules
 MODULES = modules()
 LONGEST = 700
 
-# A room may import itself and these. `errors` and `engine` touch no disk and no database; the stores do not
-# know each other, nor what an object is: they see bytes. The faces (queues, dicts) may import all of these.
+# A package may import itself and these. `errors` and `engine` touch no disk and no database. The stores do
+# not import each other, and they see bytes, not objects. The faces (queues, dicts) may import all of these.
 RULES = {
     "errors": set(),
     "engine": {"errors"},
@@ -25,9 +25,9 @@ RULES = {
     "options": {"arguments", "disk", "engine", "errors", "serializers", "sqlite"},
     "container": {"engine", "errors", "options"},
 }
-# What third parties and the command line stand on top of: imported by nobody else.
+# Third parties and the command line use these packages; no other package imports them.
 ROOFS = {"testing", "cli"}
-# A driver is imported in one module each, and nowhere else.
+# Each driver is imported in one module only.
 DRIVERS = {
     "sqlite3": "persistcoll.sqlite.driver",
     "psycopg": "persistcoll.sqlite.postgresql",
@@ -48,7 +48,7 @@ WRITING_METHODS = {"write_bytes", "write_text"}
 
 
 def wrong_imports(module: Module) -> Iterator[str]:
-    """Every import that the rules forbid, as ``line: what``."""
+    """Give every import that the rules forbid, as ``line: what``."""
     allowed = RULES.get(module.room)
     for name, line in module.imports().items():
         top, _, rest = name.partition(".")
@@ -64,14 +64,14 @@ def wrong_imports(module: Module) -> Iterator[str]:
 
 
 def disk_calls(module: Module) -> Iterator[str]:
-    """Every way to the disk that belongs into that room, as ``line: what``."""
+    """Give every call that belongs into the disk package, as ``line: what``."""
     if module.room == DISK or module.room in MAY_WRITE:
         return
     for name, line in module.imports().items():
         top, _, attribute = name.partition(".")
         if top in LOCK_MODULES or (top == "os" and attribute in DISK_CALLS) or top == "shutil":
             yield f"{line}: imports {name}"
-    # os.open may read; where a module knows the flags that write as well, nobody can tell.
+    # os.open may only read; but if a module names the flags for writing too, the source does not tell which.
     forbidden = DISK_CALLS | ({"open"} if any(flag in module.text for flag in WRITING_FLAGS) else set())
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Attribute):
@@ -83,11 +83,11 @@ def disk_calls(module: Module) -> Iterator[str]:
 
 
 def _opens_to_write(call: ast.Call) -> bool:
-    """``open(path, "wb")``, ``path.open("wb")``; a mode that is no literal counts, as it may be anything."""
+    """Tell whether ``open(path, "wb")`` or ``path.open("wb")`` may write; a mode that is no literal may."""
     if isinstance(call.func, ast.Name) and call.func.id == "open":
         position = 1
     elif isinstance(call.func, ast.Attribute) and call.func.attr == "open":
-        # A disk's own open is the right way; io.open and Path.open are not.
+        # A disk's own open is the right one; io.open and Path.open are not.
         owner = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
         if owner not in {"io", "path", "Path"}:
             return False

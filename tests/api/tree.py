@@ -1,4 +1,4 @@
-"""The package's modules as text, from wherever it is imported: the checkout or an installed wheel."""
+"""The package's modules as text, read from where it is imported: the checkout or an installed wheel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import persistcoll
 __all__ = ["PACKAGE", "PROJECT", "Module", "modules"]
 
 PACKAGE = Path(persistcoll.__file__).parent
-# The checkout that these tests lie in; a copy of tests/ elsewhere has no setup.cfg beside it.
+# The checkout of these tests. A copy of tests/ elsewhere has no setup.cfg beside it.
 PROJECT = Path(__file__).parents[2]
 
 
@@ -29,11 +29,11 @@ class Module:
 
     @property
     def room(self) -> str:
-        """``engine`` for ``persistcoll.engine.records``, ``errors`` for ``persistcoll.errors``."""
+        """Its package: ``engine`` of ``persistcoll.engine.records``, ``errors`` of ``persistcoll.errors``."""
         return self.name.partition(".")[2].partition(".")[0]
 
     def imports(self) -> dict[str, int]:
-        """What it imports anywhere, for types or late as well: dotted name to line."""
+        """Return every import, those for types and late ones too: dotted name to line."""
         found: dict[str, int] = {}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
@@ -47,9 +47,10 @@ class Module:
 
 
 def modules() -> list[Module]:
-    """Every module, by name."""
+    """Return every module, sorted by name."""
     found = []
-    # By hand: rglob does not enter persistcoll/serializers, a symlink in a checkout, on every version.
+    # An own walk, because on some versions rglob does not enter persistcoll/serializers, which is a symlink
+    # in a checkout.
     waiting = [PACKAGE]
     while waiting:
         for path in sorted(waiting.pop().iterdir()):

@@ -1,4 +1,4 @@
-"""The benchmarks run, and store what they promise. Nothing here looks at how long anything took."""
+"""The benchmarks run, and store what they promise. No test here measures time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.model import TINY, Contender, Figure, Scenario, Summary
 from benchmarks.runner import FORMAT, SCENARIOS, run, run_scenario
 
 SUMMARY = {"median", "lower_quartile", "upper_quartile", "least", "greatest"}
-# Where these are not installed, the figures about them are there and say so.
+# Where these libraries are not installed, the figures say so.
 PEERS: dict[str, tuple[str, ...]] = {
     "single": ("persistqueue",),
     "batches": ("queuelib",),
@@ -34,7 +34,7 @@ PEERS: dict[str, tuple[str, ...]] = {
 
 
 def toy(*values: float) -> Scenario:
-    """Two contenders; ``values`` are what "fast" takes in each round, "slow" always takes 6."""
+    """Make two contenders: "fast" takes ``values`` in its rounds, "slow" takes 6 in each."""
     remaining = iter(values)
     return Scenario(
         name="toy",
@@ -86,7 +86,7 @@ def test_contenders_take_turns_and_a_ratio_is_formed_in_each_round(tmp_path: Pat
 
     ratio, missed, information, absent = found["figures"]
     assert (ratio["measured"]["least"], ratio["measured"]["greatest"]) == (2.0, 6.0)
-    assert ratio["measured"]["median"] == 4.0  # and not 6 / 2, the ratio of the medians
+    assert ratio["measured"]["median"] == 4.0  # not 6 / 2, the ratio of the medians
     assert ratio["reached"] is True
     assert missed["reached"] is False
     assert information["reached"] is None

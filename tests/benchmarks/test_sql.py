@@ -1,4 +1,4 @@
-"""What the benchmarks of the SQLite queues take for granted about what they compare."""
+"""What the benchmarks of the SQLite queues assume about the libraries that they compare."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_peer = pytest.mark.skipif(not have("persistqueue"), reason="persist-queue 
 
 @contextmanager
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The first words of the statements of every connection that is made within."""
+    """Record the first words of all statements on connections that are made in the block."""
     words: list[str] = []
     connect = sqlite3.connect
 
@@ -42,7 +42,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def transactions(words: list[str]) -> list[list[str]]:
-    """What lies between each BEGIN and its COMMIT, and each change that lies between none."""
+    """Split words into transactions; a change outside of BEGIN and COMMIT is one of its own."""
     found: list[list[str]] = []
     within = False
     for word in words:
@@ -73,7 +73,7 @@ def test_the_bare_loop_runs_the_statements_of_ours(tmp_path: Path, monkeypatch: 
 
     assert bare_put == put
     assert bare_get == get
-    # For information: without the counter, which ours has.
+    # The last contender is for information: it lacks the counters that ours keeps.
     assert [word for word in get if word != "UPDATE"] == uncounted
 
 
@@ -100,7 +100,7 @@ def test_a_log_that_was_lengthened_is_written_over_and_does_not_grow(
         queue.put("first")
         sql_floors.lengthen_log(path)
         before = log_size(path)
-        assert before > 4096 * 1024  # where ours begins anew
+        assert before > 4096 * 1024  # the size at which our queue starts its log again
         for number in range(600):
             queue.put(number)
         assert log_size(path) == before

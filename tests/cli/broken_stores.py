@@ -1,4 +1,4 @@
-"""Queues and dicts that do not keep their promises, for the demo to find out."""
+"""Queues and dicts that break their promises, so that the demo must report it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE = 30
 
 
 class Putting(BaseQueue):
-    """Something else is put."""
+    """A queue that puts other items than it was given; a subclass decides which."""
 
     def changed(self, items):
         raise NotImplementedError
@@ -30,14 +30,14 @@ class Putting(BaseQueue):
 
 
 class Loses(Putting):
-    """A line is gone."""
+    """A queue that loses a line."""
 
     def changed(self, items):
         return [item for item in items if item[1] != _LINE]
 
 
 class Mixes(Putting):
-    """Two lines of a producer change places."""
+    """A queue that swaps two lines of a producer."""
 
     _kept = None
 
@@ -55,7 +55,7 @@ class Mixes(Putting):
 
 
 class Repeats(Putting):
-    """An acknowledged line comes again, later than any consumer had it in its hands."""
+    """A queue that delivers an acked line again, after every consumer has settled it."""
 
     _again = None
 
@@ -71,7 +71,7 @@ class Repeats(Putting):
 
 
 class Invents(Putting):
-    """A line comes out that nobody put."""
+    """A queue that delivers a line that no producer put."""
 
     def changed(self, items):
         there = any(item[1] == _LINE for item in items)
@@ -79,7 +79,7 @@ class Invents(Putting):
 
 
 class Fails(Putting):
-    """The disk fails in the middle."""
+    """A queue whose disk fails in the middle."""
 
     def changed(self, items):
         if any(item[1] == _LINE for item in items):
@@ -88,7 +88,7 @@ class Fails(Putting):
 
 
 class Alters(BaseQueue):
-    """A line comes out with other content."""
+    """A queue that changes the content of a line."""
 
     def get_many(self, n, block=True, timeout=None):
         return [
@@ -98,42 +98,42 @@ class Alters(BaseQueue):
 
 
 class Forgets(BaseQueue):
-    """Acknowledgements are not kept."""
+    """A queue that forgets acks."""
 
     def task_done(self):
         pass
 
 
 class Stuck(BaseQueue):
-    """``get_many`` does not return."""
+    """A queue whose ``get_many`` does not return."""
 
     def get_many(self, n, block=True, timeout=None):
         threading.Event().wait()
 
 
 class Shut(BaseQueue):
-    """``get_many`` gives nothing, ever."""
+    """A queue whose ``get_many`` never returns a line."""
 
     def get_many(self, n, block=True, timeout=None):
         raise ShutDown
 
 
 class Miscounts(PDict):
-    """One entry of an update is missing."""
+    """A dict that misses one entry of an update."""
 
     def update(self, other=(), /, **others):
         super().update({key: value for key, value in dict(other).items() if key != "line"})
 
 
 class Unfinished(PDict):
-    """A transaction is none: what was done before a kill stays."""
+    """A dict whose transactions keep their changes when the process is killed."""
 
     def transaction(self):
         return contextlib.nullcontext()
 
 
 class Nameless(PDict):
-    """Keys that are numbers are forgotten."""
+    """A dict that forgets the keys that are numbers."""
 
     def update(self, other=(), /, **others):
         super().update({key: value for key, value in dict(other).items() if isinstance(key, str)})
@@ -147,10 +147,10 @@ KINDS = ("file", "sqlite")
 
 
 def command_with(queue: str | None = None, counts: str | None = None, late: bool = False):
-    """What replaces ``demo_worker.command`` so that the demo's processes use these.
+    """Make a stand-in for ``demo_worker.command`` that lets the demo's processes use these.
 
-    :param late: lines are written out when they are counted and not yet acknowledged, so that every kill of a
-        short run comes right there.
+    :param late: write lines out after they are counted and before they are acked, so that every kill of a
+        short run comes between.
     """
 
     def command(worker) -> list[str]:
@@ -165,7 +165,7 @@ def command_with(queue: str | None = None, counts: str | None = None, late: bool
 
 
 def main(queue: str | None, counts: str | None, late: bool) -> None:
-    """In the child."""
+    """Run a worker of the demo in a child, with the broken classes."""
     if queue is not None:
         broken = QUEUES[queue]
         for kind in (Queue, SQLiteQueue):

@@ -16,7 +16,7 @@ _SECONDS = 120
 
 
 def environment(**more: str) -> dict[str, str]:
-    """What the command sees: this persistcoll wherever it runs, and nothing that colours its output."""
+    """Return the command's environment: this persistcoll wherever it runs, and no colours in its output."""
     left_out = {"COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
     found = {name: value for name, value in os.environ.items() if name not in left_out}
     return {**found, "PYTHONPATH": str(PACKAGE.parent), "PYTHONUTF8": "1", "TERM": "xterm", **more}
@@ -35,7 +35,7 @@ def persistcoll(*arguments: str | Path, cwd: Path, **more: str) -> subprocess.Co
 
 
 def in_terminal(*arguments: str | Path, cwd: Path, **more: str) -> tuple[int, str]:
-    """Exit status and everything that appears on the terminal."""
+    """Run the command in a terminal; return its exit status and everything that the terminal shows."""
     import pty
 
     ours, theirs = pty.openpty()
@@ -53,7 +53,7 @@ def in_terminal(*arguments: str | Path, cwd: Path, **more: str) -> tuple[int, st
         try:
             while data := os.read(ours, 1 << 16):
                 seen += data
-        except OSError:  # Linux: nobody has the other side open any more
+        except OSError:  # Linux raises this when no process has the other side open any more.
             pass
         return child.wait(_SECONDS), seen.decode(errors="replace")
     finally:

@@ -1,4 +1,4 @@
-"""The demo's account: what it accepts, and that nothing else passes."""
+"""The demo's count of its promises: what it accepts, and that it accepts nothing else."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_lines_that_nobody_put():
         assert problems([*DELIVERIES, stranger]) == ["delivered and never put: 1"]
 
 
-# Several lines in a hand.
+# Several lines in flight.
 
 
 def receive_together(check: Check, deliveries, consumer=0) -> list[bool]:
@@ -214,7 +214,7 @@ def test_what_a_killed_consumer_had_taken_comes_to_another_one_later():
     check = new_check(consumers=2, hand=2)
     receive_together(check, DELIVERIES[:2], consumer=0)
     receive_together(check, DELIVERIES[6:], consumer=1)
-    check.killed(0)  # it had got lines 2 and 3 meanwhile, and not written them out
+    check.killed(0)  # it had claimed lines 2 and 3 meanwhile, and not written them out
     assert receive_together(check, [*DELIVERIES[:2], *DELIVERIES[2:4]], consumer=1) == [
         True,
         True,

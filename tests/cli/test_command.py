@@ -165,7 +165,7 @@ def test_a_stream_without_an_encoding_is_plain():
 
 
 def test_the_command_imports_no_more_than_it_needs(tmp_path):
-    """A consumer is started again after every kill: it must not load what draws the bars."""
+    """The demo starts a consumer again after every kill, so a consumer must not load what draws the bars."""
     code = (
         "import sys, persistcoll.cli.demo_worker; print(*{'rich', 'persistcoll.cli.demo'} & set(sys.modules))"
     )

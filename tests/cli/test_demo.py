@@ -29,7 +29,7 @@ def small(tmp_path):
 
 
 def rows(output: str) -> dict[str, str]:
-    """The plain table: name to value, without the marks."""
+    """Return the plain table as a dict from name to value, without the marks."""
     found = {}
     for line in output.splitlines():
         if line.startswith("  "):
@@ -62,7 +62,7 @@ def test_nothing_is_lost_by_kill_9(small, tmp_path, kind):
 
 @each_queue
 def test_kills_between_counting_and_acknowledging(small, monkeypatch, capsys, kind):
-    """Each of them: what the consumer had in its hands comes again, and is not counted again."""
+    """After each kill the lines in flight are delivered again, and are not counted again."""
     monkeypatch.setattr(demo_run, "command", command_with(late=True))
     assert main(["demo", str(small), "--queue", kind, "--kills", "6"]) == 0
     found = rows(capsys.readouterr().out)
@@ -79,8 +79,8 @@ def test_kills_between_counting_and_acknowledging(small, monkeypatch, capsys, ki
         (b"\n\n\n", "3"),
         (b"\xff\xfe\n\x00\x00\n\x80 invalid UTF-8 \xc3\n\r\r\n\x1b[2J", "5"),
         (random.Random(1).randbytes(50_000), None),
-        (b"x" * 150_000, "3"),  # a line that is too long to be one
-        (b"x" * 60_000 + b"\n" + b"y" * 65_000 + b"\nz\n", "3"),  # together longer than a pipe takes at once
+        (b"x" * 150_000, "3"),  # longer than the longest line
+        (b"x" * 60_000 + b"\n" + b"y" * 65_000 + b"\nz\n", "3"),  # together longer than the buffer of a pipe
     ],
     ids=["one", "no-end", "empty-lines", "not-text", "noise", "no-line-ends", "long-lines"],
 )
@@ -166,7 +166,7 @@ def test_a_directory_is_kept(small, tmp_path, kind, exists):
 def test_modules_in_the_working_directory_are_no_concern_of_the_demo(small, tmp_path):
     for name in ("json", "pickle", "random", "struct", "persistcoll"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')", "utf-8")
-    # As the installed command starts: without the working directory on the path.
+    # The installed command starts without the working directory on the path.
     found = f"import sys; sys.path[0] = {str(PACKAGE.parent)!r}"
     start = f"{found}; from persistcoll.cli import main; sys.exit(main())"
     done = subprocess.run(
@@ -180,7 +180,7 @@ def test_modules_in_the_working_directory_are_no_concern_of_the_demo(small, tmp_
     assert done.returncode == 0, done.stderr
 
 
-# What is not as promised.
+# Broken promises.
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_library_without_source_text(tmp_path, monkeypatch, capsys):
     assert "name a FILE" in capsys.readouterr().err
 
 
-# Words.
+# Texts.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The demo ended from outside: nothing goes on running, nothing is left behind."""
+"""The demo ended from outside: no process goes on running, and no file stays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def queue():
 
 @pytest.fixture
 def running(queue, tmp_path):
-    """A demo in full swing: it has killed a consumer and started the next one."""
+    """Start a demo, and wait until it has killed a consumer and started the next one."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     child = subprocess.Popen(
@@ -38,7 +38,7 @@ def running(queue, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background has SIGINT ignored, and that is inherited.
+        # A shell that runs the tests in the background ignores SIGINT, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     with child:
@@ -58,10 +58,10 @@ def children(pid: int) -> set[int]:
 
 
 def watch(pids: set[int], stack: contextlib.ExitStack) -> list[int]:
-    """Descriptors that become readable when the processes end, whoever is their parent by then."""
+    """Open descriptors that become readable when the processes end, in whatever process group they are."""
     descriptors = []
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # it was just being killed
+        with contextlib.suppress(ProcessLookupError):  # the demo may just be killing it
             descriptor = os.pidfd_open(pid)
             stack.callback(os.close, descriptor)
             descriptors.append(descriptor)
@@ -97,7 +97,7 @@ def test_it_is_told_to_end(running, tmp_path, number, status):
 
 @pytest.mark.parametrize("queue", ["file", "sqlite"])
 def test_it_is_killed(running):
-    """No chance to tidy up: the children notice by themselves."""
+    """The demo has no chance to clean up, so its children must notice by themselves."""
     with contextlib.ExitStack() as stack:
         descriptors = watch(children(running.pid), stack)
         assert len(descriptors) >= 2
@@ -107,7 +107,7 @@ def test_it_is_killed(running):
 
 
 def test_ctrl_c_does_not_reach_the_children(running):
-    """Else each of them would print a traceback of its own."""
+    """Otherwise each child would print a traceback of its own."""
     group = os.getpgid(running.pid)
     for pid in children(running.pid):
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Who gets how much, and when each one is killed."""
+"""How many lines each consumer gets, and when the demo kills it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_kill_meets_a_consumer_that_got_something(lines, kills):
         assert len(points) == min(lines, kills)
         held = 0
         for point, hold in points:
-            # Whatever the last consumer got before its kill, this one gets a line at least.
+            # Each consumer gets at least one line more than its predecessor had before its kill.
             assert held < point <= hold <= lines
             held = hold
 
@@ -55,7 +55,7 @@ def test_several_are_killed_in_turn():
             lane.kills += 1
         kills.append(lane.kills)
     assert kills == [3, 2]
-    # Not more than is there before the kills are done.
+    # Before the kills are done, a consumer gets no more lines than there are.
     assert [lane.deliveries + (lane.limit(kills_are_done=False) or 0) for lane in lanes] == [5001, 5000]
 
 
@@ -67,7 +67,7 @@ def test_who_gets_nothing_is_spared():
 
 
 class Model:
-    """Consumers that take lines in turns that chance decides."""
+    """Consumers that get lines in turns that chance decides."""
 
     def __init__(self, lanes: list[Lane], lines: int) -> None:
         self.lanes = lanes

@@ -1,4 +1,4 @@
-"""Every container, and every call of it, for the tests that come in between at each place of a call."""
+"""Every container and every call of it, for the tests that interrupt a call at each of its places."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUEUES: dict[str, Callable[..., Any]] = {
     "SQLiteAckQueue": lambda path, **options: SQLiteAckQueue(path, lease=1000, keep_acked=1, **options),
 }
 
-# At "power" the others do what these do.
+# The other containers run the same code at "power" as these three.
 LEVELS = [(kind, "process") for kind in QUEUES] + [
     (kind, "power") for kind in ("Queue", "SQLiteQueue", "SQLiteAckQueue")
 ]

@@ -1,7 +1,7 @@
-"""Containers that nobody closed: the garbage collector does, at any moment and in any thread.
+"""Containers that are never closed: the garbage collector closes them, at any place and in any thread.
 
-So does a signal handler that drops the last reference. Whatever the thread is doing then, neither it nor
-another one may wait for ever.
+A signal handler that drops the last reference does so too. Whatever the thread does then, neither it nor
+another thread may wait forever.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ pytestmark = [
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-# Behind these an interpreter runs what is pending: a signal handler, from 3.12 on the garbage collector.
+# After these an interpreter runs pending work: a signal handler, and from 3.12 on the garbage collector.
 BEHIND = {"RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE"}
-# Where a lock is held that closing takes.
+# Modules that hold a lock which closing needs.
 FILES = {
     "database.py",
     "database_file.py",
@@ -59,7 +59,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def no_collector():
-    """It comes when the test says."""
+    """Turn the collector off, so that it runs only when the test says."""
     gc.collect()
     gc.disable()
     yield
@@ -67,7 +67,7 @@ def no_collector():
 
 
 class Loading:
-    """A serializer that calls something when it reads, within the queue's transaction."""
+    """A serializer that calls something when it reads, in the queue's transaction."""
 
     name = "loading"
     executes_code = False
@@ -82,7 +82,7 @@ class Loading:
 
 
 def claiming(path: Path) -> SQLiteQueue:
-    """A queue that has got an item, which closing gives back."""
+    """Return a queue that has claimed an item, which closing releases."""
     queue = SQLiteQueue(path, name="forgotten", durability="process", auto_commit=False)
     queue.put("mine")
     assert queue.get() == "mine"
@@ -90,7 +90,7 @@ def claiming(path: Path) -> SQLiteQueue:
 
 
 def forget(path: Path) -> None:
-    """Have :func:`gc.collect` close a queue that has got an item."""
+    """Let :func:`gc.collect` close a queue that has claimed an item."""
     cycle: list[object] = [claiming(path)]
     cycle.append(cycle)
 
@@ -100,18 +100,19 @@ def expect_given_back(path: Path) -> None:
         assert again.get(timeout=10) == "mine"
 
 
-# at any moment
+# At any place.
 
 
 def at_point(
     number: int, act: Callable[[], object], call: Callable[[], object], files: Collection[str] = FILES
 ) -> bool:
-    """``call()``, with ``act()`` at that one of the points in these files where something else may come in;
-    whether there are so many.
+    """Run ``call()``, with ``act()`` at the place of this number; return whether there are so many.
+
+    A place is one in these files where a signal handler or the collector may run.
     """
     package = os.path.dirname(persistcoll.__file__)
     before = sys.gettrace()
-    last: dict[int, tuple[str, int]] = {}  # of each frame: the instruction, and where the one behind it is
+    last: dict[int, tuple[str, int]] = {}  # of each frame: the instruction, and the offset of the next one
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -123,7 +124,7 @@ def at_point(
         if event == "opcode":
             previous, behind = last.get(id(frame), ("", 0))
             last[id(frame)] = instruction(frame)
-            # Python 3.13 leaves out events, and then this is further on, where nothing comes in.
+            # Python 3.13 leaves out some events; then this offset is further on, where nothing can run.
             if (previous.startswith("CALL") and behind == frame.f_lasti) or previous in BEHIND:
                 count += 1
                 if count == number:
@@ -132,7 +133,7 @@ def at_point(
                     return None
         return trace if count < number else None
 
-    # Python 3.12 only tells of instructions where this was set somewhere before.
+    # Python 3.12 reports instructions only where a frame has set this before.
     sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
@@ -143,7 +144,7 @@ def at_point(
 
 
 def instruction(frame: FrameType) -> tuple[str, int]:
-    """Its name, and where the one behind it is."""
+    """Return the instruction's name, and the offset of the next one."""
     code, behind = frame.f_code.co_code, frame.f_lasti + 2
     while behind < len(code) and dis.opname[code[behind]] == "CACHE":
         behind += 2
@@ -196,11 +197,11 @@ def test_a_destructor_may_come_in_anywhere(tmp_path, name):
     assert number > 3
 
 
-# by a thread for which another one waits
+# In a thread for which another one waits.
 
 
 def test_while_another_thread_closes_the_queue(tmp_path, monkeypatch):
-    """It waits for this one to end what it does, and nobody can be opened or closed meanwhile."""
+    """The close waits for this thread's operation, and meanwhile no database can be opened or closed."""
     shutting = threading.Event()
     shut = Database.try_close
 
@@ -250,7 +251,7 @@ def test_of_a_database_whose_user_waits_for_this_one(tmp_path):
 
 
 def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
-    """And does not have the connection yet: whoever waits for it waits for its own thread."""
+    """The leader does not have the connection yet, so a thread that waits for it waits for its own thread."""
     inside, go_on = threading.Event(), threading.Event()
 
     class Pausing:
@@ -303,7 +304,7 @@ def test_it_is_closed_where_a_warning_is_an_error(tmp_path, monkeypatch):
     expect_given_back(tmp_path / "q")
 
 
-# while the process forks
+# While the process forks.
 
 AROUND_A_FORK = """
 import faulthandler, gc, os, sys, warnings
@@ -343,7 +344,7 @@ def test_while_the_process_forks(tmp_path, moment):
 
 @needs_fork
 def test_the_collector_is_off_while_the_process_forks():
-    """And as it was behind that, in both."""
+    """After the fork its state is as before, in both processes."""
 
     class Seen:
         used_here = staticmethod(lambda: False)
@@ -372,7 +373,7 @@ def test_the_collector_is_off_while_the_process_forks():
 
 @needs_fork
 def test_two_threads_fork_at_the_same_time(tmp_path, monkeypatch):
-    """Each lets go of what it has brought to rest itself, however long the other one takes."""
+    """Each thread releases what it has quiesced itself, however long the other one needs."""
     log: list[tuple[str, int]] = []
 
     class Slow:
@@ -382,7 +383,7 @@ def test_two_threads_fork_at_the_same_time(tmp_path, monkeypatch):
             log.append(("before", threading.get_ident()))
             pause = threading.Event()
             for _ in range(20):
-                if len(log) == 1:  # the other one may come in now
+                if len(log) == 1:  # The other thread may fork now.
                     pause.wait(0.01)
 
         def _after_fork_in_parent(self) -> None:
@@ -453,7 +454,7 @@ def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch
 
 
 def test_a_forgotten_file_queue_touches_no_other_file(tmp_path, monkeypatch):
-    """The collector calls the destructors of a cycle in any order: that of a file, then that of its queue."""
+    """The collector runs the destructors of a cycle in any order: that of a file, then that of its queue."""
     reported: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_value))
     with Queue(tmp_path / "q", durability="process", chunksize=4) as queue:

@@ -1,7 +1,8 @@
 """An exception out of a signal handler at each place of each call of a container.
 
-The call happens wholly or not at all, as another object on the same place sees it; counts are exact; nothing
-is held; what waits is got once. ``Late`` stands for exceptions that look like those of the operating system.
+Another object on the same store sees the call wholly or not at all. Counts are exact, no lock stays held, and
+each ready item is delivered once. ``Late`` stands for exceptions that look like those of the operating
+system.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    # What is raised where a generator goes with its frame reaches nobody.
+    # What a generator raises while it is freed with its frame reaches no caller.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 
 class Late(TimeoutError):
-    """As a handler of SIGALRM raises it."""
+    """An exception that a handler of SIGALRM may raise."""
 
 
 CALLS: dict[str, Callable[[Any], object]] = {
@@ -39,7 +40,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 @pytest.fixture
 def error(rng):
-    """One of the two, which come out at the same places."""
+    """Return one of the two exceptions, which come out at the same places."""
     return rng.choice([Interruption, Late])
 
 
@@ -68,15 +69,16 @@ def test_a_queue(kind, durability, name, error, memory_path, steps):
     found = interruptions(prepare, CALLS[name], error, **steps)
     for queue, where in found:
         seen = state(queue)
-        # With autosave what is gone is finished: nobody has got it.
+        # With autosave a removed item is finished, though the caller did not get it.
         gone = seen[:4] == after[:4] and seen[4] == after[4] - (before[1] - after[1])
-        # What comes while a later item is decoded looks like that item's, so those before it are given.
+        # An error while a later item is decoded looks like that item's own, so the items before it are
+        # returned.
         fewer = name == "get_many" and error is Late and len(after[0]) < len(seen[0]) < len(before[0])
         assert seen in (before, after) or gone or fewer, (where, seen, before, after)
         with QUEUES[kind](places[-1], durability=durability) as observer:
             assert list(observer.items()) == seen[0], where
             assert (observer.qsize(), observer.stats().claimed) == (seen[1], seen[3]), where
-            with suppress(LockedError):  # its consumer is the queue
+            with suppress(LockedError):  # the queue itself is the consumer
                 observer.put("another")
         got = []
         with suppress(Empty):

@@ -1,4 +1,4 @@
-"""KeyboardInterrupt between any two calls: who is interrupted keeps no other thread waiting."""
+"""KeyboardInterrupt between any two calls: the interrupted thread keeps no other thread waiting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def interrupt() -> None:
 
 
 class Combining:
-    """Three that submit: one leads, the others come meanwhile; and whoever comes later."""
+    """Three threads that submit: one leads, two come meanwhile. A fourth one comes later."""
 
     def __init__(self) -> None:
         self.combiner = Combiner[Request](self.perform)
@@ -69,7 +69,7 @@ class Combining:
                 assert self.performed.count(request) == 1
         assert self.performed.count(late) == 1
 
-    # The one that is interrupted:
+    # The roles of the interrupted thread.
 
     def leads(self) -> None:
         def come() -> None:
@@ -87,7 +87,7 @@ class Combining:
                 self.submitted_by_another(2)
 
     def follows(self, at: int) -> None:
-        """And is the next to lead, or not."""
+        """Submit while another thread leads: at 1 as the next leader, at 2 as a later one."""
         go_on = threading.Event()
         self.come = lambda: (go_on.wait(10), None)[1]
         self.submitted_by_another(0)
@@ -135,7 +135,7 @@ def test_one_of_those_who_combine(role):
 
 
 def test_a_request_within_the_work_on_another_one_is_performed_at_once_and_alone():
-    """By a destructor or a signal handler: others may be waiting for its thread."""
+    """A destructor or a signal handler submits it, and other threads may wait for its thread."""
     performed: list[Sequence[Request]] = []
     inner = Request()
 
@@ -171,7 +171,7 @@ def test_what_the_work_refuses_within_itself_is_refused_there():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.slow
 def test_a_fork(tmp_path, monkeypatch, rng):
-    """The interpreter reports what is raised before and behind a fork, and forks: all goes on behind that."""
+    """The interpreter reports an error raised before or after a fork, and forks all the same."""
     reported: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_type))
     files = {"forks.py", "rest.py"}
@@ -190,10 +190,10 @@ def test_a_fork(tmp_path, monkeypatch, rng):
                 os._exit(0)
             assert os.waitpid(pid, 0) == (pid, 0)
 
-        number, more = rng.randrange(3) - 2, True  # the others another time
+        number, more = rng.randrange(3) - 2, True  # each run tries a third of the places
         while more:
             number += 3
-            with suppress(KeyboardInterrupt):  # behind it
+            with suppress(KeyboardInterrupt):  # raised after the fork
                 more = at_point(number, interrupt, fork, files)
             assert gc.isenabled()
             for call in (decode, fork):

@@ -1,6 +1,7 @@
-"""Forks while a thread is within an operation of one database and uses another one.
+"""Forks while a thread is in an operation of one database and uses another one.
 
-The fork needs both at rest, and may not keep that thread from either while it waits for it.
+The fork must quiesce both databases. While it waits for that thread it must keep neither database from it,
+because the thread could otherwise never end its operation.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture
 def several(tmp_path: Path) -> Iterator[list[PDict[str, int]]]:
-    """Dicts in a database each."""
+    """Give several dicts, each in a database of its own."""
     with ExitStack() as stack:
         yield [
             stack.enter_context(PDict[str, int](tmp_path / name, durability="process"))
@@ -83,7 +84,7 @@ def test_it_waits_for_nested_use_and_keeps_nobody_from_it(several, order):
 
 
 def test_use_within_a_serializer(tmp_path):
-    """An operation that runs for another thread, too: combined."""
+    """The combiner also runs the operation of another thread."""
 
     class Asking:
         name = "asking"
@@ -117,7 +118,7 @@ def test_use_within_a_serializer(tmp_path):
 
 
 def test_a_fork_in_a_transactions_own_thread(several):
-    """It is not waited for; another database that is in use is, and what that one's user needs goes on."""
+    """The fork waits for another thread's transaction, not for its own, and that thread can go on."""
     own, late, free = several
     inside, go_on = threading.Event(), threading.Event()
 
@@ -150,7 +151,7 @@ def test_a_fork_in_a_transactions_own_thread(several):
 
 
 def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
-    """Nobody waits for long, and each child can use all of them."""
+    """No thread waits for long, and each child can use all databases."""
     stop = threading.Event()
     counts = [0, 0]
     longest: list[float] = []
@@ -185,7 +186,7 @@ def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
 
 
 def test_what_never_comes_to_rest(several, monkeypatch):
-    """All are waited for together, then one after the other; the others are at rest."""
+    """The fork waits for all databases together, then for each in turn; the idle ones are quiesced."""
     monkeypatch.setattr(forks, "FORK_TIMEOUT", 0.2)
     monkeypatch.setattr(databases, "FORK_TIMEOUT", 0.2)
     busy, *free = several

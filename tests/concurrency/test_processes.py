@@ -1,4 +1,4 @@
-"""Several processes and one queue: each item once, in order, within bounds, and who waits is woken."""
+"""Several processes and one queue: each item once, in order, within bounds, and waiting processes wake up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from persistcoll import Full, LockedError, Queue
 from tests.concurrency.workers import Remote, get_until_told, produce, wait_in
 
 SOON = 0.5
-"""Seconds; milliseconds are promised, but the other process has to be given a core first."""
+"""Seconds. Milliseconds are promised, but the other process must first be scheduled on a core."""
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def remote(path):
-    """Start a process with the queue open: options, at ``"process"`` unless said otherwise."""
+    """Start a process with the queue open, with these options, and at ``"process"`` by default."""
     started = []
 
     def start(queue=None, **options):
@@ -102,7 +102,7 @@ def test_maxsize_is_exact_across_processes(queue, remote):
         with pytest.raises(Full):
             other("put", "too much", False)
         assert other("full")
-    assert queue.get() == 0  # held, not acknowledged: there is room
+    assert queue.get() == 0  # claimed and not acked: there is room
     remotes[1]("put", "in its place", False)
     with pytest.raises(Full):
         remotes[2]("put", "too much", False)
@@ -152,7 +152,7 @@ def test_a_producer_joins_what_another_process_works_on(queue, remote):
 
 
 def test_join_elsewhere_while_a_consumer_has_all_in_its_hands(queue, remote):
-    """What is got is not done, also for a process that cannot see the consumer's hands."""
+    """A claimed item is not done, even for a process that cannot see the consumer's claims."""
     queue.put(1)
     queue.get()
     other = remote()
@@ -191,7 +191,7 @@ def test_numbers_elsewhere_while_a_consumer_holds_items(queue, remote):
 
 
 def test_items_elsewhere_are_exact_after_an_item_was_given_back(queue, remote):
-    """The first of several claimed items returns to its place: the later ones are still held."""
+    """The first of several claimed items returns to its place; the later ones stay claimed."""
     other = remote()
     queue.put_many(range(4))
     with contextlib.suppress(RuntimeError), queue.receive() as item:
@@ -247,7 +247,7 @@ def test_after_a_killed_consumer_another_gets_what_it_held_in_order(queue, remot
 
 
 def test_a_producer_killed_while_it_waits_leaves_what_it_put(queue, remote):
-    """And blocks nobody, whatever it had locked."""
+    """The killed producer blocks no process, whatever it had locked."""
     queue.maxsize = 3
     for turn in range(3):
         dying = remote(maxsize=3)
@@ -275,7 +275,7 @@ def test_a_queue_is_sent_to_a_process(path, remote):
 
 
 def test_consumers_take_turns(path, remote):
-    """Whoever closes lets the next one go on where it was."""
+    """After a consumer closes, the next one goes on at the same place."""
     with Queue(path, durability="process", chunksize=3) as queue:
         queue.put_many(range(20))
     for turn in range(5):

@@ -1,6 +1,6 @@
-"""Calls from a signal handler or a destructor, anywhere within an operation of the same thread.
+"""Calls from a signal handler or a destructor, at any place in an operation of the same thread.
 
-None waits for ever, and one that raises has stored nothing. What only looks, and ``close``, always answer.
+No call waits forever, and a call that raises has stored nothing. Reading calls and ``close`` always succeed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytestmark = [
 
 
 class Handler:
-    """Calls everything, and notes what of it was stored."""
+    """A handler that makes all calls, and records what they stored."""
 
     def __init__(self) -> None:
         self.numbers = itertools.count()
@@ -70,7 +70,7 @@ def test_a_queue(kind, operation, durability, memory_path, steps):
         mine.get(queue)
 
     def call(queue):
-        with suppress(Empty):  # the handler had the last one
+        with suppress(Empty):  # the handler took the last item
             QUEUE_CALLS[operation](queue)
 
     count = 0
@@ -87,7 +87,8 @@ def test_a_queue(kind, operation, durability, memory_path, steps):
         everything = [*mine.got, *got]
         assert len(everything) == len(set(everything)), where
         assert not set(mine.refused) & set(everything), where
-        if operation not in ("get", "get_many", "receive", "skip", "clear"):  # which may have had it
+        # these may have taken the handler's item
+        if operation not in ("get", "get_many", "receive", "skip", "clear"):
             assert set(mine.stored) <= set(everything), where
         queue.close()
     assert count
@@ -128,7 +129,7 @@ def test_a_dict(operation, durability, memory_path, steps):
 @pytest.mark.parametrize("operation", ["put", "get", "qsize", "items"])
 @pytest.mark.parametrize("kind", ["Queue", "SQLiteQueue", "SQLiteAckQueue"])
 def test_closing(kind, operation, durability, memory_path, steps):
-    """The operation goes on or is refused; what it stored is there, and the place can be opened anew."""
+    """The operation succeeds or is refused. What it stored is there, and the store can be opened again."""
     numbers = itertools.count()
     paths = []
 

@@ -1,4 +1,4 @@
-"""Several processes that write to one database all the time, checkpoints included."""
+"""Several processes that write to one database all the time, with checkpoints."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from persistcoll import Empty, PriorityQueue, SQLiteAckQueue, SQLiteQueue
 
 CONTEXT = multiprocessing.get_context("spawn")
 PROCESSES = 4
-# A database is read and written page by page; these items make many of them, and so many checkpoints.
+# SQLite reads and writes a database page by page. These items fill many pages, and so cause many checkpoints.
 ITEM = "x" * 700
 
 
 def churn(path: str, seconds: float, results) -> None:
-    """Put, get, acknowledge, in three queues of one file; tell how many of each."""
+    """Put, get and ack in three queues of one file; return how many of each."""
     put = got = 0
     end = time.monotonic() + seconds
     options: Any = {"serializer": "json", "durability": "process"}

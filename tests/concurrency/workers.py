@@ -14,18 +14,19 @@ from persistcoll import Queue
 
 __all__ = ["Remote", "call", "get_until_told", "produce", "wait_in"]
 
-# Not fork: these processes have nothing of this one, as those of a user.
+# Processes are not forked, because a user's processes share nothing with this one.
 CONTEXT = multiprocessing.get_context("spawn")
-SECONDS = 60.0  # far more than anything here takes
+SECONDS = 60.0  # far more than anything here lasts
 
 
 class Remote:
-    """A process with a queue that does what it is told.
+    """A process with a queue that follows the orders of a test.
 
-    :param queue: the queue, or where to open a ``Queue`` with these options, or what to call with them there.
+    :param queue: the queue, or the path and options of a ``Queue`` to open there, or a function to call with
+        them there.
 
-    Each function of this module runs there as ``function(queue, tell, *arguments)``; what it tells
-    arrives before its result does.
+    Each function of this module runs there as ``function(queue, tell, *arguments)``. What it tells arrives
+    before its result does.
     """
 
     def __init__(self, queue: Queue | str | Callable[..., Any], **options: Any) -> None:
@@ -48,13 +49,13 @@ class Remote:
         return kind, value
 
     def told(self) -> Any:
-        """The next thing that it tells."""
+        """Return the next thing that the process tells."""
         kind, value = self._next()
         assert kind == "told", (kind, value)
         return value
 
     def result(self) -> Any:
-        """What the function returned; what it raised is raised here."""
+        """Return the result of the function, or raise the error that it raised."""
         kind, value = self._next()
         while kind == "told":
             kind, value = self._next()
@@ -65,25 +66,25 @@ class Remote:
         return self.result()
 
     def __call__(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the queue there."""
+        """Call a method of the queue in the process."""
         return self.run(call, method, *arguments)
 
     @property
     def quiet(self) -> bool:
-        """Nothing more has arrived from there."""
+        """Whether the process has told nothing more."""
         return not self._pipe.poll(0)
 
     def say(self, something: Any = None) -> None:
-        """Have a ``told()`` there return."""
+        """Let a ``wait()`` in the process return."""
         self._pipe.send(something)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process with SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
         self._end()
 
     def close(self) -> None:
-        """Let it close its queue and end."""
+        """Let the process close its queue and end."""
         if not self._closed:
             self._pipe.send(None)
             self._end()
@@ -120,23 +121,23 @@ class _Teller:
 
     @property
     def said(self) -> bool:
-        """The test has said something."""
+        """Tell whether the test has said something."""
         return bool(self._pipe.poll(0))
 
     def wait(self) -> Any:
-        """Until the test says something."""
+        """Wait until the test says something, and return it."""
         return self._pipe.recv()
 
 
 def call(queue: Queue, tell: _Teller, method: str, *arguments: Any) -> Any:
-    """Call a method, or read a property; a list of what an iterator gives."""
+    """Call a method, or read a property; ``items()`` becomes a list."""
     value = getattr(queue, method)
     value = value(*arguments) if callable(value) else value
     return list(value) if method == "items" else value
 
 
 def wait_in(queue: Queue, tell: _Teller, method: str, *arguments: Any) -> tuple[Any, float]:
-    """Call a method that has to wait, tell when it waits; its result, and when it came."""
+    """Call a method that has to wait, and tell when it waits; return its result and the time of it."""
     results: list[tuple[Any, float]] = []
     errors: list[Exception] = []
 
@@ -161,7 +162,7 @@ def wait_in(queue: Queue, tell: _Teller, method: str, *arguments: Any) -> tuple[
 
 
 def produce(queue: Queue, tell: _Teller, name: int, count: int) -> int:
-    """Put ``(name, 0)`` and so on, some of them several at once. The highest qsize() that was seen."""
+    """Put ``(name, 0)`` and so on, some of them in one call; return the highest qsize() seen."""
     tell("ready")
     tell.wait()
     highest = number = 0
@@ -177,7 +178,7 @@ def produce(queue: Queue, tell: _Teller, name: int, count: int) -> int:
 
 
 def get_until_told(queue: Queue, tell: _Teller, acknowledge: int, hold: int) -> None:
-    """Get and acknowledge some items, get others, tell of both, and hold them."""
+    """Get and ack some items, get others, tell both, and keep the others claimed."""
     done = []
     for _ in range(acknowledge):
         done.append(queue.get(timeout=SECONDS))

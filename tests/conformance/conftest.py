@@ -1,4 +1,4 @@
-"""The other process, which the tests of several share."""
+"""The other process, which several test modules share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pair stores that have to keep the laws, and how to open them."""
+"""The pair stores that must obey the laws, and how to open them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class MemoryPairStores:
 
 
 class BufferedPairStores(MemoryPairStores):
-    """What gathers changes and commits them when it is closed: one at a time, and none survives a crash, or
-    is a forked child's.
+    """Stores that buffer changes and commit them when they are closed.
+
+    One is open at a time. Uncommitted changes survive no crash, and a forked child does not have them.
     """
 
     capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
@@ -62,7 +63,7 @@ class _CommittedAtTheEnd(WriteBuffer):
 
 
 class SQLitePairStores:
-    """Pair stores in one SQLite file. What a dead process leaves is a copy of it."""
+    """Pair stores in one SQLite file. A copy of it stands for what a dead process leaves."""
 
     capabilities = Capabilities()
 
@@ -93,7 +94,7 @@ class SQLitePairStores:
 
     def crashed(self, name: str) -> PairStore:
         copy = self._directory / f"copy-{next(self._copies)}.db"
-        # Not by this process: closing the files would drop the locks that SQLite has on them.
+        # Another process copies, because closing the files here would drop SQLite's locks on them.
         for end in ("", "-wal"):
             file = self._directory / f"data.db{end}"
             if file.exists():
@@ -102,7 +103,7 @@ class SQLitePairStores:
 
 
 class SQLiteMemoryPairStores(MemoryPairStores):
-    """Pair stores in a database in memory, which goes when it is closed: one at a time."""
+    """Pair stores in a database in memory, which ends when it is closed, so only one is open at a time."""
 
     capabilities = Capabilities(handles=False, crashes=False, processes=False)
 
@@ -124,4 +125,4 @@ PAIR_STORES: dict[str, Callable[[Path], PairStoreFactory]] = {
     "sqlite-power": lambda directory: SQLitePairStores(directory, "power"),
     "sqlite-memory": lambda directory: SQLiteMemoryPairStores(),
 }
-"""By the name that the tests' ids carry."""
+"""By the name in the tests' ids."""

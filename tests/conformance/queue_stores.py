@@ -1,4 +1,4 @@
-"""The queue stores that have to keep the laws, and how to open them."""
+"""The queue stores that must obey the laws, and how to open them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MemoryQueueStores:
 
 
 class FileQueueStores:
-    """Queues in directories, side by side. What a dead process leaves is a copy of the directory."""
+    """Queues in directories, side by side. A copy of the directory stands for what a dead process leaves."""
 
     capabilities = Capabilities()
 
@@ -76,7 +76,7 @@ class FileQueueStores:
 def _opened(
     path: str, options: OpenOptions, durability: Durability, serializer: Serializer | None = None
 ) -> tuple[JournalQueueStore, Codec | None]:
-    """The store, and what seals its items."""
+    """Open the store; return it and the serializer that seals its items."""
     with Opening(path, options) as opening:
         try:
             store_id = opening.begin().store_id
@@ -88,7 +88,7 @@ def _opened(
 
 
 class _Unsealing:
-    """A store that seals with a signature bound to the record's id, and what containers do about it."""
+    """A store that seals with a signature bound to the record's id, and unseals as containers do."""
 
     def __init__(self, path: str, options: OpenOptions, durability: Durability) -> None:
         serializer = resolve(signed("raw", b"a key of 16 bytes or more"))
@@ -136,4 +136,4 @@ QUEUE_STORES: dict[str, Callable[[Path], StoreFactory]] = {
     "file-sealed": lambda directory: FileQueueStores(directory, sealed=True),
     "file-tempdir": lambda directory: FileQueueStores(directory, chunksize=5, tempdir=True),
 }
-"""By the name that the tests' ids carry."""
+"""By the name in the tests' ids."""

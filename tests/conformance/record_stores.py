@@ -1,4 +1,4 @@
-"""The record stores that have to keep the laws, and how to open them."""
+"""The record stores that must obey the laws, and how to open them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SIGNED = resolve(signed("raw", b"a key of 16 bytes or more"))
 
 
 class MemoryRecordStores:
-    """Record stores of the reference model, or of one that is made of it."""
+    """Record stores of the reference model, or of a class derived from it."""
 
     capabilities = Capabilities(processes=False)
 
@@ -65,7 +65,7 @@ class MemoryRecordStores:
 
 
 class MemoryServerRecordStores:
-    """Record stores in memory as on a server. Each name has its own seed, so that failures come again."""
+    """Record stores in memory as on a server. Each name has its own seed, so that failures repeat."""
 
     capabilities = Capabilities(processes=False, joins=True, real_time=True)
 
@@ -100,7 +100,7 @@ def open_sqlite(
     sealed: bool = False,
     clock: Callable[[], float] | None = None,
 ) -> RecordStore:
-    """A table in an SQLite file, or in memory."""
+    """Open a record store in an SQLite file, or in memory."""
 
     table = open_table(
         DatabaseLocation(path),
@@ -121,9 +121,9 @@ def open_sqlite(
 
 
 class SQLiteRecordStores:
-    """Record stores in one SQLite file. What a dead process leaves is a copy of it.
+    """Record stores in one SQLite file. A copy of it stands for what a dead process leaves.
 
-    :param elsewhere: a process in which every second handle of a table is opened.
+    :param store_process: a process in which every second handle of a store is opened.
     """
 
     capabilities = Capabilities()
@@ -156,7 +156,7 @@ class SQLiteRecordStores:
 
     def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         copy = self._directory / f"copy-{next(self._copies)}.db"
-        # Not by this process: closing the files would drop the locks that SQLite has on them.
+        # Another process copies, because closing the files here would drop SQLite's locks on them.
         for end in ("", "-wal"):
             file = self._directory / f"data.db{end}"
             if file.exists():
@@ -171,7 +171,7 @@ class SQLiteRecordStores:
 
 
 class _Lasting(Database):
-    """A database in memory that stays when its last table is closed."""
+    """A database in memory that stays when its last store is closed."""
 
     def try_close(self) -> bool:
         return True
@@ -181,7 +181,7 @@ class _Lasting(Database):
 
 
 class SQLiteMemoryRecordStores:
-    """Record stores in one database in memory, which nobody else sees: one handle of each at a time."""
+    """Record stores in one database in memory, with one handle of each at a time."""
 
     capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
 
@@ -190,7 +190,7 @@ class SQLiteMemoryRecordStores:
         self._database = _Lasting(DatabaseFile(MEMORY))
 
     def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
-        # For containers each database in memory is one of its own.
+        # Containers get a new database in memory each.
         with mock.patch.object(DATABASES, "acquire", return_value=self._database):
             return open_sqlite(MEMORY, name, discipline, retry, clock=lambda: self.now)
 
@@ -202,7 +202,7 @@ class SQLiteMemoryRecordStores:
 
 
 class _Unsealing:
-    """A table that seals with a signature bound to the record's id, and what containers do about it."""
+    """A store that seals with a signature bound to the record's id, and unseals as containers do."""
 
     def __init__(self, table: SQLiteRecordStore) -> None:
         self._table = table
@@ -242,7 +242,7 @@ class _Unsealing:
 
 
 class RecordStores(RecordStoreFactory, Protocol):
-    """A factory, to be closed when its tables are."""
+    """A factory that is closed after its stores."""
 
     def close(self) -> None: ...
 
@@ -258,4 +258,4 @@ RECORD_STORES: dict[str, Callable[[Path, StoreProcess], RecordStores]] = {
     ),
     "sqlite-memory": lambda directory, store_process: SQLiteMemoryRecordStores(),
 }
-"""By the name that the tests' ids carry."""
+"""By the name in the tests' ids."""

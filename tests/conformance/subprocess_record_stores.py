@@ -1,4 +1,4 @@
-"""Record stores opened in another process and called from this one, as several processes on one file are."""
+"""Record stores opened in another process and called from this one, as several processes share one file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["StoreProcess", "store_process"]
 
 
 class _Use:
-    """In the place of a function that is to be called on this side."""
+    """Stands for a function that is called on this side."""
 
 
 class StoreProcess:
-    """Another process, and the tables that it has opened. From any thread, one call at a time.
+    """Another process, and the stores that it has opened. Any thread may use it, one call at a time.
 
-    :ivar clock: what they take for the time.
+    :ivar clock: the clock of the stores.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,14 @@ class StoreProcess:
         self._mutex = threading.RLock()
 
     def open(self, opener: Callable[..., Any], *arguments: Any) -> Any:
-        """The table that ``opener(*arguments, clock=...)`` opens there; all of them can be pickled."""
+        """Return the store that ``opener(*arguments, clock=...)`` opens there.
+
+        All arguments must be picklable.
+        """
         return _Remote(self, self.ask(opener, arguments, {}))
 
     def ask(self, what: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Have it done there, but for functions among the arguments: they are called here."""
+        """Make a call there, and call functions among its arguments here."""
         used: list[Callable[..., Any]] = []
 
         def portable(argument: Any) -> Any:
@@ -69,7 +72,7 @@ class StoreProcess:
 
 
 class _Remote:
-    """A table there."""
+    """A store in the other process."""
 
     def __init__(self, store_process: StoreProcess, number: int) -> None:
         self._process = store_process
@@ -124,7 +127,7 @@ def _serve(connection: Connection) -> None:
 
 @pytest.fixture(scope="session")
 def store_process() -> Iterator[StoreProcess]:
-    """One other process for all tests."""
+    """Give one other process for all tests."""
     process = StoreProcess()
     yield process
     process.end()

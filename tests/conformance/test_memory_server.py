@@ -1,4 +1,4 @@
-"""The record store that is as hard as one on a server: what no law looks at, and what the laws must see."""
+"""The record store in memory that is as hard as one on a server: its own behaviour, and the laws on it."""
 
 from __future__ import annotations
 

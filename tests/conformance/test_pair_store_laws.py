@@ -15,7 +15,7 @@ from persistcoll.errors import ClosedError
 from persistcoll.testing.laws.pair_store import PAIR_STORE_LAWS
 from tests.conformance.pair_stores import PAIR_STORES, MemoryPairStores
 
-# What is gathered is lost in a crash, and not a forked child's; what is in memory is gone when it is closed.
+# A crash loses what is buffered, and a forked child does not have it. A close loses what is in memory.
 NOT_APPLICABLE = {"gathering": {"S2", "S10"}, "sqlite-memory": {"S2", "S8", "S9"}}
 CASES = [
     pytest.param(law, name, id=f"{number}-{name}")
@@ -40,11 +40,11 @@ def test_there_is_a_function_for_every_law():
     assert all(law.text for law in PAIR_STORE_LAWS.values())
 
 
-# What no law may overlook: a mapping that is wrong in one point, each time another one.
+# Pair stores that no law may overlook: each is wrong in one point.
 
 
 def _wrong(**replaced):
-    """Mappings of the reference model in which some methods are replaced."""
+    """Return pair stores of the reference model in which some methods are replaced."""
 
     class Wrong(MemoryPairStores):
         def open(self, name):
@@ -121,7 +121,7 @@ def _new_names(mapping, original, items, expires=None):
 
 
 def _by_offset(mapping, original, reverse=False, values=True):
-    """Paged by counting: what is removed from before it moves the rest."""
+    """Read pages by counting pairs, so that a removal before the page shifts the remaining ones."""
     at = 0
     while True:
         rows = list(mapping._state.rows.items())
@@ -146,7 +146,7 @@ def _by_offset_sorted(mapping, original, start, stop, reverse=False, values=True
 
 
 def _with_those_added(mapping, original, reverse=False, values=True):
-    """Goes on for as long as there are keys behind."""
+    """Continue for as long as keys are added at the end."""
     seen = 0
     while rows := [(key, row) for key, row in mapping._state.rows.items() if row.serial > seen]:
         for key, row in rows:

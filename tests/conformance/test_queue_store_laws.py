@@ -32,11 +32,11 @@ def test_there_is_a_function_for_every_law():
     assert all(law.text for law in LAWS.values())
 
 
-# What no law may overlook: a store that is wrong in one point, each time another one.
+# Stores that no law may overlook: each is wrong in one point.
 
 
 def _wrong(**replaced):
-    """Stores of the reference model in which some methods are replaced."""
+    """Return stores of the reference model in which some methods are replaced."""
 
     class Wrong(MemoryQueueStores):
         def open(self, name):

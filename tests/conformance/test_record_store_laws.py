@@ -12,7 +12,7 @@ from persistcoll.testing import LAWS, RECORD_STORE_LAWS, FifoStores
 from tests.conformance.record_stores import RECORD_STORES, MemoryRecordStores
 from tests.conformance.wrong import WRONG
 
-# What a memory of one process cannot do.
+# Laws that need more than the memory of one process.
 NOT_APPLICABLE = {"sqlite-memory": {"S2", "S10", "J1", "J3"}}
 
 
@@ -45,7 +45,7 @@ def test_law_of_stores(law, tables):
     law(stores)
 
 
-# Without priorities and keys they are as a store is, too.
+# Without priorities and keys these disciplines obey the laws of queue stores too.
 @pytest.mark.parametrize("discipline", [PRIORITY, UNIQUE], ids=lambda discipline: discipline.name)
 @pytest.mark.parametrize("table", ["memory", "sqlite-process"])
 @pytest.mark.parametrize("law", LAWS.values(), ids=str)

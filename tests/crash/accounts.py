@@ -1,8 +1,8 @@
 """Items that carry their own number, and the account of what was asked, answered and promised.
 
-Every crash test works the same way: a workload says what it is about to do (``ask``) and what returned
-(``ok``), as short lines that survive the crash (marks of a CrashDisk, or bytes in a pipe). Afterwards an
-:class:`Account` of these lines judges what a queue still delivers.
+Every crash test works the same way. A workload says what it is about to do (``ask``) and what returned
+(``ok``), as short lines that survive the crash (marks of a CrashDisk, or bytes in a pipe). After the crash an
+:class:`Account` of these lines checks what a queue still delivers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LENGTHS = (24, 40, 31, 600, 57)
 
 
 def numbered(number: int, length: int | None = None) -> bytes:
-    """The item with this number: its bytes follow from it, so that an altered one is noticed."""
+    """Return the item with this number. Its bytes follow from the number, so a changed one is noticed."""
     length = _LENGTHS[number % len(_LENGTHS)] if length is None else length
     head = b"%08d %06d " % (number, length)
     pattern = hashlib.sha256(head).digest()
@@ -40,7 +40,7 @@ def numbered(number: int, length: int | None = None) -> bytes:
 
 
 def number_of(item: bytes) -> int:
-    """The number of an item, which must be wholly what :func:`numbered` made."""
+    """Return the number of an item, which must be exactly what :func:`numbered` made."""
     try:
         number, length = int(item[:8]), int(item[9:15])
     except ValueError:
@@ -50,7 +50,7 @@ def number_of(item: bytes) -> int:
 
 
 def quick_disk() -> Disk:
-    """A disk for looking at what a crash left: nobody cuts its power, so it need not sync."""
+    """Return a disk to inspect what a crash left; its power is never cut, so it need not sync."""
     disk = Disk()
     disk.sync = lambda fd: None
     disk.sync_directory = lambda path: None
@@ -58,12 +58,12 @@ def quick_disk() -> Disk:
 
 
 def memory_directory() -> str | None:
-    """Where thousands of small directories come and go fastest."""
+    """Return a directory in memory, where thousands of small directories are made fastest."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def drain(queue: Queue) -> list[int]:
-    """Take and acknowledge everything; the items' numbers."""
+    """Get and ack everything; return the items' numbers."""
     numbers = []
     with contextlib.suppress(Empty):
         while True:
@@ -73,7 +73,7 @@ def drain(queue: Queue) -> list[int]:
 
 
 def strangers(directory: str) -> list[str]:
-    """Names in a queue's directory that it has no use for once it was recovered."""
+    """Return the names in a queue's directory that a recovered queue has no use for."""
     known = {"info", "cursor", "producer.lock", "consumer.lock"}
     return [
         name
@@ -85,11 +85,11 @@ def strangers(directory: str) -> list[str]:
 
 
 class Account:
-    """What lines of asking and answering promise.
+    """What the lines of asking and answering promise.
 
-    ``ask put 3 5`` and ``ok put 3 5`` (or ``no put 3 5``: it raised, and is certainly absent), the same
-    with ``drop`` for an acknowledged removal; ``got 3`` for a delivery; ``closed``; after a crash
-    ``saw 1 2``: only this was left, and it was on the device.
+    ``ask put 3 5`` and ``ok put 3 5`` (or ``no put 3 5``: it raised, and the item is certainly absent); the
+    same with ``drop`` for an acked removal; ``got 3`` for a delivery; ``closed``; and after a crash
+    ``saw 1 2``: only these items remained, and they were on the device.
     """
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
@@ -136,10 +136,10 @@ class Account:
             assert (verb, what) == ("no", "drop"), line
 
     def check(self, delivered: Sequence[int], *, power: bool) -> None:
-        """Judge what was delivered after a crash.
+        """Check what was delivered after a crash.
 
-        :param power: everything that returned must have survived; else only what a clean close made firm,
-            and the rest must be what some moment before the crash looked like.
+        :param power: everything that returned must have survived. Otherwise only what a clean close made
+            durable must survive, and the other items must match some moment before the crash.
         """
         firm_put, firm_dropped = (self.put, self.dropped) if power else (self.firm_put, self.firm_dropped)
         there = set(delivered)
@@ -153,7 +153,7 @@ class Account:
         assert not lost, f"lost: {sorted(lost)}, delivered {list(delivered)}"
         back = firm_dropped & there
         assert not back, f"acknowledged and back: {sorted(back)}"
-        # A prefix: what is missing before something that is there was removed, not lost.
+        # The items are a prefix: an item missing before a present one was removed, not lost.
         newest = max((place[number] for number in there), default=-1)
         holes = set(self.order[: newest + 1]) - there - self.perhaps_dropped - self.absent
         if holes:
@@ -210,7 +210,7 @@ class Scribe:
             del self.hand[0]
 
     def take(self, count: int = 1) -> None:
-        """``get``, which is at once an acknowledgement with ``autosave``."""
+        """Call ``get``, which with ``autosave`` acks too."""
         for _ in range(count):
             number = number_of(self.queue.peek())
             with self.asking("drop", number, number):

@@ -1,12 +1,12 @@
 """What is done to a dict that crashes, and the account of what was asked and answered.
 
-A worker says each operation before it does it, ``ask ('set', 'key', 7)``, and its result behind it,
-``ok None``; ``open 0`` or, when its changes gather, ``open 1`` where a life begins. An :class:`Account` does
-the same to a dict in memory. After a crash ours has to be that one, pair by pair, with the operation that was
-not answered, or without it, and nothing between.
+A worker says each operation before it does it, ``ask ('set', 'key', 7)``, and then its result, ``ok None``. A
+run of a worker begins with ``open 0``, or ``open 1`` if the dict buffers its changes. An :class:`Account`
+does the same to a dict in memory. After a crash the tested dict must equal that one, pair by pair, with the
+unanswered operation or without it, and nothing between.
 
-Values are numbers in the account, and the bytes of :func:`~tests.crash.accounts.numbered` in ours, so
-that an altered one is noticed.
+Values are numbers in the account, and the bytes of :func:`~tests.crash.accounts.numbered` in the tested dict,
+so that a changed one is noticed.
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ Op = tuple[Any, ...]
 Pairs = list[tuple[Any, Any]]
 
 SHARED = "shared"
-"""A counter that all workers of a team count up."""
+"""A counter that all workers of a team increment."""
 ACCOUNTS = [("account", number) for number in range(4)]
-"""Between these they move numbers, whose sum stays 0."""
+"""The workers move numbers between these keys; their sum stays 0."""
 
-# Some of them are more than a page, of which a part may be written.
+# Some values are longer than a page, so that a write may store a part of them.
 _LENGTHS = (24, 31, 600, 57, 40, 3000)
 
 
 def stored(number: int) -> bytes:
-    """The value with this number."""
+    """Return the value with this number."""
     return numbered(number, _LENGTHS[number % len(_LENGTHS)])
 
 
 def look(value: Any) -> Any:
-    """The numbers of what is stored: of a value, or of a list of them; a counter is itself."""
+    """Return the numbers of a stored value or a list of values; a counter is its own number."""
     if isinstance(value, list):
         return [look(each) for each in value]
     return number_of(value) if isinstance(value, bytes) else value
 
 
 def belongs(key: Any, name: str) -> bool:
-    """Whether it is a key of the worker of that name."""
+    """Tell whether the key belongs to the worker of that name."""
     return bool(name == (key[0] if isinstance(key, tuple) else key[: len(name)]))
 
 
 def do(d: Any, op: Op, value: Callable[[int], Any] = stored) -> Any:
-    """Do it; its result, in numbers.
+    """Do the operation; return its result, in numbers.
 
-    :param value: what to store for a number.
+    :param value: makes the value to store for a number.
     """
     verb, *given = op
     if verb == "set":
@@ -122,9 +122,9 @@ def do(d: Any, op: Op, value: Callable[[int], Any] = stored) -> Any:
 class Author:
     """Invents operations.
 
-    :param name: with which its keys begin.
-    :param alone: it may do what concerns all keys; else it also counts with the others.
-    :param gathers: it has to commit.
+    :param name: the beginning of the author's keys.
+    :param alone: whether it may change all keys; otherwise it also counts with the others.
+    :param gathers: whether it has to commit.
     """
 
     def __init__(self, rng: random.Random, name: str, *, alone: bool, gathers: bool) -> None:
@@ -135,7 +135,7 @@ class Author:
         if alone:
             self.verbs += ["popitem"]
         if gathers:
-            # And nothing that others change as well: there the last to commit wins.
+            # Keys that others change as well are left out, because there the last commit wins.
             self.verbs += ["task_done"] * 3
         elif not alone:
             self.verbs += ["count", "move"]
@@ -146,7 +146,7 @@ class Author:
         self.keys += [(name, number) for number in range(20)]
 
     def op(self) -> Op:
-        """The next one."""
+        """Return the next operation."""
         if self.clears and self.rng.random() < 0.01:
             return ("clear",)
         return self._op(self.rng.choice(self.verbs))
@@ -196,23 +196,23 @@ class _Model(ModelDict):
 class Account:
     """What a dict, or the keys of one worker in it, must be after a crash.
 
-    :ivar counts: what counting up the counter of all gave.
-    :ivar unanswered: how often it may have been counted up although nobody said so.
-    :ivar done, undone: how many operations a crash cut short that were found done, and not done.
-    :ivar between: how many states were neither the first nor the last of a life.
+    :ivar counts: the results of increments of the shared counter.
+    :ivar unanswered: how often it may have been incremented without an answer.
+    :ivar done, undone: how many operations that a crash cut short were found done, and not done.
+    :ivar between: how many states were neither the first nor the last of a run.
     """
 
     def __init__(self) -> None:
-        self.model = _Model()  # with what is gathered
+        self.model = _Model()  # with the buffered changes
         self.committed = _Model()
         self.gathers = False
         self.asked: Op | None = None
-        self.history: list[Pairs] = [[]]  # all that it was since it was looked at
+        self.history: list[Pairs] = [[]]  # all states since the last check
         self.counts: list[int] = []
         self.unanswered = self.done = self.undone = self.between = 0
 
     def add(self, said: str) -> None:
-        """Take in what was said."""
+        """Record what a worker said."""
         verb, _, what = said.partition(" ")
         if verb == "open":
             self.gathers = what == "1"
@@ -241,9 +241,9 @@ class Account:
         return op[0] == "move" or op[:2] == ("incr", SHARED)
 
     def check(self, found: Pairs, *, prefix: bool = False) -> None:
-        """Judge what was found after a crash, in numbers; it is what the next life begins with.
+        """Check what was found after a crash, in numbers; the next run begins with it.
 
-        :param prefix: it may be any state since the last time, and need not be the last.
+        :param prefix: whether it may be any state since the last check, instead of the last one.
         """
         before, after = list(self.committed.items()), self._after()
         if prefix:
@@ -263,7 +263,7 @@ class Account:
         self.history = [found]
 
     def _after(self) -> Pairs:
-        """With what was asked and not answered."""
+        """Return the state with the operation that was asked and not answered."""
         if self.asked is None or self._is_shared(self.asked):
             return list(self.committed.items())
         if self.gathers:
@@ -280,18 +280,18 @@ def _difference(found: Pairs, wanted: Pairs) -> list[Any]:
     ] or [("order", (list(one), list(other)))]
 
 
-# What the tests have in common.
+# Shared parts of the tests.
 
 
 def hear(accounts: dict[str, Account], lines: list[tuple[str, str]]) -> int:
-    """Take in what workers said; how much it was."""
+    """Record what the workers said; return the number of lines."""
     for name, said in lines:
         accounts[name].add(said)
     return len(lines)
 
 
 def listen(server: Server, accounts: dict[str, Account], rng: random.Random) -> None:
-    """Until some more was said, and a little longer: the end is to come within an operation as well."""
+    """Wait for more lines, and a little longer, so that a kill comes inside of an operation too."""
     heard, enough = 0, rng.randrange(1, 60)
     while heard < enough:
         said = server.lines(20)
@@ -301,7 +301,7 @@ def listen(server: Server, accounts: dict[str, Account], rng: random.Random) -> 
 
 
 def contents(d: PDict[Any, Any]) -> list[tuple[Any, Any]]:
-    """What there is, in numbers, looked at in every way."""
+    """Return the content, in numbers, after reading it in every way."""
     pairs = list(d.items())
     assert len(d) == len(pairs)
     assert list(d) == [key for key, _ in pairs]
@@ -310,6 +310,6 @@ def contents(d: PDict[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 def is_sound(path: str) -> None:
-    """What SQLite thinks of the database of a dict that nobody has open here."""
+    """Check the database, which this process does not have open, as SQLite does."""
     with contextlib.closing(sqlite3.connect(Path(path, "data.db"))) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

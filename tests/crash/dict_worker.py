@@ -16,7 +16,7 @@ __all__ = ["LIES"]
 
 
 class _Torn:
-    """A dict of which something happens one by one."""
+    """A dict whose updates and transactions happen one change at a time."""
 
     def __init__(self, d: PDict[Any, Any], what: str) -> None:
         self._d = d
@@ -54,13 +54,13 @@ LIES: dict[str, Callable[[Callable[[str], object], Any, Op], None]] = {
     "torn update": lambda say, d, op: _late(say, _Torn(d, "update"), op),
     "torn transaction": lambda say, d, op: _late(say, _Torn(d, "transaction"), op),
 }
-"""Defects for tests of the tests: it says that something is done before it is; half of it can happen."""
+"""Defects for tests of the tests: answers that come too early, and operations that happen by halves."""
 
 
 def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
-    """One life: open, then change things at random until somebody ends it.
+    """Do one run: open, then change things at random until the process is killed.
 
-    ``role``: ``"alone"``, or anything else, with others. ``gathers``: without ``auto_commit``.
+    ``role``: ``"alone"``, or anything else beside other workers. ``gathers``: without ``auto_commit``.
     """
     gathers, alone = order.get("gathers", False), order["role"] == "alone"
     author = Author(random.Random(order["seed"]), order["name"], alone=alone, gathers=gathers)

@@ -16,7 +16,7 @@ from tests.needs import need
 __all__ = ["IDS", "KINDS", "Image", "image", "program"]
 
 KINDS = [("ext4", ""), ("ext4", "noauto_da_alloc"), ("xfs", "")]
-"""File systems, and what they are mounted with."""
+"""File systems, and their mount options."""
 IDS = ["ext4", "ext4-noauto_da_alloc", "xfs"]
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN
@@ -63,11 +63,11 @@ def image(directory: Path, kind: str, options: str) -> Iterator[Image]:
         made.mount()
     except AssertionError as error:
         if "loop" in str(error):
-            need("a loop device")  # never there by that name: skipped, in CI failed
+            need("a loop device")  # A need that is never met: the test is skipped, and fails in CI.
         raise
     try:
         yield made
     finally:
-        # However the test ended, and whoever still has a file open there.
+        # Unmount however the test ended, even while a process has a file open there.
         umount = shutil.which("umount", path=_PATH) or "umount"
         subprocess.run([umount, "-l", str(made.place)], check=False, stderr=subprocess.DEVNULL)

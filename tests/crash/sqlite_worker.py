@@ -1,4 +1,4 @@
-"""What a power cut hits: puts, gets and acknowledges, and says what it tries and what returned.
+"""A worker whose power is cut: it puts, gets and acks, and says what it tries and what returned.
 
 Run as a module, with a path, the first number, a seed and a durability.
 """
@@ -13,12 +13,12 @@ from persistcoll import SQLiteAckQueue
 
 
 def say(what: str, *numbers: int) -> None:
-    """One line, at once."""
+    """Write one line, at once."""
     print(what, *numbers, flush=True)
 
 
 def work(path: str, first: int, seed: int, durability: Any) -> None:
-    """Until the power is gone."""
+    """Work until the power is cut."""
     rng = random.Random(seed)
     with SQLiteAckQueue(path, serializer="json", durability=durability, keep_acked=3) as queue:
         while True:

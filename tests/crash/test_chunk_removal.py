@@ -1,4 +1,4 @@
-"""A chunk goes when all of it is acknowledged, and only when the cursor on the device says so."""
+"""A chunk is removed when all of it is acked, and only after the cursor on the device says so."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def chunks(path):
 
 
 def rest(path):
-    """What a new consumer gets; no look says that anything is damaged."""
+    """Return what a new consumer gets, and check that nothing is reported as damaged."""
     items = []
     with Queue(path) as queue:
         assert queue.qsize() == len(list(queue.items()))
@@ -50,7 +50,7 @@ def test_chunk_finished_out_of_order_without_a_new_cursor(call, position_fits, n
         fault = disk.fail(call, error=number, times="forever", path="cursor.tmp")
         if not position_fits:
             disk.fail("pwrite", at=2, error=number, path="cursor")
-        queue.task_done()  # 3: the first chunk is finished
+        queue.task_done()  # item 3: the first chunk is finished
         assert fault.fired
         kept = [] if position_fits else ["q00000"]
         assert chunks(tmp_path / "q") == [*kept, "q00001", "q00002"]
@@ -73,7 +73,7 @@ def sizes(path):
 
 
 def take(queue):
-    """The id of an item that is in hand from now on."""
+    """Claim a record and return its id."""
     return queue._core.store.claim(lambda record: record.id)
 
 
@@ -98,7 +98,7 @@ def test_what_is_processed_beside_one_in_hand_keeps_no_data(durability, tmp_path
 
 
 def rest_of(path):
-    """What a newcomer gets, and that every look agrees."""
+    """Return what a new consumer gets, and check that every way to read agrees."""
     items = []
     with Queue(path, serializer="raw") as queue, Queue(path, serializer="raw") as observer:
         seen = list(observer.items())
@@ -145,7 +145,7 @@ def test_closing_removes_a_chunk_whose_end_was_read_after_its_last_acknowledgeme
         for _ in range(3):
             queue.get()
             queue.task_done()
-        disk.fail("write", error=errno.ENOSPC, path="q00001")  # a new chunk, and nothing in it
+        disk.fail("write", error=errno.ENOSPC, path="q00001")  # a new chunk, with nothing in it
         with pytest.raises(StorageFullError):
             queue.put(b"item")
         with pytest.raises(Empty):
@@ -245,8 +245,10 @@ STEPS = ["take", "take", "take", "done", "done", "back", "reopen", "lose"]
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_order_of_acknowledging(data):
-    """Taken, acknowledged, given back, skipped and reopened in any order: a chunk has its data as long as one
-    of its items is not acknowledged, and no longer, if the reader is behind it.
+    """A chunk keeps its data exactly as long as one of its items is not acked.
+
+    Items are claimed, acked, nacked and lost in any order, and the queue is reopened. A chunk that the reader
+    has not passed yet may keep its data longer.
     """
     chunksize = data.draw(st.integers(1, 4))
     count = data.draw(st.integers(1, 14))
@@ -278,7 +280,7 @@ def test_any_order_of_acknowledging(data):
                     if step == "lose":
                         (path / "cursor").unlink()
                     queue = Queue(path, chunksize=chunksize, serializer="raw", _disk=quick_disk())
-                    if step == "lose":  # it costs redelivery
+                    if step == "lose":  # a lost cursor costs redelivery
                         left = {int(item[:3]) for item in queue.items()} | left
                 assert queue.qsize() == len(left) - len(held)
                 assert [int(item[:3]) for item in queue.items()] == sorted(left - set(held))

@@ -1,8 +1,8 @@
 """Damage of every kind to every file of a queue, under every policy.
 
-Whatever is damaged: what is delivered is right (an acknowledged item may come back when the cursor
-suffered), or the error is a typed one; nothing altered, nothing invented, no hang. With ``"skip"``
-everything undamaged is delivered and the rest is counted; with the others nothing is passed over.
+Whatever is damaged: each delivered item is right (an acked item may come again when the cursor was damaged),
+or the error is a typed one. Nothing is altered or invented, and no call hangs. With ``"skip"`` everything
+undamaged is delivered and the lost items are counted; with the other policies nothing is skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.crash.accounts import drain, memory_directory, number_of, numbered, q
 POLICIES = ("raise", "stop", "skip")
 CHUNKS = ("q00001", "q00002", "q00003")
 GONE, LAST = 4, 11
-"""Items 1 to 4 are acknowledged, the last of them in a chunk that is still there; 5 to 11 wait."""
+"""Items 1 to 4 are acked, the last of them in a chunk that still exists; 5 to 11 are ready."""
 WAITING = list(range(GONE + 1, LAST + 1))
 
 
@@ -46,7 +46,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def place(tmp_path_factory):
-    """A directory in memory."""
+    """Give a directory in memory."""
     where = memory_directory() or str(tmp_path_factory.mktemp("damage"))
     directory = Path(tempfile.mkdtemp(prefix="persistcoll-", dir=where))
     yield directory
@@ -59,7 +59,7 @@ def opened(path, policy="raise", disk=None, **options) -> Queue:
 
 
 def make(path: Path, first: int = 1) -> None:
-    """Three chunks (the first of four is consumed), a cursor with entries, closed."""
+    """Make and close a queue with three chunks (the first of four is removed) and cursor entries."""
     with opened(path) as queue:
         for number in range(first, first + 9):
             queue.put(numbered(number, 24))
@@ -71,7 +71,7 @@ def make(path: Path, first: int = 1) -> None:
 
 @dataclass
 class Seen:
-    """What opening and draining a damaged queue came to."""
+    """The result of opening and draining a damaged queue."""
 
     delivered: list[int] = field(default_factory=list)
     error: PersistcollError | None = None
@@ -99,10 +99,10 @@ def look(path: Path, policy: str) -> Seen:
 def judge(
     files: dict[str, bytes], place: Path, policy: str, *, back: bool = False, told: bool = True
 ) -> Seen:
-    """Open and drain a queue of these files; what holds for any damage.
+    """Open and drain a queue of these files, and check what holds for any damage.
 
-    :param back: acknowledged items may be delivered again.
-    :param told: there is enough left to tell a loss from a put that never returned.
+    :param back: whether acked items may be delivered again.
+    :param told: whether enough is intact to tell a loss from a put that never returned.
     """
     path = place / "queue"
     path.mkdir(mode=0o700)
@@ -119,7 +119,7 @@ def judge(
             again = look(path, policy)
             assert not set(again.delivered) & set(seen.delivered), "delivered again after an error"
         else:
-            # Nothing may be missing without having been told of.
+            # Each missing item must be reported.
             lost = set(WAITING) - set(seen.delivered)
             assert len(lost) <= seen.dead or policy != "skip" or not told, (
                 f"lost {sorted(lost)}, {seen.dead} reported"
@@ -153,14 +153,14 @@ def spoiled(content: bytes, at: int, rng) -> bytes:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CHUNKS)
 def test_a_flipped_bit_anywhere_in_a_chunk(name, policy, files, place, rng):
-    """At most the record that holds it is not delivered; of a header, the chunk."""
+    """At most the damaged record is not delivered; in a header, the records of the chunk."""
     for at in range(len(files[name])):
         seen = judge({**files, name: spoiled(files[name], at, rng)}, place, policy)
         if policy == "skip":
             assert seen.error is None, f"bit in byte {at}: {seen.error}"
             header = at < 67
             missing = len(WAITING) - len(seen.delivered)
-            # The end of the last chunk is the torn tail of a batch; a batch goes as a whole.
+            # The end of the last chunk is the torn tail of a batch, which is lost as a whole.
             assert missing <= (3 if header else 2 if name == CHUNKS[-1] else 1), f"byte {at}: {seen}"
         elif seen.error is None:
             assert seen.delivered == WAITING, f"byte {at}: lost in silence: {seen}"
@@ -173,7 +173,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk(name, policy, files, place, rng):
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["cursor", "producer.lock", "consumer.lock"])
 def test_a_flipped_bit_in_what_can_be_rebuilt(name, policy, files, place, rng):
-    """It costs redelivery at most: what was acknowledged in the chunks that are left."""
+    """It costs redelivery at most of items that were acked in the remaining chunks."""
     for at in range(len(files[name])):
         seen = judge({**files, name: spoiled(files[name], at, rng)}, place, policy, back=True)
         assert seen.error is None, f"bit in byte {at}: {seen.error}"
@@ -235,7 +235,7 @@ def test_a_chunk_under_another_name(source, target, policy, files, place):
     if source == target:
         return
     seen = judge({**files, target: files[source]}, place, policy)
-    if target == "q00004":  # one too many, behind the end: it may be noticed, and takes nothing away
+    if target == "q00004":  # one entry too many after the end: it may be noticed, and removes nothing
         assert seen.error is not None or seen.delivered == WAITING, seen
     else:
         assert (seen.error is None) == (policy == "skip"), seen
@@ -270,16 +270,16 @@ def test_skipped_bytes_are_kept_aside(place):
     assert bytes(content[67 : 67 + HEADER_SIZE + 24]) in kept
 
 
-# --- torn tails
+# Torn tails.
 
 
 def tail_of(place: Path) -> tuple[dict[str, bytes], int]:
-    """The files of a queue of two records whose process died, and where the last one starts."""
+    """Return the files of a queue of two records whose process died, and the start of the last one."""
     with opened(place / "made") as queue:
         queue.put(numbered(1, 24))
         start = (place / "made" / "q00000").stat().st_size
         queue.put(numbered(2, 24))
-        # As it is now: after the close the mark would say that the second one is durable.
+        # Copied while it is open, because after the close the tail mark would say that the second is durable.
         files = {file.name: file.read_bytes() for file in (place / "made").iterdir()}
     return files, start
 
@@ -310,7 +310,7 @@ def test_a_torn_tail_is_cut_kept_and_told_of(behind, policy, place, caplog, monk
         assert not caplog.records
 
 
-# --- anything
+# Random damage.
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -323,14 +323,14 @@ def test_any_bytes_in_any_file(data, files, place):
         at = data.draw(st.integers(0, len(content)))
         length = data.draw(st.integers(0, 40))
         damaged[name] = content[:at] + data.draw(st.binary(max_size=40)) + content[at + length :]
-    # Without the mark the end of the last chunk looks like a put that was cut short.
+    # Without the tail mark the end of the last chunk looks like a put that was cut short.
     told = damaged["producer.lock"] == files["producer.lock"]
     judge(damaged, place, data.draw(st.sampled_from(POLICIES)), back=True, told=told)
 
 
 @pytest.mark.parametrize("claimed", [1 << 20, 50_000], ids=["beyond the end", "within the file"])
 def test_looking_for_the_next_record_is_not_quadratic(claimed, place):
-    """A damaged record whose payload looks like the starts of thousands of records."""
+    """The payload of the damaged record looks like the starts of thousands of records."""
     magic = (0x5EC7).to_bytes(2, "little")
     bait = (magic + (1).to_bytes(2, "little") + claimed.to_bytes(4, "little")) * (1 << 14)
     with opened(place / "queue") as queue:

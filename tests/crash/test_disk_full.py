@@ -1,4 +1,4 @@
-"""Disks that are really full, limits of the operating system, and its faults from outside (strace)."""
+"""Disks that are really full, limits of the operating system, and faults from outside (strace)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small_disk(tmp_path):
 
 
 def fill(queue: Queue, account: Account, first: int, length: int | None = None) -> int:
-    """Put until there is no room; the number that did not fit."""
+    """Put until there is no space; return the number that did not fit."""
     for number in range(first, first + 10_000):
         account.add(f"ask put {number} {number}")
         try:
@@ -50,13 +50,13 @@ def test_a_full_tmpfs_is_drained_and_goes_on(taken_before, durability, small_dis
             queue.task_done()
         failed = fill(queue, account, 1)
         assert failed > 1000
-        # Whatever small things would still fit, too.
+        # The file takes the space in which small writes would still fit, too.
         failed = fill(queue, account, failed + 1, 24)
         fill_up(small_disk)
         delivered = drain(queue)
         account.check(delivered, power=True)
         assert len(delivered) == len(account.put)
-        for number in range(failed + 1, failed + 100):  # the chunks that were consumed gave room
+        for number in range(failed + 1, failed + 100):  # the removed chunks freed space
             queue.put(numbered(number))
         assert len(drain(queue)) == 99
     assert not strangers(str(small_disk / "queue"))
@@ -82,7 +82,7 @@ def test_room_comes_back_in_the_same_process(durability, small_disk):
 
 
 def fill_up(disk: Path) -> None:
-    """Leave not one free block."""
+    """Fill the file system to the last block."""
     with contextlib.suppress(OSError), open(disk / "ballast", "wb", 0) as file:
         while file.write(bytes(100)):
             pass
@@ -106,7 +106,7 @@ def test_clear_gives_room_on_a_full_disk(in_hand, durability, small_disk):
 
 
 def child(code: str, *arguments: str, command: list[str] | None = None) -> list[str]:
-    """Run a program in a process of its own; the lines it wrote."""
+    """Run a program in a process of its own; return the lines that it wrote."""
     words = [*(command or []), sys.executable, "-c", code, *arguments]
     done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -187,7 +187,7 @@ def test_the_kernel_fails_the_nth_sync(call, when, tmp_path):
             assert not typed
             break
         fired += 1
-        # A new cursor that cannot be synced is given up, if the old one can be.
+        # The queue discards a new cursor that cannot be synced, if the old one can be.
         if not all("cursor.tmp" in line for line in injected):
             assert typed == ["typed 5"], said
         account = Account(line for line in said if line not in typed)

@@ -1,8 +1,8 @@
-"""Tests of the tests: a journal that breaks one of its rules is caught by the explorer.
+"""Tests of the tests: the explorer catches a journal that breaks one of its rules.
 
-The rules are broken by a disk that leaves out one kind of sync or by a consumer that does things
-in the wrong order. ext4 forgives some of it, because a sync of any file whose metadata changed commits all
-names; that is why the strict model is there.
+A rule is broken by a disk that omits one kind of sync, or by a consumer that acts in the wrong order. ext4
+forgives some of it, because a sync of any file whose metadata changed commits all names. Therefore there is
+the strict model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.long
 
 
 def work(scribe: Scribe) -> None:
-    """Three chunks are filled, two are consumed."""
+    """Fill three chunks and consume two."""
     scribe.put(3)
     scribe.get()
     scribe.done()
@@ -86,7 +86,8 @@ def test_r5_a_chunk_removed_before_the_cursor_is_durable(model, monkeypatch):
 
     def too_early(chunks: ConsumedChunks) -> None:
         cursor = chunks._cursor
-        cursor.stated_chunk = cursor.acknowledged.position[0]  # what the one on the device does not say yet
+        # which the cursor on the device does not say yet
+        cursor.stated_chunk = cursor.acknowledged.position[0]
         chunks._unlink_consumed()
         rightly(chunks)
 
@@ -100,7 +101,7 @@ def test_r6_a_planted_link_is_not_followed(rule_kept, tmp_path):
     victim, queue = tmp_path / "victim", tmp_path / "queue"
     victim.write_bytes(b"precious")
     disk = Disk() if rule_kept else _following(UnsyncedDisk(Disk()))
-    # What was written through the link stands behind what the victim held, where closing finds no record.
+    # What was written through the link follows the victim's content, where closing finds no record.
     broken = [] if rule_kept else [CorruptionError]
     with contextlib.suppress(*broken), Queue(queue, serializer="raw", chunksize=1, _disk=disk) as opened:
         opened.put(b"item")
@@ -110,7 +111,7 @@ def test_r6_a_planted_link_is_not_followed(rule_kept, tmp_path):
 
 
 def _following(disk: UnsyncedDisk) -> UnsyncedDisk:
-    """Without O_EXCL, and without the O_NOFOLLOW that a Disk adds by itself."""
+    """Open without O_EXCL, and without the O_NOFOLLOW that a Disk adds by itself."""
 
     def follow(path: str, flags: int, mode: int = 0o600) -> int:
         disk.omissions += 1
@@ -125,7 +126,7 @@ def _following(disk: UnsyncedDisk) -> UnsyncedDisk:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("rule_kept", [True, False])
 def test_r6_a_temporary_file_is_begun_anew(rule_kept, model):
-    """Half a temporary file, left by a cut: what is written behind it would be under the final name."""
+    """A cut left half a temporary file. Data appended to it would appear under the final name."""
     flags = 0 if rule_kept else os.O_EXCL
 
     def check_again(state: CrashState, directory: str) -> None:

@@ -25,7 +25,7 @@ CHUNK = 3
 class Toy:
     """A queue of numbered items: chunks of three records, and a head file that is published by rename.
 
-    ``broken`` names the rule that this one does not keep.
+    ``broken`` names the rule that the queue does not keep.
     """
 
     def __init__(self, disk: Disk, directory: str, broken: str = "") -> None:
@@ -112,7 +112,7 @@ def record(chunk: int, item: int) -> bytes:
 
 
 def load(directory: str) -> tuple[int, dict[int, list[int]]]:
-    """The head, and the items by chunk up to the first damage; raises where chunks do not join."""
+    """Return the head, and the items by chunk up to the first damage; raise where chunks do not join."""
     names = os.listdir(directory)
     head = 0
     if "head" in names:
@@ -163,7 +163,7 @@ def recover(disk: CrashDisk) -> None:
     Toy(disk, disk.directory).recover()
 
 
-# --- what the explorer finds -----------------------------------------------------------------------------
+# What the explorer finds.
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -218,7 +218,7 @@ def test_a_report_names_the_cut_and_what_was_lost(tmp_path):
     assert "- strict: power cut after step 3 (sync q0): lost create q0: AssertionError: 0 is lost" in report
 
 
-# --- CrashDisk -------------------------------------------------------------------------------------------
+# CrashDisk.
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def last(disk: CrashDisk, model: Model, **options) -> list[dict[str, bytes]]:
 
 
 def possible(disk: CrashDisk, model: Model) -> list[dict[str, bytes]]:
-    """What a cut at the end may leave, also where an earlier cut may leave the same."""
+    """Return what a cut at the end may leave, even if an earlier cut may leave the same."""
     disk.mark("end")
     return last(disk, model, limit=4096)
 
@@ -544,7 +544,7 @@ def test_a_state_is_written_once(tmp_path):
         state.materialize(str(tmp_path))
 
 
-# --- FaultyDisk ------------------------------------------------------------------------------------------
+# FaultyDisk.
 
 
 @pytest.fixture
@@ -759,7 +759,7 @@ def test_orders_that_make_no_sense_are_refused(arguments, faulty):
         faulty.fail(**arguments)
 
 
-# --- both ------------------------------------------------------------------------------------------------
+# Both.
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -84,7 +84,7 @@ def test_a_failed_look_at_what_others_did_cuts_nothing(tmp_path):
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "died"])
 @pytest.mark.parametrize("records", [2, 1], ids=["full", "not full"])
 def test_a_sealed_chunk_without_a_successor(records, closed, start, tmp_path):
-    """Whoever sealed it died, or found no room, before the next one began; two others go on."""
+    """The process that sealed it died, or had no space, before it began the next one; two others continue."""
     path = tmp_path / "queue"
     disk = FaultyDisk(quick_disk())
     with opened(path, disk, chunksize=records) as first:

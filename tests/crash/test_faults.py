@@ -1,6 +1,7 @@
-"""Every call to the operating system fails once, and from then on for ever, at every place of a workload.
+"""Every call to the operating system fails once, and from then on forever, at every place of a workload.
 
-What fails raises a typed error, stores nothing, loses nothing; what can go on goes on in the same process.
+A failing operation raises a typed error, stores nothing and loses nothing. Every operation that still can
+succeeds in the same process.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def opened(path, disk=None, **options) -> Queue:
 
 
 class Trial:
-    """A workload of which any step may fail with a ``StorageError``, and nothing else."""
+    """A workload in which any step may fail with a ``StorageError``, and with nothing else."""
 
     def __init__(self, path, disk: FaultyDisk, durability: str = "power") -> None:
         self.path, self.disk, self.durability = path, disk, durability
@@ -127,7 +128,7 @@ def test_no_room_is_its_own_error_and_the_queue_goes_on(error, tmp_path):
 
 @pytest.mark.parametrize("call", ["write", "pwrite", "replace", "unlink", "open", "close"])
 def test_a_call_fails_after_it_happened(call, tmp_path):
-    """Its bytes may be there; the answer was an error, so they must go."""
+    """Its bytes may be there. The queue must remove them, because the answer was an error."""
     for at in range(1, calls_of(tmp_path)[call] + 1):
         disk = FaultyDisk(quick_disk())
         fault = disk.fail(call, at=at, error=errno.EIO, effect="after")
@@ -163,7 +164,7 @@ def test_short_reads(tmp_path):
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("room", [*range(0, 700, 23)])
 def test_a_full_disk_that_gets_room_again(room, durability, tmp_path):
-    """In one process and one queue: nothing lost, no failed put delivered."""
+    """In one process and one queue: nothing is lost, and no failed put is delivered."""
     disk = FaultyDisk(quick_disk())
     account = Account()
     with opened(tmp_path / "queue", disk, chunksize=3, durability=durability) as queue:
@@ -203,11 +204,11 @@ def test_a_full_disk_can_be_drained(taken_before, tmp_path):
         disk.full(0)
         assert drain(queue) == stored
         assert 8 < len(stored) < 99
-        queue.put(numbered(100))  # the consumed chunks gave room
+        queue.put(numbered(100))  # the removed chunks freed space
 
 
 def test_a_failed_put_that_cannot_be_undone(tmp_path):
-    """Its bytes stay, so nothing may follow them: the queue refuses, and the next opening cuts them."""
+    """Its bytes stay, so nothing may follow them: the queue refuses, and the next opening removes them."""
     disk = FaultyDisk(quick_disk())
     queue = opened(tmp_path / "queue", disk)
     queue.put(numbered(1))

@@ -18,13 +18,13 @@ from tests.crash.accounts import drain, number_of, numbered
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-    # Python 3.12 warns of forks where there are threads, which is what these tests are about.
+    # Python 3.12 warns of forks with several threads, which these tests are about.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
 
 def fork(child: Callable[[], object]) -> int:
-    """A child that does this and ends; its pid."""
+    """Fork a child that makes the call and ends; return its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -32,7 +32,7 @@ def fork(child: Callable[[], object]) -> int:
         return pid
     code = 1
     try:
-        signal.alarm(30)  # a deadlock ends the child, and with it the test
+        signal.alarm(30)  # a deadlock ends the child, and the test fails
         warnings.simplefilter("error")
         child()
         code = 0
@@ -54,7 +54,7 @@ def opened(path, disk=None, **options) -> Queue:
     ("call", "durability"), [("write", "power"), ("write", "process"), ("sync", "power")]
 )
 def test_fork_while_another_thread_is_in_a_put(call, durability, tmp_path):
-    """Its locks are held, in the middle; the child has none of those threads."""
+    """The thread holds its locks in the middle of the put, and the child has no such thread."""
     disk = FaultyDisk()
     with opened(tmp_path / "queue", disk, durability=durability) as queue:
         queue.put(numbered(1))
@@ -70,7 +70,7 @@ def test_fork_while_another_thread_is_in_a_put(call, durability, tmp_path):
         assert inside.wait(30)
 
         def child() -> None:
-            # A write that hangs holds the producer lock in the parent: no child could put then.
+            # A write that hangs holds the producer lock in the parent, so no child could put then.
             assert [number_of(item) for item in queue.items()][:1] == [1] or call == "write"
             if call == "sync":
                 queue.put(numbered(3))
@@ -78,7 +78,7 @@ def test_fork_while_another_thread_is_in_a_put(call, durability, tmp_path):
             queue.close()
 
         if call == "write":
-            # The child's first call waits for the parent's lock, so let the parent go on meanwhile.
+            # The child's first call waits for the parent's lock, so the parent continues meanwhile.
             pid = fork(child)
             go_on.set()
             assert succeeded(pid)
@@ -105,7 +105,7 @@ def test_fork_while_another_thread_is_in_a_get(tmp_path):
         disk.on("sync", pause, path="cursor")
         thread = threading.Thread(target=queue.task_done)
         thread.start()
-        # The parent's thread is in another hand's task_done: any thread may call it.
+        # The parent's thread is in task_done for an item of another consumer: any thread may call it.
         assert inside.wait(30)
 
         def child() -> None:
@@ -151,7 +151,7 @@ def test_a_child_that_ends_closes_nothing_of_its_parent(tmp_path):
         queue.get()
         for end in (lambda: None, queue.close, queue.qsize, lambda: queue.put(numbered(3))):
             assert succeeded(fork(end))
-        # The consumer lock is still the parent's.
+        # The parent still has the consumer lock.
         with opened(tmp_path / "queue") as other, pytest.raises(LockedError):
             other.get(block=False)
         queue.task_done()
@@ -187,7 +187,7 @@ def test_what_a_parent_claimed_is_not_its_childs_to_acknowledge(tmp_path):
 
 
 def test_a_consumer_that_dies_frees_the_lock_though_its_child_lives(tmp_path):
-    """The child let go of its copies of the parent's descriptors as it began."""
+    """The child closed its copies of the parent's descriptors when it began."""
     path = tmp_path / "queue"
     with opened(path) as queue:
         queue.put_many([numbered(1), numbered(2)])
@@ -232,7 +232,7 @@ def test_many_children_put_at_once(tmp_path):
             return run
 
         pids = [fork(produce(child)) for child in range(1, 5)]
-        ended_well = [succeeded(pid) for pid in pids]  # wait for each
+        ended_well = [succeeded(pid) for pid in pids]  # wait for each of them
         assert all(ended_well)
         delivered = drain(queue)
         assert len(delivered) == 201
@@ -242,7 +242,7 @@ def test_many_children_put_at_once(tmp_path):
 
 
 def test_a_child_does_not_take_another_store_at_that_path_for_its_own(tmp_path):
-    """Its items would be sealed for the store that was there before, and nobody could read them."""
+    """Its items would be sealed for the former store, and no consumer could read them."""
     with opened(tmp_path / "queue") as queue:
         queue.put(numbered(1))
         (tmp_path / "queue").rename(tmp_path / "aside")

@@ -1,4 +1,4 @@
-"""An exception out of a signal handler, behind any call and at the beginning of any function."""
+"""An exception out of a signal handler, after any call and at the beginning of any function."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from persistcoll.journal.queue_store import JournalQueueStore
 from tests.interrupting import interruptions
 from tests.leaks import open_below
 
-# What is raised where a generator goes with its frame reaches nobody.
+# What a generator raises while it is freed with its frame reaches no caller.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-# Group commit is tried on its own.
+# Group commit has tests of its own.
 FILES = {path.name for path in Path(persistcoll.__file__).parent.rglob("*.py")} - {
     "group_commit.py",
     "combining.py",
@@ -54,7 +54,7 @@ def drained(store: JournalQueueStore) -> list[int]:
 
 
 class Trial:
-    """A store in which something happened before: items in hands, one given back, one skipped."""
+    """A store with a history: some items in flight, one nacked, one skipped."""
 
     def __init__(
         self, path: Path, durability: Durability, consuming: bool = True, policy: str = "raise"
@@ -76,12 +76,12 @@ class Trial:
             self.held = [3, 5]
 
     def judge(self, added: tuple[int, ...], removed: tuple[tuple[int, ...], ...]) -> None:
-        """Everything is as before, or the operation happened wholly.
+        """Check that the operation happened wholly or not at all.
 
-        :param added: what it may have put.
-        :param removed: what it may have removed, in one of these ways.
+        :param added: the records that it may have put.
+        :param removed: the records that it may have removed, in one of these ways.
         """
-        with open(self.path / "producer.lock", "rb") as file:  # nobody holds it
+        with open(self.path / "producer.lock", "rb") as file:  # no handle holds the lock
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         store = self.store
         store.release(self.claims)
@@ -209,13 +209,13 @@ def test_changes_of_chunk(durability, memory_path, steps):
 
     def judge(trial: Trial) -> None:
         store = trial.store
-        ready = store.count()  # its next call tells the others, too
+        ready = store.count()  # this call also publishes the cursor to other processes
         with contextlib.closing(opened(trial.path)) as observer:
             assert observer.count() == ready
         for id in trial.held:
             store.nack(id)
         found = drained(store)
-        # One at a time was put and taken, from the first ready one on.
+        # Records were put and popped one at a time, from the first ready one on.
         assert found[:2] == [3, 5] or found[:3] == [2, 3, 5]
         rest = [id for id in found if id > 5]
         assert rest == [id for id in range(rest[0], rest[-1] + 1) if id != 7]
@@ -228,7 +228,7 @@ def test_changes_of_chunk(durability, memory_path, steps):
 def test_damage_that_is_passed_over(memory_path, steps):
     def make(path: Path) -> Trial:
         trial = Trial(path, "process", consuming=False, policy="skip")
-        chunk = path / "q00001"  # 4, 5, 6
+        chunk = path / "q00001"  # records 4, 5, 6
         content = bytearray(chunk.read_bytes())
         content[-100] ^= 255
         chunk.write_bytes(content)

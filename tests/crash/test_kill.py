@@ -1,7 +1,7 @@
 """kill -9 at any moment, again and again, on one queue.
 
-What a worker asks and what was answered reaches the test through a pipe. Nothing acknowledged is lost or
-comes back, each open delivery costs one redelivery at most, and no file is left over.
+What a worker asks and what was answered reaches the test through a pipe. No acked item is lost or delivered
+again, each unacked delivery costs at most one redelivery, and no file is left over.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def server():
 
 
 class Story:
-    """The account of several processes that are killed, of one queue."""
+    """The account of several processes that work on one queue and are killed."""
 
     def __init__(self) -> None:
         self.producers: dict[int, Account] = {}
         self.removed: set[int] = set()
         self.perhaps_removed: set[int] = set()
-        self.hand: set[int] = set()  # delivered in this life, and not acknowledged
+        self.hand: set[int] = set()  # delivered in this run, and not acked
         self.delivered = 0
         self.getting = False
 
@@ -72,7 +72,7 @@ class Story:
         self.hand.discard(number)
 
     def consumer_died(self) -> None:
-        """What was in its hands may be delivered again, once, to the next one."""
+        """Expect the items in flight to be delivered again, once, to the next consumer."""
         self.hand.clear()
 
     def next_of(self, producer: int) -> int:
@@ -84,7 +84,10 @@ class Story:
         )
 
     def judge(self, delivered: list[int], unanswered_gets: int) -> None:
-        """:param unanswered_gets: with autosave, the kills between asking for an item and its answer."""
+        """Check what is delivered in the end.
+
+        :param unanswered_gets: with autosave, the kills between asking for an item and its answer.
+        """
         assert not self.removed & set(delivered), "acknowledged and back"
         assert len(set(delivered)) == len(delivered)
         missing = set()
@@ -98,7 +101,10 @@ class Story:
 
 
 def live_and_die(server, story, rng, path, roles, lives, **options) -> int:
-    """:return: kills of a consumer while a get was unanswered."""
+    """Run workers and kill them, again and again.
+
+    :return: kills of a consumer while a get was unanswered.
+    """
     unanswered = 0
     for _ in range(lives):
         workers = [
@@ -113,7 +119,7 @@ def live_and_die(server, story, rng, path, roles, lives, **options) -> int:
             )
             for producer, role in enumerate(roles, 1)
         ]
-        # Mostly when all of them are at work, and sometimes while they begin.
+        # Mostly while all of them work, and sometimes while they begin.
         beginning = len(workers) if rng.random() < 0.8 else 0
         heard, enough = 0, rng.randrange(1, 60)
         while beginning > 0 or heard < enough:
@@ -152,7 +158,7 @@ def test_one_process_puts_and_gets(durability, server, rng, tmp_path):
 
 
 def test_autosave(server, rng, tmp_path):
-    """At most once: what was in get() when the process died may be gone, nothing else."""
+    """At most once: only an item that was in get() when the process died may be lost."""
     story = Story()
     path = str(tmp_path / "queue")
     unanswered = live_and_die(server, story, rng, path, ["both"], 40, chunksize=4, autosave=True)

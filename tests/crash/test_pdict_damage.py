@@ -1,7 +1,7 @@
 """A damaged database under a dict: single bits of a row, and bits, bytes and pages of the file.
 
-Whatever is damaged: no value is ever another one than was assigned, and everything comes to an end.
-SQLite's pages have no checksums, so that a damaged one may hide pairs; then its own check tells.
+Whatever is damaged: no value differs from one that was assigned, and every call ends. SQLite's pages have no
+checksums, so a damaged page may hide pairs; then SQLite's own check reports it.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ OPTIONS: dict[str, Any] = {"durability": "process", "serializer": "json"}
 
 
 def changed(path: Path, statement: str, *parameters: Any) -> list[Any]:
-    """Change a database that nobody has open; what the statement returned."""
+    """Change a database that no process has open; return what the statement returned."""
     with contextlib.closing(sqlite3.connect(path / "data.db")) as connection, connection:
         return connection.execute(statement, parameters).fetchall()
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What was returned, or ``Damaged``."""
+    """Return the result of the call, or ``Damaged``."""
     try:
         return call()
     except Damaged:
         return Damaged
 
 
-# rows
+# Rows.
 
 
 @pytest.mark.parametrize("column", ["value", "crc", "expires", "key", "name"])
 def test_each_bit_of_a_row(column, tmp_path):
-    """One is noticed, its key is named, all others are there, and another may be assigned."""
+    """The damage is noticed, its key is named, all others are there, and the key may be assigned again."""
     path = tmp_path / "d"
     model: dict[Any, Any] = {"a": 1, 2.0: "two", ("c", 3): [3], "d": 4}
     with PDict[Any, Any](path, **OPTIONS) as d:
@@ -75,7 +75,7 @@ def test_each_bit_of_a_row(column, tmp_path):
 
 
 def damages(whole: Any, kind: str, size: int) -> Iterator[Any]:
-    """The same with a bit flipped, and things of other types."""
+    """Give the row with a flipped bit, and with values of other types."""
     if kind == "blob":
         for bit in range(8 * size):
             data = bytearray(whole)
@@ -94,11 +94,11 @@ def damages(whole: Any, kind: str, size: int) -> Iterator[Any]:
 def check_row(d: PDict[Any, Any], model: dict[Any, Any], key: Any, column: str) -> None:
     for other in model.keys() - {key}:
         assert d[other] == model[other]
-    if column == "name":  # which is for keys that equal an int; the value is that of its key all the same
+    if column == "name":  # the name is for keys that equal an int; the value is that of its key all the same
         assert d[key] == model[key]
         assert {repr(found) for found in keys(d)} - {"1", "True"} <= {*map(repr, model), "2", "2.0"}
         return
-    if column == "key":  # nobody finds it; and whoever goes through all notices
+    if column == "key":  # a lookup does not find the key, but an iteration notices it
         with pytest.raises(KeyError):
             d[key]
     else:
@@ -117,11 +117,11 @@ def keys(d: PDict[Any, Any]) -> list[Any]:
     return [key for key in found if key is not Damaged]
 
 
-# files
+# Files.
 
 
 def spoil(data: bytearray, rng: random.Random) -> None:
-    """A bit, a byte, or a page."""
+    """Damage a bit, a byte, or a page."""
     at = rng.randrange(len(data))
     page = slice(at & -1024, (at & -1024) + 1024)
     how = rng.randrange(6)
@@ -136,7 +136,7 @@ def spoil(data: bytearray, rng: random.Random) -> None:
 
 
 def read_wrongly(d: PDict[Any, Any], model: dict[Any, Any]) -> bool:
-    """Look at everything; whether something was not as it should be without being said."""
+    """Read everything; tell whether something was wrong that no error reported."""
     wrong = False
     for key, value in model.items():
         with contextlib.suppress(KeyError):
@@ -159,7 +159,7 @@ def read_wrongly(d: PDict[Any, Any], model: dict[Any, Any]) -> bool:
 
 
 def empty(d: PDict[Any, Any], model: dict[Any, Any]) -> None:
-    """Pop until it is empty, or somebody says that it cannot be."""
+    """Pop until the dict is empty, or an error says that it cannot be."""
     for _ in range(2 * len(model)):
         try:
             key, value = d.popitem()

@@ -13,11 +13,11 @@ from tests.crash.dict_accounts import is_sound
 from tests.crash.images import Image, image
 from tests.crash.test_disk_full import child
 
-ROOM = 2 << 20  # bytes that are left at the beginning
+ROOM = 2 << 20  # bytes that are free at the beginning
 
 
 class Narrow:
-    """Room that is taken from a file system, and may be given back."""
+    """Space that is taken from a file system, and may be freed again."""
 
     def __init__(self, disk: Image) -> None:
         self._path = disk.place / "ballast"
@@ -30,7 +30,7 @@ class Narrow:
 
 
 def fill(d: PDict[Any, Any]) -> dict[Any, Any]:
-    """Set keys until there is no room, not even for small ones; what was set."""
+    """Set keys until there is no space even for small ones; return what was set."""
     model: dict[Any, Any] = {}
     for length in (200, 0):
         for number in range(100_000):
@@ -79,7 +79,7 @@ def test_a_full_disk(kind, durability, tmp_path):
                     attempt(model)
                 assert d == model
             assert refused[:4] == [0, 1, 2, 3]
-            # Removals, too, are written before anything becomes free.
+            # A removal writes too before it frees anything.
             assert refused[-1] == 8
             gathering["gathered"] = big
             with pytest.raises(StorageFullError):
@@ -106,7 +106,7 @@ def test_a_full_disk(kind, durability, tmp_path):
 @pytest.mark.slow
 @pytest.mark.needs("root", "mkfs.ext4", "losetup")
 def test_what_is_opened_on_a_full_disk(tmp_path):
-    """Either it is all there, or it is said that there is no room; and nothing is spoiled."""
+    """The opened dict is complete, or an error reports the lack of space; and nothing is damaged."""
     with image(tmp_path, "ext4", "") as disk:
         narrow = Narrow(disk)
         d: PDict[Any, Any]

@@ -1,7 +1,7 @@
 """kill -9 at any moment, again and again, on one dict.
 
-What was acknowledged is there, what was removed stays gone, an ``update`` or a transaction is there as a
-whole or not at all, and a counter has counted each time that it said so.
+What was answered is there, and what was removed stays removed. An ``update`` or a transaction is there as a
+whole or not at all. A counter has counted each increment that it answered.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def path() -> Iterator[str]:
-    """Where a sync costs nothing: it has no part in this."""
+    """Give a directory in memory, because syncs play no part in this."""
     directory = tempfile.mkdtemp(dir=memory_directory())
     yield os.path.join(directory, "d")
     shutil.rmtree(directory)
@@ -74,7 +74,7 @@ def test_killed_again_and_again(gathers, server, rng, path):
 
 
 def test_others_go_on(server, rng, path):
-    """One of several dies, while the others write and this process reads and writes."""
+    """One of several processes dies, while the others write and this one reads and writes."""
     accounts = {name: Account() for name in ("one", "two", "three")}
 
     def start(name):

@@ -19,7 +19,7 @@ from tests.crash.workers import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
 
-# What else ext4 may be mounted with is about renaming, which SQLite does not do.
+# ext4's other mount options concern renames, which SQLite does not make.
 FILE_SYSTEMS = [kind for kind, options in KINDS if not options]
 
 
@@ -47,14 +47,17 @@ def cut_again_and_again(
     syncs: bool = True,
     **options: Any,
 ) -> Account:
-    """:param syncs: whether the worker's disk does anything for durability."""
+    """Cut the power again and again under one dict.
+
+    :param syncs: whether the worker's disk does anything for durability.
+    """
     account = Account()
     path = str(disk.place / "d")
     for _ in range(cuts):
         order: dict[str, Any] = {"durability": durability if syncs else "process", "gathers": gathers}
         worker = server.start("it", path, 0, rng.getrandbits(32), "alone", **order, **options)
         listen(server, {"it": account}, rng)
-        if durability == "process":  # what the system may do at any moment, and does seldom
+        if durability == "process":  # the system may do this at any moment, and rarely does
             program("sync", "-f", path)
             listen(server, {"it": account}, rng)
         os.kill(worker.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""How often each operation of a dict syncs: once at "power", and what only reads never."""
+"""How often each operation of a dict syncs: once at "power", and never if it only reads."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from tests.crash.accounts import drain, numbered, strangers
 class Msvcrt:
     """``msvcrt.locking`` with real exclusion: of a byte, between open files, released by closing.
 
-    A lock of a byte range here is an ``flock`` of the file: the journal locks one byte of each.
+    A lock of a byte range is an ``flock`` of the whole file here, because the journal locks one byte of each
+    file.
     """
 
     LK_UNLCK, LK_LOCK, LK_NBLCK, LK_RLCK, LK_NBRLCK = range(5)
@@ -38,7 +39,7 @@ class Msvcrt:
             self.held.discard(fd)
             fcntl.flock(fd, fcntl.LOCK_UN)
             return
-        if fd in self.held:  # Windows does not let a handle lock twice
+        if fd in self.held:  # Windows does not let a handle lock twice.
             raise PermissionError(errno.EACCES, "locked by itself")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,7 +53,7 @@ def windows() -> tuple[Disk, Msvcrt]:
     disk = Disk("win32", msvcrt=msvcrt)
 
     def close(fd: int) -> None:
-        msvcrt.held.discard(fd)  # with the handle its locks go
+        msvcrt.held.discard(fd)  # closing a handle releases its locks
         os.close(fd)
 
     disk.close = close
@@ -80,7 +81,7 @@ class Fcntl:
 
 
 def whole_life(disk: Disk, path) -> None:
-    """What a queue does, over several chunks, in two objects that see each other."""
+    """Do what a queue can do, over several chunks, in two objects that see each other."""
     with (
         Queue(path, serializer="raw", chunksize=3, _disk=disk) as queue,
         Queue(path, serializer="raw", chunksize=3, _disk=disk) as other,
@@ -103,7 +104,7 @@ def whole_life(disk: Disk, path) -> None:
     assert not strangers(str(path))
 
 
-# --- macOS
+# macOS
 
 
 def test_macos_syncs_to_the_platter(tmp_path):
@@ -132,13 +133,13 @@ def test_macos_does_not_swallow_a_real_error():
 
 @pytest.mark.parametrize("refuses", [0, errno.ENOTSUP])
 def test_a_whole_queue_on_macos(refuses, tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "posix_fallocate")  # which macOS has not
+    monkeypatch.delattr(os, "posix_fallocate")  # macOS does not have it
     module = Fcntl(refuses)
     whole_life(Disk("darwin", fcntl=module), tmp_path / "queue")
     assert bool(module.synced) != bool(refuses)
 
 
-# --- Windows
+# Windows
 
 
 def test_a_whole_queue_on_windows(tmp_path, monkeypatch):
@@ -147,7 +148,7 @@ def test_a_whole_queue_on_windows(tmp_path, monkeypatch):
     disk, msvcrt = windows()
     whole_life(disk, tmp_path / "queue")
     assert not msvcrt.held
-    # msvcrt's locks keep others from reading what is locked, so nothing may ever lie there.
+    # msvcrt's locks keep other handles from reading the locked bytes, so no data may lie there.
     assert len(msvcrt.places) == 1
     assert msvcrt.places.pop() > 1 << 29
 
@@ -235,7 +236,7 @@ def test_windows_gives_up_on_a_file_that_stays_busy(call, monkeypatch):
 
 
 def test_windows_a_chunk_that_stays_busy_is_removed_later(tmp_path):
-    """A virus scanner has a consumed chunk open: taking goes on, and the chunk goes at the next change."""
+    """A virus scanner has a consumed chunk open: get succeeds, and the next change removes the chunk."""
     disk = FaultyDisk(windows()[0])
     path = tmp_path / "queue"
     with Queue(path, serializer="raw", chunksize=2, _disk=disk) as queue:

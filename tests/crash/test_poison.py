@@ -1,4 +1,4 @@
-"""What poisons a handle, and how far that reaches."""
+"""What poisons a handle, and what else that concerns."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Real power cuts: ext4 and xfs in an image, shut down without a flush under a working process.
 
-The shutdown ioctl drops whatever the file system has not written by then, as a power cut does (the image's
-own page cache stands for the device). One queue lives through all cuts of a test, and is recovered and
-checked after each.
+The shutdown ioctl drops what the file system has not written by then, as a power cut does (the image's own
+page cache stands for the device). One queue survives all cuts of a test, and is recovered and checked after
+each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def server():
 
 
 def live(server: Server, account: Account, rng: random.Random, path: str, first: int, options) -> Life:
-    """A worker, stopped at some moment."""
+    """Run a worker and stop it at a random time."""
     worker = server.start("worker", path, first, rng.getrandbits(32), **options)
     heard, enough = 0, rng.randrange(2, 70)
     while heard < enough:
@@ -50,7 +50,10 @@ def hear(account: Account, lines: list[tuple[str, str]]) -> None:
 
 
 def cut_again_and_again(server, rng, directory, kind, options, cuts, durability, **more) -> int:
-    """:return: how many items were seen after the cuts."""
+    """Cut the power again and again under one queue.
+
+    :return: how many items were seen after the cuts.
+    """
     account = Account()
     seen = 0
     with image(directory, kind, options) as disk:
@@ -88,6 +91,6 @@ def test_at_process_a_power_cut_leaves_a_prefix(kind, options, server, rng, tmp_
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_without_syncs_the_same_cuts_lose_items(kind, options, server, rng, tmp_path):
-    """A test of the test: a worker whose disk does not sync does not get through."""
+    """A test of the test: a worker whose disk does not sync must lose items."""
     with pytest.raises((AssertionError, PersistcollError)):
         cut_again_and_again(server, rng, tmp_path, kind, options, 10, "power", quick=True)

@@ -1,7 +1,7 @@
 """Every state that a power cut may leave of a queue, in three models, for everything that it does.
 
-At ``"power"`` what returned must be there; at ``"process"`` what is left must be what some moment looked
-like. Either way opening never fails, and recovering twice, or being cut while recovering, changes nothing.
+At ``"power"`` what returned must be there; at ``"process"`` what remains must match some moment before.
+Either way opening never fails, and recovering twice, or a cut during recovery, changes nothing.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tests.crash.accounts import (
 
 MODELS: tuple[Model, ...] = ("ext4", "strict", "weak")
 NEWCOMER = 99_000_000
-"""What is put into a recovered queue."""
+"""The number put into a recovered queue."""
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    # Thousands of torn tails are recovered here, each with a warning.
+    # The tests recover thousands of torn tails, each with a warning.
     monkeypatch.setattr(logging.getLogger("persistcoll"), "disabled", True)
-    # The cursor's reserve, enough for ten entries: the same code at a two-hundredth of the bytes.
+    # The cursor's reserve, enough for ten entries: the same code with a two-hundredth of the bytes.
     monkeypatch.setattr("persistcoll.journal.cursors._RESERVED", 308)
 
 
@@ -48,7 +48,7 @@ def open_queue(disk: CrashDisk, durability: Any, **options) -> Queue:
 
 
 def check(state: CrashState, directory: str) -> None:
-    """What a stranger finds who opens the queue after the cut."""
+    """Check what a process finds that opens the queue after the cut."""
     account = Account(line for line in state.marks if line not in ("power", "process"))
     path = os.path.join(directory, "deep", "queue")
     disk = quick_disk()
@@ -73,7 +73,7 @@ def check(state: CrashState, directory: str) -> None:
 
 
 def recovery(durability: str) -> Callable[[CrashDisk], None]:
-    """Open what a cut left, take one item, put one, close; all of it on a disk that is cut again."""
+    """Open what a cut left, get one item, put one, close, on a disk whose power is cut again."""
 
     def recover(disk: CrashDisk) -> None:
         with open_queue(disk, durability) as queue:
@@ -172,7 +172,7 @@ def clear(scribe: Scribe) -> None:
 
 
 def out_of_order(scribe: Scribe) -> None:
-    """Three are taken; the last is acknowledged first, then the first, then the one between."""
+    """Claim three items, and ack the last one first, then the first, then the middle one."""
     scribe.put(4)
     store = scribe.queue._core.store
     ids = [store.claim(lambda record: record.id) for _ in range(3)]
@@ -182,7 +182,7 @@ def out_of_order(scribe: Scribe) -> None:
 
 
 def beside_one_in_hand(scribe: Scribe) -> None:
-    """Chunks that are acknowledged as a whole, while the first item of an earlier one is in work."""
+    """Ack whole chunks while the first item of an earlier one is in flight."""
     scribe.put(8)
     store = scribe.queue._core.store
     ids = [store.claim(lambda record: record.id) for _ in range(7)]
@@ -192,7 +192,7 @@ def beside_one_in_hand(scribe: Scribe) -> None:
 
 
 def long_life(scribe: Scribe) -> None:
-    """Puts and removals interleaved over several chunks."""
+    """Interleave puts and removals over several chunks."""
     scribe.put(2)
     for _ in range(4):
         scribe.get()

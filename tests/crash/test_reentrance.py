@@ -48,7 +48,7 @@ LOOKS = ("qsize", "empty", "peek", "items", "stats", "unfinished_tasks")
 
 
 def handled(path, call: str, outer: str, name: str, durability) -> bool:
-    """Make a call from a handler behind a system call of another one; whether there was such."""
+    """Make a call from a handler after a system call of another one; tell whether there was one."""
     disk = FaultyDisk()
     with Queue(path, chunksize=3, durability=durability, _disk=disk) as queue:
         for number in range(8):
@@ -64,7 +64,7 @@ def handled(path, call: str, outer: str, name: str, durability) -> bool:
                 CALLS[name](queue)
                 outcome.append(True)
             except Empty:
-                outcome.append(False)  # as it is, by then
+                outcome.append(False)  # the handle is poisoned by then
             except StorageError:
                 assert name not in LOOKS
                 outcome.append(False)
@@ -95,7 +95,7 @@ def test_close_from_a_handler(call, durability, memory_path):
     disk = FaultyDisk()
     queue = Queue(memory_path / "q", durability=durability, _disk=disk)
     disk.on(call, lambda *arguments: queue.close(), effect="after")
-    queue.put("program")  # ends well
+    queue.put("program")  # succeeds
     with pytest.raises(ClosedError):
         queue.put("later")
     before = len(os.listdir("/proc/self/fd"))
@@ -151,7 +151,7 @@ def test_a_file_is_closed_once_however_it_is_closed_within_its_closing(memory_pa
 
 
 def test_signals_while_a_program_works(durability, memory_path):
-    """Every few hundred microseconds a handler that puts and looks: what returned is stored, once."""
+    """A handler that puts and reads runs every few hundred microseconds: what returned is stored once."""
     with Queue(memory_path / "q", chunksize=50, durability=durability) as queue:
         stored: list = []
         numbers = itertools.count()

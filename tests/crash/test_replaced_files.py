@@ -35,7 +35,7 @@ def tree(path: Path) -> dict[str, bytes]:
 
 
 def until_refused(act, most: int = 50) -> int:
-    """How often it worked before it was refused."""
+    """Return how often the call succeeded before it was refused."""
     for count in range(most):
         try:
             act(count)
@@ -65,7 +65,7 @@ def rename(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """Another queue in its place."""
+    """Put another queue in its place."""
     rename(path)
     another(path)
 
@@ -90,9 +90,9 @@ def test_producer(change, path, durability):
         change(path)
         before = tree(path) if path.exists() else None
         put = until_refused(queue.put)
-    assert (tree(path) if path.exists() else None) == before  # closing touches nothing, either
+    assert (tree(path) if path.exists() else None) == before  # closing changes nothing, either
     if change in (remove, replace):
-        # What is nowhere is not said to be stored: at "process" no more than so many times.
+        # A lost write is not reported as stored; at "process" up to so many are, before the handle notices.
         assert put <= (0 if durability == "power" else UNSEEN_CALLS)
     else:
         with Queue(path.with_name("elsewhere")) as queue:
@@ -167,7 +167,7 @@ def test_backup_is_restored(how, tmp_path, path, durability):
         assert until_refused(queue.put) <= (0 if noticed_at_once else UNSEEN_CALLS)
     assert how == "copied over" or tree(path) == before
     with Queue(path) as queue:
-        assert drain(queue) in (["first"], [])  # the second time, if the cursor was not overwritten behind
+        assert drain(queue) in (["first"], [])  # the second one, if the cursor was not overwritten afterwards
         queue.put("fourth")
         assert drain(queue) == ["fourth"]
 
@@ -225,7 +225,7 @@ def test_cursor_is_removed(path, durability):
 
 
 def test_hard_links_are_no_replacement(tmp_path, path, durability):
-    """As snapshots by ``cp -al`` or ``rsync --link-dest`` make them."""
+    """``cp -al`` and ``rsync --link-dest`` make snapshots of hard links."""
     with Queue(path, chunksize=5, durability=durability) as queue:
         queue.put(1)
         (tmp_path / "snapshot").mkdir()
@@ -247,8 +247,10 @@ def test_looking_at_a_chunk_that_others_have_finished_and_removed(path, durabili
 
 
 def test_a_record_that_comes_behind_the_end_under_a_removed_lock(path, durability, monkeypatch):
-    """Between a producer's look at its chunk and its write, another process, for which the lock's file is a
-    new one, finishes the chunk: nobody would read the record.
+    """Another process finishes the chunk, so no reader would find the record.
+
+    That process locks the new file of the lock, between the first producer's check of its chunk and its
+    write.
     """
     with Queue(path, durability=durability) as queue:
         queue.put("first")
@@ -269,7 +271,7 @@ def test_a_record_that_comes_behind_the_end_under_a_removed_lock(path, durabilit
 
 
 def test_the_end_that_comes_behind_a_record_under_a_removed_lock(path, durability):
-    """The other way round: the process that has the new lock's file finds the record behind its look."""
+    """The process with the new lock's file finds the record after its own check of the chunk."""
     with Queue(path, durability=durability) as queue:
         queue.put("first")
         store: Any = queue._core.store
@@ -277,7 +279,7 @@ def test_the_end_that_comes_behind_a_record_under_a_removed_lock(path, durabilit
         (path / "producer.lock").unlink()
 
         class Late(Disk):
-            """Before its first write to the chunk the holder of the old lock appends a record."""
+            """Lets the holder of the old lock append a record before its own first write to the chunk."""
 
             def __init__(self):
                 super().__init__()

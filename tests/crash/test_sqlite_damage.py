@@ -1,7 +1,8 @@
 """Damage in every kind of page of a queue's database, in its log, and in single columns of its rows.
 
-Whatever is damaged: each item comes once and as it was put, or an error of persistcoll says that something is
-wrong. SQLite has no checksums of its pages, so it takes the rows' own ones, and a look at what must be there.
+Whatever is damaged: each item comes once and as it was put, or an error of persistcoll reports the damage.
+SQLite has no checksums of its pages, so persistcoll relies on those of its rows and on counts of what must be
+there.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ REGIONS = [
     "overflow",
 ]  # fmt: skip
 _TYPES = {2: "index interior", 5: "table interior", 10: "index leaf", 13: "table leaf", 0: "overflow"}
-# Pages that say where others are: with one of them damaged, a page may be read twice before it is noticed.
+# Pages that refer to other pages. With one of them damaged, a page may be read twice before the damage is
+# noticed.
 _MAPS = ("table interior", "index interior")
 
-pytestmark = pytest.mark.timeout(60)  # a hang, too, is what is looked for
+pytestmark = pytest.mark.timeout(60)  # A hang is a failure too.
 
 
 def opened(kind: str, path: Any) -> Any:
@@ -59,13 +61,13 @@ def opened(kind: str, path: Any) -> Any:
 
 
 def item(number: int) -> str:
-    """Some go on on pages of their own."""
+    """Return an item; some are so long that they overflow to pages of their own."""
     return f"item {number} " + ("y" * 3000 if number % 20 == 7 else "")
 
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """In memory: nothing here is about what is synced."""
+    """Give a directory in memory, because no test here depends on syncs."""
     with tempfile.TemporaryDirectory(dir=PLACE) as directory:
         yield Path(directory)
 
@@ -77,13 +79,13 @@ class Image(NamedTuple):
     data: bytes
     lock: bytes
     items: list[str]
-    """What waits, in order."""
+    """The ready items, in order."""
     pages: dict[str, list[int]]
     """The pages of each region."""
 
 
 def make(kind: str, path: Path) -> Image:
-    """A queue with interior pages, overflow pages, free pages that hold old rows, and all states."""
+    """Make a queue with interior pages, overflow pages, free pages that hold old rows, and all states."""
     with (
         opened(kind, path) as queue,
         SQLiteQueue(path, name="gone", serializer="json", durability="process") as gone,
@@ -109,7 +111,7 @@ def make(kind: str, path: Path) -> Image:
 
 
 def regions(data: bytes) -> dict[str, list[int]]:
-    """The numbers of the pages of each kind, by the file format of SQLite."""
+    """Return the numbers of the pages of each kind, by the file format of SQLite."""
     found: dict[str, list[int]] = defaultdict(list, header=[0], schema=[0])
     free: set[int] = set()
     (trunk,) = struct.unpack_from(">I", data, 32)
@@ -131,7 +133,7 @@ def images(tmp_path_factory) -> dict[str, Image]:
 
 
 def somewhere(data: bytes, region: str, number: int, rng: random.Random) -> int:
-    """A place in this page: in its head, its pointers, or what they point to."""
+    """Return a place in this page: in its head, its pointers, or what they point to."""
     at = number * PAGE
     if region == "header":
         return rng.randrange(100)
@@ -146,7 +148,7 @@ def somewhere(data: bytes, region: str, number: int, rng: random.Random) -> int:
 
 
 def damaged(image: Image, region: str, rng: random.Random) -> bytes:
-    """Its data with one damage in that region."""
+    """Return its data with one damage in that region."""
     data = bytearray(image.data)
     pages = image.pages[region]
     number = rng.choice(pages)
@@ -169,7 +171,7 @@ def damaged(image: Image, region: str, rng: random.Random) -> bytes:
 
 
 def lay(place: Path, data: bytes, lock: bytes, log: bytes | None = None) -> None:
-    """These files as the only ones."""
+    """Store these files as the only ones."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(mode=0o700)
     (place / "data.db").write_bytes(data)
@@ -187,7 +189,7 @@ class Account:
         self.errors: list[PersistcollError] = []
 
     def attempt(self, call: Callable[[], Any]) -> Any:
-        """What it gives, or ``None``; an error that is not of ours, or not about damage, fails the test."""
+        """Return the result, or ``None`` for an error about damage; any other error fails the test."""
         try:
             return call()
         except (StorageError, ClaimError) as error:
@@ -195,7 +197,7 @@ class Account:
             return None
 
     def take_all(self, kind: str, place: Path, busy: bool = False) -> None:
-        """Everything that can be had.
+        """Get everything that can be had.
 
         :param busy: put something first, on pages of the free list, too.
         """
@@ -240,12 +242,12 @@ class Account:
         raise AssertionError("it goes on without end")
 
     def check(self, image: Image, region: str) -> None:
-        """Each item once and as it was put, or an error; and never a wrong one."""
+        """Check that each item came once and as it was put, or an error; and never a wrong one."""
         got = [each for each in self.got if not each.startswith("new ")]
         assert set(got) <= set(image.items), "an item that nobody put"
         if self.errors and region in _MAPS:
             return
-        # A page's list of its rows may have got one row twice, in the place of another one.
+        # A page's list of its rows may name one row twice, in the place of another one.
         again = len(got) - len(set(got))
         assert again <= (region == "table leaf"), "an item twice"
         if again:
@@ -257,7 +259,7 @@ class Account:
 
 
 def try_damages(image: Image, region: str, rng: random.Random, place: Path, count: int) -> int:
-    """So many of them; how many were noticed."""
+    """Try so many damages; return how many were noticed."""
     noticed = 0
     for number in range(count):
         lay(place, damaged(image, region, rng), image.lock)
@@ -319,7 +321,7 @@ def test_a_database_that_is_cut(images, kind, rng, tmp_path):
 
 
 def test_each_byte_of_the_lock_file(images, rng, tmp_path):
-    """It knows whose turn it is and which database it belongs to, nothing of the items."""
+    """It records whose turn it is and which database it belongs to, and nothing of the items."""
     image = images["fifo"]
     for at in range(len(image.lock)):
         lock = bytearray(image.lock)
@@ -331,25 +333,25 @@ def test_each_byte_of_the_lock_file(images, rng, tmp_path):
         assert bool(account.errors) == (at < 8), "its magic is checked"
 
 
-# each of what the trials above found once
+# Cases that the random trials above once found.
 
 
 def root(path: Path, name: str) -> int:
-    """Where the root page of this table or index begins in the file."""
+    """Return the offset of the root page of this table or index in the file."""
     with closing(sqlite3.connect(path / "data.db")) as connection:
         query = "SELECT rootpage FROM sqlite_master WHERE name = ?"
         return int((connection.execute(query, (name,)).fetchone()[0] - 1) * PAGE)
 
 
 def patch(path: Path, at: int, data: bytes) -> None:
-    """Write over the closed database."""
+    """Overwrite bytes of the closed database."""
     with open(path / "data.db", "r+b") as file:
         file.seek(at)
         file.write(data)
 
 
 def no_cells(path: Path, name: str) -> None:
-    """The root page, a leaf, says that there is nothing in it."""
+    """Make the root page, a leaf, say that it holds nothing."""
     patch(path, root(path, name) + 3, b"\0\0")
 
 
@@ -398,14 +400,14 @@ def test_rows_that_do_not_come_by_their_ids_are_not_gone_through_without_end(tmp
     data = (tmp_path / "data.db").read_bytes()
     at = root(tmp_path, "ready_1")
     first, last = (data[at + 12 + 2 * cell : at + 14 + 2 * cell] for cell in (0, 20))
-    patch(tmp_path, at + 12, last)  # two children of the root, exchanged
+    patch(tmp_path, at + 12, last)  # exchange two children of the root
     patch(tmp_path, at + 12 + 40, first)
     with opened("fifo", tmp_path) as queue, pytest.raises(CorruptionError):
         list(queue.items())
 
 
 def test_the_rows_of_another_queue_are_none_of_this_ones(tmp_path):
-    """Though they have the same ids, and are what they were put as."""
+    """They have the same ids, and their checksums are right."""
     with opened("fifo", tmp_path) as queue, SQLiteQueue(tmp_path, name="other", serializer="json") as other:
         queue.put_many(["mine"] * 3)
         other.put_many(["not mine"] * 3)
@@ -419,11 +421,11 @@ def test_the_rows_of_another_queue_are_none_of_this_ones(tmp_path):
             assert queue.skip(id) == id
 
 
-# the log
+# The log.
 
 
 def history(path: str) -> list[list[str]]:
-    """What waits after each of some puts and gets."""
+    """Return what is ready after each of some puts and gets."""
     states: list[list[str]] = [[]]
     for number in range(40):
         states.append([*states[-1], item(number)])
@@ -433,9 +435,9 @@ def history(path: str) -> list[list[str]]:
 
 
 def live(path: Path) -> None:
-    """Do that, and end without closing."""
+    """Do the same in a process that ends without closing."""
 
-    kept: list[Any] = []  # no destructor closes it
+    kept: list[Any] = []  # no destructor closes the queue
 
     def child() -> None:
         queue = opened("fifo", path)
@@ -450,7 +452,7 @@ def live(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> list[tuple[bytes, bytes, bytes]]:
-    """The files of two such queues."""
+    """Return the files of two queues with this history."""
     found = []
     for number in range(2):
         path = tmp_path_factory.mktemp("logs") / str(number)
@@ -461,7 +463,7 @@ def logs(tmp_path_factory) -> list[tuple[bytes, bytes, bytes]]:
 
 
 def left(place: Path) -> list[str] | None:
-    """What waits there; ``None`` if that cannot be said."""
+    """Return what is ready there; ``None`` if that cannot be said."""
     try:
         with opened("fifo", place) as queue:
             return list(queue.items())
@@ -471,7 +473,7 @@ def left(place: Path) -> list[str] | None:
 
 @pytest.mark.parametrize("how", ["bit", "zeros", "noise", "cut", "frames exchanged"])
 def test_a_damaged_log_ends_there(logs, how, rng, tmp_path):
-    """It has checksums: what was written up to some moment is there, and nothing else."""
+    """The log has checksums: everything up to some moment is there, and nothing else."""
     (data, lock, log), states = logs[0], history("")
     frame, head = PAGE + 24, 32
     lay(tmp_path / "q", data, lock, log)
@@ -503,7 +505,7 @@ def test_a_damaged_log_ends_there(logs, how, rng, tmp_path):
 
 
 def test_the_log_of_another_database(logs, tmp_path):
-    """SQLite takes it for this one's: its rows say that they are not."""
+    """SQLite takes it for this database's log, but the rows say that they are not."""
     (data, lock, _), (_, _, log) = logs
     lay(tmp_path / "q", data, lock, log)
     account = Account()
@@ -518,14 +520,14 @@ def test_the_index_of_the_log_is_made_anew(logs, rng, tmp_path):
     assert left(tmp_path / "q") == history("")[-1]
 
 
-# single columns
+# Single columns.
 
 
 @pytest.mark.parametrize("value", ["NULL", "'text'", "x'00ff'", "-1", "1e300", "9223372036854775807"])
 @pytest.mark.parametrize("column", ["payload", "crc", "attempts", "time", "priority", "key"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_column(kind, column, value, tmp_path):
-    """An error that names the row, which ``skip()`` gets past; or the item as it was."""
+    """An error names the row, and ``skip()`` removes it; or the item is as it was put."""
     with opened(kind, tmp_path) as queue:
         queue.put_many(["first", "next", "last"])
     with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as database:
@@ -544,7 +546,7 @@ def test_a_damaged_column(kind, column, value, tmp_path):
 
 
 def test_a_damaged_name_that_no_text_can_quote(tmp_path):
-    """SQLite's message does, so `sqlite3` cannot decode it: whether the queue is open or is to be opened."""
+    """SQLite's message quotes it, so `sqlite3` cannot decode the message, for an open queue or a new one."""
     with opened("fifo", tmp_path) as queue:
         queue.put("first")
         with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as database:
@@ -552,7 +554,7 @@ def test_a_damaged_name_that_no_text_can_quote(tmp_path):
             database.execute(
                 "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), sql = 'CREATE' WHERE name = 'ready_1'"
             )
-            database.execute("PRAGMA schema_version=1000")  # so that it is read again
+            database.execute("PRAGMA schema_version=1000")  # so that SQLite reads the schema again
         for call in (
             queue.get_nowait,
             queue.peek,

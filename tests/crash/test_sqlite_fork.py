@@ -1,7 +1,7 @@
-"""Forks at bad moments under SQLite queues: with another thread in a transaction, from within a serializer,
-with items in hand.
+"""Forks at bad moments under SQLite queues.
 
-Each time both sides go on, and in the end every item was delivered once and the database is whole.
+A thread is in a transaction or in a serializer, or items are in flight. Each time both processes continue,
+and in the end every item was delivered once and the database is intact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
-    # Python 3.12 warns of forks where there are threads, which is what these tests are about.
+    # Python 3.12 warns of forks with several threads, which these tests are about.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
     pytest.mark.timeout(60),
 ]
@@ -78,7 +78,7 @@ def queue(kind, serializer, tmp_path):
 
 
 def take_all(queue: Any) -> list[Any]:
-    """Get and acknowledge what waits."""
+    """Get and ack all ready items."""
     taken = []
     while True:
         try:
@@ -89,7 +89,7 @@ def take_all(queue: Any) -> list[Any]:
 
 
 class Paused:
-    """A thread that is in the middle of a transaction, until :meth:`release`."""
+    """A thread that stays in the middle of a transaction until :meth:`release`."""
 
     def __init__(self, queue: Any, serializer: Pausing) -> None:
         self.release = threading.Event()
@@ -156,14 +156,14 @@ def test_a_fork_that_waits_in_vain(queue, serializer, monkeypatch):
     in_forked_child(child)
     assert paused.end() == "a"
     queue.task_done()
-    in_forked_child(lambda: queue.put("c"))  # another one, at rest
+    in_forked_child(lambda: queue.put("c"))  # another database, quiesced
     assert take_all(queue) == ["b", "c"]
 
 
 @pytest.mark.timeout(15)
 @pytest.mark.parametrize("end", ["ends", "closes"])
 def test_a_fork_from_within_a_deserialization(queue, serializer, monkeypatch, end):
-    """Within the transaction of the thread that forks, for which nobody waits."""
+    """The fork happens in the transaction of the forking thread, so it does not wait for it."""
     monkeypatch.setattr(databases, "FORK_TIMEOUT", 1000)
     queue.put_many(["a", "b"])
 
@@ -183,7 +183,7 @@ def test_a_fork_from_within_a_deserialization(queue, serializer, monkeypatch, en
 
 
 def test_a_fork_from_within_a_serialization(queue, serializer):
-    """Before any transaction: the child is free to do all."""
+    """The fork happens before any transaction, so the child may do everything."""
     queue.put("a")
 
     def child() -> None:
@@ -217,7 +217,7 @@ def test_what_the_parent_has_in_hand_is_not_the_childs(queue, kind):
             assert queue.resume_unack_tasks() == 0
             assert queue.unack_count() == 1
         assert queue.get_nowait() == "b"
-        queue.close()  # gives back what it had got itself, nothing else
+        queue.close()  # releases what this process claimed, nothing else
 
     in_forked_child(child)
     assert queue.stats().claimed == 1
@@ -229,7 +229,7 @@ def test_what_the_parent_has_in_hand_is_not_the_childs(queue, kind):
 
 
 def test_a_block_that_a_child_leaves_settles_nothing(queue):
-    """``receive()`` in the parent; the fork is within the block."""
+    """The parent is in a ``receive()`` block, and the fork happens in it."""
     queue.put("a")
     ended: list[str] = []
 
@@ -246,7 +246,7 @@ def test_a_block_that_a_child_leaves_settles_nothing(queue):
     try:
         block()
         status = 0
-    except LookupError:  # the child is told that it holds nothing
+    except LookupError:  # the child is told that it has no claim
         status = 0
     finally:
         if os.getpid() != parent:
@@ -256,7 +256,7 @@ def test_a_block_that_a_child_leaves_settles_nothing(queue):
 
 
 def test_a_parent_that_dies_leaves_its_items_though_its_child_lives(queue, kind):
-    """The child let go of the lock by which others see that the holder lives."""
+    """The child closed its copy of the lock file that shows other processes whether the holder lives."""
     queue.put_many(["a", "b"])
     alive, says_alive = os.pipe()
     hold, let_go = os.pipe()
@@ -281,7 +281,7 @@ def test_a_parent_that_dies_leaves_its_items_though_its_child_lives(queue, kind)
             finally:
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        # "b" first: what is ready goes first, and only who finds nothing looks after the dead.
+        # "b" comes first: only a consumer that finds no ready record reclaims from dead holders.
         assert sorted(queue.get(timeout=20) for _ in range(2)) == ["a", "b"]
     finally:
         for fd in (let_go, alive, says_alive, hold):
@@ -289,7 +289,7 @@ def test_a_parent_that_dies_leaves_its_items_though_its_child_lives(queue, kind)
 
 
 def test_many_forks_beside_busy_threads(queue, rng):
-    """Threads put and get all the while; each child does, too."""
+    """Threads put and get all the time, and each child does too."""
     stop = threading.Event()
     got: list[Any] = []
     lock = threading.Lock()
@@ -393,13 +393,13 @@ print("right")
     "hook",
     [
         "no hook",
-        # Python 3.13 itself ends such a child: the import lock is not its own.
+        # Python 3.13 itself ends such a child, because its import lock is held by no thread of the child.
         pytest.param("late hook", marks=pytest.mark.skipif(sys.version_info >= (3, 13), reason="ends it")),
     ],
 )
 @pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
 def test_a_fork_that_python_is_not_told_of(kind, hook, tmp_path):
-    """The child is refused and told why, the parent goes on, and nothing is damaged."""
+    """The child is refused with the reason, the parent continues, and nothing is damaged."""
     command = [sys.executable, "-c", UNSEEN, str(tmp_path / "store"), kind, hook]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)

@@ -26,7 +26,7 @@ def small_disk(tmp_path):
 
 
 def fill(queue) -> list[int]:
-    """Put numbered items until there is no room; those that were put."""
+    """Put numbered items until there is no space; return those that were put."""
     for number in range(100_000):
         try:
             queue.put([number, "x" * 200])
@@ -44,7 +44,7 @@ def test_room_comes_back_in_the_same_process(kind, durability, small_disk):
         assert len(put) > 100
         with pytest.raises(StorageFullError):
             queue.put_many([[-1, "y" * 200_000]] * 3)
-        # Taking needs room in the log as well; looking does not.
+        # A get needs space in the log too; reading does not.
         for take in (queue.get_nowait, queue.clear, queue.skip):
             with pytest.raises(StorageFullError):
                 take()
@@ -100,7 +100,7 @@ print("right", len(written))
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
 def test_a_limit_of_a_files_size_is_a_want_of_room(kind, durability, tmp_path):
-    """SQLite calls it an I/O error, after which nothing would go on."""
+    """SQLite calls it an I/O error, after which no operation would succeed."""
     run(LIMITED, tmp_path / "store", kind, durability)
 
 
@@ -113,8 +113,9 @@ def run(program: str, *arguments: object) -> None:
 
 
 def frames(database: Path) -> int:
-    """How many frames SQLite's index of the log knows; by a process of its own, because closing that file
-    here would drop SQLite's locks.
+    """Return how many frames SQLite's index of the log knows.
+
+    Another process reads it, because closing that file here would drop SQLite's locks.
     """
     program = "import sys; print(int.from_bytes(open(sys.argv[1], 'rb').read(20)[16:], sys.byteorder))"
     command = [sys.executable, "-c", program, f"{database}-shm"]
@@ -122,7 +123,7 @@ def frames(database: Path) -> int:
 
 
 def fill_up(place: Path) -> Path:
-    """Leave no room for a single block."""
+    """Leave no space for a single block."""
     path = place / "ballast"
     with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
@@ -132,7 +133,7 @@ def fill_up(place: Path) -> Path:
 
 @pytest.mark.needs("root", "mount")
 def test_an_index_that_cannot_be_made_is_a_want_of_room(small_disk):
-    """SQLite's shared-memory index, 32 KiB, when nobody has the database open."""
+    """SQLite's shared-memory index has 32 KiB; no process has the database open."""
     with SQLiteQueue(small_disk / "queue") as queue:
         queue.put(1)
     ballast = fill_up(small_disk)
@@ -147,7 +148,7 @@ def test_an_index_that_cannot_be_made_is_a_want_of_room(small_disk):
 @pytest.mark.needs("root", "mount")
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_an_index_that_cannot_grow_is_a_want_of_room(durability, small_disk):
-    """It grows with the 4,063rd frame of the log."""
+    """The index grows with the 4,063rd frame of the log."""
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     with SQLiteQueue(small_disk / "queue", durability=durability) as queue:
         put: list[int | None] = []

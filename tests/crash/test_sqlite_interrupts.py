@@ -1,4 +1,7 @@
-"""An interrupt at every moment of every operation in a database: wholly or not at all; nothing is held."""
+"""An interrupt at every place of every operation in a database.
+
+The operation happens wholly or not at all, and no lock stays held.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from tests.leaks import open_below
 
 pytestmark = [
     pytest.mark.timeout(300),
-    # What is raised where a generator or a weak reference goes with its frame reaches nobody.
+    # What a generator or a weak reference raises while it is freed with its frame reaches no caller.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -30,7 +33,7 @@ HOLDERS = {0: State.DELAYED, -1: State.DONE, -2: State.FAILED, -3: State.DEAD}
 
 
 class Observer:
-    """A connection of its own, which shares nothing with what is interrupted."""
+    """A connection of its own, which shares nothing with the interrupted handle."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
@@ -57,7 +60,7 @@ class Observer:
         return dict(self._execute(f"SELECT key, value FROM pairs_{number} ORDER BY serial"))
 
     def expect_nothing_held(self) -> None:
-        """Another process could write at once."""
+        """Check that another process could write at once."""
         for end in (".lock", ".turn"):
             fd = os.open(f"{self._database}{end}", os.O_RDWR)
             try:
@@ -79,7 +82,7 @@ def bytes_of(record: Record) -> bytes:
 
 
 class Scene:
-    """A table with five records that are ready, one delayed and two claimed."""
+    """A record store with five records that are ready, one delayed and two claimed."""
 
     def __init__(
         self, place: Path, name: str, discipline: Discipline, retry: ClaimPolicy, durability: Any
@@ -169,7 +172,7 @@ def test_a_table(place, operation, discipline, retry, durability, steps):
         assert observer.records(observer.number(scene.name)) == before
         return scene
 
-    # What syncs the log closes its file by itself.
+    # The object that syncs the log closes its file by itself.
     files = CLOSING if operation is OPERATIONS["close"] else ()
     for scene, where in interruptions(prepare, operation, files=files, **steps):
         number = observer.number(scene.name)
@@ -187,7 +190,7 @@ def expect_goes_on(scene: Scene, observer: Observer, number: int, where: str) ->
     found = Counter(state for state, _ in observer.records(number).elements())
     stats = table.stats()
     assert {state: getattr(stats, state.value) for state in State if found[state]} == found, where
-    # What it knows of its claims is what there is.
+    # The claims that the store remembers are those in the database.
     assert {claim for claim in scene.claims if claim in observer.claims(number)} == observer.claims(number), (
         where
     )

@@ -26,18 +26,18 @@ KINDS = {
 
 
 def open_queue(kind: str, path: str):
-    """The queue of that kind."""
+    """Open the queue of that kind."""
     cls, options = KINDS[kind]
     return cls(path, serializer="json", durability="process", **options)
 
 
 def note(fd: int, what: str, number: int) -> None:
-    """One write, so that a line is there wholly or not at all."""
+    """Write a line in one call, so that it is there wholly or not at all."""
     os.write(fd, f"{what} {number}\n".encode())
 
 
 def produce(kind: str, path: str, log: str, numbers: range) -> None:
-    """Put the numbers, going on behind the last one that is known to be put."""
+    """Put the numbers, continuing after the last one that is known to be put."""
     done = sum(line.startswith("put") for line in read(log))
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with open_queue(kind, path) as queue:
@@ -47,7 +47,7 @@ def produce(kind: str, path: str, log: str, numbers: range) -> None:
 
 
 def consume(kind: str, path: str, log: str, finished: str) -> None:
-    """Get and acknowledge until there is nothing and the producers are done."""
+    """Get and ack until the queue is empty and the producers are done."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with open_queue(kind, path) as queue:
         while True:
@@ -63,7 +63,7 @@ def consume(kind: str, path: str, log: str, finished: str) -> None:
 
 
 def read(log: str) -> list[str]:
-    """The whole lines of a log."""
+    """Return the complete lines of a log."""
     try:
         return Path(log).read_text().splitlines()
     except FileNotFoundError:
@@ -79,14 +79,14 @@ class Team:
         self.members: dict[tuple, multiprocessing.process.BaseProcess] = {}
 
     def start(self, function, *arguments) -> None:
-        """One more."""
+        """Start one more process."""
         job = (function, *arguments)
         process = CONTEXT.Process(target=function, args=arguments)
         process.start()
         self.members[job] = process
 
     def kill_one(self) -> None:
-        """Kill any one that runs, and start it again."""
+        """Kill one of the running processes, and start it again."""
         running = [job for job, process in self.members.items() if process.is_alive()]
         if running:
             job = self.rng.choice(running)
@@ -98,7 +98,7 @@ class Team:
             self.start(*job)
 
     def wait(self, function) -> None:
-        """Until all who do this are done."""
+        """Wait until all processes that run this function are done."""
         for job, process in self.members.items():
             if job[0] is function:
                 process.join(120)
@@ -118,7 +118,7 @@ def test_killed_producers_and_consumers(tmp_path, rng, kind):
     for log in logs:
         team.start(consume, kind, path, log, finished)
     while team.kills < KILLS and any(process.is_alive() for process in team.members.values()):
-        time.sleep(rng.uniform(0.05, 0.2))  # a kill now and then is what this test is about
+        time.sleep(rng.uniform(0.05, 0.2))  # This test is about kills at random times.
         team.kill_one()
     team.wait(produce)
     Path(finished).touch()
@@ -127,7 +127,7 @@ def test_killed_producers_and_consumers(tmp_path, rng, kind):
     done = Counter(int(line.split()[1]) for log in logs for line in read(log) if line.startswith("done"))
     put = {number for numbers in ranges for number in numbers}
     assert set(got) == put, "an item that was put was lost"
-    # A put that was cut short may have happened, and is then made again; a get is repeated once for a kill.
+    # A put that was cut short may have happened, and is repeated then; a get is repeated once for each kill.
     again = sum(got.values()) - len(put)
     assert again <= team.kills
     assert max(done.values()) <= 2
@@ -139,7 +139,10 @@ def test_killed_producers_and_consumers(tmp_path, rng, kind):
 
 
 def take_until_killed(path: str, says: int) -> None:
-    """Get with ``auto_commit``, and say what was got. Ends where nothing is left: it may run far ahead."""
+    """Get with ``auto_commit``, and write what was got, until the queue is empty.
+
+    The process may run far ahead of its reader.
+    """
     with SQLiteQueue(path, serializer="json", durability="process") as queue:
         while not queue.empty():
             note(says, "got", queue.get())
@@ -148,7 +151,7 @@ def take_until_killed(path: str, says: int) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.timeout(60)
 def test_with_auto_commit_a_kill_loses_at_most_the_item_in_get(tmp_path, rng):
-    """And delivers nothing again."""
+    """Nothing is delivered again."""
     path, count, kills = str(tmp_path / "q"), 4000, 25
     with SQLiteQueue(path, serializer="json", durability="process") as queue:
         queue.put_many(range(count))
@@ -172,7 +175,7 @@ def test_with_auto_commit_a_kill_loses_at_most_the_item_in_get(tmp_path, rng):
         with SQLiteQueue(path, serializer="json", durability="process") as queue:
             left = list(queue.items())
             assert queue.qsize() == len(left)
-        # In order: what was got, then at most one that was in get(), then what waits.
+        # In order: the items got, then at most one that was in get(), then the ready ones.
         assert left == list(range(count - len(left), count))
         assert len(got) + lost <= count - len(left) <= len(got) + lost + 1
         lost = count - len(left) - len(got)

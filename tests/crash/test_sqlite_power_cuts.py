@@ -20,7 +20,7 @@ from tests.crash.images import IDS, KINDS, image
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
 
 
-# The numbers of one worker; the next one's come behind them.
+# The numbers of one worker; those of the next one follow.
 EACH = 1_000_000
 
 
@@ -35,11 +35,11 @@ class Account:
         self.pending: dict[int, str] = {}
 
     def next_number(self, worker: int) -> int:
-        """The first that this worker has not tried."""
+        """Return the first number that this worker has not tried."""
         return max((number for number in self.tried if number // EACH == worker), default=worker * EACH) + 1
 
     def hear(self, worker: int, text: str) -> int:
-        """Take in what was said; how many whole lines there were."""
+        """Record what was said; return the number of complete lines."""
         *lines, self.pending[worker] = (self.pending.get(worker, "") + text).split("\n")
         books = {"try": self.tried, "put": self.put, "settle": self.may_be_gone, "settled": self.gone}
         for line in lines:
@@ -48,7 +48,7 @@ class Account:
         return len(lines)
 
     def check(self, left: list[int], power: bool) -> None:
-        """What must be there after a cut."""
+        """Check what must be there after a cut."""
         stored = set(left)
         assert len(left) == len(stored), "an item twice"
         for worker in {number // EACH for number in stored}:
@@ -59,10 +59,10 @@ class Account:
             assert not stored & self.gone, "an acknowledged item came back"
             assert self.put - self.may_be_gone <= stored, "an item whose put returned was lost"
         else:
-            # A prefix of what was done: no item is missing before one that is there.
+            # The items are a prefix of the puts: none is missing before one that is there.
             before = {number for number in self.put - self.may_be_gone if number < max(stored, default=0)}
             assert before <= stored, "an item was lost before one that was kept"
-        # What is not there now was gone or never there; what is there was not acknowledged.
+        # A missing item was removed or never put; a present one was not acked.
         self.put = set(stored)
         self.tried |= stored
         self.gone -= stored
@@ -71,7 +71,7 @@ class Account:
 
 
 def live(account: Account, rng, path: str, count: int, durability: str) -> list[subprocess.Popen[bytes]]:
-    """Workers, stopped at some moment."""
+    """Run workers and stop them at a random time."""
     command = [sys.executable, "-m", "tests.crash.sqlite_worker", path]
     workers = [
         subprocess.Popen(
@@ -95,7 +95,7 @@ def live(account: Account, rng, path: str, count: int, durability: str) -> list[
 
 
 def bury(account: Account, number: int, worker) -> None:
-    """Hear what it had still said, and kill it."""
+    """Read what the worker had still said, and kill it."""
     worker.kill()
     account.hear(number, worker.stdout.read().decode())
     worker.stdout.close()
@@ -112,7 +112,9 @@ def cut_again_and_again(
     quick: bool = False,
     workers: int = 1,
 ) -> int:
-    """:param quick: let the workers sync nothing.
+    """Cut the power again and again under one queue.
+
+    :param quick: let the workers sync nothing.
     :return: how many items were seen after the cuts.
     """
     worked = "process" if quick else durability
@@ -143,7 +145,7 @@ def test_what_returned_survives_a_power_cut(kind, options, rng, tmp_path):
 
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_what_returned_to_any_of_several_processes_survives_a_power_cut(kind, options, rng, tmp_path):
-    """They commit in turn, and sync side by side."""
+    """The processes commit in turn, and sync side by side."""
     assert cut_again_and_again(rng, tmp_path, kind, options, 10, "power", workers=4) > 10
 
 

@@ -1,4 +1,4 @@
-"""A database's files are removed or replaced while it is open: no write is reported that is nowhere."""
+"""A database's files are removed or replaced while it is open: no lost write is reported as stored."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rename(place: Path) -> None:
 
 
 def restore(place: Path) -> None:
-    """As from a backup: another file of the same content, without a log."""
+    """Restore a backup: another file of the same content, without a log."""
     shutil.copy(place / "data.db", place / "copy")
     for path in place.glob("data.db*"):
         path.unlink()
@@ -51,7 +51,7 @@ def restore(place: Path) -> None:
 
 
 def clean(name: str) -> Callable[[Path], None]:
-    """What a cleaner does that takes it for left over."""
+    """Remove the lock files, as a cleaner does that takes them for left over."""
     return lambda place: (place / name).unlink()
 
 
@@ -70,7 +70,7 @@ def write_until(store: Any, deadline: float) -> None:
 
 
 def expect_refused(store: Any, durability: str) -> None:
-    """At the level of power cuts at once; otherwise when the turn for writing ends, which is 4 ms."""
+    """Expect the refusal at once at "power"; at "process" when the turn ends, after 4 ms."""
     deadline = time.monotonic() + (0.0 if durability == "power" else 5.0)
     with pytest.raises(StoreReplacedError):
         write_until(store, deadline)
@@ -87,7 +87,7 @@ def test_the_old_object_is_refused_and_the_new_one_is_right(kind, action, durabi
     old = kind(place, durability=durability)
     write(old, 1)
     if action is restore:
-        old.close()  # so that all of it is in the file
+        old.close()  # so that everything is in the database file
         old = kind(place, durability=durability)
     action(place)
     expect_refused(old, durability)
@@ -137,7 +137,7 @@ def test_closing_tells_of_it_once(kind, tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_put_looks_at_the_directory_alone_as_long_as_nothing_changes_in_it(kind, tmp_path, monkeypatch):
-    """And at every file after any change in it, also after a long quiet time."""
+    """After any change in the directory, or a long quiet time, a put checks every file again."""
     place = tmp_path / "store"
     with kind(place) as store:
         write(store, 1)
@@ -176,7 +176,7 @@ def test_a_holders_file_of_another_store_stays(tmp_path):
 @pytest.mark.parametrize("forked", [False, True])
 @pytest.mark.parametrize("call", ["put", "ack", "nack"])
 def test_a_holder_whose_file_a_cleaner_removed_is_told(call, forked, tmp_path):
-    """Before it writes anything, because the others take it for dead."""
+    """It is told before it writes, because other processes take it for dead."""
     place = tmp_path / "store"
     with SQLiteAckQueue(place) as old:
         old.put_many([1, 2])
@@ -184,7 +184,7 @@ def test_a_holder_whose_file_a_cleaner_removed_is_told(call, forked, tmp_path):
         if forked:
             pid = os.fork()
             if not pid:
-                os._exit(0)  # the parent connects anew
+                os._exit(0)  # the parent connects again
             assert os.waitpid(pid, 0)[1] == 0
             old.put(3)
         next(place.glob("*.holder-*")).unlink()
@@ -216,7 +216,7 @@ def test_a_child_does_not_watch_its_parents_holder(tmp_path):
 
 
 def test_a_refusal_of_a_lost_database_leaves_its_log(tmp_path):
-    """What the message says can be done: the database is put back, and everything is there."""
+    """The message's advice works: after the database is put back, every item is there."""
     program = (
         "import os, sys, persistcoll\n"
         "queue = persistcoll.SQLiteQueue(sys.argv[1])\n"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.needs("strace")
 
-# It writes a mark before each operation. What is set up comes under the mark "else".
+# The program writes a mark before each operation. Its preparations come under the mark "else".
 OPERATIONS = """
 import os, subprocess, sys, threading, time
 from persistcoll import Empty, SQLiteAckQueue, SQLiteQueue
@@ -116,7 +116,7 @@ count("last close", acked.close)
 
 
 def strace(path: Path, durability: str) -> dict[str, list[int]]:
-    """For each mark, the syncs behind it, each time."""
+    """Return for each mark the numbers of syncs that follow it."""
     log, script = path / "log", path / "operations.py"
     script.write_text(OPERATIONS)
     program = shutil.which("strace")
@@ -148,7 +148,7 @@ def process(tmp_path_factory):
     return strace(tmp_path_factory.mktemp("process"), "process")
 
 
-# As the rows of the table in docs/how-to/sqlite.rst begin; what is counted for it; syncs.
+# How the rows of the table in docs/how-to/sqlite.rst begin, the marks counted for each, and the syncs.
 ROWS = [
     ("``put``, ``put_many`` of any number of items", ["put", "put_many"], 1),
     ("``get`` with ``auto_commit``", ["get"], 1),

@@ -1,7 +1,7 @@
 """A sync that failed, and what syncs cost.
 
-After a failed sync nothing goes on: the descriptor is never synced again, the queue refuses until it is
-opened again, and what the page cache shows is then written into a new file.
+After a failed sync the queue never syncs the descriptor again, and refuses every call until it is opened
+again. The next opening writes what the page cache shows into a new file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def test_a_failed_sync_poisons_the_queue(error, durability, tmp_path):
     queue.put(numbered(1))
     fault = disk.fail("sync", error=error, path="q00000")
     if durability == "process":
-        queue.put(numbered(2))  # unsynced; the next one changes the chunk, which syncs
+        queue.put(numbered(2))  # unsynced; the next put changes the chunk, which syncs
     with pytest.raises(StorageError) as caught:
         queue.put(numbered(3))
     assert fault.fired
@@ -63,7 +63,7 @@ def test_a_failed_sync_poisons_the_queue(error, durability, tmp_path):
     queue.close()
     assert disk.calls["sync"] == before, "a descriptor was synced after its sync had failed"
     with opened(path) as again:
-        # What the page cache shows may not be on the device: only a new file is to be trusted.
+        # What the page cache shows may not be on the device, so the queue trusts only a new file.
         assert os.stat(path / "q00000").st_ino != chunk
         delivered = drain(again)
         assert delivered in ([1], [1, 2], [1, 3]), delivered
@@ -73,7 +73,7 @@ def test_a_failed_sync_poisons_the_queue(error, durability, tmp_path):
 
 @pytest.mark.parametrize("model", ["ext4", "strict", "weak"])
 def test_a_failed_sync_that_lost_the_data_and_then_a_power_cut(model, tmp_path):
-    """The page cache shows what the device never got; the next sync says that all is well."""
+    """The page cache shows what the device never got, and the next sync succeeds all the same."""
     crash = CrashDisk(str(tmp_path / "store"))
     disk = FaultyDisk(crash)
     path = os.path.join(crash.directory, "queue")
@@ -115,7 +115,7 @@ def test_the_sync_of_the_cursor_fails(times, tmp_path):
         assert drain(again) in ([1, 2], [2])
 
 
-# --- what things cost
+# What things cost.
 
 
 def spent(disk: FaultyDisk, action) -> dict[str, int]:
@@ -155,7 +155,7 @@ def test_calls_at_process(tmp_path):
 
 
 def test_those_who_come_during_a_sync_share_the_next_one(tmp_path):
-    """Eight threads: one syncs; seven come meanwhile; one more write and one more sync serve them all."""
+    """Eight threads: one syncs, and the seven that come meanwhile share one more write and one more sync."""
     disk = FaultyDisk(quick_disk())
     with opened(tmp_path / "queue", disk) as queue:
         queue.put(numbered(100))
@@ -200,7 +200,7 @@ def test_group_commit_needs_fewer_syncs_than_puts(tmp_path):
                 appended.notify_all()
 
         def slow(fd: int) -> None:
-            # As long as it takes for another thread to append; a device's sync takes longer.
+            # Long enough for another thread to append; a device's sync takes longer.
             with appended:
                 seen = writes[0]
                 appended.wait_for(lambda: writes[0] > seen or writes[0] == 400, timeout=0.02)

@@ -1,4 +1,4 @@
-"""One file and the syncs of it: what happens to it while a thread syncs."""
+"""One file and its syncs: what happens to the file while a thread syncs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def begun(call) -> threading.Thread:
 
 
 class Held:
-    """Holds the next sync of the disk until it is let go."""
+    """Holds the next sync of the disk until the test releases it."""
 
     def __init__(self, disk: FaultyDisk) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
@@ -50,7 +50,7 @@ class Held:
 
 
 def test_a_file_that_is_replaced_stays_open_until_its_sync_has_ended(disk, synced, tmp_path):
-    """Its descriptor's number could otherwise come back as another file, and that one would be synced."""
+    """Otherwise another file could get its descriptor's number, and would be synced instead."""
     synced.written = 1
     held = Held(disk)
     thread = begun(lambda: synced.sync(1))
@@ -64,7 +64,7 @@ def test_a_file_that_is_replaced_stays_open_until_its_sync_has_ended(disk, synce
 
 
 def test_a_thread_that_waits_for_a_failed_sync_gets_the_error(disk, synced):
-    """The kernel reports it once, so no other sync of the descriptor may begin before that one is judged."""
+    """The kernel reports the error once, so no second sync may begin before the first one is evaluated."""
     synced.written = 1
     held = Held(disk)
     fault = disk.fail("sync", at=1)

@@ -1,7 +1,7 @@
 """Every call to the operating system fails once, in every operation of every container.
 
-The law: the operation succeeds or raises a ``PersistcollError``. After either, no descriptor stays open and
-no lock stays held, a fresh opening is right, and it holds what returned.
+The law: the operation succeeds or raises a ``PersistcollError``. After either, no descriptor stays open, no
+lock stays held, and a new handle finds what returned.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ ERRORS = [
     errno.ELOOP,
     errno.ENAMETOOLONG,
 ]
-# What looks at files without a Disk, and what a Disk offers beside CALLS.
+# Calls that read files without a Disk, and what a Disk offers beside CALLS.
 OUTSIDE = ("stat", "lstat", "listdir", "getcwd")
-# Trials of an operation, but for the exhaustive form.
+# Trials of an operation, except in the exhaustive form.
 MOST = 8
 ALSO = ("size", "status", *OUTSIDE)
 REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in OUTSIDE}
 
 
 class EveryCall(FaultyDisk):
-    """A :class:`FaultyDisk` through which the whole process looks at files while it is in force."""
+    """A :class:`FaultyDisk` that also replaces the functions of :mod:`os` that read files."""
 
     def __init__(self) -> None:
         disk: Any = quick_disk()
@@ -79,7 +79,7 @@ class Kind(NamedTuple):
     durability: str
     operations: dict[str, Callable[[Any], object]]
     looks: bool = False
-    """The object under trial is opened with ``read_only=True``."""
+    """Whether the container under test is opened with ``read_only=True``."""
 
     @property
     def all_operations(self) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ def place() -> Iterator[Path]:
 
 
 def descriptors() -> set[str]:
-    """Numbers and targets, but for the one that lists them."""
+    """Return numbers and targets of the open descriptors, without the one that lists them."""
     found = set()
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         with contextlib.suppress(OSError):
@@ -263,7 +263,7 @@ class Trial:
         self.left = descriptors() - before
 
     def _run(self) -> bool:
-        """Whether the store took another item afterwards."""
+        """Run the operation; tell whether the store took another item afterwards."""
         if self.operation in ("create", "open"):
             store = self._armed(lambda: self.kind.open(self.path, self.disk))
         else:
@@ -274,7 +274,7 @@ class Trial:
                 self._armed(store.close)
             else:
                 self._armed(lambda: self.kind.operations[self.operation](store))
-                # By a failed call to let go it may be kept until the store is closed.
+                # If the call that releases a lock fails, the lock may be kept until the store is closed.
                 if self.kind.make is not Queue and (self.fault is None or self.fault.call != "flock"):
                     assert not locks_held(self.path), "a lock is kept"
         if store is None or self.operation == "close":
@@ -314,7 +314,7 @@ class Trial:
 
 
 def trials(kind: Kind, place: Path, operation: str, choose: Callable[[list[Fault]], list[Fault]]) -> int:
-    """Run one operation with each of the chosen faults; how many there were."""
+    """Run one operation with each of the chosen faults; return how many there were."""
     template = place / "template"
     if not template.exists():
         kind.begin(template)
@@ -342,7 +342,7 @@ def trials(kind: Kind, place: Path, operation: str, choose: Callable[[list[Fault
 @pytest.mark.skipif(os.name != "posix", reason="looks at descriptors and locks")
 @pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
 def test_any_call_fails_in_any_operation(kind, place, rng):
-    """At random places of each operation, with one error number each, of which all come in turn."""
+    """Faults at random places of each operation, with one error number each, of which all come in turn."""
     errors = [*ERRORS]
     rng.shuffle(errors)
 

@@ -1,4 +1,4 @@
-"""A disk that leaves out what a rule of the journal needs: for tests of the tests."""
+"""A disk that omits what a rule of the journal needs: for tests of the tests."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ __all__ = ["UnsyncedDisk"]
 
 
 class UnsyncedDisk(Disk):
-    """Passes everything on, except the syncs that it was told to leave out.
+    """Passes every call on, except the syncs that it was told to omit.
 
     :param sync: files whose sync does nothing, by a pattern of the name that they were opened with.
     :param names_of: the sync of a directory does nothing while the last rename in it was to a name of this
         pattern.
-    :param flags: taken away from those of every ``open``.
-    :ivar omissions: how often something was left out. A test that asserts this knows that the rule was
-        broken.
+    :param flags: removed from the flags of every ``open``.
+    :ivar omissions: how often something was omitted. A test that asserts this knows that the rule was broken.
     """
 
     def __init__(self, disk: Disk, *, sync: str = "", names_of: str = "", flags: int = 0) -> None:
-        # Not Disk.__init__: every attribute that it makes is made here.
+        # Disk.__init__ is not called, because this method makes every attribute that it would make.
         self._disk = disk
         self._unsynced, self._unnamed, self._flags = sync, names_of, flags
         self._paths: dict[int, str] = {}

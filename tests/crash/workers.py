@@ -1,11 +1,11 @@
 """Processes that work on a queue until they are killed: ``python -m tests.crash.workers``.
 
-Another module may be such a server as well: it calls :func:`serve` with its own function.
+Another module may be a server too: it calls :func:`serve` with a function of its own.
 
-The server reads one JSON line per life from standard input, forks a worker for it (cheap, as everything is
-imported) and answers with the worker's process id, then with ``ended``. What a worker asks and what was
-answered goes as lines into the pipe whose descriptor the server was started with; each line is one write,
-so that a kill loses none that was said.
+The server reads one JSON line per run from standard input, forks a worker for it (which is cheap, because
+everything is imported) and answers with the worker's process id. What a worker asks and what was answered
+goes as lines into the pipe whose descriptor the server was started with. Each line is one write, so a kill
+loses no line.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _DEADLINE = 60.0
 
 
 def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
-    """One life: open, then put and get at random until somebody ends it.
+    """Do one run: open, then put and get at random until the process is killed.
 
     ``role``: ``"put"``, ``"get"`` or ``"both"``. ``first``: the first number to put.
     """
     rng = random.Random(order["seed"])
     options = {name: order[name] for name in ("durability", "autosave", "chunksize") if name in order}
     disk = None
-    if order.get("quick"):  # killed, not cut off from power: the page cache survives
+    if order.get("quick"):  # The worker is killed and its power is not cut, so the page cache survives.
         disk = Disk()
         disk.sync = lambda fd: None
         disk.sync_directory = lambda path: None
@@ -48,7 +48,7 @@ def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
     scribe = Scribe(queue, say, order["first"])
     say("open")
     role = order["role"]
-    patience = 1.0 if role == "get" else 0.0  # alone, nobody else puts
+    patience = 1.0 if role == "get" else 0.0  # a lone worker gets no puts of others
     while True:
         verb = rng.randrange(10)
         if role == "put" or (role == "both" and verb < 5):
@@ -59,7 +59,7 @@ def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
             continue
         try:
             if options.get("autosave"):
-                # Which one it will be is known only from the answer: the one after the last.
+                # Only the answer says which item it is: the one after the last.
                 say("ask get 0 0")
                 number = number_of(queue.get(timeout=patience))
                 say(f"ok get {number} {number}")
@@ -76,8 +76,8 @@ def tell(pipe: int, name: str, said: str) -> None:
 
 
 def serve(pipe: int, work: Callable[[Callable[[str], object], dict[str, Any]], None]) -> None:
-    """Answer orders; ``work`` is one life, given what to say with, and its order."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that nobody has to wait for them
+    """Answer orders. ``work`` does one run; it gets a function to say something with, and its order."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no process has to wait for the workers
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()
@@ -85,7 +85,7 @@ def serve(pipe: int, work: Callable[[Callable[[str], object], dict[str, Any]], N
             sys.stdin.close()
             try:
                 work(functools.partial(tell, pipe, order["name"]), order)
-            except BaseException as error:  # tell the parent, whose test it fails
+            except BaseException as error:  # the test in the parent fails with it
                 tell(pipe, order["name"], f"error {type(error).__name__}: {error}")
             finally:
                 os._exit(1)
@@ -94,7 +94,7 @@ def serve(pipe: int, work: Callable[[Callable[[str], object], dict[str, Any]], N
 
 
 class Life:
-    """A worker."""
+    """One run of a worker."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -105,9 +105,9 @@ class Life:
 
 
 class Server:
-    """The server, from the side of the test.
+    """The server, as the test sees it.
 
-    :param module: the one to run.
+    :param module: the module to run.
     """
 
     def __init__(self, module: str = "tests.crash.workers") -> None:
@@ -132,7 +132,7 @@ class Server:
         return Life(json.loads(self._process.stdout.readline())["pid"])
 
     def lines(self, seconds: float) -> list[tuple[str, str]]:
-        """Names and lines that came within so long: as soon as there are any, all that are there."""
+        """Wait for lines up to so many seconds; return all that are there, with their names."""
         if not select.select([self._pipe], [], [], seconds)[0]:
             return []
         *whole, self._rest = (self._rest + os.read(self._pipe, 1 << 16)).split(b"\n")
@@ -140,13 +140,14 @@ class Server:
         return [(name, said) for name, _, said in pairs]
 
     def bury(self, lives: list[Life]) -> list[tuple[str, str]]:
-        """Kill them, wait until they are gone, and return what they said last."""
+        """Kill the workers, wait for their end, and return what they said last."""
         for life in lives:
             life.kill()
         deadline = time.monotonic() + _DEADLINE
         said = []
         for life in lives:
-            # They are the server's children, which ignores them: gone when there is no such process.
+            # The workers are children of the server, which ignores them: a worker has ended when /proc lacks
+            # it.
             while os.path.exists(f"/proc/{life.pid}"):
                 said += self.lines(0.0005)
                 assert time.monotonic() < deadline, f"process {life.pid} does not end"

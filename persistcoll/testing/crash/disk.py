@@ -1,10 +1,11 @@
-"""A disk that records, so that a power cut can be tried at every step.
+"""A disk that records, so that a test can cut the power at every step.
 
-It passes every call on to the real file system. From the trace of the operations the states that a
-power cut may leave are enumerated; :mod:`persistcoll.testing.crash.states` describes the three models, and
-:func:`persistcoll.testing.crash.explore.explore` opens a store on every state.
+The disk passes every call on to the real file system and records a trace of the operations. From the trace it
+enumerates the states that a power cut may leave. :mod:`persistcoll.testing.crash.states` describes the three
+models, and :func:`persistcoll.testing.crash.explore.explore` opens a store on every state.
 
-The recorder sees one process, and only what goes through it: :meth:`CrashDisk.verify` notices the rest.
+The disk sees one process, and in it only the calls that go through the disk. :meth:`CrashDisk.verify` notices
+every other change.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 class CrashDisk(Disk):
-    r"""A :class:`Disk` that passes every call on and remembers those that change something.
+    r"""A :class:`Disk` that passes every call on, and records those that change something.
 
-    What is in ``directory`` at the start counts as durable, and the directory itself as existing.
-    Outside of it only reading and ``sync_directory`` are allowed. Several threads may use it: calls
-    that change something happen one after the other. Symbolic and hard links, and renames of
-    directories, are not modelled.
+    What ``directory`` holds at the start counts as durable, and the directory itself as existing. Outside of
+    it only reading and ``sync_directory`` are allowed. Several threads may use the disk: it does calls that
+    change something one after the other. It does not model symbolic and hard links, nor renames of
+    directories.
 
     :param directory: made if it is missing.
-    :param disk: what really does it (a :class:`FaultyDisk`, say); a call that raises is not recorded.
+    :param disk: the disk that does the work, such as a :class:`FaultyDisk`. A call that raises is not
+        recorded.
 
-    A record that was appended and not synced may be gone, torn, or zeros; synced, it is there:
+    A record that was appended and not synced may be missing, torn, or zeros. After a sync it is there:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -54,7 +56,7 @@ class CrashDisk(Disk):
     """
 
     def __init__(self, directory: str, disk: Disk | None = None) -> None:
-        # Not Disk.__init__: every attribute that it makes is made here.
+        # Disk.__init__ is not called, because this method makes every attribute that it would make.
         os.makedirs(directory, 0o700, exist_ok=True)
         self.directory = os.path.abspath(directory)
         self._roots = tuple({self.directory + os.sep, os.path.realpath(directory) + os.sep})
@@ -87,27 +89,28 @@ class CrashDisk(Disk):
 
     @property
     def trace(self) -> tuple[Operation, ...]:
-        """What was recorded so far."""
+        """The operations recorded so far."""
         return tuple(self._operations)
 
     def mark(self, label: str) -> None:
         """Put a labelled point into the trace, such as ``"put 3 returned"``.
 
-        A cut after an operation counts as a cut after the marks that follow it too: no later moment
-        promises more, and none leaves another state.
+        A cut after an operation counts as a cut after the marks that follow it too: they promise the most,
+        and the files are the same.
         """
         with self._lock:
             self._marks.append((len(self._operations), label))
 
     def states(self, model: Model = "strict", *, limit: int = 64, seed: int = 0) -> Iterator[CrashState]:
-        """The states that a power cut after each step may leave, without repetition, in a fixed order.
+        """Give the states that a power cut after each step may leave, without repetition, in a fixed order.
 
         Two cuts that leave the same files are two states only if a mark lies between them.
 
-        :param limit: up to so many combinations at one cut are tried exhaustively; of more, this many
-            are taken: all kept, all lost, single ones lost or kept, the newest damaged, and some at
+        :param limit: the number of combinations at one cut up to which all are tried. Of a larger number this
+            many are taken: all kept, all lost, single ones lost or kept, the newest damaged, and some at
             random.
-        :param seed: for those, for where writes tear, and for noise. Equal seeds give equal states.
+        :param seed: decides the random combinations, the places where writes tear, and noise. Equal seeds
+            give equal states.
         :raises ValueError: for an unknown model, or a ``limit`` below 2.
         """
         return crash_states(self.trace, *self._initial, tuple(self._marks), model, limit, seed)
@@ -115,7 +118,8 @@ class CrashDisk(Disk):
     def verify(self) -> None:
         """Compare the directory with the trace.
 
-        :raises RuntimeError: if it was changed by other means than this disk: the states would be wrong.
+        :raises RuntimeError: if the directory was changed by other means than this disk, because the states
+            would be wrong.
         """
         image = Image(*self._initial)
         for index, operation in enumerate(self.trace):
@@ -128,10 +132,10 @@ class CrashDisk(Disk):
             raise RuntimeError(f"changed by other means than the disk that records: {names}")
 
     def lose(self, fd: int) -> None:
-        """Record that a sync of ``fd`` failed and the operating system gave the unsynced data up.
+        """Record that a sync of ``fd`` failed and the operating system discarded the unsynced data.
 
-        It stays readable and may or may not be on the device, and no later sync, though it succeeds,
-        makes it certain. That is how ext4 and xfs fail (see :mod:`persistcoll.testing.faults`).
+        The data stays readable and may or may not be on the device. A later sync that succeeds does not
+        change that. This is how ext4 and xfs fail (see :mod:`persistcoll.testing.faults`).
         """
         self._record("lose", fd)
 
@@ -167,7 +171,7 @@ class CrashDisk(Disk):
         with self._lock:
             before = os.fstat(fd).st_size
             self._disk.reserve(fd, length)
-            after = os.fstat(fd).st_size  # unchanged where the platform reserves nothing
+            after = os.fstat(fd).st_size  # The size is unchanged where the platform reserves nothing.
             if after > before:
                 self._record("reserve", fd, after)
 
@@ -180,7 +184,7 @@ class CrashDisk(Disk):
         with self._lock:
             count = self._disk.write(fd, data)
             if count:
-                end = os.lseek(fd, 0, os.SEEK_CUR)  # right with O_APPEND and without
+                end = os.lseek(fd, 0, os.SEEK_CUR)  # The position is right with O_APPEND and without.
                 self._record("write", fd, end - count, bytes(data[:count]))
             return count
 

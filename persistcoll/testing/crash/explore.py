@@ -1,8 +1,8 @@
-"""Every state that a power cut may leave, tried: :func:`explore`.
+"""The search through every state that a power cut may leave: :func:`explore`.
 
-A workload runs once; each state is written to a fresh directory and the store under test is opened
-there. This finds a missing sync in milliseconds, and also where the file system at hand would have
-forgiven it.
+A workload runs once. Each state is written to a fresh directory, and the store under test is opened there.
+The search finds a missing sync in milliseconds, even one that the file system of the test machine would
+forgive.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Violation:
 
 @dataclass
 class Exploration:
-    """What :func:`explore` found. ``str()`` of it is fit for an assertion's message."""
+    """What :func:`explore` found. Its ``str()`` is fit for an assertion's message."""
 
     model: Model
     operations: int
-    """Length of the workload's trace."""
+    """The length of the workload's trace."""
     states: int = 0
-    """States of the workload that were checked."""
+    """How many states of the workload were checked."""
     recoveries: int = 0
-    """Further states checked, left by power cuts during recovery."""
+    """How many further states were checked, left by power cuts during recovery."""
     violations: list[Violation] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -63,16 +63,16 @@ def explore(
     recovery_limit: int = 8,
     seed: int = 0,
 ) -> Exploration:
-    """Run ``workload`` once and ``check`` every state that a power cut during it may leave.
+    """Run ``workload`` once, and ``check`` every state that a power cut during it may leave.
 
-    :param workload: called with a :class:`CrashDisk`; ``disk.directory`` is empty and its own. Keep it
-        below some 300 operations.
-    :param check: called with the state and a directory that holds it, which it may change. Any exception
-        is a violation: ``AssertionError``, or what the store raised.
-    :param directory: where to work, best in memory; ``None`` for the system's temporary directory.
-    :param recover: called with a :class:`CrashDisk` on each state, to open the store and close it; the
-        states that a power cut during *that* may leave are checked too. Their ``marks`` begin with
-        the workload's.
+    :param workload: called with a :class:`CrashDisk` whose ``directory`` is empty and used by nothing else.
+        Keep the workload below some 300 operations.
+    :param check: called with the state and a directory that holds it, which it may change. Any exception is a
+        violation: an ``AssertionError``, or what the store raised.
+    :param directory: the directory to work in, best in memory; ``None`` for the system's temporary directory.
+    :param recover: called with a :class:`CrashDisk` on each state, to open the store and close it. The states
+        that a power cut during *recovery* may leave are checked too. Their ``marks`` begin with the
+        workload's.
     :param limit: combinations at one cut; see :meth:`CrashDisk.states`.
     :param recovery_limit: the same for cuts during recovery.
     :raises RuntimeError: if the workload changed files by other means than the disk.

@@ -1,8 +1,8 @@
 """The recorded file system after a prefix of a trace: what is certain in it, and what is pending.
 
-An operation is *certain* once a sync promised it, *pending* until then; a pending operation has a
-:class:`Fate`. Files are followed by inode, never by name, so that a rename, an unlinked open file and
-two descriptors on one file come out right.
+An operation is *certain* once a sync has promised it, and *pending* before. A pending operation has a
+:class:`Fate`. The model follows files by inode, never by name, because a file may be renamed, or unlinked
+while it is open, and two descriptors may share a file.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ __all__ = [
 ]
 
 Model = Literal["ext4", "strict", "weak"]
-"""How much a power cut may take; :mod:`persistcoll.testing.crash.states` says what."""
+"""How much a power cut may take; :mod:`persistcoll.testing.crash.states` describes the models."""
 
 
 class Operation(NamedTuple):
     """One recorded operation. Names are relative to the recorded directory, with ``/``."""
 
     kind: str
-    """``create write truncate reserve sync lose replace unlink mkdir sync_directory``"""
+    """One of ``create write truncate reserve sync lose replace unlink mkdir sync_directory``."""
     path: str
     inode: int = 0
     target: str = ""
     """The new name, for ``replace``."""
     offset: int = 0
-    """Where a write starts; the new length in bytes for ``truncate`` and ``reserve``."""
+    """The offset of a write, or the new length for ``truncate`` and ``reserve``, in bytes."""
     data: bytes = b""
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class CrashState:
-    """What a power cut left.
+    """The files that a power cut left.
 
     ``str(state)`` names the cut: the operation after which the power failed, and what did not survive.
 
@@ -71,7 +71,7 @@ class CrashState:
     """
 
     step: int
-    """Operations done when the power failed; 0 is before the first."""
+    """The number of operations before the power cut; 0 is before the first."""
     description: str
     files: dict[str, bytes]
     """The contents by relative name."""
@@ -80,7 +80,7 @@ class CrashState:
     directories: tuple[str, ...] = ()
     """Relative names, parents first."""
     digest: bytes = field(default=b"", repr=False)
-    """Equal for states of equal directories, files and contents."""
+    """A digest that is equal for states with equal directories, files and contents."""
 
     def __str__(self) -> str:
         return self.description
@@ -89,7 +89,7 @@ class CrashState:
         """Write the state's files (0600) and directories (0700) into ``directory``.
 
         :param directory: made if it is missing, and otherwise expected to be empty.
-        :raises FileExistsError: if something of the state's is there already.
+        :raises FileExistsError: if one of the state's files exists already.
         """
         os.makedirs(directory, 0o700, exist_ok=True)
         for name in self.directories:
@@ -104,7 +104,7 @@ class CrashState:
 class Fate(NamedTuple):
     kind: str
     at: int = 0
-    """In bytes from the write's start: where what really arrived ends (``tail``: where it starts)."""
+    """Bytes from the write's start to the end of what arrived (for ``tail``: to its start)."""
 
 
 KEPT, LOST, ZEROS = Fate("kept"), Fate("lost"), Fate("zeros")
@@ -112,7 +112,7 @@ _NAMES = frozenset({"create", "replace", "unlink", "mkdir"})
 
 
 class Entry:
-    """An operation of the trace that is not folded into the certain state yet."""
+    """An operation of the trace that is not yet folded into the certain state."""
 
     __slots__ = ("certain", "index", "operation", "stuck")
 
@@ -120,12 +120,12 @@ class Entry:
         self.index = index
         self.operation = operation
         self.certain = False
-        # A failed sync marks the pages clean: no later sync writes them.
+        # A failed sync marks the pages clean, so no later sync writes them.
         self.stuck = False
 
 
 class File:
-    """What is known of one file's content: what is sure, and what is still on its way."""
+    """One file's content: the certain bytes, and the pending operations on them."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.base = content
@@ -143,9 +143,9 @@ class Image:
         self.names = dict(names)
         self.directories = set(directories)
         self.files = {inode: File(content) for inode, content in contents.items()}
-        self.entries: list[Entry] = []  # of names
-        # ext4: the inodes and directories whose metadata the running transaction changed. A sync of
-        # anything else commits nothing (fdatasync after an overwrite in place is the usual case).
+        self.entries: list[Entry] = []  # operations on names
+        # ext4: the inodes and directories whose metadata the running transaction changed. A sync of any other
+        # inode commits nothing; fdatasync after an overwrite in place is the usual case.
         self._dirty: set[int | str] = set()
 
     def advance(self, index: int, operation: Operation, model: Model) -> None:
@@ -183,7 +183,7 @@ class Image:
                 file.size = end
 
     def everything(self) -> tuple[dict[str, bytes], set[str]]:
-        """The files and directories as the running system sees them."""
+        """Return the files and directories as the running system sees them."""
         names, directories = dict(self.names), set(self.directories)
         for entry in self.entries:
             apply_name(names, directories, entry.operation)
@@ -216,13 +216,13 @@ class Image:
 
 
 def apply_name(names: dict[str, int], directories: set[str], operation: Operation) -> None:
-    """Do to ``names`` and ``directories`` what a name operation does."""
+    """Apply a name operation to ``names`` and ``directories``."""
     kind, path, inode = operation.kind, operation.path, operation.inode
     if kind == "mkdir":
         directories.add(path)
     elif kind == "create":
         names[path] = inode
-    else:  # Whatever else has the name meanwhile (an operation between was lost) is left alone.
+    else:  # An operation in between may be lost, so another inode may have the name. It keeps it.
         if names.get(path) == inode:
             del names[path]
         if kind == "replace":
@@ -232,7 +232,7 @@ def apply_name(names: dict[str, int], directories: set[str], operation: Operatio
 def content_of(
     base: bytes, entries: Sequence[Entry], fates: dict[int, Fate], junk: dict[tuple[int, str], bytes]
 ) -> bytes:
-    """``base`` after those entries, each with the fate that the power cut gave it."""
+    """Return ``base`` after those entries, each with the fate that the power cut gave it."""
     content = bytearray(base)
     floor = len(base)
     for entry in entries:
@@ -254,7 +254,7 @@ def content_of(
             start, data = start + fate.at, data[fate.at :]
         elif fate.kind != "kept":
             fill = junk.get((entry.index, fate.kind)) or bytes(len(data))
-            # What was there for certain is overwritten or not; only new blocks can be something else.
+            # A certain byte is overwritten or keeps its value; only new blocks may hold anything else.
             old = bytes(content[start + fate.at : floor])
             data = data[: fate.at] + (old + fill[fate.at + len(old) :])[: len(data) - fate.at]
         content.extend(bytes(max(0, start - len(content))))

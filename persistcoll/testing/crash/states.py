@@ -1,7 +1,7 @@
-"""What a power cut may leave on a disk: the states behind :meth:`CrashDisk.states`.
+"""The states that a power cut may leave on a disk, for :meth:`CrashDisk.states`.
 
-A trace of operations is walked step by step. At every step a part of what was done is certain, and
-each pending operation has several possible fates. A state is one choice of fates.
+The walk takes a trace of operations step by step. At every step some operations are certain, and each
+pending operation has several possible fates. A state is one choice of fates.
 
 Three models, each allowing more than the one before:
 
@@ -16,11 +16,11 @@ Three models, each allowing more than the one before:
     survives or not, independently; a rename is atomic. Each write survives or not, independently: it
     may be torn at a sector or at any byte, or be zeros where the file was longer than what is certain.
 ``"weak"``
-    As ``"strict"``, and where zeros may be there may be anything: bytes that another file of the trace
+    As ``"strict"``, and in place of zeros there may be any bytes: those that another file of the trace
     held (an old chunk's records), or noise. An overwrite may be torn from either end.
 
-Pillai et al., "All File Systems Are Not Created Equal: On the Complexity of Crafting Crash-Consistent
-Applications" (OSDI 2014), is where the freedoms of the models come from.
+The freedoms of the models come from Pillai et al., "All File Systems Are Not Created Equal: On the
+Complexity of Crafting Crash-Consistent Applications" (OSDI 2014).
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ from persistcoll.testing.crash.model import (
 __all__ = ["SECTOR", "crash_states"]
 
 SECTOR = 512
-"""Bytes that a device writes wholly or not at all, in the models that grant it that."""
+"""Bytes that a device writes wholly or not at all, in the models that grant this."""
 
 
 class _Choices(NamedTuple):
-    """What may be chosen at a cut."""
+    """The alternatives at one cut."""
 
     dimensions: list[list[Any]]
     """Alternatives, each list independent of the others: kept first, lost second, then between."""
     data: int
-    """So many of the dimensions, at the start, are of data; the others are of names and lengths."""
+    """The number of dimensions, at the start, that are of data; the others are of names and lengths."""
     resolve: Callable[[Sequence[Any]], dict[int, Fate]]
-    """From one alternative of each to fates by the operations' indexes."""
+    """Turns one alternative of each list into fates by the operations' indexes."""
 
 
 class _Walk:
@@ -75,7 +75,7 @@ class _Walk:
         self._fates: dict[tuple[int, bool], list[Fate]] = {}
 
     def fates(self, entry: Entry, in_place: bool) -> list[Fate]:
-        """Kept first, lost second, then what lies between."""
+        """List the fates of an operation: kept first, lost second, then what lies between."""
         if entry.operation.kind != "write":
             return [KEPT, LOST]
         known = self._fates.get((entry.index, in_place))
@@ -109,13 +109,13 @@ class _Walk:
         ]
         if not before:
             return ["noise"]
-        # A whole record of another file where this one was to be is the worst there can be.
+        # The worst content of a block is a whole record of another file.
         stale = next((data for data in reversed(before) if len(data) == length), before[-1])
         self.junk[index, "stale bytes"] = (stale * (length // len(stale) + 1))[:length]
         return ["stale bytes", "noise"]
 
     def choices(self, image: Image) -> _Choices:
-        """What may be chosen at this cut."""
+        """Return the alternatives at this cut."""
         writes: list[tuple[Entry, bool]] = []
         metadata = [entry for entry in image.entries if not entry.certain]
         alive = set(image.names.values()).union(entry.operation.inode for entry in image.entries)
@@ -176,7 +176,7 @@ class _Walk:
                 arrived, fate = next(rest)
                 for place, entry in enumerate(tail):
                     here = fate if place == arrived else LOST
-                    # Zeros may reach to the end: the size arrived, nothing else did.
+                    # Zeros may reach to the end: the size arrived, and no data did.
                     here = ZEROS if place > arrived and fate == ZEROS else here
                     fates[entry.index] = KEPT if place < arrived else here
             for entry, _ in inside:
@@ -184,7 +184,7 @@ class _Walk:
             for file in files:
                 barred = False
                 for entry in file.pending():
-                    # Data behind a truncation is on the device only when the truncation is.
+                    # Data after a truncation is on the device only when the truncation is.
                     barred |= entry.operation.kind != "write" and fates[entry.index] == LOST
                     if barred:
                         fates[entry.index] = LOST
@@ -195,7 +195,7 @@ class _Walk:
 
 
 def _combinations(choices: _Choices, limit: int, rng: random.Random) -> Iterator[Sequence[Any]]:
-    """All combinations where they are at most ``limit``; else that many, the telling ones first."""
+    """Give all combinations where they are at most ``limit``, otherwise that many, the telling ones first."""
     dimensions, data = choices.dimensions, choices.data
     if math.prod(map(len, dimensions)) <= limit:
         yield from itertools.product(*dimensions)
@@ -228,7 +228,7 @@ def _combinations(choices: _Choices, limit: int, rng: random.Random) -> Iterator
 
 
 def _pick(alternatives: list[Any], rng: random.Random) -> Any:
-    # Half of all kept: with everything damaged, no store has much left that could be wrong.
+    # Half of the draws keep the data: in a store with everything damaged, few errors can show.
     draw = rng.random()
     if draw < 0.5:
         return alternatives[0]
@@ -247,9 +247,9 @@ def crash_states(
     limit: int,
     seed: int,
 ) -> Iterator[CrashState]:
-    """The states after each prefix of ``trace``; see :meth:`CrashDisk.states`.
+    """Give the states after each prefix of ``trace``; see :meth:`CrashDisk.states`.
 
-    :param names: inodes by name, ``directories`` and ``contents`` by inode: at the start, all durable.
+    :param names: inodes by name at the start, all durable; ``directories`` and ``contents`` are by inode.
     :param marks: pairs of a number of operations done and a label.
     """
     if model not in get_args(Model):

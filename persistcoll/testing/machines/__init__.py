@@ -1,8 +1,8 @@
 """Random sequences of operations, each compared with a model.
 
 :class:`StoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine` are state machines of
-hypothesis, which shortens a failing sequence to the shortest that fails. A test is a subclass that says
-what to try::
+hypothesis, which shortens a failing sequence to the shortest one that still fails. A test is a subclass that
+names the stores to test::
 
     class MyStoreMachine(StoreMachine):
         def stores(self):
@@ -10,8 +10,8 @@ what to try::
 
     TestMyStore = MyStoreMachine.TestCase
 
-Invariant: every operation has the same result as the model's, and after each of them everything that
-can be looked at is equal.
+Invariant: every operation has the same result as the model's, and after each operation everything that can be
+read is equal.
 """
 
 from persistcoll.testing.machines.pair_store import PairStoreMachine

@@ -15,7 +15,7 @@ from persistcoll.testing.laws.pair_store_harness import PairStoreFactory, look
 
 __all__ = ["PairStoreMachine"]
 
-# Few keys, so that most of them are there; and none, and one that is the beginning of another.
+# Few keys, so that most operations meet an existing one. One is empty, and one is a prefix of another.
 _keys = st.sampled_from([b"", b"a", b"ab", b"ab\0", b"b", b"c", b"\xff", b"k" * 40])
 _values = st.binary(max_size=20)
 _ends = st.sampled_from([None, None, None, 5.0, 20.0])
@@ -30,9 +30,9 @@ class _Reading:
 
     pairs: Iterator[Pair]
     ordered: list[bytes]
-    """The keys that there were, in the order in which they have to come."""
+    """The keys at its begin, in the order in which they must come."""
     stayed: dict[bytes, int]
-    """Those of them that were there ever since, and were not set anew; with their serials in the model."""
+    """Those keys that stayed since and were not inserted again, with their serials in the model."""
     given: list[bytes] = field(default_factory=list)
 
     def check(self, key: bytes) -> None:
@@ -48,8 +48,9 @@ class _Reading:
 
 
 class PairStoreMachine(stateful.RuleBasedStateMachine):
-    """A mapping against the plain one in memory: all that the contract
-    has, with expiry, transactions, and iterations that go on while the mapping is changed.
+    """A pair store compared with the one in memory, for all that the contract has.
+
+    This includes expiry, transactions, and iterations that go on while the pair store is changed.
     """
 
     def __init__(self) -> None:
@@ -62,11 +63,11 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
         self.readings: list[_Reading] = []
 
     def mappings(self) -> PairStoreFactory:
-        """To be overridden: a factory for one run. :meth:`teardown` may clean up behind it."""
+        """Return a factory for one run; to be overridden. :meth:`teardown` may clean up after it."""
         raise NotImplementedError
 
     def teardown(self) -> None:
-        """At the end of a run: close."""
+        """Close the pair store at the end of a run."""
         self.mapping.close()
 
     def _same(self, call: Callable[[PairStore], Any], what: str) -> Any:
@@ -82,23 +83,23 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(triples=_triples, expires=_ends)
     def set_many(self, triples: _Triples, expires: float | None) -> None:
-        """Set some, perhaps to expire."""
+        """Set several pairs, some with an expiry."""
         self._same(lambda mapping: mapping.set_many(triples, expires), "set_many()")
 
     @stateful.rule(key=_keys, value=_values, expires=_ends)
     def set_one(self, key: bytes, value: bytes, expires: float | None) -> None:
-        """Set one."""
+        """Set one pair."""
         self._same(lambda mapping: mapping.set_many([(key, b"one", value)], expires), "set_many()")
 
     @stateful.rule(keys=st.lists(_keys, max_size=4))
     def get(self, keys: list[bytes]) -> None:
-        """Get some, in one call and each in its own."""
+        """Get several pairs, in one call and one by one."""
         self._same(lambda mapping: mapping.get_many(keys), "get_many()")
         self._same(lambda mapping: [(mapping.get(key), mapping.contains(key)) for key in keys], "get()")
 
     @stateful.rule(key=_keys, how=st.sampled_from(["append", "keep", "remove", "raise"]))
     def change(self, key: bytes, how: str) -> None:
-        """Change one by what it is."""
+        """Change one value depending on the old one."""
 
         def changed(present: bytes | None) -> tuple[bytes | None, Any]:
             if how == "raise":
@@ -109,12 +110,12 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(key=_keys)
     def remove(self, key: bytes) -> None:
-        """Remove one."""
+        """Remove several pairs."""
         self._same(lambda mapping: mapping.remove(key), "remove()")
 
     @stateful.rule(last=st.booleans(), well=st.booleans())
     def pop(self, last: bool, well: bool) -> None:
-        """Pop the last or the first one; perhaps ``decode`` raises."""
+        """Pop the last or the first pair. In some runs ``decode`` raises."""
 
         def decode(pair: Pair) -> Pair:
             if not well:
@@ -125,17 +126,17 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def clear(self) -> None:
-        """Remove all."""
+        """Remove all pairs."""
         self._same(lambda mapping: mapping.clear(), "clear()")
 
     @stateful.rule(start=_keys, stop=_keys, reverse=st.booleans(), values=st.booleans())
     def scan(self, start: bytes, stop: bytes, reverse: bool, values: bool) -> None:
-        """Look at a range."""
+        """Read a range."""
         self._same(lambda mapping: list(mapping.scan(start, stop, reverse, values)), "scan()")
 
     @stateful.rule(triples=_triples, key=_keys, clear=st.booleans(), well=st.booleans())
     def transaction(self, triples: _Triples, key: bytes, clear: bool, well: bool) -> None:
-        """Several changes in a transaction, with one within it, that ends well or raises."""
+        """Make several changes in a transaction, with a nested one, that commits or raises."""
         seen: list[list[Pair]] = []
 
         def call(mapping: PairStore) -> None:
@@ -177,7 +178,7 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=st.integers(0, 2), count=st.integers(1, 12))
     def go_on_reading(self, pick: int, count: int) -> None:
-        """Go on with one that has begun, perhaps to its end."""
+        """Continue an iteration that has begun, in some runs to its end."""
         if not self.readings:
             return
         reading = self.readings[pick % len(self.readings)]
@@ -191,7 +192,7 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def reopen(self) -> None:
-        """Close and open again."""
+        """Close the pair store and open it again."""
         self.readings.clear()
         self.mapping.close()
         self.mapping = self.factory.open("a")
@@ -199,7 +200,7 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
     @stateful.precondition(lambda self: self.factory.capabilities.crashes)
     @stateful.rule()
     def crash(self) -> None:
-        """Look at what a process that died now would leave: all of it."""
+        """Check that a process that died now would lose nothing."""
         left = getattr(self.factory, "crashed")("a")  # noqa: B009
         try:
             found, wanted = look(left), look(self.model)
@@ -210,7 +211,7 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def looks_the_same(self) -> None:
-        """Everything that can be looked at is equal."""
+        """Check that everything that can be read is equal."""
         found, wanted = look(self.mapping), list(self.model.pairs())
         check(found == wanted, f"pairs() are {found}, the model's {wanted}")
         there = self._serials()

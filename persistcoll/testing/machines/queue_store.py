@@ -22,7 +22,7 @@ _picks = st.integers(0, 7)
 
 
 class StoreMachine(stateful.RuleBasedStateMachine):
-    """A store against a ``MemoryQueueStore``: all that the contract has."""
+    """A queue store compared with a ``MemoryQueueStore``, for all that the contract has."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,16 +30,16 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         self.store: QueueStore = self.factory.open("a")
         self.state = MemoryQueueState()
         self.model = MemoryQueueStore(self.state)
-        # Ids grow in both, but a store may leave some out.
+        # Ids grow in both, but the tested store may leave some out.
         self.ids: dict[int, int] = {}
         self.claimed: list[int] = []
 
     def stores(self) -> StoreFactory:
-        """To be overridden: a factory for one run. :meth:`teardown` may clean up behind it."""
+        """Return a factory for one run; to be overridden. :meth:`teardown` may clean up after it."""
         raise NotImplementedError
 
     def teardown(self) -> None:
-        """At the end of a run: close."""
+        """Close the store at the end of a run."""
         self.store.close()
 
     def _added(self, ids: Any, model_ids: Any) -> None:
@@ -53,7 +53,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(payload=_payloads, capacity=_capacities)
     def append(self, payload: bytes, capacity: int) -> None:
-        """Append, within a capacity or not."""
+        """Append one record, with a capacity or without."""
         self._added(
             outcome(lambda: [self.store.append(payload, capacity)]),
             outcome(lambda: [self.model.append(payload, capacity)]),
@@ -61,7 +61,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(payloads=st.lists(_payloads, max_size=6), capacity=_capacities)
     def append_many(self, payloads: list[bytes], capacity: int) -> None:
-        """Append several."""
+        """Append several records."""
         self._added(
             outcome(lambda: self.store.append_many(payloads, capacity)),
             outcome(lambda: self.model.append_many(payloads, capacity)),
@@ -78,7 +78,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pop=st.booleans())
     def claim(self, pop: bool) -> None:
-        """Claim one, or pop it."""
+        """Claim or pop one record."""
         real: list[int] = []
 
         def decode(record: Record) -> tuple[int, bytes]:
@@ -93,7 +93,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(limit=st.integers(1, 7), pop=st.booleans(), bad=st.integers(0, 5))
     def claim_many(self, limit: int, pop: bool, bad: int) -> None:
-        """Claim or pop several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
+        """Claim or pop up to ``limit`` records. In some runs ``decode`` raises at the ``bad``-th of them."""
         used: list[int] = []
 
         def decode(record: Record) -> tuple[int, bytes]:
@@ -115,7 +115,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pop=st.booleans())
     def claim_and_raise(self, pop: bool) -> None:
-        """Claim, and ``decode`` raises: nothing changes."""
+        """Check that a claim whose ``decode`` raises changes nothing."""
 
         def decode(record: Record) -> None:
             raise ExpectedError
@@ -127,7 +127,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(picks=st.lists(_picks, min_size=1, max_size=4, unique=True))
     def ack(self, picks: list[int]) -> None:
-        """Acknowledge claimed records, in any order."""
+        """Ack claimed records, in any order."""
         ids = list(dict.fromkeys(self.claimed[pick % len(self.claimed)] for pick in picks if self.claimed))
         if not ids:
             return
@@ -137,7 +137,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=_picks)
     def nack(self, pick: int) -> None:
-        """Give a claimed record back."""
+        """Release a claimed record."""
         if self.claimed:
             id = self.claimed.pop(pick % len(self.claimed))
             self.store.nack(id)
@@ -145,7 +145,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=st.integers(0, 60))
     def touch_what_is_not_claimed(self, pick: int) -> None:
-        """Acknowledge and give back what is ready, gone or unheard of."""
+        """Ack and release records that are ready or removed, or never existed."""
         known = sorted(self.ids)
         id = known[pick % len(known)] if known and pick % 4 else max(known, default=0) + pick + 1
         if id not in self.claimed:
@@ -157,7 +157,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=st.none() | st.integers(0, 60))
     def remove(self, pick: int | None) -> None:
-        """Remove a record unseen: the first one, or any one there ever was, or none."""
+        """Remove without reading: the first record, any record that ever was, or none."""
         if pick is None:
             id, known = None, None
         else:
@@ -169,20 +169,20 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def clear(self) -> None:
-        """Remove all that is ready."""
+        """Remove all ready records."""
         got, wanted = self.store.clear(), self.model.clear()
         check(got == wanted, f"clear() removed {got}, the model {wanted}")
 
     @stateful.rule()
     def reopen(self) -> None:
-        """Close and open again."""
+        """Close the store and open it again."""
         self.store.close()
         self._begin_again(self.factory.open("a"))
 
     @stateful.precondition(lambda self: self.factory.capabilities.crashes)
     @stateful.rule()
     def crash(self) -> None:
-        """Look at what a process that died now would leave: all of it, and nothing claimed."""
+        """Check that a process that died now would lose no record, and would leave nothing claimed."""
         left = getattr(self.factory, "crashed")("a")  # noqa: B009
         try:
             found = [self._seen(record) for record in left.records()]
@@ -201,7 +201,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def looks_the_same(self) -> None:
-        """Everything that can be looked at is equal."""
+        """Check that everything that can be read is equal."""
         store, model = self.store, self.model
         found = [self._seen(record) for record in store.records()]
         wanted = [record[:2] for record in model.records()]

@@ -65,13 +65,14 @@ _retries = st.builds(
     lease=st.sampled_from([None, 5.0, 5.0]),
     max_attempts=st.sampled_from([None, None, 1, 2, 3]),
     backoff=st.sampled_from([None, Backoff(base=4.0, factor=2.0, limit=10.0, jitter=0.0)]),
-    keep_done=st.sampled_from([0, 10**6]),  # what a store keeps beyond is its own business
+    # A store may keep more done records than this, so any other number would compare nothing.
+    keep_done=st.sampled_from([0, 10**6]),
     auto_reclaim=st.booleans(),
 )
 
 
-# Each step, how often it is chosen, and its arguments. One rule for all, as hypothesis leaves out some rules
-# in each run, and little can happen where nothing is put, taken or settled.
+# Each step, how often it is chosen, and its arguments. One rule covers all steps, because hypothesis leaves
+# out some rules in each run, and little can happen in a run without put, claim or settle.
 _STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "put": (3, (_handles, _entries, _capacities)),
     "append": (1, (_handles, st.lists(_payloads, max_size=4), _capacities)),
@@ -99,21 +100,21 @@ _steps = st.one_of(
 
 
 class _Pair(NamedTuple):
-    """One handle, and the model's."""
+    """One handle of the tested store, and the model's."""
 
     real: RecordStore
     model: MemoryRecordStore
 
 
 def _told(record: Record) -> tuple[int, bytes, float, int]:
-    """What is compared of a record; when it was put is not."""
+    """Return the fields of a record that are compared; the time of its put is not."""
     return record.id, record.payload, record.priority, record.attempts
 
 
 class RecordStoreMachine(stateful.RuleBasedStateMachine):
-    """A table against a ``MemoryRecordStore``, through several handles and while time passes.
+    """A record store compared with a ``MemoryRecordStore``, for all that the contract has.
 
-    All that the contract has, for every discipline and claim policy.
+    The machine uses several handles, lets time pass, and covers every discipline and claim policy.
     """
 
     def __init__(self) -> None:
@@ -122,23 +123,23 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         self.now = 0.0
         self.state = MemoryRecordState(lambda: self.now)
         self.pairs: list[_Pair] = []
-        # Ids grow in both, but a table may leave some out.
+        # Ids grow in both, but the tested store may leave some out.
         self.ids: dict[int, int] = {}
         self.blind = False
         self.looks = 0
 
     def tables(self) -> RecordStoreFactory:
-        """To be overridden: a factory for one run. :meth:`teardown` may clean up behind it."""
+        """Return a factory for one run; to be overridden. :meth:`teardown` may clean up after it."""
         raise NotImplementedError
 
     def teardown(self) -> None:
-        """At the end of a run: close."""
+        """Close all handles at the end of a run."""
         for pair in self.pairs:
             pair.real.close()
 
     @stateful.initialize(discipline=_disciplines, retry=_retries, entries=_entries)
     def begin(self, discipline: Discipline, retry: ClaimPolicy, entries: list[Entry]) -> None:
-        """Choose a kind of table."""
+        """Choose the kind of record store."""
         self.discipline, self.retry = discipline, retry
         self._open()
         self.put(0, entries, 0)
@@ -151,19 +152,19 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         return self.pairs[handle % len(self.pairs)]
 
     def _id(self, pick: int) -> int:
-        """An id: the newest is picked by 0, one that there never was by the last."""
+        """Return an id: ``pick`` 0 is the newest, the last pick one that never existed."""
         known = [max(self.ids, default=0) + 1, *sorted(self.ids)]
         return known[-1 - pick % len(known)]
 
     def _hand(self, handle: int) -> _Pair:
-        """A handle that has claimed something, if anything is to be claimed."""
+        """Return a handle that has claimed a record, if there is one to claim."""
         pair = max(self._pair(handle), *self.pairs, key=lambda pair: len(pair.model._claims) > 0)
         if not pair.model._claims:
             self._claim(pair, False, False, None)
         return pair
 
     def _claimed(self, pair: _Pair, pick: int) -> int:
-        """An id that this handle has claimed, and perhaps lost; now and then another one."""
+        """Return an id that this handle has claimed, or lost meanwhile; now and then another id."""
         claims = [id for id, model in self.ids.items() if model in pair.model._claims]
         return claims[pick % len(claims)] if claims and pick < 27 else self._id(pick)
 
@@ -185,20 +186,20 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(step=_steps)
     def step(self, step: tuple[Any, ...]) -> None:
-        """One of the methods below, and its arguments."""
+        """Do one of the steps below, with its arguments."""
         name, *arguments = step
         getattr(self, name)(*arguments)
 
-    # Putting.
+    # Puts.
 
     def put(self, handle: int, entries: list[Entry], capacity: int) -> None:
-        """Put, within a capacity or not."""
+        """Put entries, with a capacity or without."""
         pair = self._pair(handle)
         got = outcome(lambda: pair.real.put(entries, capacity))
         self._added(got, outcome(lambda: pair.model.put(entries, capacity)))
 
     def append(self, handle: int, payloads: list[bytes], capacity: int) -> None:
-        """Append one, or several, or none."""
+        """Append one payload, several, or none."""
         pair = self._pair(handle)
 
         def append(table: RecordStore) -> Sequence[int]:
@@ -208,14 +209,14 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
 
         self._added(outcome(lambda: append(pair.real)), outcome(lambda: append(pair.model)))
 
-    # Claiming.
+    # Claims.
 
     def claim(self, handle: int, pop: bool, raises: bool) -> None:
-        """Claim or pop the next one; perhaps ``decode`` raises."""
+        """Claim or pop the next record. In some runs ``decode`` raises."""
         self._claim(self._pair(handle), pop, raises, None)
 
     def claim_id(self, handle: int, pop: bool, pick: int, after: bool) -> None:
-        """Claim or pop one by its id, or the one after it."""
+        """Claim or pop a record by its id, or the one after it."""
         id = self._id(pick)
         if id in self.ids or not after:
             self._claim(self._pair(handle), pop, False, Select(id, after))
@@ -241,7 +242,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         check(len(calls(pair.real, used)) == (wanted is not Empty), f"claim() called decode with {used}")
 
     def claim_many(self, handle: int, limit: int, pop: bool, bad: int) -> None:
-        """Claim or pop several, or fewer; perhaps ``decode`` raises at the ``bad``-th of them."""
+        """Claim or pop up to ``limit`` records. In some runs ``decode`` raises at the ``bad``-th of them."""
         pair = self._pair(handle)
         used: list[int] = []
 
@@ -264,18 +265,18 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
     # Settling.
 
     def finish(self, handle: int, picks: list[int], fail: bool) -> None:
-        """Acknowledge or fail: what is claimed, and what is not."""
+        """Ack or fail records that are claimed, and records that are not."""
         pair = self._hand(handle)
         ids = [self._claimed(pair, pick) for pick in picks]
         model_ids = [self._model_id(id) for id in ids]
         got = outcome(lambda: pair.real.fail(ids) if fail else pair.real.ack(ids))
         wanted = outcome(lambda: pair.model.fail(model_ids) if fail else pair.model.ack(model_ids))
-        # With several that are not claimed, any of them may be the one that is told.
+        # With several unclaimed ids, the error may name any of them.
         both = got is not None and wanted is not None and len(set(ids)) > 1
         check(got is wanted or (both and issubclass(got, ClaimError)), f"finished {got}, the model {wanted}")
 
     def nack(self, handle: int, pick: int, delay: float | None, to_back: bool) -> None:
-        """Give back: now or later, to its place or behind all others."""
+        """Nack a record: now or later, to its old place or to the end."""
         pair = self._hand(handle)
         id = self._claimed(pair, pick)
         newest = self.state.last_id
@@ -288,29 +289,29 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
             check(found == wanted, f"gave back {got}, the model {wanted}")
 
     def reclaim(self, handle: int) -> None:
-        """Give back what dead holders had claimed; and room, which shows in nothing."""
+        """Reclaim what dead holders claimed, and make space, which changes nothing that can be read."""
         real, model = self._pair(handle)
         got, wanted = real.reclaim(), model.reclaim()
         check(got == wanted, f"reclaim() gave back {got}, the model {wanted}")
         real.shrink()
 
     def advance(self, seconds: float, blind: bool) -> None:
-        """Let time pass; the first to see it is the next step, or who looks."""
+        """Let time pass. The next step or the comparison is the first operation to notice it."""
         self.factory.advance(seconds)
         self.now += seconds
         self.blind = blind
 
-    # Changing and removing.
+    # Changes and removals.
 
     def update(self, handle: int, pick: int, payload: bytes, key: bytes | None) -> None:
-        """Another payload, in any state."""
+        """Replace the payload of a record in any state."""
         pair, id = self._pair(handle), self._id(pick)
         got = outcome(lambda: pair.real.update(id, payload, key))
         wanted = outcome(lambda: pair.model.update(self._model_id(id), payload, key))
         check(got is wanted, f"replaced {got}, the model {wanted}")
 
     def remove(self, handle: int, pick: int, how: int) -> None:
-        """Remove unseen: any record there ever was, or none, or the first one, or all that are ready."""
+        """Remove without reading: any record that ever was, none, the first one, or all ready ones."""
         real, model = self._pair(handle)
         if how == 9:
             found, wanted = real.clear(), model.clear()
@@ -322,7 +323,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         check(found == wanted, f"removed {found}, the model {wanted}")
 
     def purge(self, handle: int, state: State, keep: int, limit: int | None) -> None:
-        """Remove what is finished, the oldest first."""
+        """Remove finished records, the oldest first."""
         pair = self._pair(handle)
         got = pair.real.purge(state, keep, limit)
         pair.model.count()
@@ -339,12 +340,12 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
     # Opening and closing.
 
     def open_another(self) -> None:
-        """Open it once more."""
+        """Open one more handle."""
         if self.factory.capabilities.handles and len(self.pairs) < 3:
             self._open()
 
     def close(self, handle: int) -> None:
-        """Close a handle, and open one if it was the only one."""
+        """Close a handle, and open a new one if it was the only one."""
         pair = self._pair(handle)
         self.pairs.remove(pair)
         pair.real.close()
@@ -353,7 +354,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
             self._open()
 
     def crash(self) -> None:
-        """Look at what would be left if every process died now."""
+        """Check what would remain if every process died now."""
         if not self.factory.capabilities.crashes:
             return
         left: RecordStore = getattr(self.factory, "crashed")("a", self.discipline, self.retry)  # noqa: B009
@@ -368,10 +369,10 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         finally:
             left.close()
 
-    # Looking.
+    # Inspection.
 
     def _compare(self, pair: _Pair, what: str) -> None:
-        # Each look is the first one now and then: it may be the one that brings about what is due.
+        # Each kind of read is the first one in turn, because the first read promotes what is due.
         names = [name for name in _LOOKS if name != "keys" or self.discipline.unique]
         self.looks += 1
         first = self.looks % len(names)
@@ -381,7 +382,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def looks_the_same(self) -> None:
-        """Everything that can be looked at is equal, through every handle."""
+        """Check that everything that can be read is equal, through every handle."""
         if self.blind:
             self.blind = False
             return

@@ -1,4 +1,4 @@
-"""What no law may overlook: tables that are wrong in one point, each time another one."""
+"""Record stores that no law may overlook: each is wrong in one point."""
 
 from __future__ import annotations
 

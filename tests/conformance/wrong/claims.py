@@ -1,4 +1,4 @@
-"""Tables that break T3 and T4: their claims come back otherwise than they should, or their keys do."""
+"""Record stores that break T3 and T4: their claims end wrongly, or their keys do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conformance.wrong.registry import breaks
 
 
 class _Otherwise(MemoryRecordStore):
-    """One whose claims have another end."""
+    """A store whose claims end at another time."""
 
     def _claim(self, rows: list[Row], decode: Callable[[Record], Any], pop: bool, claims: Any) -> list[Any]:
         values = super()._claim(rows, decode, pop, claims)
@@ -105,7 +105,7 @@ class BacksOffAlways(MemoryRecordStore):
 
 
 class _TimeStandsStill(MemoryRecordStore):
-    """One that sees what time has brought about only when another call has looked."""
+    """A store with calls that promote nothing by themselves."""
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
@@ -228,7 +228,7 @@ class FreeWhileDelayed(MemoryRecordStore):
 
 
 class _Keeping(MemoryRecordStore):
-    """One whose finished records keep their keys in force."""
+    """A store whose finished records keep their keys active."""
 
     state: State
 

@@ -1,4 +1,4 @@
-"""Where the wrong tables are noted."""
+"""The list of the wrong record stores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["WRONG", "breaks"]
 T = TypeVar("T", bound=type[MemoryRecordStore])
 
 WRONG: dict[str, tuple[str, type[MemoryRecordStore]]] = {}
-"""By the law that is broken and how: the law's number, and the table."""
+"""By the broken law and the class's name: the law's number, and the store."""
 
 
 def breaks(number: str) -> Callable[[T], T]:
-    """Have a table tried by the law of this number."""
+    """Register a store to be tried by the law of this number."""
 
     def note(kind: T) -> T:
         WRONG[f"{number} {kind.__name__}"] = number, kind

@@ -1,4 +1,4 @@
-"""Stores on a server that are wrong in one point, each time another one."""
+"""Stores on a server that no law may overlook: each is wrong in one point."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from persistcoll.engine.records import State
 __all__ = ["WRONG_SERVERS"]
 
 WRONG_SERVERS: dict[str, tuple[str, type[MemoryServerStore]]] = {}
-"""By the law that is broken and how: the law's number, and the store."""
+"""By the broken law and the class's name: the law's number, and the store."""
 
 
 def breaks(number: str) -> Callable[[type[MemoryServerStore]], type[MemoryServerStore]]:
-    """Have a store tried by the law of this number."""
+    """Register a store to be tried by the law of this number."""
 
     def note(kind: type[MemoryServerStore]) -> type[MemoryServerStore]:
         WRONG_SERVERS[f"{number} {kind.__name__}"] = number, kind
@@ -27,7 +27,7 @@ def breaks(number: str) -> Callable[[type[MemoryServerStore]], type[MemoryServer
 
 @breaks("S4")
 class AsksAgainUnderAnotherNumber(MemoryServerStore):
-    """What happened, and was not heard of, happens twice."""
+    """An operation whose answer was lost happens twice."""
 
     def _attempt(
         self, name: str, arguments: Any, options: Any, operation: int, early: Any
@@ -37,7 +37,7 @@ class AsksAgainUnderAnotherNumber(MemoryServerStore):
 
 @breaks("S4")
 class TakesALostAnswerForNone(MemoryServerStore):
-    """What was rolled back with its connection is said to have happened."""
+    """The store reports a success though the connection's loss rolled the operation back."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -67,7 +67,7 @@ class FencesByTheIdAlone(MemoryServerStore):
 
 @breaks("T3")
 class HearsOfNobody(MemoryServerStore):
-    """It takes a holder for dead whose last claim is longer ago than its patience."""
+    """The store takes a holder for dead if its last claim is longer ago than the patience."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -82,7 +82,7 @@ class JoinsNothing(MemoryServerStore):
 
 @breaks("T5")
 class ForgetsWhatItSettledJoined(MemoryServerStore):
-    """After a rollback it does not know any more what it holds."""
+    """After a rollback the store no longer knows its claims."""
 
     def _attempt(
         self, name: str, arguments: Any, options: Any, operation: int, early: Any
@@ -96,7 +96,7 @@ class ForgetsWhatItSettledJoined(MemoryServerStore):
 
 @breaks("T5")
 class LocksNothing(MemoryServerStore):
-    """Others claim what an open transaction has popped."""
+    """Other stores claim what an open transaction has popped."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

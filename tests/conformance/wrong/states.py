@@ -1,4 +1,4 @@
-"""Tables that break T1 and T2: their records move, or do not, as they should not."""
+"""Record stores that break T1 and T2: their records change their state wrongly."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class TimeEndsWhatFailed(MemoryRecordStore):
 
 @breaks("T2")
 class ALeaseIsNotLookedAt(MemoryRecordStore):
-    """If nobody took it, it may be popd late."""
+    """A late ack succeeds if no other consumer has claimed the record."""
 
     def _claimed(self, id: int) -> Row:
         row = self._state.rows.get(id)
@@ -182,7 +182,7 @@ class ALeaseIsNotLookedAt(MemoryRecordStore):
 
 @breaks("T2")
 class AHolderIsNotLookedAt(MemoryRecordStore):
-    """Whoever claimed it once may settle what another one has claimed since."""
+    """A former holder may settle what another one has claimed since."""
 
     def _claimed(self, id: int) -> Row:
         row = self._state.rows.get(id)

@@ -1,4 +1,4 @@
-"""Tables that break S1 to S10: they are wrong as a store may be."""
+"""Record stores that break S1 to S10, as any queue store may."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ReplacesByADuplicate(MemoryRecordStore):
 
 
 class _Forgetful(MemoryRecordStore):
-    """One that finds a state which no living table has used."""
+    """A store that loses something when it finds a state that a dead process left."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
