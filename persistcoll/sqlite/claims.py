@@ -128,10 +128,10 @@ class Claims:
         return holder
 
     def remember_claims(
-        self, claims: list[contracts.Claim] | None, taken: tuple[object, Sequence[Any]]
+        self, claims: list[contracts.Claim] | None, result: tuple[object, Sequence[Any]]
     ) -> None:
         """The claim of the rows in ``taken`` was committed. Idempotent."""
-        _, rows = taken
+        _, rows = result
         for id, _, _, _, attempts, _, _ in rows:
             claim = id, attempts + 1
             self._attempts[id] = attempts + 1
@@ -244,18 +244,18 @@ class Claims:
 
     def release(self, claims: Sequence[contracts.Claim]) -> int:
         """Ready again, at once; those that are in force."""
-        in_force = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
+        active = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
 
         def run(execute: Execute) -> int:
             self._refresh_counters(execute)
             held = [
-                claim for claim in in_force if execute(self._sql.claim_exists, claim).fetchone() is not None
+                claim for claim in active if execute(self._sql.claim_exists, claim).fetchone() is not None
             ]
             for claim in held:
                 self._return(execute, claim, None)
             return len(held)
 
-        return self._database.write(run, False, after=lambda _: self._forget(in_force), timeout=self._timeout)
+        return self._database.write(run, False, after=lambda _: self._forget(active), timeout=self._timeout)
 
     def _attempts_exhausted(self, attempts: int) -> bool:
         limit = self._retry.max_attempts
@@ -338,10 +338,10 @@ class Claims:
         own = None if self._holder is None else self._holder.number
         for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall():
             if number != own and is_dead(database.disk, database.path, number):
-                count += self._give_back_all(execute, number)
+                count += self._return_all(execute, number)
         return count
 
-    def _give_back_all(self, execute: Execute, number: int) -> int:
+    def _return_all(self, execute: Execute, number: int) -> int:
         claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
         for claim in claims:
             self._return_or_dead_letter(execute, claim)
@@ -354,7 +354,7 @@ class Claims:
             return False
         return time.monotonic() - self._last_liveness_check >= _LIVENESS_INTERVAL
 
-    def resume_sometimes(self, execute: Execute) -> bool:
+    def reclaim_if_due(self, execute: Execute) -> bool:
         """:meth:`resume`, if it is time for it; whether anything came of it."""
         if not self.may_reclaim():
             return False
@@ -381,7 +381,7 @@ class Claims:
 
         def run(execute: Execute) -> None:
             self._refresh_counters(execute)
-            self._give_back_all(execute, holder.number)
+            self._return_all(execute, holder.number)
 
         if not self._retry.auto_reclaim or in_operation():
             holder.close()  # whoever finds it dead gives it back

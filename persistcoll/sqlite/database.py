@@ -81,7 +81,7 @@ class _Poison(Poison):
     def set(self, failure: StorageError) -> None:
         if self.failure is None:
             super().set(failure)
-            self._readers.refuse()
+            self._readers.invalidate()
 
 
 class Database:
@@ -392,19 +392,19 @@ class Database:
         """Wait, with no lock held, until no other caller's transaction is in the way."""
         pause = _SHORTEST_PAUSE
         while (found := self._in_the_way()) is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise found.refusal(self.path)
             if self._transaction.owner is not None:
-                self._transaction.wait(left)
+                self._transaction.wait(remaining)
             else:  # the kernel tells nobody of the end of another process's
-                time.sleep(min(pause, left))
+                time.sleep(min(pause, remaining))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     # Reading.
 
     def consult(
-        self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool = False
+        self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool = False
     ) -> T:
         """``look`` at what is committed, and at a table's numbers.
 
@@ -420,41 +420,41 @@ class Database:
                 if self._poison.failure is not None or self._opened is None:
                     self._check()
                 if self._transaction.owner is None:
-                    return self._consult(counters, look, snapshot)
+                    return self._consult(counters, query, snapshot)
                 if self._transaction.owner == threading.get_ident():
-                    return self._join(lambda execute: look(execute, self._load(counters, execute)))
-        return self._consult_beside(counters, look)
+                    return self._join(lambda execute: query(execute, self._load(counters, execute)))
+        return self._consult_separately(counters, query)
 
-    def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool) -> T:
+    def _consult(self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool) -> T:
         execute = self._execute
         try:
             if not self._writer_lock.unchanged():
                 self.epoch += 1
             if not snapshot:
-                return look(execute, self._load(counters, execute))
+                return query(execute, self._load(counters, execute))
             try:
                 execute(driver.BEGIN_READING)
                 # Another process may have written since the look at the lock.
-                return look(execute, self._load(Counters(counters.sql), execute))
+                return query(execute, self._load(Counters(counters.sql), execute))
             finally:
                 if self._connection.in_transaction:
                     execute(driver.ROLLBACK)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
-    def _consult_beside(self, counters: Counters, look: Callable[[Execute, Counters], T]) -> T:
+    def _consult_separately(self, counters: Counters, query: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
             return self.read_snapshot(
-                lambda execute: look(execute, self._stored(Counters(counters.sql), execute))
+                lambda execute: query(execute, self._without_due(Counters(counters.sql), execute))
             )
         if not self._lock.is_owned():
             self._wait_out(time.monotonic() + self.source.timeout)
-            return self.consult(counters, look)
+            return self.consult(counters, query)
         # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
         execute = self._connection.execute
-        return look(execute, self._stored(copy(counters), execute))
+        return query(execute, self._without_due(copy(counters), execute))
 
-    def _stored(self, counters: Counters, execute: Execute) -> Counters:
+    def _without_due(self, counters: Counters, execute: Execute) -> Counters:
         """The counters as it is stored: what is due is left to a caller that can write."""
         if counters.epoch < 0:
             self._load(counters, execute)
@@ -486,9 +486,9 @@ class Database:
                 self._transaction.error = StorageError(_CUT_SHORT.format(self.path))
             raise
 
-    def read(self, look: Callable[[Execute], T]) -> T:
+    def read(self, query: Callable[[Execute], T]) -> T:
         """``look`` at what is committed; it reads with one statement what has to be of one moment."""
-        return self.consult(Counters(None), lambda execute, _: look(execute))
+        return self.consult(Counters(None), lambda execute, _: query(execute))
 
     def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""
@@ -497,18 +497,18 @@ class Database:
         if self._reads_here():
             return self.read(lambda execute: execute(text, parameters).fetchone())
         try:
-            return self._readers.first(text, parameters)
+            return self._readers.fetch_one(text, parameters)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
-    def read_snapshot(self, look: Callable[[Execute], T]) -> T:
+    def read_snapshot(self, query: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment. Waits for no writer."""
         if not SAME[0]:
             follow_fork()
         if self._reads_here():
-            return self.read(look)
+            return self.read(query)
         try:
-            return self._readers.read(look)
+            return self._readers.read_snapshot(query)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
@@ -657,22 +657,22 @@ class Database:
             raise
         self._opened = None
 
-    def _quiesce(self, patience: float, held: list[threading.Lock]) -> bool:
+    def _quiesce(self, timeout: float, held: list[threading.Lock]) -> bool:
         """Let nobody use it, once nobody does; whether that came about within so many seconds.
 
         :param held: for :func:`~persistcoll.sqlite.owned_lock.release_all`.
         """
-        rested = False
+        quiesced = False
         try:
-            rested = (
-                acquire_tracked(self._transaction.gate, patience, held)
-                and self._watcher.lock.quiesce(patience, held)
-                and self._lock.quiesce(patience, held)
+            quiesced = (
+                acquire_tracked(self._transaction.gate, timeout, held)
+                and self._watcher.lock.quiesce(timeout, held)
+                and self._lock.quiesce(timeout, held)
             )
         finally:
-            if not rested:
+            if not quiesced:
                 release_all(held)
-        return rested
+        return quiesced
 
     # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
     # parent's for its own. So nothing is connected while a process forks; both connect anew.
@@ -693,11 +693,11 @@ class Database:
         release_all(self._held)
 
     def _after_fork(self) -> None:
-        at_rest, opened, watcher = self._is_quiesced, self._opened, self._watcher.connection
+        was_quiesced, opened, watcher = self._is_quiesced, self._opened, self._watcher.connection
         readers = self._readers.connections
         self._wal_sync.after_fork_in_child()
         self._reset()
-        if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
+        if was_quiesced and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)
             return
         leak(self._connection)  # also where closing it failed

@@ -111,12 +111,12 @@ class DatabaseFile:
     def check_permissions(self, serializer: str) -> None:
         """``StorageError`` if others may write it, as this serializer runs what it reads there."""
         if self.path != MEMORY:
-            names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
+            names = (os.path.dirname(self.path), *(self.path + suffix for suffix in ("", LOG, ".lock")))
             refuse_if_others_may_write(names, serializer, self.mode)
 
-    def disk_usage(self, ends: tuple[str, ...] = ("", LOG)) -> int:
+    def disk_usage(self, suffixes: tuple[str, ...] = ("", LOG)) -> int:
         """The size of the database and its log, in bytes; or of those of them whose names end so."""
-        return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
+        return 0 if self.path == MEMORY else occupied(self.path + suffix for suffix in suffixes)
 
     def open(self) -> DatabaseConnection:
         """Open it, made if it is missing.
@@ -257,7 +257,7 @@ class DatabaseFile:
         if identity != store_id:
             lock.set_identity(store_id)
         log = self._open_log()
-        files = {path: identity_of(path) for path in (self.path + end for end in _FILES)}
+        files = {path: identity_of(path) for path in (self.path + suffix for suffix in _FILES)}
         return DatabaseConnection(connection, lock, log, store_id, now, files)
 
     def existing(self, purpose: str) -> os.stat_result:

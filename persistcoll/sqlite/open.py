@@ -108,7 +108,7 @@ class DatabaseLocation:
 
 
 def open_table(
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     *,
     name: str,
     kind: str,
@@ -135,7 +135,7 @@ def open_table(
     def make(collection: Collection) -> SQLiteRecordStore:
         table = SQLiteRecordStore(collection, discipline, retry)
         try:
-            if retry.auto_reclaim and not place.read_only:
+            if retry.auto_reclaim and not location.read_only:
                 table.reclaim()
         except BaseException:
             table.close()
@@ -143,7 +143,7 @@ def open_table(
         return table
 
     return _open(
-        place,
+        location,
         schema.Registration(name, kind, serializer),
         executes_code,
         durability,
@@ -154,7 +154,7 @@ def open_table(
 
 
 def open_mapping(
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     *,
     name: str,
     serializer: str,
@@ -168,7 +168,7 @@ def open_mapping(
     :param show: a key, for messages.
     """
     return _open(
-        place,
+        location,
         schema.Registration(name, "dict", serializer),
         executes_code,
         durability,
@@ -179,7 +179,7 @@ def open_mapping(
 
 
 def _open(
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     wanted: schema.Registration,
     executes_code: bool,
     durability: Durability,
@@ -199,29 +199,29 @@ def _open(
         raise ValueError(
             f"'name' cannot be stored: {wanted.name!r} has a surrogate without its pair"
         ) from None
-    source = place.source
-    if executes_code and not place.trust_directory:
+    source = location.source
+    if executes_code and not location.trust_directory:
         source.check_permissions(wanted.serializer)
     users: list[Database] = []
-    if not (place.create or place.read_only):
+    if not (location.create or location.read_only):
         _refuse_missing(source, wanted)
     try:
-        if place.read_only:
-            looking = ReadOnlyDatabase(source, DATABASES.read_snapshot)
-            number = looking.find(wanted)
-            database = cast(Database, looking)  # it has all that a collection asks of one
+        if location.read_only:
+            read_only = ReadOnlyDatabase(source, DATABASES.read_snapshot)
+            number = read_only.find(wanted)
+            database = cast(Database, read_only)  # it has all that a collection asks of one
         else:
             database = DATABASES.acquire(source, users)
             refusal: StorageError | None = None
-            if not place.create:
+            if not location.create:
                 refusal = schema.no_collection(wanted.name, source.path, "open")
             elif database.used_here():
                 # What is made within a transaction could be rolled back with it, and its number be given to
                 # another.
                 refusal = StorageError(_NOT_WITHIN.format(wanted.name, source.path))
-            number = _register(database, wanted, create, refusal, place.timeout)
+            number = _register(database, wanted, create, refusal, location.timeout)
         power = durability == "power"
-        return make(Collection(database, users, DATABASES, number, power, place.timeout, clock))
+        return make(Collection(database, users, DATABASES, number, power, location.timeout, clock))
     except BaseException:
         DATABASES.release(users)
         raise

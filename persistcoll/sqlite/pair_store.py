@@ -60,9 +60,9 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         row = self._database.fetch_one(self._sql.select_value, (key,))
         if row is None:
             return None
-        value, crc, end = row
-        if end is not None:
-            return self._rows.verify_unexpired(key, value, crc, end)
+        value, crc, expires_at = row
+        if expires_at is not None:
+            return self._rows.verify_unexpired(key, value, crc, expires_at)
         if type(value) is not bytes or crc32(value, crc32(key)) != crc:
             self._rows.verify(key, value, crc, None)
         return value  # type: ignore[no-any-return]
@@ -72,8 +72,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         row = self._database.fetch_one(self._sql.select_value, (key,))
         if row is None:
             return False
-        _, _, end = row
-        return not self._rows.has_expired(end) or self._rows.verify_unexpired(key, *row) is not None
+        _, _, expires_at = row
+        return not self._rows.has_expired(expires_at) or self._rows.verify_unexpired(key, *row) is not None
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         self._check()
@@ -81,10 +81,10 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         def run(execute: Execute) -> T:
             counters = self._refresh_counters(execute)
             row = execute(self._sql.select_value, (key,)).fetchone()
-            present = end = None
+            present = expires_at = None
             if row is not None:
                 present = self._rows.verify(key, *row)
-                _, _, end = row
+                _, _, expires_at = row
             value, result = change(present)
             if value is None:
                 if present is not None:
@@ -93,7 +93,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
                 crc = checksum(key, value, None)
                 self._insert(execute, counters, self._sql.insert, key, name, None, crc, value)
             elif value is not present:
-                execute(self._sql.update, (end, checksum(key, value, end), value, key))
+                execute(self._sql.update, (expires_at, checksum(key, value, expires_at), value, key))
             return result
 
         return self._write(run)
@@ -113,17 +113,17 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         text: str,
         key: bytes,
         name: bytes,
-        end: float | None,
+        expires_at: float | None,
         crc: int,
         value: bytes,
     ) -> bool:
         """By one of the two statements that insert; whether it did."""
-        if not execute(text, (counters.last_id + 1, key, name, end, crc, value)).rowcount:
+        if not execute(text, (counters.last_id + 1, key, name, expires_at, crc, value)).rowcount:
             return False
         counters.last_id += 1
         counters.ready += 1
-        if end is not None:
-            counters.lower_next_due(end)
+        if expires_at is not None:
+            counters.lower_next_due(expires_at)
         return True
 
     def _remove(self, execute: Execute, counters: Counters, key: bytes) -> bool:
@@ -138,12 +138,12 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         self._check()
 
-        def look(execute: Execute) -> list[Any]:
+        def query(execute: Execute) -> list[Any]:
             return [(key, execute(self._sql.select_value, (key,)).fetchone()) for key in keys]
 
         found = (
             (key, row and self._rows.verify_unexpired(key, *row))
-            for key, row in self._database.read_snapshot(look)
+            for key, row in self._database.read_snapshot(query)
         )
         return {key: value for key, value in found if value is not None}
 
@@ -183,23 +183,23 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
     def _set_until(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float) -> None:
         counters = self._refresh_counters(execute)
-        end = self._now() + expires
-        crc = checksum(key, value, end)
-        if execute(self._sql.update, (end, crc, value, key)).rowcount:
-            counters.lower_next_due(end)
+        expires_at = self._now() + expires
+        crc = checksum(key, value, expires_at)
+        if execute(self._sql.update, (expires_at, crc, value, key)).rowcount:
+            counters.lower_next_due(expires_at)
         else:
-            self._insert(execute, counters, self._sql.insert, key, name, end, crc, value)
+            self._insert(execute, counters, self._sql.insert, key, name, expires_at, crc, value)
 
     def _set_all(
         self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None
     ) -> None:
         counters = self._refresh_counters(execute)
-        end = None if expires is None else self._now() + expires
+        expires_at = None if expires is None else self._now() + expires
         last = counters.last_id
         self._database.executemany(
             self._sql.upsert,
             [
-                (serial, key, name, end, checksum(key, value, end), value)
+                (serial, key, name, expires_at, checksum(key, value, expires_at), value)
                 for serial, (key, name, value) in enumerate(items, last + 1)
             ],
         )
@@ -209,8 +209,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             counters.last_id = highest
             if highest - last != count:
                 self._database.mark_dirty(counters)
-        if end is not None:
-            counters.lower_next_due(end)
+        if expires_at is not None:
+            counters.lower_next_due(expires_at)
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
@@ -245,23 +245,23 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def count(self) -> int:
         self._check()
 
-        def look(execute: Execute, counters: Counters) -> int:
+        def query(execute: Execute, counters: Counters) -> int:
             if counters.next_due_at is None or counters.next_due_at > (now := self._now()):
                 return counters.ready
             (count,) = execute(self._sql.count_unexpired, (now,)).fetchone()
             return int(count)
 
-        return self._database.consult(self._counters, look)
+        return self._database.consult(self._counters, query)
 
     # Iteration, page by page: a read transaction that stayed open would keep the log from being taken over
     # into the database.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
-        behind = self._database.consult(self._counters, lambda _, counters: counters.last_id) + 1
+        end_serial = self._database.consult(self._counters, lambda _, counters: counters.last_id) + 1
         page = self._sql.select_page[reverse, values]
         next_range = before_serial if reverse else after_serial
-        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), next_range, values)
+        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, end_serial), next_range, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
@@ -272,7 +272,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def _read_page(self, text: str, low: Any, high: Any) -> list[Any]:
         self._check()
 
-        def look(execute: Execute) -> list[Any]:
+        def query(execute: Execute) -> list[Any]:
             rows = []
             size = 0
             answer = execute(text, (low, high, _PAGE))
@@ -286,7 +286,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
                     break
             return rows
 
-        return self._database.read_snapshot(look)
+        return self._database.read_snapshot(query)
 
     # Transactions, the end.
 

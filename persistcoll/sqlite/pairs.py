@@ -21,14 +21,14 @@ __all__ = [
     "checksum",
 ]
 
-_pack_end = struct.Struct("<d").pack
+_pack_time = struct.Struct("<d").pack
 
 
-def checksum(key: bytes, value: bytes, end: float | None) -> int:
+def checksum(key: bytes, value: bytes, expires_at: float | None) -> int:
     """SQLite's pages have none, so each row has one: a flipped bit, or another key's value, is never given
     to anybody.
     """
-    seed = crc32(key) if end is None else crc32(_pack_end(end), crc32(key))
+    seed = crc32(key) if expires_at is None else crc32(_pack_time(expires_at), crc32(key))
     return crc32(value, seed)
 
 
@@ -45,32 +45,32 @@ class PairRows:
         self._format_key = format_key
         self._now = now
 
-    def verify(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes:
+    def verify(self, key: bytes, value: Any, crc: Any, expires_at: Any) -> bytes:
         """The value, if nothing of the row was damaged.
 
         :raise CorruptionError: something was.
         """
-        if type(value) is not bytes or not _is_end(end) or checksum(key, value, end) != crc:
+        if type(value) is not bytes or not _is_time(expires_at) or checksum(key, value, expires_at) != crc:
             raise self._damaged(key)
         return value
 
-    def verify_unexpired(self, key: bytes, value: Any, crc: Any, end: Any) -> bytes | None:
+    def verify_unexpired(self, key: bytes, value: Any, crc: Any, expires_at: Any) -> bytes | None:
         """The value; ``None`` if it has expired: of a sound row, as damage may have made it so. Raises as
         :meth:`verify`.
         """
-        value = self.verify(key, value, crc, end)
-        return None if self.has_expired(end) else value
+        value = self.verify(key, value, crc, expires_at)
+        return None if self.has_expired(expires_at) else value
 
     def pair(self, row: Any, values: bool) -> Pair:
         """What the row stands for, with its value if wanted. Raises as :meth:`verify`."""
-        _, key, name, end, crc, value = row
+        _, key, name, expires_at, crc, value = row
         if type(key) is not bytes or type(name) is not bytes:
             raise self._damaged(key)
-        return Pair(key, name, self.verify(key, value, crc, end) if values else b"")
+        return Pair(key, name, self.verify(key, value, crc, expires_at) if values else b"")
 
-    def has_expired(self, end: Any) -> bool:
+    def has_expired(self, expires_at: Any) -> bool:
         """Whether what expires then has expired, if it is to be believed."""
-        return type(end) is float and end <= self._now()
+        return type(expires_at) is float and expires_at <= self._now()
 
     def disordered(self) -> CorruptionError:
         """The error for rows that are not in the order of their positions."""
@@ -85,8 +85,8 @@ class PairRows:
         )
 
 
-def _is_end(end: object) -> bool:
-    return end is None or type(end) is float
+def _is_time(expires_at: object) -> bool:
+    return expires_at is None or type(expires_at) is float
 
 
 class PagedScan(Iterator[Pair]):
@@ -120,8 +120,8 @@ class PagedScan(Iterator[Pair]):
         while True:
             for row in self._page:
                 pair = rows.pair(row, self._values)  # before its end is believed
-                _, _, _, end, *_ = row
-                if not rows.has_expired(end):
+                _, _, _, expires_at, *_ = row
+                if not rows.has_expired(expires_at):
                     return pair
             if self._within is None:
                 raise StopIteration
@@ -132,19 +132,19 @@ class PagedScan(Iterator[Pair]):
             if not page:
                 raise StopIteration
             self._page = iter(page)
-            self._within = self._rest(low, high, page[-1])
+            self._within = self._remaining(low, high, page[-1])
 
-    def _rest(self, low: Any, high: Any, row: Any) -> tuple[Any, Any]:
+    def _remaining(self, low: Any, high: Any, row: Any) -> tuple[Any, Any]:
         try:
-            rest = self._next_range(low, high, row)
+            remaining = self._next_range(low, high, row)
             # Else pages would come again and again.
-            first, last = rest
-            ordered = low <= first and last <= high and rest != (low, high)
+            first, last = remaining
+            ordered = low <= first and last <= high and remaining != (low, high)
         except TypeError:
             ordered = False
         if not ordered:
             raise self._rows.disordered()
-        return rest
+        return remaining
 
 
 # What is left behind a row: by serial, whose ends are outside, and by key, whose start is in it.

@@ -49,10 +49,10 @@ class ReadOnlyDatabase:
     epoch = 0
 
     def __init__(
-        self, source: DatabaseFile, look_through: Callable[..., Any], purpose: str = "look at"
+        self, source: DatabaseFile, read_through: Callable[..., Any], purpose: str = "look at"
     ) -> None:
         self.source = source
-        self._look_through = look_through
+        self._read_through = read_through
         self._purpose = purpose
         self.path, self.disk = source.path, source.disk
         self.counters_by_number: dict[int, Counters] = {}
@@ -69,7 +69,7 @@ class ReadOnlyDatabase:
             self.now = schema.clock(execute, may_set=False)
 
         with source.translated():
-            self._look_through(self.path, identify, self._look)
+            self._read_through(self.path, identify, self._read_alone)
 
     def find(self, wanted: schema.Registration) -> int:
         """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
@@ -88,8 +88,8 @@ class ReadOnlyDatabase:
     def _has_log(self) -> bool:
         return self.source.disk_usage((LOG,)) > 0
 
-    def _look(self, look: Callable[[Execute], T]) -> T:
-        for tried in range(_TRIES):
+    def _read_alone(self, query: Callable[[Execute], T]) -> T:
+        for attempt in range(_TRIES):
             before = self._status()
             logged = before[-1]
             try:
@@ -98,9 +98,9 @@ class ReadOnlyDatabase:
                     if logged and not self._has_log():  # as late as can be: SQLite would make one
                         continue
                     connection.execute(driver.BEGIN_READING)
-                    found = look(connection.execute)
+                    found = query(connection.execute)
             except driver.ERRORS as error:
-                if tried < _TRIES - 1 and self._status() != before:
+                if attempt < _TRIES - 1 and self._status() != before:
                     time.sleep(_PAUSE)
                     continue
                 if logged and "unable to open" in str(error):
@@ -115,26 +115,26 @@ class ReadOnlyDatabase:
                 return found
         raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
 
-    def read_snapshot(self, look: Callable[[Execute], T]) -> T:
+    def read_snapshot(self, query: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
         try:
-            return cast(T, self._look_through(self.path, look, self._look))
+            return cast(T, self._read_through(self.path, query, self._read_alone))
         except driver.ERRORS as error:
             raise driver.translate(error, "reading", self.path) from error
 
     read = read_snapshot
 
     def consult(
-        self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool = False
+        self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool = False
     ) -> T:
         """``look`` at what is committed at one moment, and at a table's numbers."""
 
         def run(execute: Execute) -> T:
-            present = Counters(counters.sql)
-            present.load(execute)
+            current = Counters(counters.sql)
+            current.load(execute)
             if isinstance(counters.sql, RecordStatements):
-                present.next_due_at = None
-            return look(execute, present)
+                current.next_due_at = None
+            return query(execute, current)
 
         return self.read_snapshot(run)
 

@@ -38,13 +38,13 @@ class ReaderPool:
         self._idle: list[Any] = []
         self._every_idle = [self._idle]  # also those in which nobody looks any more
 
-    def first(self, text: str, parameters: Sequence[Any]) -> Any:
+    def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
         """The first row of the answer to one statement, or ``None``."""
         idle = self._idle
         try:
             cursor = idle.pop()
         except IndexError:
-            idle, cursor = self._another()
+            idle, cursor = self._connect_another()
         try:
             return cursor.execute(text, parameters).fetchone()
         except BaseException:
@@ -53,26 +53,26 @@ class ReaderPool:
         finally:
             idle.append(cursor)
 
-    def read(self, look: Callable[[Execute], T]) -> T:
+    def read_snapshot(self, query: Callable[[Execute], T]) -> T:
         """``look`` at what is committed at one moment."""
         idle = self._idle
         try:
             cursor = idle.pop()
         except IndexError:
-            idle, cursor = self._another()
+            idle, cursor = self._connect_another()
         # No Python function is called for the end, at whose beginning an interrupt could come in: a
         # connection that stays in its transaction gives old values for ever.
         try:
             try:
                 cursor.execute(BEGIN_READING)
-                return look(cursor.execute)
+                return query(cursor.execute)
             finally:
                 if cursor.connection.in_transaction:
                     cursor.execute(ROLLBACK)
         finally:
             idle.append(cursor)
 
-    def _another(self) -> tuple[list[Any], Any]:
+    def _connect_another(self) -> tuple[list[Any], Any]:
         made: list[tuple[list[Any], Any]] = []
 
         def add(connection: Connection) -> None:
@@ -85,7 +85,7 @@ class ReaderPool:
         self._connect(add)
         return made[0]
 
-    def refuse(self) -> None:
+    def invalidate(self) -> None:
         """Whoever comes now has to ask for a connection anew. From any thread, without any lock."""
         idle: list[Any] = []
         self._every_idle.append(idle)
@@ -93,17 +93,17 @@ class ReaderPool:
 
     def _used(self) -> bool:
         # Who was interrupted right behind taking one has none, and puts none back.
-        living = sum(cursor() is not None for cursor in self._cursors)
-        return sum(map(len, self._every_idle)) < living
+        existing = sum(cursor() is not None for cursor in self._cursors)
+        return sum(map(len, self._every_idle)) < existing
 
-    def close(self, patience: float) -> list[Connection]:
+    def close(self, timeout: float) -> list[Connection]:
         """Close all of them once nobody uses any.
 
         :param patience: seconds to wait for that.
         :return: those that are not closed, because they are still in use.
         """
-        self.refuse()
-        deadline = time.monotonic() + patience
+        self.invalidate()
+        deadline = time.monotonic() + timeout
         while self._used() and time.monotonic() < deadline:
             time.sleep(_PAUSE)
         if self._used():

@@ -59,14 +59,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         self._claims.release_due(execute)
 
-    def _read(self, look: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
+    def _read(self, query: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
         """``look`` at what is committed, in which nothing is due; ``snapshot``: at one moment."""
         self._check()
 
         def run(execute: Execute, counters: Counters) -> T | object:
             if counters.next_due_at is not None and counters.next_due_at <= self._now():
                 return _DUE
-            return look(execute, counters)
+            return query(execute, counters)
 
         while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
             self._database.write(self._refresh_counters, False, timeout=self._timeout)
@@ -132,14 +132,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        return self._take(decode, False, select, claims, deadline)
+        return self._claim_or_pop(decode, False, select, claims, deadline)
 
     def pop(
         self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
     ) -> T:
-        return self._take(decode, True, select, None, deadline)
+        return self._claim_or_pop(decode, True, select, None, deadline)
 
-    def _take(
+    def _claim_or_pop(
         self,
         decode: Callable[[Record], T],
         acknowledge: bool,
@@ -162,7 +162,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
             counters = self._refresh_counters(execute)
             row = execute(text, parameters).fetchone()
-            if row is None and self._claims.resume_sometimes(execute):
+            if row is None and self._claims.reclaim_if_due(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
                 self._rows.check_none_left(counters.ready if select is None else 0)
@@ -179,8 +179,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         sync = acknowledge and self._power
         after = None if acknowledge else partial(self._claims.remember_claims, claims)
-        taken: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
-        value, _ = taken
+        result: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
+        value, _ = result
         return value
 
     def claim_many(
@@ -191,14 +191,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
-        return self._take_many(limit, decode, False, claims, deadline)
+        return self._claim_or_pop_many(limit, decode, False, claims, deadline)
 
     def pop_many(
         self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
     ) -> list[T]:
-        return self._take_many(limit, decode, True, None, deadline)
+        return self._claim_or_pop_many(limit, decode, True, None, deadline)
 
-    def _take_many(
+    def _claim_or_pop_many(
         self,
         limit: int,
         decode: Callable[[Record], T],
@@ -215,7 +215,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             counters = self._refresh_counters(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
-            if not rows and self._claims.resume_sometimes(execute):
+            if not rows and self._claims.reclaim_if_due(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()
             values: list[T] = []
             for row in rows:
@@ -240,20 +240,20 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         sync = acknowledge and self._power
         after = None if acknowledge else partial(self._claims.remember_claims, claims)
-        taken: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
-        values, _ = taken
+        result: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
+        values, _ = result
         return values
 
     def _refuse_empty(self) -> None:
         """Who asks an empty queue again and again makes no transaction each time."""
         self._last_claim_was_empty = False
 
-        def look(execute: Execute, counters: Counters) -> None:
+        def query(execute: Execute, counters: Counters) -> None:
             if not counters.ready and not self._claims.may_reclaim():
                 self._last_claim_was_empty = True
                 raise Empty
 
-        self._read(look)
+        self._read(query)
 
     def _remove(self, execute: Execute, counters: Counters, rows: Sequence[Any]) -> None:
         """Ready rows go for good."""
@@ -324,7 +324,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             )
             row = execute(text, (parameter,)).fetchone()
             if row is None:
-                self._rows.check_gone(execute(self._sql.select_ready, (1,)).fetchone(), id)
+                self._rows.check_absent(execute(self._sql.select_ready, (1,)).fetchone(), id)
                 return None
             self._remove(execute, counters, (row,))
             removed, *_ = row
@@ -369,7 +369,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     # Looking.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
-        def look(snapshot: bool, execute: Execute, counters: Counters) -> T | object:
+        def query(snapshot: bool, execute: Execute, counters: Counters) -> T | object:
             row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
                 return decode(self._rows.record(row))
@@ -379,8 +379,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             raise Empty
 
         # The numbers and the head are two reads: only of one moment do they tell of damage.
-        value = self._read(partial(look, False))
-        return cast(T, self._read(partial(look, True), True) if value is _UNSURE else value)
+        value = self._read(partial(query, False))
+        return cast(T, self._read(partial(query, True), True) if value is _UNSURE else value)
 
     def has_active_key(self, key: bytes) -> bool:
         return self._read(lambda execute, _: self._keys.is_active(execute, key))

@@ -61,7 +61,7 @@ class Registry:
         return database
 
     def read_snapshot(
-        self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
+        self, path: str, query: Callable[[Execute], T], read_alone: Callable[[Callable[[Execute], T]], T]
     ) -> T:
         """``look`` through the database that this process has open there; otherwise ``beside`` does it, and
         nothing is opened meanwhile: SQLite shares the index of the log between all connections of a
@@ -78,16 +78,16 @@ class Registry:
             with self._lock.mutex:
                 database = self._open.get(path)
                 if database is None or not self._is_usable(database):
-                    return beside(look)
+                    return read_alone(query)
                 database.users += 1
                 users.append(database)
             try:
-                return database.read_snapshot(look)
+                return database.read_snapshot(query)
             except StorageError as error:
                 if error.errno not in (errno.EACCES, errno.EROFS):
                     raise
                 # Inherited by a fork, and this process has fewer rights: nobody here will ever write.
-                return beside(look)
+                return read_alone(query)
         finally:
             self.release(users)
 
@@ -135,17 +135,17 @@ class Registry:
         """Of those left. Under the mutex: two databases of one process on a file would close each other's
         locks.
         """
-        left = self._pending_close
-        database = left[0]
+        pending = self._pending_close
+        database = pending[0]
         if database.users > 1:
             database.users -= 1
-            del left[0]  # nothing was called in between, behind which an interrupt could come
+            del pending[0]  # nothing was called in between, behind which an interrupt could come
         elif database.try_close():
             if self._open.get(database.path) is database:
                 del self._open[database.path]
-            del left[0]
+            del pending[0]
         else:
-            left.rotate(-1)
+            pending.rotate(-1)
 
     def used_here(self) -> bool:
         """Whether this thread is opening or shutting one."""

@@ -25,9 +25,9 @@ def no_room(database: str) -> int | None:
     no name, or for a moment one that nothing else has; it leaves nothing.
     """
     longest = 0
-    for end in _BESIDE:
+    for suffix in _BESIDE:
         with suppress(OSError):
-            longest = max(longest, os.stat(database + end).st_size)
+            longest = max(longest, os.stat(database + suffix).st_size)
     try:
         _write_beside(Disk(), database, longest)
     except OSError as error:

@@ -111,8 +111,8 @@ class Rows:
         """
         id, priority, _, time, attempts, crc, payload = row
         # As _checksum(), in a call less.
-        whole = type(payload) is bytes and crc32(payload, (id ^ self._seed) & _MASK) == crc
-        if not whole or type(attempts) is not int or not 0 <= attempts < _MASK:
+        is_intact = type(payload) is bytes and crc32(payload, (id ^ self._seed) & _MASK) == crc
+        if not is_intact or type(attempts) is not int or not 0 <= attempts < _MASK:
             raise self._damaged(id)
         return Record(id, payload, time, priority, attempts + attempt)
 
@@ -124,7 +124,7 @@ class Rows:
         if found != wanted:
             raise driver.corruption_error("a row is not where its id says")
 
-    def check_gone(self, head: Any, id: int | None) -> None:
+    def check_absent(self, head: Any, id: int | None) -> None:
         """What no look-up finds must not be what comes first. Raises likewise."""
         if head is not None:
             found, *_ = head

@@ -23,15 +23,15 @@ T = TypeVar("T")
 class Read(Protocol):
     """How a table looks at what is committed."""
 
-    def __call__(self, look: Callable[[Execute, Counters], T], /, snapshot: bool = False) -> T:
+    def __call__(self, query: Callable[[Execute, Counters], T], /, snapshot: bool = False) -> T:
         """``look`` at it; ``snapshot``: with several statements, at one moment."""
 
 
 class TableScan:
     """What lies in a table, by the ids."""
 
-    def __init__(self, look: Read, sql: RecordStatements, rows: Rows) -> None:
-        self._read = look
+    def __init__(self, read: Read, sql: RecordStatements, rows: Rows) -> None:
+        self._read = read
         self._sql = sql
         self._rows = rows
 
@@ -43,10 +43,10 @@ class TableScan:
         # A read transaction that stayed open would keep the log from being taken over into the database.
         after = _BEFORE_ALL
 
-        def look(execute: Execute, counters: Counters) -> list[Any]:
+        def query(execute: Execute, counters: Counters) -> list[Any]:
             return execute(self._sql.select_page, (after, last, _PAGE)).fetchall()
 
-        while rows := self._read(look):
+        while rows := self._read(query):
             for row in rows:
                 id, *_ = row
                 self._rows.check_order(after, id)
@@ -58,16 +58,16 @@ class TableScan:
         wanted = states or tuple(State)
         listing = self._sql.select_in_state
 
-        def look(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
+        def query(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]
 
-        found = [(state, self._rows.record(row)) for state, rows in self._read(look, True) for row in rows]
+        found = [(state, self._rows.record(row)) for state, rows in self._read(query, True) for row in rows]
         return iter(sorted(found, key=lambda pair: pair[1].id))
 
     def stats(self, occupied: Callable[[], int]) -> Stats:
         """The numbers of this moment."""
 
-        def look(execute: Execute, counters: Counters) -> Stats:
+        def query(execute: Execute, counters: Counters) -> Stats:
             oldest = execute(self._sql.select_page, (_BEFORE_ALL, counters.last_id, 1)).fetchone()
             age = None
             if oldest is not None:
@@ -86,4 +86,4 @@ class TableScan:
                 bytes=occupied(),
             )
 
-        return self._read(look, True)
+        return self._read(query, True)

@@ -103,8 +103,8 @@ class Transaction(AbstractContextManager[None]):
         database = self._database
         if database._lock.is_owned():
             raise StorageError(REENTRANT.format(database.path))
-        left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not acquire_tracked(database._transaction.gate, left, self._held):
+        remaining = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if not acquire_tracked(database._transaction.gate, remaining, self._held):
             raise database._transaction.obstacle().refusal(database.path)
         while True:
             with database._lock.mutex:

@@ -55,7 +55,7 @@ class WriteRequest(Request, Generic[T]):
 Batch = Sequence[WriteRequest[Any]]
 
 
-def run_batch(database: Database, batch: Batch, waiting: Callable[[], None]) -> None:
+def run_batch(database: Database, batch: Batch, on_block: Callable[[], None]) -> None:
     """Commit all of them and sync once, and tell each one what became of it.
 
     :param waiting: called before the thread waits for the device.
@@ -66,14 +66,14 @@ def run_batch(database: Database, batch: Batch, waiting: Callable[[], None]) -> 
     with database._lock.mutex:
         database._is_writing = True
         try:
-            ticket = _run(database, batch, waiting)
+            ticket = _run(database, batch, on_block)
         except OSError as error:  # the lock cannot be let go
             _fail(batch, storage_error(error, "unlocking", database.path))
             return
         finally:
             database._is_writing = False
     if ticket is not None:
-        waiting()
+        on_block()
         try:
             database._wal_sync.commit(ticket)
             database.check_files()
@@ -86,7 +86,7 @@ def _fail(batch: Batch, failure: Exception) -> None:
         request.failure = request.failure or failure
 
 
-def _run(database: Database, batch: Batch, waiting: Callable[[], None]) -> int | None:
+def _run(database: Database, batch: Batch, on_block: Callable[[], None]) -> int | None:
     """With the mutex held; the ticket for the sync, if there is to be one."""
     if database._transaction.owner is not None:
         for request in batch:
@@ -105,7 +105,7 @@ def _run(database: Database, batch: Batch, waiting: Callable[[], None]) -> int |
             _fail(batch, error)
             return None
     try:
-        committed = _commit(database, batch, None if sync else waiting)
+        committed = _commit(database, batch, None if sync else on_block)
     finally:
         try:
             if database._connection.in_transaction:
@@ -115,7 +115,7 @@ def _run(database: Database, batch: Batch, waiting: Callable[[], None]) -> int |
     return database._draw_ticket() if committed and sync else None
 
 
-def _commit(database: Database, batch: Batch, waiting: Callable[[], None] | None) -> bool:
+def _commit(database: Database, batch: Batch, on_block: Callable[[], None] | None) -> bool:
     """Whether it is committed; otherwise all of them know why not."""
     database._committing = False
     outcome = Outcome()
@@ -140,8 +140,8 @@ def _commit(database: Database, batch: Batch, waiting: Callable[[], None] | None
                 if isinstance(error, driver.ERRORS) or database._connection.total_changes != before:
                     raise
                 request.failure = error
-        if waiting is not None:
-            waiting()
+        if on_block is not None:
+            on_block()
         database._commit()
         outcome.committed = True
         _tell(batch)

@@ -242,10 +242,10 @@ class WriterLock:
         # The more often it looked, the more often it would come between two writes of the same turn.
         pause = _SHORTEST_PAUSE
         deadline = time.monotonic() + _TURN
-        while (left := deadline - time.monotonic()) > 0:
+        while (remaining := deadline - time.monotonic()) > 0:
             if self._try():
                 return
-            time.sleep(min(pause, left))
+            time.sleep(min(pause, remaining))
             pause = min(2 * pause, _LONGEST_PAUSE)
         found = self.transaction()
         if found is not None:
