@@ -1,4 +1,4 @@
-"""Pairs of keys and values in SQLite: how they are stored, found and gone through."""
+"""Store pairs of keys and values in SQLite, find them, and iterate over them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = ["SQLitePairStore"]
 
 T = TypeVar("T")
 
-_PAGE = 256  # pairs read at a time, by who goes through them all
-_PAGE_BYTES = 1 << 22  # or fewer, when their values are this much
+_PAGE = 256  # pairs that an iteration reads at a time
+_PAGE_BYTES = 1 << 22  # a page ends earlier when its values have this many bytes
 _BEFORE_ALL = -1
 
 
 class SQLitePairStore(Handle[PairStatements], PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` in a :class:`~persistcoll.sqlite.database.Database`.
 
-    ``ready`` of its counters is how many pairs there are, ``last_id`` the highest serial, ``next_due_at`` the
-    next expiry.
+    In its counters ``ready`` is the number of pairs, ``last_id`` the highest serial, and ``next_due_at`` the
+    next expiry. The database's lock protects the counters and ``_adding``.
 
-    :param format_key: a key, for messages.
+    :param format_key: formats a key for messages.
     """
 
     def __init__(self, collection: Collection, format_key: Callable[[bytes], str]) -> None:
-        self._adding = False  # the last key that was set was a new one
+        self._adding = False  # whether the last key that was set was a new one
         super().__init__(collection, pair_statements(collection.collection_id))
         self._rows = PairRows(self._database.path, format_key, self._now)
         self._users = collection.users
@@ -117,7 +117,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         crc: int,
         value: bytes,
     ) -> bool:
-        """By one of the two statements that insert; whether it did."""
+        """Insert a pair with one of the two statements that insert; return whether it did."""
         if not execute(text, (counters.last_id + 1, key, name, expires_at, crc, value)).rowcount:
             return False
         counters.last_id += 1
@@ -133,7 +133,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             self._database.mark_dirty(counters)
         return there
 
-    # Several.
+    # Several keys.
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         self._check()
@@ -168,15 +168,15 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
         counters = self._refresh_counters(execute)
-        crc = crc32(value, crc32(key))  # as checksum() without an end, in a call less
-        # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
+        crc = crc32(value, crc32(key))  # as checksum() of a pair that never expires, in one call less
+        # Heuristic: after an insert, try INSERT first. A wrong guess costs one statement more.
         if self._adding:
             if self._insert(execute, counters, self._sql.insert_if_absent, key, name, None, crc, value):
                 return
             self._adding = False
         if execute(self._sql.update_unexpiring, (crc, value, key)).rowcount:
             return
-        # Where nothing expires, it is not there.
+        # If no pair expires, the statement above would have found the key.
         if counters.next_due_at is None or not execute(self._sql.update, (None, crc, value, key)).rowcount:
             self._insert(execute, counters, self._sql.insert, key, name, None, crc, value)
             self._adding = True
@@ -223,7 +223,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             result = decode(self._rows.pair(row, True))
             _, key, *_ = row
             if not self._remove(execute, counters, key):
-                # It would be given again and again.
+                # Every later pop would return the same pair.
                 raise driver.corruption_error("a pair is not where its key says")
             return result
 
@@ -253,8 +253,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
         return self._database.consult(self._counters, query)
 
-    # Iteration, page by page: a read transaction that stayed open would keep the log from being taken over
-    # into the database.
+    # Iteration, page by page: an open read transaction would keep SQLite from copying the log into the
+    # database.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
@@ -279,7 +279,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             while (row := answer.fetchone()) is not None:
                 rows.append(row)
                 *_, value = row
-                if type(value) is bytes:  # not where it is left out, or damaged
+                if type(value) is bytes:  # otherwise it was not read, or is damaged
                     size += len(value)
                 if size > _PAGE_BYTES:
                     end_statement(execute)
@@ -288,7 +288,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
         return self._database.read_snapshot(query)
 
-    # Transactions, the end.
+    # Transactions and lifecycle.
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -307,5 +307,5 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         return Stats(ready=self.count(), bytes=self._database.source.disk_usage())
 
     def after_fork_in_child(self) -> None:
-        # The database itself follows forks.
+        # The database follows forks by itself.
         pass

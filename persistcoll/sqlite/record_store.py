@@ -1,4 +1,4 @@
-"""Records with states in SQLite: how they are put, claimed, settled and looked at."""
+"""Store records with states in SQLite: put, claim, settle and read them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ _MOST = (1 << 63) - 1  # rows
 class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in a database file.
 
-    A claim need not survive a power cut: one that is lost leaves a ready record.
+    Claims need not survive a power cut, because a record whose claim is lost is ready, so claiming does not
+    sync.
+
+    The database's lock protects what the transactions of all handles change. ``_closing`` lets one thread
+    close the handle. ``_last_claim_was_empty`` is a hint that any thread reads and sets without a lock.
     """
 
-    # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
+    # Seconds. Asking a database costs 20 to 50 us if the processor's caches hold nothing of it any more.
     max_poll_interval = 0.01
 
     def __init__(self, collection: Collection, discipline: Discipline, retry: ClaimPolicy) -> None:
@@ -50,9 +54,10 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._users = collection.users
 
     def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None:
-        """From now on apply ``seal`` to each payload and its id before it is written; ``unseal`` undoes it.
+        """Apply ``seal`` to each payload and its id before it is written, from now on; ``unseal`` undoes it.
 
-        Not a parameter, because both are made with the collection's id, which is known when it is open.
+        They are no parameters of the constructor, because both are made with the collection's id, which is
+        known only when the collection is open.
         """
         self._rows.seal, self._rows.unseal = seal, unseal
 
@@ -60,7 +65,10 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._claims.release_due(execute)
 
     def _read(self, query: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
-        """``look`` at what is committed, in which nothing is due; ``snapshot``: at one moment."""
+        """Return what ``query`` reads from what is committed, after what is due was done.
+
+        :param snapshot: whether all that ``query`` reads is to belong to one snapshot.
+        """
         self._check()
 
         def run(execute: Execute, counters: Counters) -> T | object:
@@ -122,7 +130,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
 
-    # Taking.
+    # Claiming.
 
     def claim(
         self,
@@ -245,7 +253,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         return values
 
     def _refuse_empty(self) -> None:
-        """Who asks an empty queue again and again makes no transaction each time."""
+        """Raise ``Empty`` after a read alone, so that polling an empty queue makes no transactions."""
         self._last_claim_was_empty = False
 
         def query(execute: Execute, counters: Counters) -> None:
@@ -256,7 +264,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._read(query)
 
     def _remove(self, execute: Execute, counters: Counters, rows: Sequence[Any]) -> None:
-        """Ready rows go for good."""
+        """Delete ready rows for good."""
         self._rows.remove(execute, rows)
         if self._keys.unique:
             self._keys.delete(execute, [key for _, _, key, *_ in rows])
@@ -307,7 +315,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             if row is None:
                 return False
             _, _, old_key, *_ = row
-            store = self._rows.replacing(id, holder, payload, key)  # raises before anything is changed
+            store = self._rows.replacing(id, holder, payload, key)  # raises before the first change
             self._keys.exchange(execute, id, old_key, key)
             execute(*store)
             return True
@@ -366,7 +374,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._check()
         self._database.shrink(self._timeout)
 
-    # Looking.
+    # Reading.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
         def query(snapshot: bool, execute: Execute, counters: Counters) -> T | object:
@@ -378,7 +386,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             self._rows.check_none_left(counters.ready)
             raise Empty
 
-        # The numbers and the head are two reads: only of one moment do they tell of damage.
+        # The counters and the first row are two reads, which show damage only if they are of one snapshot.
         value = self._read(partial(query, False))
         return cast(T, self._read(partial(query, True), True) if value is _UNSURE else value)
 
@@ -402,7 +410,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     def change_token(self) -> object:
         self._check()
-        # What time brings about is no change of the database: something is due; a holder may have died.
+        # The end of a delay or a lease, and the death of a holder, do not change the database.
         due = self._counters.next_due_at
         is_due = due is not None and due <= self._now()
         return self._database.change_token(), is_due, self._claims.may_reclaim()
@@ -411,14 +419,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         return self._scan.stats(self._database.source.disk_usage)
 
     def after_fork_in_child(self) -> None:
-        # The database itself follows forks.
+        # The database follows forks by itself.
         self._claims.after_fork_in_child()
 
     def close(self) -> None:
         held: list[threading.Lock] = []
         try:
             if acquire_tracked(self._closing, 0.0, held):
-                self._close()  # otherwise another thread closes it, or this one does
+                self._close()  # otherwise another thread is closing it, or this thread is, further up
         finally:
             if held:
                 self._closing.release()
@@ -430,5 +438,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._warn_if_replaced()
         finally:
             self._closed = True
-            self._claims.after_fork_in_child()  # where that was interrupted: a holder found dead is resumed
+            # If an interrupt ended `_claims.close()`, this unlocks the holder's file, so that another process
+            # reclaims what it had claimed.
+            self._claims.after_fork_in_child()
             self._registry.release(self._users)

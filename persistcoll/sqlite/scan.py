@@ -1,4 +1,4 @@
-"""Going through a table without taking anything."""
+"""Iterate over the records of a collection without claiming them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["Read", "TableScan"]
 
-_PAGE = 256  # rows read at a time
+_PAGE = 256  # rows that an iteration reads at a time
 _BEFORE_ALL = -1 << 63
 
 T = TypeVar("T")
 
 
 class Read(Protocol):
-    """How a table looks at what is committed."""
+    """How a collection reads what is committed."""
 
     def __call__(self, query: Callable[[Execute, Counters], T], /, snapshot: bool = False) -> T:
-        """``look`` at it; ``snapshot``: with several statements, at one moment."""
+        """Return what ``query`` reads; with ``snapshot`` its statements read one snapshot."""
 
 
 class TableScan:
-    """What lies in a table, by the ids."""
+    """The records of one collection, by their ids. Any thread may use it; no field changes."""
 
     def __init__(self, read: Read, sql: RecordStatements, rows: Rows) -> None:
         self._read = read
@@ -36,11 +36,11 @@ class TableScan:
         self._rows = rows
 
     def ready(self) -> Iterator[Record]:
-        """The ready records of this moment; of those that go meanwhile some are left out."""
+        """Return the records that are ready now; those that cease to be ready meanwhile may be left out."""
         return self._pages(self._read(lambda _, counters: counters.last_id))
 
     def _pages(self, last: int) -> Iterator[Record]:
-        # A read transaction that stayed open would keep the log from being taken over into the database.
+        # Page by page: an open read transaction would keep SQLite from copying the log into the database.
         after = _BEFORE_ALL
 
         def query(execute: Execute, counters: Counters) -> list[Any]:
@@ -54,7 +54,7 @@ class TableScan:
                 after = id
 
     def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
-        """The records in these states (none named: in any)."""
+        """Return the records in these states from one snapshot, by id; without a state all records."""
         wanted = states or tuple(State)
         listing = self._sql.select_in_state
 
@@ -65,7 +65,7 @@ class TableScan:
         return iter(sorted(found, key=lambda pair: pair[1].id))
 
     def stats(self, occupied: Callable[[], int]) -> Stats:
-        """The numbers of this moment."""
+        """Return the counters and the age of the oldest record, from one snapshot."""
 
         def query(execute: Execute, counters: Counters) -> Stats:
             oldest = execute(self._sql.select_page, (_BEFORE_ALL, counters.last_id, 1)).fetchone()
