@@ -152,7 +152,7 @@ class Claims:
     def _claim_of(self, id: int) -> Claim:
         attempts = self._attempts.get(id)
         if attempts is None or self._holder is None:
-            raise NotClaimedError(f"item {id} is not in the hands of this store")
+            raise NotClaimedError(f"item {id} is not claimed by this store")
         return self._holder.number, id, attempts
 
     # Settling.
@@ -192,8 +192,8 @@ class Claims:
     def _stale(self, claim: Claim) -> StaleClaimError:
         _, id, _ = claim
         return StaleClaimError(
-            f"item {id} is not in the hands of this store any more: its lease ran out, or it was given"
-            " back; it may be delivered again"
+            f"item {id} is not claimed by this store any more: its lease ran out, or it was released;"
+            " it may be delivered again"
         )
 
     def ack(self, execute: Execute, rows: Sequence[Any]) -> None:

@@ -62,7 +62,7 @@ _FORKED = "{!r} cannot be used by a process that was forked within a transaction
 UNSEEN = (
     "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
     " and multiprocessing tell it): SQLite would take that one's locks for its own. Nothing was done; open"
-    " it behind the fork only (uWSGI: lazy-apps)"
+    " it after the fork only (uWSGI: lazy-apps)"
 )
 
 

@@ -292,8 +292,8 @@ class DatabaseFile:
     def _lost(self) -> CorruptionError:
         lock = self.path + LOCK
         return CorruptionError(
-            f"{self.path!r} is empty, but it was not: {lock!r} knows it. Put the database back, or"
-            " remove that file as well to begin anew",
+            f"{self.path!r} is empty, but it was not when {lock!r} was written. Put the database back,"
+            " or remove that file as well to begin anew",
             self.path,
         )
 

@@ -188,7 +188,7 @@ def translate(error: Exception, doing: str, path: str) -> StorageError:
     if any(words in text for words in _DAMAGED):
         return CorruptionError(f"{doing} {path!r} failed: the database is damaged ({text})", path)
     if "not a database" in text:
-        return StoreKindError(f"{path!r} is no SQLite database")
+        return StoreKindError(f"{path!r} is not an SQLite database")
     if "readonly" in text:
         return unwritable(path)
     if "I/O" in text:

@@ -36,7 +36,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 # Names of files that lie beside a database.
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
-_NOT_WITHIN = "there is no {!r} in {!r} yet, and within a transaction it cannot be made: open it before"
+_NOT_WITHIN = "there is no {!r} in {!r} yet, and a transaction cannot make it: open it before the transaction"
 
 
 @dataclass(frozen=True)

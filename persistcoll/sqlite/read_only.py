@@ -108,15 +108,15 @@ class ReadOnlyDatabase:
                     continue
                 if logged and "unable to open" in str(error):
                     raise StorageError(
-                        f"{self.path!r} has a log, {self.path + LOG!r}, and no index for it, which cannot be"
-                        " made by looking: open it once without read_only=True, which takes over what the"
-                        " log holds",
+                        f"{self.path!r} has a log, {self.path + LOG!r}, and no index for it, which reading"
+                        " cannot make: open it once without read_only=True, which copies the log into the"
+                        " database",
                         errno.EROFS,
                     ) from error
                 raise
             if logged or self._status() == before:
                 return found
-        raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
+        raise StorageError(f"{self.path!r} is opened and closed again and again by others; read it later")
 
     def read_snapshot(self, query: Callable[[Execute], T]) -> T:
         """Return what ``query`` reads from one snapshot of what is committed."""

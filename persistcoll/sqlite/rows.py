@@ -146,7 +146,7 @@ class Rows:
     def check_none_left(self, ready: int) -> None:
         """Raise the database's error for damage if no row is ready but the counters say that some are."""
         if ready:
-            raise driver.corruption_error(f"of {ready} waiting items none is found; clear() begins anew")
+            raise driver.corruption_error(f"none of {ready} ready items is found; clear() begins anew")
 
     def check_order(self, before: int, id: int) -> None:
         """Raise ``CorruptionError`` if rows do not come in the order of their ids.
@@ -155,14 +155,14 @@ class Rows:
         """
         if id <= before:
             raise CorruptionError(
-                f"reading {self._path!r} failed: the database is damaged (item {id} is not where it belongs)",
+                f"reading {self._path!r} failed: the database is damaged (item {id} is out of order)",
                 self._path,
             )
 
     def _damaged(self, id: int) -> CorruptionError:
         return CorruptionError(
             f"item {id} in {self._path!r} is damaged: its checksum is not right; skip({id}) removes it,"
-            f" or ack_failed(id={id}) while it is held",
+            f" or ack_failed(id={id}) while it is claimed",
             self._path,
             id=id,
         )

@@ -234,7 +234,7 @@ class WriterLock:
                 raise storage_error(error, "looking at", path) from error
             raise StoreReplacedError(
                 f"{path!r} was {what} while it was open; others would not find what is written now,"
-                " or see that this process has items in work",
+                " or see that this process has items in flight",
                 path,
             )
         # A second change within the same tick of the kernel's clock leaves the same time.
