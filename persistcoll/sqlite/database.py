@@ -454,6 +454,29 @@ class Database(Readable):
         # The database's own errors have rolled back by themselves.
         return self._committing and not isinstance(error, driver.ERRORS)
 
+    def look_without_opening(
+        self, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
+    ) -> T:
+        """``look`` at what is committed at one moment; a transaction of this thread's own does not show.
+
+        What a fork has closed stays closed: ``beside`` looks, and it is not opened meanwhile.
+        """
+        me = threading.get_ident()
+        if self._opened is None and self._mutex_owner != me:
+            with self._mutex:
+                self._mutex_owner = me
+                try:
+                    if self._trouble is not None:
+                        self._check()
+                    if self._opened is None:
+                        return beside(look)
+                finally:
+                    self._mutex_owner = None
+        try:
+            return self._readers.read(look)
+        except driver.ERRORS as error:
+            raise self._failure(error, "reading") from error
+
     def transaction(self, sync: bool, timeout: float | None = None) -> Transaction:
         """A context manager: all that this thread does within is one transaction; others wait meanwhile.
 

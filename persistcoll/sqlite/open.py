@@ -36,12 +36,15 @@ from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.rows import Seal
 from persistcoll.sqlite.statements import pair_statements, record_statements
 
-__all__ = ["DatabaseLocation", "open_mapping", "open_table"]
+__all__ = ["DEFAULT_NAME", "DICT", "DatabaseLocation", "open_mapping", "open_table", "to_inspect"]
 
 C = TypeVar("C")
 T = TypeVar("T")
 
 DEFAULT_NAME = "data.db"
+"""Of the database in a directory."""
+DICT = "dict"
+"""The kind of a mapping."""
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -171,9 +174,31 @@ class _Registry:
     def look(
         self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
     ) -> T:
-        """``look`` through the database that this process has open there; otherwise ``beside`` does it, and
-        nothing is opened meanwhile: SQLite shares the index of the log between all connections of a
-        process, which could not write if the first one could not.
+        """``look`` through the database that this process has open there; otherwise ``beside`` does it."""
+
+        def through(database: Database) -> T:
+            try:
+                return database.look(look)
+            except StorageError as error:
+                if error.errno not in (errno.EACCES, errno.EROFS):
+                    raise
+                # Inherited by a fork, and this process has fewer rights: nobody here will ever write.
+                return beside(look)
+
+        return self._look(path, through, lambda: beside(look))
+
+    def look_without_opening(
+        self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
+    ) -> T:
+        """As :meth:`look`, at what is committed, and where a fork has closed the database it stays closed."""
+        return self._look(
+            path, lambda database: database.look_without_opening(look, beside), lambda: beside(look)
+        )
+
+    def _look(self, path: str, through: Callable[[Database], T], beside: Callable[[], T]) -> T:
+        """``through`` the database that is open there; otherwise ``beside`` it, and nothing is opened
+        meanwhile: SQLite shares the index of the log between all connections of a process, which could not
+        write if the first one could not.
         """
         if not SAME[0]:
             follow_fork()
@@ -189,18 +214,12 @@ class _Registry:
                 try:
                     database = self._open.get(path)
                     if database is None or not self._is_usable(database):
-                        return beside(look)
+                        return beside()
                     database.users += 1
                     users.append(database)
                 finally:
                     self._user = None
-            try:
-                return database.look(look)
-            except StorageError as error:
-                if error.errno not in (errno.EACCES, errno.EROFS):
-                    raise
-                # Inherited by a fork, and this process has fewer rights: nobody here will ever write.
-                return beside(look)
+            return through(database)
         finally:
             self.release(users)
 
@@ -383,7 +402,17 @@ def open_mapping(
     def create(database: Database, number: int) -> tuple[str, ...]:
         return pair_statements(number).create
 
-    return _open(place, schema.Registration(name, "dict", serializer), executes_code, create, make)
+    return _open(place, schema.Registration(name, DICT, serializer), executes_code, create, make)
+
+
+def to_inspect(path: str, timeout: float) -> ReadOnlyDatabase:
+    """The database there, for a look that changes nothing, in this process neither.
+
+    :param path: absolute, without symbolic links.
+    :param timeout: seconds to wait while another program keeps it locked.
+    """
+    source = DatabaseFile(path, timeout, allow_network_fs=True)
+    return ReadOnlyDatabase(source, _databases.look_without_opening)
 
 
 def _open(
