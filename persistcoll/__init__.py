@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from persistcoll import errors as errors
     from persistcoll import serializers as serializers
+    from persistcoll.catalog import collections as collections
     from persistcoll.dicts.pdict import PDict
-    from persistcoll.engine.records import Backoff, Stats
+    from persistcoll.engine.records import Backoff, CollectionInfo, Stats
     from persistcoll.errors import (
         BackendUnavailableError,
         ClaimError,
@@ -68,6 +69,7 @@ __all__ = [
     "Backoff",
     "ClaimError",
     "ClosedError",
+    "CollectionInfo",
     "CorruptionError",
     "DecodeError",
     "DuplicateError",
@@ -108,6 +110,7 @@ __all__ = [
 _HOMES = {
     "AckStatus": "persistcoll.queues.ack",
     "Backoff": "persistcoll.engine.records",
+    "CollectionInfo": "persistcoll.engine.records",
     "FIFOSQLiteAckQueue": "persistcoll.queues.sqlite",
     "FIFOSQLiteQueue": "persistcoll.queues.sqlite",
     "FILOSQLiteAckQueue": "persistcoll.queues.sqlite",
@@ -121,6 +124,8 @@ _HOMES = {
     "Stats": "persistcoll.engine.records",
     "UniqueAckQ": "persistcoll.queues.sqlite",
     "UniqueQ": "persistcoll.queues.sqlite",
+    # Not of `__all__`: `from persistcoll import *` would hide the standard library's module of that name.
+    "collections": "persistcoll.catalog",
 }
 
 
@@ -129,7 +134,7 @@ if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
     def __getattr__(name: str) -> Any:
         if name in ("errors", "serializers"):
             return import_module(f"persistcoll.{name}")
-        if name not in __all__:
+        if name not in __all__ and name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(_HOMES.get(name, "persistcoll.errors")), name)
         globals()[name] = value  # From now on the name is found without this function.
@@ -137,4 +142,4 @@ if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "errors", "serializers"})
+    return sorted({*globals(), *__all__, *_HOMES, "errors", "serializers"})

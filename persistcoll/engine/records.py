@@ -16,6 +16,7 @@ __all__ = [
     "UNIQUE",
     "Backoff",
     "ClaimPolicy",
+    "CollectionInfo",
     "Discipline",
     "Durability",
     "Entry",
@@ -181,3 +182,41 @@ class Stats:
     """
     bytes: int = 0
     """What the store's files occupy; several queues may share a database."""
+
+
+@dataclass(frozen=True)
+class CollectionInfo:
+    """What a store says of one collection in it. A count is ``None`` where it cannot be told.
+
+    That is where counting would cost more than a look, where the format is a later one, and where what is to
+    be counted is damaged. What is due, because a delay or a lease has ended, is counted where the last writer
+    left it: as delayed or claimed.
+    """
+
+    kind: str
+    """``"queue"`` for a :class:`~persistcoll.Queue`; in a database ``"fifo"``, ``"lifo"``, ``"unique"``,
+    ``"priority"``, ``"fifo ack"``, ``"lifo ack"``, ``"unique ack"`` or ``"dict"``."""
+    name: str | None
+    """In its database; ``None`` for a queue in files, which has a directory of its own."""
+    path: str
+    """The queue's directory, or the database's file: absolute."""
+    serializer: str
+    """The name of the serializer that it was made with."""
+    version: int
+    """Of its format."""
+    created: float
+    """When it was made: seconds since the epoch."""
+    chunksize: int | None = None
+    """Records in one file of a queue in files, as it was made."""
+    unfinished: int | None = None
+    """Items that are ready, delayed or claimed; of a dict its pairs."""
+    ready: int | None = None
+    """Items waiting to be taken; of a dict its pairs, ``None`` while there are expired ones among them."""
+    claimed: int | None = None
+    """Items taken and not yet acknowledged. Of a queue in files ``None``, and so is ``ready``, while a
+    consumer may have some: only a lock would tell whether it lives."""
+    delayed: int | None = None
+    done: int | None = None
+    failed: int | None = None
+    dead: int | None = None
+    """A queue in files has none of these four states, and says 0."""

@@ -31,9 +31,11 @@ from persistcoll.journal.ground import replaced
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
-__all__ = ["ConsumerLock", "ConsumerState"]
+__all__ = ["CONTENT_SIZE", "ConsumerLock", "ConsumerState", "unpack_state"]
 
 _STATE = struct.Struct("<QQQQ")
+CONTENT_SIZE = 4096
+"""How much of the file is read, in bytes."""
 _TIMEOUT = 0.1
 _pack = _STATE.pack
 _pack_progress = struct.Struct("<QQ").pack
@@ -53,6 +55,20 @@ class ConsumerState(NamedTuple):
 
 
 _NOTHING = ConsumerState()
+
+
+def unpack_state(data: bytes) -> tuple[int | None, ConsumerState]:
+    """Return what the lock's file holds.
+
+    :return: the process id of its writer, ``None`` if there was never one, and 0 if it has released the lock;
+        and the state that it has published.
+    """
+    if len(data) < _STATE.size:
+        return None, _NOTHING
+    pid, not_ready, next_id, count = _STATE.unpack_from(data)
+    if len(data) < _STATE.size + 8 * count:
+        return pid, ConsumerState(not_ready, next_id)
+    return pid, ConsumerState(not_ready, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
 
 
 class ConsumerLock:
@@ -157,21 +173,14 @@ class ConsumerLock:
                     pass
                 except OSError as error:
                     raise storage_error(error, "locking", self._path) from error
-        data = self.raw_state()
-        if len(data) < _STATE.size:
-            return _NOTHING
-        _, not_ready, next_id, count = _STATE.unpack_from(data)
-        if len(data) < _STATE.size + 8 * count:
-            return ConsumerState(not_ready, next_id)
-        return ConsumerState(not_ready, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
+        return unpack_state(self.raw_state())[1]
 
     def raw_state(self) -> bytes:
         """Differs from an earlier one when something was published since."""
-        return read_fully(self._disk, self._fd, 4096, 0)
+        return read_fully(self._disk, self._fd, CONTENT_SIZE, 0)
 
     def _state_pid(self) -> int | None:
-        data = self.raw_state()
-        return int(_STATE.unpack_from(data)[0]) if len(data) >= _STATE.size else None
+        return unpack_state(self.raw_state())[0]
 
     def check(self) -> None:
         """``StoreReplacedError`` if the file was removed: another process then holds another one."""

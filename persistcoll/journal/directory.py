@@ -48,19 +48,23 @@ __all__ = [
     "DEFAULT_CHUNKSIZE",
     "INFO",
     "PRODUCER_LOCK",
+    "VERSION",
     "OpenOptions",
     "StoreInfo",
+    "check_serializer",
     "look_at_info",
     "open_info",
     "prepare_directory",
 ]
 
 _FORMAT = "persistcoll-queue"
-_VERSION = 1
+VERSION = 1
+"""Of the format."""
 INFO, CURSOR = "info", "cursor"
 PRODUCER_LOCK, CONSUMER_LOCK = "producer.lock", "consumer.lock"
 _KNOWN_FILES = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
 _MADE_HERE = frozenset({PRODUCER_LOCK, CONSUMER_LOCK, CURSOR})
+_LARGEST_INFO = 1 << 20  # bytes
 DEFAULT_CHUNKSIZE = 16384
 """Records. A change of chunk costs a few syncs, which at this size is below 0.2 us a record."""
 
@@ -79,7 +83,7 @@ class StoreInfo(NamedTuple):
         """The file's bytes."""
         fields: dict[str, Any] = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": VERSION,
             "uuid": self.store_id.hex(),
             "serializer": self.serializer,
             "chunksize": self.chunksize,
@@ -119,7 +123,9 @@ def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
         _check_exists(path)
     disk.ownership = ownership_of(info, options.mode)
     make_directory(disk, path)
-    _check_foreign(disk, path, options)
+    found = _check_foreign(disk, path)
+    if found is not None:
+        check_serializer(path, found, options)
     if not options.allow_network_fs:
         refuse_network(path)
     if not trusted:
@@ -149,15 +155,14 @@ def _check_tempdir(tempdir: str, path: str) -> None:
         )
 
 
-def _check_foreign(disk: Disk, path: str, options: OpenOptions) -> None:
-    """Refuse a directory with what is not ours to open, before anything is made in it, even a lock."""
-    try:
-        data = read_file(disk, os.path.join(path, INFO))
-    except FileNotFoundError:
-        data = b""
+def _check_foreign(disk: Disk, path: str) -> StoreInfo | None:
+    """Refuse a directory with what is not ours to open, before anything is made in it, even a lock.
+
+    :return: what ``info`` says; ``None`` where it is missing or damaged.
+    """
+    data = _read_info(disk, path)
     if (info := _parse(path, data)) is not None:
-        _check_serializer(path, info, options)
-        return
+        return info
     # persist-queue keeps a pickle there, which is never opened here, or what its serializer made.
     fields = _json(data)
     if data[:1] == b"\x80" or (isinstance(fields, dict) and {"head", "tail", "size"} <= fields.keys()):
@@ -170,13 +175,28 @@ def _check_foreign(disk: Disk, path: str, options: OpenOptions) -> None:
         # Other packages have files named "info" and "q00000", too.
         foreign = [name for name in names if not name.endswith(".tmp")]
     elif data:
-        return  # damaged, which open_info() judges
+        return None  # damaged, which open_info() judges
     else:
         foreign = [name for name in names if not _KNOWN_FILES.fullmatch(name)]
     if foreign:
         raise StoreKindError(
-            f"{path!r} holds other files ({foreign[0]!r}); a new queue needs a directory of its own"
+            f"{path!r} holds other files ({foreign[0]!r}) and no queue; a new one needs a directory of its"
+            " own"
         )
+    return None
+
+
+def _read_info(disk: Disk, path: str) -> bytes:
+    """The file ``info``; nothing where it is missing, or can only be another program's."""
+    file = os.path.join(path, INFO)
+    try:
+        found = os.stat(file)
+        # A pipe of that name would keep its reader waiting.
+        if stat.S_ISREG(found.st_mode) and found.st_size <= _LARGEST_INFO:
+            return read_file(disk, file)
+    except FileNotFoundError:
+        pass
+    return b""
 
 
 def _holds_chunk(disk: Disk, path: str) -> bool:
@@ -209,33 +229,37 @@ def open_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
         info = _create(disk, path, options)
     else:
         info = _parse(path, data) or _rebuild(disk, path, options, f"{file!r} is damaged")
-    _check_serializer(path, info, options)
+    check_serializer(path, info, options)
     return info
 
 
-def look_at_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
+def look_at_info(disk: Disk, path: str) -> StoreInfo:
     """Read ``info``, and change nothing.
 
     :raise StoreMissingError: there is no queue.
+    :raise StoreKindError: there is something else.
+    :raise FormatVersionError: a later version made it.
+    :raise CorruptionError: it is damaged, or missing beside chunks.
     """
+    info = _check_foreign(disk, path)
+    if info is not None:
+        return info
     file = os.path.join(path, INFO)
-    try:
-        data = read_file(disk, file)
-    except FileNotFoundError as error:
-        _check_foreign(disk, path, options)
-        raise _no_queue(path, "look at") from error
-    _check_foreign(disk, path, options)
-    info = _parse(path, data)
-    if info is None:
-        raise CorruptionError(f"{file!r} is damaged; opening the queue for writing may mend it", file, 0)
-    return info
+    if os.path.lexists(file):
+        how = "damaged"
+    elif chunk_numbers(path):
+        how = "missing"
+    else:
+        raise _no_queue(path, "look at")
+    raise CorruptionError(f"{file!r} is {how}; opening the queue for writing may mend it", file, 0)
 
 
 def _no_queue(path: str, purpose: str) -> StoreMissingError:
     return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no queue", errno.ENOENT)
 
 
-def _check_serializer(path: str, info: StoreInfo, options: OpenOptions) -> None:
+def check_serializer(path: str, info: StoreInfo, options: OpenOptions) -> None:
+    """Raise ``SerializerMismatchError`` if the queue was made with another one."""
     if info.serializer != options.serializer:
         raise SerializerMismatchError(
             f"{path!r} was written with the serializer {info.serializer!r} and opened with"
@@ -261,9 +285,9 @@ def _parse(path: str, data: bytes) -> StoreInfo | None:
         return None
     if fields["format"] != _FORMAT:
         raise StoreKindError(f"{path!r} holds a {fields['format']!r}, not a {_FORMAT!r}")
-    if fields["version"] != _VERSION:
+    if fields["version"] != VERSION:
         raise FormatVersionError(
-            f"{path!r} has format version {fields['version']}; this release reads version {_VERSION}"
+            f"{path!r} has format version {fields['version']}; this release reads version {VERSION}"
         )
     return StoreInfo(
         bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"]

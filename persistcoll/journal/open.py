@@ -23,6 +23,7 @@ from persistcoll.journal.directory import (
     PRODUCER_LOCK,
     OpenOptions,
     StoreInfo,
+    check_serializer,
     look_at_info,
     open_info,
     prepare_directory,
@@ -136,7 +137,8 @@ class ReadOnlyOpening(Opening):
         if options.executes_code and not options.trust_directory:
             refuse_if_others_may_write((path, os.path.join(path, INFO)), options.serializer)
         # Before the lock's file, because that says best what is missing.
-        self._info = look_at_info(self.disk, path, options)
+        self._info = look_at_info(self.disk, path)
+        check_serializer(path, self._info, options)
         self._lock_path = os.path.join(path, CONSUMER_LOCK)
         self.consumer_file = undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))
         self.release = _nothing

@@ -6,24 +6,15 @@ whether a consumer lives.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from persistcoll.disk.calls import SIZE, OpenFile, storage_error
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
-from persistcoll.engine.poison import Poison
-from persistcoll.engine.records import Record
-from persistcoll.errors import StorageError
-from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
-from persistcoll.journal.directory import PRODUCER_LOCK
-from persistcoll.journal.frames import BadFrame, Frames, Stop
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.queue_store import JournalQueueStore
-from persistcoll.journal.recovery import JournalLocation
-from persistcoll.journal.tail_mark import read_mark
+from persistcoll.journal.tail_view import TailView
 
 __all__ = ["ReadOnlyQueueStore"]
 
@@ -32,7 +23,7 @@ class ReadOnlyQueueStore(JournalQueueStore):
     """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
 
     def _open_journal(self, opening: Opening) -> None:
-        journal = _Tail(self._location)
+        journal = TailView(self._location)
         opening.undo.callback(journal.let_go)
         journal.refresh()
         self._cursor_view.acknowledged()
@@ -60,106 +51,3 @@ class ReadOnlyQueueStore(JournalQueueStore):
         raise read_only_error(repr(self._path))
 
     _require_consumer = _become_consumer
-
-
-class _Tail:
-    """The end of the journal, followed as far as it is whole. Its owner holds a lock."""
-
-    is_open = True  # closing it writes nothing, whatever a destructor has closed before
-
-    def __init__(self, location: JournalLocation) -> None:
-        self.location = self._location = location
-        self._file: OpenFile | None = None
-        self._chunk: Chunk | None = None
-        self.tail = (0, 0, 0)
-        self.poison = Poison()
-
-    def refresh(self) -> int:
-        """Read on; the id of the last record."""
-        try:
-            if self._file is None or self._location.disk.status(self._file.fd)[SIZE] < self.tail[1]:
-                self._locate()
-            while self._read_on():
-                pass
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error(error, "reading", self._location.directory) from error
-        return self.tail[2]
-
-    def change_token(self) -> object:
-        """Differs from an earlier one when anything was appended since."""
-        self.refresh()
-        return self.tail
-
-    def _locate(self) -> None:
-        """Begin where the mark says that all is whole, or with the last chunk."""
-        location = self._location
-        with OpenFile(location.disk, os.path.join(location.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
-            mark = read_mark(location.disk, file.fd)
-        numbers = chunk_numbers(location.directory)
-        if not numbers or not self._open_chunk(numbers[-1]):
-            self.tail = (0, 0, mark.last_id if mark is not None else 0)
-            return
-        assert self._chunk is not None
-        if mark is not None and (mark.number, mark.salt) == (self._chunk.number, self._chunk.salt):
-            self.tail = (mark.number, mark.offset, mark.last_id)
-
-    def _open_chunk(self, number: int) -> bool:
-        """Go to the beginning of that chunk, or of the first one behind it; whether there is one."""
-        location = self._location
-        while True:
-            try:
-                file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
-                break
-            except FileNotFoundError:
-                # Not begun yet, or consumed and gone.
-                later = [other for other in chunk_numbers(location.directory) if other > number]
-                if not later:
-                    return False
-                number = later[0]
-        self.let_go()
-        self._file, self._chunk = file, chunk
-        self.tail = (number, chunk.data_offset, chunk.first_id - 1)
-        return True
-
-    def _read_on(self) -> bool:
-        """Read to the end of the chunk; whether another file follows."""
-        file, chunk = self._file, self._chunk
-        if file is None or chunk is None:
-            return False
-        number, end, last = self.tail
-        frames = Frames(self._location.disk, file.fd, chunk.salt, end)
-        found: Record | Stop = Stop.INCOMPLETE
-        try:
-            while isinstance(found := frames.read(), Record):
-                last += 1
-                if found.id != last:
-                    break
-                if not frames.in_batch:
-                    self.tail = (number, frames.end, last)
-        except BadFrame:
-            return False  # somebody's half-written record
-        if found is Stop.END:
-            return self._open_chunk(number + 1)
-        return found is Stop.MOVED and self._reopen()
-
-    def _reopen(self) -> bool:
-        """The chunk was rewritten, with the same frames; whether it has its name by now."""
-        location, old = self._location, self._file
-        assert old is not None
-        file, chunk = open_chunk(location.disk, location.directory, self.tail[0], location.store_id)
-        if os.path.samestat(location.disk.status(file.fd), location.disk.status(old.fd)):
-            file.close()
-            return False
-        self.let_go()
-        self._file, self._chunk = file, chunk
-        return True
-
-    def let_go(self) -> None:
-        """Close the chunk."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
-
-    close = after_fork_in_child = let_go

@@ -547,6 +547,25 @@ class Database:
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
+    def read_snapshot_without_opening(
+        self, query: Callable[[Execute], T], read_alone: Callable[[Callable[[Execute], T]], T]
+    ) -> T:
+        """Return what ``query`` reads of what is committed; this thread's own transaction does not show.
+
+        A database that a fork has closed stays closed: ``read_alone`` reads, and no thread opens it
+        meanwhile.
+        """
+        if self._opened is None and not self._lock.is_owned():
+            with self._lock.mutex:
+                if self._poison.failure is not None:
+                    self._check()
+                if self._opened is None:
+                    return read_alone(query)
+        try:
+            return self._readers.read_snapshot(query)
+        except driver.ERRORS as error:
+            raise self._failure(error, "reading") from error
+
     def read_snapshot(self, query: Callable[[Execute], T]) -> T:
         """Return what ``query`` reads from one snapshot of what is committed. It waits for no writer."""
         if not SAME[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -181,7 +182,7 @@ class DatabaseFile:
     def _refuse_unwritable(self) -> None:
         path = self.path
         if os.path.isdir(path):
-            raise StoreKindError(f"{path!r} is a directory, not a database file", errno.EISDIR)
+            raise self._directory()
         for name in (path, path + LOG, path + INDEX):
             if os.path.exists(name) and not may_write(name):
                 raise unwritable(name)
@@ -271,12 +272,17 @@ class DatabaseFile:
         """Return the status of the file, which has to exist and must not be empty. Makes nothing.
 
         :param purpose: as of :func:`~persistcoll.disk.path_checks.existing`.
+        :raise StoreKindError: it is no file.
         :raise StoreMissingError: it does not exist, or is empty.
         :raise CorruptionError: it does not exist, or is empty, and the lock file says that it did hold a
             database.
         """
         try:
             found = existing(self.path, purpose)
+            if stat.S_ISDIR(found.st_mode):
+                raise self._directory()
+            if not stat.S_ISREG(found.st_mode):  # SQLite would wait for what comes out of a pipe
+                raise StoreKindError(f"{self.path!r} is neither a file nor a directory")
             if not found.st_size:
                 raise self.empty(purpose)
         except StoreMissingError as error:
@@ -284,6 +290,9 @@ class DatabaseFile:
                 raise self._lost() from error
             raise
         return found
+
+    def _directory(self) -> StoreKindError:
+        return StoreKindError(f"{self.path!r} is a directory, not a database file", errno.EISDIR)
 
     def empty(self, purpose: str) -> StoreMissingError:
         """Return the error for a file in which there is nothing."""

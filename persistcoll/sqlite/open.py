@@ -24,12 +24,15 @@ from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
 from persistcoll.sqlite.statements import pair_statements, record_statements
 
-__all__ = ["DatabaseLocation", "open_mapping", "open_table"]
+__all__ = ["DEFAULT_NAME", "DICT", "DatabaseLocation", "open_mapping", "open_table", "to_inspect"]
 
 C = TypeVar("C")
 T = TypeVar("T")
 
 DEFAULT_NAME = "data.db"
+"""Of the database in a directory."""
+DICT = "dict"
+"""The kind of a mapping."""
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -172,13 +175,23 @@ def open_mapping(
     """
     return _open(
         location,
-        schema.Registration(name, "dict", serializer),
+        schema.Registration(name, DICT, serializer),
         executes_code,
         durability,
         clock,
         lambda number: pair_statements(number).create,
         lambda collection: SQLitePairStore(collection, show),
     )
+
+
+def to_inspect(path: str, timeout: float) -> ReadOnlyDatabase:
+    """Return the database there, for reading that changes nothing, neither there nor in this process.
+
+    :param path: absolute, without symbolic links.
+    :param timeout: seconds to wait while another program keeps it locked.
+    """
+    source = DatabaseFile(path, timeout, allow_network_fs=True)
+    return ReadOnlyDatabase(source, DATABASES.read_snapshot_without_opening)
 
 
 def _open(

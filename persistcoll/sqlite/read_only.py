@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import refuse_network
 from persistcoll.engine.forks import read_only_error
-from persistcoll.errors import StorageError, StoreKindError
+from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, DatabaseFile
@@ -58,8 +58,6 @@ class ReadOnlyDatabase:
         self._purpose = purpose
         self.path, self.disk = source.path, source.disk
         self.counters_by_number: dict[int, Counters] = {}
-        if os.path.isdir(self.path):
-            raise StoreKindError(f"{self.path!r} is a directory, not a database file", errno.EISDIR)
         self._status()
         if not source.allow_network_fs:
             refuse_network(os.path.dirname(self.path))

@@ -71,9 +71,35 @@ class Registry:
     ) -> T:
         """Return what ``query`` reads, through the database if this process has it open.
 
-        Otherwise ``read_alone`` executes it, and no database is opened meanwhile. SQLite shares the index of
-        the log between all connections of a process: if the first connection cannot write, no later one
-        could.
+        Otherwise ``read_alone`` executes it.
+        """
+
+        def through(database: Database) -> T:
+            try:
+                return database.read_snapshot(query)
+            except StorageError as error:
+                if error.errno not in (errno.EACCES, errno.EROFS):
+                    raise
+                # The database was inherited by a fork, and this process has fewer rights, so it never writes.
+                return read_alone(query)
+
+        return self._read(path, through, lambda: read_alone(query))
+
+    def read_snapshot_without_opening(
+        self, path: str, query: Callable[[Execute], T], read_alone: Callable[[Callable[[Execute], T]], T]
+    ) -> T:
+        """Return what ``query`` reads of what is committed, and keep closed what a fork has closed."""
+        return self._read(
+            path,
+            lambda database: database.read_snapshot_without_opening(query, read_alone),
+            lambda: read_alone(query),
+        )
+
+    def _read(self, path: str, through: Callable[[Database], T], alone: Callable[[], T]) -> T:
+        """Read ``through`` the database if this process has it open, and ``alone`` otherwise.
+
+        No database is opened meanwhile. SQLite shares the index of the log between all connections of a
+        process: if the first connection cannot write, no later one could.
         """
         if not SAME[0]:
             follow_fork()
@@ -86,16 +112,10 @@ class Registry:
             with self._lock.mutex:
                 database = self._open.get(path)
                 if database is None or not self._is_usable(database):
-                    return read_alone(query)
+                    return alone()
                 database.users += 1
                 users.append(database)
-            try:
-                return database.read_snapshot(query)
-            except StorageError as error:
-                if error.errno not in (errno.EACCES, errno.EROFS):
-                    raise
-                # The database was inherited by a fork, and this process has fewer rights, so it never writes.
-                return read_alone(query)
+            return through(database)
         finally:
             self.release(users)
 

@@ -22,8 +22,10 @@ __all__ = [
     "APPLICATION_ID",
     "TABLES",
     "VERSION",
+    "Registered",
     "Registration",
     "clock",
+    "collections",
     "create",
     "find",
     "next_holder",
@@ -58,6 +60,17 @@ TABLES = frozenset({"store", "collections", "counters", "holders"})
 """The tables that every database of persistcoll has."""
 
 _DAMAGED = "{!r} is damaged: its registry of names is"
+
+
+class Registered(NamedTuple):
+    """A collection that is in the registry."""
+
+    number: int
+    name: str
+    kind: str
+    serializer: str
+    version: int
+    created: float
 
 
 class Registration(NamedTuple):
@@ -146,6 +159,19 @@ def find(execute: Execute, wanted: Registration, path: str) -> int | None:
             f" {wanted.serializer!r}; open it with serializer={serializer!r}"
         )
     return number
+
+
+def collections(execute: Execute, path: str) -> list[Registered]:
+    """All that are registered, in the order in which they were made.
+
+    :raise CorruptionError: the registry is damaged.
+    """
+    text = "SELECT number, name, kind, serializer, version, created FROM collections ORDER BY number"
+    found = [Registered(*row) for row in execute(text).fetchall()]
+    for one in found:
+        if [type(value) for value in one] != [int, str, str, str, int, float]:
+            raise CorruptionError(_DAMAGED.format(path), path)
+    return found
 
 
 def register(

@@ -30,7 +30,7 @@ from persistcoll import (
     StoreMissingError,
 )
 from persistcoll.engine.forks import read_only_error
-from tests.permissions.kinds import KINDS, PLAIN, add, contents, die, in_child
+from tests.permissions.kinds import KINDS, PLAIN, add, contents, die, everything, in_child
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -39,17 +39,6 @@ LOOKING: dict[str, dict[str, Any]] = {
     "opens": {"create": False},
     "looks": {"create": False, "read_only": True},
 }
-
-
-def tree(top: Path) -> dict[str, tuple[Any, ...]]:
-    """Return everything below a path: kind, mode, inode, size, times and content; links are not followed."""
-    found = {}
-    for path in (top, *sorted(top.rglob("*"))):
-        status = path.lstat()
-        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-        times = (status.st_mtime_ns, status.st_ctime_ns)
-        found[str(path.relative_to(top))] = (status.st_mode, status.st_ino, status.st_size, times, data)
-    return found
 
 
 def nothing(place: Path) -> Path:
@@ -170,7 +159,7 @@ FILES = [
 @pytest.mark.parametrize("kind", KINDS)
 def test_where_nothing_is_nothing_is_made(kind, place, how, tmp_path):
     path = place(tmp_path)
-    before = tree(tmp_path)
+    before = everything(tmp_path)
     wrong: type[Exception] = StoreMissingError
     if (kind, place, how) == ("Queue", among_other_files, "looks"):
         wrong = StoreKindError  # The check reads the directory, so it knows the kind of the store.
@@ -180,7 +169,7 @@ def test_where_nothing_is_nothing_is_made(kind, place, how, tmp_path):
         assert isinstance(caught.value, FileNotFoundError)
         assert caught.value.errno == errno.ENOENT
         assert str(tmp_path) in str(caught.value)
-    assert tree(tmp_path) == before
+    assert everything(tmp_path) == before
 
 
 @pytest.mark.parametrize("how", LOOKING)
@@ -188,11 +177,11 @@ def test_where_nothing_is_nothing_is_made(kind, place, how, tmp_path):
 @pytest.mark.parametrize("kind", IN_DATABASES)
 def test_where_no_collection_is_in_a_database_none_is_made(kind, place, how, tmp_path):
     path = place(tmp_path)
-    before = tree(tmp_path)
+    before = everything(tmp_path)
     with pytest.raises(StoreMissingError, match=r"there is nothing to (open|look at)") as caught:
         KINDS[kind](path, name="mine", **PLAIN, **LOOKING[how])
     assert caught.value.errno == errno.ENOENT
-    assert tree(tmp_path) == before
+    assert everything(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,10 +217,10 @@ def test_a_missing_name_is_missing_while_others_have_the_database_open(kind, tmp
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_lies_there_instead_is_named(kind, tmp_path):
     (tmp_path / "strange.db").write_text("of another program" * 100)
-    before = tree(tmp_path)
+    before = everything(tmp_path)
     with pytest.raises(StoreKindError):
         KINDS[kind](tmp_path / "strange.db", create=False, **PLAIN)
-    assert set(tree(tmp_path)) == set(before)
+    assert set(everything(tmp_path)) == set(before)
     with KINDS[kind](tmp_path / "store", **PLAIN):
         pass
     with pytest.raises(SerializerMismatchError):
@@ -248,11 +237,11 @@ def test_a_database_that_was_lost_is_not_missing(tmp_path):
         pass
     for lose in (lambda: os.truncate(tmp_path / "s.db", 0), (tmp_path / "s.db").unlink):
         lose()
-        before = tree(tmp_path)
+        before = everything(tmp_path)
         for options in LOOKING.values():
             with pytest.raises(CorruptionError, match="but it was not"):
                 SQLiteQueue(tmp_path / "s.db", **PLAIN, **options)
-        assert tree(tmp_path) == before
+        assert everything(tmp_path) == before
         with pytest.raises(CorruptionError, match="but it was not"):
             SQLiteQueue(tmp_path / "s.db", **PLAIN)
 

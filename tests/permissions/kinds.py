@@ -90,6 +90,24 @@ def hold(container: Any) -> None:
         container.get_nowait()
 
 
+def everything(top: Path) -> dict[str, tuple[Any, ...]]:
+    """All that a write would change, of all that lies below: kind and rights, number, size, times, contents.
+
+    Of symbolic links their own.
+    """
+    found = {}
+    for path in (top, *sorted(top.rglob("*"))):
+        status = path.lstat()
+        # SQLite gives a log that root opens to its database's owner, who has it already: only a time changes.
+        unsure = os.geteuid() == 0 and path.name.endswith(("-wal", "-shm"))
+        found[str(path.relative_to(top))] = (
+            (status.st_mtime_ns, 0 if unsure else status.st_ctime_ns),
+            (status.st_mode, status.st_ino, status.st_size),
+            path.read_bytes() if stat.S_ISREG(status.st_mode) else b"",
+        )
+    return found
+
+
 def modes(directory: Path) -> dict[str, int]:
     """The permission bits of all that lies there, by name, and ``"."``'s own."""
     found = {".": directory, **{path.name: path for path in directory.iterdir()}}

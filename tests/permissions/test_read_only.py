@@ -27,7 +27,7 @@ from persistcoll import (
 )
 from persistcoll.sqlite import driver
 from persistcoll.testing.faults import FaultyDisk
-from tests.permissions.kinds import KINDS, PLAIN, add, contents, die, hold, in_child, take
+from tests.permissions.kinds import KINDS, PLAIN, add, contents, die, everything, hold, in_child, take
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -36,21 +36,6 @@ QUEUES = [kind for kind in KINDS if kind != "PDict"]
 
 def look(kind: str, path: Path, **options: Any) -> Any:
     return KINDS[kind](path, read_only=True, **{**PLAIN, **options})
-
-
-def _everything(directory: Path) -> dict[str, tuple[Any, ...]]:
-    """All that a write would change: names, sizes, times of the last change, contents."""
-    found = {"": directory, **{path.name: path for path in directory.iterdir()}}
-    # SQLite gives a log that root opens to its database's owner, who has it already: only a time changes.
-    return {
-        name: (
-            (status := path.stat()).st_mtime_ns,
-            0 if name.endswith(("-wal", "-shm")) and os.geteuid() == 0 else status.st_ctime_ns,
-            (status.st_ino, status.st_size, status.st_mode),
-            path.read_bytes() if name else b"",
-        )
-        for name, path in found.items()
-    }
 
 
 def fill(kind: str, path: Path) -> list[str]:
@@ -81,12 +66,12 @@ def _in_child(run: Callable[[], object]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_a_clean_close_nothing_is_written(kind, tmp_path):
     left = fill(kind, tmp_path / "s")
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     for _ in range(2):
         with look(kind, tmp_path / "s") as container:
             assert contents(container) == left
             assert contents(container) == left
-        assert _everything(tmp_path / "s") == before
+        assert everything(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,12 +80,12 @@ def test_beside_an_open_one_nothing_is_written(kind, tmp_path):
     with KINDS[kind](tmp_path / "s", **PLAIN) as other:
         hold(other)
         left = contents(other)
-        before = _everything(tmp_path / "s")
+        before = everything(tmp_path / "s")
         with look(kind, tmp_path / "s") as container:
             assert contents(container) == left
-            assert _everything(tmp_path / "s") == before
+            assert everything(tmp_path / "s") == before
             _look_from_elsewhere(kind, tmp_path / "s", left)
-            assert _everything(tmp_path / "s") == before
+            assert everything(tmp_path / "s") == before
             add(other, *"hijklm")
             assert contents(container) == contents(other)
             take(other, 4)
@@ -122,11 +107,11 @@ def test_after_a_crash_nothing_is_written(kind, tmp_path):
         die()
 
     assert in_child(crash) == -9
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     for _ in range(2):
         with look(kind, tmp_path / "s") as container:
             assert contents(container) == sorted([*left, *"hij"])
-        assert _everything(tmp_path / "s") == before
+        assert everything(tmp_path / "s") == before
     with KINDS[kind](tmp_path / "s", **PLAIN) as container:
         assert contents(container) == sorted([*left, *"hij"])
 
@@ -185,7 +170,7 @@ def test_looking_beside_those_who_open_write_and_close(kind, tmp_path):
 @pytest.mark.parametrize("kind", QUEUES)
 def test_what_would_change_something_is_refused(kind, tmp_path):
     fill(kind, tmp_path / "s")
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     with look(kind, tmp_path / "s") as container:
         changing = type(container)._changing
         looking = {
@@ -202,13 +187,13 @@ def test_what_would_change_something_is_refused(kind, tmp_path):
                     getattr(container, name)(*arguments)
                 assert caught.value.errno == errno.EROFS
         assert len(contents(container)) == 5
-    assert _everything(tmp_path / "s") == before
+    assert everything(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize("auto_commit", [True, False])
 def test_what_would_change_a_dict_is_refused(auto_commit, tmp_path):
     fill("PDict", tmp_path / "s")
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     with look("PDict", tmp_path / "s", auto_commit=auto_commit) as mapping:
         changes: list[Callable[[], object]] = [
             lambda: mapping.__setitem__("a", 1),
@@ -231,7 +216,7 @@ def test_what_would_change_a_dict_is_refused(auto_commit, tmp_path):
                 change()
             assert caught.value.errno == errno.EROFS
         assert len(contents(mapping)) == 5
-    assert _everything(tmp_path / "s") == before
+    assert everything(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,10 +262,10 @@ def test_the_same_refusals_as_for_writing(kind, tmp_path):
 def test_a_damaged_info(tmp_path):
     fill("Queue", tmp_path / "s")
     (tmp_path / "s" / "info").write_text("{}")
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     with pytest.raises(CorruptionError, match="info"):
         look("Queue", tmp_path / "s", on_corruption="skip")
-    assert _everything(tmp_path / "s") == before
+    assert everything(tmp_path / "s") == before
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -345,10 +330,10 @@ def test_a_log_without_its_index(tmp_path):
 
     assert in_child(crash) == -9
     (tmp_path / "s" / "data.db-shm").unlink()
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     with pytest.raises(StorageError, match=r"data.db-wal.*no index.*open it once without read_only=True"):
         look("SQLiteQueue", tmp_path / "s")
-    assert _everything(tmp_path / "s") == before
+    assert everything(tmp_path / "s") == before
     with SQLiteQueue(tmp_path / "s", **PLAIN) as queue:
         assert contents(queue) == ["a"]
 
@@ -357,10 +342,10 @@ def test_an_empty_log_without_its_index(tmp_path):
     """As SQLite leaves it where a look and the last writer's end come at the same moment."""
     left = fill("SQLiteQueue", tmp_path / "s")
     (tmp_path / "s" / "data.db-wal").touch()
-    before = _everything(tmp_path / "s")
+    before = everything(tmp_path / "s")
     with look("SQLiteQueue", tmp_path / "s") as queue:
         assert contents(queue) == left
-    assert _everything(tmp_path / "s") == before
+    assert everything(tmp_path / "s") == before
     with SQLiteQueue(tmp_path / "s", **PLAIN):
         pass
     assert not (tmp_path / "s" / "data.db-wal").exists()

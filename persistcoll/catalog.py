@@ -1,0 +1,94 @@
+"""What lies at a path: which collections, of which kind, made with which serializer, and how much is in them.
+
+Nothing is opened for it. It makes, changes and locks nothing, and asks for no serializer: it works for a user
+who may only read, on a file system that is mounted read-only, and beside whatever uses the collections.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import Any
+
+from persistcoll.disk.path_checks import absolute, checked_path, existing
+from persistcoll.engine.records import CollectionInfo
+from persistcoll.errors import BackendUnavailableError, StoreKindError, StoreMissingError
+from persistcoll.journal import inspect as files
+from persistcoll.sqlite import inspect as databases
+from persistcoll.sqlite.database_file import MEMORY
+from persistcoll.sqlite.open import DEFAULT_NAME
+
+__all__ = ["collections"]
+
+_SERVER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def collections(target: str | bytes | os.PathLike[Any]) -> dict[str | None, CollectionInfo]:
+    """Say what lies at a path, by name, and change nothing there.
+
+    >>> from persistcoll import PDict, SQLiteQueue, collections
+    >>> with SQLiteQueue("office", name="mails") as mails, PDict("office", name="ages") as ages:
+    ...     mails.put_many(["to alice", "to bob"])
+    ...     ages["ann"] = 41
+    [1, 2]
+    >>> for name, found in collections("office").items():
+    ...     print(name, found.kind, found.serializer, found.ready)
+    mails fifo pickle 2
+    ages dict pickle 1
+
+    No serializer is needed, and nothing that is stored is decoded. No file is made, written or locked against
+    others.
+
+    Cost: a look into the registry and 1 statement for each collection of a database; of a queue in files at
+    most 1 chunk is read. It does not grow with what is stored.
+
+    :param target: the directory of a queue in files, a directory with a database ``data.db`` in it, or a
+        file, which is taken for a database whatever its name. Where a directory holds both, both are told.
+    :return: in the order in which they were made. The queue in files has no name: its key is ``None``.
+    :raise StoreMissingError: nothing is there: no such path, an empty directory, an empty file.
+    :raise StoreKindError: something else is there; the message says what, where that can be told.
+    :raise FormatVersionError: a later version made what is there. A single collection of a later version in a
+        database that this one reads is told, without its counts.
+    :raise CorruptionError: what says what is there is damaged or lost. Damage elsewhere costs only the
+        counts.
+    :raise LockedError: another program has locked the database against readers.
+    :raise StorageError: it cannot be read; or a log without its index lies beside the database, which only
+        opening can read.
+    :raise BackendUnavailableError: ``target`` is the address of a server.
+    :raise ValueError: ``target`` is ``":memory:"``, is empty, or cannot be a path.
+    """
+    given = checked_path("target", target)
+    server = _SERVER.match(given)
+    if server is not None:  # without the address, which may have a password in it
+        raise BackendUnavailableError(
+            f"'target' is the address of a server ({server[1]}://), and this version looks at paths only"
+        )
+    if given == MEMORY:
+        raise ValueError(
+            f"there is nothing to look at in {MEMORY!r}: only its own object knows what is in it"
+        )
+    path = absolute(given)
+    if stat.S_ISDIR(existing(path, "look at").st_mode):
+        found = _in_directory(path)
+    else:
+        found = databases.inspect(absolute(path, os.path.realpath))
+    return {one.name: one for one in found}
+
+
+def _in_directory(path: str) -> list[CollectionInfo]:
+    database = absolute(os.path.join(path, DEFAULT_NAME), os.path.realpath)
+    has_database = os.path.lexists(database)
+    found: list[CollectionInfo] = []
+    errors: list[StoreKindError | StoreMissingError] = []
+    try:
+        found.append(files.inspect(path))
+    except (StoreKindError, StoreMissingError) as error:
+        errors.append(error)
+    try:
+        found += databases.inspect(database)
+    except (StoreKindError, StoreMissingError) as error:
+        errors.append(error)
+    if len(errors) == 2:
+        raise errors[has_database]  # where that is what lies there, it knows more
+    return found

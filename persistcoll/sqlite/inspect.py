@@ -1,0 +1,75 @@
+"""What a database says of the collections in it.
+
+The look reads and makes nothing (:mod:`persistcoll.sqlite.read_only`). Each collection costs two statements,
+however many items it holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo
+from persistcoll.errors import CorruptionError
+from persistcoll.sqlite import driver, schema
+from persistcoll.sqlite.clock import Clock
+from persistcoll.sqlite.counters import Counters
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.open import DICT, to_inspect
+from persistcoll.sqlite.statements import pair_statements, record_statements
+
+__all__ = ["inspect"]
+
+_TIMEOUT = 1.0  # seconds; only a program that locks out readers makes a look wait
+_STATES = ("ready", "claimed", "delayed", "done", "failed", "dead")
+_OF_RECORDS = frozenset(
+    discipline.name + ack for discipline in (FIFO, LIFO, PRIORITY, UNIQUE) for ack in ("", " ack")
+)
+
+
+def inspect(path: str) -> list[CollectionInfo]:
+    """The collections in that database, in the order in which they were made.
+
+    :param path: absolute, without symbolic links.
+    :raise StoreMissingError: there is no database, or it is empty.
+    :raise StoreKindError: there is something else.
+    :raise FormatVersionError: a later version made it.
+    :raise CorruptionError: it is damaged, or lost.
+    :raise LockedError: another program lets nobody read.
+    :raise StorageError: it cannot be read.
+    """
+    database = to_inspect(path, _TIMEOUT)
+
+    def look(execute: Execute) -> list[CollectionInfo]:
+        return [_describe(execute, path, one, database.now) for one in schema.collections(execute, path)]
+
+    return database.read_snapshot(look)
+
+
+def _describe(execute: Execute, path: str, one: schema.Registered, now: Clock) -> CollectionInfo:
+    counters = _count(execute, path, one)
+    described = CollectionInfo(one.kind, one.name, path, one.serializer, one.version, one.created)
+    if counters is None:
+        return described
+    if one.kind == DICT and counters.next_due_at is not None and counters.next_due_at <= now():
+        return described  # to count those that have expired costs more, the more they are
+    return replace(
+        described,
+        unfinished=counters.ready + counters.delayed + counters.claimed,
+        **{state: getattr(counters, state) for state in _STATES},
+    )
+
+
+def _count(execute: Execute, path: str, one: schema.Registered) -> Counters | None:
+    """Its counters; ``None``: they are damaged, or of a later version."""
+    if one.version != schema.VERSION or one.kind not in _OF_RECORDS | {DICT}:
+        return None
+    counters = Counters(
+        pair_statements(one.number) if one.kind == DICT else record_statements(one.number, FIFO)
+    )
+    try:
+        counters.load(execute)
+    except driver.ERRORS as error:
+        if isinstance(driver.translate(error, "reading", path), CorruptionError):
+            return None
+        raise
+    return counters
