@@ -382,7 +382,7 @@ def test_a_queue_that_the_registry_does_not_find_is_not_begun_anew(tmp_path):
 def test_what_is_due_and_not_there_is_not_looked_for_without_end(tmp_path):
     with opened("ack", tmp_path) as queue:
         queue.put("a")
-        queue.nack(queue.get(), delay=0.01)
+        queue.nack(queue.get(), delay=3600)
         due = queue._table._counters.next_due_at
     no_cells(tmp_path, "held_1")
     assert due is not None
