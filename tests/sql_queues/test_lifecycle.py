@@ -326,7 +326,7 @@ def test_close_wakes_who_waits(open_queue, kind):
             each()
 
 
-@pytest.mark.parametrize("call", ["read", "write", "version"])
+@pytest.mark.parametrize("call", ["read", "write", "change_token"])
 def test_a_call_that_races_with_close_opens_nothing(open_file, call):
     """A thread that is past the queue when another one closes it; descriptors left are seen by every test."""
     queue = open_file(SQLiteQueue)
