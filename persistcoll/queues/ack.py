@@ -15,7 +15,7 @@ from persistcoll.parameters import T
 from persistcoll.queues.deliveries import Deliveries, Delivery
 from persistcoll.queues.sql import BaseSQLQueue, RecordQueueCore
 
-__all__ = ["BaseAckQueue"]
+__all__ = ["AckQueueCore", "BaseAckQueue"]
 
 
 class _NoItem:

@@ -34,7 +34,7 @@ from persistcoll.serializers import canonical, codec, locate, resolve
 from persistcoll.serializers.base import Seal, decode_error
 from persistcoll.sqlite.open import DatabaseLocation, open_table
 
-__all__ = ["BaseSQLQueue", "checked_backoff"]
+__all__ = ["BaseSQLQueue", "RecordQueueCore", "checked_backoff"]
 
 _HIGHEST_ID = (1 << 63) - 1
 _SET_ASIDE = (
