@@ -191,8 +191,12 @@ class Database:
 
     def _watch(self) -> None:
         opened = self._opened
-        if opened is not None:
-            opened.lock.watch({**opened.files, **self._watched})
+        watched: dict[str, Any] | None = None
+        # Another thread may take a file out meanwhile, without the lock. Watching it on would make a false
+        # StoreReplacedError of its removal, so the files are set until they are those of `_watched`.
+        while opened is not None and watched != (files := {**opened.files, **self._watched}):
+            opened.lock.watch(files)
+            watched = files
 
     def check_files(self) -> None:
         """Raise ``StoreReplacedError`` if a file was removed or replaced, and refuse every later call.

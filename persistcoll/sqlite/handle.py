@@ -55,9 +55,9 @@ class Handle(Generic[S]):
         self.store_id = self._database.store_id + id.to_bytes(8, "big")
         self._collection_id = id
         self._sql: S = sql
-        if id not in self._database.counters_by_number:
-            self._database.counters_by_number[id] = Counters(sql)
-        self._counters = self._database.counters_by_number[id]
+        # One atomic call, because two threads may open a collection for the first time: with counters of its
+        # own, a handle would not know what the other one has put.
+        self._counters = self._database.counters_by_number.setdefault(id, Counters(sql))
         self._closed = False
 
     def __del__(self) -> None:

@@ -39,6 +39,7 @@ from persistcoll import (
     UniqueQ,
 )
 from persistcoll.serializers import key_from_env, signed
+from persistcoll.sqlite import handle
 from persistcoll.sqlite.database import Database
 from persistcoll.testing.children import in_forked_child, run_threads
 from tests.queues.waits import until, waiting
@@ -566,3 +567,21 @@ def test_an_old_sqlite_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 0))
     with pytest.raises(BackendUnavailableError, match="too old"):
         SQLiteQueue(tmp_path / "q")
+
+
+def test_two_threads_that_open_a_collection_for_the_first_time_share_its_counters(tmp_path, monkeypatch):
+    """Otherwise each object would count alone, and give an id that the other one has given."""
+    counters = vars(handle)["Counters"]
+    opened: list[SQLiteQueue] = []
+
+    def slowly(sql):
+        monkeypatch.setattr(handle, "Counters", counters)
+        opened.append(waiting(lambda: SQLiteQueue(tmp_path / "q", durability="process"))())
+        return counters(sql)
+
+    with SQLiteQueue(tmp_path / "q", durability="process"):
+        pass
+    monkeypatch.setattr(handle, "Counters", slowly)
+    with SQLiteQueue(tmp_path / "q", durability="process") as one, opened[0] as two:
+        assert (one.put("a"), two.put("b")) == (1, 2)
+        assert (one.qsize(), two.qsize()) == (2, 2)

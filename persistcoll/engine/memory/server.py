@@ -245,6 +245,7 @@ def _sent(name: str) -> Callable[..., Any]:
     def method(self: MemoryServerStore, *arguments: Any, **options: Any) -> Any:
         return self._call(name, arguments, options)
 
+    method.__name__, method.__doc__ = name, getattr(RecordStore, name).__doc__
     return method
 
 

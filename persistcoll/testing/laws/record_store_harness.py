@@ -24,6 +24,7 @@ from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
 
 __all__ = [
     "DISCIPLINES",
+    "Connection",
     "FifoStores",
     "RecordStoreFactory",
     "RecordStoreHarness",
