@@ -100,7 +100,7 @@ def key_from(key: bytes, original: bytes = b"") -> Any:
     found = _parsed(original or key)
     # The parser did not check that the original key belongs to this key.
     if original and key_bytes(found) != key:
-        raise ValueError("a key's name is another key's")
+        raise ValueError("the original key belongs to another key")
     return found
 
 
@@ -226,7 +226,7 @@ def _parsed(data: bytes) -> Any:
     except (IndexError, struct.error) as error:
         raise ValueError("a key's bytes are cut short") from error
     if end != len(data):
-        raise ValueError("there are bytes behind a key's")
+        raise ValueError("there are bytes after a key's")
     return found
 
 

@@ -138,7 +138,7 @@ class _Compressed:
         if not inflate.eof:
             raise DecodeError("the compressed item is cut short")
         if inflate.unused_data:
-            raise DecodeError("there are bytes behind the compressed item")
+            raise DecodeError("there are bytes after the compressed item")
         return self._inner.loads(plain)
 
     def __reduce__(self) -> tuple[object, ...]:
