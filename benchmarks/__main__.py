@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: run them, print them, store them."""
+"""``python -m benchmarks``: run the benchmarks, print and store the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, whatever the numbers are; 1 for a promise that is not kept only with ``--check``."""
+    """Run the benchmarks, and return the exit status.
+
+    It is 0 whatever the numbers are, and 1 only with ``--check`` and a promise that was not reached.
+    """
     options = _parser().parse_args(arguments)
     sizes = QUICK if options.quick else FULL
     if options.rounds is not None:
@@ -96,7 +99,7 @@ def _store(result: dict[str, Any], options: argparse.Namespace, sizes: Sizes) ->
     path = directory / f"{platform.python_implementation().lower()}-{version}.json"
     for at, text in (
         (path, json.dumps(result, indent=1) + "\n"),
-        (path.with_suffix(".txt"), report.summary(result)),  # which the documentation shows
+        (path.with_suffix(".txt"), report.summary(result)),  # The documentation shows this file.
     ):
         temporary = at.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")

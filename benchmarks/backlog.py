@@ -21,15 +21,15 @@ _BLOCK = 500
 # Fewer than a chunk of the small backlog has room for.
 _ACKNOWLEDGED = 10_000
 _PHASES = ("put", "get", "task_done", "qsize", "peek")
-# Small items, so that a large backlog is a matter of records and not of bytes.
+# Small items, so that a large backlog means many records and not many bytes.
 _OPTIONS: dict[str, Any] = {"serializer": "json", "durability": "process"}
 
 
 def backlog(sizes: Sizes, root: str) -> Scenario:
-    """Opening, every operation and memory, at both sizes."""
+    """Measure opening, every operation and memory, at both sizes."""
     both = (sizes.small_backlog, sizes.large_backlog)
     paths = {size: os.path.join(root, f"backlog-{size}") for size in both}
-    # Apart from those that are worked on: where a queue stands in its chunk says how long its cursor is.
+    # Queues of their own, because the length of a cursor depends on where its queue stands in its chunk.
     opened = {size: os.path.join(root, f"opening-{size}") for size in both}
     acknowledged = min(_ACKNOWLEDGED, sizes.operations // 2)
     small, large = (f"{size:,} waiting" for size in paths)
@@ -69,7 +69,7 @@ def backlog(sizes: Sizes, root: str) -> Scenario:
                 at_most=1.3,
             ),
             *map(ratio, _PHASES),
-            # The slowest, and not the median: the promise is about any opening.
+            # The slowest and not the median, because the promise is about any opening.
             Figure(
                 "slowest opening at the large one",
                 lambda numbers: numbers[f"opening: {large}, slowest"] / 1e6,
@@ -97,7 +97,7 @@ def _build(path: str, size: int) -> Mapping[str, float]:
 
 
 def _ack(path: str, count: int) -> None:
-    """So many more acknowledgements, and as many waiting as before."""
+    """Ack so many more items; as many are ready as before."""
     with Queue(path, **_OPTIONS) as queue:
         for _ in repeat(None, count):
             queue.put(0)
@@ -106,7 +106,10 @@ def _ack(path: str, count: int) -> None:
 
 
 def _open(paths: Mapping[int, str], count: int) -> Mapping[str, float]:
-    """Medians and not means: one opening that meets the device at work weighs as much as all the others."""
+    """Return medians and not means.
+
+    One opening during which the device is busy would weigh as much in a mean as all the others.
+    """
     taken: dict[int, list[float]] = {size: [] for size in paths}
     for _ in repeat(None, count):
         for size, path in paths.items():
@@ -129,12 +132,12 @@ def _measure(path: str, size: int, sizes: Sizes) -> Mapping[str, float]:
 
 
 def _operate(path: str, size: int, operations: int) -> Mapping[str, float]:
-    """Microseconds for each operation at a backlog that stays ``size``."""
+    """Return microseconds for each operation at a backlog that stays ``size``."""
     numbers = dict.fromkeys(("put", "get", "task_done"), 0.0)
     block = min(_BLOCK, size)
     blocks = max(1, operations // block)
     with Queue(path, **_OPTIONS) as queue:
-        queue.put(queue.get())  # the first one looks for the place where reading begins
+        queue.put(queue.get())  # The first get searches for the place where reading begins.
         queue.task_done()
         for _ in repeat(None, blocks):
             marks = Marks()

@@ -1,4 +1,4 @@
-"""Work in other processes: started afresh, never forked, as a second program would be."""
+"""Work in other processes: started anew and never forked, as a second program is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _context = multiprocessing.get_context("spawn")
 
 @contextmanager
 def running(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
-    """Processes that run ``work(connection, *arguments)``, one for each tuple; the other ends to talk to."""
+    """Run ``work(connection, *arguments)`` in a process for each tuple; give the other ends."""
     ours: list[Connection] = []
     processes = []
     try:
@@ -40,14 +40,21 @@ def running(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> 
 
 
 def answer(connection: Connection) -> Any:
-    """What the process sends next; ``EOFError`` if it died, ``TimeoutError`` if it is silent."""
+    """Return what the process sends next.
+
+    :raises EOFError: it died.
+    :raises TimeoutError: it is silent.
+    """
     if not connection.poll(_PATIENCE):
         raise TimeoutError("a child process does not answer")
     return connection.recv()
 
 
 def memory_of_child(work: Callable[..., Any], *arguments: Any) -> float | None:
-    """KiB that a process had resident at most while it ran ``work``; ``None`` where no system tells."""
+    """Return how many KiB of a process were resident at most while it ran ``work``.
+
+    :return: ``None`` if the system does not say.
+    """
     with running(_report_memory, [(work, arguments)]) as (connection,):
         peak: float | None = answer(connection)
         return peak
@@ -59,7 +66,7 @@ def _report_memory(connection: Connection, work: Callable[..., Any], arguments: 
 
 
 def _peak() -> float | None:
-    # Not getrusage: there a new program begins with what the one that started it had.
+    # Not getrusage, because its maximum of a new program begins with that of the program that started it.
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:

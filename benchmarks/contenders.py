@@ -1,4 +1,4 @@
-"""The queues: ours and those it is measured beside, each driven as its documentation says."""
+"""The queues: those of persistcoll and their peers, each used as its documentation says."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ ITEM: dict[str, Any] = {"id": 12345, "name": "a" * 40, "kind": "job", "n": 1.5}
 """100 bytes as a pickle of protocol 5."""
 BATCH = 100
 Opening = Callable[[str], Any]
-"""Given a path, a queue, as a context manager. It can be passed to another process."""
+"""Returns a queue for a path, as a context manager. It can be passed to another process."""
 
 assert len(pickle.dumps(ITEM, 5)) == 100
 
 
 def have(module: str) -> bool:
-    """Whether a peer is installed: only the environment of the benchmarks has them."""
+    """Tell whether a peer is installed: only the environment of the benchmarks has them."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -57,7 +57,7 @@ class Marks:
 
 
 def ours_phases(directory: str, count: int, **options: Any) -> Mapping[str, float]:
-    """All puts, then for each item get and task_done; then the three in turn on a queue that is empty."""
+    """Put all items, then get and ack each; then put, get and ack each on an empty queue."""
     item = options.pop("item", ITEM)
     with Queue(os.path.join(directory, "queue"), **options) as queue:
         put, get, task_done = queue.put, queue.get, queue.task_done
@@ -78,7 +78,7 @@ def ours_phases(directory: str, count: int, **options: Any) -> Mapping[str, floa
 
 
 def ours_batches(directory: str, count: int, **options: Any) -> Mapping[str, float]:
-    """put_many of :data:`BATCH` items, then get_many of as many; then all acknowledged one by one."""
+    """Put and get all items in batches of :data:`BATCH`, then ack them one by one."""
     batch = [ITEM] * BATCH
     with Queue(os.path.join(directory, "queue"), **options) as queue:
         marks = Marks()
@@ -96,11 +96,14 @@ def ours_batches(directory: str, count: int, **options: Any) -> Mapping[str, flo
 
 
 def persist_queue_file_phases(directory: str, count: int) -> Mapping[str, float]:
-    """persist-queue's ``Queue``, as :func:`ours_phases`. It syncs only where a chunk of 100 items ends."""
+    """Run the phases of :func:`ours_phases` with persist-queue's ``Queue``.
+
+    It syncs only where a chunk of 100 items ends.
+    """
     from persistqueue import Queue as FileQueue
 
     path = os.path.join(directory, "queue")
-    # Its own default puts temporary files elsewhere, on whatever file system that is.
+    # By default it puts temporary files elsewhere, on whatever file system that is.
     os.mkdir(path)
     queue = FileQueue(path, tempdir=path)
     put, get, task_done = queue.put, queue.get, queue.task_done
@@ -132,8 +135,10 @@ def _fifo_disk_queue(directory: str) -> Iterator[tuple[Callable[[bytes], None], 
 
 
 def queuelib_phases(directory: str, count: int) -> Mapping[str, float]:
-    """queuelib's ``FifoDiskQueue`` of pickles: no lock, no checksum, and what is there after a crash is
-    known only to a queue that was closed. Its pop is final, there is no acknowledgement.
+    """Push all items to queuelib's ``FifoDiskQueue`` as pickles, then pop them.
+
+    It has no lock and no checksum, and after a crash only a queue that was closed knows what it holds. Its
+    pop is final; it has no ack.
     """
     dumps, loads = pickle.dumps, pickle.loads
     with _fifo_disk_queue(directory) as (push, pop):
@@ -148,7 +153,7 @@ def queuelib_phases(directory: str, count: int) -> Mapping[str, float]:
 
 
 def persist_queue_sqlite_puts(directory: str, count: int) -> Mapping[str, float]:
-    """persist-queue's ``SQLiteQueue``, which is durable: each put is a transaction, synced."""
+    """Put all items into persist-queue's ``SQLiteQueue``: each put is a transaction and a sync."""
     from persistqueue import SQLiteQueue
 
     queue = SQLiteQueue(os.path.join(directory, "queue"), auto_commit=True, multithreading=True)
@@ -162,7 +167,10 @@ def persist_queue_sqlite_puts(directory: str, count: int) -> Mapping[str, float]
 
 
 def seconds_together(calls: Sequence[Callable[[], object]]) -> float:
-    """From the common start to the last one's end, each in a thread of its own; raises the first failure."""
+    """Run each call in a thread of its own, and return the seconds from the common start to the last end.
+
+    The first failure is raised.
+    """
     start = threading.Barrier(len(calls) + 1)
     failures: list[BaseException] = []
 
@@ -193,7 +201,7 @@ def puts_of_threads(
     each: int,
     prepare: Callable[[str], None] = lambda path: None,
 ) -> Mapping[str, float]:
-    """Microseconds from the common start to the last thread's end, per put.
+    """Return microseconds per put, from the common start to the last thread's end.
 
     :param prepare: called with the queue's path when it is open.
     """

@@ -1,4 +1,4 @@
-"""The dicts: ours and those it is measured beside, each opened as its documentation says, equally durable."""
+"""The dicts: persistcoll's and its peers, each opened as its documentation says, equally durable."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ OURS, PERSIST_QUEUE, DISKCACHE = "ours", "persist-queue PDict", "diskcache.Index
 SQLITEDICT, SHELVE = "sqlitedict", "shelve"
 _CHUNK = 10_000
 _SEED = 20
-# As many as nothing comes round at the same place soon; each takes two bytes.
+# So many that a number comes again at the same place only after a long time; each takes two bytes.
 _numbers = cycle(range(10_000, 59_999))
 
 Opened = AbstractContextManager[Any]
-"""Gives a dict."""
+"""A context manager that gives a dict."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of dict.
 
-    :ivar package: what has to be installed; empty if that is there anyway.
-    :ivar module: what it installs.
-    :ivar open: given a path and the durability, ``"process"`` or ``"power"``.
-    :ivar fill: given a path and keys, stores an item for each, by the shortest way there is.
-    :ivar survives: what an assignment that returned survives, where it cannot be chosen.
+    :ivar package: the package to install; empty if none is needed.
+    :ivar module: the module that the package installs.
+    :ivar open: opens the dict at a path with a durability, ``"process"`` or ``"power"``.
+    :ivar fill: stores an item for each key at a path, in the fastest way that the dict has.
+    :ivar survives: what an assignment that returned survives, if that cannot be chosen.
     """
 
     package: str
@@ -61,19 +61,23 @@ class Kind:
 
 
 def names(count: int, new: bool = False) -> list[str]:
-    """So many keys, sorted; the new ones lie between the others."""
+    """Return so many keys, sorted; the new ones lie between the others."""
     return [f"user:{2 * number + new:08}" for number in range(count)]
 
 
 def some(keys: list[str], count: int) -> list[str]:
-    """So many of them in random order, always the same ones; each once, before one comes again."""
+    """Return so many of the keys in random order, always the same ones.
+
+    Each key comes once before one comes again.
+    """
     shuffled = random.Random(_SEED).sample(keys, min(count, len(keys)))
     return (shuffled * -(-count // len(shuffled)))[:count]
 
 
 def different(keys: Iterable[str]) -> list[tuple[str, Any]]:
-    """Each with an item of 100 bytes, not the one that it had the time before: SQLite writes nothing where a
-    row stays as it is.
+    """Return each key with an item of 100 bytes that differs from its last one.
+
+    SQLite writes nothing where a row stays as it is.
     """
     return [(key, {**ITEM, "id": next(_numbers)}) for key in keys]
 
@@ -99,7 +103,7 @@ _SYNCHRONOUS = {"process": "NORMAL", "power": "FULL"}
 
 @contextmanager
 def _persist_queue(path: str, durability: str = "process") -> Iterator[Any]:
-    """Its connection syncs each commit, unless told otherwise."""
+    """Give persist-queue's dict; its connection syncs each commit, unless a pragma says otherwise."""
     stored = import_module("persistqueue").PDict(path, "dict")
     try:
         stored._conn.execute(f"PRAGMA synchronous={_SYNCHRONOUS[durability]}")
@@ -109,7 +113,7 @@ def _persist_queue(path: str, durability: str = "process") -> Iterator[Any]:
 
 
 def _fill_persist_queue(path: str, keys: Iterable[str]) -> None:
-    """By its own statement, but in one transaction: it has nothing for several keys."""
+    """Use its own statement, but in one transaction, because it has no method for several keys."""
     data = pickle.dumps(ITEM)
     with _persist_queue(path) as stored, stored._conn as connection:
         connection.executemany(stored._sql_insert, ((key, data) for key in keys))
@@ -120,7 +124,7 @@ _SYNCHRONOUS_NUMBER = {"process": 1, "power": 2}
 
 @contextmanager
 def _index(path: str, durability: str = "process") -> Iterator[Any]:
-    """What ``Index(path)`` makes; its ``synchronous=NORMAL`` survives the death of the process."""
+    """Give what ``Index(path)`` makes; its ``synchronous=NORMAL`` survives the death of the process."""
     diskcache = import_module("diskcache")
     synchronous = _SYNCHRONOUS_NUMBER[durability]
     with diskcache.Cache(path, eviction_policy="none", sqlite_synchronous=synchronous) as cache:
@@ -135,13 +139,16 @@ def _fill_index(path: str, keys: Iterable[str]) -> None:
 
 
 def _sqlitedict(path: str, durability: str = "process", **options: Any) -> Any:
-    """With a write-ahead log, as all of them. It never syncs: a power cut may damage the database."""
+    """Return a dict with a write-ahead log, as all of them have one.
+
+    It never syncs, so a power cut may damage the database.
+    """
     options = {"autocommit": True, "journal_mode": "WAL", **options}
     return import_module("sqlitedict").SqliteDict(f"{path}.sqlite", **options)
 
 
 def _fill_sqlitedict(path: str, keys: Iterable[str]) -> None:
-    """Without the stack of the caller, which it takes down for each key, for messages."""
+    """Turn off the record of the caller's stack, which it makes for each key, for messages."""
     with _sqlitedict(path, autocommit=False, outer_stack=False) as stored:
         for chunk in _chunks(keys):
             stored.update(chunk)
@@ -159,7 +166,7 @@ def _fill_shelf(path: str, keys: Iterable[str]) -> None:
 
 
 def dbm_of_shelve() -> str:
-    """The database module that ``shelve`` finds on this machine."""
+    """Return the name of the database module that ``shelve`` finds on this machine."""
     for name in ("sqlite3", "gnu", "ndbm"):
         try:
             import_module(f"dbm.{name}")
@@ -175,12 +182,12 @@ PEERS: Mapping[str, Kind] = {
     SQLITEDICT: Kind("sqlitedict", "sqlitedict", _sqlitedict, _fill_sqlitedict),
     SHELVE: Kind("", "shelve", _shelf, _fill_shelf, "a clean close only"),
 }
-"""By name, in the order in which they are shown."""
+"""By name, in the order in which the report lists them."""
 
 KINDS: Mapping[str, Kind] = {OURS: Kind("", "persistcoll", _ours, _fill_ours), **PEERS}
 
 
 def installed() -> tuple[dict[str, Kind], list[str]]:
-    """Ours and those that are there, and the packages of the others."""
+    """Return persistcoll's dict and the installed peers, and the packages of the others."""
     there = {name: kind for name, kind in KINDS.items() if have(kind.module)}
     return there, [kind.package for name, kind in KINDS.items() if name not in there]

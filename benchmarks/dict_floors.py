@@ -1,9 +1,9 @@
-"""Bare loops over ``sqlite3``: the statements that a dict in a table cannot do without, and no dict.
+"""Bare loops over ``sqlite3``: the statements that a dict in a table needs at least, and no dict.
 
-What a careful person writes by hand for one process, in a database like ours: a write-ahead log, pages and
-checkpoints as large, one transaction for each change. Keys are str and nothing else. No lock that lets
-several processes take turns, no checksum, no expiry, no order, no length that is known, no errors to tell
-apart.
+They are what a careful person writes by hand for one process, in a database like persistcoll's: a write-ahead
+log, pages and checkpoints of the same size, one transaction for each change. Keys are str only. There is no
+lock by which several processes take turns, no checksum, no expiry, no order, no known length, and no
+distinction between errors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _connected(directory: str) -> Iterator[sqlite3.Connection]:
 
 
 def fill_bare(directory: str, keys: Iterable[str]) -> None:
-    """An item for each of these keys."""
+    """Store an item for each of these keys."""
     data = pickle.dumps(ITEM, 5)
     with _connected(directory) as connection:
         connection.execute(_TABLE)
@@ -52,14 +52,17 @@ def fill_bare(directory: str, keys: Iterable[str]) -> None:
 
 @contextmanager
 def bare_reader(directory: str) -> Iterator[Work]:
-    """What looks keys up, one after the other."""
+    """Give a function that looks keys up, one after the other."""
     with _connected(directory) as connection:
         yield partial(_look_up, connection.cursor().execute, _VALUE)
 
 
 @contextmanager
 def reader_of_ours(directory: str) -> Iterator[Work]:
-    """The same in the database of our dict. The keys are its own, spelled as bytes beforehand."""
+    """Give the same function for the database of persistcoll's dict.
+
+    The keys are encoded as bytes beforehand.
+    """
     with _connected(directory) as connection:
         named = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'pairs!_%' ESCAPE '!'"
         ((table,),) = connection.execute(named).fetchall()
@@ -74,7 +77,10 @@ def _look_up(execute: Callable[..., sqlite3.Cursor], text: str, keys: Iterable[s
 
 @contextmanager
 def bare_writer(directory: str) -> Iterator[tuple[Work, Work]]:
-    """What assigns to keys and what deletes them: each a transaction that survives the process's death."""
+    """Give a function that assigns to keys and one that deletes them.
+
+    Each change is a transaction that survives the death of the process.
+    """
     with _connected(directory) as connection:
         execute = connection.cursor().execute
         yield partial(_set, execute), partial(_remove, execute)

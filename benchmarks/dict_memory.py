@@ -1,4 +1,4 @@
-"""What going through a dict takes of memory."""
+"""How much memory an iteration over a dict takes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from benchmarks.model import Contender, Figure, Scenario, Sizes
 
 __all__ = ["dict_memory"]
 
-_MOST = 20.0  # MB
+_MOST = 20.0  # MB.
 _FIRST = 1_000
 _PHASES = ("keys", "items")
 
 
 def dict_memory(sizes: Sizes, root: str) -> Scenario:
-    """How much a process grows that goes through keys and items."""
+    """Measure how much a process grows that iterates over keys and items."""
     size = sizes.large_table
     path = os.path.join(root, "dict")
 
@@ -70,9 +70,9 @@ def _iterate(connection: Connection, path: str, phase: str, size: int) -> None:
 
 
 def _resident(name: str) -> float | None:
-    """This process's, in MB; ``None`` where no system tells.
+    """Return this process's resident memory in MB; ``None`` if the system does not say.
 
-    :param name: ``"VmRSS"`` for what it is now, ``"VmHWM"`` for the most that it was.
+    :param name: ``"VmRSS"`` for the present value, ``"VmHWM"`` for the maximum so far.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:

@@ -1,4 +1,4 @@
-"""Looking up in dicts of few keys and of many."""
+"""Look-ups in dicts of few keys and of many."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["dict_reads"]
 
 _BARE, _SAME_FILE = "bare", "bare in the file of ours"
 _LOOK_UP = "d[k]"
-# How often len() is called of those that count their rows for it.
+# How often len() is called of dicts that count their rows for it.
 _COUNTS = 20
 
 
 def dict_reads(sizes: Sizes, root: str) -> Scenario:
-    """``d[k]``, ``in`` and ``len`` of both sizes, ``items()`` of the small one."""
+    """Measure ``d[k]``, ``in`` and ``len`` of both sizes, ``items()`` of the small one."""
     small, large = both = (sizes.small_backlog, sizes.large_table)
     keys = {size: names(size) for size in both}
     kinds, missing = dicts.installed()
@@ -47,7 +47,7 @@ def dict_reads(sizes: Sizes, root: str) -> Scenario:
         reader: Callable[[str], Any] = floors.bare_reader
         at = path(name, size)
         if name == _SAME_FILE:
-            wanted = [b"s" + key.encode() for key in wanted]  # as ours spells them
+            wanted = [b"s" + key.encode() for key in wanted]  # As PDict encodes them.
             reader = floors.reader_of_ours
             at = path(OURS, size)
 
@@ -60,7 +60,7 @@ def dict_reads(sizes: Sizes, root: str) -> Scenario:
         return Contender(f"{name}, {size:,}", "process", measure)
 
     def there(size: int) -> list[str]:
-        # dbm.dumb has every key in memory, and reads and writes all of them to be opened and closed.
+        # dbm.dumb has every key in memory, and reads and writes all of them when it is opened and closed.
         return [name for name in kinds if name != SHELVE or size == small]
 
     def prepare() -> Mapping[str, Any]:

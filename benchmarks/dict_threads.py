@@ -1,4 +1,4 @@
-"""Several threads that look up at once."""
+"""Several threads that look up keys at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BARE = "bare, a connection each"
 
 
 def dict_threads(sizes: Sizes, root: str) -> Scenario:
-    """What all of them look up in a second, together."""
+    """Measure how many keys all threads together look up in a second."""
     both = (sizes.small_backlog, sizes.large_table)
     count = 2 * sizes.operations
     keys = {size: some(names(size), count) for size in both}
@@ -92,6 +92,9 @@ def _look_up(stored: Mapping[str, Any], keys: Sequence[str]) -> None:
 
 
 def _together(readers: Sequence[Callable[[Sequence[Any]], None]], keys: Sequence[Any]) -> float:
-    """Microseconds from the common start to the last one's end, for each of the keys, which they share."""
+    """Return microseconds per key, from the common start to the last end.
+
+    The readers share the keys.
+    """
     shares = [partial(reader, keys[number :: len(readers)]) for number, reader in enumerate(readers)]
     return seconds_together(shares) * 1e6 / len(keys)

@@ -1,4 +1,4 @@
-"""Assigning and deleting, one key at a time and many at once."""
+"""Assignments and deletions, one key at a time and many at once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["dict_updates", "dict_writes"]
 
 _BARE = "bare"
 _PHASES = _PRESENT, _NEW, _DELETE = ("d[k] = v", "new d[k] = v", "del d[k]")
-# Short beside the thousand or so changes between two checkpoints: these meet all of the phases alike.
+# Few beside the thousand or so changes between two checkpoints, so that all phases meet checkpoints alike.
 _BLOCK = 100
 _MANY = 1_000
 
 
 def dict_writes(sizes: Sizes, root: str) -> Scenario:
-    """``d[k] = v`` and ``del`` of both sizes."""
+    """Measure ``d[k] = v`` and ``del`` of both sizes."""
     small, large = both = (sizes.small_backlog, sizes.large_table)
     count = sizes.operations // 4
     present = {size: some(names(size), count) for size in both}
@@ -126,7 +126,7 @@ def _change(assign: Work, delete: Work, present: Sequence[str], new: Sequence[st
 
 
 def dict_updates(sizes: Sizes, root: str) -> Scenario:
-    """``update`` beside as many single assignments."""
+    """Measure ``update`` beside as many single assignments."""
     many = min(_MANY, sizes.slow)
     pairs = dict(dicts.different(names(many)))
     others = dicts.different(names(many, new=True))

@@ -1,7 +1,7 @@
 """Bare loops: what the same work costs with no queue around it.
 
-They have no lock, no second process, no recovery, no waiting and no errors to tell apart. What they do
-per item is what any queue of checked records on disk must do.
+They have no lock, no second process, no recovery, no waits, and no distinction between errors. What they do
+per item, any queue of checked records on disk must do.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _WINDOW = 1 << 16
 
 
 def buffered_phases(directory: str, count: int) -> Mapping[str, float]:
-    """Pickle, CRC, frame, ``os.write``; 64 KiB read at a time, check, unpickle; append a record of 28 bytes
-    for each item as its acknowledgement. Then the three in turn, where no read finds more than one record.
+    """Write all records, read them 64 KiB at a time, and append an ack of 28 bytes for each.
+
+    A write is pickle, CRC, frame and ``os.write``; a read is ``os.pread``, check and unpickle. Then the three
+    for each item in turn, where no read finds more than one record.
     """
     path = os.path.join(directory, "records")
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -43,7 +45,7 @@ def buffered_phases(directory: str, count: int) -> Mapping[str, float]:
 
 
 def unbuffered_phases(directory: str, count: int) -> Mapping[str, float]:
-    """As :func:`buffered_phases`, with two reads for each record: what a reader does that keeps nothing."""
+    """Do the same with two reads for each record, as a reader without a buffer does."""
     fd = os.open(os.path.join(directory, "records"), os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         marks = Marks()
@@ -133,7 +135,7 @@ def _in_turn(directory: str, count: int) -> float:
 
 
 def append_and_sync(directory: str, count: int) -> Mapping[str, float]:
-    """Pickle, CRC, frame, ``os.write``, ``fdatasync``: one record, one sync, one thread."""
+    """Write each record and sync it with ``fdatasync``, in one thread."""
     dumps, pack, write = pickle.dumps, _HEADER.pack, os.write
     sync = getattr(os, "fdatasync", os.fsync)
     fd = os.open(os.path.join(directory, "records"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)

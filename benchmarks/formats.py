@@ -16,7 +16,7 @@ _LIBRARIES = {"msgpack": "msgpack", "cbor": "cbor2"}
 
 
 def serializers(sizes: Sizes, root: str) -> Scenario:
-    """The same dict through each of them."""
+    """Measure the same dict through each of them."""
     formats: dict[str, Any] = {"raw": "raw", "pickle": "pickle", "json": "json"}
     missing = []
     for name, library in _LIBRARIES.items():

@@ -1,4 +1,4 @@
-"""What an import costs a program that starts: beside a Python that imports nothing."""
+"""What an import costs a program that starts, beside a Python that imports nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.model import Contender, Figure, Scenario, Sizes, ratio
 
 __all__ = ["imports"]
 
-_MOST = 60.0  # ms
+_MOST = 60.0  # Milliseconds.
 _BARE = "bare Python"
 _PROGRAMS = {
     _BARE: "pass",
@@ -28,7 +28,7 @@ _PEERS = {"import persistqueue": ("persistqueue", "import persistqueue")}
 
 
 def imports(sizes: Sizes, root: str) -> Scenario:
-    """Each in a new process, with the bytecode that an earlier start left."""
+    """Measure each import in a new process, with the bytecode that an earlier start wrote."""
     programs, missing = dict(_PROGRAMS), []
     for name, (module, program) in _PEERS.items():
         if contenders.have(module):
@@ -65,7 +65,7 @@ def _start(program: str, times: int, at: str) -> Mapping[str, float]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = os.path.dirname(os.path.dirname(os.path.abspath(persistcoll.__file__)))
     command = [sys.executable, "-X", f"pycache_prefix={at}", "-c", program]
-    subprocess.run(command, env=environment, check=True)  # leaves the bytecode
+    subprocess.run(command, env=environment, check=True)  # Writes the bytecode.
     seconds = []
     for _ in range(times):
         began = perf_counter()

@@ -1,4 +1,4 @@
-"""What the numbers were measured on: enough to compare two runs, and nothing that names the machine."""
+"""The machine of a run: enough to compare two runs, and nothing that identifies it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PACKAGES = (
     "msgpack",
     "cbor2",
 )
-# Syncing there costs nothing and saves nothing.
+# A sync costs nothing there and saves nothing.
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "hugetlbfs"})
 
 
 def describe(directory: str) -> dict[str, Any]:
-    """The machine, the interpreter, the file system of ``directory``, the packages."""
+    """Return the machine, the interpreter, the file system of ``directory`` and the packages."""
     return {
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "architecture": platform.machine(),
@@ -38,7 +38,7 @@ def describe(directory: str) -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
-    """Its version, if it is there."""
+    """Return the version of a package, or ``None`` if it is not installed."""
     if package == "persistcoll":
         import persistcoll
 
@@ -50,7 +50,7 @@ def installed(package: str) -> str | None:
 
 
 def file_system(directory: str) -> str | None:
-    """The type of the file system that ``directory`` lies on, where the system tells."""
+    """Return the type of the file system of ``directory``, or ``None`` if the system does not say."""
     if sys.platform != "linux":
         return None
     device = os.stat(directory).st_dev
@@ -67,5 +67,5 @@ def file_system(directory: str) -> str | None:
 
 
 def has_device(directory: str) -> bool:
-    """Whether a sync there waits for a device."""
+    """Tell whether a sync in ``directory`` waits for a device."""
     return file_system(directory) not in _IN_MEMORY

@@ -1,8 +1,7 @@
-"""What a benchmark is made of: scenarios, the contenders in them, the figures drawn from their numbers.
+"""What a benchmark consists of: scenarios, their contenders, and figures computed from the numbers.
 
-One rule carries the rest: a figure is computed from the numbers of *one* round, in which every contender
-ran once, and only then summarized over the rounds. So a machine that slows down for a minute slows down
-both sides of a ratio.
+A figure is computed from the numbers of *one* round, in which every contender ran once, and only then
+summarized over the rounds. So a machine that is slow for a minute slows down both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ Numbers = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """How often each thing is done, and with how many items."""
 
     rounds: int
     operations: int
-    """Of those that take microseconds."""
+    """Operations that take microseconds."""
     slow: int
-    """Of those that take a tenth of a millisecond or more."""
+    """Operations that take a tenth of a millisecond or more."""
     synced: int
     """Puts of one thread that each wait for the device."""
     small_backlog: int
     large_backlog: int
     large_table: int
-    """Waiting, and as many finished."""
+    """Ready items, and as many finished ones."""
     openings: int
     wakeups: int
     idle_seconds: float
@@ -81,9 +80,9 @@ TINY = Sizes(
 class Contender:
     """One thing that is measured.
 
-    :ivar survives: what an operation of it that returned survives: ``"power"``, ``"process"``, ``"-"`` (for
-        a floor that promises nothing), or a few words.
-    :ivar measure: given an empty directory, does the work once and returns a number for each phase.
+    :ivar survives: what an operation of it that returned survives: ``"power"``, ``"process"``, ``"-"`` (for a
+        floor that promises nothing), or a few words.
+    :ivar measure: does the work once in an empty directory, and returns a number for each phase.
     """
 
     name: str
@@ -93,10 +92,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Figure:
-    """What is drawn from the numbers of a round.
+    """What is computed from the numbers of a round.
 
-    :ivar of: raises ``KeyError`` where a contender was not there.
-    :ivar at_most: the promise that it is compared with; neither: for information.
+    :ivar of: raises ``KeyError`` if a contender was not there.
+    :ivar at_most: the promise that it is compared with; without one of the two it is for information.
     """
 
     text: str
@@ -115,7 +114,7 @@ class Figure:
         return ""
 
     def reached(self, value: float) -> bool | None:
-        """Whether ``value`` keeps the promise; ``None`` if there is none."""
+        """Tell whether ``value`` keeps the promise; ``None`` if there is none."""
         if self.at_least is not None:
             return value >= self.at_least
         if self.at_most is not None:
@@ -130,7 +129,7 @@ def ratio(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Figure:
-    """The sum of the numbers of these names, by the sum of those."""
+    """Return the figure of one sum of numbers divided by another."""
 
     def of(numbers: Numbers) -> float:
         return sum(numbers[key] for key in over) / sum(numbers[key] for key in under)
@@ -140,10 +139,10 @@ def ratio(
 
 @dataclass(frozen=True)
 class Scenario:
-    """Contenders that take turns.
+    """Contenders that run in turn.
 
     :ivar compared: what is compared with what, and what is durable.
-    :ivar prepare: run once before the first round (a backlog to build); returns facts to report.
+    :ivar prepare: run once before the first round, for example to build a backlog; returns facts to report.
     """
 
     name: str
@@ -158,7 +157,7 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Summary:
-    """The median and the spread of a handful of values."""
+    """The median and the spread of several values."""
 
     median: float
     lower_quartile: float

@@ -12,13 +12,13 @@ __all__ = ["power"]
 
 _OPEN = partial(Queue, durability="power")
 
-# How many times the puts of the bare loop, by the number of threads: where one sync serves many, as many
+# How many times the puts of the bare loop, by the number of threads: if one sync serves many puts, as many
 # puts take less time.
 _PUTS = {1: 1, 2: 1, 8: 2, 32: 4}
 
 
 def power(sizes: Sizes, root: str) -> Scenario:
-    """Puts of 1 to 32 threads, each waiting for its own record to be durable."""
+    """Measure puts of 1 to 32 threads, each waiting for its own record to be durable."""
     synced = sizes.synced
     found = [Contender("append + fdatasync", "power", lambda at: floors.append_and_sync(at, synced))]
     found += [_ours(threads, max(1, synced * more // threads)) for threads, more in _PUTS.items()]

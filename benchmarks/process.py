@@ -17,7 +17,7 @@ def _whole(contender: str, *phases: str) -> Sequence[str]:
 
 
 def single(sizes: Sizes, root: str) -> Scenario:
-    """put + get + task_done of a dict of 100 bytes."""
+    """Measure put + get + task_done of a dict of 100 bytes."""
     count = sizes.operations
     found = [
         Contender("ours", "process", lambda at: contenders.ours_phases(at, count, durability="process")),
@@ -43,7 +43,7 @@ def single(sizes: Sizes, root: str) -> Scenario:
         figures=[
             ratio("persist-queue's file queue / ours", _whole(_PEER), ours, at_least=40),
             ratio("persist-queue's file queue / ours, in turn", [f"{_PEER}: in turn"], turn, at_least=40),
-            # What the bare loop has to do to count as one is open to opinion: each reading is shown.
+            # Opinions may differ on what belongs to the bare loop, so the report has both readings.
             ratio("ours / bare put + get + acknowledge", ours, floor, at_most=3),
             ratio("ours in turn / the bare three in turn", turn, ["bare loop: in turn"], at_most=3),
             ratio("ours / bare put + get, nothing acknowledged", ours, floor[:2], at_most=3),
@@ -54,7 +54,7 @@ def single(sizes: Sizes, root: str) -> Scenario:
 
 
 def batches(sizes: Sizes, root: str) -> Scenario:
-    """put_many and get_many of 100."""
+    """Measure put_many and get_many of 100."""
     count = sizes.operations
     found = [
         Contender("ours", "process", lambda at: contenders.ours_batches(at, count, durability="process")),

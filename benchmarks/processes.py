@@ -1,4 +1,4 @@
-"""Several processes that put into one queue at once."""
+"""Several processes that put into one queue at the same time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COUNTS = (1, 2, 4)
 
 
 def processes(sizes: Sizes, root: str) -> Scenario:
-    """What all of them put in a second, together."""
+    """Measure how many items all processes together put in a second."""
 
     def contender(count: int) -> Contender:
         each = max(1, sizes.operations // count)
@@ -53,7 +53,7 @@ def puts_of_processes(
     each: int,
     prepare: Callable[[str], None] = lambda path: None,
 ) -> Mapping[str, float]:
-    """From the first's start to the last's end, for each put; and the slowest of all.
+    """Return microseconds per put, from the first start to the last end, and the slowest put.
 
     :param prepare: called with the queue's path when it is open.
     """

@@ -12,7 +12,7 @@ _WIDTH = 100
 
 
 def heading(machine: Mapping[str, Any], directory_syncs: bool) -> str:
-    """On what it runs."""
+    """Return what the run was measured on."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
         "{implementation} {python}, {system} {kernel} {architecture}, {cpus} CPUs".format(**machine),
@@ -27,7 +27,7 @@ def heading(machine: Mapping[str, Any], directory_syncs: bool) -> str:
 
 
 def scenario(result: Mapping[str, Any]) -> str:
-    """One scenario: what was compared, the numbers, the figures beside their promises."""
+    """Return one scenario: what was compared, the numbers, the figures beside their promises."""
     parts = [f"== {result['name']}", textwrap.fill(result["compared"], _WIDTH)]
     for what, facts in result["prepared"].items():
         parts.append(f"{what}: " + ", ".join(f"{name} {value:,}" for name, value in facts.items()))
@@ -42,7 +42,7 @@ def scenario(result: Mapping[str, Any]) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """What a run found, without the numbers that it was found from: for those who read about it."""
+    """Return the figures of a run without their numbers, for the documentation."""
     found = result["scenarios"].values()
     parts = [f"== {each['name']}\n{_figures(each['figures'])}" for each in found]
     return "\n\n".join([heading(result["machine"], True), *parts]) + "\n"
@@ -98,7 +98,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def missed(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Every promise that was not reached, or not measured."""
+    """Return every promise that was not reached, or not measured."""
     return [
         f"{name}: {figure['text']}: {figure['goal']}"
         for name, result in results.items()

@@ -1,4 +1,4 @@
-"""Runs scenarios in interleaved rounds and makes of their numbers what is reported and stored."""
+"""Run scenarios in interleaved rounds, and summarize their numbers for the report."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def run(
     done: Callable[[dict[str, Any]], None] = lambda result: None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Run these scenarios below ``directory``; everything measured, as it is stored.
+    """Run these scenarios below ``directory``, and return everything measured, as it is stored.
 
     :param done: called with each scenario's result.
-    :param progress: called with what is being done.
+    :param progress: called with a line that says what is being done.
     """
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -92,7 +92,10 @@ def run_scenario(
     directory: str,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """One scenario, all rounds: A B C, A B C, ... each in an empty directory of its own."""
+    """Run all rounds of one scenario.
+
+    In each round each contender runs once, in order, in an empty directory of its own.
+    """
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="persistcoll-bench-", dir=directory) as root:
         scenario = make(sizes, root)
@@ -112,7 +115,7 @@ def _round(scenario: Scenario, root: str) -> Numbers:
     for contender in scenario.contenders:
         at = os.path.join(root, "at")
         os.mkdir(at)
-        gc.collect()  # what the one before left is not this one's to clean up
+        gc.collect()  # The contender must not pay for the garbage of the one before it.
         try:
             for phase, value in contender.measure(at).items():
                 numbers[f"{contender.name}: {phase}"] = value
@@ -140,7 +143,8 @@ def _figure(figure: Figure, rounds: Sequence[Numbers]) -> dict[str, Any]:
     found: dict[str, Any] = {"text": figure.text, "unit": figure.unit, "goal": figure.goal, "reached": None}
     try:
         values = [figure.of(numbers) for numbers in rounds]
-    except KeyError:  # a contender that is not installed, or a number that this system does not tell
+    # A contender is not installed, or the system does not say a number.
+    except KeyError:
         return {**found, "measured": None}
     return {**found, "measured": _summary(values), "reached": figure.reached(Summary.of(values).median)}
 

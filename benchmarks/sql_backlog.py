@@ -1,4 +1,4 @@
-"""The same work on queues with few and with many waiting and finished items, in one database."""
+"""The same work with few and with many ready and finished items, in one database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _queue(path: str) -> SQLiteQueue:
 
 
 def sql_backlog(sizes: Sizes, root: str) -> Scenario:
-    """Opening and every operation, at both sizes."""
+    """Measure opening and every operation, at both sizes."""
     both = (sizes.small_backlog, sizes.large_table)
     paths = {size: os.path.join(root, f"table-{size}") for size in both}
     small, large = both

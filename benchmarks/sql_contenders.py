@@ -1,4 +1,4 @@
-"""The queues in SQLite databases: ours, and persist-queue's as its documentation says."""
+"""The queues in SQLite databases: persistcoll's, and persist-queue's as its documentation says."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ Opened = Any
 OURS: Mapping[str, Callable[..., Opened]] = {
     queue.__name__: queue for queue in (SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue)
 }
-"""Those whose ``get`` removes. persist-queue has one of each name."""
+"""The classes whose ``get`` removes. persist-queue has one of each name."""
 
 
 def our_queue(directory: str, kind: str = "SQLiteQueue", **options: Any) -> Opened:
-    """One of :data:`OURS`."""
+    """Return a queue of a class in :data:`OURS`."""
     return OURS[kind](os.path.join(directory, "queue"), auto_commit=True, **options)
 
 
 def our_ack_queue(directory: str, **options: Any) -> Opened:
-    """A :class:`~persistcoll.SQLiteAckQueue`."""
+    """Return a :class:`~persistcoll.SQLiteAckQueue`."""
     return SQLiteAckQueue(os.path.join(directory, "queue"), **options)
 
 
 @contextmanager
 def persist_queue(kind: str, directory: str, synchronous: str) -> Iterator[Any]:
-    """persist-queue's queue of this class. Its connections sync each commit, unless told otherwise."""
+    """Give persist-queue's queue of this class.
+
+    Its connections sync each commit, unless a pragma says otherwise.
+    """
     import persistqueue
 
     queue = getattr(persistqueue, kind)(os.path.join(directory, "queue"), auto_commit=True)
@@ -57,9 +60,9 @@ def persist_queue(kind: str, directory: str, synchronous: str) -> Iterator[Any]:
 
 
 def puts_and_gets(opening: Opened, count: int, items: Iterable[Any] | None = None) -> Mapping[str, float]:
-    """All puts, then all gets, which remove.
+    """Put all items, then get them, which removes them.
 
-    :param items: to put; else so many times the same one.
+    :param items: the items to put; without them, ``count`` times the same one.
     """
     with opening as queue:
         put, get = queue.put, queue.get
@@ -76,7 +79,7 @@ def puts_and_gets(opening: Opened, count: int, items: Iterable[Any] | None = Non
 def acknowledged(
     opening: Opened, count: int, prepare: Callable[[], None] = lambda: None
 ) -> Mapping[str, float]:
-    """All puts, then for each item get and ack; then the three in turn.
+    """Put all items, then get and ack each; then put, get and ack each.
 
     :param prepare: called when the queue is open.
     """
@@ -98,7 +101,7 @@ def acknowledged(
 
 
 def held(opening: Opened, count: int) -> Mapping[str, float]:
-    """All puts, then all gets, then all acks: nothing is finished before everything was got."""
+    """Put all items, then get all, then ack all: none is finished before all were got."""
     with opening as queue:
         marks = Marks()
         for _ in repeat(None, count):
@@ -110,7 +113,7 @@ def held(opening: Opened, count: int) -> Mapping[str, float]:
 
 
 def batches(directory: str, count: int, make: Callable[..., Opened] = our_queue) -> Mapping[str, float]:
-    """put_many of :data:`BATCH` items, then get_many of as many."""
+    """Put and get all items in batches of :data:`BATCH`."""
     batch = [ITEM] * BATCH
     with make(directory, durability="process") as queue:
         marks = Marks()

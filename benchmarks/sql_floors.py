@@ -1,8 +1,8 @@
-"""Bare loops over ``sqlite3``: the statements that a queue in a table cannot do without, and no queue.
+"""Bare loops over ``sqlite3``: the statements that a queue in a table needs at least, and no queue.
 
-What a careful person writes by hand for one thread of one process: one transaction for each operation, and
-a counter, so that the number of waiting items is known. No lock that lets several processes take turns, no
-checksum, no recovery, no waiting, no errors to tell apart.
+They are what a careful person writes by hand for one thread of one process: one transaction for each
+operation, and a counter, so that the number of ready items is known. There is no lock by which several
+processes take turns, no checksum, no recovery, no waits, and no distinction between errors.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _LOG = 6 << 20
 
 
 def lengthen_log(directory: str) -> None:
-    """Make the write-ahead log of the database in use there longer than it becomes by itself.
+    """Make the write-ahead log of an open database longer than it becomes by itself.
 
-    Behind that it is written over from its beginning, and no sync has to make the file longer: as in a queue
-    that has been in use for a while. A new one's syncs take half as long again, on ext4.
+    After that SQLite overwrites it from its beginning, and no sync has to make the file longer, as in a queue
+    that has been in use for a while. On ext4 the syncs of a new log take half as long again.
     """
     with closing(sqlite3.connect(os.path.join(directory, _NAME), isolation_level=None)) as connection:
         connection.execute("CREATE TABLE log (bytes)")
@@ -49,7 +49,10 @@ def lengthen_log(directory: str) -> None:
 
 @contextmanager
 def _connected(directory: str, synchronous: str) -> Iterator[sqlite3.Connection]:
-    """A database with a write-ahead log, its pages and checkpoints as large as ours."""
+    """Give a connection to a database with a write-ahead log.
+
+    Its pages and checkpoints are as large as persistcoll's.
+    """
     path = os.path.join(directory, _NAME)
     with closing(sqlite3.connect(path, isolation_level=None, cached_statements=256)) as connection:
         for pragma in ("page_size=1024", "journal_mode=WAL", "wal_autocheckpoint=4096"):
@@ -59,8 +62,10 @@ def _connected(directory: str, synchronous: str) -> Iterator[sqlite3.Connection]
 
 
 def bare_queue(directory: str, count: int) -> Mapping[str, float]:
-    """All puts, then all gets: each a transaction that survives the death of the process. Then as many gets
-    that do not keep a counter, so that somebody would have to count the rows.
+    """Put all items, then get them: each a transaction that survives the death of the process.
+
+    Then as many gets that update no counter, so that the number of ready items is unknown without counting
+    rows.
     """
     with _connected(directory, "NORMAL") as connection:
         connection.executescript(_SCHEMA)
@@ -73,7 +78,7 @@ def bare_queue(directory: str, count: int) -> Mapping[str, float]:
 
 
 def bare_puts(directory: str, count: int) -> Mapping[str, float]:
-    """Puts that survive a power cut: one transaction, one sync each."""
+    """Put items that survive a power cut: one transaction and one sync each."""
     with _connected(directory, "FULL") as connection:
         connection.executescript(_SCHEMA)
         lengthen_log(directory)

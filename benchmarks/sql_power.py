@@ -28,7 +28,7 @@ _PROCESSES = (1, 8)
 
 
 def sql_power(sizes: Sizes, root: str) -> Scenario:
-    """put + get + ack of one thread."""
+    """Measure put + get + ack of one thread."""
     count = sizes.slow // 3
 
     def contender(name: str, opening: Callable[[str], queues.Opened], worn_in: bool = True) -> Contender:
@@ -71,7 +71,7 @@ def sql_power(sizes: Sizes, root: str) -> Scenario:
 
 
 def sql_threads(sizes: Sizes, root: str) -> Scenario:
-    """Puts of 1 to 32 threads."""
+    """Measure puts of 1 to 32 threads."""
 
     def contender(threads: int, more: int) -> Contender:
         each = max(1, sizes.synced // 2 * more // threads)
@@ -101,7 +101,7 @@ def sql_threads(sizes: Sizes, root: str) -> Scenario:
 
 
 def sql_processes(sizes: Sizes, root: str) -> Scenario:
-    """What several processes put in a second, together, and the longest that one of them waits."""
+    """Measure how many items several processes put in a second, and the longest wait of one."""
 
     def contender(count: int) -> Contender:
         each = max(1, sizes.synced // count)
@@ -120,7 +120,8 @@ def sql_processes(sizes: Sizes, root: str) -> Scenario:
         contenders=[contender(count) for count in _PROCESSES],
         figures=[
             ratio("rate of 8 processes / 1 process", ["1 process: put"], ["8 processes: put"], at_least=0.9),
-            # Of all puts of a round; its median over the rounds is shown, and the greatest stands above.
+            # The slowest of all puts of a round. The report has its median over the rounds, and the greatest
+            # beside it.
             Figure(
                 "slowest put of 8 processes",
                 lambda numbers: numbers["8 processes: slowest"] / 1e3,

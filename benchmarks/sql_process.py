@@ -21,7 +21,7 @@ _NORMAL = (
 
 
 def sql_single(sizes: Sizes, root: str) -> Scenario:
-    """put, and get that removes, of a dict of 100 bytes."""
+    """Measure put, and get that removes, of a dict of 100 bytes."""
     count = sizes.operations // 4
     found = [
         Contender(
@@ -50,7 +50,8 @@ def sql_single(sizes: Sizes, root: str) -> Scenario:
         contenders=found,
         figures=[
             ratio("put: ours / bare loop", ["ours: put"], ["bare loop: put"], at_most=1.5),
-            # Ours knows how many wait without counting them, and writes that at each get.
+            # SQLiteQueue knows how many items are ready without counting them, and writes the number at each
+            # get.
             ratio("get: ours / bare loop", ["ours: get"], ["bare loop: get"], at_most=1.5),
             ratio("get: ours / bare loop, uncounted", ["ours: get"], ["bare loop: get, uncounted"]),
             ratio("put: persist-queue's / ours", [f"{_PEER}: put"], ["ours: put"]),
@@ -61,7 +62,7 @@ def sql_single(sizes: Sizes, root: str) -> Scenario:
 
 
 def sql_acknowledged(sizes: Sizes, root: str) -> Scenario:
-    """put, get and ack of a dict of 100 bytes."""
+    """Measure put, get and ack of a dict of 100 bytes."""
     count = sizes.operations // 4
     ours = partial(queues.our_ack_queue, durability="process")
     found = [
@@ -112,10 +113,10 @@ def sql_acknowledged(sizes: Sizes, root: str) -> Scenario:
 
 
 def sql_orders(sizes: Sizes, root: str) -> Scenario:
-    """The queues that give items in other orders, or hold no two equal ones."""
+    """Measure the queues that deliver in other orders, or hold no two equal items."""
     count = sizes.slow
     peers = have("persistqueue")
-    # Not the same one each time: a queue of unique items would refuse it.
+    # A different item each time, because a queue of unique items would refuse the same one.
     items = [{**ITEM, "id": 10_000 + number} for number in range(count)]
     found = []
     for kind in queues.OURS:
@@ -149,7 +150,7 @@ def _removing(
 
 
 def sql_batches(sizes: Sizes, root: str) -> Scenario:
-    """put_many and get_many."""
+    """Measure put_many and get_many."""
     count = sizes.operations
     return Scenario(
         name="sql_batches",

@@ -1,4 +1,4 @@
-"""How soon a get in another process has what was put here, and what waiting for it costs."""
+"""How soon a get in another process has an item that was put here, and what the wait costs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from persistcoll import Empty, Queue, SQLiteQueue
 
 __all__ = ["sql_wakeups", "wakeups"]
 
-# So long that the waiting process has come to its slowest pace, and never in step with it.
+# Seconds: so long that the waiting process polls at its longest interval, and never in step with it.
 _PAUSE = (0.03, 0.06)
 
 
 def wakeups(sizes: Sizes, root: str) -> Scenario:
-    """Of the queue in files."""
+    """Measure the queue in files."""
     return _scenario("wakeups", partial(Queue, serializer="json", durability="process"), 5.0, sizes)
 
 
 def sql_wakeups(sizes: Sizes, root: str) -> Scenario:
-    """Of a queue in an SQLite database."""
+    """Measure a queue in an SQLite database."""
     opening = partial(SQLiteQueue, serializer="json", durability="process", auto_commit=True)
     return _scenario("sql_wakeups", opening, 10.0, sizes)
 
 
 def _scenario(name: str, opening: Opening, at_most: float, sizes: Sizes) -> Scenario:
-    """Latency from before ``put`` to after ``get``, and the time on the processor of a ``get`` that waits.
+    """Measure the latency from before ``put`` to after ``get``, and the processor time of a waiting ``get``.
 
     :param at_most: milliseconds.
     """
@@ -73,7 +73,7 @@ def _latency(opening: Opening, directory: str, count: int) -> Mapping[str, float
         opening(path) as queue,
         running(_time_gets, [(opening, path, count)]) as (connection,),
     ):
-        answer(connection)  # it is about to get
+        answer(connection)  # The child is about to get.
         for _ in range(count):
             time.sleep(random.uniform(*_PAUSE))
             queue.put(time.monotonic_ns())

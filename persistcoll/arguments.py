@@ -81,7 +81,7 @@ def checked_priority(value: Any) -> float:
     """
     value = checked_number("priority", value)
     if value != value:
-        raise ValueError("'priority' must not be NaN: nothing is before or behind it")
+        raise ValueError("'priority' must not be NaN, because NaN has no place in an order")
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         raise ValueError("'priority' must be a whole number of 64 bits, or a float")
     return value  # type: ignore[no-any-return]

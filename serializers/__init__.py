@@ -1,6 +1,6 @@
-"""Between objects and bytes: what every container takes as ``serializer=``.
+"""Convert objects to bytes and back: what every container accepts as ``serializer=``.
 
-The built-in ones are modules of this package, and are also known by their names:
+The built-in serializers are modules of this package, and also have names:
 
 ===========  ==================  =====================================  =============================
 name         module              holds                                  needs
@@ -9,18 +9,18 @@ name         module              holds                                  needs
                                  it reads what an attacker wrote
 ``json``     :mod:`.json`        what JSON can hold                     nothing
 ``msgpack``  :mod:`.msgpack`     JSON's types and bytes                 ``persistcoll[msgpack]``
-``cbor``     :mod:`.cbor`        that, and dates, decimals, sets        ``persistcoll[cbor]``
+``cbor``     :mod:`.cbor`        the same, and dates, decimals, sets    ``persistcoll[cbor]``
 ``raw``      :mod:`.raw`         bytes                                  nothing
 ===========  ==================  =====================================  =============================
 
 They are attributes of this package as well: ``serializers.json``. ``serializers.cbor2`` is the name that
 persist-queue has for :mod:`.cbor`.
 
-Each module's page lists what does not come back as it was put. Any other module or object with
-``dumps`` and ``loads`` will do as well, see :func:`resolve`. ``signed``, ``compressed`` and
-``encrypted`` (``persistcoll[crypto]``) go around any of them.
+Each module's page lists which objects do not round-trip. Any other module or object with ``dumps`` and
+``loads`` is accepted as well, see :func:`resolve`. ``signed``, ``compressed`` and ``encrypted``
+(``persistcoll[crypto]``) wrap any of them.
 
-The invariant: nothing is imported, and no serializer is chosen, by a name that a store gave.
+The invariant: a name that a store gives never leads to an import, and never chooses a serializer.
 
 >>> from persistcoll.serializers import compressed, json, signed
 >>> mine = signed(compressed(json), [b"the key of this year", b"the key of last year"])
@@ -84,7 +84,7 @@ __all__ = [
 ]
 
 _MODULES = frozenset(("cbor", "cbor2", "json", "msgpack", "pickle", "raw"))
-# Imported when asked for first: most stores have no use for keys and hashes.
+# Imported when first asked for, because most stores need neither keys nor hashes.
 _HOMES = {
     "KeySource": "signing_keys",
     "Keys": "signing_keys",
@@ -96,16 +96,19 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would believe in any name
+if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
     def __getattr__(name: str) -> Any:
-        """:raises SerializerMissingError: a module whose library is not installed."""
+        """Import what is asked for first.
+
+        :raises SerializerMissingError: a module whose library is not installed.
+        """
         if name in _MODULES:
             return import_module(f"persistcoll.serializers.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"persistcoll.serializers.{_HOMES[name]}"), name)
-        globals()[name] = value  # found without this function from now on
+        globals()[name] = value  # From now on the name is found without this function.
         return value
 
 

@@ -1,14 +1,13 @@
 """What a serializer is, and what a store makes of one.
 
-The invariant: a store hands out only what it was given, or raises. So every exception of a
-serializer becomes an :class:`~persistcoll.errors.EncodeError` or a
-:class:`~persistcoll.errors.DecodeError`, and what a wrapper has to verify is verified before the
-first byte is decoded. :exc:`MemoryError` and :exc:`RecursionError` pass through unchanged, because
-they say something about the process and nothing about the item.
+The invariant: a store delivers only what it was given, or raises. So every exception of a serializer becomes
+an :class:`~persistcoll.errors.EncodeError` or a :class:`~persistcoll.errors.DecodeError`, and a wrapper
+verifies bytes before the first of them is decoded. :exc:`MemoryError` and :exc:`RecursionError` pass
+unchanged, because they say something about the process and nothing about the item.
 
-An item is serialized before any lock is taken, and its record id exists only under the lock. A
-signature is bound to that id. That is why a :class:`Codec` has two halves: ``dumps`` and ``loads``
-between objects and bytes, and ``seal`` and ``unseal`` between bytes and what is stored::
+A face serializes an item before any lock is taken. The id of its record exists only under the lock, and a
+signature is bound to that id. Therefore a :class:`Codec` has two halves: ``dumps`` and ``loads`` between
+objects and bytes, and ``seal`` and ``unseal`` between bytes and what is stored::
 
     put:   data = codec.dumps(item)        lock: stored = codec.seal(data, id); write stored
     get:   lock: read stored               data = codec.unseal(stored, id); item = codec.loads(data)
@@ -40,16 +39,19 @@ __all__ = [
 
 
 class Seal(Protocol):
-    """``seal`` or ``unseal``."""
+    """``seal`` or ``unseal`` of one store."""
 
     def __call__(self, data: bytes, record_id: int, /) -> bytes:
-        """The bytes to store, or those that were sealed; the latter raises ``DecodeError``."""
+        """Return the bytes to store, or the bytes that were sealed.
+
+        :raises DecodeError: by ``unseal`` only: the bytes were not sealed for this record.
+        """
 
 
 class Serializer(Protocol):
-    """Turns objects into bytes and back. A module with these four names is one too.
+    """What converts objects to bytes and back. A module with these four names is one, too.
 
-    Both functions may be called from any thread, several at a time, and may raise anything.
+    Any thread may call both functions, several threads at a time. They may raise anything.
     """
 
     @property
@@ -58,21 +60,21 @@ class Serializer(Protocol):
 
     @property
     def executes_code(self) -> bool:
-        """Whether ``loads`` runs code that whoever can write the store has chosen."""
+        """Whether ``loads`` runs code that the writer of the bytes has chosen."""
 
     def dumps(self, obj: Any, /) -> bytes:
-        """``obj`` as bytes."""
+        """Return ``obj`` as bytes."""
 
     def loads(self, data: bytes, /) -> Any:
-        """The object of ``data``, which ``dumps`` made, or did not: storage can be tampered with."""
+        """Return the object of ``data``, which may not come from ``dumps``: a store can be tampered with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A serializer made ready for one store. Made by :func:`persistcoll.serializers.codec`.
+    """A serializer made ready for one store by :func:`persistcoll.serializers.codec`.
 
-    ``seal`` and ``unseal`` are ``None`` for all but ``signed`` and ``encrypted``. Thread-safe as
-    far as the serializer is.
+    ``seal`` and ``unseal`` are ``None`` for every serializer but ``signed`` and ``encrypted``. A codec is as
+    thread-safe as its serializer.
     """
 
     name: str
@@ -84,13 +86,13 @@ class Codec:
 
 
 class Sealed(ABC):
-    """A wrapper whose stored bytes are bound to the store and the record that they lie in.
+    """A wrapper whose stored bytes are bound to their store and their record.
 
-    On its own, outside a store, it is a complete :class:`Serializer` whose context is an empty
-    store id and record id 0.
+    Outside of a store it is a complete :class:`Serializer` whose context is an empty store id and record id
+    0.
     """
 
-    # Nothing is decoded that was not written by a holder of the key.
+    # Bytes are decoded only if the owner of a key wrote them.
     executes_code = False
 
     def __init__(self, inner: Serializer, name: str) -> None:
@@ -100,22 +102,25 @@ class Sealed(ABC):
 
     @abstractmethod
     def bind(self, store_id: bytes) -> tuple[Seal, Seal]:
-        """``seal`` and ``unseal`` for the store with this id. Both are thread-safe."""
+        """Return ``seal`` and ``unseal`` for the store with this id. Both are thread-safe."""
 
     @abstractmethod
     def with_inner(self, inner: Serializer) -> Sealed:
-        """The same wrapper, with the same keys, around another serializer."""
+        """Return the same wrapper, with the same keys, around another serializer."""
 
     def dumps(self, obj: Any, /) -> bytes:
-        """``obj`` serialized and sealed, outside a store."""
+        """Return ``obj`` serialized and sealed, outside of a store."""
         return self._seal(self.inner.dumps(obj), 0)
 
     def loads(self, data: bytes, /) -> Any:
-        """The object of what ``dumps`` gave. ``DecodeError``, and nothing decoded, for anything else."""
+        """Return the object of what ``dumps`` returned.
+
+        :raises DecodeError: for anything else; nothing was decoded.
+        """
         try:
             plain = self._unseal(data, 0)
         except DecodeError as error:
-            error.id = None  # there is no record outside a store
+            error.id = None  # Outside of a store there is no record.
             raise
         return self.inner.loads(plain)
 
@@ -124,10 +129,10 @@ class Sealed(ABC):
 
 
 def encode(codec: Codec | Serializer, obj: object) -> bytes:
-    """``codec.dumps(obj)``, unsealed.
+    """Return ``codec.dumps(obj)``, unsealed.
 
-    :raises EncodeError: for whatever exception that raised, which is its ``__cause__``;
-        except ``MemoryError`` and ``RecursionError``, which pass through.
+    :raises EncodeError: ``dumps`` raised an exception, which is its ``__cause__``. ``MemoryError`` and
+        ``RecursionError`` pass unchanged.
 
     >>> from persistcoll.serializers import json
     >>> encode(json, [1, None])
@@ -143,11 +148,11 @@ def encode(codec: Codec | Serializer, obj: object) -> bytes:
 
 
 def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any:
-    """``codec.loads(data)``, of data already unsealed.
+    """Return ``codec.loads(data)`` for data that is already unsealed.
 
     :param id: the record's id, for the error.
-    :raises DecodeError: for whatever exception that raised, which is its ``__cause__``;
-        except ``MemoryError`` and ``RecursionError``, which pass through.
+    :raises DecodeError: ``loads`` raised an exception, which is its ``__cause__``. ``MemoryError`` and
+        ``RecursionError`` pass unchanged.
 
     >>> from persistcoll.serializers import json
     >>> decode(json, b'[1,null]')
@@ -163,7 +168,7 @@ def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any
 
 
 def encode_error(codec: Codec | Serializer, item: object, cause: BaseException) -> EncodeError:
-    """The error for a ``dumps`` that raised ``cause``. It names types, never the item.
+    """Return the error for a ``dumps`` that raised ``cause``. It names types, never the item.
 
     :raises MemoryError: the process ran out of memory.
     :raises RecursionError: the process ran out of stack.
@@ -174,7 +179,9 @@ def encode_error(codec: Codec | Serializer, item: object, cause: BaseException) 
 
 
 def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException) -> DecodeError:
-    """The error for an ``unseal`` or a ``loads`` that raised ``cause``. It never quotes the payload.
+    """Return the error for an ``unseal`` or a ``loads`` that raised ``cause``.
+
+    It never quotes the payload.
 
     :raises MemoryError: the process ran out of memory.
     :raises RecursionError: the process ran out of stack.
@@ -190,18 +197,18 @@ def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException
 
 
 def _raise_shortage(cause: BaseException) -> None:
-    """Raise the shortage of memory or stack that ``cause`` is, or that a library wrapped in it.
+    """Raise ``cause`` if it is a shortage of memory or stack, or comes from one.
 
     The documented reaction to a ``DecodeError`` is ``skip(error.id)``. A consumer that is short of memory
-    must not throw good items away, one after the other.
+    must not remove one intact item after another, because its next item would fail, too.
     """
-    for error in (cause, cause.__cause__):  # cbor2 raises its own exception from the MemoryError
+    for error in (cause, cause.__cause__):  # cbor2 raises its own exception from the MemoryError.
         if isinstance(error, (MemoryError, RecursionError)):
             raise error from error.__cause__
 
 
 def _why(cause: BaseException) -> str:
-    # A library's message may quote what it choked on; ours do not.
+    # A library's message may quote the payload; the messages of SerializerError do not.
     if isinstance(cause, SerializerError):
         return str(cause)
     kind, missing = type(cause).__name__, _missing(cause)
@@ -213,15 +220,16 @@ _is_dotted_name = re.compile(r"[\w<>]+(?:\.[\w<>]+)*").fullmatch
 
 
 def _missing(cause: BaseException) -> str | None:
-    """The module or class that was looked for and not found, if that is what happened.
+    """Return the module or class that was not found, if that is what happened.
 
-    Its name is no payload: it stands in the writer's source. Text that is no name may be anything.
+    Its name is no part of the payload, because it stands in the writer's source. Text that is no name may be
+    anything, so it is left out.
     """
     name: str | None = None
     if isinstance(cause, ModuleNotFoundError):
         what, name = "module", cause.name
     elif isinstance(cause, AttributeError):
-        found = _no_attribute(str(cause))  # pickle's own words, without the attributes `name` and `obj`
+        found = _no_attribute(str(cause))  # Pickle's own words, without the attributes `name` and `obj`.
         if found is not None:
             what, name = "class or function", f"{found[2]}.{found[1]}"
         elif isinstance(cause.obj, ModuleType):
@@ -232,12 +240,13 @@ def _missing(cause: BaseException) -> str | None:
 def import_optional(name: str, extra: str, minimum: tuple[int, int]) -> Any:
     """Import the module ``name`` of a library that pip knows by the first part of that name.
 
-    :param extra: the extra of persistcoll that installs it.
-    :param minimum: the first release that will do: major, minor.
-    :raises SerializerMissingError: if it cannot be imported or is older; the message holds the
-        pip command.
+    :param extra: the extra of persistcoll that installs the library.
+    :param minimum: the oldest accepted release: major, minor.
+    :raises SerializerMissingError: the library cannot be imported, or is older; the message has the pip
+        command.
     """
-    from importlib import metadata  # it takes 17 ms to import, and most stores need no library
+    # The import takes 17 ms, and most stores need no library.
+    from importlib import metadata
 
     install = f"pip install 'persistcoll[{extra}]'"
     project = name.partition(".")[0]
@@ -248,7 +257,7 @@ def import_optional(name: str, extra: str, minimum: tuple[int, int]) -> Any:
     try:
         release = metadata.version(project)
     except metadata.PackageNotFoundError:
-        return module  # a copy without metadata: whoever put it there chose the release
+        return module  # A copy without metadata: its release was chosen on purpose.
     if tuple(map(int, re.findall(r"\d+", release)[:2])) < minimum:
         wanted = ".".join(map(str, minimum))
         raise SerializerMissingError(

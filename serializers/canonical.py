@@ -1,12 +1,13 @@
-"""One spelling for equal values: what unique queues compare items by, and the keys of ``PDict``.
+"""One encoding for equal values: what unique queues compare items by, and the keys of ``PDict``.
 
-The invariant: ``canonical(a) == canonical(b)`` exactly if ``a == b``, for the types that are
-accepted. So ``{"a": 1, "b": 2}`` and ``{"b": 2.0, "a": True}`` are one key, as in a dict, and
-``[1]`` and ``(1,)`` are two. Pickle could not do this: it depends on insertion order, on object
-identity and on the version of Python.
+The invariant: ``canonical(a) == canonical(b)`` exactly if ``a == b``, for the accepted types. So
+``{"a": 1, "b": 2}`` and ``{"b": 2.0, "a": True}`` are one key, as in a dict, and ``[1]`` and ``(1,)`` are
+two. Pickle cannot do this, because its bytes depend on insertion order, on object identity and on the version
+of Python.
 
-A value is spelled as one letter, its length or count, and its content, so no value's spelling is
-the beginning of another's. The spelling is stored; it is a format and must not change.
+A value is encoded as one letter, its length or count, and its content. So no value's encoding is the
+beginning of another's. The encoding is stored; it is a format and must not change, because stored keys would
+not be found.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ __all__ = ["canonical"]
 
 
 def canonical(obj: Any, /) -> bytes:
-    """The bytes of ``obj``, the same for every value equal to it, different for every other.
+    """Return the bytes of ``obj``: the same for equal values, different for all others.
 
-    Accepts ``None``, bool, int, float, str, bytes, and list, tuple, dict, set and frozenset of
-    them; exactly these types, because a subclass may define an equality of its own. Thread-safe as
-    long as nobody changes ``obj`` meanwhile.
+    Accepted are ``None``, bool, int, float, str, bytes, and list, tuple, dict, set and frozenset of them.
+    Their subclasses are refused, because a subclass may define an equality of its own. The function is
+    thread-safe as long as no thread changes ``obj`` meanwhile.
 
     :raises TypeError: for any other type.
-    :raises ValueError: for NaN, which does not equal itself, and for what contains itself.
-    :raises RecursionError: for what is nested too deeply for the stack that is left.
+    :raises ValueError: for NaN, which does not equal itself, and for an object that contains itself.
+    :raises RecursionError: for an object that is nested too deeply for the remaining stack.
 
     >>> canonical({"b": 2, "a": [1, None]}) == canonical({"a": [True, None], "b": 2.0})
     True
@@ -41,13 +42,17 @@ def canonical(obj: Any, /) -> bytes:
         return _canonical(obj)
     except RecursionError:
         if not _contains_itself(obj):
-            raise  # the stack is short, which says nothing about the value
-    # After the except clause, to let go of a thousand frames.
+            # The stack is short, which says nothing about the value.
+            raise
+    # After the except clause, so that a thousand frames are released.
     raise ValueError("an item that contains itself cannot be compared with others")
 
 
 def _contains_itself(obj: Any) -> bool:
-    """Without recursion: goes down from each container to its parts, and knows those that it is within."""
+    """Tell whether an object contains itself, without recursion.
+
+    The function goes down from each container to its parts, and notes the containers around the current one.
+    """
     within: set[int] = set()
     finished: set[int] = set()
     path = [(obj, iter(_parts(obj)))]
@@ -88,12 +93,12 @@ def _encode_none(obj: None) -> bytes:
 
 
 def _encode_int(obj: int) -> bytes:
-    # Hexadecimal, because Python limits how long a decimal one may be. bool comes here as well.
+    # Hexadecimal, because Python limits the length of a decimal one. A bool is encoded here as well.
     return b"i%x;" % obj
 
 
 def _encode_float(obj: float) -> bytes:
-    # Equal to an int: spelled as that int, also -0.0.
+    # A float that equals an int is encoded as that int, also -0.0.
     if obj.is_integer():
         return b"i%x;" % int(obj)
     if obj != obj:
@@ -126,7 +131,7 @@ def _encode_set(obj: set[Any] | frozenset[Any]) -> bytes:
 
 
 def _encode_dict(obj: dict[Any, Any]) -> bytes:
-    # Sorted by the key's spelling alone: none is the beginning of another.
+    # Sorted by the key's encoding alone, because no encoding is the beginning of another.
     pairs = sorted([_canonical(key) + _canonical(value) for key, value in obj.items()])
     return b"d%d:%s" % (len(pairs), b"".join(pairs))
 

@@ -1,9 +1,8 @@
-"""CBOR (RFC 8949): binary, with dates, decimals, sets and big integers. Needs
-``pip install 'persistcoll[cbor]'``.
+"""CBOR (RFC 8949): binary, with dates, decimals, sets and big integers.
 
-Importing this module without the library raises
-:class:`~persistcoll.errors.SerializerMissingError`, an ``ImportError``. The library is cbor2 6.1
-or later: the first that lets single tags be refused, and whose decoder does not recurse.
+It needs ``pip install 'persistcoll[cbor]'``. Importing this module without the library raises
+:class:`~persistcoll.errors.SerializerMissingError`, an ``ImportError``. The library is cbor2 6.1 or later,
+because 6.1 is the first release that can refuse single tags and whose decoder does not recurse.
 
 What does not round-trip:
 
@@ -18,8 +17,8 @@ lone surrogates               refused: ``UnicodeEncodeError``, a ``ValueError``
 nesting beyond 400            refused; an object that contains itself, too
 ============================  ===================================================================
 
-Refused tags: 28 and 29 (shared references, which build objects that contain themselves), 35
-(compiles a regular expression that the writer chose) and 36 (parses e-mail). Thread-safe.
+Refused tags: 28 and 29 (shared references, which build objects that contain themselves), 35 (compiles a
+regular expression that the writer chose) and 36 (parses e-mail). Thread-safe.
 
 >>> from decimal import Decimal
 >>> from persistcoll.serializers import cbor
@@ -44,9 +43,9 @@ executes_code = False
 
 _cbor2 = import_optional("cbor2", extra="cbor", minimum=(6, 1))
 
-# The encoder has no limit of its own: it overflows the C stack at a few thousand.
+# The encoder has no limit of its own: it overflows the C stack at a depth of a few thousand.
 _DEPTH = 400
-# The decoder, which does not recurse, counts a set or a decimal, which has a tag, twice.
+# The decoder does not recurse. It counts a set or a decimal twice, because these have a tag.
 _DECODED_DEPTH = 2 * _DEPTH + 10
 _SCALARS = frozenset({str, int, float, bool, bytes, bytearray, memoryview, type(None)})
 _MANY = 1000
@@ -60,17 +59,20 @@ loads: Callable[[bytes], Any] = partial(
     _cbor2.loads, semantic_decoders=dict.fromkeys((28, 29, 35, 36), _refuse), max_depth=_DECODED_DEPTH
 )
 
-# The refused tags as the encoder writes them; also found inside strings and numbers.
+# The refused tags as the encoder writes them. The pattern also matches inside of strings and numbers.
 _maybe_refused = re.compile(rb"\xd8[\x1c\x1d\x23\x24]").search
 
 
 def dumps(obj: Any, /) -> bytes:
-    """``obj`` as CBOR. ``ValueError`` or the library's errors for what ``loads`` would not give back."""
+    """Return ``obj`` as CBOR.
+
+    :raises ValueError: for a refused object; the library raises errors of its own for others.
+    """
     if type(obj) not in _SCALARS:
         _check_depth(obj)
     data: bytes = _cbor2.dumps(obj)
     if 0xD8 in data and _maybe_refused(data):
-        loads(data)  # raises if it is one
+        loads(data)  # Raises if it is a refused tag.
     return data
 
 
@@ -89,14 +91,14 @@ def _check_depth(obj: Any) -> None:
         if not deeper:
             return
         if len(deeper) > _MANY:
-            # Each object once: one that contains itself twice would double the level each time.
+            # Each object once: an object that contains itself twice would double the level each time.
             deeper = list({id(part): part for part in deeper}.values())
         level = deeper
     raise ValueError(f"nested more than {_DEPTH} deep, or it contains itself")
 
 
 def _no_scalars(parts: Collection[Any]) -> Collection[Any]:
-    # The loop over all parts is C, and nearly always the only one.
+    # The loop over all parts is in C, and nearly always the only loop.
     if _SCALARS.issuperset(map(type, parts)):
         return ()
     return [part for part in parts if type(part) not in _SCALARS]

@@ -1,29 +1,30 @@
-"""The keys of ``PDict`` as bytes: what decides equality and order, and what gives the key back.
+"""The keys of ``PDict`` as bytes, which decide equality and order, and as what restores the original key.
 
-The invariants: ``key_bytes(a) == key_bytes(b)`` exactly if ``a == b``, for the types that are accepted, so
-that ``1``, ``1.0`` and ``True`` are one key as in a dict; and str keys sort as Python sorts them, by code
-point, so that those with a common beginning lie together. A str is spelled as ``s`` and its UTF-8, which
-keeps that order, and any other key by its ``canonical`` spelling, which begins with another letter.
+The invariants: ``key_bytes(a) == key_bytes(b)`` exactly if ``a == b``, for the accepted types, so that ``1``,
+``1.0`` and ``True`` are one key as in a dict. And str keys sort as Python sorts them, by code point, so that
+keys with a common prefix lie together. A str is encoded as ``s`` and its UTF-8, which keeps that order. Any
+other key has its ``canonical`` encoding, which begins with another letter.
 
-A dict keeps the key that was given first, and so does ``PDict``: beside the key lies its *name*, the same
-spelling in which ``True``, ``False`` and ``1.0`` are not ``1``. It is empty where the key itself says all,
-which is nearly always. Both are stored; they are a format and must not change.
+A dict keeps the key that was given first, and so does ``PDict``. Beside the key bytes it stores the *original
+key*: the same encoding in which ``True``, ``False`` and ``1.0`` differ from ``1``. It is empty if the key
+bytes say all, which is nearly always. Both are stored; they are a format and must not change, because stored
+keys would not be found.
 
-=====  ===========================================================  ==========  ==================
-first  then                                                         key         name
-=====  ===========================================================  ==========  ==================
-``s``  UTF-8, lone surrogates included                              a str       (empty)
-``n``                                                               ``None``    (empty)
-``i``  hexadecimal digits, ``;``                                    an integer  (empty) for an int
-``f``  8 bytes, an IEEE 754 double, big-endian                      a float     a float like ``1.0``
-``b``  length in decimal, ``:``, content                            bytes       (empty)
-``t``  count in decimal, ``:``, so many spellings                   a tuple     a tuple with any of
-                                                                                these in it
-``T``                                                               never       ``True``
-``F``                                                               never       ``False``
-=====  ===========================================================  ==========  ==================
+=====  =======================================================  ==========  ==================
+first  then                                                     key         original key
+=====  =======================================================  ==========  ==================
+``s``  UTF-8, lone surrogates included                          a str       (empty)
+``n``                                                           ``None``    (empty)
+``i``  hexadecimal digits, ``;``                                an integer  (empty) for an int
+``f``  8 bytes, an IEEE 754 double, big-endian                  a float     a float like ``1.0``
+``b``  length in decimal, ``:``, content                        bytes       (empty)
+``t``  count in decimal, ``:``, as many encodings               a tuple     a tuple with any of
+                                                                            these in it
+``T``                                                           never       ``True``
+``F``                                                           never       ``False``
+=====  =======================================================  ==========  ==================
 
-A str within a tuple is spelled ``s``, length in decimal, ``:``, UTF-8, so that what comes behind it is found.
+A str within a tuple is encoded as ``s``, length in decimal, ``:``, UTF-8, so that its end is known.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 BEFORE_ALL_STR, AFTER_ALL_STR = b"s", b"t"
-"""The keys of str are those from the one up to the other, which is not one of them."""
+"""The keys of all str are in the range from the first one up to the second one, which is not in it."""
 
 _SUPPORTED = "a key of a PDict is a str, bytes, int, float, bool, None or a tuple of them"
 _NAN = "NaN does not equal itself, so it cannot be a key of a PDict or a part of one"
@@ -56,10 +57,10 @@ _DOUBLE = struct.Struct(">d")
 
 
 def key_bytes(key: object) -> bytes:
-    """What is the same for equal keys, and different for others.
+    """Return bytes that are the same for equal keys, and different for all others.
 
-    :raises TypeError: for any other type; the message lists those that will do. Exactly those: a subclass
-        may define an equality of its own, and would not come back as what it was.
+    :raises TypeError: for any other type; the message lists the accepted types. Subclasses are refused,
+        because a subclass may define an equality of its own, and would not be restored as what it was.
     :raises EncodeError: (a ``ValueError``) for NaN, and for a tuple that is nested too deeply.
 
     >>> key_bytes("user:1"), key_bytes(1) == key_bytes(1.0) == key_bytes(True)
@@ -77,7 +78,7 @@ def key_bytes(key: object) -> bytes:
 
 
 def original_key(key: object) -> bytes:
-    """What :func:`key_from` needs besides the key's bytes to give back this very key; often nothing.
+    """Return what :func:`key_from` needs besides the key's bytes to restore this very key; often nothing.
 
     >>> original_key("user:1"), original_key(1), original_key(1.0) != original_key(True)
     (b'', b'', True)
@@ -87,9 +88,9 @@ def original_key(key: object) -> bytes:
 
 
 def key_from(key: bytes, original: bytes = b"") -> Any:
-    """The key of these bytes and this name.
+    """Return the key of these bytes and this original key.
 
-    :raises ValueError: they are not what :func:`key_bytes` and :func:`original_key` gave for one key.
+    :raises ValueError: they are not what :func:`key_bytes` and :func:`original_key` returned for one key.
 
     >>> [key_from(key_bytes(key), original_key(key)) for key in ("a", True, 2.0, (None, -3, b"x"))]
     ['a', True, 2.0, (None, -3, b'x')]
@@ -97,14 +98,14 @@ def key_from(key: bytes, original: bytes = b"") -> Any:
     if not original and key[:1] == b"s":
         return key[1:].decode("utf-8", "surrogatepass")
     found = _parsed(original or key)
-    # What nobody checked yet: that the name is this key's.
+    # The parser did not check that the original key belongs to this key.
     if original and key_bytes(found) != key:
-        raise ValueError("a key's name is another key's")
+        raise ValueError("the original key belongs to another key")
     return found
 
 
 def format_key(key: bytes) -> str:
-    """The key of these bytes for a message: the bytes, where they are no key's.
+    """Return the key of these bytes for a message; the bytes themselves, if they are no key's.
 
     >>> print(format_key(key_bytes("a")), format_key(key_bytes((1, b"x"))), format_key(b"?"))
     'a' (1, b'x') b'?'
@@ -116,15 +117,15 @@ def format_key(key: bytes) -> str:
 
 
 def str_range(prefix: str, start: str | None, stop: str | None) -> tuple[bytes, bytes]:
-    """The range of key bytes in which the str keys with ``prefix`` and ``start <= key < stop`` lie.
+    """Return the range of key bytes of the str keys with ``prefix`` and ``start <= key < stop``.
 
-    The first is in it, if there is such a key, the other is not.
+    The first of the two is in the range, the second is not.
 
     >>> str_range("ab", None, None), str_range("", "b", "d")
     ((b'sab', b'sac'), (b'sb', b'sd'))
     """
     low = _encode_str(prefix)
-    # No byte of UTF-8 is 0xFF, so the last one can always be counted up.
+    # The last byte can always be increased, because no byte of UTF-8 is 0xFF.
     high = low[:-1] + bytes([low[-1] + 1])
     return (
         low if start is None else max(low, _encode_str(start)),
@@ -139,14 +140,14 @@ def _unsupported(key: object) -> TypeError:
     return TypeError(f"{_SUPPORTED}, not a {kind.__qualname__}{hint}")
 
 
-# Keys.
+# Key bytes.
 
 
 def _encode_str(key: str) -> bytes:
     try:
         return b"s" + key.encode()
     except UnicodeEncodeError:
-        # Lone surrogates are legal in a str. In this spelling, too, they sort by code point.
+        # Lone surrogates are legal in a str. With them, too, the encodings sort by code point.
         return b"s" + key.encode("utf-8", "surrogatepass")
 
 
@@ -189,7 +190,7 @@ _KEYS: dict[type, Callable[[Any], bytes]] = {
 }
 
 
-# Names.
+# Original keys.
 
 
 def _original_bool(key: bool) -> bytes:
@@ -197,7 +198,7 @@ def _original_bool(key: bool) -> bytes:
 
 
 def _original_float(key: float) -> bytes:
-    # One that equals no int is spelled as a float in the key already.
+    # A float that equals no int is encoded as a float in the key bytes already.
     return b"f" + _DOUBLE.pack(key) if key.is_integer() else b""
 
 
@@ -216,7 +217,7 @@ _ORIGINALS: dict[type, Callable[[Any], bytes]] = {
 }
 
 
-# And back.
+# Parsing.
 
 
 def _parsed(data: bytes) -> Any:
@@ -225,12 +226,15 @@ def _parsed(data: bytes) -> Any:
     except (IndexError, struct.error) as error:
         raise ValueError("a key's bytes are cut short") from error
     if end != len(data):
-        raise ValueError("there are bytes behind a key's")
+        raise ValueError("there are bytes after a key's")
     return found
 
 
 def _parse(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    """The object whose spelling starts there, within so many tuples, and where it ends."""
+    """Return the object whose encoding starts at ``at``, and where that ends.
+
+    :param depth: how many tuples are around it.
+    """
     letter = data[at : at + 1]
     at += 1
     if letter in _SINGLE:

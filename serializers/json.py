@@ -3,16 +3,16 @@ r"""JSON as UTF-8: readable by everything, and safe to read from anywhere.
 What does not round-trip:
 
 ===========================  ====================================================================
-tuple, named tuple           comes back as a list
+tuple, named tuple           becomes a list
 key that is no str           int, float, bool and None become str (``{1: 2}`` to ``{"1": 2}``),
                              so two keys may become one; other keys are refused (``TypeError``)
-Enum of int or str           comes back as the plain int or str
-bytes, set, datetime, ...    refused: ``TypeError``
+Enum of int or str           becomes the plain int or str
+bytes, set, datetime         refused, as every other type: ``TypeError``
 NaN, infinity                refused in both directions: ``ValueError``
 lone surrogates              refused: ``UnicodeEncodeError``, a ``ValueError``
 int of over 4300 digits      refused by Python's own limit: ``ValueError``
-deep nesting                 ``RecursionError``; beyond Python's recursion limit, bytes that are read
-                             are refused: ``ValueError``
+deep nesting                 ``RecursionError``; bytes that are nested deeper than Python's
+                             recursion limit are refused when they are read: ``ValueError``
 ===========================  ====================================================================
 
 Thread-safe.
@@ -47,16 +47,23 @@ _strings_and_brackets = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]').finditer
 
 
 def dumps(obj: Any, /) -> bytes:
-    """``obj`` as compact JSON in UTF-8. ``TypeError`` or ``ValueError`` for what JSON cannot hold."""
+    """Return ``obj`` as compact JSON in UTF-8.
+
+    :raises TypeError: JSON has no such type.
+    :raises ValueError: JSON has no such value.
+    """
     return _encode(obj).encode()
 
 
 def loads(data: bytes, /) -> Any:
-    """The object of one JSON text in UTF-8. ``ValueError`` for anything else."""
+    """Return the object of one JSON text in UTF-8.
+
+    :raises ValueError: for anything else.
+    """
     try:
         return _decode(data.decode())
     except RecursionError:
-        # Text that is nested deeper than any stack is no shortage of stack: skipping it is right.
+        # Text that is nested deeper than any stack is no shortage of stack, so skipping the item is right.
         if _depth(data.decode()) > sys.getrecursionlimit():
             raise ValueError("the JSON text is nested deeper than Python's recursion limit") from None
         raise

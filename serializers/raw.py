@@ -1,7 +1,7 @@
-"""Bytes as they are, for programs that serialize themselves.
+"""Bytes as they are, for programs that serialize items themselves.
 
-What does not round-trip: bytearray and memoryview come back as bytes; anything else is refused
-(``TypeError``), also str, whose encoding would be a guess. Thread-safe.
+What does not round-trip: bytearray and memoryview become bytes. Anything else is refused (``TypeError``),
+also str, whose encoding would be a guess. Thread-safe.
 
 >>> from persistcoll.serializers import raw
 >>> raw.dumps(bytearray(b"as it is"))
@@ -22,15 +22,18 @@ executes_code = False
 
 
 def dumps(obj: Any, /) -> bytes:
-    """``obj``, which is bytes, bytearray or memoryview, as bytes. ``TypeError`` for anything else."""
+    """Return ``obj``, which is bytes, bytearray or memoryview, as bytes.
+
+    :raises TypeError: for anything else.
+    """
     if type(obj) is bytes:
         return obj
-    # bytes(3) would be three zeros and bytes([3]) one byte: only what already is bytes may pass.
+    # Only what already is bytes may pass, because bytes(3) would be three zeros and bytes([3]) one byte.
     if isinstance(obj, (bytes, bytearray, memoryview)):
         return bytes(obj)
     raise TypeError(f"raw stores bytes, not {type(obj).__qualname__}")
 
 
 def loads(data: bytes, /) -> bytes:
-    """``data``."""
+    """Return ``data`` unchanged."""
     return data

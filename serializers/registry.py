@@ -1,8 +1,8 @@
-"""From what a caller gives as ``serializer=`` to a :class:`Serializer`, and back to what pickles.
+"""Make a :class:`Serializer` of what a caller gives as ``serializer=``, and a picklable reference of that.
 
-The invariant: nothing is imported, and no serializer is chosen, because a store says so. What a
-store recorded is only compared with what its user asked for. And nothing that a user gave is called
-before the first item.
+The invariant: nothing is imported, and no serializer is chosen, because a store says so. What a store
+recorded is only compared with what its user asked for. And no function that a user gave is called before the
+first item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ModuleReference", "codec", "picklable_reference", "resolve"]
 _ROOM = "persistcoll.serializers"
 _BUILT_IN = ("cbor", "json", "msgpack", "pickle", "raw")
 
-# Modules whose loads can run code, or crash, at the will of who wrote the bytes.
+# Modules whose loads can run code, or crash, as the writer of the bytes chooses.
 _EXECUTING = frozenset(
     {
         "_pickle",
@@ -45,36 +45,38 @@ _EXECUTING = frozenset(
 class ModuleReference:
     """A module as a pickle can hold it: by name.
 
-    :func:`resolve` imports it. The name comes out of a pickle of the user's own container, which
-    could run any code already; a store never holds one.
+    :func:`resolve` imports it. The name comes out of a pickle of the user's own container, which can run any
+        code anyway; a store never holds one.
     """
 
     name: str
 
 
 def resolve(serializer: object) -> Serializer:
-    """The serializer that ``serializer`` stands for. Thread-safe; calls none of its functions.
+    """Return the serializer that ``serializer`` stands for.
 
     Accepted are:
 
     - the name of a built-in one: ``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``, ``"raw"``;
     - the standard library's modules ``pickle`` and ``json``, which stand for the built-in ones;
-    - a :class:`Serializer`, that is, a module or an object with ``name``, ``executes_code``,
-      ``dumps`` and ``loads``: returned as it is, and trusted to give bytes;
-    - any other module, class or object with ``dumps(obj)`` and ``loads(data)``. Where ``dumps``
-      gives str, that is stored as UTF-8 and ``loads`` gets a str. A ``loads`` that comes before
-      any ``dumps`` tries ``dumps`` on ``None``, ``{}`` and ``""`` to find out;
-    - one that has only ``dump(obj, fp)`` and ``load(fp)``; ``fp`` is a binary file that holds one
-      item, and what ``load`` leaves unread is an error;
+    - a :class:`Serializer`, that is, a module or an object with ``name``, ``executes_code``, ``dumps`` and
+      ``loads``: returned as it is, and trusted to return bytes;
+    - any other module, class or object with ``dumps(obj)`` and ``loads(data)``. If ``dumps`` returns str,
+      that is stored as UTF-8 and ``loads`` gets a str. If ``loads`` is called before any ``dumps``, ``dumps``
+      is tried with ``None``, ``{}`` and ``""`` to find out;
+    - one that has only ``dump(obj, fp)`` and ``load(fp)``; ``fp`` is a binary file with one item, and bytes
+      that ``load`` leaves unread are an error;
     - a :class:`ModuleReference`.
 
-    An adapted one is called by its ``name`` attribute, else by its module's name or its class's
-    module and qualified name. It counts as executing code if its ``executes_code`` says so, or,
-    without that, if it, its class or its functions come from pickle, dill, cloudpickle, joblib,
+    The name of an adapted one is its ``name`` attribute. Without that it is its module's name, or its class's
+    module and qualified name. It counts as executing code if its ``executes_code`` says so. Without that it
+    counts as such a one if it, its class or its functions come from pickle, dill, cloudpickle, joblib,
     jsonpickle, marshal, shelve or zodbpickle.
 
-    :raises SerializerError: for a str that is no built-in one's name.
-    :raises SerializerMissingError: if the built-in one's library is not installed.
+    Thread-safe. It calls no function of the serializer.
+
+    :raises SerializerError: for a str that is the name of no built-in one.
+    :raises SerializerMissingError: the built-in one's library is not installed.
     :raises TypeError: for anything else.
 
     >>> resolve("json").dumps([1, 2])
@@ -99,7 +101,7 @@ def resolve(serializer: object) -> Serializer:
     if isinstance(serializer, ModuleType) and serializer.__name__ in ("json", "pickle"):
         return resolve(serializer.__name__)
     if isinstance(serializer, Codec):
-        # It would look like a serializer, but without its seals.
+        # A Codec would look like a serializer, but without its seals.
         raise TypeError("a Codec belongs to one store; give the serializer that it was made of")
     if _has(serializer, "dumps", "loads"):
         named = isinstance(getattr(serializer, "name", None), str)
@@ -115,10 +117,10 @@ def resolve(serializer: object) -> Serializer:
 
 
 def picklable_reference(serializer: object) -> object:
-    """What stands for ``serializer`` in a pickle: :func:`resolve` makes the same one of it.
+    """Return what stands for ``serializer`` in a pickle: :func:`resolve` makes the same one of it.
 
-    A name for a built-in one, a :class:`ModuleReference` for another module, the object itself
-    otherwise (whether it pickles is its own matter).
+    It is a name for a built-in one, a :class:`ModuleReference` for another module, and otherwise the object
+    itself, whether it can be pickled or not.
 
     :raises TypeError: as :func:`resolve`, and for a module that cannot be imported by its name.
 
@@ -138,7 +140,9 @@ def picklable_reference(serializer: object) -> object:
 
 
 def codec(serializer: object, store_id: bytes) -> Codec:
-    """What a store with this id uses to serialize: see :class:`Codec`. Raises what :func:`resolve` does.
+    """Return the :class:`Codec` with which the store of this id serializes.
+
+    It raises what :func:`resolve` raises.
 
     >>> from persistcoll.serializers import signed
     >>> store = codec(signed("json", b"a key of 16 bytes or more"), b"id of the store")
@@ -156,7 +160,7 @@ def codec(serializer: object, store_id: bytes) -> Codec:
     unseals: list[Seal] = []
     while isinstance(layer, Sealed):
         seal, unseal = layer.bind(store_id)
-        # From the outermost to the innermost: the order of unsealing.
+        # From the outermost to the innermost, which is the order of unsealing.
         seals.insert(0, seal)
         unseals.append(unseal)
         layer = layer.inner
@@ -182,7 +186,10 @@ def _has(obj: object, *functions: str) -> bool:
 
 
 class _Adapted:
-    """A foreign ``dumps`` and ``loads``, made to give and take bytes."""
+    """A foreign ``dumps`` and ``loads``, adapted to bytes.
+
+    No lock guards ``_text``: two threads that find it out at the same time find out the same.
+    """
 
     def __init__(self, original: object, write: str = "dumps", read: str = "loads") -> None:
         self.original: Any = original
@@ -190,8 +197,7 @@ class _Adapted:
         self._read: Callable[..., Any] = getattr(original, read)
         self.name = _name(original)
         self.executes_code = _executes_code(original, self._write, self._read)
-        # Whether the bytes stand for a str; not known before the first item. Two threads that find
-        # out at the same time find out the same.
+        # Whether the bytes stand for a str; None before the first item.
         self._text: bool | None = None
 
     def dumps(self, obj: Any, /) -> bytes:
@@ -212,7 +218,7 @@ class _Adapted:
         if self._text is None:
             self._text = text
         elif self._text is not text:
-            # loads could not tell which of them it is given.
+            # loads could not tell which of the two it is given.
             raise TypeError(f"dumps of {self.name!r} gives bytes for some items and str for others")
         return data.encode() if isinstance(data, str) else bytes(data)
 
@@ -223,8 +229,8 @@ class _Adapted:
                 self._to_bytes(self._write(sample))
                 return
             except (MemoryError, RecursionError):
-                raise  # they must not settle for good what the bytes stand for
-            except Exception:  # it does not take such an item: the next one
+                raise  # They must not decide for good what the bytes stand for.
+            except Exception:  # It does not accept this sample, so try the next one.
                 continue
         self._text = False
 
@@ -236,7 +242,7 @@ class _Adapted:
 
 
 class _AdaptedFiles(_Adapted):
-    """A foreign ``dump`` and ``load``, made to write and read one item."""
+    """A foreign ``dump`` and ``load``, adapted to one item of bytes."""
 
     def __init__(self, original: object) -> None:
         super().__init__(original, "dump", "load")

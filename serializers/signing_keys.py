@@ -1,7 +1,7 @@
 """Where the keys of ``signed`` and ``encrypted`` come from.
 
-The invariant: a key is never part of a repr, of an error or of a pickle. A :class:`KeySource` says
-only where the key lies, so it can travel to another process, which reads the key there itself.
+The invariant: a key is never part of a repr, of an error or of a pickle. A :class:`KeySource` says only where
+the key lies, so it can be sent to another process, which reads the key there itself.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["Encoding", "KeySource", "Keys", "as_tuple", "key_file", "key_from_en
 Encoding = Literal["raw", "hex", "base64"]
 """How a key is written down. ``"raw"``: its bytes as they are, a final newline included."""
 
-# More than any key here has; keeps a mistaken path from reading a large file into memory.
+# Longer than any key. The limit keeps a wrong path from reading a large file into memory.
 _LONGEST = 4096
 
 
 class KeySource(ABC):
-    """A place that a key can be read from again, in this process or another. Picklable."""
+    """A place from which a key can be read again, in this process or another. It can be pickled."""
 
     @abstractmethod
     def read(self) -> bytes:
-        """The key, as it is there now."""
+        """Return the key that is there now."""
 
 
 Keys = bytes | KeySource | Sequence[bytes | KeySource]
@@ -63,9 +63,11 @@ class _File(KeySource):
 
 
 def key_from_env(name: str, *, encoding: Encoding = "raw") -> KeySource:
-    """The key in the environment variable ``name``. It is read when the wrapper is made.
+    """Return a source for the key in the environment variable ``name``.
 
-    :raises ValueError: (then) if it is not set, is empty, or is not in that encoding.
+    The wrapper reads the key when it is made. It then raises:
+
+    :raises ValueError: the variable is not set, is empty, or is not in that encoding.
 
     >>> key_from_env("QUEUE_KEY", encoding="hex")
     key_from_env('QUEUE_KEY', encoding='hex')
@@ -74,31 +76,36 @@ def key_from_env(name: str, *, encoding: Encoding = "raw") -> KeySource:
 
 
 def key_file(path: str | os.PathLike[str], *, encoding: Encoding = "raw") -> KeySource:
-    """The key in the file ``path``. It is read when the wrapper is made.
+    """Return a source for the key in the file ``path``.
 
-    :raises PermissionError: (then) if the file is a symbolic link or no regular file, does not
-        belong to this user, or may be read or written by others (``chmod 600`` helps). Owner and
-        mode are not looked at on Windows, which has neither.
-    :raises ValueError: (then) if it is not in that encoding, or over 4096 bytes long.
-    :raises OSError: (then) if it cannot be read.
+    The wrapper reads the key when it is made. It then raises:
+
+    :raises PermissionError: the file is a symbolic link or no regular file, belongs to another user, or may
+        be read or written by others (``chmod 600`` helps). On Windows owner and mode are not checked.
+    :raises ValueError: the file is not in that encoding, or is longer than 4096 bytes.
+    :raises OSError: the file cannot be read.
 
     >>> key_file("/etc/queue.key", encoding="base64")
     key_file('/etc/queue.key', encoding='base64')
     """
-    # Absolute, because another process, to which this may travel, may have another directory.
+    # Absolute, because the source may be sent to a process with another working directory.
     return _File(os.path.abspath(os.fspath(path)), _known(encoding))
 
 
 def as_tuple(keys: Keys) -> tuple[bytes | KeySource, ...]:
-    """``keys``, one or several, as a tuple. ``TypeError`` for what is no key, ``ValueError`` for none."""
+    """Return ``keys``, one or several, as a tuple.
+
+    :raises TypeError: one of them is no key.
+    :raises ValueError: there is none.
+    """
     given: Any = keys
-    # str and bytearray are sequences as well: one wrong key, not many.
+    # A str or a bytearray is a sequence as well, but means one wrong key and not many.
     several = (given,) if isinstance(given, (bytes, bytearray, str, KeySource)) else tuple(given)
     if not several:
         raise ValueError("at least one key is needed")
     for key in several:
         if not isinstance(key, (bytes, KeySource)):
-            # Only the type: the value may well be the key, as a str.
+            # Only the type, because the value may well be the key, as a str.
             kind = type(key).__qualname__
             raise TypeError(f"a key is bytes, key_from_env(...) or key_file(...), not {kind}")
     return several
@@ -113,7 +120,7 @@ def _known(encoding: Encoding) -> Encoding:
 def _decoded(text: bytes, encoding: Encoding, where: str) -> bytes:
     if encoding == "raw":
         return text
-    # Raised after the except clause: the context of the error would hold the key.
+    # Raised after the except clause, because the context of the error would hold the key.
     try:
         if encoding == "hex":
             return bytes.fromhex(text.decode("ascii"))
@@ -124,14 +131,14 @@ def _decoded(text: bytes, encoding: Encoding, where: str) -> bytes:
 
 
 def _read_private(path: str) -> bytes:
-    # O_NONBLOCK: a FIFO in that place must not block the open.
+    # O_NONBLOCK, because otherwise a FIFO at that path would block the open.
     no_link = getattr(os, "O_NOFOLLOW", 0)
     flags = os.O_RDONLY | no_link | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     if os.path.islink(path):
         raise PermissionError(f"the key file {path!r} is a symbolic link")
     descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
     try:
-        # Of the open file, so that it cannot be exchanged between the look and the reading.
+        # Of the open file, because another file may be put at the path between the check and the read.
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PermissionError(f"the key file {path!r} is no regular file")

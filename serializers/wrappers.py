@@ -1,15 +1,15 @@
 """Serializers around serializers: ``signed``, ``compressed``, ``encrypted``.
 
-The invariant: what a store gives back is verified before any byte of it is decompressed or decoded.
-Therefore compression always comes first and the seals around it, in whatever order the wrappers are
-written: ``compressed(signed(x, key))`` *is* ``signed(compressed(x), key)``, under that name.
+The invariant: bytes from a store are verified before any of them is decompressed or decoded. Therefore an
+item is always compressed first and sealed afterwards, in whatever order the wrappers are written:
+``compressed(signed(x, key))`` *is* ``signed(compressed(x), key)``, under that name.
 
-What binding an item to its store and record id keeps out: changed items, items exchanged within a
-store, items from another store. What it cannot keep out: an old copy of the whole store put in the
-place of the new one, and items that are deleted.
+Because an item is bound to its store and record id, changed items, items exchanged within a store and items
+from another store are refused. Two changes cannot be noticed: an old copy of the whole store in place of the
+new one, and deleted items.
 
-All of them are thread-safe, and their reprs show no key. One pickles if its keys can be read again
-in the other process (``key_from_env``, ``key_file``); a key never goes into a pickle.
+All wrappers are thread-safe, and their reprs show no key. A wrapper can be pickled if its keys can be read
+again in the other process (``key_from_env``, ``key_file``); a key is never part of a pickle.
 """
 
 from __future__ import annotations
@@ -28,21 +28,24 @@ from persistcoll.serializers.signing_keys import Keys, as_tuple
 
 __all__ = ["compressed", "encrypted", "signed"]
 
-_NO_MEMORY = "Error -4 "  # Z_MEM_ERROR, which only this call does not raise as a MemoryError
-_TAG = 32  # bytes of an HMAC-SHA256
+_NO_MEMORY = "Error -4 "  # Z_MEM_ERROR, which only this call does not raise as a MemoryError.
+_TAG = 32  # Bytes of an HMAC-SHA256.
 _NONCE = 12
 _SHORTEST_SIGNING_KEY = 16
 
 
 def signed(inner: object, keys: Keys) -> Serializer:
-    """Items of ``inner`` behind an HMAC-SHA256, checked before anything is decoded.
+    """Return a serializer that signs the items of ``inner`` with HMAC-SHA256.
 
-    Costs 32 bytes and about 2 microseconds per item. ``executes_code`` is false even around
-    pickle: nothing is unpickled that was not written by a holder of a key.
+    The signature is verified before anything is decoded. ``executes_code`` is false even around pickle,
+    because only bytes that an owner of a key wrote are unpickled.
 
-    :param inner: anything that :func:`~persistcoll.serializers.resolve` takes.
-    :param keys: a key of at least 16 bytes, or several: the first signs, all of them verify. To
-        change the key, put the new one in front; drop the old one once its items are gone.
+    Cost: 32 bytes and about 2 microseconds for each item.
+
+    :param inner: anything that :func:`~persistcoll.serializers.resolve` accepts.
+    :param keys: a key of at least 16 bytes, or several: the first signs, all of them verify. To change the
+        key, put the new one in front of the old one, and drop the old one when none of its items is stored
+        any more.
     :raises ValueError: for a key that is too short.
 
     >>> mine = signed("pickle", b"a key of 16 bytes or more")
@@ -58,16 +61,18 @@ def signed(inner: object, keys: Keys) -> Serializer:
 
 
 def encrypted(inner: object, key: Keys) -> Serializer:
-    """Items of ``inner`` encrypted and authenticated with AES-GCM, a random nonce for each.
+    """Return a serializer that encrypts and authenticates the items of ``inner`` with AES-GCM.
 
-    Costs 28 bytes per item. Needs ``pip install 'persistcoll[crypto]'``. As with ``signed``,
-    ``executes_code`` is false. Lengths, times and the number of items are not hidden. Use one
-    key for at most 2**32 items: beyond that, two may get the same nonce.
+    Each item has a random nonce. As with ``signed``, ``executes_code`` is false. Lengths, times and the
+    number of items are not hidden. Use one key for at most 2**32 items, because beyond that two items may get
+    the same nonce. It needs ``pip install 'persistcoll[crypto]'``.
 
-    :param inner: anything that :func:`~persistcoll.serializers.resolve` takes.
+    Cost: 28 bytes for each item, and the time to encrypt it.
+
+    :param inner: anything that :func:`~persistcoll.serializers.resolve` accepts.
     :param key: a key of 16, 24 or 32 bytes, or several: the first encrypts, all of them decrypt.
     :raises ValueError: for a key of another length.
-    :raises SerializerMissingError: if the library is not installed.
+    :raises SerializerMissingError: the library is not installed.
 
     >>> mine = encrypted("json", bytes(32))
     >>> mine.loads(mine.dumps(["secret"]))
@@ -79,13 +84,13 @@ def encrypted(inner: object, key: Keys) -> Serializer:
 
 
 def compressed(inner: object, level: int = 6, limit: int = 64 << 20) -> Serializer:
-    """Items of ``inner`` compressed with zlib.
+    """Return a serializer that compresses the items of ``inner`` with zlib.
 
-    :param inner: anything that :func:`~persistcoll.serializers.resolve` takes. Around ``signed``
-        or ``encrypted`` it goes inside of them.
+    :param inner: anything that :func:`~persistcoll.serializers.resolve` accepts. Around ``signed`` or
+        ``encrypted`` the compression is done inside of them.
     :param level: 0 (none) to 9 (smallest), or -1 (zlib's choice).
-    :param limit: the most bytes that an item may have before compression, when it is written
-        (``EncodeError``) and when it is read (``DecodeError``, without ever allocating more for it).
+    :param limit: how many bytes an item may have before compression: when it is written (``EncodeError``) and
+        when it is read (``DecodeError``, and never more memory is allocated for it).
     :raises ValueError: for a level or a limit out of range.
 
     >>> small = compressed("json")
@@ -115,13 +120,13 @@ class _Compressed:
     def dumps(self, obj: Any, /) -> bytes:
         data = self._inner.dumps(obj)
         if len(data) > self._limit:
-            # Or it could be put, but never got.
+            # Otherwise it could be put and never got.
             raise EncodeError(f"{len(data)} bytes are more than the limit of {self._limit}")
         return zlib.compress(data, self._level)
 
     def loads(self, data: bytes, /) -> Any:
         inflate = zlib.decompressobj()
-        # One byte more than allowed: at exactly the limit, zlib may stop short of the checksum.
+        # One byte more than allowed, because at exactly the limit zlib may stop before the checksum.
         try:
             plain = inflate.decompress(data, self._limit + 1)
         except zlib.error as error:
@@ -133,7 +138,7 @@ class _Compressed:
         if not inflate.eof:
             raise DecodeError("the compressed item is cut short")
         if inflate.unused_data:
-            raise DecodeError("there are bytes behind the compressed item")
+            raise DecodeError("there are bytes after the compressed item")
         return self._inner.loads(plain)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -144,7 +149,7 @@ class _Compressed:
 
 
 class _Keyed(Sealed):
-    """What the two wrappers with keys share: where the keys come from and stay."""
+    """What the two wrappers with keys share: where the keys come from, and where they stay."""
 
     def __init__(self, inner: object, keys: Keys) -> None:
         self._key_sources = as_tuple(keys)
@@ -157,17 +162,17 @@ class _Keyed(Sealed):
     @property
     @abstractmethod
     def label(self) -> str:
-        """What it is called by."""
+        """The name of the wrapper in the names of serializers."""
 
     @abstractmethod
     def _check_key(self, key: bytes) -> None:
-        """Raise ``ValueError`` unless the key will do."""
+        """Raise ``ValueError`` unless the key has an accepted length."""
 
     def with_inner(self, inner: Serializer) -> Sealed:
         return type(self)(inner, self._key_sources)
 
     def _context(self, store_id: bytes) -> bytes:
-        # Each part behind its length, so that no two contexts give the same bytes.
+        # Each part after its length, so that no two contexts give the same bytes.
         name = self.name.encode()
         return b"%d:%s%d:%s" % (len(store_id), store_id, len(name), name)
 
@@ -238,7 +243,8 @@ class _Encrypted(_Keyed):
             for cipher in ciphers:
                 try:
                     data: bytes = cipher.decrypt(nonce, sealed, context + pack(record_id))
-                except (invalid_tag, ValueError):  # ValueError: cut too short to have a tag
+                # ValueError: the bytes are too short to have a tag.
+                except (invalid_tag, ValueError):
                     continue
                 return data
             raise DecodeError(

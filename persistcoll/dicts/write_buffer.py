@@ -110,7 +110,7 @@ class WriteBuffer(PairStore):
 
     def _check(self) -> None:
         if self._closed:
-            raise ClosedError("this mapping is closed")
+            raise ClosedError("this dict is closed")
         if not self._expiry_heap:
             return
         now = self._clock()
@@ -222,7 +222,7 @@ class WriteBuffer(PairStore):
                 result = decode(pair)
                 self._remove(pair.key)
                 return result
-        raise KeyError("the mapping is empty")
+        raise KeyError("the dict is empty")
 
     def clear(self) -> int:
         with self._lock:

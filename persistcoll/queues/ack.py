@@ -211,8 +211,8 @@ class AckQueue(PlainPuts[T]):
         if not held:
             return Empty()
         return Empty(
-            f"nothing waits in {self!r}, and {held} in work (unack_count()): delivered by this object, or by"
-            " another one that is open, here or in another process; nack() or close() there gives back"
+            f"nothing is ready in {self!r}, and {held} claimed (unack_count()) by this object, or by another"
+            " one that is open, here or in another process; nack() or close() there makes them ready"
         )
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
@@ -320,11 +320,11 @@ class AckQueue(PlainPuts[T]):
         remedy = (
             "it is found by identity: give the object that get() returned, its raw form, or its id"
             if id is None
-            else "skip() removes what waits"
+            else "skip() removes an item that is ready"
         )
         raise NotClaimedError(
-            f"{which} is not in the hands of {self!r}: it was settled already or given back, or another"
-            f" object got it; {remedy}"
+            f"{which} is not claimed by {self!r}: it was settled already, its claim was lost, or another"
+            f" object claimed it; {remedy}"
         )
 
     def _find(self, item: Any, id: Any, found: list[Delivery]) -> None:

@@ -24,7 +24,7 @@ _SET_ASIDE = (
 )
 _REMOVED_BY = {
     State.DELAYED: "skip() removes it when its delay is over",
-    State.CLAIMED: "skip() removes it when its holder has given it back",
+    State.CLAIMED: "skip() removes it when its claim has ended and it is ready",
     State.DONE: "clear_acked_data(None, 0) removes it, with all that are kept",
     State.FAILED: _SET_ASIDE,
     State.DEAD: _SET_ASIDE,

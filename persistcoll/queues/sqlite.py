@@ -355,7 +355,7 @@ class UniqueAckQ(SQLiteAckQueue[T]):
     >>> with UniqueAckQ("links") as links:
     ...     print(links.put("/"), links.put("/"))
     ...     link = links.get()
-    ...     print("/" in links, links.put("/"))  # in work
+    ...     print("/" in links, links.put("/"))  # claimed
     ...     links.ack(link)
     ...     print("/" in links, links.put("/"))
     1 None

@@ -233,7 +233,7 @@ def test_a_compressed_item_that_is_not_whole_is_refused():
         with pytest.raises(DecodeError):
             decode(wrapped, data[:end])
     for longer in (data + b"\0", data + data):
-        with pytest.raises(DecodeError, match="behind"):
+        with pytest.raises(DecodeError, match="bytes after"):
             decode(wrapped, longer)
     with pytest.raises(DecodeError):
         decode(wrapped, data[:-1] + bytes([data[-1] ^ 1]))

@@ -51,7 +51,7 @@ def test_strict_raises_where_none_was_returned(kind, verb, open_queue):
         {"id": raw},
     ):
         assert say_none(**nothing) is None
-        with pytest.raises(NotClaimedError, match=r"is not in the hands of <.*'default' in .*; ") as caught:
+        with pytest.raises(NotClaimedError, match=r"is not claimed by <.*'default' in .*; ") as caught:
             settle(**nothing)
         assert "never got" not in str(caught.value)
     for wrong, error in (({}, ValueError), ({"item": "a", "id": 1}, ValueError), ({"id": "1"}, TypeError)):
@@ -69,7 +69,7 @@ def test_what_strict_says_is_what_helps(open_queue):
         queue.ack(["a"])
     assert "['a']" not in str(by_item.value)
     assert queue.ack(item) == 1
-    with pytest.raises(NotClaimedError, match=r"^item 2 .* skip\(\) removes what waits"):
+    with pytest.raises(NotClaimedError, match=r"^item 2 .* skip\(\) removes an item that is ready"):
         queue.ack(id=2)
     assert queue.skip(2) == 2
 
@@ -154,7 +154,7 @@ def test_what_does_not_wait_is_removed_as_the_message_says(open_queue):
         return str(error)
 
     item = queue.get()
-    assert re.search(rf"^item {id}, which is claimed, .*skip\(\) removes it when its holder", look())
+    assert re.search(rf"^item {id}, which is claimed, .*skip\(\) removes it when its claim has ended", look())
     queue.nack(item, delay=1000)
     assert re.search(rf"^item {id}, which is delayed, .*when its delay is over", look())
 
@@ -202,7 +202,7 @@ def test_an_empty_queue_says_what_is_in_work(call, open_file):
     assert caught.value.args == ()
     first.put("a")
     first.get()
-    with pytest.raises(Empty, match=r"and 1 in work .*close\(\) there gives back"):
+    with pytest.raises(Empty, match=r"and 1 claimed .*close\(\) there makes them ready"):
         call(second)
     first.close()
     assert second.get(block=False) == "a"
