@@ -1,4 +1,4 @@
-"""Waiting: exact by the monotonic clock, over at once when something happens, cheap while nothing does."""
+"""Waits: exact by the monotonic clock, ended at once by an event, and cheap meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
 
 AT_ONCE = 0.05
-"""Seconds; a machine under load is slow, a lost wake-up takes for ever."""
+"""Seconds. A loaded machine is slow, but a lost wake-up would take forever."""
 
 
 def pair(record):
@@ -34,7 +34,7 @@ def blocking(request):
 
 @pytest.fixture
 def clocks(monkeypatch):
-    """The wall clock, for the test to set; it moves by itself by an hour at every look."""
+    """Replace the wall clock by one for the test to set, which moves by an hour at every read."""
     wall = [1_700_000_000.0]
 
     def look():
@@ -48,7 +48,7 @@ def clocks(monkeypatch):
 
 @pytest.fixture
 def no_polling(monkeypatch):
-    """Only a wake-up helps."""
+    """Turn polling off, so that only a wake-up helps."""
     monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
     for store in (JournalQueueStore, MemoryQueueStore):
         monkeypatch.setattr(store, "max_poll_interval", 30.0)
@@ -122,7 +122,7 @@ def test_a_put_elsewhere_wakes_a_get_soon(open_queue):
 
 
 def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
-    """Many wait; elsewhere a few items at a time are put: each time those who got one leave."""
+    """Many threads wait, and another handle puts a few items at a time. Those that got one leave."""
     queue, elsewhere = open_queue(), open_queue()
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(6)]
     until(lambda: len(queue._core.not_empty._wakes) == 6)
@@ -155,7 +155,7 @@ def test_a_room_elsewhere_wakes_a_put_soon(open_queue):
 
 
 def test_waiting_costs_little(open_queue):
-    """Under one per cent of a core, however many wait."""
+    """All waiting threads together use less than one per cent of a core."""
     queue = open_queue()
     finish = [waiting(lambda: queue.get(timeout=1.0)) for _ in range(5)]
     until(lambda: len(queue._core.not_empty._wakes) == 5)
@@ -192,7 +192,7 @@ def test_a_timeout_longer_than_the_machine_can_wait(blocking):
 
 
 def test_over_any_store(blocking):
-    """What waits knows nothing of files."""
+    """The waits know nothing of files."""
     blocking.core.maxsize = 2
     blocking.put_many([b"1", b"2"], True, None)
     finish = waiting(lambda: blocking.put(b"3", True, 10))
@@ -214,7 +214,10 @@ def test_over_any_store(blocking):
 
 
 class Racing(MemoryQueueStore):
-    """What is awaited happens between the look that fails and the wait: the only moment to lose it in."""
+    """A store in which the awaited event happens between the failed try and the wait.
+
+    An event could get lost only there.
+    """
 
     def __init__(self):
         super().__init__()
@@ -226,7 +229,7 @@ class Racing(MemoryQueueStore):
             return look()
         except (Empty, Full):
             self.looks += 1
-            if self.looks == 2 and self.meanwhile is not None:  # the first look is before any waiting
+            if self.looks == 2 and self.meanwhile is not None:  # the first try is before any waiting
                 self.meanwhile()
             raise
 
