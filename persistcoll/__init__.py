@@ -1,5 +1,6 @@
-"""Persistent collections: queues that live on disk, keep the standard library's interfaces, and
-survive what kills the process or the machine.
+"""Persistent collections: queues and dicts on disk, with the standard library's interfaces.
+
+They survive the death of the process, and with ``durability="power"`` a power cut.
 
 >>> from persistcoll import Queue
 >>> with Queue("jobs") as jobs:
@@ -102,8 +103,8 @@ __all__ = [
     "UniqueQ",
 ]
 
-# A name is imported when it is asked for first: most programs need one class, and not SQLite and the file
-# queues both. Names of `__all__` that are not here are those of persistcoll.errors.
+# A name is imported when it is first asked for, because most programs need one class, and not both SQLite and
+# the file queues. Names of `__all__` that are missing here are in persistcoll.errors.
 _HOMES = {
     "AckStatus": "persistcoll.queues.ack",
     "Backoff": "persistcoll.engine.records",
@@ -123,7 +124,7 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker would believe in any name
+if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
     def __getattr__(name: str) -> Any:
         if name in ("errors", "serializers"):
@@ -131,7 +132,7 @@ if not TYPE_CHECKING:  # a type checker would believe in any name
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(_HOMES.get(name, "persistcoll.errors")), name)
-        globals()[name] = value  # found without this function from now on
+        globals()[name] = value  # From now on the name is found without this function.
         return value
 
 

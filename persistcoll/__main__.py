@@ -1,4 +1,4 @@
-"""``python -m persistcoll`` is the ``persistcoll`` command."""
+"""Make ``python -m persistcoll`` the ``persistcoll`` command."""
 
 import sys
 

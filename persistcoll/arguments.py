@@ -1,6 +1,6 @@
-"""Check what callers give to a container, and convert it: every face imports its checks from here.
+"""Check and convert the arguments of containers: every face imports its checks from here.
 
-What counts as a number is decided in :mod:`persistcoll.engine.arguments`, which the engine itself needs.
+:mod:`persistcoll.engine.arguments` decides what counts as a number, because the engine needs that itself.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ __all__ = [
 
 
 def checked_choice(name: str, value: object, *choices: str) -> None:
-    """:raise ValueError: ``value`` is none of them."""
+    """Raise an error unless ``value`` is one of the choices.
+
+    :raise ValueError: it is none of them.
+    """
     if value not in choices:
         *most, last = map(repr, choices)
         raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
 
 
 def checked_count(name: str, value: Any, least: int = 0) -> int:
-    """``value`` as an int of at least ``least``; ``None`` counts as 0.
+    """Return ``value`` as an int of at least ``least``; ``None`` counts as 0.
 
     :raise TypeError: not a whole number.
     :raise ValueError: too small.
@@ -45,10 +48,10 @@ def checked_count(name: str, value: Any, least: int = 0) -> int:
 
 
 def checked_mode(value: Any) -> int | None:
-    """``value`` as permission bits of files, with reading and writing for their owner; or ``None``.
+    """Return ``value`` as permission bits of files, or ``None``.
 
     :raise TypeError: not a whole number.
-    :raise ValueError: other bits, or too few.
+    :raise ValueError: bits other than those for reading and writing, or without both of them for the owner.
     """
     if value is None:
         return None
@@ -59,7 +62,7 @@ def checked_mode(value: Any) -> int | None:
 
 
 def checked_backoff(value: Any) -> Backoff | None:
-    """``value`` as a back-off; a number of seconds is one that never grows.
+    """Return ``value`` as a back-off; a number of seconds becomes one that never grows.
 
     :raise TypeError: neither a number nor a back-off.
     :raise ValueError: negative, NaN, or more than a float holds.
@@ -71,7 +74,7 @@ def checked_backoff(value: Any) -> Backoff | None:
 
 
 def checked_priority(value: Any) -> float:
-    """``value`` as an int or a float that the databases can order.
+    """Return ``value`` as an int or a float that the databases can order.
 
     :raise TypeError: not a number.
     :raise ValueError: NaN, or a whole number of more than 64 bits.
@@ -85,7 +88,7 @@ def checked_priority(value: Any) -> float:
 
 
 def checked_ttl(ttl: Any) -> float | None:
-    """``ttl`` as an int or a float; ``None`` stays ``None``.
+    """Return ``ttl`` as an int or a float of seconds; ``None`` stays ``None``.
 
     :raise TypeError: not a number.
     :raise ValueError: not above 0, or infinite.
@@ -93,6 +96,6 @@ def checked_ttl(ttl: Any) -> float | None:
     if ttl is None:
         return None
     ttl = checked_number("ttl", ttl, "a number of seconds or None")
-    if not 0 < ttl < float("inf"):  # NaN neither
+    if not 0 < ttl < float("inf"):  # Refuses NaN, too.
         raise ValueError(f"'ttl' must be a number of seconds above 0, or None, not {ttl}")
     return ttl  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What every face shares besides its items: how it is closed, forked, pickled and shown.
+"""What every face shares besides its items: how it is opened, closed, forked, pickled and shown.
 
 Type parameters of the faces, as in ``Queue[T]`` and ``PDict[K, V]``, default to ``Any`` for a type checker.
 So ``Queue("jobs")`` is a queue of anything, and not an error that asks for an annotation.
@@ -32,24 +32,27 @@ __all__ = ["Container", "SQLiteContainer", "option"]
 
 
 def option(name: str) -> Any:
-    """A read-only attribute: the option of this name."""
+    """Return a read-only attribute with the value of the option of this name."""
     return property(attrgetter(f"_options.{name}"), doc=f"The constructor's ``{name}``.")
 
 
 class Container:
     """An object that has a store open, until :meth:`close`. One that is never closed warns.
 
-    It is pickled by its place and its options: unpickling, as ``multiprocessing`` does, opens the store
-    again. ``copy.copy`` and ``copy.deepcopy`` do the same in this process. They do not copy what is stored: a
-    container that is a member of some object would then be copied to a place that nobody knows. What this
-    object has claimed, or has buffered and not committed, stays its own. A container in memory has no place,
-    so it is refused.
+    A pickle of it holds its path and its options. Unpickling, as ``multiprocessing`` does, opens the store
+    again. ``copy.copy`` and ``copy.deepcopy`` do the same in this process. They do not copy what is stored,
+    because a container that is a member of some object would then be copied to a path that nobody knows.
+    Items that this object has claimed and changes that it has not committed stay its own. A container in
+    memory cannot be opened a second time, so pickling and copying it raise :exc:`TypeError`.
 
-    Subclasses: the ``__init__`` of a subclass, which may have other parameters, is not called again. The
-    store is opened with the options that the library's had, and then the new object gets the attributes that
-    the subclass has set on this one. One that cannot be pickled, such as a lock, is an error, as always:
-    override ``__getstate__``, which gives a dict of them, to leave it out, and ``__setstate__`` to make it
-    anew.
+    Subclasses: unpickling does not call the ``__init__`` of a subclass, which may have other parameters. It
+    opens the store with the options that the library's constructor had, and then sets the attributes that the
+    subclass has set on this object. An attribute that cannot be pickled, for example a lock, is an error, as
+    always. To leave it out, override ``__getstate__``, which returns a dict of the attributes; to make it
+    anew, override ``__setstate__``.
+
+    No lock guards ``_closed`` and ``_inherited``: each is set by one assignment, and a store may be closed
+    twice.
     """
 
     path: str = option("path")
@@ -61,25 +64,28 @@ class Container:
     read_only: bool = option("read_only")
     create: bool = option("create")
 
-    _closed = True  # until it has its store: there is nothing to close if the constructor raises before
+    # True until the store is open, so that nothing is closed if the constructor raises before.
+    _closed = True
     _options: Any
     _own: frozenset[str]
 
     def _open(self, options: Any, opener: Callable[[Any], Any] | None = None) -> None:
-        """Open the store: all that a constructor does. Attributes that are set later are a subclass's.
+        """Open the store: all that a constructor does.
 
-        :param opener: in place of :meth:`_open_store`.
+        Attributes that are set after this call are a subclass's.
+
+        :param opener: called in place of :meth:`_open_store`.
         """
-        given = frozenset(vars(self))  # set by a subclass, before it called the library's constructor
+        given = frozenset(vars(self))  # A subclass set them before it called the library's constructor.
         store = (opener or self._open_store)(options)
         try:
             self._options = options
-            self._inherited = False  # whether a forked process has it from its parent
+            self._inherited = False  # Whether a forked process has it from its parent.
             self._attach(store)
             register_forkable(self)
             self._own = frozenset((*vars(self), "_closed", "_own", "__orig_class__")) - given
             self._closed = False
-        except BaseException:  # nobody will close it
+        except BaseException:  # No other code closes it.
             store.close()
             raise
 
@@ -87,7 +93,7 @@ class Container:
         raise NotImplementedError
 
     def _attach(self, store: Any) -> None:
-        """Set everything that needs the store, which is open."""
+        """Set every attribute that needs the open store."""
         raise NotImplementedError
 
     @property
@@ -96,7 +102,7 @@ class Container:
         return repr(self.path)
 
     def close(self) -> None:
-        """Let go of the store. Idempotent."""
+        """Close the store. Idempotent."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -110,16 +116,16 @@ class Container:
     def __del__(self) -> None:
         if not self._closed:
             try:
-                if not self._inherited:  # a forked child did not open it
+                if not self._inherited:  # A forked child did not open it, so it does not warn.
                     warn_unclosed(self)
-            finally:  # a warning may be an error
+            finally:  # A warning may be an error.
                 self.close()
 
     def _after_fork(self) -> None:
         self._inherited = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a subclass has set on this object."""
+        """Return the attributes that a subclass has set on this object."""
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,5 +162,5 @@ class SQLiteContainer(Container):
 
 def _opened_again(kind: type[Container], options: Options) -> Container:
     container = object.__new__(kind)
-    container._open(replace(options))  # checked anew: another machine may have made the pickle
+    container._open(replace(options))  # Checked again, because another machine may have made the pickle.
     return container

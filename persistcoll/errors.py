@@ -1,7 +1,7 @@
 """Every exception that persistcoll raises, in one tree.
 
-Each one is also the standard library's exception of the same meaning, so that code written
-for ``ValueError``, ``OSError``, ``LookupError`` or ``ImportError`` keeps working::
+Each exception is also the standard library's exception of the same meaning, so that code written for
+``ValueError``, ``OSError``, ``LookupError`` or ``ImportError`` works with it::
 
     PersistcollError
     |- SerializerError (ValueError)
@@ -14,6 +14,7 @@ for ``ValueError``, ``OSError``, ``LookupError`` or ``ImportError`` keeps workin
     |  |- LockedError               .pid
     |  |- CorruptionError           .path  .offset  .id
     |  |- StoreKindError
+    |  |- StoreMissingError (FileNotFoundError)
     |  |- StoreReplacedError        .path
     |  |- FormatVersionError
     |  `- BackendUnavailableError
@@ -23,7 +24,7 @@ for ``ValueError``, ``OSError``, ``LookupError`` or ``ImportError`` keeps workin
     |- DuplicateError
     `- ClosedError (ValueError)
 
-``Empty`` and ``Full`` are :class:`queue.Empty` and :class:`queue.Full` themselves; ``ShutDown`` is
+``Empty`` and ``Full`` are :class:`queue.Empty` and :class:`queue.Full` themselves. ``ShutDown`` is
 :class:`queue.ShutDown` where the standard library has it (Python 3.13 and later).
 
 A message says what happened, where, and what to do next. It never quotes an item or a password.
@@ -74,17 +75,17 @@ class PersistcollError(Exception):
 
 
 class SerializerError(PersistcollError, ValueError):
-    """An item and its stored bytes could not be turned into each other."""
+    """An item and its stored bytes could not be converted into each other."""
 
 
 class EncodeError(SerializerError):
-    """The item could not be serialized, or is too large; nothing was stored."""
+    """The item cannot be serialized, or is too large; nothing was stored."""
 
 
 class DecodeError(SerializerError):
-    """A stored item could not be deserialized. It stays stored.
+    """A stored item cannot be deserialized. It stays stored.
 
-    :ivar id: the item's id, which ``skip(id)`` takes to remove it; ``None`` outside a store.
+    :ivar id: the item's id, with which ``skip(id)`` removes it; ``None`` outside of a queue.
     """
 
     def __init__(self, message: str, id: int | None = None) -> None:
@@ -93,17 +94,17 @@ class DecodeError(SerializerError):
 
 
 class SerializerMismatchError(SerializerError):
-    """The store was written with another serializer than the one given; nothing was read."""
+    """The store was written with another serializer than the given one; nothing was read."""
 
 
 class SerializerMissingError(SerializerError, ImportError):
-    """The serializer's library is not installed; the message holds the pip command."""
+    """The serializer's library is not installed; the message has the pip command."""
 
 
 class StorageError(PersistcollError, OSError):
     """The storage did not do what was asked of it.
 
-    :ivar errno: the operating system's number where it gave one, else ``None``.
+    :ivar errno: the operating system's error number, or ``None`` if there is none.
     """
 
     def __init__(self, message: str, errno: int | None = None) -> None:
@@ -112,13 +113,16 @@ class StorageError(PersistcollError, OSError):
 
 
 class StorageFullError(StorageError):
-    """No room (disk full, quota, file size limit). What was to be stored is not stored."""
+    """There is no room: the disk is full, or a quota or a limit of file sizes is reached.
+
+    What was to be stored is not stored.
+    """
 
 
 class LockedError(StorageError):
-    """Another process, or another object of this one, holds what was asked for.
+    """Another process, or another object of this one, holds the lock that is needed.
 
-    :ivar pid: the process id of the holder, where it is known.
+    :ivar pid: the process id of the holder, or ``None`` if it is not known.
     """
 
     def __init__(self, message: str, pid: int | None = None) -> None:
@@ -129,9 +133,9 @@ class LockedError(StorageError):
 class CorruptionError(StorageError):
     """Stored bytes are damaged or missing. They were not delivered.
 
-    :ivar path: the damaged (or missing) file.
+    :ivar path: the damaged or missing file.
     :ivar offset: the offset in bytes at which the damage starts, or ``None`` for the whole file.
-    :ivar id: the damaged item's id in a database, which ``skip(id)`` takes to remove it, else ``None``.
+    :ivar id: the damaged item's id in a database, with which ``skip(id)`` removes it; otherwise ``None``.
     """
 
     def __init__(
@@ -144,18 +148,18 @@ class CorruptionError(StorageError):
 
 
 class StoreKindError(StorageError):
-    """What lies at that place is no store of this kind."""
+    """What lies at the path is no store of the wanted kind."""
 
 
 class StoreMissingError(StorageError, FileNotFoundError):
-    """There is no such store, and it was not to be made."""
+    """No store lies at the path, and none was to be made."""
 
 
 class StoreReplacedError(StorageError):
     """The store's files were removed, renamed or replaced while it was open.
 
-    What this call was to store nobody will find: it was not written, or into a file that is removed. What the
-    path names now is another store, or none; opening it again is right.
+    What this call was to store cannot be found again: it was not written, or it was written into a removed
+    file. The path now names another store, or none. Open the store again.
 
     :ivar path: the file or directory that is not the store's any more.
     """
@@ -174,20 +178,20 @@ class BackendUnavailableError(StorageError):
 
 
 class ClaimError(PersistcollError, LookupError):
-    """The item is not in this consumer's hands."""
+    """The consumer has no claim on the item."""
 
 
 class StaleClaimError(ClaimError):
-    """The claim was lost: its lease ran out, or somebody gave the item back."""
+    """The claim was lost: its lease ran out, or its item became ready in another way."""
 
 
 class NotClaimedError(ClaimError):
-    """That item is not in these hands."""
+    """The consumer never claimed the item, or has settled it already."""
 
 
 class DuplicateError(PersistcollError):
-    """An equal item is in force already."""
+    """An equal item is queued already."""
 
 
 class ClosedError(PersistcollError, ValueError):
-    """The collection is closed."""
+    """The container is closed."""

@@ -1,7 +1,7 @@
-"""What constructors are told, checked and converted: frozen, comparable, and what a pickle holds.
+"""The options of containers, checked and converted: frozen, comparable, and what a pickle holds.
 
-A constructor spells its parameters and their defaults, because they are its interface; what becomes of them
-is here. The options of a container are also its read-only attributes.
+A constructor names its parameters and their defaults, because they are its interface. These classes say what
+becomes of them. The options of a container are also its read-only attributes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from persistcoll.arguments import (
 )
 from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption
-from persistcoll.serializers import locate
+from persistcoll.serializers import picklable_reference
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,10 +34,11 @@ _ALL = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class Options:
-    """What every container is told.
+    """The options of every container.
 
     :ivar path: absolute, so that it means the same in another process.
-    :ivar serializer: what stands for it in a pickle; :func:`~persistcoll.serializers.resolve` takes it.
+    :ivar serializer: what stands for the serializer in a pickle; :func:`~persistcoll.serializers.resolve`
+        accepts it.
     """
 
     path: str
@@ -51,25 +52,27 @@ class Options:
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
-        """From the ``locals()`` of a constructor: each field is the parameter of its name."""
+        """Make options of the ``locals()`` of a constructor: each field is the parameter of its name."""
         return cls(**{each.name: arguments[each.name] for each in fields(cls) if each.init})
 
     def __post_init__(self) -> None:
         checked_choice("durability", self.durability, "power", "process")
         vars(self).update(
-            serializer=locate(self.serializer),
+            serializer=picklable_reference(self.serializer),
             mode=checked_mode(self.mode),
             read_only=bool(self.read_only),
             create=bool(self.create),
         )
 
     def __deepcopy__(self, memo: object) -> Self:
-        return self  # a serializer may refuse to be copied, as one with keys refuses to be pickled
+        # Frozen, so no copy is needed. A serializer may refuse to be copied, as one with keys refuses to be
+        # pickled.
+        return self
 
 
 @dataclass(frozen=True)
 class FileQueueOptions(Options):
-    """What a queue in files is told."""
+    """The options of a queue in files."""
 
     maxsize: int
     chunksize: int | None
@@ -92,9 +95,9 @@ class FileQueueOptions(Options):
 
 @dataclass(frozen=True)
 class SQLiteOptions(Options):
-    """What a container in an SQLite database is told.
+    """The options of a container in an SQLite database.
 
-    :ivar location: where the database lies, as the constructor was told.
+    :ivar location: where the database lies, as the caller of the constructor said.
     :ivar file: the database's path: absolute, without symbolic links; or ``":memory:"``.
     """
 
@@ -107,7 +110,7 @@ class SQLiteOptions(Options):
     file: str = field(init=False)
 
     def __post_init__(self) -> None:
-        from persistcoll.sqlite.open import DatabaseLocation  # the file queues need no SQLite
+        from persistcoll.sqlite.open import DatabaseLocation  # Here, because the file queues need no SQLite.
 
         super().__post_init__()
         timeout = checked_seconds("timeout", self.timeout)
@@ -127,7 +130,7 @@ class SQLiteOptions(Options):
 
 @dataclass(frozen=True)
 class SQLiteQueueOptions(SQLiteOptions):
-    """What a queue in an SQLite database is told."""
+    """The options of a queue in an SQLite database."""
 
     maxsize: int
 
@@ -137,13 +140,13 @@ class SQLiteQueueOptions(SQLiteOptions):
 
     @property
     def claim_policy(self) -> ClaimPolicy:
-        """How the store treats what is claimed."""
+        """How the store treats claimed records."""
         return ClaimPolicy()
 
 
 @dataclass(frozen=True)
 class SQLiteAckQueueOptions(SQLiteQueueOptions):
-    """What a queue with acknowledgements in an SQLite database is told."""
+    """The options of a queue with acks in an SQLite database."""
 
     auto_resume: bool
     lease: float | None
@@ -169,6 +172,6 @@ class SQLiteAckQueueOptions(SQLiteQueueOptions):
 
     @property
     def claim_policy(self) -> ClaimPolicy:
-        """How the store treats what is claimed."""
+        """How the store treats claimed records."""
         kept = _ALL if self.keep_acked is None else self.keep_acked
         return ClaimPolicy(self.lease, self.max_attempts, self.backoff, kept, self.auto_resume)

@@ -46,7 +46,8 @@ from persistcoll.serializers.base import (
     encode_error,
 )
 from persistcoll.serializers.canonical import canonical
-from persistcoll.serializers.registry import ModuleReference, codec, locate, resolve
+from persistcoll.serializers.registry import ModuleReference, codec, picklable_reference, resolve
+from persistcoll.serializers.registry import picklable_reference as locate
 
 if TYPE_CHECKING:
     from persistcoll.serializers import cbor as cbor
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from persistcoll.serializers import msgpack as msgpack
     from persistcoll.serializers import pickle as pickle
     from persistcoll.serializers import raw as raw
-    from persistcoll.serializers.keys import Keys, KeySource, key_file, key_from_env
+    from persistcoll.serializers.signing_keys import Keys, KeySource, key_file, key_from_env
     from persistcoll.serializers.wrappers import compressed, encrypted, signed
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "key_file",
     "key_from_env",
     "locate",
+    "picklable_reference",
     "resolve",
     "signed",
 ]
@@ -84,12 +86,12 @@ __all__ = [
 _MODULES = frozenset(("cbor", "cbor2", "json", "msgpack", "pickle", "raw"))
 # Imported when asked for first: most stores have no use for keys and hashes.
 _HOMES = {
-    "KeySource": "keys",
-    "Keys": "keys",
+    "KeySource": "signing_keys",
+    "Keys": "signing_keys",
     "compressed": "wrappers",
     "encrypted": "wrappers",
-    "key_file": "keys",
-    "key_from_env": "keys",
+    "key_file": "signing_keys",
+    "key_from_env": "signing_keys",
     "signed": "wrappers",
 }
 

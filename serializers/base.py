@@ -35,7 +35,7 @@ __all__ = [
     "decode_error",
     "encode",
     "encode_error",
-    "library",
+    "import_optional",
 ]
 
 
@@ -103,7 +103,7 @@ class Sealed(ABC):
         """``seal`` and ``unseal`` for the store with this id. Both are thread-safe."""
 
     @abstractmethod
-    def around(self, inner: Serializer) -> Sealed:
+    def with_inner(self, inner: Serializer) -> Sealed:
         """The same wrapper, with the same keys, around another serializer."""
 
     def dumps(self, obj: Any, /) -> bytes:
@@ -229,7 +229,7 @@ def _missing(cause: BaseException) -> str | None:
     return f"{what} {name}" if name is not None and len(name) < 200 and _is_dotted_name(name) else None
 
 
-def library(name: str, extra: str, minimum: tuple[int, int]) -> Any:
+def import_optional(name: str, extra: str, minimum: tuple[int, int]) -> Any:
     """Import the module ``name`` of a library that pip knows by the first part of that name.
 
     :param extra: the extra of persistcoll that installs it.

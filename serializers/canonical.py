@@ -74,25 +74,25 @@ def _parts(obj: Any) -> list[Any]:
 
 
 def _canonical(obj: Any) -> bytes:
-    spell = _SPELLINGS.get(type(obj))
-    if spell is None:
+    encode = _ENCODERS.get(type(obj))
+    if encode is None:
         raise TypeError(
             f"an item that is or holds a {type(obj).__qualname__} cannot be compared with others: only None,"
             " bool, int, float, str, bytes, and lists, tuples, dicts, sets and frozensets of them can"
         )
-    return spell(obj)
+    return encode(obj)
 
 
-def _spell_none(obj: None) -> bytes:
+def _encode_none(obj: None) -> bytes:
     return b"n"
 
 
-def _spell_int(obj: int) -> bytes:
+def _encode_int(obj: int) -> bytes:
     # Hexadecimal, because Python limits how long a decimal one may be. bool comes here as well.
     return b"i%x;" % obj
 
 
-def _spell_float(obj: float) -> bytes:
+def _encode_float(obj: float) -> bytes:
     # Equal to an int: spelled as that int, also -0.0.
     if obj.is_integer():
         return b"i%x;" % int(obj)
@@ -103,44 +103,44 @@ def _spell_float(obj: float) -> bytes:
     return b"f" + struct.pack(">d", obj)
 
 
-def _spell_str(obj: str) -> bytes:
+def _encode_str(obj: str) -> bytes:
     # Lone surrogates are legal in a str, and pass unchanged.
     text = obj.encode("utf-8", "surrogatepass")
     return b"s%d:%s" % (len(text), text)
 
 
-def _spell_bytes(obj: bytes) -> bytes:
+def _encode_bytes(obj: bytes) -> bytes:
     return b"b%d:%s" % (len(obj), obj)
 
 
-def _spell_list(obj: list[Any]) -> bytes:
+def _encode_list(obj: list[Any]) -> bytes:
     return b"l%d:%s" % (len(obj), b"".join(map(_canonical, obj)))
 
 
-def _spell_tuple(obj: tuple[Any, ...]) -> bytes:
+def _encode_tuple(obj: tuple[Any, ...]) -> bytes:
     return b"t%d:%s" % (len(obj), b"".join(map(_canonical, obj)))
 
 
-def _spell_set(obj: set[Any] | frozenset[Any]) -> bytes:
+def _encode_set(obj: set[Any] | frozenset[Any]) -> bytes:
     return b"e%d:%s" % (len(obj), b"".join(sorted(map(_canonical, obj))))
 
 
-def _spell_dict(obj: dict[Any, Any]) -> bytes:
+def _encode_dict(obj: dict[Any, Any]) -> bytes:
     # Sorted by the key's spelling alone: none is the beginning of another.
     pairs = sorted([_canonical(key) + _canonical(value) for key, value in obj.items()])
     return b"d%d:%s" % (len(pairs), b"".join(pairs))
 
 
-_SPELLINGS: dict[type, Callable[[Any], bytes]] = {
-    type(None): _spell_none,
-    bool: _spell_int,
-    bytes: _spell_bytes,
-    dict: _spell_dict,
-    float: _spell_float,
-    frozenset: _spell_set,
-    int: _spell_int,
-    list: _spell_list,
-    set: _spell_set,
-    str: _spell_str,
-    tuple: _spell_tuple,
+_ENCODERS: dict[type, Callable[[Any], bytes]] = {
+    type(None): _encode_none,
+    bool: _encode_int,
+    bytes: _encode_bytes,
+    dict: _encode_dict,
+    float: _encode_float,
+    frozenset: _encode_set,
+    int: _encode_int,
+    list: _encode_list,
+    set: _encode_set,
+    str: _encode_str,
+    tuple: _encode_tuple,
 }

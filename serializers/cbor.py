@@ -35,14 +35,14 @@ from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any
 
-from persistcoll.serializers.base import library
+from persistcoll.serializers.base import import_optional
 
 __all__ = ["dumps", "executes_code", "loads", "name"]
 
 name = "cbor"
 executes_code = False
 
-_cbor2 = library("cbor2", extra="cbor", minimum=(6, 1))
+_cbor2 = import_optional("cbor2", extra="cbor", minimum=(6, 1))
 
 # The encoder has no limit of its own: it overflows the C stack at a few thousand.
 _DEPTH = 400

@@ -36,7 +36,15 @@ from typing import Any
 from persistcoll.errors import EncodeError
 from persistcoll.serializers.canonical import canonical
 
-__all__ = ["AFTER_ALL_STR", "BEFORE_ALL_STR", "key_bytes", "key_from", "key_name", "shown", "str_range"]
+__all__ = [
+    "AFTER_ALL_STR",
+    "BEFORE_ALL_STR",
+    "format_key",
+    "key_bytes",
+    "key_from",
+    "original_key",
+    "str_range",
+]
 
 BEFORE_ALL_STR, AFTER_ALL_STR = b"s", b"t"
 """The keys of str are those from the one up to the other, which is not one of them."""
@@ -62,43 +70,43 @@ def key_bytes(key: object) -> bytes:
     Traceback (most recent call last):
     TypeError: a key of a PDict is a str, bytes, int, float, bool, None or a tuple of them, not a list
     """
-    spell = _KEYS.get(type(key))
-    if spell is None:
+    encode = _KEYS.get(type(key))
+    if encode is None:
         raise _unsupported(key)
-    return spell(key)
+    return encode(key)
 
 
-def key_name(key: object) -> bytes:
+def original_key(key: object) -> bytes:
     """What :func:`key_from` needs besides the key's bytes to give back this very key; often nothing.
 
-    >>> key_name("user:1"), key_name(1), key_name(1.0) != key_name(True)
+    >>> original_key("user:1"), original_key(1), original_key(1.0) != original_key(True)
     (b'', b'', True)
     """
-    name = _NAMES.get(type(key))
-    return b"" if name is None else name(key)
+    original = _ORIGINALS.get(type(key))
+    return b"" if original is None else original(key)
 
 
-def key_from(key: bytes, name: bytes = b"") -> Any:
+def key_from(key: bytes, original: bytes = b"") -> Any:
     """The key of these bytes and this name.
 
-    :raises ValueError: they are not what :func:`key_bytes` and :func:`key_name` gave for one key.
+    :raises ValueError: they are not what :func:`key_bytes` and :func:`original_key` gave for one key.
 
-    >>> [key_from(key_bytes(key), key_name(key)) for key in ("a", True, 2.0, (None, -3, b"x"))]
+    >>> [key_from(key_bytes(key), original_key(key)) for key in ("a", True, 2.0, (None, -3, b"x"))]
     ['a', True, 2.0, (None, -3, b'x')]
     """
-    if not name and key[:1] == b"s":
+    if not original and key[:1] == b"s":
         return key[1:].decode("utf-8", "surrogatepass")
-    found = _parsed(name or key)
+    found = _parsed(original or key)
     # What nobody checked yet: that the name is this key's.
-    if name and key_bytes(found) != key:
+    if original and key_bytes(found) != key:
         raise ValueError("a key's name is another key's")
     return found
 
 
-def shown(key: bytes) -> str:
+def format_key(key: bytes) -> str:
     """The key of these bytes for a message: the bytes, where they are no key's.
 
-    >>> print(shown(key_bytes("a")), shown(key_bytes((1, b"x"))), shown(b"?"))
+    >>> print(format_key(key_bytes("a")), format_key(key_bytes((1, b"x"))), format_key(b"?"))
     'a' (1, b'x') b'?'
     """
     try:
@@ -115,12 +123,12 @@ def str_range(prefix: str, start: str | None, stop: str | None) -> tuple[bytes, 
     >>> str_range("ab", None, None), str_range("", "b", "d")
     ((b'sab', b'sac'), (b'sb', b'sd'))
     """
-    low = _spell_str(prefix)
+    low = _encode_str(prefix)
     # No byte of UTF-8 is 0xFF, so the last one can always be counted up.
     high = low[:-1] + bytes([low[-1] + 1])
     return (
-        low if start is None else max(low, _spell_str(start)),
-        high if stop is None else min(high, _spell_str(stop)),
+        low if start is None else max(low, _encode_str(start)),
+        high if stop is None else min(high, _encode_str(stop)),
     )
 
 
@@ -134,7 +142,7 @@ def _unsupported(key: object) -> TypeError:
 # Keys.
 
 
-def _spell_str(key: str) -> bytes:
+def _encode_str(key: str) -> bytes:
     try:
         return b"s" + key.encode()
     except UnicodeEncodeError:
@@ -142,17 +150,17 @@ def _spell_str(key: str) -> bytes:
         return b"s" + key.encode("utf-8", "surrogatepass")
 
 
-def _spell_int(key: int) -> bytes:
+def _encode_int(key: int) -> bytes:
     return b"i%x;" % key
 
 
-def _spell_float(key: float) -> bytes:
+def _encode_float(key: float) -> bytes:
     if key != key:
         raise EncodeError(_NAN)
     return canonical(key)
 
 
-def _spell_tuple(key: tuple[Any, ...]) -> bytes:
+def _encode_tuple(key: tuple[Any, ...]) -> bytes:
     _check_parts(key, 1)
     return canonical(key)
 
@@ -172,36 +180,40 @@ def _check_parts(key: tuple[Any, ...], depth: int) -> None:
 
 _KEYS: dict[type, Callable[[Any], bytes]] = {
     type(None): canonical,
-    bool: _spell_int,
+    bool: _encode_int,
     bytes: canonical,
-    float: _spell_float,
-    int: _spell_int,
-    str: _spell_str,
-    tuple: _spell_tuple,
+    float: _encode_float,
+    int: _encode_int,
+    str: _encode_str,
+    tuple: _encode_tuple,
 }
 
 
 # Names.
 
 
-def _name_bool(key: bool) -> bytes:
+def _original_bool(key: bool) -> bytes:
     return b"T" if key else b"F"
 
 
-def _name_float(key: float) -> bytes:
+def _original_float(key: float) -> bytes:
     # One that equals no int is spelled as a float in the key already.
     return b"f" + _DOUBLE.pack(key) if key.is_integer() else b""
 
 
-def _name_tuple(key: tuple[Any, ...]) -> bytes:
-    names = list(map(key_name, key))
-    if not any(names):
+def _original_tuple(key: tuple[Any, ...]) -> bytes:
+    originals = list(map(original_key, key))
+    if not any(originals):
         return b""
-    parts = [name or canonical(part) for name, part in zip(names, key, strict=True)]
+    parts = [original or canonical(part) for original, part in zip(originals, key, strict=True)]
     return b"t%d:%s" % (len(key), b"".join(parts))
 
 
-_NAMES: dict[type, Callable[[Any], bytes]] = {bool: _name_bool, float: _name_float, tuple: _name_tuple}
+_ORIGINALS: dict[type, Callable[[Any], bytes]] = {
+    bool: _original_bool,
+    float: _original_float,
+    tuple: _original_tuple,
+}
 
 
 # And back.
@@ -209,10 +221,10 @@ _NAMES: dict[type, Callable[[Any], bytes]] = {bool: _name_bool, float: _name_flo
 
 def _parsed(data: bytes) -> Any:
     try:
-        found, behind = _parse(data, 0, 0)
+        found, end = _parse(data, 0, 0)
     except (IndexError, struct.error) as error:
         raise ValueError("a key's bytes are cut short") from error
-    if behind != len(data):
+    if end != len(data):
         raise ValueError("there are bytes behind a key's")
     return found
 

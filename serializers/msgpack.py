@@ -28,14 +28,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from persistcoll.serializers.base import library
+from persistcoll.serializers.base import import_optional
 
 __all__ = ["dumps", "executes_code", "loads", "name"]
 
 name = "msgpack"
 executes_code = False
 
-_msgpack = library("msgpack", extra="msgpack", minimum=(1, 0))
+_msgpack = import_optional("msgpack", extra="msgpack", minimum=(1, 0))
 _unpack: Callable[..., Any] = partial(_msgpack.unpackb, strict_map_key=False)
 
 # Not a Packer's pack: a Packer is not thread-safe, and packb costs only its construction more. str

@@ -19,7 +19,7 @@ from typing import Any, cast
 from persistcoll.errors import SerializerError
 from persistcoll.serializers.base import Codec, Seal, Sealed, Serializer
 
-__all__ = ["ModuleReference", "codec", "locate", "resolve"]
+__all__ = ["ModuleReference", "codec", "picklable_reference", "resolve"]
 
 _ROOM = "persistcoll.serializers"
 _BUILT_IN = ("cbor", "json", "msgpack", "pickle", "raw")
@@ -114,7 +114,7 @@ def resolve(serializer: object) -> Serializer:
     )
 
 
-def locate(serializer: object) -> object:
+def picklable_reference(serializer: object) -> object:
     """What stands for ``serializer`` in a pickle: :func:`resolve` makes the same one of it.
 
     A name for a built-in one, a :class:`ModuleReference` for another module, the object itself
@@ -123,7 +123,7 @@ def locate(serializer: object) -> object:
     :raises TypeError: as :func:`resolve`, and for a module that cannot be imported by its name.
 
     >>> import json, marshal
-    >>> locate(json), locate(marshal)
+    >>> picklable_reference(json), picklable_reference(marshal)
     ('json', ModuleReference(name='marshal'))
     """
     resolved = resolve(serializer)
@@ -161,11 +161,11 @@ def codec(serializer: object, store_id: bytes) -> Codec:
         unseals.append(unseal)
         layer = layer.inner
     return Codec(
-        resolved.name, resolved.executes_code, layer.dumps, layer.loads, _in_turn(seals), _in_turn(unseals)
+        resolved.name, resolved.executes_code, layer.dumps, layer.loads, _chain(seals), _chain(unseals)
     )
 
 
-def _in_turn(steps: list[Seal]) -> Seal | None:
+def _chain(steps: list[Seal]) -> Seal | None:
     if len(steps) < 2:
         return steps[0] if steps else None
 
@@ -198,14 +198,14 @@ class _Adapted:
         data = self._write(obj)
         if type(data) is bytes and self._text is False:
             return data
-        return self._settle(data)
+        return self._to_bytes(data)
 
     def loads(self, data: bytes, /) -> Any:
         if self._text is None:
-            self._try_out()
+            self._probe_text()
         return self._read(data.decode() if self._text else data)
 
-    def _settle(self, data: object) -> bytes:
+    def _to_bytes(self, data: object) -> bytes:
         if not isinstance(data, (str, bytes, bytearray, memoryview)):
             raise TypeError(f"dumps of {self.name!r} gave {type(data).__qualname__}, not bytes or str")
         text = isinstance(data, str)
@@ -216,11 +216,11 @@ class _Adapted:
             raise TypeError(f"dumps of {self.name!r} gives bytes for some items and str for others")
         return data.encode() if isinstance(data, str) else bytes(data)
 
-    def _try_out(self) -> None:
+    def _probe_text(self) -> None:
         samples: tuple[object, ...] = (None, {}, "")
         for sample in samples:
             try:
-                self._settle(self._write(sample))
+                self._to_bytes(self._write(sample))
                 return
             except (MemoryError, RecursionError):
                 raise  # they must not settle for good what the bytes stand for
@@ -229,7 +229,7 @@ class _Adapted:
         self._text = False
 
     def __reduce__(self) -> tuple[object, ...]:
-        return resolve, (locate(self.original),)
+        return resolve, (picklable_reference(self.original),)
 
     def __repr__(self) -> str:
         return self.name

@@ -22,9 +22,9 @@ from abc import abstractmethod
 from typing import Any
 
 from persistcoll.errors import DecodeError, EncodeError
-from persistcoll.serializers.base import Seal, Sealed, Serializer, library
-from persistcoll.serializers.keys import Keys, listed
-from persistcoll.serializers.registry import locate, resolve
+from persistcoll.serializers.base import Seal, Sealed, Serializer, import_optional
+from persistcoll.serializers.registry import picklable_reference, resolve
+from persistcoll.serializers.signing_keys import Keys, as_tuple
 
 __all__ = ["compressed", "encrypted", "signed"]
 
@@ -96,7 +96,7 @@ def compressed(inner: object, level: int = 6, limit: int = 64 << 20) -> Serializ
     """
     resolved = resolve(inner)
     if isinstance(resolved, Sealed):
-        return resolved.around(compressed(resolved.inner, level, limit))
+        return resolved.with_inner(compressed(resolved.inner, level, limit))
     return _Compressed(resolved, level, limit)
 
 
@@ -137,7 +137,7 @@ class _Compressed:
         return self._inner.loads(plain)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (locate(self._inner), self._level, self._limit)
+        return type(self), (picklable_reference(self._inner), self._level, self._limit)
 
     def __repr__(self) -> str:
         return self.name
@@ -147,24 +147,24 @@ class _Keyed(Sealed):
     """What the two wrappers with keys share: where the keys come from and stay."""
 
     def __init__(self, inner: object, keys: Keys) -> None:
-        self._given = listed(keys)
-        self._keys = [key if isinstance(key, bytes) else key.read() for key in self._given]
+        self._key_sources = as_tuple(keys)
+        self._keys = [key if isinstance(key, bytes) else key.read() for key in self._key_sources]
         for key in self._keys:
             self._check_key(key)
         resolved = resolve(inner)
-        super().__init__(resolved, f"{self.verb}({resolved.name})")
+        super().__init__(resolved, f"{self.label}({resolved.name})")
 
     @property
     @abstractmethod
-    def verb(self) -> str:
+    def label(self) -> str:
         """What it is called by."""
 
     @abstractmethod
     def _check_key(self, key: bytes) -> None:
         """Raise ``ValueError`` unless the key will do."""
 
-    def around(self, inner: Serializer) -> Sealed:
-        return type(self)(inner, self._given)
+    def with_inner(self, inner: Serializer) -> Sealed:
+        return type(self)(inner, self._key_sources)
 
     def _context(self, store_id: bytes) -> bytes:
         # Each part behind its length, so that no two contexts give the same bytes.
@@ -172,16 +172,16 @@ class _Keyed(Sealed):
         return b"%d:%s%d:%s" % (len(store_id), store_id, len(name), name)
 
     def __reduce__(self) -> tuple[object, ...]:
-        if any(isinstance(key, bytes) for key in self._given):
+        if any(isinstance(key, bytes) for key in self._key_sources):
             raise TypeError(
                 f"{self.name} cannot be pickled: a key given as bytes must not go into a pickle; "
                 "give key_from_env(...) or key_file(...), which the other process reads itself"
             )
-        return type(self), (locate(self.inner), self._given)
+        return type(self), (picklable_reference(self.inner), self._key_sources)
 
 
 class _Signed(_Keyed):
-    verb = "signed"
+    label = "signed"
 
     def _check_key(self, key: bytes) -> None:
         if len(key) < _SHORTEST_SIGNING_KEY:
@@ -214,15 +214,15 @@ class _Signed(_Keyed):
 
 
 class _Encrypted(_Keyed):
-    verb = "encrypted"
+    label = "encrypted"
 
     def _check_key(self, key: bytes) -> None:
         if len(key) not in (16, 24, 32):
             raise ValueError(f"an AES key has 16, 24 or 32 bytes, not {len(key)}")
 
     def bind(self, store_id: bytes) -> tuple[Seal, Seal]:
-        aead = library("cryptography.hazmat.primitives.ciphers.aead", extra="crypto", minimum=(41, 0))
-        invalid_tag = library("cryptography.exceptions", extra="crypto", minimum=(41, 0)).InvalidTag
+        aead = import_optional("cryptography.hazmat.primitives.ciphers.aead", extra="crypto", minimum=(41, 0))
+        invalid_tag = import_optional("cryptography.exceptions", extra="crypto", minimum=(41, 0)).InvalidTag
         ciphers = [aead.AESGCM(key) for key in self._keys]
         encrypt = ciphers[0].encrypt
         context = self._context(store_id)

@@ -1,1 +1,1 @@
-"""The persistent dict."""
+"""The dicts: classes with the interface of ``dict``, each over a store of pairs."""

@@ -1,6 +1,7 @@
-"""What makes a mapping of bytes a dict: keys and values as objects, and all of ``dict``'s methods.
+"""What makes a dict of a pair store: keys and values as objects, and all of ``dict``'s methods.
 
-:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues; its store is given.
+:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues: a subclass opens the
+    store.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from persistcoll.engine import contracts
 from persistcoll.errors import DecodeError, EncodeError
 from persistcoll.serializers import codec
 from persistcoll.serializers.base import decode_error, encode_error
-from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
+from persistcoll.serializers.dict_keys import key_bytes, key_from, original_key
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -35,31 +36,38 @@ V2 = TypeVar("V2")
 T = TypeVar("T")
 
 MISSING: Any = object()
-"""In place of an argument that was not given."""
+"""Stands for an argument that was not given, because ``None`` may be a value."""
 
 _LONGEST_KEY = 1 << 16
 _LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for the key
 
 
 class BaseDict(Container, MutableMapping[K, V]):
-    """A :class:`dict` whose pairs live in a mapping of bytes. From any thread."""
+    """A :class:`dict` whose pairs are kept in a pair store.
+
+    Any thread may call any method.
+
+    Cost: a method that writes costs 1 transaction, and at ``"power"`` also 1 sync of the device, which
+    threads that write at the same time share. A method that reads neither writes nor syncs. Without
+    ``auto_commit`` only :meth:`task_done` writes.
+    """
 
     def _attach(self, store: Any) -> None:
         self._codec = codec(self.serializer, store.store_id)
         self._dumps = self._codec.dumps
         self._loads = self._codec.loads
-        # With read_only there is nothing to buffer: the store refuses each change.
+        # With read_only no buffer is needed, because the store refuses each change.
         self._buffer = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
         self._store: contracts.PairStore = self._buffer or store
 
     # Between objects and bytes.
 
     def _encode_key(self, key: object) -> tuple[bytes, bytes]:
-        """The bytes and the name of a key that is to be stored."""
+        """Return the bytes that a key is stored under, and the original key as bytes."""
         stored = key_bytes(key)
         if len(stored) > _LONGEST_KEY:
             raise EncodeError(f"a key of {len(stored)} bytes is too large; at most {_LONGEST_KEY} are stored")
-        return stored, key_name(key)
+        return stored, original_key(key)
 
     def _encode(self, stored: bytes, value: object) -> bytes:
         codec = self._codec
@@ -80,7 +88,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         return stored, name, self._encode(stored, value)
 
     def _encode_items(self, other: Any) -> list[tuple[bytes, bytes, bytes]]:
-        """Of what ``dict.update`` takes."""
+        """Encode the pairs of what ``dict.update`` takes."""
         pairs: Iterable[tuple[Any, Any]]
         if isinstance(other, BaseDict):
             pairs = other.items()
@@ -117,7 +125,7 @@ class BaseDict(Container, MutableMapping[K, V]):
         key = self._decode_key(pair)
         return key, self._decode(key, pair.key, pair.value)
 
-    # map, not a generator, because a generator ends at the first value that cannot be read.
+    # map() and not a generator, because a generator ends at the first value that cannot be read.
 
     def _iter_values(self, reverse: bool = False) -> Iterator[V]:
         return map(self._decode_value, self._store.pairs(reverse))
@@ -152,13 +160,19 @@ class BaseDict(Container, MutableMapping[K, V]):
     @overload
     def get(self, key: K, default: T) -> V | T: ...
     def get(self, key: K, default: Any = None) -> Any:
-        """The value of ``key``, else ``default``. Raises as ``d[key]``, except :exc:`KeyError`."""
+        """Return the value of ``key``, or ``default`` if it is not there.
+
+        Except for :exc:`KeyError` it raises what ``d[key]`` raises.
+        """
         stored = key_bytes(key)
         data = self._store.get(stored)
         return default if data is None else self._decode(key, stored, data)
 
     def get_many(self, keys: Iterable[K]) -> dict[K, V]:
-        """A dict of those of the keys that are there, and their values, all of one moment."""
+        """Return a dict of the keys that are there and their values, all from one snapshot.
+
+        Cost: 1 snapshot, however many keys there are.
+        """
         wanted: dict[bytes, K] = {}
         for key in keys:
             wanted.setdefault(key_bytes(key), key)
@@ -180,29 +194,33 @@ class BaseDict(Container, MutableMapping[K, V]):
         return map(self._decode_key, self._store.pairs(reverse=True, values=False))
 
     def keys(self) -> PDictKeys[K]:
-        """A live view of the keys, with dict's set operations.
+        """Return a live view of the keys, with dict's set operations.
 
-        Iterating, over it or the dict, gives the keys in the order in which they came. Others may write
-        meanwhile: no key comes twice, each one that is there all the while comes, one that is set later
-        does not. Values are not read.
+        Iterating over the view, or over the dict, gives the keys in the order in which they were added. Other
+        threads and processes may write meanwhile: no key comes twice, each key that is there all the while
+        comes, and a key that is added later does not. Values are not read.
         """
         return PDictKeys(self)
 
     def values(self) -> PDictValues[V]:
-        """A live view of the values. Iterating as with :meth:`keys`; a value is one that its key had
+        """Return a live view of the values, in the order of :meth:`keys`.
+
+        What is said there of other writers holds for values, too. Each value is one that its key has had
         since the iterator was made.
         """
         return PDictValues(self)
 
     def items(self) -> PDictItems[K, V]:
-        """A live view of the pairs of keys and values. Iterating as with :meth:`keys` and :meth:`values`.
+        """Return a live view of the pairs of keys and values, in the order of :meth:`keys`.
 
-        :raise DecodeError: a value cannot be deserialized; the iterator can go on behind it.
+        What is said there and at :meth:`values` of other writers holds for pairs, too.
+
+        :raise DecodeError: a value cannot be deserialized. The iterator can go on after it.
         """
         return PDictItems(self)
 
     def copy(self) -> dict[K, V]:
-        """All of it, as a :class:`dict` in memory."""
+        """Return all pairs as a :class:`dict` in memory."""
         return dict(self.items())
 
     def __eq__(self, other: object) -> bool:
@@ -242,10 +260,10 @@ class BaseDict(Container, MutableMapping[K, V]):
     @overload
     def pop(self, key: K, default: T) -> V | T: ...
     def pop(self, key: K, default: Any = MISSING) -> Any:
-        """Remove ``key`` and return its value, or ``default``; no two callers get the same one.
+        """Remove ``key`` and return its value, or ``default``. No two callers get the same value.
 
-        :raise KeyError: it is not there, and there is no default.
-        :raise DecodeError: the value cannot be deserialized; it stays.
+        :raise KeyError: the key is not there, and there is no default.
+        :raise DecodeError: the value cannot be deserialized; the pair stays.
         """
         stored = key_bytes(key)
 
@@ -260,10 +278,12 @@ class BaseDict(Container, MutableMapping[K, V]):
         return default
 
     def popitem(self, *, last: bool = True) -> tuple[K, V]:
-        """Remove and return the pair that came last (or first); no two callers get the same one.
+        """Remove and return the pair that was added last, or with ``last=False`` first.
+
+        No two callers get the same pair.
 
         :raise KeyError: the dict is empty.
-        :raise DecodeError: the value cannot be deserialized; it stays.
+        :raise DecodeError: the value cannot be deserialized; the pair stays.
         """
         try:
             return self._store.pop(self._decode_item, last)
@@ -275,7 +295,13 @@ class BaseDict(Container, MutableMapping[K, V]):
     @overload
     def setdefault(self, key: K, default: V) -> V: ...
     def setdefault(self, key: K, default: Any = None) -> Any:
-        """The value of ``key``; if it is not there, ``default``, which is stored, once for all callers."""
+        """Return the value of ``key``; if it is not there, store ``default`` and return that.
+
+        If several callers store a default at the same time, one of them stores it and all return the same
+        value.
+
+        Cost: a key that is there costs no write.
+        """
         stored, name = self._encode_key(key)
         data = self._store.get(stored)
         if data is not None:
@@ -293,7 +319,9 @@ class BaseDict(Container, MutableMapping[K, V]):
     def update(self, other: Any = (), /, **others: Any) -> None:
         """Set the keys of a mapping, or of an iterable of pairs, and those given by name.
 
-        All of them in one transaction, or, if one cannot be stored, none.
+        All of them are set in one transaction, or, if one cannot be stored, none.
+
+        Cost: that of one assignment, however many pairs there are.
         """
         self._store_all([*self._encode_items(other), *self._encode_items(others)])
 
@@ -306,12 +334,12 @@ class BaseDict(Container, MutableMapping[K, V]):
         return self
 
     def clear(self) -> None:
-        """Remove everything."""
+        """Remove every pair."""
         self._store.clear()
 
     @classmethod
     def fromkeys(cls, iterable: Iterable[Any], value: Any = None, *where: Any, **options: Any) -> Self:
-        """Open a dict of this class with the further arguments, and set each of the keys to ``value``."""
+        """Open a dict of this class with the further arguments, and set each key to ``value``."""
         made = cls(*where, **options)
         try:
             made.update((key, value) for key in iterable)
@@ -323,14 +351,17 @@ class BaseDict(Container, MutableMapping[K, V]):
     # Lifecycle.
 
     def close(self) -> None:
-        """Let go of the store. Changes that were not committed are dropped. Idempotent."""
+        """Close the store, and drop changes that were not committed. Idempotent."""
         self._closed = True
         self._store.close()
 
     def task_done(self) -> None:
-        """Commit what was changed since the last time, all of it or, if this raises, nothing.
+        """Commit what was changed since the last commit: all of it or, if this raises, nothing.
 
         With ``auto_commit`` everything is committed already, and this does nothing.
+
+        Cost: 1 transaction, and at ``"power"`` 1 sync, however many changes there are; nothing if there are
+        none.
         """
         if self._buffer is not None:
             self._buffer.commit()
@@ -338,7 +369,7 @@ class BaseDict(Container, MutableMapping[K, V]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; if the block ended well, commit before."""
+        """Close the dict; if the block ended well, commit first."""
         try:
             if kind is None and not self._closed:
                 self.task_done()
@@ -356,5 +387,8 @@ def _merged(one: Any, other: Any) -> Any:
 
 
 def _record_id(stored: bytes) -> int:
-    """What a seal binds a value to: 63 bits of its key's hash, so that values cannot be exchanged."""
+    """Return what the seal of a value is bound to: 63 bits of its key's hash.
+
+    A value that was copied to another key is refused, because its seal does not fit there.
+    """
     return int.from_bytes(blake2b(stored, digest_size=8).digest(), "big") >> 1

@@ -1,4 +1,4 @@
-"""``PDict``, a dict in an SQLite database."""
+"""The dict in an SQLite database: its options, and what it has beyond ``dict``'s methods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from persistcoll.dicts.base import MISSING, BaseDict
 from persistcoll.engine.records import Durability, Stats
 from persistcoll.options import SQLiteOptions
 from persistcoll.serializers import resolve
-from persistcoll.serializers.dict_keys import shown, str_range
+from persistcoll.serializers.dict_keys import format_key, str_range
 from persistcoll.sqlite.open import open_mapping
 from persistcoll.sqlite.pair_store import SQLitePairStore
 
@@ -26,7 +26,10 @@ __all__ = ["PDict", "open_store"]
 
 
 def open_store(options: SQLiteOptions) -> SQLitePairStore:
-    """The store of a dict in an SQLite database. Raises as :class:`PDict`."""
+    """Return the store of a dict in an SQLite database.
+
+    It raises what :class:`PDict` raises.
+    """
     serializer = resolve(options.serializer)
     return open_mapping(
         options.location,
@@ -34,15 +37,19 @@ def open_store(options: SQLiteOptions) -> SQLitePairStore:
         serializer=serializer.name,
         executes_code=serializer.executes_code,
         durability=options.durability,
-        show=shown,
+        show=format_key,
     )
 
 
 class PDict(SQLiteContainer, BaseDict[K, V]):
     """A :class:`dict` in an SQLite database: what is assigned is stored when the assignment returns.
 
-    Everything that a dict does it does, keys stay in the order in which they came, and any number of
-    threads and processes may use it at the same time.
+    It has every method of a dict. Keys stay in the order in which they were added. Any number of threads and
+    processes may use it at the same time.
+
+    Cost: a method that writes costs 1 transaction, and at ``"power"`` also 1 sync of the device, which
+    threads that write at the same time share. A method that reads neither writes nor syncs. Opening takes the
+    same time for any number of pairs.
 
     >>> from persistcoll import PDict
     >>> with PDict("ages") as ages:
@@ -52,24 +59,24 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
     ...     print(ages["bob"], len(ages), list(ages))
     17 3 ['ann', 'bob', 'cid']
 
-    Keys are str, bytes, int, float, bool, ``None``, and tuples of them; equal ones are one key as in a
-    dict (``1``, ``1.0`` and ``True``). Values are whatever the serializer takes; what is looked up is a copy:
-    assign it back after changing it, or use :meth:`edit`.
+    Keys are str, bytes, int, float, bool, ``None``, and tuples of them. Equal keys are one key, as in a dict
+    (``1``, ``1.0`` and ``True``). Values are whatever the serializer takes. ``d[key]`` returns a copy of the
+    stored value: assign it again after a change, or use :meth:`edit`.
 
-    :param auto_commit: each change is stored at once. Otherwise changes gather in memory, where this object
-        alone sees them, until :meth:`task_done` or the end of a ``with`` block stores them, all or
-        none; ``close()`` without that drops them. If others change the same keys meanwhile, the last to
+    :param auto_commit: each change is stored at once. Otherwise changes are buffered in memory, where this
+        object alone sees them, until :meth:`task_done` or the end of a ``with`` block stores all of them or
+        none. ``close()`` before that drops them. If another writer changes the same keys meanwhile, the last
         commit wins.
 
-    The other parameters are those of :class:`SQLiteQueue`, and so are the exceptions of opening one; what is
-    said of items there is true of values.
+    The other parameters are those of :class:`SQLiteQueue`, and so are the exceptions that opening raises.
+    What is said there of items holds for values.
 
-    Methods that take a key raise :exc:`TypeError` for one of another type and
-    :exc:`~persistcoll.EncodeError` (a :exc:`ValueError`) for NaN and for one of more than 64 KiB; those that
-    read a value :exc:`~persistcoll.DecodeError` and :exc:`~persistcoll.CorruptionError`; those that write
-    :exc:`~persistcoll.EncodeError`, :exc:`~persistcoll.StorageFullError` and other
-    :exc:`~persistcoll.StorageError`; all of them :exc:`~persistcoll.ClosedError`. A change that raised
-    happened not at all, or the message says that it is not known.
+    Methods that take a key raise :exc:`TypeError` for a key of another type, and
+    :exc:`~persistcoll.EncodeError` (a :exc:`ValueError`) for NaN and for a key of more than 64 KiB. Methods
+    that read a value raise :exc:`~persistcoll.DecodeError` and :exc:`~persistcoll.CorruptionError`. Methods
+    that write raise :exc:`~persistcoll.EncodeError`, :exc:`~persistcoll.StorageFullError` and other
+    :exc:`~persistcoll.StorageError`. All of them raise :exc:`~persistcoll.ClosedError`. A change that raised
+    did not happen, unless the message says that its outcome is unknown.
     """
 
     def __init__(
@@ -96,30 +103,32 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
 
     @property
     def auto_commit(self) -> bool:
-        """Whether a change is stored at once."""
+        """Whether each change is stored at once."""
         return self._buffer is None
 
     # One key.
 
     def set(self, key: K, value: V, ttl: float | None = None) -> None:
-        """``d[key] = value``, for ``ttl`` seconds: after that the key is gone. ``None``: for ever.
+        """Set ``d[key] = value``, with ``ttl`` for so many seconds.
 
-        Assigning again without a ``ttl`` lets it live for ever; :meth:`incr`, :meth:`edit` and
-        :meth:`setdefault` leave its end as it is. Time is that of the machine since it was
-        booted: setting the clock ends nothing early.
+        After ``ttl`` seconds the key has expired and is not there any more. An assignment without a ``ttl``
+        makes it live for ever; :meth:`incr`, :meth:`edit` and :meth:`setdefault` leave its expiry as it is.
+        Time is that of the machine since it was booted, so setting the clock makes nothing expire early.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which threads that write at the same
-        time share; at ``"process"`` none. All methods that write cost this, and those that read neither.
+        time share; at ``"process"`` none.
 
+        :param ttl: seconds; ``None``: the key never expires.
         :raise ValueError: ``ttl`` is not above 0.
         """
         self._store.set_many((self._encode_item(key, value),), checked_ttl(ttl))
 
     def incr(self, key: K, by: Any = 1) -> Any:
-        """Add ``by`` to a number, which is 0 if it is not there, and return the sum. No two callers undo
-        each other's.
+        """Add ``by`` to a number, which is 0 if it is not there, and return the sum.
 
-        :raise TypeError: one of the two is no number.
+        No two callers undo each other's addition. The cost is that of :meth:`set`.
+
+        :raise TypeError: ``by`` or the value is no number.
         """
         if not isinstance(by, numbers.Number):
             raise TypeError(f"'by' must be a number, not {type(by).__name__}")
@@ -136,10 +145,10 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
 
     @contextmanager
     def edit(self, key: K, default: V = MISSING) -> Iterator[V]:
-        """A context manager that gives the value of ``key`` to be changed in place, and stores it at the end.
+        """Return a context manager that gives a value to change in place, and stores it at the end.
 
-        The block is a :meth:`transaction`: others that write wait for its end, so let it be short; if it
-        raises, nothing happened.
+        The block is a :meth:`transaction`. Other writers wait for its end, so it should be short. If the
+        block raises, nothing is stored. The cost is that of :meth:`set`.
 
         >>> from persistcoll import PDict
         >>> with PDict("people") as people:
@@ -150,7 +159,7 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         {'visits': 2}
 
         :param default: what to begin with if the key is not there.
-        :raise KeyError: it is not there, and there is no default.
+        :raise KeyError: the key is not there, and there is no default.
         """
         stored, name = self._encode_key(key)
         with self._store.transaction():
@@ -165,18 +174,20 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
     # Many.
 
     def set_many(self, items: Pairs[K, V], ttl: float | None = None) -> None:
-        """:meth:`update` with a mapping or an iterable of pairs, and :meth:`set`'s ``ttl``."""
+        """Call :meth:`update` with a mapping or an iterable of pairs, and a ``ttl`` as :meth:`set`."""
         expires = checked_ttl(ttl)
         self._store_all(self._encode_items(items), expires)
 
     def scan(
         self, prefix: str = "", *, start: str | None = None, stop: str | None = None, reverse: bool = False
     ) -> Iterator[tuple[str, V]]:
-        """The pairs whose keys are a str, begin with ``prefix``, and are from ``start`` up to, not including,
-        ``stop``; in the order in which Python sorts the keys.
+        """Return an iterator over the pairs whose keys are in a range of str.
 
-        What lies outside is not read. Others may write meanwhile: no key comes twice, and each one that is
-        there all the while comes.
+        The keys begin with ``prefix``, are at least ``start`` and below ``stop``, and come in the order in
+        which Python sorts them. Other threads and processes may write meanwhile: no key comes twice, and each
+        key that is there all the while comes.
+
+        Cost: no write and no sync. Pairs outside of the range are not read.
 
         >>> from persistcoll import PDict
         >>> with PDict("stock") as stock:
@@ -185,6 +196,8 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         ...     print([key for key, _ in stock.scan(start="bolt/5", reverse=True)])
         [('bolt/10', 30), ('bolt/8', 20)]
         ['nut/6', 'bolt/8']
+
+        :raise TypeError: ``prefix``, ``start`` or ``stop`` is no str.
         """
         ends: tuple[tuple[str, object], ...] = (("prefix", prefix), ("start", start), ("stop", stop))
         for name, value in ends:
@@ -194,12 +207,14 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         return map(self._decode_item, self._store.scan(low, high, reverse))
 
     def transaction(self) -> AbstractContextManager[None]:
-        """A context manager: what this thread does within, it alone sees, and happens all at once at the end.
+        """Return a context manager: what this thread does in its block happens at once, at its end.
 
-        If the block raises, nothing of it happened. Others' changes wait meanwhile, in all threads and
-        processes, so let it be short. One within another is part of it. It takes in whatever this thread does
-        to other collections in the same file. Without ``auto_commit`` it is about what is gathered, and
-        :meth:`task_done` commits.
+        Until then this thread alone sees it. If the block raises, nothing of it happens. Other writers wait
+        meanwhile, in all threads and processes, so the block should be short. A transaction within another
+        one is a part of it. The transaction includes what this thread does to other collections in the same
+        file. Without ``auto_commit`` it is about the buffered changes, and :meth:`task_done` commits them.
+
+        Cost: that of one :meth:`set`, however many changes the block makes.
 
         >>> from persistcoll import PDict
         >>> with PDict("accounts") as accounts:
@@ -213,5 +228,5 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         return self._store.transaction()
 
     def stats(self) -> Stats:
-        """``ready``: how many pairs; ``bytes``: what the file occupies."""
+        """Return how many pairs there are as ``ready``, and what the file occupies as ``bytes``."""
         return self._store.stats()

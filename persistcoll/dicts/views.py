@@ -1,4 +1,4 @@
-"""What ``keys()``, ``values()`` and ``items()`` of a ``PDict`` give: live views, as dict's are."""
+"""What ``keys()``, ``values()`` and ``items()`` of a ``PDict`` return: live views, as those of a dict."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ _MISSING = object()
 
 
 class PDictKeys(KeysView[K]):
-    """The keys, in the order in which they came. See :meth:`persistcoll.PDict.keys`."""
+    """The keys, in the order in which they were added.
+
+    See :meth:`persistcoll.PDict.keys`. Cost: an iteration reads the keys page by page, and no values.
+    """
 
     __slots__ = ()
     _mapping: BaseDict[K, Any]
 
     @property
     def mapping(self) -> Mapping[K, Any]:
-        """The dict, to be read only."""
+        """The dict, as a mapping that only reads."""
         return MappingProxyType(self._mapping)
 
     def __reversed__(self) -> Iterator[K]:
@@ -33,14 +36,18 @@ class PDictKeys(KeysView[K]):
 
 
 class PDictValues(ValuesView[V]):
-    """The values, in the order of their keys. See :meth:`persistcoll.PDict.values`."""
+    """The values, in the order of their keys.
+
+    See :meth:`persistcoll.PDict.values`. Cost: ``value in values`` reads one value after another until it is
+    found.
+    """
 
     __slots__ = ()
     _mapping: BaseDict[Any, V]
 
     @property
     def mapping(self) -> Mapping[Any, V]:
-        """The dict, to be read only."""
+        """The dict, as a mapping that only reads."""
         return MappingProxyType(self._mapping)
 
     def __contains__(self, value: object) -> bool:
@@ -54,14 +61,17 @@ class PDictValues(ValuesView[V]):
 
 
 class PDictItems(ItemsView[K, V]):
-    """Pairs of keys and values, in the order of the keys. See :meth:`persistcoll.PDict.items`."""
+    """The pairs of keys and values, in the order of the keys.
+
+    See :meth:`persistcoll.PDict.items`. Cost: ``item in items`` reads the value of one key.
+    """
 
     __slots__ = ()
     _mapping: BaseDict[K, V]
 
     @property
     def mapping(self) -> Mapping[K, V]:
-        """The dict, to be read only."""
+        """The dict, as a mapping that only reads."""
         return MappingProxyType(self._mapping)
 
     def __contains__(self, item: object) -> bool:

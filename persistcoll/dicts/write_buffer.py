@@ -1,8 +1,8 @@
 """Changes of pairs that stay in memory until they are committed: :class:`WriteBuffer`.
 
-It is a pair store over a pair store. A change through it lies in memory, where only its owner sees it, and
-the commit writes all changes in one transaction. Other writers do not wait meanwhile. A transaction held open
-would lock them out for as long as its owner pleases.
+It is a pair store over a pair store. A change through it stays in memory, where only its owner sees it, and
+the commit writes all changes in one transaction. Other writers do not wait meanwhile. A transaction that
+stayed open would lock them out for as long as its owner likes.
 """
 
 from __future__ import annotations
@@ -31,22 +31,27 @@ class _Value(NamedTuple):
     name: bytes
     value: bytes
     end: float | None = None
-    """When it expires, by the clock."""
+    """When it expires, by the buffer's clock; ``None``: never."""
     keeps_expiry: bool = False
-    """It exists only while the stored pair does, and expires with that."""
+    """Whether it exists only while the stored pair does, and expires with that."""
 
     def replace_if_present(self, present: bytes | None) -> tuple[bytes | None, None]:
-        """For ``change``: this value in the place of the present one, if there is one."""
+        """Return what ``change`` needs to replace the stored value, if there is one, by this one."""
         return (None if present is None else self.value), None
 
 
 class WriteBuffer(PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` whose changes wait for :meth:`commit`.
 
-    Reads see them, and see what others do to the store. Where others and this buffer change the same key, the
-    last to commit wins. A pair that was replaced here keeps its place as long as the store has it; if it
-    expires there meanwhile, the new one comes after all others. Iterations, ``count`` and the last pair take
-    longer the more is buffered. All methods may be called from any thread.
+    Reads see the buffered changes and what other writers do to the store. Where another writer and this
+    buffer change the same key, the last commit wins. A pair that was replaced here keeps its place as long as
+    the store has it. If it expires there meanwhile, the new pair comes after all others. Any thread may call
+    any method.
+
+    ``_lock`` guards every attribute that changes. A transaction holds it from its beginning to its end.
+
+    Cost: iterations, ``count`` and the last pair take longer the more is buffered. Only :meth:`commit`
+    writes.
 
     >>> from persistcoll.engine.memory.pair_store import MemoryPairStore
     >>> store = MemoryPairStore()
@@ -58,7 +63,7 @@ class WriteBuffer(PairStore):
     >>> store.get(b"key")
     b'value'
 
-    :param clock: the time in seconds, to expire by until the commit.
+    :param clock: returns the time in seconds, by which buffered pairs expire.
     """
 
     def __init__(self, store: PairStore, clock: Callable[[], float] = time.monotonic) -> None:
@@ -66,16 +71,16 @@ class WriteBuffer(PairStore):
         self._clock = clock
         self._closed = False
         self._in_transaction = False
-        self._lock = threading.RLock()  # a transaction holds it
+        self._lock = threading.RLock()  # Re-entrant, and held by a transaction.
         self._reset()
 
     def _reset(self) -> None:
         # What the commit does to the store, in this order.
         self._cleared = False
         self._removed: set[bytes] = set()
-        self._replaced: dict[bytes, _Value] = {}  # in the store: they keep their place
-        self._added: dict[bytes, _Value] = {}  # after all others; some are also among the removed
-        self._expiry_heap: list[tuple[float, bytes]] = []  # a heap of when which one expires, at the earliest
+        self._replaced: dict[bytes, _Value] = {}  # Stored pairs; they keep their place.
+        self._added: dict[bytes, _Value] = {}  # They come after all others; some are also in `_removed`.
+        self._expiry_heap: list[tuple[float, bytes]] = []  # A heap of when each key expires, at the earliest.
 
     def commit(self) -> None:
         """Write the buffered changes in one transaction. If that fails, they stay buffered."""
@@ -101,7 +106,7 @@ class WriteBuffer(PairStore):
                 items = [(key, new.name, new.value) for key, new in run]
                 self._store.set_many(items, None if end is None else end - self._clock())
 
-    # With the lock held.
+    # The methods of this section need the lock.
 
     def _check(self) -> None:
         if self._closed:
@@ -112,7 +117,7 @@ class WriteBuffer(PairStore):
         while self._expiry_heap and self._expiry_heap[0][0] <= now:
             end, key = heapq.heappop(self._expiry_heap)
             new = self._buffered(key)
-            if new is not None and new.end == end:  # not set again since
+            if new is not None and new.end == end:  # The key was not set again since.
                 self._remove(key)
 
     def _buffered(self, key: bytes) -> _Value | None:
@@ -125,12 +130,12 @@ class WriteBuffer(PairStore):
         return new
 
     def _move_orphans_to_end(self) -> None:
-        """Put after all others what was replaced, and is gone from the store: it has no place any more."""
+        """Move replaced pairs that the store has no more after all others, because they have no place."""
         gone = [key for key in self._replaced if not self._store.contains(key)]
         if gone:
             found = {key: self._replaced.pop(key) for key in gone}
             mine = {key: new for key, new in found.items() if not new.keeps_expiry}
-            # Before those that were there neither, as the commit does it.
+            # Before the pairs that were added, as the commit does it.
             self._added = {**mine, **self._added}
 
     def _hidden(self, key: bytes) -> bool:
@@ -195,7 +200,7 @@ class WriteBuffer(PairStore):
         with self._lock:
             self._check()
             end = None if expires is None else self._clock() + expires
-            # All of it before the first change: it may fail.
+            # All reads of the store come before the first change, because a read may fail.
             below = {key for key, _, _ in items if self._keeps_place(key)}
             for key, name, value in items:
                 if key in below:
@@ -236,7 +241,7 @@ class WriteBuffer(PairStore):
                 count += self._store.count() - sum(map(self._store.contains, hidden))
             return count
 
-    # Iteration. The keys added so far come in their turn, whether they are committed meanwhile or not.
+    # Iteration. The keys added so far come in their order, whether they are committed meanwhile or not.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._lock:

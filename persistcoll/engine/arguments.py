@@ -1,9 +1,9 @@
-"""Convert numbers that callers give, or refuse them: the one place that knows which types are numbers.
+"""Convert numbers that callers give, or refuse them: the one module that knows which types are numbers.
 
-An integer is what :func:`operator.index` takes, so numpy's integers are integers. A number is that, or what
-has ``__float__``: numpy's floats, :class:`~decimal.Decimal` and :class:`~fractions.Fraction`. They become
-plain ``int`` and ``float``, which every store and every pickle knows. A bool is neither, because ``True`` in
-the place of a number is a parameter that was taken for another one.
+An integer is what :func:`operator.index` accepts, so numpy's integers are integers. A number is an integer,
+or what has ``__float__``: numpy's floats, :class:`~decimal.Decimal` and :class:`~fractions.Fraction`. They
+become plain ``int`` and ``float``, which every store and every pickle knows. A bool is neither, because
+``True`` in place of a number is an argument that was given in the wrong place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["checked_integer", "checked_number", "checked_seconds", "checked_time
 
 
 def checked_integer(name: str, value: Any, what: str = "a whole number") -> int:
-    """``value`` as an int.
+    """Return ``value`` as an int.
 
     :raise TypeError: not a whole number.
     """
@@ -28,7 +28,7 @@ def checked_integer(name: str, value: Any, what: str = "a whole number") -> int:
 
 
 def checked_number(name: str, value: Any, what: str = "a number") -> int | float:
-    """``value`` as an int or a float.
+    """Return ``value`` as an int or a float.
 
     :raise TypeError: not a number.
     """
@@ -44,7 +44,7 @@ def checked_number(name: str, value: Any, what: str = "a number") -> int | float
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """``value`` as a float.
+    """Return ``value``, a number of seconds, as a float.
 
     :raise TypeError: not a number.
     :raise ValueError: negative, NaN, or more than a float holds.
@@ -59,7 +59,7 @@ def checked_seconds(name: str, value: Any) -> float:
 
 
 def checked_timeout(timeout: Any) -> float | None:
-    """Seconds to wait at most; ``None`` stays ``None``, and waits for ever.
+    """Return how many seconds to wait at most; ``None`` stays ``None``, and waits for ever.
 
     :raise TypeError: not a number.
     :raise ValueError: negative, NaN, or more than a float holds.

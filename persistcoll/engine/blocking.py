@@ -1,8 +1,8 @@
-"""Waiting, written once for threads: block, timeout and join over any queue core.
+"""The waits of threads, written once: block, timeout and join over any queue core.
 
-The core answers at once; everything here that waits does it in one way: listen, take a ticket, look, wait
-(see :mod:`persistcoll.engine.event_count`). Deadlines are of the monotonic clock, so that a change of the
-wall clock moves none of them.
+The core answers at once. Everything here that waits does so in one way: listen, take a ticket, try, wait (see
+:mod:`persistcoll.engine.event_count`). Deadlines are times of the monotonic clock, so a change of the wall
+clock moves none of them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ T = TypeVar("T")
 def deadline_after(block: bool, timeout: float | None) -> float | None:
     """Return until when to wait, by the monotonic clock; ``None``: for ever.
 
+    :raise TypeError: the timeout is not a number.
     :raise ValueError: the timeout is negative.
     """
     timeout = checked_timeout(timeout)
@@ -37,7 +38,7 @@ def deadline_after(block: bool, timeout: float | None) -> float | None:
 
 
 class _Unfinished(Exception):
-    """There are items to wait for."""
+    """Raised within a wait while there are unfinished items."""
 
 
 def wait(
@@ -47,9 +48,9 @@ def wait(
     retry_on: type[Exception],
     deadline: float | None,
 ) -> T:
-    """Call ``attempt`` again and again, until it does not raise ``retry_on``, or the deadline has passed.
+    """Call ``attempt`` until it does not raise ``retry_on``, or the deadline has passed.
 
-    The exception may say by ``next_at`` when something becomes ready by itself.
+    The exception may have an attribute ``next_at``: when an item becomes ready by itself.
     """
     change_token = core.store.change_token
     waiter = event.listen()
@@ -71,15 +72,17 @@ def wait(
         finally:
             waiter.leave()
     except BaseException:
-        waiter.leave()  # again: the first time an interrupt may have come in where it began
+        waiter.leave()  # Again, because a signal handler may have raised at the beginning of the first call.
         raise
 
 
 class BlockingQueue:
     """What the threads that share a queue call: the methods of its core that wait, or need a consumer.
 
-    :ivar core: that core.
-    :ivar consumer: its ``own`` is the consumer that stands for the thread that asks.
+    It has no lock. The core guards itself, and each thread has a consumer of its own.
+
+    :ivar core: the core of the queue.
+    :ivar consumer: its ``own`` is the consumer of the calling thread.
     """
 
     def __init__(self, core: QueueCore) -> None:
@@ -87,17 +90,18 @@ class BlockingQueue:
         self.consumer = ThreadConsumer(core.in_flight)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child."""
+        """Begin again in a forked child."""
         self.core.after_fork()
         self.consumer = ThreadConsumer(self.core.in_flight)
 
-    # The faces of files call `core.try_put` and `core.try_get` themselves, and come here where those raise
-    # `Full` or `Empty`, because each call more is 1 to 2 % of a put or get at "process".
+    # The faces of files call `core.try_put` and `core.try_get` themselves, and call these methods only if
+    # those raise `Full` or `Empty`, because each further call costs 1 to 2 % of a put or get at "process"
+    # (benchmarks: single).
 
     # put
 
     def put(self, entry: Any, block: bool, timeout: float | None) -> Any:
-        """Store one, and wait for room."""
+        """Store one entry, and wait for room."""
         deadline = None if block and timeout is None else deadline_after(block, timeout)
         try:
             return self.core.try_put(entry, deadline)
@@ -107,11 +111,11 @@ class BlockingQueue:
         return self.wait_and_put(entry, deadline)
 
     def wait_and_put(self, entry: Any, deadline: float | None) -> Any:
-        """Store one as soon as there is room."""
+        """Store one entry as soon as there is room."""
         return self._wait_for_room(partial(self.core.try_put, entry, deadline), deadline)
 
     def put_many(self, entries: list[Any], block: bool, timeout: float | None) -> Any:
-        """Store all or none, and wait for room."""
+        """Store all entries or none, and wait for room."""
         deadline = deadline_after(block, timeout)
         try:
             return self.core.try_put_many(entries, deadline)
@@ -177,7 +181,10 @@ class BlockingQueue:
     def claim(
         self, decode: Decode[T], block: bool, timeout: float | None, claims: list[Claim]
     ) -> tuple[Any, T]:
-        """As :meth:`get`, but no thread has the item: ``core.settle`` follows, with the same claims."""
+        """Claim an item as :meth:`get` does, but leave it to no thread.
+
+        The caller must call ``core.settle`` with the same claims.
+        """
         deadline = deadline_after(block, timeout)
         try:
             attempt = partial(self.core.try_claim, decode, claims, None, deadline)
@@ -211,12 +218,13 @@ class BlockingQueue:
             finally:
                 waiter.leave()
         except BaseException:
-            waiter.leave()  # as in wait()
+            waiter.leave()  # Again, for the reason given in wait().
             raise
 
     def take_back(self, claims: list[Claim]) -> None:
         """Release claims that nobody will settle, at once unless that might wait for ever."""
-        if in_operation():  # a destructor's thread, for which another thread may be waiting
+        # The thread of a destructor must not wait, because another thread may be waiting for it.
+        if in_operation():
             self.core.release_later(claims)
         else:
             self.core.undo(claims)

@@ -1,12 +1,11 @@
 """Wake-ups: event counts that lose none.
 
-The rule is: take the ticket, look, then wait on the ticket. Whatever happens after the ticket was taken ends
-the wait at once, so there is no moment between looking and waiting in which a wake-up could be lost. A
-wake-up too many costs one look; one too few would be a bug. The name is from Reed and Kanodia (CACM 22(2),
-1979).
+A waiter takes the ticket, reads the store, and then waits on the ticket. Whatever happens after the ticket
+was taken ends the wait at once, so no wake-up is lost between the reading and the wait. A superfluous wake-up
+costs one read; a missing one would be a defect. The name is from Reed and Kanodia (CACM 22(2), 1979).
 
-What other processes do cannot wake a thread here. So one of the waiters polls for it, less and less often: a
-wait costs well under one per cent of a core, however many threads wait, and no thread is started for it.
+Other processes cannot wake a thread here. So one of the waiters polls for their changes, less and less often.
+A wait costs well under one per cent of a core, however many threads wait, and no thread is started for it.
 """
 
 from __future__ import annotations
@@ -27,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_POLL_INTERVAL", "EventCount", "ThreadWaiter", "Waiter", "ask"]
 
-MIN_POLL_INTERVAL = 0.0005  # seconds
+MIN_POLL_INTERVAL = 0.0005  # Seconds.
 
 Wake = Callable[[], object]
-"""Wakes one sleeper. It must never raise, because :meth:`EventCount.notify` calls it under its mutex, and the
-wake-ups that it still owes to other sleepers would be lost.
+"""Wakes one sleeper.
+
+It must never raise, because :meth:`EventCount.notify` calls it under its mutex, and the other sleepers that
+are to be woken would sleep on.
 """
 
 
@@ -39,12 +40,12 @@ class EventCount:
     """An event count that threads and tasks can wait on.
 
     ``_mutex`` guards ``listeners``, ``_count``, ``_wakes`` and ``_has_poller``. It is re-entrant, because a
-    signal handler may come in within any of its holders, and notify. Each step leaves the wakes such that
-    this does no harm.
+    signal handler may run within any of its holders, and notify. Each step leaves ``_wakes`` in a state in
+    which that does no harm.
 
-    :param max_poll_interval: seconds between two looks at what other processes do, at the longest.
-    :ivar listeners: how many listen. A notifier may look at it first, after the fact and without the mutex,
-        because a listener counts itself in before it looks at the facts.
+    :param max_poll_interval: seconds between two polls for changes of other processes, at the longest.
+    :ivar listeners: how many waiters listen. A notifier may read it without the mutex, after the change that
+        it notifies of, because a waiter counts itself in before it reads the store.
     """
 
     __slots__ = ("_count", "_has_poller", "_max_poll_interval", "_mutex", "_wakes", "listeners")
@@ -58,19 +59,21 @@ class EventCount:
         self._has_poller = False
 
     def notify(self, count: int | None = 1) -> None:
-        """Tell that something happened that lets up to ``count`` sleepers go on; ``None``: all of them."""
+        """Say that something happened that lets up to ``count`` sleepers go on; ``None``: all."""
         try:
             with self._mutex:
                 self._count += 1
                 self._wake(len(self._wakes) if count is None else count)
-        except BaseException:  # out of a signal handler: a wake-up too many costs one look
+        except BaseException:
+            # A signal handler raised, so it is not known how many were woken. Wake all: a superfluous wake-up
+            # costs one read.
             with self._mutex:
                 self._count += 1
                 self._wake(len(self._wakes))
             raise
 
     def _wake(self, count: int) -> None:
-        """With the mutex held: wake up to ``count`` sleepers."""
+        """Wake up to ``count`` sleepers. The caller holds the mutex."""
         wakes = self._wakes
         wake = None
         try:
@@ -81,20 +84,27 @@ class EventCount:
                 wake = None
                 count -= 1
         except BaseException:
-            if wake is not None:  # no other thread knows of it any more
-                with suppress(RuntimeError):  # a lock that was released already
+            # No other thread knows of this wake-up any more.
+            if wake is not None:
+                # It is a lock that was released already.
+                with suppress(RuntimeError):
                     wake()
             raise
 
     def listen(self) -> ThreadWaiter:
-        """Make a waiter, for one thread. As a context manager it does not leave if a signal handler raises
-        where leaving begins.
+        """Make a waiter for one thread.
+
+        As a context manager it does not leave if a signal handler raises where leaving begins.
         """
         return ThreadWaiter(self)
 
 
 class Waiter:
-    """What one thread or task needs to wait on an event count; a subclass adds how it sleeps."""
+    """What one thread or task needs to wait on an event count. A subclass adds how it sleeps.
+
+    The mutex of the event count guards ``_listens`` and ``_is_poller``. Only the waiter's own thread or task
+    uses the other fields.
+    """
 
     __slots__ = ("_event", "_interval", "_is_poller", "_listens", "_ticket", "_waited_cross_process")
 
@@ -103,8 +113,8 @@ class Waiter:
         self._ticket = 0
         self._interval = MIN_POLL_INTERVAL
         self._listens = False
-        self._is_poller = False  # for all
-        self._waited_cross_process = False  # waited for other processes, too
+        self._is_poller = False  # It polls for all waiters.
+        self._waited_cross_process = False  # Its last wait was for other processes, too.
 
     def __enter__(self) -> Self:
         self.enter()
@@ -116,7 +126,7 @@ class Waiter:
         self.leave()
 
     def enter(self) -> None:
-        """Listen, until :meth:`leave`, which must follow an exception as well."""
+        """Listen until :meth:`leave`, which must be called after an exception as well."""
         event = self._event
         with event._mutex:
             if not self._listens:
@@ -135,11 +145,13 @@ class Waiter:
                 event._wake(1)
 
     def prepare(self) -> None:
-        """Take the ticket, before looking: what happens from now on ends the next wait."""
+        """Take the ticket. What happens from now on ends the next wait."""
         self._ticket = self._event._count
 
     def arm(self, wake: Wake, cross_process: bool) -> bool:
-        """Have ``wake`` called when something happens; ``False``: something happened since the ticket.
+        """Have ``wake`` called when something happens; return ``False`` if it happened already.
+
+        The waiter compares the count with its ticket.
 
         :param cross_process: poll for other processes, if no other waiter does.
         """
@@ -153,7 +165,7 @@ class Waiter:
             return True
 
     def disarm(self, wake: Wake) -> bool:
-        """Take ``wake`` back; whether it was called before that."""
+        """Remove ``wake``, and return whether it was called before that."""
         event = self._event
         with event._mutex:
             try:
@@ -163,17 +175,17 @@ class Waiter:
             return False
 
     def pass_on(self, wake_up: bool) -> None:
-        """Leave a wake-up that was not used, or the polling, to another waiter."""
+        """Leave an unused wake-up, or the polling, to another waiter."""
         event = self._event
         with event._mutex:
             if wake_up or self._is_poller:
-                # That one looks, and then finds the polling free when it waits again.
+                # That waiter reads the store, and becomes the poller when it waits again.
                 event._wake(1)
             if self._is_poller:
                 self._is_poller = event._has_poller = False
 
     def next_interval(self) -> float | None:
-        """Return in how many seconds to poll; ``None``: another waiter polls."""
+        """Return in how many seconds to poll; ``None`` if another waiter polls."""
         if not self._is_poller:
             return None
         interval = self._interval
@@ -192,8 +204,8 @@ class ThreadWaiter(Waiter):
         """Wait for something to happen after the ticket was taken.
 
         :param deadline: by ``time.monotonic()``; ``None`` waits for ever.
-        :param change_token: asked now and then: it differs from ``last_token`` when another process changed
-            something. Where the store cannot be reached, it is asked again later.
+        :param change_token: called now and then. Its result differs from ``last_token`` if another process
+            changed something. If the store cannot be reached, it is called again later.
         :return: ``False`` if nothing happened until the deadline.
         """
         self._waited_cross_process = change_token is not None
@@ -201,7 +213,7 @@ class ThreadWaiter(Waiter):
         gate.acquire()
         try:
             return self._wait(gate, deadline, change_token, last_token)
-        except BaseException:  # KeyboardInterrupt, wherever it came in
+        except BaseException:  # KeyboardInterrupt, wherever it came.
             self.pass_on(self.disarm(gate.release))
             raise
 
@@ -218,8 +230,8 @@ class ThreadWaiter(Waiter):
                 self.pass_on(False)
                 return True
             if self.disarm(wake):
-                gate.acquire(blocking=False)  # close it again
-                continue  # notified in the last moment: the count tells
+                gate.acquire(blocking=False)  # Lock it again.
+                continue  # Notified just before it was disarmed: the count says so.
             if deadline is not None and time.monotonic() >= deadline:
                 self.pass_on(False)
                 return False
@@ -240,7 +252,7 @@ class ThreadWaiter(Waiter):
 def ask(change_token: Callable[[], object]) -> object:
     """Return the store's change token; ``None`` while the store cannot be reached.
 
-    A wait outlasts that: its deadline bounds how long it asks again.
+    A wait survives that: until its deadline it asks again.
     """
     try:
         return change_token()

@@ -1,4 +1,4 @@
-"""Who has got what and not acknowledged it: for ``task_done``, which says no id."""
+"""Which consumer has got which items and not acked them: for ``task_done``, which names no id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ClaimList", "Consumer", "InFlight", "IndexedClaimList", "ThreadConsu
 
 
 class ClaimList(Protocol):
-    """What one consumer got and has not acknowledged, oldest first: ids, or what stands for them.
+    """What one consumer got and has not acked, oldest first: ids, or what stands for them.
 
     A deque is one, and the fastest.
     """
@@ -24,7 +24,7 @@ class ClaimList(Protocol):
         """Add the newest claims, in order."""
 
     def appendleft(self, token: Any, /) -> None:
-        """Put a claim back as the oldest one."""
+        """Add a claim again as the oldest one."""
 
     def popleft(self) -> Any:
         """Remove and return the oldest claim; raise ``IndexError`` if there is none."""
@@ -42,12 +42,12 @@ class ClaimList(Protocol):
 class IndexedClaimList:
     """A :class:`ClaimList` that removes a claim in its middle as fast as the oldest one.
 
-    Any thread may call its methods: ``_mutex`` guards ``_tokens``.
+    Any thread may call any method: ``_mutex`` guards ``_tokens``.
     """
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[Any, None] = OrderedDict()
-        # Re-entrant, because a signal handler may come in while this thread holds it.
+        # Re-entrant, because a signal handler may run while this thread holds it.
         self._mutex = threading.RLock()
 
     def append(self, token: Any) -> None:
@@ -58,11 +58,12 @@ class IndexedClaimList:
     def extend(self, tokens: Iterable[Any]) -> None:
         """Add the newest claims, in order."""
         with self._mutex:
-            for token in tokens:  # less than half of the time of update()
+            # A loop takes less than half of the time of update().
+            for token in tokens:
                 self._tokens[token] = None
 
     def appendleft(self, token: Any) -> None:
-        """Put a claim back as the oldest one."""
+        """Add a claim again as the oldest one."""
         with self._mutex:
             self._tokens[token] = None
             self._tokens.move_to_end(token, last=False)
@@ -93,14 +94,17 @@ class IndexedClaimList:
 
 
 class Consumer:
-    """A thread or task that gets items; it lives as long as that does.
+    """A thread or task that gets items. The object lives as long as the thread or task.
 
-    It is an object and not the number of a thread, because numbers are used again: a new thread must not
-    inherit what a thread that ended had got, because its ``task_done`` would acknowledge it.
+    It is an object and not the number of a thread, because numbers are used again. A new thread must not
+    inherit the claims of a thread that ended, because its ``task_done`` would ack them.
 
-    :ivar claims: what it got and has not acknowledged.
-    :ivar settled_early: how many items it has settled in another way than by ``task_done``, which it has
-        not called for them yet. Only this consumer changes it.
+    No lock guards ``settled_early``, because only its own thread or task changes it. ``claims`` guards
+    itself.
+
+    :ivar claims: what the consumer got and has not acked.
+    :ivar settled_early: how many items it has settled in another way than by ``task_done``, and not called
+        ``task_done`` for yet.
     """
 
     __slots__ = ("__weakref__", "claims", "settled_early")
@@ -111,7 +115,7 @@ class Consumer:
 
 
 class InFlight:
-    """The claims of all consumers of one queue. Those of a consumer that is gone stay known.
+    """The claims of all consumers of one queue. Those of a consumer that ended stay known.
 
     ``_mutex`` guards ``_all``. Each claim list guards itself.
 
@@ -120,7 +124,7 @@ class InFlight:
 
     def __init__(self, new_claim_list: Callable[[], ClaimList] = deque) -> None:
         self._new_claim_list = new_claim_list
-        # Re-entrant, because a signal handler may come in while this thread holds it.
+        # Re-entrant, because a signal handler may run while this thread holds it.
         self._mutex = threading.RLock()
         self._all: list[tuple[weakref.ref[Consumer], ClaimList]] = []
 
@@ -133,12 +137,12 @@ class InFlight:
         return consumer
 
     def oldest_elsewhere(self, consumer: Consumer) -> ClaimList | None:
-        """Find the claim list whose oldest claim is the oldest of all, for a consumer that holds none.
+        """Find the claim list with the oldest claim of all, for a consumer that holds none.
 
-        The standard library lets any thread call ``task_done()``, so the oldest item that any consumer got
-        is acknowledged.
+        The standard library lets any thread call ``task_done()``, so the oldest item that any consumer got is
+        acked.
 
-        :return: ``None`` where this consumer has settled what it got, so that nothing is left to do.
+        :return: ``None`` if this consumer has settled what it got, so that nothing is left to do.
         :raise ValueError: no consumer holds anything.
         """
         if consumer.settled_early:
@@ -150,7 +154,8 @@ class InFlight:
         for claims in lists:
             try:
                 first = claims[0]
-            except IndexError:  # also where another thread emptied it just now
+            # The list is empty, perhaps because another thread emptied it meanwhile.
+            except IndexError:
                 continue
             if oldest is None or first < oldest[0]:
                 oldest = first, claims
@@ -159,14 +164,14 @@ class InFlight:
         return oldest[1]
 
     def forget(self, token: Any, consumer: Consumer | None = None) -> bool:
-        """Remove a claim from the list that it is in.
+        """Remove a claim from the list that has it.
 
-        :param consumer: whose list to look in first.
-        :return: whether it was in one.
+        :param consumer: the consumer whose list is searched first.
+        :return: whether a list had it.
         """
         if consumer is not None:
             try:
-                consumer.claims.remove(token)  # nearly always
+                consumer.claims.remove(token)  # Nearly always.
                 return True
             except ValueError:
                 pass
@@ -182,11 +187,11 @@ class InFlight:
 
 
 class ThreadConsumer(threading.local):
-    """The consumer of the thread that asks.
+    """The consumer of the calling thread.
 
     :ivar own: that consumer.
     """
 
-    # Called once in each thread.
+    # Python calls it once in each thread.
     def __init__(self, in_flight: InFlight) -> None:
         self.own = in_flight.new_consumer()

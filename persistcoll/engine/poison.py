@@ -8,16 +8,18 @@ __all__ = ["Poison"]
 
 
 class Poison:
-    """Says that a handle is unusable, to all its parts. They share one, and read it before they touch a file.
+    """The state of a handle that says whether its parts may go on.
 
-    After a failed sync nobody knows what the device holds, so every call is refused until the store is opened
-    again. What poisons the parent poisons its children; what poisons a child leaves the parent usable. Closed
-    is a state of its own, and no failure.
+    All parts of the handle share one object, and read it before they touch a file.
 
-    No lock protects the fields. They are read without one, and each is set by one assignment.
+    After a failed sync it is not known what the device holds, so every call is refused until the store is
+    opened again. A parent poisons its children; a child leaves its parent usable. Closed is a state of its
+    own, and no failure.
 
-    :ivar failure: what poisoned it first; ``None`` while all is well.
-    :ivar unusable_because: why every call is refused: that, or a ``ClosedError``; ``None`` if none is.
+    No lock protects the fields. Threads read them without one, and each field is set by one assignment.
+
+    :ivar failure: the failure that poisoned the handle first; ``None`` if there was none.
+    :ivar unusable_because: why every call is refused: the failure, or a ``ClosedError``; ``None`` if none is.
     """
 
     def __init__(self, parent: Poison | None = None) -> None:
@@ -41,7 +43,7 @@ class Poison:
             child.close()
 
     def unusable_error(self, where: str) -> StorageError | ClosedError:
-        """The error for a call on the store at ``where``, which is unusable."""
+        """Return the error for a call on the unusable store at ``where``."""
         cause = self.unusable_because
         if not isinstance(cause, StorageError):
             return ClosedError(f"the store in {where!r} is closed")

@@ -1,7 +1,7 @@
-"""Noticing, for the cost of a look at a byte, that a process was forked without Python being told.
+"""Notice that a process was forked without Python being told, for the cost of reading a byte.
 
-``os.getpid`` is a call of the system: 0.1 us of the 4 of a look-up. Linux gives a forked child a page of
-zeros in the place of one that asks for that (``MADV_WIPEONFORK``, since 4.14).
+``os.getpid`` is a system call, which takes 0.1 us of the 4 us of a look-up in a dict. Linux gives a forked
+child a page of zeros in place of a page that asks for that (``MADV_WIPEONFORK``, since 4.14).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WIPE_ON_FORK = 18
 
 
 class _ByProcessId:
-    """Where there is no such page."""
+    """Compares process ids, where the system has no such page."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -41,7 +41,7 @@ def _make() -> Any:
 
 
 SAME = _make()
-"""``SAME[0]`` is false in a forked child until it is set again."""
+"""``SAME[0]`` is false in a forked child until :func:`follow_fork` sets it."""
 
 
 def _set() -> None:
@@ -53,6 +53,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def follow_fork() -> None:
-    """Where ``SAME[0]`` is false, before anything else is done: let go of what is the parent's."""
+    """Release what is the parent's, where ``SAME[0]`` is false. Call it before anything else."""
     SAME[0] = 1
     notice_unseen_fork()

@@ -1,4 +1,4 @@
-"""What a queue does beside waiting: claims in flight, counts and wake-ups, for threads and tasks alike.
+"""What a queue does besides waiting: claims in flight, counts and wake-ups, for threads and tasks alike.
 
 Every method answers at once. :mod:`persistcoll.engine.blocking` adds the waits of threads. The core knows no
 thread: a :class:`~persistcoll.engine.in_flight.Consumer` stands for the thread or task that gets items.
@@ -24,26 +24,29 @@ __all__ = ["Decode", "QueueCore"]
 R = TypeVar("R")
 T = TypeVar("T")
 Decode = Callable[[Record], tuple[Any, T]]
-"""Makes of a record what stands for it in a claim list (its id, where nothing else is said), and the item."""
+"""Makes of a record what stands for it in a claim list, which is its id in most queues, and the item."""
 
 
 class QueueCore:
     """The standard library's queue over a store of bytes, without its waits.
 
-    A subclass overrides the methods under "Hooks", and sets the attributes ``_append``, ``_append_many`` and
-    ``_ack``, where what is put, or what stands for a claim, is not what the store takes.
+    A subclass overrides the methods under "Hooks". It also sets the attributes ``_append``, ``_append_many``
+    and ``_ack``, if what is put, or what stands for a claim, is not what the store takes.
 
-    An exception may come out of a signal handler after any call. What was put by then is stored, or not. What
-    was claimed by then no consumer has got, so the core releases it. A wake-up too many costs one look.
+    A signal handler may raise after any call. By then an item that was being put is stored, or not. An item
+    that was claimed has no consumer yet, so the core releases it. A superfluous wake-up costs one read of the
+    store.
 
     ``_mutex`` guards ``_delivered_unfinished``, and ``_popping`` where an entry moves from one to the other.
-    It is re-entrant, because a signal handler may come in while this thread holds it; no call is made under
-    it. The event counts and the claims in flight guard themselves.
+    It is re-entrant, because a signal handler may run while this thread holds it, and no call is made under
+    it. The event counts and the claims in flight guard themselves. No lock guards ``_pending_release``,
+    because each step on a deque is atomic, or the two flags of a shutdown, because each is set by one
+    assignment.
 
     :ivar maxsize: a put raises ``Full`` while so many items are ready; 0 means without bound.
-    :ivar autosave: a get removes the item at once; otherwise ``task_done`` acknowledges it.
+    :ivar autosave: a get removes the item at once; otherwise ``task_done`` acks it.
     :ivar not_empty: happens when an item becomes ready.
-    :ivar any_put: as ``not_empty``, for those who wait for a specific item.
+    :ivar any_put: happens with ``not_empty``, for consumers that wait for a specific item.
     :ivar not_full: happens when there is room.
     :ivar all_done: happens when an item is finished.
     """
@@ -59,8 +62,8 @@ class QueueCore:
     def _bind(self, store: QueueStore) -> None:
         """Use this store."""
         self.store = store
-        # Hooks, too: bound here, because a method that calls the store's would be one more call in each put
-        # and each acknowledgement of a file queue.
+        # Hooks, too. They are bound here, because a method that calls the store's method would add one call
+        # to each put and each ack of a file queue.
         self._append: Callable[..., Any] = store.append
         self._append_many: Callable[..., Any] = store.append_many
         self._ack: Callable[[Sequence[Any]], None] = store.ack
@@ -73,22 +76,23 @@ class QueueCore:
         self.all_done = EventCount(interval)
         self.in_flight = InFlight(self._new_claim_list)
         self._mutex = threading.RLock()
-        # Releases that failed, because the disk was full or the thread must not wait: done before a claim.
+        # Releases that failed, because the disk was full or the thread must not wait. They are done before
+        # the next claim.
         self._pending_release: deque[Sequence[Claim]] = deque()
-        # With autosave: how many items each pop that runs takes at most, and how many were got for which
-        # task_done() was not called yet.
+        # With autosave: how many items each running pop removes at most, and how many items were got without
+        # a call of task_done() yet.
         self._popping: dict[object, int] = {}
         self._delivered_unfinished = 0
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child, in which no thread waits and the store is the parent's."""
+        """Begin again in a forked child, in which no thread waits and the store is the parent's."""
         self._reset()
         self.store.after_fork_in_child()
 
     def joined(self, connection: Any) -> QueueCore:
         """Return a core whose calls are part of the transaction that the caller has open on ``connection``.
 
-        It leaves no trace in this one: an item that it gets is popped, no consumer holds it, and it wakes no
+        It changes nothing in this core. An item that it gets is popped, no consumer holds it, and it wakes no
         waiter, because it learns of no commit and of no rollback. The store says what is unfinished.
 
         :raise ValueError: the store joins no transactions.
@@ -108,19 +112,19 @@ class QueueCore:
         return deque()
 
     _hands_over_as_is = True
-    """Whether :meth:`_hand_over` returns what it is given."""
+    """Whether :meth:`_hand_over` returns its argument."""
 
     def _hand_over(self, items: list[Any], consumer: Consumer) -> list[Any]:
         """Return what a consumer is given in place of what ``decode`` made."""
         return items
 
     def _take_back(self, token: Any) -> None:
-        """Undo the hand-over of an item that no consumer has got after all."""
+        """Undo delivering an item that no consumer got after all."""
 
     # put
 
     def try_put(self, entry: Any, deadline: float | None = None) -> Any:
-        """Store one; raise ``Full`` or ``ShutDown``."""
+        """Store one entry; raise ``Full`` or ``ShutDown``."""
         if self.is_shutdown:
             raise ShutDown
         try:
@@ -138,7 +142,12 @@ class QueueCore:
         return id
 
     def try_put_many(self, entries: Sequence[Any], deadline: float | None = None) -> Any:
-        """Store all or none; raise ``Full``, ``ShutDown``, or ``ValueError`` where they never fit."""
+        """Store all entries or none.
+
+        :raise Full: not all of them fit now.
+        :raise ShutDown: the queue is shut down.
+        :raise ValueError: they are more than ``maxsize``, so they never fit.
+        """
         if self.is_shutdown:
             raise ShutDown
         if 0 < self.maxsize < len(entries):
@@ -155,13 +164,13 @@ class QueueCore:
         return ids
 
     def notify_getters(self, count: int | None = 1) -> None:
-        """Tell that so many items became ready; ``None``: perhaps some."""
+        """Say that so many items became ready; ``None``: an unknown number."""
         if self.not_empty.listeners:
             self.not_empty.notify(count)
             if self.any_put.listeners:
                 self.any_put.notify(None)
 
-    # Claiming. A claim is in `claims` from the step on that made it, until it is delivered or released.
+    # Claiming. From the step that makes a claim until the claim is delivered or released, `claims` has it.
 
     def try_get(
         self,
@@ -170,7 +179,7 @@ class QueueCore:
         select: Select | None = None,
         deadline: float | None = None,
     ) -> Any:
-        """Claim an item and deliver it, with ``autosave`` pop it; raise ``Empty`` or ``ShutDown``."""
+        """Claim an item and deliver it, or pop it with ``autosave``; raise ``Empty`` or ``ShutDown``."""
         if self.autosave:
             return self.try_pop(decode, select, deadline)
         if self.is_immediate:
@@ -180,7 +189,7 @@ class QueueCore:
         claims: list[Claim] = []
         token = None
         try:
-            # As try_claim() and deliver(), without their calls.
+            # The same as try_claim() and deliver() without the cost of calling them.
             try:
                 if select is None and deadline is None:
                     token, item = self.store.claim(decode, claims=claims)
@@ -208,10 +217,13 @@ class QueueCore:
         select: Select | None = None,
         deadline: float | None = None,
     ) -> tuple[Any, T]:
-        """Claim an item: what stands for it, and the item. :meth:`deliver` or :meth:`undo` must follow.
+        """Claim an item, and return what stands for it and the item.
 
+        The caller must call :meth:`deliver` or :meth:`undo` next.
+
+        :param claims: the claim is appended to this list.
         :raise Empty: no such item is ready.
-        :raise ShutDown: none is ready, and none will be.
+        :raise ShutDown: no item is ready, and none will be.
         """
         if self.is_immediate:
             raise ShutDown
@@ -229,7 +241,7 @@ class QueueCore:
     def _select(
         self, claim: Callable[..., Any], decode: Decode[Any], select: Select | None, **options: Any
     ) -> Any:
-        """Claim or pop; after the last item comes the first one."""
+        """Claim or pop a selected item; after the last item comes the first one."""
         try:
             return claim(decode, select, **options)
         except Empty:
@@ -253,12 +265,12 @@ class QueueCore:
             raise
 
     def deliver(self, tokens: Sequence[Any], items: list[Any], consumer: Consumer) -> list[Any]:
-        """Give claimed items to a consumer, for ``task_done`` to acknowledge; return what it is given."""
+        """Give claimed items to a consumer, whose ``task_done`` acks them; return what it is given."""
         consumer.claims.extend(tokens)
         return self.hand_over(items, consumer)
 
     def hand_over(self, items: list[Any], consumer: Consumer) -> list[Any]:
-        """As :meth:`deliver`, but :meth:`settle` follows for each of them."""
+        """Give claimed items to a consumer as :meth:`deliver` does; :meth:`settle` settles each of them."""
         if self.not_full.listeners:
             self.not_full.notify(len(items))
         return self._hand_over(items, consumer)
@@ -270,7 +282,7 @@ class QueueCore:
             self._take_back(token)
         try:
             self.store.release(claims)
-        except BaseException:  # the exception that led here is the one to tell
+        except BaseException:  # The caller raises the exception that led here.
             self._pending_release.append(tuple(claims))
         claims.clear()
         self.settled(None)
@@ -283,7 +295,7 @@ class QueueCore:
         while self._pending_release:
             try:
                 claims = self._pending_release.popleft()
-            except IndexError:  # another thread was faster
+            except IndexError:  # Another thread was faster.
                 return
             try:
                 self.store.release(claims)
@@ -303,7 +315,7 @@ class QueueCore:
     ) -> Any:
         """Remove an item, which counts as unfinished until ``task_done``; raise ``Empty`` or ``ShutDown``.
 
-        :param wait: calls what it is given again and again, until that does not raise ``Empty``.
+        :param wait: calls its argument again and again, until that does not raise ``Empty``.
         """
         if select is None and deadline is None:
             pop = partial(self.store.pop, decode)
@@ -331,8 +343,8 @@ class QueueCore:
     ) -> Any:
         """Call ``pop``, which removes up to ``most`` items.
 
-        They count before they are gone from the store, because `join` might otherwise look in between and
-        find them in neither place.
+        They count as unfinished before the store removes them. Otherwise ``join`` might look between the two
+        steps and find them in neither place.
         """
         if self.is_immediate:
             raise ShutDown
@@ -358,8 +370,8 @@ class QueueCore:
             if self.not_full.listeners:
                 self.not_full.notify(delivered)
         except BaseException:
-            # No consumer calls task_done() for it. No call is made in here, because an interrupt could come
-            # after it.
+            # No consumer calls task_done() for these items. This block makes no call, because a signal
+            # handler could raise after one.
             with self._mutex:
                 if call in self._popping:
                     del self._popping[call]
@@ -371,7 +383,7 @@ class QueueCore:
         return taken
 
     def _count_in(self, call: object, pop: Callable[[], R], most: int) -> R:
-        """``pop()`` within a wait; up to ``most`` items count as unfinished while it runs."""
+        """Call ``pop`` within a wait; up to ``most`` items count as unfinished while it runs."""
         if self.is_immediate:
             raise ShutDown
         self._popping[call] = most
@@ -388,10 +400,12 @@ class QueueCore:
     # Settling.
 
     def settle(self, token: Any, claims: list[Claim], done: bool) -> None:
-        """Acknowledge a claimed item that is in no consumer's list, or give it back to its place.
+        """Ack or nack a claimed item that is in no consumer's list.
 
-        Where that cannot be done, because the disk is full or a signal handler raises, the core releases the
-        item, unless the claim is lost, because another thread may have got the same item by then.
+        If that fails, because the disk is full or a signal handler raises, the core releases the item. It
+        does not if the claim is lost, because another thread may have claimed the same item by then.
+
+        :param done: ack the item; otherwise nack it.
         """
         try:
             if done:
@@ -403,15 +417,16 @@ class QueueCore:
         except ClaimError as error:
             claims.clear()
             if done or not isinstance(error, StaleClaimError):
-                raise  # otherwise it is back already
+                raise  # Otherwise the item is ready again already.
         except BaseException:
             if claims:
                 self.undo(claims, (token,))
             raise
 
     def settled(self, ready: int | None) -> None:
-        """Wake the consumers that this concerns: claims ended, and so many items became ready by that
-        (``None``: perhaps some).
+        """Wake waiters, because claims ended.
+
+        :param ready: how many items became ready by that; ``None``: an unknown number.
         """
         if ready != 0:
             self.notify_getters(ready)
@@ -419,18 +434,21 @@ class QueueCore:
             self.all_done.notify(None)
 
     def settled_elsewhere(self, token: Any, consumer: Consumer, ready: int) -> None:
-        """An item was settled in another way than by ``task_done``.
+        """Note that an item was settled in another way than by ``task_done``.
 
         The consumer may still call ``task_done`` for it; then that does nothing.
 
-        :param ready: 1 if the item became ready by that.
+        :param ready: 1 if the item became ready by that, otherwise 0.
         """
         if self.in_flight.forget(token, consumer):
             consumer.settled_early += 1
         self.settled(ready)
 
     def task_done(self, consumer: Consumer) -> None:
-        """Finish the oldest item that this consumer got; ``ValueError`` where none is unfinished."""
+        """Finish the oldest item that this consumer got.
+
+        :raise ValueError: no item is unfinished.
+        """
         if self.autosave:
             with self._mutex:
                 if not self._delivered_unfinished:
@@ -447,15 +465,17 @@ class QueueCore:
             return
         token = None
         try:
-            token = claims[0]  # known before it leaves the list: an interrupt may come right after that
+            # Known before it is removed from the list, because a signal handler may raise right after that.
+            token = claims[0]
             token = claims.popleft()
             self._ack((token,))
-        except IndexError:  # another thread was faster: look again
+        # Another thread was faster, so try again.
+        except IndexError:
             self._ack_oldest(consumer)
         except ClaimError:
             raise
         except StorageError:
-            claims.appendleft(token)  # it was not acknowledged: the next call tries again
+            claims.appendleft(token)  # It was not acked: the next call tries again.
             raise
         except BaseException:
             if token is not None:
@@ -463,45 +483,45 @@ class QueueCore:
             raise
 
     def _finish(self, claims: ClaimList, token: Any) -> None:
-        """Acknowledge this item wholly, because an exception came out of a signal handler meanwhile."""
+        """Ack this item to the end, because a signal handler raised meanwhile."""
         self.in_flight.forget(token)
         try:
             self._ack((token,))
-        except ClaimError:  # that was done before
+        except ClaimError:  # It was acked before.
             pass
-        except BaseException:  # the exception that led here is the one to tell
+        except BaseException:  # The caller raises the exception that led here.
             claims.appendleft(token)
 
     # Counts.
 
     def unfinished(self) -> int:
-        """Count the items that ``join`` waits for."""
-        # What is stored counts as drained after an immediate shutdown, as in the standard library. The sum is
-        # in the order in which an item passes through the three, so that none is overlooked.
+        """Return how many items ``join`` waits for."""
+        # After an immediate shutdown a stored item counts as drained, as in the standard library. The sum is
+        # in the order in which an item passes through the three numbers, so that no item is overlooked.
         stored = self.store.claimed() if self.is_immediate else self.store.unfinished()
         return stored + sum(self._popping.values()) + self._delivered_unfinished
 
     def has_unfinished(self) -> bool:
-        """Whether ``join`` would wait."""
+        """Tell whether ``join`` would wait."""
         stored = bool(self.store.claimed()) if self.is_immediate else self.store.has_unfinished()
         return stored or any(self._popping.values()) or self._delivered_unfinished > 0
 
     def qsize(self) -> int:
-        """Count the items that are ready."""
+        """Return how many items are ready."""
         return 0 if self.is_immediate else self.store.count()
 
     def is_empty(self) -> bool:
-        """Whether no item is ready."""
+        """Tell whether no item is ready."""
         return self.is_immediate or self.store.is_empty()
 
     def full(self) -> bool:
-        """Whether ``maxsize`` items are ready."""
+        """Tell whether ``maxsize`` items are ready."""
         return 0 < self.maxsize <= self.qsize()
 
     # Removing, and the end.
 
     def remove(self, id: int | None) -> int | None:
-        """Remove a ready item unseen; return its id, or ``None`` if there is no such one."""
+        """Remove a ready item without decoding it; return its id, or ``None`` if there is no such item."""
         result = self.store.remove(id)
         if result is not None:
             self._removed()
@@ -518,14 +538,14 @@ class QueueCore:
         self.all_done.notify(None)
 
     def shutdown(self, immediate: bool) -> None:
-        """Refuse puts, and gets once the queue is empty, or at once; wake all that wait."""
+        """Refuse puts, and gets once the queue is empty, or at once; wake all waiters."""
         self.is_shutdown = True
         if immediate:
             self.is_immediate = True
         self._wake_all()
 
     def close(self) -> None:
-        """Close the store and wake all that wait."""
+        """Close the store and wake all waiters."""
         try:
             self.store.close()
         finally:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CursorView", "first_position"]
 
-_TRIES = 100  # tries; a consumer that never rests must not keep anybody from looking
+_TRIES = 100  # a consumer that never rests must not keep others from looking
 _log = logging.getLogger("persistcoll")
 
 

@@ -11,31 +11,17 @@ from typing import TypeVar
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore, Select
-from persistcoll.engine.forks import (
-    in_operation,
-    owned,
-    register_used,
-    unregister_used,
-)
+from persistcoll.engine.forks import in_operation, owned, register_used, unregister_used
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.records import Durability, Record, Stats
-from persistcoll.errors import (
-    CorruptionError,
-    Empty,
-    Full,
-    NotClaimedError,
-    StorageError,
-)
+from persistcoll.errors import CorruptionError, Empty, Full, NotClaimedError, StorageError
 from persistcoll.journal.chunk_removal import ConsumedChunks
 from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
-from persistcoll.journal.directory import (
-    CONSUMER_LOCK,
-    CURSOR,
-)
+from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR
 from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.open import Opening

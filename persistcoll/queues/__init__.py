@@ -1,1 +1,1 @@
-"""The queues: faces of queue.Queue over any store."""
+"""The queues: classes with the interface of ``queue.Queue``, each over a store."""

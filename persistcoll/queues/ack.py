@@ -1,4 +1,4 @@
-"""Delivering items that stay until each one is settled: acknowledged, given back or set aside."""
+"""Queues whose items stay stored until each one is settled: acked, nacked or set aside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["AckQueue", "AckQueueCore", "AckStatus"]
 
 
 class _Unset:
-    """Where no item was given: ``None`` is one."""
+    """Stands for an item that was not given, because ``None`` may be an item."""
 
     def __repr__(self) -> str:
         return "<no item>"
@@ -29,18 +29,18 @@ _UNSET: Any = _Unset()
 
 
 class AckStatus:
-    """What the ``"status"`` of :meth:`SQLiteAckQueue.queue` says."""
+    """The values that ``"status"`` may have in what :meth:`SQLiteAckQueue.queue` returns."""
 
     inited = "0"
-    """It waits, and was never got."""
+    """The item is ready and was never got."""
     ready = "1"
-    """It waits again: it was got before, and given back."""
+    """The item is ready or delayed, and was got before."""
     unack = "2"
-    """Somebody has got it."""
+    """A consumer has got the item and not settled it."""
     acked = "5"
-    """It was acknowledged, and kept."""
+    """The item was acked, and is kept."""
     ack_failed = "9"
-    """It was given up: by ``ack_failed``, or because it was got ``max_attempts`` times."""
+    """The item is set aside: by ``ack_failed``, or because it was got ``max_attempts`` times."""
 
 
 _STATUS = {
@@ -54,7 +54,10 @@ _STATUS = {
 
 
 class AckQueueCore(RecordQueueCore):
-    """The core of a queue whose claims are :class:`~persistcoll.queues.deliveries.Delivery` objects."""
+    """The core of a queue whose claims are :class:`~persistcoll.queues.deliveries.Delivery` objects.
+
+    The :class:`~persistcoll.queues.deliveries.Deliveries` guard themselves.
+    """
 
     _hands_over_as_is = False
 
@@ -131,22 +134,22 @@ class AckQueue(PlainPuts[T]):
         next_in_order: bool = False,
         raw: bool = False,
     ) -> Any:
-        """Take the next item. It stays stored until it is settled.
+        """Return the next item, and claim it. It stays stored until it is settled.
 
-        Cost: 1 transaction and no sync, because a claim that is lost leaves an item that waits.
+        Cost: 1 transaction and no sync, because a claim that is lost leaves a ready item.
 
-        :param block: wait for an item while there is none.
+        :param block: wait for an item while none is ready.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :param id: take the item with this id, and wait for that one; or what ``get(raw=True)`` gave, for
+        :param id: get the item with this id, and wait for that one; also what ``get(raw=True)`` returned, for
             its id.
-        :param next_in_order: take the one that comes after that ``id``, whether that is still there or not;
-            behind the last one, the first.
-        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``, in seconds
-            since the epoch.
-        :raise ValueError: the timeout is negative, or ``id`` cannot be one, or it is missing for
-            ``next_in_order``.
+        :param next_in_order: get the item after the one with that ``id``, which need not exist any more.
+            After the last item comes the first one.
+        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``; the time is
+            in seconds since the epoch.
+        :raise ValueError: the timeout is negative, ``id`` cannot be an id, or ``next_in_order`` was given
+            without an ``id``.
 
-        It raises the others that :meth:`SQLiteQueue.get` does as well.
+        It raises the other errors that :meth:`SQLiteQueue.get` raises as well.
         """
         if not isinstance(next_in_order, bool):
             raise ValueError("'next_in_order' must be True or False")
@@ -174,13 +177,17 @@ class AckQueue(PlainPuts[T]):
     def get_nowait(
         self, id: int | dict[str, Any] | None = None, raw: bool = False, next_in_order: bool = False
     ) -> Any:
-        """``get(block=False)``."""
+        """Call ``get(block=False)``."""
         return self.get(False, None, id, next_in_order, raw)
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
-        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
+        """Return 1 to ``n`` items, in order. Only the first one is waited for.
 
-        Cost: that of one :meth:`get`.
+        Cost: that of one :meth:`get`, however many items there are.
+
+        :raise ValueError: ``n`` is below 1, or the timeout is negative.
+
+        It raises the other errors that :meth:`get` raises as well.
         """
         n = checked_count("n", n, 1)
         try:
@@ -195,7 +202,11 @@ class AckQueue(PlainPuts[T]):
             raise self._nothing_waits() from None
 
     def _nothing_waits(self) -> Empty:
-        """Says what is in work: a program that left another object open would wait for ever at this one."""
+        """Return an ``Empty`` whose message counts the claimed items.
+
+        A program that left another object open, which claimed the items, would otherwise wait for them
+        without learning why.
+        """
         held = self._table.claimed()
         if not held:
             return Empty()
@@ -217,26 +228,32 @@ class AckQueue(PlainPuts[T]):
     # Settling.
 
     def ack(self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None) -> int | None:
-        """Acknowledge an item: it is done.
+        """Ack an item: its work is done, and it is never delivered again.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync, which threads that write at the same time share; at
         ``"process"`` none.
 
-        :param item: the object that ``get`` returned, or a raw one, which may be a copy.
-        :param id: the item's id, instead.
-        :return: its id; ``None`` if this object has not delivered it, or it was settled already.
-        :raise NotClaimedError: with ``strict``, in the place of ``None``.
-        :raise StaleClaimError: the claim was lost, as its lease ran out; somebody else may have the item.
-        :raise ValueError: both or neither were given. ``None`` beside an id is not given.
-        :raise TypeError: ``id`` is no id.
+        :param item: the object that ``get`` returned; or what ``get(raw=True)`` returned, or a copy of that.
+        :param id: the item's id, in place of the item.
+        :return: its id; ``None`` if this object has not delivered the item, or the item was settled before.
+        :raise NotClaimedError: with ``strict``, in place of returning ``None``.
+        :raise StaleClaimError: the claim was lost because its lease ran out; another consumer may have the
+            item.
+        :raise ValueError: both the item and its id were given, or neither. An item that is ``None`` counts as
+            not given if there is an id.
+        :raise TypeError: ``id`` is not a whole number.
         """
         return self._settle(item, id, self._ack, 0)
 
     def ack_failed(
         self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None
     ) -> int | None:
-        """Set an item aside for good: it is not delivered again, and stays stored until
-        :meth:`clear_acked_data`. As :meth:`ack` otherwise.
+        """Set an item aside for good.
+
+        It is never delivered again, and stays stored until :meth:`clear_acked_data` removes it. Parameters,
+        result and errors are those of :meth:`ack`.
+
+        Cost: that of :meth:`ack`.
         """
         return self._settle(item, id, self._fail, 0)
 
@@ -248,14 +265,18 @@ class AckQueue(PlainPuts[T]):
         delay: float | None = None,
         to_back: bool = False,
     ) -> int | None:
-        """Give an item back: it is delivered again. As :meth:`ack` otherwise.
+        """End the claim on an item, so that the item is delivered again.
 
-        One that was got ``max_attempts`` times is set aside instead.
+        An item that was got ``max_attempts`` times is set aside instead. The other parameters, the result and
+        the errors are those of :meth:`ack`.
 
-        :param delay: seconds until then; ``None``: as the queue's ``backoff`` says.
-        :param to_back: as if it had been put just now, instead of in its place: behind all others where the
-            oldest comes first, before them where the newest does. It gets a new id.
-        :return: its id, the new one where it got one.
+        Cost: that of :meth:`ack`.
+
+        :param delay: seconds until it is ready again; ``None``: as the queue's ``backoff`` says.
+        :param to_back: treat it as if it had been put just now, so that it gets a new id. It is delivered
+            after all others where the oldest item comes first, and before all others where the newest does.
+            Otherwise it keeps its place.
+        :return: its id, or the new one if it got one.
         """
         if delay is not None:
             delay = checked_seconds("delay", delay)
@@ -285,9 +306,9 @@ class AckQueue(PlainPuts[T]):
             self._core.in_flight.forget(found[0])
             if isinstance(error, StaleClaimError):
                 raise
-            self._refuse_not_held(found[0].id)  # another thread settled it at the same time
+            self._refuse_not_held(found[0].id)  # Another thread settled it at the same time.
             return None
-        except BaseException:  # out of a signal handler, perhaps
+        except BaseException:  # Perhaps out of a signal handler.
             if found:
                 self._deliveries.put_back(found[0])
             raise
@@ -321,10 +342,14 @@ class AckQueue(PlainPuts[T]):
             self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
 
     def resume_unack_tasks(self) -> int:
-        """Give back what processes that died had got, and what queues made with ``auto_resume=False`` had
-        got when they were closed. Never what a living process has got.
+        """Make items ready again that dead consumers had claimed.
 
-        :return: how many items that were.
+        These are the items of processes that died, and those of queues made with ``auto_resume=False`` and
+        closed since. The claims of a living process stay.
+
+        Cost: 1 transaction and no sync.
+
+        :return: how many items became ready.
         """
         count = self._table.reclaim()
         self._core.settled(count)
@@ -333,24 +358,27 @@ class AckQueue(PlainPuts[T]):
     # Inspection and removal.
 
     def unack_count(self) -> int:
-        """How many items were got and are not settled, by whichever process."""
+        """Return how many items are claimed and not settled, by any process.
+
+        Cost: no write and no sync. The other counts cost the same.
+        """
         return self._table.claimed()
 
     def acked_count(self) -> int:
-        """How many acknowledged items are kept."""
+        """Return how many acked items are kept."""
         return self._table.stats().done
 
     def ready_count(self) -> int:
-        """How many items wait to be got; the same as :meth:`qsize` before any :meth:`shutdown`."""
+        """Return how many items are ready; the same as :meth:`qsize` before any :meth:`shutdown`."""
         return self._table.count()
 
     def ack_failed_count(self) -> int:
-        """How many items are set aside: by :meth:`ack_failed`, or for having been got too often."""
+        """Return how many items are set aside: by :meth:`ack_failed`, or after ``max_attempts``."""
         stats = self._table.stats()
         return stats.failed + stats.dead
 
     def active_size(self) -> int:
-        """How many items are not finished: they wait, now or for later, or were got and are not settled."""
+        """Return how many items are not finished: ready, delayed or claimed."""
         return self._table.unfinished()
 
     def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
@@ -362,11 +390,14 @@ class AckQueue(PlainPuts[T]):
     def clear_acked_data(
         self, max_delete: int | None = 1000, keep_latest: int | None = 1000, clear_ack_failed: bool = False
     ) -> int:
-        """Remove acknowledged items that are kept, the oldest first.
+        """Remove acked items that are kept, the oldest first.
 
-        :param max_delete: how many at most; 0 or ``None``: any number.
+        Cost: 1 transaction for each kind of item. At ``"power"`` also 1 sync each.
+
+        :param max_delete: how many to remove at most; 0 or ``None``: any number.
         :param keep_latest: how many of the newest stay; 0 or ``None``: none.
-        :param clear_ack_failed: remove those that are set aside as well; of them, too, the newest stay.
+        :param clear_ack_failed: remove items that are set aside as well, except the newest ``keep_latest`` of
+            each kind (failed, dead).
         :return: how many were removed.
         """
         limit, keep = checked_count("max_delete", max_delete), checked_count("keep_latest", keep_latest)
@@ -380,8 +411,10 @@ class AckQueue(PlainPuts[T]):
     # Lifecycle.
 
     def close(self) -> None:
-        """Let go of the database. What was got and not settled is ready again; with ``auto_resume=False``
-        it is left for :meth:`resume_unack_tasks`. Idempotent.
+        """Close the database. Idempotent.
+
+        Items that this object claimed and did not settle become ready; with ``auto_resume=False`` they stay
+        claimed until :meth:`resume_unack_tasks` is called.
         """
         super().close()
         self._deliveries.clear()

@@ -1,7 +1,7 @@
 """What every queue class offers: the standard library's interface, over serialized items.
 
-The classes of queues open a store, and add ``put`` and ``get``, because the parameters differ. What waits is
-in :mod:`persistcoll.engine.blocking`; what is stored and how is the store's business.
+Each class of queues opens a store, and adds ``put`` and ``get``, because their parameters differ. The waits
+are in :mod:`persistcoll.engine.blocking`. The store decides what is stored, and how.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ __all__ = ["BaseQueue"]
 
 
 def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
-    # A function, no method: an object that holds a method of its own is not collected, so not closed, when
-    # the last reference to it goes, but at some later time.
+    # A function and not a method: a queue that held a bound method of its own would be in a reference cycle,
+    # so the garbage collector would close it at some later time, and not the last reference when it is
+    # dropped.
     loads = codec.loads
 
     def plain(record: Record) -> tuple[int, Any]:
@@ -62,16 +63,18 @@ def _refusing(queue: BaseQueue[Any]) -> Callable[..., NoReturn]:
 
 
 class BaseQueue(Container, Generic[T]):
-    """A :class:`queue.Queue` whose items, of type ``T``, live in a store.
+    """A :class:`queue.Queue` whose items, of type ``T``, are kept in a store.
 
-    All methods may be called from any thread, and, as the class says, from several processes.
+    Any thread may call any method. The class says what several processes may do at the same time.
+
+    Cost: each method that writes names its own. A property, a count or an iteration neither writes nor syncs.
     """
 
     _changing: tuple[str, ...] = (
         "put", "put_nowait", "put_many", "get", "get_nowait", "get_many", "receive", "task_done", "skip",
         "clear",
     )  # fmt: skip
-    """The methods that change what is stored."""
+    """The methods that change what is stored. With ``read_only`` each of them raises."""
 
     def _attach(self, store: Any) -> None:
         self._codec = codec(self.serializer, store.store_id)
@@ -80,7 +83,7 @@ class BaseQueue(Container, Generic[T]):
         self._core = self._make_core(store)
         self._blocking = BlockingQueue(self._core)
         if self.read_only:
-            # On the object, so that queues that may be written to pay nothing for it.
+            # On the object and not in the class, so that a queue that may be written to pays nothing for it.
             vars(self).update(dict.fromkeys(self._changing, _refusing(self)))
 
     def _make_core(self, store: Any) -> QueueCore:
@@ -97,18 +100,23 @@ class BaseQueue(Container, Generic[T]):
     # Getting.
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
-        """Take 1 to ``n`` items, in order, waiting only for the first. Raises as :meth:`get`.
+        """Return 1 to ``n`` items, in order. Only the first one is waited for.
 
         Cost: that of one :meth:`get`, and with ``autosave`` 1 write more.
+
+        :raise ValueError: ``n`` is below 1, or the timeout is negative.
+
+        It raises the other errors that :meth:`get` raises as well.
         """
         return self._blocking.get_many(checked_count("n", n, 1), self._decode, block, timeout)
 
     @contextmanager
     def receive(self, block: bool = True, timeout: float | None = None) -> Iterator[T]:
-        """A context manager that gives the next item.
+        """Return a context manager that gets the next item.
 
-        It is acknowledged when the block ends well, and back in its place when the block raises.
-        ``task_done()`` is not to be called for it. Raises as :meth:`get`.
+        When the block ends well, the queue acks the item. When the block raises, the queue nacks it, so that
+        it is delivered again. ``task_done()`` must not be called for it, because the end of the block settles
+        it. The errors are those of :meth:`get`.
 
         Cost: that of one :meth:`get` and one :meth:`task_done`.
         """
@@ -124,41 +132,47 @@ class BaseQueue(Container, Generic[T]):
                 raise
             self._core.settle(token, claims, done=True)
         except BaseException:
-            if claims:  # a signal handler raised before the block began, or where settling began
+            if claims:  # A signal handler raised before the block began, or where settling began.
                 self._blocking.take_back(claims)
             raise
 
     def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, Any]:
-        """What stands for the claimed item, and the item."""
+        """Return what stands for the claimed item, and the item."""
         return self._blocking.claim(self._decode, block, timeout, claims)
 
     def task_done(self) -> None:
-        """Acknowledge the oldest item that this thread got and has not acknowledged.
+        """Ack the oldest item that this thread got and has not settled.
 
-        A thread that holds none acknowledges the oldest one that any thread holds. When this
-        returns, the removal is durable.
+        A thread that holds no item acks the oldest one that any thread holds. The ack is durable when this
+        method returns, as ``durability`` of the queue says.
 
-        Cost: 1 write, in a database 1 transaction. At ``"power"`` also 1 sync, which threads that acknowledge
-        at the same time share; at ``"process"`` none. Nothing where ``get`` acknowledged.
+        Cost: 1 write, in a database 1 transaction. At ``"power"`` also 1 sync, which threads that ack at the
+        same time share; at ``"process"`` none. Nothing where ``get`` acked the item.
 
-        :raise ValueError: called more often than items were got.
+        :raise ValueError: the method was called more often than items were got.
         """
         self._core.task_done(self._blocking.consumer.own)
 
     def join(self) -> None:
-        """Wait until every stored item has been got and acknowledged, by whichever process."""
+        """Wait until every stored item has been got and acked, by any process.
+
+        Cost: no write and no sync. A waiting thread looks at the store now and then, for well under 1 % of a
+        core.
+        """
         self._blocking.join()
 
     @property
     def unfinished_tasks(self) -> int:
-        """How many items :meth:`join` would wait for."""
+        """How many items :meth:`join` waits for."""
         return self._core.unfinished()
 
     def shutdown(self, immediate: bool = False) -> None:
-        """Refuse to ``put``, and to ``get`` once the queue is empty (``immediate``: at once).
+        """Refuse every ``put``, and every ``get`` once the queue is empty.
 
-        Those who wait are woken with ``ShutDown``. This is about this object only: nothing stored is
-        deleted, and other processes do not notice.
+        Waiting threads are woken and raise ``ShutDown``. Only this object is shut down: nothing stored is
+        removed, and other objects and processes do not notice.
+
+        :param immediate: refuse every ``get`` at once, as if the queue were empty.
         """
         self._core.shutdown(immediate)
 
@@ -170,37 +184,46 @@ class BaseQueue(Container, Generic[T]):
     # Inspection and removal.
 
     def peek(self) -> T:
-        """The item that ``get`` would take next, which stays where it is.
+        """Return the item that ``get`` would return next, and leave it where it is.
 
         Cost: no write and no sync.
 
-        :raise Empty: there is none.
+        :raise Empty: no item is ready.
+        :raise DecodeError: the item cannot be deserialized.
         """
         return self._core.store.peek(self._decode)[1]  # type: ignore[no-any-return]
 
     def items(self) -> Iterator[T]:
-        """The items waiting at this moment, oldest first, without taking them.
+        """Return an iterator over the items that are ready now, oldest first. It claims none of them.
 
         Cost: no write and no sync.
+
+        :raise DecodeError: an item cannot be deserialized.
         """
         for record in self._core.store.records():
             yield self._decode(record)[1]
 
     def skip(self, id: int | None = None) -> int | None:
-        """Remove an item unseen: the one with this id (of a ``DecodeError``), else the next one.
+        """Remove a ready item without decoding it.
 
-        :return: its id; ``None`` if no such item waits.
-        :raise TypeError: ``id`` is no id.
+        Cost: that of one :meth:`get` and one :meth:`task_done`.
+
+        :param id: the id of the item, which a ``DecodeError`` has as its attribute; ``None``: the next item.
+        :return: its id; ``None`` if no such item is ready.
+        :raise TypeError: ``id`` is not a whole number.
         """
         return self._core.remove(None if id is None else checked_integer("id", id))
 
     def clear(self) -> int:
-        """Remove every waiting item; return how many there were."""
+        """Remove every ready item, and return how many there were.
+
+        Cost: the writes and syncs of one :meth:`skip`, however many items there are.
+        """
         return self._core.clear()
 
     @property
     def maxsize(self) -> int:
-        """How many items may wait; 0 means without bound. May be set at any time."""
+        """How many items may be ready; 0 means without bound. May be set at any time."""
         return self._core.maxsize
 
     @maxsize.setter
@@ -208,7 +231,7 @@ class BaseQueue(Container, Generic[T]):
         self._core.maxsize = checked_count("maxsize", value)
 
     def qsize(self) -> int:
-        """How many items wait, exactly, across threads and processes.
+        """Return how many items are ready, exactly, across threads and processes.
 
         Cost: no write and no sync.
         """
@@ -218,30 +241,42 @@ class BaseQueue(Container, Generic[T]):
         return self._core.qsize()
 
     def __bool__(self) -> bool:
-        # A queue is a thing, not a sequence: an empty one is not false (nor is queue.Queue's).
+        # As with queue.Queue, an empty queue is true: a queue is a thing and not a sequence.
         return True
 
     @property
     def size(self) -> int:
-        """The same as :meth:`qsize`."""
+        """The same number as :meth:`qsize` returns."""
         return self._core.qsize()
 
     def empty(self) -> bool:
-        """Whether no item waits."""
+        """Tell whether no item is ready.
+
+        Cost: no write and no sync.
+        """
         return self._core.is_empty()
 
     def full(self) -> bool:
-        """Whether ``maxsize`` items wait; never without a ``maxsize``."""
+        """Tell whether ``maxsize`` items are ready; false without a ``maxsize``.
+
+        Cost: no write and no sync.
+        """
         return self._core.full()
 
     def stats(self) -> Stats:
-        """The queue's numbers at this moment."""
+        """Return the queue's numbers at this moment.
+
+        Cost: no write and no sync.
+        """
         return self._core.store.stats()
 
     # Lifecycle.
 
     def close(self) -> None:
-        """Let go of files and locks. What was got and not acknowledged stays stored. Idempotent."""
+        """Close the queue's files and release its locks. Idempotent.
+
+        Items that were got and not acked stay stored, and are delivered again.
+        """
         self._closed = True
         self._core.close()
 

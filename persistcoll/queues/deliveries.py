@@ -1,8 +1,8 @@
-"""What a queue with acknowledgements has delivered, found again by the object that it delivered.
+"""What a queue with acks has delivered, found again by the object that was delivered.
 
-``ack`` and its relatives look an item up here, and the claim that ``task_done`` settles is the same
-:class:`Delivery`. So an item is settled once, whichever call does it, and a stale delivery, whose claim was
-lost, settles nothing, however late it comes.
+``ack``, ``nack`` and ``ack_failed`` find an item here, and the claim that ``task_done`` settles is the same
+:class:`Delivery`. So an item is settled once, whichever call settles it. A stale delivery, whose claim was
+lost, settles nothing, however late the call comes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ __all__ = ["Deliveries", "Delivery"]
 
 T = TypeVar("T")
 
-# So many stale deliveries are remembered, so that settling one is told from settling an item never delivered.
+# How many stale deliveries are remembered. Settling one of these raises StaleClaimError. Settling an older
+# one is like settling an item that was never delivered.
 _MAX_STALE = 1000
 
 
 class Delivery:
-    """One item as it was given to somebody.
+    """One item as it was given to a consumer.
 
-    :ivar raw: the raw form of the item, if that was given.
+    ``_mutex`` of its :class:`Deliveries` guards ``consumer`` and ``stale``. ``settled`` becomes true once, by
+    one assignment without a lock.
+
+    :ivar raw: the raw form of the item, if the consumer was given that.
     :ivar consumer: the consumer that got it.
-    :ivar stale: the item was delivered anew since.
-    :ivar settled: it needs nothing any more.
+    :ivar stale: the claim was lost, or the item was delivered again since.
+    :ivar settled: it was settled, so nothing is left to do.
     """
 
     __slots__ = ("attempts", "consumer", "id", "item", "raw", "settled", "stale", "time")
@@ -47,14 +51,16 @@ class Delivery:
         self.settled = False
 
     def __lt__(self, other: Delivery) -> bool:
-        """Order by age: the core looks for the oldest claim of any consumer."""
+        """Order deliveries by age, because the core searches for the oldest claim of any consumer."""
         return self.id < other.id
 
 
 class Deliveries:
-    """The deliveries of one queue that are not settled. From any thread.
+    """The deliveries of one queue that are not settled.
 
-    :param table: where the items are claimed.
+    Any thread may call any method. ``_mutex`` guards ``_by_id``, ``_by_identity`` and ``_stale``.
+
+    :param table: the store in which the items are claimed.
     """
 
     def __init__(self, table: RecordStore) -> None:
@@ -62,18 +68,21 @@ class Deliveries:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all of them; after a fork, too, when a thread that is not there may hold the lock."""
-        # Re-entrant: a signal handler may come in within any of its holders, and settle another item.
+        """Forget all deliveries.
+
+        It makes a new lock, because after a fork a thread that the child does not have may hold the old one.
+        """
+        # Re-entrant, because a signal handler may run within any of its holders and settle another item.
         self._mutex = threading.RLock()
         self._by_id: dict[int, Delivery] = {}
-        # An object is kept alive by its deliveries, so no other one gets its identity meanwhile.
+        # A delivery keeps its objects alive, so no other object gets the identity of one meanwhile.
         self._by_identity: dict[int, Delivery | list[Delivery]] = {}
         self._stale: deque[Delivery] = deque()
 
     # Delivering.
 
     def invalidate_previous(self, id: int) -> None:
-        """Mark an earlier delivery of this record as stale: it was ready, and is being claimed."""
+        """Mark an earlier delivery of this record as stale, because the record is being claimed again."""
         if id in self._by_id:
             with self._mutex:
                 delivery = self._by_id.pop(id, None)
@@ -85,9 +94,9 @@ class Deliveries:
         self._stale.append(delivery)
 
     def add(self, deliveries: Sequence[Delivery], consumer: Consumer) -> Sequence[Delivery]:
-        """Enter what was claimed and is given to this consumer.
+        """Enter deliveries of claimed items that this consumer is given.
 
-        :return: lost ones that are not remembered any longer.
+        :return: stale deliveries that are not remembered any longer.
         """
         with self._mutex:
             for delivery in deliveries:
@@ -115,7 +124,8 @@ class Deliveries:
 
     def _index(self, delivery: Delivery, first: bool = False) -> None:
         for thing in _objects(delivery):
-            # Nearly always alone: a list for each would be a third of what this takes.
+            # An object nearly always has one delivery. A list for each would take a third of the time of this
+            # method.
             deliveries = self._by_identity.setdefault(id(thing), delivery)
             if isinstance(deliveries, list):
                 deliveries.insert(0 if first else len(deliveries), delivery)
@@ -130,12 +140,15 @@ class Deliveries:
             if deliveries is delivery or deliveries == []:
                 self._by_identity.pop(id(thing), None)
 
-    # Finding. A delivery that is found is removed, so that no other thread finds it; a stale one stays. It
-    # goes into a list of the caller's in the same step, so that a caller that is interrupted can put it back.
+    # Finding. A delivery that is found is removed, so that no other thread finds it; a stale one stays. The
+    # same step puts it into a list of the caller's, so that a caller that is interrupted can put it back.
 
     def pop_item(self, item: Any, consumer: Consumer, into: list[Delivery]) -> None:
-        """Find the oldest delivery of this object: to this consumer, otherwise to any, otherwise a
-        stale one.
+        """Find the oldest delivery of this object.
+
+        A delivery to this consumer is preferred to one to another consumer, and that to a stale one.
+
+        :param into: the delivery is appended to this list.
         """
         with self._mutex:
             found = self._find(self._by_identity.get(id(item), ()), consumer)
@@ -157,7 +170,11 @@ class Deliveries:
         return elsewhere or stale
 
     def pop_id(self, id: int, into: list[Delivery], time: object = None) -> None:
-        """Find the delivery of the record with this id, which was put at this time if that is known."""
+        """Find the delivery of the record with this id.
+
+        :param into: the delivery is appended to this list.
+        :param time: when the record was put; ``None`` if the caller does not know it.
+        """
         with self._mutex:
             found = self._by_id.get(id)
             if found is not None and (time is None or found.time == time):
@@ -165,13 +182,13 @@ class Deliveries:
                 self._remove(found)
 
     def _remove(self, delivery: Delivery) -> None:
-        # Each delivery in `_by_id` is indexed, and not stale.
+        # Each delivery in `_by_id` is indexed, and none of them is stale.
         if self._by_id.get(delivery.id) is delivery:
             self._by_id.pop(delivery.id, None)
             self._unindex(delivery)
 
     def put_back(self, delivery: Delivery) -> None:
-        """Add a delivery again that was found, and not settled as far as is known. Idempotent."""
+        """Add a delivery again that was found and, as far as is known, not settled. Idempotent."""
         with self._mutex:
             if delivery.settled or delivery.stale:
                 return
@@ -188,12 +205,12 @@ class Deliveries:
     # Settling.
 
     def settle(self, delivery: Delivery, verb: Callable[[int], T]) -> T:
-        """Call ``verb`` with the id of a delivery that was found; add it again if that fails.
+        """Call ``verb`` with the id of a delivery that was found, and add it again if that fails.
 
-        A stale one is refused, now and when it comes again.
+        A stale delivery is refused each time.
 
         :raise StaleClaimError: the claim was lost.
-        :raise NotClaimedError: it was settled at the same time.
+        :raise NotClaimedError: another thread settled it at the same time.
         """
         if delivery.stale:
             raise StaleClaimError(
@@ -216,12 +233,12 @@ class Deliveries:
         return result
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge claims of a consumer, except those that are settled already."""
+        """Ack claims of a consumer, except those that are settled already."""
         for delivery in deliveries:
             self._settle_held(delivery, lambda id: self._table.ack((id,)))
 
     def nack(self, delivery: Delivery) -> None:
-        """Release a claim of a consumer, unless it is settled already."""
+        """Nack a claim of a consumer, unless it is settled already."""
         self._settle_held(delivery, self._table.nack)
 
     def _settle_held(self, delivery: Delivery, verb: Callable[[int], object]) -> None:

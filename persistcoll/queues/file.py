@@ -1,4 +1,4 @@
-"""The queues."""
+"""The queue in files: its options, how its store is opened, and ``put`` and ``get``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ __all__ = ["Queue", "open_store"]
 
 
 def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQueueStore:
-    """The store of a queue in files, without anything that waits. Raises as :class:`Queue`."""
+    """Return the store of a queue in files, without anything that waits.
+
+    It raises what :class:`Queue` raises.
+    """
     serializer = resolve(options.serializer)
     wanted = OpenOptions(
         serializer=serializer.name,
@@ -51,8 +54,11 @@ def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQu
 class Queue(BaseQueue[T]):
     """A first-in, first-out queue in a directory of files.
 
-    Several processes may put, one process at a time gets (the one that got first, until it
-    closes the queue or ends). Within a process any number of threads may do either.
+    Several processes may put at the same time. One process at a time may get: the one that got first, until
+    it closes the queue or ends. Within a process any number of threads may put and get.
+
+    Cost: opening takes the same time at any backlog, because it reads the journal from the newest tail mark
+    on. Each method names its own cost.
 
     >>> from persistcoll import Queue
     >>> with Queue("jobs") as jobs:
@@ -63,37 +69,39 @@ class Queue(BaseQueue[T]):
     ...     jobs.task_done()
     {'id': 1} 1
 
-    :param path: the directory; made if it is missing.
-    :param maxsize: how many items may wait; 0 means without bound.
-    :param chunksize: records in one file before the next one is begun; default: as the queue was
-        made with, 16384 for a new one.
-    :param tempdir: a directory on the same file system for temporary files; default: ``path``.
+    :param path: the directory; it is made if it is missing.
+    :param maxsize: how many items may be ready; 0 means without bound.
+    :param chunksize: records in one file before the next file is begun. Default: the number that the queue
+        was made with; 16384 for a new queue.
+    :param tempdir: a directory on the same file system for temporary files. Default: ``path``.
     :param serializer: how items become bytes: a name (``"pickle"``, ``"json"``, ``"msgpack"``, ``"cbor"``,
         ``"raw"``), one of :mod:`persistcoll.serializers`, or any object with ``dumps`` and ``loads``.
-    :param autosave: ``get`` acknowledges the item at once, and a crash loses what was got and is not
-        finished; otherwise ``task_done()`` does, and a crash delivers it again.
-    :param durability: what an operation that returned survives: ``"power"`` (a power cut) or
-        ``"process"`` (the death of the process; a power cut may undo the newest operations).
-    :param on_corruption: what reading does at damaged bytes: ``"raise"`` a ``CorruptionError``, which
-        opening does too where the end of the queue is damaged; ``"stop"``: deliver what comes before
-        them, then raise it; ``"skip"``: set them aside in a file and deliver the rest.
-    :param trust_directory: use a serializer that executes code (pickle) although others may write to
-        the directory.
-    :param allow_network_fs: use a network file system.
-    :param mode: permission bits of the files that are made, such as ``0o660`` for a group; directories get
-        the matching ``x`` bits. Default: those of the store, ``0o600`` for a new one. The umask has no say.
-    :param create: make what is missing; with ``False`` that is a :exc:`~persistcoll.StoreMissingError`, and
-        nothing is made.
-    :param read_only: only look. Nothing is written, made or locked against others, and whatever would change
-        something raises :exc:`~persistcoll.StorageError` (``EROFS``).
-    :raise StoreKindError: there is something else at that path.
-    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
+    :param autosave: ``get`` acks the item at once, so a crash loses an item that was got and is not finished.
+        Otherwise ``task_done()`` acks it, and a crash delivers it again.
+    :param durability: what an operation that returned survives: ``"power"`` (a power cut) or ``"process"``
+        (the death of the process; a power cut may undo the newest operations).
+    :param on_corruption: what a reader does at damaged bytes. ``"raise"``: raise a ``CorruptionError``, also
+        at opening if the end of the queue is damaged. ``"stop"``: deliver the items before the damage, then
+        raise it. ``"skip"``: copy the damaged bytes into a file, and deliver the items after them.
+    :param trust_directory: use a serializer that executes code (pickle) although other users may write to the
+        directory.
+    :param allow_network_fs: use the directory although it lies on a network file system.
+    :param mode: permission bits of the files that are made, such as ``0o660`` for a group. Directories get
+        the matching ``x`` bits. The umask is not applied. Default: the bits of the store, ``0o600`` for a new
+        one.
+    :param create: make what is missing. With ``False`` the queue raises :exc:`~persistcoll.StoreMissingError`
+        instead, and makes nothing.
+    :param read_only: only read. The queue writes nothing, makes nothing and locks nothing against others, and
+        each method that would change something raises :exc:`~persistcoll.StorageError` (``EROFS``).
+    :raise StoreKindError: something else lies at that path.
+    :raise StoreMissingError: nothing lies there, with ``read_only`` or without ``create``.
     :raise SerializerMismatchError: the queue was made with another serializer.
-    :raise FormatVersionError: a later version made it.
-    :raise CorruptionError: its end is damaged in a way that no crash explains.
-    :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
-    :raise ValueError: a number is negative, or ``tempdir`` is on another file system; or one of the two paths
-        is empty or cannot be one.
+    :raise FormatVersionError: a later version made the queue.
+    :raise CorruptionError: the end of the queue is damaged in a way that no crash explains.
+    :raise StorageError: the queue cannot be opened or made, or other users may write to it and the serializer
+        executes code.
+    :raise ValueError: a number is negative, ``tempdir`` is on another file system, or one of the two paths is
+        empty or cannot be a path.
     """
 
     chunksize: int | None = option("chunksize")
@@ -129,14 +137,15 @@ class Queue(BaseQueue[T]):
 
     def _attach(self, store: JournalQueueStore) -> None:
         super()._attach(store)
-        # Bound once, because each look-up more is 1 % of a put or get of a file queue at "process".
+        # Bound once, because each further attribute look-up is 1 % of a put or get at "process" (benchmarks:
+        # single).
         self._try_put = self._core.try_put
         self._try_get = self._core.try_get
 
     # Putting.
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
-        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+        """Store ``item``. It is durable on return, as ``durability`` of the queue says.
 
         Cost: 1 write. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
         threads that put at the same time share; at ``"process"`` none.
@@ -144,14 +153,14 @@ class Queue(BaseQueue[T]):
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
         :raise Full: there was no room.
-        :raise ShutDown: after :meth:`shutdown`.
+        :raise ShutDown: :meth:`shutdown` was called.
         :raise EncodeError: the serializer cannot store this item.
         :raise StorageFullError: the disk has no room; nothing is stored.
-        :raise StorageError: the storage failed; the message says if the outcome is unknown.
+        :raise StorageError: the storage failed; the message says so if the outcome is unknown.
         :raise ValueError: the timeout is negative.
         """
         payload = self._encode(item)
-        # As `self._blocking.put`, without its call.
+        # The same as `self._blocking.put` without the cost of calling it.
         deadline = None if block and timeout is None else deadline_after(block, timeout)
         try:
             self._try_put(payload, deadline)
@@ -162,38 +171,40 @@ class Queue(BaseQueue[T]):
         self._blocking.wait_and_put(payload, deadline)
 
     def put_nowait(self, item: T) -> None:
-        """``put(item, block=False)``."""
+        """Call ``put(item, block=False)``."""
         self.put(item, False)
 
     def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> None:
         """Store all of ``items``, in order, or none.
 
-        Cost: that of one :meth:`put`, however many they are.
+        Cost: that of one :meth:`put`, however many items there are.
 
-        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        :raise ValueError: there are more items than ``maxsize``, or the timeout is negative.
+
+        It raises the other errors that :meth:`put` raises as well.
         """
         self._blocking.put_many([self._encode(item) for item in items], block, timeout)
 
     # Getting.
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Take the next item.
+        """Return the next item, and claim it.
 
-        It stays stored until it is acknowledged (:meth:`task_done`, or here and now with ``autosave``).
+        The item stays stored until it is acked: by :meth:`task_done`, or with ``autosave`` here.
 
         Cost: 1 write of a few bytes and no sync; with ``autosave`` that of :meth:`task_done`.
 
-        :param block: wait for an item while there is none.
+        :param block: wait for an item while none is ready.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :raise Empty: there was none.
-        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
-        :raise DecodeError: the next item cannot be deserialized; it stays, ``skip(error.id)``
-            removes it.
+        :raise Empty: no item was ready.
+        :raise ShutDown: :meth:`shutdown` was called, and no item is left.
+        :raise DecodeError: the next item cannot be deserialized. It stays stored; ``skip(error.id)`` removes
+            it.
         :raise CorruptionError: the next item is damaged.
         :raise LockedError: another process consumes from this queue.
         :raise ValueError: the timeout is negative.
         """
-        # As `self._blocking.get`, without its call.
+        # The same as `self._blocking.get` without the cost of calling it.
         deadline = None if block and timeout is None else deadline_after(block, timeout)
         try:
             return self._try_get(self._decode, self._blocking.consumer.own, None, deadline)  # type: ignore[no-any-return]
@@ -203,5 +214,5 @@ class Queue(BaseQueue[T]):
         return self._blocking.wait_and_get(self._decode, None, deadline)  # type: ignore[no-any-return]
 
     def get_nowait(self) -> T:
-        """``get(block=False)``."""
+        """Call ``get(block=False)``."""
         return self._try_get(self._decode, self._blocking.consumer.own, None, 0.0)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Queues over records: what all of them have in common, and what those have that get by the count."""
+"""Queues over records: what all of them share, and ``put`` and ``get`` of those without acks by item."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _REMOVED_BY = {
     State.FAILED: _SET_ASIDE,
     State.DEAD: _SET_ASIDE,
 }
-"""What removes an item that cannot be deserialized, and does not wait."""
+"""What removes an item that cannot be deserialized and is not ready, by its state."""
 
 
 class RecordQueueCore(QueueCore):
     """The core of a queue over records.
 
-    :param payload_only: what is put is payloads; otherwise entries, with a key or a priority.
+    :param payload_only: payloads are put; otherwise entries, which have a key or a priority.
     """
 
     store: RecordStore
@@ -55,10 +55,10 @@ class RecordQueueCore(QueueCore):
 
 
 class SQLQueue(BaseQueue[T]):
-    """A queue over records, whatever puts, gets and acknowledges them.
+    """A queue over records, whatever puts, gets and acks them.
 
-    The classes pick a discipline, and open a store. Every method may be called from any
-    thread, and from several processes at the same time.
+    A subclass chooses the discipline and opens the store. Any thread may call any method, and several
+    processes may do so at the same time.
     """
 
     _discipline: Discipline = FIFO
@@ -70,7 +70,7 @@ class SQLQueue(BaseQueue[T]):
 
     def _attach(self, store: Any) -> None:
         self._table: RecordStore = store
-        # What is put is its payload, without a key or a priority.
+        # A payload is put without an entry if it has neither a key nor a priority.
         self._payload_only = not (self._discipline.unique or self._discipline.by_priority)
         super()._attach(store)
 
@@ -78,12 +78,16 @@ class SQLQueue(BaseQueue[T]):
         return RecordQueueCore(store, self._options.maxsize, self.auto_commit, self._payload_only)
 
     def update(self, item: T | dict[str, Any], id: int | dict[str, Any] | None = None) -> int | None:
-        """Store another item in the place of one that waits or is in work.
+        """Store another item in place of one that is ready, delayed or claimed.
 
-        It keeps its place, its id, its time and its priority. Whoever has got it already has the old one.
+        The record keeps its place, its id, its time and its priority. A consumer that has got the old item
+        keeps the old one.
 
-        :param item: the new item; or, without ``id``, what ``get(raw=True)`` gave, with another ``"data"``.
-        :param id: of the item to replace, as ``put`` returned it.
+        Cost: 1 transaction. At ``"power"`` also 1 sync.
+
+        :param item: the new item; or, without ``id``, what ``get(raw=True)`` returned, with another
+            ``"data"``.
+        :param id: the id of the item to replace, as ``put`` returned it.
         :return: its id; ``None`` if there is no such item any more.
         :raise ValueError: neither an id nor a raw item was given.
         :raise DuplicateError: a unique queue has an equal item.
@@ -106,7 +110,7 @@ class SQLQueue(BaseQueue[T]):
         return {"pqid": record.id, "data": item, "timestamp": record.time}
 
     def _is_raw(self, thing: Any) -> TypeGuard[dict[str, Any]]:
-        """Whether it looks like what ``get(raw=True)`` gives; an item of the user's own may, too."""
+        """Tell whether it looks like what ``get(raw=True)`` returns. An item of the user's own may, too."""
         return isinstance(thing, dict) and thing.keys() == self._raw_keys
 
     def _checked_id(self, id: Any) -> int:
@@ -120,16 +124,21 @@ class SQLQueue(BaseQueue[T]):
     # Removal and inspection.
 
     def skip(self, id: int | dict[str, Any] | None = None) -> int | None:
-        """Remove an item unseen: the one with this id (of an error), else the next one.
+        """Remove a ready item without decoding it.
 
-        :return: its id; ``None`` if no such item waits: it is gone, in somebody's hands, or delayed.
-        :raise TypeError: ``id`` is no id.
-        :raise ValueError: ``id`` cannot be one.
+        Cost: 1 transaction. At ``"power"`` also 1 sync.
+
+        :param id: the id of the item, which an error has as its attribute; ``None``: the next item.
+        :return: its id; ``None`` if no such item is ready: it was removed, or it is claimed or delayed.
+        :raise TypeError: ``id`` is not a whole number.
+        :raise ValueError: ``id`` cannot be an id.
         """
         return super().skip(None if id is None else self._checked_id(id))
 
     def queue(self) -> list[dict[str, Any]]:
-        """Everything that the database holds of this queue, oldest first, without taking it.
+        """Return everything that the database holds of this queue, oldest first. It claims nothing.
+
+        Cost: no write and no sync.
 
         :return: for each item ``{"id", "data", "timestamp"}``.
         :raise DecodeError: an item cannot be deserialized; the message says what removes it.
@@ -151,13 +160,14 @@ class SQLQueue(BaseQueue[T]):
 
     @property
     def total(self) -> int:
-        """The same as :meth:`qsize`."""
+        """The same number as :meth:`qsize` returns."""
         return self._core.qsize()
 
     def shrink_disk_usage(self) -> None:
-        """Give the room of removed items back to the file system.
+        """Return the room of removed items to the file system.
 
-        The database is rewritten, which takes time in proportion to what it holds; others wait meanwhile.
+        Cost: SQLite rewrites the database, which takes time in proportion to what it holds. Other writers
+        wait meanwhile.
         """
         self._table.shrink()
 
@@ -166,53 +176,56 @@ class SQLQueue(BaseQueue[T]):
 
 
 class PlainPuts(SQLQueue[T]):
-    """Puts items one after the other: the order in which they come out is the discipline's alone."""
+    """A queue whose ``put`` takes an item alone: the discipline decides the order of delivery."""
 
     def _entry(self, item: object) -> bytes | Entry:
         payload = self._encode(item)
         return Entry(payload, key=_key(item)) if self._discipline.unique else payload
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> int | None:
-        """Store ``item``. When this returns, it is durable, as ``durability`` of the queue says.
+        """Store ``item``. It is durable on return, as ``durability`` of the queue says.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
         threads that write at the same time share; at ``"process"`` none.
 
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :return: its id. Ids grow, and none is used twice. ``None`` if it was not stored, because an equal
-            item is queued already: by the unique queues only.
+        :return: its id. Ids grow, and none is used twice. A unique queue returns ``None`` and stores nothing
+            if an equal item is queued already.
         :raise Full: there was no room.
-        :raise ShutDown: after :meth:`shutdown`.
+        :raise ShutDown: :meth:`shutdown` was called.
         :raise EncodeError: the serializer cannot store this item.
-        :raise TypeError: a unique queue cannot compare such an item.
+        :raise TypeError: a unique queue cannot compare an item of this type.
         :raise StorageFullError: the disk has no room; nothing is stored.
-        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
-            longer than ``timeout``, or the queue's own where that is ``None``.
-        :raise StorageError: the storage failed; the message says if the outcome is unknown.
+        :raise LockedError: another program keeps the database locked, or a transaction in it is open, for
+            longer than ``timeout``; where that is ``None``, for longer than the queue's own ``timeout``.
+        :raise StorageError: the storage failed; the message says so if the outcome is unknown.
         :raise ValueError: the timeout is negative.
         """
         entry = self._encode(item) if self._payload_only else self._entry(item)
         return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T) -> int | None:
-        """``put(item, block=False)``."""
+        """Call ``put(item, block=False)``."""
         return self.put(item, False)
 
     def put_many(
         self, items: Iterable[T], block: bool = True, timeout: float | None = None
     ) -> list[int | None]:
-        """Store all of ``items``, in order, or none, in one transaction; return what ``put`` would for each.
+        """Store all of ``items``, in order, or none, in one transaction.
 
-        Cost: that of one :meth:`put`, however many they are.
+        Cost: that of one :meth:`put`, however many items there are.
 
-        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        :return: for each item what :meth:`put` would return.
+        :raise ValueError: there are more items than ``maxsize``, or the timeout is negative.
+
+        It raises the other errors that :meth:`put` raises as well.
         """
         return list(self._blocking.put_many([self._entry(item) for item in items], block, timeout))
 
 
 class PlainGets(SQLQueue[T]):
-    """Gets items that ``get`` itself acknowledges, or ``task_done``."""
+    """A queue whose items are acked by ``get`` itself or by ``task_done``."""
 
     @overload
     def get(
@@ -237,28 +250,27 @@ class PlainGets(SQLQueue[T]):
         id: int | dict[str, Any] | None = None,
         raw: bool = False,
     ) -> Any:
-        """Take the next item.
+        """Return the next item, and claim it.
 
-        It stays stored until it is acknowledged: here and now with ``auto_commit``, else by
-        :meth:`task_done`.
+        The item stays stored until it is acked: here with ``auto_commit``, otherwise by :meth:`task_done`.
 
         Cost: 1 transaction. With ``auto_commit`` at ``"power"`` also 1 sync, which threads that write at the
         same time share; otherwise none.
 
-        :param block: wait for an item while there is none.
+        :param block: wait for an item while none is ready.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :param id: take the item with this id, and wait for that one; or what ``get(raw=True)`` gave, for
+        :param id: get the item with this id, and wait for that one; also what ``get(raw=True)`` returned, for
             its id.
-        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``, in seconds
-            since the epoch.
-        :raise Empty: there was none.
-        :raise ShutDown: after :meth:`shutdown`, when there is no item left.
-        :raise DecodeError: the item cannot be deserialized; it stays, ``skip(error.id)`` removes it.
-        :raise CorruptionError: the item is damaged; it stays, ``skip(error.id)`` removes it.
-        :raise LockedError: another program keeps the database locked, or a transaction in it is open for
-            longer than ``timeout``, or the queue's own where that is ``None``.
-        :raise TypeError: ``id`` is no id.
-        :raise ValueError: the timeout is negative, or ``id`` cannot be one.
+        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``; the time is
+            in seconds since the epoch.
+        :raise Empty: no such item was ready.
+        :raise ShutDown: :meth:`shutdown` was called, and no item is left.
+        :raise DecodeError: the item cannot be deserialized. It stays stored; ``skip(error.id)`` removes it.
+        :raise CorruptionError: the item is damaged. It stays stored; ``skip(error.id)`` removes it.
+        :raise LockedError: another program keeps the database locked, or a transaction in it is open, for
+            longer than ``timeout``; where that is ``None``, for longer than the queue's own ``timeout``.
+        :raise TypeError: ``id`` is not a whole number.
+        :raise ValueError: the timeout is negative, or ``id`` cannot be an id.
         """
         decode = self._decode_raw if raw else self._decode
         select = None if id is None else Select(self._checked_id(id))
@@ -269,10 +281,10 @@ class PlainGets(SQLQueue[T]):
     @overload
     def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any: ...
     def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any:
-        """``get(block=False)``."""
+        """Call ``get(block=False)``."""
         return self.get(False, None, id, raw)
 
 
 def _key(item: Any) -> bytes:
-    """What equal items have in common."""
+    """Return a hash that equal items have in common."""
     return blake2b(canonical(item), digest_size=32).digest()

@@ -1,4 +1,4 @@
-"""The queues in SQLite databases: what each class is made with, and how its store is opened."""
+"""The queues in SQLite databases: the options of each class, and how its store is opened."""
 
 from __future__ import annotations
 
@@ -44,9 +44,11 @@ __all__ = [
 
 
 def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -> RecordStore:
-    """The store of a queue in an SQLite database, without anything that waits. Raises as the queues do.
+    """Return the store of a queue in an SQLite database, without anything that waits.
 
-    :param kind: what the database calls it; a queue is opened only as what it was made.
+    It raises what the queues raise.
+
+    :param kind: what the database calls it; a queue is opened only as the kind that it was made as.
     """
     serializer = resolve(options.serializer)
     store = open_table(
@@ -62,14 +64,14 @@ def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -
     try:
         bound = codec(serializer, store.store_id)
         store.seal_with(bound.seal, bound.unseal)
-    except BaseException:  # nobody will close it
+    except BaseException:  # No other code closes it.
         store.close()
         raise
     return store
 
 
 class _PlainSQLiteQueue(SQLiteContainer, PlainGets[T]):
-    """How the queues are made whose items ``get`` or ``task_done`` acknowledges."""
+    """How the queues are made whose items ``get`` or ``task_done`` acks."""
 
     def __init__(
         self,
@@ -98,8 +100,10 @@ class _PlainSQLiteQueue(SQLiteContainer, PlainGets[T]):
 class SQLiteQueue(PlainPuts[T], _PlainSQLiteQueue[T]):
     """A first-in, first-out queue in an SQLite database.
 
-    Several processes may put and get at the same time, each with any number of threads. No item is ever
-    in the hands of two of them.
+    Several processes may put and get at the same time, each with any number of threads. An item is claimed by
+    at most one of them at a time.
+
+    Cost: opening takes the same time at any backlog. Each method names its own cost.
 
     >>> from persistcoll import SQLiteQueue
     >>> with SQLiteQueue("jobs") as jobs:
@@ -111,26 +115,27 @@ class SQLiteQueue(PlainPuts[T], _PlainSQLiteQueue[T]):
     2
 
     :param path: a directory, made if it is missing (the database is ``data.db`` in it); a file that ends in
-        ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``, for this object alone.
-    :param name: queues of several names share a database and do not see each other's items.
+        ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``, a database for this object alone.
+    :param name: queues with different names share a database and do not see each other's items.
     :param multithreading: accepted, and always true.
-    :param timeout: seconds to wait while another program keeps the database locked, or while another
-        thread or process has a transaction open in it.
-    :param auto_commit: ``get`` acknowledges the item at once, and a crash loses what was got and is not
-        finished; otherwise ``task_done()`` does, and a crash delivers it again.
+    :param timeout: seconds to wait while another program keeps the database locked, or while another thread
+        or process has a transaction open in it.
+    :param auto_commit: ``get`` acks the item at once, so a crash loses an item that was got and is not
+        finished. Otherwise ``task_done()`` acks it, and a crash delivers it again.
     :param db_file_name: the database's name in the directory.
 
     ``serializer``, ``maxsize``, ``durability``, ``trust_directory``, ``allow_network_fs``, ``mode``,
     ``read_only`` and ``create`` are those of :class:`Queue`.
 
-    :raise StoreMissingError: there is nothing, with ``read_only`` or without ``create``.
+    :raise StoreMissingError: nothing lies there, with ``read_only`` or without ``create``.
     :raise StoreKindError: the file is no database of persistcoll, or the name is that of another kind of
         collection.
     :raise SerializerMismatchError: the queue was made with another serializer.
-    :raise FormatVersionError: a later version made it.
+    :raise FormatVersionError: a later version made the database.
     :raise CorruptionError: the database is damaged, or was lost.
     :raise LockedError: another program keeps the database locked, or a transaction was open for too long.
-    :raise StorageError: it cannot be opened or made; others may write it while the serializer executes code.
+    :raise StorageError: the database cannot be opened or made, or other users may write to it and the
+        serializer executes code.
     :raise ValueError: a number is negative, or ``db_file_name`` is no plain file name.
     """
 
@@ -139,7 +144,9 @@ FIFOSQLiteQueue = SQLiteQueue
 
 
 class FILOSQLiteQueue(SQLiteQueue[T]):
-    """A last-in, first-out queue in an SQLite database: a stack. Else it is a :class:`SQLiteQueue`.
+    """A last-in, first-out queue in an SQLite database: a stack.
+
+    In everything else, cost included, it is a :class:`SQLiteQueue`.
 
     >>> from persistcoll import FILOSQLiteQueue
     >>> with FILOSQLiteQueue("undo") as undo:
@@ -159,10 +166,13 @@ LIFOSQLiteQueue = FILOSQLiteQueue
 class UniqueQ(SQLiteQueue[T]):
     """A :class:`SQLiteQueue` that holds no two equal items: ``put`` of a second one stores nothing.
 
-    Items are equal as in Python: dicts whatever the order of their keys, ``1 == 1.0 == True``. They are made
-    of ``None``, bool, int, float, str, bytes, and lists, tuples, dicts, sets and frozensets of them; with
-    others ``put`` raises :exc:`TypeError`. An item may be put again when it is gone: once it was
-    acknowledged.
+    Items are compared as Python compares them: dicts are equal whatever the order of their keys, and
+    ``1 == 1.0 == True``. Items consist of ``None``, bool, int, float, str, bytes, and lists, tuples, dicts,
+    sets and frozensets of them; for others ``put`` raises :exc:`TypeError`. An equal item may be put again
+    after the first one was acked or removed.
+
+    Cost: that of a :class:`SQLiteQueue`, and one row more for each item in the index of keys.
+    ``item in queue`` neither writes nor syncs.
 
     >>> from persistcoll import UniqueQ
     >>> with UniqueQ("pages") as pages:
@@ -176,14 +186,15 @@ class UniqueQ(SQLiteQueue[T]):
     _kind = UNIQUE.name
 
     def __contains__(self, item: object) -> bool:
-        """Whether an equal item waits, or was got and not acknowledged."""
+        """Tell whether an equal item is ready, or was got and not acked."""
         return self._holds(item)
 
 
 class PriorityQueue(_PlainSQLiteQueue[T]):
-    """A queue in an SQLite database that gives the item with the lowest priority first.
+    """A queue in an SQLite database that delivers the item with the lowest priority first.
 
-    Among equal priorities the oldest comes first. It is made as a :class:`SQLiteQueue` is.
+    Among equal priorities it delivers the oldest first. Parameters, errors and costs are those of a
+    :class:`SQLiteQueue`.
 
     >>> from persistcoll import PriorityQueue
     >>> with PriorityQueue("mails") as mails:
@@ -202,7 +213,7 @@ class PriorityQueue(_PlainSQLiteQueue[T]):
     _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
 
     def put(self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None) -> int:
-        """Store ``item``. When this returns, it is durable. Returns its id.
+        """Store ``item`` and return its id. It is durable on return, as ``durability`` says.
 
         Cost: that of :meth:`SQLiteQueue.put`.
 
@@ -213,13 +224,13 @@ class PriorityQueue(_PlainSQLiteQueue[T]):
         :raise TypeError: ``priority`` is not a number.
         :raise ValueError: ``priority`` is NaN or has more than 64 bits, or the timeout is negative.
 
-        It raises the others that :meth:`SQLiteQueue.put` does as well.
+        It raises the other errors that :meth:`SQLiteQueue.put` raises as well.
         """
         entry = Entry(self._encode(item), checked_priority(priority))
         return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T, priority: float = 0) -> int:
-        """``put(item, priority, block=False)``."""
+        """Call ``put(item, priority, block=False)``."""
         return self.put(item, priority, False)
 
     def put_many(
@@ -227,9 +238,11 @@ class PriorityQueue(_PlainSQLiteQueue[T]):
     ) -> list[int]:
         """Store all of ``items`` with one priority, in order, or none; return their ids.
 
-        Cost: that of one :meth:`put`, however many they are.
+        Cost: that of one :meth:`put`, however many items there are.
 
-        Raises as :meth:`put`; ``ValueError`` too if they are more than ``maxsize``.
+        :raise ValueError: there are more items than ``maxsize``.
+
+        It raises the other errors that :meth:`put` raises as well.
         """
         priority = checked_priority(priority)
         entries = [Entry(self._encode(item), priority) for item in items]
@@ -243,13 +256,14 @@ class PriorityQueue(_PlainSQLiteQueue[T]):
 
 
 class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
-    """A first-in, first-out queue in an SQLite database whose items stay until somebody says what became
-    of them.
+    """A first-in, first-out queue in an SQLite database whose items are settled one by one.
 
-    :meth:`ack` finishes an item, :meth:`nack` gives it back, :meth:`ack_failed` sets it aside. What a process
-    had got when it died is delivered again. Several processes may put and get at the same time, each with any
-    number of threads. No item is ever in the hands of two of them, except where a ``lease`` ran out: then the
-    late one's ``ack`` is refused.
+    :meth:`ack` finishes an item, :meth:`nack` makes it ready again, :meth:`ack_failed` sets it aside. When a
+        process dies, the items that it had claimed are delivered again. Several processes may put and get at
+        the same time, each with any number of threads. An item is claimed by at most one of them at a time.
+        If a ``lease`` ran out, the ``ack`` of the late consumer is refused.
+
+    Cost: that of a :class:`SQLiteQueue`; each method names its own cost.
 
     >>> from persistcoll import SQLiteAckQueue
     >>> with SQLiteAckQueue("letters") as letters:
@@ -263,23 +277,24 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
     to alice 1 1
 
     An item is found by identity: ``ack`` takes the very object that ``get`` returned. Where the same object
-    was got several times, as ``None`` or a small number may be, it is the oldest one that this thread got.
-    The raw form and the id are always exact.
+    was got several times, as ``None`` or a small number may be, ``ack`` means the oldest one that this thread
+    got. The raw form and the id always mean one item.
 
     The parameters that :class:`SQLiteQueue` has as well mean the same.
 
-    :param auto_resume: give back what processes that died had got: now, and later whenever there is nothing
-        else to get. Never what a living one has got.
+    :param auto_resume: make items ready again that processes had claimed which died: at opening, and later
+        whenever nothing else is ready. The claims of a living process stay.
     :param auto_commit: accepted, and always true: ``get`` never removes an item.
-    :param lease: seconds after which an item that was got and not settled is given back although its holder
-        lives; ``None``: never.
-    :param max_attempts: an item that was got so often and is given back is set aside; ``None``: never.
-    :param backoff: how long an item that is given back waits: a number of seconds, or a
-        :class:`~persistcoll.Backoff`, which waits longer each time; ``None``: not at all. It is not for items
-        that a crash or the end of a lease gives back.
-    :param keep_acked: at least how many of the newest acknowledged items stay in the database; 0: none;
-        ``None``: all.
-    :param strict: ``ack``, ``nack`` and ``ack_failed`` of what this object does not hold raise
+    :param lease: seconds after which a claim ends although its holder lives, so that the item is ready again;
+        ``None``: never.
+    :param max_attempts: an item that was got this often is set aside when its claim ends without an ack;
+        ``None``: never.
+    :param backoff: how long an item is delayed after a ``nack``: a number of seconds, or a
+        :class:`~persistcoll.Backoff`, which grows with each attempt; ``None``: not at all. An item whose
+        claim ended by a crash or by its lease is not delayed.
+    :param keep_acked: how many of the newest acked items stay in the database, at least; 0: none; ``None``:
+        all.
+    :param strict: ``ack``, ``nack`` and ``ack_failed`` of an item that this object does not hold raise
         :exc:`~persistcoll.NotClaimedError`; otherwise they return ``None``.
     """
 
@@ -321,16 +336,20 @@ FIFOSQLiteAckQueue = SQLiteAckQueue
 
 
 class FILOSQLiteAckQueue(SQLiteAckQueue[T]):
-    """A :class:`SQLiteAckQueue` that gives the newest item first."""
+    """A :class:`SQLiteAckQueue` that delivers the newest item first.
+
+    Parameters, errors and costs are those of :class:`SQLiteAckQueue`.
+    """
 
     _discipline = LIFO
     _kind = "lifo ack"
 
 
 class UniqueAckQ(SQLiteAckQueue[T]):
-    """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ`.
+    """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ` does.
 
-    An item may be put again once it was acknowledged or set aside.
+    An equal item may be put again after the first one was acked or set aside. Costs are those of
+    :class:`SQLiteAckQueue` and :class:`UniqueQ`.
 
     >>> from persistcoll import UniqueAckQ
     >>> with UniqueAckQ("links") as links:
@@ -349,5 +368,5 @@ class UniqueAckQ(SQLiteAckQueue[T]):
     _kind = "unique ack"
 
     def __contains__(self, item: object) -> bool:
-        """Whether an equal item waits, or was got and is not settled."""
+        """Tell whether an equal item is ready or delayed, or was got and not settled."""
         return self._holds(item)

@@ -8,13 +8,14 @@
 - :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power. :func:`explore`
   tries every state that a power cut may leave.
 - :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a queue store and a record store that need no
-  disk.
+  disk. :class:`MemoryServerStore`: a record store in memory that is as hard as one on a server.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
+from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
 from persistcoll.testing.crash.disk import CrashDisk
 from persistcoll.testing.crash.explore import Exploration, Violation, explore
 from persistcoll.testing.crash.model import CrashState, Model, Operation
@@ -40,10 +41,13 @@ __all__ = [
     "FaultyDisk",
     "FifoStores",
     "Law",
+    "MemoryConnection",
     "MemoryQueueState",
     "MemoryQueueStore",
     "MemoryRecordState",
     "MemoryRecordStore",
+    "MemoryServerState",
+    "MemoryServerStore",
     "Model",
     "Operation",
     "PairStoreFactory",

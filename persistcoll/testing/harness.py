@@ -27,6 +27,8 @@ class Capabilities:
     """A forked child may go on with it, after ``after_fork_in_child()``."""
     processes: bool = True
     """Several processes that opened the same name see what the others do."""
+    joins: bool = False
+    """The factory has ``connect(name)``: a caller's connection, whose transactions the stores join."""
     real_time: bool = False
     """Nobody can set the clock of the stores: the factory's ``advance`` waits."""
 
@@ -52,7 +54,7 @@ class LawTime:
     _SECOND = 0.01
     """How long a law's second is by a real clock, at first."""
     _MOST = 100.0
-    """By a real clock a longer time is no longer than this, which is longer than any lease of a law."""
+    """By a real clock a longer time is no longer than this; no lease that a law lets end is as long."""
 
     def __init__(self, factory: Any, again: int) -> None:
         self._factory = factory

@@ -28,7 +28,7 @@ from persistcoll import (
     UniqueQ,
 )
 from persistcoll.serializers import canonical, compressed, decode, encrypted, resolve, signed
-from persistcoll.serializers.dict_keys import key_bytes, key_from, key_name
+from persistcoll.serializers.dict_keys import key_bytes, key_from, original_key
 
 SHORTAGES = [MemoryError, RecursionError]
 SQL = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
@@ -355,10 +355,10 @@ ITS_BYTES = key_bytes(KEY_OF_TUPLES)
     [
         lambda: canonical(nested(60)),
         lambda: key_bytes(KEY_OF_TUPLES),
-        lambda: key_name(KEY_OF_TUPLES),
+        lambda: original_key(KEY_OF_TUPLES),
         lambda: key_from(ITS_BYTES),
     ],
-    ids=["canonical", "key_bytes", "key_name", "key_from"],
+    ids=["canonical", "key_bytes", "original_key", "key_from"],
 )
 def test_a_key_at_the_end_of_the_stack_is_a_recursion_error(call):
     found = list(at_every_depth(call))

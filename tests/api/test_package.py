@@ -161,7 +161,7 @@ def test_an_extra_installs_what_the_code_asks_for():
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id == "library"
+        and node.func.id == "import_optional"
         and isinstance(node.args[0], ast.Constant)
         and isinstance(node.args[0].value, str)
         and (keywords := {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords})

@@ -67,7 +67,7 @@ class MemoryRecordStores:
 class MemoryServerRecordStores:
     """Record stores in memory as on a server. Each name has its own seed, so that failures repeat."""
 
-    capabilities = Capabilities(processes=False, real_time=True)
+    capabilities = Capabilities(processes=False, joins=True, real_time=True)
 
     def __init__(self, make: Callable[..., RecordStore] = MemoryServerStore) -> None:
         self._make = make

@@ -34,7 +34,7 @@ def tables(table, tmp_path, store_process):
 
 @pytest.mark.parametrize(("law", "table"), cases(RECORD_STORE_LAWS))
 def test_law(law, tables):
-    assert law.applies_to(tables)
+    assert law.applies_to(tables) or law.needs == ("joins",)  # otherwise it is skipped with the reason
     law(tables)
 
 

@@ -242,8 +242,8 @@ class Racing(MemoryQueueStore):
     def append(self, payload, capacity=0, **options):
         return self._race(lambda: super(Racing, self).append(payload, capacity, **options))
 
-    def unfinished(self):
-        found = super().unfinished()
+    def has_unfinished(self):
+        found = super().has_unfinished()
         if found and self.meanwhile is not None:
             self.meanwhile()
         return found

@@ -172,7 +172,7 @@ def test_a_wait_that_is_interrupted_leaves_no_listener(call):
             with suppress(Full):
                 blocking.put(b"2", True, 0)
         else:
-            blocking.core.store.unfinished = lambda: 0
+            blocking.core.store.has_unfinished = lambda: False
             blocking.join()
 
     for blocking, where in interruptions(prepare, run, files=FILES):

@@ -10,9 +10,15 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
+from persistcoll.engine.memory.server import MemoryServerState
 from persistcoll.engine.records import ClaimPolicy
-from persistcoll.testing import FifoStores, RecordStoreMachine, StoreMachine
-from tests.conformance.record_stores import MemoryRecordStores, SQLiteMemoryRecordStores, SQLiteRecordStores
+from persistcoll.testing import Capabilities, FifoStores, RecordStoreMachine, StoreMachine
+from tests.conformance.record_stores import (
+    MemoryRecordStores,
+    MemoryServerRecordStores,
+    SQLiteMemoryRecordStores,
+    SQLiteRecordStores,
+)
 from tests.conformance.wrong import WRONG
 from tests.stateful.test_machines import PLACE, run
 
@@ -51,6 +57,28 @@ def store_machine(make):
 
 def test_the_model(request):
     run(record_store_machine(lambda directory: MemoryRecordStores()), request, 100)
+
+
+class _SettableServers(MemoryServerRecordStores):
+    """A server whose clock the machine sets, and whose ids come in the order of the calls, as the model's."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1e9
+
+    def open(self, name, discipline, retry):
+        if name not in self.states:
+            self.states[name] = MemoryServerState(lambda: self.now, patience=0.0, id_block=1, loss=0.2)
+        return super().open(name, discipline, retry)
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+def test_a_server_whose_answers_are_lost(request):
+    run(record_store_machine(lambda directory: _SettableServers()), request, 100)
 
 
 def test_the_model_as_a_store(request):

@@ -21,6 +21,9 @@ class RecordStore(QueueStore, Protocol):
     discipline's order (by priority: in the order of ids), and none comes after the last. ``ack``, ``fail``
     and ``nack`` work on what this very store has claimed: otherwise they raise ``NotClaimedError`` for a
     record that it never claimed or that it settled, and ``StaleClaimError`` for a claim that was lost.
+
+    Every store takes a priority that is a finite number which a float holds exactly, and a name of at most
+    255 bytes of UTF-8. A store may refuse others.
     """
 
     def put(

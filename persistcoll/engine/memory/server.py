@@ -239,6 +239,15 @@ class _Session(MemoryRecordStore):
             raise LockedError(f"item {id} is locked by another transaction")
 
 
+def _sent(name: str) -> Callable[..., Any]:
+    """A method that has the server do what its name says."""
+
+    def method(self: MemoryServerStore, *arguments: Any, **options: Any) -> Any:
+        return self._call(name, arguments, options)
+
+    return method
+
+
 class MemoryServerStore(RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in memory, as on a server.
 
@@ -277,6 +286,34 @@ class MemoryServerStore(RecordStore):
             self._operations = itertools.count(1)
             self._ids: Iterator[int] = iter(())
             state.beating.add(self._client)
+
+    append = _sent("append")
+    append_many = _sent("append_many")
+    put = _sent("put")
+    claim = _sent("claim")
+    claim_many = _sent("claim_many")
+    pop = _sent("pop")
+    pop_many = _sent("pop_many")
+    ack = _sent("ack")
+    fail = _sent("fail")
+    nack = _sent("nack")
+    release = _sent("release")
+    reclaim = _sent("reclaim")
+    update = _sent("update")
+    remove = _sent("remove")
+    clear = _sent("clear")
+    purge = _sent("purge")
+    shrink = _sent("shrink")
+    peek = _sent("peek")
+    has_active_key = _sent("has_active_key")
+    records = _sent("records")
+    scan = _sent("scan")
+    count = _sent("count")
+    claimed = _sent("claimed")
+    unfinished = _sent("unfinished")
+    is_empty = _sent("is_empty")
+    has_unfinished = _sent("has_unfinished")
+    stats = _sent("stats")
 
     def joined(self, connection: MemoryConnection) -> MemoryServerStore:
         joined = copy.copy(self)
@@ -411,18 +448,3 @@ class MemoryServerStore(RecordStore):
                     self.reclaim()
             self._closed = True
             self._claims = {}
-
-
-def _forwarding(name: str) -> Callable[..., Any]:
-    def method(self: MemoryServerStore, *arguments: Any, **options: Any) -> Any:
-        return self._call(name, arguments, options)
-
-    return method
-
-
-for _name in (
-    "append", "append_many", "put", "claim", "claim_many", "pop", "pop_many", "ack", "fail", "nack",
-    "release", "reclaim", "update", "remove", "clear", "purge", "shrink", "peek", "has_active_key", "records",
-    "scan", "count", "claimed", "unfinished", "is_empty", "has_unfinished", "stats",
-):  # fmt: skip
-    setattr(MemoryServerStore, _name, _forwarding(_name))

@@ -21,7 +21,7 @@ time:
 ...     except Skipped as reason:
 ...         print(reason)
 S2 needs what these stores lack: crashes
-T5: the store joins no transactions of a caller (capabilities.joins_transactions)
+T5 needs what these stores lack: joins
 
 A record store is a queue store, too: ``LAWS[number](FifoStores(InMemory()))`` checks what holds for every
 queue store.

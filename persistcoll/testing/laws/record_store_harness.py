@@ -20,7 +20,7 @@ from persistcoll.engine.records import (
     State,
 )
 from persistcoll.testing.children import check
-from persistcoll.testing.harness import Capabilities, Law, LawTime, Skipped, laws_with
+from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
 
 __all__ = [
     "DISCIPLINES",
@@ -78,7 +78,7 @@ class RecordStoreFactory(Protocol):
     #   def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore
     # which opens a copy, whose claims are those of a process that is known to be dead; what is done to the
     # copy does not touch the table.
-    # Where the tables' `capabilities.joins_transactions`, it also has
+    # Where `capabilities.joins`, it also has
     #   def connect(self, name: str) -> Connection
     # which gives what the table of that name can join.
 
@@ -171,9 +171,11 @@ class RecordStoreHarness:
         return self.opened[-1]
 
     def connect(self, table: RecordStore, discipline: Discipline = FIFO) -> Connection:
-        """Connect as a caller does whose transactions ``table`` joins; skip the law where it joins none."""
-        if not table.capabilities.joins_transactions:
-            raise Skipped("the store joins no transactions of a caller (capabilities.joins_transactions)")
+        """Connect as a caller does whose transactions ``table`` joins."""
+        check(
+            table.capabilities.joins_transactions,
+            "the factory connects, and the store says that it joins nothing",
+        )
         connection: Connection = getattr(self._factory, "connect")(discipline.name + self._again)  # noqa: B009
         return connection
 

@@ -22,7 +22,7 @@ def _payload(record: Record) -> bytes:
     return record.payload
 
 
-@record_store_law("T5")
+@record_store_law("T5", "joins")
 def part_of_the_callers_transaction(harness: RecordStoreHarness) -> None:
     """What a joined store does is part of the caller's transaction: after its commit all see it, before it
     nothing else does, and after a rollback it did not happen.

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Encoding", "KeySource", "Keys", "key_file", "key_from_env", "listed"]
+__all__ = ["Encoding", "KeySource", "Keys", "as_tuple", "key_file", "key_from_env"]
 
 Encoding = Literal["raw", "hex", "base64"]
 """How a key is written down. ``"raw"``: its bytes as they are, a final newline included."""
@@ -89,7 +89,7 @@ def key_file(path: str | os.PathLike[str], *, encoding: Encoding = "raw") -> Key
     return _File(os.path.abspath(os.fspath(path)), _known(encoding))
 
 
-def listed(keys: Keys) -> tuple[bytes | KeySource, ...]:
+def as_tuple(keys: Keys) -> tuple[bytes | KeySource, ...]:
     """``keys``, one or several, as a tuple. ``TypeError`` for what is no key, ``ValueError`` for none."""
     given: Any = keys
     # str and bytearray are sequences as well: one wrong key, not many.
