@@ -1,1 +1,1 @@
-"""Tables of records with states, and mappings, in SQL databases."""
+"""Queues of records with states, and dicts, in SQLite databases."""

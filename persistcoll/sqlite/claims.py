@@ -1,7 +1,7 @@
-"""What is claimed: by whom, until when, and what becomes of it.
+"""What is claimed: by which holder, until when, and what becomes of it.
 
-A claim is fenced by its holder and the number of attempts: one that was lost, and taken again by whomever, is
-no claim any more, however late its first holder comes.
+A claim is identified by its holder and the number of attempts. After it was lost and the record was claimed
+again, the old claim can settle nothing, however late its holder tries.
 """
 
 from __future__ import annotations
@@ -40,14 +40,21 @@ _IS_HOLDER = "SELECT 1 FROM holders WHERE collection = ? AND holder = ?"
 _FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
 
 _PAGE = 256
-# Seconds between two looks at whether those who hold something still live.
+# Seconds between two checks of whether the other holders live.
 _LIVENESS_INTERVAL = 1.0
-# Done rows beyond those to keep before they are trimmed: it costs as much for one as for many.
+# How many done rows are kept above the limit before they are trimmed: trimming one costs as much as many.
 _TRIM_BATCH = 64
 
 
 class Claims:
-    """What one handle of a table has claimed, and the moves out of the table of what is held."""
+    """What one handle has claimed, and the statements that settle it.
+
+    The database's lock protects ``_epoch``, ``_last_liveness_check`` and the setting of ``_holder``.
+    ``_holder`` is also read without it, and a fork removes it. ``_attempts`` is changed by single atomic
+    calls and read without a lock. ``_closed`` only ever becomes true: :meth:`close` sets it first and reads
+    ``_holder`` second, and a claim sets ``_holder`` first and reads ``_closed`` second, so at least one of
+    the two sees the other.
+    """
 
     def __init__(
         self, handle: Handle[RecordStatements], rows: Rows, keys: UniqueKeys, retry: ClaimPolicy
@@ -63,19 +70,19 @@ class Claims:
         self._keys = keys
         self._retry = retry
         self._holder: Holder | None = None
-        self._epoch = -1  # of the database, when it last had this holder
+        self._epoch = -1  # the database's, when it was last known to hold this holder's row
         self._closed = False
         self._attempts: dict[int, int] = {}
-        """How often what this handle has claimed was claimed, by id."""
+        """How many attempts each record had that this handle has claimed, by id."""
         self._last_liveness_check = -_LIVENESS_INTERVAL
 
     # Claiming.
 
     def _ensure_holder(self, execute: Execute) -> int:
-        """The number of this handle as a holder, which it becomes.
+        """Return the number of this handle as a holder, after making it one if it is none.
 
-        Within the transaction that claims: nobody ever looks after what is claimed under a number that was
-        given up meanwhile, or that a transaction had which was rolled back.
+        Call it within the transaction that claims. A claim under a number that was released meanwhile, or
+        whose transaction was rolled back, would never be reclaimed.
         """
         holder, epoch = self._holder, self._database.epoch
         known = holder is not None and (
@@ -87,7 +94,7 @@ class Claims:
                 holder.close_and_unlink()
             holder = self._holder = self._become_holder(execute)
         self._epoch = epoch
-        if self._closed:  # behind the assignment: whoever closes looks the other way round
+        if self._closed:  # after `_holder` was set, because close() sets `_closed` before it reads `_holder`
             if not known:
                 holder.close_and_unlink()
             raise ClosedError(f"the store in {self._database.path!r} is closed")
@@ -97,9 +104,10 @@ class Claims:
         while True:
             number = schema.next_holder(execute)
             try:
-                # The lock before the row: whoever sees the row finds the lock taken while this process lives.
+                # Lock the file before the row exists: otherwise another process could see the row, find the
+                # file unlocked, and take this process for dead.
                 holder = Holder(self._database, number)
-            except BlockingIOError:  # by one whose transaction was rolled back, and the number with it
+            except BlockingIOError:  # a holder has that number whose transaction was rolled back
                 continue
             try:
                 execute(_NEW_HOLDER, (self._collection_id, number))
@@ -109,7 +117,10 @@ class Claims:
             return holder
 
     def claim(self, execute: Execute, rows: Sequence[Any]) -> int:
-        """These ready rows are this handle's: any one, or several that are next. Its number as a holder."""
+        """Claim ready rows for this handle, and return its number as a holder.
+
+        :param rows: any one, or the first several in the order of delivery.
+        """
         holder = self._ensure_holder(execute)
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
@@ -128,10 +139,10 @@ class Claims:
         return holder
 
     def remember_claims(
-        self, claims: list[contracts.Claim] | None, taken: tuple[object, Sequence[Any]]
+        self, claims: list[contracts.Claim] | None, result: tuple[object, Sequence[Any]]
     ) -> None:
-        """The claim of the rows in ``taken`` was committed. Idempotent."""
-        _, rows = taken
+        """Remember the rows of ``result``, whose claim was committed. Idempotent."""
+        _, rows = result
         for id, _, _, _, attempts, _, _ in rows:
             claim = id, attempts + 1
             self._attempts[id] = attempts + 1
@@ -141,13 +152,13 @@ class Claims:
     def _claim_of(self, id: int) -> Claim:
         attempts = self._attempts.get(id)
         if attempts is None or self._holder is None:
-            raise NotClaimedError(f"item {id} is not in the hands of this store")
+            raise NotClaimedError(f"item {id} is not claimed by this store")
         return self._holder.number, id, attempts
 
     # Settling.
 
     def finish(self, ids: Sequence[int], state: State, sync: bool) -> None:
-        """They are done or failed; all of them or none."""
+        """Make the records of these claims done or failed; all of them or none."""
         claims = [*map(self._claim_of, dict.fromkeys(ids))]
 
         def run(execute: Execute) -> list[Claim]:
@@ -161,13 +172,16 @@ class Claims:
         self._database.write(run, sync, after=self._forget, timeout=self._timeout)
 
     def _forget(self, claims: Sequence[Claim]) -> None:
-        """They are settled. Idempotent. Another thread may have claimed the same record anew by now."""
+        """Forget these claims, which are settled. Idempotent.
+
+        Another thread may have claimed the same record again by now; that claim stays.
+        """
         known = self._attempts
         for _, id, attempts in claims:
             try:
-                if known[id] == attempts:  # nothing is called in between, so no other thread comes in
+                if known[id] == attempts:  # no call until `del`, so no other thread runs in between
                     del known[id]
-            except KeyError:  # they were all given back
+            except KeyError:  # close() has released all claims
                 pass
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
@@ -178,18 +192,18 @@ class Claims:
     def _stale(self, claim: Claim) -> StaleClaimError:
         _, id, _ = claim
         return StaleClaimError(
-            f"item {id} is not in the hands of this store any more: its lease ran out, or it was given"
-            " back; it may be delivered again"
+            f"item {id} is not claimed by this store any more: its lease ran out, or it was released;"
+            " it may be delivered again"
         )
 
     def ack(self, execute: Execute, rows: Sequence[Any]) -> None:
-        """Ready rows become done; they are claimed for that."""
+        """Make ready rows done, by claiming them first."""
         holder = self.claim(execute, rows)
         for id, _, _, _, attempts, _, _ in rows:
             self._settle(execute, (holder, id, attempts + 1), State.DONE)
 
     def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
-        """A held row becomes done, failed or dead, or is gone."""
+        """Make a claimed record done, failed or dead, or delete it if it is done and none are kept."""
         holder, id, _ = claim
         sql, counters, keep = self._sql, self._counters, self._retry.keep_done
         if self._keys.unique:
@@ -217,14 +231,14 @@ class Claims:
             self.trim(execute, state, counters.done - keep)
 
     def trim(self, execute: Execute, state: State, count: int) -> None:
-        """The ``count`` oldest rows of that state are gone."""
+        """Delete the ``count`` oldest rows in that state."""
         if count:
             execute(self._sql.delete_oldest[state], (count,))
             self._counters.add(state, -count)
             self._database.mark_dirty(self._counters)
 
     def nack(self, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
-        """Ready again, now or later; or dead."""
+        """Make a claimed record ready, now or after ``delay`` seconds, or dead; return its new id."""
         claim = self._claim_of(id)
         _, _, attempts = claim
         if delay is None:
@@ -243,26 +257,26 @@ class Claims:
         return self._database.write(run, sync, after=lambda _: self._forget((claim,)), timeout=self._timeout)
 
     def release(self, claims: Sequence[contracts.Claim]) -> int:
-        """Ready again, at once; those that are in force."""
-        in_force = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
+        """Make the records of these claims ready at once; return how many of the claims were still active."""
+        active = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
 
         def run(execute: Execute) -> int:
             self._refresh_counters(execute)
             held = [
-                claim for claim in in_force if execute(self._sql.claim_exists, claim).fetchone() is not None
+                claim for claim in active if execute(self._sql.claim_exists, claim).fetchone() is not None
             ]
             for claim in held:
                 self._return(execute, claim, None)
             return len(held)
 
-        return self._database.write(run, False, after=lambda _: self._forget(in_force), timeout=self._timeout)
+        return self._database.write(run, False, after=lambda _: self._forget(active), timeout=self._timeout)
 
     def _attempts_exhausted(self, attempts: int) -> bool:
         limit = self._retry.max_attempts
         return limit is not None and attempts >= limit
 
     def _return(self, execute: Execute, claim: Claim, until: float | None) -> int:
-        """To its place, now or then."""
+        """Make a claimed record ready in its old place, now or at ``until``; return its id."""
         holder, id, _ = claim
         if until is None:
             self._release(execute, claim)
@@ -277,7 +291,7 @@ class Claims:
         self._rows.check_found(execute(self._sql.delete_claim, claim).rowcount, 1)
 
     def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
-        """Behind all others, under a new id, now or then."""
+        """Make a claimed record the last one, under a new id, now or at ``until``; return that id."""
         holder, id, _ = claim
         held = execute(self._sql.select_claimed, (holder, id)).fetchone()
         _, _, key, *_ = held
@@ -304,10 +318,10 @@ class Claims:
             counters.lower_next_due(until)
         self._database.mark_dirty(counters)
 
-    # What time and death bring.
+    # Delays and leases that end, and holders that die.
 
     def release_due(self, execute: Execute) -> None:
-        """Delays that are over and leases that ran out: ready again, or dead."""
+        """Make ready, or dead, what is delayed or leased until now or earlier."""
         now = self._now()
         while claims := execute(self._sql.select_due, (now, _PAGE)).fetchall():
             for claim in claims:
@@ -332,16 +346,16 @@ class Claims:
             self._return(execute, claim, None)
 
     def reclaim(self, execute: Execute) -> int:
-        """What dead holders had claimed: ready again, or dead; how many there were."""
+        """Make ready, or dead, what dead holders had claimed; return how many records that were."""
         count = 0
         database = self._database
         own = None if self._holder is None else self._holder.number
         for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall():
             if number != own and is_dead(database.disk, database.path, number):
-                count += self._give_back_all(execute, number)
+                count += self._return_all(execute, number)
         return count
 
-    def _give_back_all(self, execute: Execute, number: int) -> int:
+    def _return_all(self, execute: Execute, number: int) -> int:
         claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
         for claim in claims:
             self._return_or_dead_letter(execute, claim)
@@ -349,31 +363,31 @@ class Claims:
         return len(claims)
 
     def may_reclaim(self) -> bool:
-        """Whether something is held, and it is time to see if its holders live."""
+        """Tell whether records are claimed, and it is time to check whether their holders live."""
         if not self._retry.auto_reclaim or not self._counters.claimed:
             return False
         return time.monotonic() - self._last_liveness_check >= _LIVENESS_INTERVAL
 
-    def resume_sometimes(self, execute: Execute) -> bool:
-        """:meth:`resume`, if it is time for it; whether anything came of it."""
+    def reclaim_if_due(self, execute: Execute) -> bool:
+        """Call :meth:`reclaim` if it is time for it; return whether it found a record."""
         if not self.may_reclaim():
             return False
         self._last_liveness_check = time.monotonic()
         return self.reclaim(execute) > 0
 
     def find_unready(self, execute: Execute, id: int) -> tuple[int | None, Any]:
-        """Who holds the record of this id (0: nobody, it is delayed), and its row."""
+        """Return the number of the holder of a record (0 if it is delayed) and its row, or two ``None``."""
         for number in (0, *(number for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall())):
             row = execute(self._sql.select_claimed, (number, id)).fetchone()
             if row is not None:
                 return number, row
         return None, None
 
-    # The end.
+    # Lifecycle.
 
     def close(self) -> None:
-        """Give back what is claimed, or leave it to whoever resumes what the dead had claimed."""
-        self._closed = True  # from now on nobody claims
+        """Release what is claimed, or leave it to be reclaimed from a dead holder."""
+        self._closed = True  # before `_holder` is read: see _ensure_holder()
         self._attempts.clear()
         holder = self._holder
         if holder is None:
@@ -381,22 +395,22 @@ class Claims:
 
         def run(execute: Execute) -> None:
             self._refresh_counters(execute)
-            self._give_back_all(execute, holder.number)
+            self._return_all(execute, holder.number)
 
         if not self._retry.auto_reclaim or in_operation():
-            holder.close()  # whoever finds it dead gives it back
+            holder.close()  # from a dead holder its claims can be reclaimed
             return
         try:
             self._database.write(run, False, timeout=self._timeout)
         except (LockedError, StoreReplacedError):
-            holder.close()  # whoever finds it dead does this, if there is anybody
+            holder.close()  # its claims can be reclaimed, if the database is still there
         except BaseException:
             holder.close()
             raise
         holder.close_and_unlink()
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: the claims are the parent's."""
+        """Drop the claims in a forked child, because they are the parent's."""
         if self._holder is not None:
             self._holder.close()
         self._holder = None
@@ -404,7 +418,7 @@ class Claims:
 
 
 def sweep(execute: Execute, database: Database) -> None:
-    """Remove the files of holders that died before anybody could know of them. Within a transaction."""
+    """Remove the files of dead holders that have no row. Call it within a transaction."""
     found = holder_files(database.path)
     if found:
         known = {number for (number,) in execute("SELECT holder FROM holders").fetchall()}

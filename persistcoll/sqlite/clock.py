@@ -1,7 +1,7 @@
-"""The clock by which leases run out and delays end.
+"""Tell the time by which leases run out and delays end.
 
-It is set by the wall clock once for each boot of the machine, by whoever opens the database first, and
-then runs by the monotonic clock, which is the same for all processes. So a wall clock that is moved neither
+The process that opens a database first after the machine's boot sets its clock by the wall clock. Then the
+clock runs by the monotonic clock, which is the same for all processes. So a wall clock that is set neither
 ends a lease early nor keeps an item back, and all processes agree on the time.
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Callable
 __all__ = ["Clock", "boot", "steady"]
 
 Clock = Callable[[], float]
-"""Seconds since the epoch, by the store's own reckoning."""
+"""Returns seconds since the epoch, by the store's own clock."""
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 def boot() -> str | None:
-    """What tells this boot of the machine from all others; ``None`` where the system does not say."""
+    """Return what tells this boot from all others, or ``None`` if the system does not say."""
     try:
         with open(_BOOT_ID, encoding="ascii") as file:
             return file.read().strip()
@@ -28,5 +28,5 @@ def boot() -> str | None:
 
 
 def steady() -> float:
-    """Seconds since the machine was booted, sleep included where the system counts it."""
+    """Return the seconds since the machine was booted, sleep included if the system counts it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

@@ -1,4 +1,4 @@
-"""The numbers of one table, kept beside the database so that they need not be counted."""
+"""Count the records of one collection, so that no operation has to count rows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ __all__ = ["Counters"]
 
 
 class Counters:
-    """How many records of a table are in which state, as of the last look at the database.
+    """How many records of a collection are in which state, as of the last read or write of the database.
 
-    All handles of a process on one table share it. It is true while nobody else has written
-    (see ``epoch`` of :class:`~persistcoll.sqlite.database.Database`), and is written in the transaction that
-    changes it, except by a ``put``: what is stored is how many ids are *not* ready, and the last id is also
-    that of the newest ready record, so a ``put`` need not write it.
+    All handles of a process on one collection share the counters, and the database's lock protects them. They
+    are true as long as no other process has written (see ``epoch`` of
+    :class:`~persistcoll.sqlite.database.Database`).
+
+    The transaction that changes them also stores them, except a ``put``. The database stores the last id and
+    how many ids up to it are *not* ready. A ``put`` leaves the second number as it is, and :meth:`load` finds
+    the last id also at the newest ready record, so a ``put`` stores neither.
+
+    :param sql: the collection's statements; ``None``: there is no collection, and :meth:`load` does nothing.
+    :ivar next_due_at: when the next delay or lease ends, at the earliest.
     """
 
     __slots__ = (
@@ -27,16 +33,14 @@ class Counters:
     )  # fmt: skip
 
     def __init__(self, sql: RecordStatements | PairStatements | None) -> None:
-        """:param sql: none for what is no table's: then it stays as it is."""
         self.sql = sql
         self.epoch = -1
         self.last_id = self.ready = self.claimed = self.delayed = 0
         self.done = self.failed = self.dead = self.finished = 0
         self.next_due_at: float | None = None
-        """When the next delay or lease ends, at the earliest."""
 
     def load(self, execute: Execute) -> None:
-        """Read it, all at one moment."""
+        """Read the counters with one statement, and so from one snapshot."""
         if self.sql is None:
             return
         row: Any = execute(self.sql.load).fetchone()
@@ -54,7 +58,7 @@ class Counters:
         self.ready = self.last_id - absent
 
     def save(self, execute: Execute) -> None:
-        """Write it."""
+        """Write the counters, within a transaction."""
         assert self.sql is not None
         execute(
             self.sql.save,
@@ -71,15 +75,15 @@ class Counters:
         )
 
     def add(self, state: State, count: int) -> None:
-        """Count ``count`` more in this state."""
+        """Count ``count`` more records in this state."""
         name = state.value
         setattr(self, name, getattr(self, name) + count)
 
     def count(self, state: State) -> int:
-        """How many are in this state."""
+        """Return how many records are in this state."""
         return int(getattr(self, state.value))
 
     def lower_next_due(self, until: float) -> None:
-        """A delay or a lease that ends then was added."""
+        """Note that a delay or a lease ends at ``until``."""
         if self.next_due_at is None or until < self.next_due_at:
             self.next_due_at = until

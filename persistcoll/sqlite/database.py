@@ -1,14 +1,17 @@
-"""One database file in this process: the connection that writes, and the order in which callers use it.
+"""Use one database file in this process: the connection that writes, and the order in which threads use it.
 
-All containers of a process on a file share it. Callers on several threads are combined: one of them runs the
-work of all who wait in one transaction. Between processes the writers queue for the file's
-:class:`~persistcoll.sqlite.writer_lock.WriterLock`.
+All containers of a process on one file share it. Threads that write at the same time are combined: one of
+them runs the operations of all that wait, in one transaction. The writers of different processes queue for
+the file's :class:`~persistcoll.sqlite.writer_lock.WriterLock`.
 
-What has to survive a power cut is committed first, without a sync, and then the write-ahead log is synced,
-outside of all locks: others go on to write meanwhile, in this process and in others, and one of those who
-wait syncs for all. At SQLite's own ``synchronous=FULL`` a writer keeps everybody waiting while it syncs.
-Measured with 8 processes, beside 1: that way 0.7 times as many writes and 33 to 49 ms at worst, this way 1.1
-to 1.3 times as many and 12 to 19 ms.
+A write that has to survive a power cut is committed first, without a sync. Then one of the threads that wait
+syncs the write-ahead log for all of them, and holds no lock meanwhile: other threads and processes go on
+writing. With SQLite's own ``synchronous=FULL`` a writer keeps all other writers waiting while it syncs.
+Measured with 8 processes, compared with 1: with ``synchronous=FULL`` 0.7 times as many writes and a longest
+wait of 33 to 49 ms, this way 1.1 to 1.3 times as many and 12 to 19 ms.
+
+This module is long because one lock protects nearly all of it, and because interrupts come at calls: the
+order of the calls under that lock keeps an interrupted operation from leaving a wrong state.
 """
 
 from __future__ import annotations
@@ -59,19 +62,23 @@ _FORKED = "{!r} cannot be used by a process that was forked within a transaction
 UNSEEN = (
     "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
     " and multiprocessing tell it): SQLite would take that one's locks for its own. Nothing was done; open"
-    " it behind the fork only (uWSGI: lazy-apps)"
+    " it after the fork only (uWSGI: lazy-apps)"
 )
 
 
 def _nothing(execute: Execute) -> None:
-    """A transaction that changes nothing, and is followed by the sync of what others changed."""
+    """Change nothing, in a transaction that is followed by the sync of what others changed."""
 
 
 class _Poison(Poison):
-    """Takes the readers out of use, too.
+    """The poison of a database, which invalidates the readers as well.
 
-    What the device did not take may have left a gap in the log, and after a power cut nothing would be found
-    after the gap. So nothing more is written. Opening anew copies what can be read of the log.
+    A failed sync sets it, and so do a file that was replaced, an I/O error of SQLite's, and a fork within an
+    operation or one that Python was not told of. After a failed sync the write-ahead log may have a gap on
+    the device, and SQLite recovers nothing that follows a gap. So the database is neither written nor read
+    any more. Opening it again copies every readable page of the log into the database file.
+
+    As of :class:`~persistcoll.engine.poison.Poison`, no lock protects the fields.
     """
 
     def __init__(self, readers: ReaderPool) -> None:
@@ -81,24 +88,26 @@ class _Poison(Poison):
     def set(self, failure: StorageError) -> None:
         if self.failure is None:
             super().set(failure)
-            self._readers.refuse()
+            self._readers.invalidate()
 
 
 class Database:
-    """A database that this process has open. From any thread.
+    """A database that this process has open, for use by any thread.
 
-    The lock protects the connection that writes and all fields that say what it does: ``_opened`` and what
-    :meth:`_use` sets, ``_dirty``, ``_committing``, ``_last_change``, ``_wal_needs_space``, ``_watched`` and
-    the counters. ``epoch``, ``_poison``, ``_is_closing`` and ``_is_writing`` are read without it, as hints:
-    a thread that acts upon one looks again under the lock. ``_is_quiesced`` and ``_held`` belong to the
-    thread that forks.
+    ``_lock`` protects the connection that writes and the fields that say what it does: ``_opened`` and what
+    :meth:`_use` sets, ``_transaction``, ``_dirty``, ``_committing``, ``_last_change``, ``_wal_needs_space``
+    and the counters. A thread that needs several locks takes the gate of ``_transaction`` first, then the
+    lock of ``_watcher``, then ``_lock``.
 
-    It is one long class because all of it is done under this lock, in an order of calls that interrupts make
-    matter.
+    ``epoch``, ``_poison``, ``_is_closing`` and ``_is_writing`` are set under ``_lock`` and also read without
+    it, as hints: before a thread acts on one, it reads it again under the lock. Two fields are changed
+    without it, too: ``_watched`` loses an entry by one atomic call, and a failed sync or a replaced file sets
+    ``_poison``. The registry's lock protects ``users``. Only the thread that forks uses ``_is_quiesced`` and
+    ``_held``.
 
-    :ivar counters_by_number: of its tables, by their numbers.
-    :ivar users: how many collections use it, as its owner counts them.
-    :ivar epoch: grows whenever what was remembered of the database may not be true any more.
+    :ivar counters_by_number: the counters of its collections, by their numbers.
+    :ivar users: how many handles use it; the registry counts them.
+    :ivar epoch: grows whenever what was remembered of the database's content may be wrong.
     """
 
     def __init__(self, source: DatabaseFile) -> None:
@@ -116,9 +125,9 @@ class Database:
         self.epoch += 1
         self._combiner = Combiner[WriteRequest[Any]](partial(run_batch, self))
         self._lock = OwnedLock()
-        self._is_writing = False  # some thread has the lock to write; a hint to those that have not
+        self._is_writing = False  # a thread writes under the lock; a hint for the other threads
         self._wal_preallocator = WALPreallocator(self.disk)
-        self._wal_needs_space = False  # the log; to be made longer
+        self._wal_needs_space = False  # the next commit extends the log first
         self._watcher = ChangeWatcher(self._connect_reader)
         self._readers = ReaderPool(self._connect_reader)
         self._poison = _Poison(self._readers)
@@ -127,14 +136,14 @@ class Database:
         self._transaction = OpenTransaction()
         self._committing = False
         self._opened: DatabaseConnection | None = None
-        self._watched: dict[str, tuple[int, int]] = {}  # beside the files that every database has
+        self._watched: dict[str, tuple[int, int]] = {}  # files of holders, besides those of every database
         self._is_quiesced = False
         self._held: list[threading.Lock] = []
 
     def _use(self, opened: DatabaseConnection) -> None:
         self._opened = opened
         self._connection = opened.connection
-        # One cursor for all: a new one for each statement costs 0.15 us.
+        # One cursor for all statements, because a new one for each costs 0.15 us.
         cursor = opened.connection.cursor()
         self._execute: Execute = cursor.execute
         self.executemany = cursor.executemany
@@ -148,14 +157,17 @@ class Database:
         self._last_change = opened.connection.total_changes, self.epoch
 
     def _check(self) -> None:
-        """With the mutex held: refuse, or open anew in a forked child."""
+        """Raise the error of a database that is unusable or closed; connect again after a fork.
+
+        Call it with the lock held.
+        """
         failure = self._poison.failure
         if failure is not None:
             message = f"{failure}; {REMEDY}"
             if isinstance(failure, StoreReplacedError):
                 raise StoreReplacedError(message, failure.path) from failure
             raise StorageError(message, failure.errno) from failure
-        if self._is_closing:  # by another thread, when the caller was past its own check
+        if self._is_closing:  # another thread began after the caller's own check
             raise ClosedError(f"{self.path!r} was closed meanwhile")
         if self._opened is None:
             self._use(self.source.open())
@@ -168,12 +180,12 @@ class Database:
         return failure
 
     def watch(self, path: str, fd: int) -> None:
-        """From now on that path has to stay that file, too. The mutex is held."""
+        """Check from now on that ``path`` stays the file that ``fd`` has open. Call it with the lock held."""
         self._watched[path] = identity_of(fd)
         self._watch()
 
     def ignore(self, path: str) -> None:
-        """As if that had never been watched. Idempotent, also where it was interrupted."""
+        """Stop watching ``path``. Idempotent, and may be called again after an interrupt."""
         self._watched.pop(path, None)
         self._watch()
 
@@ -183,19 +195,25 @@ class Database:
             opened.lock.watch({**opened.files, **self._watched})
 
     def check_files(self) -> None:
-        """:raise StoreReplacedError: a file was removed or replaced, as is noticed now."""
+        """Raise ``StoreReplacedError`` if a file was removed or replaced, and refuse every later call.
+
+        Cost: one ``stat`` of the directory, and one of each file if the directory changed.
+        """
         opened = self._opened
         if self._poison.failure is None and opened is not None:
             try:
                 opened.lock.check()
             except StoreReplacedError as error:
-                if self._opened is not opened:  # closed meanwhile, which removes the log
+                if self._opened is not opened:  # another thread closed it meanwhile, which removes the log
                     return
                 self._poison.set(error)
                 raise
 
     def warn_if_replaced(self) -> None:
-        """For what nobody is told otherwise: an error would come out of destructors, too."""
+        """Log a warning if a file was removed or replaced.
+
+        For a handle that closes and whose writes did not check: destructors close, too, and must not raise.
+        """
         try:
             self.check_files()
         except StoreReplacedError as error:
@@ -210,15 +228,25 @@ class Database:
         deadline: float | None = None,
         timeout: float | None = None,
     ) -> T:
-        """``run`` in a transaction, which is committed when this returns.
+        """Execute ``run`` in a transaction, commit it, and return what ``run`` returned.
 
-        :param sync: and on the device. Others may see it before it is.
-        :param single_change: ``run`` makes one change at most and executes nothing after it, or calls
-            :meth:`begin` first. One change is a transaction of its own in SQLite: 1.2 us less.
+        Other processes may see the change before it is durable. Within a :meth:`transaction` of this thread
+        ``run`` becomes a part of it.
+
+        Cost: one transaction, 12 us for a ``put`` alone; with ``sync`` one sync of the log, which concurrent
+        callers share.
+
+        :param run: as of :class:`~persistcoll.sqlite.write_requests.WriteRequest`.
+        :param sync: whether the change is to be on the device when this returns.
+        :param single_change: whether ``run`` makes one change at most and executes nothing after it, or calls
+            :meth:`begin` first. SQLite makes one change a transaction of its own, which costs 1.2 us less.
         :param after: as of :class:`~persistcoll.sqlite.write_requests.WriteRequest`.
-        :param deadline: until when to wait for the end of another caller's :meth:`transaction`;
-            ``None``: ``timeout`` seconds, or what the database was opened with.
-        :raise LockedError: it did not end.
+        :param deadline: until when to wait for the end of another caller's :meth:`transaction`, by
+            ``time.monotonic()``; ``None``: for ``timeout`` seconds.
+        :param timeout: seconds; ``None``: what the database was opened with.
+        :raise LockedError: that transaction did not end in time.
+        :raise ClosedError: another thread closed the database.
+        :raise StorageError: nothing is stored, or, after a failed sync, it is unknown what is.
         """
         if not SAME[0]:
             follow_fork()
@@ -227,9 +255,8 @@ class Database:
         if self._transaction.owner is not None and self._transaction.owner == threading.get_ident():
             return self._write_within(run, after)
         while True:
-            # Alone, which is the rule, there is nobody to combine with. A thread that wants a sync while
-            # another one syncs waits, and has one transaction and one sync with all that do: a transaction
-            # costs a thread 20 us.
+            # Fast path: no other thread writes. A thread that wants a sync while another thread syncs queues
+            # instead: all queued callers share one transaction, which costs a thread 20 us, and one sync.
             if not self._is_writing and not (sync and (self._combiner.has_leader or self._wal_sync.syncing)):
                 with self._lock.mutex:
                     self._is_writing = True
@@ -242,7 +269,7 @@ class Database:
                         obstacle: BaseException | None = found
                     except StorageError:
                         raise
-                    except OSError as error:  # the lock cannot be let go
+                    except OSError as error:  # the writer lock cannot be released
                         raise storage_error(error, "unlocking", self.path) from error
                     else:
                         obstacle = None
@@ -258,18 +285,20 @@ class Database:
                 self._combiner.submit(work)
                 obstacle = work.obstacle
                 if obstacle is None and work.outcome.committed:
-                    if work.cut_short and sync:  # by who was to sync it
+                    if work.cut_short and sync:  # an interrupt ended the thread that was to sync it
                         self.write(_nothing, True)
                     return work.value
                 if obstacle is None:
-                    continue  # its transaction was rolled back for another thread's interrupt
+                    continue  # an interrupt of another thread rolled the shared transaction back
             if deadline is None:
                 deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
             self._wait_out(deadline)
 
     def _draw_ticket(self) -> int:
-        """With the mutex held: for the sync of what was committed, if anything was: here, or by others, whose
-        unsynced change an operation that changed nothing may tell of. In memory there is nothing to sync.
+        """Return the ticket for the sync of all that is committed. Call it with the lock held.
+
+        It covers what other processes committed as well, because an operation that changed nothing may report
+        a change of theirs that is not synced yet. In memory there is nothing to sync.
         """
         seen = self._connection.total_changes, self.epoch
         if seen != self._last_change and self.path != MEMORY:
@@ -281,7 +310,10 @@ class Database:
     def _write_alone(
         self, run: Callable[[Execute], T], single_change: bool, after: Callable[[T], Any] | None
     ) -> T:
-        """With the mutex held. As ``run_batch`` for one, in fewer calls: 2 us of the 12 of a ``put``."""
+        """Do what ``run_batch`` does, for one request. Call it with the lock held.
+
+        It makes fewer calls: 2 us less of the 12 us of a ``put``.
+        """
         if self._transaction.owner is not None:
             raise self._transaction.obstacle()
         if self._poison.failure is not None or self._opened is None:
@@ -295,7 +327,7 @@ class Database:
                 try:
                     value = run(self._execute)
                 except Exception as error:
-                    # A refusal comes before any change. Behind one it is a signal handler's.
+                    # `run` raises before its first change. An error after a change is a signal handler's.
                     if isinstance(error, driver.ERRORS) or self._connection.total_changes != before:
                         raise
                     refusal = error
@@ -311,7 +343,7 @@ class Database:
                 raise
         finally:
             try:
-                if self._connection.in_transaction:  # _roll_back was interrupted where it begins
+                if self._connection.in_transaction:  # an interrupt came where _roll_back begins
                     self._execute(driver.ROLLBACK)
             finally:
                 self._writer_lock.release()
@@ -320,17 +352,21 @@ class Database:
         return value
 
     def begin(self) -> None:
-        """Within ``write``: what follows is several changes."""
+        """Begin a transaction, within :meth:`write`, because several changes follow."""
         if not self._connection.in_transaction:
             self._execute(driver.BEGIN)
 
     def mark_dirty(self, counters: Counters) -> None:
-        """Within ``write``: this counters is to be written, too."""
+        """Have ``counters`` written by the commit of this transaction, within :meth:`write`."""
         self._dirty[counters] = None
 
     def _begin(self, single_change: bool = False, transaction: bool = False) -> None:
-        """Within a ``try`` that rolls back and lets go of the lock: an interrupt may come right behind."""
-        if self._dirty:  # where an interrupt left it
+        """Take the writer lock, and begin a transaction unless one change needs none.
+
+        Call it within a ``try`` that rolls back and releases the writer lock, because an interrupt may come
+        directly after it.
+        """
+        if self._dirty:  # an interrupt ended the transaction before it was emptied
             self._dirty.clear()
         try:
             if not self._writer_lock.acquire(transaction):
@@ -356,20 +392,27 @@ class Database:
             self._execute(driver.COMMIT)
 
     def _roll_back(self, error: BaseException) -> bool:
-        """After this error; whether it is too late: what interrupts may do so right behind the commit."""
+        """Roll back because of ``error``, unless the commit is already done; return whether it is.
+
+        Only an interrupt can come after the commit.
+        """
         self._dirty.clear()
         if self._connection.in_transaction:
             self._execute(driver.ROLLBACK)
             return False
-        # The database's own errors have rolled back by themselves.
+        # An error of the database has rolled back by itself.
         return self._committing and not isinstance(error, driver.ERRORS)
 
     def transaction(self, sync: bool, timeout: float | None = None) -> Transaction:
-        """A context manager: all that this thread does within is one transaction; others wait meanwhile.
+        """Return a context manager that makes one transaction of all that this thread does within it.
 
-        What fails for the database's reasons ends it: all is refused until the block's end, which raises.
+        Other writers wait meanwhile; readers do not see what it has not committed. An error of the database
+        ends the transaction: every later operation within the block is refused, and the block's end raises
+        the error.
 
-        :param timeout: seconds to wait for another caller's, and after which this one is logged.
+        :param sync: whether the transaction is to be on the device when the block has ended.
+        :param timeout: seconds to wait for another caller's transaction, and seconds after which this one is
+            logged as overdue; ``None``: what the database was opened with.
         """
         return Transaction(self, sync, self.source.timeout if timeout is None else timeout)
 
@@ -389,29 +432,29 @@ class Database:
             return None if self._opened is None else self._writer_lock.transaction()
 
     def _wait_out(self, deadline: float) -> None:
-        """Wait, with no lock held, until no other caller's transaction is in the way."""
+        """Wait, with no lock held, until no other caller's transaction is open."""
         pause = _SHORTEST_PAUSE
         while (found := self._in_the_way()) is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 raise found.refusal(self.path)
             if self._transaction.owner is not None:
-                self._transaction.wait(left)
-            else:  # the kernel tells nobody of the end of another process's
-                time.sleep(min(pause, left))
+                self._transaction.wait(remaining)
+            else:  # nothing wakes this thread when a transaction of another process ends
+                time.sleep(min(pause, remaining))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     # Reading.
 
     def consult(
-        self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool = False
+        self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool = False
     ) -> T:
-        """``look`` at what is committed, and at a table's numbers.
+        """Return what ``query`` reads from what is committed and from a collection's counters.
 
-        What this thread or a transaction has the writing connection for is looked at beside it, with another
-        counters: a look waits for no transaction, and not for its own thread.
+        It waits for no transaction. If another thread's transaction, or an operation of this thread, uses the
+        writing connection, a reading connection and a copy of the counters serve ``query`` instead.
 
-        :param snapshot: all that is read is of one moment.
+        :param snapshot: whether all that ``query`` reads is to belong to one snapshot.
         """
         if not SAME[0]:
             follow_fork()
@@ -420,56 +463,56 @@ class Database:
                 if self._poison.failure is not None or self._opened is None:
                     self._check()
                 if self._transaction.owner is None:
-                    return self._consult(counters, look, snapshot)
+                    return self._consult(counters, query, snapshot)
                 if self._transaction.owner == threading.get_ident():
-                    return self._join(lambda execute: look(execute, self._load(counters, execute)))
-        return self._consult_beside(counters, look)
+                    return self._join(lambda execute: query(execute, self._load(counters, execute)))
+        return self._consult_separately(counters, query)
 
-    def _consult(self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool) -> T:
+    def _consult(self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool) -> T:
         execute = self._execute
         try:
             if not self._writer_lock.unchanged():
                 self.epoch += 1
             if not snapshot:
-                return look(execute, self._load(counters, execute))
+                return query(execute, self._load(counters, execute))
             try:
                 execute(driver.BEGIN_READING)
-                # Another process may have written since the look at the lock.
-                return look(execute, self._load(Counters(counters.sql), execute))
+                # Another process may have written since the lock file was read.
+                return query(execute, self._load(Counters(counters.sql), execute))
             finally:
                 if self._connection.in_transaction:
                     execute(driver.ROLLBACK)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
-    def _consult_beside(self, counters: Counters, look: Callable[[Execute, Counters], T]) -> T:
+    def _consult_separately(self, counters: Counters, query: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
             return self.read_snapshot(
-                lambda execute: look(execute, self._stored(Counters(counters.sql), execute))
+                lambda execute: query(execute, self._without_due(Counters(counters.sql), execute))
             )
         if not self._lock.is_owned():
             self._wait_out(time.monotonic() + self.source.timeout)
-            return self.consult(counters, look)
-        # In memory there is no other connection. This one's own cursor may be in the middle of an answer.
+            return self.consult(counters, query)
+        # In memory there is no other connection, and the common cursor may be in the middle of an answer.
         execute = self._connection.execute
-        return look(execute, self._stored(copy(counters), execute))
+        return query(execute, self._without_due(copy(counters), execute))
 
-    def _stored(self, counters: Counters, execute: Execute) -> Counters:
-        """The counters as it is stored: what is due is left to a caller that can write."""
+    def _without_due(self, counters: Counters, execute: Execute) -> Counters:
+        """Return the counters as if nothing were due, because only a writer can change what is due."""
         if counters.epoch < 0:
             self._load(counters, execute)
         counters.next_due_at = None
         return counters
 
     def _load(self, counters: Counters, execute: Execute) -> Counters:
-        """The counters with the numbers of this moment."""
+        """Return the counters, read again if they may be wrong."""
         if counters.epoch != self.epoch:
             counters.load(execute)
             counters.epoch = self.epoch
         return counters
 
     def _join(self, run: Callable[[Execute], T]) -> T:
-        """With the mutex held: an operation of the thread that has the transaction."""
+        """Execute ``run`` as an operation of this thread's open transaction. Call it with the lock held."""
         if self._transaction.error is not None:
             raise self._transaction.error
         self._transaction.warn_overdue()
@@ -477,8 +520,8 @@ class Database:
         try:
             return run(self._execute)
         except driver.ERRORS as error:
-            # SQLite may have rolled back the whole transaction, so that what follows would be done alone; or
-            # its last statement only, behind others of the same operation. Neither can go on.
+            # SQLite may have rolled back the whole transaction: what follows would be committed without it.
+            # Or it rolled back one statement of several: the operation is half done. Neither can go on.
             self._transaction.error = self._failure(error, "using")
             raise self._transaction.error from error
         except BaseException:
@@ -486,34 +529,40 @@ class Database:
                 self._transaction.error = StorageError(_CUT_SHORT.format(self.path))
             raise
 
-    def read(self, look: Callable[[Execute], T]) -> T:
-        """``look`` at what is committed; it reads with one statement what has to be of one moment."""
-        return self.consult(Counters(None), lambda execute, _: look(execute))
+    def read(self, query: Callable[[Execute], T]) -> T:
+        """Return what ``query`` reads from what is committed; one statement reads one snapshot."""
+        return self.consult(Counters(None), lambda execute, _: query(execute))
 
     def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
-        """The first row that this statement finds in what is committed, or ``None``. Waits for no writer."""
+        """Return the first row that a statement finds in what is committed, or ``None``.
+
+        It waits for no writer.
+        """
         if not SAME[0]:
             follow_fork()
         if self._reads_here():
             return self.read(lambda execute: execute(text, parameters).fetchone())
         try:
-            return self._readers.first(text, parameters)
+            return self._readers.fetch_one(text, parameters)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
-    def read_snapshot(self, look: Callable[[Execute], T]) -> T:
-        """``look`` at what is committed at one moment. Waits for no writer."""
+    def read_snapshot(self, query: Callable[[Execute], T]) -> T:
+        """Return what ``query`` reads from one snapshot of what is committed. It waits for no writer."""
         if not SAME[0]:
             follow_fork()
         if self._reads_here():
-            return self.read(look)
+            return self.read(query)
         try:
-            return self._readers.read(look)
+            return self._readers.read_snapshot(query)
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
 
     def _reads_here(self) -> bool:
-        """Through the writing connection: a transaction sees what it did; in memory there is no other one."""
+        """Tell whether this thread must read through the writing connection.
+
+        Within a transaction it must see its own changes, and in memory there is no other connection.
+        """
         if self.path == MEMORY:
             return True
         return (
@@ -523,28 +572,30 @@ class Database:
         )
 
     def _connect_reader(self, add: Callable[[Connection], None]) -> None:
-        # A signal handler or a destructor may look within an operation of this thread, which has the mutex.
+        # A signal handler or a destructor may read within an operation of this thread, which holds the lock.
         if self._opened is None and self._lock.is_owned():
             raise StorageError(REENTRANT.format(self.path))
         with self._lock.mutex:
             self._check()
             connection = driver.connect_reader(self.path, self.source.timeout)
             try:
-                self.check_files()  # it is of the same file
+                self.check_files()  # otherwise the connection may be to another file
             except BaseException:
                 connection.close()
                 raise
             add(connection)
 
     def change_token(self) -> object:
-        """Differs from an earlier one when somebody else has written since."""
+        """Return a value that differs from an earlier one if another thread or process has written since."""
         if not SAME[0]:
             follow_fork()
-        # Within its own transaction a thread is alone; the watcher's user may be waiting for the end of it.
+        # Within its own transaction a thread is the only writer. It must not wait for the watcher, because
+        # the thread that uses the watcher may be waiting for the end of this transaction.
         is_alone = self._lock.is_owned() or self._transaction.owner == threading.get_ident()
         if is_alone or self.path == MEMORY:
             return self.epoch
-        if self._watcher.lock.is_owned():  # a signal handler's: it looks, and is asked again
+        # A signal handler within this very call: a new object makes its caller read, and ask again.
+        if self._watcher.lock.is_owned():
             return object()
         try:
             return self._watcher.change_token()
@@ -552,7 +603,13 @@ class Database:
             raise self._failure(error, "reading") from error
 
     def shrink(self, timeout: float | None = None) -> None:
-        """Give unused room back to the file system; others wait meanwhile."""
+        """Return unused space to the file system; other writers wait meanwhile.
+
+        Cost: SQLite copies the whole database (``VACUUM``), and copies the log into it.
+
+        :param timeout: seconds to wait for another caller's transaction; ``None``: as of :meth:`write`.
+        :raise LockedError: it did not end in time.
+        """
         if not SAME[0]:
             follow_fork()
         if self._lock.is_owned() or self._transaction.owner == threading.get_ident():
@@ -567,7 +624,7 @@ class Database:
                     pass
                 except StorageError:
                     raise
-                except OSError as error:  # the lock cannot be let go
+                except OSError as error:  # the writer lock cannot be released
                     raise storage_error(error, "unlocking", self.path) from error
             self._wait_out(deadline)
 
@@ -588,7 +645,7 @@ class Database:
     # Lifecycle.
 
     def used_here(self) -> bool:
-        """Whether this thread is within an operation, as a destructor's may be."""
+        """Tell whether this thread is within an operation, as a thread that runs a destructor may be."""
         me = threading.get_ident()
         return (
             me == self._transaction.owner
@@ -600,27 +657,30 @@ class Database:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether some thread is within a caller's transaction."""
+        """Whether a thread has a caller's transaction open."""
         return self._transaction.owner is not None
 
     @property
     def replaced(self) -> StoreReplacedError | None:
-        """That one of its files was found removed or replaced."""
+        """The error that one of its files was removed or replaced; ``None`` if that was not seen."""
         failure = self._poison.failure
         return failure if isinstance(failure, StoreReplacedError) else None
 
     @property
     def is_closing(self) -> bool:
-        """Whether :meth:`try_close` has begun to let go of the file."""
+        """Whether :meth:`try_close` has begun to close the file."""
         return self._is_closing
 
     def try_close(self) -> bool:
-        """Let go of the file, if no other thread is within an operation; whether that was so."""
+        """Close the database unless another thread is within an operation; return whether it is closed.
+
+        The caller holds the registry's lock.
+        """
         held: list[threading.Lock] = []
         try:
             return self._close_quiesced(held)
         except BaseException as error:
-            release_all(held)  # that may have been interrupted
+            release_all(held)  # again, because an interrupt may have ended the first call
             if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, "unlocking", self.path) from error
             raise
@@ -637,10 +697,10 @@ class Database:
         return True
 
     def _disconnect(self) -> None:
-        """Idempotent, also where it was interrupted."""
+        """Close all connections and files. Idempotent, and may be called again after an interrupt."""
         if self._opened is None:
             return
-        # An interrupt of one step leaves none of the others out, and that one to the next call.
+        # An interrupt of one step must not skip the others. The next call repeats the interrupted one.
         try:
             try:
                 try:
@@ -648,7 +708,8 @@ class Database:
                     for connection in self._readers.close(FORK_TIMEOUT):
                         leak(connection)
                 finally:
-                    # Before others may find it closed, and take what they have committed for synced.
+                    # Before the connection closes: otherwise a thread that waits for a sync would find the
+                    # database closed and take its commit for synced.
                     self._wal_sync.finish()
             finally:
                 self._opened.close()
@@ -657,32 +718,33 @@ class Database:
             raise
         self._opened = None
 
-    def _quiesce(self, patience: float, held: list[threading.Lock]) -> bool:
-        """Let nobody use it, once nobody does; whether that came about within so many seconds.
+    def _quiesce(self, timeout: float, held: list[threading.Lock]) -> bool:
+        """Keep other threads out as soon as no operation runs; return whether that succeeded in time.
 
-        :param held: for :func:`~persistcoll.sqlite.owned_lock.release_all`.
+        :param timeout: seconds for each lock.
+        :param held: gets the locks to release with :func:`~persistcoll.sqlite.owned_lock.release_all`.
         """
-        rested = False
+        quiesced = False
         try:
-            rested = (
-                acquire_tracked(self._transaction.gate, patience, held)
-                and self._watcher.lock.quiesce(patience, held)
-                and self._lock.quiesce(patience, held)
+            quiesced = (
+                acquire_tracked(self._transaction.gate, timeout, held)
+                and self._watcher.lock.quiesce(timeout, held)
+                and self._lock.quiesce(timeout, held)
             )
         finally:
-            if not rested:
+            if not quiesced:
                 release_all(held)
-        return rested
+        return quiesced
 
-    # SQLite keeps a process's locks in memory, of which a forked child gets a copy: it would take its
-    # parent's for its own. So nothing is connected while a process forks; both connect anew.
+    # SQLite keeps the locks of a process in memory. A forked child has a copy and would take its parent's
+    # locks for its own. So no connection is open while a process forks, and both processes connect again.
 
     def _try_quiesce(self, timeout: float) -> bool:
         self._is_quiesced = self._quiesce(timeout, self._held)
         return self._is_quiesced
 
     def _before_fork(self) -> None:
-        # For a thread that forks within its own operation nobody waits: it does not come to rest.
+        # A thread that forks within its own operation cannot wait for that operation's end.
         if not self._is_quiesced and not self.used_here():
             self._try_quiesce(timeout_left(FORK_TIMEOUT))
         if self._is_quiesced and self.path != MEMORY:
@@ -693,17 +755,17 @@ class Database:
         release_all(self._held)
 
     def _after_fork(self) -> None:
-        at_rest, opened, watcher = self._is_quiesced, self._opened, self._watcher.connection
+        was_quiesced, opened, watcher = self._is_quiesced, self._opened, self._watcher.connection
         readers = self._readers.connections
         self._wal_sync.after_fork_in_child()
         self._reset()
-        if at_rest and self.path == MEMORY and opened is not None:  # the child has a copy
+        if was_quiesced and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)
             return
-        leak(self._connection)  # also where closing it failed
+        leak(self._connection)  # also if closing it had failed
         if opened is None:
             return
-        # A serializer, or a transaction's own thread, forked in the middle; or nothing had come to rest.
+        # It was not quiesced: a serializer or a thread within its transaction forked, or time ran out.
         leak(watcher)
         for connection in readers:
             leak(connection)

@@ -1,4 +1,4 @@
-"""A database file: what it must be, how it comes into being, and the check before anything in it is used."""
+"""Open a database file, make it if it is missing, and check it before anything in it is used."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from persistcoll.sqlite.writer_lock import (
 __all__ = ["INDEX", "LOG", "MEMORY", "DatabaseConnection", "DatabaseFile"]
 
 MEMORY = ":memory:"
-# Behind the database's name: of the write-ahead log, and of SQLite's index of it.
+# Suffixes of the database's path: of the write-ahead log, and of SQLite's index of it.
 LOG = "-wal"
 INDEX = "-shm"
 LOCK, TURN = ".lock", ".turn"
 _FILES = ("", LOG, INDEX, LOCK, TURN)
-# By the files that only such a directory has.
+# What a directory holds, by the names of files that only directories of that kind have.
 _FOREIGN_FILES = {
     frozenset({"info", "producer.lock"}): "a file queue",
     frozenset({"info", "q00000"}): "a file queue",
@@ -59,22 +59,24 @@ _log = logging.getLogger("persistcoll")
 
 
 class DatabaseConnection(NamedTuple):
-    """An open database."""
+    """An open database: SQLite's connection and what belongs to it.
+
+    :ivar log: the write-ahead log, opened to sync it; ``None`` in memory. SQLite has no lock on that file
+        that closing it could drop.
+    :ivar files: the device and inode of each of the database's files, by their paths.
+    """
 
     connection: Any
     lock: WriterLock | NoLock
     log: OpenFile | None
-    """The write-ahead log, for syncing it; none in memory. SQLite has no lock on that file which closing it
-    could drop."""
     store_id: bytes
     clock: Clock
     files: dict[str, tuple[int, int]]
-    """What its files are, by their paths."""
 
     def close(self) -> None:
-        """Close the connection and the lock's files. Idempotent, also where it was interrupted."""
-        # Under the lock: the last connection that closes makes a checkpoint. While another process has a
-        # transaction open, this connection is not the last one.
+        """Close the connection and the lock's files. Idempotent, also after an interrupt."""
+        # Close under the writer lock, because the last connection makes a checkpoint. Without the lock only
+        # while another process has a transaction open: then this connection is not the last one.
         lock = self.lock
         try:
             try:
@@ -97,7 +99,7 @@ class DatabaseFile:
 
     :ivar path: absolute, without symbolic links; or ``":memory:"``.
     :ivar timeout: seconds to wait for another program's lock.
-    :ivar mode: of a new one. What comes to lie beside a database has its mode and its group.
+    :ivar mode: the permission bits of a new file. Files beside the database get its mode and its group.
     :ivar create: whether to make it if it is missing.
     """
 
@@ -109,17 +111,19 @@ class DatabaseFile:
     disk: Disk = field(default_factory=Disk, compare=False)
 
     def check_permissions(self, serializer: str) -> None:
-        """``StorageError`` if others may write it, as this serializer runs what it reads there."""
+        """Raise ``StorageError`` if other users may write it, because this serializer runs what it reads."""
         if self.path != MEMORY:
-            names = (os.path.dirname(self.path), *(self.path + end for end in ("", LOG, ".lock")))
+            names = (os.path.dirname(self.path), *(self.path + suffix for suffix in ("", LOG, ".lock")))
             refuse_if_others_may_write(names, serializer, self.mode)
 
-    def disk_usage(self, ends: tuple[str, ...] = ("", LOG)) -> int:
-        """The size of the database and its log, in bytes; or of those of them whose names end so."""
-        return 0 if self.path == MEMORY else occupied(self.path + end for end in ends)
+    def disk_usage(self, suffixes: tuple[str, ...] = ("", LOG)) -> int:
+        """Return the size of the database and its log in bytes, or of the files with these suffixes."""
+        return 0 if self.path == MEMORY else occupied(self.path + suffix for suffix in suffixes)
 
     def open(self) -> DatabaseConnection:
-        """Open it, made if it is missing.
+        """Open the database, and make it first if it is missing.
+
+        Cost: several syncs if it is made; otherwise some reads, and a checkpoint of what the log holds.
 
         :raise StoreMissingError: it is missing, and is not to be made.
         :raise StoreKindError: it is no database, or another application's.
@@ -146,7 +150,7 @@ class DatabaseFile:
             lock.acquire_within(self.timeout)
             identity = identity or lock.identity()
             if identity is not None and not self.disk_usage(("",)):
-                raise self._lost()  # before SQLite finds the log of an empty database, and removes it
+                raise self._lost()  # otherwise SQLite would remove the log, because the database is empty
             self._make_file()
             with self.translated():
                 connection = driver.connect(self.path, self.timeout)
@@ -154,13 +158,13 @@ class DatabaseFile:
             lock.release()
             return opened
         except BaseException as error:
-            # The connection first: the other way round it would be closed without the lock.
+            # Close the connection before the lock file: otherwise it would be closed without the writer lock.
             if connection is not None:
                 connection.close()
             if opened is not None and opened.log is not None:
                 opened.log.close()
             if is_first and isinstance(error, StoreKindError):
-                lock.remove()  # beside another program's database it has no business
+                lock.remove()  # leave nothing beside another program's database
             lock.close()
             if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, "opening", self.path) from error
@@ -183,7 +187,7 @@ class DatabaseFile:
                 raise unwritable(name)
 
     def _own(self, mode: int | None = None) -> None:
-        """Have the database's mode and group for what is made beside it."""
+        """Give the database's mode and group to the files that are made beside it."""
         exists = os.path.exists(self.path)
         self.disk.ownership = ownership_of(self.path, None if exists else mode)
 
@@ -199,8 +203,10 @@ class DatabaseFile:
                 raise StoreKindError(f"{folder!r} is the directory of {what}; choose another one")
 
     def _make_file(self) -> None:
-        """Before SQLite would, to say who may read it. Only if it is missing: closing a descriptor of a
-        database that this process has open would drop SQLite's locks.
+        """Create the file, if it is missing, with its mode and group, which SQLite would not give it.
+
+        Never open an existing one here: closing any descriptor of a database that this process has open drops
+        the locks that SQLite holds on it.
         """
         disk = self.disk
         try:
@@ -214,17 +220,18 @@ class DatabaseFile:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
+        """Translate errors of the driver, and errors of values that are read from a damaged database."""
         try:
             yield
         except driver.ERRORS as error:
             raise driver.translate(error, "opening", self.path) from error
         except (TypeError, ValueError, OverflowError) as error:
-            # Only of what is read: a row that is not there, a NULL or a text where a number was.
+            # A row is missing, or a NULL or a text is where a number was.
             message = f"opening {self.path!r} failed: the database is damaged ({error})"
             raise CorruptionError(message, self.path) from error
 
     def first_table(self, execute: Execute) -> str | None:
-        """The name of a table in it; ``None``: it is empty.
+        """Return the name of a table in the database, or ``None`` if it is empty.
 
         :raise StoreKindError: it is another application's.
         :raise FormatVersionError: a later version made it.
@@ -257,15 +264,16 @@ class DatabaseFile:
         if identity != store_id:
             lock.set_identity(store_id)
         log = self._open_log()
-        files = {path: identity_of(path) for path in (self.path + end for end in _FILES)}
+        files = {path: identity_of(path) for path in (self.path + suffix for suffix in _FILES)}
         return DatabaseConnection(connection, lock, log, store_id, now, files)
 
     def existing(self, purpose: str) -> os.stat_result:
-        """The status of the file, unless nothing is in it. Nothing is made.
+        """Return the status of the file, which has to exist and must not be empty. Makes nothing.
 
         :param purpose: as of :func:`~persistcoll.disk.path_checks.existing`.
         :raise StoreMissingError: it does not exist, or is empty.
-        :raise CorruptionError: likewise, but it did, or was not.
+        :raise CorruptionError: it does not exist, or is empty, and the lock file says that it did hold a
+            database.
         """
         try:
             found = existing(self.path, purpose)
@@ -278,14 +286,14 @@ class DatabaseFile:
         return found
 
     def empty(self, purpose: str) -> StoreMissingError:
-        """The error to raise where nothing is in the file."""
+        """Return the error for a file in which there is nothing."""
         return StoreMissingError(f"there is nothing to {purpose}: {self.path!r} is empty", errno.ENOENT)
 
     def _lost(self) -> CorruptionError:
         lock = self.path + LOCK
         return CorruptionError(
-            f"{self.path!r} is empty, but it was not: {lock!r} knows it. Put the database back, or"
-            " remove that file as well to begin anew",
+            f"{self.path!r} is empty, but it was not when {lock!r} was written. Put the database back,"
+            " or remove that file as well to begin anew",
             self.path,
         )
 
@@ -303,8 +311,8 @@ class DatabaseFile:
 
     def _open_log(self) -> OpenFile:
         path = self.path + LOG
-        # SQLite gives both the database's mode, but not its group. By their paths, because closing a
-        # descriptor of the index would drop SQLite's locks on it.
+        # SQLite gives both files the database's mode, but not its group. Change it by path, because closing
+        # a descriptor of the index would drop SQLite's locks on it.
         for name in (path, self.path + INDEX):
             with suppress(OSError):
                 if os.stat(name).st_gid != self.disk.ownership.group >= 0:
@@ -316,7 +324,7 @@ class DatabaseFile:
 
 
 def _hint(table: str) -> str:
-    # persist-queue's tables; its databases have the same default name as ours.
+    # The tables of persist-queue, whose databases have the same default name.
     if table.startswith(("queue_", "ack_", "unique_queue_", "priority_queue_", "dict_")):
         return (
             "; they look like persist-queue's: get the items with persist-queue and put them into a new file"

@@ -24,10 +24,10 @@ T = TypeVar("T")
 class Collection(NamedTuple):
     """A collection that is registered in a database, which stays open for it.
 
-    :ivar users: the database, for as long as the handle counts among its users; ``registry`` empties it.
-    :ivar power: what an operation that returned survives is a power cut.
-    :ivar timeout: seconds to wait for the end of another caller's transaction, where no deadline is given.
-    :ivar clock: in the place of the database's.
+    :ivar users: holds the database for as long as the handle counts among its users; the registry empties it.
+    :ivar power: whether the changes of an operation that returned survive a power cut.
+    :ivar timeout: seconds to wait for the end of another caller's transaction, if no deadline is given.
+    :ivar clock: a clock to use instead of the database's; ``None``: the database's.
     """
 
     database: Database
@@ -40,12 +40,14 @@ class Collection(NamedTuple):
 
 
 class Handle(Generic[S]):
-    """A collection that is open. From any thread.
+    """An open collection, for use by any thread.
 
     The database's lock protects the counters, which all handles of a process on one collection share.
+    ``_closed`` only ever becomes true and is read without a lock; the database checks again, under its lock,
+    that it is open.
     """
 
-    # Not in its constructor: a class sets it when it is ready to be closed.
+    # A subclass sets it at the end of its constructor, so that the destructor closes only whole handles.
     _users: list[Database] = []  # noqa: RUF012 - never changed
 
     def __init__(self, collection: Collection, sql: S) -> None:
@@ -59,12 +61,12 @@ class Handle(Generic[S]):
         self._closed = False
 
     def __del__(self) -> None:
-        # Its maker was interrupted before it had it, or whoever closed it.
+        # An interrupt ended the call that opened it, before it returned, or the call that closed it.
         if self._users:
             self.close()
 
     def close(self) -> None:
-        """Let go of the database. Idempotent."""
+        """Release the database, which closes when no handle uses it. Idempotent."""
         try:
             if not self._closed:
                 self._closed = True
@@ -73,11 +75,11 @@ class Handle(Generic[S]):
             self._registry.release(self._users)
 
     def _warn_if_replaced(self) -> None:
-        if not self._power:  # otherwise each write has looked
+        if not self._power:  # otherwise each write has checked it
             self._database.warn_if_replaced()
 
     def _now(self) -> float:
-        # The database's may change: a forked child opens it anew.
+        # Not stored, because the database's clock changes when a forked child opens it again.
         return self._clock() if self._clock is not None else self._database.now()
 
     def _check(self) -> None:
@@ -85,11 +87,11 @@ class Handle(Generic[S]):
             raise ClosedError(f"the store in {self._database.path!r} is closed")
 
     def _write(self, run: Callable[[Execute], T]) -> T:
-        """``run`` in a transaction as durable as this handle says. What is called most asks the database."""
+        """Write with the durability of this handle. The most frequent operations call the database."""
         return self._database.write(run, self._power, timeout=self._timeout)
 
     def _refresh_counters(self, execute: Execute) -> Counters:
-        """Within a transaction: the true numbers, and nothing is left as it was that time has changed."""
+        """Return the true counters, after what is due was done. Call it within a transaction."""
         counters = self._counters
         if counters.epoch != self._database.epoch:
             counters.load(execute)
@@ -101,5 +103,5 @@ class Handle(Generic[S]):
         return counters
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
-        """Do what is due, and note when the next is."""
+        """Do what is due, and set when the next is."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""Who holds what is claimed, and whether they still live.
+"""Tell which holders live, so that what a dead one had claimed can be reclaimed.
 
-A claim carries the number of its holder. A holder keeps a ``flock`` on a file of its own for as long as
-it lives; the kernel drops it at the process's death, however it dies. So what a dead holder had claimed can
-be given back, and what a living one holds is left to it, until a lease runs out, if there is one.
+A claim carries the number of its holder. A holder keeps a ``flock`` on a file of its own for as long as it
+lives. The kernel drops the lock when the process dies, however it dies. So what a dead holder had claimed can
+be reclaimed, and what a living one has claimed stays claimed until it is settled or its lease ends.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ class _Database(Protocol):
 
 
 class Holder:
-    """One that claims. ``number`` is above 0 and never used again.
+    """A holder, with a number above 0 that is never used again.
 
-    The database watches its file: where that is missing, the others take this process for dead and get what
-    it holds.
+    The database checks that the holder's file stays where it is. Without the file other processes would take
+    this process for dead, and reclaim what it has claimed.
 
-    :param database: where it claims; in memory nobody else asks whether it lives.
-    :raise BlockingIOError: another one has that number.
+    Only the owner's close calls and its destructor use the fields after the constructor. All of them may be
+    called again and need no lock.
+
+    :param database: where the holder claims. In memory it has no file, because no other process can claim.
+    :raise BlockingIOError: another holder has that number.
     """
 
     _file: OpenFile | None = None
@@ -63,26 +66,26 @@ class Holder:
             raise
 
     def __del__(self) -> None:
-        # Its maker was interrupted before it had it. Others will remove the file.
+        # An interrupt came before close(). The file stays, and another process removes it.
         if self._file is not None:
             self._database.ignore(self._path)
 
     def close_and_unlink(self) -> None:
-        """It holds nothing any more: remove its file."""
+        """Close and remove the file, because the holder has no claim any more."""
         self._database.ignore(self._path)
         if self._file is not None and self._file.held and self._is_own(self._file.fd):
             forget(self._disk, self._path)
         self.close()
 
     def _is_own(self, fd: int) -> bool:
-        """Whether its file is where it was: what lies there now may be another store's."""
+        """Tell whether the file still has its path; another store's file may have it now."""
         try:
             return os.path.samestat(os.stat(self._path), os.fstat(fd))
         except OSError:
             return False
 
     def close(self) -> None:
-        """Close the file and leave it: who finds it unlocked knows that this holder is dead.
+        """Close the file and leave it: another process that finds it unlocked takes this holder for dead.
 
         In a forked child the parent's descriptor still keeps the lock.
         """
@@ -92,7 +95,7 @@ class Holder:
 
 
 def forget(disk: Disk, path: str) -> None:
-    """Remove a holder's file, if it can be: one that is left tells nothing wrong."""
+    """Remove a holder's file, if possible; a file that remains does no harm."""
     try:
         disk.unlink(path)
     except OSError:
@@ -100,7 +103,10 @@ def forget(disk: Disk, path: str) -> None:
 
 
 def is_dead(disk: Disk, database: str, number: int) -> bool:
-    """Whether that holder does not live any more; then its file is gone. The writer lock is held."""
+    """Tell whether that holder is dead, and remove its file if it is.
+
+    The caller holds the writer lock, so no other process makes a holder with that number meanwhile.
+    """
     path = _path(database, number)
     try:
         fd = disk.open(path, os.O_RDWR)
@@ -119,7 +125,7 @@ def is_dead(disk: Disk, database: str, number: int) -> bool:
 
 
 def holder_files(database: str) -> list[int]:
-    """The numbers of all holders that have a file."""
+    """Return the numbers of all holders that have a file."""
     folder, name = os.path.split(database)
     pattern = re.compile(re.escape(name) + r"\.holder-(\d+)")
     try:

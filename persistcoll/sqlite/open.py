@@ -1,4 +1,4 @@
-"""Opening a collection in a database, which all collections of this process on one file share."""
+"""Open a collection in a database, which all collections of this process on one file share."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ DEFAULT_NAME = "data.db"
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-# What lies beside another database.
+# Names of files that lie beside a database.
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
-_NOT_WITHIN = "there is no {!r} in {!r} yet, and within a transaction it cannot be made: open it before"
+_NOT_WITHIN = "there is no {!r} in {!r} yet, and a transaction cannot make it: open it before the transaction"
 
 
 @dataclass(frozen=True)
 class DatabaseLocation:
-    """What a constructor was told of where its database lies.
+    """Where a constructor was told that its database lies.
 
     :param path: a directory; a file that ends in ``.db``, ``.sqlite`` or ``.sqlite3``; or ``":memory:"``.
     :param db_file_name: the file's name in the directory; default ``data.db``.
-    :param mode: of the files of a new database.
-    :param read_only: only look at what is there.
+    :param timeout: seconds to wait for a lock of another program, and for another caller's transaction.
+    :param mode: the permission bits of the files of a new database.
+    :param read_only: only read what is there.
     :param create: make what is not there, unless ``read_only``.
-    :raise ValueError: that is no plain file name, or one of a file that lies beside a database; or the path
-        is empty or cannot be one.
+    :raise ValueError: ``db_file_name`` is no plain file name, or names a file that lies beside a database; or
+        the path is empty or cannot be one.
     """
 
     path: str | bytes | os.PathLike[str]
@@ -87,7 +88,7 @@ class DatabaseLocation:
 
     def __post_init__(self) -> None:
         checked_path("path", self.path)
-        if self.file == MEMORY:  # `file` refuses what is wrong now
+        if self.file == MEMORY:  # computing `file` also raises if the name is wrong
             if self.read_only:
                 raise ValueError(f"read_only=True has nothing to look at in {MEMORY!r}")
             if not self.create:
@@ -97,9 +98,9 @@ class DatabaseLocation:
 
     @property
     def source(self) -> DatabaseFile:
-        """How to open it.
+        """How to open the database.
 
-        :raise StorageError: the way to it is a symbolic link that another user made.
+        :raise StorageError: the path leads through a symbolic link that another user made.
         """
         if self.file != MEMORY:
             for path in (os.fsdecode(self.path), self._named):
@@ -108,7 +109,7 @@ class DatabaseLocation:
 
 
 def open_table(
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     *,
     name: str,
     kind: str,
@@ -119,23 +120,23 @@ def open_table(
     durability: Durability,
     clock: Clock | None = None,
 ) -> SQLiteRecordStore:
-    """The table of this name, made if it is missing.
+    """Open the queue of this name, and make it first if it is missing.
 
-    :param kind: what the registry calls it; a table is opened only as what it was made.
-    :param clock: instead of the store's own, in tests.
+    :param kind: what the registry calls it. A queue can be opened only as the kind that it was made as.
+    :param clock: a clock to use instead of the store's own, in tests.
     :raise StoreMissingError: it is missing, and is not to be made.
-    :raise StoreKindError: the file is not ours, or the name is another kind's.
+    :raise StoreKindError: the file is another program's, or the name is another kind's.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: it is damaged, or lost.
     :raise LockedError: another program keeps it locked.
-    :raise StorageError: it cannot be opened; others may write it while the serializer executes code.
+    :raise StorageError: it cannot be opened; or others may write it and the serializer executes code.
     """
 
     def make(collection: Collection) -> SQLiteRecordStore:
         table = SQLiteRecordStore(collection, discipline, retry)
         try:
-            if retry.auto_reclaim and not place.read_only:
+            if retry.auto_reclaim and not location.read_only:
                 table.reclaim()
         except BaseException:
             table.close()
@@ -143,7 +144,7 @@ def open_table(
         return table
 
     return _open(
-        place,
+        location,
         schema.Registration(name, kind, serializer),
         executes_code,
         durability,
@@ -154,7 +155,7 @@ def open_table(
 
 
 def open_mapping(
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     *,
     name: str,
     serializer: str,
@@ -163,12 +164,14 @@ def open_mapping(
     show: Callable[[bytes], str] = repr,
     clock: Clock | None = None,
 ) -> SQLitePairStore:
-    """The mapping of this name, made if it is missing. Parameters and exceptions as of :func:`open_table`.
+    """Open the dict of this name, and make it first if it is missing.
 
-    :param show: a key, for messages.
+    Parameters and exceptions are those of :func:`open_table`.
+
+    :param show: formats a key for messages.
     """
     return _open(
-        place,
+        location,
         schema.Registration(name, "dict", serializer),
         executes_code,
         durability,
@@ -179,7 +182,7 @@ def open_mapping(
 
 
 def _open(
-    place: DatabaseLocation,
+    location: DatabaseLocation,
     wanted: schema.Registration,
     executes_code: bool,
     durability: Durability,
@@ -187,9 +190,9 @@ def _open(
     create: Callable[[int], Sequence[str]],
     make: Callable[[Collection], C],
 ) -> C:
-    """What ``make`` makes of the collection.
+    """Return what ``make`` makes of the collection.
 
-    :param create: given the collection's number, the statements that make its tables.
+    :param create: given the collection's number, returns the statements that make its tables.
     """
     if not isinstance(wanted.name, str):
         raise TypeError(f"'name' must be a str, not {type(wanted.name).__name__}")
@@ -199,29 +202,29 @@ def _open(
         raise ValueError(
             f"'name' cannot be stored: {wanted.name!r} has a surrogate without its pair"
         ) from None
-    source = place.source
-    if executes_code and not place.trust_directory:
+    source = location.source
+    if executes_code and not location.trust_directory:
         source.check_permissions(wanted.serializer)
     users: list[Database] = []
-    if not (place.create or place.read_only):
+    if not (location.create or location.read_only):
         _refuse_missing(source, wanted)
     try:
-        if place.read_only:
-            looking = ReadOnlyDatabase(source, DATABASES.read_snapshot)
-            number = looking.find(wanted)
-            database = cast(Database, looking)  # it has all that a collection asks of one
+        if location.read_only:
+            read_only = ReadOnlyDatabase(source, DATABASES.read_snapshot)
+            number = read_only.find(wanted)
+            database = cast(Database, read_only)  # it has every method that a collection calls
         else:
             database = DATABASES.acquire(source, users)
             refusal: StorageError | None = None
-            if not place.create:
+            if not location.create:
                 refusal = schema.no_collection(wanted.name, source.path, "open")
             elif database.used_here():
-                # What is made within a transaction could be rolled back with it, and its number be given to
-                # another.
+                # Rolling the transaction back would remove the collection, and another one would get its
+                # number.
                 refusal = StorageError(_NOT_WITHIN.format(wanted.name, source.path))
-            number = _register(database, wanted, create, refusal, place.timeout)
+            number = _register(database, wanted, create, refusal, location.timeout)
         power = durability == "power"
-        return make(Collection(database, users, DATABASES, number, power, place.timeout, clock))
+        return make(Collection(database, users, DATABASES, number, power, location.timeout, clock))
     except BaseException:
         DATABASES.release(users)
         raise
@@ -247,10 +250,10 @@ def _register(
 
 
 def _refuse_missing(source: DatabaseFile, wanted: schema.Registration) -> None:
-    """Raise ``StoreMissingError`` where the collection is missing, before anything is made for opening it."""
+    """Raise ``StoreMissingError`` if the collection is missing, before opening it makes any file."""
     try:
         ReadOnlyDatabase(source, DATABASES.read_snapshot, "open").find(wanted)
     except StoreMissingError:
         raise
     except StorageError:
-        pass  # opening mends it, as a log without its index, or raises an error that says more
+        pass  # opening repairs it, as it does a log without an index, or raises an error that says more

@@ -1,4 +1,4 @@
-"""Pairs of keys and values in SQLite: how they are stored, found and gone through."""
+"""Store pairs of keys and values in SQLite, find them, and iterate over them."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = ["SQLitePairStore"]
 
 T = TypeVar("T")
 
-_PAGE = 256  # pairs read at a time, by who goes through them all
-_PAGE_BYTES = 1 << 22  # or fewer, when their values are this much
+_PAGE = 256  # pairs that an iteration reads at a time
+_PAGE_BYTES = 1 << 22  # a page ends earlier when its values have this many bytes
 _BEFORE_ALL = -1
 
 
 class SQLitePairStore(Handle[PairStatements], PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` in a :class:`~persistcoll.sqlite.database.Database`.
 
-    ``ready`` of its counters is how many pairs there are, ``last_id`` the highest serial, ``next_due_at`` the
-    next expiry.
+    In its counters ``ready`` is the number of pairs, ``last_id`` the highest serial, and ``next_due_at`` the
+    next expiry. The database's lock protects the counters and ``_adding``.
 
-    :param format_key: a key, for messages.
+    :param format_key: formats a key for messages.
     """
 
     def __init__(self, collection: Collection, format_key: Callable[[bytes], str]) -> None:
-        self._adding = False  # the last key that was set was a new one
+        self._adding = False  # whether the last key that was set was a new one
         super().__init__(collection, pair_statements(collection.collection_id))
         self._rows = PairRows(self._database.path, format_key, self._now)
         self._users = collection.users
@@ -60,9 +60,9 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         row = self._database.fetch_one(self._sql.select_value, (key,))
         if row is None:
             return None
-        value, crc, end = row
-        if end is not None:
-            return self._rows.verify_unexpired(key, value, crc, end)
+        value, crc, expires_at = row
+        if expires_at is not None:
+            return self._rows.verify_unexpired(key, value, crc, expires_at)
         if type(value) is not bytes or crc32(value, crc32(key)) != crc:
             self._rows.verify(key, value, crc, None)
         return value  # type: ignore[no-any-return]
@@ -72,8 +72,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         row = self._database.fetch_one(self._sql.select_value, (key,))
         if row is None:
             return False
-        _, _, end = row
-        return not self._rows.has_expired(end) or self._rows.verify_unexpired(key, *row) is not None
+        _, _, expires_at = row
+        return not self._rows.has_expired(expires_at) or self._rows.verify_unexpired(key, *row) is not None
 
     def change(self, key: bytes, name: bytes, change: Callable[[bytes | None], tuple[bytes | None, T]]) -> T:
         self._check()
@@ -81,10 +81,10 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         def run(execute: Execute) -> T:
             counters = self._refresh_counters(execute)
             row = execute(self._sql.select_value, (key,)).fetchone()
-            present = end = None
+            present = expires_at = None
             if row is not None:
                 present = self._rows.verify(key, *row)
-                _, _, end = row
+                _, _, expires_at = row
             value, result = change(present)
             if value is None:
                 if present is not None:
@@ -93,7 +93,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
                 crc = checksum(key, value, None)
                 self._insert(execute, counters, self._sql.insert, key, name, None, crc, value)
             elif value is not present:
-                execute(self._sql.update, (end, checksum(key, value, end), value, key))
+                execute(self._sql.update, (expires_at, checksum(key, value, expires_at), value, key))
             return result
 
         return self._write(run)
@@ -113,17 +113,17 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         text: str,
         key: bytes,
         name: bytes,
-        end: float | None,
+        expires_at: float | None,
         crc: int,
         value: bytes,
     ) -> bool:
-        """By one of the two statements that insert; whether it did."""
-        if not execute(text, (counters.last_id + 1, key, name, end, crc, value)).rowcount:
+        """Insert a pair with one of the two statements that insert; return whether it did."""
+        if not execute(text, (counters.last_id + 1, key, name, expires_at, crc, value)).rowcount:
             return False
         counters.last_id += 1
         counters.ready += 1
-        if end is not None:
-            counters.lower_next_due(end)
+        if expires_at is not None:
+            counters.lower_next_due(expires_at)
         return True
 
     def _remove(self, execute: Execute, counters: Counters, key: bytes) -> bool:
@@ -133,17 +133,17 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             self._database.mark_dirty(counters)
         return there
 
-    # Several.
+    # Several keys.
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         self._check()
 
-        def look(execute: Execute) -> list[Any]:
+        def query(execute: Execute) -> list[Any]:
             return [(key, execute(self._sql.select_value, (key,)).fetchone()) for key in keys]
 
         found = (
             (key, row and self._rows.verify_unexpired(key, *row))
-            for key, row in self._database.read_snapshot(look)
+            for key, row in self._database.read_snapshot(query)
         )
         return {key: value for key, value in found if value is not None}
 
@@ -168,38 +168,38 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
     def _set(self, execute: Execute, key: bytes, name: bytes, value: bytes) -> None:
         counters = self._refresh_counters(execute)
-        crc = crc32(value, crc32(key))  # as checksum() without an end, in a call less
-        # What is tried first is a guess, and costs nothing but time: who added a key adds another one.
+        crc = crc32(value, crc32(key))  # as checksum() of a pair that never expires, in one call less
+        # Heuristic: after an insert, try INSERT first. A wrong guess costs one statement more.
         if self._adding:
             if self._insert(execute, counters, self._sql.insert_if_absent, key, name, None, crc, value):
                 return
             self._adding = False
         if execute(self._sql.update_unexpiring, (crc, value, key)).rowcount:
             return
-        # Where nothing expires, it is not there.
+        # If no pair expires, the statement above would have found the key.
         if counters.next_due_at is None or not execute(self._sql.update, (None, crc, value, key)).rowcount:
             self._insert(execute, counters, self._sql.insert, key, name, None, crc, value)
             self._adding = True
 
     def _set_until(self, execute: Execute, key: bytes, name: bytes, value: bytes, expires: float) -> None:
         counters = self._refresh_counters(execute)
-        end = self._now() + expires
-        crc = checksum(key, value, end)
-        if execute(self._sql.update, (end, crc, value, key)).rowcount:
-            counters.lower_next_due(end)
+        expires_at = self._now() + expires
+        crc = checksum(key, value, expires_at)
+        if execute(self._sql.update, (expires_at, crc, value, key)).rowcount:
+            counters.lower_next_due(expires_at)
         else:
-            self._insert(execute, counters, self._sql.insert, key, name, end, crc, value)
+            self._insert(execute, counters, self._sql.insert, key, name, expires_at, crc, value)
 
     def _set_all(
         self, execute: Execute, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None
     ) -> None:
         counters = self._refresh_counters(execute)
-        end = None if expires is None else self._now() + expires
+        expires_at = None if expires is None else self._now() + expires
         last = counters.last_id
         self._database.executemany(
             self._sql.upsert,
             [
-                (serial, key, name, end, checksum(key, value, end), value)
+                (serial, key, name, expires_at, checksum(key, value, expires_at), value)
                 for serial, (key, name, value) in enumerate(items, last + 1)
             ],
         )
@@ -209,8 +209,8 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             counters.last_id = highest
             if highest - last != count:
                 self._database.mark_dirty(counters)
-        if end is not None:
-            counters.lower_next_due(end)
+        if expires_at is not None:
+            counters.lower_next_due(expires_at)
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
@@ -223,7 +223,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
             result = decode(self._rows.pair(row, True))
             _, key, *_ = row
             if not self._remove(execute, counters, key):
-                # It would be given again and again.
+                # Every later pop would return the same pair.
                 raise driver.corruption_error("a pair is not where its key says")
             return result
 
@@ -245,23 +245,23 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def count(self) -> int:
         self._check()
 
-        def look(execute: Execute, counters: Counters) -> int:
+        def query(execute: Execute, counters: Counters) -> int:
             if counters.next_due_at is None or counters.next_due_at > (now := self._now()):
                 return counters.ready
             (count,) = execute(self._sql.count_unexpired, (now,)).fetchone()
             return int(count)
 
-        return self._database.consult(self._counters, look)
+        return self._database.consult(self._counters, query)
 
-    # Iteration, page by page: a read transaction that stayed open would keep the log from being taken over
-    # into the database.
+    # Iteration, page by page: an open read transaction would keep SQLite from copying the log into the
+    # database.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
-        behind = self._database.consult(self._counters, lambda _, counters: counters.last_id) + 1
+        end_serial = self._database.consult(self._counters, lambda _, counters: counters.last_id) + 1
         page = self._sql.select_page[reverse, values]
         next_range = before_serial if reverse else after_serial
-        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, behind), next_range, values)
+        return PagedScan(self._read_page, self._rows, page, (_BEFORE_ALL, end_serial), next_range, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         self._check()
@@ -272,23 +272,23 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
     def _read_page(self, text: str, low: Any, high: Any) -> list[Any]:
         self._check()
 
-        def look(execute: Execute) -> list[Any]:
+        def query(execute: Execute) -> list[Any]:
             rows = []
             size = 0
             answer = execute(text, (low, high, _PAGE))
             while (row := answer.fetchone()) is not None:
                 rows.append(row)
                 *_, value = row
-                if type(value) is bytes:  # not where it is left out, or damaged
+                if type(value) is bytes:  # otherwise it was not read, or is damaged
                     size += len(value)
                 if size > _PAGE_BYTES:
                     end_statement(execute)
                     break
             return rows
 
-        return self._database.read_snapshot(look)
+        return self._database.read_snapshot(query)
 
-    # Transactions, the end.
+    # Transactions and lifecycle.
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -307,5 +307,5 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
         return Stats(ready=self.count(), bytes=self._database.source.disk_usage())
 
     def after_fork_in_child(self) -> None:
-        # The database itself follows forks.
+        # The database follows forks by itself.
         pass

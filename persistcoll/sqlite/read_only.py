@@ -1,14 +1,14 @@
-"""Looking at a database without writing anything: for a user who may only read, on a read-only file system.
+"""Read a database without writing anything: for a user who may only read, or on a read-only file system.
 
-Every look has a connection of its own, which costs 100 to 200 us. So there is nothing that a fork, an
-interrupt or the removal of the database could leave in a wrong state, and a process that looks keeps no
-writer from removing the log.
+Every read has a connection of its own, which costs 100 to 200 us. So neither a fork nor an interrupt nor the
+removal of the database can leave anything in a wrong state, and a process that reads keeps no writer from
+removing the log.
 
-SQLite makes a log, and an index for it, for each connection to a database that has none, also for one that
-may only read. So where there is no log, or nothing in it, the connection takes the file for immutable, and
-the look is repeated if a writer came meanwhile. Where there is a log, its last writer may close, and so
-remove it, in the microseconds before SQLite looks for it. Then SQLite leaves an empty one, which harms
-nothing and which the next writer removes.
+SQLite makes a log and its index for each connection to a database that has none, even for a connection that
+may only read. So if there is no log, or an empty one, the connection takes the database for immutable, and
+the read is repeated if a writer came meanwhile. If there is a log, its last writer may close the database,
+and so remove the log, in the microseconds before SQLite opens it. Then SQLite leaves an empty log, which does
+no harm and which the next writer removes.
 """
 
 from __future__ import annotations
@@ -38,21 +38,23 @@ _PAUSE = 0.001  # seconds
 
 
 class ReadOnlyDatabase:
-    """In the place of a :class:`~persistcoll.sqlite.database.Database` for a collection that only looks.
+    """What takes the place of a :class:`~persistcoll.sqlite.database.Database` for a read-only collection.
 
-    From any thread. What is due, because a delay or a lease has ended, is left to a process that writes.
+    Any thread may use it without a lock, because nothing in it changes after the constructor. If a delay or a
+    lease has ended, a process that writes has to make the record ready.
 
-    :param purpose: what the look is for, for messages.
-    :param look_through: called with the path, a look and what looks by a connection of its own.
+    :param read_through: called with the path, a query, and the function that executes the query through a
+        connection of its own.
+    :param purpose: what the read is for, for messages.
     """
 
     epoch = 0
 
     def __init__(
-        self, source: DatabaseFile, look_through: Callable[..., Any], purpose: str = "look at"
+        self, source: DatabaseFile, read_through: Callable[..., Any], purpose: str = "look at"
     ) -> None:
         self.source = source
-        self._look_through = look_through
+        self._read_through = read_through
         self._purpose = purpose
         self.path, self.disk = source.path, source.disk
         self.counters_by_number: dict[int, Counters] = {}
@@ -69,17 +71,17 @@ class ReadOnlyDatabase:
             self.now = schema.clock(execute, may_set=False)
 
         with source.translated():
-            self._look_through(self.path, identify, self._look)
+            self._read_through(self.path, identify, self._read_alone)
 
     def find(self, wanted: schema.Registration) -> int:
-        """The number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
+        """Return the number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
         number = self.read_snapshot(lambda execute: schema.find(execute, wanted, self.path))
         if number is None:
             raise schema.no_collection(wanted.name, self.path, self._purpose)
         return number
 
     def _status(self) -> tuple[int, ...]:
-        """Differs from an earlier one when the file has changed since; at last, whether there is a log."""
+        """Return a value that changes with the file; its last element tells whether there is a log."""
         found = self.source.existing(self._purpose)
         if not os.access(self.path, os.R_OK):
             raise storage_error(PermissionError(errno.EACCES, ""), "reading", self.path)
@@ -88,66 +90,67 @@ class ReadOnlyDatabase:
     def _has_log(self) -> bool:
         return self.source.disk_usage((LOG,)) > 0
 
-    def _look(self, look: Callable[[Execute], T]) -> T:
-        for tried in range(_TRIES):
+    def _read_alone(self, query: Callable[[Execute], T]) -> T:
+        for attempt in range(_TRIES):
             before = self._status()
             logged = before[-1]
             try:
                 connection = driver.connect_read_only(self.path, self.source.timeout, not logged)
                 with closing(connection):
-                    if logged and not self._has_log():  # as late as can be: SQLite would make one
+                    # Just before SQLite opens the log, because it would make a missing one.
+                    if logged and not self._has_log():
                         continue
                     connection.execute(driver.BEGIN_READING)
-                    found = look(connection.execute)
+                    found = query(connection.execute)
             except driver.ERRORS as error:
-                if tried < _TRIES - 1 and self._status() != before:
+                if attempt < _TRIES - 1 and self._status() != before:
                     time.sleep(_PAUSE)
                     continue
                 if logged and "unable to open" in str(error):
                     raise StorageError(
-                        f"{self.path!r} has a log, {self.path + LOG!r}, and no index for it, which cannot be"
-                        " made by looking: open it once without read_only=True, which takes over what the"
-                        " log holds",
+                        f"{self.path!r} has a log, {self.path + LOG!r}, and no index for it, which reading"
+                        " cannot make: open it once without read_only=True, which copies the log into the"
+                        " database",
                         errno.EROFS,
                     ) from error
                 raise
             if logged or self._status() == before:
                 return found
-        raise StorageError(f"{self.path!r} is opened and closed again and again by others; look later")
+        raise StorageError(f"{self.path!r} is opened and closed again and again by others; read it later")
 
-    def read_snapshot(self, look: Callable[[Execute], T]) -> T:
-        """``look`` at what is committed at one moment."""
+    def read_snapshot(self, query: Callable[[Execute], T]) -> T:
+        """Return what ``query`` reads from one snapshot of what is committed."""
         try:
-            return cast(T, self._look_through(self.path, look, self._look))
+            return cast(T, self._read_through(self.path, query, self._read_alone))
         except driver.ERRORS as error:
             raise driver.translate(error, "reading", self.path) from error
 
     read = read_snapshot
 
     def consult(
-        self, counters: Counters, look: Callable[[Execute, Counters], T], snapshot: bool = False
+        self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool = False
     ) -> T:
-        """``look`` at what is committed at one moment, and at a table's numbers."""
+        """Return what ``query`` reads from one snapshot and from a collection's counters."""
 
         def run(execute: Execute) -> T:
-            present = Counters(counters.sql)
-            present.load(execute)
+            current = Counters(counters.sql)
+            current.load(execute)
             if isinstance(counters.sql, RecordStatements):
-                present.next_due_at = None
-            return look(execute, present)
+                current.next_due_at = None
+            return query(execute, current)
 
         return self.read_snapshot(run)
 
     def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
-        """The first row that this statement finds in what is committed, or ``None``."""
+        """Return the first row that this statement finds in what is committed, or ``None``."""
         return self.read_snapshot(lambda execute: execute(text, parameters).fetchone())
 
     def change_token(self) -> object:
-        """Differs from every earlier one: whoever waits looks again."""
+        """Return a value that differs from every earlier one, so that a thread that waits reads again."""
         return object()
 
     def warn_if_replaced(self) -> None:
-        """Nothing: nothing was written that could be lost."""
+        """Do nothing, because nothing was written that could be lost."""
 
     def _refuse(self, *arguments: object, **options: object) -> NoReturn:
         raise read_only_error(repr(self.path))

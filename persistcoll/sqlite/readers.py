@@ -1,9 +1,9 @@
 """Connections to a database file that only read, beside the one that writes.
 
-In SQLite's write-ahead log who reads waits for nobody: not for a writer that waits for the device, nor for
-another reader. A connection serves one reader at a time, so there are as many as ever read at once. Measured
-with 1 and 8 threads that read, in microseconds for each row: 3.8 and 3.4; through the writing connection 4.7
-and 4.9, and beside a writer that syncs up to its whole sync more.
+With SQLite's write-ahead log a reader waits for no writer, not even for one that waits for the device, and
+for no other reader. A connection serves one reader at a time, so there are as many connections as ever read
+at once. Measured with 1 and 8 threads that read, in microseconds for each row: 3.8 and 3.4 this way; through
+the writing connection 4.7 and 4.9, and up to a whole sync more beside a writer that syncs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ _PAUSE = 0.0005  # seconds
 
 
 class ReaderPool:
-    """The reading connections of one database. From any thread.
+    """The reading connections of one database, for use by any thread.
 
-    :param connect: passes another one to the function that it is given, or raises; under the lock under which
-        :meth:`close` is called.
+    The lock under which ``connect`` calls its argument and under which :meth:`close` is called protects
+    ``connections`` and ``_cursors``. No lock protects ``_idle``: a thread takes a cursor by ``pop`` and
+    returns it by ``append``, which are atomic.
+
+    :param connect: passes a new connection to the function that it is given, or raises; under that lock.
     :ivar connections: all of them.
     """
 
@@ -34,17 +37,17 @@ class ReaderPool:
         self._connect = connect
         self.connections: list[Connection] = []
         self._cursors: list[weakref.ref[Any]] = []
-        # The cursors that nobody uses. Taking one and putting it back cannot be divided.
+        # The cursors that no thread uses.
         self._idle: list[Any] = []
-        self._every_idle = [self._idle]  # also those in which nobody looks any more
+        self._every_idle = [self._idle]  # the invalidated ones as well
 
-    def first(self, text: str, parameters: Sequence[Any]) -> Any:
-        """The first row of the answer to one statement, or ``None``."""
+    def fetch_one(self, text: str, parameters: Sequence[Any]) -> Any:
+        """Return the first row of the answer to one statement, or ``None``."""
         idle = self._idle
         try:
             cursor = idle.pop()
         except IndexError:
-            idle, cursor = self._another()
+            idle, cursor = self._connect_another()
         try:
             return cursor.execute(text, parameters).fetchone()
         except BaseException:
@@ -53,31 +56,31 @@ class ReaderPool:
         finally:
             idle.append(cursor)
 
-    def read(self, look: Callable[[Execute], T]) -> T:
-        """``look`` at what is committed at one moment."""
+    def read_snapshot(self, query: Callable[[Execute], T]) -> T:
+        """Return what ``query`` reads from one snapshot of what is committed."""
         idle = self._idle
         try:
             cursor = idle.pop()
         except IndexError:
-            idle, cursor = self._another()
-        # No Python function is called for the end, at whose beginning an interrupt could come in: a
-        # connection that stays in its transaction gives old values for ever.
+            idle, cursor = self._connect_another()
+        # No Python function ends the transaction, because an interrupt could come where a function begins: a
+        # connection that stays in its transaction returns old values for ever.
         try:
             try:
                 cursor.execute(BEGIN_READING)
-                return look(cursor.execute)
+                return query(cursor.execute)
             finally:
                 if cursor.connection.in_transaction:
                     cursor.execute(ROLLBACK)
         finally:
             idle.append(cursor)
 
-    def _another(self) -> tuple[list[Any], Any]:
+    def _connect_another(self) -> tuple[list[Any], Any]:
         made: list[tuple[list[Any], Any]] = []
 
         def add(connection: Connection) -> None:
             self.connections.append(connection)
-            # One cursor for all: a new one for each statement costs 0.15 us.
+            # One cursor for all statements, because a new one for each costs 0.15 us.
             cursor = connection.cursor()
             self._cursors.append(weakref.ref(cursor))
             made.append((self._idle, cursor))
@@ -85,25 +88,26 @@ class ReaderPool:
         self._connect(add)
         return made[0]
 
-    def refuse(self) -> None:
-        """Whoever comes now has to ask for a connection anew. From any thread, without any lock."""
+    def invalidate(self) -> None:
+        """Make every later reader ask for a new connection. Needs no lock."""
         idle: list[Any] = []
         self._every_idle.append(idle)
         self._idle = idle
 
     def _used(self) -> bool:
-        # Who was interrupted right behind taking one has none, and puts none back.
-        living = sum(cursor() is not None for cursor in self._cursors)
-        return sum(map(len, self._every_idle)) < living
+        # An interrupt directly after `pop` frees the cursor, and its thread returns none. So count only
+        # cursors that still exist.
+        existing = sum(cursor() is not None for cursor in self._cursors)
+        return sum(map(len, self._every_idle)) < existing
 
-    def close(self, patience: float) -> list[Connection]:
-        """Close all of them once nobody uses any.
+    def close(self, timeout: float) -> list[Connection]:
+        """Close all connections as soon as no thread uses one.
 
-        :param patience: seconds to wait for that.
-        :return: those that are not closed, because they are still in use.
+        :param timeout: seconds to wait for that.
+        :return: the connections that stay open, because they are still in use.
         """
-        self.refuse()
-        deadline = time.monotonic() + patience
+        self.invalidate()
+        deadline = time.monotonic() + timeout
         while self._used() and time.monotonic() < deadline:
             time.sleep(_PAUSE)
         if self._used():

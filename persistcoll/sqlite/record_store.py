@@ -1,4 +1,4 @@
-"""Records with states in SQLite: how they are put, claimed, settled and looked at."""
+"""Store records with states in SQLite: put, claim, settle and read them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,14 @@ _MOST = (1 << 63) - 1  # rows
 class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in a database file.
 
-    A claim need not survive a power cut: one that is lost leaves a ready record.
+    Claims need not survive a power cut, because a record whose claim is lost is ready, so claiming does not
+    sync.
+
+    The database's lock protects what the transactions of all handles change. ``_closing`` lets one thread
+    close the handle. ``_last_claim_was_empty`` is a hint that any thread reads and sets without a lock.
     """
 
-    # Seconds. To ask a database costs 20 to 50 us where nothing is in the processor's caches any more.
+    # Seconds. Asking a database costs 20 to 50 us if the processor's caches hold nothing of it any more.
     max_poll_interval = 0.01
 
     def __init__(self, collection: Collection, discipline: Discipline, retry: ClaimPolicy) -> None:
@@ -50,23 +54,27 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._users = collection.users
 
     def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None:
-        """From now on apply ``seal`` to each payload and its id before it is written; ``unseal`` undoes it.
+        """Apply ``seal`` to each payload and its id before it is written, from now on; ``unseal`` undoes it.
 
-        Not a parameter, because both are made with the collection's id, which is known when it is open.
+        They are no parameters of the constructor, because both are made with the collection's id, which is
+        known only when the collection is open.
         """
         self._rows.seal, self._rows.unseal = seal, unseal
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         self._claims.release_due(execute)
 
-    def _read(self, look: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
-        """``look`` at what is committed, in which nothing is due; ``snapshot``: at one moment."""
+    def _read(self, query: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
+        """Return what ``query`` reads from what is committed, after what is due was done.
+
+        :param snapshot: whether all that ``query`` reads is to belong to one snapshot.
+        """
         self._check()
 
         def run(execute: Execute, counters: Counters) -> T | object:
             if counters.next_due_at is not None and counters.next_due_at <= self._now():
                 return _DUE
-            return look(execute, counters)
+            return query(execute, counters)
 
         while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
             self._database.write(self._refresh_counters, False, timeout=self._timeout)
@@ -122,7 +130,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
 
-    # Taking.
+    # Claiming.
 
     def claim(
         self,
@@ -132,14 +140,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> T:
-        return self._take(decode, False, select, claims, deadline)
+        return self._claim_or_pop(decode, False, select, claims, deadline)
 
     def pop(
         self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
     ) -> T:
-        return self._take(decode, True, select, None, deadline)
+        return self._claim_or_pop(decode, True, select, None, deadline)
 
-    def _take(
+    def _claim_or_pop(
         self,
         decode: Callable[[Record], T],
         acknowledge: bool,
@@ -162,7 +170,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
             counters = self._refresh_counters(execute)
             row = execute(text, parameters).fetchone()
-            if row is None and self._claims.resume_sometimes(execute):
+            if row is None and self._claims.reclaim_if_due(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
                 self._rows.check_none_left(counters.ready if select is None else 0)
@@ -179,8 +187,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         sync = acknowledge and self._power
         after = None if acknowledge else partial(self._claims.remember_claims, claims)
-        taken: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
-        value, _ = taken
+        result: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
+        value, _ = result
         return value
 
     def claim_many(
@@ -191,14 +199,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
-        return self._take_many(limit, decode, False, claims, deadline)
+        return self._claim_or_pop_many(limit, decode, False, claims, deadline)
 
     def pop_many(
         self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
     ) -> list[T]:
-        return self._take_many(limit, decode, True, None, deadline)
+        return self._claim_or_pop_many(limit, decode, True, None, deadline)
 
-    def _take_many(
+    def _claim_or_pop_many(
         self,
         limit: int,
         decode: Callable[[Record], T],
@@ -215,7 +223,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             counters = self._refresh_counters(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
-            if not rows and self._claims.resume_sometimes(execute):
+            if not rows and self._claims.reclaim_if_due(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()
             values: list[T] = []
             for row in rows:
@@ -240,23 +248,23 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         sync = acknowledge and self._power
         after = None if acknowledge else partial(self._claims.remember_claims, claims)
-        taken: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
-        values, _ = taken
+        result: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
+        values, _ = result
         return values
 
     def _refuse_empty(self) -> None:
-        """Who asks an empty queue again and again makes no transaction each time."""
+        """Raise ``Empty`` after a read alone, so that polling an empty queue makes no transactions."""
         self._last_claim_was_empty = False
 
-        def look(execute: Execute, counters: Counters) -> None:
+        def query(execute: Execute, counters: Counters) -> None:
             if not counters.ready and not self._claims.may_reclaim():
                 self._last_claim_was_empty = True
                 raise Empty
 
-        self._read(look)
+        self._read(query)
 
     def _remove(self, execute: Execute, counters: Counters, rows: Sequence[Any]) -> None:
-        """Ready rows go for good."""
+        """Delete ready rows for good."""
         self._rows.remove(execute, rows)
         if self._keys.unique:
             self._keys.delete(execute, [key for _, _, key, *_ in rows])
@@ -307,7 +315,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             if row is None:
                 return False
             _, _, old_key, *_ = row
-            store = self._rows.replacing(id, holder, payload, key)  # raises before anything is changed
+            store = self._rows.replacing(id, holder, payload, key)  # raises before the first change
             self._keys.exchange(execute, id, old_key, key)
             execute(*store)
             return True
@@ -324,7 +332,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             )
             row = execute(text, (parameter,)).fetchone()
             if row is None:
-                self._rows.check_gone(execute(self._sql.select_ready, (1,)).fetchone(), id)
+                self._rows.check_absent(execute(self._sql.select_ready, (1,)).fetchone(), id)
                 return None
             self._remove(execute, counters, (row,))
             removed, *_ = row
@@ -366,10 +374,10 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._check()
         self._database.shrink(self._timeout)
 
-    # Looking.
+    # Reading.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
-        def look(snapshot: bool, execute: Execute, counters: Counters) -> T | object:
+        def query(snapshot: bool, execute: Execute, counters: Counters) -> T | object:
             row = execute(self._sql.select_ready, (1,)).fetchone()
             if row is not None:
                 return decode(self._rows.record(row))
@@ -378,9 +386,9 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
             self._rows.check_none_left(counters.ready)
             raise Empty
 
-        # The numbers and the head are two reads: only of one moment do they tell of damage.
-        value = self._read(partial(look, False))
-        return cast(T, self._read(partial(look, True), True) if value is _UNSURE else value)
+        # The counters and the first row are two reads, which show damage only if they are of one snapshot.
+        value = self._read(partial(query, False))
+        return cast(T, self._read(partial(query, True), True) if value is _UNSURE else value)
 
     def has_active_key(self, key: bytes) -> bool:
         return self._read(lambda execute, _: self._keys.is_active(execute, key))
@@ -402,7 +410,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     def change_token(self) -> object:
         self._check()
-        # What time brings about is no change of the database: something is due; a holder may have died.
+        # The end of a delay or a lease, and the death of a holder, do not change the database.
         due = self._counters.next_due_at
         is_due = due is not None and due <= self._now()
         return self._database.change_token(), is_due, self._claims.may_reclaim()
@@ -411,14 +419,14 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         return self._scan.stats(self._database.source.disk_usage)
 
     def after_fork_in_child(self) -> None:
-        # The database itself follows forks.
+        # The database follows forks by itself.
         self._claims.after_fork_in_child()
 
     def close(self) -> None:
         held: list[threading.Lock] = []
         try:
             if acquire_tracked(self._closing, 0.0, held):
-                self._close()  # otherwise another thread closes it, or this one does
+                self._close()  # otherwise another thread is closing it, or this thread is, further up
         finally:
             if held:
                 self._closing.release()
@@ -430,5 +438,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
                 self._warn_if_replaced()
         finally:
             self._closed = True
-            self._claims.after_fork_in_child()  # where that was interrupted: a holder found dead is resumed
+            # If an interrupt ended `_claims.close()`, this unlocks the holder's file, so that another process
+            # reclaims what it had claimed.
+            self._claims.after_fork_in_child()
             self._registry.release(self._users)

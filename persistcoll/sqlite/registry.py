@@ -26,21 +26,27 @@ _OPENING = "nothing can be opened while this thread opens or closes something el
 
 
 class Registry:
-    """The databases that this process has open, and by how many collections each."""
+    """The databases that this process has open, and the number of handles that use each.
+
+    ``_lock`` protects all fields and the ``users`` of every database. A thread that holds it waits for no
+    operation of this process, because that operation may be waiting for it. ``_pending_close`` gets entries
+    without the lock, by one atomic call.
+    """
 
     def __init__(self) -> None:
-        # It protects all fields. A thread that has it waits for no operation of this process, because that
-        # may be waiting for it.
         self._lock = OwnedLock()
         self._open: dict[str, Database] = {}
-        self._inherited: set[str] = set()  # open in the process that this one was forked from, unseen
+        self._inherited: set[str] = set()  # paths that were open in the parent, after an unseen fork
         self._pending_close: deque[Database] = deque()
-        self._held: list[threading.Lock] = []  # for a fork
+        self._held: list[threading.Lock] = []  # held during a fork
         register_quiescent(self)
 
     def acquire(self, source: DatabaseFile, users: list[Database]) -> Database:
-        """The database, noted in ``users`` for :meth:`release` before anything can be interrupted."""
-        if source.path == MEMORY:  # each one its own
+        """Return the database, opened if it is not, and count one more user.
+
+        :param users: gets the database, for :meth:`release`, before an interrupt can come.
+        """
+        if source.path == MEMORY:  # each handle has a database of its own
             users.append(Database(source))
             return users[0]
         if not SAME[0]:
@@ -61,11 +67,13 @@ class Registry:
         return database
 
     def read_snapshot(
-        self, path: str, look: Callable[[Execute], T], beside: Callable[[Callable[[Execute], T]], T]
+        self, path: str, query: Callable[[Execute], T], read_alone: Callable[[Callable[[Execute], T]], T]
     ) -> T:
-        """``look`` through the database that this process has open there; otherwise ``beside`` does it, and
-        nothing is opened meanwhile: SQLite shares the index of the log between all connections of a
-        process, which could not write if the first one could not.
+        """Return what ``query`` reads, through the database if this process has it open.
+
+        Otherwise ``read_alone`` executes it, and no database is opened meanwhile. SQLite shares the index of
+        the log between all connections of a process: if the first connection cannot write, no later one
+        could.
         """
         if not SAME[0]:
             follow_fork()
@@ -78,37 +86,39 @@ class Registry:
             with self._lock.mutex:
                 database = self._open.get(path)
                 if database is None or not self._is_usable(database):
-                    return beside(look)
+                    return read_alone(query)
                 database.users += 1
                 users.append(database)
             try:
-                return database.read_snapshot(look)
+                return database.read_snapshot(query)
             except StorageError as error:
                 if error.errno not in (errno.EACCES, errno.EROFS):
                     raise
-                # Inherited by a fork, and this process has fewer rights: nobody here will ever write.
-                return beside(look)
+                # The database was inherited by a fork, and this process has fewer rights, so it never writes.
+                return read_alone(query)
         finally:
             self.release(users)
 
     def release(self, users: list[Database]) -> None:
-        """By a handle that used what is in the list, which is empty then. Idempotent."""
+        """Release the database in ``users``, for a handle that used it, and empty the list. Idempotent."""
         try:
             self._release(users)
-        except BaseException:  # out of a signal handler: what it cut short is done all the same
+        except BaseException:  # a signal handler raised: finish what it interrupted
             self._release(users)
             raise
 
     def _release(self, users: list[Database]) -> None:
         with suppress(IndexError):
-            self._pending_close.extend(iter(users.pop, None))  # one call: either still there or already here
+            # One call, so that an interrupt finds the database in one of the two lists.
+            self._pending_close.extend(iter(users.pop, None))
         self.close_pending()
 
     def close_pending(self) -> None:
-        """Shut those that nobody uses any more.
+        """Close the databases that no handle uses any more.
 
-        By a thread that is within an operation, as the garbage collector may be, it is left to whoever calls
-        this next; one in a caller's transaction is left to who calls this at its end.
+        A thread that is within an operation, as one that runs a destructor may be, leaves that to the next
+        call of this method. A database in which a caller's transaction is open is left to the call at the
+        transaction's end.
         """
         while self._pending_close and not in_operation():
             with self._lock.mutex:
@@ -119,39 +129,42 @@ class Registry:
             time.sleep(_PAUSE)
 
     def _is_usable(self, database: Database) -> bool:
-        """Whether it can be opened once more: otherwise a new one is, and that one is left to its users."""
-        if database.is_closing:  # not to its end, because that was interrupted
+        """Tell whether an open database can serve a new handle; otherwise its old users keep it."""
+        if database.is_closing:  # an interrupt came before the end of its closing
             database.try_close()
             return False
         with suppress(StoreReplacedError):
             database.check_files()
         replaced = database.replaced
         if replaced is not None and (replaced.path or "").endswith((LOG, INDEX)):
-            # SQLite itself shares these within a process, for as long as the same database is open.
+            # SQLite shares these two files within a process as long as the database is open, so opening it
+            # again would use the replaced ones.
             raise StoreReplacedError(f"{replaced}; {REMEDY}", replaced.path)
         return replaced is None
 
     def _close_first(self) -> None:
-        """Of those left. Under the mutex: two databases of one process on a file would close each other's
-        locks.
+        """Close the first of the pending databases, or make it the last one. Call it with the lock held.
+
+        Without the lock another thread could open the file again meanwhile. Two databases of one process on
+        one file would drop each other's locks by closing.
         """
-        left = self._pending_close
-        database = left[0]
+        pending = self._pending_close
+        database = pending[0]
         if database.users > 1:
             database.users -= 1
-            del left[0]  # nothing was called in between, behind which an interrupt could come
+            del pending[0]  # no call since the line above, so an interrupt cannot come between the two
         elif database.try_close():
             if self._open.get(database.path) is database:
                 del self._open[database.path]
-            del left[0]
+            del pending[0]
         else:
-            left.rotate(-1)
+            pending.rotate(-1)
 
     def used_here(self) -> bool:
-        """Whether this thread is opening or shutting one."""
+        """Tell whether this thread is opening or closing a database."""
         return self._lock.is_owned()
 
-    # A database that is being opened while the process forks would be inherited half open.
+    # A fork waits until no database is being opened: otherwise the child would inherit it half open.
 
     def _before_fork(self) -> None:
         self._lock.quiesce(FORK_TIMEOUT, self._held)
@@ -167,4 +180,4 @@ class Registry:
 
 
 DATABASES = Registry()
-"""Those of this process."""
+"""The databases of this process."""

@@ -1,4 +1,4 @@
-"""Finding out whether a file system has room, where SQLite does not say why it could not write."""
+"""Find out whether a file system has space, because SQLite does not say why it could not write."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from persistcoll.errors import StorageFullError
 
 __all__ = ["no_room"]
 
-# Bytes: more than SQLite writes in one call, whose failure is to be explained.
+# Bytes: more than SQLite writes in one call, so that the probe fails if that call did.
 _PROBE = 1 << 16
 _BESIDE = ("", "-wal", "-shm")
 
 
 def no_room(database: str) -> int | None:
-    """The error number with which the file system refuses a file beside the database that is as long as the
-    longest of the database's own files, and one block longer; ``None`` if it takes it.
+    """Return the error number for which the file system has no space, or ``None`` if it has.
 
-    So a full disk, a quota and a limit of a file's size tell themselves from a broken device. The probe has
-    no name, or for a moment one that nothing else has; it leaves nothing.
+    The probe writes a block into a new file beside the database, at the end of the longest of the database's
+    files. So it fails for a full disk, for a quota and for a limit of a file's size, but not for a broken
+    device. The probe has no name, or for a short time one that no other file has, and leaves nothing.
+
+    Cost: one write of 64 KiB, without a sync.
     """
     longest = 0
-    for end in _BESIDE:
+    for suffix in _BESIDE:
         with suppress(OSError):
-            longest = max(longest, os.stat(database + end).st_size)
+            longest = max(longest, os.stat(database + suffix).st_size)
     try:
         _write_beside(Disk(), database, longest)
     except OSError as error:
@@ -39,7 +41,7 @@ def _write_beside(disk: Disk, database: str, offset: int) -> None:
     fd = _make_unnamed(disk, database)
     try:
         data = bytes(_PROBE)
-        # A short write stands for the error that the rest of it gets.
+        # After a short write the next one gets the error.
         while data:
             written = disk.pwrite(fd, data, offset)
             data, offset = data[written:], offset + written

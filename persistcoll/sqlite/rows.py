@@ -1,4 +1,4 @@
-"""A row of a table and the record that it stands for: sealed, and checked against its checksum."""
+"""Turn records into rows and rows into records: sealed, and checked against a checksum."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ __all__ = ["Rows", "Seal", "refuse_too_large"]
 
 Seal = Callable[[bytes, int], bytes]
 _MASK = 0xFFFFFFFF
-# Bytes: SQLite's own limit of a row, which is a thousand million, less some room for the other columns.
+# Bytes: SQLite's limit of a row, 10**9, less some space for the other columns.
 _LARGEST = 10**9 - 10**4
 
 
 def refuse_too_large(payload: bytes) -> None:
-    """``EncodeError`` for what no row can hold; SQLite's error would be that of all in the transaction."""
+    """Raise ``EncodeError`` for a payload that no row can hold.
+
+    SQLite's own error would fail all operations of the transaction.
+    """
     if len(payload) > _LARGEST:
         raise EncodeError(f"an item of {len(payload)} bytes is too large: a database takes {_LARGEST}")
 
 
 class Rows:
-    """Writes and reads the rows of one table.
+    """Writes and reads the rows of one collection.
 
-    SQLite's pages have no checksum, so each row has one, of the payload, the id and the collection: an
-    altered payload, or that of another row, is never delivered, not even from a page that another collection
-    has or had. The other columns have none.
+    SQLite's pages have no checksum, so each row has one, over the payload, the id and the collection. So an
+    altered payload, or that of another row, is never delivered, not even if SQLite reads a page that another
+    collection has or had. The other columns have no checksum.
 
-    :param store_id: of the collection.
-    :ivar seal: what is applied to each payload and its id before it is written; ``None``: nothing.
-    :ivar unseal: what undoes that.
+    ``seal`` and ``unseal`` are set once, before the first write; no lock protects them.
+
+    :param store_id: the collection's.
+    :ivar seal: applied to each payload and its id before it is written; ``None``: nothing is.
+    :ivar unseal: undoes ``seal``.
     """
 
     seal: Seal | None = None
@@ -51,7 +56,7 @@ class Rows:
         return crc32(payload, (id ^ self._seed) & _MASK)
 
     def append(self, execute: Execute, id: int, payload: bytes, time: float) -> None:
-        """A ready row."""
+        """Insert a ready row."""
         if self.seal is not None:
             payload = self.seal(payload, id)
         if len(payload) > _LARGEST:
@@ -64,7 +69,7 @@ class Rows:
         entries: Iterable[tuple[int, Entry]],
         time: float,
     ) -> None:
-        """Ready rows."""
+        """Insert ready rows."""
         rows = []
         for id, (payload, priority, key) in entries:
             data = payload
@@ -75,7 +80,7 @@ class Rows:
         executemany(self._sql.insert_ready, rows)
 
     def remove(self, execute: Execute, rows: Sequence[Any]) -> None:
-        """These ready rows are ready no more: any one, or several that are next."""
+        """Delete ready rows: any one, or the first several in the order of delivery."""
         if len(rows) == 1:
             ((id, *_),) = rows
             removed = execute(self._sql.delete_ready, (id,)).rowcount
@@ -85,7 +90,7 @@ class Rows:
             self.check_found(removed, len(rows))
 
     def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
-        """The same row with another id, which its seal and its checksum are bound to."""
+        """Return the row with another id, because seal and checksum are bound to the id."""
         old, priority, key, time, attempts, _, _ = row
         payload = self.record(row).payload
         if self.seal is not None and self.unseal is not None:
@@ -95,7 +100,10 @@ class Rows:
     def replacing(
         self, id: int, holder: int | None, payload: bytes, key: bytes | None
     ) -> tuple[str, tuple[Any, ...]]:
-        """The statement that stores another payload for a ready row, or for one that ``holder`` holds."""
+        """Return the statement that stores another payload, and its parameters.
+
+        :param holder: the holder of a claimed or delayed row; ``None`` for a ready row.
+        """
         if self.seal is not None:
             payload = self.seal(payload, id)
         refuse_too_large(payload)
@@ -105,58 +113,56 @@ class Rows:
         return self._sql.update_claimed, (*values, holder, id)
 
     def record(self, row: Any, attempt: int = 0) -> Record:
-        """What the row stands for; with ``attempt`` 1, as it is claimed now.
+        """Return the record of a row.
 
-        :raise CorruptionError: it is damaged.
+        :param attempt: 1 if the record is being claimed, which counts as one attempt more.
+        :raise CorruptionError: the row is damaged.
         """
         id, priority, _, time, attempts, crc, payload = row
-        # As _checksum(), in a call less.
-        whole = type(payload) is bytes and crc32(payload, (id ^ self._seed) & _MASK) == crc
-        if not whole or type(attempts) is not int or not 0 <= attempts < _MASK:
+        # As _checksum(), in one call less.
+        is_intact = type(payload) is bytes and crc32(payload, (id ^ self._seed) & _MASK) == crc
+        if not is_intact or type(attempts) is not int or not 0 <= attempts < _MASK:
             raise self._damaged(id)
         return Record(id, payload, time, priority, attempts + attempt)
 
     def check_found(self, found: int, wanted: int) -> None:
-        """A row that a scan gives and its id does not find would be given again and again.
+        """Raise the database's error for damage if a row that a scan found was not found by its id.
 
-        :raise Exception: the database's own, for damage.
+        Otherwise the same row would be delivered again and again.
         """
         if found != wanted:
             raise driver.corruption_error("a row is not where its id says")
 
-    def check_gone(self, head: Any, id: int | None) -> None:
-        """What no look-up finds must not be what comes first. Raises likewise."""
+    def check_absent(self, head: Any, id: int | None) -> None:
+        """Raise the database's error for damage if the first ready row has the id that was not found."""
         if head is not None:
             found, *_ = head
             self.check_found(found != id, True)
 
     def damaged_database(self, what: str) -> Exception:
-        """The database's own error for damage."""
+        """Return the database's error for damage."""
         return driver.corruption_error(what)
 
     def check_none_left(self, ready: int) -> None:
-        """Where no ready row is found, none must be known of.
-
-        :raise Exception: the database's own, for damage.
-        """
+        """Raise the database's error for damage if no row is ready but the counters say that some are."""
         if ready:
-            raise driver.corruption_error(f"of {ready} waiting items none is found; clear() begins anew")
+            raise driver.corruption_error(f"none of {ready} ready items is found; clear() begins anew")
 
     def check_order(self, before: int, id: int) -> None:
-        """Rows that do not come by their ids would be read again and again.
+        """Raise ``CorruptionError`` if rows do not come in the order of their ids.
 
-        :raise CorruptionError: this one does not.
+        Otherwise an iteration would read the same rows again and again.
         """
         if id <= before:
             raise CorruptionError(
-                f"reading {self._path!r} failed: the database is damaged (item {id} is not where it belongs)",
+                f"reading {self._path!r} failed: the database is damaged (item {id} is out of order)",
                 self._path,
             )
 
     def _damaged(self, id: int) -> CorruptionError:
         return CorruptionError(
             f"item {id} in {self._path!r} is damaged: its checksum is not right; skip({id}) removes it,"
-            f" or ack_failed(id={id}) while it is held",
+            f" or ack_failed(id={id}) while it is claimed",
             self._path,
             id=id,
         )

@@ -1,4 +1,4 @@
-"""Going through a table without taking anything."""
+"""Iterate over the records of a collection without claiming them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["Read", "TableScan"]
 
-_PAGE = 256  # rows read at a time
+_PAGE = 256  # rows that an iteration reads at a time
 _BEFORE_ALL = -1 << 63
 
 T = TypeVar("T")
 
 
 class Read(Protocol):
-    """How a table looks at what is committed."""
+    """How a collection reads what is committed."""
 
-    def __call__(self, look: Callable[[Execute, Counters], T], /, snapshot: bool = False) -> T:
-        """``look`` at it; ``snapshot``: with several statements, at one moment."""
+    def __call__(self, query: Callable[[Execute, Counters], T], /, snapshot: bool = False) -> T:
+        """Return what ``query`` reads; with ``snapshot`` its statements read one snapshot."""
 
 
 class TableScan:
-    """What lies in a table, by the ids."""
+    """The records of one collection, by their ids. Any thread may use it; no field changes."""
 
-    def __init__(self, look: Read, sql: RecordStatements, rows: Rows) -> None:
-        self._read = look
+    def __init__(self, read: Read, sql: RecordStatements, rows: Rows) -> None:
+        self._read = read
         self._sql = sql
         self._rows = rows
 
     def ready(self) -> Iterator[Record]:
-        """The ready records of this moment; of those that go meanwhile some are left out."""
+        """Return the records that are ready now; those that cease to be ready meanwhile may be left out."""
         return self._pages(self._read(lambda _, counters: counters.last_id))
 
     def _pages(self, last: int) -> Iterator[Record]:
-        # A read transaction that stayed open would keep the log from being taken over into the database.
+        # Page by page: an open read transaction would keep SQLite from copying the log into the database.
         after = _BEFORE_ALL
 
-        def look(execute: Execute, counters: Counters) -> list[Any]:
+        def query(execute: Execute, counters: Counters) -> list[Any]:
             return execute(self._sql.select_page, (after, last, _PAGE)).fetchall()
 
-        while rows := self._read(look):
+        while rows := self._read(query):
             for row in rows:
                 id, *_ = row
                 self._rows.check_order(after, id)
@@ -54,20 +54,20 @@ class TableScan:
                 after = id
 
     def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
-        """The records in these states (none named: in any)."""
+        """Return the records in these states from one snapshot, by id; without a state all records."""
         wanted = states or tuple(State)
         listing = self._sql.select_in_state
 
-        def look(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
+        def query(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]
 
-        found = [(state, self._rows.record(row)) for state, rows in self._read(look, True) for row in rows]
+        found = [(state, self._rows.record(row)) for state, rows in self._read(query, True) for row in rows]
         return iter(sorted(found, key=lambda pair: pair[1].id))
 
     def stats(self, occupied: Callable[[], int]) -> Stats:
-        """The numbers of this moment."""
+        """Return the counters and the age of the oldest record, from one snapshot."""
 
-        def look(execute: Execute, counters: Counters) -> Stats:
+        def query(execute: Execute, counters: Counters) -> Stats:
             oldest = execute(self._sql.select_page, (_BEFORE_ALL, counters.last_id, 1)).fetchone()
             age = None
             if oldest is not None:
@@ -86,4 +86,4 @@ class TableScan:
                 bytes=occupied(),
             )
 
-        return self._read(look, True)
+        return self._read(query, True)

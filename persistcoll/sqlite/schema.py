@@ -1,4 +1,4 @@
-"""What a database of ours holds besides the collections' own tables: who it is, and a registry of names."""
+"""Make and read what a database holds besides the collections' own tables: its id and a registry of names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x70636F6C
-"""``pcol``: how ``file`` and we know a database of ours."""
+"""``pcol``: by this number ``file`` and this module recognize a database of persistcoll."""
 VERSION = 1
 
 _CREATE = (
@@ -44,7 +44,7 @@ _CREATE = (
         number INTEGER PRIMARY KEY, name TEXT UNIQUE, kind TEXT, serializer TEXT, version INTEGER,
         created REAL
     )""",
-    # Apart from the registry, so that a change of counters changes one small page.
+    # Not a part of the registry, so that a change of the counters changes one small page.
     """CREATE TABLE counters (
         number INTEGER PRIMARY KEY, last_id INTEGER, absent INTEGER, claimed INTEGER, delayed INTEGER,
         done INTEGER, failed INTEGER, dead INTEGER, gone INTEGER
@@ -55,13 +55,13 @@ _CREATE = (
 )
 
 TABLES = frozenset({"store", "collections", "counters", "holders"})
-"""What every database of ours has."""
+"""The tables that every database of persistcoll has."""
 
 _DAMAGED = "{!r} is damaged: its registry of names is"
 
 
 class Registration(NamedTuple):
-    """A collection as its opener wants it."""
+    """What an opener wants a collection to be."""
 
     name: str
     kind: str
@@ -69,7 +69,7 @@ class Registration(NamedTuple):
 
 
 def create(execute: Execute) -> None:
-    """Make an empty database ours. Within a transaction."""
+    """Make an empty database one of persistcoll, within a transaction."""
     for text in _CREATE:
         execute(text)
     execute(
@@ -81,7 +81,7 @@ def create(execute: Execute) -> None:
 
 
 def store_id(execute: Execute) -> bytes:
-    """The id of the database."""
+    """Return the id of the database."""
     (id,) = execute("SELECT id FROM store").fetchone()
     if type(id) is not bytes or len(id) != 16:
         raise ValueError("the id of the store")
@@ -89,7 +89,10 @@ def store_id(execute: Execute) -> bytes:
 
 
 def clock(execute: Execute, may_set: bool = True) -> Clock:
-    """The store's clock, set if nobody has set it since the machine was booted. Within a transaction."""
+    """Return the store's clock, within a transaction.
+
+    :param may_set: whether to store the clock's offset if the machine was booted since that was done.
+    """
     present = boot()
     if present is None:
         return time.time
@@ -108,18 +111,18 @@ def clock(execute: Execute, may_set: bool = True) -> Clock:
 
 
 def find(execute: Execute, wanted: Registration, path: str) -> int | None:
-    """The number of the collection of that name; ``None``: there is none.
+    """Return the number of the collection of that name, or ``None`` if there is none.
 
     :raise StoreKindError: there is one of another kind.
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
-    :raise CorruptionError: what is there of it is damaged.
+    :raise CorruptionError: its registration is damaged.
     """
     row = execute(
         "SELECT number, kind, serializer, version FROM collections WHERE name = ?", (wanted.name,)
     ).fetchone()
     if row is None:
-        # The index on the names may be damaged: not even an INSERT would notice.
+        # The index on the names may be damaged, which not even an INSERT would notice.
         names = "SELECT count(*) FROM collections NOT INDEXED WHERE name = ?"
         (count,) = execute(names, (wanted.name,)).fetchone()
         if count:
@@ -148,11 +151,11 @@ def find(execute: Execute, wanted: Registration, path: str) -> int | None:
 def register(
     execute: Execute, wanted: Registration, path: str, refusal: StorageError | None = None
 ) -> tuple[int, bool]:
-    """The number of the collection of that name, and whether it is new. Within a transaction.
+    """Return the number of the collection of that name, and whether it is new, within a transaction.
 
     Raises as :func:`find`.
 
-    :param refusal: raised where there is none.
+    :param refusal: raised if there is no such collection; ``None``: it is made.
     """
     number = find(execute, wanted, path)
     if number is not None:
@@ -169,12 +172,12 @@ def register(
 
 
 def no_collection(name: str, path: str, purpose: str) -> StoreMissingError:
-    """The error to raise where no collection has that name."""
+    """Return the error for a collection that does not exist."""
     return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no {name!r}", errno.ENOENT)
 
 
 def next_holder(execute: Execute) -> int:
-    """A number for a holder that no other one ever had. Within a transaction."""
+    """Return a number that no other holder of this database ever had, within a transaction."""
     execute("UPDATE store SET holders = holders + 1")
     (number,) = execute("SELECT holders FROM store").fetchone()
     return int(number)

@@ -1,11 +1,13 @@
-"""The statements of SQLite for the records and the pairs of one collection: texts with ``?`` for parameters.
+"""Make SQLite's statements for the records or the pairs of one collection: texts with ``?`` for parameters.
 
-Their table names are made of the collection's number, never of its name, so a name is always data.
+The names of tables are made of the collection's number, never of its name, so a name is never a part of a
+statement.
 
-What is ready has a table of its own, so that nothing else ever lies in its way, and needs no index but the
-id: a ``put`` changes one page. All else lies in another one, by who holds it, or by what became of it: to
-finish a record changes one number. Measured beside one table with a state column and a partial index over
-what is ready, in microseconds: a put 6 and not 9, a removal 7 and not 9.
+Ready records have a table of their own. So no other record ever lies between them, and the table needs no
+index but the id: a ``put`` changes one page. All other records lie in a second table, ordered by their holder
+or by the state in which they were set aside: to finish a record changes one number. Measured in microseconds,
+compared with one table that has a column for the state and a partial index over the ready records: a put 6
+instead of 9, a removal 7 instead of 9.
 """
 
 from __future__ import annotations
@@ -20,132 +22,139 @@ __all__ = ["PairStatements", "RecordStatements", "pair_statements", "record_stat
 
 
 class RecordStatements(NamedTuple):
-    """The statements of one table. A *row* is: id, priority, key, time, attempts, crc, payload."""
+    """The statements of one queue.
+
+    Each text is described by its parameters, and after an arrow by its result or effect. A *row* is: id,
+    priority, key, time, attempts, crc, payload. The *next* rows are the first in the order of delivery.
+    """
 
     create: tuple[str, ...]
-    """Makes the table and its indexes."""
+    """Make the tables and their indexes."""
     load: str
-    """last_id, absent, claimed, delayed, done, failed, dead, gone, highest ready id, next due time."""
+    """-> last_id, absent, claimed, delayed, done, failed, dead, gone, highest ready id, next due time."""
     save: str
     """last_id, absent, claimed, delayed, done, failed, dead, gone -> stored."""
     insert_ready: str
-    """A row -> ready."""
+    """a row -> ready."""
     select_ready: str
-    """n -> the n ready rows that are next."""
+    """n -> the next n ready rows."""
     select_ready_by_id: str
     """id -> that ready row."""
     select_ready_after: str
     """id -> the ready row after it."""
     select_page: str
-    """id, id, n -> the first n ready rows above the one and up to the other, by id."""
+    """low, high, n -> the first n ready rows with ids above ``low`` and up to ``high``, by id."""
     delete_ready: str
-    """id -> no ready row any more."""
+    """id -> deletes that ready row."""
     delete_first: str
-    """n -> the n ready rows that are next are ready no more."""
+    """n -> deletes the next n ready rows."""
     delete_all: str
-    """No ready row any more."""
+    """-> deletes all ready rows."""
     claim: str
-    """holder, until, id -> from ready to held; the ready row is still to be removed."""
+    """holder, until, id -> copies that ready row to the claimed ones, and leaves the ready row."""
     claim_first: str
-    """holder, until, n -> likewise for the n that are next."""
+    """holder, until, n -> copies the next n ready rows to the claimed ones, and leaves them, too."""
     select_claimed: str
-    """holder, id -> that held row."""
+    """holder, id -> that claimed row; of holder 0 that delayed row."""
     claim_exists: str
-    """holder, id, attempts -> a row, if that claim is in force."""
+    """holder, id, attempts -> a row if that claim is active."""
     delete_claim: str
-    """holder, id, attempts -> not held any more."""
+    """holder, id, attempts -> deletes that claimed row."""
     select_of_holder: str
-    """holder -> id, attempts of all that it holds."""
+    """holder -> id and attempts of all that it has claimed."""
     delay_claim: str
-    """until, holder, id -> held by nobody until then."""
+    """until, holder, id -> makes that claimed row a delayed one."""
     insert_delayed: str
-    """until, a row -> held by nobody until then."""
+    """until, a row -> delayed."""
     select_due: str
-    """time, n -> holder, id, attempts of the first n that are due by then."""
+    """time, n -> holder, id and attempts of the first n rows whose delay or lease ends by then."""
     select_next_due: str
-    """The earliest time at which one is due."""
+    """-> the earliest time at which a delay or a lease ends."""
     release: str
-    """holder, id -> ready again; the held row is still to be dropped."""
+    """holder, id -> copies that claimed row to the ready ones, and leaves the claimed row."""
     finish_done: str
     finish_failed: str
     finish_dead: str
-    """holder, id, attempts -> done, failed or dead, in nobody's hands."""
+    """holder, id, attempts -> makes that claimed row done, failed or dead."""
     delete_oldest: Mapping[State, str]
-    """n -> the n oldest rows of that state are gone."""
+    """By state: n -> deletes the n oldest rows in that state."""
     update_ready: str
-    """payload, crc, key, id -> a ready row's."""
+    """payload, crc, key, id -> stored in that ready row."""
     update_claimed: str
-    """payload, crc, key, holder, id -> a held row's."""
+    """payload, crc, key, holder, id -> stored in that claimed or delayed row."""
     select_in_state: Mapping[State, str]
-    """The rows in that state."""
+    """By state: -> the rows in that state."""
     insert_key: str
-    """key, id -> in force; refused if it is."""
+    """key, id -> makes the key active; changes nothing if it is."""
     select_key: str
-    """key -> the id for which it is in force."""
+    """key -> the id of the record for which it is active."""
     delete_key: str
-    """key -> not in force."""
+    """key -> makes it inactive."""
     delete_ready_keys: str
-    """No ready row's key is in force."""
+    """-> makes the keys of all ready rows inactive."""
 
 
 class PairStatements(NamedTuple):
-    """The statements of one mapping. A *row* is: serial, key, name, expires, crc, value."""
+    """The statements of one dict, described as those of :class:`RecordStatements`.
+
+    A *row* is: serial, key, name, expires, crc, value.
+    """
 
     create: tuple[str, ...]
-    """Makes the table and its indexes."""
+    """Make the table and its indexes."""
     load: str
-    """last serial, how many of those up to it are absent, six zeros, highest serial, next time of expiry."""
+    """-> last serial, how many serials up to it are absent, six zeros, highest serial, next expiry."""
     save: str
-    """The first eight of them -> stored."""
+    """the first eight numbers of ``load`` -> stored."""
     select_value: str
     """key -> value, crc, expires."""
     select: str
     """key -> its row."""
     select_end: Mapping[bool, str]
-    """By whether the last: that row."""
+    """By whether the last: -> the row with the lowest or the highest serial."""
     insert: str
-    """A row, of a new key."""
+    """a row with a new key -> stored."""
     insert_if_absent: str
-    """A row, unless its key is there."""
+    """a row -> stored, unless its key is there."""
     upsert: str
-    """A row: new, or of a key that is there, which keeps its serial and name."""
+    """a row -> stored; if its key is there, the key keeps its serial and name."""
     update_unexpiring: str
-    """crc, value, key -> in place of those of a key that never expires."""
+    """crc, value, key -> stored in the row of that key, if it never expires."""
     update: str
-    """expires, crc, value, key -> in place of those of that key."""
+    """expires, crc, value, key -> stored in the row of that key."""
     count_inserted: str
-    """serial -> how many have a higher one, and the highest."""
+    """serial -> how many rows have a higher one, and the highest."""
     delete: str
-    """key -> gone."""
+    """key -> deletes its row."""
     delete_all: str
-    """All gone."""
+    """-> deletes all rows."""
     purge: str
-    """time -> those that have expired by then are gone."""
+    """time -> deletes the rows that have expired by then."""
     select_next_expiry: str
-    """The earliest time at which one expires."""
+    """-> the earliest time at which a row expires."""
     count_unexpired: str
-    """time -> how many have not expired by then."""
+    """time -> how many rows have not expired by then."""
     select_page: Mapping[tuple[bool, bool], str]
-    """By whether reversed, and with values: serial, serial, n -> the first n rows between the two."""
+    """By whether reversed and with values: low, high, n -> the first n rows between the serials."""
     select_range: Mapping[tuple[bool, bool], str]
-    """Likewise: key, key, n -> the first n rows from the one up to, not with, the other, by key."""
+    """By the same: low, high, n -> the first n rows, by key, from ``low`` on and before ``high``."""
 
 
 _ROW = "id, priority, key, time, attempts, crc, payload"
 _COLUMNS = "priority, key BLOB, time REAL, attempts INTEGER, crc INTEGER, payload BLOB"
-# In the place of a holder.
+# In the column of the holder: of delayed rows, and of rows in a final state.
 _NOBODY = 0
 _FINISHED = {State.DONE: -1, State.FAILED: -2, State.DEAD: -3}
 
 
 def record_statements(number: int, discipline: Discipline) -> RecordStatements:
-    """The statements of the records with this number."""
+    """Return the statements of the queue with this number."""
     ready, held, due, keys = (f"{name}_{number}" for name in ("ready", "held", "due", "keys"))
     direction, beyond, before = ("DESC", "<", ">") if discipline.newest_first else ("ASC", ">", "<")
     order = "priority, id" if discipline.by_priority else f"id {direction}"
     one_held = "WHERE holder = ? AND id = ?"
     heads = f"id IN (SELECT id FROM {ready} ORDER BY {order} LIMIT ?)"
-    if not discipline.by_priority:  # up to the last of them, in one go
+    if not discipline.by_priority:  # a range of ids: up to the last of them
         heads = f"id {before}= (SELECT id FROM {ready} ORDER BY {order} LIMIT 1 OFFSET ? - 1)"
     claim = (
         f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload)"
@@ -154,7 +163,7 @@ def record_statements(number: int, discipline: Discipline) -> RecordStatements:
     finish = f"UPDATE {held} SET holder = {{}}, until = NULL {one_held} AND attempts = ?"
     create = [
         f"CREATE TABLE {ready} (id INTEGER PRIMARY KEY, {_COLUMNS})",
-        # By holder, so that what a dead one held is found without an index of its own, nor what is finished.
+        # Ordered by holder, so that neither the claims of a dead holder nor finished rows need an index.
         f"""CREATE TABLE {held} (
             holder INTEGER NOT NULL, id INTEGER NOT NULL, until REAL, {_COLUMNS}, PRIMARY KEY (holder, id)
         ) WITHOUT ROWID""",
@@ -218,10 +227,11 @@ _PAIR = "serial, key, name, expires, crc, value"
 
 
 def pair_statements(number: int) -> PairStatements:
-    """The statements of the pairs with this number."""
+    """Return the statements of the dict with this number."""
     pairs, expiring = f"pairs_{number}", f"expiring_{number}"
     last = f"(SELECT max(serial) FROM {pairs})"
-    # Any number comes before any text: what damage made of a time is left to who reads that pair.
+    # SQLite orders every number before every text, so a time that damage turned into a text is passed over:
+    # the read of that pair reports the damage.
     next_end = f"SELECT min(expires) FROM {pairs} WHERE expires < ''"
     insert = f"INSERT INTO {pairs} ({_PAIR}) VALUES (?, ?, ?, ?, ?, ?)"
     page, scan = {}, {}
@@ -232,8 +242,9 @@ def pair_statements(number: int) -> PairStatements:
         scan[reverse, values] = f"{select} key >= ? AND key < ? ORDER BY key {order} LIMIT ?"
     return PairStatements(
         create=(
-            # By serial: what is added comes to the end, what is replaced stays where it is, and an iteration
-            # goes straight through. The value last, as what is read without it may be read without its pages.
+            # Ordered by serial: a new pair comes to the end, a replaced one stays in its place, and an
+            # iteration reads page after page. The value is the last column, because a read without it need
+            # not read the pages that hold only values.
             f"""CREATE TABLE {pairs} (
                 serial INTEGER PRIMARY KEY, key BLOB, name BLOB, expires REAL, crc INTEGER, value BLOB
             )""",

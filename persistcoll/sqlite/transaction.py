@@ -1,8 +1,8 @@
-"""A caller's transaction in a database: a block of operations that happen all at once, or not at all.
+"""A caller's transaction: a block of operations that take effect all at once, or not at all.
 
-Its thread has the database's gate and the lock for writing all the while, and the mutex only for each
-operation. So no other thread waits for the mutex longer than an operation takes, and a caller that finds a
-transaction in the way waits for its end without any lock, for as long as it wants to.
+Its thread holds the database's gate and the writer lock from the beginning to the end, and the database's
+lock only for each operation. So no other thread waits for that lock longer than one operation takes. A caller
+that finds a transaction open waits for its end without any lock, up to its own deadline.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["REENTRANT", "OpenTransaction", "Transaction"]
 
 _log = logging.getLogger("persistcoll")
-# By a serializer, a signal handler, or the destructor of a forgotten container: waiting would be for ever.
+# A serializer, a signal handler or a destructor tried to write: it would wait for its own thread, for ever.
 REENTRANT = "{!r} cannot be written from within one of its own operations; nothing was done"
 
 
 class OpenTransaction:
     """The caller's transaction that one database has open in this process, if there is one.
 
-    The database's lock protects all fields. A thread compares ``owner`` with its own identity without the
-    lock, because nobody else sets or removes that.
+    The database's lock protects all fields except ``gate``. A thread compares ``owner`` with its own identity
+    without that lock, because only the owner's thread sets and removes its own identity.
 
-    :ivar gate: what the transaction's thread has from its beginning to its end, taken before the lock.
-    :ivar owner: that thread, which has the lock for each operation only.
-    :ivar error: what the transaction is to be rolled back for.
-    :ivar since: its beginning, by :func:`~persistcoll.sqlite.clock.steady`.
+    :ivar gate: a lock that the transaction's thread holds from the beginning to the end. A thread that needs
+        both takes it before the database's lock.
+    :ivar owner: the identity of that thread.
+    :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
+    :ivar since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
     """
 
     def __init__(self) -> None:
@@ -50,20 +51,21 @@ class OpenTransaction:
         self.owner: int | None = None
         self.error: StorageError | None = None
         self.since = 0.0
-        self.reference: weakref.ref[Transaction] | None = None  # weak: its destructor ends what nobody ended
+        # Weak, so that the destructor of a transaction that nobody ended can end it.
+        self.reference: weakref.ref[Transaction] | None = None
 
     def obstacle(self) -> TransactionOpen:
-        """What says that it is in the way."""
+        """Return the exception that says that this transaction is open."""
         return TransactionOpen(os.getpid(), self.since)
 
     def warn_overdue(self) -> None:
-        """:meth:`Transaction.warn_overdue`, if there is one."""
+        """Call :meth:`Transaction.warn_overdue` of the open transaction, if there is one."""
         transaction = None if self.reference is None else self.reference()
         if transaction is not None:
             transaction.warn_overdue()
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, so long at most."""
+        """Wait for its end, at most so many seconds."""
         gate = self.gate
         held: list[threading.Lock] = []
         try:
@@ -74,13 +76,14 @@ class OpenTransaction:
 
 
 class Transaction(AbstractContextManager[None]):
-    """A transaction of the caller's in one database.
+    """A caller's transaction in one database.
 
-    An interrupt may come in where ``__exit__`` begins. Then the object ends the transaction when it goes.
+    Only the thread that entered it uses it; the fields need no lock. An interrupt may come where ``__exit__``
+    begins. Then the destructor ends the transaction.
     """
 
     def __init__(self, database: Database, sync: bool, timeout: float) -> None:
-        self._held: list[threading.Lock] = []  # the gate, if this is no part of another transaction
+        self._held: list[threading.Lock] = []  # the gate; empty within another transaction of this thread
         self._database = database
         self._sync = sync
         self._timeout = timeout
@@ -103,8 +106,8 @@ class Transaction(AbstractContextManager[None]):
         database = self._database
         if database._lock.is_owned():
             raise StorageError(REENTRANT.format(database.path))
-        left = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if not acquire_tracked(database._transaction.gate, left, self._held):
+        remaining = min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX)
+        if not acquire_tracked(database._transaction.gate, remaining, self._held):
             raise database._transaction.obstacle().refusal(database.path)
         while True:
             with database._lock.mutex:
@@ -132,7 +135,7 @@ class Transaction(AbstractContextManager[None]):
             finally:
                 self._end()
         except BaseException:
-            self._end()  # it may have been interrupted
+            self._end()  # again, because an interrupt may have ended the first call
             raise
         if self._ticket:
             self._database._wal_sync.commit(self._ticket)
@@ -142,11 +145,11 @@ class Transaction(AbstractContextManager[None]):
         database = self._database
         with database._lock.mutex:
             reference = database._transaction.reference
-            if reference is None or reference() is not self:  # in a forked child
+            if reference is None or reference() is not self:  # the transaction was inherited by a fork
                 database._check()
             if database._transaction.error is not None:
                 raise database._transaction.error
-            # Only here: an error of the driver's out of the block is about a database of the caller's.
+            # Only here: a driver's error out of the block may be about a database of the caller's own.
             try:
                 database._commit()
             except driver.ERRORS as error:
@@ -155,7 +158,7 @@ class Transaction(AbstractContextManager[None]):
             self._ticket = database._draw_ticket() if self._sync else 0
 
     def _end(self) -> None:
-        """Let everybody else go on; what is not committed is rolled back. Idempotent."""
+        """Roll back what is not committed, and let other callers go on. Idempotent."""
         if not self._held:
             return
         database = self._database
@@ -182,7 +185,7 @@ class Transaction(AbstractContextManager[None]):
                 ended.reference = ended.owner = ended.error = None
 
     def warn_overdue(self) -> None:
-        """Say once that it keeps others waiting for longer than they are ready to."""
+        """Warn, once, that this transaction is open for longer than other callers wait for it."""
         if time.monotonic() > self._overdue:
             self._overdue = float("inf")
             _log.warning(

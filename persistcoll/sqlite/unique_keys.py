@@ -1,4 +1,4 @@
-"""The keys of a unique table: which are in force, and for which record."""
+"""The active keys of a unique queue, and the record of each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ __all__ = ["UniqueKeys"]
 
 
 class UniqueKeys:
-    """In force is the key of every record that is ready, delayed or claimed.
+    """The active keys of a collection: the keys of its ready, delayed and claimed records.
 
-    They lie in a table of their own, as these records lie in two. Where a table is not unique, nothing
-    has a key that counts, and nothing is done. All within a transaction.
+    They have a table of their own, because these records lie in two tables. In a collection that is not
+    unique no key is active, and the methods do nothing. Call them within a transaction; the database's lock
+    protects the table.
     """
 
     def __init__(self, unique: bool, sql: RecordStatements) -> None:
@@ -24,7 +25,10 @@ class UniqueKeys:
         self._sql = sql
 
     def assign_ids(self, execute: Execute, entries: Sequence[Entry], first: int) -> list[int | None]:
-        """Ids for these entries, from ``first`` on; none for one whose key is in force or comes before it."""
+        """Return ids for these entries, from ``first`` on; ``None`` for an entry whose key is active.
+
+        The key of an earlier entry counts as active.
+        """
         if not self.unique:
             return list(range(first, first + len(entries)))
         ids: list[int | None] = []
@@ -41,32 +45,32 @@ class UniqueKeys:
         return ids
 
     def is_active(self, execute: Execute, key: bytes) -> bool:
-        """Whether a record of this key is ready, delayed or claimed."""
+        """Tell whether a record with this key is ready, delayed or claimed."""
         return self.unique and execute(self._sql.select_key, (key,)).fetchone() is not None
 
     def insert(self, execute: Execute, pairs: Iterable[tuple[int, bytes | None]]) -> None:
-        """In force for these ids; each one was free."""
+        """Make the keys of these records active; none of them is yet."""
         if self.unique:
             for id, key in pairs:
                 if key is not None:
                     execute(self._sql.insert_key, (key, id))
 
     def delete(self, execute: Execute, keys: Iterable[bytes | None]) -> None:
-        """Not in force any more."""
+        """Make these keys inactive."""
         if self.unique:
             for key in keys:
                 if key is not None:
                     execute(self._sql.delete_key, (key,))
 
     def delete_ready(self, execute: Execute) -> None:
-        """No ready record's key is in force any more."""
+        """Make the keys of all ready records inactive."""
         if self.unique:
             execute(self._sql.delete_ready_keys)
 
     def exchange(self, execute: Execute, id: int, old: bytes | None, new: bytes | None) -> None:
-        """Another key for this record.
+        """Give a record another key.
 
-        :raise DuplicateError: it is in force; nothing was changed.
+        :raise DuplicateError: the new key is active; nothing was changed.
         """
         if not self.unique or old == new:
             return

@@ -1,10 +1,10 @@
-"""The file of the write-ahead log, which has room before SQLite writes there.
+"""Extend the file of the write-ahead log before SQLite writes there.
 
-SQLite makes its log longer frame by frame, until the first checkpoint lets it begin anew, and removes it when
-the last connection closes. While it grows, each sync has to store the new length as well, in the file
-system's own journal: measured on ext4, 750 us for a put, a get and its ack instead of 410. So the log is made
-longer by zeros some hundred operations ahead: 470 us. A frame of zeros is none to SQLite, no more than what
-an earlier round has left there.
+SQLite extends its log frame by frame until the first checkpoint lets it start over, and removes it when the
+last connection closes. While the file grows, each sync has to store the new length as well, in the file
+system's own journal: measured on ext4, 750 us for a put, a get and its ack instead of 410. So the log is
+extended with zeros for some hundred operations at a time: 470 us. SQLite ignores frames of zeros, as it
+ignores frames left from an earlier pass over the log.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from persistcoll.sqlite.driver import LOG_SIZE
 
 __all__ = ["WALPreallocator"]
 
-# Bytes: a slower sync, of some milliseconds, for each of them.
+# Bytes to extend by. The sync after each extension takes some milliseconds.
 _STEP = 1 << 20
 
 
 class WALPreallocator:
-    """Looks after the length of one log, in the order of its owner's transactions."""
+    """Extends one log.
+
+    It has no lock of its own: the owner calls it under the lock that protects the owner's transactions.
+    """
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._fd = -1
-        self._size: int | None = None  # as we left it; unknown
+        self._size: int | None = None  # at the last call; None: unknown
 
     def use(self, fd: int) -> None:
-        """From now on that of this file."""
+        """Extend the log that ``fd`` has open, from now on."""
         self._fd = fd
         self._size = None
 
@@ -38,21 +41,21 @@ class WALPreallocator:
         return self._disk.size(self._fd, 0, os.SEEK_END)
 
     def needs_space(self) -> bool:
-        """Whether it grows, and will go on to: it does not beyond what a checkpoint allows."""
+        """Tell whether the log grows and will go on growing, which it does up to the size of a checkpoint."""
         try:
-            size = self._disk.size(self._fd, 0, os.SEEK_END)  # as _measure(), in a call less
+            size = self._disk.size(self._fd, 0, os.SEEK_END)  # as _measure(), in one call less
         except OSError:
-            return False  # what the size is for can be done without
+            return False  # preallocation only saves time
         if self._size is None:
             self._size = size
         return size != self._size and size < LOG_SIZE
 
     def extend(self) -> None:
-        """Make room. The caller has SQLite's lock for writing: nobody else, in whatever program, adds to it.
+        """Extend the log. The next sync covers it.
 
-        It is not synced: whoever syncs what comes next syncs this.
+        The caller holds SQLite's lock for writing, so no other program appends to the log meanwhile.
         """
-        # It is no need; whoever has one finds the room that there was.
+        # Best effort: without preallocated space SQLite extends the log itself.
         with suppress(OSError):
             size = self._measure()
             try:

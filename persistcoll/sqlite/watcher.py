@@ -1,4 +1,4 @@
-"""Noticing that another process has written."""
+"""Notice that another process has written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ __all__ = ["ChangeWatcher"]
 
 
 class ChangeWatcher:
-    """A connection of its own to ask for the version, as the writing one may be waiting for the device.
+    """A connection that serves only to ask SQLite whether another one has written.
 
-    It is there from the first question on. From any thread.
+    The writing connection cannot serve for that, because it may be waiting for the device. This one is opened
+    at the first question. Any thread may ask.
+
+    ``lock`` protects ``connection`` and ``_connected``. A thread takes it before the database's lock.
 
     :param connect: passes a connection to the function that it is given, or raises.
-    :ivar lock: held while it is asked; who closes it holds it, too.
+    :ivar lock: held during each question; the caller of :meth:`close` holds it as well.
     """
 
     def __init__(self, connect: Callable[[Callable[[Connection], None]], None]) -> None:
@@ -27,12 +30,13 @@ class ChangeWatcher:
         self._connect = connect
 
     def change_token(self) -> Any:
-        """Differs from an earlier one when somebody else has written since."""
+        """Return a value that differs from an earlier one if another connection has written since."""
         with self.lock.mutex:
             if self.connection is None:
                 self._connect(self._use)
             assert self.connection is not None
-            # What one connection says tells nothing about what another one said.
+            # SQLite's `data_version` can be compared within one connection only, so the connection's number
+            # is a part of the token.
             return self._connected, self.connection.execute(DATA_VERSION).fetchone()
 
     def _use(self, connection: Connection) -> None:
@@ -40,7 +44,7 @@ class ChangeWatcher:
         self._connected += 1
 
     def close(self) -> None:
-        """Until it is asked again."""
+        """Close the connection; the next question opens another one."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()

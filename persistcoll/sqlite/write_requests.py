@@ -1,4 +1,4 @@
-"""Group commit of writers: one thread runs what all threads that wait want to write, in one transaction."""
+"""Group commit of writers: one thread executes what all waiting threads want to write, in one transaction."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ T = TypeVar("T")
 class Outcome:
     """What became of the transaction of several requests.
 
-    :ivar committed: one attribute for all of them, so that an interrupt finds all of them told or none.
+    :ivar committed: whether it was committed. All requests share this one attribute, so that an interrupt
+        finds either all of them informed or none.
     """
 
     committed = False
 
 
 class WriteRequest(Request, Generic[T]):
-    """What one caller wants done, perhaps by another one who waits as well.
+    """What one caller wants written, perhaps by another thread that writes as well.
 
-    :param run: raises before it changes anything, or not at all; the database's own errors excepted.
-    :param sync: it is to be on the device when it is done.
-    :param after: called with what ``run`` gave right behind the commit, also where the thread is interrupted
-        there, perhaps twice.
-    :ivar value: what ``run`` gave.
-    :ivar outcome: of its transaction.
-    :ivar obstacle: nothing was done, because this transaction is in the way.
+    :param run: raises, if at all, before its first change. An error of the database is exempt, because it
+        rolls the transaction back.
+    :param sync: whether the change is to be on the device when the request is done.
+    :param after: called with what ``run`` returned, directly after the commit. An interrupt may make it be
+        called twice, so it has to be idempotent.
+    :ivar value: what ``run`` returned.
+    :ivar outcome: what became of its transaction.
+    :ivar obstacle: the open transaction because of which nothing was done; ``None`` if there was none.
     """
 
     value: T
@@ -55,10 +57,10 @@ class WriteRequest(Request, Generic[T]):
 Batch = Sequence[WriteRequest[Any]]
 
 
-def run_batch(database: Database, batch: Batch, waiting: Callable[[], None]) -> None:
-    """Commit all of them and sync once, and tell each one what became of it.
+def run_batch(database: Database, batch: Batch, on_block: Callable[[], None]) -> None:
+    """Commit all requests in one transaction, sync once, and tell each request what became of it.
 
-    :param waiting: called before the thread waits for the device.
+    :param on_block: called before the thread waits for the device.
     """
     if database._lock.is_owned():  # before anything is stored
         _fail(batch, StorageError(REENTRANT.format(database.path)))
@@ -66,14 +68,14 @@ def run_batch(database: Database, batch: Batch, waiting: Callable[[], None]) -> 
     with database._lock.mutex:
         database._is_writing = True
         try:
-            ticket = _run(database, batch, waiting)
-        except OSError as error:  # the lock cannot be let go
+            ticket = _run(database, batch, on_block)
+        except OSError as error:  # the writer lock cannot be released
             _fail(batch, storage_error(error, "unlocking", database.path))
             return
         finally:
             database._is_writing = False
     if ticket is not None:
-        waiting()
+        on_block()
         try:
             database._wal_sync.commit(ticket)
             database.check_files()
@@ -86,8 +88,11 @@ def _fail(batch: Batch, failure: Exception) -> None:
         request.failure = request.failure or failure
 
 
-def _run(database: Database, batch: Batch, waiting: Callable[[], None]) -> int | None:
-    """With the mutex held; the ticket for the sync, if there is to be one."""
+def _run(database: Database, batch: Batch, on_block: Callable[[], None]) -> int | None:
+    """Execute a batch and return the ticket of its sync, or ``None`` if there is nothing to sync.
+
+    Call it with the database's lock held.
+    """
     if database._transaction.owner is not None:
         for request in batch:
             request.obstacle = database._transaction.obstacle()
@@ -105,7 +110,7 @@ def _run(database: Database, batch: Batch, waiting: Callable[[], None]) -> int |
             _fail(batch, error)
             return None
     try:
-        committed = _commit(database, batch, None if sync else waiting)
+        committed = _commit(database, batch, None if sync else on_block)
     finally:
         try:
             if database._connection.in_transaction:
@@ -115,8 +120,8 @@ def _run(database: Database, batch: Batch, waiting: Callable[[], None]) -> int |
     return database._draw_ticket() if committed and sync else None
 
 
-def _commit(database: Database, batch: Batch, waiting: Callable[[], None] | None) -> bool:
-    """Whether it is committed; otherwise all of them know why not."""
+def _commit(database: Database, batch: Batch, on_block: Callable[[], None] | None) -> bool:
+    """Commit the batch and return whether that succeeded; if not, set each request's failure or obstacle."""
     database._committing = False
     outcome = Outcome()
     for request in batch:
@@ -136,12 +141,12 @@ def _commit(database: Database, batch: Batch, waiting: Callable[[], None] | None
             try:
                 request.value = request.run(database._execute)
             except Exception as error:
-                # As in Database._write_alone().
+                # `run` raises before its first change. An error after a change is a signal handler's.
                 if isinstance(error, driver.ERRORS) or database._connection.total_changes != before:
                     raise
                 request.failure = error
-        if waiting is not None:
-            waiting()
+        if on_block is not None:
+            on_block()
         database._commit()
         outcome.committed = True
         _tell(batch)
@@ -156,7 +161,7 @@ def _commit(database: Database, batch: Batch, waiting: Callable[[], None] | None
         outcome.committed = committed
         if committed:
             _tell(batch)
-        else:  # the others do it again
+        else:  # each other thread submits its request again
             for request in batch:
                 request.failure = None
         raise

@@ -1,28 +1,29 @@
-"""The queue in which the writers of all processes wait, and what it says of the last of them.
+"""The queue in which the writers of all processes wait, and what they must know of the last one.
 
-Every write transaction, every checkpoint and the closing of a connection happen under a ``flock`` on a
-file beside the database. SQLite has locks of its own, but whoever finds them taken sleeps and tries
-again; here the kernel wakes the next one. Measured with 8 processes that sync each write: 5,200 writes a
-second and 9 ms at worst with it, 2,400 and 630 ms without. It also keeps two of our connections from
-writing and checkpointing at once, which SQLite before 3.51.3 may lose pages by
-(https://sqlite.org/wal.html#walresetbug).
+Every write transaction, every checkpoint and the closing of every connection happen under a ``flock`` on a
+file beside the database. SQLite has locks of its own, but a connection that finds them locked sleeps and
+tries again. With a ``flock`` the kernel wakes the next process. Measured with 8 processes that sync each
+write: 5,200 writes a second and a longest wait of 9 ms with the ``flock``, 2,400 and 630 ms without it. It
+also keeps two connections from writing and checkpointing at the same time, by which SQLite before 3.51.3 may
+lose pages (https://sqlite.org/wal.html#walresetbug).
 
-A ``flock`` goes to whoever is there when it is free, and that is mostly who has just released it. So the way
-to it leads through a second file's lock, which one at a time keeps until it has the first, and who had its
-turn comes again without that for four milliseconds only. Measured with the same 8 processes: 8 to 30 ms at
-worst with it, 50 to 130 without.
+The kernel grants a ``flock`` to the first process that asks when it is free, and mostly that is the process
+that has just released it. So a writer first locks a second file, the turn file, and keeps it locked until it
+has the writer lock. It may then take the writer lock again and again without the turn file, but for four
+milliseconds only, which are its turn. Measured with the same 8 processes: a longest wait of 8 to 30 ms with
+turns, 50 to 130 ms without them.
 
-A caller's transaction keeps the lock for as long as the caller pleases, so no other process waits in the
-kernel for its end: the transaction notes its process and its beginning in the file, and
-:meth:`WriterLock.acquire` raises :exc:`TransactionOpen` where it finds such a note. A transaction takes the
-lock only with the turn, and notes itself before it gives the turn away. Therefore a writer that has the turn
-and finds no note waits for an ordinary writer, whose turn is short.
+A caller's transaction keeps the writer lock for as long as the caller wants, so no other process waits in the
+kernel for its end. The transaction writes a note of its process and its beginning into the lock file, and
+:meth:`WriterLock.acquire` raises :exc:`TransactionOpen` if it finds a note. A transaction acquires the writer
+lock only while it has the turn file locked, and writes its note before it unlocks the turn file. Therefore a
+writer that has the turn file locked and finds no note waits for an ordinary writer, whose turn is short.
 
-The file holds, behind a magic number: the token of the connection that wrote last, so that what one
-remembers of the database is known to be true while the token is one's own; the database's id, so that a
-database that was lost is not taken for a new one; and the note of a transaction. The note begins with the
-token of its connection, and is true while that is the token of the file: the note of a process that died is
-not, once another one has written.
+The lock file holds, after a magic number, three things. The first is the token of the connection that wrote
+last: as long as that is a connection's own token, what it remembers of the database is true. The second is
+the id of the database, so that a lost database is not taken for a new one. The third is the note of a
+transaction. A note begins with the token of its connection, and is valid as long as that is also the token of
+the file. So the note of a process that died is not valid any more once another process has written.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ _MAGIC = b"pcoll db"
 _TOKEN_SIZE = 8
 _TOKEN_AT = len(_MAGIC)
 _IDENTITY = struct.Struct("<16sI")
-# Seconds. A look whether the files are still there begins each turn, and comes again after UNSEEN_CALLS calls
-# in it.
+# Seconds. Each turn begins with a check that the files are still there, which is repeated after each
+# UNSEEN_CALLS calls.
 _TURN = 0.004
-# Nanoseconds: more than the time between two ticks of the kernel's clock.
+# Nanoseconds: more than the time between two ticks of the clock that stamps files.
 _TICK = 50_000_000
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0001, 0.001
 _IDENTITY_AT = _TOKEN_AT + _TOKEN_SIZE
@@ -69,7 +70,7 @@ _NOTE_AT = _IDENTITY_AT + _IDENTITY.size
 
 
 class TransactionOpen(Exception):
-    """A transaction is in the way.
+    """A caller's transaction is open.
 
     :param pid: of the process that has it open.
     :param since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
@@ -81,7 +82,7 @@ class TransactionOpen(Exception):
         self.since = since
 
     def refusal(self, path: str) -> LockedError:
-        """The error for a call that waits no longer."""
+        """Return the error for a call that waits no longer."""
         age = max(0.0, steady() - self.since)
         where = "another thread of this process" if self.pid == os.getpid() else "another process"
         return LockedError(
@@ -92,15 +93,15 @@ class TransactionOpen(Exception):
 
 
 def identity_of(file: str | int) -> tuple[int, int]:
-    """What file that path, or that descriptor, stands for."""
+    """Return the device and the inode of the file at a path, or of an open file."""
     status = os.stat(file)
     return status.st_dev, status.st_ino
 
 
 def read_identity(disk: Disk, path: str, fd: int | None = None) -> bytes | None:
-    """The id of the database that belongs to this lock file; ``None`` where it was never written.
+    """Return the id of the database that belongs to this lock file, or ``None`` if it was never written.
 
-    :param fd: of the file, where it is open.
+    :param fd: of the lock file, if it is open.
     :raise StoreKindError: the file is another program's.
     """
     size = _IDENTITY_AT + _IDENTITY.size
@@ -123,9 +124,13 @@ def read_identity(disk: Disk, path: str, fd: int | None = None) -> bytes | None:
 
 
 class WriterLock:
-    """The lock file of one database, opened by one connection. Used by one thread at a time.
+    """The lock file of one database, opened by one connection.
 
-    :ivar closed: :meth:`close` has begun.
+    It has no lock of its own. Its owner calls it under the lock that protects the connection, except
+    :meth:`check` and :meth:`watch`: ``_files`` is replaced as a whole and never changed, and a wrong
+    ``_checked_folder`` only costs another check.
+
+    :ivar closed: whether :meth:`close` has begun.
     """
 
     def __init__(self, disk: Disk, database: str) -> None:
@@ -143,7 +148,7 @@ class WriterLock:
         self._open = (file, turn_file)
         self._files: Mapping[str, tuple[int, int]] = {}
         self._folder = os.path.dirname(database)
-        # As it was when all files in it were found to be the same; None: look at them.
+        # The directory's state when all files were last found to be the same; None: check them.
         self._checked_folder: tuple[int, int, int] | None = None
         self._token = secrets.token_bytes(_TOKEN_SIZE)
         self._noted = False
@@ -151,16 +156,19 @@ class WriterLock:
         self._flock = disk.flock
         self._read = disk.read
         self.release = partial(disk.flock, self._fd, UNLOCK)
-        """Let the next one in. Without a Python function's beginning, where an interrupt could come first."""
+        """Release the lock. No Python function: an interrupt could come where a function begins."""
 
     def acquire(self, transaction: bool = False) -> bool:
-        """Wait for it; whether nobody else wrote since this connection did.
+        """Wait for the lock, and return whether no other connection has written since this one did.
 
-        :param transaction: keep it for as long as a caller pleases; :meth:`end_transaction` has to follow.
-        :raise TransactionOpen: another process does.
+        :param transaction: whether to keep it for a caller's transaction; :meth:`end_transaction` has to
+            follow.
+        :raise TransactionOpen: another process has a caller's transaction open.
+        :raise StoreReplacedError: a file was removed or replaced.
         """
         fd, token = self._fd, self._token
-        # Whatever goes wrong, an interrupt right behind the call included, the others must not wait for ever.
+        # Release the lock after any error, also after an interrupt that comes directly after the call that
+        # acquires it: otherwise the other processes would wait for ever.
         try:
             if transaction or self._noted or time.monotonic() >= self._turn or not self._try():
                 try:
@@ -179,37 +187,40 @@ class WriterLock:
                 self._unseen = 0
             if self._read(fd, _TOKEN_SIZE, _TOKEN_AT) == token:
                 return True
-            # Before the first change: who dies behind this has told the others to look.
+            # Before the first change: if this process dies after it, the others know that they must read.
             self._disk.pwrite(fd, token, _TOKEN_AT)
         except BaseException as error:
             try:
                 self.release()
             except OSError:
-                pass  # the failure that led here is the one to tell
+                pass  # report the first error
             if isinstance(error, OSError) and not isinstance(error, StorageError):
                 raise storage_error(error, "locking", self.path) from error
             raise
         return False
 
     def watch(self, files: Mapping[str, tuple[int, int]]) -> None:
-        """From now on each of these paths has to stay that file; :meth:`acquire` looks in each turn.
+        """Check from now on that each of these paths stays that file, once in each turn.
 
-        :param files: all that are to be watched; not changed afterwards, because another thread may look.
+        :param files: all that are to be checked. The mapping must not change, because other threads read it.
         """
         self._files = files
         self._checked_folder = None
 
     def check(self) -> None:
-        """:raise StoreReplacedError: a file is not the one any more that this connection opened."""
-        # A directory's time says whether a name in it was removed, made or replaced since: one look in the
-        # place of six, twice for each put at "power" (145 us and not 217).
+        """Raise ``StoreReplacedError`` if a file is not the one any more that this connection opened.
+
+        Cost: one ``stat``; one more for each file if the directory changed.
+        """
+        # The directory's time tells whether a file in it was made, removed or replaced: one `stat` instead of
+        # six, twice for each put at "power" (145 us instead of 217).
         folder, changed = None, 0
         try:
             status = os.stat(self._folder)
             changed = status.st_mtime_ns
             folder = status.st_dev, status.st_ino, changed
         except OSError:
-            pass  # a look at the files says why
+            pass  # the checks of the files raise the error
         if folder is not None and folder == self._checked_folder:
             return
         for path, identity in self._files.items():
@@ -223,10 +234,10 @@ class WriterLock:
                 raise storage_error(error, "looking at", path) from error
             raise StoreReplacedError(
                 f"{path!r} was {what} while it was open; others would not find what is written now,"
-                " or see that this process has items in work",
+                " or see that this process has items in flight",
                 path,
             )
-        # Times have the kernel's ticks: what comes within the same one leaves no other time.
+        # A second change within the same tick of the kernel's clock leaves the same time.
         is_exact = folder is not None and time.time_ns() - changed > _TICK
         self._checked_folder = folder if is_exact else None
 
@@ -238,14 +249,14 @@ class WriterLock:
         return True
 
     def _acquire_next(self) -> None:
-        """Having the turn: wait until who had it before pauses, or its turn is over."""
-        # The more often it looked, the more often it would come between two writes of the same turn.
+        """Acquire the lock, with the turn file locked, when the writer before pauses or its turn is over."""
+        # With shorter pauses it would acquire the lock between two writes of the same turn more often.
         pause = _SHORTEST_PAUSE
         deadline = time.monotonic() + _TURN
-        while (left := deadline - time.monotonic()) > 0:
+        while (remaining := deadline - time.monotonic()) > 0:
             if self._try():
                 return
-            time.sleep(min(pause, left))
+            time.sleep(min(pause, remaining))
             pause = min(2 * pause, _LONGEST_PAUSE)
         found = self.transaction()
         if found is not None:
@@ -253,9 +264,9 @@ class WriterLock:
         self._flock(self._fd, EXCLUSIVE)
 
     def acquire_within(self, seconds: float) -> None:
-        """:meth:`acquire`, waiting so long for another process's transaction.
+        """Acquire the lock, waiting so many seconds for another process's transaction.
 
-        :raise LockedError: it did not end.
+        :raise LockedError: that transaction did not end in time.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -268,7 +279,7 @@ class WriterLock:
             time.sleep(_LONGEST_PAUSE)
 
     def transaction(self) -> TransactionOpen | None:
-        """Without the lock: the transaction of another process that has it."""
+        """Return the transaction of another process that holds the lock, or ``None``. Needs no lock."""
         try:
             if self._try():
                 self.release()
@@ -289,7 +300,7 @@ class WriterLock:
         self._noted = transaction
 
     def end_transaction(self) -> None:
-        """Let the next one in. A note that cannot be removed now is removed by the next :meth:`acquire`."""
+        """Release the lock. If the note cannot be removed now, the next :meth:`acquire` removes it."""
         try:
             if self._noted:
                 with suppress(OSError):
@@ -301,21 +312,21 @@ class WriterLock:
                 raise storage_error(error, "unlocking", self.path) from error
 
     def unchanged(self) -> bool:
-        """Without the lock: whether nobody else has begun to write since this connection did."""
+        """Tell whether no other connection has begun to write since this one did. Needs no lock."""
         try:
             return self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == self._token
         except OSError as error:
             raise storage_error(error, "reading", self.path) from error
 
     def identity(self) -> bytes | None:
-        """The id of the database that belongs to this file; ``None`` where it was never written.
+        """Return the id of the database that belongs to this file, or ``None`` if it was never written.
 
         :raise StoreKindError: the file is another program's.
         """
         return read_identity(self._disk, self.path, self._fd)
 
     def set_identity(self, identity: bytes) -> None:
-        """Write the database's id, durably. The lock is held."""
+        """Write the database's id durably. The lock is held."""
         disk, fd = self._disk, self._fd
         try:
             disk.pwrite(fd, _MAGIC + self._token + _IDENTITY.pack(identity, crc32(identity)), 0)
@@ -324,45 +335,45 @@ class WriterLock:
             raise storage_error(error, "writing", self.path) from error
 
     def remove(self) -> None:
-        """Remove its files, which no database of ours needs. The lock is held."""
+        """Remove the lock's files, because they belong to no database of persistcoll. The lock is held."""
         for path in (self.path, self._turn_path):
             with suppress(OSError):
                 self._disk.unlink(path)
 
     def close(self) -> None:
-        """Let go of it. Idempotent, also where it was interrupted."""
+        """Close the lock's files. Idempotent, and may be called again after an interrupt."""
         self.closed = True
         for file in self._open:
             file.close()
 
 
 class NoLock:
-    """In place of a :class:`WriterLock` where no other process can come: in memory."""
+    """What takes the place of a :class:`WriterLock` in memory, where no other process can come."""
 
     def acquire(self, transaction: bool = False) -> bool:
-        """True: nobody else ever wrote."""
+        """Return ``True``, because no other connection ever wrote."""
         return True
 
     def transaction(self) -> None:
-        """None: nobody else ever has one."""
+        """Return ``None``, because no other process ever has one."""
 
     def watch(self, files: Mapping[str, tuple[int, int]]) -> None:
-        """Nothing."""
+        """Do nothing, because there are no files."""
 
     def check(self) -> None:
-        """Nothing."""
+        """Do nothing, because there are no files."""
 
     def end_transaction(self) -> None:
-        """Nothing."""
+        """Do nothing, because there is no lock."""
 
     def release(self) -> None:
-        """Nothing."""
+        """Do nothing, because there is no lock."""
 
     def unchanged(self) -> bool:
-        """True: nobody else ever writes."""
+        """Return ``True``, because no other connection ever writes."""
         return True
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing, because there are no files."""
 
     closed = False
