@@ -41,7 +41,7 @@ def test_what_has_expired_is_gone(d, kind):
     assert dict(d) == {"stays": 0, "many": "new", "more": "new"}
 
 
-def test_who_keeps_the_end_and_who_does_not(d, kind):
+def test_which_calls_keep_the_expiry(d, kind):
     for key in ("assigned", "updated", "set again", "longer", "incr", "edit", "setdefault"):
         d.set(key, 1, ttl=10)
     d.task_done()

@@ -153,7 +153,7 @@ def test_a_looker_sees_what_others_do_later(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_looking_beside_those_who_open_write_and_close(kind, tmp_path):
+def test_reading_beside_open_write_and_close(kind, tmp_path):
     fill(kind, tmp_path / "s")
     stop = threading.Event()
     failures: list[BaseException] = []

@@ -121,7 +121,7 @@ def test_a_put_elsewhere_wakes_a_get_soon(open_queue):
     assert sorted(delays)[len(delays) // 2] < AT_ONCE
 
 
-def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
+def test_no_thread_stays_asleep_when_the_poller_leaves(open_queue):
     """Many threads wait, and another handle puts a few items at a time. Those that got one leave."""
     queue, elsewhere = open_queue(), open_queue()
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(6)]
@@ -132,7 +132,7 @@ def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
     assert sorted(each() for each in finish) == [1, 2, 3, 4, 5, 6]
 
 
-def test_nobody_is_left_asleep_when_who_polls_gives_up(open_queue):
+def test_no_thread_stays_asleep_when_the_poller_gives_up(open_queue):
     queue, elsewhere = open_queue(), open_queue()
     long = [waiting(lambda: queue.get(timeout=20)) for _ in range(2)]
     short = [waiting(lambda: queue.get(timeout=0.01)) for _ in range(3)]
@@ -276,7 +276,7 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
 
 
 @pytest.mark.parametrize("call", ["get", "put", "put_many", "remove", "clear", "receive", "give back"])
-def test_every_change_wakes_who_waits_for_it(no_polling, call):
+def test_every_change_wakes_its_waiters(no_polling, call):
     blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 2, True))
     claims: list[Claim] = []
     if call in ("put", "put_many", "give back"):
@@ -305,7 +305,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
 
 
 @pytest.mark.parametrize("call", ["task_done", "settle", "remove", "clear"])
-def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
+def test_every_end_of_an_item_wakes_join(no_polling, call):
     blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 0, False))
     claims: list[Claim] = []
     blocking.put(b"1", False, None)
@@ -353,7 +353,7 @@ def test_two_objects_over_one_state_wake_each_other():
     assert two.core.qsize() == 0
 
 
-def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
+def test_an_error_while_waiting_reaches_the_waiter_alone(blocking):
     def poison(record):
         raise RuntimeError("poison")
 
@@ -366,7 +366,7 @@ def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
     assert blocking.get(pair, True, None) == b"1"
 
 
-def test_hands_of_threads_that_ended_are_not_kept_for_ever(blocking):
+def test_claims_of_threads_that_ended_are_not_kept_forever(blocking):
     def get():
         blocking.put(b"", True, None)
         blocking.get(pair, False, None)

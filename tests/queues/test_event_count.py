@@ -75,7 +75,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
+def test_a_wake_up_of_an_interrupted_waiter_is_passed_on(monkeypatch):
     signal = EventCount()
 
     def sleep(self, gate, deadline):
@@ -146,7 +146,7 @@ def test_one_polls_for_all_and_hands_over_when_it_goes():
     assert not signal._wakes
 
 
-def test_polling_goes_on_when_the_one_who_polled_timed_out():
+def test_polling_goes_on_when_the_poller_timed_out():
     signal, change_token = EventCount(), Version()
     short = waiting(lambda: wait_once(signal, 0.05, change_token, 0))
     until(lambda: change_token.asked)
@@ -189,7 +189,7 @@ def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
 
 
 @pytest.mark.parametrize("slowest", [MAX_POLL_INTERVAL, SQLiteRecordStore.max_poll_interval])
-def test_who_waits_asks_as_often_as_the_store_says(slowest):
+def test_a_waiter_polls_as_often_as_the_store_says(slowest):
     store = MemoryQueueStore()
     store.max_poll_interval = slowest
     queue = BlockingQueue(QueueCore(store, 1, True))

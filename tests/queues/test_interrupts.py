@@ -117,7 +117,7 @@ def test_a_call(name, kind):
 
 
 @pytest.mark.parametrize("event", ["not_empty", "not_full", "all_done"])
-def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
+def test_a_waker_that_is_interrupted_leaves_no_thread_asleep(event, no_polling):
     """Each waiting thread continues, though the thread that wakes them is interrupted."""
     number = 0
 

@@ -146,7 +146,7 @@ def test_close_is_idempotent_and_final(open_queue):
     assert list(open_queue().items()) == [1, 2, 3]
 
 
-def test_close_wakes_who_waits(open_queue):
+def test_close_wakes_waiting_threads(open_queue):
     queue = open_queue(maxsize=1)
     queue.put(1)
     finish = [waiting(lambda: queue.put(2)), waiting(queue.join)]
@@ -214,7 +214,7 @@ def test_pickled_by_location(open_queue):
     assert queue.empty()
 
 
-def test_a_second_consumer_is_told_who_is_the_first(open_queue):
+def test_a_second_consumer_is_told_which_process_is_the_first(open_queue):
     first, second = open_queue(), open_queue()
     first.put_many([1, 2])
     second.put(3)
@@ -253,7 +253,7 @@ def test_a_forked_child_puts_and_does_not_get(open_queue):
     assert [queue.get(timeout=10) for _ in range(3)] == [1, 2, "of the child"]
 
 
-def test_a_forked_child_gets_where_nobody_does(open_queue):
+def test_a_forked_child_gets_where_no_process_consumes(open_queue):
     queue = open_queue()
     queue.put_many(range(3))
 

@@ -248,7 +248,7 @@ def test_receive_acknowledges_at_the_end(open_queue):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_receive_gives_back_when_the_block_raises(either, error):
+def test_receive_releases_when_the_block_raises(either, error):
     either.put_many([1, 2, 3])
 
     def fail():
@@ -281,7 +281,7 @@ def test_receive_waits_as_get_does(either):
     assert finish() == 1
 
 
-def test_what_receive_gives_back_wakes_a_waiting_get(open_queue):
+def test_what_receive_releases_wakes_a_waiting_get(open_queue):
     queue = open_queue()
     queue.put(1)
     with contextlib.suppress(RuntimeError), queue.receive():
@@ -453,7 +453,7 @@ def test_skip_removes_the_next_item_or_a_certain_one(open_queue):
     assert again.empty()
 
 
-def test_clear_leaves_what_is_in_hands(open_queue):
+def test_clear_leaves_what_is_in_flight(open_queue):
     queue = open_queue()
     assert queue.clear() == 0
     queue.put_many(range(5))

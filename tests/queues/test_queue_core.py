@@ -59,7 +59,7 @@ def test_claims_belong_to_the_consumer_that_got_them(core):
     assert core.unfinished() == 0
 
 
-def test_a_consumer_that_is_gone_leaves_its_claims_to_nobody(core):
+def test_a_consumer_that_ended_leaves_its_claims_to_no_other_one(core):
     """A new consumer does not inherit them; ``task_done`` still finds them as the oldest."""
     gone = core.in_flight.new_consumer()
     core.try_put_many([b"1", b"2"])

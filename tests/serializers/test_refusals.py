@@ -90,7 +90,7 @@ def test_an_item_that_the_format_cannot_hold_is_an_encode_error(name, item):
     ],
     ids=["list", "value", "tuple", "frozenset", "key"],
 )
-def test_whatever_depth_cbor_accepts_it_gives_back(wrap):
+def test_whatever_depth_cbor_accepts_it_returns(wrap):
     cbor = resolve("cbor")
     for depth in (0, 199, 200, 201, 398, 399, 400):
         item = nested(depth, wrap)

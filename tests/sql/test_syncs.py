@@ -48,7 +48,7 @@ def syncs(queue, monkeypatch):
     return Syncs(database_of(queue), monkeypatch)
 
 
-def test_nobody_waits_for_another_ones_sync(queue, syncs, tmp_path):
+def test_no_writer_waits_for_another_ones_sync(queue, syncs, tmp_path):
     """Neither do other processes' writers, nor writers of this process that need no sync."""
 
     def look() -> None:
@@ -67,7 +67,7 @@ def test_nobody_waits_for_another_ones_sync(queue, syncs, tmp_path):
     assert (seen, syncs.count) == (["b"], 1)
 
 
-def test_who_comes_during_a_sync_shares_the_next_one(queue, syncs):
+def test_threads_that_come_during_a_sync_share_the_next_one(queue, syncs):
     inside, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -88,7 +88,7 @@ def test_who_comes_during_a_sync_shares_the_next_one(queue, syncs):
     assert len(queue) == 8
 
 
-def test_a_transaction_is_synced_when_nobody_waits_for_it(tmp_path, monkeypatch):
+def test_a_transaction_is_synced_after_it_has_ended(tmp_path, monkeypatch):
     with (
         PDict[str, int](tmp_path / "d", "dict") as d,
         SQLiteQueue(tmp_path / "d", durability="process") as fast,
@@ -127,7 +127,7 @@ def test_an_answer_that_rests_on_what_others_did_not_sync_syncs(tmp_path, monkey
         assert syncs.count == 2
 
 
-def test_who_closes_syncs_what_is_committed(queue, syncs, monkeypatch):
+def test_a_close_syncs_what_is_committed(queue, syncs, monkeypatch):
     """A thread that has committed takes the closed log for synced when it comes to its sync."""
     log = database_of(queue)._wal_sync
     commit, committed, go_on = log.commit, threading.Event(), threading.Event()
@@ -148,7 +148,7 @@ def test_who_closes_syncs_what_is_committed(queue, syncs, monkeypatch):
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["waiting for it", "closing"])
-def test_a_sync_that_fails_is_everybodys(queue, syncs, tmp_path, closing):
+def test_a_sync_that_fails_poisons_the_database(queue, syncs, tmp_path, closing):
     queue.put("before")
 
     def fail() -> None:
@@ -207,7 +207,7 @@ def test_the_log_has_room_before_it_is_needed(queue, tmp_path):
     assert not any(log_of(path)[sizes[0] + 50_000 :])
 
 
-def test_the_room_is_made_while_nobody_else_writes(queue, monkeypatch):
+def test_the_space_is_made_while_no_other_process_writes(queue, monkeypatch):
     """Otherwise a frame that another program adds meanwhile would be overwritten."""
     database = database_of(queue)
     pwrite, within = database.disk.pwrite, []

@@ -242,7 +242,7 @@ def test_what_could_not_be_settled_can_be_settled_again(queue, monkeypatch):
 # nack().
 
 
-def test_nack_gives_back_to_its_place(open_queue):
+def test_nack_returns_to_its_place(open_queue):
     queue = open_queue(SQLiteAckQueue)
     queue.put_many("abc")
     first, second = queue.get_many(2)
@@ -290,7 +290,7 @@ def test_a_wrong_delay_is_refused(queue, delay, error):
     assert queue.nack(item) == 1
 
 
-def test_nack_wakes_who_waits(queue, no_polling):
+def test_nack_wakes_waiting_threads(queue, no_polling):
     queue.put("a")
     item = queue.get()
     finish = waiting(lambda: queue.get(timeout=20))
@@ -341,7 +341,7 @@ def test_task_done_is_not_called_more_often_than_items_were_got(queue):
         queue.task_done()
 
 
-def test_an_item_settled_by_another_thread_is_in_no_hand(queue):
+def test_an_item_settled_by_another_thread_is_not_in_flight(queue):
     queue.put_many("ab")
     items = queue.get_many(2)
     assert waiting(lambda: queue.ack(items[0]))() == 1
@@ -387,7 +387,7 @@ def test_an_item_may_be_settled_within_receive(queue, verb):
         queue.task_done()
 
 
-def test_a_block_that_raises_gives_back_what_is_not_settled(queue):
+def test_a_block_that_raises_releases_what_is_not_settled(queue):
     queue.put_many("ab")
     with pytest.raises(KeyError), queue.receive():
         raise KeyError

@@ -82,7 +82,7 @@ def test_a_raw_item_stands_for_its_id(open_stored, kind):
             queue.get(block=False, id=raw)
 
 
-def test_who_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
+def test_a_thread_that_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
     queue = open_queue(kind)
     finish = waiting(lambda: queue.get(timeout=20, id=3))
     until(lambda: queue._core.any_put._wakes)
@@ -92,7 +92,7 @@ def test_who_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
     assert list(queue.items()) == ["a", "b"]
 
 
-def test_who_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, no_polling):
+def test_a_thread_that_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, no_polling):
     """The thread that waits for an id waits longest, so a wake-up for one thread would go to it first."""
     queue = open_queue(kind)
     chooser = waiting(lambda: queue.get(timeout=20, id=3))
@@ -107,7 +107,7 @@ def test_who_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, n
 
 
 @pytest.mark.parametrize(("end", "error"), [("close", ClosedError), ("shutdown", ShutDown)])
-def test_the_end_wakes_who_waits_for_one_item(open_queue, no_polling, end, error):
+def test_the_end_wakes_a_thread_that_waits_for_one_item(open_queue, no_polling, end, error):
     queue = open_queue(SQLiteQueue)
     finish = waiting(lambda: queue.get(timeout=20, id=3))
     until(lambda: queue._core.any_put._wakes)
@@ -213,7 +213,7 @@ def test_a_waiting_item_is_replaced_in_its_place(open_queue, kind):
 
 
 @pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.__name__)
-def test_an_item_in_work_is_replaced_for_who_gets_it_next(open_stored, kind):
+def test_a_claimed_item_is_replaced_for_the_next_consumer(open_stored, kind):
     queue = open_stored(kind, auto_commit=False)
     queue.put("a")
     raw = queue.get(raw=True)

@@ -145,7 +145,7 @@ def test_a_boot_with_a_wrong_clock(machine, opened):
     assert queue.get(timeout=0) == "delayed"
 
 
-def test_all_go_by_who_opened_first(machine, opened):
+def test_all_processes_use_the_clock_of_the_first_one(machine, opened):
     """Two processes that each set the clock would not agree."""
     one = opened(lease=100)
     one.put("a")

@@ -51,7 +51,7 @@ def test_a_get_that_races_with_close_claims_nothing(open_file, kind, call, known
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_threads_that_close_let_go_once(open_file, kind):
+def test_two_threads_that_close_release_once(open_file, kind):
     """Otherwise the database would be closed under the other queue."""
     other = open_file(kind, name="other", **claiming(kind))
     queue = open_file(kind, **claiming(kind))
@@ -84,7 +84,7 @@ def get_and_die(path, kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_becomes_a_holder_in_a_transaction_that_is_rolled_back(open_file, tmp_path, kind):
+def test_a_queue_that_becomes_a_holder_in_a_transaction_that_is_rolled_back(open_file, tmp_path, kind):
     """It stays a known holder, so what it claims later is reclaimed when it dies."""
     path = tmp_path / "q"
     with PDict[str, int](path, name="dict", durability="process"):
@@ -101,7 +101,7 @@ def test_who_becomes_a_holder_in_a_transaction_that_is_rolled_back(open_file, tm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_number_of_a_holder_that_was_rolled_back_is_nobody_elses(open_file, tmp_path, kind):
+def test_the_number_of_a_holder_that_was_rolled_back_is_not_reused(open_file, tmp_path, kind):
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         one, two = (open_file(kind, name=name, **claiming(kind)) for name in ("one", "two"))
         for queue in (one, two):

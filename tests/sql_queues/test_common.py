@@ -191,7 +191,7 @@ def test_receive_acknowledges_at_the_end(open_queue, kind):
     queue.join()
 
 
-def test_receive_gives_back_when_the_block_raises(open_queue, kind):
+def test_receive_releases_when_the_block_raises(open_queue, kind):
     queue = open_queue(kind)
     queue.put_many("ab")
     with pytest.raises(RuntimeError, match="of the block"), queue.receive():
@@ -205,7 +205,7 @@ def test_receive_gives_back_when_the_block_raises(open_queue, kind):
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["ends well", "raises"])
-def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kind, raises, monkeypatch):
+def test_an_end_of_receive_that_cannot_be_stored_releases_later(open_file, kind, raises, monkeypatch):
     """After a full disk, for example, no consumer has the item, and the next get returns it first."""
     queue = open_file(kind)
     queue.put_many("ab")
@@ -233,7 +233,7 @@ def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kin
     assert (queue.stats().ready, queue.stats().claimed) == (1, 0)
 
 
-def test_what_is_given_back_wakes_who_waits(open_queue, kind, no_polling):
+def test_what_is_released_wakes_waiting_threads(open_queue, kind, no_polling):
     queue = open_queue(kind)
     queue.put("a")
     finish = []

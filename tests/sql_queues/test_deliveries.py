@@ -148,7 +148,7 @@ def test_what_an_interrupted_caller_found_can_be_put_back(book):
     assert one.stale
 
 
-def test_what_nobody_got_leaves_the_book(book):
+def test_what_no_thread_got_is_forgotten(book):
     one = delivery(1, None)
     book.add([one])
     book.forget(one)

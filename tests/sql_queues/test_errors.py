@@ -116,7 +116,7 @@ def test_another_program_keeps_all_others_out(open_file, kind, foreign):
         open_file(kind, timeout=0.02)
 
 
-def test_a_program_that_reads_is_in_nobodys_way(open_file, kind, foreign):
+def test_a_program_that_reads_blocks_no_writer(open_file, kind, foreign):
     queue = open_file(kind, timeout=0.02)
     queue.put_many(["a", "b"])
     connection = foreign("BEGIN", "SELECT * FROM ready_1")

@@ -315,7 +315,7 @@ def test_close_is_idempotent_and_final(open_stored, kind):
     assert list(open_stored(kind).items()) == list("abc")
 
 
-def test_close_wakes_who_waits(open_queue, kind):
+def test_close_wakes_waiting_threads(open_queue, kind):
     queue = open_queue(kind, maxsize=1)
     queue.put("a")
     finish = [waiting(lambda: queue.put("b")), waiting(queue.join)]
@@ -446,7 +446,7 @@ def test_pickled_by_location(open_file, kind):
             assert again._table._claims._retry == queue._table._claims._retry
 
 
-def test_a_forked_child_works_and_disturbs_nobody(open_file, kind):
+def test_a_forked_child_works_and_disturbs_no_process(open_file, kind):
     queue = open_file(kind) if kind in ACK else open_file(kind, auto_commit=False)
     queue.put_many(["a", "b", "c"])
     mine = queue.get()

@@ -31,7 +31,7 @@ def leased(open_queue, clock):
 # Leases and fencing.
 
 
-def test_a_lease_that_ran_out_gives_back(leased, clock):
+def test_a_lease_that_ran_out_makes_ready(leased, clock):
     leased.put_many("ab")
     leased.get()
     clock.now += LEASE - 0.1
@@ -43,7 +43,7 @@ def test_a_lease_that_ran_out_gives_back(leased, clock):
 
 @pytest.mark.parametrize("form", ["item", "raw"])
 @pytest.mark.parametrize("verb", ["ack", "nack", "ack_failed"])
-def test_a_late_settlement_does_nothing_to_who_has_the_item_now(leased, clock, verb, form):
+def test_a_late_settlement_does_nothing_to_a_later_claim(leased, clock, verb, form):
     """One thread has both claims, and only the object tells them apart."""
     leased.put(["a"])
     late = leased.get(raw=form == "raw")
@@ -57,7 +57,7 @@ def test_a_late_settlement_does_nothing_to_who_has_the_item_now(leased, clock, v
     assert leased.acked_count() == 1
 
 
-def test_a_late_task_done_does_nothing_to_who_has_the_item_now(leased, clock):
+def test_a_late_task_done_does_nothing_to_a_later_claim(leased, clock):
     leased.put(["a"])
     leased.get()
     clock.now += LEASE
@@ -111,7 +111,7 @@ def test_a_late_settlement_by_another_object(open_stored, clock):
     assert two.ack(present) == 1
 
 
-def test_the_same_object_is_a_claim_in_force_first(leased, clock):
+def test_the_same_object_is_an_active_claim_first(leased, clock):
     """If the late claim and the active one have the same object, the active one is settled."""
     leased.put_many([None, None])
     leased.get()
@@ -140,7 +140,7 @@ def test_late_ones_are_not_remembered_for_ever(leased, clock, monkeypatch):
     assert leased.acked_count() == 1
 
 
-def test_what_is_due_wakes_who_waits(open_queue):
+def test_what_is_due_wakes_waiting_threads(open_queue):
     """No other call happens: the time alone makes it ready."""
     queue = open_queue(SQLiteAckQueue, lease=0.05)
     queue.put("a")
@@ -230,7 +230,7 @@ def test_join_ends_with_the_last_attempt(open_queue, no_polling):
     ids=str,
 )
 @pytest.mark.parametrize("way", ["nack", "receive"])
-def test_what_is_given_back_waits(open_queue, clock, backoff, delays, way):
+def test_what_is_released_is_ready(open_queue, clock, backoff, delays, way):
     open_queue.clock = clock
     queue = open_queue(SQLiteAckQueue, backoff=backoff)
     queue.put("a")
@@ -261,7 +261,7 @@ def test_a_delay_that_is_said_goes_before_the_back_off(open_queue, clock):
 
 
 @pytest.mark.parametrize("kind", [SQLiteAckQueue, SQLiteQueue])
-def test_close_gives_back(open_stored, kind):
+def test_close_releases(open_stored, kind):
     options = {} if kind is SQLiteAckQueue else {"auto_commit": False}
     queue = open_stored(kind, **options)
     queue.put_many("abc")
@@ -292,7 +292,7 @@ def test_with_auto_resume_it_is_there_at_once(open_stored):
     assert open_stored(SQLiteAckQueue).get_many(2) == ["a", "b"]
 
 
-def test_resuming_wakes_who_waits(open_stored, no_polling):
+def test_resuming_wakes_waiting_threads(open_stored, no_polling):
     queue = open_stored(SQLiteAckQueue, auto_resume=False)
     queue.put("a")
     queue.get()
@@ -334,7 +334,7 @@ def test_what_a_killed_process_had_got_is_resumed(open_file, when):
     assert sorted(queue.get(timeout=10) for _ in range(3)) == ["a", "b", "c"]
 
 
-def test_a_killed_process_is_not_resumed_by_itself_where_nobody_wants_it(open_file):
+def test_a_killed_process_is_not_resumed_without_auto_resume(open_file):
     queue = open_file(SQLiteAckQueue, auto_resume=False)
     queue.put_many("abc")
     with pytest.raises(AssertionError, match="wait status"):

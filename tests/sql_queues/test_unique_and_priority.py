@@ -140,7 +140,7 @@ def test_an_item_that_waits_for_later_is_not_free(open_queue):
 
 
 @pytest.mark.parametrize("remove", ["clear", "skip"])
-def test_removing_what_waits_leaves_what_is_in_work_in_force(open_queue, unique, remove):
+def test_removing_what_is_ready_leaves_claimed_keys_active(open_queue, unique, remove):
     queue = open_queue(unique) if unique is UniqueAckQ else open_queue(unique, auto_commit=False)
     queue.put_many("abc")
     queue.get()
@@ -194,7 +194,7 @@ def test_unique_across_objects_and_threads(open_stored, unique):
     assert len(queues[0]) == 40
 
 
-def test_an_equal_item_wakes_nobody_for_nothing(open_queue, unique):
+def test_an_equal_item_wakes_no_thread(open_queue, unique):
     queue = open_queue(unique, auto_commit=True)
     queue.put("a")
     queue.get()
@@ -259,7 +259,7 @@ def test_what_is_no_priority_is_refused(open_queue, priority, error):
     assert queue.empty()
 
 
-def test_an_item_given_back_keeps_its_priority(open_queue):
+def test_a_released_item_keeps_its_priority(open_queue):
     queue = open_queue(PriorityQueue)
     queue.put("b", 2)
     queue.put("a", 1)

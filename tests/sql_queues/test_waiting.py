@@ -71,7 +71,7 @@ def test_an_item_on_its_way_is_unfinished(autosave, call):
     assert blocking.core.unfinished() == 0
 
 
-def test_who_joins_while_somebody_finds_nothing_is_not_kept():
+def test_a_join_ends_when_a_get_finds_nothing():
     """A get that finds nothing counts for a short time as an item on its way."""
     table = Watched()
     blocking = BlockingQueue(QueueCore(table, 0, True))
@@ -106,7 +106,7 @@ def test_what_is_put_in_another_way():
 
 
 @pytest.mark.parametrize("make", [deque, IndexedClaimList])
-def test_what_a_hand_is(make):
+def test_what_a_claim_list_is(make):
     hand = make()
     for call in (hand.popleft, lambda: hand[0]):
         with pytest.raises(IndexError):
@@ -123,7 +123,7 @@ def test_what_a_hand_is(make):
     assert not hand
 
 
-def test_what_is_in_the_middle_of_a_hand_costs_no_more():
+def test_what_is_in_the_middle_of_a_claim_list_costs_no_more():
     """A hundred times as many claims, newest first, cost a hundred times the time, not ten thousand times."""
     hand = IndexedClaimList()
     hand.extend(range(100_000))
@@ -134,7 +134,7 @@ def test_what_is_in_the_middle_of_a_hand_costs_no_more():
 
 
 @pytest.mark.parametrize("hand", [deque, IndexedClaimList])
-def test_a_hand_that_another_thread_empties(hand):
+def test_a_claim_list_that_another_thread_empties(hand):
     """Another thread acks between the check of the own claims and the removal of the oldest."""
 
     class Emptied(hand):  # type: ignore[misc, valid-type]
@@ -165,7 +165,7 @@ def test_a_choice_is_taken_at_once_where_it_can_be():
     assert not blocking.core.any_put.listeners
 
 
-def test_many_who_choose_and_many_who_do_not(no_polling):
+def test_many_threads_with_an_id_and_many_without(no_polling):
     """Each thread gets something, though there is no polling."""
     table = MemoryRecordStore()
     blocking = BlockingQueue(QueueCore(table, 0, True))
