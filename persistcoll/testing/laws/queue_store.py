@@ -252,7 +252,7 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
             with mutex:
                 twice = holding.intersection(got)
                 holding.update(got)
-            check(not twice, f"{twice} in two hands")
+            check(not twice, f"{twice} claimed twice")
             for id in got:
                 step += 1
                 with mutex:

@@ -70,7 +70,7 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
         table.put(keyed("more"), 4)
     with refuses(Full, "put() of more than there is room for", table):
         table.put(keyed("ready", "more", "and more"), 5)
-    check(not table.has_active_key(b"more"), "a put() that raised left a key in force")
+    check(not table.has_active_key(b"more"), "a put() that raised left a key active")
     got = table.put(keyed("ready", "gone"), 4)
     check(got == [None, None], f"put() of what is there already, into a full table, gave {got}")
     check(table.put([], 4) == [], "put() of nothing gave an id")
@@ -240,7 +240,7 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     one, two = harness.open(UNIQUE, retry, "a"), harness.open(UNIQUE, retry, "b")
     one.put(keyed("x", "y", "z"))
     check(look(two) == [], f"what was put into one is in the other: {look(two)}")
-    check(not two.has_active_key(b"x"), "a key of one is in force in the other")
+    check(not two.has_active_key(b"x"), "a key of one is active in the other")
     (id,) = two.put(keyed("x"))
     check(id is not None, "a key of one is refused in the other")
     before = look(two)
@@ -320,7 +320,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
         check(found == rows, f"opened for the {time}. time: {found}, not {rows}")
         if discipline.unique:
             keys = [table.has_active_key(key) for key in (b"k", b"l", b"n")]
-            check(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys in force")
+            check(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys active")
         told = table.stats()
         counted = (told.puts, told.gets), (numbers.puts, numbers.gets)
         dead = told.dead - numbers.dead
@@ -328,7 +328,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     held = table.claimed()
     check(held == (0 if retry.auto_reclaim else 3), f"{held} are still claimed, of 3")
     count = table.reclaim()
-    check(count == held, f"reclaim() gave back {count} of {held} records")
+    check(count == held, f"reclaim() made ready {count} of {held} records")
     harness.advance(100.0)
     wanted = [record.id for record in order(list(table.records()), discipline)]
     check(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
@@ -419,14 +419,14 @@ def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None
         harness.notice_death(table)
         count = table.reclaim()
         check(
-            count == left, f"of what the child had claimed, reclaim() gave back {count} records, not {left}"
+            count == left, f"of what the child had claimed, reclaim() made ready {count} records, not {left}"
         )
         expected[b"e"] = (State.READY, 1)
     found = standing(table)
     check(found == expected, f"after the child: {found}, not {expected}")
     table.ack(held[:1])
     table.nack(held[1])
-    check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
+    check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still active")
 
 
 def _child(
@@ -443,8 +443,8 @@ def _child(
     with refuses(NotClaimedError, "nack() of what the parent holds", table):
         table.nack(held[0])
     if shared:
-        check(table.reclaim() == 0, "the child gave back what the parent holds")
-        check(table.put(keyed("a")) == [None], "what the parent holds is not in force")
+        check(table.reclaim() == 0, "the child reclaimed what the parent holds")
+        check(table.put(keyed("a")) == [None], "the key of what the parent holds is not active")
     else:
         notice_death(table)
         table.reclaim()  # a copy, in which the parent is dead

@@ -52,7 +52,7 @@ def _leases(harness: RecordStoreHarness) -> None:
         states = {payload: state for payload, (state, _) in standing(each).items()}
         wanted = {b"a": State.CLAIMED, b"b": State.CLAIMED, b"c": State.READY}
         check(states == wanted, f"before its lease ends: {states}, not {wanted}")
-    check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
+    check(other.reclaim() == 0, "reclaim() made ready what a living holder has claimed")
     harness.advance(30.0 - harness.time.before(30.0))
     for each in (table, other):
         found = list(each.records())
@@ -84,7 +84,7 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     check(found == _HELD, f"without a lease, after a long time: {found}, not {_HELD}")
     if harness.capabilities.handles:
         other = reopen()
-        check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
+        check(other.reclaim() == 0, "reclaim() made ready what a living holder has claimed")
         found = standing(other)
         check(found == _HELD, f"opened elsewhere: {found}, not {_HELD}")
         other.close()
@@ -97,7 +97,7 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     beside = harness.capabilities.handles
     left = reopen() if beside else table
     table.close()
-    _comes_back(left if beside else reopen(), resume, "closed by who held it")
+    _comes_back(left if beside else reopen(), resume, "closed by its holder")
 
 
 def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
@@ -106,7 +106,7 @@ def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
         found = standing(table)
         check(found == _HELD, f"{how}, and opened without resuming: {found}, not {_HELD}")
         count = table.reclaim()
-        check(count == 2, f"{how}: reclaim() gave back {count} records, not 2")
+        check(count == 2, f"{how}: reclaim() made ready {count} records, not 2")
     found = standing(table)
     check(found == _FREE, f"{how}: {found}, not {_FREE}")
     check(table.reclaim() == 0, f"{how}: reclaim() found more the second time")
@@ -137,7 +137,7 @@ def _delays(harness: RecordStoreHarness) -> None:
             check(found == [first, second], f"after a delay of {seconds} s: {found}")
     taken = table.claim(id_of)
     table.nack(taken, 0.0)
-    check(table.count() == 2, f"given back without delay: {look(table)}")
+    check(table.count() == 2, f"nacked without delay: {look(table)}")
     last = table.nack(table.claim(id_of), harness.seconds(10.0), True)
     found = [record.id for _, record in table.scan(State.DELAYED)]
     check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
@@ -309,7 +309,7 @@ class _Key:
     def free(self, how: str) -> None:
         """Check that the key is accepted."""
         for table in self.tables:
-            check(not table.has_active_key(self.key), f"{how}: has_active_key() says that it is in force")
+            check(not table.has_active_key(self.key), f"{how}: has_active_key() says that it is active")
             (id,) = table.put([Entry(b"new", key=self.key)])
             check(id is not None, f"{how}: it is refused")
             check(table.remove(id) == id, "what was put is not ready")

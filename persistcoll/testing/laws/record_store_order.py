@@ -132,7 +132,7 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     listed = [record.id for record in table.records()]
     check(listed == sorted(wanted), f"{by}: records() of {sorted(wanted)} gave {listed}")
     again = [*table.claim_many(2, id_of), *claim_all(table)]
-    check(again == wanted, f"{by}: {wanted} given back came as {again}")
+    check(again == wanted, f"{by}: {wanted} nacked came as {again}")
     old = {record.id: record for _, record in table.scan(State.CLAIMED)}
     given.append(table.nack(taken[1], to_back=True))
     check(given == sorted(set(given)), f"{by}: to the back of all, with the ids {given}")
@@ -222,7 +222,7 @@ class _Takers:
             with self.mutex:
                 twice = self.holding.intersection(record.payload for record in got)
                 self.holding.update(record.payload for record in got)
-            check(not twice, f"{twice} in two hands")
+            check(not twice, f"{twice} claimed twice")
             for record in got:
                 self._settle(table, record)
 

@@ -229,15 +229,15 @@ def _settled_elsewhere(
     :return: the new id of the record that went to the end.
     """
     ways: dict[str, Callable[[int], Any]] = {
-        "another one who acknowledged it": lambda id: other.ack([id]),
-        "another one who set it aside": lambda id: other.fail([id]),
-        "another one who gave it to the back": lambda id: other.nack(id, to_back=True),
-        "another one who delayed it": lambda id: other.nack(id, delay),
+        "another store, which acked it": lambda id: other.ack([id]),
+        "another store, which set it aside": lambda id: other.fail([id]),
+        "another store, which nacked it to the end": lambda id: other.nack(id, to_back=True),
+        "another store, which delayed it": lambda id: other.nack(id, delay),
     }
     results = []
     for id, (how, settle) in zip(ids, ways.items(), strict=True):
         other.claim(id_of, Select(id))
-        lost(id, "another one who claimed it then")
+        lost(id, "another store, which claimed it then")
         results.append(settle(id))
         lost(id, how)
     return int(results[2])
