@@ -104,6 +104,7 @@ class FaultyDisk(Disk):
 
     def __init__(self, disk: Disk | None = None) -> None:
         # Disk.__init__ is not called, because this method makes every attribute that it would make.
+        # `_lock` protects `calls` and `_faults`; `_sizing` protects `_room` and the changes of sizes.
         self._disk = disk if disk is not None else Disk()
         self.calls: Counter[str] = Counter()
         self._faults: list[Fault] = []

@@ -1,7 +1,7 @@
-"""A law: what holds for every store of a kind, as a function that tries it.
+"""A law: what holds for every store of a kind, as a function that tests it.
 
-Queue stores, record stores and pair stores have a harness each (``laws/*_harness.py``), which opens what the
-law works with.
+Queue stores, record stores and pair stores have a harness each (``laws/*_harness.py``), which opens the
+stores that the law uses.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ __all__ = ["Capabilities", "Law", "LawTime", "Skipped", "laws_with"]
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a store can do; laws that need what it cannot do do not apply to it."""
+    """What a store can do. A law that needs a capability does not apply to a store that lacks it."""
 
     handles: bool = True
-    """A store may be open several times at once under one name."""
+    """One name may be open several times at once."""
     crashes: bool = True
-    """The factory has ``crashed(name)``: what a process that died at this moment leaves, opened."""
+    """The factory has ``crashed(name)``, which opens what a process that died now would leave."""
     forks: bool = True
-    """A forked child may go on with it, after ``after_fork_in_child()``."""
+    """A forked child may use the store, after ``after_fork_in_child()``."""
     processes: bool = True
-    """Several processes that opened the same name see what the others do."""
+    """Several processes that opened the same name see each other's changes."""
     joins: bool = False
     """The factory has ``connect(name)``: a caller's connection, whose transactions the stores join."""
     real_time: bool = False
-    """Nobody can set the clock of the stores: the factory's ``advance`` waits."""
+    """The clock of the stores cannot be set: the factory's ``advance`` waits."""
 
 
 class Skipped(unittest.SkipTest):
-    """A law says nothing about a store that lacks a capability, which the text names. pytest knows it."""
+    """The law says nothing about a store without the capability in the text. pytest skips such a test."""
 
 
 class _Open(Protocol):
@@ -44,17 +44,17 @@ class _Open(Protocol):
 class LawTime:
     """How a law lets time pass: by a clock that the factory sets, or by waiting.
 
-    A law counts in seconds of its own. By a real clock one of them is shorter, so that no law takes long. A
-    slow machine may then let more time pass than the law wants; such a run says nothing.
+    A law counts in seconds of its own. With a real clock one of them is shorter, so that no law takes long.
+    On a slow machine more time may pass than the law wants; the result of that run then says nothing.
 
-    :param again: how often the law was tried before; each time with twice the time.
+    :param again: how often the law was tried before; each try has twice the time of the one before.
     :ivar spent: how many of its seconds the law has let pass.
     """
 
     _SECOND = 0.01
-    """How long a law's second is by a real clock, at first."""
+    """The length of a law's second with a real clock, at the first try."""
     _MOST = 100.0
-    """By a real clock a longer time is no longer than this; no lease that a law lets end is as long."""
+    """With a real clock ``advance`` lets no more pass; a lease that a law lets end is shorter."""
 
     def __init__(self, factory: Any, again: int) -> None:
         self._factory = factory
@@ -64,15 +64,15 @@ class LawTime:
         self.spent = 0.0
 
     def seconds(self, seconds: float) -> float:
-        """Say how many seconds of the store's clock these are."""
+        """Return how many seconds of the store's clock these are."""
         return seconds * self._unit
 
     def before(self, seconds: float) -> float:
-        """Say how long to wait for something that must not have happened yet."""
+        """Return how long to wait for something that must not have happened yet."""
         return seconds / 2 if self._is_real else seconds - 0.25
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
+        """Let so many of the law's seconds pass."""
         if self._is_real:
             seconds = min(seconds, self._MOST)
         self.spent += seconds
@@ -85,7 +85,7 @@ class LawTime:
             self._began += seconds
 
     def is_late(self) -> bool:
-        """Say whether so much more time passed than the law let pass that a claim may have ended by that."""
+        """Tell whether so much more time passed than the law wanted that a claim may have ended early."""
         passed = time.monotonic() - self._began - self.seconds(self.spent)
         return self._is_real and self.spent > 0 and passed > self.seconds(5.0)
 
@@ -108,26 +108,26 @@ class Law(Generic[B]):
     number: str
     text: str
     needs: tuple[str, ...]
-    """Names of :class:`Capabilities` without which it says nothing."""
+    """Names of :class:`Capabilities` without which the law says nothing."""
     check: Callable[[B], None]
     harness: Callable[[Any, int], B]
-    """Makes of a factory, and of how often the law was tried with it, what ``check`` works with."""
+    """Makes the harness from a factory and the number of tries before."""
 
     def __str__(self) -> str:
         return self.number
 
     def applies_to(self, factory: Any) -> bool:
-        """Whether what the factory opens can do what this law is about."""
+        """Tell whether the factory's stores have the capabilities that the law needs."""
         return all(getattr(factory.capabilities, need) for need in self.needs)
 
     def __call__(self, factory: Any) -> None:
-        """Check it.
+        """Check the law on the stores of a factory.
 
-        By a clock that nobody sets, a law that uses time and is broken is tried again with more time, if so
-        much time passed by itself that this may be why.
+        With a clock that cannot be set, a broken law that uses time is tried again with more time, if so much
+        time passed by itself that this may be the cause.
 
-        :raise AssertionError: it is broken; the message says how.
-        :raise Skipped: it says nothing about these stores.
+        :raises AssertionError: if the law is broken; the message says how.
+        :raises Skipped: if the law says nothing about these stores.
         """
         lacking = [need for need in self.needs if not getattr(factory.capabilities, need)]
         if lacking:
@@ -150,12 +150,12 @@ class Law(Generic[B]):
 
 
 def laws_with(harness: Callable[[Any, int], B]) -> Callable[..., Callable[[Callable[[B], None]], Law[B]]]:
-    """A decorator, ``law(number, *needs)``, for laws that work with such a harness."""
+    """Return a decorator, ``law(number, *needs)``, for laws that use such a harness."""
 
     def law(number: str, *needs: str) -> Callable[[Callable[[B], None]], Law[B]]:
-        """A law of a function whose docstring states it.
+        """Make a law of a function whose docstring states it.
 
-        :param needs: names of :class:`Capabilities` without which it says nothing.
+        :param needs: names of :class:`Capabilities` without which the law says nothing.
         """
 
         def make(check: Callable[[B], None]) -> Law[B]:

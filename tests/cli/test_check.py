@@ -51,7 +51,7 @@ def test_producers_may_be_interleaved_in_any_way(data):
 
 
 @given(st.lists(st.sampled_from(range(len(LINES))), unique=True))
-def test_the_line_in_a_killed_consumers_hands_may_come_again(killed_at):
+def test_the_line_that_a_killed_consumer_claimed_may_come_again(killed_at):
     check = new_check()
     for delivery in DELIVERIES:
         assert not check.receive(delivery)
@@ -128,7 +128,7 @@ def test_a_line_again_with_other_content():
     assert check.problems == ["delivered again after they were acknowledged: 1"]
 
 
-def test_lines_that_nobody_put():
+def test_lines_that_no_producer_put():
     strangers = [
         (0, 12, b"too far"),
         (0, 1, b"not this producer's"),
@@ -147,7 +147,7 @@ def receive_together(check: Check, deliveries, consumer=0) -> list[bool]:
 
 
 @given(st.integers(0, 4), st.integers(0, 4))
-def test_all_or_the_last_of_a_killed_consumers_hand_may_come_again(acknowledged, together):
+def test_all_or_the_last_in_flight_of_a_killed_consumer_may_come_again(acknowledged, together):
     check = new_check(hand=4)
     receive_together(check, DELIVERIES[:4])
     receive_together(check, DELIVERIES[4:8])
@@ -160,7 +160,7 @@ def test_all_or_the_last_of_a_killed_consumers_hand_may_come_again(acknowledged,
     assert (check.again, check.in_hand) == (len(again), 4)
 
 
-def test_what_was_acknowledged_with_an_earlier_hand_may_not():
+def test_what_was_acked_with_an_earlier_batch_may_not():
     check = new_check(hand=4)
     receive_together(check, DELIVERIES[:4])
     receive_together(check, DELIVERIES[4:8])
@@ -170,7 +170,7 @@ def test_what_was_acknowledged_with_an_earlier_hand_may_not():
     assert check.again == 4
 
 
-def test_nothing_comes_again_behind_a_new_line():
+def test_nothing_comes_again_after_a_new_line():
     check = new_check(hand=4)
     receive_together(check, DELIVERIES[:4])
     check.killed()

@@ -56,7 +56,7 @@ def test_exit_status(error, status):
     assert exit_status(error) == status
 
 
-def test_nobody_reads_on(tmp_path):
+def test_the_reader_stops(tmp_path):
     (tmp_path / "file").write_bytes(b"line\n" * 10)
     child = subprocess.Popen(
         [*COMMAND, "demo", "file", "--kills", "0"],

@@ -233,7 +233,7 @@ def test_a_queue_that_is_stuck_does_not_stop_the_demo_for_ever(small, monkeypatc
     assert "nothing moved for 2 seconds" in capsys.readouterr().err
 
 
-def test_nobody_waits_for_the_kill_of_a_consumer_that_has_ended(small, monkeypatch, capsys):
+def test_the_kill_of_a_consumer_that_has_ended_is_skipped(small, monkeypatch, capsys):
     def command(worker):
         return command_with(queue="Shut" if getattr(worker, "doomed", False) else None)(worker)
 

@@ -59,7 +59,7 @@ def test_several_are_killed_in_turn():
     assert [lane.deliveries + (lane.limit(kills_are_done=False) or 0) for lane in lanes] == [5001, 5000]
 
 
-def test_who_gets_nothing_is_spared():
+def test_a_consumer_that_gets_nothing_is_spared():
     (lane,) = Lane.plan(10, 2, 1, seed=0)
     lane.spare()
     assert not lane.doomed

@@ -429,7 +429,7 @@ def test_something_is_opened_within_a_transaction_for_which_a_fork_waits(tmp_pat
 
 
 @needs_fork
-def test_what_cannot_come_to_rest_for_a_fork_does_not_stop(tmp_path, monkeypatch):
+def test_what_cannot_be_quiesced_for_a_fork_does_not_stop(tmp_path, monkeypatch):
     errors: list[Any] = []
 
     def fail() -> bool:

@@ -120,7 +120,7 @@ ROLES: dict[str, tuple[int, Callable[[Combining], object]]] = {
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_of_those_who_combine(role):
+def test_one_of_several_combining_threads(role):
     interrupted, call = ROLES[role]
     number, more = 0, True
     while more:

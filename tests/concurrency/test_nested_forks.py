@@ -50,7 +50,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_it_waits_for_nested_use_and_keeps_nobody_from_it(several, order):
+def test_it_waits_for_nested_use_and_does_not_prevent_it(several, order):
     outer, middle, inner = (several[number] for number in order)
     inside = threading.Event()
     go_on = threading.Event()
@@ -185,7 +185,7 @@ def test_two_that_use_each_other_all_the_time_and_two_that_fork(several, rng):
     assert (two["of 0"], three["of 1"]) == tuple(counts)
 
 
-def test_what_never_comes_to_rest(several, monkeypatch):
+def test_what_never_quiesces(several, monkeypatch):
     """The fork waits for all databases together, then for each in turn; the idle ones are quiesced."""
     monkeypatch.setattr(forks, "FORK_TIMEOUT", 0.2)
     monkeypatch.setattr(databases, "FORK_TIMEOUT", 0.2)

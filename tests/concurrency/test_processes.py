@@ -151,7 +151,7 @@ def test_a_producer_joins_what_another_process_works_on(queue, remote):
     assert when - began < SOON
 
 
-def test_join_elsewhere_while_a_consumer_has_all_in_its_hands(queue, remote):
+def test_join_elsewhere_while_a_consumer_has_claimed_all(queue, remote):
     """A claimed item is not done, even for a process that cannot see the consumer's claims."""
     queue.put(1)
     queue.get()
@@ -190,7 +190,7 @@ def test_numbers_elsewhere_while_a_consumer_holds_items(queue, remote):
     assert look() == (1, 1, 0, 6, [6])
 
 
-def test_items_elsewhere_are_exact_after_an_item_was_given_back(queue, remote):
+def test_items_elsewhere_are_exact_after_an_item_was_released(queue, remote):
     """The first of several claimed items returns to its place; the later ones stay claimed."""
     other = remote()
     queue.put_many(range(4))

@@ -81,7 +81,7 @@ EMPTIED = 110  # bytes: more than a header and a frame, less than one with an it
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
-def test_what_is_processed_beside_one_in_hand_keeps_no_data(durability, tmp_path):
+def test_what_is_acked_beside_one_in_flight_keeps_no_data(durability, tmp_path):
     path = tmp_path / "q"
     with Queue(path, chunksize=50, serializer="raw", durability=durability) as queue:
         queue.put(bytes(100))
@@ -116,7 +116,7 @@ def rest_of(path):
     return items
 
 
-def test_chunk_is_emptied_at_once_and_not_while_the_last_of_it_is_in_hand(tmp_path):
+def test_chunk_is_emptied_at_once_and_not_while_its_last_item_is_in_flight(tmp_path):
     path = tmp_path / "q"
     with Queue(path, chunksize=3, serializer="raw") as queue:
         for number in range(12):
@@ -172,7 +172,7 @@ def test_what_an_emptied_chunk_held_is_acknowledged_whatever_became_of_the_curso
     assert rest_of(path) == [b"%3d" % number for number in (0, 1, 2, 9, 10, 11)]
 
 
-def test_clear_beside_one_in_hand_frees_what_was_not_read(tmp_path):
+def test_clear_beside_an_item_in_flight_frees_what_was_not_read(tmp_path):
     path = tmp_path / "q"
     with Queue(path, chunksize=3, serializer="raw") as queue:
         for _ in range(12):

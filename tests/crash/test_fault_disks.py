@@ -400,7 +400,7 @@ def test_ext4_commits_nothing_with_a_sync_after_an_overwrite(disk):
     assert possible(disk, "ext4") == [{"a": b"new", "name": b""}, {"a": b"new"}]
 
 
-def test_ext4_has_data_behind_a_truncation_only_with_it(disk):
+def test_ext4_has_data_after_a_truncation_only_with_it(disk):
     fd = make(disk, "a", b"abcdef", close=False)
     disk.truncate(fd, 3)
     disk.write(fd, b"XY")

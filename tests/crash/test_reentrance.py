@@ -84,7 +84,7 @@ def handled(path, call: str, outer: str, name: str, durability) -> bool:
 
 @pytest.mark.parametrize("outer", ["put", "get", "task_done", "clear"])
 @pytest.mark.parametrize("name", CALLS)
-def test_call_from_a_handler_that_comes_behind_a_system_call(name, outer, durability, memory_path):
+def test_call_from_a_handler_that_comes_after_a_system_call(name, outer, durability, memory_path):
     calls = ("flock", "write", "pwrite", "sync", "read")
     found = [handled(memory_path / call, call, outer, name, durability) for call in calls]
     assert any(found)

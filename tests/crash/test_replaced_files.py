@@ -246,7 +246,7 @@ def test_looking_at_a_chunk_that_others_have_finished_and_removed(path, durabili
         assert drain(other) == [9]
 
 
-def test_a_record_that_comes_behind_the_end_under_a_removed_lock(path, durability, monkeypatch):
+def test_a_record_that_comes_after_the_end_under_a_removed_lock(path, durability, monkeypatch):
     """Another process finishes the chunk, so no reader would find the record.
 
     That process locks the new file of the lock, between the first producer's check of its chunk and its
@@ -270,7 +270,7 @@ def test_a_record_that_comes_behind_the_end_under_a_removed_lock(path, durabilit
         assert drain(queue) == ["first", "other"]
 
 
-def test_the_end_that_comes_behind_a_record_under_a_removed_lock(path, durability):
+def test_the_end_that_comes_after_a_record_under_a_removed_lock(path, durability):
     """The process with the new lock's file finds the record after its own check of the chunk."""
     with Queue(path, durability=durability) as queue:
         queue.put("first")

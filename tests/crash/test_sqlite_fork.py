@@ -203,7 +203,7 @@ def test_a_child_that_puts_wakes_a_thread_of_its_parent_that_waits(queue):
     assert finish() == "of the child"
 
 
-def test_what_the_parent_has_in_hand_is_not_the_childs(queue, kind):
+def test_what_the_parent_claimed_is_not_the_childs(queue, kind):
     queue.put_many(["a", "b"])
     raw = queue.get(raw=True)
 

@@ -154,7 +154,7 @@ def test_calls_at_process(tmp_path):
             assert spent(disk, action)["sync"] == 0
 
 
-def test_those_who_come_during_a_sync_share_the_next_one(tmp_path):
+def test_threads_that_come_during_a_sync_share_the_next_one(tmp_path):
     """Eight threads: one syncs, and the seven that come meanwhile share one more write and one more sync."""
     disk = FaultyDisk(quick_disk())
     with opened(tmp_path / "queue", disk) as queue:

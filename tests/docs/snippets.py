@@ -9,7 +9,7 @@ block                  what happens
 ``pycon``, ``>>>``     executed as a doctest, results compared
 ``console``            with the mark ``run``: its ``$`` lines are run, what they print is compared
 ``text``               with the mark ``output``: compared with what the block before it printed
-anything else          not looked at
+anything else          ignored
 =====================  =============================================================================
 
 A mark is a comment right above the block, ``<!-- mark -->`` or ``.. mark``:
@@ -54,7 +54,7 @@ class SnippetError(AssertionError):
 
 @dataclass(frozen=True)
 class Block:
-    """One code block: where its first line stands, and what the comment above it asks for."""
+    """One code block: the place of its first line, and what the comment above it asks for."""
 
     page: Path
     line: int
@@ -69,7 +69,7 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The code blocks of a page, in order."""
+    """Return the code blocks of a page, in order."""
     lines = page.read_text("utf-8").splitlines()
     found = _markdown(lines) if page.suffix == ".md" else _restructured(lines)
     return [_marked(page, lines, *block) for block in found]
@@ -135,8 +135,8 @@ def _dedented(lines: list[str]) -> str:
 
 
 def run_page(page: Path, directory: Path) -> int:
-    """Run the page's blocks, the current directory being ``directory``; how many ran."""
-    # A module of its own, so that classes made on the page can be pickled by name.
+    """Run the page's blocks in ``directory``, the current one; return how many ran."""
+    # The page gets a module of its own, so that pickle finds its classes by name.
     module = types.ModuleType("snippets_of_" + re.sub(r"\W", "_", page.stem))
     sys.modules[module.__name__] = module
     ran, printed = 0, ""
@@ -151,7 +151,7 @@ def run_page(page: Path, directory: Path) -> int:
 
 
 def _run(block: Block, module: types.ModuleType, directory: Path, printed: str) -> str | None:
-    """Run one block; what it printed, or None where there was nothing to run."""
+    """Run one block; return what it printed, or None where there was nothing to run."""
     match block.verb, block.language:
         case "skip", _:
             if not block.argument:
@@ -164,7 +164,7 @@ def _run(block: Block, module: types.ModuleType, directory: Path, printed: str) 
             _compare(block, block.text, printed)
             return None
         case "run", "python":
-            # The page's own lines in tracebacks.
+            # Tracebacks show the page's own lines.
             text = "\n" * (block.line - 1) + block.text
             (directory / block.argument).write_text(text, "utf-8")
             return _command(block, [sys.executable, block.argument], directory)
@@ -202,7 +202,7 @@ def _doctest(block: Block, module: types.ModuleType) -> str:
     test = doctest.DocTestParser().get_doctest(
         block.text, module.__dict__, block.page.name, str(block.page), block.line - 1
     )
-    # The parser copies the namespace; the page is one session.
+    # The parser copies the namespace, but the page is one session.
     test.globs = module.__dict__
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=_FLAGS, verbose=False)
@@ -213,7 +213,7 @@ def _doctest(block: Block, module: types.ModuleType) -> str:
 
 
 def _console(block: Block, directory: Path) -> str:
-    """Run every ``$`` line; the lines below it, if any, are what it prints."""
+    """Run every ``$`` line, and compare what it prints with the lines below it, if any."""
     printed = ""
     for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
@@ -231,7 +231,7 @@ def _console(block: Block, directory: Path) -> str:
 
 
 def _command(block: Block, words: list[str], directory: Path) -> str:
-    # The persistcoll that is being tested, wherever it lies.
+    # The tested persistcoll, wherever it lies.
     path = os.pathsep.join([str(Path(persistcoll.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         words,

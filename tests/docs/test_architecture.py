@@ -1,4 +1,4 @@
-"""The page of the architecture: its picture has the arrows of the imports, and its table has the rules."""
+"""The architecture page: its picture shows the arrows of the imports, and its table states the rules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def arrows(drawn: ElementTree.Element) -> set[tuple[str | None, str | None]]:
 
 
 def table() -> Iterator[tuple[set[str], set[str]]]:
-    """The rows of the page's table: the rooms in the first cell, and in the last."""
+    """Return the rows of the page's table: the packages in the first cell, and in the last."""
     text = (PROJECT / "docs" / "explanation" / "architecture.rst").read_text("utf-8")
     rows = re.findall(r"^ {3}\* - (``.*)\n((?: {5}.*\n)+)", text, re.MULTILINE)
     assert rows
@@ -43,7 +43,7 @@ def test_the_picture_has_the_arrows_of_the_imports():
         home = module.room or "persistcoll"
         for name in module.imports():
             top, _, rest = name.partition(".")
-            # A name of the package itself, as `Queue`, is no room.
+            # A name of the package itself, such as `Queue`, is no package.
             target = rest.partition(".")[0]
             target = target if (PACKAGE / target).is_dir() or (PACKAGE / f"{target}.py").is_file() else ""
             if top == "persistcoll" and target != module.room:

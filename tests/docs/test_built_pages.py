@@ -1,7 +1,7 @@
-"""No built page shows the reader an error: of docutils, of Sphinx or of the theme.
+"""No built page shows the reader an error of docutils, of Sphinx or of the theme.
 
-A warning fails the build itself. What is left are boxes that no builder warns of: the theme draws one over a
-page that lists its own contents.
+A warning fails the build itself. There remain boxes that no builder warns of: the theme draws one over a page
+that lists its own contents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 
-# What the theme asks for where a list of contents is wanted in spite of its own.
+# The theme asks for this mark where a list of contents is wanted beside its own.
 _WANTED_CONTENTS = "this-will-duplicate-information-and-it-is-still-useful-here"
 
 
@@ -27,7 +27,7 @@ class _Boxes(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
-        # The theme's search page has an error for browsers without scripts, which others do not show.
+        # The theme's search page has an error for browsers without scripts, which other browsers do not show.
         self._without_scripts = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -45,7 +45,7 @@ class _Boxes(HTMLParser):
 
 
 def boxes(text: str) -> list[str]:
-    """The start tags of a page's errors."""
+    """Return the start tags of a page's errors."""
     parser = _Boxes()
     parser.feed(text)
     return parser.found

@@ -1,4 +1,4 @@
-"""The files and tests that pages name exist: a page that names a module does not outlive it."""
+"""The files and tests that pages name exist, so that no page names a module that was removed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PAGES = [
     if page.is_file()
 ]
 TESTS = PROJECT / "tests"
-# A path as `engine/blocking`, `persistcoll/engine/blocking.py`, `crash/test_kill.py` or `test_kill.py`.
+# A path like `engine/blocking`, `persistcoll/engine/blocking.py`, `crash/test_kill.py` or `test_kill.py`.
 _PATH = re.compile(r"`((?:[\w.-]+/)+[\w-]*(?:\.py|\.rst|\.md)?|test_\w+\.py)`")
 _TEST = re.compile(r"`(test_\w+)`")
 
 
 @cache
 def defined_tests() -> set[str]:
-    """The name of every test function."""
+    """Return the names of all test functions."""
     texts = (path.read_text("utf-8") for path in TESTS.rglob("test_*.py"))
     return {name for text in texts for name in re.findall(r"^ *def (test_\w+)", text, re.MULTILINE)}
 
 
 def missing(text: str) -> list[str]:
-    """What a page names and no file of the project is or defines."""
+    """Give the names on a page that are neither a file of the project nor defined in one."""
     bases = (PROJECT, PACKAGE.parent, PACKAGE, TESTS)
     found = []
     for name in _PATH.findall(text):
@@ -42,7 +42,7 @@ def missing(text: str) -> list[str]:
             there = any(TESTS.rglob(name))
         elif name.endswith(".py") or any((base / first).is_dir() for base in bases):
             there = any((base / name).exists() or (base / f"{name}.py").is_file() for base in bases)
-        else:  # a path of the reader's
+        else:  # a path on the reader's machine
             there = True
         found += [] if there else [name]
     return found + [name for name in _TEST.findall(text) if name not in defined_tests()]

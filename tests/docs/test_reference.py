@@ -1,4 +1,4 @@
-"""The reference has every public name, and no page describes what is not there."""
+"""The reference has every public name, and no page describes a name that does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every code block of README.md and docs/ runs; and the runner notices when one does not."""
+"""Every code block of README.md and docs/ runs, and the runner notices when one does not."""
 
 from __future__ import annotations
 

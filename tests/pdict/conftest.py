@@ -1,4 +1,4 @@
-"""Dicts that are closed when the test ends: over the reference mapping, and in SQLite."""
+"""Dicts that are closed when the test ends: over the reference pair store, and in SQLite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Opener = Callable[..., "PDict[Any, Any]"]
 
 
 class InMemory(PDict[Any, Any]):
-    """A ``PDict`` over any mapping: everything but the storage and the place."""
+    """A ``PDict`` over any pair store: everything but the storage and the path."""
 
     def __init__(
         self, store: PairStore | None = None, serializer: Any = "pickle", auto_commit: bool = True
@@ -33,7 +33,7 @@ class InMemory(PDict[Any, Any]):
 
 @pytest.fixture
 def open_dict(tmp_path) -> Iterator[Opener]:
-    """``PDict`` at ``tmp_path / "d"``, or ``path=``; ``"process"`` unless said otherwise."""
+    """Open ``PDict`` at ``tmp_path / "d"``, or ``path=``; ``"process"`` unless said otherwise."""
     opened: list[PDict[Any, Any]] = []
 
     def make(
@@ -49,7 +49,7 @@ def open_dict(tmp_path) -> Iterator[Opener]:
 
 
 class Kind:
-    """One kind of dict: how to open one, and the same one again; and its time."""
+    """One kind of dict: how to open one, how to open it again, and its clock."""
 
     def __init__(self, open_dict: Opener, kind: str) -> None:
         self._open_dict = open_dict
@@ -85,5 +85,5 @@ def kind(request: pytest.FixtureRequest, open_dict: Opener) -> Iterator[Kind]:
 
 @pytest.fixture(params=[True, False], ids=["auto_commit", "gathering"])
 def d(request: pytest.FixtureRequest, kind: Kind) -> PDict[Any, Any]:
-    """An empty dict of each kind, whose changes are committed at once or gather."""
+    """Give an empty dict of each kind, which commits its changes at once or buffers them."""
     return kind.open(auto_commit=request.param)

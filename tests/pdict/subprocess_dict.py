@@ -1,4 +1,4 @@
-"""A ``PDict`` in another process, which does what it is told."""
+"""A ``PDict`` in another process, which follows the orders of a test."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["RemoteDict"]
 
 
 class RemoteDict(Remote):
-    """Each method is called there; what it raised is raised here, what it iterates over comes as a list.
+    """Calls each method in the other process; an iterator's values come as a list.
 
-    Functions of a module run there as ``function(d, *arguments)``.
+    An error there is raised here. Functions of a module run there as ``function(d, *arguments)``.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(functools.partial(PDict, *arguments), **options)
-        self.run(call, "stats", (), {})  # it is open
+        self.run(call, "stats", (), {})  # wait until it is open
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> None:
         super().start(_apply, function, arguments)
@@ -88,14 +88,14 @@ _entered: list[Any] = []
 
 
 def enter(d: PDict[Any, Any], name: str) -> None:
-    """Enter a block that a method gives."""
+    """Enter a block that a method returns."""
     block = getattr(d, name)()
     block.__enter__()
     _entered.append(block)
 
 
 def leave(d: PDict[Any, Any], error: BaseException | None) -> None:
-    """Leave it, with what was raised within."""
+    """Leave the block, with what was raised in it."""
     block = _entered.pop()
     if error is None:
         block.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""All that a ``dict`` does: the same calls on a dict and on ours, over every kind of mapping."""
+"""All that a ``dict`` does: the same calls on a dict and on a ``PDict``, over every kind of pair store."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_a_subclass_may_have_missing(kind):
     assert "b" not in d
 
 
-# views
+# Views.
 
 
 def test_views(full):
@@ -327,7 +327,7 @@ def test_views_are_sets(kind):
     assert ours.keys() != ["a", "b", "c"]
 
 
-# iteration, while somebody changes it
+# Iteration while the dict is changed.
 
 MANY = 600
 
@@ -370,7 +370,7 @@ def test_values_may_be_assigned_while_iterating(many):
 
 
 def test_committing_while_iterating(kind):
-    """What was gathered before comes all the same."""
+    """Changes buffered before the commit are iterated all the same."""
     gathering = kind.open(auto_commit=False)
     gathering.update((number, number) for number in range(100))
     gathering.task_done()
@@ -390,7 +390,7 @@ def test_committing_while_iterating(kind):
     assert sorted(seen, key=str) == sorted(gathering, key=str)
 
 
-# what is refused
+# Refusals.
 
 
 @pytest.mark.parametrize("bad", [[], {}, frozenset(), Ellipsis, ([],)], ids=repr)

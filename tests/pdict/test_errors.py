@@ -1,4 +1,4 @@
-"""What users do to a ``PDict`` that they should not, and what machines do to both."""
+"""Wrong use of a ``PDict``, and failures of machines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persistcoll import (
 )
 from persistcoll.testing.children import in_forked_child, run_threads
 
-# transactions
+# Transactions.
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, GeneratorExit])
@@ -48,7 +48,7 @@ def test_what_interrupts_a_transaction_undoes_it(d, interruption):
     ],
 )
 def test_an_error_of_the_callers_stays_what_it_is(d, error):
-    """Though the database raises such, too: it says nothing about this one."""
+    """The database raises errors of the same type, but the caller's error says nothing about it."""
 
     def change():
         with d.transaction():
@@ -79,7 +79,7 @@ def test_a_transaction_in_a_generator_that_is_given_up(d):
 
 
 def test_closing_within_a_transaction(open_dict):
-    """It does not hang, and whatever became of the block is wholly there or not at all."""
+    """The close does not hang, and the block's changes are there wholly or not at all."""
     d = open_dict()
     d.update(a=1, b=1)
     try:
@@ -93,7 +93,7 @@ def test_closing_within_a_transaction(open_dict):
 
 
 def test_making_one_within_a_transaction(open_dict):
-    """What is rolled back takes nobody's place."""
+    """A rolled-back dict takes no number of another one."""
     d = open_dict("d")
     made = []
 
@@ -121,7 +121,7 @@ def test_opening_one_within_a_transaction(open_dict):
 
 
 def test_a_child_forked_within_a_transaction(open_dict):
-    """It has no part in it, and says so; the parent's goes on."""
+    """The child has no part in the transaction, and an error says so; the parent's continues."""
     d = open_dict()
     d["a"] = 1
 
@@ -152,7 +152,7 @@ def test_a_forked_child_has_a_copy_of_one_in_memory(open_dict):
     assert d == {"a": 1}
 
 
-# serializers
+# Serializers.
 
 
 class Meddling:
@@ -175,7 +175,7 @@ class Meddling:
 
 
 def test_a_serializer_that_uses_the_dict(open_dict):
-    """Before a transaction begins it may; within one it is refused, which undoes nothing else."""
+    """It may use the dict before a transaction begins. In one it is refused, and nothing else is undone."""
     serializer = Meddling()
     d = serializer.d = open_dict(serializer=serializer)
     d["a"] = "dumps"
@@ -200,7 +200,7 @@ def test_update_from_itself_and_from_a_generator_over_it(d):
     assert d == {"a": 1, "b": 2, "aa": 1, "bb": 2}
 
 
-# files
+# Files.
 
 
 def test_another_program_holds_the_database(open_dict):
@@ -242,7 +242,7 @@ def test_a_later_version(open_dict):
 
 
 def test_a_directory_that_others_may_write(open_dict, tmp_path):
-    """Pickle would run what they write; other serializers do not."""
+    """Pickle would run what other users write; other serializers do not."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o777)
     with pytest.raises(StorageError, match="others may write"):
@@ -252,7 +252,7 @@ def test_a_directory_that_others_may_write(open_dict, tmp_path):
 
 
 def test_closed_while_another_thread_uses_it(open_dict):
-    """What it is in the middle of it does, or it raises; nothing hangs."""
+    """A running call of the thread completes or raises, and nothing hangs."""
     d = open_dict()
     busy = threading.Event()
 

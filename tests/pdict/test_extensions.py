@@ -1,4 +1,4 @@
-"""What a ``PDict`` has and a dict has not: time to live, counters, edits, ranges, transactions, gathering."""
+"""What a ``PDict`` has beyond a dict: time to live, counters, edits, ranges, transactions, buffering."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from persistcoll import DecodeError, EncodeError
 from persistcoll.testing.children import run_threads
 
-# time to live
+# Time to live.
 
 
 def test_what_has_expired_is_gone(d, kind):
@@ -41,7 +41,7 @@ def test_what_has_expired_is_gone(d, kind):
     assert dict(d) == {"stays": 0, "many": "new", "more": "new"}
 
 
-def test_who_keeps_the_end_and_who_does_not(d, kind):
+def test_which_calls_keep_the_expiry(d, kind):
     for key in ("assigned", "updated", "set again", "longer", "incr", "edit", "setdefault"):
         d.set(key, 1, ttl=10)
     d.task_done()
@@ -75,7 +75,7 @@ def test_a_ttl_is_a_number(d, ttl):
         d.set("a", 1, ttl)
 
 
-# counters
+# Counters.
 
 
 def test_incr(d):
@@ -129,7 +129,7 @@ def test_popping_from_many_threads(d):
     def try_to_pop(mine):
         try:
             pop(mine)
-        except KeyError:  # another one was quicker
+        except KeyError:  # another thread was faster
             pass
 
     run_threads(*[lambda mine=mine: try_to_pop(mine) for mine in got])
@@ -148,7 +148,7 @@ def test_one_default_for_all(d):
         assert [d[key, name] for name in range(4)] == [d[key]] * 4
 
 
-# edits
+# Edits.
 
 
 def test_edit(d):
@@ -194,7 +194,7 @@ def test_edits_from_many_threads(d):
     assert sorted(d["list"]) == [(name, number) for name in range(3) for number in range(30)]
 
 
-# ranges
+# Ranges.
 
 
 def test_scan(d):
@@ -239,14 +239,14 @@ def test_scan_while_it_changes(d):
         seen.append(value)
         if value % 2 == 0:
             del d[key]
-            d[f"k{value + 1:05}"] = value + 1  # before and behind
+            d[f"k{value + 1:05}"] = value + 1  # before and after
             d[f"k{value - 1:05}"] = value - 1
     assert len(seen) == len(set(seen))
     assert set(range(0, 1000, 2)) <= set(seen)
     assert seen == sorted(seen)
 
 
-# transactions
+# Transactions.
 
 
 def test_a_transaction_is_whole(d):
@@ -300,12 +300,12 @@ def test_several_collections_in_one_transaction(open_dict):
     assert (dict(one), dict(other)) == ({}, {"a": 1})
 
 
-# gathering
+# Buffered changes.
 
 
 @pytest.fixture
 def both(kind):
-    """One whose changes gather, and another handle on the same dict."""
+    """Give a dict that buffers its changes, and another handle on the same dict."""
     other = kind.open()
     other.update(a=1, b=2, c=3)
     return kind.open(auto_commit=False), other
@@ -470,11 +470,11 @@ def test_a_transaction_of_what_is_gathered(both):
     assert dict(other) == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
 
 
-# serializers
+# Serializers.
 
 
 class Picky:
-    """Values that are in ``broken`` cannot be read."""
+    """A serializer that cannot read the values in ``broken``."""
 
     name = "picky"
     executes_code = False

@@ -1,4 +1,4 @@
-"""How keys are spelled: equal ones alike, str in their order, and each back as what it was."""
+"""How keys are encoded: equal keys alike, str in their order, and each decodes to its original."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_equal_keys_and_only_they_are_spelled_alike(one, other):
 @given(keys)
 def test_a_key_comes_back_as_what_it_was(key):
     again = key_from(key_bytes(key), original_key(key))
-    assert repr(again) == repr(key)  # types, too, and the sign of -0.0
+    assert repr(again) == repr(key)  # types too, and the sign of -0.0
 
 
 @given(st.lists(st.text(st.characters())))

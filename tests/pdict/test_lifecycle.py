@@ -1,4 +1,4 @@
-"""What becomes of a ``PDict``: opening, closing, pickling, forking, damage, a full disk, other processes."""
+"""The lifecycle of a ``PDict``: opening, closing, pickling, forking, damage, a full disk, processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from persistcoll.sqlite import pair_store
 from persistcoll.sqlite.statements import pair_statements
 from persistcoll.testing.children import in_forked_child, run_threads
 
-# opening
+# Opening.
 
 
 def test_the_parameters_have_the_names_and_order_of_persist_queue(tmp_path):
@@ -117,7 +117,7 @@ def test_another_serializer(open_dict):
     assert open_dict(serializer="json") == {"a": 1}
 
 
-# closing
+# Closing.
 
 
 def test_close_is_idempotent_and_final(kind):
@@ -198,7 +198,7 @@ def test_fromkeys_closes_what_it_could_not_fill(tmp_path):
         assert d == {"a": 0, "b": 0, "c": 0}
 
 
-# other processes and objects
+# Other processes and objects.
 
 
 def test_pickled_by_location(open_dict, monkeypatch):
@@ -211,7 +211,7 @@ def test_pickled_by_location(open_dict, monkeypatch):
     with pickle.loads(data) as again:
         assert type(again) is PDict
         assert (again.path, again.name, again.auto_commit) == (d.path, d.name, False)
-        assert again == {}  # what is gathered is not pickled
+        assert again == {}  # buffered changes are not pickled
         d.task_done()
         assert again == {"a": {1: 2}}
 
@@ -259,11 +259,11 @@ def test_a_child_forked_while_others_are_in_a_call(open_dict):
     assert d["children"] == 10
 
 
-# damage
+# Damage.
 
 
 def in_the_database(d, statement, *parameters):
-    """Change the file behind its back; it is closed afterwards."""
+    """Change the file while no handle has it open."""
     path = f"{d.path}/data.db"
     d.close()
     connection = sqlite3.connect(path)
@@ -346,7 +346,7 @@ def test_a_damaged_name_is_noticed(open_dict):
 
 
 def test_signed_values_cannot_be_exchanged(open_dict):
-    """Whoever may write the file, and so computes checksums, has no key."""
+    """A program that may write the file can compute checksums, but has no key."""
     options = {"serializer": signed("json", b"a key of 16 bytes or more")}
     d = open_dict(**options)
     d.update({"a": 1, "b": 2, "c": 3, ("t", 1): 4})
@@ -369,7 +369,7 @@ def test_signed_values_cannot_be_exchanged(open_dict):
         other["a"]
 
 
-# limits
+# Limits.
 
 
 def test_a_value_that_is_too_large(open_dict, monkeypatch):

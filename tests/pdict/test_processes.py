@@ -12,7 +12,7 @@ from tests.pdict.subprocess_dict import RemoteDict
 
 
 def count(d, key, times):
-    """In another process."""
+    """Increment in another process."""
     return [d.incr(key) for _ in range(times)]
 
 
@@ -26,7 +26,7 @@ def pop_all(d, key):
 
 
 def pop_each(d, keys):
-    """Some of them by their keys."""
+    """Pop some keys by name."""
     return [key for key in range(0, keys, 3) if d.pop(key, "gone") != "gone"]
 
 
@@ -65,7 +65,7 @@ def append(d, name, times):
 
 
 def test_processes_share_it(open_dict, remotes):
-    """Four of them read, change and write back, and nothing that one does undoes another's."""
+    """Four processes read, change and write, and none undoes another's change."""
     d = open_dict()
     counted = all_at_once(d, remotes, count, lambda name: "n", lambda name: 200)
     assert sorted(itertools.chain(*counted)) == list(range(1, 801))
@@ -94,7 +94,7 @@ STAYING = [("stays", number) for number in range(400)]
 
 
 def churn(d, tell, name):
-    """Replace what stays, and add and remove others, until the test says that it has seen enough."""
+    """Replace stable keys, and add and remove others, until the test says that it has seen enough."""
     step = 0
     tell("begins")
     while not tell.said:
@@ -109,7 +109,7 @@ def churn(d, tell, name):
 
 
 def test_iterating_while_others_write(open_dict, remotes):
-    """Each key that is there all the while comes, none comes twice, and each value was its key's."""
+    """Each stable key comes, none comes twice, and each value was its key's."""
     d = open_dict()
     d.update(dict.fromkeys(STAYING, ("", 0)))
     for name, each in enumerate(remotes):

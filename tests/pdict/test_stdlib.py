@@ -1,4 +1,4 @@
-"""CPython's own tests of mappings, against ours: ``test.mapping_tests``."""
+"""CPython's own tests of mappings, run on ``PDict``: ``test.mapping_tests``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ with contextlib.suppress(ImportError):  # a Python without its own tests, as Deb
 
 
 def theirs(name: str) -> Any:
-    """One of their test classes; as a name of this module it would be collected itself."""
+    """Return one of their test classes; as a name of this module pytest would collect it."""
     return getattr(cpython, name, unittest.TestCase)
 
 
 class _InATemporaryDirectory:
-    """What the tests need of a test class: a class that makes an empty dict when it is called."""
+    """The environment that the tests expect: a class that makes an empty dict when it is called."""
 
     auto_commit = True
 
@@ -59,10 +59,10 @@ class _InATemporaryDirectory:
 
 
 class _Differences:
-    """Where a dict on disk is another one than a dict in memory."""
+    """Where a dict on disk differs from a dict in memory."""
 
     def test_copy(self) -> None:
-        """It is no ``PDict``: where should that lie?"""
+        """A copy is no ``PDict``, because it would have no path."""
         d = self._empty_mapping()  # type: ignore[attr-defined]
         d.update({1: 1, 2: 2, 3: 3})
         copy = d.copy()
@@ -70,7 +70,7 @@ class _Differences:
         assert copy == d == {1: 1, 2: 2, 3: 3}
 
     def test_setdefault(self) -> None:
-        """What it gives is a copy: changing it changes nothing."""
+        """The result is a copy, so changing it changes nothing."""
         cpython.BasicTestMappingProtocol.test_setdefault(self)
         d = self._empty_mapping()  # type: ignore[attr-defined]
         assert d.setdefault("key0") is None
@@ -79,7 +79,7 @@ class _Differences:
         assert d["key"] == []
 
     def test_fromkeys(self) -> None:
-        """It goes through ``update``, not ``__setitem__``; the rest is as theirs."""
+        """It goes through ``update``, not ``__setitem__``; the other steps are as theirs."""
         made = self.type2test.fromkeys("abc")  # type: ignore[attr-defined]
         assert made == {"a": None, "b": None, "c": None}
         assert made.fromkeys((4, 5), 0) == {4: 0, 5: 0}
@@ -111,7 +111,7 @@ class _Differences:
         cpython.TestMappingProtocol.test_pop(self)
 
     def test_mutatingiteration(self) -> None:
-        """It goes on, and does not see what is added."""
+        """The iteration continues, and does not see what is added."""
         d = self._empty_mapping()  # type: ignore[attr-defined]
         d[1] = 1
         seen = []
@@ -122,12 +122,12 @@ class _Differences:
         assert d == {1: 1, 2: 1}
 
     def test_repr(self) -> None:
-        """It says where it lies, not what it holds."""
+        """The text shows the path, not the content."""
         d = self._empty_mapping()  # type: ignore[attr-defined]
         assert self.directory in repr(d)  # type: ignore[attr-defined]
 
     def test_repr_deep(self) -> None:
-        """There is none."""
+        """There is no deep one."""
 
     def test_eq(self) -> None:
         empty, full = self._empty_mapping(), self._empty_mapping()  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ KINDS: dict[str, Callable[..., Any]] = {
     "PDict": PDict,
 }
 
-# Not needed to be durable, and in any text a serializer that runs no code.
+# The tests need no power durability, and read the files as text, so the serializer runs no code.
 PLAIN: dict[str, Any] = {"durability": "process", "serializer": "json"}
 
 
@@ -47,7 +47,7 @@ def add(container: Any, *items: str) -> None:
 
 
 def contents(container: Any) -> list[str]:
-    """What is in it, sorted, and looked at in every way that there is."""
+    """Return the content, sorted, after reading it in every way."""
     if isinstance(container, PDict):
         found = sorted(container)
         assert len(container) == container.stats().ready == len(found)
@@ -70,7 +70,7 @@ def contents(container: Any) -> list[str]:
 
 
 def take(container: Any, count: int) -> list[str]:
-    """Remove so many, one after the other."""
+    """Remove so many items, one after the other."""
     taken = []
     for _ in range(count):
         if isinstance(container, PDict):
@@ -85,7 +85,7 @@ def take(container: Any, count: int) -> list[str]:
 
 
 def hold(container: Any) -> None:
-    """Have one in hand."""
+    """Claim one item."""
     if not isinstance(container, PDict):
         container.get_nowait()
 
@@ -109,19 +109,19 @@ def everything(top: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def modes(directory: Path) -> dict[str, int]:
-    """The permission bits of all that lies there, by name, and ``"."``'s own."""
+    """Return the permission bits of all files there by name, and those of the directory as ``"."``."""
     found = {".": directory, **{path.name: path for path in directory.iterdir()}}
     return {name: stat.S_IMODE(path.stat().st_mode) for name, path in found.items()}
 
 
 def in_child(run: Callable[[], object], user: int | None = None, group: int | None = None) -> int:
-    """Run it in a forked child, as that user; how the child ended: 0 for well, below 0 by a signal."""
+    """Run the call in a forked child as that user; return its exit code, below 0 for a signal."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             if group is not None:
-                # The shared group is one of several: what is made gets the user's own one by itself.
+                # The shared group is one of several; new files get the user's own group by default.
                 os.setgroups([group])
             if user is not None:
                 os.setgid(user)

@@ -1,4 +1,4 @@
-"""Two users of one group share a store, or the second one is refused at once and told how to."""
+"""Two users of one group share a store, or the second one is refused at once and told how to share it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UMASKS = {ANN: 0o077, BOB: 0o777}
 
 @pytest.fixture(autouse=True, scope="module")
 def everything_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Another user may have no way to Python's own files."""
+    """Import everything, because another user may not be able to read Python's own files."""
     for kind in KINDS:
         path = tmp_path_factory.mktemp("kind")
         for _ in range(2):
@@ -39,7 +39,7 @@ def everything_imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory to which every user has a way, as pytest's have not."""
+    """Give a directory that every user can reach, as pytest's cannot be."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o755)
     yield path
@@ -48,7 +48,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(params=[0o2770, 0o770], ids=["setgid", "no setgid"])
 def shared(place: Path, request: pytest.FixtureRequest) -> Path:
-    """The group's."""
+    """Give a directory of the group."""
     path = place / "shared"
     path.mkdir()
     os.chown(path, ANN, GROUP)

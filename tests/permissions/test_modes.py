@@ -1,4 +1,4 @@
-"""``mode=``: the permission bits of everything that is made, whatever the umask is."""
+"""``mode=``: the permission bits of every file that is made, whatever the umask is."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_pickle_keeps_the_mode(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lock_file_that_is_just_being_made(kind, tmp_path, umask, monkeypatch):
-    """Its maker, of this user, sets the mode behind making it. Whoever comes in between waits."""
+    """This user's process makes the file and then sets its mode. A process that comes between waits."""
     KINDS[kind](tmp_path / "store", **PLAIN).close()
     lock = next(path for path in (tmp_path / "store").iterdir() if path.suffix == ".lock")
     refused: list[object] = []
@@ -126,7 +126,7 @@ def test_a_lock_file_that_is_just_being_made(kind, tmp_path, umask, monkeypatch)
     def open_file(path, flags, mode=0o777, **options):
         if os.fspath(path) == str(lock) and len(refused) < 3:
             os.utime(lock)
-            lock.chmod(0o600)  # its status changed this moment
+            lock.chmod(0o600)  # its status has just changed
             refused.append(path)
             raise PermissionError(13, "Permission denied", path)
         return opened(path, flags, mode, **options)

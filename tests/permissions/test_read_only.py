@@ -1,4 +1,4 @@
-"""``read_only=True`` looks, and writes nothing at all."""
+"""A container with ``read_only=True`` reads, and writes nothing at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def look(kind: str, path: Path, **options: Any) -> Any:
 
 
 def fill(kind: str, path: Path) -> list[str]:
-    """What is left, one of them in hand where the kind knows that."""
+    """Put items, and claim one where the kind knows claims; return the ready ones."""
     with KINDS[kind](path, **PLAIN) as container:
         add(container, *"abcdefg")
         take(container, 2)
@@ -48,7 +48,7 @@ def fill(kind: str, path: Path) -> list[str]:
 
 
 def _look_from_elsewhere(kind: str, path: Path, left: list[str]) -> None:
-    """In another process, which is no fork of this one: before a fork this one closes its files."""
+    """Read in a process that is no fork of this one, because this one closes its files before a fork."""
     code = (
         "import pathlib, sys; from tests.permissions.test_read_only import contents, look\n"
         "with look(sys.argv[1], pathlib.Path(sys.argv[2])) as container: print(contents(container))"
@@ -137,7 +137,7 @@ def test_a_looker_sees_what_others_do_later(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_looking_beside_those_who_open_write_and_close(kind, tmp_path):
+def test_reading_beside_open_write_and_close(kind, tmp_path):
     fill(kind, tmp_path / "s")
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -159,7 +159,7 @@ def test_looking_beside_those_who_open_write_and_close(kind, tmp_path):
     with look(kind, tmp_path / "s") as container:
         while not stop.is_set() or not looks:
             assert 5 <= len(container) <= 8
-            assert len(list(container.items())) <= 9  # what goes meanwhile may be left out
+            assert len(list(container.items())) <= 9  # items removed meanwhile may be left out
             looks += 1
         writer.join()
         assert not failures
@@ -339,7 +339,7 @@ def test_a_log_without_its_index(tmp_path):
 
 
 def test_an_empty_log_without_its_index(tmp_path):
-    """As SQLite leaves it where a look and the last writer's end come at the same moment."""
+    """SQLite leaves it so when a reader's and the last writer's end come at the same moment."""
     left = fill("SQLiteQueue", tmp_path / "s")
     (tmp_path / "s" / "data.db-wal").touch()
     before = everything(tmp_path / "s")
@@ -364,7 +364,7 @@ def test_a_log_that_is_removed_when_a_look_begins(tmp_path, monkeypatch):
     def connect_late(path: str, timeout: float, immutable: bool) -> Any:
         logged.append(not immutable)
         if other.poll() is None:
-            other.communicate("\n")  # closes
+            other.communicate("\n")  # close it
         return connect(path, timeout, immutable)
 
     with subprocess.Popen(
@@ -449,7 +449,7 @@ def test_a_read_only_file_system(kind, crashed, mounted):
 @pytest.mark.needs("root", "mount", "umount")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_system_that_becomes_read_only_while_it_is_open(kind, mounted):
-    """As the kernel does to a device that fails. A mount that is in use for writing cannot be remounted."""
+    """The kernel does this to a device that fails. A mount that is open for writing cannot be remounted."""
     fill(kind, mounted / "s")
     with look(kind, mounted / "s") as container:
         _remount(mounted, "ro")
@@ -503,7 +503,7 @@ def test_a_queue_of_ones_own_that_is_opened_for_writing_later(tmp_path):
 
 
 class _Watched:
-    """A serializer that lets something happen the next time that it reads."""
+    """A serializer that calls something the next time that it reads."""
 
     name = "watched"
 
@@ -537,7 +537,7 @@ def test_a_look_is_repeated_if_others_write_and_close_meanwhile(tmp_path):
 
 
 def test_writing_goes_on_beside_a_look_after_a_fork(tmp_path):
-    """A fork closes the connections of both processes, which must not be opened anew for reading only."""
+    """A fork closes the connections of both processes, and they must not be reopened for reading only."""
     watched = _Watched()
     with SQLiteQueue(tmp_path / "s", serializer=watched) as queue:
         queue.put("a")

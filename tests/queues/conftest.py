@@ -13,7 +13,7 @@ from persistcoll.engine.records import Durability
 
 @pytest.fixture
 def open_queue(tmp_path) -> Iterator[Callable[..., Queue]]:
-    """``Queue`` at ``tmp_path / "q"``, or ``name=``; ``"process"`` unless said otherwise."""
+    """Open ``Queue`` at ``tmp_path / "q"``, or ``name=``; ``"process"`` unless said otherwise."""
     opened: list[Queue] = []
 
     def make(
@@ -34,5 +34,5 @@ def queue(open_queue: Callable[..., Queue]) -> Queue:
 
 @pytest.fixture(params=[False, True], ids=["task_done", "autosave"])
 def either(request: pytest.FixtureRequest, open_queue: Callable[..., Queue]) -> Queue:
-    """Acknowledged by ``task_done()``, and at once."""
+    """Give a queue that acks by ``task_done()``, and one with autosave."""
     return open_queue(autosave=request.param)

@@ -1,4 +1,4 @@
-"""Waiting: exact by the monotonic clock, over at once when something happens, cheap while nothing does."""
+"""Waits: exact by the monotonic clock, ended at once by an event, and cheap meanwhile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
 
 AT_ONCE = 0.05
-"""Seconds; a machine under load is slow, a lost wake-up takes for ever."""
+"""Seconds. A loaded machine is slow, but a lost wake-up would take forever."""
 
 
 def pair(record):
@@ -34,7 +34,7 @@ def blocking(request):
 
 @pytest.fixture
 def clocks(monkeypatch):
-    """The wall clock, for the test to set; it moves by itself by an hour at every look."""
+    """Replace the wall clock by one for the test to set, which moves by an hour at every read."""
     wall = [1_700_000_000.0]
 
     def look():
@@ -48,7 +48,7 @@ def clocks(monkeypatch):
 
 @pytest.fixture
 def no_polling(monkeypatch):
-    """Only a wake-up helps."""
+    """Turn polling off, so that only a wake-up helps."""
     monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
     for store in (JournalQueueStore, MemoryQueueStore):
         monkeypatch.setattr(store, "max_poll_interval", 30.0)
@@ -121,8 +121,8 @@ def test_a_put_elsewhere_wakes_a_get_soon(open_queue):
     assert sorted(delays)[len(delays) // 2] < AT_ONCE
 
 
-def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
-    """Many wait; elsewhere a few items at a time are put: each time those who got one leave."""
+def test_no_thread_stays_asleep_when_the_poller_leaves(open_queue):
+    """Many threads wait, and another handle puts a few items at a time. Those that got one leave."""
     queue, elsewhere = open_queue(), open_queue()
     finish = [waiting(lambda: queue.get(timeout=20)) for _ in range(6)]
     until(lambda: len(queue._core.not_empty._wakes) == 6)
@@ -132,7 +132,7 @@ def test_nobody_is_left_asleep_when_who_polls_leaves(open_queue):
     assert sorted(each() for each in finish) == [1, 2, 3, 4, 5, 6]
 
 
-def test_nobody_is_left_asleep_when_who_polls_gives_up(open_queue):
+def test_no_thread_stays_asleep_when_the_poller_gives_up(open_queue):
     queue, elsewhere = open_queue(), open_queue()
     long = [waiting(lambda: queue.get(timeout=20)) for _ in range(2)]
     short = [waiting(lambda: queue.get(timeout=0.01)) for _ in range(3)]
@@ -155,7 +155,7 @@ def test_a_room_elsewhere_wakes_a_put_soon(open_queue):
 
 
 def test_waiting_costs_little(open_queue):
-    """Under one per cent of a core, however many wait."""
+    """All waiting threads together use less than one per cent of a core."""
     queue = open_queue()
     finish = [waiting(lambda: queue.get(timeout=1.0)) for _ in range(5)]
     until(lambda: len(queue._core.not_empty._wakes) == 5)
@@ -192,7 +192,7 @@ def test_a_timeout_longer_than_the_machine_can_wait(blocking):
 
 
 def test_over_any_store(blocking):
-    """What waits knows nothing of files."""
+    """The waits know nothing of files."""
     blocking.core.maxsize = 2
     blocking.put_many([b"1", b"2"], True, None)
     finish = waiting(lambda: blocking.put(b"3", True, 10))
@@ -214,7 +214,10 @@ def test_over_any_store(blocking):
 
 
 class Racing(MemoryQueueStore):
-    """What is awaited happens between the look that fails and the wait: the only moment to lose it in."""
+    """A store in which the awaited event happens between the failed try and the wait.
+
+    An event could get lost only there.
+    """
 
     def __init__(self):
         super().__init__()
@@ -226,7 +229,7 @@ class Racing(MemoryQueueStore):
             return look()
         except (Empty, Full):
             self.looks += 1
-            if self.looks == 2 and self.meanwhile is not None:  # the first look is before any waiting
+            if self.looks == 2 and self.meanwhile is not None:  # the first try is before any waiting
                 self.meanwhile()
             raise
 
@@ -273,7 +276,7 @@ def test_what_happens_between_look_and_wait_is_not_missed(no_polling):
 
 
 @pytest.mark.parametrize("call", ["get", "put", "put_many", "remove", "clear", "receive", "give back"])
-def test_every_change_wakes_who_waits_for_it(no_polling, call):
+def test_every_change_wakes_its_waiters(no_polling, call):
     blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 2, True))
     claims: list[Claim] = []
     if call in ("put", "put_many", "give back"):
@@ -302,7 +305,7 @@ def test_every_change_wakes_who_waits_for_it(no_polling, call):
 
 
 @pytest.mark.parametrize("call", ["task_done", "settle", "remove", "clear"])
-def test_every_end_of_an_item_wakes_who_joins(no_polling, call):
+def test_every_end_of_an_item_wakes_join(no_polling, call):
     blocking = BlockingQueue(QueueCore(MemoryQueueStore(), 0, False))
     claims: list[Claim] = []
     blocking.put(b"1", False, None)
@@ -350,7 +353,7 @@ def test_two_objects_over_one_state_wake_each_other():
     assert two.core.qsize() == 0
 
 
-def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
+def test_an_error_while_waiting_reaches_the_waiter_alone(blocking):
     def poison(record):
         raise RuntimeError("poison")
 
@@ -363,7 +366,7 @@ def test_an_error_while_waiting_reaches_the_waiter_and_nobody_else(blocking):
     assert blocking.get(pair, True, None) == b"1"
 
 
-def test_hands_of_threads_that_ended_are_not_kept_for_ever(blocking):
+def test_claims_of_threads_that_ended_are_not_kept_forever(blocking):
     def get():
         blocking.put(b"", True, None)
         blocking.get(pair, False, None)

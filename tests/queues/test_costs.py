@@ -1,4 +1,4 @@
-"""What ``help(Queue.put)`` and its like say that a call costs is what it costs, counted at the disk."""
+"""The costs that ``help(Queue.put)`` and the other docstrings state, counted at the disk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COSTS: list[tuple[str, Any, tuple[int, int], tuple[int, int]]] = [
 def test_a_call_costs_what_its_help_says(durability, autosave, tmp_path):
     disk = FaultyDisk()
     with Queue(tmp_path / "q", durability=durability, autosave=autosave, _disk=disk) as queue:
-        for number in range(50):  # the first ones make files
+        for number in range(50):  # the first puts make files
             queue.put(number)
         for _ in range(3):
             queue.get()

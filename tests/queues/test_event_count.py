@@ -1,4 +1,4 @@
-"""Wake-ups: none is lost, those not used are passed on, one of those who wait polls."""
+"""Wake-ups: none is lost, unused ones are passed on, and one of the waiters polls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.queues.waits import until, waiting
 
 
 def wait_once(signal, seconds=10.0, change_token=None, seen=None):
-    """Listen and wait for what happens from now on; whether anything did."""
+    """Listen, and wait for events from now on; tell whether one happened."""
     with signal.listen() as listener:
         listener.prepare()
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -36,7 +36,7 @@ def test_what_happened_after_the_ticket_ends_the_wait_at_once():
         listener.prepare()
         signal.notify()
         assert listener.wait(time.monotonic() + 60, None, None)
-        # The ticket is as old as it was.
+        # The ticket does not change by waiting.
         assert listener.wait(None, None, None)
         listener.prepare()
         assert not listener.wait(time.monotonic() + 0.001, None, None)
@@ -75,12 +75,12 @@ class Interrupted(Exception):
     pass
 
 
-def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
+def test_a_wake_up_of_an_interrupted_waiter_is_passed_on(monkeypatch):
     signal = EventCount()
 
     def sleep(self, gate, deadline):
         until(lambda: len(signal._wakes) == 2)
-        signal.notify()  # opens the gate of this one, who came first
+        signal.notify()  # This opens the gate of the first waiter, which is this one.
         raise Interrupted
 
     original = event_count.ThreadWaiter._sleep
@@ -102,7 +102,7 @@ def test_a_wake_up_of_one_who_was_interrupted_is_passed_on(monkeypatch):
 
 
 def test_a_notification_in_the_last_moment_counts(monkeypatch):
-    """Between the end of the sleep and the withdrawal: the wait says that something happened."""
+    """It comes between the end of the sleep and the withdrawal, so the wait returns True."""
     signal = EventCount()
     original = event_count.ThreadWaiter._sleep
 
@@ -117,7 +117,7 @@ def test_a_notification_in_the_last_moment_counts(monkeypatch):
 
 
 class Version:
-    """What other processes did: ``now`` changes; remembers which threads asked."""
+    """Stands for changes of other processes: ``now`` is the token; records the threads that ask."""
 
     def __init__(self):
         self.now = 0
@@ -137,7 +137,7 @@ def test_one_polls_for_all_and_hands_over_when_it_goes():
     assert len(set(change_token.asked)) == 1, "one at a time polls"
     first = change_token.asked[0]
     change_token.now = 1
-    # The one who polled looks, and leaves; another polls and finds out, and so on.
+    # The poller notices the change and leaves. Another waiter polls and notices it, and so on.
     assert all(each() for each in finish)
     assert len(set(change_token.asked)) >= 1
     assert time.monotonic() - started < 5
@@ -146,7 +146,7 @@ def test_one_polls_for_all_and_hands_over_when_it_goes():
     assert not signal._wakes
 
 
-def test_polling_goes_on_when_the_one_who_polled_timed_out():
+def test_polling_goes_on_when_the_poller_timed_out():
     signal, change_token = EventCount(), Version()
     short = waiting(lambda: wait_once(signal, 0.05, change_token, 0))
     until(lambda: change_token.asked)
@@ -154,7 +154,7 @@ def test_polling_goes_on_when_the_one_who_polled_timed_out():
     gates(signal, 2)
     polled = set(change_token.asked)
     assert short() is False
-    # Whom the wake-up reached looks once more, and says so: it is to wait again.
+    # The wake-up also ends the wait of the thread that becomes the poller; it is to wait again.
     assert long() is True
     again = waiting(lambda: wait_once(signal, 10.0, change_token, 0))
     until(lambda: set(change_token.asked) - polled)
@@ -189,7 +189,7 @@ def test_an_idle_waiter_asks_no_more_often_than_it_says(slowest):
 
 
 @pytest.mark.parametrize("slowest", [MAX_POLL_INTERVAL, SQLiteRecordStore.max_poll_interval])
-def test_who_waits_asks_as_often_as_the_store_says(slowest):
+def test_a_waiter_polls_as_often_as_the_store_says(slowest):
     store = MemoryQueueStore()
     store.max_poll_interval = slowest
     queue = BlockingQueue(QueueCore(store, 1, True))
@@ -202,7 +202,7 @@ def test_who_waits_asks_as_often_as_the_store_says(slowest):
 
 @pytest.mark.parametrize("others", [False, True], ids=["woken", "polling"])
 def test_no_wake_up_is_lost(others):
-    """Tokens are passed through a signal by many threads: one lost wake-up, and somebody waits for ever."""
+    """Many threads pass tokens through an event count; after a lost wake-up one would wait forever."""
     signal = EventCount()
     mutex = threading.Lock()
     tokens: list[int] = []
@@ -236,7 +236,7 @@ def test_no_wake_up_is_lost(others):
 
 
 def test_no_wake_up_is_lost_between_waiters_that_give_up():
-    """Half of them time out all the time: what wakes one of those in its last moment must not be lost."""
+    """Half of the waiters time out all the time. A wake-up that meets such a waiter must not be lost."""
     signal = EventCount()
     mutex = threading.Lock()
     tokens: list[int] = []
@@ -262,7 +262,7 @@ def test_no_wake_up_is_lost_between_waiters_that_give_up():
         while not left.is_set():
             if take(0.0002):
                 with mutex:
-                    tokens.append(0)  # it is not its own
+                    tokens.append(0)  # the token belongs to a patient waiter
                 signal.notify()
 
     def produce():

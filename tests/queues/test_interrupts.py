@@ -1,4 +1,4 @@
-"""An exception out of a signal handler, anywhere in what waits and counts: all goes on, counts are exact."""
+"""An exception out of a signal handler, anywhere in the code that waits and counts: counts stay exact."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.interrupting import interruptions
 from tests.queues.waits import until, waiting
 
-# Where the store is the model, which is no more than a lock around dicts: its calls are not cut in two here.
+# The store is the model, a lock around dicts, so the tests do not interrupt its calls.
 FILES = {"base.py", "blocking.py", "queue_core.py", "in_flight.py", "event_count.py", "deliveries.py"}
 
 
@@ -71,20 +71,20 @@ CALLS: dict[str, Callable[[BlockingQueue, Any], object]] = {
 
 
 def state(blocking):
-    """What waits, and how many are unfinished."""
+    """Return the ready records, and how many are unfinished."""
     return [record.payload for record in blocking.core.store.records()], blocking.core.unfinished()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call(name, kind):
-    """It happens wholly or not at all, and everything can be finished behind it, once."""
+    """The call happens wholly or not at all, and afterwards everything can be finished once."""
     make, decode = KINDS[kind]
 
     def prepare():
         blocking = make()
         blocking.put_many([b"1", b"2", b"3"], False, None)
-        blocking.get(decode, False, None)  # 1 is in work
+        blocking.get(decode, False, None)  # record 1 is claimed
         return blocking
 
     def run(blocking):
@@ -97,7 +97,7 @@ def test_a_call(name, kind):
     for blocking, where in interruptions(prepare, run, files=FILES):
         count += 1
         ready, unfinished = found = state(blocking)
-        # With autosave what was removed is finished where nobody has got it.
+        # With autosave a removed record is finished, though the caller did not get it.
         lost = kind == "autosave" and (ready, unfinished + len(before[0]) - len(ready)) == (
             after[0],
             after[1],
@@ -117,8 +117,8 @@ def test_a_call(name, kind):
 
 
 @pytest.mark.parametrize("event", ["not_empty", "not_full", "all_done"])
-def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
-    """Of several threads that wait each one goes on, though the one that wakes them is interrupted."""
+def test_a_waker_that_is_interrupted_leaves_no_thread_asleep(event, no_polling):
+    """Each waiting thread continues, though the thread that wakes them is interrupted."""
     number = 0
 
     def prepare():
@@ -137,7 +137,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
 
     for (signal, waits), where in interruptions(prepare, lambda made: made[0].notify(1)):
         number += 1
-        if "call  in notify" in where:  # before anything: as if it had not been called
+        if "call  in notify" in where:  # before any step: as if it had not been called
             signal.notify(1)
         until(lambda waits=waits: any(wait.done() for wait in waits))
         signal.notify(None)
@@ -149,7 +149,7 @@ def test_a_waker_that_is_interrupted_leaves_nobody_asleep(event, no_polling):
 
 @pytest.fixture
 def no_polling(monkeypatch):
-    """Only a wake-up helps."""
+    """Turn polling off, so that only a wake-up helps."""
     from persistcoll.engine import event_count
 
     monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)

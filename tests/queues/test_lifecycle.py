@@ -1,4 +1,4 @@
-"""What becomes of a ``Queue``: items that cannot be read, closing, pickling, forking, many threads."""
+"""The lifecycle of a ``Queue``: items that cannot be read, closing, pickling, forking, many threads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.queues.waits import someone_waits, until, waiting
 
 
 class Picky:
-    """JSON, but what is in ``broken`` cannot be read."""
+    """JSON that cannot read the items in ``broken``."""
 
     name = "picky"
     executes_code = False
@@ -47,7 +47,7 @@ class Picky:
         return item
 
 
-# what cannot be read or written
+# Items that cannot be read or written.
 
 
 def test_a_poison_item_stays_and_can_be_skipped(open_queue):
@@ -108,7 +108,7 @@ def test_an_item_that_is_too_large(either, monkeypatch):
     assert either.qsize() == 3
 
 
-# closing
+# Closing.
 
 
 def test_close_is_idempotent_and_final(open_queue):
@@ -146,7 +146,7 @@ def test_close_is_idempotent_and_final(open_queue):
     assert list(open_queue().items()) == [1, 2, 3]
 
 
-def test_close_wakes_who_waits(open_queue):
+def test_close_wakes_waiting_threads(open_queue):
     queue = open_queue(maxsize=1)
     queue.put(1)
     finish = [waiting(lambda: queue.put(2)), waiting(queue.join)]
@@ -197,7 +197,7 @@ def test_a_queue_that_could_not_be_opened_does_not_warn(tmp_path):
     gc.collect()
 
 
-# other processes and objects
+# Other processes and objects.
 
 
 def test_pickled_by_location(open_queue):
@@ -214,7 +214,7 @@ def test_pickled_by_location(open_queue):
     assert queue.empty()
 
 
-def test_a_second_consumer_is_told_who_is_the_first(open_queue):
+def test_a_second_consumer_is_told_which_process_is_the_first(open_queue):
     first, second = open_queue(), open_queue()
     first.put_many([1, 2])
     second.put(3)
@@ -248,19 +248,19 @@ def test_a_forked_child_puts_and_does_not_get(open_queue):
 
     in_forked_child(child)
     with open_queue() as other, pytest.raises(LockedError):
-        other.get(block=False)  # the child took no lock away
+        other.get(block=False)  # the child's end released no lock
     queue.task_done()
     assert [queue.get(timeout=10) for _ in range(3)] == [1, 2, "of the child"]
 
 
-def test_a_forked_child_gets_where_nobody_does(open_queue):
+def test_a_forked_child_gets_where_no_process_consumes(open_queue):
     queue = open_queue()
     queue.put_many(range(3))
 
     def child():
         assert queue.get() == 0
         queue.task_done()
-        assert queue.get() == 1  # and dies with it
+        assert queue.get() == 1  # the process dies with it
 
     in_forked_child(child)
     assert [queue.get(), queue.get()] == [1, 2]
@@ -293,7 +293,7 @@ def test_a_grandchild_leaves_others_descriptors_alone(open_queue):
     queue.get()
 
     def child():
-        # Not one call on the queue here: its files' numbers are free.
+        # No call on the queue here, because its files' numbers are free.
         pipes = [os.pipe() for _ in range(6)]
 
         def grandchild():
@@ -372,7 +372,7 @@ def test_every_serializer(open_queue, name):
 
 
 class Lingering(Disk):
-    """Lingers while it holds a shared lock, until ``meanwhile`` is done or has to wait for it."""
+    """A disk that keeps a shared lock until ``meanwhile`` is done or has to wait for the lock."""
 
     def __init__(self):
         super().__init__()
@@ -388,7 +388,7 @@ class Lingering(Disk):
 
 
 def test_the_lock_is_not_lost_while_others_of_the_process_put(open_queue):
-    """Who puts asks whether anybody consumes, just when this process begins to."""
+    """A put asks whether a process consumes, just when this process begins to consume."""
     disk = Lingering()
     queue = open_queue(maxsize=1, _disk=disk)
     queue.put(0)

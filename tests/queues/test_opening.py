@@ -1,4 +1,4 @@
-"""What ``Queue`` does about a directory that is not what it should be: it says so, and changes nothing."""
+"""``Queue`` on a directory that is not as it should be: it raises, and changes nothing."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def contents(path):
-    """Every file below ``path`` with its content."""
+    """Return every file below ``path`` with its content."""
     return {str(file): file.read_bytes() for file in sorted(Path(path).rglob("*")) if file.is_file()}
 
 
 @pytest.fixture
 def refused(tmp_path):
-    """Check that opening raises ``error``, and that not one file is another one for it."""
+    """Check that opening raises ``error``, and that it changes no file."""
 
     def check(error, match, path=tmp_path / "q", **options):
         before = contents(tmp_path)
@@ -47,7 +47,7 @@ def refused(tmp_path):
 
 @pytest.fixture
 def stored(tmp_path):
-    """A directory with a queue of three items."""
+    """Give a directory with a queue of three items."""
     with Queue(tmp_path / "q", serializer="json") as queue:
         queue.put_many([1, 2, 3])
     return tmp_path / "q"
@@ -106,7 +106,7 @@ def test_a_directory_of_other_files(tmp_path, refused):
 
 
 class Trap:
-    """Leaves a file behind where it is unpickled."""
+    """An object that makes a file where it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -178,7 +178,7 @@ def test_info_that_is_damaged_can_be_rebuilt(stored, refused, change):
         assert [queue.get() for _ in range(3)] == [1, 2, 3]
 
 
-# who may write there
+# Other users' rights to write.
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o720, 0o777])
@@ -248,7 +248,7 @@ def test_a_planted_link_in_the_place_of_a_file(tmp_path):
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-# arguments
+# Arguments.
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -294,7 +294,7 @@ def test_consumed_files_go_away(tmp_path):
 
 
 class Recording(Disk):
-    """Remembers the directories in which it opened temporary files."""
+    """A disk that records the directories in which it opened temporary files."""
 
     def __init__(self):
         super().__init__()

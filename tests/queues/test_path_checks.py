@@ -1,4 +1,4 @@
-"""Where a file queue may not lie, and what a refusal leaves behind: nothing."""
+"""Where a file queue may not lie; and a refusal leaves no file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def tree(place: Path) -> dict[str, bytes]:
 
 
 def refused(place: Path, error: type[StorageError | ValueError], **options: object) -> None:
-    """It raises this, and the directory is as it was."""
+    """Check that opening raises this error and changes nothing in the directory."""
     before = tree(place)
     with pytest.raises(error):
         Queue(place, **options)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_another_stores_directory(make, policy, tmp_path):
 
 
 def without_locks(place: Path) -> Path:
-    """A queue's directory from which a cleaner took the lock files."""
+    """Return a queue's directory from which a cleaner removed the lock files."""
     with Queue(place, serializer="json") as queue:
         queue.put(1)
     for lock in place.glob("*.lock"):
@@ -120,8 +120,8 @@ def test_what_others_may_write(tmp_path):
 @pytest.mark.needs("root")
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 def test_another_users_files():
-    """As that user sees them; nothing is made, and nothing is left open."""
-    with tempfile.TemporaryDirectory() as directory:  # pytest's own are for one user
+    """As another user sees them: no file is made, and none stays open."""
+    with tempfile.TemporaryDirectory() as directory:  # only this user can read pytest's own directories
         os.chmod(directory, 0o755)
         places = [Path(directory, name) for name in ("closed", "readable", "missing")]
         for place in places[:2]:
@@ -178,7 +178,7 @@ def test_more_directories_than_the_stack_has_frames(tmp_path, monkeypatch):
     with Queue(path, serializer="json", _disk=quick_disk()) as queue:
         queue.put(1)
     monkeypatch.chdir(tmp_path)
-    for _ in range(1100):  # Python before 3.13 removes a tree by recursion
+    for _ in range(1100):  # Python before 3.13 removes a tree by recursion.
         os.chdir("a")
     for name in os.listdir():
         os.unlink(name)

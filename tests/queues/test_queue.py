@@ -1,4 +1,4 @@
-"""What every queue does with items, on ``Queue``: put, get, receive, task_done, join, shutdown, looking."""
+"""What every queue does with items, on ``Queue``: put, get, receive, task_done, shutdown, inspection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.queues.waits import someone_waits, until, waiting
 ITEMS: list[Any] = [None, 0, "", False, b"", [], 1.5, "text", {"a": [1, None]}, ("a", 1), float("inf")]
 
 
-# put and get
+# Put and get.
 
 
 def test_items_come_back_as_they_were_and_in_order(either):
@@ -96,7 +96,7 @@ def test_a_timeout_of_no_time_and_of_all_time(queue):
     assert finish() == 2
 
 
-# several at once
+# Several at once.
 
 
 def test_put_many_puts_all_in_order(either):
@@ -165,7 +165,7 @@ def test_get_many_of_no_number(queue, n, error):
     assert queue.qsize() == 1
 
 
-# maxsize
+# A maximal size.
 
 
 def test_maxsize_is_exact_and_can_be_set(open_queue):
@@ -191,7 +191,7 @@ def test_maxsize_is_exact_and_can_be_set(open_queue):
 def test_what_is_taken_makes_room(open_queue):
     queue = open_queue(maxsize=2)
     queue.put_many([1, 2])
-    queue.get()  # not acknowledged
+    queue.get()  # not acked
     queue.put(3, block=False)
     with pytest.raises(Full):
         queue.put(4, block=False)
@@ -199,7 +199,7 @@ def test_what_is_taken_makes_room(open_queue):
         assert item == 2
         queue.put(4, block=False)
         raise RuntimeError
-    assert list(queue.items()) == [2, 3, 4]  # what was given back may exceed it; nothing is put meanwhile
+    assert list(queue.items()) == [2, 3, 4]  # released items may exceed it, and no put succeeds meanwhile
     assert queue.full()
     queue.skip()
     with pytest.raises(Full):
@@ -231,7 +231,7 @@ def test_room_wakes_a_waiting_put(open_queue, remove):
     assert list(queue.items()) == [2]
 
 
-# receive
+# Receive.
 
 
 def test_receive_acknowledges_at_the_end(open_queue):
@@ -248,7 +248,7 @@ def test_receive_acknowledges_at_the_end(open_queue):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
-def test_receive_gives_back_when_the_block_raises(either, error):
+def test_receive_releases_when_the_block_raises(either, error):
     either.put_many([1, 2, 3])
 
     def fail():
@@ -281,7 +281,7 @@ def test_receive_waits_as_get_does(either):
     assert finish() == 1
 
 
-def test_what_receive_gives_back_wakes_a_waiting_get(open_queue):
+def test_what_receive_releases_wakes_a_waiting_get(open_queue):
     queue = open_queue()
     queue.put(1)
     with contextlib.suppress(RuntimeError), queue.receive():
@@ -291,7 +291,7 @@ def test_what_receive_gives_back_wakes_a_waiting_get(open_queue):
     assert finish() == 1
 
 
-# task_done and join
+# task_done and join.
 
 
 def test_task_done_too_often(either):
@@ -324,7 +324,7 @@ def test_task_done_falls_back_to_the_oldest(open_queue):
     assert waiting(queue.get)() == 0
     assert waiting(queue.get)() == 1
     assert queue.get() == 2
-    queue.task_done()  # mine
+    queue.task_done()  # this thread's own
     assert [record.id for record in [*queue._core.store.records()]] == [4]
     queue.task_done()  # of the thread that ended first
     assert queue.stats().claimed == 1
@@ -378,7 +378,7 @@ def test_join_does_not_wait_for_what_was_removed(either):
     finish()
 
 
-# shutdown
+# Shutdown.
 
 
 def test_shutdown_wakes_everyone(open_queue):
@@ -416,7 +416,7 @@ def test_shutdown_is_the_standard_librarys_where_there_is_one():
     assert ShutDown is getattr(standard, "ShutDown", ShutDown)
 
 
-# looking and removing
+# Inspection and removal.
 
 
 def test_peek_does_not_take(either):
@@ -444,7 +444,7 @@ def test_skip_removes_the_next_item_or_a_certain_one(open_queue):
     assert queue.skip(1) is None
     assert queue.skip(99) is None
     assert queue.get() == "b"
-    assert queue.skip(2) is None  # in a hand
+    assert queue.skip(2) is None  # it is in flight
     assert list(queue.items()) == ["c", "e"]
     queue.task_done()
     queue.close()
@@ -453,7 +453,7 @@ def test_skip_removes_the_next_item_or_a_certain_one(open_queue):
     assert again.empty()
 
 
-def test_clear_leaves_what_is_in_hands(open_queue):
+def test_clear_leaves_what_is_in_flight(open_queue):
     queue = open_queue()
     assert queue.clear() == 0
     queue.put_many(range(5))
@@ -466,7 +466,7 @@ def test_clear_leaves_what_is_in_hands(open_queue):
 
 
 def test_clear_counts_what_was_cleared_before_once(open_queue):
-    """Behind an item that was given back lies one that is acknowledged already."""
+    """After a released item there is one that is acked already."""
     queue = open_queue()
     queue.put_many("ab")
     queue.get()

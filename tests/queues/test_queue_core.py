@@ -1,4 +1,4 @@
-"""The queue core by itself: it answers at once, and knows consumers, not threads."""
+"""The queue core alone: it answers at once, and knows consumers, not threads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_it_never_waits(core):
 
 
 def test_claims_belong_to_the_consumer_that_got_them(core):
-    """Two consumers of one thread, as two tasks are, do not acknowledge each other's items."""
+    """Two consumers in one thread, such as tasks, do not ack each other's items."""
     one, two = core.in_flight.new_consumer(), core.in_flight.new_consumer()
     core.try_put_many([b"1", b"2"])
     assert core.try_get(pair, one) == b"1"
@@ -55,11 +55,11 @@ def test_claims_belong_to_the_consumer_that_got_them(core):
     core.store.release([])
     assert list(one.claims) == [1]
     assert core.unfinished() == 1
-    core.task_done(two)  # it holds nothing, so the oldest of any consumer
+    core.task_done(two)  # this consumer has no claim, so the oldest of any consumer counts
     assert core.unfinished() == 0
 
 
-def test_a_consumer_that_is_gone_leaves_its_claims_to_nobody(core):
+def test_a_consumer_that_ended_leaves_its_claims_to_no_other_one(core):
     """A new consumer does not inherit them; ``task_done`` still finds them as the oldest."""
     gone = core.in_flight.new_consumer()
     core.try_put_many([b"1", b"2"])
@@ -92,7 +92,7 @@ def test_each_thread_is_another_consumer_even_if_its_number_was_used_before(core
 
 
 def test_claim_and_ack_are_apart_even_with_autosave():
-    """A claim whose consumer is cancelled goes back; nothing was removed by then."""
+    """The core releases a claim whose consumer is cancelled, because nothing was removed by then."""
     core = QueueCore(MemoryQueueStore(), 0, True)
     core.try_put(b"1")
     claims: list = []
@@ -148,7 +148,7 @@ def test_whether_there_is_anything_is_asked_without_counting(core, monkeypatch):
 
 
 class Later(MemoryQueueStore):
-    """Nothing is ready until a time that it says."""
+    """A store in which nothing is ready until a certain time."""
 
     max_poll_interval = 60.0
     next_at = 0.0
@@ -178,7 +178,7 @@ def test_a_wait_looks_again_when_the_store_says_so(monkeypatch):
 
 
 class Unreachable(MemoryQueueStore):
-    """A store that cannot be asked for changes for a while."""
+    """A store whose changes cannot be read for a while."""
 
     failures = 3
 
@@ -199,7 +199,7 @@ def test_a_wait_outlasts_a_store_that_cannot_be_reached():
 
 
 def test_a_waiter_is_woken_by_a_function_and_takes_it_back():
-    """What tasks sleep on need be no lock."""
+    """Tasks sleep without a lock."""
     event = EventCount()
     waiter = event.listen()
     woken: list[int] = []
@@ -220,7 +220,7 @@ def test_a_waiter_is_woken_by_a_function_and_takes_it_back():
         event.notify()
         assert woken == [1]
         assert waiter.disarm(wake) is True
-        assert not waiter.arm(wake, cross_process=True)  # something happened since the ticket
+        assert not waiter.arm(wake, cross_process=True)  # an event happened since the ticket
         waiter.pass_on(False)
     assert not event.listeners
     assert not event._has_poller

@@ -28,7 +28,7 @@ def opened(state, autosave=False, maxsize=0, **policy):
 
 @pytest.mark.parametrize("autosave", [False, True])
 def test_every_item_arrives_once_though_answers_are_lost(state, autosave):
-    """Two processes, of two producers and two consumers each; within a bound, so that puts wait, too."""
+    """Two processes, each with two producers and two consumers; a bound makes puts wait too."""
     queues = [opened(state, autosave, 5) for _ in range(2)]
     got: list[bytes] = []
 

@@ -1,4 +1,4 @@
-"""CPython's own tests of ``queue.Queue``, against ours: ``test.test_queue.BaseQueueTestMixin``."""
+"""CPython's own tests of ``queue.Queue``, run on ``Queue``: ``test.test_queue.BaseQueueTestMixin``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def need_the_mixin() -> None:
 
 
 class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
-    """What the mixin needs of a test class: the module's names, and a class called Queue."""
+    """The environment that the mixin expects: the module's names, and a class called Queue."""
 
     queue = queue
     autosave = False
@@ -41,7 +41,7 @@ class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
         opened: list[PersistentQueue] = []
         autosave = self.autosave
 
-        # The mixin knows the order that it may expect from the class's name.
+        # The mixin derives the expected order from the class's name.
         class Queue(PersistentQueue):
             def __init__(self, maxsize: int = 0) -> None:
                 path = f"{directory}/{next(numbers)}"
@@ -82,7 +82,7 @@ def test_the_mixin_was_run():
 
 @pytest.mark.parametrize("autosave", [False, True])
 def test_the_standard_librarys_shutdown_on_every_python(autosave, tmp_path):
-    """The mixin has these cases from 3.13 on only."""
+    """The mixin has these cases only from 3.13 on."""
     from persistcoll import ShutDown
 
     with PersistentQueue(tmp_path / "q", autosave=autosave, durability="process") as ours:

@@ -1,4 +1,4 @@
-"""``Queue[int]`` and the others exist at run time too, and are the classes that they are of."""
+"""``Queue[int]`` and the others exist at run time too, and are the classes themselves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a type checker has to say of the queues: mypy reads this file, nothing runs it.
+"""What a type checker must say of the queues: mypy reads this file, and no test runs it.
 
-The lines at the end have to be errors: an ignored one that is none is an error itself.
+The lines at the end must be errors, because mypy reports an ignore comment where there is no error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calls that wait, in threads, and waiting for facts."""
+"""Calls that wait, in threads, and waiting for a condition."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["someone_waits", "until", "waiting"]
 
 
 def waiting(call):
-    """Start ``call`` in a thread, and return once it waits: a function that gives its result."""
+    """Start ``call`` in a thread, and return when it waits: a function that returns its result."""
     result: standard.SimpleQueue = standard.SimpleQueue()
 
     def run():
@@ -35,7 +35,7 @@ def waiting(call):
 
 
 def until(fact, seconds=10.0):
-    """Wait for ``fact()``."""
+    """Wait until ``fact()`` is true."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
     while not fact():
@@ -49,7 +49,7 @@ def someone_waits(queue):
 
 
 class WatchedLock:
-    """A lock, to be put in the place of a free one, that tells when a thread begins to wait for it."""
+    """A lock, to replace a free one, that tells when a thread begins to wait for it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

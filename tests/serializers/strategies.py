@@ -18,9 +18,9 @@ def scalars(
     infinity: bool = True,
     none: bool = True,
 ) -> st.SearchStrategy[Any]:
-    """Single values.
+    """Return a strategy for single values.
 
-    :param bits: integers fit into as many bits, with a sign; ``None``: any integer.
+    :param bits: integers fit into so many bits, with a sign; ``None``: any integer.
     :param bytes_: with bytes.
     :param surrogates: text with lone surrogates.
     :param infinity: with infinite floats. Never NaN, which no test could compare.
@@ -46,7 +46,7 @@ def scalars(
 
 
 def hashables(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """``leaves``, and tuples and frozensets of them, nested."""
+    """Return a strategy for ``leaves``, and tuples and frozensets of them, nested."""
     return st.recursive(
         leaves,
         lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
@@ -62,11 +62,11 @@ def items(
     sets: st.SearchStrategy[Any] | None = None,
     **limits: Any,
 ) -> st.SearchStrategy[Any]:
-    """Nested values.
+    """Return a strategy for nested values.
 
-    :param leaves: what lies inside; default: ``scalars(**limits)``.
-    :param keys: the keys of dicts; default: as the leaves.
-    :param tuples: with tuples, that is, the format gives tuples back.
+    :param leaves: the innermost values; default: ``scalars(**limits)``.
+    :param keys: the keys of dicts; default: like the leaves.
+    :param tuples: with tuples, for a format that keeps tuples.
     :param sets: with sets of these.
     """
     inside = scalars(**limits) if leaves is None else leaves
@@ -84,7 +84,7 @@ def items(
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Whether equal and of the same types all through, the signs of zeros included."""
+    """Tell whether values are equal and of the same types at every depth, with the signs of zeros."""
     if type(a) is not type(b) or a != b:
         return False
     if isinstance(a, float):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from persistcoll.serializers import canonical
 from tests.serializers.strategies import hashables, items, scalars
 
-# Few and small, so that equal values of different types meet often.
+# Few and small values, so that equal values of different types meet often.
 few = st.sampled_from(
     [None, False, True, 0, 1, 2, -1, 0.0, -0.0, 1.0, 2.0, -1.0, 0.5, "", "1", "a", b"", b"1", b"a", (), (1,)]
 )
@@ -27,7 +27,7 @@ anything = items(
 
 
 def respelled(value, rng):
-    """An equal value: other order in dicts and sets, other types of numbers, frozenset for set."""
+    """Return an equal value with another order in dicts and sets, other number types, frozenset for set."""
     if isinstance(value, bool) or value is None or isinstance(value, (str, bytes)):
         return rng.choice([value, int(value), float(value)]) if isinstance(value, bool) else value
     if isinstance(value, int):
@@ -46,7 +46,7 @@ def respelled(value, rng):
         return dict(pairs)
     parts = [respelled(part, rng) for part in value]
     rng.shuffle(parts)
-    # A frozenset may be a key or lie in a set, where no set can be.
+    # A frozenset may be a key or an element of a set, where no set can be.
     return rng.choice([set, frozenset])(parts) if type(value) is set else frozenset(parts)
 
 

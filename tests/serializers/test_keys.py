@@ -1,4 +1,4 @@
-"""Keys from the environment and from files: read where they are private, never shown."""
+"""Signing keys from the environment and from files: read only from private files, and never shown."""
 
 from __future__ import annotations
 

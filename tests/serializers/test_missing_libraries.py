@@ -1,4 +1,4 @@
-"""A library that is not installed, or too old, is an error that says the pip command."""
+"""A library that is not installed, or too old, is an error that names the pip command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIBRARIES = [("msgpack", "msgpack", "msgpack"), ("cbor", "cbor2", "cbor")]
 
 @pytest.fixture
 def forget(monkeypatch):
-    """Let a serializer's module be imported anew, and put everything back in the end."""
+    """Let a serializer's module be imported anew, and restore everything in the end."""
 
     def forget(name):
         full = f"persistcoll.serializers.{name}"
@@ -41,7 +41,7 @@ def test_a_missing_library_names_the_pip_command(name, library, extra, forget, m
 
 
 def test_a_missing_library_is_that_error_at_the_attribute_too(forget, monkeypatch):
-    """``serializers.cbor2``, as programs written for persist-queue have it."""
+    """Programs written for persist-queue use ``serializers.cbor2``."""
     for alias, (name, library, extra) in {"msgpack": LIBRARIES[0], "cbor2": LIBRARIES[1]}.items():
         for module in dict.fromkeys((alias, name)):  # the alias imports the other one
             forget(module)

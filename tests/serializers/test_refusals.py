@@ -1,4 +1,4 @@
-"""What a format cannot hold is refused at the put, and hostile or damaged bytes at the get."""
+"""A put refuses what a format cannot hold, and a get refuses hostile or damaged bytes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_an_item_that_the_format_cannot_hold_is_an_encode_error(name, item):
     ],
     ids=["list", "value", "tuple", "frozenset", "key"],
 )
-def test_whatever_depth_cbor_accepts_it_gives_back(wrap):
+def test_whatever_depth_cbor_accepts_it_returns(wrap):
     cbor = resolve("cbor")
     for depth in (0, 199, 200, 201, 398, 399, 400):
         item = nested(depth, wrap)
@@ -108,7 +108,7 @@ def test_cbor_refuses_tags_that_it_would_not_read():
     for tag in (28, 29, 35, 36):
         with pytest.raises(cbor2.CBORDecodeError):
             cbor.dumps([cbor2.CBORTag(tag, "x")])
-    # The bytes of a refused tag, where they are no tag.
+    # The bytes of a refused tag, at a place where they are no tag.
     for item in (b"\xd8\x23", "\u0623 \xd8#", [float.fromhex("-0x1.9231d8231cd8p+385")], 0xD8231CD81DD824):
         assert cbor.loads(cbor.dumps(item)) == item
 
@@ -163,13 +163,13 @@ def test_hostile_bytes_are_a_decode_error(name, data):
 
 
 def test_a_pickle_that_asks_for_too_much_memory_is_a_memory_error():
-    # Nothing tells it from a good item that needs more than there is.
+    # It cannot be told from a good item that needs more memory than there is.
     with pytest.raises(MemoryError):
         decode(resolve("pickle"), b"\x80\x05\x8e" + struct.pack("<Q", 2**62) + b".", 12)
 
 
 def test_a_deep_pickle_is_harmless():
-    # The unpickler does not recurse; nor does the freeing of what it built.
+    # The unpickler does not recurse, and neither does the freeing of what it built.
     assert type(resolve("pickle").loads(b"\x80\x05" + b"]" * 200_000 + b"a" * 199_999 + b".")) is list
 
 
@@ -201,7 +201,7 @@ def test_errors_name_types_and_never_quote():
 
 
 class Hostile:
-    """Whose reading fails with a text of its own."""
+    """An object that raises while it is read, with a text of its own."""
 
     def __reduce__(self):
         return _fail, ("hunter2",)
@@ -224,7 +224,7 @@ def _fail(text):
             b"\x80\x05\x8c\x02os\x8c\x09path.nope\x93.",
             "AttributeError: this process has no class or function os.path.nope",
         ),
-        # What is no name may be a payload.
+        # Bytes that are no name may be a payload.
         (b"\x80\x05cos\nhunter2 hunter2\n.", "AttributeError"),
         (b"\x80\x05chunter2 hunter2\nname\n.", "ModuleNotFoundError"),
         (b"\x80\x05c" + b"h" * 300 + b"\nname\n.", "ModuleNotFoundError"),
@@ -268,7 +268,7 @@ def test_an_interrupt_is_no_decode_error():
 
 
 def bomb(size):
-    """A zlib stream of about a thousandth of ``size`` zero bytes, without compressing all of them."""
+    """Return a zlib stream of about a thousandth of ``size`` zero bytes, without compressing all of them."""
     deflate = zlib.compressobj(9, wbits=-15)
     megabyte = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
     return b"\x78\xda" + megabyte * (size >> 20) + b"\x03\x00"

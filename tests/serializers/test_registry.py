@@ -1,4 +1,4 @@
-"""What ``serializer=`` accepts, what becomes of it, and how it travels to another process."""
+"""What ``serializer=`` accepts, what it becomes, and how it travels to another process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEY = b"0123456789abcdef"
 
 
 class Text:
-    """Like json: str in both directions, bytes refused."""
+    """A serializer like json: str in both directions, bytes refused."""
 
     def dumps(self, obj):
         return json.dumps(obj)
@@ -80,7 +80,7 @@ class Native:
 
 
 class Untouchable:
-    """Fails the test that calls it."""
+    """A serializer that fails the test when it is called."""
 
     def dumps(self, obj):
         pytest.fail("dumps was called")

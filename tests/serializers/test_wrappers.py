@@ -1,4 +1,4 @@
-"""signed, encrypted, compressed: what they let through, and that it is nothing else."""
+"""signed, encrypted, compressed: what they let pass, and that they let nothing else pass."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ sealing = pytest.mark.parametrize("wrap", [signed, encrypted])
 
 
 def bound(serializer, store) -> Any:
-    """The codec; its seals are not ``None`` here."""
+    """Return the codec with its seals, which are not ``None`` here."""
     return codec(serializer, store)
 
 
 class Tripwire:
-    """Decoding is what must not happen to bytes that are not verified."""
+    """A serializer that must not decode, because the bytes are not verified."""
 
     name = "tripwire"
     executes_code = True
@@ -109,7 +109,7 @@ def test_store_and_name_cannot_run_into_each_other(wrap):
             self.name = name
 
     verb = wrap.__name__
-    # The same bytes, cut in another place.
+    # The same bytes, cut at another place.
     a = bound(wrap(Named("x)"), KEY), f"a{verb}(".encode())
     b = bound(wrap(Named(f"{verb}(x)"), KEY), b"a")
     with pytest.raises(DecodeError):

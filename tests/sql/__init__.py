@@ -1,1 +1,1 @@
-"""What the databases are asked, and how they find it."""
+"""The statements that the databases execute, and their plans and costs."""

@@ -1,7 +1,7 @@
 """What an operation costs, counted: statements, steps of SQLite's machine, calls in Python.
 
-Counts are the same on every machine, so they can be demanded: a statement more for each ``put``, or a step
-for each item that waits, is a failure here before anybody measures it.
+Counts are the same on every machine, so a test can demand them: it fails at one statement more for each
+``put``, or a step for each ready item, before a benchmark shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FEW, MANY = 1000, 50_000
 
 
 class Meter:
-    """Counts what all connections that are opened meanwhile do."""
+    """Counts what all connections do that are opened meanwhile."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.statements: list[str] = []
@@ -61,14 +61,14 @@ class Meter:
                 connection.set_progress_handler(step, 1)
 
     def words(self, call: Callable[[], object]) -> str:
-        """The first word of each statement that ``call`` executes, with how often where more than once."""
+        """Return the first word of each statement that ``call`` executes, and how often, if repeated."""
         self.statements.clear()
         call()
         words = Counter(text.split()[0].lower() for text in self.statements)
         return " ".join(word if count == 1 else f"{word}*{count}" for word, count in words.items())
 
     def cost(self, call: Callable[[], object]) -> tuple[int, int]:
-        """How many steps of SQLite's machine, and calls of and in Python functions."""
+        """Return the steps of SQLite's machine, and the calls of and in Python functions."""
         calls = 0
 
         def count(frame: object, event: str, argument: object) -> None:
@@ -92,7 +92,7 @@ def meter(monkeypatch) -> Meter:
 
 
 class Opener(ExitStack):
-    """Opens queues in one database, all of which ``close()`` closes."""
+    """Opens queues in one database; ``close()`` closes them all."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -109,7 +109,8 @@ def opened(tmp_path) -> Iterator[Opener]:
         yield opener
 
 
-# At "process" a transaction is this; at "power" a claim needs no sync, which is said before and after it.
+# The statements of a transaction at "process". At "power" a claim needs no sync, which statements before and
+# after it say.
 PUT = "insert"  # a transaction of its own
 TAKE = "begin select delete update commit"
 CLAIM = "begin select insert delete update commit"
@@ -185,11 +186,11 @@ def test_an_empty_queue_is_asked_without_a_transaction(meter, opened):
         assert " ".join(text.split()[0].lower() for text in meter.statements) == statements
 
 
-# whatever waits, is in work or is done
+# Costs with any number of items ready, in flight or done.
 
 
 def fill(opened: Opener, kind: type[Any], count: int) -> Any:
-    """A queue in which so many wait, are in work and are done."""
+    """Make a queue with so many items ready, in flight and done."""
     ack = issubclass(kind, SQLiteAckQueue)
     queue = opened(kind, name=str(count), **({"keep_acked": None} if ack else {"auto_commit": False}))
     if ack:
@@ -206,7 +207,7 @@ def fill(opened: Opener, kind: type[Any], count: int) -> Any:
 
 
 def operations(queue: Any) -> dict[str, Callable[[], object]]:
-    """Each one leaves as many in each state as it found, or one more."""
+    """Return calls that leave as many items in each state as they found, or one more."""
     ack = isinstance(queue, SQLiteAckQueue)
     item: list[Any] = []
 
@@ -254,13 +255,13 @@ def test_nothing_costs_more_with_more_items(meter, opened, kind, most):
     costs = []
     for count in (FEW, most):
         queue = fill(opened, kind, count)
-        for call in operations(queue).values():  # once to begin with: the holder, the statements' plans
+        for call in operations(queue).values():  # the first round adds the holder and the statements' plans
             call()
         costs.append({name: meter.cost(call) for name, call in operations(queue).items()})
     few, many = costs
     for name, (steps, calls) in few.items():
         assert many[name][0] == steps, name
-        # A writer that has not had the turn for 4 ms makes some more, and looks at the database's files.
+        # A writer whose last turn is 4 ms ago makes some more calls, and checks the database's files.
         assert abs(many[name][1] - calls) < 60, name
 
 
@@ -272,7 +273,7 @@ def test_opening_costs_no_more_with_more_items(meter, opened):
         costs.append(meter.cost(lambda name=str(count): opened(kind, name=name)))
         opened.close()
     (few_steps, few_calls), (many_steps, many_calls) = costs
-    # The second time there are more names, and more numbers of holders that are gone.
+    # The second time there are more names, and more numbers of former holders.
     assert few_steps <= many_steps < few_steps + 50
     assert many_calls < few_calls + 200
 

@@ -1,4 +1,4 @@
-"""No statement looks at more rows than it is about, and none sorts: by the plans of SQLite itself."""
+"""No statement visits more rows than it concerns, and none sorts: by the plans of SQLite itself."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.statements import record_statements
 
 DISCIPLINES = [FIFO, LIFO, PRIORITY, UNIQUE]
-# They read or remove all of a state; the heads are the first in the order of the table or of an index.
+# These statements read or remove a whole state, or the first rows in the order of the table or an index.
 HEADS = {"select_ready", "claim_first", "delete_first"}
 WHOLE = {"select_in_state", "delete_all", "delete_ready_keys", *HEADS}
 KEYS = {"insert_key", "select_key", "delete_key", "delete_ready_keys"}
 
 
 def texts(sql) -> Iterator[tuple[str, str]]:
-    """Every statement with its name, the ones that make the tables left out."""
+    """Give every statement with its name, without those that make the tables."""
     for name, text in sql._asdict().items():
         if isinstance(text, Mapping):
             yield from ((name, each) for each in text.values())
@@ -28,7 +28,7 @@ def texts(sql) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(params=DISCIPLINES, ids=lambda discipline: discipline.name)
 def table(request):
-    """The statements of a table, and the database that it is in."""
+    """Give the statements of a record store, and its database."""
     connection = driver.connect(":memory:", 1)
     schema.create(connection.execute)
     sql = record_statements(1, request.param)
@@ -39,7 +39,7 @@ def table(request):
 
 
 def plan(connection, text: str) -> list[str]:
-    """What SQLite says it does for this statement."""
+    """Return SQLite's plan for this statement."""
     rows = connection.execute("EXPLAIN QUERY PLAN " + text, (None,) * text.count("?")).fetchall()
     return [row[3] for row in rows]
 

@@ -1,7 +1,7 @@
-"""What is written as a single change is one: SQLite makes a transaction of its own of each statement.
+"""A write marked as a single change is one, because SQLite makes a transaction of each statement.
 
-A trace callback is called before each statement. How many rows the connection has changed by then tells which
-statement changed something.
+A trace callback is called before each statement. The number of rows that the connection has changed by then
+tells which statement changed something.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from persistcoll.sqlite.driver import Execute
 
 
 class Single:
-    """Looks into all that is written as a single change.
+    """Inspects everything that is written as a single change.
 
-    :ivar seen: of each one, the first words of its statements.
+    :ivar seen: of each write, the first words of its statements.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ WRITE = Database.write
 
 
 def expect_single(words: list[str], changes: list[int]) -> None:
-    """At most one statement changes something, and none comes after it; or several are one transaction."""
+    """Check that only the last statement changes something, or that the statements are one transaction."""
     if "begin" in words:
         assert changes[words.index("begin")] == changes[0], words
         return
@@ -74,7 +74,7 @@ def single(monkeypatch) -> Single:
 
 @contextmanager
 def written(single: Single, *words: str) -> Iterator[None]:
-    """Within it something is written as one single change, by statements that begin so."""
+    """Check that the block writes one single change, by statements with these first words."""
     single.seen.clear()
     yield
     assert single.seen == [list(words)]
@@ -104,10 +104,10 @@ def test_a_put_when_a_delay_is_over(single, tmp_path):
 
 def test_an_assignment(single, tmp_path):
     with PDict[str, int](tmp_path, durability="process") as ages:
-        assert not ages  # its counters are read
+        assert not ages  # this reads its counters
         with written(single, "update", "insert"):
             ages["ann"] = 1
-        with written(single, "insert"):  # the one before added a key
+        with written(single, "insert"):  # the write before added a key
             ages["bob"] = 2
         with written(single, "insert", "update"):
             ages["bob"] = 3

@@ -1,4 +1,4 @@
-"""Syncs of the log: outside of all locks, shared by those who wait, never left to nobody; and its room."""
+"""Syncs of the log: outside of all locks, shared by waiting threads, never omitted; its reserved space."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def syncs(queue, monkeypatch):
     return Syncs(database_of(queue), monkeypatch)
 
 
-def test_nobody_waits_for_another_ones_sync(queue, syncs, tmp_path):
-    """Neither other processes' writers nor those of this process who need none themselves."""
+def test_no_writer_waits_for_another_ones_sync(queue, syncs, tmp_path):
+    """Neither do other processes' writers, nor writers of this process that need no sync."""
 
     def look() -> None:
         fd = os.open(tmp_path / "q" / "data.db.lock", os.O_RDWR)
@@ -67,7 +67,7 @@ def test_nobody_waits_for_another_ones_sync(queue, syncs, tmp_path):
     assert (seen, syncs.count) == (["b"], 1)
 
 
-def test_who_comes_during_a_sync_shares_the_next_one(queue, syncs):
+def test_threads_that_come_during_a_sync_share_the_next_one(queue, syncs):
     inside, go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -79,7 +79,7 @@ def test_who_comes_during_a_sync_shares_the_next_one(queue, syncs):
     assert inside.wait(10)
     others = [waiting(lambda: queue.put("other")) for _ in range(7)]
     database = database_of(queue)
-    # One leads, and waits with its own for the sync; the others wait for it.
+    # One leads, and waits with its own request for the sync; the others wait for it.
     until(lambda: len(database._combiner._pending) == 6)
     go_on.set()
     for finish in (first, *others):
@@ -88,7 +88,7 @@ def test_who_comes_during_a_sync_shares_the_next_one(queue, syncs):
     assert len(queue) == 8
 
 
-def test_a_transaction_is_synced_when_nobody_waits_for_it(tmp_path, monkeypatch):
+def test_a_transaction_is_synced_after_it_has_ended(tmp_path, monkeypatch):
     with (
         PDict[str, int](tmp_path / "d", "dict") as d,
         SQLiteQueue(tmp_path / "d", durability="process") as fast,
@@ -114,7 +114,7 @@ def test_what_changes_nothing_needs_no_sync(queue, syncs):
 
 
 def test_an_answer_that_rests_on_what_others_did_not_sync_syncs(tmp_path, monkeypatch):
-    """That an equal item waits already is worth as much as having put it."""
+    """The answer that an equal item is ready is as durable as a put of it."""
     with UniqueQ(tmp_path / "q") as safe, UniqueQ(tmp_path / "q", durability="process") as fast:
         syncs = Syncs(database_of(safe), monkeypatch)
         assert fast.put("a") == 1
@@ -122,13 +122,13 @@ def test_an_answer_that_rests_on_what_others_did_not_sync_syncs(tmp_path, monkey
         assert syncs.count == 1
         assert safe.put("a") is None
         assert syncs.count == 1
-        database_of(safe).epoch += 1  # as where another process has written
+        database_of(safe).epoch += 1  # as if another process had written
         assert safe.put("a") is None
         assert syncs.count == 2
 
 
-def test_who_closes_syncs_what_is_committed(queue, syncs, monkeypatch):
-    """Whoever has committed, and comes to its sync when the log is closed, takes it for synced."""
+def test_a_close_syncs_what_is_committed(queue, syncs, monkeypatch):
+    """A thread that has committed takes the closed log for synced when it comes to its sync."""
     log = database_of(queue)._wal_sync
     commit, committed, go_on = log.commit, threading.Event(), threading.Event()
 
@@ -148,7 +148,7 @@ def test_who_closes_syncs_what_is_committed(queue, syncs, monkeypatch):
 
 
 @pytest.mark.parametrize("closing", [False, True], ids=["waiting for it", "closing"])
-def test_a_sync_that_fails_is_everybodys(queue, syncs, tmp_path, closing):
+def test_a_sync_that_fails_poisons_the_database(queue, syncs, tmp_path, closing):
     queue.put("before")
 
     def fail() -> None:
@@ -158,7 +158,7 @@ def test_a_sync_that_fails_is_everybodys(queue, syncs, tmp_path, closing):
     if closing:
         database = database_of(queue)
         database.write(lambda execute: execute("UPDATE counters SET gone = gone"), False)
-        database._wal_sync.written += 1  # somebody has committed, and did not come to the sync yet
+        database._wal_sync.written += 1  # as if a thread had committed, and not come to its sync yet
     else:
         with pytest.raises(StorageError, match=r"whether .* unknown"):
             queue.put("unknown")
@@ -189,7 +189,7 @@ def test_a_reader_asks_anew_when_a_sync_has_failed(tmp_path, monkeypatch):
             d["a"]
 
 
-# room
+# Space in the log.
 
 
 def log_of(path) -> bytes:
@@ -202,13 +202,13 @@ def test_the_log_has_room_before_it_is_needed(queue, tmp_path):
     for number in range(20):
         queue.put(number)
         sizes.append(len(log_of(path)))
-    assert sizes[0] < sizes[1] == sizes[-1]  # who puts once, and closes, does not make it longer
+    assert sizes[0] < sizes[1] == sizes[-1]  # one put and a close do not lengthen the log
     assert sizes[-1] - sizes[0] >= 1 << 20
     assert not any(log_of(path)[sizes[0] + 50_000 :])
 
 
-def test_the_room_is_made_while_nobody_else_writes(queue, monkeypatch):
-    """A frame that another program adds at that moment would else be written over."""
+def test_the_space_is_made_while_no_other_process_writes(queue, monkeypatch):
+    """Otherwise a frame that another program adds meanwhile would be overwritten."""
     database = database_of(queue)
     pwrite, within = database.disk.pwrite, []
 

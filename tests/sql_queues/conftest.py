@@ -1,4 +1,4 @@
-"""Queues that are closed when the test ends: in a file, in memory, and over the model table."""
+"""Queues that are closed when the test ends: in a file, in memory, and over the model store."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ NEWEST_FIRST = (FILOSQLiteQueue, FILOSQLiteAckQueue)
 
 
 class ModelTable(MemoryRecordStore):
-    """The model, opened as a table of a database is."""
+    """The model, opened as a record store of a database is."""
 
     store_id = b"model"
 
     def seal_with(self, seal: object, unseal: object) -> None:
-        """Nothing: what it stores nobody else reads."""
+        """Seal nothing, because no other process reads the model."""
 
 
 class Opener:
-    """Makes queues, of ``durability="process"`` unless said otherwise, and closes them.
+    """Opens queues, with ``durability="process"`` unless said otherwise, and closes them.
 
-    :ivar clock: what leases and delays go by; the tables' own if ``None``.
+    :ivar clock: the clock of leases and delays; the stores' own if ``None``.
     """
 
     def __init__(self, directory: Any, backing: str) -> None:
@@ -56,7 +56,7 @@ class Opener:
         return self.opened[-1]
 
     def open_table(self, place: DatabaseLocation, **wanted: Any) -> Any:
-        """In the place of the containers' ``open_table``."""
+        """Stand for the containers' ``open_table``."""
         if self.backing != "model":
             return open_table(place, clock=self.clock, **wanted)
         key = place.file, wanted["name"]
@@ -78,36 +78,36 @@ def _opener(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str) -> Ite
 
 @pytest.fixture(params=["file", "memory", "model"])
 def open_queue(request, tmp_path, monkeypatch) -> Iterator[Opener]:
-    """``open_queue(SQLiteQueue, **options)``."""
+    """Give the opener: ``open_queue(SQLiteQueue, **options)``."""
     yield from _opener(tmp_path, monkeypatch, request.param)
 
 
 @pytest.fixture(params=["file", "model"])
 def open_stored(request, tmp_path, monkeypatch) -> Iterator[Opener]:
-    """The same, where a second object sees the first one's items."""
+    """Give an opener whose queues share their items with other objects."""
     yield from _opener(tmp_path, monkeypatch, request.param)
 
 
 @pytest.fixture
 def open_file(tmp_path, monkeypatch) -> Iterator[Opener]:
-    """The same, in a file only."""
+    """Give an opener whose queues lie in a file."""
     yield from _opener(tmp_path, monkeypatch, "file")
 
 
 @pytest.fixture(params=PLAIN + ACK, ids=lambda kind: kind.__name__)
 def kind(request) -> Any:
-    """Each class of queue."""
+    """Give each class of queue."""
     return request.param
 
 
 @pytest.fixture(params=ACK, ids=lambda kind: kind.__name__)
 def ack_kind(request) -> Any:
-    """Each class with acknowledgements."""
+    """Give each class of ack queue."""
     return request.param
 
 
 class Clock:
-    """The seconds that have passed, for the test to set."""
+    """A clock for the test to set: the seconds that have passed."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -123,13 +123,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def no_polling(monkeypatch):
-    """Only a wake-up helps."""
+    """Turn polling off, so that only a wake-up helps."""
     monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
     for table in (SQLiteRecordStore, ModelTable):
         monkeypatch.setattr(table, "max_poll_interval", 30.0)
 
 
 def done_with(queue: Any) -> None:
-    """Acknowledge what this thread got, whichever kind it is."""
+    """Ack what this thread got, for any class."""
     if isinstance(queue, SQLiteAckQueue) or not queue.auto_commit:
         queue.task_done()

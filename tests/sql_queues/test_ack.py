@@ -1,4 +1,4 @@
-"""Settling items: by identity, in the raw form, by id; once; and task_done() beside it."""
+"""Settling items: by identity, in the raw form, by id; once; and together with task_done()."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def counts(queue):
     return queue.qsize(), queue.unack_count(), queue.acked_count(), queue.ack_failed_count()
 
 
-# by identity
+# By identity.
 
 
 def test_each_verb_does_its_own(open_queue, ack_kind):
@@ -98,7 +98,7 @@ def test_two_threads_that_settle_the_same_object_settle_two(queue, monkeypatch):
     settle = Deliveries.settle
 
     def together_settle(self, delivery, verb):
-        both.wait(10)  # both have found theirs
+        both.wait(10)  # both threads have found their claim
         return settle(self, delivery, verb)
 
     monkeypatch.setattr(Deliveries, "settle", together_settle)
@@ -133,7 +133,7 @@ def test_without_an_item_and_with_two_it_is_an_error(queue):
     assert queue.ack(None, 1) == 1
 
 
-# by id and in the raw form
+# By id and in the raw form.
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -141,7 +141,7 @@ def test_by_id(queue, verb):
     settle = getattr(queue, verb)
     queue.put_many("ab")
     item = queue.get()
-    assert settle(id=2) is None  # nobody has got it
+    assert settle(id=2) is None  # it is not in flight
     assert settle(id=1) == 1
     assert settle(item) is None
     assert settle(id=1) is None
@@ -239,10 +239,10 @@ def test_what_could_not_be_settled_can_be_settled_again(queue, monkeypatch):
     assert [queue.ack(None), queue.ack(id=2)] == [1, 2]
 
 
-# nack
+# nack().
 
 
-def test_nack_gives_back_to_its_place(open_queue):
+def test_nack_returns_to_its_place(open_queue):
     queue = open_queue(SQLiteAckQueue)
     queue.put_many("abc")
     first, second = queue.get_many(2)
@@ -253,7 +253,7 @@ def test_nack_gives_back_to_its_place(open_queue):
 
 def test_nack_to_the_back(open_queue, ack_kind):
     queue = open_queue(ack_kind)
-    """Where a new one would be: behind the older ones, before them where the newest comes first."""
+    """The place of a new item: after the older ones, or before them where the newest comes first."""
     queue.put_many("ab")
     item = queue.get()
     assert queue.nack(item, to_back=True) == 3
@@ -290,7 +290,7 @@ def test_a_wrong_delay_is_refused(queue, delay, error):
     assert queue.nack(item) == 1
 
 
-def test_nack_wakes_who_waits(queue, no_polling):
+def test_nack_wakes_waiting_threads(queue, no_polling):
     queue.put("a")
     item = queue.get()
     finish = waiting(lambda: queue.get(timeout=20))
@@ -303,7 +303,7 @@ def test_nack_wakes_who_waits(queue, no_polling):
     assert second() == "a"
 
 
-# task_done() and join() beside the verbs: one book
+# task_done() and join() together with the other verbs.
 
 
 def test_task_done_acknowledges_the_oldest_that_this_thread_got(queue):
@@ -325,7 +325,7 @@ def test_task_done_after_a_verb_does_nothing_once(queue, verb):
     other = waiting(lambda: queue.get(id=2))()
     getattr(queue, verb)(item)
     before = counts(queue)
-    queue.task_done()  # for the item that was settled; the other one is in another thread's hands
+    queue.task_done()  # for the item that was settled; another thread has claimed the other one
     assert counts(queue) == before
     assert queue.ack(other) == 2
 
@@ -341,7 +341,7 @@ def test_task_done_is_not_called_more_often_than_items_were_got(queue):
         queue.task_done()
 
 
-def test_an_item_settled_by_another_thread_is_in_no_hand(queue):
+def test_an_item_settled_by_another_thread_is_not_in_flight(queue):
     queue.put_many("ab")
     items = queue.get_many(2)
     assert waiting(lambda: queue.ack(items[0]))() == 1
@@ -373,7 +373,7 @@ def test_join_waits_for_what_comes_later(open_queue, clock):
     finish()
 
 
-# receive()
+# receive().
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -387,7 +387,7 @@ def test_an_item_may_be_settled_within_receive(queue, verb):
         queue.task_done()
 
 
-def test_a_block_that_raises_gives_back_what_is_not_settled(queue):
+def test_a_block_that_raises_releases_what_is_not_settled(queue):
     queue.put_many("ab")
     with pytest.raises(KeyError), queue.receive():
         raise KeyError
@@ -403,7 +403,7 @@ def test_a_block_that_raises_gives_back_what_is_not_settled(queue):
     assert counts(queue) == (1, 0, 1, 0)
 
 
-# finished ones
+# Finished items.
 
 
 def test_how_many_acknowledged_ones_are_kept(open_queue):
@@ -458,7 +458,7 @@ def test_a_lost_claim_is_refused(open_queue, clock, form):
     for verb in VERBS:
         with pytest.raises(StaleClaimError):
             getattr(queue, verb)(**({"id": 1} if form == "id" else {"item": item}))
-        if form == "id":  # which has no other meaning any more
+        if form == "id":  # an id no longer refers to a claim
             assert queue.ack(id=1) is None
             break
     assert queue.qsize() == 1

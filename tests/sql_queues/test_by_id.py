@@ -36,7 +36,7 @@ NO_IDS = [
 ]
 
 
-# get(id=)
+# get(id=).
 
 
 def test_an_item_is_taken_by_its_id(open_queue, kind):
@@ -75,14 +75,14 @@ def test_a_raw_item_stands_for_its_id(open_stored, kind):
     raw = queue.get(id=2, raw=True)
     queue.close()
     queue = open_stored(kind)
-    if kind in ACK:  # it was not acknowledged
+    if kind in ACK:  # it was not acked
         assert queue.get(id=raw) == "b"
     else:
         with pytest.raises(Empty):
             queue.get(block=False, id=raw)
 
 
-def test_who_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
+def test_a_thread_that_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
     queue = open_queue(kind)
     finish = waiting(lambda: queue.get(timeout=20, id=3))
     until(lambda: queue._core.any_put._wakes)
@@ -92,8 +92,8 @@ def test_who_waits_for_one_item_gets_that_one(open_queue, kind, no_polling):
     assert list(queue.items()) == ["a", "b"]
 
 
-def test_who_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, no_polling):
-    """The chooser waits longest, so a wake-up for one would go to it first."""
+def test_a_thread_that_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, no_polling):
+    """The thread that waits for an id waits longest, so a wake-up for one thread would go to it first."""
     queue = open_queue(kind)
     chooser = waiting(lambda: queue.get(timeout=20, id=3))
     until(lambda: queue._core.any_put._wakes)
@@ -107,7 +107,7 @@ def test_who_waits_for_one_item_takes_no_wake_up_from_others(open_queue, kind, n
 
 
 @pytest.mark.parametrize(("end", "error"), [("close", ClosedError), ("shutdown", ShutDown)])
-def test_the_end_wakes_who_waits_for_one_item(open_queue, no_polling, end, error):
+def test_the_end_wakes_a_thread_that_waits_for_one_item(open_queue, no_polling, end, error):
     queue = open_queue(SQLiteQueue)
     finish = waiting(lambda: queue.get(timeout=20, id=3))
     until(lambda: queue._core.any_put._wakes)
@@ -140,7 +140,7 @@ def test_an_item_is_taken_by_its_id_once(open_queue, kind):
     assert sorted(got) == list(range(50))
 
 
-# next_in_order
+# next_in_order.
 
 
 def test_the_next_in_order(open_queue, ack_kind):
@@ -153,7 +153,7 @@ def test_the_next_in_order(open_queue, ack_kind):
         assert item == expected
         assert queue.nack(item)
     raw = queue.get(id=2, raw=True)
-    assert queue.get_nowait(raw, next_in_order=True) == order[2]  # of one that is not there
+    assert queue.get_nowait(raw, next_in_order=True) == order[2]  # of an item that does not exist
     assert queue.get(id=10**9, next_in_order=True) == ("d" if backwards else "a")
     assert queue.qsize() == 1
     queue.get()
@@ -180,7 +180,7 @@ def test_the_next_in_order_needs_an_id(open_queue, ack_kind):
     assert queue.get() == "a"
 
 
-# the raw form
+# The raw form.
 
 
 def test_the_raw_form_says_what_is_known_of_an_item(open_queue, kind):
@@ -196,7 +196,7 @@ def test_the_raw_form_says_what_is_known_of_an_item(open_queue, kind):
     assert queue.get_nowait(raw=True)["data"] == "b"
 
 
-# update
+# update().
 
 
 def test_a_waiting_item_is_replaced_in_its_place(open_queue, kind):
@@ -213,7 +213,7 @@ def test_a_waiting_item_is_replaced_in_its_place(open_queue, kind):
 
 
 @pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.__name__)
-def test_an_item_in_work_is_replaced_for_who_gets_it_next(open_stored, kind):
+def test_a_claimed_item_is_replaced_for_the_next_consumer(open_stored, kind):
     queue = open_stored(kind, auto_commit=False)
     queue.put("a")
     raw = queue.get(raw=True)
@@ -256,7 +256,7 @@ def test_replacing_keeps_priority_and_time(open_queue):
     assert [queue.get(), queue.get()] == ["b", "A"]
 
 
-# queue()
+# queue().
 
 
 def test_the_rows_of_each_kind(open_queue, kind):

@@ -1,4 +1,4 @@
-"""Clocks that jump: the system's time is set, the machine is booted anew or cannot tell its boots apart."""
+"""Clocks that jump: the system's time is set, or the machine boots, perhaps without a boot id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JUMPS = [-1e9, -HOUR, HOUR, 1e9]
 
 
 class Machine:
-    """Its two clocks: the one that can be set, and the one that only runs."""
+    """A machine's two clocks: the one that can be set, and the one that only runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall = 1_800_000_000.0
@@ -31,7 +31,7 @@ class Machine:
         self.running += seconds
 
     def boot(self, off: float) -> None:
-        """After it was off for so many seconds."""
+        """Boot after the machine was off for so many seconds."""
         self.wall += off
         self.running, self.boot_id = 10.0, "next"
 
@@ -69,7 +69,7 @@ def test_leases_and_delays_keep_their_length(machine, opened, jump, when):
     def after(seconds: float, waiting: int) -> None:
         machine.wait(seconds)
         if when == "in another process":
-            machine.wall += jump  # its time is set anew, each time
+            machine.wall += jump  # the system's time is set again, each time
             in_forked_child(lambda: check(waiting))
         check(waiting)
 
@@ -112,14 +112,14 @@ def test_waiting_keeps_its_length(machine, opened, jump):
 
 @pytest.mark.parametrize("off", [0, 50])
 def test_after_a_boot_the_systems_time_counts_once(machine, opened, off):
-    """What the machine was off for has passed, if its clock says so."""
+    """The time while the machine was off has passed, if its clock says so."""
     queue = opened()
     queue.put("delayed")
     queue.nack(queue.get(), delay=100)
     queue.close()
     machine.boot(off)
     queue = opened()
-    machine.wall += HOUR  # set by hand, then
+    machine.wall += HOUR  # then it is set by hand
     machine.wait(99 - off)
     assert queue.qsize() == 0
     machine.wait(1)
@@ -127,7 +127,7 @@ def test_after_a_boot_the_systems_time_counts_once(machine, opened, off):
 
 
 def test_a_boot_with_a_wrong_clock(machine, opened):
-    """A delay is by that clock; what was in work is not, as no holder outlives a boot."""
+    """A delay goes by that clock. Claims do not, because no holder outlives a boot."""
     queue = opened(lease=100)
     queue.put_many(["in work", "delayed"])
     queue.get()
@@ -145,8 +145,8 @@ def test_a_boot_with_a_wrong_clock(machine, opened):
     assert queue.get(timeout=0) == "delayed"
 
 
-def test_all_go_by_who_opened_first(machine, opened):
-    """Two that set the clock by themselves would not agree."""
+def test_all_processes_use_the_clock_of_the_first_one(machine, opened):
+    """Two processes that each set the clock would not agree."""
     one = opened(lease=100)
     one.put("a")
     machine.wall += HOUR
@@ -156,7 +156,7 @@ def test_all_go_by_who_opened_first(machine, opened):
 
 
 def check_now(queue: Any, expected: float) -> None:
-    queue.qsize()  # opens the database anew
+    queue.qsize()  # opens the database again
     assert queue._table._now() == expected
 
 

@@ -1,4 +1,4 @@
-"""What is claimed at the edges of a life is never stranded: closing at the same time, rolling back."""
+"""Claims beside a close or a rollback are never lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = [SQLiteQueue, SQLiteAckQueue]
 
 
 def claiming(kind):
-    """What makes ``get`` of this kind claim."""
+    """Return the options with which ``get`` of this class claims."""
     return {} if kind in ACK else {"auto_commit": False}
 
 
@@ -24,7 +24,7 @@ def claiming(kind):
 @pytest.mark.parametrize("call", ["get", "get_many", "receive"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_get_that_races_with_close_claims_nothing(open_file, kind, call, known):
-    """Another queue keeps the database open; the one that is closed must not claim behind that."""
+    """Another queue keeps the database open, but the closed one must not claim afterwards."""
     open_file(kind, name="other", **claiming(kind))
     queue = open_file(kind, **claiming(kind))
     queue.put_many(["a", "b", "c"])
@@ -33,7 +33,7 @@ def test_a_get_that_races_with_close_claims_nothing(open_file, kind, call, known
     database = queue._table._database
 
     def close_first(*arguments, **options):
-        del database.write  # it is the class's again
+        del database.write  # restore the method of the class
         queue.close()
         return database.write(*arguments, **options)
 
@@ -51,8 +51,8 @@ def test_a_get_that_races_with_close_claims_nothing(open_file, kind, call, known
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_threads_that_close_let_go_once(open_file, kind):
-    """Else the database would be closed under the other queue."""
+def test_two_threads_that_close_release_once(open_file, kind):
+    """Otherwise the database would be closed under the other queue."""
     other = open_file(kind, name="other", **claiming(kind))
     queue = open_file(kind, **claiming(kind))
     queue.put("a")
@@ -84,8 +84,8 @@ def get_and_die(path, kind, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_becomes_a_holder_in_a_transaction_that_is_rolled_back(open_file, tmp_path, kind):
-    """It goes on as a holder that is known: what it gets then comes back when it dies."""
+def test_a_queue_that_becomes_a_holder_in_a_transaction_that_is_rolled_back(open_file, tmp_path, kind):
+    """It stays a known holder, so what it claims later is reclaimed when it dies."""
     path = tmp_path / "q"
     with PDict[str, int](path, name="dict", durability="process"):
         queue = open_file(kind, **claiming(kind))
@@ -101,7 +101,7 @@ def test_who_becomes_a_holder_in_a_transaction_that_is_rolled_back(open_file, tm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_number_of_a_holder_that_was_rolled_back_is_nobody_elses(open_file, tmp_path, kind):
+def test_the_number_of_a_holder_that_was_rolled_back_is_not_reused(open_file, tmp_path, kind):
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         one, two = (open_file(kind, name=name, **claiming(kind)) for name in ("one", "two"))
         for queue in (one, two):
@@ -109,7 +109,7 @@ def test_the_number_of_a_holder_that_was_rolled_back_is_nobody_elses(open_file, 
         with pytest.raises(KeyError), mapping.transaction():  # noqa: PT012
             one.get()
             raise KeyError
-        assert two.get() == "a"  # which becomes the next holder
+        assert two.get() == "a"  # this queue becomes the next holder
         assert one.get() == "a"
         one.close()
         assert two.stats().claimed == 1
@@ -132,7 +132,7 @@ def test_a_first_get_waits_for_a_transaction_that_gets_as_well(open_file, tmp_pa
 
 @pytest.mark.parametrize("raises", [False, True], ids=["ends well", "raises"])
 def test_what_fails_within_a_transaction_ends_it(open_file, tmp_path, raises):
-    """SQLite rolls back by itself when there is no room; what follows must not be stored alone."""
+    """SQLite itself rolls back when the disk is full, so later changes must not be stored alone."""
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         queue = open_file(SQLiteQueue, serializer="raw")
         connection = queue._table._database._connection

@@ -1,4 +1,4 @@
-"""What every queue does with items, on each class: put, get, receive, task_done, join, shutdown, looking."""
+"""What every queue class does with items: put, get, receive, task_done, join, shutdown, inspection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from persistcoll import (
 from tests.queues.waits import someone_waits, until, waiting
 from tests.sql_queues.conftest import NEWEST_FIRST, done_with
 
-# Unequal ones, for the unique queues.
+# The items are unequal, for the unique queues.
 ITEMS: list[Any] = [None, 0, "", b"", [], 1.5, "text", {"a": [1, None]}, ("a", 1), float("inf"), {"pqid": 1}]
 
 
@@ -32,7 +32,7 @@ def in_order(kind, items):
     return items[::-1] if issubclass(kind, NEWEST_FIRST) else list(items)
 
 
-# put and get
+# Put and get.
 
 
 def test_items_come_back_as_they_were_and_in_order(open_queue, kind):
@@ -89,7 +89,7 @@ def test_put_many_puts_all_or_none(open_queue, kind):
 
 
 class EncodeErrorAtOnce:
-    """No pickle of it is possible."""
+    """An object that cannot be pickled."""
 
     def __reduce__(self):
         raise RuntimeError("not this")
@@ -138,7 +138,7 @@ def test_maxsize_counts_what_waits(open_stored, kind):
     assert not queue.full()
 
 
-# acknowledging
+# Acks.
 
 
 @pytest.mark.parametrize("kind", [SQLiteQueue, PriorityQueue, *NEWEST_FIRST[:1], UniqueQ])
@@ -161,7 +161,7 @@ def test_without_auto_commit_only_what_was_delivered_is_removed(open_stored, kin
     queue.put_many("abc")
     first, second = in_order(kind, list("abc"))[:2]
     assert [queue.get(), queue.get()] == [first, second]
-    assert queue.put("d") == 4  # newer than what was got, also where the newest comes first
+    assert queue.put("d") == 4  # newer than the item got, also where the newest comes first
     queue.task_done()
     assert len(queue) == 2
     assert [row["data"] for row in queue.queue()] == sorted({*"abcd"} - {first})
@@ -191,7 +191,7 @@ def test_receive_acknowledges_at_the_end(open_queue, kind):
     queue.join()
 
 
-def test_receive_gives_back_when_the_block_raises(open_queue, kind):
+def test_receive_releases_when_the_block_raises(open_queue, kind):
     queue = open_queue(kind)
     queue.put_many("ab")
     with pytest.raises(RuntimeError, match="of the block"), queue.receive():
@@ -205,8 +205,8 @@ def test_receive_gives_back_when_the_block_raises(open_queue, kind):
 
 
 @pytest.mark.parametrize("raises", [False, True], ids=["ends well", "raises"])
-def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kind, raises, monkeypatch):
-    """As the disk is full, say. The item stays in nobody's hands: the next one that takes has it first."""
+def test_an_end_of_receive_that_cannot_be_stored_releases_later(open_file, kind, raises, monkeypatch):
+    """After a full disk, for example, no consumer has the item, and the next get returns it first."""
     queue = open_file(kind)
     queue.put_many("ab")
     first = queue.peek()
@@ -224,7 +224,7 @@ def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kin
 
     with pytest.raises(StorageFullError):
         block()
-    with pytest.raises(StorageFullError):  # there still is none
+    with pytest.raises(StorageFullError):  # there is still no space
         queue.get(block=False)
     monkeypatch.undo()
     assert (queue.stats().ready, queue.stats().claimed) == (1, 1)
@@ -233,7 +233,7 @@ def test_an_end_of_receive_that_cannot_be_stored_gives_back_later(open_file, kin
     assert (queue.stats().ready, queue.stats().claimed) == (1, 0)
 
 
-def test_what_is_given_back_wakes_who_waits(open_queue, kind, no_polling):
+def test_what_is_released_wakes_waiting_threads(open_queue, kind, no_polling):
     queue = open_queue(kind)
     queue.put("a")
     finish = []
@@ -290,7 +290,7 @@ def test_shutdown_has_the_standard_librarys_meaning(open_queue, kind, immediate)
     assert queue.stats().puts == 2
 
 
-# looking and removing
+# Inspection and removal.
 
 
 def test_looking_takes_nothing(open_queue, kind):
@@ -316,7 +316,7 @@ def test_skip_and_clear_remove(open_queue, kind):
     assert queue.skip() == in_order(kind, [1, 3, 4])[0]
     assert queue.clear() == 2
     assert queue.empty()
-    assert queue.put("b") == 5  # a unique one is free again
+    assert queue.put("b") == 5  # a unique item is free again
 
 
 def test_stats_count(open_queue, kind):
@@ -346,7 +346,7 @@ def test_what_cannot_be_read_stays_and_is_named(open_queue, kind):
 
 
 class Picky:
-    """Does not read what it wrote, if that is poison."""
+    """A serializer that cannot read what it wrote, if that is poison."""
 
     name = "picky"
     executes_code = False
@@ -374,7 +374,7 @@ def test_shrinking_gives_room_back(open_file, kind):
     assert queue.get() == "still here"
 
 
-# wrong arguments
+# Wrong arguments.
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.001, float("-inf"), float("nan")])

@@ -1,4 +1,4 @@
-"""The book of what is in hand, by itself."""
+"""The deliveries that an ack queue remembers, without a queue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.queues.waits import waiting
 
 
 class Item:
-    """Something that can be watched."""
+    """An item that can be weakly referenced."""
 
 
 def delivery(id, item, attempts=1, raw=None):
@@ -24,7 +24,7 @@ def delivery(id, item, attempts=1, raw=None):
 
 
 class Book(Deliveries):
-    """One from which what is found is returned, and that gives to the thread that asks."""
+    """Deliveries whose lookups return what they find, for the thread that asks."""
 
     def __init__(self, table):
         super().__init__(table)
@@ -90,7 +90,7 @@ def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
 
 
 def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
-    """Between the claim and the book another thread may be faster."""
+    """Between its claim and its entry another thread may be faster."""
     late, present = [1], [2]
     book.add([delivery(1, present, attempts=2)])
     book.add([delivery(1, late, attempts=1)])
@@ -142,13 +142,13 @@ def test_what_an_interrupted_caller_found_can_be_put_back(book):
         book.put_back(one)
     assert [book.found(item), book.found(item)] == [one, None]
     book.put_back(one)
-    book.invalidate_previous(1)  # it was given back, and somebody takes it
+    book.invalidate_previous(1)  # the record was released, and another consumer claims it
     book.put_back(one)
     assert book.found_by_id(1) is None
     assert one.stale
 
 
-def test_what_nobody_got_leaves_the_book(book):
+def test_what_no_thread_got_is_forgotten(book):
     one = delivery(1, None)
     book.add([one])
     book.forget(one)

@@ -1,4 +1,4 @@
-"""Messages that say what to do next, each tried by doing it; and ``strict``, which has one where None was."""
+"""Messages that say what to do next, each tried by doing it; and ``strict``, which replaces None by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.sql_queues.conftest import ACK
 VERBS = ["ack", "nack", "ack_failed"]
 
 
-# strict
+# The option strict.
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -89,7 +89,7 @@ def test_task_done_and_receive_are_as_ever_with_strict(open_queue):
     queue.put_many("abc")
     item = queue.get()
     queue.ack(item)
-    queue.task_done()  # for an item that was settled already: nothing
+    queue.task_done()  # for an item that was settled already: nothing happens
     with queue.receive() as item:
         queue.ack(item)
     queue.get()
@@ -97,11 +97,11 @@ def test_task_done_and_receive_are_as_ever_with_strict(open_queue):
     assert queue.unfinished_tasks == 0
 
 
-# an item that cannot be read
+# An item that cannot be read.
 
 
 class Failing:
-    """JSON that cannot be read while it is told so."""
+    """JSON that cannot be read while the test says so."""
 
     name = "json"
     executes_code = False
@@ -180,7 +180,7 @@ def test_what_is_kept_is_removed_as_the_message_says(verb, state, remedy, open_q
     assert queue.queue() == []
 
 
-# a second object
+# A second object.
 
 
 @pytest.mark.parametrize(

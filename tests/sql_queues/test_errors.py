@@ -1,4 +1,4 @@
-"""Bad days: what is in the way is said by an error of persistcoll, and nothing is lost by it."""
+"""Failures from outside: an error of persistcoll names the cause, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def data_file(directory: Path) -> Path:
     return directory / "q" / "data.db"
 
 
-# another program's lock
+# Another program's lock.
 
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A function that makes another program's connection, in which it executes something."""
+    """Give a function that opens another program's connection and executes statements in it."""
     connections: list[sqlite3.Connection] = []
 
     def connect(*texts: str) -> sqlite3.Connection:
@@ -48,7 +48,7 @@ def foreign(tmp_path):
 
 
 def writing(queue: Any) -> dict[str, Callable[[], object]]:
-    """All that writes."""
+    """Return every call that writes."""
     calls: dict[str, Callable[[], object]] = {
         "put": lambda: queue.put("x"),
         "put_many": lambda: queue.put_many(["x", "y"]),
@@ -83,7 +83,7 @@ def test_another_program_keeps_it_locked(open_file, kind, foreign):
         with pytest.raises(LockedError, match="another program keeps the database locked") as caught:
             print(name, call())  # shown where it did not raise
         assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
-    # Who reads waits for nobody.
+    # A read waits for no lock.
     assert queue.qsize() == len(list(queue.items()))
     assert queue.peek() in ("a", "b", "c")
     assert queue.stats().ready == len(queue)
@@ -99,13 +99,13 @@ def test_another_program_keeps_it_locked(open_file, kind, foreign):
 
 @pytest.mark.parametrize("timeout", [1e7, 1e300, float("inf")])
 def test_a_timeout_of_months_is_not_none(open_file, timeout):
-    """SQLite has milliseconds in 32 bits: what is more was no wait at all."""
+    """SQLite counts milliseconds in 32 bits, so a longer timeout did not wait at all."""
     connection = open_file(SQLiteQueue, timeout=timeout)._table._database._connection
     assert connection.execute("PRAGMA busy_timeout").fetchone()[0] > 1_000_000_000
 
 
 def test_another_program_keeps_all_others_out(open_file, kind, foreign):
-    """Reading, too, then; and opening."""
+    """Reads and opening wait too."""
     queue = open_file(kind, timeout=0.02)
     queue.put("a")
     queue.close()
@@ -116,7 +116,7 @@ def test_another_program_keeps_all_others_out(open_file, kind, foreign):
         open_file(kind, timeout=0.02)
 
 
-def test_a_program_that_reads_is_in_nobodys_way(open_file, kind, foreign):
+def test_a_program_that_reads_blocks_no_writer(open_file, kind, foreign):
     queue = open_file(kind, timeout=0.02)
     queue.put_many(["a", "b"])
     connection = foreign("BEGIN", "SELECT * FROM ready_1")
@@ -129,7 +129,7 @@ def test_a_program_that_reads_is_in_nobodys_way(open_file, kind, foreign):
     assert queue.qsize() == 1
 
 
-# where it lies
+# The place of the database.
 
 
 def test_a_network_file_system(tmp_path, kind, monkeypatch):
@@ -143,7 +143,7 @@ def test_a_network_file_system(tmp_path, kind, monkeypatch):
 
 @pytest.fixture
 def file_system(tmp_path):
-    """One that can be mounted read-only."""
+    """Give a file system that can be mounted read-only."""
     place = tmp_path / "q"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", str(place)], check=True)
@@ -209,11 +209,11 @@ def test_another_programs_lock_file(tmp_path, kind):
     assert lock.read_text() == "4711 of another program"
 
 
-# what is in it
+# The content of the database.
 
 
 def test_a_collection_of_a_later_format(open_file, tmp_path, kind):
-    """Only that one: a release may bring a new one beside the others."""
+    """Only that collection is refused, because a later release may add one beside the others."""
     open_file(kind, name="new").put("a")
     open_file(kind, name="old").put("b")
     open_file.close()

@@ -1,4 +1,4 @@
-"""What becomes of an SQLite queue: opening, closing, pickling, forking, other processes, many threads."""
+"""The lifecycle of an SQLite queue: opening, closing, pickling, forking, other processes, many threads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from persistcoll.testing.children import in_forked_child, run_threads
 from tests.queues.waits import until, waiting
 from tests.sql_queues.conftest import ACK, PLAIN, done_with
 
-# Quotes, spaces, other scripts, SQL: data, all of them.
+# Quotes, spaces, other scripts, SQL: all of them are data.
 NAMES = [
     "", " ", "a b", "it's", 'say "x"', "ünï ñ 名前", "`", "--", "a\0b", "%s", "?", "x; DROP TABLE store",
     "a" * 500,
@@ -56,7 +56,7 @@ def data_file(directory):
     return directory / "q" / "data.db"
 
 
-# where it lies
+# The place of the database.
 
 
 @pytest.mark.parametrize("path", ["q", "q.db", "q.sqlite", "deep/er/q.SQLite3", "q/x"])
@@ -126,7 +126,7 @@ def test_the_aliases():
     assert not issubclass(PriorityQueue, SQLiteQueue)
 
 
-# what it refuses to be opened as
+# Stores that it refuses to open.
 
 
 def test_another_kind_of_that_name(open_file, kind):
@@ -149,7 +149,7 @@ def test_another_serializer(open_file, kind):
 def test_a_file_that_is_no_database(tmp_path, content):
     path = tmp_path / "mine.db"
     path.write_bytes(content)
-    if not content:  # as `touch` makes it: nobody's
+    if not content:  # `touch` makes an empty file, which belongs to no program
         with SQLiteQueue(path) as queue:
             assert queue.put(1) == 1
         return
@@ -228,7 +228,7 @@ def test_a_damaged_row_is_named_and_can_be_skipped(open_file, tmp_path, kind):
     assert len(queue) == 1
 
 
-# serializers
+# Serializers.
 
 
 @pytest.mark.parametrize("serializer", ["pickle", "json", "msgpack", "cbor", "signed"])
@@ -250,7 +250,7 @@ def test_every_serializer(open_file, kind, serializer, monkeypatch):
 
 
 def test_what_was_changed_is_not_delivered(open_file, tmp_path):
-    """Items exchanged behind our back: each is well formed, but not in its place."""
+    """Another program exchanges items: each is well formed, but not in its place."""
     queue = open_file(SQLiteQueue, serializer=signed("raw", b"a key of 16 bytes or more"))
     queue.put_many([b"first", b"other"])
     queue.close()
@@ -270,7 +270,7 @@ def test_what_was_changed_is_not_delivered(open_file, tmp_path):
         queue.get()
 
 
-# closing
+# Closing.
 
 
 def test_close_is_idempotent_and_final(open_stored, kind):
@@ -316,7 +316,7 @@ def test_close_is_idempotent_and_final(open_stored, kind):
     assert list(open_stored(kind).items()) == list("abc")
 
 
-def test_close_wakes_who_waits(open_queue, kind):
+def test_close_wakes_waiting_threads(open_queue, kind):
     queue = open_queue(kind, maxsize=1)
     queue.put("a")
     finish = [waiting(lambda: queue.put("b")), waiting(queue.join)]
@@ -329,7 +329,7 @@ def test_close_wakes_who_waits(open_queue, kind):
 
 @pytest.mark.parametrize("call", ["read", "write", "change_token"])
 def test_a_call_that_races_with_close_opens_nothing(open_file, call):
-    """A thread that is past the queue when another one closes it; descriptors left are seen by every test."""
+    """The thread is in a queue's call when another one closes it; every test checks for open descriptors."""
     queue = open_file(SQLiteQueue)
     queue.put("a")
     queue._table.change_token()
@@ -357,13 +357,13 @@ def test_a_queue_that_was_not_closed_warns(tmp_path):
 
 @pytest.mark.parametrize("made", [Queue, *PLAIN, *ACK], ids=lambda kind: kind.__name__)
 def test_a_queue_is_collected_with_its_last_reference(tmp_path, made):
-    """And so closed at once, not some time later: the next one may be opened on the next line."""
+    """It is closed at once, because the next line may open the same file again."""
     gc.disable()
     try:
         queue = made(tmp_path / "q", durability="process")
         queue.put("a")
         queue.get()
-        queue.close()  # no warning, then
+        queue.close()  # so that it does not warn
         alive = weakref.ref(queue)
         del queue
         assert alive() is None
@@ -373,7 +373,7 @@ def test_a_queue_is_collected_with_its_last_reference(tmp_path, made):
 
 @pytest.mark.timeout(20)
 def test_a_queue_may_be_collected_while_another_one_is_opened(tmp_path, monkeypatch):
-    """By any allocation, also where the thread that collects holds a lock that closing takes."""
+    """Any allocation may collect it, even in a thread that holds a lock which closing takes."""
 
     def collecting(*arguments):
         gc.collect()
@@ -428,7 +428,7 @@ def forget(last):
     gc.collect()
 
 
-# other processes
+# Other processes.
 
 
 def test_pickled_by_location(open_file, kind):
@@ -447,7 +447,7 @@ def test_pickled_by_location(open_file, kind):
             assert again._table._claims._retry == queue._table._claims._retry
 
 
-def test_a_forked_child_works_and_disturbs_nobody(open_file, kind):
+def test_a_forked_child_works_and_disturbs_no_process(open_file, kind):
     queue = open_file(kind) if kind in ACK else open_file(kind, auto_commit=False)
     queue.put_many(["a", "b", "c"])
     mine = queue.get()
@@ -463,7 +463,7 @@ def test_a_forked_child_works_and_disturbs_nobody(open_file, kind):
         if kind in ACK:
             assert queue.ack(mine) is None
             assert queue.ack(id=queue_id(queue, mine)) is None
-        queue.get()  # and dies with it
+        queue.get()  # the process dies with it
         if got == "a":
             queue.close()
 
@@ -526,7 +526,7 @@ def test_several_processes_consume(open_file, kind, method):
     results.close()
 
 
-# threads
+# Threads.
 
 
 def test_many_threads_share_a_queue(open_queue, kind):

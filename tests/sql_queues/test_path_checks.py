@@ -1,4 +1,4 @@
-"""Where a database may not lie, and what a refusal leaves behind: nothing."""
+"""Where a database may not lie; and a refusal leaves no file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_is_no_path_or_no_name(kind, tmp_path):
     with pytest.raises(ValueError, match="surrogate"):
         kind(tmp_path / "store", name="\ud800")
     with pytest.raises(StorageError):
-        kind(tmp_path.joinpath(*["x" * 200] * 4))  # more than SQLite takes
+        kind(tmp_path.joinpath(*["x" * 200] * 4))  # longer than SQLite accepts
     with kind(os.fsencode(tmp_path / "bytes")) as opened:
         assert opened.path == str(tmp_path / "bytes")
 

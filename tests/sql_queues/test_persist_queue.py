@@ -23,13 +23,13 @@ import pytest
 import persistcoll
 from tests.sql_queues.conftest import ACK, PLAIN
 
-# A queue that is dropped and not closed warns here.
+# A queue that is dropped without closing warns here.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 LIBRARIES = ["persistcoll", "persistqueue"]
 
-# From the README of persist-queue 1.1, each with what it says is printed; where it says nothing, with what
-# persist-queue gives. What another process runs is parted by `# ---`.
+# From the README of persist-queue 1.1, each with the output that it states, or otherwise with persist-queue's
+# real output. `# ---` separates what another process runs.
 EXAMPLES = {
     "quick start": (
         """
@@ -195,7 +195,7 @@ EXAMPLES = {
 }
 
 
-# What docs/how-to/coming-from-persist-queue.rst says is different: in persist-queue, and here.
+# The differences that docs/how-to/coming-from-persist-queue.rst states: in persist-queue, and here.
 DIFFERENCES: dict[str, tuple[str, Any, Any]] = {
     "task_done": (
         """
@@ -338,7 +338,7 @@ DIFFERENCES: dict[str, tuple[str, Any, Any]] = {
 
 
 def failure(call, *arguments):
-    """The name of the exception that it raises."""
+    """Return the name of the exception that the example raises."""
     try:
         call(*arguments)
     except Exception as error:
@@ -347,7 +347,7 @@ def failure(call, *arguments):
 
 
 def run(library: str, text: str) -> list[Any]:
-    """The values of the example's expressions."""
+    """Run the example; return the values of its expressions."""
     text = "\n".join(line.removeprefix(" " * 8) for line in text.splitlines())
     values: list[Any] = []
     for process in text.split("# ---"):
@@ -389,7 +389,8 @@ def test_the_differences_are_as_the_page_says(name, library, tmp_path, monkeypat
 
 
 SECTIONS = ["SQLite Queue", "SQLite3-based Queue", "Priority Queue", "Unique Queue", "Acknowledgment Queue"]
-# The worker's body is the reader's, and so is where items come from. It calls join(), which is not there.
+# The reader of the example writes the worker's body and the source of items. It calls join(), which
+# persist-queue lacks.
 NOT_RUN = (
     "import ", "from ", "print(", "def worker", "while True", "item = q.get()", "do_work",
     "for i in range(num", "t = Thread", "for item in source", "q.join()",
@@ -397,7 +398,7 @@ NOT_RUN = (
 
 
 def test_every_line_of_its_examples_is_here():
-    """By the README that its distribution holds."""
+    """The test compares with the README in the installed distribution."""
     pytest.importorskip("persistqueue")
     text = importlib.metadata.metadata("persist-queue").json["description"]
     assert isinstance(text, str)
@@ -418,9 +419,9 @@ def test_every_line_of_its_examples_is_here():
 @pytest.mark.parametrize("name", ["json", "pickle", "msgpack", "cbor2"])
 @pytest.mark.parametrize("kind", [*PLAIN, *ACK], ids=lambda kind: kind.__name__)
 def test_its_serializers_work(kind, name, tmp_path):
-    """``serializer=persistqueue.serializers.json``, as the README has it."""
+    """The README has ``serializer=persistqueue.serializers.json``."""
     serializer = importlib.import_module(f"{pytest.importorskip('persistqueue').__name__}.serializers.{name}")
-    items = [{"b": None, "a": 2.5}, "text", 7]  # from its msgpack a list would come as a tuple
+    items = [{"b": None, "a": 2.5}, "text", 7]  # its msgpack returns a tuple as a list
     with kind(tmp_path, serializer=serializer, durability="process") as queue:
         queue.put_many(items)
     with kind(tmp_path, serializer=serializer, durability="process") as queue:
@@ -438,7 +439,7 @@ DOCUMENTED = {
 
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_the_documented_choice_of_a_serializer_works(name, tmp_path):
-    """In a new process: an import elsewhere would hide a module that is not found as an attribute."""
+    """In a new process, because another import would hide a module that is not found as an attribute."""
     if importlib.util.find_spec("persistqueue") is not None:
         assert DOCUMENTED[name] in importlib.metadata.metadata("persist-queue").json["description"]
     program = f"""
@@ -466,7 +467,7 @@ KEYWORDS = ["name", "multithreading", "timeout", "auto_commit", "serializer", "d
 
 @pytest.mark.parametrize("kind", [*PLAIN, *ACK], ids=lambda kind: kind.__name__)
 def test_the_arguments_have_the_same_order(kind):
-    """What was given by position is not taken for something else."""
+    """A positional argument must not be taken for another one."""
     theirs = getattr(pytest.importorskip("persistqueue"), kind.__name__)
     for method in METHODS:
         if hasattr(theirs, method):
@@ -485,17 +486,17 @@ def positional(kind: type[Any], method: str) -> list[str]:
 
 SUITES = ["test_sqlqueue", "test_sqlackqueue"]
 DIFFERENT = {
-    # They look at an attribute with an underscore.
+    # They read a private attribute.
     "test_protocol_1",
     "test_protocol_2",
-    # task_done() acknowledges one item; there, all that were got.
+    # task_done() acks one item here; in persist-queue it acks all that were got.
     "SQLite3QueueTest.test_task_done_with_restart",
     "SQLite3QueueNoAutoCommitTest.test_task_done_with_restart",
-    # A queue that is closed gives back what it had got; there, the next one that is opened does.
+    # Here a queue releases its claims when it is closed; in persist-queue the next opening does.
     "test_resume_unack",
 }
-SLOW = {"test_raise_empty"}  # it waits for a second, and shows what others show
-"""By their names, or those with the class."""
+SLOW = {"test_raise_empty"}  # it waits for a second, and shows what other tests show
+"""By their names, or by class and name."""
 
 
 @pytest.mark.slow
@@ -520,7 +521,7 @@ def test_its_own_tests_pass(suite, monkeypatch):
     assert run.countTestCases() > 50
     monkeypatch.setattr(tempfile, "tempdir", None)
     result = unittest.TestResult()
-    gc.disable()  # what is dropped in a cycle is closed at the end, not in the middle of something else
+    gc.disable()  # a cycle is collected at the end, not in the middle of another step
     try:
         run.run(result)
     finally:
@@ -538,7 +539,7 @@ def names(case: unittest.TestCase) -> set[str]:
 
 
 def without_syncs() -> types.ModuleType:
-    """Our classes, at the durability of persist-queue."""
+    """Give our classes, at the durability of persist-queue."""
     module = types.ModuleType("ours")
     for name in persistcoll.__all__:
         setattr(module, name, getattr(persistcoll, name))

@@ -1,4 +1,4 @@
-"""What becomes of unfinished work: leases, attempts, back-off, holders that die; and late settlements."""
+"""What becomes of unfinished work: leases, attempts, back-off, dead holders, and late settlements."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def leased(open_queue, clock):
     return open_queue(SQLiteAckQueue, lease=LEASE)
 
 
-# leases and fencing
+# Leases and fencing.
 
 
-def test_a_lease_that_ran_out_gives_back(leased, clock):
+def test_a_lease_that_ran_out_makes_ready(leased, clock):
     leased.put_many("ab")
     leased.get()
     clock.now += LEASE - 0.1
@@ -43,8 +43,8 @@ def test_a_lease_that_ran_out_gives_back(leased, clock):
 
 @pytest.mark.parametrize("form", ["item", "raw"])
 @pytest.mark.parametrize("verb", ["ack", "nack", "ack_failed"])
-def test_a_late_settlement_does_nothing_to_who_has_the_item_now(leased, clock, verb, form):
-    """Both are in one process and one thread: only the object tells them apart."""
+def test_a_late_settlement_does_nothing_to_a_later_claim(leased, clock, verb, form):
+    """One thread has both claims, and only the object tells them apart."""
     leased.put(["a"])
     late = leased.get(raw=form == "raw")
     clock.now += LEASE
@@ -57,7 +57,7 @@ def test_a_late_settlement_does_nothing_to_who_has_the_item_now(leased, clock, v
     assert leased.acked_count() == 1
 
 
-def test_a_late_task_done_does_nothing_to_who_has_the_item_now(leased, clock):
+def test_a_late_task_done_does_nothing_to_a_later_claim(leased, clock):
     leased.put(["a"])
     leased.get()
     clock.now += LEASE
@@ -111,8 +111,8 @@ def test_a_late_settlement_by_another_object(open_stored, clock):
     assert two.ack(present) == 1
 
 
-def test_the_same_object_is_a_claim_in_force_first(leased, clock):
-    """Where what is late and what is in force are the same object, the one in force is meant."""
+def test_the_same_object_is_an_active_claim_first(leased, clock):
+    """If the late claim and the active one have the same object, the active one is settled."""
     leased.put_many([None, None])
     leased.get()
     clock.now += LEASE
@@ -135,13 +135,13 @@ def test_late_ones_are_not_remembered_for_ever(leased, clock, monkeypatch):
         with pytest.raises(StaleClaimError):
             leased.ack(item)
     leased.task_done()
-    with pytest.raises(ValueError, match="too many"):  # nor are they in a hand
+    with pytest.raises(ValueError, match="too many"):  # they are not in flight either
         leased.task_done()
     assert leased.acked_count() == 1
 
 
-def test_what_is_due_wakes_who_waits(open_queue):
-    """Nobody does anything: the time comes."""
+def test_what_is_due_wakes_waiting_threads(open_queue):
+    """No other call happens: the time alone makes it ready."""
     queue = open_queue(SQLiteAckQueue, lease=0.05)
     queue.put("a")
     queue.get()
@@ -175,7 +175,7 @@ def test_wrong_arguments_are_refused(open_queue, options, error):
         open_queue(SQLiteAckQueue, **options)
 
 
-# attempts and back-off
+# Attempts and back-off.
 
 
 @pytest.mark.parametrize("way", ["nack", "to the back", "lease", "receive", "task_done"])
@@ -230,7 +230,7 @@ def test_join_ends_with_the_last_attempt(open_queue, no_polling):
     ids=str,
 )
 @pytest.mark.parametrize("way", ["nack", "receive"])
-def test_what_is_given_back_waits(open_queue, clock, backoff, delays, way):
+def test_what_is_released_is_ready(open_queue, clock, backoff, delays, way):
     open_queue.clock = clock
     queue = open_queue(SQLiteAckQueue, backoff=backoff)
     queue.put("a")
@@ -257,11 +257,11 @@ def test_a_delay_that_is_said_goes_before_the_back_off(open_queue, clock):
     assert queue.get_nowait() == "a"
 
 
-# what holders leave
+# What holders leave.
 
 
 @pytest.mark.parametrize("kind", [SQLiteAckQueue, SQLiteQueue])
-def test_close_gives_back(open_stored, kind):
+def test_close_releases(open_stored, kind):
     options = {} if kind is SQLiteAckQueue else {"auto_commit": False}
     queue = open_stored(kind, **options)
     queue.put_many("abc")
@@ -278,7 +278,7 @@ def test_without_auto_resume_it_waits_to_be_resumed(open_stored):
     queue = open_stored(SQLiteAckQueue, auto_resume=False)
     assert (queue.qsize(), queue.unack_count()) == (1, 1)
     assert [row["status"] for row in queue.queue()] == ["2", "0"]
-    assert queue.ack(id=1) is None  # it is not this one's
+    assert queue.ack(id=1) is None  # it has another claim
     assert queue.resume_unack_tasks() == 1
     assert (queue.qsize(), queue.unack_count()) == (2, 0)
     assert queue.resume_unack_tasks() == 0
@@ -292,7 +292,7 @@ def test_with_auto_resume_it_is_there_at_once(open_stored):
     assert open_stored(SQLiteAckQueue).get_many(2) == ["a", "b"]
 
 
-def test_resuming_wakes_who_waits(open_stored, no_polling):
+def test_resuming_wakes_waiting_threads(open_stored, no_polling):
     queue = open_stored(SQLiteAckQueue, auto_resume=False)
     queue.put("a")
     queue.get()
@@ -330,11 +330,11 @@ def test_what_a_killed_process_had_got_is_resumed(open_file, when):
         in_forked_child(lambda: killed_with_items(queue.path, {}))
     if when == "before":
         assert queue.resume_unack_tasks() == 2
-    # Without a word, whoever waits finds it: nobody lives to say it.
+    # The killed process told no other one, so a waiting consumer must find it.
     assert sorted(queue.get(timeout=10) for _ in range(3)) == ["a", "b", "c"]
 
 
-def test_a_killed_process_is_not_resumed_by_itself_where_nobody_wants_it(open_file):
+def test_a_killed_process_is_not_resumed_without_auto_resume(open_file):
     queue = open_file(SQLiteAckQueue, auto_resume=False)
     queue.put_many("abc")
     with pytest.raises(AssertionError, match="wait status"):
@@ -348,11 +348,11 @@ def test_a_killed_process_is_not_resumed_by_itself_where_nobody_wants_it(open_fi
     assert finish() == "a"
 
 
-# many at once
+# Many threads.
 
 
 def test_many_threads_settle_in_every_way(open_queue, rng):
-    """Everything that was put is acknowledged in the end, and nothing twice."""
+    """In the end everything that was put is acked, and nothing twice."""
     queue = open_queue(SQLiteAckQueue, max_attempts=50, keep_acked=None)
     total = 200 if open_queue.backing != "model" else 60
     acked = []

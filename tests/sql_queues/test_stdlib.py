@@ -1,4 +1,4 @@
-"""CPython's own tests of ``queue.Queue``, ``LifoQueue`` and ``PriorityQueue``, against the SQLite queues."""
+"""CPython's own tests of ``queue.Queue``, ``LifoQueue`` and ``PriorityQueue``, run on the SQLite queues."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.queues.test_stdlib import Mixin, need_the_mixin
 
 
 class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
-    """What the mixin needs of a test class: the module's names, and a class of the right name."""
+    """The environment that the mixin expects: the module's names, and a class of the right name."""
 
     queue = queue
     base: type[Any] = SQLiteQueue
-    name = "Queue"  # the mixin knows by it which order to expect
+    name = "Queue"  # the mixin derives the expected order from it
     by_task_done = False
 
     def setUp(self) -> None:
@@ -32,7 +32,7 @@ class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
         options = {"auto_commit": False} if self.by_task_done else {}
 
         def make(self: Any, maxsize: int = 0) -> None:
-            # In one database: they must not see each other.
+            # In one database, because they must not see each other.
             name = f"queue {next(numbers)}"
             base.__init__(self, directory, name=name, maxsize=maxsize, durability="process", **options)
             opened.append(self)
@@ -54,7 +54,7 @@ class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
 
 
 def put_by_itself(self: Any, item: Any, block: bool = True, timeout: float | None = None) -> None:
-    """As ``queue.PriorityQueue``, where an item is its own priority."""
+    """Put an item that is its own priority, as in ``queue.PriorityQueue``."""
     priority = item if isinstance(item, (int, float)) else 0
     StoredPriorityQueue.put(self, item, priority, block, timeout)
 

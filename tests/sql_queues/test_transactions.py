@@ -1,4 +1,4 @@
-"""Waiting for another caller's transaction: as long as told, and never for the short turns of writers."""
+"""Waits for another caller's transaction: as long as told, and never for the short turns of writers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def go_on(process: Any, answer: str) -> None:
 
 
 def refused(queue: SQLiteQueue, pid: int) -> None:
-    """Each call that writes gives up when it is told to, and names the holder."""
+    """Check that each call that writes gives up at its timeout, and names the holder."""
     table: Any = queue._table
     for call in (
         lambda: table.append(b"x", deadline=NEVER),
@@ -96,7 +96,7 @@ def test_for_another_threads(tmp_path):
             for write in (lambda: other.update(n=3), other.clear, lambda: other.edit("n").__enter__()):
                 with pytest.raises(LockedError):
                     waiting(write)()
-            # What only looks sees what is committed, and waits for nobody.
+            # A read sees what is committed, and does not wait.
             assert waiting(
                 lambda: (queue.qsize(), queue.peek(), [*queue.items()], other["n"], len(other))
             )() == (

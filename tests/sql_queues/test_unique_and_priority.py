@@ -27,7 +27,7 @@ def unique(request):
     return request.param
 
 
-# unique
+# Unique items.
 
 
 @pytest.mark.parametrize(("one", "other"), EQUAL, ids=repr)
@@ -83,7 +83,7 @@ def test_what_cannot_be_compared_is_refused(open_queue, unique, item):
 
 
 class Anything:
-    """A serializer that takes everything."""
+    """A serializer that accepts everything."""
 
     name = "anything"
     executes_code = False
@@ -140,7 +140,7 @@ def test_an_item_that_waits_for_later_is_not_free(open_queue):
 
 
 @pytest.mark.parametrize("remove", ["clear", "skip"])
-def test_removing_what_waits_leaves_what_is_in_work_in_force(open_queue, unique, remove):
+def test_removing_what_is_ready_leaves_claimed_keys_active(open_queue, unique, remove):
     queue = open_queue(unique) if unique is UniqueAckQ else open_queue(unique, auto_commit=False)
     queue.put_many("abc")
     queue.get()
@@ -168,7 +168,7 @@ def test_a_replaced_item_is_free(open_queue, unique):
 
 @pytest.mark.parametrize("held", [False, True], ids=["waiting", "in work"])
 def test_an_item_that_could_not_be_replaced_is_not_free(open_file, monkeypatch, unique, held):
-    """Nor is the one that was too large for its place: put, update and what comes last all know that."""
+    """Neither is the item that was too large to store: put, update and ``in`` agree on both."""
     queue = open_file(unique) if unique is UniqueAckQ else open_file(unique, auto_commit=False)
     queue.put("a")
     if held:
@@ -194,7 +194,7 @@ def test_unique_across_objects_and_threads(open_stored, unique):
     assert len(queues[0]) == 40
 
 
-def test_an_equal_item_wakes_nobody_for_nothing(open_queue, unique):
+def test_an_equal_item_wakes_no_thread(open_queue, unique):
     queue = open_queue(unique, auto_commit=True)
     queue.put("a")
     queue.get()
@@ -206,7 +206,7 @@ def test_an_equal_item_wakes_nobody_for_nothing(open_queue, unique):
     assert finish() == "b"
 
 
-# priority
+# Priorities.
 
 
 def test_the_lowest_first_and_the_oldest_among_equals(open_queue):
@@ -259,7 +259,7 @@ def test_what_is_no_priority_is_refused(open_queue, priority, error):
     assert queue.empty()
 
 
-def test_an_item_given_back_keeps_its_priority(open_queue):
+def test_a_released_item_keeps_its_priority(open_queue):
     queue = open_queue(PriorityQueue)
     queue.put("b", 2)
     queue.put("a", 1)

@@ -1,4 +1,4 @@
-"""What waits and who holds what, over the model alone."""
+"""Waits and claims over the model alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pair(record):
 
 
 class Watched(MemoryRecordStore):
-    """Somebody looks at the moment in which an item has left the table and its taker has not got it."""
+    """A store that calls ``looks`` after the record is claimed and before the consumer has it."""
 
     looks = staticmethod(lambda: None)
 
@@ -71,8 +71,8 @@ def test_an_item_on_its_way_is_unfinished(autosave, call):
     assert blocking.core.unfinished() == 0
 
 
-def test_who_joins_while_somebody_finds_nothing_is_not_kept():
-    """A look that finds nothing counts for a moment as an item on its way."""
+def test_a_join_ends_when_a_get_finds_nothing():
+    """A get that finds nothing counts for a short time as an item on its way."""
     table = Watched()
     blocking = BlockingQueue(QueueCore(table, 0, True))
     joining = []
@@ -106,7 +106,7 @@ def test_what_is_put_in_another_way():
 
 
 @pytest.mark.parametrize("make", [deque, IndexedClaimList])
-def test_what_a_hand_is(make):
+def test_what_a_claim_list_is(make):
     hand = make()
     for call in (hand.popleft, lambda: hand[0]):
         with pytest.raises(IndexError):
@@ -123,8 +123,8 @@ def test_what_a_hand_is(make):
     assert not hand
 
 
-def test_what_is_in_the_middle_of_a_hand_costs_no_more():
-    """A hundred times as many, taken out newest first: a hundred times the time, not ten thousand times."""
+def test_what_is_in_the_middle_of_a_claim_list_costs_no_more():
+    """A hundred times as many claims, newest first, cost a hundred times the time, not ten thousand times."""
     hand = IndexedClaimList()
     hand.extend(range(100_000))
     began = time.process_time()
@@ -134,8 +134,8 @@ def test_what_is_in_the_middle_of_a_hand_costs_no_more():
 
 
 @pytest.mark.parametrize("hand", [deque, IndexedClaimList])
-def test_a_hand_that_another_thread_empties(hand):
-    """Between the look at one's own hand and the taking out of it."""
+def test_a_claim_list_that_another_thread_empties(hand):
+    """Another thread acks between the check of the own claims and the removal of the oldest."""
 
     class Emptied(hand):  # type: ignore[misc, valid-type]
         def popleft(self):
@@ -165,8 +165,8 @@ def test_a_choice_is_taken_at_once_where_it_can_be():
     assert not blocking.core.any_put.listeners
 
 
-def test_many_who_choose_and_many_who_do_not(no_polling):
-    """Each one gets something, though wake-ups are all there is."""
+def test_many_threads_with_an_id_and_many_without(no_polling):
+    """Each thread gets something, though there is no polling."""
     table = MemoryRecordStore()
     blocking = BlockingQueue(QueueCore(table, 0, True))
     count = 40
@@ -175,7 +175,7 @@ def test_many_who_choose_and_many_who_do_not(no_polling):
     def choose(id):
         return blocking.get(pair, True, 60, Select(id))
 
-    # Those who choose want the last ones, which the others leave: they are as many as the first ones.
+    # The threads that ask for an id want the last records, so each record has one thread for it.
     choosers = [waiting(lambda id=id: choose(id)) for id in range(count + 1, 2 * count + 1)]
     others = [waiting(lambda: blocking.get(pair, True, 60)) for _ in range(count)]
     until(lambda: len(blocking.core.any_put._wakes) == count and len(blocking.core.not_empty._wakes) == count)

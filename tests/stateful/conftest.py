@@ -1,4 +1,4 @@
-"""The other process, which the machines of several share."""
+"""The other process, which several machines share."""
 
 from __future__ import annotations
 

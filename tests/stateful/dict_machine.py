@@ -28,24 +28,24 @@ _ERRORS = (KeyError, TypeError, ExpectedError)
 
 
 class ModelDict(dict):
-    """A dict with the methods that a ``PDict`` has besides."""
+    """A dict with the methods that a ``PDict`` adds."""
 
     set = dict.__setitem__
     set_many = dict.update
 
     def popitem(self, last: bool = True) -> Any:
-        """As of ``PDict``."""
+        """Do as ``PDict.popitem`` does."""
         if last or not self:
             return super().popitem()
         key = next(iter(self))
         return key, self.pop(key)
 
     def get_many(self, keys: Any) -> dict[Any, Any]:
-        """As of ``PDict``."""
+        """Do as ``PDict.get_many`` does."""
         return {key: self[key] for key in keys if key in self}
 
     def incr(self, key: Any, by: Any = 1) -> Any:
-        """As of ``PDict``."""
+        """Do as ``PDict.incr`` does."""
         value = self.get(key, 0)
         if not isinstance(value, int):
             raise TypeError("no number")
@@ -53,7 +53,7 @@ class ModelDict(dict):
         return self[key]
 
     def scan(self, prefix: str = "", **ends: Any) -> Iterator[tuple[str, Any]]:
-        """As of ``PDict``."""
+        """Do as ``PDict.scan`` does."""
         start, stop = ends.get("start"), ends.get("stop")
         found = [
             key
@@ -67,7 +67,7 @@ class ModelDict(dict):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """As of ``PDict``."""
+        """Do as ``PDict.transaction`` does."""
         before = dict(self)
         try:
             yield
@@ -78,20 +78,20 @@ class ModelDict(dict):
 
     @contextlib.contextmanager
     def edit(self, key: Any) -> Iterator[Any]:
-        """As of ``PDict``."""
+        """Do as ``PDict.edit`` does."""
         yield self[key]
 
 
 class DictMachine(stateful.RuleBasedStateMachine):
     """A :class:`~persistcoll.PDict` in a file, used by several handles or processes, against a :class:`dict`.
 
-    A subclass may set what to open it with, or open something else.
+    A subclass may set the options of the dict, or open something else.
     """
 
     options: ClassVar[dict[str, Any]] = {"durability": "process"}
     """Further arguments of the dict."""
     place: ClassVar[str | None] = None
-    """A directory for the dicts' directories; default: the system's for temporary files."""
+    """The parent of the dicts' directories; default: the system's for temporary files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,15 +104,18 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @property
     def path(self) -> str:
-        """Where the dict lies at this time."""
+        """The present path of the dict."""
         return os.path.join(self.directory, str(self.times_opened))
 
     def open_all(self) -> list[Any]:
-        """The handles on the dict, at least one; a subclass may give others that have the same methods."""
+        """Return the handles on the dict, at least one.
+
+        A subclass may return others with the same methods.
+        """
         return [PDict(self.path, **self.options)]
 
     def teardown(self) -> None:
-        """At the end of a run: close, and remove the files."""
+        """Close the dict at the end of a run, and remove the files."""
         for each in self.handles:
             each.close()
         shutil.rmtree(self.directory)
@@ -125,7 +128,7 @@ class DictMachine(stateful.RuleBasedStateMachine):
                 return type(error)
 
         got, wanted = tried(self.handles[pick % len(self.handles)]), tried(self.model)
-        # repr: 1, 1.0 and True are equal, and not the same.
+        # The text is compared, because 1, 1.0 and True are equal, and not the same.
         check(repr(got) == repr(wanted), f"{what} gave {got!r}, the model {wanted!r}")
         if not self.gathers:
             self.task_done(pick)
@@ -145,7 +148,7 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=_picks, keys=st.lists(_keys, max_size=4))
     def look_up(self, pick: int, keys: list[Any]) -> None:
-        """Look some up."""
+        """Look up several keys."""
         self._same(pick, lambda d: [(key in d, d.get(key), d.get(key, "-")) for key in keys], "get()")
         self._same(pick, lambda d: [d[key] for key in keys], "d[key]")
         self._same(pick, lambda d: d.get_many(keys), "get_many()")
@@ -167,12 +170,12 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=_picks, key=_keys, by=st.integers(-3, 3))
     def incr(self, pick: int, key: Any, by: int) -> None:
-        """Count."""
+        """Increment a counter."""
         self._same(pick, lambda d: d.incr(key, by), "incr()")
 
     @stateful.rule(pick=_picks, pairs=_pairs, as_dict=st.booleans())
     def update(self, pick: int, pairs: _Pairs, as_dict: bool) -> None:
-        """Set several."""
+        """Set several keys."""
         self._same(pick, lambda d: d.update(dict(pairs) if as_dict else pairs), "update()")
 
     @stateful.rule(pick=_picks)
@@ -200,13 +203,13 @@ class DictMachine(stateful.RuleBasedStateMachine):
         reverse=st.booleans(),
     )
     def scan(self, pick: int, prefix: str, start: str | None, stop: str | None, reverse: bool) -> None:
-        """Look at a range."""
+        """Read a range."""
         ends = {"start": start, "stop": stop, "reverse": reverse}
         self._same(pick, lambda d: list(d.scan(prefix, **ends)), "scan()")
 
     @stateful.rule(pick=_picks, pairs=_pairs, key=_keys, well=st.booleans())
     def transaction(self, pick: int, pairs: _Pairs, key: Any, well: bool) -> None:
-        """Several changes in a transaction that ends well or raises."""
+        """Make several changes in a transaction that commits or raises."""
 
         def call(d: Any) -> list[Any]:
             with d.transaction():
@@ -221,13 +224,13 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(pick=_picks)
     def task_done(self, pick: int) -> None:
-        """Commit what was gathered."""
+        """Commit the buffered changes."""
         self.handles[pick % len(self.handles)].task_done()
         self.committed = copy.deepcopy(self.model)
 
     @stateful.rule()
     def reopen(self) -> None:
-        """Close and open again."""
+        """Close the dict and open it again."""
         for each in self.handles:
             each.close()
         self.model = copy.deepcopy(self.committed)
@@ -235,10 +238,10 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def crash(self) -> None:
-        """Go on with what a process that died now would leave."""
+        """Continue with what a process that died now would leave."""
         old, dying = self.path, self.handles
         self.times_opened += 1
-        # Not by this process: closing a database's files would drop the locks that SQLite has on them.
+        # Another process copies, because closing a database's files here would drop SQLite's locks on them.
         subprocess.run([sys.executable, "-I", "-S", "-c", _COPY, old, self.path], check=True)
         for each in dying:
             each.close()
@@ -248,7 +251,7 @@ class DictMachine(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def looks_the_same(self) -> None:
-        """Everything that can be looked at is equal."""
+        """Check that everything that can be read is equal."""
         model = self.model
         for d in self.handles:
             found = repr((list(d.items()), list(d), list(d.values())))

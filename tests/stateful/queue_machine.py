@@ -19,15 +19,15 @@ __all__ = ["QueueMachine"]
 
 
 class QueueMachine(stateful.RuleBasedStateMachine):
-    """A :class:`~persistcoll.Queue` against a plain model, with two threads that get and put.
+    """A :class:`~persistcoll.Queue` compared with a plain model, with two threads that get and put.
 
-    A subclass may set what to open it with.
+    A subclass may set the options of the queue.
     """
 
     options: ClassVar[dict[str, Any]] = {"durability": "process"}
     """Further arguments of the queue."""
     place: ClassVar[str | None] = None
-    """A directory for the queues' directories; default: the system's for temporary files."""
+    """The parent of the queues' directories; default: the system's for temporary files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
         return queue
 
     def teardown(self) -> None:
-        """At the end of a run: close, and remove the files."""
+        """Close the queue at the end of a run, and remove the files."""
         self.queue.close()
         for thread in self.threads:
             thread.shutdown()
@@ -113,7 +113,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(thread=_threads, limit=st.integers(1, 6))
     def get_many(self, thread: int, limit: int) -> None:
-        """Get several items; fewer than asked for will do."""
+        """Get up to so many items."""
         got = self._in(thread, lambda: self.queue.get_many(limit, False))
         wanted = self._taken(thread, limit if isinstance(got, type) else len(got)) or Empty
         check(got == wanted, f"got {got} of {limit}, the model {wanted}")
@@ -121,7 +121,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(thread=_threads)
     def task_done(self, thread: int) -> None:
-        """Acknowledge the oldest of this thread's hand, or of the other's."""
+        """Ack the oldest claim of this thread, or of the other one."""
         if self.autosave:
             wanted = None if self.got else ValueError
             self.got = max(0, self.got - 1)
@@ -135,7 +135,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(thread=_threads, well=st.booleans(), meanwhile=st.booleans())
     def receive(self, thread: int, well: bool, meanwhile: bool) -> None:
-        """Receive an item; the block ends well or raises, and perhaps something is got meanwhile."""
+        """Receive an item in a block that succeeds or raises, in some runs with a get in it."""
 
         def call() -> list[Any]:
             with self.queue.receive(False) as item:
@@ -159,7 +159,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(thread=_threads)
     def skip(self, thread: int) -> None:
-        """Remove the next item unseen."""
+        """Remove the next item without reading it."""
         got = self._in(thread, self.queue.skip)
         check((got is None) == (not self.ready), f"skip() of {len(self.ready)} gave {got}")
         del self.ready[:1]
@@ -173,18 +173,18 @@ class QueueMachine(stateful.RuleBasedStateMachine):
 
     @stateful.rule(maxsize=st.integers(0, 6))
     def set_maxsize(self, maxsize: int) -> None:
-        """Set the bound."""
+        """Set the maximal size."""
         self.maxsize = self.queue.maxsize = maxsize
 
     @stateful.rule()
     def reopen(self) -> None:
-        """Close and open again."""
+        """Close the queue and open it again."""
         self.queue.close()
         self._begin_again()
 
     @stateful.rule()
     def crash(self) -> None:
-        """Go on with what a process that died now would leave."""
+        """Continue with what a process that died now would leave."""
         old, dying = os.path.join(self.directory, str(self.times_opened)), self.queue
         self.times_opened += 1
         shutil.copytree(old, os.path.join(self.directory, str(self.times_opened)))
@@ -202,7 +202,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
 
     @stateful.invariant()
     def looks_the_same(self) -> None:
-        """Everything that can be looked at is equal."""
+        """Check that everything that can be read is equal."""
         queue, items = self.queue, [item for _, item in self.ready]
         found = list(queue.items())
         check(found == items, f"items() are {found}, the model's {items}")

@@ -1,4 +1,4 @@
-"""The state machines, on the stores and queues that there are."""
+"""The state machines, on the stores and queues of persistcoll."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from persistcoll.testing import StoreMachine
 from tests.conformance.queue_stores import FileQueueStores, MemoryQueueStores
 from tests.stateful.queue_machine import QueueMachine
 
-# Synced files on a disk would take hours; what is synced when is the crash tests' business.
+# Synced files on a disk would take hours; the crash tests check when files are synced.
 PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
 SIZES = [None, 1, 2, 3, 4]
 
 
 def run(machine, request, examples):
-    """``examples`` sequences, of 30 steps each; 2,000 with --stress."""
+    """Run ``examples`` sequences, of 30 steps each; 2,000 with --stress."""
     chosen = 2000 if request.config.getoption("--stress") else examples
     settings = hypothesis.settings(
         max_examples=chosen,

@@ -1,4 +1,4 @@
-"""The state machines of pair stores and dicts, on those that there are."""
+"""The state machines of pair stores and dicts, on those of persistcoll."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ class GatheringMachine(PairStoreMachine):
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 30.0]))
     def advance(self, seconds):
-        """What was replaced, and expires below before it is committed, has come anew: the model follows."""
+        """Let time pass, and let the model follow the buffer.
+
+        A replaced pair that expires in the store before the commit comes as a new one.
+        """
         super().advance(seconds)
         found = look(self.mapping)
         if [pair[:2] for pair in found] != [pair[:2] for pair in self.model.pairs()]:
@@ -77,7 +80,7 @@ def test_pair_store_for_long(request):
 
 
 class Model(DictMachine):
-    """Over the reference mapping, which no crash takes anything from."""
+    """A dict over the reference pair store, which a crash cannot change."""
 
     def open_all(self):
         made = InMemory()

@@ -1,4 +1,4 @@
-"""The state machine of a record store, and that of a queue store, on the record stores that there are."""
+"""The state machines of record stores and of queue stores, on the record stores of persistcoll."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.stateful.test_machines import PLACE, run
 
 
 def record_store_machine(make):
-    """Of the tables that ``make`` opens in a directory."""
+    """Make a machine for the record stores that ``make`` opens in a directory."""
 
     class Machine(RecordStoreMachine):
         def tables(self):
@@ -85,7 +85,8 @@ def test_the_model_as_a_store(request):
     run(store_machine(lambda directory: MemoryRecordStores()), request, 50)
 
 
-# A few, to see that it sees at all: it is slower at it than the laws, but looks where nobody thought of.
+# A few wrong stores, to show that the machine notices them. It is slower than the laws, but tries what no law
+# names.
 @pytest.mark.parametrize("name", ["S4 ClaimsTheFirstForAnyId", "T1 NeverDead", "T3 NeverDelays"])
 def test_a_wrong_record_store_is_seen(name, request):
     _, make = WRONG[name]

@@ -1,4 +1,4 @@
-"""hypothesis is needed by whoever asks for the machines, and by nobody else."""
+"""Only an access to the machines needs hypothesis."""
 
 from __future__ import annotations
 

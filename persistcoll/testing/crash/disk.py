@@ -57,6 +57,7 @@ class CrashDisk(Disk):
 
     def __init__(self, directory: str, disk: Disk | None = None) -> None:
         # Disk.__init__ is not called, because this method makes every attribute that it would make.
+        # `_lock` protects all that is recorded, and lets one change happen at a time.
         os.makedirs(directory, 0o700, exist_ok=True)
         self.directory = os.path.abspath(directory)
         self._roots = tuple({self.directory + os.sep, os.path.realpath(directory) + os.sep})

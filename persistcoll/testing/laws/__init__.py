@@ -1,1 +1,1 @@
-"""The laws: one module for each kind of store, and what the functions in it are checked with."""
+"""The laws: for each kind of store one or more modules, and a harness that opens the stores."""

@@ -21,8 +21,9 @@ __all__ = ["JOURNAL_LAWS"]
 
 @law("J1", "crashes")
 def a_prefix_with_all_that_returned(harness: QueueStoreHarness) -> None:
-    """After a crash a journal is a prefix of what was appended, and contains every append that
-    returned.
+    """After a crash a journal is a prefix of what was appended.
+
+    It contains every append that returned.
     """
     store = harness.open()
     other = harness.open() if harness.capabilities.handles else store
@@ -57,7 +58,7 @@ def a_prefix_with_all_that_returned(harness: QueueStoreHarness) -> None:
 
 @law("J2")
 def nothing_behind_a_reader(harness: QueueStoreHarness) -> None:
-    """Nothing ever appears behind a reader."""
+    """Nothing ever appears before the position of a reader."""
     appenders, each = 3, 60
     store = harness.open()
     other = harness.open() if harness.capabilities.handles else store
@@ -106,14 +107,14 @@ def nothing_behind_a_reader(harness: QueueStoreHarness) -> None:
 
 @law("J3", "crashes")
 def a_cursor_moves_forward_only(harness: QueueStoreHarness) -> None:
-    """A cursor's commit is atomic and only moves forward; rewinding is a verb of its own."""
+    """Each commit of a cursor is atomic and only moves forward; rewinding is a verb of its own."""
     store = harness.open()
     total = 14
     ids = store.append_many(numbers(0, total))
     while store.count():
         store.claim_many(4, id_of)
     waiting = list(range(total))
-    # Out of order, several in a call, with gaps that close late; giving back is the rewinding verb.
+    # Out of order, several in a call, with gaps that close late; nack is the rewinding verb.
     for group in ([5], [0], [1, 2], [13, 9], [4], [3], [7], [12, 11, 10], [8]):
         store.ack([ids[index] for index in group])
         waiting = [index for index in waiting if index not in group]

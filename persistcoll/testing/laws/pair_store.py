@@ -1,6 +1,6 @@
 """The laws of pair stores, each as a function that tries to break it.
 
-As :mod:`persistcoll.testing.laws.queue_store`, for a
+They are used as those in :mod:`persistcoll.testing.laws.queue_store`, with a
 :class:`~persistcoll.testing.laws.pair_store_harness.PairStoreFactory`:
 
 >>> from persistcoll.engine.memory.pair_store import MemoryPairStore, MemoryMappingState
@@ -47,13 +47,15 @@ __all__ = ["PAIR_STORE_LAWS"]
 
 
 MANY = 700
-"""More than any mapping is expected to read at once."""
+"""More than any pair store is expected to read at once."""
 
 
 @pair_store_law("M1")
 def in_the_order_of_the_keys_coming(harness: PairStoreHarness) -> None:
-    """A mapping keeps its pairs in the order in which their keys came; a new value keeps the place and
-    the name. No iteration gives a key twice, or misses one that is there all the while.
+    """All pairs are kept in the order in which their keys came.
+
+    A new value keeps the place and the original key. No iteration gives a key twice, or misses one that is
+    there all the while.
     """
     mapping = harness.open()
     mapping.set_many(triples("b", "c", "a", "b"))
@@ -135,8 +137,9 @@ def _churned_meanwhile(mapping: PairStore, other: PairStore) -> None:
 
 @pair_store_law("M2")
 def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
-    """What a mapping's transaction does happens wholly or not at all, it sees what it did itself, and
-    nobody else writes meanwhile.
+    """Every transaction of a pair store happens wholly or not at all.
+
+    It sees its own changes, and nothing else writes meanwhile.
     """
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
@@ -194,7 +197,7 @@ def _nobody_else_writes(mapping: PairStore, other: PairStore) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(0.05)  # it may have to wait for the end, and is given the time to get it wrong
+            thread.join(0.05)  # a thread that must wait for the end gets time to write too early
         mapping.change(b"x", b"", append(b"+2"))
     for thread in threads:
         thread.join(60)
@@ -211,7 +214,7 @@ def _no_update_is_lost(mapping: PairStore, other: PairStore) -> None:
     pause = threading.Event()
 
     def one_more(present: bytes | None) -> tuple[bytes, None]:
-        pause.wait(0.0005)  # others get their chance to come between
+        pause.wait(0.0005)  # other threads get a chance to write in between
         return b"%d" % (int(present or 0) + 1), None
 
     def count(mine: PairStore) -> None:
@@ -228,7 +231,7 @@ def _no_update_is_lost(mapping: PairStore, other: PairStore) -> None:
 
 @pair_store_law("M3")
 def what_has_expired_is_gone(harness: PairStoreHarness) -> None:
-    """Nothing that has expired is ever seen."""
+    """No expired pair is ever seen."""
     mapping = harness.open()
     mapping.set_many(triples("long"), harness.seconds(1000))
     mapping.set_many(triples("a", "b", "c", "d", "e", "kept", "changed"), harness.seconds(10))
@@ -271,7 +274,7 @@ def what_has_expired_is_gone(harness: PairStoreHarness) -> None:
 
 @pair_store_law("S1")
 def whole_or_not_at_all(harness: PairStoreHarness) -> None:
-    """An operation that raised happened not at all."""
+    """When an operation raised, it happened not at all."""
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
     for error in (ValueError(), KeyboardInterrupt()):
@@ -296,7 +299,7 @@ def whole_or_not_at_all(harness: PairStoreHarness) -> None:
 
 @pair_store_law("S2", "crashes")
 def durable_when_returned(harness: PairStoreHarness) -> None:
-    """What returned survives the process."""
+    """Every change that returned survives the process."""
     mapping = harness.open()
 
     def left(verb: str, **expected: str) -> None:
@@ -328,7 +331,7 @@ def durable_when_returned(harness: PairStoreHarness) -> None:
 
 @pair_store_law("S3")
 def used_once(harness: PairStoreHarness) -> None:
-    """What is given to change() and pop() is called once, with what is stored."""
+    """Every function given to change() or pop() is called once, with what is stored."""
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
     seen: list[Any] = []
@@ -353,7 +356,7 @@ def used_once(harness: PairStoreHarness) -> None:
 
 @pair_store_law("S7")
 def strangers_by_name(harness: PairStoreHarness) -> None:
-    """Mappings with different names do not see each other."""
+    """No two pair stores with different names see each other."""
     one, two = harness.open("a"), harness.open("b")
     one.set_many(triples("x", "y"))
     two.set_many(triples("x", value="another"))
@@ -371,7 +374,7 @@ def strangers_by_name(harness: PairStoreHarness) -> None:
 
 @pair_store_law("S8")
 def reopening_changes_nothing(harness: PairStoreHarness) -> None:
-    """Closing and opening again changes nothing."""
+    """No close and no opening changes a pair."""
     mapping = harness.open()
     mapping.set_many(triples("c", "a", "b", "d"))
     mapping.set_many(triples("a", value="x"))
@@ -421,13 +424,13 @@ def closed_is_closed(harness: PairStoreHarness) -> None:
             call()
             raise AssertionError(f"{name}() of a closed mapping did not raise ClosedError")
     with contextlib.suppress(ClosedError):
-        list(reading)  # begun before: goes on or says so
+        list(reading)  # it began before: it continues, or raises
     check(keys_of(harness.open()) == [b"a", b"b", b"c"], "calls after close() did something")
 
 
 @pair_store_law("S10", "forks")
 def forks_are_harmless(harness: PairStoreHarness) -> None:
-    """A forked child can use the mapping, and never disturbs its parent."""
+    """Every forked child can use the pair store, and never disturbs its parent."""
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
 
@@ -440,7 +443,7 @@ def forks_are_harmless(harness: PairStoreHarness) -> None:
         mapping.close()
 
     in_forked_child(child)
-    in_forked_child(lambda: None)  # one that ends without having touched it
+    in_forked_child(lambda: None)  # a child that ends without using it
     expected = [b"a", b"c", b"of the child"] if harness.capabilities.processes else [b"a", b"b", b"c"]
     check(keys_of(mapping) == expected, f"after the child: {keys_of(mapping)}, not {expected}")
     mapping.set_many(triples("more"))

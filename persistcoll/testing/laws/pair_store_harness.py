@@ -1,4 +1,4 @@
-"""What the laws of pair stores are checked with: a factory, and what to look at a store with."""
+"""The harness of the laws of pair stores: a factory, and functions that read a pair store."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ Item = tuple[bytes, bytes]
 """A key and its value."""
 
 _EVERYTHING = b"", b"\xff" * 8
-"""For ``scan``: no key of a law begins with the latter."""
+"""The limits for ``scan``: no key of a law begins with the second one."""
 
 
 class PairStoreFactory(Protocol):
-    """Opens mappings of one kind, all of them empty at first, none of which another factory knows."""
+    """Opens pair stores of one kind. All are empty at first, and no other factory opens them."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What its mappings can do."""
+        """What its pair stores can do."""
 
     def open(self, name: str) -> PairStore:
-        """The mapping of this name, made if it is missing. Called again after ``close()``, too."""
+        """Open the pair store of this name, which is made if it is missing, even after ``close()``."""
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass for all of its mappings, and for what they leave when they crash.
+        """Let so many seconds pass for all of its pair stores, and for what they leave after a crash.
 
-        Where nobody can set their clock (``capabilities.real_time``), wait.
+        Where the clock cannot be set (``capabilities.real_time``), wait.
         """
 
     # Where `capabilities.crashes`, it also has
     #   def crashed(self, name: str) -> PairStore
-    # which opens a copy; what is done to the copy does not touch the mapping.
+    # which opens a copy, whose changes do not touch the pair store.
 
 
 class PairStoreHarness:
-    """What a law works with: a factory, and the mappings that it opened, to be closed at the end."""
+    """A factory, and the pair stores that a law opened, which are closed at the end."""
 
     def __init__(self, factory: PairStoreFactory, again: int = 0) -> None:
         self._factory = factory
@@ -66,18 +66,18 @@ class PairStoreHarness:
         self.opened: list[PairStore] = []
 
     def open(self, name: str = "a") -> PairStore:
-        """Open the mapping ``name``."""
+        """Open the pair store ``name``."""
         self.opened.append(self._factory.open(name + self._again))
         return self.opened[-1]
 
     def another(self, mapping: PairStore) -> PairStore:
-        """The mapping ``"a"`` through a handle of its own, or ``mapping`` where there is one at a time."""
+        """Return another handle of the pair store ``"a"``, or ``mapping`` if only one may be open."""
         return self.open() if self.capabilities.handles else mapping
 
     def after_the_end(self, mapping: PairStore) -> list[Item]:
-        """What is left after a crash where one can be had, and after closing ``mapping`` otherwise.
+        """Return what remains after a crash, or after closing ``mapping`` if crashes cannot be tried.
 
-        Where there is no crash, ``mapping`` is of no use any more.
+        In the second case the law must not use ``mapping`` any more.
         """
         if self.capabilities.crashes:
             found: PairStore = getattr(self._factory, "crashed")("a" + self._again)  # noqa: B009
@@ -95,27 +95,27 @@ pair_store_law = laws_with(PairStoreHarness)
 
 
 def triples(*keys: str, value: str = "") -> list[tuple[bytes, bytes, bytes]]:
-    """For ``set_many``: the keys, each named by its capitals, of this value or their own."""
+    """Return arguments of ``set_many``: the keys, named by their capitals, with a value or their own."""
     return [(key.encode(), key.upper().encode(), (value or key).encode()) for key in keys]
 
 
 def items(pairs: Iterable[Pair]) -> list[Item]:
-    """Their keys and values."""
+    """Return the pairs' keys and values."""
     return [(pair.key, pair.value) for pair in pairs]
 
 
 def append(more: bytes) -> Callable[[bytes | None], tuple[bytes, None]]:
-    """A ``change``: the value, and more."""
+    """Return a ``change`` that appends bytes to the value."""
     return lambda present: ((present or b"") + more, None)
 
 
 def whole(pair: Pair) -> tuple[bytes, bytes, bytes]:
-    """A ``decode``: all of it."""
+    """Return all of the pair, as a ``decode``."""
     return pair.key, pair.original_key, pair.value
 
 
 def look(mapping: PairStore) -> list[Pair]:
-    """All pairs of a mapping. Everything else that tells of them has to agree."""
+    """Return all pairs of a pair store, and check that every other way to read them agrees."""
     pairs = list(mapping.pairs())
     keys = [pair.key for pair in pairs]
     check(len(set(keys)) == len(keys), f"pairs() have a key twice: {keys}")
@@ -138,7 +138,7 @@ def look(mapping: PairStore) -> list[Pair]:
 
 
 def keys_of(mapping: PairStore) -> list[bytes]:
-    """All keys of a mapping, in order."""
+    """Return all keys of a pair store, in order."""
     return [pair.key for pair in look(mapping)]
 
 
@@ -149,7 +149,7 @@ def _same(got: Iterable[Pair], wanted: Iterable[Pair], what: str) -> None:
 
 @contextlib.contextmanager
 def refuses(error: BaseException, what: str, mapping: PairStore) -> Iterator[None]:
-    """The block raises this very error, and changes nothing."""
+    """Check that the block raises this very error, and changes nothing."""
     before = look(mapping)
     try:
         yield
@@ -163,6 +163,6 @@ def refuses(error: BaseException, what: str, mapping: PairStore) -> Iterator[Non
 
 
 def in_order(found: Sequence[bytes], known: Sequence[bytes]) -> bool:
-    """Whether ``found`` are some of ``known``, in that order, none of them twice."""
+    """Tell whether ``found`` are some of ``known``, in that order, none of them twice."""
     rest = iter(known)
     return all(each in rest for each in found)

@@ -1,7 +1,7 @@
 """The laws of :mod:`persistcoll.engine.contracts`, each as a function that tries to break it.
 
-Whoever writes a store proves it with these. A store is made by a :class:`StoreFactory`; what it can do
-beyond the contract, or cannot, the factory says as a value (:class:`~persistcoll.testing.Capabilities`):
+They test a store of your own. A :class:`StoreFactory` opens it, and says as a value
+(:class:`~persistcoll.testing.Capabilities`) what it can do beyond the contract, or cannot:
 
 >>> from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 >>> from persistcoll.testing import Capabilities
@@ -15,8 +15,8 @@ beyond the contract, or cannot, the factory says as a value (:class:`~persistcol
 ...     if law.applies_to(InMemory()):
 ...         law(InMemory())
 
-With pytest: ``@pytest.mark.parametrize("law", LAWS.values(), ids=str)``. Each law wants a factory of its
-own, whose stores are empty. One that is broken raises ``AssertionError``.
+With pytest: ``@pytest.mark.parametrize("law", LAWS.values(), ids=str)``. Each law needs a factory of its
+own, whose stores are empty. A broken law raises ``AssertionError``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _MOST_PAYLOAD = 1 << 26
 
 @law("S1")
 def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
-    """An operation that raised happened not at all."""
+    """When an operation raised, it happened not at all."""
     store = harness.open()
     ids = list(store.append_many(numbers(0, 5), 5))
     with refused(Full, "append() to a full store", store):
@@ -82,7 +82,7 @@ def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
             store.append_many([b"small", b"x" * (limit + 1)])
     claimed = [store.claim(id_of), store.claim(id_of)]
     with contextlib.suppress(NotClaimedError):
-        store.ack([claimed[0], claimed[0]])  # the same one twice: refused, or once
+        store.ack([claimed[0], claimed[0]])  # the same id twice is refused, or acked once
         store.append(b"in its place")
     check(store.unfinished() == 5, f"acknowledging an id twice in a call left {state(store)}")
     check(claim_all(store)[:3] == ids[2:], "after errors the records are not where they were")
@@ -90,7 +90,7 @@ def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
 
 @law("S2", "crashes")
 def durable_when_returned(harness: QueueStoreHarness) -> None:
-    """What returned survives the process."""
+    """Every change that returned survives the process."""
     store = harness.open()
 
     def left(expected: list[bytes], verb: str) -> None:
@@ -122,8 +122,9 @@ def durable_when_returned(harness: QueueStoreHarness) -> None:
 
 @law("S3")
 def used_once_before_it_is_final(harness: QueueStoreHarness) -> None:
-    """A claim calls decode at most once, before the removal is final; if decode raises, the record is
-    where it was.
+    """Every claim calls decode at most once, before the removal is final.
+
+    If decode raises, the record is where it was.
     """
     store = harness.open()
     ids = list(store.append_many(numbers(0, 6)))
@@ -187,8 +188,9 @@ def _claims_tell_what_to_release(store: QueueStore) -> None:
 
 @law("S4")
 def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
-    """Records come in order of their ids, ids grow and are never used twice, a record given back
-    returns to its place.
+    """Every record comes in the order of the ids; ids grow and are never used twice.
+
+    A record that was nacked returns to its place.
     """
     store = harness.open()
     given: list[int] = []
@@ -230,7 +232,7 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
 
 @law("S5")
 def one_taker_each(harness: QueueStoreHarness) -> None:
-    """One record is never in the hands of two takers."""
+    """No record is claimed by two consumers at a time."""
     store = harness.open()
     total, claimers = 240, 4
     ids = list(store.append_many(numbers(0, total)))
@@ -246,11 +248,11 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
             except Empty:
                 if not store.unfinished():
                     return
-                continue  # another one may give back what it holds
+                continue  # another consumer may nack what it has claimed
             with mutex:
                 twice = holding.intersection(got)
                 holding.update(got)
-            check(not twice, f"{twice} in two hands")
+            check(not twice, f"{twice} claimed twice")
             for id in got:
                 step += 1
                 with mutex:
@@ -270,7 +272,7 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
     store.append_many(numbers(0, 3))
     held = store.claim(id_of)
     check(state(other) == (numbers(1, 3), 2, 1, 3), f"elsewhere, one of three taken: {state(other)}")
-    with contextlib.suppress(LockedError):  # one consumer at a time will do, too
+    with contextlib.suppress(LockedError):  # one consumer at a time is allowed, too
         check(other.claim(id_of) != held, "a claimed record was taken through another store")
     with refused(NotClaimedError, "ack() of what another store holds", store, other):
         other.ack([held])
@@ -278,7 +280,7 @@ def one_taker_each(harness: QueueStoreHarness) -> None:
 
 @law("S6")
 def within_capacity(harness: QueueStoreHarness) -> None:
-    """An append never makes count() exceed capacity, whoever else appends."""
+    """No append makes count() exceed capacity, whatever others append."""
     capacity, each, appenders = 5, 60, 4
     store = harness.open()
     stores = [store, harness.open() if harness.capabilities.handles else store]
@@ -320,7 +322,7 @@ def within_capacity(harness: QueueStoreHarness) -> None:
 
 @law("S7")
 def strangers_by_name(harness: QueueStoreHarness) -> None:
-    """Stores with different names do not see each other."""
+    """No two stores with different names see each other."""
     one, two = harness.open("a"), harness.open("b")
     one.append_many(numbers(0, 3))
     check(state(two) == ([], 0, 0, 0), f"what was put into one is in the other: {state(two)}")
@@ -337,7 +339,7 @@ def strangers_by_name(harness: QueueStoreHarness) -> None:
 
 @law("S8")
 def reopening_changes_nothing(harness: QueueStoreHarness) -> None:
-    """Closing and opening again changes nothing, except that what was claimed is ready again."""
+    """No close and no opening changes a record, except that a claimed one is ready again."""
     store = harness.open()
     ids = list(store.append_many(numbers(0, 9)))
     expected = list(store.records())
@@ -400,13 +402,13 @@ def closed_is_closed(harness: QueueStoreHarness) -> None:
         with refused(ClosedError, f"{name}() of a closed store"):
             call()
     with contextlib.suppress(ClosedError):
-        list(reading)  # begun before: goes on or says so
+        list(reading)  # it began before: it continues, or raises
     check(payloads(harness.open()) == numbers(0, 3), "calls after close() did something")
 
 
 @law("S10", "forks")
 def forks_are_harmless(harness: QueueStoreHarness) -> None:
-    """A forked child can use the store, and never disturbs its parent."""
+    """Every forked child can use the store, and never disturbs its parent."""
     store = harness.open()
     store.append_many(numbers(0, 5))
     held = store.claim(id_of)
@@ -430,7 +432,7 @@ def forks_are_harmless(harness: QueueStoreHarness) -> None:
             store.append(b"")
 
     in_forked_child(child)
-    in_forked_child(lambda: None)  # one that ends without having touched it
+    in_forked_child(lambda: None)  # a child that ends without using it
     expected = numbers(1, 5) + ([b"of the child"] if shared else [])
     found = state(store)
     check(found == (expected, len(expected), 1, len(expected) + 1), f"after the child: {found}")

@@ -1,4 +1,4 @@
-"""What the laws are checked with: a factory of stores, what its stores can do, and how a law looks."""
+"""The harness of the laws of queue stores: a factory, and functions that read a store."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ __all__ = [
 
 
 class StoreFactory(Protocol):
-    """Opens stores of one kind, all of them empty at first, none of which another factory knows."""
+    """Opens stores of one kind. All are empty at first, and no other factory opens them."""
 
     @property
     def capabilities(self) -> Capabilities:
         """What its stores can do."""
 
     def open(self, name: str) -> QueueStore:
-        """The store of this name, made if it is missing. Called again after ``close()``, too."""
+        """Open the store of this name, which is made if it is missing, even after ``close()``."""
 
     # Where `capabilities.crashes`, it also has
     #   def crashed(self, name: str) -> Store
-    # which opens a copy; what is done to the copy does not touch the store.
+    # which opens a copy, whose changes do not touch the store.
 
 
 class QueueStoreHarness:
-    """What a law works with: a factory, and the stores that it opened, to be closed at the end."""
+    """A factory, and the stores that a law opened, which are closed at the end."""
 
     def __init__(self, factory: StoreFactory, again: int = 0) -> None:
         self._factory = factory
@@ -59,14 +59,14 @@ class QueueStoreHarness:
         return self.opened[-1]
 
     def crash(self) -> QueueStore:
-        """Open what the store ``"a"`` would leave if the process died now, and that was noticed."""
+        """Open what the store ``"a"`` leaves if the process dies now, after its death was noticed."""
         self.opened.append(getattr(self._factory, "crashed")("a"))  # noqa: B009
         return self.opened[-1]
 
     def after_the_end(self, store: QueueStore) -> list[bytes]:
-        """What is ready after a crash where one can be had, and after closing ``store`` otherwise.
+        """Return what is ready after a crash, or after closing ``store`` if crashes cannot be tried.
 
-        Where there is no crash, ``store`` is of no use any more.
+        In the second case the law must not use ``store`` any more.
         """
         if not self.capabilities.crashes:
             store.close()
@@ -81,17 +81,17 @@ law = laws_with(QueueStoreHarness)
 
 
 def id_of(record: Record) -> int:
-    """A ``decode``: the id."""
+    """Return the id, as a ``decode``."""
     return record.id
 
 
 def payloads(store: QueueStore) -> list[bytes]:
-    """What is ready, in order."""
+    """Return the ready payloads, in order."""
     return [record.payload for record in store.records()]
 
 
 def state(store: QueueStore) -> tuple[list[bytes], int, int, int]:
-    """What is ready, and the counts: ready, claimed, unfinished."""
+    """Return the ready payloads, and the counts: ready, claimed, unfinished."""
     counts = store.count(), store.claimed(), store.unfinished()
     says = not store.is_empty(), store.has_unfinished()
     check(says == (counts[0] > 0, counts[2] > 0), f"not empty, unfinished: {says}, of {counts}")
@@ -99,12 +99,12 @@ def state(store: QueueStore) -> tuple[list[bytes], int, int, int]:
 
 
 def numbers(first: int, behind: int) -> list[bytes]:
-    """Payloads: the numbers from ``first`` to before ``behind``."""
+    """Return the numbers from ``first`` to before ``behind``, as payloads."""
     return [b"%d" % number for number in range(first, behind)]
 
 
 def claim_all(store: QueueStore) -> list[int]:
-    """Claim everything that is ready, one by one; the ids."""
+    """Claim everything that is ready, one by one; return the ids."""
     ids = []
     with contextlib.suppress(Empty):
         while True:
@@ -113,12 +113,12 @@ def claim_all(store: QueueStore) -> list[int]:
 
 
 def calls(store: QueueStore, seen: list[int]) -> list[int]:
-    """The ids that ``decode`` was called with; each once, where the store may call it again."""
+    """Return the ids that ``decode`` was called with; each once, if the store may call it again."""
     return seen if store.capabilities.decodes_once else list(dict.fromkeys(seen))
 
 
 def token(store: QueueStore) -> object:
-    """``change_token()``, once the store can be reached."""
+    """Return ``change_token()``, once the store can be reached."""
     while True:
         with contextlib.suppress(BackendUnavailableError):
             return store.change_token()
@@ -126,7 +126,7 @@ def token(store: QueueStore) -> object:
 
 @contextlib.contextmanager
 def refused(error: type[BaseException], what: str, *stores: QueueStore) -> Iterator[None]:
-    """The block raises ``error``, and changes nothing."""
+    """Check that the block raises ``error``, and changes nothing."""
     before = [state(store) for store in stores]
     try:
         yield
@@ -139,7 +139,7 @@ def refused(error: type[BaseException], what: str, *stores: QueueStore) -> Itera
 
 
 def raising(error: BaseException, at: int) -> tuple[Callable[[Record], int], list[int]]:
-    """A ``decode`` that raises at the ``at``-th record, and the ids that it was called with."""
+    """Return a ``decode`` that raises at the ``at``-th record, and the ids that it was called with."""
     seen: list[int] = []
 
     def decode(record: Record) -> int:

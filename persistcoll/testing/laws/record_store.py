@@ -1,8 +1,8 @@
 """The laws of record stores, each as a function that tries to break it.
 
-As :mod:`persistcoll.testing.laws.queue_store`, for a :class:`~persistcoll.engine.contracts.RecordStore` of
-your own. A :class:`RecordStoreFactory` opens them, of any discipline and with any retrying, and moves their
-time:
+They are used as those in :mod:`persistcoll.testing.laws.queue_store`, for a
+:class:`~persistcoll.engine.contracts.RecordStore` of your own. A :class:`RecordStoreFactory` opens the
+stores, of any discipline and with any claim policy, and moves their time:
 
 >>> from persistcoll.engine.memory.record_store import MemoryRecordStore, MemoryRecordState
 >>> from persistcoll.testing import Capabilities, Skipped
@@ -23,8 +23,7 @@ time:
 S2 needs what these stores lack: crashes
 T5 needs what these stores lack: joins
 
-A record store is a queue store, too: ``LAWS[number](FifoStores(InMemory()))`` checks what holds for every
-queue store.
+A record store is a queue store too: ``LAWS[number](FifoStores(InMemory()))`` checks a law of queue stores.
 """
 
 from __future__ import annotations
@@ -64,14 +63,14 @@ __all__ = ["RECORD_STORE_LAWS", "FifoStores", "RecordStoreFactory"]
 
 @record_store_law("S1")
 def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
-    """An operation that raised happened not at all."""
+    """When an operation raised, it happened not at all."""
     table = harness.open(UNIQUE)
     table.put(keyed("gone", "failed", "claimed", "ready"), 4)
     with refuses(Full, "put() into a full table", table):
         table.put(keyed("more"), 4)
     with refuses(Full, "put() of more than there is room for", table):
         table.put(keyed("ready", "more", "and more"), 5)
-    check(not table.has_active_key(b"more"), "a put() that raised left a key in force")
+    check(not table.has_active_key(b"more"), "a put() that raised left a key active")
     got = table.put(keyed("ready", "gone"), 4)
     check(got == [None, None], f"put() of what is there already, into a full table, gave {got}")
     check(table.put([], 4) == [], "put() of nothing gave an id")
@@ -114,7 +113,7 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
 
 @record_store_law("S2", "crashes")
 def durable_when_returned(harness: RecordStoreHarness) -> None:
-    """What returned survives the process."""
+    """Every change that returned survives the process."""
     retry = ClaimPolicy(max_attempts=4, keep_done=100)
     table = harness.open(UNIQUE, retry)
     names = [name.encode() for name in "abcdefghijklm"]
@@ -180,8 +179,9 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
 
 @record_store_law("S6")
 def within_capacity(harness: RecordStoreHarness) -> None:
-    """A put never makes count() exceed capacity, whoever else puts; what is delayed or claimed takes no
-    room until it is ready again.
+    """No put makes count() exceed capacity, whatever others put.
+
+    A delayed or claimed record takes no space until it is ready again.
     """
     capacity, each = 4, 41
     retry = ClaimPolicy(lease=60.0)
@@ -226,7 +226,7 @@ def within_capacity(harness: RecordStoreHarness) -> None:
         with refuses(Full, "put() into a table that is full again", *tables):
             other.put(keyed("g"), capacity)
         harness.advance(seconds)
-        capacity += 1  # what was delayed, then what was claimed
+        capacity += 1  # the record that was delayed, then the claimed one
         for mine in tables:
             with refuses(Full, "put() into a table that time has filled", *tables):
                 mine.put(keyed("g"), capacity)
@@ -235,12 +235,12 @@ def within_capacity(harness: RecordStoreHarness) -> None:
 
 @record_store_law("S7")
 def strangers_by_name(harness: RecordStoreHarness) -> None:
-    """Tables with different names do not see each other."""
+    """No two stores with different names see each other."""
     retry = ClaimPolicy(lease=60.0, keep_done=10, auto_reclaim=False)
     one, two = harness.open(UNIQUE, retry, "a"), harness.open(UNIQUE, retry, "b")
     one.put(keyed("x", "y", "z"))
     check(look(two) == [], f"what was put into one is in the other: {look(two)}")
-    check(not two.has_active_key(b"x"), "a key of one is in force in the other")
+    check(not two.has_active_key(b"x"), "a key of one is active in the other")
     (id,) = two.put(keyed("x"))
     check(id is not None, "a key of one is refused in the other")
     before = look(two)
@@ -286,8 +286,9 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
 
 @record_store_law("S8")
 def reopening_changes_nothing(harness: RecordStoreHarness) -> None:
-    """Closing and opening again changes nothing, except that what was claimed is ready again (or dead, or
-    still claimed, as the table was made).
+    """No close and no opening changes a record, except that a claimed one is ready again.
+
+    Depending on the claim policy it may be dead, or still claimed.
     """
     for discipline in DISCIPLINES:
         _reopened(harness, discipline, ClaimPolicy(max_attempts=3, keep_done=10))
@@ -319,7 +320,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
         check(found == rows, f"opened for the {time}. time: {found}, not {rows}")
         if discipline.unique:
             keys = [table.has_active_key(key) for key in (b"k", b"l", b"n")]
-            check(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys in force")
+            check(keys == [True, False, True], f"opened for the {time}. time: {keys} of 3 keys active")
         told = table.stats()
         counted = (told.puts, told.gets), (numbers.puts, numbers.gets)
         dead = told.dead - numbers.dead
@@ -327,7 +328,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     held = table.claimed()
     check(held == (0 if retry.auto_reclaim else 3), f"{held} are still claimed, of 3")
     count = table.reclaim()
-    check(count == held, f"reclaim() gave back {count} of {held} records")
+    check(count == held, f"reclaim() made ready {count} of {held} records")
     harness.advance(100.0)
     wanted = [record.id for record in order(list(table.records()), discipline)]
     check(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
@@ -387,7 +388,7 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         with refuses(ClosedError, f"{name}() of a closed table"):
             call()
     with contextlib.suppress(ClosedError):
-        list(reading)  # begun before: goes on or says so
+        list(reading)  # it began before: it continues, or raises
     before[b"a"] = (State.READY, 1)
     after = standing(harness.open(UNIQUE, retry))
     check(after == before, f"calls after close() made {after} of {before}")
@@ -395,7 +396,7 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
 
 @record_store_law("S10", "forks")
 def forks_are_harmless(harness: RecordStoreHarness) -> None:
-    """A forked child can use the table, and never disturbs its parent."""
+    """Every forked child can use the store, and never disturbs its parent."""
     for dies in (True, False):
         _forked(harness, dies, ClaimPolicy(keep_done=10))
         _forked(harness, dies, ClaimPolicy(lease=1000.0, keep_done=10, auto_reclaim=False))
@@ -406,26 +407,26 @@ def _forked(harness: RecordStoreHarness, dies: bool, retry: ClaimPolicy) -> None
     table.put(keyed(*"abcdef"))
     held = [table.claim(id_of), table.claim(id_of)]
     expected = standing(table)
-    in_forked_child(lambda: None)  # one that ends without having touched it
+    in_forked_child(lambda: None)  # a child that ends without using it
     shared = harness.capabilities.processes
     in_forked_child(partial(_child, table, held, shared, dies, harness.notice_death))
     if harness.capabilities.processes:
         expected[b"c"] = (State.DONE, 1)
         expected[b"d"] = (State.FAILED, 1)
         expected[b"new"] = (State.READY, 0)
-        # What closing gives back and what death leaves are one as soon as somebody resumes.
+        # The claims that a close releases and those of the dead are the same after a reclaim.
         left = int(dies or not retry.auto_reclaim)
         harness.notice_death(table)
         count = table.reclaim()
         check(
-            count == left, f"of what the child had claimed, reclaim() gave back {count} records, not {left}"
+            count == left, f"of what the child had claimed, reclaim() made ready {count} records, not {left}"
         )
         expected[b"e"] = (State.READY, 1)
     found = standing(table)
     check(found == expected, f"after the child: {found}, not {expected}")
     table.ack(held[:1])
     table.nack(held[1])
-    check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still in force")
+    check(table.put(keyed("a", "b")) != [None, None], "what the parent acknowledged is still active")
 
 
 def _child(
@@ -442,8 +443,8 @@ def _child(
     with refuses(NotClaimedError, "nack() of what the parent holds", table):
         table.nack(held[0])
     if shared:
-        check(table.reclaim() == 0, "the child gave back what the parent holds")
-        check(table.put(keyed("a")) == [None], "what the parent holds is not in force")
+        check(table.reclaim() == 0, "the child reclaimed what the parent holds")
+        check(table.put(keyed("a")) == [None], "the key of what the parent holds is not active")
     else:
         notice_death(table)
         table.reclaim()  # a copy, in which the parent is dead

@@ -1,4 +1,4 @@
-"""The laws T3 and T4: claims that come back, and keys. See :mod:`persistcoll.testing.laws.record_store`."""
+"""The laws T3 and T4: claims that end, and keys. See :mod:`persistcoll.testing.laws.record_store`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ __all__ = ["CLAIM_LAWS"]
 
 @record_store_law("T3")
 def what_nobody_holds_is_ready(harness: RecordStoreHarness) -> None:
-    """What a lease that ran out, or a holder that died, had claimed is ready again; what a living one holds
-    is not.
+    """When a lease ended or the holder died, the record is ready again.
+
+    What a living holder has claimed is not.
     """
     _leases(harness)
     for resume in (True, False):
@@ -51,7 +52,7 @@ def _leases(harness: RecordStoreHarness) -> None:
         states = {payload: state for payload, (state, _) in standing(each).items()}
         wanted = {b"a": State.CLAIMED, b"b": State.CLAIMED, b"c": State.READY}
         check(states == wanted, f"before its lease ends: {states}, not {wanted}")
-    check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
+    check(other.reclaim() == 0, "reclaim() made ready what a living holder has claimed")
     harness.advance(30.0 - harness.time.before(30.0))
     for each in (table, other):
         found = list(each.records())
@@ -72,7 +73,7 @@ _FREE = {b"a": (State.READY, 1), b"b": (State.READY, 1), b"c": (State.READY, 0)}
 
 
 def _holders(harness: RecordStoreHarness, resume: bool) -> None:
-    # Whoever dies has not given back: there is no back-off.
+    # A dead holder has not nacked, so there is no back-off.
     retry = ClaimPolicy(auto_reclaim=resume, backoff=Backoff(base=1000.0, jitter=0.0))
     reopen = partial(harness.open, FIFO, retry, f"held {resume}")
     table = reopen()
@@ -83,7 +84,7 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     check(found == _HELD, f"without a lease, after a long time: {found}, not {_HELD}")
     if harness.capabilities.handles:
         other = reopen()
-        check(other.reclaim() == 0, "reclaim() gave back what a living one holds")
+        check(other.reclaim() == 0, "reclaim() made ready what a living holder has claimed")
         found = standing(other)
         check(found == _HELD, f"opened elsewhere: {found}, not {_HELD}")
         other.close()
@@ -96,16 +97,16 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     beside = harness.capabilities.handles
     left = reopen() if beside else table
     table.close()
-    _comes_back(left if beside else reopen(), resume, "closed by who held it")
+    _comes_back(left if beside else reopen(), resume, "closed by its holder")
 
 
 def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
-    """What a dead holder had claimed: at once where it is resumed, else when somebody says so."""
+    """Check that a dead holder's claims end: at once with auto_reclaim, otherwise with reclaim()."""
     if not resumed:
         found = standing(table)
         check(found == _HELD, f"{how}, and opened without resuming: {found}, not {_HELD}")
         count = table.reclaim()
-        check(count == 2, f"{how}: reclaim() gave back {count} records, not 2")
+        check(count == 2, f"{how}: reclaim() made ready {count} records, not 2")
     found = standing(table)
     check(found == _FREE, f"{how}: {found}, not {_FREE}")
     check(table.reclaim() == 0, f"{how}: reclaim() found more the second time")
@@ -136,7 +137,7 @@ def _delays(harness: RecordStoreHarness) -> None:
             check(found == [first, second], f"after a delay of {seconds} s: {found}")
     taken = table.claim(id_of)
     table.nack(taken, 0.0)
-    check(table.count() == 2, f"given back without delay: {look(table)}")
+    check(table.count() == 2, f"nacked without delay: {look(table)}")
     last = table.nack(table.claim(id_of), harness.seconds(10.0), True)
     found = [record.id for _, record in table.scan(State.DELAYED)]
     check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
@@ -146,7 +147,7 @@ def _delays(harness: RecordStoreHarness) -> None:
 
 
 def _seen_at_once(harness: RecordStoreHarness) -> None:
-    """Whatever comes first after a lease or a delay has ended sees what is so now."""
+    """Check that the first call after the end of a lease or a delay sees the record ready."""
     ready: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
         "count()": (lambda table, id: table.count(), 1),
         "claimed()": (lambda table, id: table.claimed(), 0),
@@ -205,7 +206,7 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
     table.claim(id_of)
     before = token(table)
     harness.advance(60.0)
-    # Who waits for a record asks for nothing else.
+    # A consumer that waits for a record calls nothing else.
     check(token(table) != before, f"time has come, and change_token() is still {before!r}")
 
 
@@ -223,7 +224,7 @@ def _is_full(call: Callable[[], Any]) -> bool:
 
 @record_store_law("T4")
 def keys_in_force(harness: RecordStoreHarness) -> None:
-    """A key is refused while a record of it is ready, delayed or claimed, and free after."""
+    """Every key is refused while a record of it is ready, delayed or claimed, and free after."""
     retry = ClaimPolicy(lease=60.0, max_attempts=2, keep_done=100)
     table = harness.open(UNIQUE, retry)
     key = _Key(table, harness.another(table, UNIQUE, retry))
@@ -283,20 +284,20 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
 
 
 class _Key:
-    """A key, and whether it is in force, through every handle of a table."""
+    """A key, and whether it is active, through every handle of a store."""
 
     def __init__(self, *tables: RecordStore, key: bytes = b"k") -> None:
         self.tables = tables
         self.key = key
 
     def put(self) -> int:
-        """The id of a new record of it."""
+        """Put a new record of the key; return its id."""
         (id,) = self.tables[0].put([Entry(b"payload", key=self.key)])
         check(id is not None, f"{self.key!r}, which is free, is refused")
         return id or 0
 
     def held(self, how: str) -> None:
-        """It is refused, and what is put with it is not."""
+        """Check that the key is refused, and that the entries put with it are not."""
         for table in self.tables:
             check(table.has_active_key(self.key), f"{how}: has_active_key() does not know it")
             with_it = [Entry(b"new", key=self.key), Entry(b"", key=b"x"), Entry(b"", key=b"x")]
@@ -306,16 +307,16 @@ class _Key:
             check(table.remove(second) == second, "what was put is not ready")
 
     def free(self, how: str) -> None:
-        """It is accepted."""
+        """Check that the key is accepted."""
         for table in self.tables:
-            check(not table.has_active_key(self.key), f"{how}: has_active_key() says that it is in force")
+            check(not table.has_active_key(self.key), f"{how}: has_active_key() says that it is active")
             (id,) = table.put([Entry(b"new", key=self.key)])
             check(id is not None, f"{how}: it is refused")
             check(table.remove(id) == id, "what was put is not ready")
 
 
 def _replaced(table: RecordStore, old: _Key) -> None:
-    """A record that gets another payload, and with it another key."""
+    """Check a record that gets another payload, and with it another key."""
     new = _Key(*old.tables, key=b"l")
     id = old.put()
     check(table.update(id, b"new", b"l"), "update() of a ready record")

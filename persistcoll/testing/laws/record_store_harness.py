@@ -1,4 +1,4 @@
-"""What the laws of record stores are checked with: a factory, and what to look at a store with."""
+"""The harness of the laws of record stores: a factory, and functions that read a store."""
 
 from __future__ import annotations
 
@@ -53,42 +53,43 @@ class Connection(Protocol):
         """Begin a transaction."""
 
     def commit(self) -> None:
-        """Commit it."""
+        """Commit the transaction."""
 
     def rollback(self) -> None:
-        """Roll it back."""
+        """Roll the transaction back."""
 
 
 class RecordStoreFactory(Protocol):
-    """Opens tables of one kind, all of them empty at first, none of which another factory knows."""
+    """Opens record stores of one kind. All are empty at first, and no other factory opens them."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What its tables can do."""
+        """What its stores can do."""
 
     def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
-        """The table of this name, made if it is missing. A name keeps its discipline."""
+        """Open the store of this name, which is made if it is missing. A name keeps its discipline."""
 
     def advance(self, seconds: float) -> None:
-        """Let so much time pass for all of its tables, and for what they leave when they crash.
+        """Let so many seconds pass for all of its stores, and for what they leave after a crash.
 
-        Where nobody can set their clock (``capabilities.real_time``), wait.
+        Where the clock cannot be set (``capabilities.real_time``), wait.
         """
 
     # Where `capabilities.crashes`, it also has
     #   def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore
-    # which opens a copy, whose claims are those of a process that is known to be dead; what is done to the
-    # copy does not touch the table.
+    # which opens a copy, whose changes do not touch the store. Its claims are those of a process that is
+    # known to be dead.
     # Where `capabilities.joins`, it also has
     #   def connect(self, name: str) -> Connection
-    # which gives what the table of that name can join.
+    # which returns a connection whose transactions the store of that name can join.
 
 
 class FifoStores:
-    """A table factory as a :class:`~persistcoll.testing.StoreFactory`: what holds for every store holds
-    for a table, too, wherever nothing has a priority or a key.
+    """Record stores as queue stores, for the laws of a :class:`~persistcoll.testing.StoreFactory`.
 
-    :param retry: without ``max_attempts``, which a store does not have.
+    A record store obeys the laws of queue stores wherever no record has a priority or a key.
+
+    :param retry: without ``max_attempts``, which a queue store does not have.
     """
 
     def __init__(
@@ -104,16 +105,16 @@ class FifoStores:
         self.advance = tables.advance
 
     def open(self, name: str) -> QueueStore:
-        """The table of this name."""
+        """Open the store of this name."""
         return cast(QueueStore, _Uncounted(self._tables.open(name, self._discipline, self._retry)))
 
     def crashed(self, name: str) -> QueueStore:
-        """What a process that died at this moment leaves."""
+        """Open what a process that died now would leave."""
         return cast(QueueStore, _Uncounted(_crashed(self._tables, name, self._discipline, self._retry)))
 
 
 class _Uncounted:
-    """A table whose records do not tell how often they were claimed: a store's never do."""
+    """A store whose records do not tell their attempts, because those of a queue store never do."""
 
     def __init__(self, table: RecordStore) -> None:
         self._table = table
@@ -133,7 +134,7 @@ def _crashed(
 
 
 class RecordStoreHarness:
-    """What a law works with: a factory, and the tables that it opened, to be closed at the end."""
+    """A factory, and the stores that a law opened, which are closed at the end."""
 
     def __init__(self, factory: RecordStoreFactory, again: int = 0) -> None:
         self._factory = factory
@@ -146,9 +147,9 @@ class RecordStoreHarness:
     def open(
         self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
     ) -> RecordStore:
-        """Open the table ``name``, by default the one named as its discipline.
+        """Open the store ``name``, by default the one named as its discipline.
 
-        :param retry: in the law's seconds.
+        :param retry: its times are in the law's seconds.
         """
         name = (name or discipline.name) + self._again
         self.opened.append(self._factory.open(name, discipline, self._scaled(retry)))
@@ -166,13 +167,13 @@ class RecordStoreHarness:
     def crash(
         self, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN, name: str | None = None
     ) -> RecordStore:
-        """Open what the table ``name`` would leave if the process died now."""
+        """Open what the store ``name`` would leave if the process died now."""
         name = (name or discipline.name) + self._again
         self.opened.append(_crashed(self._factory, name, discipline, self._scaled(retry)))
         return self.opened[-1]
 
     def connect(self, table: RecordStore, discipline: Discipline = FIFO) -> Connection:
-        """Connect as a caller does whose transactions ``table`` joins."""
+        """Connect as a caller whose transactions ``table`` joins."""
         check(
             table.capabilities.joins_transactions,
             "the factory connects, and the store says that it joins nothing",
@@ -181,13 +182,13 @@ class RecordStoreHarness:
         return connection
 
     def notice_death(self, table: RecordStore) -> None:
-        """Wait until a holder that died is dead."""
+        """Wait until the death of a holder is noticed."""
         self.time.wait(table.capabilities.death_noticed_after)
 
     def another(
         self, table: RecordStore, discipline: Discipline = FIFO, retry: ClaimPolicy = PLAIN
     ) -> RecordStore:
-        """The same table through a handle of its own, or ``table`` where there is only one at a time."""
+        """Return another handle of the same store, or ``table`` if only one may be open."""
         return self.open(discipline, retry) if self.capabilities.handles else table
 
 
@@ -196,7 +197,7 @@ record_store_law = laws_with(RecordStoreHarness)
 
 
 def look(table: RecordStore) -> list[Row]:
-    """All rows of a table. Everything else that tells of them has to agree."""
+    """Return all rows of a store, and check that every other way to read them agrees."""
     rows = list(table.scan())
     ids = [record.id for _, record in rows]
     check(ids == sorted(set(ids)), f"scan() are not in the order of their ids: {ids}")
@@ -221,18 +222,18 @@ def look(table: RecordStore) -> list[Row]:
 
 
 def standing(table: RecordStore) -> dict[bytes, tuple[State, int]]:
-    """By payload: in which state a record is, and how often it was claimed."""
+    """Return by payload the state of each record, and how often it was claimed."""
     return {record.payload: (state, record.attempts) for state, record in look(table)}
 
 
 def order(records: list[Record], discipline: Discipline) -> list[Record]:
-    """Ready records, in the order in which they are to be taken."""
+    """Return ready records in the order in which they must be claimed."""
     ordered = sorted(records, key=lambda record: record.id, reverse=discipline.newest_first)
     return sorted(ordered, key=lambda record: record.priority) if discipline.by_priority else ordered
 
 
 def after_the_end(rows: list[Row], retry: ClaimPolicy) -> list[Row]:
-    """What becomes of these rows when those who have claimed some of them close or die."""
+    """Return these rows as they are after the holders of their claims closed or died."""
 
     def moved(state: State, record: Record) -> State:
         if state is not State.CLAIMED or not retry.auto_reclaim:
@@ -244,18 +245,18 @@ def after_the_end(rows: list[Row], retry: ClaimPolicy) -> list[Row]:
 
 
 def entries(*payloads: str) -> list[Entry]:
-    """Entries of these payloads, without keys, the priorities 2, 1, 0, 2, 1, 0 and so on."""
+    """Return entries of these payloads, without keys, with the priorities 2, 1, 0, 2, 1, 0 and so on."""
     return [Entry(payload.encode(), 2 - index % 3) for index, payload in enumerate(payloads)]
 
 
 def keyed(*payloads: str) -> list[Entry]:
-    """Entries of these payloads, each the key of its own."""
+    """Return entries of these payloads, each with its payload as the key."""
     return [Entry(payload.encode(), key=payload.encode()) for payload in payloads]
 
 
 @contextlib.contextmanager
 def refuses(error: type[BaseException], what: str, *tables: RecordStore) -> Iterator[None]:
-    """The block raises ``error``, and changes nothing."""
+    """Check that the block raises ``error``, and changes nothing."""
     before = [look(table) for table in tables]
     try:
         yield

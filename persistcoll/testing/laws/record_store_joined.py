@@ -24,8 +24,9 @@ def _payload(record: Record) -> bytes:
 
 @record_store_law("T5", "joins")
 def part_of_the_callers_transaction(harness: RecordStoreHarness) -> None:
-    """What a joined store does is part of the caller's transaction: after its commit all see it, before it
-    nothing else does, and after a rollback it did not happen.
+    """All changes of a joined store are part of the caller's transaction.
+
+    After its commit all see them, before it nothing else does, and after a rollback they did not happen.
     """
     policy = ClaimPolicy()
     table = harness.open(FIFO, policy)

@@ -32,14 +32,15 @@ def _itself(record: Record) -> Record:
 
 
 def _ordered(table: RecordStore, discipline: Discipline) -> list[int]:
-    """The ids of what is ready, in the order in which they are to be taken."""
+    """Return the ids of the ready records, in the order in which they must be claimed."""
     return [record.id for record in order(list(table.records()), discipline)]
 
 
 @record_store_law("S3")
 def used_once_before_it_is_final(harness: RecordStoreHarness) -> None:
-    """A claim calls decode at most once, before the removal is final; if decode raises, the record is where
-    it was, and has had no more attempts.
+    """Every claim calls decode at most once, before the removal is final.
+
+    If decode raises, the record is where it was, and has had no more attempts.
     """
     for discipline in DISCIPLINES:
         _used_once(harness, harness.open(discipline), discipline)
@@ -92,8 +93,9 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
 
 @record_store_law("S4")
 def in_order_and_never_twice(harness: RecordStoreHarness) -> None:
-    """Records come in the order of their discipline, ids grow and are never used twice, a record given
-    back returns to its place.
+    """Every record comes in the order of the discipline; ids grow and are never used twice.
+
+    A record that was nacked returns to its place.
     """
     for discipline in DISCIPLINES:
         table = harness.open(discipline)
@@ -102,7 +104,7 @@ def in_order_and_never_twice(harness: RecordStoreHarness) -> None:
         _taken_and_given_back(table, discipline, given)
         _put(table, given, *"hijkl")
         _taken_by_id(table, discipline)
-        for _ in range(2):  # what closing gives back, too
+        for _ in range(2):  # the claims that a close releases, too
             table.clear()
             table.close()
             table = harness.open(discipline)
@@ -130,7 +132,7 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     listed = [record.id for record in table.records()]
     check(listed == sorted(wanted), f"{by}: records() of {sorted(wanted)} gave {listed}")
     again = [*table.claim_many(2, id_of), *claim_all(table)]
-    check(again == wanted, f"{by}: {wanted} given back came as {again}")
+    check(again == wanted, f"{by}: {wanted} nacked came as {again}")
     old = {record.id: record for _, record in table.scan(State.CLAIMED)}
     given.append(table.nack(taken[1], to_back=True))
     check(given == sorted(set(given)), f"{by}: to the back of all, with the ids {given}")
@@ -152,7 +154,7 @@ def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
     check(table.remove(third) is None, "remove() found a record that is gone")
     check(table.remove(held) is None, "remove() removed a claimed record")
     check(table.peek(id_of) == second, f"{by}: peek() is not at what is behind the discarded one")
-    # By ids: where a priority comes first, too.
+    # The order is by id, even where a priority comes first.
     ids = [record.id for record in table.records()]
     if discipline.newest_first:
         ids.reverse()
@@ -167,7 +169,7 @@ def _taken_by_id(table: RecordStore, discipline: Discipline) -> None:
 
 @record_store_law("S5")
 def one_taker_each(harness: RecordStoreHarness) -> None:
-    """One record is never in the hands of two takers."""
+    """No record is claimed by two consumers at a time."""
     retry = ClaimPolicy(lease=3600.0, keep_done=1000)
     for discipline in DISCIPLINES:
         table = harness.open(discipline, retry)
@@ -179,7 +181,10 @@ def one_taker_each(harness: RecordStoreHarness) -> None:
 
 
 class _Takers:
-    """Threads that take from two tables which are one, and settle what they took in every way."""
+    """Threads that claim through two handles of one store, and settle their claims in every way.
+
+    ``mutex`` protects ``holding`` and ``finished``.
+    """
 
     total = 60
 
@@ -203,7 +208,7 @@ class _Takers:
         try:
             self._take(number)
         except BaseException:
-            self.broken = True  # the others would wait for what this one holds
+            self.broken = True  # the other threads would wait for the claims of this one
             raise
 
     def _take(self, number: int) -> None:
@@ -213,11 +218,11 @@ class _Takers:
             try:
                 got = [table.claim(_itself)] if number % 3 else table.claim_many(3, _itself)
             except Empty:
-                continue  # another one may give back what it holds
+                continue  # another thread may nack what it has claimed
             with self.mutex:
                 twice = self.holding.intersection(record.payload for record in got)
                 self.holding.update(record.payload for record in got)
-            check(not twice, f"{twice} in two hands")
+            check(not twice, f"{twice} claimed twice")
             for record in got:
                 self._settle(table, record)
 
@@ -249,7 +254,7 @@ def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
 
 
 def _notices(one: RecordStore, other: RecordStore) -> None:
-    """Who waits at one sees by its version that something has happened at the other."""
+    """Check that the change token of one handle shows what happened through the other."""
     taken: list[int] = []
     steps: dict[str, Callable[[], object]] = {
         "put()": lambda: other.put(entries("a")),

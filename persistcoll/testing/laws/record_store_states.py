@@ -25,7 +25,7 @@ from persistcoll.testing.laws.record_store_harness import (
 __all__ = ["STATE_LAWS"]
 
 _FINISHED = (State.DONE, State.FAILED, State.DEAD)
-# So many acknowledged records more than it was told to keep a table may have before it trims.
+# A store may keep so many acked records more than it was told to, before it trims.
 _SLACK = 64
 
 
@@ -35,8 +35,10 @@ def _ids(table: RecordStore, state: State) -> list[int]:
 
 @record_store_law("T1")
 def states_change_one_way(harness: RecordStoreHarness) -> None:
-    """A record of a table goes from ready or delayed to claimed, and from claimed to gone, done, failed,
-    dead, delayed or ready; what is done, failed or dead is only ever removed.
+    """Every record goes from ready or delayed to claimed, and on from claimed only.
+
+    A claimed record becomes removed, done, failed, dead, delayed or ready; a done, failed or dead record is
+    only ever removed.
     """
     retry = ClaimPolicy(max_attempts=2, keep_done=1000)
     table = harness.open(UNIQUE, retry)
@@ -67,7 +69,7 @@ def states_change_one_way(harness: RecordStoreHarness) -> None:
 def _nothing_moves(
     harness: RecordStoreHarness, table: RecordStore, wanted: dict[bytes, tuple[State, int]]
 ) -> None:
-    """Whatever is tried, only claimed records move."""
+    """Check that only claimed records change their state, whatever is tried."""
     rows = look(table)
     for state in (*_FINISHED, State.DELAYED, State.CLAIMED):
         for id in _ids(table, state):
@@ -95,7 +97,7 @@ def _nothing_moves(
 
 
 def _what_dies(harness: RecordStoreHarness) -> None:
-    """A record that was claimed too often and comes back, however it does."""
+    """Check that a record which was claimed too often is dead, however its claim ends."""
     retry = ClaimPolicy(lease=60.0, max_attempts=1)
     table = harness.open(FIFO, retry, "dying")
     table.put(entries(*"abcd"))
@@ -116,7 +118,7 @@ def _what_dies(harness: RecordStoreHarness) -> None:
 
 
 def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
-    """Of one state, the oldest first, whenever they were finished."""
+    """Check that a purge removes the oldest of one state, in whatever order they were finished."""
     for state in _FINISHED:
         one, two = _ids(table, state)
         others = [row for row in look(table) if row[0] is not state]
@@ -126,7 +128,7 @@ def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
         check(table.purge(state, 0, 0) == 0, "purge() of at most none")
         check(table.purge(state) == 1, f"purge() of one that is {state.value}")
         check(look(table) == others, f"purge() of what is {state.value} made {look(table)} of {others}")
-    # Finished in another order than they were put.
+    # The records were finished in another order than they were put.
     ids = [id or 0 for id in table.put(keyed(*"uvwxyz"))]
     finished = [ids[index] for index in (3, 0, 5, 2, 4, 1)]
     for state, finish in ((State.DONE, table.ack), (State.FAILED, table.fail)):
@@ -142,7 +144,7 @@ def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
 
 
 def _what_is_kept(harness: RecordStoreHarness) -> None:
-    """Of what is acknowledged: the newest, and not many more."""
+    """Check that the newest acked records are kept, and not many more."""
     table = harness.open(FIFO, ClaimPolicy(keep_done=3), "kept")
     total = 150
     ids = list(table.append_many([b"%d" % number for number in range(total)]))
@@ -164,8 +166,9 @@ def _what_is_kept(harness: RecordStoreHarness) -> None:
 
 @record_store_law("T2")
 def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
-    """A claim that was lost (to the end of its lease, or to somebody who gave it back) can do nothing any
-    more: StaleClaimError.
+    """Every lost claim can do nothing any more: StaleClaimError.
+
+    A claim is lost when its lease ends, or when another thread nacks it.
     """
     retry = ClaimPolicy(lease=60.0, keep_done=100)
     table = harness.open(UNIQUE, retry)
@@ -207,7 +210,7 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
             check(other.claim(id_of, Select(id)) == id, "what was lost cannot be claimed")
             other.ack([id])
         _released_twice(harness)
-    # A new claim is as good as any.
+    # A new claim is as valid as any.
     table.ack([fresh])
     with refuses(NotClaimedError, "ack() of what this table acknowledged", *tables):
         table.ack([fresh])
@@ -221,24 +224,27 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
 def _settled_elsewhere(
     other: RecordStore, ids: Sequence[int], delay: float, lost: Callable[[int, str], None]
 ) -> int:
-    """Another store claims what was lost, and settles it in every way; the id of what went to the back."""
+    """Claim what was lost through another store, and settle it in every way.
+
+    :return: the new id of the record that went to the end.
+    """
     ways: dict[str, Callable[[int], Any]] = {
-        "another one who acknowledged it": lambda id: other.ack([id]),
-        "another one who set it aside": lambda id: other.fail([id]),
-        "another one who gave it to the back": lambda id: other.nack(id, to_back=True),
-        "another one who delayed it": lambda id: other.nack(id, delay),
+        "another store, which acked it": lambda id: other.ack([id]),
+        "another store, which set it aside": lambda id: other.fail([id]),
+        "another store, which nacked it to the end": lambda id: other.nack(id, to_back=True),
+        "another store, which delayed it": lambda id: other.nack(id, delay),
     }
     results = []
     for id, (how, settle) in zip(ids, ways.items(), strict=True):
         other.claim(id_of, Select(id))
-        lost(id, "another one who claimed it then")
+        lost(id, "another store, which claimed it then")
         results.append(settle(id))
         lost(id, how)
     return int(results[2])
 
 
 def _released_twice(harness: RecordStoreHarness) -> None:
-    """A release whose answer was lost is sent again, when another store has claimed the record."""
+    """Check a release that is sent again after its answer was lost, when another store has the claim."""
     table, other = (harness.open(name="released twice") for _ in range(2))
     id = table.append(b"a")
     claims: list[Claim] = []

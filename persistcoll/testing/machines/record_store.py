@@ -286,13 +286,13 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
             self._added([got], [wanted])
         else:
             found = self.ids.get(got) if isinstance(got, int) else got
-            check(found == wanted, f"gave back {got}, the model {wanted}")
+            check(found == wanted, f"nack() gave {got}, the model {wanted}")
 
     def reclaim(self, handle: int) -> None:
         """Reclaim what dead holders claimed, and make space, which changes nothing that can be read."""
         real, model = self._pair(handle)
         got, wanted = real.reclaim(), model.reclaim()
-        check(got == wanted, f"reclaim() gave back {got}, the model {wanted}")
+        check(got == wanted, f"reclaim() made ready {got}, the model {wanted}")
         real.shrink()
 
     def advance(self, seconds: float, blind: bool) -> None:
@@ -362,7 +362,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         try:
             self._compare(pair, "a crash left")
             counts = left.reclaim(), pair.model.reclaim()
-            check(counts[0] == counts[1], f"after a crash, reclaim() gave back {counts[0]}, not {counts[1]}")
+            check(counts[0] == counts[1], f"after a crash, reclaim() made ready {counts[0]}, not {counts[1]}")
             for _ in range(pair.model.count() + 1):
                 self._claim(pair, True, False, None)
             self._compare(pair, "a crash left, when all was taken,")
