@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import random
 import threading
 
-from persistcoll import PDict, Queue, ShutDown, SQLiteQueue
-from persistcoll.cli import demo_store, demo_worker
+from persistcoll import PDict, Queue, SQLiteQueue
+from persistcoll.cli.demo import workers
 from persistcoll.queues.base import BaseQueue
 
-__all__ = ["DICTS", "KINDS", "QUEUES", "command_with", "main"]
+__all__ = ["DICTS", "KINDS", "QUEUES", "break_stores", "kill_at_the_last_line"]
 
 _LINE = 30
 
@@ -33,7 +33,7 @@ class Loses(Putting):
     """A line is gone."""
 
     def changed(self, items):
-        return [item for item in items if item[1] != _LINE]
+        return [item for item in items if item[0] != _LINE]
 
 
 class Mixes(Putting):
@@ -44,7 +44,7 @@ class Mixes(Putting):
     def changed(self, items):
         changed = []
         for item in items:
-            if item[1] == _LINE:
+            if item[0] == _LINE:
                 self._kept = item
                 continue
             changed.append(item)
@@ -62,9 +62,9 @@ class Repeats(Putting):
     def changed(self, items):
         changed = list(items)
         for item in items:
-            if item[1] == _LINE:
+            if item[0] == _LINE:
                 self._again = item
-            if item[1] > 10 * _LINE and self._again is not None:
+            if item[0] > 10 * _LINE and self._again is not None:
                 changed.append(self._again)
                 self._again = None
         return changed
@@ -74,15 +74,15 @@ class Invents(Putting):
     """A line comes out that nobody put."""
 
     def changed(self, items):
-        there = any(item[1] == _LINE for item in items)
-        return [*items, (0, 10_000_000, b"surprise\n")] if there else items
+        there = any(item[0] == _LINE for item in items)
+        return [*items, (10_000_000, b"surprise\n")] if there else items
 
 
 class Fails(Putting):
     """The disk fails in the middle."""
 
     def changed(self, items):
-        if any(item[1] == _LINE for item in items):
+        if any(item[0] == _LINE for item in items):
             raise OSError(5, "Input/output error")
         return items
 
@@ -92,8 +92,8 @@ class Alters(BaseQueue):
 
     def get_many(self, n, block=True, timeout=None):
         return [
-            (producer, number, line.swapcase() if number == _LINE else line)
-            for producer, number, line in super().get_many(n, block, timeout)
+            (number, line.swapcase() if number == _LINE else line)
+            for number, line in super().get_many(n, block, timeout)
         ]
 
 
@@ -109,13 +109,6 @@ class Stuck(BaseQueue):
 
     def get_many(self, n, block=True, timeout=None):
         threading.Event().wait()
-
-
-class Shut(BaseQueue):
-    """``get_many`` gives nothing, ever."""
-
-    def get_many(self, n, block=True, timeout=None):
-        raise ShutDown
 
 
 class Miscounts(PDict):
@@ -139,60 +132,20 @@ class Nameless(PDict):
         super().update({key: value for key, value in dict(other).items() if isinstance(key, str)})
 
 
-QUEUES = {
-    kind.__name__: kind for kind in (Loses, Mixes, Repeats, Invents, Fails, Alters, Forgets, Stuck, Shut)
-}
+QUEUES = {kind.__name__: kind for kind in (Loses, Mixes, Repeats, Invents, Fails, Alters, Forgets, Stuck)}
 DICTS = {kind.__name__: kind for kind in (Miscounts, Unfinished, Nameless)}
 KINDS = ("file", "sqlite")
 
 
-def command_with(queue: str | None = None, counts: str | None = None, late: bool = False):
-    """What replaces ``demo_worker.command`` so that the demo's processes use these.
-
-    :param late: lines are written out when they are counted and not yet acknowledged, so that every kill of a
-        short run comes right there.
-    """
-
-    def command(worker) -> list[str]:
-        python, _, _, *arguments = demo_worker.command(worker)
-        start = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from tests.cli.broken_stores import main; main({queue!r}, {counts!r}, {late!r})"
-        )
-        return [python, "-c", start, *arguments]
-
-    return command
-
-
-def main(queue: str | None, counts: str | None, late: bool) -> None:
-    """In the child."""
+def break_stores(monkeypatch, queue: str | None = None, counts: str | None = None) -> None:
+    """Let the demo's processes use these: they are forked, so they have what this process has."""
     if queue is not None:
-        broken = QUEUES[queue]
         for kind in (Queue, SQLiteQueue):
-            setattr(demo_store, kind.__name__, type(queue, (broken, kind), {}))
+            monkeypatch.setattr(workers, kind.__name__, type(queue, (QUEUES[queue], kind), {}))
     if counts is not None:
-        vars(demo_store).update(PDict=DICTS[counts])
-    if late:
-        _write_late()
-    demo_worker.main()
+        monkeypatch.setattr(workers, "PDict", DICTS[counts])
 
 
-def _write_late() -> None:
-    packed, write = demo_worker._packed, demo_worker._write
-    held: list[bytes] = []
-
-    def hold(deliveries):
-        held.append(packed(deliveries))
-        return b""
-
-    def after(stop):
-        def between():
-            while held:
-                write(held.pop())
-            stop()
-
-        return between
-
-    demo_worker._packed = hold
-    demo_worker._for_ever = after(demo_worker._for_ever)
-    demo_worker._not_at_all = after(demo_worker._not_at_all)
+def kill_at_the_last_line(monkeypatch) -> None:
+    """Let every kill come when all lines came out, and so between counting and acknowledging."""
+    monkeypatch.setattr(random.Random, "randint", lambda self, low, high: high)

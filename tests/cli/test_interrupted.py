@@ -38,6 +38,7 @@ def running(queue, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         # A shell that runs the tests in the background has SIGINT ignored, and that is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
@@ -106,9 +107,39 @@ def test_it_is_killed(running):
         expect_end(descriptors)
 
 
-def test_ctrl_c_does_not_reach_the_children(running):
-    """Else each of them would print a traceback of its own."""
-    group = os.getpgid(running.pid)
-    for pid in children(running.pid):
-        with contextlib.suppress(ProcessLookupError):
-            assert os.getpgid(pid) != group
+@pytest.mark.parametrize("queue", ["file", "sqlite"])
+def test_ctrl_c_in_a_terminal_is_for_the_demo_alone(running):
+    """A terminal sends it to all processes of the group: the children leave it to their parent."""
+    with contextlib.ExitStack() as stack:
+        descriptors = watch(children(running.pid), stack)
+        for pid in children(running.pid):
+            with contextlib.suppress(ProcessLookupError):  # it was just being killed
+                os.kill(pid, signal.SIGINT)
+        line = next(line for line in running.stderr if "goes on" in line)
+        assert "Traceback" not in line
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=_SECONDS)
+        expect_end(descriptors)
+    assert running.returncode == 130
+    assert errors.splitlines()[-1] == "persistcoll: stopped"
+    assert "Traceback" not in errors
+
+
+def test_who_ignores_a_signal_means_it(tmp_path):
+    """As ``nohup`` does, and a shell for what it runs in the background."""
+    (tmp_path / "file").write_bytes(b"line\n" * 10_000)
+    child = subprocess.Popen(
+        [*COMMAND, "demo", "file", "--kills", "20"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509
+    )
+    with child:
+        assert child.stderr is not None
+        next(line for line in child.stderr if "goes on" in line)
+        child.send_signal(signal.SIGHUP)
+        child.communicate(timeout=_SECONDS)
+    assert child.returncode == 0
