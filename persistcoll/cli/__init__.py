@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from persistcoll import __version__
+from persistcoll.cli import demo
 from persistcoll.cli.command import (
     BROKEN_PIPE,
     EXITS,
@@ -54,10 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    # Here, not above: the demo's child processes import this package too, and need to start fast.
-    from persistcoll import __version__
-    from persistcoll.cli import demo
-
     parser = argparse.ArgumentParser(
         prog="persistcoll", description="Queues on disk that survive kill -9 and the power cut.", epilog=EXITS
     )

@@ -27,7 +27,7 @@ HEAVY = {
     "urllib",
     "zipfile",
 }
-LIBRARIES = {"cbor2", "cryptography", "msgpack", "rich", "hypothesis"}
+LIBRARIES = {"cbor2", "cryptography", "msgpack", "hypothesis"}
 HERE = str(Path(persistcoll.__file__).parents[1])
 
 

@@ -1,22 +1,22 @@
-"""Queues and dicts that break their promises, so that the demo must report it."""
+"""Queues and dicts that do not keep their promises, for the demo to find out."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import random
 import threading
 
-from persistcoll import PDict, Queue, ShutDown, SQLiteQueue
-from persistcoll.cli import demo_store, demo_worker
+from persistcoll import PDict, Queue, SQLiteQueue
+from persistcoll.cli.demo import workers
 from persistcoll.queues.base import BaseQueue
 
-__all__ = ["DICTS", "KINDS", "QUEUES", "command_with", "main"]
+__all__ = ["DICTS", "KINDS", "QUEUES", "break_stores", "kill_at_the_last_line"]
 
 _LINE = 30
 
 
 class Putting(BaseQueue):
-    """A queue that puts other items than it was given; a subclass decides which."""
+    """Something else is put."""
 
     def changed(self, items):
         raise NotImplementedError
@@ -30,21 +30,21 @@ class Putting(BaseQueue):
 
 
 class Loses(Putting):
-    """A queue that loses a line."""
+    """A line is gone."""
 
     def changed(self, items):
-        return [item for item in items if item[1] != _LINE]
+        return [item for item in items if item[0] != _LINE]
 
 
 class Mixes(Putting):
-    """A queue that swaps two lines of a producer."""
+    """Two lines of a producer change places."""
 
     _kept = None
 
     def changed(self, items):
         changed = []
         for item in items:
-            if item[1] == _LINE:
+            if item[0] == _LINE:
                 self._kept = item
                 continue
             changed.append(item)
@@ -55,144 +55,97 @@ class Mixes(Putting):
 
 
 class Repeats(Putting):
-    """A queue that delivers an acked line again, after every consumer has settled it."""
+    """An acknowledged line comes again, later than any consumer had it in its hands."""
 
     _again = None
 
     def changed(self, items):
         changed = list(items)
         for item in items:
-            if item[1] == _LINE:
+            if item[0] == _LINE:
                 self._again = item
-            if item[1] > 10 * _LINE and self._again is not None:
+            if item[0] > 10 * _LINE and self._again is not None:
                 changed.append(self._again)
                 self._again = None
         return changed
 
 
 class Invents(Putting):
-    """A queue that delivers a line that no producer put."""
+    """A line comes out that nobody put."""
 
     def changed(self, items):
-        there = any(item[1] == _LINE for item in items)
-        return [*items, (0, 10_000_000, b"surprise\n")] if there else items
+        there = any(item[0] == _LINE for item in items)
+        return [*items, (10_000_000, b"surprise\n")] if there else items
 
 
 class Fails(Putting):
-    """A queue whose disk fails in the middle."""
+    """The disk fails in the middle."""
 
     def changed(self, items):
-        if any(item[1] == _LINE for item in items):
+        if any(item[0] == _LINE for item in items):
             raise OSError(5, "Input/output error")
         return items
 
 
 class Alters(BaseQueue):
-    """A queue that changes the content of a line."""
+    """A line comes out with other content."""
 
     def get_many(self, n, block=True, timeout=None):
         return [
-            (producer, number, line.swapcase() if number == _LINE else line)
-            for producer, number, line in super().get_many(n, block, timeout)
+            (number, line.swapcase() if number == _LINE else line)
+            for number, line in super().get_many(n, block, timeout)
         ]
 
 
 class Forgets(BaseQueue):
-    """A queue that forgets acks."""
+    """Acknowledgements are not kept."""
 
     def task_done(self):
         pass
 
 
 class Stuck(BaseQueue):
-    """A queue whose ``get_many`` does not return."""
+    """``get_many`` does not return."""
 
     def get_many(self, n, block=True, timeout=None):
         threading.Event().wait()
 
 
-class Shut(BaseQueue):
-    """A queue whose ``get_many`` never returns a line."""
-
-    def get_many(self, n, block=True, timeout=None):
-        raise ShutDown
-
-
 class Miscounts(PDict):
-    """A dict that misses one entry of an update."""
+    """One entry of an update is missing."""
 
     def update(self, other=(), /, **others):
         super().update({key: value for key, value in dict(other).items() if key != "line"})
 
 
 class Unfinished(PDict):
-    """A dict whose transactions keep their changes when the process is killed."""
+    """A transaction is none: what was done before a kill stays."""
 
     def transaction(self):
         return contextlib.nullcontext()
 
 
 class Nameless(PDict):
-    """A dict that forgets the keys that are numbers."""
+    """Keys that are numbers are forgotten."""
 
     def update(self, other=(), /, **others):
         super().update({key: value for key, value in dict(other).items() if isinstance(key, str)})
 
 
-QUEUES = {
-    kind.__name__: kind for kind in (Loses, Mixes, Repeats, Invents, Fails, Alters, Forgets, Stuck, Shut)
-}
+QUEUES = {kind.__name__: kind for kind in (Loses, Mixes, Repeats, Invents, Fails, Alters, Forgets, Stuck)}
 DICTS = {kind.__name__: kind for kind in (Miscounts, Unfinished, Nameless)}
 KINDS = ("file", "sqlite")
 
 
-def command_with(queue: str | None = None, counts: str | None = None, late: bool = False):
-    """Make a stand-in for ``demo_worker.command`` that lets the demo's processes use these.
-
-    :param late: write lines out after they are counted and before they are acked, so that every kill of a
-        short run comes between.
-    """
-
-    def command(worker) -> list[str]:
-        python, _, _, *arguments = demo_worker.command(worker)
-        start = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from tests.cli.broken_stores import main; main({queue!r}, {counts!r}, {late!r})"
-        )
-        return [python, "-c", start, *arguments]
-
-    return command
-
-
-def main(queue: str | None, counts: str | None, late: bool) -> None:
-    """Run a worker of the demo in a child, with the broken classes."""
+def break_stores(monkeypatch, queue: str | None = None, counts: str | None = None) -> None:
+    """Let the demo's processes use these: they are forked, so they have what this process has."""
     if queue is not None:
-        broken = QUEUES[queue]
         for kind in (Queue, SQLiteQueue):
-            setattr(demo_store, kind.__name__, type(queue, (broken, kind), {}))
+            monkeypatch.setattr(workers, kind.__name__, type(queue, (QUEUES[queue], kind), {}))
     if counts is not None:
-        vars(demo_store).update(PDict=DICTS[counts])
-    if late:
-        _write_late()
-    demo_worker.main()
+        monkeypatch.setattr(workers, "PDict", DICTS[counts])
 
 
-def _write_late() -> None:
-    packed, write = demo_worker._packed, demo_worker._write
-    held: list[bytes] = []
-
-    def hold(deliveries):
-        held.append(packed(deliveries))
-        return b""
-
-    def after(stop):
-        def between():
-            while held:
-                write(held.pop())
-            stop()
-
-        return between
-
-    demo_worker._packed = hold
-    demo_worker._for_ever = after(demo_worker._for_ever)
-    demo_worker._not_at_all = after(demo_worker._not_at_all)
+def kill_at_the_last_line(monkeypatch) -> None:
+    """Let every kill come when all lines came out, and so between counting and acknowledging."""
+    monkeypatch.setattr(random.Random, "randint", lambda self, low, high: high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import re
 import subprocess
 import sys
 
@@ -11,11 +11,12 @@ import pytest
 import persistcoll as package
 from persistcoll.cli import main
 from persistcoll.cli.command import CommandError, exit_status
-from persistcoll.cli.progress import bars, pretty, table
+from persistcoll.cli.demo import run as demo_run
 from persistcoll.errors import CorruptionError, DecodeError, LockedError, StorageFullError
 from tests.cli.running import COMMAND, environment, in_terminal, persistcoll
 
 pytest.importorskip("pty")
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 def test_version(capsys):
@@ -56,7 +57,7 @@ def test_exit_status(error, status):
     assert exit_status(error) == status
 
 
-def test_the_reader_stops(tmp_path):
+def test_nobody_reads_on(tmp_path):
     (tmp_path / "file").write_bytes(b"line\n" * 10)
     child = subprocess.Popen(
         [*COMMAND, "demo", "file", "--kills", "0"],
@@ -96,79 +97,30 @@ def test_the_table_goes_to_output_and_everything_else_to_errors(small, tmp_path)
     assert "\r" not in done.stderr
 
 
-@pytest.mark.needs("import:rich")
-def test_rich_in_a_terminal(small, tmp_path):
+def test_in_a_terminal(small, tmp_path):
     status, seen = in_terminal("demo", small, "--kills", "2", cwd=tmp_path)
     assert status == 0, seen
-    assert "━" in seen
-    assert "✓" in seen
-    assert "✗" not in seen
+    assert seen.isascii()
+    assert "\x1b" not in seen
     assert seen.count("kill -9") == 2
-    assert "\x1b[" in seen
     assert seen.endswith(
         "Every line that was put came out, in order and unaltered, and was counted once.\r\n"
     )
 
 
-def test_plain_in_a_terminal(small, tmp_path):
-    status, seen = in_terminal("demo", small, "--kills", "2", "--plain", cwd=tmp_path)
-    assert status == 0, seen
-    assert seen.isascii()
-    assert "\x1b" not in seen
-    assert "100%" in seen
-    assert "\rEvery line" not in seen
+def test_the_progress_is_shown_now_and_then(small, monkeypatch, capsys):
+    monkeypatch.setattr(demo_run, "PROGRESS_SECONDS", 0.0)
+    assert main(["demo", str(small), "--kills", "0"]) == 0
+    assert re.search(r"^  put \d+   got \d+$", capsys.readouterr().err, re.MULTILINE)
 
 
-def test_plain_where_rich_is_missing(small, tmp_path):
-    # A name that cannot be imported, found before the real one.
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['rich'] = None", "utf-8")
-    path = f"{tmp_path}:{environment()['PYTHONPATH']}"
-    status, seen = in_terminal("demo", small, "--kills", "1", cwd=tmp_path, PYTHONPATH=path)
-    assert status == 0, seen
-    assert seen.isascii()
-    assert "Every line" in seen
-
-
-def test_plain_where_the_terminal_is_ascii(small, tmp_path):
-    more = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
-    status, seen = in_terminal("demo", small, "--kills", "1", cwd=tmp_path, **more)
-    assert status == 0, seen
-    assert seen.isascii()
-    assert "Every line" in seen
-
-
-def test_a_plain_table(capsys):
-    table([("name", "value", None), ("a longer name", "1", True), ("x", "2", False)], plain=True)
-    assert capsys.readouterr().out.splitlines() == [
-        "  name           value",
-        "  a longer name  1      ok",
-        "  x              2      WRONG",
-    ]
-
-
-def test_plain_bars_without_a_terminal(capsys):
-    with bars({"put": 2000, "got": 2000}, plain=True) as shown:
-        shown.note("a note")
-        shown.move("put", 1000)
-        shown.move("got", 2000)
-    assert capsys.readouterr().err.splitlines() == ["a note", "  put 1,000 of 2,000   got 2,000 of 2,000"]
-
-
-def test_plain_bars_of_something_empty(capsys):
-    with bars({"put": 0}, plain=True):
-        pass
-    assert capsys.readouterr().err == ""
-
-
-def test_a_stream_without_an_encoding_is_plain():
-    assert not pretty(io.StringIO(), plain=False)
-
-
-def test_the_command_imports_no_more_than_it_needs(tmp_path):
-    """The demo starts a consumer again after every kill, so a consumer must not load what draws the bars."""
-    code = (
-        "import sys, persistcoll.cli.demo_worker; print(*{'rich', 'persistcoll.cli.demo'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-    assert done.stdout.strip() == ""
+def test_help_imports_no_more_than_it_needs():
+    """Help has to be there at once."""
+    code = "import sys; from persistcoll.cli import main; main(['--help']); print(*sys.modules)"
+    # Without site, because what is installed there may import anything before.
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "persistcoll.cli.demo" in imported
+    assert not {"dataclasses", "multiprocessing", "pathlib", "sqlite3", "subprocess", "tempfile"} & imported

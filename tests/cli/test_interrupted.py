@@ -1,4 +1,4 @@
-"""The demo ended from outside: no process goes on running, and no file stays."""
+"""The demo ended from outside: nothing goes on running, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def queue():
 
 @pytest.fixture
 def running(queue, tmp_path):
-    """Start a demo, and wait until it has killed a consumer and started the next one."""
+    """A demo in full swing: it has killed a consumer and started the next one."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     child = subprocess.Popen(
@@ -38,7 +38,8 @@ def running(queue, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that runs the tests in the background ignores SIGINT, and children inherit that.
+        start_new_session=True,
+        # A shell that runs the tests in the background has SIGINT ignored, and that is inherited.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     with child:
@@ -58,10 +59,10 @@ def children(pid: int) -> set[int]:
 
 
 def watch(pids: set[int], stack: contextlib.ExitStack) -> list[int]:
-    """Open descriptors that become readable when the processes end, in whatever process group they are."""
+    """Descriptors that become readable when the processes end, whoever is their parent by then."""
     descriptors = []
     for pid in pids:
-        with contextlib.suppress(ProcessLookupError):  # the demo may just be killing it
+        with contextlib.suppress(ProcessLookupError):  # it was just being killed
             descriptor = os.pidfd_open(pid)
             stack.callback(os.close, descriptor)
             descriptors.append(descriptor)
@@ -97,7 +98,7 @@ def test_it_is_told_to_end(running, tmp_path, number, status):
 
 @pytest.mark.parametrize("queue", ["file", "sqlite"])
 def test_it_is_killed(running):
-    """The demo has no chance to clean up, so its children must notice by themselves."""
+    """No chance to tidy up: the children notice by themselves."""
     with contextlib.ExitStack() as stack:
         descriptors = watch(children(running.pid), stack)
         assert len(descriptors) >= 2
@@ -106,9 +107,39 @@ def test_it_is_killed(running):
         expect_end(descriptors)
 
 
-def test_ctrl_c_does_not_reach_the_children(running):
-    """Otherwise each child would print a traceback of its own."""
-    group = os.getpgid(running.pid)
-    for pid in children(running.pid):
-        with contextlib.suppress(ProcessLookupError):
-            assert os.getpgid(pid) != group
+@pytest.mark.parametrize("queue", ["file", "sqlite"])
+def test_ctrl_c_in_a_terminal_is_for_the_demo_alone(running):
+    """A terminal sends it to all processes of the group: the children leave it to their parent."""
+    with contextlib.ExitStack() as stack:
+        descriptors = watch(children(running.pid), stack)
+        for pid in children(running.pid):
+            with contextlib.suppress(ProcessLookupError):  # it was just being killed
+                os.kill(pid, signal.SIGINT)
+        line = next(line for line in running.stderr if "goes on" in line)
+        assert "Traceback" not in line
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=_SECONDS)
+        expect_end(descriptors)
+    assert running.returncode == 130
+    assert errors.splitlines()[-1] == "persistcoll: stopped"
+    assert "Traceback" not in errors
+
+
+def test_who_ignores_a_signal_means_it(tmp_path):
+    """As ``nohup`` does, and a shell for what it runs in the background."""
+    (tmp_path / "file").write_bytes(b"line\n" * 10_000)
+    child = subprocess.Popen(
+        [*COMMAND, "demo", "file", "--kills", "20"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509
+    )
+    with child:
+        assert child.stderr is not None
+        next(line for line in child.stderr if "goes on" in line)
+        child.send_signal(signal.SIGHUP)
+        child.communicate(timeout=_SECONDS)
+    assert child.returncode == 0
