@@ -46,7 +46,7 @@ class ModuleReference:
     """A module as a pickle can hold it: by name.
 
     :func:`resolve` imports it. The name comes out of a pickle of the user's own container, which can run any
-        code anyway; a store never holds one.
+    code anyway; a store never holds one.
     """
 
     name: str

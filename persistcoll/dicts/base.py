@@ -1,7 +1,7 @@
 """What makes a dict of a pair store: keys and values as objects, and all of ``dict``'s methods.
 
-:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues: a subclass opens the
-    store.
+:class:`BaseDict` is to :class:`~persistcoll.PDict` what ``BaseQueue`` is to the queues. A subclass opens the
+store.
 """
 
 from __future__ import annotations

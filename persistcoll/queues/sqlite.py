@@ -259,9 +259,9 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
     """A first-in, first-out queue in an SQLite database whose items are settled one by one.
 
     :meth:`ack` finishes an item, :meth:`nack` makes it ready again, :meth:`ack_failed` sets it aside. When a
-        process dies, the items that it had claimed are delivered again. Several processes may put and get at
-        the same time, each with any number of threads. An item is claimed by at most one of them at a time.
-        If a ``lease`` ran out, the ``ack`` of the late consumer is refused.
+    process dies, the items that it had claimed are delivered again. Several processes may put and get at the
+    same time, each with any number of threads. An item is claimed by at most one of them at a time. If a
+    ``lease`` ran out, the ``ack`` of the late consumer is refused.
 
     Cost: that of a :class:`SQLiteQueue`; each method names its own cost.
 
@@ -282,7 +282,7 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
 
     The parameters that :class:`SQLiteQueue` has as well mean the same.
 
-    :param auto_resume: make items ready again that processes had claimed which died: at opening, and later
+    :param auto_resume: make the items that dead processes had claimed ready again: at opening, and later
         whenever nothing else is ready. The claims of a living process stay.
     :param auto_commit: accepted, and always true: ``get`` never removes an item.
     :param lease: seconds after which a claim ends although its holder lives, so that the item is ready again;
