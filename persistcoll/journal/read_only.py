@@ -1,6 +1,6 @@
-"""Looking at a file queue without writing anything: for a user who may only read, on a read-only file system.
+"""A file queue that is opened for reading only, by a user without write permission or on a read-only disk.
 
-Every file is opened for reading. The only lock is the shared one by which every process asks for an instant
+Every file is opened for reading. The only lock is the shared one with which a process tests for an instant
 whether a consumer lives.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["ReadOnlyQueueStore"]
 
 
 class ReadOnlyQueueStore(JournalQueueStore):
-    """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
+    """A :class:`JournalQueueStore` that writes nothing. A call that would change it raises an error."""
 
     def _open_journal(self, opening: Opening) -> None:
         journal = _Tail(self._location)
@@ -63,9 +63,13 @@ class ReadOnlyQueueStore(JournalQueueStore):
 
 
 class _Tail:
-    """The end of the journal, followed as far as it is whole. Its owner holds a lock."""
+    """The tail of the journal, followed as far as it is valid.
 
-    is_open = True  # closing it writes nothing, whatever a destructor has closed before
+    The store's ``_taking`` lock protects every field.
+    """
+
+    # Always true, because closing writes nothing, even if a destructor has closed a file before.
+    is_open = True
 
     def __init__(self, location: JournalLocation) -> None:
         self.location = self._location = location
@@ -75,7 +79,7 @@ class _Tail:
         self.poison = Poison()
 
     def refresh(self) -> int:
-        """Read on; the id of the last record."""
+        """Read what other processes have appended, and return the id of the last record."""
         try:
             if self._file is None or self._location.disk.status(self._file.fd)[SIZE] < self.tail[1]:
                 self._locate()
@@ -88,12 +92,12 @@ class _Tail:
         return self.tail[2]
 
     def change_token(self) -> object:
-        """Differs from an earlier one when anything was appended since."""
+        """Return a token that differs from an earlier one if any process has appended since."""
         self.refresh()
         return self.tail
 
     def _locate(self) -> None:
-        """Begin where the mark says that all is whole, or with the last chunk."""
+        """Begin at the tail mark, or at the start of the last chunk if the mark is not for that chunk."""
         location = self._location
         with OpenFile(location.disk, os.path.join(location.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
             mark = read_mark(location.disk, file.fd)
@@ -106,14 +110,14 @@ class _Tail:
             self.tail = (mark.number, mark.offset, mark.last_id)
 
     def _open_chunk(self, number: int) -> bool:
-        """Go to the beginning of that chunk, or of the first one behind it; whether there is one."""
+        """Open that chunk, or the first one after it, and tell whether there is one."""
         location = self._location
         while True:
             try:
                 file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
                 break
             except FileNotFoundError:
-                # Not begun yet, or consumed and gone.
+                # The chunk is not begun yet, or a consumer has removed it.
                 later = [other for other in chunk_numbers(location.directory) if other > number]
                 if not later:
                     return False
@@ -124,7 +128,7 @@ class _Tail:
         return True
 
     def _read_on(self) -> bool:
-        """Read to the end of the chunk; whether another file follows."""
+        """Read to the end of the chunk, and tell whether another file continues it."""
         file, chunk = self._file, self._chunk
         if file is None or chunk is None:
             return False
@@ -139,13 +143,13 @@ class _Tail:
                 if not frames.in_batch:
                     self.tail = (number, frames.end, last)
         except BadFrame:
-            return False  # somebody's half-written record
+            return False  # a record that another process is writing
         if found is Stop.END:
             return self._open_chunk(number + 1)
         return found is Stop.MOVED and self._reopen()
 
     def _reopen(self) -> bool:
-        """The chunk was rewritten, with the same frames; whether it has its name by now."""
+        """Open the rewritten chunk, which has the same frames, and tell whether it has its name yet."""
         location, old = self._location, self._file
         assert old is not None
         file, chunk = open_chunk(location.disk, location.directory, self.tail[0], location.store_id)
