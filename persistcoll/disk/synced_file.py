@@ -24,8 +24,9 @@ class SyncedFile:
 
     A thread holds ``_syncing`` while it syncs. It acquires ``_syncing`` before ``_mutex``, and never while it
     holds a lock of the owner. ``_mutex`` protects ``_file``, ``_path``, ``_in_sync``, ``_retired``,
-    :attr:`durable` and :attr:`durable_end`. The owner's lock protects :attr:`written` and :attr:`end`. Both
-    locks are re-entrant, because a signal handler may write and sync within a sync of its thread.
+    :attr:`durable` and :attr:`durable_end`. The owner's lock protects :attr:`written` and :attr:`end`. After
+    a sync of its own the owner sets the durable attributes under its lock alone. ``_syncing`` and ``_mutex``
+    are re-entrant, because a signal handler may write and sync within a sync of its thread.
 
     :param poison: the owner's. A failed sync poisons it before any thread learns of the failure.
     :ivar written: a ticket that grows with each write.

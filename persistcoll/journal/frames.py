@@ -112,7 +112,7 @@ def encode_batch(salt: int, first_id: int, time: float, synced: int, payloads: S
 class Frames:
     """Reads the frames of one chunk file in order.
 
-    Not thread-safe: the owner holds a lock around every call, and that lock protects every field.
+    Not thread-safe: the owner ensures that one thread at a time calls it.
 
     :ivar start: the offset of the frame last read, in bytes.
     :ivar end: the offset directly after that frame, at which the next frame starts.

@@ -68,7 +68,8 @@ class ReadableJournal(Protocol):
 class Reader:
     """A position in the journal that only moves forward.
 
-    Not thread-safe: the owner holds a lock around every call, and that lock protects every field.
+    Not thread-safe: the store's ``_taking`` lock protects the reader of the consumer, and each iteration over
+    records has a reader of its own.
 
     :param last_id: the id before the first id to read.
     :param position: a position at or before the record of the first id to read.
