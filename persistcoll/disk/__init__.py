@@ -1,1 +1,1 @@
-"""The only room that writes, syncs, renames, unlinks and locks."""
+"""Calls of the file system: the only package that writes, syncs, renames, unlinks and locks files."""

@@ -1,4 +1,4 @@
-"""Files that appear under their names as a whole: written aside, synced, renamed."""
+"""Atomic writes of whole files: write a temporary file, sync it, rename it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ __all__ = ["remove_temp_file", "remove_temp_files", "write_atomic"]
 def write_atomic(
     disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None, reopen: int = os.O_RDONLY
 ) -> OpenFile:
-    """Make ``path`` a file that holds ``parts``: wholly, durably, or not at all.
+    """Create or replace the file ``path`` durably with ``parts`` as its content, or change nothing.
 
-    The order is the point. Without the sync of the temporary file a power cut leaves an empty
-    file under the final name (always on xfs); without the sync of the directory, the old one.
+    The order of the steps matters. Without the sync of the temporary file a power cut may leave an empty file
+    under the final name (on xfs it always does). Without the sync of the directory it may leave the old file.
 
-    :param reopen: flags to open the file with.
-    :return: the file, open.
+    Cost: one sync of the file and one of the directory.
+
+    :param tempdir: the directory of the temporary file, on the same file system; ``None``: that of ``path``.
+    :param reopen: the flags with which to open the file for the caller.
+    :return: the open file.
+    :raise OSError: a step failed. If it was the sync of the directory, the file may have been replaced.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(tempdir or directory, _temporary_prefix(directory, tempdir) + name + ".tmp")
@@ -34,8 +38,8 @@ def write_atomic(
             disk.sync(file.fd)
         finally:
             file.close()
-        # Opened before the rename: a process without a descriptor to spare fails while nothing
-        # has changed yet.
+        # Open the file before the rename, so that a process without a free descriptor fails before anything
+        # has changed.
         file = OpenFile(disk, temporary, reopen) if disk.renames_open_files else None
         disk.replace(temporary, path)
     except BaseException:
@@ -56,7 +60,7 @@ def _create_anew(disk: Disk, path: str) -> OpenFile:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
     try:
         return OpenFile(disk, path, flags)
-    except FileExistsError:  # left behind by a process that died here
+    except FileExistsError:  # the temporary file of a process that died
         disk.unlink(path)
         return OpenFile(disk, path, flags)
 
@@ -65,20 +69,20 @@ def _unlink_quietly(disk: Disk, path: str) -> None:
     try:
         disk.unlink(path)
     except OSError:
-        pass  # the failure that led here is the one to tell
+        pass  # the caller raises the error that came first
 
 
 def _temporary_prefix(directory: str, tempdir: str | None) -> str:
     if tempdir is None:
         return ""
-    # Several stores may share it.
+    # Several stores may share the tempdir, so the prefix contains a hash of the store's directory.
     return hashlib.sha256(directory.encode("utf-8", "surrogateescape")).hexdigest()[:16] + "-"
 
 
 def remove_temp_file(disk: Disk, directory: str, tempdir: str | None, name: str) -> None:
     """Remove the temporary file for ``name`` that a dead process left, if there is one.
 
-    The caller holds the lock under which that file is written.
+    The caller holds the lock under which processes write that file, so that no living process uses it.
     """
     temporary = os.path.join(tempdir or directory, f"{_temporary_prefix(directory, tempdir)}{name}.tmp")
     if os.path.lexists(temporary):

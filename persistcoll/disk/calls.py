@@ -1,8 +1,8 @@
-"""The only module that writes, syncs, renames, unlinks and locks.
+"""The calls of the file system that change or lock a file.
 
-Everything else asks a :class:`Disk` for it. That is what makes the faults testable
-(``persistcoll.testing`` has disks that fail and disks that lose power), and it keeps the
-differences between platforms in one place:
+All other modules make these calls through a :class:`Disk`. So tests can inject faults
+(``persistcoll.testing`` has disks that fail and disks that lose power), and the differences between
+platforms are in one place:
 
 =============  ==========================  ======================  ================================
 platform       ``sync``                    ``sync_directory``      ``flock``
@@ -61,7 +61,7 @@ _SHARED, EXCLUSIVE, _NON_BLOCKING, UNLOCK = 1, 2, 4, 8
 TRY_EXCLUSIVE = EXCLUSIVE | _NON_BLOCKING
 TRY_SHARED = _SHARED | _NON_BLOCKING
 
-# Every call of a Disk, by name: what a fault can be injected into.
+# The names of all calls of a Disk into which a test can inject a fault.
 CALLS = (
     "open",
     "close",
@@ -78,25 +78,26 @@ CALLS = (
     "flock",
 )
 
-# Where in a Disk.status the number of names and the size stand.
+# The indices of the number of names and of the size in the result of Disk.status.
 LINKS, SIZE = 3, 6
 
 UNSEEN_CALLS, UNSEEN_SECONDS = 16, 0.004
-"""For so many calls, and so long, the removal of a file may stay unnoticed at "process"."""
+"""At ``"process"`` the removal of a file is noticed after at most this many calls, or this many seconds."""
 
 _WINDOWS_BUSY_SECONDS = 1.0
 MAKING_SECONDS = 0.1
-# msvcrt.locking forbids others to read what it locks, so the byte lies behind all content.
+# msvcrt.locking forbids other processes to read the locked byte, so the byte lies beyond all content.
 _WINDOWS_LOCK_OFFSET = 0x3FFFFFFF
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Ownership(NamedTuple):
-    """To whom a new file belongs, and what they may do with it. The umask has no say.
+    """The owner, the group and the mode of a new file, whatever the umask is. Immutable.
 
-    :ivar mode: of a file. A directory has the matching ``x`` bits as well.
-    :ivar owner: given where this process is root, which would lock a user out. Below 0: as it comes.
-    :ivar group: given where this process may. Below 0: as it comes.
+    :ivar mode: the permission bits of a file. A directory gets the matching ``x`` bits as well.
+    :ivar owner: the user id. Only root sets it, because otherwise the files that root creates would exclude
+        the user. Below 0 the owner is not changed.
+    :ivar group: the group id. It is set if this process has the right to. Below 0 the group is not changed.
     """
 
     mode: int = 0o600
@@ -105,11 +106,11 @@ class Ownership(NamedTuple):
 
     @property
     def directory_mode(self) -> int:
-        """The mode of a directory."""
+        """The permission bits of a directory."""
         return self.mode | (self.mode & 0o444) >> 2
 
     def apply(self, fd: int) -> None:
-        """To the new file of this descriptor."""
+        """Set owner, group and mode of the new file that ``fd`` refers to. On Windows this does nothing."""
         if not hasattr(os, "fchown"):
             return  # Windows
         found = os.fstat(fd)
@@ -124,41 +125,42 @@ def _where_possible(call: Callable[..., None], *arguments: Any) -> None:
     try:
         call(*arguments)
     except OSError as error:
-        # The group may be one that this process is not in, and some file systems have neither.
+        # This process may not be in the group, and some file systems have no owners or modes.
         if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
 
 
 class Disk:
-    """The file system calls that the journal uses, as plain functions held by one object.
+    """The file system calls of persistcoll, as functions that are attributes of one object. Thread-safe.
 
-    The attributes are the operating system's own functions wherever it has them, so that a call
-    through a ``Disk`` costs what the bare call costs. ``flock`` must be a lock of the open file
-    (never a POSIX ``fcntl`` lock, which any ``close`` in the process drops).
+    The attributes are the operating system's own functions wherever it has them, so that a call through a
+    ``Disk`` costs as much as the bare call. ``flock`` must lock the open file. A POSIX ``fcntl`` lock is
+    wrong, because any ``close`` of the same file in the process drops it.
 
     ==================================  ===========================================================
-    ``open(path, flags, mode=0o600)``   a descriptor
-    ``close(fd)``
-    ``read(fd, count, offset)``         up to ``count`` bytes from ``offset``
-    ``write(fd, data)``                 bytes written, perhaps fewer; descriptors that are written
-                                        this way are opened with ``O_APPEND``
-    ``pwrite(fd, data, offset)``        bytes written, perhaps fewer
-    ``size(fd, 0, os.SEEK_END)``        the file's size (``lseek``: a third of the cost of ``fstat``)
-    ``status(fd)``                      ``fstat``: index it, ``[SIZE]`` and ``[LINKS]``, because its names
-                                        cost as much again as the call
-    ``truncate(fd, length)``
-    ``reserve(fd, length)``             blocks for ``length`` bytes
-    ``sync(fd)``                        the file's data and size are on the device
-    ``sync_directory(path)``            the names in it are on the device
-    ``replace(source, target)``         atomic rename
-    ``unlink(path)``, ``mkdir(path)``
-    ``flock(fd, operation)``            ``BlockingIOError`` for a ``TRY_`` operation that must wait
+    ``open(path, flags, mode=0o600)``   open a file and return a descriptor
+    ``close(fd)``                       close the descriptor
+    ``read(fd, count, offset)``         return up to ``count`` bytes from ``offset``
+    ``write(fd, data)``                 append, and return the number of bytes written, which may be
+                                        less than all; the descriptor is opened with ``O_APPEND``
+    ``pwrite(fd, data, offset)``        write at ``offset``, and return the number of bytes written
+    ``size(fd, 0, os.SEEK_END)``        return the file's size (``lseek`` costs a third of ``fstat``)
+    ``status(fd)``                      return ``fstat``. Use the indices ``[SIZE]`` and ``[LINKS]``,
+                                        because access by name costs as much as the call itself
+    ``truncate(fd, length)``            cut the file to ``length`` bytes
+    ``reserve(fd, length)``             reserve blocks for ``length`` bytes
+    ``sync(fd)``                        return when the file's data and size are on the device
+    ``sync_directory(path)``            return when the names in the directory are on the device
+    ``replace(source, target)``         rename atomically
+    ``unlink(path)``, ``mkdir(path)``   remove a file, create a directory
+    ``flock(fd, operation)``            lock or unlock; raise ``BlockingIOError`` for a ``TRY_``
+                                        operation that must wait
     ==================================  ===========================================================
 
-    :ivar ownership: of what is made.
-    :param platform: as ``sys.platform``.
-    :param fcntl: the module of that name, or a stand-in (tests of another platform).
-    :param msvcrt: the same for Windows.
+    :ivar ownership: the ownership of new files and directories.
+    :param platform: the platform, as in ``sys.platform``.
+    :param fcntl: the module ``fcntl``, or a substitute in tests of another platform.
+    :param msvcrt: the module ``msvcrt``, or a substitute in tests of another platform.
     """
 
     ownership = Ownership()
@@ -190,15 +192,15 @@ class Disk:
             self._use_posix(platform, fcntl)
 
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
-        """A descriptor, never inherited, never through a symlink."""
+        """Open a file and return a descriptor, which child processes do not inherit; refuse a symlink."""
         return os.open(path, flags | _OPEN_FLAGS, mode)
 
     def mkdir(self, path: str) -> None:
-        """Make a directory that only its owner may enter."""
+        """Create a directory that only its owner may enter."""
         os.mkdir(path, 0o700)
 
     def reserve(self, fd: int, length: int) -> None:
-        """Have blocks for ``length`` bytes; does nothing where that is impossible."""
+        """Reserve blocks for ``length`` bytes. Where the platform cannot, this does nothing."""
         fallocate = getattr(os, "posix_fallocate", None)  # not on macOS and Windows
         if fallocate is None:
             return
@@ -224,7 +226,7 @@ class Disk:
             try:
                 fcntl.fcntl(fd, full_sync)
             except OSError as error:
-                # File systems that do not know the command (SMB, some FUSE) still have fsync.
+                # Some file systems do not know the command (SMB, some FUSE), but all have fsync.
                 if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
                     raise
                 os.fsync(fd)
@@ -232,7 +234,7 @@ class Disk:
         self.sync = self._sync_name = sync
 
     def _fsync_directory(self, path: str) -> None:
-        # Another disk's `open` would not know directories.
+        # Use a plain disk, because the `open` of a test's disk may not support directories.
         directory = OpenFile(_PLAIN, path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0), follow=True)
         try:
             self._sync_name(directory.fd)
@@ -242,7 +244,7 @@ class Disk:
     def _use_windows(self, msvcrt: ModuleType | Any) -> None:
         if msvcrt is None:
             import msvcrt
-        # Windows has no pread and pwrite; seek and read belong together.
+        # Windows has no pread and pwrite. This lock makes a seek and the read or write after it one step.
         seeking = threading.Lock()
 
         def read(fd: int, count: int, offset: int) -> bytes:
@@ -267,7 +269,7 @@ class Disk:
                         if error.errno not in (errno.EACCES, errno.EDEADLK):
                             raise
                         if operation & UNLOCK:
-                            return  # it was not held, and flock does not mind
+                            return  # the lock was not held, and flock allows to unlock it then
                         if operation & _NON_BLOCKING:
                             raise BlockingIOError(errno.EWOULDBLOCK, "locked") from error
                 time.sleep(0.001)
@@ -275,37 +277,38 @@ class Disk:
         self.read, self.pwrite, self.flock = read, pwrite, flock
         self.sync = os.fsync
         self.sync_directory = _nothing
-        # Another handle on the target (a reader, a virus scanner, an indexer) makes these fail
-        # for a moment.
+        # Another open handle of the target (a reader, a virus scanner, an indexer) makes these calls fail for
+        # a short time.
         self.replace = _retry_busy(os.replace)
         self.unlink = _retry_busy(os.unlink)
 
 
-# O_NOFOLLOW: a planted symlink must not redirect what we write.
+# O_NOFOLLOW prevents a symlink of another user from redirecting a write.
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _OPEN_FLAGS = getattr(os, "O_CLOEXEC", 0) | _NO_FOLLOW | getattr(os, "O_BINARY", 0)
 
 
-# Made now: a destructor may need it when the interpreter imports nothing any more.
+# Created at import, because a destructor may need it when the interpreter can import nothing any more.
 _PLAIN = Disk()
 
 
 class OpenFile:
-    """A descriptor that is closed once: by :meth:`close`, or when nobody holds this object any more.
+    """A descriptor that is closed exactly once, by :meth:`close` or by the destructor. Thread-safe.
 
-    An interrupt (``KeyboardInterrupt``) may come in behind any call. So the descriptor goes from the
-    operating system into a list, and back, within one call of C each: ``extend`` and ``list`` drain a
-    ``map`` of C functions, and no line of Python in which it could get lost lies between. Its owner calls
-    :meth:`close` all the same, because a destructor swallows the interrupts that come in there.
+    An interrupt (``KeyboardInterrupt``) may come after any call. So one call of a C function moves the
+    descriptor from the operating system into a list, and another one closes it and removes it from the list:
+    ``extend`` and ``list`` drain a ``map`` of C functions. No line of Python runs in between, so that an
+    interrupt cannot lose the descriptor. The owner calls :meth:`close` nevertheless, because a destructor
+    swallows an interrupt.
 
-    The garbage collector calls the destructors of a cycle in any order. A destructor that needs the file asks
-    :attr:`held` first, because the number of a closed descriptor may be another file's.
+    The garbage collector calls the destructors of a cycle in any order. A destructor that needs the file
+    tests :attr:`held` first, because the number of a closed descriptor may belong to another file.
 
-    :ivar fd: its number.
-    :ivar held: a list of it, empty when it is closed.
+    :ivar fd: the number of the descriptor.
+    :ivar held: a list with the number, which is empty when the descriptor is closed.
     """
 
-    held: list[int] = []  # noqa: RUF012 - of one whose making was interrupted; never changed
+    held: list[int] = []  # noqa: RUF012 - for an object whose __init__ was interrupted; never changed
 
     def __init__(self, disk: Disk, path: str, flags: int, mode: int = 0o600, *, follow: bool = False) -> None:
         self._close = disk.close
@@ -320,14 +323,17 @@ class OpenFile:
             disk.ownership.apply(self.fd)
 
     def close(self) -> None:
-        """What closing reports is of no use, and comes after every sync that counts."""
+        """Close the descriptor, and ignore errors of the operating system.
+
+        An error means nothing here, because everything that must be durable is synced before.
+        """
         held = self.held
         try:
             list(map(self._close, map(held.pop, range(len(held)))))
         except IndexError:
-            pass  # a signal handler, or another thread, was faster
+            pass  # a signal handler or another thread has closed it meanwhile
         except OSError as error:
-            if error.errno is None:  # a signal handler's
+            if error.errno is None:  # a signal handler raised it
                 raise
 
     def __enter__(self) -> OpenFile:
@@ -342,9 +348,12 @@ class OpenFile:
 
 
 def open_lasting(disk: Disk, path: str) -> OpenFile:
-    """A file that is made once, by the first of several processes, and then stays: a lock's.
+    """Open a lock's file, which the first of several processes creates and no process removes.
 
-    Its maker sets the mode behind making it, so in between others may be refused for no reason: they wait.
+    The process that creates the file sets its mode afterwards. Another process that is refused in between
+    waits up to ``MAKING_SECONDS``.
+
+    :raise OSError: the file cannot be created or opened.
     """
     deadline = time.monotonic() + MAKING_SECONDS
     while True:
@@ -364,7 +373,7 @@ def open_lasting(disk: Disk, path: str) -> OpenFile:
 
 
 def just_made(path: str) -> bool:
-    """Whether another process may still be about to set its mode."""
+    """Tell whether ``path`` is so new that the process which created it may not have set its mode yet."""
     try:
         return abs(time.time() - os.lstat(path).st_ctime) < 1
     except OSError:
@@ -392,10 +401,10 @@ def _retry_busy(call: Callable[..., None]) -> Callable[..., None]:
 
 
 def storage_error(error: OSError, doing: str, path: str) -> StorageError:
-    """The error to raise for ``error``, which happened while ``doing`` something with ``path``.
+    """Return the error to raise for ``error``, which occurred while ``doing`` something with ``path``.
 
-    An error without a number is not the operating system's but a signal handler's, such as a
-    ``TimeoutError``: it is raised.
+    An ``OSError`` without a number comes from a signal handler and not from the operating system, for example
+    a ``TimeoutError``. This function raises it unchanged.
     """
     if error.errno is None:
         try:
@@ -418,7 +427,7 @@ def _remedy(error: OSError, path: str) -> str:
     try:
         found = os.stat(place)
     except OSError:
-        return ""  # the way there is barred, or it is missing
+        return ""  # the path is missing, or this process may not reach it
     me = os.geteuid()
     remedy = f"; this process is user {me}, and {place!r} belongs to user {found.st_uid} and group"
     remedy += f" {found.st_gid} (mode {stat.S_IMODE(found.st_mode):o})"
@@ -434,7 +443,7 @@ def _remedy(error: OSError, path: str) -> str:
 
 
 def close_quietly(disk: Disk, fd: int) -> None:
-    """Close ``fd``; what that reports is of no use, and comes after every sync that counts."""
+    """Close ``fd``, and ignore errors, because everything that must be durable is synced before."""
     try:
         disk.close(fd)
     except OSError:
@@ -442,14 +451,14 @@ def close_quietly(disk: Disk, fd: int) -> None:
 
 
 def write_fully(disk: Disk, fd: int, data: bytes) -> None:
-    """Append all of ``data``, however many writes that takes."""
+    """Append all of ``data``, with as many writes as necessary."""
     view = memoryview(data)
     while view:
         view = view[disk.write(fd, view) :]
 
 
 def read_file(disk: Disk, path: str) -> bytes:
-    """All of a small file."""
+    """Return the whole content of a small file."""
     file = OpenFile(disk, path, os.O_RDONLY)
     try:
         return read_fully(disk, file.fd, disk.status(file.fd).st_size, 0)
@@ -458,7 +467,7 @@ def read_file(disk: Disk, path: str) -> bytes:
 
 
 def read_fully(disk: Disk, fd: int, count: int, offset: int) -> bytes:
-    """``count`` bytes from ``offset``, fewer only where the file ends."""
+    """Return ``count`` bytes from ``offset``, or fewer if the file ends before."""
     data = disk.read(fd, count, offset)
     if len(data) == count or not data:
         return data
@@ -470,7 +479,10 @@ def read_fully(disk: Disk, fd: int, count: int, offset: int) -> bytes:
 
 
 def network_file_system(path: str) -> str | None:
-    """The type of the network file system that ``path`` is on, else ``None``; known on Linux."""
+    """Return the type of the network file system that ``path`` is on.
+
+    :return: ``None`` if ``path`` is on a local file system, or if the platform is not Linux.
+    """
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
             lines = table.readlines()
@@ -493,5 +505,5 @@ _NETWORK = frozenset(
 
 
 def new_salt() -> int:
-    """Thirty-two random bits, never zero."""
+    """Return a random number of 32 bits that is not zero."""
     return secrets.randbits(32) or 1

@@ -1,4 +1,4 @@
-"""Group commit: one of the threads that wait for a sync makes it for all of them."""
+"""Group commit: one of several waiting threads makes the sync for all of them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ _number = attrgetter("number")
 
 
 class GroupCommit(SyncedFile):
-    """A :class:`SyncedFile` for many callers, who queue for its syncs: :meth:`commit` in place of
-    :meth:`sync`.
+    """A :class:`SyncedFile` for many concurrent callers, which call :meth:`commit` instead of :meth:`sync`.
+
+    Thread-safe. The combiner lets one thread at a time sync for all waiting threads. The locks of
+    :class:`SyncedFile` protect the fields.
     """
 
     def __init__(self, disk: Disk, path: str, poison: Poison) -> None:
@@ -33,16 +35,21 @@ class GroupCommit(SyncedFile):
 
     @property
     def users(self) -> Container[int]:
-        """The threads within :meth:`commit`."""
+        """The identifiers of the threads within :meth:`commit`."""
         return self._combiner.active_threads
 
     @property
     def syncing(self) -> bool:
-        """Whether somebody syncs at this moment, or is about to."""
+        """Whether a thread is syncing now, or is about to sync."""
         return self._combiner.has_leader
 
     def commit(self, ticket: int) -> None:
-        """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
+        """Return when everything ``written`` up to ``ticket`` is durable.
+
+        Cost: one sync, which the waiting threads share.
+
+        :raise StorageError: a sync has failed, so that the data may not be durable.
+        """
         while self.durable < ticket:
             request = _Ticket(ticket)
             self._combiner.submit(request)
@@ -55,7 +62,7 @@ class GroupCommit(SyncedFile):
             self.sync(max(map(_number, tickets)))
         except StorageError:
             failure = self._poison.failure
-            if failure is None:  # a signal handler's own
+            if failure is None:  # a signal handler raised it
                 raise
             for ticket in tickets:
                 ticket.failure = self._outcome_unknown_error(failure)

@@ -1,4 +1,4 @@
-"""Where a store may lie: what is checked of its path and place before anything in it is used."""
+"""Checks of a store's path and place, before any file in it is used."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = [
 
 
 def checked_path(name: str, path: str | bytes | os.PathLike[Any]) -> str:
-    """The path as a ``str``, as ``os.fsdecode`` gives it.
+    """Return the path as a ``str``, decoded by ``os.fsdecode``.
 
-    :param name: of the argument, for messages.
-    :raise ValueError: it is empty, or no file can have that name.
+    :param name: the name of the argument, for messages.
+    :raise ValueError: the path is empty, or no file can have that name.
     """
     decoded = os.fsdecode(path)
     if not decoded:
@@ -54,8 +54,9 @@ def checked_path(name: str, path: str | bytes | os.PathLike[Any]) -> str:
 
 
 def absolute(path: str, resolve: Callable[[str], str] = os.path.abspath) -> str:
-    """The absolute path, by that function of ``os.path``.
+    """Return the absolute path.
 
+    :param resolve: the function of ``os.path`` that computes it.
     :raise StorageError: the path is relative and the current directory was removed.
     """
     try:
@@ -65,11 +66,11 @@ def absolute(path: str, resolve: Callable[[str], str] = os.path.abspath) -> str:
 
 
 def existing(path: str, purpose: str) -> os.stat_result:
-    """The status of what is at ``path``.
+    """Return the status of the file or directory at ``path``.
 
-    :param purpose: what it is wanted for, for messages: "open" or "look at".
-    :raise StoreMissingError: nothing is there.
-    :raise StorageError: nobody can tell.
+    :param purpose: the purpose of the call, for messages: "open" or "look at".
+    :raise StoreMissingError: nothing is at ``path``.
+    :raise StorageError: the operating system cannot tell what is at ``path``.
     """
     try:
         return os.stat(path)
@@ -81,10 +82,12 @@ def existing(path: str, purpose: str) -> os.stat_result:
 
 
 def make_directory(disk: Disk, path: str) -> None:
-    """Make the directory, durably, if it is missing, and those that lead to it.
+    """Create the directory and its missing parents, durably.
 
-    :raise StoreKindError: there is something else.
-    :raise StorageError: it cannot be made or written, or is a link that another user made.
+    Cost: one sync of a directory for each directory that is created.
+
+    :raise StoreKindError: something else than a directory is at ``path``.
+    :raise StorageError: the directory cannot be created or written, or is a symbolic link of another user.
     """
     try:
         for missing in _missing(path):
@@ -101,9 +104,10 @@ def make_directory(disk: Disk, path: str) -> None:
 
 
 def ownership_of(path: str, mode: int | None = None) -> Ownership:
-    """What files beside ``path`` are to get: its own, or with this mode.
+    """Return the ownership for new files beside ``path``: that of ``path``, with ``mode`` if it is given.
 
-    Where it is missing, the default; a mode that is for a group is for the one of the directory.
+    If ``path`` is missing, the ownership is the default, with ``mode`` if it is given. A mode that gives
+    rights to a group then gives them to the group of the directory.
     """
     try:
         found = os.stat(path)
@@ -116,7 +120,7 @@ def ownership_of(path: str, mode: int | None = None) -> Ownership:
 
 
 def may_write(path: str) -> bool:
-    """Whether this process may read and write it (and, a directory, enter it)."""
+    """Tell whether this process may read and write ``path``, and enter it if it is a directory."""
     wanted = os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0)
     deadline = time.monotonic() + MAKING_SECONDS
     while not os.access(path, wanted):
@@ -127,7 +131,7 @@ def may_write(path: str) -> bool:
 
 
 def unwritable(path: str) -> StorageError:
-    """The error to raise where :func:`may_write` says no."""
+    """Return the error to raise for a path of which :func:`may_write` returned ``False``."""
     try:
         read_only = hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY
     except OSError:
@@ -136,7 +140,7 @@ def unwritable(path: str) -> StorageError:
 
 
 def refuse_foreign_link(path: str) -> None:
-    """``StorageError`` if ``path`` is a symbolic link that another user made."""
+    """Raise ``StorageError`` if ``path`` is a symbolic link that neither this user nor root made."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -148,7 +152,7 @@ def refuse_foreign_link(path: str) -> None:
 
 
 def refuse_network(path: str) -> None:
-    """``StorageError`` if ``path`` is on a network file system."""
+    """Raise ``StorageError`` if ``path`` is on a network file system."""
     try:
         kind = network_file_system(path)
     except OSError as error:
@@ -161,11 +165,11 @@ def refuse_network(path: str) -> None:
 
 
 def _missing(path: str) -> list[str]:
-    """The directories that are missing on the way to ``path``, the outermost first.
+    """Return ``path`` and its parents as far as they are missing, the outermost first.
 
-    In a loop, because a path may have more parts than Python's stack has frames.
+    This is a loop and no recursion, because a path may have more parts than Python's stack has frames.
 
-    :raise OSError: such as ``ENAMETOOLONG``, before anything is made.
+    :raise OSError: the path cannot exist, for example with ``ENAMETOOLONG``. No directory is created then.
     """
     missing: list[str] = []
     while True:
@@ -182,16 +186,16 @@ def _make_durably(disk: Disk, path: str) -> None:
     try:
         disk.mkdir(path)
     except FileExistsError:
-        pass  # another process was faster; its sync may still be under way, so ours follows too
+        pass  # another process has created it, and its sync may still be running, so sync here as well
     else:
         _set_mode(path, disk.ownership.directory_mode)
     disk.sync_directory(os.path.dirname(path))
 
 
 def occupied(paths: Iterable[str]) -> int:
-    """The size of those of these files that are there, in bytes.
+    """Return the total size in bytes of those of the files that exist.
 
-    :raise StorageError: one of them cannot be looked at.
+    :raise StorageError: the operating system cannot tell the size of a file.
     """
     total = 0
     for path in paths:
@@ -205,7 +209,7 @@ def occupied(paths: Iterable[str]) -> int:
 
 
 def _set_mode(path: str, mode: int) -> None:
-    """Of a directory just made: the umask may have taken its owner's own rights, even that of opening it."""
+    """Set the mode of a new directory, because the umask may have removed even its owner's rights."""
     found = os.lstat(path).st_mode
     if stat.S_IMODE(found) & 0o777 != mode and os.name == "posix":
         os.chmod(path, mode | found & stat.S_ISGID)
@@ -216,12 +220,15 @@ def _trusted_owners() -> tuple[int, ...]:
 
 
 def refuse_if_others_may_write(paths: Iterable[str], serializer: str, mode: int | None = None) -> None:
-    """``StorageError`` if another user may write one of these, as ``serializer`` runs what it reads there.
+    """Raise ``StorageError`` if another user may write one of the paths.
 
-    :param mode: that files there are to get.
+    The caller uses it for a serializer that executes the code which it reads.
+
+    :param serializer: the name of the serializer, for messages.
+    :param mode: the mode that new files will have.
     """
     if not hasattr(os, "geteuid"):
-        return  # Windows: the permission bits say nothing
+        return  # on Windows the permission bits do not say which users may write
     if mode is not None and mode & 0o022:
         raise StorageError(
             f"with mode={mode:#o} others may write, and reading a store with {serializer!r} runs whatever"
@@ -239,7 +246,7 @@ def refuse_if_others_may_write(paths: Iterable[str], serializer: str, mode: int 
         if status.st_mode & 0o022:
             why, remedy = f"others may write {name!r} ({found})", "chmod go-w"
         elif status.st_uid not in _trusted_owners():
-            # Refuses root, too: the user's code would run with root's rights.
+            # This refuses root as well, because the user's code would run with root's rights.
             user = f"this process is user {os.geteuid()}"
             why, remedy = f"{name!r} belongs to another user ({found}; {user})", "run as that user"
         else:

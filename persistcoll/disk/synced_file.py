@@ -1,4 +1,4 @@
-"""One open file, and how far it is on the device."""
+"""An open file, and how far its content is on the device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ __all__ = ["SyncedFile"]
 
 
 class SyncedFile:
-    """Syncs one file, which its owner may replace by another one at any moment.
+    """Syncs one file, which the owner may replace by another file at any time. Thread-safe.
 
-    The owner writes under a lock of its own, sets :attr:`end` and then :attr:`written` (a number that
-    grows) under that lock, and calls :meth:`sync` outside it.
+    The owner writes under a lock of its own. Under that lock it sets :attr:`end` and then :attr:`written`. It
+    calls :meth:`sync` without that lock.
 
-    A sync that fails is never tried again on the descriptor: the kernel reports it once and may
-    have dropped the pages (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX
-    ATC 2020). That thread gets the error, and so does every later one. For the same reason two calls of
+    A failed sync is never repeated on the same descriptor, because the kernel reports the error once and may
+    have dropped the pages (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+    The syncing thread raises the error, and so does every later call. For the same reason two calls of
     :meth:`sync` never overlap: of two syncs of one descriptor only one would get the error.
 
-    ``_syncing`` is held while a thread syncs. It is taken before ``_mutex``, and with no lock of the owner
-    held. ``_mutex`` protects which file is synced, which ones are in a sync or retired, and how much is
-    durable. Both are re-entrant, for a signal handler that writes and syncs within a sync of its thread.
+    A thread holds ``_syncing`` while it syncs. It acquires ``_syncing`` before ``_mutex``, and never while it
+    holds a lock of the owner. ``_mutex`` protects ``_file``, ``_path``, ``_in_sync``, ``_retired``,
+    :attr:`durable` and :attr:`durable_end`. The owner's lock protects :attr:`written` and :attr:`end`. After
+    a sync of its own the owner sets the durable attributes under its lock alone. ``_syncing`` and ``_mutex``
+    are re-entrant, because a signal handler may write and sync within a sync of its thread.
 
-    :param poison: its owner's. A failed sync poisons it before any thread is told.
+    :param poison: the owner's. A failed sync poisons it before any thread learns of the failure.
+    :ivar written: a ticket that grows with each write.
+    :ivar end: the size of the file after the last write, in bytes.
+    :ivar durable: the highest ticket whose write is on the device.
+    :ivar durable_end: the size up to which the file is on the device, in bytes.
     """
 
     def __init__(self, disk: Disk, path: str, poison: Poison) -> None:
@@ -35,8 +41,8 @@ class SyncedFile:
         self._poison = poison
         self._make_locks()
         self._file: OpenFile | None = None
-        self._in_sync: dict[object, OpenFile] = {}  # by call: what it syncs
-        self._retired: list[OpenFile] = []  # to be closed after that
+        self._in_sync: dict[object, OpenFile] = {}  # the file that each running call of sync() syncs
+        self._retired: list[OpenFile] = []  # replaced files, to be closed when no call syncs them
         self.written = 0
         self.end = 0
         self.durable = 0
@@ -47,13 +53,15 @@ class SyncedFile:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a file, and it is open."""
+        """Whether there is an open file."""
         return self._file is not None and bool(self._file.held)
 
     def switch(self, file: OpenFile | None, path: str, end: int) -> None:
-        """From now on sync ``file``, and close it in the end.
+        """Sync ``file`` from now on, and own it.
 
-        All that was written is durable, in the old file or in this one.
+        The caller guarantees that everything written so far is durable, in the old file or in this one.
+
+        :param end: the size up to which ``file`` is durable, in bytes.
         """
         with self._mutex:
             self._replace(file)
@@ -63,15 +71,16 @@ class SyncedFile:
             self._close_retired()
 
     def close(self) -> None:
-        """Close the file, when nobody syncs it any more."""
+        """Close the file as soon as no thread syncs it."""
         with self._mutex:
             self._replace(None)
             self._close_retired()
 
     def finish(self) -> None:
-        """Sync what nobody has synced yet, and close the file; from then on all of it is durable.
+        """Sync what is not durable yet, and close the file.
 
-        The owner lets nobody write meanwhile. A sync that fails is told to those who wait.
+        The owner ensures that no thread writes meanwhile. A failed sync poisons the owner, and the waiting
+        threads raise the error.
         """
         with self._mutex:
             if self._file is not None and self._poison.failure is None and self.durable < self.written:
@@ -79,15 +88,15 @@ class SyncedFile:
                     self._disk.sync(self._file.fd)
                     self.durable = self.written
                 except OSError as error:
-                    if error.errno is None:  # a signal handler's own
+                    if error.errno is None:  # a signal handler raised it
                         raise
                     self._fail(error)
             self._replace(None)
             self._close_retired()
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: the descriptors are closed, nothing is written."""
-        self._make_locks()  # a thread that is not here may hold them
+        """Close the descriptors in a forked child, and write nothing."""
+        self._make_locks()  # a thread of the parent that the child does not have may hold the old ones
         self._in_sync.clear()
         self.close()
 
@@ -97,10 +106,10 @@ class SyncedFile:
         self._file = file
 
     def _close_retired(self) -> None:
-        """With the mutex held: close what nobody syncs.
+        """Close the retired files that no thread syncs. The caller holds ``_mutex``.
 
-        A descriptor that a thread is syncing must not be closed, because its number could come back as
-        another file.
+        A descriptor must stay open while a thread syncs it, because otherwise its number could come to belong
+        to another file.
         """
         in_sync = [*self._in_sync.values()]
         for file in self._retired:
@@ -109,7 +118,12 @@ class SyncedFile:
         self._retired = [file for file in self._retired if file.held]
 
     def sync(self, ticket: int) -> None:
-        """Return when what was ``written`` up to ``ticket`` is durable; ``StorageError`` if it may not be."""
+        """Return when everything ``written`` up to ``ticket`` is durable.
+
+        Cost: one sync, unless another thread has synced it already.
+
+        :raise StorageError: a sync has failed, so that the data may not be durable.
+        """
         if self.durable >= ticket:
             return
         call = object()
@@ -118,7 +132,7 @@ class SyncedFile:
                 with self._mutex:
                     file, written, end = self._file, self.written, self.end
                     wanted = self._poison.failure is None and self.durable < ticket
-                    if file is not None and wanted:  # otherwise it was closed, and synced before
+                    if file is not None and wanted:  # otherwise the file was synced and closed
                         self._in_sync[call] = file
                 if file is not None and call in self._in_sync:
                     self._disk.sync(file.fd)
@@ -130,10 +144,10 @@ class SyncedFile:
                         self._let_go(call)
             except OSError as error:
                 self._let_go(call)
-                if error.errno is None:  # a signal handler's own, such as TimeoutError
+                if error.errno is None:  # a signal handler raised it, for example a TimeoutError
                     raise
                 self._fail(error)
-            except BaseException:  # out of a signal handler, perhaps where _let_go() began
+            except BaseException:  # from a signal handler, perhaps at the beginning of _let_go()
                 self._let_go(call)
                 raise
         if self._poison.failure is not None and self.durable < ticket:

@@ -1,1 +1,1 @@
-"""Files: an append-only journal in chunk files, cursors over it, and the FIFO made of both."""
+"""The file queue: a journal in chunk files, cursors over it, and the queue store made of both."""

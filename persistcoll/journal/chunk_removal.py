@@ -1,7 +1,8 @@
-"""Removing chunks when they are consumed, which is how a queue frees its space.
+"""Removal of consumed chunks, which is how a file queue frees its space.
 
-A chunk is removed when all of it is acknowledged and the cursor that says so is on the device. While an
-earlier chunk is still needed, it is emptied instead (see :mod:`~persistcoll.journal.chunks`).
+The consumer removes a chunk when all of its records are acked and the cursor that says so is on the device.
+While an earlier chunk is still needed, the consumer empties the chunk instead (see
+:mod:`~persistcoll.journal.chunks`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ _log = logging.getLogger("persistcoll")
 
 
 class ConsumedChunks:
-    """The chunks that one cursor has passed. Its owner holds a lock around every call.
+    """The chunks that one cursor has passed.
 
-    :ivar unfinished: the chunks that were read to their end and are not acknowledged as a whole, each with
-        the next one, by the last id that is not acknowledged.
-    :ivar first_chunk: another one than the cursor's: there are chunks to remove.
+    Not thread-safe: the store that owns it holds its ``_taking`` lock around every call, and that lock
+    protects every field.
+
+    :ivar unfinished: the chunks that were read to their end and still hold a record that is not acked. The
+        key is the last id that is not acked. The value is the chunk and the chunk after it.
+    :ivar first_chunk: the number of the first chunk that may exist. If it differs from the chunk of the
+        cursor's position, there are chunks to remove; -1 says that there is a chunk to empty.
     """
 
     def __init__(self, location: JournalLocation, cursor: Cursor) -> None:
@@ -37,17 +42,19 @@ class ConsumedChunks:
         self._cursor = cursor
         self.first_chunk = cursor.acknowledged.position[0]
         self.unfinished: dict[int, tuple[Chunk, Chunk]] = {}
-        self._finished: list[tuple[Chunk, Chunk]] = []  # acknowledged as a whole, each with the next one
+        # Chunks whose records are all acked, each with the chunk after it: to be emptied or removed.
+        self._finished: list[tuple[Chunk, Chunk]] = []
 
     def begin(self) -> None:
-        """Forget what was read: it is read again."""
+        """Forget which chunks were read, because the reader reads them again."""
         self.unfinished.clear()
         self._finished.clear()
 
     def chunk_read(self, chunk: Chunk, following: Chunk) -> None:
-        """Notice when the chunk, which was read to its end, is acknowledged as a whole.
+        """Find out whether all records of a chunk that was read to its end are acked.
 
-        At most once for each of its ids that is acknowledged, and for most of them not at all.
+        If not, the chunk waits in :attr:`unfinished` under its last id that is not acked, and the ack of
+        that id calls this method again. So most acks do not call it.
         """
         acknowledged = self._cursor.acknowledged
         last = following.previous_id
@@ -56,12 +63,12 @@ class ConsumedChunks:
             self.unfinished[missing] = chunk, following
             return
         acknowledged.note_position(last, (following.number, following.data_offset))
-        if chunk.first_id <= last:  # otherwise it is emptied already
+        if chunk.first_id <= last:  # otherwise the chunk is already an emptied one
             self._finished.append((chunk, following))
             self.first_chunk = -1
 
     def skip(self, number: int, until: int) -> None:
-        """The chunks from ``number`` to the one before ``until`` will not be read."""
+        """Treat the chunks from ``number`` to the one before ``until`` as read, which no reader reads."""
         chunks: list[Chunk] = []
         for each in range(number, until + 1):
             with contextlib.suppress(FileNotFoundError, CorruptionError):
@@ -73,7 +80,7 @@ class ConsumedChunks:
                 self.chunk_read(chunk, following)
 
     def acknowledged(self, first: int, last: int) -> None:
-        """The ids ``first`` to ``last`` were acknowledged."""
+        """Note that the ids ``first`` to ``last`` were acked."""
         unfinished = self.unfinished
         if first != last:
             for id in [id for id in unfinished if first <= id <= last]:
@@ -82,17 +89,18 @@ class ConsumedChunks:
             self.chunk_read(*unfinished.pop(first))
 
     def remove(self) -> None:
-        """Remove or empty the chunks that are acknowledged as a whole, once the durable cursor says so."""
+        """Make the cursor durable, then remove or empty the chunks whose records are all acked."""
         cursor = self._cursor
         try:
             cursor.compact_and_switch()
         except OSError as error:
             if error.errno is None and not isinstance(error, StorageError):
-                raise  # a signal handler's
+                raise  # a signal handler raised it
             if cursor.is_poisoned:
                 return
             _log.debug("compacting the cursor: %s", error)
-            # No room for a new file, perhaps: then the old one has to say it, and removing makes room.
+            # The disk may have no room for a new cursor file. The old file then states the position, and
+            # removing chunks makes room.
             try:
                 cursor.state_and_sync()
             except OSError as second:
@@ -103,12 +111,13 @@ class ConsumedChunks:
         self._empty_finished()
 
     def remove_if_read_on(self) -> None:
-        """The same where reading on has moved the position, after the last acknowledgement."""
+        """Call :meth:`remove` if the reader has moved the position since the cursor stated it."""
         if self._cursor.acknowledged.position[0] != self._cursor.stated_chunk:
             self.remove()
 
     def _unlink_consumed(self) -> None:
-        # Not what is known here: reading on may have moved the position since the cursor said where it was.
+        # Only the chunks before the position that the cursor states durably: the reader may have moved the
+        # position in memory since, and after a power cut the cursor would name a chunk that is missing.
         chunk = self._cursor.stated_chunk
         location = self._location
         with contextlib.suppress(OSError):
@@ -122,15 +131,15 @@ class ConsumedChunks:
         finished, self._finished = self._finished, []
         for chunk, following in finished:
             if chunk.number < self._cursor.acknowledged.position[0]:
-                continue  # removed
+                continue  # removed already
             try:
                 self._location.check()
                 self._empty(chunk, following.previous_id + 1)
             except OSError as error:
                 if error.errno is None and not isinstance(error, StorageError):
-                    raise  # a signal handler's
+                    raise  # a signal handler raised it
                 _log.debug("emptying a chunk: %s", error)
-                self._finished.append((chunk, following))  # again when the next one is finished
+                self._finished.append((chunk, following))  # tried again with the next finished chunk
 
     def _empty(self, chunk: Chunk, next_id: int) -> None:
         location = self._location
@@ -139,18 +148,20 @@ class ConsumedChunks:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # Not for a limit of the file size, which removing a file does not lift. Removing the chunk makes
-            # room for what stands for it. In between, the cursor alone says what it held.
+            # EFBIG is not in the list, because removing a file does not lift a limit of the file size.
+            # Removing the chunk makes room for the emptied one. Between the two steps only the cursor says
+            # which ids the chunk held.
             self._disk.unlink(location.path(chunk.number))
             empty_chunk(self._disk, location.directory, chunk, next_id, location.tempdir)
 
     def sweep(self, last_chunk: int) -> None:
-        """After a consumer that died: remove what it would have removed.
+        """Remove the files that a consumer left when it died.
 
-        :param last_chunk: the journal's, whose temporary files are the producers'.
+        :param last_chunk: the number of the journal's last chunk. The temporary files of that chunk belong to
+            the producers and stay.
         """
         location = self._location
-        self.remove_if_read_on()  # the cursor says so first
+        self.remove_if_read_on()  # first, because no chunk may be removed before the cursor states it
         self._unlink_consumed()
         for number in chunk_numbers(location.directory):
             if number < last_chunk:

@@ -1,22 +1,24 @@
-"""Chunk files: their names, their headers, how one comes into being, how all are found.
+"""Chunk files: names and headers, and functions to create, empty, open and list them.
 
 A chunk appears under its name only with a synced header (temporary file, sync, rename, sync of the
-directory), so a chunk that exists has a header, and a header that does not check out is damage.
+directory). So every chunk that exists has a header, and a header with a wrong checksum is damage.
 
-The header names the store (a chunk copied from another queue is refused), the chunk's number, the
-id of its first record, the last id of the chunk before it (so that a missing or cut chunk is
-noticed), the salt of its checksums and the serializer::
+The header holds the id of the store, so that a chunk copied from another queue is refused. It also holds
+the chunk's number, the id of its first record, the last id of the chunk before it (so that a reader notices
+a missing or cut chunk), the salt of its checksums and the serializer::
 
     magic 8s | version u16 | name length u16 | number u32 | store uuid 16s
     | first id u64 | previous id u64 | created f64 | salt u32 | serializer name | crc u32
 
-Ids between the previous id and the first one are acknowledged and have no record. There are such in two
-cases. Recovery begins a chunk behind ids whose records a power cut took after they were acknowledged. And
-the consumer replaces a chunk whose records are all acknowledged, while an earlier chunk is still needed, by
-an *emptied* one: a header whose first id is that of the next chunk, and the ``END`` frame. The emptied chunk
-keeps the chain of ids whole and says what was acknowledged even when the cursor is lost. A release from
-before emptied chunks reads them as the first case. Only if it has lost the cursor as well, its count is too
-high by those ids.
+Ids between the previous id and the first id are acked and have no record. This gap has two causes:
+
+- A power cut destroyed records that were already acked. Recovery begins a new chunk after their ids.
+- The consumer replaced a chunk whose records are all acked, while an earlier chunk is still needed, by an
+  *emptied* chunk: a header whose first id is that of the next chunk, and an ``END`` frame. An emptied chunk
+  keeps the chain of ids complete, and it says which ids were acked even if the cursor is lost.
+
+A release that does not know emptied chunks takes them for the first cause. Its counts are right unless the
+cursor is lost as well; then they are too high by the ids of the gap.
 """
 
 from __future__ import annotations
@@ -62,11 +64,11 @@ class Chunk(NamedTuple):
 
     @property
     def data_offset(self) -> int:
-        """Where the first frame starts."""
+        """The offset at which the first frame starts, in bytes."""
         return _HEADER.size + len(self.serializer.encode()) + _CRC.size
 
     def encode(self) -> bytes:
-        """The header's bytes."""
+        """Return the header as bytes."""
         name = self.serializer.encode()
         header = _HEADER.pack(
             _MAGIC,
@@ -83,27 +85,34 @@ class Chunk(NamedTuple):
 
 
 def chunk_path(directory: str, number: int) -> str:
-    """The chunk's file."""
+    """Return the path of a chunk's file."""
     return os.path.join(directory, f"q{number:05d}")
 
 
 def chunk_numbers(directory: str) -> list[int]:
-    """The numbers of all chunks there, ascending."""
+    """Return the numbers of all chunks in ``directory``, ascending."""
     matches = map(_NAME.fullmatch, os.listdir(directory))
     return sorted(int(match[1]) for match in matches if match)
 
 
 def create_chunk(disk: Disk, directory: str, chunk: Chunk, tempdir: str | None = None) -> OpenFile:
-    """Make the file, durably, and return it, open for appending and reading."""
+    """Create the chunk's file durably, and return it open for appending and reading.
+
+    Cost: one sync of the file and one of the directory.
+    """
     path = chunk_path(directory, chunk.number)
     return write_atomic(disk, path, (chunk.encode(),), tempdir, os.O_RDWR | os.O_APPEND)
 
 
 def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir: str | None = None) -> None:
-    """Replace a finished chunk by one without records, durably; the next chunk begins with ``next_id``.
+    """Replace a finished chunk durably by an emptied one.
 
-    Its salt is a new one, so that no tail mark of the old file fits it. Whoever has the old file open reads
-    on in that.
+    The new file has a new salt, so that no tail mark of the old file fits it. A process that has the old file
+    open reads that file to its end.
+
+    Cost: one sync of the file and one of the directory.
+
+    :param next_id: the id with which the next chunk begins.
     """
     emptied = chunk._replace(first_id=next_id, salt=new_salt())
     data = emptied.encode() + encode(emptied.salt, END, next_id, time.time(), 0, b"")
@@ -113,12 +122,12 @@ def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir:
 def open_chunk(
     disk: Disk, directory: str, number: int, store_id: bytes | None, flags: int = os.O_RDONLY
 ) -> tuple[OpenFile, Chunk]:
-    """The open file and the checked header.
+    """Open a chunk, check its header, and return both.
 
-    :param store_id: the store that the chunk has to belong to; ``None`` accepts any.
-    :raise FileNotFoundError: there is no such chunk.
+    :param store_id: the id of the store that the chunk must belong to; ``None`` accepts any.
+    :raise FileNotFoundError: no chunk has this number.
     :raise CorruptionError: the header is damaged, or belongs to another store or chunk.
-    :raise FormatVersionError: a later version wrote it.
+    :raise FormatVersionError: a later release wrote the chunk.
     """
     path = chunk_path(directory, number)
     file = OpenFile(disk, path, flags)

@@ -1,9 +1,15 @@
-"""The consumer lock: one process takes, and the others know which, and what it has taken.
+"""The consumer lock: one process claims, and the others can read which process it is and what it has claimed.
 
-The lock's file holds, as u64 numbers: the process id of the consumer; how many records are no longer
-ready; the id of the first record that it has not read; how many ids follow; the ids of the records
-before that one that are ready all the same, because they were given back. That is soft state: written
-in place, never synced, and believed only while the lock is held.
+The lock's file holds u64 numbers, in this order:
+
+1. the process id of the consumer;
+2. how many records are not ready;
+3. the id of the first record that the consumer has not read;
+4. how many ids follow;
+5. the ids of the earlier records that are ready, because their claims were released.
+
+This state is soft: the consumer writes it in place and never syncs it, and other processes believe it only
+while the lock is held.
 """
 
 from __future__ import annotations
@@ -39,18 +45,18 @@ CONTENT_SIZE = 4096
 _TIMEOUT = 0.1
 _pack = _STATE.pack
 _pack_progress = struct.Struct("<QQ").pack
-_PROGRESS = 8  # the offset of those two
+_PROGRESS = 8  # the offset of the second and third number
 
 
 class ConsumerState(NamedTuple):
-    """What the consumer last said, if there is one."""
+    """What the consumer published last: the numbers of the lock's file."""
 
     not_ready: int = 0
     next_id: int = 0
     released: tuple[int, ...] = ()
 
     def has_claimed(self, id: int) -> bool:
-        """Whether the consumer has taken the record, as far as it has not acknowledged it."""
+        """Tell whether the consumer has claimed the record. The answer says nothing of acked records."""
         return id < self.next_id and id not in self.released
 
 
@@ -72,14 +78,18 @@ def unpack_state(data: bytes) -> tuple[int | None, ConsumerState]:
 
 
 class ConsumerLock:
-    """The lock and the numbers beside it.
+    """The lock and the numbers in its file.
 
-    :param file: the lock's file, open for reading and writing; closed by :meth:`close`.
-    :param path: its path.
-    :ivar held: :meth:`acquire` has returned.
-    :ivar unlock: lets go of the lock, or raises ``OSError``; C alone, so that no interrupt comes in before
-        it. ``held`` is set to false first.
-    :param mutex: not two threads at once ask, because both ask for a lock of the same open file.
+    ``mutex`` protects the state of the file's lock and ``held`` while a thread tries or tests the lock: both
+    act on the lock of the same open file, so that the test of one thread would drop the lock that another
+    thread acquires. Only a thread that holds the store's ``_taking`` lock calls the methods that write.
+
+    :param file: the lock's file, open for reading and writing. :meth:`close` closes it.
+    :param path: the path of that file.
+    :param mutex: the store's ``_appending`` lock.
+    :ivar held: whether this object holds the lock.
+    :ivar unlock: release the lock, or raise ``OSError``. The caller first sets ``held`` to false. The
+        function is written in C, so that no interrupt can come before the release.
     """
 
     def __init__(self, disk: Disk, file: OpenFile, path: str, mutex: RLock) -> None:
@@ -95,18 +105,19 @@ class ConsumerLock:
 
     @property
     def is_open(self) -> bool:
-        """Whether the file is."""
+        """Whether the lock's file is open."""
         return bool(self._file.held)
 
     def acquire(self) -> bool:
-        """Take the lock.
+        """Acquire the lock, and wait up to 0.1 seconds for it.
 
-        :return: whether the last holder let go of it. Otherwise it died, or holds a removed file.
-        :raise LockedError: another process has it.
+        :return: whether the last holder closed the queue cleanly. Otherwise it died or holds a removed file.
+        :raise LockedError: another process, or another object of this process, consumes.
+        :raise StorageError: the operating system cannot lock the file.
         """
         deadline = time.monotonic() + _TIMEOUT
         while not self._try():
-            # Somebody who only asks whether it is held has it for a microsecond.
+            # A process that only tests whether the lock is held has it for about a microsecond.
             if time.monotonic() > deadline:
                 raise self._locked(self._state_pid() or None)
             time.sleep(0.001)
@@ -128,7 +139,7 @@ class ConsumerLock:
         )
 
     def _try(self) -> bool:
-        # Not while another thread asks: it would get a lock of the same open file, and drop ours.
+        # Otherwise a thread in published() could acquire the lock of the same open file, and drop this one.
         with self._mutex:
             try:
                 self._disk.flock(self._fd, TRY_EXCLUSIVE)
@@ -140,16 +151,24 @@ class ConsumerLock:
             return True
 
     def publish_progress(self, not_ready: int, next_id: int) -> None:
-        """The same as :meth:`publish`, where nothing has been given back since: at every ``get``."""
+        """Publish as :meth:`publish` does, while the released ids stay the same. Every ``get`` calls it.
+
+        Cost: one write of 16 bytes.
+        """
         try:  # not contextlib.suppress, which costs almost as much as the write
             self._pwrite(self._fd, _pack_progress(not_ready, next_id), _PROGRESS)
         except OSError as error:
-            if error.errno is None:  # a signal handler's
+            if error.errno is None:  # a signal handler raised it
                 raise
-            # Soft state: a full disk must not stop a consumer.
+            # The state is soft, so a full disk must not stop a consumer.
 
     def publish(self, not_ready: int, next_id: int, released: Sequence[int] = ()) -> None:
-        """Tell other processes what is no longer ready."""
+        """Tell other processes which records are not ready.
+
+        :param not_ready: how many ids are acked or claimed.
+        :param next_id: the id of the first record that the consumer has not read.
+        :param released: the earlier ids that are ready again.
+        """
         state = _pack(self._pid, not_ready, next_id, len(released))
         if released:
             state += struct.pack(f"<{len(released)}Q", *released)
@@ -160,7 +179,10 @@ class ConsumerLock:
                 raise
 
     def published(self) -> ConsumerState:
-        """What the consumer published last; nothing if there is none."""
+        """Return what the consumer published last, or an empty state if no consumer lives.
+
+        :raise StorageError: the operating system cannot test the lock.
+        """
         with self._mutex:
             if not self.held:
                 try:
@@ -176,21 +198,21 @@ class ConsumerLock:
         return unpack_state(self.raw_state())[1]
 
     def raw_state(self) -> bytes:
-        """Differs from an earlier one when something was published since."""
+        """Return the file's content, which differs from an earlier one if the consumer published since."""
         return read_fully(self._disk, self._fd, CONTENT_SIZE, 0)
 
     def _state_pid(self) -> int | None:
         return unpack_state(self.raw_state())[0]
 
     def check(self) -> None:
-        """``StoreReplacedError`` if the file was removed: another process then holds another one."""
+        """Raise ``StoreReplacedError`` if the file was removed: another process may lock a new file."""
         if not self._disk.status(self._fd)[LINKS]:
             raise replaced(self._path)
 
     def close(self, clean: bool = False) -> None:
-        """Close the file.
+        """Close the file, which releases the lock.
 
-        :param clean: the cursor is whole: whoever comes next may write on.
+        :param clean: whether the cursor is valid to its end, so that the next consumer may append to it.
         """
         if self.held and clean:
             self._pid = 0

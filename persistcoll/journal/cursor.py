@@ -1,4 +1,4 @@
-"""A cursor that is written: what one consumer of a journal has acknowledged, made durable."""
+"""The cursor of the consuming process: a cursor file that is written and made durable."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ __all__ = ["Cursor"]
 
 
 class Cursor(CursorWriter):
-    """The file, and its syncs. Its owner holds a lock around every call but :meth:`commit`.
+    """A cursor file and its syncs.
 
-    It removes no chunks: a chunk may go when the position that is stated here, durably, has passed it.
+    The store's ``_taking`` lock protects every field. The store holds it around every call except
+    :meth:`commit`, which any thread calls without a lock.
 
-    :param poison: the cursor's. A sync of it that fails does not poison the journal.
-    :param power: what was acknowledged survives a power cut.
-    :ivar stated_chunk: the chunk of the position that the file is known to say, durably.
+    The cursor removes no chunks. A chunk may be removed when the position that the cursor states durably has
+    passed it.
+
+    :param poison: the cursor's own. A failed sync of the cursor does not poison the journal.
+    :param power: whether an ack survives a power cut.
+    :ivar stated_chunk: the number of the chunk of the position that the file states durably.
     """
 
     def __init__(
@@ -35,19 +39,20 @@ class Cursor(CursorWriter):
 
     @property
     def is_open(self) -> bool:
-        """Whether the file is."""
+        """Whether the file is open."""
         return self._synced.is_open
 
     @property
     def is_poisoned(self) -> bool:
-        """Whether a sync has failed, its own or the journal's."""
+        """Whether a sync of the cursor or of the journal has failed."""
         return self._poison.failure is not None
 
     def begin(self, reader: CursorReader, can_append: bool) -> bool:
-        """Have a file to write on, which says what ``reader`` has read.
+        """Open a file to append to that states what ``reader`` has read.
 
-        :param can_append: the file may be written on; otherwise it is written anew.
-        :return: whether it was written anew, so that all it says is on the device.
+        :param can_append: whether the existing file may be appended to. Otherwise a new file replaces it.
+        :return: whether a new file replaced it, so that everything in the file is on the device.
+        :raise StoreReplacedError: the file was removed or replaced.
         """
         self.acknowledged = reader.acknowledged
         self.stated_chunk = reader.acknowledged.position[0]
@@ -55,7 +60,8 @@ class Cursor(CursorWriter):
         if can_append:
             self.resume(reader)
         else:
-            # Written anew, because the page cache may show what a failed sync did not put on the device.
+            # A new file, because the page cache may show entries that a failed sync did not put on the
+            # device.
             try:
                 self._location.check()
                 self.compact()
@@ -64,41 +70,46 @@ class Cursor(CursorWriter):
                 if isinstance(error, StorageError) or error.errno is None or not reader.exists:
                     raise
                 try:
-                    self.resume(reader)  # a full disk must not keep anybody from draining the queue
-                except StoreReplacedError:  # by what failed
+                    self.resume(reader)  # a full disk must not prevent a consumer from draining the queue
+                except StoreReplacedError:  # the failed compact() replaced the file
                     raise error from None
                 self._sync()
         self._switch()
         return anew
 
     def _switch(self) -> None:
-        """Have the file synced from now on by the threads that wait for that."""
+        """Make the current file the one that :meth:`commit` syncs."""
         assert self.file is not None
         self._synced.written = self.acknowledged.count
         self._synced.switch(self.file, self.path, 0)
 
     def commit(self) -> None:
-        """Return when everything acknowledged so far is durable. No lock is held."""
-        # The count grows with each write.
+        """Return when everything acked so far is durable. The caller holds no lock.
+
+        Cost: one sync, which all waiting threads share.
+
+        :raise StorageError: a sync has failed, and whether the acks survive a power cut is unknown.
+        """
+        # The count is a ticket, because it grows with each write.
         self._synced.written = ticket = self.acknowledged.count
         self._synced.commit(ticket)
 
     def compact_and_switch(self) -> None:
-        """Replace the file by one that says the same in few entries, durably; it states the position."""
+        """Replace the file durably by one with few entries, which states the position."""
         self._location.check()
         chunk = self.acknowledged.position[0]
         try:
             self.compact()
         except OSError as error:
             if error.errno is not None and not self._status(self.fd)[LINKS]:
-                # Renamed, but perhaps not durably, and what is open here is the old file.
+                # The rename happened, perhaps not durably, and this object still has the old file open.
                 self._poison.set(storage_error(error, "replacing", self.path))
             raise
         self.stated_chunk = chunk
         self._switch()
 
     def state_and_sync(self) -> None:
-        """State the position in the file that there is, durably. It needs no room but that of an entry."""
+        """State the position durably in the existing file. It needs room for one entry only."""
         chunk = self.acknowledged.position[0]
         self.state_position()
         self._sync()
@@ -113,7 +124,7 @@ class Cursor(CursorWriter):
             raise failure from error
 
     def close(self) -> None:
-        """Make what was acknowledged durable, at either level, and close the file."""
+        """Make the acks durable, at either level of durability, and close the file."""
         try:
             self._disk.sync(self.fd)
         except OSError as error:
@@ -122,9 +133,9 @@ class Cursor(CursorWriter):
             self.let_go()
 
     def let_go(self) -> None:
-        """Close the file, as the death of the process would."""
+        """Close the file without a sync, as the death of the process would."""
         self._synced.close()
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: the parent's descriptor is closed, nothing is written."""
+        """Close the parent's descriptor in a forked child, and write nothing."""
         self._synced.after_fork_in_child()

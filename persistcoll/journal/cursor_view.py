@@ -1,4 +1,4 @@
-"""What a process that does not consume knows of the one that does: its cursor, and its lock's file."""
+"""What other processes can read of the consuming process: its cursor and the consumer lock's file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CursorView", "first_position"]
 
-_TRIES = 100  # a consumer that never rests must not keep others from looking
+_TRIES = 100  # a consumer that changes the state all the time must not block snapshot() forever
 _log = logging.getLogger("persistcoll")
 
 
 def first_position(location: JournalLocation) -> tuple[int, Position]:
-    """Where the journal begins: the id before its first record, and the place of that record.
+    """Return the id before the journal's first record, and the position of that record.
 
-    :raise CorruptionError: the first chunk's header is damaged, so that nobody can tell, and the
-        policy is not to skip.
+    :raise CorruptionError: the header of the first chunk is damaged, so that the answer is unknown, and the
+        policy is not "skip".
     """
     for number in chunk_numbers(location.directory):
         try:
@@ -45,7 +45,7 @@ def first_position(location: JournalLocation) -> tuple[int, Position]:
 
 
 def _without_records(location: JournalLocation) -> Iterator[tuple[int, int]]:
-    """The ids that the headers of the chunks pass over, because they are acknowledged."""
+    """Yield the runs of ids between the chunks, which have no record because they are acked."""
     for number in chunk_numbers(location.directory):
         try:
             file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
@@ -59,7 +59,10 @@ def _without_records(location: JournalLocation) -> Iterator[tuple[int, int]]:
 class CursorView:
     """Follows the cursor that the consuming process writes. Thread-safe.
 
-    :param mutex: the one of ``lock``.
+    ``mutex`` protects ``_cursor``, ``_unsure`` and ``_judged``. The properties read one attribute without it,
+    because a value that is out of date does no harm there.
+
+    :param mutex: the same lock as that of ``lock``.
     """
 
     def __init__(self, location: JournalLocation, cursor_path: str, lock: ConsumerLock, mutex: RLock) -> None:
@@ -67,33 +70,40 @@ class CursorView:
         self._path = cursor_path
         self._lock = lock
         self._mutex = mutex
-        self._unsure = False  # interrupted while it read on
-        self._judged: tuple[Acknowledged, int] | None = None  # that set, and how many entries were damaged
+        self._unsure = False  # True while _refresh() runs, and after an interrupt of it
+        # What _judge() saw last: the set of acked ids, and how many entries were damaged.
+        self._judged: tuple[Acknowledged, int] | None = None
         self._cursor = self._new_cursor()
 
     @property
     def cursor_exists(self) -> bool:
-        """Whether there is a cursor, as of the last look."""
+        """Whether there was a cursor at the last refresh."""
         return self._cursor.exists
 
     @property
     def acknowledged_at_least(self) -> int:
-        """A count that may be out of date, and then is too small."""
+        """How many ids were acked at the last refresh. A count that is out of date is too small."""
         return self._cursor.acknowledged.count
 
     def acknowledged(self) -> Acknowledged:
-        """What has been acknowledged by now. Not to be changed; the next call may change it."""
+        """Refresh the cursor and return the set of acked ids.
+
+        The caller must not change the set. The next call may change it.
+        """
         with self._mutex:
             self._refresh()
             return self._cursor.acknowledged
 
     @property
     def known(self) -> Acknowledged:
-        """The same as of the last look."""
+        """The set of acked ids as of the last refresh."""
         return self._cursor.acknowledged
 
     def snapshot(self) -> tuple[Acknowledged, ConsumerState]:
-        """What is acknowledged and what a living consumer holds, of one moment."""
+        """Return a consistent pair: the acked ids, and the state that a living consumer has published.
+
+        After 100 tries the pair may be inconsistent, because the consumer changes the state all the time.
+        """
         published = self._lock.published()
         for _ in range(_TRIES):
             acknowledged = self.acknowledged()
@@ -104,17 +114,19 @@ class CursorView:
         return acknowledged, published
 
     def not_ready(self) -> int:
-        """How many records are not ready: acknowledged, or in a living consumer's hands."""
+        """Return how many records are not ready, because they are acked or a living consumer claims them."""
         return max(self.acknowledged().count, self._lock.published().not_ready)
 
     def change_token(self) -> object:
-        """Differs from an earlier one when the consumer has done something since."""
+        """Return an object that differs from an earlier one if the consumer has changed something since."""
         return self._lock.raw_state(), self.acknowledged().count
 
     def hand_over_cursor(self) -> tuple[CursorReader, bool]:
-        """The cursor, read anew and to its end, for the process that becomes the consumer, and closes it.
+        """Return a reader that has read the whole cursor, for the process that becomes the consumer.
 
-        :return: it, and whether it is whole, so that it can be written on.
+        The caller closes the reader.
+
+        :return: the reader, and whether the file is valid to its end, so that the consumer can append to it.
         """
         with self._mutex:
             self._cursor.close()
@@ -122,7 +134,7 @@ class CursorView:
             can_append = self._refresh() and self._cursor.can_be_written_on()
             acknowledged = self._cursor.acknowledged
             if not can_append and not os.path.exists(self._location.path(acknowledged.position[0])):
-                # The last position is damaged, and an earlier one leads to a chunk that was consumed.
+                # The last position is damaged, and the one before it names a chunk that was removed.
                 last, position = first_position(self._location)
                 acknowledged.advance_to(last, position)
             cursor_reader, self._cursor = self._cursor, self._new_cursor()
@@ -132,9 +144,12 @@ class CursorView:
         return CursorReader(self._location.disk, self._path, self._location.store_id)
 
     def retire_ids(self, first: int, last: int) -> None:
-        """Count ids as acknowledged that will never be given (again). The producer lock is held.
+        """Record ids as acked that no record will have, durably. The caller holds the producer lock.
 
-        Only after a power cut, or where there is no cursor yet: there is no consumer then.
+        The tail calls it after a power cut, and the store calls it where there is no cursor yet. In both
+        cases there is no consumer. If a process consumes nevertheless, nothing happens.
+
+        :param first: the first id. If it is greater than ``last``, only the cursor file is written.
         """
         if self._lock.held:
             return
@@ -158,10 +173,10 @@ class CursorView:
             self._lock.unlock()
 
     def _refresh(self) -> bool:
-        """Read on; whether the cursor is there and has said where it stands."""
+        """Read the new entries, and tell whether the cursor exists and states its position."""
         cursor = self._cursor
         if self._unsure:
-            cursor.close()  # read all of it again
+            cursor.close()  # an interrupt may have lost entries, so read all of them again
         self._unsure = True
         try:
             cursor.refresh()
@@ -169,14 +184,14 @@ class CursorView:
                 self._judge(cursor)
                 self._unsure = False
                 return True
-            # There is none, or its position is damaged: begin at the beginning.
+            # There is no cursor, or its position is damaged: continue at the beginning of the journal.
             reason = f"the cursor of {self._location.directory!r} is damaged" if cursor.exists else ""
         except CorruptionError as error:
             reason = str(error)
         except OSError as error:
             raise storage_error(error, "reading the cursor of", self._location.directory) from error
         if reason:
-            # Costs redelivery, never items: the next consumer writes a new one.
+            # This costs redeliveries and loses no items. The next consumer writes a new cursor.
             _log.warning("%s; what it acknowledged in the chunks that are left is delivered again", reason)
         acknowledged = Acknowledged(*first_position(self._location))
         for first, last in cursor.acknowledged.ranges.items():
@@ -188,7 +203,7 @@ class CursorView:
         return False
 
     def _judge(self, cursor: CursorReader) -> None:
-        """A cursor that is not whole may have lost what made a chunk an emptied one."""
+        """Add the ids of emptied chunks if the cursor is damaged, because it may have lost them."""
         acknowledged, damaged = cursor.acknowledged, cursor.damaged
         judged = self._judged
         if judged is not None and judged[0] is acknowledged and judged[1] == damaged:
@@ -199,4 +214,5 @@ class CursorView:
         self._judged = acknowledged, damaged
 
     def close(self) -> None:
+        """Close the cursor's file."""
         self._cursor.close()

@@ -1,18 +1,18 @@
-"""Cursors: what a consumer has acknowledged, in a small append-only file.
+"""Cursors: small append-only files that say which records of a journal are acked.
 
-The file is a header and entries of 28 bytes::
+A cursor file is a header and entries of 28 bytes::
 
     crc u32 | kind u32 | chunk u32 | first u64 | second u64
 
-A ``POSITION`` says that every id up to ``first`` is acknowledged, and that the next record stands in
-``chunk`` at offset ``second`` or later. A ``RANGE`` says that the ids ``first`` to ``second`` are
-acknowledged, out of order. Every entry is a fact of its own and none takes back another, so an
-entry that a power cut tore or an accident damaged costs one redelivery and never an item, and the
-valid ones behind it still count. ``crc`` is seeded with the salt in the header.
+A ``POSITION`` entry says that every id up to ``first`` is acked, and that the next record stands in
+``chunk`` at offset ``second`` or later. A ``RANGE`` entry says that the ids ``first`` to ``second`` are
+acked, out of order. Every entry is true on its own, and none revokes another. So a torn or damaged entry
+costs a redelivery and never loses an item, and the valid entries after it still count. ``crc`` is seeded
+with the salt in the header.
 
-Appending an entry is one small write (and one sync at ``"power"``); replacing a file by rename for
-each acknowledgement would cost about four times that. The file is compacted, by rename, when a chunk is
-finished. Its blocks are reserved ahead, so that acknowledging needs no room on a full disk.
+Appending an entry is one small write, and one sync at ``"power"``. Replacing the file by rename for each ack
+would cost about four times as much. The consumer compacts the file by rename when a chunk is finished. It
+reserves the file's blocks in advance, so that an ack needs no room on a full disk.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _ENTRY_SIZE = _CHECKED.size
 _POSITION, _RANGE = 1, 2
 _RESERVED = 1 << 16
 _EMPTY = bytes(_ENTRY_SIZE)
-# Entries read at once: a look that finds nothing new, which is what a waiter does every few
-# milliseconds, must cost next to nothing.
+# Entries that one system call reads. The first read is small, because a waiting process reads every few
+# milliseconds and mostly finds nothing new.
 _FIRST_LOOK, _WINDOW = 16, 2048
 
 _now = time.monotonic
@@ -61,15 +61,18 @@ _pack_crc = _CRC.pack
 
 
 Position = tuple[int, int]
-"""A place in the journal: a chunk's number and an offset in it. The next frame starts there or later.
-A plain tuple, because one is made for every item that is taken."""
+"""A place in the journal: a chunk's number and an offset in bytes. The next frame starts there or later.
+
+It is a plain tuple, because the consumer makes one for every item."""
 
 
 class Acknowledged:
-    """A set of ids: all up to :attr:`last`, and ranges beyond. Adding is O(1).
+    """The set of acked ids: all ids up to :attr:`last`, and ranges beyond. Adding a range is O(1).
 
-    :ivar last: every id up to and including it is in the set.
-    :ivar position: where the record after ``last`` is to be looked for.
+    Not thread-safe: the reader or writer that owns the set holds a lock around every call.
+
+    :ivar last: every id up to and including this one is in the set.
+    :ivar position: the record after ``last`` stands here or later.
     :ivar count: how many ids are in the set.
     :ivar highest: the greatest id in the set.
     """
@@ -88,16 +91,17 @@ class Acknowledged:
     def __init__(self, last: int = 0, position: Position | None = None) -> None:
         self.last = self.count = self.highest = last
         self.position = position or (0, 0)
-        # Ranges beyond `last`, none touching another: first to last, and last to first.
-        self._by_first: dict[int, int] = {}
-        self._by_last: dict[int, int] = {}
-        self._range_positions: dict[int, Position] = {}  # by a range's last id, where it is known
-        self._firsts: list[int] | None = None  # sorted, while no range has changed
+        # Invariant: the ranges beyond `last` neither overlap nor touch. Both dicts hold the same ranges.
+        self._by_first: dict[int, int] = {}  # first id to last id
+        self._by_last: dict[int, int] = {}  # last id to first id
+        # The position after a range, by the range's last id. A range without a known position has none.
+        self._range_positions: dict[int, Position] = {}
+        self._firsts: list[int] | None = None  # the keys of _by_first, sorted; None after a change
 
     def add(self, first: int, last: int, end_position: Position | None) -> bool:
-        """Add the ids ``first`` to ``last``, none of which is in the set.
+        """Add the ids ``first`` to ``last``, none of which may be in the set.
 
-        :param end_position: the place behind the record ``last``, where it is known.
+        :param end_position: the position directly after the record ``last``; ``None`` if it is unknown.
         :return: whether :attr:`last` moved.
         """
         self._firsts = None
@@ -109,14 +113,14 @@ class Acknowledged:
             first = self._by_last.pop(first - 1)
         if last + 1 in self._by_first:
             last = self._by_first.pop(last + 1)
-            # A place further back will do: what is acknowledged there is passed over.
+            # An earlier position is correct as well, because a reader passes over acked records.
             end_position = self._range_positions.pop(last, end_position)
             del self._by_last[last]
         if first == self.last + 1:
             self._by_first.pop(first, None)
             self.last = last
             if end_position is not None:
-                # Never backwards: the place noted for a skipped item may be in a chunk that is gone.
+                # Never backwards: the position of a skipped item may be in a chunk that was removed.
                 self.position = max(self.position, end_position)
             return True
         self._by_first[first] = last
@@ -126,14 +130,14 @@ class Acknowledged:
         return False
 
     def note_position(self, last: int, end_position: Position) -> None:
-        """The record after ``last``, which is in the set, stands at ``end_position`` or later."""
+        """Note that the record after ``last`` stands at ``end_position`` or later; ``last`` is in the set."""
         if last <= self.last:
             self.position = max(self.position, end_position)
         elif last in self._by_last:
             self._range_positions[last] = end_position
 
     def advance_to(self, last: int, position: Position) -> None:
-        """Every id up to ``last`` is in the set, wherever it came from (loading)."""
+        """Add every id up to ``last``, whether some are in the set or not. A reader of a file calls it."""
         if last < self.last:
             return
         self._firsts = None
@@ -148,12 +152,12 @@ class Acknowledged:
         self.count = last + sum(end - first + 1 for first, end in self._by_first.items())
 
     def add_range(self, first: int, last: int) -> None:
-        """Add ids of which some may be in the set already (loading)."""
+        """Add the ids ``first`` to ``last``, some of which may be in the set. A reader of a file calls it."""
         for run in self.missing(first, last):
             self.add(*run, None)
 
     def missing(self, first: int, last: int) -> list[tuple[int, int]]:
-        """The ids from ``first`` to ``last`` that are not in the set, as runs of a first and a last one."""
+        """Return the ids from ``first`` to ``last`` that are not in the set, as runs (first id, last id)."""
         first = max(first, self.last + 1)
         runs: list[tuple[int, int]] = []
         for known, end in sorted(self._by_first.items()):
@@ -168,7 +172,7 @@ class Acknowledged:
         return runs
 
     def missing_up_to(self, id: int) -> int:
-        """The greatest id up to ``id`` that is not in the set; 0 if all are."""
+        """Return the greatest id up to ``id`` that is not in the set, or 0 if all are in it."""
         if id <= self.last:
             return 0
         if self.end_of(id) is None:
@@ -180,7 +184,7 @@ class Acknowledged:
         return self.end_of(id) is not None
 
     def end_of(self, id: int) -> int | None:
-        """The last id of the run that ``id`` is in; ``None`` if it is not in the set."""
+        """Return the last id of the run that contains ``id``, or ``None`` if ``id`` is not in the set."""
         if id <= self.last:
             return self.last
         if id > self.highest:
@@ -195,11 +199,11 @@ class Acknowledged:
 
     @property
     def ranges(self) -> dict[int, int]:
-        """The ranges beyond :attr:`last`, first id to last id; not to be changed."""
+        """The ranges beyond :attr:`last`, first id to last id. The caller must not change them."""
         return self._by_first
 
     def copy(self) -> Acknowledged:
-        """The set of this moment."""
+        """Return a copy, which later changes of this set do not reach."""
         other = Acknowledged(self.last, self.position)
         other.count, other.highest = self.count, self.highest
         other._by_first, other._by_last = dict(self._by_first), dict(self._by_last)
@@ -212,10 +216,12 @@ def _entry(salt: int, kind: int, chunk: int, first: int, second: int) -> bytes:
 
 
 class CursorReader:
-    """Follows a cursor file that this or another process writes.
+    """Follows a cursor file that this process or another one writes.
 
-    :ivar acknowledged: what it says, as of the last :meth:`refresh`.
-    :ivar damaged: how many entries did not check out.
+    Not thread-safe: the owner holds a lock around every call, and that lock protects every field.
+
+    :ivar acknowledged: the ids that the file says are acked, as of the last :meth:`refresh`.
+    :ivar damaged: how many entries have a wrong checksum.
     """
 
     def __init__(self, disk: Disk, path: str, store_id: bytes) -> None:
@@ -231,22 +237,26 @@ class CursorReader:
 
     @property
     def exists(self) -> bool:
+        """Whether the last :meth:`refresh` found a cursor file."""
         return self._file is not None
 
     @property
     def offset(self) -> int:
-        """Behind the last entry that is anything but zeros."""
+        """The offset directly after the last valid entry, in bytes."""
         return self._offset
 
     @property
     def salt(self) -> int:
+        """The salt in the header, with which the checksums of the entries are seeded."""
         return self._salt
 
     def refresh(self) -> bool:
-        """Read what is new; say whether there was anything.
+        """Read the new entries, and tell whether there were any.
 
-        :raise CorruptionError: the file's header is damaged or is another store's; the
-            cursor then counts as missing.
+        Cost: two system calls if nothing is new.
+
+        :raise CorruptionError: the file's header is damaged or belongs to another store. The cursor then
+            counts as missing.
         """
         try:
             inode = os.stat(self._path).st_ino
@@ -298,20 +308,20 @@ class CursorReader:
             entries = _WINDOW
 
     def _read_window(self, data: bytes) -> int:
-        """Read entries up to the first that is empty; return how many there are."""
+        """Read the entries in ``data`` up to the last valid one, and return how many these are."""
         damaged = count = 0
         for at in range(0, len(data) - _ENTRY_SIZE + 1, _ENTRY_SIZE):
             entry = data[at : at + _ENTRY_SIZE]
             if self._read_entry(entry):
-                # Only a valid entry moves the offset: what does not check out at the end may be
-                # being written right now.
+                # Only a valid entry moves the offset, because another process may be writing the invalid
+                # entry at the end right now.
                 count = at // _ENTRY_SIZE + 1
                 self.damaged += damaged
                 damaged = 0
             elif entry != _EMPTY:
                 damaged += 1
             else:
-                # Reserved, or torn: a power cut may leave a hole with valid entries behind it.
+                # An entry of zeros is reserved space, or a hole that a power cut left before valid entries.
                 at_most = data.rstrip(b"\0")
                 if len(at_most) <= at:
                     break
@@ -330,16 +340,16 @@ class CursorReader:
         return True
 
     def reads(self, file: OpenFile) -> bool:
-        """Whether that is the file that is read here."""
+        """Tell whether ``file`` is the file that this reader has open."""
         return self._file is not None and os.path.samestat(
             self._disk.status(file.fd), self._disk.status(self._file.fd)
         )
 
     def can_be_written_on(self) -> bool:
-        """Whether nothing but reserved zeros follows what was read, and all of that was valid.
+        """Tell whether all entries were valid and only reserved zeros follow them.
 
-        What a power cut left behind a hole must not come to light later, when the hole is filled:
-        its ids may have been given to other records since.
+        Otherwise an entry that a power cut left after a hole could become readable when later entries fill
+        the hole, although other records have been given its ids since.
         """
         if self._file is None or self.damaged:
             return False
@@ -348,17 +358,21 @@ class CursorReader:
         return not rest.strip(b"\0")
 
     def close(self) -> None:
+        """Close the file. The next :meth:`refresh` reads all of it again."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
 
 class CursorWriter:
-    """Appends to a cursor file, as its only writer, and compacts it. Its owner holds a lock.
+    """Appends to a cursor file as its only writer, and compacts the file.
 
-    :param acknowledged: what has been acknowledged so far; kept up to date.
-    :param check_always: notice a removal of the file at each call. A look costs 0.6 us, a third of an
-        acknowledgement at "process".
+    Not thread-safe: the owner holds a lock around every call, and that lock protects every field. The
+    consumer lock ensures that no other process writes.
+
+    :param acknowledged: the ids acked so far. Each call adds to the set.
+    :param check_always: whether each call checks that the file was not removed. The check costs 0.6 us, a
+        third of an ack at ``"process"``.
     """
 
     def __init__(
@@ -385,9 +399,9 @@ class CursorWriter:
         self._status = disk.status
 
     def resume(self, reader: CursorReader) -> None:
-        """Go on behind what ``reader`` has read, and wipe out whatever is left there.
+        """Continue directly after the entries that ``reader`` has read, and zero what follows them.
 
-        :raise OSError: the file was renamed since, perhaps not durably.
+        :raise StoreReplacedError: ``reader`` has another file open than the one under this path.
         """
         file = OpenFile(self._disk, self.path, os.O_RDWR)
         try:
@@ -403,10 +417,12 @@ class CursorWriter:
         self.file, self.fd = file, file.fd
 
     def write(self, first: int, last: int, end_position: Position) -> None:
-        """Acknowledge the ids ``first`` to ``last``; the record ``last`` ends at ``end_position``.
+        """Ack the ids ``first`` to ``last``. The record ``last`` ends at ``end_position``.
 
-        :raise OSError: nothing was acknowledged.
-        :raise StoreReplacedError: likewise; the file was removed or replaced.
+        Cost: one write of 28 bytes, and no sync.
+
+        :raise OSError: the write failed, and nothing was acked.
+        :raise StoreReplacedError: the file was removed or replaced, and nothing was acked.
         """
         self._unchecked += 1
         if self._unchecked > UNSEEN_CALLS or self._look_always or _now() >= self._checks_at:
@@ -428,12 +444,12 @@ class CursorWriter:
             return
         self._append(_entry(self._salt, _RANGE, 0, first, last))
         if acknowledged.add(first, last, end_position) and acknowledged.last != last:
-            # The gap is closed: from here one position stands for all those ranges.
-            with contextlib.suppress(OSError):  # it says nothing new
+            # The ranges close a gap, so that one position says the same as all of them.
+            with contextlib.suppress(OSError):  # the ranges already say it, so a failure loses nothing
                 self.state_position()
 
     def write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
-        """Acknowledge several runs of ids, all or none, as with :meth:`write`."""
+        """Ack several runs of ids, all or none, as :meth:`write` does."""
         if len(runs) == 1:
             self.write(*runs[0])
             return
@@ -442,22 +458,22 @@ class CursorWriter:
         self._append(entries)
         moved = [self.acknowledged.add(*run) for run in runs]
         if any(moved):
-            with contextlib.suppress(OSError):  # it says nothing new
+            with contextlib.suppress(OSError):  # the ranges already say it, so a failure loses nothing
                 self.state_position()
 
     def _check_not_removed(self) -> None:
-        """``StoreReplacedError`` if the file was removed: what is written to it is nowhere."""
+        """Raise ``StoreReplacedError`` if the file was removed, because no process would find the entries."""
         if not self._status(self.fd)[LINKS]:
             raise replaced(self.path)
         self._unchecked, self._checks_at = 0, _now() + UNSEEN_SECONDS
 
     def state_position(self) -> None:
-        """Write down where the acknowledged ids end without a gap, which ranges alone do not say."""
+        """Append the position up to which all ids are acked, which ranges alone do not say."""
         chunk, offset = self.acknowledged.position
         self._append(_entry(self._salt, _POSITION, chunk, self.acknowledged.last, offset))
 
     def _append(self, entries: bytes) -> None:
-        # At a tracked offset and not with O_APPEND, because the reserved blocks lie behind.
+        # The write goes to a tracked offset and not to the end of the file, where the reserved blocks end.
         try:
             if self._pwrite(self.fd, entries, self.offset) != len(entries):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -467,16 +483,18 @@ class CursorWriter:
         self.offset += len(entries)
 
     def _wipe(self, size: int) -> None:
-        """Whatever a write that failed has left is not to be read."""
+        """Zero what a failed write has left, so that no reader reads it."""
         with contextlib.suppress(OSError):
             size = min(size, self._status(self.fd).st_size - self.offset)
             if size > 0:
                 self._pwrite(self.fd, bytes(size), self.offset)
 
     def compact(self) -> None:
-        """Replace the file by one that says the same in few entries, durably.
+        """Replace the file durably by one with few entries and the same meaning.
 
-        The old file's descriptor is its owner's to close: somebody may be syncing it.
+        The old file stays open, because another thread may be syncing it. The owner closes it.
+
+        Cost: one sync of the file and one of the directory.
         """
         fresh_salt = new_salt()
         acknowledged = self.acknowledged
@@ -489,5 +507,5 @@ class CursorWriter:
         self.fd = self.file.fd
         self._salt = fresh_salt
         self.offset = len(data)
-        with contextlib.suppress(OSError):  # on a full disk entries may need room later
+        with contextlib.suppress(OSError):  # best effort: without reserved blocks entries need room later
             self._disk.reserve(self.fd, max(_RESERVED, 2 * self.offset))

@@ -1,7 +1,7 @@
-"""A store's directory: how it comes into being, and what is checked before anything in it is used.
+"""A store's directory: creation, and the checks that precede every use.
 
-``info`` is JSON with a checksum of its own; opening a store never runs code. Nothing is created in
-a directory that holds something else.
+The file ``info`` is JSON with a checksum of its own, so that opening a store never runs code. Nothing is
+created in a directory that holds other files.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ _KNOWN_FILES = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\.
 _MADE_HERE = frozenset({PRODUCER_LOCK, CONSUMER_LOCK, CURSOR})
 _LARGEST_INFO = 1 << 20  # bytes
 DEFAULT_CHUNKSIZE = 16384
-"""Records. A change of chunk costs a few syncs, which at this size is below 0.2 us a record."""
+"""Records. A change of chunk costs a few syncs, which at this size is less than 0.2 us for each record."""
 
 _log = logging.getLogger("persistcoll")
 
 
 class StoreInfo(NamedTuple):
-    """What a store says of itself."""
+    """The content of the file ``info``."""
 
     store_id: bytes
     serializer: str
@@ -80,7 +80,7 @@ class StoreInfo(NamedTuple):
     created: float
 
     def encode(self) -> bytes:
-        """The file's bytes."""
+        """Return the content as the bytes of the file."""
         fields: dict[str, Any] = {
             "format": _FORMAT,
             "version": VERSION,
@@ -93,7 +93,7 @@ class StoreInfo(NamedTuple):
 
 
 class OpenOptions(NamedTuple):
-    """What the caller of a constructor asked for."""
+    """The options that the caller of a constructor gave."""
 
     serializer: str
     executes_code: bool = False
@@ -107,12 +107,12 @@ class OpenOptions(NamedTuple):
 
 
 def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
-    """Make the directory if it is missing; refuse one that is not fit.
+    """Create the directory if it is missing, and refuse a directory that a store must not use.
 
-    :raise StoreKindError: not a directory.
-    :raise StoreMissingError: there is no queue, and none is to be made.
-    :raise StorageError: it cannot be made or written, lies on a network file system, or others may
-        write into it while the serializer executes code.
+    :raise StoreKindError: the path is not a directory, or the directory holds other files.
+    :raise StoreMissingError: there is no queue, and the options say not to create one.
+    :raise StorageError: the directory cannot be created or written, it is on a network file system, or other
+        users may write into it while the serializer executes code.
     :raise ValueError: ``tempdir`` is on another file system.
     """
     info, cursor = os.path.join(path, INFO), os.path.join(path, CURSOR)
@@ -131,14 +131,14 @@ def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
     if not trusted:
         refuse_if_others_may_write((path, info), options.serializer)
     if os.path.exists(cursor) and not may_write(cursor):
-        raise unwritable(cursor)  # now, and not when something is taken
+        raise unwritable(cursor)  # now, because otherwise the first get() would raise it
     if options.tempdir is not None:
         _check_tempdir(options.tempdir, path)
 
 
 def _check_exists(path: str) -> None:
     if not stat.S_ISDIR(existing(path, "open").st_mode):
-        return  # what it is, make_directory() says
+        return  # make_directory() raises the error for it
     if not os.path.lexists(os.path.join(path, INFO)) and not chunk_numbers(path):
         raise _no_queue(path, "open")
 
@@ -156,14 +156,15 @@ def _check_tempdir(tempdir: str, path: str) -> None:
 
 
 def _check_foreign(disk: Disk, path: str) -> StoreInfo | None:
-    """Refuse a directory with what is not ours to open, before anything is made in it, even a lock.
+    """Refuse a directory of another program, before anything is created in it, even a lock file.
 
-    :return: what ``info`` says; ``None`` where it is missing or damaged.
+    :return: the content of ``info``; ``None`` if it is missing or damaged.
     """
     data = _read_info(disk, path)
     if (info := _parse(path, data)) is not None:
         return info
-    # persist-queue keeps a pickle there, which is never opened here, or what its serializer made.
+    # persist-queue keeps a pickle in its `info`, which this function never loads, or the output of another
+    # serializer.
     fields = _json(data)
     if data[:1] == b"\x80" or (isinstance(fields, dict) and {"head", "tail", "size"} <= fields.keys()):
         raise StoreKindError(
@@ -172,10 +173,10 @@ def _check_foreign(disk: Disk, path: str) -> StoreInfo | None:
         )
     names = os.listdir(path)
     if _MADE_HERE.isdisjoint(names) and not _holds_chunk(disk, path):
-        # Other packages have files named "info" and "q00000", too.
+        # Other packages also have files named "info" and "q00000".
         foreign = [name for name in names if not name.endswith(".tmp")]
     elif data:
-        return None  # damaged, which open_info() judges
+        return None  # `info` is damaged, and open_info() decides what to do
     else:
         foreign = [name for name in names if not _KNOWN_FILES.fullmatch(name)]
     if foreign:
@@ -187,11 +188,11 @@ def _check_foreign(disk: Disk, path: str) -> StoreInfo | None:
 
 
 def _read_info(disk: Disk, path: str) -> bytes:
-    """The file ``info``; nothing where it is missing, or can only be another program's."""
+    """Read the file ``info``; return nothing if it is missing, or can only be another program's."""
     file = os.path.join(path, INFO)
     try:
         found = os.stat(file)
-        # A pipe of that name would keep its reader waiting.
+        # Reading a pipe of that name would wait for a writer.
         if stat.S_ISREG(found.st_mode) and found.st_size <= _LARGEST_INFO:
             return read_file(disk, file)
     except FileNotFoundError:
@@ -213,14 +214,16 @@ def _holds_chunk(disk: Disk, path: str) -> bool:
 def _json(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except (ValueError, RecursionError):  # ValueError: UnicodeDecodeError too
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         return None
 
 
 def open_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
-    """Read ``info``, or write it where the store is new. The caller holds the producer lock.
+    """Read ``info``, or write it if the store is new. The caller holds the producer lock.
 
-    :raise StoreMissingError: the store is new, and is not to be made.
+    :raise StoreMissingError: the store is new, and the options say not to create one.
+    :raise SerializerMismatchError: the store was created with another serializer.
+    :raise CorruptionError: ``info`` is damaged, and the policy is "raise" or no chunk allows to rebuild it.
     """
     file = os.path.join(path, INFO)
     try:
@@ -270,7 +273,7 @@ def check_serializer(path: str, info: StoreInfo, options: OpenOptions) -> None:
 def _create(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     if chunk_numbers(path):
         return _rebuild(disk, path, options, f"{os.path.join(path, INFO)!r} is missing")
-    if not options.create:  # removed since prepare_directory() found it
+    if not options.create:  # the queue was removed after prepare_directory() had found it
         raise _no_queue(path, "open")
     chunksize = options.chunksize or DEFAULT_CHUNKSIZE
     info = StoreInfo(uuid.uuid4().bytes, options.serializer, chunksize, time.time())
@@ -279,7 +282,7 @@ def _create(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
 
 
 def _parse(path: str, data: bytes) -> StoreInfo | None:
-    """What ``info`` says; ``None`` if it is damaged."""
+    """Return the content of ``info``, or ``None`` if it is damaged."""
     fields = _json(data)
     if not isinstance(fields, dict) or fields.pop("crc", None) != _checksum(fields):
         return None
@@ -295,7 +298,7 @@ def _parse(path: str, data: bytes) -> StoreInfo | None:
 
 
 def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreInfo:
-    """``info`` from the header of a chunk, which says the same, where the caller allows it."""
+    """Write ``info`` again from the header of a chunk, which holds the same, if the policy allows it."""
     file = os.path.join(path, INFO)
     if options.on_corruption == "raise":
         raise CorruptionError(

@@ -1,20 +1,20 @@
-"""The framing of records in a chunk file, and the one parser that reads it.
+"""The frames of records in a chunk file, and the only parser that reads them.
 
 A frame is a header of 32 bytes, little-endian, and the payload::
 
     crc u32 | magic u16 | kind u16 | length u32 | id u64 | time f64 | synced u32 | payload
 
-``crc`` is the CRC-32 of everything behind it, seeded with the random salt in the chunk's header: an old
-block of another chunk, which a power cut may leave in the place of a write, never validates. Zeros,
-which ext4 leaves there, are no frame because the magic number is none.
+``crc`` is the CRC-32 of everything after it, seeded with the random salt in the chunk's header. So an old
+block of another chunk, which a power cut may leave in the place of a write, has a wrong checksum. Zeros,
+which ext4 may leave in the place of a write, are no frame because they are not the magic number.
 
-``synced`` is an offset in the same chunk: the writer knew, when it wrote this frame, that all before
-it was on the device. That is how recovery tells a torn tail from damage. Writes that were never
-synced may reach the device in any order, so after a power cut a good frame can follow a hole; but a
-hole *below* a later frame's ``synced`` cannot be the power cut's work.
+``synced`` is the watermark, an offset in the same chunk. When the writer wrote this frame, it knew that
+everything before the watermark was on the device. With it recovery distinguishes a torn tail from damage.
+Writes that were never synced may reach the device in any order, so after a power cut a valid frame can
+follow a hole. But a power cut cannot cause a hole *below* the watermark of a later frame.
 
-The frames of one ``put_many`` follow a frame of kind ``BATCH`` whose payload says how many bytes they
-take. Nobody reads into a batch that is not wholly there, and recovery cuts it whole.
+The frames of one ``put_many`` follow a frame of kind ``BATCH``, whose payload says how many bytes they
+occupy. No reader reads a part of an incomplete batch, and recovery cuts off the whole batch.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ __all__ = [
 ]
 
 ITEM, BATCH, END, MOVED = 1, 2, 3, 4
-"""The kinds: a stored item; the start of a batch; the chunk is full, the next one continues;
-the chunk was rewritten into a new file of the same name."""
+"""The kinds of frames: an item; the start of a batch; the end of a full chunk, which the next chunk
+continues; the end of a chunk that was rewritten into a new file of the same name."""
 
 MAX_PAYLOAD = 1 << 30
-"""Bytes; offsets in a chunk then fit 32 bits."""
+"""Bytes. With this limit the offsets in a chunk fit into 32 bits."""
 
 _MAGIC = 0x5EC7
-# The magic number and a kind, which follow each other: an item may be full of magic numbers.
+# The magic number and a kind: the kind excludes most magic numbers that stand in a payload.
 _START = re.compile(re.escape(_MAGIC.to_bytes(2, "little")) + rb"[\x01-\x04]\x00")
 _START_SIZE = 4
 _BODY = struct.Struct("<HHIQdI")
@@ -67,11 +67,11 @@ _WINDOW = 1 << 16
 _pack_body = _BODY.pack
 _unpack = _HEADER.unpack_from
 _pack_crc = _CRC.pack
-_new = tuple.__new__  # Record(...) takes twice as long
+_new = tuple.__new__  # a call of Record takes twice as long
 
 
 class BadFrame(Exception):
-    """The bytes at ``offset`` are no valid frame."""
+    """The bytes at ``offset`` are not a valid frame."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(f"{reason} at offset {offset}")
@@ -80,16 +80,16 @@ class BadFrame(Exception):
 
 
 class Stop(enum.Enum):
-    """Why there is no record to read here."""
+    """The reason why a chunk file has no record at an offset."""
 
-    INCOMPLETE = enum.auto()  # the file ends, or ends inside a frame or batch
+    INCOMPLETE = enum.auto()  # the file ends here, or within a frame or a batch
     END = enum.auto()
     MOVED = enum.auto()
 
 
 def encode(salt: int, kind: int, id: int, time: float, synced: int, payload: bytes) -> bytes:
-    """One frame."""
-    if len(payload) > _WINDOW:  # a copy less
+    """Return one frame as bytes."""
+    if len(payload) > _WINDOW:  # saves a copy of a large payload
         head = _pack_body(_MAGIC, kind, len(payload), id, time, synced)
         return b"".join((_pack_crc(crc32(payload, crc32(head, salt))), head, payload))
     body = _pack_body(_MAGIC, kind, len(payload), id, time, synced) + payload
@@ -97,7 +97,7 @@ def encode(salt: int, kind: int, id: int, time: float, synced: int, payload: byt
 
 
 def encode_batch(salt: int, first_id: int, time: float, synced: int, payloads: Sequence[bytes]) -> bytes:
-    """The frames of ``payloads`` behind a frame that binds them together."""
+    """Return the frames of ``payloads`` after a ``BATCH`` frame, as bytes."""
     parts = [b""]
     append = parts.append
     for id, payload in enumerate(payloads, first_id):
@@ -110,11 +110,13 @@ def encode_batch(salt: int, first_id: int, time: float, synced: int, payloads: S
 
 
 class Frames:
-    """Reads the frames of one chunk file in order. Not thread-safe: its owner holds a lock.
+    """Reads the frames of one chunk file in order.
 
-    :ivar start: offset of the frame last read.
-    :ivar end: offset behind it, which is where the next one starts.
-    :ivar synced: the ``synced`` of the frame last read.
+    Not thread-safe: the owner ensures that one thread at a time calls it.
+
+    :ivar start: the offset of the frame last read, in bytes.
+    :ivar end: the offset directly after that frame, at which the next frame starts.
+    :ivar synced: the watermark of that frame.
     """
 
     __slots__ = (
@@ -138,13 +140,16 @@ class Frames:
         self._salt = salt
         self._buffer = b""
         self._base = offset  # the file offset of the buffer's first byte
-        self._at = 0  # where in the buffer the next frame starts
-        self._batch_end = 0  # the end of the batch last met
+        self._at = 0  # the index in the buffer at which the next frame starts
+        self._batch_end = 0  # the file offset at which the last batch ends
         self.start = self.end = offset
         self.synced = 0
 
     def read(self) -> Record | Stop:
-        """The next record, or why there is none; :class:`BadFrame` for what is no frame."""
+        """Return the next record, or the reason why there is none.
+
+        :raise BadFrame: the bytes are not a valid frame.
+        """
         at = self._at
         buffer = self._buffer
         if len(buffer) - at < HEADER_SIZE:
@@ -164,7 +169,7 @@ class Frames:
             buffer[at + _CRC_SIZE : behind]
             if length <= _WINDOW
             else (
-                memoryview(buffer)[at + _CRC_SIZE : behind]  # a copy less
+                memoryview(buffer)[at + _CRC_SIZE : behind]  # saves a copy of a large payload
             )
         )
         if crc32(body, self._salt) != crc:
@@ -179,12 +184,12 @@ class Frames:
         return Record(id, payload, time)
 
     def read_run(self, id: int) -> list[tuple[Record, int, int]]:
-        """The records from ``id`` on that stand whole in the next few ten thousand bytes.
+        """Return the records from ``id`` on that are complete in the next 64 KiB of the file.
 
-        It stops, and the list may be empty, at whatever :meth:`read` has to look at. This is the
-        loop that reading spends its time in: without it an item of ``get_many`` took 2.8 us, with it 1.8.
+        The run ends before the first frame that :meth:`read` must handle, so it may be empty. A read spends
+        most of its time in this loop: without it an item of ``get_many`` takes 2.8 us, with it 1.8 us.
 
-        :return: each with the offsets of its start and end.
+        :return: the records, each with the offsets of its start and its end.
         """
         if len(self._buffer) - self._at < HEADER_SIZE and not self._fill(HEADER_SIZE):
             return []
@@ -210,14 +215,14 @@ class Frames:
 
     @property
     def in_batch(self) -> bool:
-        """Whether records of the same batch follow the one last read."""
+        """Whether records of the same batch follow the record last read."""
         return self.end < self._batch_end
 
     def _control(self, kind: int, payload: bytes, at: int, behind: int, synced: int) -> Record | Stop:
         start = self._base + at
         if kind == BATCH and len(payload) == _BATCH.size:
             end = self._base + behind + _BATCH.unpack(payload)[0]
-            # Nobody may see a part: the batch is read only when its last byte is there.
+            # A reader must not see a part of a batch, so it reads the batch only when the last byte exists.
             if end > self._base + behind and not self._read(self._fd, 1, end - 1):
                 return Stop.INCOMPLETE
             self._batch_end = end
@@ -231,18 +236,18 @@ class Frames:
         return Stop.END if kind == END else Stop.MOVED
 
     def _fill(self, need: int) -> bool:
-        """Have ``need`` bytes from the next frame's start in the buffer, if the file holds them."""
+        """Fill the buffer with ``need`` bytes of the next frame, and tell whether the file has them."""
         offset = self._base + self._at
         if need > _WINDOW and self._status(self._fd).st_size < offset + need:
             self._buffer, self._base, self._at = b"", offset, 0
-            return False  # a damaged length must not make us allocate what it says
+            return False  # otherwise a damaged length could allocate up to a gigabyte
         self._buffer = self._read(self._fd, max(need, _WINDOW), offset)
         self._base = offset
         self._at = 0
-        while len(self._buffer) < need:  # a short read (a signal, a network), or the end
+        while len(self._buffer) < need:  # after a short read, or at the end of the file
             more = self._read(self._fd, need - len(self._buffer), offset + len(self._buffer))
             if not more:
-                # What is here of an unfinished frame may be replaced by another one.
+                # Another frame may replace the unfinished one, so its bytes must not stay in the buffer.
                 self._buffer = b""
                 return False
             self._buffer += more
@@ -252,15 +257,15 @@ class Frames:
 def scan_valid_frames(
     disk: Disk, fd: int, salt: int, offset: int, last_id: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Every valid record with an id greater than ``last_id`` from ``offset`` on, whatever lies between.
+    """Yield every valid record from ``offset`` on with an id greater than ``last_id``, and skip damage.
 
-    :return: tuples of start, end, id and ``synced``.
+    :return: tuples of the start, the end, the id and the watermark.
     """
     size = disk.status(fd).st_size
-    behind = offset  # the last one found
+    behind = offset  # the end of the record last found
     for candidate in _magic_numbers(disk, fd, offset):
         if candidate < behind:
-            continue  # in the payload of that one
+            continue  # within the payload of that record
         if not _plausible(read_fully(disk, fd, HEADER_SIZE, candidate), candidate, size, last_id):
             continue
         frames = Frames(disk, fd, salt, candidate)
@@ -272,7 +277,7 @@ def scan_valid_frames(
 
 
 def _plausible(header: bytes, offset: int, size: int, last_id: int) -> bool:
-    """Whether a checksum is worth computing: an item may be large and full of magic numbers."""
+    """Tell whether a header can be valid, because the checksums of all candidates would take too long."""
     if len(header) < HEADER_SIZE:
         return False
     _, magic, kind, length, id, _, synced = _unpack(header, 0)
@@ -286,8 +291,8 @@ def _plausible(header: bytes, offset: int, size: int, last_id: int) -> bool:
 
 
 def _magic_numbers(disk: Disk, fd: int, offset: int) -> Iterator[int]:
-    """Every offset from ``offset`` on at which a frame could start."""
+    """Yield every offset from ``offset`` on at which a frame could start."""
     while len(window := disk.read(fd, _WINDOW, offset + _CRC_SIZE)) >= _START_SIZE:
         for found in _START.finditer(window):
             yield offset + found.start()
-        offset += len(window) - _START_SIZE + 1  # one may lie across the border
+        offset += len(window) - _START_SIZE + 1  # a magic number may lie across the border of two windows

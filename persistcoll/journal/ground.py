@@ -1,7 +1,7 @@
-"""Whether what a path names is still the file that is open here.
+"""The check that a path still names the file that is open in this process.
 
-A directory may be removed, renamed, replaced or restored from a backup while a store in it is open. What is
-open goes on existing, but nothing finds it any more, and the same names may belong to another store.
+A user may remove, rename, replace or restore a directory from a backup while a store in it is open. The open
+files continue to exist, but no other process finds them, and their names may belong to another store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["refuse_replaced", "replaced"]
 
 
 def replaced(path: str, how: str = "removed, renamed or replaced") -> StoreReplacedError:
-    """The error to raise for a file of the store that is not at ``path`` any more."""
+    """Return the error to raise for a file of the store that ``path`` no longer names."""
     return StoreReplacedError(
         f"{path!r} was {how} while the store was open, and this call stored nothing; close the store,"
         " and open what is there now",
@@ -25,9 +25,12 @@ def replaced(path: str, how: str = "removed, renamed or replaced") -> StoreRepla
 
 
 def refuse_replaced(disk: Disk, files: Iterable[tuple[str, int]]) -> None:
-    """``StoreReplacedError`` unless each of these paths names the file of its descriptor.
+    """Raise ``StoreReplacedError`` unless each of these paths names the file of its descriptor.
 
-    Open descriptors, because the number of a removed file may be another one's by now.
+    The check compares with open descriptors and not with inode numbers, because the file system may reuse
+    the inode number of a removed file.
+
+    Cost: two system calls for each file.
     """
     for path, fd in files:
         try:

@@ -1,4 +1,4 @@
-"""The journal: records appended to chunk files by several processes."""
+"""The journal: records that several processes append to chunk files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ CheckCapacity = Callable[[int], None]
 class _Write:
     """One write of the records of several requests.
 
-    Each attribute stands for all of them, so that an interrupt finds all of them told or none.
+    The requests share this object. So one assignment changes the state of all of them, and an interrupt
+    cannot separate them.
     """
 
     begun = ended = False
@@ -56,16 +57,20 @@ class _Append(Request):
 
 
 class Journal:
-    """The appending end. Thread-safe; several processes may have the same journal open.
+    """A journal that can be appended to. Thread-safe, and several processes may have it open.
 
-    :param lock: the producer lock; the caller holds it while constructing.
-    :param mutex: held within each operation, except while it waits for a sync.
-    :param sync: ``append`` returns when the record is on the device, not when it is in the kernel.
-    :param seal: applied to payload and id before writing.
+    ``mutex`` protects the tail. The journal holds it within each operation, except while the operation waits
+    for a sync. The producer lock, which the journal acquires after ``mutex``, excludes other processes.
+
+    :param lock: the producer lock. The caller holds it during the construction.
+    :param mutex: the store's ``_appending`` lock.
+    :param sync: whether ``append`` returns when the record is on the device. Otherwise it returns when the
+        kernel has the record.
+    :param seal: called with the payload and the id of each record; returns the payload to write.
 
     The other parameters are those of :class:`~persistcoll.journal.tail.Tail`.
 
-    :ivar poison: why nothing more can be done, if so.
+    :ivar poison: why the journal refuses every call, if it does.
     """
 
     def __init__(
@@ -96,25 +101,28 @@ class Journal:
 
     @property
     def is_open(self) -> bool:
-        """Whether its files are."""
+        """Whether the journal's files are open."""
         return self._lock.is_open and self._tail.file.is_open
 
     @property
     def tail(self) -> tuple[int, int, int]:
-        """Number of the last chunk, the end of what is whole in it, the last id, as known here."""
+        """The number of the last chunk, its valid size in bytes and the last id, as of the last refresh."""
         tail = self._tail
         return tail.chunk.number, tail.end, tail.last_id
 
     def refresh(self) -> int:
-        """Read what other processes have appended; return the id of the last record."""
+        """Read what other processes have appended, and return the id of the last record.
+
+        Cost: one system call if nothing was appended.
+        """
         with self._mutex:
             self._catch_up_if_grown()
             return self._tail.last_id
 
     def change_token(self) -> tuple[int, int]:
-        """Differs from an earlier one when anything was appended since, by whomever."""
+        """Return a token that differs from an earlier one if any process has appended since."""
         with self._mutex:
-            # Not the size alone: that of a chunk which others have finished says nothing of the next.
+            # The size alone is no token, because a sealed chunk keeps its size while the next one grows.
             self._catch_up_if_grown()
             return self._tail.chunk.number, self._tail.end
 
@@ -131,13 +139,17 @@ class Journal:
             raise storage_error(error, "reading", tail.path) from error
 
     def append(self, payload: bytes | tuple[bytes, ...], check_capacity: CheckCapacity | None = None) -> int:
-        """Append a record; return its id.
+        """Append a record and return its id.
 
-        :param payload: or those of several records, at least one, to append all or none with one write; the
-            last one's id is returned.
-        :param check_capacity: called with the last id, under the producer lock; raises to refuse.
-        :raise StorageFullError: no room; nothing is stored.
-        :raise StorageError: after a failed sync, whether it is stored is unknown.
+        Cost: one write and, with ``sync``, one sync that concurrent callers share.
+
+        :param payload: the payload of the record. A tuple holds the payloads of at least one record, which
+            are appended all or none with one write; the id of the last one is returned.
+        :param check_capacity: called with the journal's last id, under the producer lock. It raises to refuse
+            the append.
+        :raise StorageFullError: the disk is full, and nothing is stored.
+        :raise StorageError: the write or the sync failed. After a failed sync it is unknown whether the
+            record is stored.
         """
         if len(payload) > MAX_PAYLOAD:
             raise EncodeError(f"an item of {len(payload)} bytes is too large; {MAX_PAYLOAD} are allowed")
@@ -153,7 +165,7 @@ class Journal:
         with self._mutex:
             if self.poison.unusable_because is not None:
                 raise self.poison.unusable_error(self._directory)
-            # The hot path of "process": the bare calls, and nothing that can be left out.
+            # The hot path of "process": the bare system calls, without any call that can be avoided.
             try:
                 try:
                     self._flock(self._lock.fd, EXCLUSIVE)
@@ -177,7 +189,8 @@ class Journal:
                 except OSError as error:
                     raise tail.undo_append(error) from error
                 finally:
-                    # Nothing before it, behind which an interrupt could come and leave everybody locked out.
+                    # No call before this one: an interrupt after it would leave the lock held, and no process
+                    # could append.
                     self._flock(self._lock.fd, UNLOCK)
             except OSError as error:
                 if isinstance(error, StorageError):
@@ -185,9 +198,9 @@ class Journal:
                 raise self._lock_failed(error) from error
 
     def _is_durable(self, request: _Append) -> bool:
-        """Of a request whose thread was interrupted; ``False`` if it was not written.
+        """Make a request of an interrupted writer durable; return ``False`` if it was not written.
 
-        :raise StorageError: whether it was written is unknown.
+        :raise StorageError: it is unknown whether the request was written.
         """
         if not request.write.begun:
             return False
@@ -197,7 +210,7 @@ class Journal:
         return True
 
     def append_many(self, payloads: Sequence[bytes], check_capacity: CheckCapacity | None = None) -> range:
-        """Append at least one record with one write and one sync, all or none; return their ids."""
+        """Append at least one record, all or none, with one write and one sync, and return their ids."""
         size = sum(map(len, payloads)) + HEADER_SIZE * len(payloads)
         if size > MAX_PAYLOAD:
             raise EncodeError(f"a batch of {size} bytes is too large; {MAX_PAYLOAD} are allowed")
@@ -205,7 +218,7 @@ class Journal:
         return range(last - len(payloads) + 1, last + 1)
 
     def _encode(self, payload: bytes | tuple[bytes, ...], last: int) -> tuple[bytes, int]:
-        """The frames of what is appended after the id ``last``, and its own last id."""
+        """Return the frames of the records that follow the id ``last``, and the id of the last of them."""
         salt, synced, seal = self._tail.salt, self._tail.file.durable_end, self._seal
         id = last + 1
         if not isinstance(payload, tuple):
@@ -217,9 +230,10 @@ class Journal:
         return encode_batch(salt, id, _now(), synced, payload), last + len(payload)
 
     def _append_all(self, requests: Sequence[_Append], on_block: Callable[[], None]) -> None:
-        """Append for all who wait, with one write and one sync.
+        """Append the records of all waiting threads with one write and one sync.
 
-        One write, because every system call lets other threads run first.
+        It is one write, because each system call releases the interpreter lock, and another thread may run
+        first.
         """
         tail = self._tail
         with self._mutex:
@@ -256,7 +270,7 @@ class Journal:
             self._lock.release()
 
     def _write_some(self, left: list[_Append]) -> None:
-        """Write as many as go into this chunk; take those, and those that are refused, off the list."""
+        """Write as many requests as the chunk takes. Remove these and the refused ones from ``left``."""
         tail = self._tail
         if tail.last_id + 1 >= tail.roll_at_id or tail.end >= MAX_PAYLOAD:
             tail.roll()
@@ -290,19 +304,25 @@ class Journal:
                     request.failure = error
 
     def _lock_failed(self, error: OSError) -> StorageError:
-        """The lock was not taken or is not let go: nobody can append until this store is closed."""
+        """Poison the journal and return the error: the producer lock was not acquired or not released.
+
+        If it was not released, no other process can append until this store is closed.
+        """
         failure = storage_error(error, "locking", self._directory)
         self.poison.set(failure)
         return failure
 
     def close(self) -> None:
-        """Sync what is not synced (a clean close is durable at either level) and let go."""
+        """Sync the unsynced records, at either level of durability, and close the files.
+
+        :raise StorageError: the sync failed. The files are closed all the same.
+        """
         with self._mutex:
             try:
                 if self.poison.failure is None and self.is_open:
                     self._close_cleanly()
             except StoreReplacedError:
-                pass  # what returned was there, and whoever removed it has removed it
+                pass  # the records were durable, and a user has removed or replaced the directory since
             except OSError as error:
                 if isinstance(error, StorageError):
                     raise
@@ -328,15 +348,15 @@ class Journal:
             self._lock.release()
 
     def let_go(self) -> None:
-        """Close the files, as the death of the process would."""
+        """Close the files without a sync, as the death of the process would."""
         self.poison.close()
         self._tail.file.close()
         self._lock.close()
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: let go of the parent's descriptors and write nothing.
+        """Close the parent's descriptors in a forked child, and write nothing.
 
-        Both would otherwise share one open file, and with it one lock.
+        Otherwise parent and child would share one open file, and so one lock.
         """
         self._tail.file.after_fork_in_child()
         self._lock.close()

@@ -1,9 +1,9 @@
-"""Opening a file queue's directory in two steps, with one lock held across both.
+"""Opening a file queue's directory in two steps, under one lock.
 
-What an item is sealed with depends on the store's id, which only the directory tells. So the first step reads
-what the store says of itself, and the second one makes the store. In between, the producer lock stays held
-and the locks' files stay open. Otherwise another directory could take the place of this one between the
-steps, and its chunks would seem to belong to another store.
+The key of an item's seal depends on the store's id, which only the directory tells. So the first step reads
+``info``, and the second step creates the store object. Between the steps the producer lock stays held and the
+lock files stay open. Otherwise another directory could replace this one between the steps, and its chunks
+would seem to belong to another store.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def _opening_errors(path: str) -> Iterator[None]:
 
 
 class Opening:
-    """Holds a directory between its check and its use.
+    """A directory that is checked, and kept open until a store uses it.
 
-    ::
+    Not thread-safe: one thread opens a store::
 
         with Opening(path, options) as opening:
             try:
@@ -60,14 +60,15 @@ class Opening:
             finally:
                 opening.release()
 
-    :ivar undo: closes all files that were opened, those of the store, too. A ``with`` block that raises does
-        so at its end; otherwise they are the store's.
-    :ivar location: for the store, after :meth:`begin`.
-    :ivar producer_lock: held from :meth:`begin` on.
-    :ivar chunksize: as asked for, or as the store was made with.
-    :ivar consumer_file: the consumer lock's.
-    :ivar release: lets go of the producer lock. It goes first into a ``finally`` that covers :meth:`begin`:
-        because it is C alone, no interrupt comes in between the two.
+    :ivar undo: closes all files that were opened, including those of the store. A ``with`` block that raises
+        closes it at its end. Otherwise the files belong to the store.
+    :ivar location: the location for the store, after :meth:`begin`.
+    :ivar producer_lock: the producer lock, held from :meth:`begin` on.
+    :ivar chunksize: the option's number of records in a chunk, or the one that the store was created with.
+    :ivar consumer_file: the file of the consumer lock.
+    :ivar release: release the producer lock. The caller calls it as the first statement of the ``finally``
+        block that covers :meth:`begin`. The function is written in C, so that no interrupt can come between
+        the start of the block and the release.
     """
 
     location: JournalLocation
@@ -95,7 +96,7 @@ class Opening:
         self.release = self.producer_lock.release
 
     def begin(self) -> StoreInfo:
-        """Take the producer lock, and read what the store says of itself. A new one is made."""
+        """Acquire the producer lock, and return the content of ``info``. A new store is created."""
         with _opening_errors(self.path):
             self.producer_lock.acquire()
             landmarks = tuple((path, file.fd) for path, file in zip(self._paths, self._files, strict=True))
@@ -126,7 +127,7 @@ class Opening:
 
 
 class ReadOnlyOpening(Opening):
-    """The same for looking only: nothing is made or locked."""
+    """A directory that is opened for reading only: nothing is created or locked."""
 
     def _open_files(self, undo: ExitStack) -> None:
         path, options = self.path, self.options
@@ -136,7 +137,7 @@ class ReadOnlyOpening(Opening):
             refuse_network(path)
         if options.executes_code and not options.trust_directory:
             refuse_if_others_may_write((path, os.path.join(path, INFO)), options.serializer)
-        # Before the lock's file, because that says best what is missing.
+        # Read `info` before the lock's file is opened, because its errors say best what is missing.
         self._info = look_at_info(self.disk, path)
         check_serializer(path, self._info, options)
         self._lock_path = os.path.join(path, CONSUMER_LOCK)
@@ -144,10 +145,10 @@ class ReadOnlyOpening(Opening):
         self.release = _nothing
 
     def begin(self) -> StoreInfo:
-        """What the store says of itself."""
+        """Return the content of ``info``."""
         self.location = self._location(self._info, ((self._lock_path, self.consumer_file.fd),))
         return self._info
 
 
 def _nothing() -> None:
-    """There is no lock to let go of."""
+    """Do nothing, because no lock is held."""

@@ -1,4 +1,4 @@
-"""The producer lock: whoever holds it may append. Its file also holds the tail mark."""
+"""The producer lock: the process that holds it may append. Its file also holds the tail mark."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["ProducerLock"]
 
 
 class ProducerLock:
-    """The lock, between processes. Between threads its owner has another one.
+    """A lock between processes. The journal that owns it has a mutex of its own between threads.
 
-    :param file: the lock's file, open for reading and writing; closed by :meth:`close`.
-    :param path: its path.
-    :ivar fd: its descriptor.
-    :ivar path: its path.
-    :ivar release: lets go of the lock, or raises ``OSError``. It goes first into a ``finally`` that covers
-        the taking: because it is C alone, no interrupt comes in between the two.
+    :param file: the lock's file, open for reading and writing. :meth:`close` closes it.
+    :param path: the path of that file.
+    :ivar fd: the descriptor of that file.
+    :ivar path: the path of that file.
+    :ivar release: release the lock, or raise ``OSError``. A caller of :meth:`acquire` calls it as the first
+        statement of the ``finally`` block that covers the acquisition. The function is written in C, so that
+        no interrupt can come between the start of the block and the release.
     """
 
     def __init__(self, disk: Disk, file: OpenFile, path: str) -> None:
@@ -33,13 +34,14 @@ class ProducerLock:
 
     @property
     def is_open(self) -> bool:
-        """Whether the file is."""
+        """Whether the lock's file is open."""
         return bool(self._file.held)
 
     def acquire(self, on_block: Callable[[], None] | None = None) -> None:
-        """Take the lock, waiting for it; the kernel keeps the waiting processes in line.
+        """Acquire the lock, and wait for it. The kernel queues the waiting processes.
 
-        :param on_block: called first if there is anything to wait for.
+        :param on_block: called before the wait, if another process holds the lock.
+        :raise StorageError: the operating system cannot lock the file.
         """
         try:
             if on_block is not None:
@@ -53,18 +55,18 @@ class ProducerLock:
             raise storage_error(error, "locking", self.path) from error
 
     def check(self) -> None:
-        """``StoreReplacedError`` if the file was removed: other processes then lock another one."""
+        """Raise ``StoreReplacedError`` if the file was removed: other processes then lock a new file."""
         if not self._disk.status(self.fd)[LINKS]:
             raise replaced(self.path)
 
     def read_mark(self) -> TailMark | None:
-        """What the last one left."""
+        """Return the mark of the last holder, or ``None`` if there is no valid one."""
         return read_mark(self._disk, self.fd)
 
     def leave_mark(self, mark: TailMark) -> None:
-        """For the next one. What it vouches for has been synced, and the lock is held."""
+        """Write the mark for the next holder. The lock is held, and everything before the mark is synced."""
         write_mark(self._disk, self.fd, mark)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, which releases the lock."""
         self._file.close()

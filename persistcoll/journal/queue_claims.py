@@ -1,6 +1,6 @@
-"""What a queue's consumer has claimed of a journal: one process takes, in order, and gives back.
+"""The claims of the process that consumes a file queue.
 
-A taken record stays in the journal until it is acknowledged; the cursor is the only thing that says so.
+A claimed record stays in the journal. Only the cursor says which records are acked.
 """
 
 from __future__ import annotations
@@ -33,16 +33,25 @@ _log = logging.getLogger("persistcoll")
 
 
 class QueueClaims:
-    """Takes, acknowledges, gives back. Its owner holds a lock around every call but ``commit``.
+    """Claims, acks and releases the records of a journal for the consuming process.
 
-    :param lock: held.
-    :param cursor: to be begun here.
-    :param chunks: are removed when they are consumed.
-    :param cursor_reader: the cursor as far as it has been read.
-    :param can_append: it can be written on; otherwise it is written anew.
-    :ivar not_ready: how many ids are acknowledged or claimed.
-    :ivar unsure: an operation is under way, or did not come to its end: :meth:`begin_anew` is to be called.
-    :ivar commit: returns when everything acknowledged so far is durable. No lock is held.
+    The store's ``_taking`` lock protects every field. The store holds it around every call except ``commit``.
+
+    The invariant: while ``unsure`` is false, every id before the reader's next id is acked, in ``claimed`` or
+    in ``_released``. A method that changes more than one field sets ``unsure`` before the first change and
+    clears it after the last one. After an interrupt between the two, the store calls :meth:`begin_anew`, so
+    that no method has to repair a half-made change.
+
+    :param lock: the consumer lock, which this process holds.
+    :param cursor: the cursor. The constructor begins it.
+    :param chunks: removes the consumed chunks.
+    :param cursor_reader: a reader that has read the cursor. The constructor closes it.
+    :param can_append: whether the cursor file can be appended to. Otherwise a new file replaces it.
+    :ivar not_ready: how many ids are acked or claimed.
+    :ivar unsure: whether an operation is running or was interrupted. The next operation must call
+        :meth:`begin_anew` first.
+    :ivar claimed: the claims by id: the number of the chunk, and the offsets of the record's start and end.
+    :ivar commit: returns when everything acked so far is durable. The caller holds no lock.
     """
 
     def __init__(
@@ -65,27 +74,29 @@ class QueueClaims:
         self.commit = cursor.commit
         self._corrupt_ranges: dict[int, int] = {}  # first to last
         self.claimed: dict[int, tuple[int, int, int]] = {}  # id to chunk, start, end
-        self._released: list[tuple[int, int, int, int]] = []  # given back: id, chunk, start, end
+        # Records before the reader that are ready again, by id: id, chunk, start, end.
+        self._released: list[tuple[int, int, int, int]] = []
         try:
             self._begin(cursor_reader, can_append)
             remove_temp_file(self._disk, location.directory, location.tempdir, os.path.basename(cursor.path))
         except BaseException:
             cursor.let_go()
-            if cursor.file is not None:  # made, and not yet the one that is synced
+            if cursor.file is not None:  # the cursor opened it, and let_go() does not know it yet
                 cursor.file.close()
             self._close_reader()
             raise
 
     @property
     def is_open(self) -> bool:
-        """Whether the cursor's file is."""
+        """Whether the cursor's file is open."""
         return self._cursor.is_open
 
     def begin_anew(self, cursor_reader: CursorReader) -> None:
-        """After an interrupt, which may have come in behind any call: learn all of it again from what is
-        certain, which is the cursor's file and what is claimed.
+        """Rebuild the state after an interrupt, from the cursor's file and the claims.
 
-        :raise StoreReplacedError: the cursor is gone, or says less than what was written to it.
+        The interrupt may have come after any call, and only these two are certain.
+
+        :raise StoreReplacedError: the cursor was removed, or says less than this process has written to it.
         """
         if not cursor_reader.exists or cursor_reader.acknowledged.count < self.acknowledged.count:
             raise replaced(self._cursor.path)
@@ -110,8 +121,10 @@ class QueueClaims:
         self.unsure = False
 
     def _read_past_claimed(self) -> None:
-        """Read on behind what is claimed. What stands before that and is neither claimed nor acknowledged
-        was given back, or taken by an operation that did not come to its end: it is ready.
+        """Move the reader past the last claimed record.
+
+        An earlier record that is neither claimed nor acked is ready, because its claim was released or the
+        operation that claimed it was interrupted.
         """
         released: list[tuple[int, int, int, int]] = []
         last = max(self.claimed, default=0)
@@ -145,20 +158,24 @@ class QueueClaims:
             reader.close()
 
     def _skip_corrupt(self, first: int, last: int, end_position: Position) -> None:
-        """Damaged records are passed over: count them as acknowledged, lest they block the cursor."""
+        """Ack damaged records that the reader skips, because otherwise they would block the cursor."""
         self._corrupt_ranges[first] = last
         self._write(first, last, end_position)
         self.not_ready += last - first + 1
 
     @property
     def skipped_corrupt(self) -> int:
-        """How many records were lost to damage that was passed over."""
+        """How many damaged records the reader has skipped."""
         return sum([last - first + 1 for first, last in self._corrupt_ranges.items()])
 
-    # Taking. Whatever changes more than one thing sets `unsure` before the first and clears it behind the
-    # last: an interrupt in between has all of it learned again, so nothing in the middle is repaired.
+    # Claiming.
 
     def take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+        """Claim the first ready record, or pop it with ``acknowledge``, and return ``decode`` of it.
+
+        :param claims: the claim is appended to this list.
+        :raise Empty: no record is ready.
+        """
         if self._released:
             return self._take_released(decode, acknowledge, claims)
         reader = self._reader
@@ -177,19 +194,19 @@ class QueueClaims:
                 claims.append((id, claim))
             self.claimed[id] = claim
         self.not_ready = not_ready = self.not_ready + 1
-        if self.claimed:  # otherwise the cursor says it
+        if self.claimed:  # otherwise other processes read the same from the cursor
             self._publish_progress(not_ready, id + 1)
         buffer.popleft()
         self.unsure = False
         return value
 
     def _read_first(self) -> None:
-        """Have the first ready record read, or raise ``Empty``."""
+        """Make the first ready record the first one in the reader's buffer, or raise ``Empty``."""
         self.unsure = True
         try:
             entry = self._reader.current()
         except CorruptionError:
-            self.unsure = False  # the reader says it again
+            self.unsure = False  # nothing has changed, and the reader raises the same error again
             raise
         self.unsure = False
         if entry is None:
@@ -198,6 +215,10 @@ class QueueClaims:
     def take_many(
         self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
+        """Claim up to ``limit`` ready records with consecutive ids, or pop them, as :meth:`take` does.
+
+        If ``decode`` raises at a later record than the first, that record stays ready.
+        """
         if self._released:
             return [self._take_released(decode, acknowledge, claims)]
         self._read_first()
@@ -209,7 +230,7 @@ class QueueClaims:
         highest = self.acknowledged.highest
         while len(values) < limit:
             try:
-                # current() at every item would cost as much as the rest.
+                # A call of current() for every item would double the cost of this loop.
                 if not buffer or buffer[0][0][0] <= highest:
                     self.unsure = True
                     if reader.current() is None:
@@ -284,6 +305,10 @@ class QueueClaims:
         return record
 
     def peek(self, decode: Callable[[Record], T]) -> T:
+        """Return ``decode`` of the first ready record, which stays ready.
+
+        :raise Empty: no record is ready.
+        """
         if self._released:
             _, number, start, _ = self._released[0]
             return decode(self._read_at(number, start))
@@ -292,9 +317,13 @@ class QueueClaims:
             self._read_first()
         return decode(buffer[0][0])
 
-    # Acknowledging and giving back.
+    # Settling.
 
     def ack(self, ids: Sequence[int]) -> None:
+        """Ack claimed records, all or none.
+
+        :raise NotClaimedError: this process has not claimed one of them.
+        """
         claimed = self.claimed
         if len(ids) == 1:  # nearly always
             id = ids[0]
@@ -319,6 +348,10 @@ class QueueClaims:
         self.unsure = False
 
     def nack(self, id: int) -> None:
+        """Make a claimed record ready again, in its place.
+
+        :raise NotClaimedError: this process has not claimed it.
+        """
         if id not in self.claimed:
             raise self._not_claimed(id)
         self.unsure = True
@@ -328,7 +361,8 @@ class QueueClaims:
         self.unsure = False
 
     def release(self, claims: Sequence[Claim]) -> int:
-        # By identity: each claim is a tuple of its own.
+        """Release the claims that are still active, and return how many these were."""
+        # Compare by identity: a later claim of the same record is an equal tuple, but another object.
         in_force = [id for id, claim in claims if self.claimed.get(id) is claim]
         for id in in_force:
             self.nack(id)
@@ -338,6 +372,10 @@ class QueueClaims:
         return NotClaimedError(f"item {id} is not in this consumer's hands")
 
     def remove(self, id: int | None) -> int | None:
+        """Ack a ready record without claiming it, the first one if ``id`` is ``None``.
+
+        :return: its id, or ``None`` if there is no such ready record.
+        """
         self.unsure = True
         discarded = self._discard_released(id)
         if discarded is None:
@@ -367,19 +405,20 @@ class QueueClaims:
             return record.id
         if not record.id < id <= self._journal.refresh() or id in self.acknowledged:
             return None
-        self._write(id, id, self.acknowledged.position)  # the reader will pass over it
+        self._write(id, id, self.acknowledged.position)  # the reader passes over an acked record
         return id
 
     def clear(self) -> int:
+        """Ack every ready record, and return how many there were."""
         self._journal.refresh()
         number, end, last = self._journal.tail
         runs = [(id, id, (chunk, end_position)) for id, chunk, _, end_position in self._released]
-        # Behind what was given back there may be what was acknowledged before it.
+        # Records that are not read yet may be acked already, so only the missing ids are cleared.
         for first, until in self.acknowledged.missing(self._reader.next_id, last):
             runs.append((first, until, (number, end) if until == last else self.acknowledged.position))
         cleared = sum([run[1] - run[0] + 1 for run in runs])
         self.unsure = True
-        if self.claimed:  # otherwise the position passes over all chunks but the last
+        if self.claimed:  # otherwise the cursor moves to the last chunk, and the earlier ones are removed
             self._chunks.skip(self._reader.number, number)
         if runs:
             self._write_all(runs)
@@ -391,7 +430,7 @@ class QueueClaims:
         return cleared
 
     def _write(self, first: int, last: int, end_position: Position) -> None:
-        """Acknowledge a run of ids in the cursor. ``commit`` makes it durable."""
+        """Ack a run of ids in the cursor, and remove consumed chunks. ``commit`` makes the ack durable."""
         try:
             self._cursor.write(first, last, end_position)
         except OSError as error:
@@ -403,7 +442,7 @@ class QueueClaims:
             chunks.remove()
 
     def _write_all(self, runs: Sequence[tuple[int, int, Position]]) -> None:
-        """Acknowledge several runs, all or none."""
+        """Ack several runs of ids, all or none, as :meth:`_write` does."""
         try:
             self._cursor.write_all(runs)
         except OSError as error:
@@ -421,7 +460,7 @@ class QueueClaims:
         return storage_error(error, "acknowledging in", self._cursor.path)
 
     def close(self) -> None:
-        """Let go, having made what was acknowledged durable at either level."""
+        """Make the acks durable, at either level of durability, and close the files."""
         try:
             self._chunks.remove_if_read_on()
             self._cursor.close()
@@ -429,11 +468,11 @@ class QueueClaims:
             self.let_go()
 
     def let_go(self) -> None:
-        """Close the files, as the death of the process would."""
+        """Close the files without a sync, as the death of the process would."""
         self._cursor.let_go()
         self._reader.close()
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: the parent's descriptors are closed, nothing is written."""
+        """Close the parent's descriptors in a forked child, and write nothing."""
         self._cursor.after_fork_in_child()
         self._reader.close()

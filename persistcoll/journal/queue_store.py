@@ -1,4 +1,4 @@
-"""The file FIFO: a journal that every process may append to, and the one process that takes from it."""
+"""The store of a file queue: every process may append to its journal, and one process consumes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,23 @@ T = TypeVar("T")
 
 
 class JournalQueueStore(QueueStore):
-    """A :class:`~persistcoll.engine.contracts.QueueStore` in a directory.
+    """A :class:`~persistcoll.engine.contracts.QueueStore` in a directory. Thread-safe.
 
-    Appending belongs to every process, taking to the one that took first, until it closes or ends.
+    Every process may append. The process that first claims a record is the consumer until it closes the store
+    or ends. In any other process the calls that claim, pop or remove raise ``LockedError``.
 
-    :param opening: its locks' files become the store's. The producer lock is held.
-    :param seal: applied to each payload and id before writing.
-    :raise LockedError: by any call that takes, while another process consumes.
+    Two re-entrant locks protect the fields:
+
+    - ``_taking`` protects the consumer with its claims and its cursor, and the opening and closing of the
+      store. A thread that claims or inspects holds it.
+    - ``_appending`` protects the journal's tail, the view of another process's cursor, and the test of the
+      consumer lock. A thread that needs both locks acquires ``_taking`` first.
+
+    No thread holds either lock while it waits for a sync of its acks or of a record that it appends.
+
+    :param opening: the opened directory. Its lock files become the store's. The producer lock is held.
+    :param durability: what an operation that returned survives.
+    :param seal: called with the payload and the id of each record; returns the payload to write.
     """
 
     max_poll_interval = MAX_POLL_INTERVAL
@@ -61,15 +71,13 @@ class JournalQueueStore(QueueStore):
         self._seal = seal
         self.store_id = opening.location.store_id
         self._released = False
-        self._forked = False  # opened anew by the next call
+        self._forked = False  # True in a forked child, until the next call opens the store again
         self._make_locks()
         register_used(self)
         with self._taking:
             self._use(opening)
 
     def _make_locks(self) -> None:
-        # Who takes or looks has the first; who appends, or follows another consumer, the second, within the
-        # first if at all.
         self._taking, self._appending = threading.RLock(), threading.RLock()
         self._takes, self._appends = owned(self._taking), owned(self._appending)
 
@@ -89,7 +97,8 @@ class JournalQueueStore(QueueStore):
             if isinstance(error, StorageError):
                 raise
             raise storage_error(error, "opening", self._path) from error
-        # The cursor's. A failed sync of either refuses every call.
+        # The poison of the cursor, linked to that of the journal: after a failed sync of either file the
+        # store refuses every call.
         self._poison = Poison(self._journal.poison)
         self._forked = False
 
@@ -120,35 +129,42 @@ class JournalQueueStore(QueueStore):
         opening.undo.callback(journal.let_go)
         self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
         if not cursor_view.cursor_exists:
-            # Now, and not when the first consumer comes: the disk may be full by then.
+            # Create the cursor now: when the first consumer comes, the disk may be full.
             cursor_view.retire_ids(1, 0)
 
-    # Arriving. A call may come from a signal handler or a destructor within another one of this thread, and
-    # in a process that was forked behind Python's back.
+    # Entering a call. A signal handler or a destructor may call the store within another call of the same
+    # thread. A C library may fork the process without Python's fork handlers.
 
     def used_here(self) -> bool:
+        """Tell whether this thread is within an operation of this store."""
         return self._takes() or self._appends()
 
     def _arrive(self) -> None:
-        """Before a lock is waited for: ``StorageError`` if this thread has it."""
+        """Raise ``StorageError`` if this thread already holds a lock of this store."""
         if not SAME[0]:
             self._follow_fork()
         if self._takes() or self._appends():
             raise StorageError(REENTRANT)
 
     def _follow_fork(self) -> None:
-        follow_fork()  # calls `after_fork_in_child`, where a container holds this store
+        follow_fork()  # calls `after_fork_in_child` of every store that a container holds
         self.after_fork_in_child()
 
     def _check(self) -> None:
-        """With ``_taking`` held: refuse, or open anew in a forked child."""
+        """Raise if the store is closed or poisoned, and open it again in a forked child.
+
+        The caller holds ``_taking``.
+        """
         if self._poison.unusable_because is not None:
             raise self._poison.unusable_error(self._path)
         if self._forked:
             self._reopen()
 
     def _become_consumer(self) -> QueueClaims:
-        """With ``_taking`` held: the consumer, which this process becomes."""
+        """Make this process the consumer, and return its claims. The caller holds ``_taking``.
+
+        :raise LockedError: another process, or another object of this process, consumes.
+        """
         self._check()
         consumer = self._consumer
         if consumer is not None:
@@ -183,7 +199,7 @@ class JournalQueueStore(QueueStore):
             raise storage_error(error, "opening", self._path) from error
 
     def _settle(self, consumer: QueueClaims) -> None:
-        """An operation was interrupted, or failed, before its end."""
+        """Rebuild the consumer's state after an operation that was interrupted or failed."""
         try:
             cursor_reader, _ = self._cursor_view.hand_over_cursor()
             consumer.begin_anew(cursor_reader)
@@ -194,7 +210,10 @@ class JournalQueueStore(QueueStore):
             raise storage_error(error, "reading", self._path) from error
 
     def _settled(self) -> QueueClaims | None:
-        """With ``_taking`` held: the consumer, if this process is it."""
+        """Return the claims if this process is the consumer, otherwise ``None``.
+
+        The caller holds ``_taking``.
+        """
         self._check()
         if self._consumer is not None and self._consumer.unsure:
             self._settle(self._consumer)
@@ -238,14 +257,15 @@ class JournalQueueStore(QueueStore):
         if consumer is not None:
             not_ready = consumer.not_ready
         else:
-            # What is acknowledged stays so: a count that is out of date errs on the safe side.
+            # An acked record stays acked, so that a count that is out of date is too small. It can refuse an
+            # append without need, never allow one too many; so it is refreshed before the refusal.
             not_ready = self._cursor_view.known.count
             if last - not_ready > capacity:
                 not_ready = self._cursor_view.not_ready()
         if last - not_ready > capacity:
             raise Full
 
-    # Taking.
+    # Claiming.
 
     def claim(
         self,
@@ -363,10 +383,11 @@ class JournalQueueStore(QueueStore):
             consumer.commit()
         return cleared
 
-    # Looking. Within another operation of this thread a look says what is known, and reads nothing on: the
-    # operation is in the midst of it.
+    # Inspection. Within another operation of this thread a method answers from the state in memory and reads
+    # no file, because the operation may be changing that state.
 
     def _within(self) -> bool:
+        """Tell whether this thread is within an operation of this store, and follow a fork first."""
         if not SAME[0]:
             self._follow_fork()
         return self.used_here()
@@ -423,7 +444,8 @@ class JournalQueueStore(QueueStore):
                     yield entry[0]
                 return
             except CorruptionError:
-                # A chunk that is gone because it was consumed meanwhile is no damage: go on behind it.
+                # If other records were acked meanwhile, the consumer may have removed the chunk, which is no
+                # damage. Continue after the acked records.
                 self._arrive()
                 with self._taking:
                     self._settled()
@@ -458,8 +480,8 @@ class JournalQueueStore(QueueStore):
             for _ in range(_TRIES):
                 if consumer is not None:
                     return self._journal.refresh() - consumer.not_ready
-                # Two numbers that other processes change: they are of one moment if the one that was
-                # read first is still the same after the other was read.
+                # Other processes change both numbers. They are consistent if the first one is still the same
+                # after the second one was read.
                 not_ready = self._cursor_view.not_ready()
                 last = self._journal.refresh()
                 if self._cursor_view.not_ready() == not_ready:
@@ -515,14 +537,15 @@ class JournalQueueStore(QueueStore):
             raise storage_error(error, "listing", self._path) from error
         return occupied(os.path.join(self._path, name) for name in names)
 
-    # The end.
+    # Closing.
 
     def close(self) -> None:
-        """From within another operation of this thread nothing is waited for.
+        """Make all records and acks durable, release the claims, and close the files. Idempotent.
 
-        If the operation is one of this store, it ends well, everything after it is refused, and the files
-        are closed by the next ``close`` or when nobody holds the store any more. If it is another store's,
-        as in a destructor, they are let go as by the death of the process.
+        Within another operation of the same thread the call waits for nothing. If that is an operation of
+        this store, the operation completes, every later call raises ``ClosedError``, and the next ``close``
+        or the destructor closes the files. If it is an operation of another store, as in a destructor, the
+        files are closed without a sync, as by the death of the process.
         """
         if not SAME[0]:
             self._follow_fork()
@@ -553,7 +576,7 @@ class JournalQueueStore(QueueStore):
         try:
             if clean:
                 try:
-                    # First, because it removes no chunk without the producer lock's file.
+                    # The consumer closes first, because it needs the producer lock's file to remove chunks.
                     if self._consumer is not None:
                         self._consumer.close()
                 finally:
@@ -563,12 +586,12 @@ class JournalQueueStore(QueueStore):
             self._let_go()
 
     def _is_open(self) -> bool:
-        """Whether no destructor of a file was called before the one that closes this store."""
+        """Tell whether all files are open. The garbage collector may have destroyed one before the store."""
         consumer = self._consumer
         return self._lock.is_open and self._journal.is_open and (consumer is None or consumer.is_open)
 
     def _let_go(self) -> None:
-        """Close the files, as the death of the process would."""
+        """Close the files without a sync, as the death of the process would."""
         self._journal.let_go()
         if self._consumer is not None:
             self._consumer.let_go()

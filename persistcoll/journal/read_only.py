@@ -1,6 +1,6 @@
-"""Looking at a file queue without writing anything: for a user who may only read, on a read-only file system.
+"""A file queue that is opened for reading only, by a user without write permission or on a read-only disk.
 
-Every file is opened for reading. The only lock is the shared one by which every process asks for an instant
+Every file is opened for reading. The only lock is the shared one with which a process tests for an instant
 whether a consumer lives.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["ReadOnlyQueueStore"]
 
 
 class ReadOnlyQueueStore(JournalQueueStore):
-    """A :class:`JournalQueueStore` that writes nothing: what would change something is a ``StorageError``."""
+    """A :class:`JournalQueueStore` that writes nothing. A call that would change it raises an error."""
 
     def _open_journal(self, opening: Opening) -> None:
         journal = TailView(self._location)

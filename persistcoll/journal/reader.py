@@ -1,4 +1,4 @@
-"""Reading the journal in order, from any place, with or without the consumer lock."""
+"""A reader of the journal, in order and from any position, with or without the consumer lock."""
 
 from __future__ import annotations
 
@@ -24,56 +24,63 @@ _log = logging.getLogger("persistcoll")
 
 
 class ReadableJournal(Protocol):
-    """A journal as far as it is read and followed. What appends is a
-    :class:`~persistcoll.journal.journal.Journal`.
+    """The part of a journal that readers use.
 
-    J1: it is a prefix of what was appended, with all appends that returned. J2: nothing appears before what
-    was read. A journal does not remember how far a reader has come, so it may have any number of readers.
+    A :class:`~persistcoll.journal.journal.Journal` can be appended to as well. Law J1: the journal is a
+    prefix of what was appended, and contains every append that returned. Law J2: no record appears before a
+    record that was read. A journal does not store how far a reader has read, so it may have any number of
+    readers.
     """
 
     poison: Poison
 
     @property
     def location(self) -> JournalLocation:
-        """Where it lies."""
+        """Where the journal lies."""
 
     @property
     def tail(self) -> tuple[int, int, int]:
-        """Number of the last chunk, the end of what is whole in it, the last id, as known here. What ends
-        before that is damaged.
+        """The number of the last chunk, its valid size in bytes and the last id, as of the last refresh.
+
+        A chunk that ends before this place is damaged.
         """
 
     @property
     def is_open(self) -> bool:
-        """Whether its files are."""
+        """Whether the journal's files are open."""
 
     def refresh(self) -> int:
-        """Read what other processes have appended; return the id of the last record."""
+        """Read what other processes have appended, and return the id of the last record."""
 
     def change_token(self) -> object:
-        """Differs from an earlier one when anything was appended since, by whatever process."""
+        """Return a token that differs from an earlier one if any process has appended since."""
 
     def close(self) -> None:
-        """Make durable what was appended here, at either level, and let go."""
+        """Make the records of this process durable, at either level of durability, and close the files."""
 
     def let_go(self) -> None:
-        """Close the files, as the death of the process would."""
+        """Close the files without a sync, as the death of the process would."""
 
     def after_fork_in_child(self) -> None:
-        """In a forked child: let go of the parent's descriptors and write nothing."""
+        """Close the parent's descriptors in a forked child, and write nothing."""
 
 
 class Reader:
-    """A place in the journal that moves forward. Not thread-safe: its owner holds a lock.
+    """A position in the journal that only moves forward.
 
-    :param last_id: the id before the first one to read.
-    :param position: where to look for that one: at its record, or before it.
-    :param acknowledged: the ids to pass over; looked at live.
-    :param on_skip: called with the first and last id of records that are passed over as damaged;
-        ``None``: this reader only looks.
-    :param on_chunk_read: called with a chunk that was read to its end, and with the header of the next one.
-    :ivar number: the chunk of the record that :meth:`current` returns.
-    :ivar buffer: what has been read ahead, and is to be taken from its left; all of one chunk.
+    Not thread-safe: the store's ``_taking`` lock protects the reader of the consumer, and each iteration over
+    records has a reader of its own.
+
+    :param last_id: the id before the first id to read.
+    :param position: a position at or before the record of the first id to read.
+    :param acknowledged: the ids to pass over. The reader sees later changes of the set.
+    :param on_skip: called with the first id, the last id and the position of records that are skipped as
+        damaged. With ``None`` the reader changes nothing.
+    :param on_chunk_read: called with the header of a chunk that was read to its end, and the header of the
+        next one.
+    :ivar number: the number of the chunk with the record that :meth:`current` returns.
+    :ivar buffer: records of this chunk that are read ahead, each with the offsets of its start and its end.
+        The consumer removes them from the left.
     """
 
     def __init__(
@@ -98,7 +105,8 @@ class Reader:
         self._chunk: Chunk | None = None
         self.number = position[0]
         self._salt = 0
-        self._chunk_start: int | None = None  # of the chunk that `position` names
+        # The offset of the first frame of the chunk that `position` names; None after one search from there.
+        self._chunk_start: int | None = None
         self._frames = Frames(location.disk, -1, 0, 0)
         self._begin(position)
 
@@ -117,7 +125,7 @@ class Reader:
         self._file, self._chunk, self.number, self._salt = file, chunk, chunk.number, chunk.salt
         self._frames = Frames(location.disk, file.fd, chunk.salt, max(offset, chunk.data_offset))
         self._chunk_start = chunk.data_offset
-        if chunk.previous_id <= self._last_id:  # what follows up to the first id is acknowledged and gone
+        if chunk.previous_id <= self._last_id:  # the ids up to the first id are acked and have no record
             self._last_id = self._start_id = max(self._last_id, chunk.first_id - 1)
 
     @property
@@ -126,15 +134,17 @@ class Reader:
 
     @property
     def next_id(self) -> int:
-        """The id of the first record not advanced over."""
+        """The id of the first record after those that :meth:`advance` has passed."""
         return self.buffer[0][0].id if self.buffer else self._last_id + 1
 
     def current(self) -> tuple[Record, int, int] | None:
-        """The record here, with the offsets of its start and end in chunk :attr:`number`.
+        """Return the next record, with the offsets of its start and end in chunk :attr:`number`.
 
-        The same one until :meth:`advance`; ``None`` at the end of the journal.
+        It returns the same record until :meth:`advance`, and ``None`` at the end of the journal.
 
-        :raise CorruptionError: the bytes here are damaged, and the policy is not "skip".
+        Cost: no system call while :attr:`buffer` holds records.
+
+        :raise CorruptionError: the record is damaged, and the policy is not "skip".
         """
         buffer = self.buffer
         while True:
@@ -148,11 +158,11 @@ class Reader:
                 buffer.popleft()
 
     def advance(self) -> None:
-        """Go behind the record that :meth:`current` returned."""
+        """Move past the record that :meth:`current` returned."""
         self.buffer.popleft()
 
     def _read_ahead(self) -> bool:
-        """Have at least one record in ``buffer``, all of one chunk, if there is one."""
+        """Fill the empty ``buffer`` with records of one chunk, and tell whether there is one."""
         if self._failure is not None:
             raise self._failure
         try:
@@ -172,12 +182,13 @@ class Reader:
         return True
 
     def close(self) -> None:
+        """Close the chunk's file."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
     def _next(self) -> Record | None:
-        """The next whole record, acknowledged or not."""
+        """Return the next valid record, whether it is acked or not."""
         while True:
             try:
                 found = self._frames.read()
@@ -191,13 +202,13 @@ class Reader:
                 return None
             if found.id != self._last_id + 1:
                 if found.id <= self._start_id:
-                    continue  # on the way from the position to the first one wanted
+                    continue  # this record stands between the position and the first id to read
                 self._missing(found.id - 1, self._frames.start)
             self._last_id = found.id
             return found
 
     def _at_chunk_end(self, stop: Stop) -> bool:
-        """Go on behind the last record of this file; whether there is anything (yet)."""
+        """Continue after the last record of this file, and tell whether to read on."""
         number, at = self.number, self._frames.end
         if stop is Stop.END:
             return self._open_chunk(number + 1)
@@ -209,9 +220,9 @@ class Reader:
         return False
 
     def _open_chunk(self, number: int, after_gap: bool = False) -> bool:
-        """Begin with chunk ``number``, or with the next one there is if it is lost.
+        """Open chunk ``number``, or the next existing one, and tell whether there is one.
 
-        :param after_gap: the chunks before it were removed because all in them is acknowledged.
+        :param after_gap: whether the chunks before it were removed because all of their records are acked.
         """
         location = self._location
         try:
@@ -219,9 +230,10 @@ class Reader:
         except FileNotFoundError:
             later = [other for other in chunk_numbers(location.directory) if other > number]
             if not later:
-                return False  # not begun yet
+                return False  # the chunk is not begun yet
             if os.path.exists(location.path(number)):
-                return self._open_chunk(number)  # begun, and the next one too, between the two looks
+                # A producer has begun this chunk and the next one between the two calls above.
+                return self._open_chunk(number)
             consumed = self._is_acknowledged_before(later[0])
             if not consumed:
                 path = location.path(number)
@@ -235,20 +247,20 @@ class Reader:
         self._chunk_start = None
         self._file, self._chunk, self.number, self._salt = file, chunk, number, chunk.salt
         self._frames = Frames(location.disk, file.fd, chunk.salt, chunk.data_offset)
-        on_the_way = self._last_id == self._start_id  # from the position to the first one wanted
+        on_the_way = self._last_id == self._start_id  # no record was returned yet
         if chunk.first_id <= self._last_id and not on_the_way:
             path = location.path(number)
             self._fail(CorruptionError(f"{path!r} repeats ids of the chunk before", path))
         if chunk.previous_id > self._last_id:
             self._missing(chunk.previous_id, 0)
-        # The records between `previous_id` and `first_id` are acknowledged and gone.
+        # The ids between `previous_id` and `first_id` are acked and have no record.
         self._last_id = max(self._last_id, chunk.first_id - 1)
         if before is not None and (after_gap or before.number == number - 1):
             self._on_chunk_read(before, chunk)
         return True
 
     def _is_acknowledged_before(self, number: int) -> bool:
-        """Whether chunk ``number`` follows, and all between here and it is acknowledged."""
+        """Tell whether all records between the reader and chunk ``number`` are acked."""
         location = self._location
         try:
             file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
@@ -258,35 +270,35 @@ class Reader:
         return not self._acknowledged.missing(self._last_id + 1, chunk.previous_id)
 
     def _reopen(self) -> bool:
-        """The chunk was rewritten: go on in the new file, which has the same frames."""
+        """Continue in the rewritten chunk, which has the same frames, and tell whether it exists yet."""
         location = self._location
         file, _ = open_chunk(location.disk, location.directory, self.number, location.store_id)
         if os.path.samestat(location.disk.status(file.fd), location.disk.status(self._fd)):
             file.close()
-            return False  # not renamed yet
+            return False  # the new file is not renamed yet
         self.close()
         self._file = file
         self._frames = Frames(location.disk, file.fd, self._salt, self._frames.start)
         return True
 
     def _handle_damage(self, offset: int, reason: str) -> bool:
-        """Judge bytes that do not check out; whether to go on reading."""
+        """Decide about bytes that are not a valid frame, and tell whether to read on."""
         location, path = self._location, self._location.path(self.number)
         if self._chunk_start is not None and self._last_id == self._start_id:
-            # The position may lie behind what a power cut left of the chunk: an acknowledgement can
-            # reach the device before the record does. Look for the records themselves.
+            # The position may be beyond what a power cut left of the chunk, because an ack can reach the
+            # device before the record does. So read the chunk from its start.
             self._frames = Frames(location.disk, self._fd, self._salt, self._chunk_start)
             self._chunk_start = None
             return True
         if self._retried != (self.number, offset):
-            # Another process may have cut a dead one's half-written record and written over it
-            # while we were reading: look again before calling it damage.
+            # Another process may have truncated the incomplete record of a dead process and overwritten it
+            # during this read. So read once more before it counts as damage.
             self._retried = self.number, offset
             self._frames = Frames(location.disk, self._fd, self._salt, offset)
             return True
         tail, end, last_id = self._journal.tail
         if self.number == tail and offset >= end:
-            return False  # nobody said that anything is whole there
+            return False  # this is beyond the valid size, where another process may be writing
         message = f"{path!r} is damaged at offset {offset}: {reason}"
         self._give_up_unless_skipping(CorruptionError(message, path, offset))
         for start, _, id, _ in scan_valid_frames(location.disk, self._fd, self._salt, offset, self._last_id):
@@ -310,9 +322,9 @@ class Reader:
             ).close()
 
     def _missing(self, last: int, offset: int) -> None:
-        """The records up to ``last`` are not there."""
+        """Treat the records up to ``last`` as missing: skip them, or raise ``CorruptionError``."""
         path = self._location.path(self.number)
-        # What is acknowledged is missed by nobody.
+        # A missing record that is acked is no loss.
         for first, to in self._acknowledged.missing(self._last_id + 1, last):
             reason = f"{path!r}: records {first} to {to} are missing"
             self._give_up_unless_skipping(CorruptionError(reason, path, offset))
@@ -322,7 +334,7 @@ class Reader:
         self._last_id = max(self._last_id, last)
 
     def _give_up_unless_skipping(self, error: CorruptionError) -> None:
-        self._location.check()  # what is at that path may be another store, and whole
+        self._location.check()  # the path may name another store, which is not damaged
         if self._location.on_corruption != "skip":
             self._fail(error)
 

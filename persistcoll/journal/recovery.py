@@ -1,7 +1,7 @@
-"""Finding the journal's tail after anything: a clean close, a kill, a power cut, damage.
+"""Recovery: finding the journal's tail after a clean close, a kill, a power cut or damage.
 
-The caller holds the producer lock. Everything here may be cut short and done again: a chunk is
-only ever cut after the bytes behind the cut were kept aside, and rewritten only by an atomic rename.
+The caller holds the producer lock. An interrupted recovery can be repeated: it truncates a chunk only after
+the bytes that it cuts off are in another file, and it rewrites a chunk only by an atomic rename.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["JournalLocation", "MissingTail", "RecoveredTail", "find_tail"]
 
 _log = logging.getLogger("persistcoll")
 _COPY = 1 << 20
-# Under the producer lock. The cursor is written under the consumer lock.
+# The files that are written under the producer lock. The cursor is written under the consumer lock.
 _WRITTEN_BY_PRODUCERS = re.compile(r"info|q\d{5,}(?:\.torn-\d+)?")
 
 
 @dataclass(frozen=True)
 class JournalLocation:
-    """Where a journal lies and how it is opened."""
+    """Where a journal lies, and with which options it is open. Immutable."""
 
     disk: Disk
     directory: str
@@ -40,48 +40,56 @@ class JournalLocation:
     tempdir: str | None = None
     on_corruption: OnCorruption = "raise"
     landmarks: tuple[tuple[str, int], ...] = ()
-    """Files of the store that are never renamed: paths and open descriptors."""
+    """Paths and open descriptors of the store's lock files, which are never renamed."""
 
     def check(self) -> None:
-        """``StoreReplacedError`` if the directory is not the one that was opened.
+        """Raise ``StoreReplacedError`` if the directory is not the one that was opened.
 
-        To be called before anything in it is made, renamed or removed.
+        Every function calls it before it creates, renames or removes a file in the directory. Otherwise it
+        could change another store.
+
+        Cost: two system calls for each landmark.
         """
         refuse_replaced(self.disk, self.landmarks)
 
     def path(self, number: int) -> str:
+        """Return the path of a chunk."""
         return chunk_path(self.directory, number)
 
 
 @dataclass
 class RecoveredTail:
-    """The last chunk, and where the next record goes."""
+    """The last chunk, and the offset at which the next record goes."""
 
     file: OpenFile
     chunk: Chunk
     end: int
     last_id: int
     sealed: bool = False
-    """It ends with an END frame: the next record goes into the next chunk."""
+    """Whether the chunk ends with an ``END`` frame, so that the next record goes into the next chunk."""
     clean: bool = False
-    """Nothing was found behind the mark."""
+    """Whether the file ends at the tail mark, so that everything in it is on the device."""
     highest_issued_id: int = 0
-    """An id that is known to have been given, though its record is lost."""
+    """The highest id that is known to have been given to a record, if that record is lost."""
 
 
 @dataclass(frozen=True)
 class MissingTail:
-    """There is no chunk to append to; the next one has this number."""
+    """The finding that there is no chunk to append to."""
 
     number: int
+    """The number of the chunk to create."""
     last_id: int
-    """No id up to it may be given again."""
+    """The highest id that may have been given to a record. New ids are higher."""
 
 
 def find_tail(location: JournalLocation, mark: TailMark | None) -> RecoveredTail | MissingTail:
-    """The tail, repaired where a crash left it torn, and durable.
+    """Find the tail, repair it if a crash has torn it, make it durable and return it.
 
-    :raise CorruptionError: what is there cannot be the work of a crash, and the policy is "raise".
+    Cost: a few system calls if the tail mark is valid. Otherwise it reads the last chunk, lists the
+    directory, and syncs both.
+
+    :raise CorruptionError: a chunk has damage that no crash causes, and the policy is "raise".
     """
     tail = _find(location, mark)
     if isinstance(tail, MissingTail):
@@ -92,7 +100,7 @@ def find_tail(location: JournalLocation, mark: TailMark | None) -> RecoveredTail
             tail = _rewrite(location, tail)
         if not tail.clean:
             remove_temp_files(location.disk, location.directory, location.tempdir, _WRITTEN_BY_PRODUCERS)
-            # What follows is built upon it, and whoever wrote it may have died before the sync.
+            # Later records follow the tail, whose writer may have died before the sync.
             location.disk.sync(tail.file.fd)
             location.disk.sync_directory(location.directory)
     except BaseException:
@@ -117,7 +125,7 @@ def _find(location: JournalLocation, mark: TailMark | None) -> RecoveredTail | M
     except BaseException:
         file.close()
         raise
-    if mark is not None and mark.number > number:  # chunks that are missing
+    if mark is not None and mark.number > number:  # later chunks are missing
         tail.highest_issued_id = mark.last_id
     return tail
 
@@ -126,7 +134,8 @@ def _last_number(location: JournalLocation, mark: TailMark | None) -> int | None
     if mark is not None:
         try:
             unchanged = os.stat(location.path(mark.number)).st_size == mark.offset
-            # Then there is no later chunk, unless somebody put one there by hand.
+            # An unchanged chunk has no END, so no process has created a later chunk. A user may have copied
+            # one into the directory.
             if unchanged and not os.path.exists(location.path(mark.number + 1)):
                 return mark.number
         except FileNotFoundError:
@@ -139,9 +148,9 @@ def _last_number(location: JournalLocation, mark: TailMark | None) -> int | None
 
 
 def _set_aside(location: JournalLocation, number: int, mark: TailMark | None) -> MissingTail:
-    """Get a chunk whose header is damaged out of the way: without its salt nothing in it checks out."""
+    """Rename a chunk whose header is damaged, because without its salt no frame of it can be verified."""
     path = location.path(number)
-    # An upper bound of the ids that it may have held, so that none is given twice.
+    # An upper bound for the number of records in the chunk, so that no id is given twice.
     held = os.path.getsize(path) // HEADER_SIZE
     location.disk.replace(path, f"{path}.damaged")
     location.disk.sync_directory(location.directory)
@@ -169,7 +178,8 @@ def _scan(location: JournalLocation, file: OpenFile, chunk: Chunk, mark: TailMar
     found = list(scan_valid_frames(disk, file.fd, chunk.salt, tail.end, tail.last_id))
     synced = max([synced, *(knew for _, _, _, knew in found)])
     if synced > tail.end:
-        # This place was known to be on the device when a later record, or the mark, was written.
+        # The offset `tail.end` was on the device when a later record or the tail mark was written, so that no
+        # power cut can have damaged it.
         reason = f"{path!r} is damaged at offset {tail.end}: {bad or 'it is cut short'}"
         if location.on_corruption == "raise":
             raise CorruptionError(reason, path, tail.end)
@@ -185,7 +195,7 @@ def _scan(location: JournalLocation, file: OpenFile, chunk: Chunk, mark: TailMar
 
 
 def _read_on(disk: Disk, tail: RecoveredTail) -> str | None:
-    """Move the tail over all that is valid; say what is wrong behind it, if anything is there."""
+    """Move the tail to the end of the valid frames; return what is wrong with the bytes after it, if any."""
     frames = Frames(disk, tail.file.fd, tail.chunk.salt, tail.end)
     last_id = tail.last_id
     reason = "a record is cut short"
@@ -197,7 +207,7 @@ def _read_on(disk: Disk, tail: RecoveredTail) -> str | None:
                     reason = f"record {last_id + 1} is missing"
                     break
                 last_id = found.id
-                if not frames.in_batch:  # a batch counts when its last record does
+                if not frames.in_batch:  # the tail includes a batch only when its last record is valid
                     tail.end, tail.last_id = frames.end, last_id
                 continue
             if found is Stop.END:
@@ -210,7 +220,7 @@ def _read_on(disk: Disk, tail: RecoveredTail) -> str | None:
 
 
 def _truncate_torn_tail(location: JournalLocation, tail: RecoveredTail, size: int) -> None:
-    """Cut a torn tail, keeping its bytes aside."""
+    """Truncate a torn tail, after its bytes are saved in another file."""
     disk, path = location.disk, location.path(tail.chunk.number)
     aside = f"{path}.torn-{tail.end}"
     write_atomic(disk, aside, _pieces(disk, tail.file.fd, tail.end, size), location.tempdir).close()
@@ -225,15 +235,16 @@ def _truncate_torn_tail(location: JournalLocation, tail: RecoveredTail, size: in
 
 
 def _rewrite(location: JournalLocation, tail: RecoveredTail) -> RecoveredTail:
-    """Write the tail's valid records into a new file of the same name.
+    """Write the tail's valid records into a new file of the same name, after a failed sync.
 
-    For after a failed sync: what the page cache shows may not be on the device, and syncing it
-    again would not put it there (the pages count as clean).
+    The page cache may show data that is not on the device. A second sync of the same file would not write
+    them, because the kernel takes the pages for clean.
     """
     disk, chunk = location.disk, tail.chunk
     path = location.path(chunk.number)
-    # Other processes may have the old file open. This sends them to the new one, and comes first:
-    # if we die in between, the next recovery finds it, cuts it and rewrites the chunk again.
+    # Other processes may have the old file open. The MOVED frame sends them to the new file, and it is
+    # written first: if this process dies before the rename, the next recovery truncates the frame and
+    # rewrites the chunk again.
     try:
         write_fully(disk, tail.file.fd, encode(chunk.salt, MOVED, tail.last_id + 1, 0.0, 0, b""))
         pieces = _pieces(disk, tail.file.fd, 0, tail.end)

@@ -1,8 +1,8 @@
-"""The end of the journal: the chunk that is written to, and everything that happens to it.
+"""The tail of the journal: the last chunk, to which producers append.
 
-One invariant carries the rest: under the producer lock, after :meth:`Tail.catch_up`, ``end`` is the
-size of the last chunk and everything before it is whole. So a record's id is always one more than the
-last, and a process that was killed in the middle of a write leaves nothing that the next one builds on.
+The invariant: under the producer lock, after :meth:`Tail.catch_up` with ``repair``, ``end`` is the size of
+the last chunk, and everything before ``end`` is valid. So the id of a record is one more than the last id. A
+process that is killed within a write leaves nothing that a later record could follow.
 """
 
 from __future__ import annotations
@@ -30,24 +30,28 @@ _now = time.time
 
 
 class Tail:
-    """The last chunk, as this process knows it. Its owner holds a lock around every call.
+    """The last chunk, as far as this process has read it.
 
-    :param lock: the producer lock; the caller holds it while constructing, and where said.
-    :param chunksize: records in a chunk before the next one is begun.
-    :param highest_acked_id: the highest acknowledged id. Ids go on above it even if a power cut took the
-        records (at ``"process"`` an acknowledgement may reach the device before the record does).
-    :param retire_ids: called with the first and last of the ids that are passed over for that reason: to
-        count them as acknowledged, all of them, durably.
+    Not thread-safe: the journal that owns it holds its mutex around every call, and that mutex protects every
+    field. The producer lock, which the methods that write require, excludes other processes.
+
+    :param lock: the producer lock. The caller holds it during the construction.
+    :param chunksize: the number of records after which a new chunk begins.
+    :param highest_acked_id: returns the highest acked id. New ids are higher, even if a power cut destroyed
+        the acked records (at ``"process"`` an ack may reach the device before the record does).
+    :param retire_ids: called with the first and the last of the ids that are skipped for that reason. It
+        records them durably as acked.
     :ivar fd: the chunk's descriptor, for appending and reading.
-    :ivar end: the size up to which the chunk is whole.
+    :ivar end: the size up to which the chunk is valid, in bytes.
     :ivar last_id: the id of the last record.
-    :ivar salt: the chunk's.
-    :ivar roll_at_id: the id that begins the next chunk; 0 if this one is finished.
-    :ivar sealed: the chunk is finished: :meth:`catch_up` comes before anything else.
+    :ivar salt: the chunk's salt.
+    :ivar roll_at_id: the id that begins the next chunk; 0 if the chunk is sealed.
+    :ivar sealed: whether the chunk ends with an ``END`` frame, so that the next call must be :meth:`catch_up`
+        or :meth:`roll`. It is also true while the tail switches to another chunk.
     :ivar file: syncs the chunk.
-    :ivar unchecked: how many appends there were since the last :meth:`check_not_removed`.
-    :ivar checked_at: when it was looked last, by the wall clock.
-    :ivar poison: why nothing may follow, if so.
+    :ivar unchecked: how many appends have passed since the last :meth:`check_not_removed`.
+    :ivar checked_at: the time of the last :meth:`check_not_removed`, by the wall clock.
+    :ivar poison: why the journal refuses every call, if it does.
     """
 
     def __init__(
@@ -67,8 +71,8 @@ class Tail:
         self._write = self._disk.write
         self._status = self._disk.status
         self._size = self._disk.size
-        self._unsure = False  # interrupted while it went from one chunk to another
-        self._writing = False  # what lies behind the end is ours to undo
+        self._unsure = False  # True while the tail switches to another chunk, and after an interrupt of that
+        self._writing = False  # True while this call writes, so that bytes after `end` are its own to undo
         self.unchecked, self.checked_at = 0, 0.0
         self.poison: Poison = _MarkingPoison(self)
         self.file = SyncedFile(self._disk, location.directory, self.poison)
@@ -87,11 +91,13 @@ class Tail:
 
     @property
     def path(self) -> str:
-        """The chunk's file."""
+        """The path of the chunk's file."""
         return self._location.path(self.chunk.number)
 
     def append(self, data: bytes, last_id: int) -> None:
-        """Write frames of which the last has this id. The lock is held.
+        """Append frames, the last of which has the id ``last_id``. The caller holds the producer lock.
+
+        Cost: one write, and no sync.
 
         :raise StorageError: nothing was written, unless :attr:`poison` is set.
         """
@@ -104,21 +110,21 @@ class Tail:
         self._writing = False
         end = self.end + len(data)
         if self._size(self.fd, 0, os.SEEK_CUR) != end:
-            # A process that found the lock's file removed made another one, and finished the chunk before
-            # this record came: nobody will read it.
+            # The lock's file was removed. Another process has made a new one and sealed the chunk before this
+            # record, so that no reader will read it.
             raise replaced(self._lock.path)
         self.end = end
         self.last_id = last_id
 
     def _finish_short_write(self, data: bytes) -> None:
-        """Complete a short write. What is there already is known by the size."""
+        """Complete a short write. The file's size tells how much is already written."""
         view = memoryview(data)
         while (there := self._status(self.fd).st_size - self.end) < len(data):
             if not self._write(self.fd, view[there:]):
                 raise OSError(errno.EIO, "the file system takes no more bytes")
 
     def undo_append(self, error: OSError) -> StorageError:
-        """Undo what a failed append left; the error to raise for it."""
+        """Truncate what a failed append has left, and return the error to raise."""
         if isinstance(error, StorageError):
             return error
         path = self.path
@@ -126,10 +132,11 @@ class Tail:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             try:
                 self._location.check()
-            except StorageError as gone:  # the directory
+            except StorageError as gone:  # the directory was removed or replaced
                 failure = gone
         try:
-            # Only what this call wrote: if it failed while reading, what lies behind is others'.
+            # Truncate only what this call wrote: after a failed read the bytes after `end` belong to other
+            # processes.
             if self._writing and self._status(self.fd).st_size > self.end:
                 self._disk.truncate(self.fd, self.end)
         except OSError as second:
@@ -138,11 +145,13 @@ class Tail:
         return failure
 
     def roll(self, previous_id: int | None = None, first_id: int | None = None) -> None:
-        """Begin the next chunk, unless another process has.
+        """Begin the next chunk, unless another process has begun it. The caller holds the producer lock.
 
-        The old one is synced first, at either level: then only the last chunk can be torn by a
-        power cut, and everything before it must be whole. END comes before the new name, so
-        that a process which knows only the old chunk finds out from its size alone.
+        The old chunk is synced first, at either level of durability, so that a power cut can tear only the
+        last chunk, and every earlier chunk must be valid. The ``END`` frame is written before the new chunk
+        gets its name, so that a process which has only the old chunk open notices the end by its size.
+
+        Cost: two syncs of a file and one of the directory.
         """
         self._location.check()
         number = self.chunk.number
@@ -154,13 +163,13 @@ class Tail:
             self._writing = False
             if self._size(self.fd, 0, os.SEEK_CUR) == self.end + len(end):
                 self._seal_at(self.end + len(end))
-            else:  # behind a record that came under a lock whose file was removed
+            else:  # END follows a record that another process wrote under a lock whose file was removed
                 self.catch_up(repair=True)
-        # Creating a chunk replaces whatever has its name.
+        # Open an existing next chunk first, because _create() would replace it.
         elif self._open_next_chunk(locked=True):
             self.catch_up(repair=True)
             return
-        # Whoever wrote END may have died, or been interrupted, before the sync.
+        # Sync also an END that is already there: its writer may have died before the sync.
         self.sync()
         last = max(self.last_id, previous_id or 0)
         self._create(number + 1, max(last + 1, first_id or 0), last)
@@ -172,6 +181,10 @@ class Tail:
         self.roll_at_id = 0
 
     def sync(self) -> None:
+        """Sync the chunk, and poison the journal if that fails.
+
+        :raise StorageError: the sync failed.
+        """
         try:
             self._disk.sync(self.fd)
         except OSError as error:
@@ -190,7 +203,7 @@ class Tail:
         self.file.durable_end = chunk.data_offset
 
     def _recover(self) -> None:
-        """Find the tail and make it fit for appending. Under the producer lock."""
+        """Find and repair the tail, so that records can be appended. The caller holds the producer lock."""
         mark = self._lock.read_mark()
         tail = find_tail(self._location, mark)
         known = tail.last_id if isinstance(tail, MissingTail) else max(tail.last_id, tail.highest_issued_id)
@@ -209,17 +222,17 @@ class Tail:
         self._switch_to(tail)
         self.file.durable_end = tail.end
         if max(known, highest_acked_id) > tail.last_id:
-            # `previous_id` tells readers which of the missing ids were records once.
+            # The header's previous id tells readers which of the missing ids once had records.
             self.roll(known, max(known, highest_acked_id) + 1)
         elif mark is None:
-            # The lock's file is new. A process that holds the one that was removed finds out by the size of
-            # its chunk, before it appends to that.
+            # The lock's file is new. A process that has the removed one open notices it by the size of its
+            # chunk, before it appends to that chunk.
             self.roll()
         elif not tail.clean:
             self.leave_mark()
 
     def _switch_to(self, tail: RecoveredTail) -> None:
-        # Until the last line: an interrupt in between has the tail located again.
+        # An interrupt before the last line leaves `_unsure` set, so that the next call recovers the tail.
         self._unsure = self.sealed = True
         self.fd, self.chunk, self.end = tail.file.fd, tail.chunk, tail.end
         self.salt = tail.chunk.salt
@@ -232,15 +245,16 @@ class Tail:
         self._unsure = False
 
     def leave_mark(self) -> None:
-        """Write down that all is durable up to here. The caller has synced."""
-        # Never behind END: who starts reading there would not learn that the chunk is finished.
+        """Write a tail mark that everything up to ``end`` is durable. The caller has synced the chunk."""
+        # The mark never lies after END, because a reader that starts there would not notice the END.
         chunk, end = self.chunk, self.end - (HEADER_SIZE if self.sealed else 0)
         self._lock.leave_mark(TailMark(chunk.number, chunk.salt, end, self.last_id))
 
     def check_not_removed(self) -> None:
-        """``StoreReplacedError`` where what is written now would be nowhere. The lock is held.
+        """Raise ``StoreReplacedError`` if no process would find a new record. The producer lock is held.
 
-        At "process" once in so many calls and seconds, because it costs 1.3 us, half of a ``put``.
+        At ``"process"`` the journal calls it only once in ``UNSEEN_CALLS`` calls or ``UNSEEN_SECONDS``,
+        because it costs 1.3 us, half of a ``put``.
         """
         self._lock.check()
         if not self._status(self.fd)[LINKS]:
@@ -249,11 +263,15 @@ class Tail:
         self.checked_at = _now()
 
     def catch_up(self, repair: bool = False) -> None:
-        """Read what others have appended since.
+        """Read what other processes have appended.
 
-        :param repair: the lock is held, so that what is not whole is a dead process's: cut it.
+        :param repair: whether to truncate an incomplete record. The caller holds the producer lock then, so
+            that the writer of such a record must be dead.
+        :raise StoreReplacedError: the chunk or the lock's file was removed or replaced.
+        :raise CorruptionError: under the lock, a record is damaged.
         """
-        self._writing = False  # after a KeyboardInterrupt: what lies behind is read, not undone
+        # After a KeyboardInterrupt: what an interrupted append wrote is read, and not undone.
+        self._writing = False
         self._lock.check()
         if self._unsure:
             self._recover_again(locked=repair)
@@ -272,7 +290,7 @@ class Tail:
                 self._recover_again(locked=repair)
                 return
             status = self._status(self.fd)
-            if not status[LINKS]:  # no consumer has removed it, because it is not finished
+            if not status[LINKS]:  # no consumer removed the chunk, because it is not sealed
                 raise replaced(self.path)
             if repair and status[SIZE] > self.end:
                 self._disk.truncate(self.fd, self.end)
@@ -299,7 +317,7 @@ class Tail:
                 if not frames.in_batch:
                     self.end, self.last_id = frames.end, last
         except BadFrame as error:
-            if judge:  # without the lock it may be somebody's half-written record
+            if judge:  # without the lock it may be a record that another process is writing
                 path = self.path
                 raise CorruptionError(f"{path!r}: {error}", path, error.offset) from error
         self.file.end = self.end
@@ -307,11 +325,11 @@ class Tail:
         return found if isinstance(found, Stop) else Stop.INCOMPLETE
 
     def _open_next_chunk(self, locked: bool) -> bool:
-        """Go from a sealed chunk to the next one, if it is there."""
+        """Switch from a sealed chunk to the next one, and tell whether there is one."""
         location, number = self._location, self.chunk.number + 1
         if locked:
-            # Whoever made it may have died before its name was durable, and what we put into it
-            # has to be.
+            # The process that created the chunk may have died before the name was durable, and records that
+            # are appended to the chunk must be durable.
             self._disk.sync_directory(location.directory)
         flags = os.O_RDWR | os.O_APPEND
         while True:
@@ -319,10 +337,10 @@ class Tail:
                 file, chunk = open_chunk(self._disk, location.directory, number, location.store_id, flags)
                 break
             except CorruptionError:
-                location.check()  # what is at that path may be another store, and whole
+                location.check()  # the path may name another store, which is not damaged
                 raise
             except FileNotFoundError:
-                # Not begun yet, or consumed and gone while this process slept.
+                # The next chunk is not begun yet, or a consumer has removed it while this process slept.
                 later = chunk_numbers(location.directory)
                 if not later or later[-1] <= self.chunk.number:
                     return False
@@ -331,7 +349,7 @@ class Tail:
         return True
 
     def leave_poisoned_mark(self) -> None:
-        """Tell other processes that what the page cache shows of this chunk may not be on the device."""
+        """Write a tail mark that the chunk's content in the page cache may not be on the device."""
         chunk = self.chunk
         self._lock.leave_mark(
             TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, poisoned=True)
@@ -339,7 +357,7 @@ class Tail:
 
 
 class _MarkingPoison(Poison):
-    """Leaves a mark in the producer lock's file as well, because other processes see the same page cache."""
+    """A poison that is also written into the tail mark, because other processes see the same page cache."""
 
     def __init__(self, tail: Tail) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""The tail mark: a hint, kept in the producer lock's file, of how far the journal is known to be durable.
+"""The tail mark: a hint in the producer lock's file that says how far the journal is known to be durable.
 
-It makes opening cost the same at any backlog (no directory is listed, no chunk scanned from its
-start), and it lets recovery tell damage from a torn tail: whatever lies before the mark was synced
-before the mark was written. It is never needed: a mark that is missing or does not check out only
-costs time. It is not synced itself.
+With the mark the time to open a journal does not depend on the backlog, because recovery need not list the
+directory or scan the last chunk from its start. The mark also lets recovery distinguish damage from a torn
+tail, because everything before the mark was synced before the mark was written. A mark that is missing or
+has a wrong checksum only costs time. The mark itself is not synced.
 
-It also carries the poison: after a sync has failed, the page cache may show data that is not on the
-device. That only matters until the machine restarts, which is exactly how long an unsynced flag in
-the page cache is sure to live.
+The mark also tells other processes that a journal is poisoned. After a failed sync the page cache may show
+data that is not on the device. This is so until the machine restarts, and the flag, which is in the same
+page cache, lives exactly as long.
 """
 
 from __future__ import annotations
@@ -26,17 +26,22 @@ _MAGIC = b"PCT1"
 
 
 class TailMark(NamedTuple):
+    """How far a journal is known to be durable."""
+
     number: int
+    """The number of the last chunk."""
     salt: int
+    """The salt of that chunk: the mark says nothing about another file of the same number."""
     offset: int
-    """Everything before it in that chunk, and every chunk before, is on the device."""
+    """Bytes. Everything before this offset in the chunk, and every earlier chunk, is on the device."""
     last_id: int
     """The id of the last record before ``offset``."""
     poisoned: bool = False
+    """Whether a sync of the chunk has failed."""
 
 
 def read_mark(disk: Disk, fd: int) -> TailMark | None:
-    """The mark in the producer lock's file, if there is one that checks out."""
+    """Return the mark in the producer lock's file, or ``None`` if there is no valid one."""
     data = read_fully(disk, fd, _BODY.size + _CRC.size, 0)
     if len(data) < _BODY.size + _CRC.size or data[:4] != _MAGIC:
         return None
@@ -48,9 +53,9 @@ def read_mark(disk: Disk, fd: int) -> TailMark | None:
 
 
 def write_mark(disk: Disk, fd: int, mark: TailMark) -> None:
-    """Leave the mark. The caller has synced what it vouches for, and holds the producer lock."""
+    """Write the mark. The caller holds the producer lock and has synced everything before the mark."""
     body = _BODY.pack(_MAGIC, mark.number, mark.salt, mark.poisoned, mark.offset, mark.last_id)
     try:
         disk.pwrite(fd, body + _CRC.pack(crc32(body)), 0)
     except OSError:
-        pass  # a hint: a full disk must not fail the operation that leaves it
+        pass  # the mark is a hint, so a full disk must not fail the operation that writes it

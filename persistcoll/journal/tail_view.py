@@ -18,15 +18,16 @@ __all__ = ["TailView"]
 
 
 class TailView:
-    """The end of the journal, followed as far as it is whole, for a process that only reads.
+    """The tail of the journal, followed as far as it is valid, for a process that only reads.
 
-    It takes the place of a :class:`~persistcoll.journal.journal.Journal`. A lock of its owner protects it.
+    It replaces a :class:`~persistcoll.journal.journal.Journal`. The lock of its owner protects every field.
 
-    :ivar tail: the number of the last chunk, the end of what is whole in it, and the last id.
+    :ivar tail: the number of the last chunk, the end of its valid records, and the last id.
     :ivar mark: the tail mark that :meth:`locate` found.
     """
 
-    is_open = True  # closing it writes nothing, whatever a destructor has closed before
+    # Always true, because closing writes nothing, even if a destructor has closed a file before.
+    is_open = True
 
     def __init__(self, location: JournalLocation) -> None:
         self.location = self._location = location
@@ -37,7 +38,7 @@ class TailView:
         self.poison = Poison()
 
     def refresh(self) -> int:
-        """Read on; the id of the last record."""
+        """Read what other processes have appended, and return the id of the last record."""
         try:
             if self._file is None or self._location.disk.status(self._file.fd)[SIZE] < self.tail[1]:
                 self.locate()
@@ -50,18 +51,18 @@ class TailView:
         return self.tail[2]
 
     def change_token(self) -> object:
-        """Differs from an earlier one when anything was appended since."""
+        """Return a token that differs from an earlier one if any process has appended since."""
         self.refresh()
         return self.tail
 
     @property
     def unread(self) -> int:
-        """How many bytes of the chunk :meth:`refresh` has not read."""
+        """The bytes of the chunk that :meth:`refresh` has not read."""
         file = self._file
         return 0 if file is None else self._location.disk.status(file.fd).st_size - self.tail[1]
 
     def locate(self) -> None:
-        """Begin where the tail mark says that all is whole, or with the last chunk."""
+        """Begin at the tail mark, or at the start of the last chunk if the mark is not for that chunk."""
         location = self._location
         with OpenFile(location.disk, os.path.join(location.directory, PRODUCER_LOCK), os.O_RDONLY) as file:
             self.mark = mark = read_mark(location.disk, file.fd)
@@ -86,14 +87,14 @@ class TailView:
         return numbers[-1] if numbers else None
 
     def _open_chunk(self, number: int) -> bool:
-        """Go to the beginning of that chunk, or of the first one behind it; whether there is one."""
+        """Open that chunk, or the first one after it, and tell whether there is one."""
         location = self._location
         while True:
             try:
                 file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
                 break
             except FileNotFoundError:
-                # Not begun yet, or consumed and gone.
+                # The chunk is not begun yet, or a consumer has removed it.
                 later = [other for other in chunk_numbers(location.directory) if other > number]
                 if not later:
                     return False
@@ -104,7 +105,7 @@ class TailView:
         return True
 
     def _read_on(self) -> bool:
-        """Read to the end of the chunk; whether another file follows."""
+        """Read to the end of the chunk, and tell whether another file continues it."""
         file, chunk = self._file, self._chunk
         if file is None or chunk is None:
             return False
@@ -119,13 +120,13 @@ class TailView:
                 if not frames.in_batch:
                     self.tail = (number, frames.end, last)
         except BadFrame:
-            return False  # somebody's half-written record
+            return False  # a record that another process is writing
         if found is Stop.END:
             return self._open_chunk(number + 1)
         return found is Stop.MOVED and self._reopen()
 
     def _reopen(self) -> bool:
-        """The chunk was rewritten, with the same frames; whether it has its name by now."""
+        """Open the rewritten chunk, which has the same frames, and tell whether it has its name yet."""
         location, old = self._location, self._file
         assert old is not None
         file, chunk = open_chunk(location.disk, location.directory, self.tail[0], location.store_id)

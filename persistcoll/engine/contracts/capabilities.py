@@ -1,4 +1,4 @@
-"""What a store promises beyond its contract, or cannot promise."""
+"""The promises of a store beyond its contract."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["StoreCapabilities"]
 
 @dataclass(frozen=True)
 class StoreCapabilities:
-    """What a store says of itself. The laws check what it promises, and say which of them it cannot keep."""
+    """What a store promises beyond its contract. The laws test each promise that a store makes. Immutable."""
 
     total_order: bool = True
-    """Whether records appear in the order of their ids, whichever producer they are from."""
+    """Whether records of all producers appear in the order of their ids."""
     decodes_once: bool = True
-    """Whether a claim calls ``decode`` once for each record, also where a connection is lost meanwhile."""
+    """Whether a claim calls ``decode`` once for each record, even if a connection is lost meanwhile."""
     death_noticed_after: float = 0.0
-    """Seconds after which a holder whose process died is dead."""
+    """The seconds after the death of a process after which its holder is dead."""
     joins_transactions: bool = False
     """Whether :meth:`~persistcoll.engine.contracts.QueueStore.joined` works."""
     max_payload: int | None = None
-    """How many bytes a payload may have; above it ``EncodeError`` is raised. ``None``: as memory allows."""
+    """The greatest size of a payload in bytes. Above it a call raises ``EncodeError``. ``None``: no limit."""

@@ -14,37 +14,37 @@ T = TypeVar("T")
 
 
 class Pair(NamedTuple):
-    """A key and its value, as a pair store gives them."""
+    """A key and its value, as a pair store returns them."""
 
     key: bytes
-    """What decides which keys are equal, and where they stand in a :meth:`PairStore.scan`."""
+    """The encoded key. It decides which keys are equal, and their order in a :meth:`PairStore.scan`."""
     original_key: bytes
-    """The key as it was first given, in a form that its owner reads."""
+    """The key as the caller first gave it, in a form that the caller decodes."""
     value: bytes
-    """Empty where values were not asked for."""
+    """The value. It is empty if the caller did not ask for values."""
 
 
 class PairStore(Protocol):
     """Keep pairs of bytes, as a dict does. Each call is one short atomic operation, from any thread.
 
-    An expired key is not there: set again, it is a new one.
+    An expired key is not stored any more. If it is set again, it is a new key.
     """
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of ``key``; ``None`` if it is not there."""
+        """Return the value of ``key``, or ``None`` if it is not stored."""
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the values of those of the keys that are there, at one moment."""
+        """Return the values of those of the keys that are stored, from one snapshot."""
 
     def contains(self, key: bytes) -> bool:
-        """Say whether ``key`` is there."""
+        """Tell whether ``key`` is stored."""
 
     def set_many(self, items: Sequence[tuple[bytes, bytes, bytes]], expires: float | None = None) -> None:
         """Store all items (key, original key, value), in order, or none.
 
-        A key that is there keeps its place and its original key.
+        A key that is already stored keeps its place and its original key.
 
-        :param expires: seconds from now until they expire; ``None``: never.
+        :param expires: the seconds after which the pairs expire; ``None``: never.
         """
 
     def change(
@@ -52,29 +52,32 @@ class PairStore(Protocol):
     ) -> T:
         """Replace the value of ``key`` by what ``change`` makes of it, in one atomic step.
 
-        ``change`` is given the value, or ``None``, and returns another value and a result. ``None`` as a
-        value removes the key, and the same object leaves it. If ``change`` raises, nothing happened. It must
-        not call this store. A key that is there expires when it would have; a new one never does.
+        The store calls ``change`` with the value, or with ``None`` if the key is not stored. ``change``
+        returns a new value and a result. The new value ``None`` removes the key, and the same object as
+        before leaves it unchanged. If ``change`` raises, the store changes nothing. ``change`` must not call
+        this store, because the store may hold a lock. A stored key keeps its expiry, and a new key never
+        expires.
 
         :return: the result of ``change``.
         """
 
     def remove(self, key: bytes) -> bool:
-        """Remove ``key`` and say whether it was there.
+        """Remove ``key``, and tell whether it was stored.
 
-        The value is not read, so that a damaged one can be removed.
+        The store does not read the value, so that a damaged pair can be removed.
         """
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
-        """Remove the last (or first) pair and return ``decode`` of it.
+        """Remove the last pair (or the first one, without ``last``) and return ``decode`` of it.
 
-        If ``decode`` raises, the pair stays. It must not call this store.
+        If ``decode`` raises, the pair stays. ``decode`` must not call this store, because the store may hold
+        a lock.
 
         :raise KeyError: there is no pair.
         """
 
     def clear(self) -> int:
-        """Remove every pair; return how many there were."""
+        """Remove every pair, and return how many there were."""
 
     def count(self) -> int:
         """Count the pairs."""
@@ -82,31 +85,34 @@ class PairStore(Protocol):
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         """Iterate over the pairs in their order.
 
-        While others change the store, no key comes twice, every key that is there all the while comes, one
-        that is set after the call does not, and a value is one that it had since the call. In memory there
-        are never more than some hundred pairs or a few megabytes.
+        Other threads and processes may change the store meanwhile. The iteration yields no key twice. It
+        yields every key that is stored from the call to the end, and no key that is set after the call. Each
+        value is one that the key has had since the call. The store reads at most a few hundred pairs or a few
+        megabytes into memory at once.
         """
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         """Iterate over the pairs with ``start <= key < stop``, in the order of their keys.
 
-        As :meth:`pairs`, but a key that is set meanwhile may come.
+        It behaves as :meth:`pairs`, except that it may yield a key that is set after the call.
         """
 
     def transaction(self) -> AbstractContextManager[None]:
-        """Return a block in which all that this thread does happens at its end, or not at all if it raises.
+        """Return a context manager for a transaction of this thread.
 
-        One within another is part of it. Changes of other threads and processes wait meanwhile.
+        At the end of the block all changes of this thread take effect together. If the block raises, none
+        does. A transaction within another one is part of the outer one. Changes of other threads and
+        processes wait until the end of the block.
         """
 
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if another process changed something since."""
 
     def stats(self) -> Stats:
-        """Return the numbers of this moment: ``ready`` pairs, and the ``bytes`` that their file occupies."""
+        """Return the current number of ``ready`` pairs, and the ``bytes`` that their file occupies."""
 
     def after_fork_in_child(self) -> None:
-        """Let go of what is the parent's, and write nothing; the first call in a forked child."""
+        """Close what belongs to the parent, and write nothing. It is the first call in a forked child."""
 
     def close(self) -> None:
-        """Let go of everything. Idempotent."""
+        """Close all files and connections. Idempotent."""

@@ -1,4 +1,4 @@
-"""The contract of a queue store: bytes that are put, claimed, and acked or given back."""
+"""The contract of a queue store: bytes that are put, claimed, and acked or released."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ __all__ = ["MAX_POLL_INTERVAL", "Claim", "QueueStore", "Select"]
 
 T = TypeVar("T")
 MAX_POLL_INTERVAL = 0.005
-"""Seconds between two looks at a store that is cheap to ask."""
+"""The seconds between two calls of ``change_token``, for a store in which the call is cheap."""
 Claim = tuple[int, Any]
-"""The id of a record, and what the store tells this claim of it by from every other one."""
+"""The id of a record, and a token by which the store distinguishes this claim from every other one."""
 
 
 class Select(NamedTuple):
-    """Say which ready record to claim, in place of the next one."""
+    """The choice of a ready record other than the next one."""
 
     id: int
     after: bool = False
-    """Whether to claim the record that comes after that id, and not the one of that id."""
+    """Whether to claim the record after ``id``. Otherwise the choice is the record with this id."""
 
 
 class QueueStore(Protocol):
     """Keep records of bytes, first in, first out.
 
     A record is *ready*; ``claim`` makes it *claimed*; ``ack`` removes it, and ``nack`` or ``release`` makes
-    it ready again. All counts are exact at the moment of the call, across threads and processes, but a store
-    may have to look at each record to count.
+    it ready again. All counts are exact at the time of the call, across threads and processes. A store may
+    have to read each record to count.
 
-    A call may come from a signal handler or a destructor within another call of the same thread. It works
-    where the thread holds no lock of the store; otherwise it raises ``StorageError`` before anything is
-    stored. ``count``, ``peek`` and ``close`` never wait for their own thread.
+    A signal handler or a destructor may call the store within another call of the same thread. The call works
+    if the thread holds no lock of the store. Otherwise it raises ``StorageError`` before anything is stored.
+    ``count``, ``peek`` and ``close`` never wait for a lock that their own thread holds.
 
-    A ``deadline`` (by ``time.monotonic()``) bounds the waits for another caller's open transaction, for a
-    connection and for a lock of the database, and no other wait, because the short turns of ordinary writers
-    always end. After it the call raises ``LockedError`` or ``BackendUnavailableError``. ``None``, and where a
-    call takes no deadline: the time that the store was opened with.
+    A ``deadline`` (by ``time.monotonic()``) bounds three waits: for another caller's open transaction, for a
+    connection, and for a lock of the database. It bounds no other wait, because the short turns of ordinary
+    writers always end. After the deadline the call raises ``LockedError`` or ``BackendUnavailableError``.
+    With ``None``, and in a call without this parameter, the time that the store was opened with applies.
 
-    A holder is *dead* as soon as it has closed, and when its process died and the store noticed; a store that
-    notices it by missing heartbeats takes a holder for dead that was not heard of for its patience.
+    A holder is *dead* as soon as it has closed, or when the store has noticed that its process died. A store
+    that uses heartbeats takes a holder for dead after a time without a heartbeat that the store was opened
+    with.
 
     :ivar capabilities: what this store promises beyond the contract.
-    :ivar max_poll_interval: how many seconds a waiter lets pass between two calls of :meth:`change_token`, at
-        most, so that they cost well under one per cent of a core.
+    :ivar max_poll_interval: the longest time in seconds that a waiter lets pass between two calls of
+        :meth:`change_token`. It is so long that the calls cost well under one per cent of a core.
     """
 
     capabilities: StoreCapabilities = StoreCapabilities()
@@ -55,16 +56,17 @@ class QueueStore(Protocol):
     def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
         """Store ``payload`` after all others and return its id.
 
-        :param capacity: how many records may be ready afterwards; 0: without bound.
-        :raise Full: they would be more.
+        :param capacity: the greatest number of ready records after the call; 0: no limit.
+        :raise Full: there would be more ready records.
         """
 
     def append_many(
         self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
     ) -> Sequence[int]:
-        """Store all payloads, in order, or none; return their ids, which grow and may have gaps.
+        """Store all payloads, in order, or none, and return their ids, which grow and may have gaps.
 
-        :raise Full: not all of them fit.
+        :param capacity: the greatest number of ready records after the call; 0: no limit.
+        :raise Full: there would be more ready records.
         """
 
     def claim(
@@ -77,11 +79,12 @@ class QueueStore(Protocol):
     ) -> T:
         """Claim a ready record and return ``decode(record)``.
 
-        :param select: which one; ``None``: the next. Only record stores know another.
-        :param claims: the claim is appended to it in the same atomic step, so that a caller that is
-            interrupted (``KeyboardInterrupt``) knows what to :meth:`release`.
-        :raise Empty: there is no such ready record. Its ``next_at``, where it has one, is the time (by
-            ``time.monotonic()``) at which one becomes ready by itself.
+        :param select: which record to claim; ``None``: the next one. Only record stores support another
+            choice.
+        :param claims: a list to which the store appends the claim in the same atomic step, so that a caller
+            that is interrupted (``KeyboardInterrupt``) knows what to :meth:`release`.
+        :raise Empty: there is no such ready record. If the error has an attribute ``next_at``, a record
+            becomes ready by itself at that time (by ``time.monotonic()``).
         :raise ValueError: this store cannot select.
         """
 
@@ -93,10 +96,10 @@ class QueueStore(Protocol):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
-        """Claim up to ``limit`` ready records in one atomic step, as :meth:`claim`.
+        """Claim up to ``limit`` ready records in one atomic step, as :meth:`claim` does.
 
-        If ``decode`` raises at the first one, the call raises that; at a later one, the call returns those
-        before it, and the record stays ready.
+        If ``decode`` raises at the first record, the call raises the same error. If it raises at a later
+        record, the call returns the results before it, and that record stays ready.
         """
 
     def pop(
@@ -107,7 +110,7 @@ class QueueStore(Protocol):
     def pop_many(
         self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
     ) -> list[T]:
-        """Claim up to ``limit`` ready records as :meth:`claim_many` does, and ack them in the same step."""
+        """Claim up to ``limit`` records as :meth:`claim_many` does, and ack them in the same atomic step."""
 
     def ack(self, ids: Sequence[int]) -> None:
         """Remove these claimed records for good, all or none.
@@ -122,10 +125,10 @@ class QueueStore(Protocol):
         """
 
     def release(self, claims: Sequence[Claim]) -> int:
-        """Make ready again, at once and in its place, each record that these claims hold.
+        """Make each record of these claims ready again, at once and in its place.
 
-        A claim that ended is passed over. In a record store the attempt stays counted, because its number
-        tells one claim from the next, but no back-off applies and no record becomes dead.
+        The store ignores a claim that ended. In a record store the attempt stays counted, because its number
+        distinguishes one claim from the next. No back-off applies, and no record becomes dead.
 
         :return: how many records became ready.
         """
@@ -137,16 +140,17 @@ class QueueStore(Protocol):
         """
 
     def remove(self, id: int | None = None) -> int | None:
-        """Remove a ready record unseen, the next one without ``id``.
+        """Remove a ready record without decoding it.
 
-        :return: its id, or ``None`` if there is no such ready record.
+        :param id: the id of the record; ``None``: the next one.
+        :return: the id of the removed record, or ``None`` if there is no such ready record.
         """
 
     def clear(self) -> int:
-        """Remove every ready record; return how many there were."""
+        """Remove every ready record, and return how many there were."""
 
     def records(self) -> Iterator[Record]:
-        """Iterate over the records that are ready at this moment, in the order of their ids."""
+        """Iterate over the records that are ready at the time of the call, in the order of their ids."""
 
     def count(self) -> int:
         """Count the ready records."""
@@ -155,44 +159,45 @@ class QueueStore(Protocol):
         """Count the claimed records."""
 
     def unfinished(self) -> int:
-        """Count the records that are ready or claimed, at one moment."""
+        """Count the records that are ready or claimed, from one snapshot."""
 
     def is_empty(self) -> bool:
-        """Say whether no record is ready.
+        """Tell whether no record is ready.
 
-        A store overrides this where it counts by looking at each record.
+        A store overrides this method if its :meth:`count` reads each record.
         """
         return not self.count()
 
     def has_unfinished(self) -> bool:
-        """Say whether a record is ready or claimed; to be overridden as :meth:`is_empty`."""
+        """Tell whether a record is ready or claimed. A store overrides it as it does :meth:`is_empty`."""
         return self.unfinished() > 0
 
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if another process changed something since.
 
-        :raise BackendUnavailableError: the store cannot be reached now; a waiter asks again.
+        :raise BackendUnavailableError: the store cannot be reached now. A waiter calls again.
         """
 
     def joined(self, connection: Any) -> QueueStore:
         """Return this store bound to the transaction that the caller has open on ``connection``.
 
-        What its methods do is part of that transaction: the caller commits it or rolls it back, and the store
-        learns of neither. They never wait for an item, retry nothing and wake no waiter. A claim that one of
-        them settles stays known to this store, which raises ``StaleClaimError`` for it after the commit.
+        The changes of its methods are part of that transaction. The caller commits the transaction or rolls
+        it back, and the store learns of neither. The methods never wait for an item, retry nothing and wake
+        no waiter. If one of them settles a claim, this store still knows the claim, and raises
+        ``StaleClaimError`` for it after the commit.
 
         :raise ValueError: this store joins no transactions.
         """
         raise ValueError(f"{type(self).__name__} joins no transactions of a caller")
 
     def stats(self) -> Stats:
-        """Return the numbers of this moment."""
+        """Return the current numbers of the store."""
 
     def after_fork_in_child(self) -> None:
-        """Let go of what is the parent's, and write nothing; the first call in a forked child.
+        """Close what belongs to the parent, and write nothing. It is the first call in a forked child.
 
-        The next call opens the store anew. What the parent claimed is not claimed here.
+        The next call opens the store again. The claims of the parent are not claims of the child.
         """
 
     def close(self) -> None:
-        """Release the claims of this store and let go of everything. Idempotent."""
+        """Release the claims of this store, and close all files and connections. Idempotent."""

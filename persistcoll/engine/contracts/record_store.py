@@ -14,69 +14,70 @@ __all__ = ["RecordStore"]
 class RecordStore(QueueStore, Protocol):
     """Keep records with states.
 
-    It is made with a :class:`~persistcoll.engine.records.Discipline` and a
-    :class:`~persistcoll.engine.records.ClaimPolicy`. A record is *ready* as well, and ``count`` counts it, if
-    it was delayed and the delay is over, or if it was claimed and the lease is over. A claim without a lease
-    lasts until its store is closed or its process dies. The record after an id is the next one in the
-    discipline's order (by priority: in the order of ids), and none comes after the last. ``ack``, ``fail``
-    and ``nack`` work on what this very store has claimed: otherwise they raise ``NotClaimedError`` for a
-    record that it never claimed or that it settled, and ``StaleClaimError`` for a claim that was lost.
+    A store has a :class:`~persistcoll.engine.records.Discipline` and a
+    :class:`~persistcoll.engine.records.ClaimPolicy`. A delayed record whose delay is over is *ready* as well,
+    and so is a claimed record whose lease is over, and ``count`` counts both. A claim without a lease lasts
+    until its store is closed or its process dies. The record after an id is the next one in the discipline's
+    order (by priority: in the order of ids), and no record comes after the last one. ``ack``, ``fail`` and
+    ``nack`` settle only claims of this store object. They raise ``NotClaimedError`` for a record that the
+    store never claimed or has already settled, and ``StaleClaimError`` for a claim that was lost.
 
-    Every store takes a priority that is a finite number which a float holds exactly, and a name of at most
-    255 bytes of UTF-8. A store may refuse others.
+    Every store accepts each priority that is a finite number which a float represents exactly, and each name
+    of at most 255 bytes of UTF-8. A store may refuse other values.
     """
 
     def put(
         self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
     ) -> list[int | None]:
-        """Store all entries, in order, or none; return their ids.
+        """Store all entries, in order, or none, and return their ids.
 
-        An entry whose key is active is not stored, needs no room, and has ``None`` in place of an id.
+        In a unique store an entry whose key is active is not stored. It needs no room, and the list has
+        ``None`` in the place of its id.
 
-        :raise Full: not all of the others fit.
+        :raise Full: there would be more than ``capacity`` ready records.
         """
 
     def fail(self, ids: Sequence[int]) -> None:
         """Make claimed records failed, all or none."""
 
     def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        """Make a claimed record ready again, or dead if it was claimed too often.
+        """Make a claimed record ready again, or dead if it has no attempts left.
 
-        :param delay: seconds until it is ready; ``None``: as the policy's back-off says.
-        :param to_back: give it a new id, with as many attempts: first in, first out, it comes after all
-            others; last in, first out, before them.
-        :return: its id.
+        :param delay: the seconds until the record is ready; ``None``: the delay of the policy's back-off.
+        :param to_back: whether the record gets a new id. Its attempts stay counted. In the order first in,
+            first out it then comes after all others; last in, first out, before them.
+        :return: the id of the record.
         """
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
-        """Give a record that is ready, delayed or claimed by any store another payload and key.
+        """Replace payload and key of a record that is ready, delayed, or claimed by any store.
 
-        :return: whether there is one.
+        :return: whether there is such a record.
         :raise DuplicateError: the new key is active for another record.
         """
 
     def has_active_key(self, key: bytes) -> bool:
-        """Say whether a record of this key is ready, delayed or claimed."""
+        """Tell whether a record of this key is ready, delayed or claimed."""
 
     def reclaim(self) -> int:
-        """Make ready what dead holders had claimed, or dead if it was claimed too often.
+        """Make the records of dead holders ready again, or dead if they have no attempts left.
 
-        It looks at every holder now, however short ago the store looked by itself.
+        It checks every holder, however recently the store has checked them by itself.
 
-        :return: how many records.
+        :return: how many records it has changed.
         """
 
     def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
-        """Iterate over the records in these states (none named: in any), in the order of their ids."""
+        """Iterate over the records in these states, in the order of their ids. No state means all states."""
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         """Remove done, failed or dead records, the oldest first.
 
-        :param keep: how many of the newest stay.
-        :param limit: how many to remove at most.
-        :return: how many were removed.
+        :param keep: how many of the newest records stay.
+        :param limit: the greatest number of records to remove; ``None``: no limit.
+        :return: how many records were removed.
         :raise ValueError: records in this state are never purged.
         """
 
     def shrink(self) -> None:
-        """Give unused room back to the file system. A store without one does nothing."""
+        """Return unused space to the file system. A store without a file does nothing."""

@@ -1,7 +1,7 @@
-"""The reference mapping: :class:`MemoryPairStore`, which keeps the laws of mappings in the plainest way.
+"""The reference pair store: :class:`MemoryPairStore`, the simplest store that keeps the laws of pair stores.
 
-As :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore`: one dict, one lock, a search wherever a
-search will do. Time is a function, so that expiry is tried without waiting.
+Like :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore` it consists of one dict, one lock, and
+a search wherever a search is sufficient. The clock is a function, so that a test of expiry need not wait.
 """
 
 from __future__ import annotations
@@ -26,30 +26,32 @@ class _Row(NamedTuple):
     name: bytes
     value: bytes
     end: float | None
-    """When it expires, by the clock."""
+    """The time at which the pair expires, in seconds by the clock; ``None``: never."""
 
 
 class MemoryMappingState:
-    """What a :class:`MemoryPairStore` keeps, and what is left when it is closed.
+    """The pairs of a :class:`MemoryPairStore`, which outlive its closing.
 
-    Mappings of the same state are to each other as mappings in several processes are that have opened
-    the same file. A copy (:meth:`copy`) is what a process that died at this moment leaves behind.
+    Several stores of one state behave like stores in several processes that have the same file open. A copy
+    (:meth:`copy`) is the state that another process finds if this process dies now.
 
-    :param clock: the time in seconds, to expire by.
+    ``lock`` protects every attribute and every row.
+
+    :param clock: returns the time in seconds by which pairs expire.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.lock = threading.RLock()  # a transaction holds it
+        self.lock = threading.RLock()  # a transaction holds it from its begin to its end
         self.clock = clock
         self.rows: dict[bytes, _Row] = {}
-        """What is stored, in order, what has expired included until the next call."""
+        """The pairs by key, in order. An expired pair stays until the next call."""
         self.last_serial = 0
         self.changes = 0
         self.before: MemoryMappingState | None = None
-        """Within a transaction: what it began with."""
+        """The state at the begin of the open transaction; ``None`` if no transaction is open."""
 
     def copy(self) -> MemoryMappingState:
-        """What is committed."""
+        """Return a copy of the committed state."""
         with self.lock:
             committed = self.before or self
             other = MemoryMappingState(self.clock)
@@ -61,8 +63,8 @@ class MemoryMappingState:
 class MemoryPairStore(PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` in memory.
 
-    Closing keeps the state; opening another one of the same state goes on. All methods may be called
-    from any thread. Each costs time in proportion to what is stored.
+    Closing a store keeps the state, and a new store of the same state continues with it. Any thread may call
+    any method. The time of a call grows with the number of pairs.
 
     >>> now = 0.0
     >>> mapping = MemoryPairStore(MemoryMappingState(clock=lambda: now))
@@ -74,7 +76,7 @@ class MemoryPairStore(PairStore):
     >>> mapping.get(b"a"), mapping.count()
     (None, 1)
 
-    :param state: what is stored; a new and empty one by default.
+    :param state: the state with the pairs; a new and empty one by default.
     """
 
     def __init__(self, state: MemoryMappingState | None = None) -> None:
@@ -82,7 +84,7 @@ class MemoryPairStore(PairStore):
         self._closed = False
 
     def _promote_due(self) -> MemoryMappingState:
-        """The state, after what time alone has brought about: once for each call, with the lock held."""
+        """Remove expired pairs and return the state. Each call of the store does it once, under the lock."""
         if self._closed:
             raise ClosedError("this mapping in memory is closed")
         state = self._state
@@ -134,7 +136,7 @@ class MemoryPairStore(PairStore):
                 self._remove(key)
             return there
 
-    # Several.
+    # Several keys.
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         with self._state.lock:
@@ -170,7 +172,7 @@ class MemoryPairStore(PairStore):
         with self._state.lock:
             return len(self._promote_due().rows)
 
-    # Iteration: a list of the keys of this moment, each looked up when its turn comes.
+    # Iteration. It takes a list of the keys at the call, and reads the value of each key when it comes to it.
 
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._state.lock:
@@ -218,10 +220,10 @@ class MemoryPairStore(PairStore):
             stored = sum(len(key) + len(row.name) + len(row.value) for key, row in rows.items())
             return Stats(ready=len(rows), bytes=stored)
 
-    # Life and death.
+    # Lifecycle.
 
     def after_fork_in_child(self) -> None:
-        # A thread that the child does not have may hold the lock, within a transaction of its own.
+        # A thread of the parent that the child does not have may hold the old lock, within a transaction.
         state = self._state
         state.lock = threading.RLock()
         if state.before is not None:

@@ -14,9 +14,9 @@ MemoryQueueState = MemoryRecordState
 class MemoryQueueStore(MemoryRecordStore):
     """A :class:`~persistcoll.engine.contracts.QueueStore` in memory.
 
-    It is handy in tests of programs that use a container, where nothing has to outlive the process. Closing
-    releases what this store has claimed; opening another one of the same state goes on. Any thread may call
-    its methods. Each costs time in proportion to what is stored.
+    It is useful in tests of programs that use a container, where no record has to outlive the process.
+    Closing a store releases its claims, and a new store of the same state continues with it. Any thread may
+    call any method. The time of a call grows with the number of records.
 
     >>> state = MemoryQueueState()
     >>> store = MemoryQueueStore(state)
@@ -28,7 +28,7 @@ class MemoryQueueStore(MemoryRecordStore):
     >>> [record.payload for record in MemoryQueueStore(state).records()]
     [b'first', b'second']
 
-    :param state: what is stored; a new and empty one by default.
+    :param state: the state with the records; a new and empty one by default.
     """
 
     def __init__(self, state: MemoryQueueState | None = None) -> None:

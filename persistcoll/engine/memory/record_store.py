@@ -1,8 +1,8 @@
-"""The reference table: :class:`MemoryRecordStore`, which keeps the laws of tables in the plainest way.
+"""The reference record store: :class:`MemoryRecordStore`, the simplest store that keeps all laws.
 
-It is what the other stores are compared with, so it shares no idea with any of them: a dict of rows, one
-lock, and a search wherever a search will do. Time is a function, so that leases and delays are tried without
-waiting.
+Tests compare the other stores with it, so it shares no algorithm with any of them. It consists of a dict of
+rows, one lock, and a search wherever a search is sufficient. The clock is a function, so that a test of
+leases and delays need not wait.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ T = TypeVar("T")
 class MemoryRecordStore(RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in memory.
 
-    Closing gives back what this table has claimed (without ``retry.auto_reclaim``: leaves it claimed, by a
-    dead holder); opening another one of the same state goes on. All methods may be called from any thread.
-    Each costs time in proportion to what is stored.
+    Closing a store releases its claims; without ``retry.auto_reclaim`` the records stay claimed by a dead
+    holder. A new store of the same state continues with it. Any thread may call any method. The time of a
+    call grows with the number of records.
+
+    The state's lock protects every field.
 
     >>> now = 0.0
     >>> state = MemoryRecordState(clock=lambda: now)
@@ -42,7 +44,9 @@ class MemoryRecordStore(RecordStore):
     Traceback (most recent call last):
     persistcoll.errors.StaleClaimError: the claim of item 1 was lost
 
-    :param state: what is stored; a new and empty one by default.
+    :param discipline: the order of the records, and whether their keys are unique.
+    :param retry: the lease, the limit of attempts and the retention.
+    :param state: the state with the records; a new and empty one by default.
     """
 
     def __init__(
@@ -56,17 +60,18 @@ class MemoryRecordStore(RecordStore):
         self._state = state or MemoryRecordState()
         self._closed = False
         self._holder: object = self
-        # Ids of rows that another open transaction has changed, which this store passes over.
+        # The ids of rows that another open transaction has changed, and that this store passes over.
         self._locked: frozenset[int] = frozenset()
-        # What this table claimed and did not settle itself: a claim that was lost stays known as such.
+        # The claims that this store has not settled: id to attempt. A lost claim stays in the dict, so that
+        # the store can raise StaleClaimError for it.
         self._claims: dict[int, int] = {}
         if retry.auto_reclaim:
             self.reclaim()
 
-    # With the lock held.
+    # The caller of the methods below holds the lock.
 
     def _promote_due(self) -> MemoryRecordState:
-        """The state, after what time alone has brought about: once for each call."""
+        """End the delays and leases that are due, and return the state. Each call does it once."""
         if self._closed:
             raise ClosedError("this table in memory is closed")
         state = self._state
@@ -79,13 +84,13 @@ class MemoryRecordStore(RecordStore):
         return state
 
     def _come_back(self, row: Row) -> None:
-        """Make a row ready, or dead if it was claimed too often."""
+        """Make a row ready, or dead if it is claimed and has no attempts left."""
         limit = self._retry.max_attempts
         dead = row.state is State.CLAIMED and limit is not None and row.attempts >= limit
         self._state.move(row, State.DEAD if dead else State.READY)
 
     def _ready(self) -> list[Row]:
-        """In the order of taking."""
+        """Return the ready rows in the order in which they are claimed."""
         rows = [row for row in self._state.select(State.READY) if row.id not in self._locked]
         if self._discipline.newest_first:
             rows.reverse()
@@ -94,11 +99,15 @@ class MemoryRecordStore(RecordStore):
         return rows
 
     def _record(self, row: Row, attempt: int = 0) -> Record:
-        """What a row stands for; with ``attempt`` 1, as it is claimed now."""
+        """Return the record of a row. With ``attempt`` 1 it counts the claim that is being made."""
         return Record(row.id, row.payload, row.time, row.priority, row.attempts + attempt)
 
     def _claimed(self, id: int) -> Row:
-        """What this table has claimed."""
+        """Return the row of a claim of this store.
+
+        :raise NotClaimedError: this store has not claimed the record, or has settled it.
+        :raise StaleClaimError: the claim was lost.
+        """
         if id not in self._claims:
             raise NotClaimedError(f"item {id} is not in the hands of this table")
         row = self._state.rows.get(id)
@@ -137,7 +146,7 @@ class MemoryRecordStore(RecordStore):
                 state.puts += new
             return ids
 
-    # Taking.
+    # Claiming.
 
     def claim(
         self,
@@ -200,7 +209,7 @@ class MemoryRecordStore(RecordStore):
                 break
         if not values:
             raise Empty
-        # Only now: what interrupts `decode` (KeyboardInterrupt) leaves every row where it was.
+        # Change the rows only now, so that an interrupt of `decode` (KeyboardInterrupt) changes nothing.
         lease = self._retry.lease
         until = None if lease is None else self._state.clock() + lease
         for row in rows[: len(values)]:
@@ -215,7 +224,7 @@ class MemoryRecordStore(RecordStore):
                 claims.append((row.id, row.attempts))
         return values
 
-    # Settling what was claimed.
+    # Settling.
 
     def ack(self, ids: Sequence[int]) -> None:
         with self._state.lock:
@@ -285,7 +294,7 @@ class MemoryRecordStore(RecordStore):
     def _is_dead(self, holder: object) -> bool:
         return holder is None
 
-    # Looking and removing.
+    # Inspection and removal.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
         with self._state.lock:
@@ -397,11 +406,11 @@ class MemoryRecordStore(RecordStore):
                 bytes=sum(len(row.payload) for row in state.rows.values()),
             )
 
-    # Life and death.
+    # Lifecycle.
 
     def after_fork_in_child(self) -> None:
-        # The child's memory is a copy, in which whoever has claimed something is dead; a thread that the
-        # child does not have may hold the lock.
+        # The child's memory is a copy, in which every holder is dead. A thread of the parent that the child
+        # does not have may hold the old lock.
         self._state.lock = threading.RLock()
         self._claims.clear()
         for row in self._state.rows.values():

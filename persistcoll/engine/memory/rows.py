@@ -17,7 +17,7 @@ FINISHED = (State.DONE, State.FAILED, State.DEAD)
 
 @dataclass
 class Row:
-    """A record, and where it stands."""
+    """A record with its state."""
 
     id: int
     payload: bytes
@@ -27,22 +27,24 @@ class Row:
     attempts: int = 0
     state: State = State.READY
     until: float | None = None
-    """When the delay or the lease ends."""
+    """The time at which the delay or the lease ends, in seconds by the clock; ``None``: there is none."""
     holder: object = None
-    """Who has claimed it; ``None`` where that one is dead."""
+    """The store that has claimed the record; ``None`` if no store has, or if that store is dead."""
 
 
 class MemoryRecordState:
-    """What a ``MemoryRecordStore`` keeps, also when it is closed.
+    """The records of a ``MemoryRecordStore``, which outlive its closing.
 
-    Tables of the same state are to each other as tables in several processes are that have opened the
-    same file. A copy (:meth:`copy`) is what a process that died at this moment leaves behind.
+    Several stores of one state behave like stores in several processes that have the same file open. A copy
+    (:meth:`copy`) is the state that another process finds if this process dies now.
 
-    :param clock: the seconds since the epoch.
+    ``lock`` protects every attribute and every row.
+
+    :param clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.lock = threading.RLock()  # so that `decode` may copy
+        self.lock = threading.RLock()  # re-entrant, so that `decode` may call copy()
         self.clock = clock
         self.rows: dict[int, Row] = {}
         self.last_id = 0
@@ -50,27 +52,27 @@ class MemoryRecordState:
         self.changes = 0
 
     def copy(self) -> MemoryRecordState:
-        """The same rows; whoever had claimed one is dead."""
+        """Return a copy of the state in which the holder of each claim is dead."""
         with self.lock:
             other = MemoryRecordState(self.clock)
             other.rows = {id: replace(row, holder=None) for id, row in self.rows.items()}
             other.last_id, other.puts = self.last_id, self.puts
             return other
 
-    # With the lock held.
+    # The caller of the methods below holds the lock.
 
     def select(self, *states: State) -> list[Row]:
-        """The rows in these states, by id."""
+        """Return the rows in these states, in the order of their ids."""
         rows = [row for row in self.rows.values() if row.state in states]
         return sorted(rows, key=lambda row: row.id)
 
     def of_key(self, key: bytes | None) -> Row | None:
-        """What is in force of this key; nothing is of ``None``."""
+        """Return the row for which ``key`` is active, or ``None``. The key ``None`` is never active."""
         rows = [row for row in self.select(*IN_FORCE) if row.key == key]
         return rows[0] if rows and key is not None else None
 
     def add(self, row: Row) -> int:
-        """Store a row behind all others; return its new id."""
+        """Store a row after all others and return its new id."""
         self.changes += 1
         self.last_id += 1
         row.id = self.last_id
@@ -78,7 +80,7 @@ class MemoryRecordState:
         return row.id
 
     def move(self, row: Row, state: State, until: float | None = None) -> None:
-        """Put a row into another state, in nobody's hands."""
+        """Put a row into another state, without a holder."""
         self.changes += 1
         row.state, row.until, row.holder = state, until, None
 

@@ -1,9 +1,9 @@
-"""The reference record store as a database server is: :class:`MemoryServerStore`.
+"""The reference record store that behaves like a database server: :class:`MemoryServerStore`.
 
-It has what makes servers harder than files: ids that appear late and with gaps, a clock that nobody sets,
-answers that are lost, holders that are only known by their heartbeats, and callers' transactions. What the
-records do is :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore`'s, of a copy of what is
-committed; each call commits what it changed.
+It has the properties that make servers harder than files: ids that appear late and with gaps, a clock that no
+user sets, answers that are lost, holders that are known only by their heartbeats, and transactions of the
+caller. Each call runs a :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore` on a copy of the
+committed rows, and commits what it has changed.
 """
 
 from __future__ import annotations
@@ -35,22 +35,27 @@ def _server_clock() -> float:
 
 
 class _Transaction:
-    """What an open transaction has changed; nobody else sees it. The state's lock guards all of it."""
+    """The changes of an open transaction, which no other transaction sees.
+
+    The lock of the server's state protects every attribute.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[int, Row | None] = {}
-        """By id: the row as it will be, or ``None`` where it will be gone."""
+        """The changed rows by id; ``None`` if the transaction removes the row."""
         self.puts = 0
 
 
 class MemoryServerState(MemoryRecordState):
-    """What a server keeps: the committed rows of one collection, and what holders and clients left there.
+    """The state of a server: the committed rows of one collection, its holders and its clients.
 
-    :param clock: the seconds since the epoch; one that nobody sets, by default.
-    :param patience: seconds after which a holder that was not heard of is dead.
+    ``lock`` protects every attribute and every row.
+
+    :param clock: returns the time in seconds since the epoch; by default a clock that no user can set.
+    :param patience: the seconds without a heartbeat after which a holder is dead.
     :param id_block: how many ids a client draws at once.
-    :param loss: the probability with which a connection is lost before a commit, and after one.
-    :param seed: of what happens by chance.
+    :param loss: the probability that the connection is lost before a commit, and that it is lost after one.
+    :param seed: the seed of these chances.
     """
 
     def __init__(
@@ -67,15 +72,15 @@ class MemoryServerState(MemoryRecordState):
         self.chance = random.Random(seed)
         self.open: list[_Transaction] = []
         self.done: dict[tuple[int, int], Any] = {}
-        """By client and operation: what came of a change that was committed."""
+        """The results of committed operations whose answer was lost, by client and operation."""
         self.heard: dict[int, float] = {}
-        """By holder that was silenced: when it was heard of last."""
+        """The time of the last heartbeat of each holder that sends none any more."""
         self.beating: set[int] = set()
-        """The holders that send heartbeats: those of this process that are open."""
+        """The holders that send heartbeats: the open ones of this process."""
         self.clients = itertools.count(1)
 
     def copy(self) -> MemoryServerState:
-        """What is committed; every holder is dead."""
+        """Return a copy of the committed state in which every holder is dead."""
         with self.lock:
             other = MemoryServerState(
                 self.clock, patience=self.patience, id_block=self.id_block, loss=self.loss
@@ -85,25 +90,25 @@ class MemoryServerState(MemoryRecordState):
             other.clients = itertools.count(max(self.beating | self.heard.keys(), default=0) + 1)
             return other
 
-    # With the lock held.
+    # The caller of the methods below holds the lock.
 
     def silence(self, holder: int) -> None:
-        """Hear no more of this holder, from now on."""
+        """Stop the heartbeats of this holder."""
         self.beating.discard(holder)
         self.heard[holder] = self.clock()
 
     def is_dead(self, holder: Any) -> bool:
-        """Say whether this holder was not heard of for too long, or has closed."""
+        """Tell whether this holder has closed, or has sent no heartbeat for ``patience`` seconds."""
         if holder in self.beating:
             return False
         return holder not in self.heard or self.clock() - self.heard[holder] >= self.patience
 
     def loses(self) -> bool:
-        """Say whether the connection is lost now."""
+        """Tell whether the connection is lost now, by chance."""
         return self.chance.random() < self.loss
 
     def view(self, transaction: _Transaction) -> MemoryRecordState:
-        """Copy what this transaction sees: all that is committed, and its own changes."""
+        """Return a copy of what the transaction sees: the committed rows, with its own changes."""
         view = MemoryRecordState(self.clock)
         rows: dict[int, Row | None] = {**self.rows, **transaction.rows}
         view.rows = {id: replace(row) for id, row in rows.items() if row is not None}
@@ -111,22 +116,22 @@ class MemoryServerState(MemoryRecordState):
         return view
 
     def locked(self, transaction: _Transaction) -> dict[int, Row | None]:
-        """The rows that other open transactions have changed."""
+        """Return the rows that other open transactions have changed, by id."""
         others = [other.rows for other in self.open if other is not transaction]
         return {id: row for rows in others for id, row in rows.items()}
 
     def note(self, transaction: _Transaction, view: MemoryRecordState) -> None:
-        """Have the transaction change what differs in the view."""
+        """Record the differences between the view and the committed rows as changes of the transaction."""
         for id in self.rows.keys() | view.rows.keys() | transaction.rows.keys():
             if view.rows.get(id) == self.rows.get(id):
                 transaction.rows.pop(id, None)
             else:
                 transaction.rows[id] = view.rows.get(id)
         transaction.puts = view.puts - self.puts
-        self.last_id = max(self.last_id, view.last_id)  # also if it is rolled back: ids have gaps
+        self.last_id = max(self.last_id, view.last_id)  # a rollback does not undo it, so ids have gaps
 
     def commit(self, transaction: _Transaction) -> None:
-        """Let everybody see what the transaction has changed."""
+        """Apply the changes of the transaction to the committed rows."""
         for id, row in transaction.rows.items():
             if row is None:
                 self.rows.pop(id, None)
@@ -162,12 +167,12 @@ class MemoryConnection:
             self._state.open.append(self.transaction)
 
     def commit(self) -> None:
-        """Commit the transaction that is open."""
+        """Commit the open transaction."""
         with self._state.lock:
             self._state.commit(self._end())
 
     def rollback(self) -> None:
-        """Roll the transaction back that is open."""
+        """Roll back the open transaction."""
         with self._state.lock:
             self._end()
 
@@ -180,7 +185,7 @@ class MemoryConnection:
 
 
 class _Session(MemoryRecordStore):
-    """The rows that one call of a store sees and changes."""
+    """A record store for one call, on the rows that the call sees and changes."""
 
     def __init__(
         self,
@@ -240,7 +245,7 @@ class _Session(MemoryRecordStore):
 
 
 def _sent(name: str) -> Callable[..., Any]:
-    """A method that has the server do what its name says."""
+    """Return a method that runs the operation ``name`` on the server."""
 
     def method(self: MemoryServerStore, *arguments: Any, **options: Any) -> Any:
         return self._call(name, arguments, options)
@@ -250,12 +255,16 @@ def _sent(name: str) -> Callable[..., Any]:
 
 
 class MemoryServerStore(RecordStore):
-    """A :class:`~persistcoll.engine.contracts.RecordStore` in memory, as on a server.
+    """A :class:`~persistcoll.engine.contracts.RecordStore` in memory that behaves like one on a server.
 
-    It sends each change under a number, and again under the same number where the answer was lost: so it
-    happens once. Closing releases what this store has claimed. Any thread may call its methods.
+    It sends each operation with a number. If the answer is lost, it sends the operation again with the same
+    number, so that the server runs it once. Closing a store releases its claims. Any thread may call any
+    method.
 
-    :param state: of the server; a new one by default.
+    The lock of the server's state protects every field except the operation numbers, which come from an
+    atomic counter.
+
+    :param state: the state of the server; a new one by default.
     """
 
     _RETRIES = 100
@@ -325,11 +334,14 @@ class MemoryServerStore(RecordStore):
         with self._state.lock:
             if not self._closed and self._state.loses():
                 raise BackendUnavailableError("the server in memory cannot be reached now")
-            self._call("count", (), {})  # what is due by now is a change
+            self._call("count", (), {})  # this ends due delays and leases, which counts as a change
             return self._state.changes
 
     def _call(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Have the server do this, and once."""
+        """Run an operation on the server exactly once, and return its value.
+
+        :raise BackendUnavailableError: the connection was lost too often.
+        """
         claims: list[Claim] | None = options.get("claims")
         operation = next(self._operations)
         puts = name in ("append", "append_many", "put")
@@ -339,7 +351,7 @@ class MemoryServerStore(RecordStore):
         for _ in range(self._RETRIES):
             early: list[int] = []
             if puts and not is_bounded:
-                # The ids are drawn before the transaction, which other producers may overtake.
+                # Draw the ids before the transaction, so that transactions with higher ids may commit first.
                 early = [self._draw() for _ in ([0] if name == "append" else arguments[0])]
                 time.sleep(0)
             with self._state.lock:
@@ -363,7 +375,10 @@ class MemoryServerStore(RecordStore):
         operation: int,
         early: list[int],
     ) -> tuple[bool, Any]:
-        """With the lock held: send it; whether the answer was lost, and the answer."""
+        """Send the operation once. The caller holds the lock.
+
+        :return: whether the answer was lost, and the answer.
+        """
         state, connection = self._state, self._connection
         key = self._client, operation
         if key in state.done:
@@ -399,13 +414,13 @@ class MemoryServerStore(RecordStore):
             state.note(transaction, view)
             self._claims.update(session._claims)
             return False, value
-        if state.loses():  # before the commit
+        if state.loses():  # the connection is lost before the commit
             return True, None
         state.note(transaction, view)
         state.commit(transaction)
         self._claims.clear()
         self._claims.update(session._claims)
-        if state.loses():  # after it
+        if state.loses():  # the connection is lost after the commit
             state.done[key] = value, options.get("claims", ())
             return True, None
         return False, value
@@ -423,7 +438,7 @@ class MemoryServerStore(RecordStore):
             return self._draw_last() if id is None else id
 
     def _draw_last(self) -> int:
-        """Draw an id above all that were drawn; this client goes on from there."""
+        """Draw an id that is higher than every drawn id, and a new block of ids for this client."""
         state = self._state
         with state.lock:
             first = state.last_id + 1
@@ -432,7 +447,8 @@ class MemoryServerStore(RecordStore):
             return first
 
     def after_fork_in_child(self) -> None:
-        # A thread that the child does not have may hold the lock. The parent lives, but not in this copy.
+        # A thread of the parent that the child does not have may hold the old lock. The parent lives on, but
+        # its holder sends no heartbeats to this copy of the state.
         self._state.lock = threading.RLock()
         self._state.silence(self._client)
         self._claims = {}
@@ -445,7 +461,7 @@ class MemoryServerStore(RecordStore):
                 return
             self._state.beating.discard(self._client)
             if self._retry.auto_reclaim:
-                with suppress(BackendUnavailableError):  # otherwise the next caller reclaims
+                with suppress(BackendUnavailableError):  # if this fails, the next caller reclaims
                     self.reclaim()
             self._closed = True
             self._claims = {}
