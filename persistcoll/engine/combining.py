@@ -140,7 +140,7 @@ class Combiner(Generic[R]):
                 for other in done:
                     other.performed = True
                 to_wake = [*(request.to_wake or ()), *(following[:1] or done)]
-                # No calls below, because an interrupt comes at a call and this hand-over must be atomic.
+                # No calls below, because an interrupt comes at a call and passing on the lead must be atomic.
                 request.to_wake = to_wake
                 request.batch = None
                 self._pending = []

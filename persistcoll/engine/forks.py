@@ -190,7 +190,9 @@ def _quiesce_steps() -> Iterator[Callable[[], None]]:
     # Repeat until no new container appears.
     while awake := [container for container in reversed(_living(_quiescent)) if container not in _quiesced]:
         for container in awake:
-            _quiesced.append(container)  # before: also what fails half way has something to let go of
+            _quiesced.append(
+                container
+            )  # before the call, because a call that fails half way has to be undone, too
             yield container._before_fork
 
 

@@ -26,7 +26,7 @@ _PATIENCE = 100  # tries
 
 
 def inspect(path: str) -> CollectionInfo:
-    """The queue in that directory.
+    """Describe the queue in that directory.
 
     :raise StoreMissingError: there is no queue.
     :raise StoreKindError: there is something else.
@@ -83,7 +83,7 @@ def _count(disk: Disk, path: str, info: StoreInfo) -> tuple[int | None, int | No
                 break
         if cursor.damaged or not cursor.acknowledged.position[1]:
             return None, None  # opening finds out what is acknowledged
-        # A consumer that died leaves its number behind.
+        # The number of a consumer that died stays in the file.
         return max(0, last - done), 0 if gone <= done else None
 
 

@@ -27,7 +27,7 @@ _OF_RECORDS = frozenset(
 
 
 def inspect(path: str) -> list[CollectionInfo]:
-    """The collections in that database, in the order in which they were made.
+    """Describe the collections in that database, in the order in which they were made.
 
     :param path: absolute, without symbolic links.
     :raise StoreMissingError: there is no database, or it is empty.

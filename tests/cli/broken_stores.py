@@ -55,7 +55,7 @@ class Mixes(Putting):
 
 
 class Repeats(Putting):
-    """An acknowledged line comes again, later than any consumer had it in its hands."""
+    """An acknowledged line comes again, after no consumer holds it any more."""
 
     _again = None
 

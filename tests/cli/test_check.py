@@ -137,7 +137,7 @@ def test_lines_that_nobody_put():
         assert problems([*DELIVERIES, stranger]) == ["delivered and never put: 1"]
 
 
-# Several lines in a hand.
+# A consumer that holds several lines.
 
 
 @given(st.integers(0, 4), st.integers(0, 4))

@@ -66,7 +66,7 @@ def test_nothing_is_lost_by_kill_9(small, tmp_path, kind):
 
 @each_queue
 def test_kills_between_counting_and_acknowledging(small, monkeypatch, capsys, kind):
-    """Each of them: what the consumer had in its hands comes again, and is not counted again."""
+    """At each place, what the consumer held comes again, and is not counted again."""
     kill_at_the_last_line(monkeypatch)
     assert main(["demo", str(small), "--queue", kind, "--kills", "6"]) == 0
     found = rows(capsys.readouterr().out)

@@ -59,7 +59,7 @@ def children(pid: int) -> set[int]:
 
 
 def watch(pids: set[int], stack: contextlib.ExitStack) -> list[int]:
-    """Descriptors that become readable when the processes end, whoever is their parent by then."""
+    """Descriptors that become readable when the processes end, even if they have another parent by then."""
     descriptors = []
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # it was just being killed

@@ -72,13 +72,13 @@ def _lines(path: str) -> Iterator[bytes]:
 class Check:
     """Accounts for every delivery.
 
-    A line may come a second time in one case only: a consumer was killed with the line in its hands. That is
-    what *at least once* means. Apart from that each consumer gets each producer's lines in order.
+    A line may come a second time in one case only: a consumer was killed while it held the line. That is what
+    *at least once* means. Otherwise each consumer gets each producer's lines in order.
 
     :param expected: the hash of each line.
     :param consumers: how many get at the same time.
     :ivar lines_out: how many different lines came.
-    :ivar in_hand: lines that were in the hands of consumers when they were killed.
+    :ivar in_hand: lines that consumers held when they were killed.
     :ivar again: lines that came a second time, as allowed.
     :ivar faults: how many lines each fault of a queue affected.
     """
