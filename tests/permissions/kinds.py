@@ -98,8 +98,8 @@ def everything(top: Path) -> dict[str, tuple[Any, ...]]:
     found = {}
     for path in (top, *sorted(top.rglob("*"))):
         status = path.lstat()
-        # SQLite gives a log that root opens to the owner of the database. That is its owner already, so only a
-        # time changes.
+        # SQLite gives a log that root opens to the owner of the database. That is its owner already, so only
+        # a time changes.
         unsure = os.geteuid() == 0 and path.name.endswith(("-wal", "-shm"))
         found[str(path.relative_to(top))] = (
             (status.st_mtime_ns, 0 if unsure else status.st_ctime_ns),
