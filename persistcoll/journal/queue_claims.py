@@ -369,7 +369,7 @@ class QueueClaims:
         return len(in_force)
 
     def _not_claimed(self, id: int) -> NotClaimedError:
-        return NotClaimedError(f"item {id} is not in this consumer's hands")
+        return NotClaimedError(f"this process has not claimed item {id}")
 
     def remove(self, id: int | None) -> int | None:
         """Ack a ready record without claiming it, the first one if ``id`` is ``None``.

@@ -31,7 +31,7 @@ from persistcoll.journal.reader import ReadableJournal, Reader
 __all__ = ["JournalQueueStore"]
 
 _TRIES = 100
-_NO_SELECT = "items of a file queue come in their order"
+_NO_SELECT = "a file queue delivers its items in order, and none by its id"
 
 T = TypeVar("T")
 
@@ -362,7 +362,7 @@ class JournalQueueStore(QueueStore):
     def _require_consumer(self) -> QueueClaims:
         consumer = self._settled()
         if consumer is None:
-            raise NotClaimedError("this process has taken nothing")
+            raise NotClaimedError("this process has claimed nothing")
         return consumer
 
     def remove(self, id: int | None = None) -> int | None:

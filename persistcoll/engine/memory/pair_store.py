@@ -86,7 +86,7 @@ class MemoryPairStore(PairStore):
     def _promote_due(self) -> MemoryMappingState:
         """Remove expired pairs and return the state. Each call of the store does it once, under the lock."""
         if self._closed:
-            raise ClosedError("this mapping in memory is closed")
+            raise ClosedError("this pair store in memory is closed")
         state = self._state
         now = state.clock()
         for key in [key for key, row in state.rows.items() if row.end is not None and row.end <= now]:

@@ -73,7 +73,7 @@ class MemoryRecordStore(RecordStore):
     def _promote_due(self) -> MemoryRecordState:
         """End the delays and leases that are due, and return the state. Each call does it once."""
         if self._closed:
-            raise ClosedError("this table in memory is closed")
+            raise ClosedError("this record store in memory is closed")
         state = self._state
         now = state.clock()
         rows = [row for row in state.rows.values() if row.id not in self._locked]
@@ -109,7 +109,7 @@ class MemoryRecordStore(RecordStore):
         :raise StaleClaimError: the claim was lost.
         """
         if id not in self._claims:
-            raise NotClaimedError(f"item {id} is not in the hands of this table")
+            raise NotClaimedError(f"this store has not claimed item {id}")
         row = self._state.rows.get(id)
         if row is None or row.holder != self._holder or row.attempts != self._claims[id]:
             raise StaleClaimError(f"the claim of item {id} was lost")
@@ -328,7 +328,7 @@ class MemoryRecordStore(RecordStore):
                 return False
             equal = state.of_key(key)
             if self._discipline.unique and equal is not None and equal is not row:
-                raise DuplicateError(f"item {equal.id} is equal, and in force")
+                raise DuplicateError(f"the key is active for item {equal.id}")
             row.payload, row.key = bytes(payload), key
             state.changes += 1
             return True
