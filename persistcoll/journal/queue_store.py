@@ -1,4 +1,8 @@
-"""The store of a file queue: every process may append to its journal, and one process consumes."""
+"""The store of a file queue: every process may append to its journal, and one process consumes.
+
+The module is long because every method acquires the same two locks in one order, in calls whose places decide
+what an interrupt can leave half done.
+"""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def refused(path: Path, wrong: type[BaseException], top: Path) -> BaseException:
 
 
 @pytest.mark.parametrize("lay", NOTHING)
-def test_nothing(lay, tmp_path):
+def test_where_nothing_lies(lay, tmp_path):
     path = lay(tmp_path)
     error = refused(path, StoreMissingError, tmp_path)
     assert isinstance(error, FileNotFoundError)
