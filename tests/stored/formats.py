@@ -1,0 +1,181 @@
+"""What lies in a stored directory, read by the pages on the file formats and without the package.
+
+Two stores of one format that were used alike have equal descriptions. What differs from store to store is
+left out: ids of stores, times, salts, process ids. Offsets are given as numbers of frames, because a payload
+may be longer where another Python pickled it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sqlite3
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+__all__ = ["describe", "describe_database", "describe_queue"]
+
+CHUNK = struct.Struct("<8sHHI16sQQdI")
+FRAME = struct.Struct("<IHHIQdI")
+KINDS = {1: "ITEM", 2: "BATCH", 3: "END"}
+_DECODERS: dict[str, Callable[[bytes], object]] = {
+    "pickle": pickle.loads,
+    "json": json.loads,
+    "signed(json)": lambda payload: json.loads(payload[_SIGNATURE:]),
+}
+_SIGNATURE = 32
+
+
+def describe(place: Path) -> dict[str, Any]:
+    """Everything in ``place``, one of the directories that ``make`` makes."""
+    return {
+        "files": sorted(path.relative_to(place).as_posix() for path in place.rglob("*")),
+        "modes": sorted({oct(path.stat().st_mode & 0o777) for path in place.rglob("*")}),
+        "queue": describe_queue(place / "queue"),
+        "sealed": describe_queue(place / "sealed"),
+        "database": describe_database(place / "data.db"),
+    }
+
+
+# The files.
+
+
+def describe_queue(path: Path) -> dict[str, Any]:
+    info = json.loads((path / "info").read_text("utf-8"))
+    fields = list(info)
+    assert info.pop("crc") == crc32(json.dumps(info, sort_keys=True).encode())
+    uuid = bytes.fromhex(info.pop("uuid"))
+    assert info.pop("created") > 0
+    decode = _DECODERS[info["serializer"]]
+    chunks = {}
+    starts: dict[int, list[int]] = {}  # where the frames of a chunk start, its end included
+    for file in sorted(path.glob("q?????")):
+        header, frames, offsets = _read_chunk(file.read_bytes(), uuid, decode)
+        chunks[file.name] = {"header": header, "frames": frames}
+        starts[header["number"]] = offsets
+    return {
+        "info": (fields, info),
+        "chunks": chunks,
+        "cursor": list(_cursor((path / "cursor").read_bytes(), uuid, starts)),
+        "producer.lock": _tail_mark((path / "producer.lock").read_bytes(), starts),
+        "consumer.lock": _consumer((path / "consumer.lock").read_bytes()),
+    }
+
+
+def _read_chunk(
+    data: bytes, uuid: bytes, decode: Callable[[bytes], object]
+) -> tuple[dict[str, Any], list[Any], list[int]]:
+    magic, version, length, number, store, first, previous, created, salt = CHUNK.unpack_from(data)
+    at = CHUNK.size + length
+    assert (magic, store) == (b"\x89PCCHNK\n", uuid)
+    assert struct.unpack_from("<I", data, at)[0] == crc32(data[:at])
+    assert created > 0
+    assert salt
+    name = data[CHUNK.size : at].decode()
+    header = {"version": version, "number": number, "first": first, "previous": previous, "serializer": name}
+    at += 4
+    starts, found = [at], []
+    while at < len(data):
+        crc, magic, kind, length, id, time, synced = FRAME.unpack_from(data, at)
+        end = at + FRAME.size + length
+        assert (magic, crc) == (0x5EC7, crc32(data[at + 4 : end], salt))
+        assert time > 0
+        found.append((KINDS[kind], id, synced, data[at + FRAME.size : end]))
+        starts.append(at := end)
+    frames: list[Any] = []
+    for kind, id, synced, payload in found:
+        content: object = payload
+        if kind == "ITEM":
+            content = decode(payload)
+        elif kind == "BATCH":  # as many frames as follow in so many bytes
+            inner = starts[len(frames) + 1]
+            content = starts.index(inner + struct.unpack("<I", payload)[0]) - starts.index(inner)
+        # 0 in a chunk that was emptied, which is on the device before it has its name.
+        frames.append((kind, id, starts.index(synced) if synced else None, content))
+    return header, frames, starts
+
+
+def _cursor(data: bytes, uuid: bytes, starts: dict[int, list[int]]) -> Iterator[tuple[Any, ...]]:
+    magic, store, salt, crc = struct.unpack_from("<8s16sII", data)
+    assert (magic, store, crc) == (b"\x89PCCURS\n", uuid, crc32(data[:28]))
+    for at in range(32, len(data) - 27, 28):
+        entry = data[at : at + 28]
+        if not any(entry):
+            assert not any(data[at:])
+            return
+        crc, kind, chunk, first, second = struct.unpack("<IIIQQ", entry)
+        assert crc == crc32(entry[4:], salt)
+        if kind == 1:
+            # A chunk that was emptied since has fewer frames, so nothing starts at that offset.
+            known = starts.get(chunk, [])
+            yield "POSITION", chunk, first, known.index(second) if second in known else None
+        else:
+            assert (kind, chunk) == (2, 0)
+            yield "RANGE", first, second
+
+
+def _tail_mark(data: bytes, starts: dict[int, list[int]]) -> tuple[Any, ...]:
+    magic, number, _salt, poisoned, offset, last_id = struct.unpack_from("<4sIIIQQ", data)
+    assert (magic, crc32(data[:32])) == (b"PCT1", struct.unpack_from("<I", data, 32)[0])
+    return number, poisoned, starts[number].index(offset), last_id, len(data)
+
+
+def _consumer(data: bytes) -> tuple[Any, ...]:
+    pid, not_ready, unread, count = struct.unpack_from("<QQQQ", data)
+    return pid != 0, not_ready, unread, struct.unpack_from(f"<{count}Q", data, 32)
+
+
+# The database.
+
+
+def describe_database(path: Path) -> dict[str, Any]:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        query = database.execute
+        (store,) = query("SELECT * FROM store").fetchall()
+        collections = query("SELECT number, name, kind, serializer, version FROM collections").fetchall()
+        lock = path.with_name(path.name + ".lock").read_bytes()
+        magic, _token, identity, crc = struct.unpack_from("<8s8s16sI", lock)
+        assert (magic, identity, crc) == (b"pcoll db", store[1], crc32(identity))
+        return {
+            "pragmas": {
+                name: query(f"PRAGMA {name}").fetchone()[0]
+                for name in ("application_id", "user_version", "journal_mode", "page_size", "encoding")
+            },
+            "schema": query("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall(),
+            "store": (store[0], store[-1]),
+            "collections": collections,
+            "counters": query("SELECT * FROM counters ORDER BY number").fetchall(),
+            "holders": query("SELECT * FROM holders ORDER BY collection, holder").fetchall(),
+            "lock": len(lock),
+            "rows": {
+                name: list(_rows(query, store[1], number, kind, _DECODERS[serializer]))
+                for number, name, kind, serializer, _version in collections
+            },
+        }
+
+
+def _rows(
+    query: Callable[[str], Any], store: bytes, number: int, kind: str, decode: Callable[[bytes], object]
+) -> Iterator[tuple[Any, ...]]:
+    if kind == "dict":
+        sql = f"SELECT serial, key, name, expires, crc, value FROM pairs_{number} ORDER BY serial"
+        for serial, key, name, expires, crc, value in query(sql):
+            end = b"" if expires is None else struct.pack("<d", expires)
+            assert crc == crc32(value, crc32(end, crc32(key)))
+            yield serial, key, name, expires is None, decode(value)
+        return
+    for table, holder, until in (("ready", "NULL", "NULL"), ("held", "holder", "until")):
+        columns = f"id, priority, key, time, attempts, crc, payload, {holder}, {until}"
+        for id, priority, key, time, attempts, crc, payload, held_by, due in query(
+            f"SELECT {columns} FROM {table}_{number} ORDER BY id"
+        ):
+            seed = crc32(store + number.to_bytes(8, "big"))
+            assert crc == crc32(payload, (seed ^ id) & 0xFFFFFFFF)
+            assert time > 0
+            yield table, id, priority, key, attempts, decode(payload), held_by, due is None
+    if kind.startswith("unique"):
+        yield from query(f"SELECT * FROM keys_{number} ORDER BY 1")
