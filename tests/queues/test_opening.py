@@ -147,7 +147,7 @@ def test_another_serializer(stored, refused):
 
 def test_another_format_version(tmp_path, refused, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "_VERSION", 2)
+        patch.setattr(directory, "VERSION", 2)
         Queue(tmp_path / "q").close()
     refused(FormatVersionError, "format version 2")
 
