@@ -128,7 +128,7 @@ def test_a_queue_in_a_database(place, name, kind, options, expected, puts, gets)
     options = {"serializer": "json", **options}
     with kind(place, name, read_only=True, **options) as queue:
         rows = queue.queue()
-        # What a dead process has got is still its own for those who only look.
+        # What a dead process has got is still its own for objects that only read.
         assert [(row["id"], row["data"]) for row in rows] == sorted(expected)
         assert all(0 <= row["timestamp"] - make.DATE < make.SOON for row in rows)
     with kind(place, name, **options) as queue:
@@ -188,7 +188,7 @@ def test_records_in_every_state(place):
 
 
 def test_what_a_killed_process_had_got_is_claimed_until_a_queue_is_opened(place, variant):
-    """Closing gives it back. The last attempt of ``kills`` was used up either way."""
+    """Closing releases it. The last attempt of ``kills`` was used up either way."""
     with SQLiteAckQueue[Any](place, name="ack", max_attempts=2, read_only=True) as queue:
         status = {row["data"]: row["status"] for row in queue.queue() if row["data"] in ("in work", "kills")}
         stats = queue.stats()
@@ -292,7 +292,7 @@ def test_today_writes_what_the_first_version_knows(today, variant, tmp_path):
     now, then = today, description(ARCHIVES[0], variant, tmp_path)
     # A transaction leaves a note in the lock file, after what was there before.
     assert now["database"].pop("lock") > then["database"].pop("lock")
-    # A chunk that is acknowledged gives its room back while an earlier one is needed: header and end stay.
+    # A chunk whose items are acknowledged is emptied while an earlier one is needed: header and end stay.
     emptied, whole = (each["queue"]["chunks"].pop("q00001") for each in (now, then))
     assert emptied["frames"] == [(*whole["frames"][-1][:2], None, b"")]
     assert emptied["header"] == {**whole["header"], "first": whole["frames"][-1][1]}

@@ -177,7 +177,7 @@ def _lifo(queue: Any, first: bool) -> Any:
 
 
 def _unique(queue: Any, first: bool) -> Any:
-    """``a`` was got, and put again behind ``b``; ``b`` was put twice."""
+    """``a`` was got, and put again after ``b``; ``b`` was put twice."""
     if first:
         queue.put_many(["a", "b", "a"])
         queue.get()
@@ -240,7 +240,7 @@ def _unique_ack(queue: Any, first: bool) -> Any:
 
 
 def _not_resumed(queue: Any, first: bool) -> Any:
-    """``a`` is in work: closing does not give it back, nor does opening."""
+    """``a`` is claimed: neither closing nor opening releases it."""
     if first:
         queue.put_many(["a", "b", "c"])
         queue.get()
@@ -268,7 +268,7 @@ def _dict(mapping: Any, first: bool) -> Any:
 
 
 def pack(directory: Path, archive: Path) -> None:
-    """Pack the stores, with nothing in it that says who did it and when."""
+    """Pack the stores, without the names of users and the times of files."""
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = 0
