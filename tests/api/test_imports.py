@@ -74,14 +74,16 @@ def test_opening_a_queue_imports_no_more_of_them(tmp_path):
     assert modules & (HEAVY | LIBRARIES) == set()
 
 
-@pytest.mark.parametrize("name", [*persistcoll.__all__, "errors", "serializers", "__version__"])
+@pytest.mark.parametrize(
+    "name", [*persistcoll.__all__, "collections", "errors", "serializers", "__version__"]
+)
 def test_every_name_is_found_by_itself(name):
     """Each name is imported in a Python that has imported nothing else of the package."""
     imported_by(f"import persistcoll; persistcoll.{name}; assert {name!r} in dir(persistcoll)")
 
 
 def test_a_name_is_the_same_object_each_time_and_is_found_without_a_search():
-    for name in persistcoll.__all__:
+    for name in (*persistcoll.__all__, "collections"):
         first = getattr(persistcoll, name)
         assert vars(persistcoll)[name] is first
 

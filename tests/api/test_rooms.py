@@ -168,6 +168,13 @@ def test_the_tree_was_read():
         ("persistcoll.testing.laws.queue_store", "import persistcoll.cli"),
         ("persistcoll.queues.file", "import sqlite3"),
         ("persistcoll.sqlite.mysql", "from sqlite3 import connect"),
+        ("persistcoll.catalog", "from persistcoll.queues.file import Queue"),
+        ("persistcoll.catalog", "from persistcoll.dicts import pdict"),
+        ("persistcoll.catalog", "from persistcoll import serializers"),
+        ("persistcoll.catalog", "import sqlite3"),
+        ("persistcoll.journal.inspect", "from persistcoll.catalog import collections"),
+        ("persistcoll.sqlite.inspect", "from persistcoll.journal import inspect"),
+        ("persistcoll.sqlite.inspect", "import sqlite3"),
     ],
 )
 def test_a_forbidden_import_is_seen(name, text):
