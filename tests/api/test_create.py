@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -400,22 +401,22 @@ def test_looking_never_makes_anything_whatever_create_says(tmp_path):
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_this_user_may_not_even_look(kind, tmp_path):
+def test_where_this_user_may_not_even_look(kind):
     """A directory that this user cannot read is not called empty."""
-    (tmp_path / "closed").mkdir(mode=0o700)
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    with tempfile.TemporaryDirectory() as name:  # the directories of pytest are closed to other users
+        place = Path(name)
+        place.chmod(0o755)
+        (place / "closed").mkdir(mode=0o700)
+        (place / "bare").mkdir(mode=0o755)
 
-    def opened() -> None:
-        with pytest.raises(StorageError, match="Permission denied") as caught:
-            KINDS[kind](tmp_path / "closed" / "store", create=False, **PLAIN)
-        assert not isinstance(caught.value, StoreMissingError)
+        def opened() -> None:
+            with pytest.raises(StorageError, match="Permission denied") as caught:
+                KINDS[kind](place / "closed" / "store", create=False, **PLAIN)
+            assert not isinstance(caught.value, StoreMissingError)
 
-    assert in_child(opened, 12001, 12001) == 0
-    (tmp_path / "bare").mkdir(mode=0o755)
+        def missing() -> None:
+            with pytest.raises(StoreMissingError):
+                KINDS[kind](place / "bare", create=False, **PLAIN)
 
-    def missing() -> None:
-        with pytest.raises(StoreMissingError):
-            KINDS[kind](tmp_path / "bare", create=False, **PLAIN)
-
-    assert in_child(missing, 12001, 12001) == 0
+        assert in_child(opened, 12001, 12001) == 0
+        assert in_child(missing, 12001, 12001) == 0

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     seed = secrets.randbelow(10_000) if arguments.seed is None else arguments.seed
     queue_name, consumers = QUEUES[arguments.queue]
     check = Check(expected, consumers)
-    with graceful_signals() as signals, _directory(arguments.directory) as directory:
+    with _graceful_signals() as signals, _directory(arguments.directory) as directory:
         store = Store(arguments.queue, directory, arguments.durability)
         way = f"{PRODUCERS} producers -> {queue_name} -> {consumers} consumer{'s' * (consumers > 1)} -> PDict"
         print(f"{len(expected):,} lines of {source.description}", file=sys.stderr)
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def graceful_signals() -> Iterator[list[int]]:
+def _graceful_signals() -> Iterator[list[int]]:
     """Collect Ctrl-C and the like, which the block looks at. So they cut no start and no removal short.
 
     A process that is forked within the block ignores them: Ctrl-C in a terminal ends this process alone.
