@@ -9,8 +9,8 @@ steps, and its chunks would seem to belong to another store.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from persistcoll.disk.calls import Disk, OpenFile, open_lasting, storage_error
@@ -31,19 +31,11 @@ from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from typing_extensions import Self
 
 __all__ = ["Opening", "ReadOnlyOpening"]
-
-
-@contextmanager
-def _opening_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error(error, "opening", path) from error
 
 
 class Opening:
@@ -58,8 +50,10 @@ class Opening:
             finally:
                 opening.release()
 
-    :ivar undo: closes all files that were opened, those of the store, too. A ``with`` block that raises does
-        so at its end; otherwise they are the store's.
+    A block that raises closes all files that were opened, and raises what the operating system raised as a
+    ``StorageError``. Otherwise the files are the store's.
+
+    :ivar undo: closes the files that were opened, those of the store, too.
     :ivar location: for the store, after :meth:`begin`.
     :ivar producer_lock: held from :meth:`begin` on.
     :ivar chunksize: as asked for, or as the store was made with.
@@ -78,30 +72,45 @@ class Opening:
         self.path = path
         self.options = options
         self.disk = disk or Disk()
-        with ExitStack() as undo:
-            with _opening_errors(path):
-                self._open_files(undo)
-            self.undo = undo.pop_all()
+        self.undo = ExitStack()
 
-    def _open_files(self, undo: ExitStack) -> None:
+    def __enter__(self) -> Self:
+        try:
+            self._open_files()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.undo.close()
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise storage_error(error, "opening", self.path) from error
+
+    def _open_files(self) -> None:
         disk, path = self.disk, self.path
         prepare_directory(disk, path, self.options)
         self._paths = [os.path.join(path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
-        self._files = [undo.enter_context(open_lasting(disk, path)) for path in self._paths]
+        self._files = [self.undo.enter_context(open_lasting(disk, path)) for path in self._paths]
         self.consumer_file = self._files[1]
         self.producer_lock = ProducerLock(disk, self._files[0], self._paths[0])
         self.release = self.producer_lock.release
 
     def begin(self) -> StoreInfo:
         """Take the producer lock, and read what the store says of itself. A new one is made."""
-        with _opening_errors(self.path):
-            self.producer_lock.acquire()
-            landmarks = tuple((path, file.fd) for path, file in zip(self._paths, self._files, strict=True))
-            refuse_replaced(self.disk, landmarks)
-            info = open_info(self.disk, self.path, self.options)
-            self.chunksize = self.options.chunksize or info.chunksize
-            self.location = self._location(info, landmarks)
-            return info
+        self.producer_lock.acquire()
+        landmarks = tuple((path, file.fd) for path, file in zip(self._paths, self._files, strict=True))
+        refuse_replaced(self.disk, landmarks)
+        info = open_info(self.disk, self.path, self.options)
+        self.chunksize = self.options.chunksize or info.chunksize
+        self.location = self._location(info, landmarks)
+        return info
 
     def _location(self, info: StoreInfo, landmarks: tuple[tuple[str, int], ...]) -> JournalLocation:
         options = self.options
@@ -115,18 +124,11 @@ class Opening:
             landmarks,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        if kind is not None:
-            self.undo.close()
-
 
 class ReadOnlyOpening(Opening):
     """The same for looking only: nothing is made or locked."""
 
-    def _open_files(self, undo: ExitStack) -> None:
+    def _open_files(self) -> None:
         path, options = self.path, self.options
         if not os.path.lexists(path):
             raise StoreMissingError(f"there is nothing to look at: {path!r} does not exist")
@@ -139,7 +141,7 @@ class ReadOnlyOpening(Opening):
         # Before the lock's file, because that says best what is missing.
         self._info = look_at_info(self.disk, path, options)
         self._lock_path = os.path.join(path, CONSUMER_LOCK)
-        self.consumer_file = undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))
+        self.consumer_file = self.undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))
         self.release = _nothing
 
     def begin(self) -> StoreInfo:

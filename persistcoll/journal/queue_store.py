@@ -65,6 +65,8 @@ class JournalQueueStore(QueueStore):
         note_users(self)
         with self._taking:
             self._use(opening)
+            # The cursor's. A failed sync of either refuses every call.
+            self._poison = Poison(self._journal.poison)
 
     def _make_locks(self) -> None:
         # Who takes or looks has the first; who appends, or follows another consumer, the second, within the
@@ -80,19 +82,11 @@ class JournalQueueStore(QueueStore):
                 self._use(opening)
             finally:
                 opening.release()
-
-    def _use(self, opening: Opening) -> None:
-        try:
-            self._open_parts(opening)
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error(error, "opening", self._path) from error
-        # The cursor's. A failed sync of either refuses every call.
+        # Not before: an error or an interrupt up to here has closed the files, and the next call tries again.
         self._poison = Poison(self._journal.poison)
         self._forked = False
 
-    def _open_parts(self, opening: Opening) -> None:
+    def _use(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
         self._journal: ReadableJournal
         self._location = location = opening.location
