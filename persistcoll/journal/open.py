@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from persistcoll.disk.calls import Disk, OpenFile, open_lasting, storage_error
@@ -33,19 +33,11 @@ from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from typing_extensions import Self
 
 __all__ = ["Opening", "ReadOnlyOpening"]
-
-
-@contextmanager
-def _opening_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error(error, "opening", path) from error
 
 
 class Opening:
@@ -60,8 +52,10 @@ class Opening:
             finally:
                 opening.release()
 
-    :ivar undo: closes all files that were opened, including those of the store. A ``with`` block that raises
-        closes it at its end. Otherwise the files belong to the store.
+    A block that raises closes all files that were opened. If the operating system raised the error, the block
+    raises a ``StorageError`` instead. Otherwise the files belong to the store.
+
+    :ivar undo: closes all files that were opened, including those of the store.
     :ivar location: the location for the store, after :meth:`begin`.
     :ivar producer_lock: the producer lock, held from :meth:`begin` on.
     :ivar chunksize: the option's number of records in a chunk, or the one that the store was created with.
@@ -81,30 +75,45 @@ class Opening:
         self.path = path
         self.options = options
         self.disk = disk or Disk()
-        with ExitStack() as undo:
-            with _opening_errors(path):
-                self._open_files(undo)
-            self.undo = undo.pop_all()
+        self.undo = ExitStack()
 
-    def _open_files(self, undo: ExitStack) -> None:
+    def __enter__(self) -> Self:
+        try:
+            self._open_files()
+        except BaseException as error:
+            self._fail(error)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self.undo.close()
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise storage_error(error, "opening", self.path) from error
+
+    def _open_files(self) -> None:
         disk, path = self.disk, self.path
         prepare_directory(disk, path, self.options)
         self._paths = [os.path.join(path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
-        self._files = [undo.enter_context(open_lasting(disk, path)) for path in self._paths]
+        self._files = [self.undo.enter_context(open_lasting(disk, path)) for path in self._paths]
         self.consumer_file = self._files[1]
         self.producer_lock = ProducerLock(disk, self._files[0], self._paths[0])
         self.release = self.producer_lock.release
 
     def begin(self) -> StoreInfo:
         """Acquire the producer lock, and return the content of ``info``. A new store is created."""
-        with _opening_errors(self.path):
-            self.producer_lock.acquire()
-            landmarks = tuple((path, file.fd) for path, file in zip(self._paths, self._files, strict=True))
-            refuse_replaced(self.disk, landmarks)
-            info = open_info(self.disk, self.path, self.options)
-            self.chunksize = self.options.chunksize or info.chunksize
-            self.location = self._location(info, landmarks)
-            return info
+        self.producer_lock.acquire()
+        landmarks = tuple((path, file.fd) for path, file in zip(self._paths, self._files, strict=True))
+        refuse_replaced(self.disk, landmarks)
+        info = open_info(self.disk, self.path, self.options)
+        self.chunksize = self.options.chunksize or info.chunksize
+        self.location = self._location(info, landmarks)
+        return info
 
     def _location(self, info: StoreInfo, landmarks: tuple[tuple[str, int], ...]) -> JournalLocation:
         options = self.options
@@ -118,18 +127,11 @@ class Opening:
             landmarks,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        if kind is not None:
-            self.undo.close()
-
 
 class ReadOnlyOpening(Opening):
     """A directory that is opened for reading only: nothing is created or locked."""
 
-    def _open_files(self, undo: ExitStack) -> None:
+    def _open_files(self) -> None:
         path, options = self.path, self.options
         if not stat.S_ISDIR(existing(path, "look at").st_mode):
             raise StoreKindError(f"{path!r} is not a directory")
@@ -141,7 +143,7 @@ class ReadOnlyOpening(Opening):
         self._info = look_at_info(self.disk, path)
         check_serializer(path, self._info, options)
         self._lock_path = os.path.join(path, CONSUMER_LOCK)
-        self.consumer_file = undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))
+        self.consumer_file = self.undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))
         self.release = _nothing
 
     def begin(self) -> StoreInfo:

@@ -80,6 +80,8 @@ class JournalQueueStore(QueueStore):
         register_used(self)
         with self._taking:
             self._use(opening)
+            # The poison of the cursor, a child of the journal's.
+            self._poison = Poison(self._journal.poison)
 
     def _make_locks(self) -> None:
         self._taking, self._appending = threading.RLock(), threading.RLock()
@@ -93,20 +95,13 @@ class JournalQueueStore(QueueStore):
                 self._use(opening)
             finally:
                 opening.release()
-
-    def _use(self, opening: Opening) -> None:
-        try:
-            self._open_parts(opening)
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error(error, "opening", self._path) from error
-        # The poison of the cursor, linked to that of the journal: after a failed sync of either file the
+        # Not before: an error or an interrupt up to here has closed the files, and the next call tries again.
+        # The poison of the cursor is linked to that of the journal: after a failed sync of either file the
         # store refuses every call.
         self._poison = Poison(self._journal.poison)
         self._forked = False
 
-    def _open_parts(self, opening: Opening) -> None:
+    def _use(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
         self._journal: ReadableJournal
         self._location = location = opening.location
