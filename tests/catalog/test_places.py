@@ -223,9 +223,9 @@ def another_format(place: Path) -> Path:
 OTHERS: dict[Callable[[Path], Path], str] = {
     other_files: "holds other files ('notes.txt')",
     a_database_of_another_name: "holds other files ('mine.db",
-    a_text: "is no SQLite database",
-    a_short_text: "is no SQLite database",
-    a_file_of_a_queue: "is no SQLite database",
+    a_text: "is not an SQLite database",
+    a_short_text: "is not an SQLite database",
+    a_file_of_a_queue: "is not an SQLite database",
     a_database_of_another_program: "holds another application's tables ('people')",
     a_database_of_another_program_in_a_log: "holds another application's tables ('people')",
     a_database_of_persist_queue: "they look like persist-queue's",
