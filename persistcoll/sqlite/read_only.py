@@ -101,7 +101,9 @@ class ReadOnlyDatabase:
                     connection.execute(driver.BEGIN_READING)
                     found = query(connection.execute)
             except driver.ERRORS as error:
-                if attempt < _TRIES - 1 and self._status() != before:
+                # While another process makes the index anew, SQLite says that this connection cannot write.
+                passes = "readonly" in str(error) or self._status() != before
+                if passes and attempt < _TRIES - 1:
                     time.sleep(_PAUSE)
                     continue
                 if logged and "unable to open" in str(error):

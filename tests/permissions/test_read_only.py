@@ -379,6 +379,27 @@ def test_a_log_that_is_removed_when_a_look_begins(tmp_path, monkeypatch):
     assert not list((tmp_path / "s").glob("*-wal"))
 
 
+def test_a_look_while_another_process_makes_the_index_of_the_log(tmp_path):
+    """SQLite tells a connection that may only read that it cannot write. A moment later it can read."""
+    left = fill("SQLiteQueue", tmp_path / "s")
+    cannot_write = driver.ERRORS[0]("attempt to write a readonly database")
+    failures = [cannot_write] * 3
+
+    def fail_at_first(execute: driver.Execute) -> int:
+        if failures:
+            raise failures.pop()
+        return 7
+
+    with look("SQLiteQueue", tmp_path / "s") as queue:
+        database = queue._table._database
+        assert database.read_snapshot(fail_at_first) == 7
+        failures += [cannot_write] * 150
+        with pytest.raises(StorageError):
+            database.read_snapshot(fail_at_first)
+        assert len(failures) == 50
+        assert contents(queue) == left
+
+
 @pytest.mark.parametrize("immutable", [True, False])
 def test_a_connection_for_looking_makes_no_database(immutable, tmp_path):
     with pytest.raises(driver.ERRORS, match="unable to open"):
