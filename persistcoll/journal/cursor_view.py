@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from persistcoll.disk.calls import storage_error
@@ -143,20 +143,28 @@ class CursorView:
     def _new_cursor(self) -> CursorReader:
         return CursorReader(self._location.disk, self._path, self._location.store_id)
 
+    def create_cursor(self) -> None:
+        """Write the first cursor durably. The caller holds the producer lock."""
+        self._write_cursor(())
+
     def retire_ids(self, first: int, last: int) -> None:
-        """Record ids as acked that no record will have, durably. The caller holds the producer lock.
+        """Record the ids ``first`` to ``last``, which no record will have, as acked, durably.
 
-        The tail calls it after a power cut, and the store calls it where there is no cursor yet. In both
-        cases there is no consumer. If a process consumes nevertheless, nothing happens.
+        The tail calls it after a power cut. The caller holds the producer lock.
+        """
+        self._write_cursor(((first, last),))
 
-        :param first: the first id. If it is greater than ``last``, only the cursor file is written.
+    def _write_cursor(self, acked: Sequence[tuple[int, int]]) -> None:
+        """Write a new cursor, with these runs of ids acked, too.
+
+        There is no consumer when it is called. If a process consumes nevertheless, nothing happens.
         """
         if self._lock.held:
             return
         try:
             self._lock.acquire()
             cursor_reader, _ = self.hand_over_cursor()
-            if first <= last:
+            for first, last in acked:
                 cursor_reader.acknowledged.add_range(first, last)
             location = self._location
             cursor = CursorWriter(

@@ -129,7 +129,7 @@ class JournalQueueStore(QueueStore):
         self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
         if not cursor_view.cursor_exists:
             # Create the cursor now: when the first consumer comes, the disk may be full.
-            cursor_view.retire_ids(1, 0)
+            cursor_view.create_cursor()
 
     # Entering a call. A signal handler or a destructor may call the store within another call of the same
     # thread. A C library may fork the process without Python's fork handlers.
