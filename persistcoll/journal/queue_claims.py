@@ -363,10 +363,10 @@ class QueueClaims:
     def release(self, claims: Sequence[Claim]) -> int:
         """Release the claims that are still active, and return how many these were."""
         # Compare by identity: a later claim of the same record is an equal tuple, but another object.
-        in_force = [id for id, claim in claims if self.claimed.get(id) is claim]
-        for id in in_force:
+        active = [id for id, claim in claims if self.claimed.get(id) is claim]
+        for id in active:
             self.nack(id)
-        return len(in_force)
+        return len(active)
 
     def _not_claimed(self, id: int) -> NotClaimedError:
         return NotClaimedError(f"this process has not claimed item {id}")
