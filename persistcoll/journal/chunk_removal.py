@@ -32,8 +32,9 @@ class ConsumedChunks:
 
     :ivar unfinished: the chunks that were read to their end and still hold a record that is not acked. The
         key is the last id that is not acked. The value is the chunk and the chunk after it.
-    :ivar first_chunk: the number of the first chunk that may exist. If it differs from the chunk of the
-        cursor's position, there are chunks to remove; -1 says that there is a chunk to empty.
+    :ivar first_chunk: the number of the first chunk that may exist; -1, which no chunk has, after a chunk was
+        found that :meth:`remove` must empty. So one comparison with the chunk of the cursor's position tells
+        whether :meth:`remove` has anything to do.
     """
 
     def __init__(self, location: JournalLocation, cursor: Cursor) -> None:
