@@ -79,32 +79,46 @@ class Combiner(Generic[R]):
             try:
                 self.active_threads.add(me)
                 try:
-                    with self._mutex:
-                        if self.has_leader:
-                            gate = threading.Lock()
-                            gate.acquire()
-                            # No call between these two assignments, because a request with a gate must be
-                            # pending, or have been.
-                            request.gate = gate
-                            self._pending = [*self._pending, request]
-                        else:
-                            self.has_leader = True
-                            request.batch = [request]
-                    if request.gate is not None:
-                        request.gate.acquire()
-                    batch = request.batch
-                    if batch is not None:
-                        request.started = True
-                        self._execute_batch(batch, partial(_open_gates, request))  # type: ignore[arg-type]  # all are R
-                        request.finished = True
-                        self._leave(request)
+                    self._submit(request)
                 except BaseException:
-                    self._withdraw(request)
+                    # Each call here is as deep as that of _submit() and calls nothing written in Python. A
+                    # RecursionError of _submit() therefore cannot prevent it, and leave every thread waiting
+                    # for a leader that there is not.
+                    if request.gate is not None and not self._remove_pending(request):
+                        # Another thread works at the request, or gives it the lead: only the outcome tells
+                        # what there is to undo. The wait ends with that, or by another interrupt.
+                        while not (request.performed or request.started or request.batch is not None):
+                            request.gate.acquire(timeout=_PAUSE)
+                    self._leave(request)
+                    _open_gates(request)
                     raise
             finally:
                 self.active_threads.discard(me)
         if request.failure is not None:
             raise request.failure
+
+    def _submit(self, request: Request) -> None:
+        with self._mutex:
+            if self.has_leader:
+                gate = threading.Lock()
+                gate.acquire()
+                # No call between these two assignments, because a request with a gate must be pending, or
+                # have been.
+                request.gate = gate
+                self._pending = [*self._pending, request]
+            else:
+                self.has_leader = True
+                request.batch = [request]
+        if request.gate is not None:
+            request.gate.acquire()
+        batch = request.batch
+        if batch is not None:
+            request.started = True
+            self._execute_batch(batch, partial(_open_gates, request))  # type: ignore[arg-type]  # all are R
+            request.finished = True
+            self._leave(request)
+            if request.to_wake:
+                _open_gates(request)
 
     def _remove_pending(self, request: Request) -> bool:
         """Keep every leader from ``request``; return ``False`` if one has it already."""
@@ -114,19 +128,10 @@ class Combiner(Generic[R]):
             self._pending.remove(request)
             return True
 
-    def _withdraw(self, request: Request) -> None:
-        """Undo a submission cut short by an interrupt, the only exception that it can raise."""
-        if request.gate is not None and not self._remove_pending(request):
-            # Another thread works at the request, or gives it the lead: only the outcome tells what there is
-            # to undo. The wait ends with that, or by another interrupt.
-            while not (request.performed or request.started or request.batch is not None):
-                request.gate.acquire(timeout=_PAUSE)
-        self._leave(request)
-
     def _leave(self, request: Request) -> None:
-        """Hand the lead to the next waiting caller and release finished ones.
+        """Hand the lead to the next waiting caller. :func:`_open_gates` must follow, and wakes the callers.
 
-        Idempotent, because a thread calls it again after an interrupt.
+        Both are idempotent, because a thread calls them again after an interrupt.
         """
         with self._mutex:
             batch = request.batch
@@ -149,8 +154,6 @@ class Combiner(Generic[R]):
                     following[0].batch = following
                 else:
                     self.has_leader = False
-        if request.to_wake:
-            _open_gates(request)
 
 
 def _wake_nobody() -> None:

@@ -342,6 +342,11 @@ def test_a_caller_deep_in_a_recursion_gets_the_item_or_a_recursion_error(cls, se
         kinds = {type(found) for found in at_every_depth(lambda: queue.put(nested(60, 2)))}
         assert RecursionError in kinds
         assert kinds <= {int, type(None), RecursionError}
+        # No lock is held, and no thread is awaited: the queue works for a caller with more stack.
+        count = queue.qsize()
+        queue.put(nested(60, 3), timeout=10)
+        assert queue.qsize() == count + 1
+        queue.get(timeout=10)
 
 
 KEY_OF_TUPLES: Any = (1.0,)
