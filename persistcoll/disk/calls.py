@@ -18,6 +18,7 @@ Windows        ``FlushFileBuffers``        not possible, skipped   ``msvcrt.lock
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -362,8 +363,9 @@ def open_lasting(disk: Disk, path: str) -> OpenFile:
         except FileNotFoundError:
             pass
         except PermissionError:
-            if time.monotonic() > deadline or not just_made(path):
-                raise
+            with contextlib.suppress(FileNotFoundError):
+                if time.monotonic() > deadline or not just_made(path):
+                    raise
             time.sleep(0.001)
             continue
         try:
@@ -373,11 +375,11 @@ def open_lasting(disk: Disk, path: str) -> OpenFile:
 
 
 def just_made(path: str) -> bool:
-    """Tell whether ``path`` is so new that the process which created it may not have set its mode yet."""
-    try:
-        return abs(time.time() - os.lstat(path).st_ctime) < 1
-    except OSError:
-        return False
+    """Tell whether ``path`` is so new that the process which created it may not have set its mode yet.
+
+    :raise OSError: ``path`` is missing or cannot be read.
+    """
+    return abs(time.time() - os.stat(path).st_ctime) < 1
 
 
 def _nothing(path: str) -> None:

@@ -24,8 +24,8 @@ __all__ = [
     "absolute",
     "checked_path",
     "existing",
+    "is_unwritable",
     "make_directory",
-    "may_write",
     "occupied",
     "ownership_of",
     "refuse_foreign_link",
@@ -99,7 +99,7 @@ def make_directory(disk: Disk, path: str) -> None:
         raise
     except OSError as error:
         raise storage_error(error, "creating", path) from error
-    if not may_write(path):
+    if is_unwritable(path):
         raise unwritable(path)
 
 
@@ -119,19 +119,26 @@ def ownership_of(path: str, mode: int | None = None) -> Ownership:
     return Ownership(found.st_mode & 0o666 | 0o600 if mode is None else mode, found.st_uid, found.st_gid)
 
 
-def may_write(path: str) -> bool:
-    """Tell whether this process may read and write ``path``, and enter it if it is a directory."""
-    wanted = os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0)
+def is_unwritable(path: str) -> bool:
+    """Tell whether ``path`` exists and this process may not read and write it; a directory: enter it.
+
+    Another process may remove or create the file at any time, as SQLite does with a log. ``os.access``
+    refuses a missing file as it refuses a forbidden one; the status read after that answer tells them apart.
+    """
     deadline = time.monotonic() + MAKING_SECONDS
-    while not os.access(path, wanted):
-        if time.monotonic() > deadline or not just_made(path):
+    while not os.access(path, os.R_OK | os.W_OK | (os.X_OK if os.path.isdir(path) else 0)):
+        try:
+            new = just_made(path)
+        except OSError:
             return False
+        if not new or time.monotonic() > deadline:
+            return True
         time.sleep(0.001)
-    return True
+    return False
 
 
 def unwritable(path: str) -> StorageError:
-    """Return the error to raise for a path of which :func:`may_write` returned ``False``."""
+    """Return the error to raise for a path of which :func:`is_unwritable` returned ``True``."""
     try:
         read_only = hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY
     except OSError:

@@ -25,8 +25,8 @@ from persistcoll.disk.calls import (
 )
 from persistcoll.disk.path_checks import (
     existing,
+    is_unwritable,
     make_directory,
-    may_write,
     ownership_of,
     refuse_if_others_may_write,
     refuse_network,
@@ -130,7 +130,7 @@ def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
         refuse_network(path)
     if not trusted:
         refuse_if_others_may_write((path, info), options.serializer)
-    if os.path.exists(cursor) and not may_write(cursor):
+    if is_unwritable(cursor):
         raise unwritable(cursor)  # now, because otherwise the first get() would raise it
     if options.tempdir is not None:
         _check_tempdir(options.tempdir, path)

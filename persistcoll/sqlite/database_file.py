@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from persistcoll.disk.calls import Disk, OpenFile, storage_error
 from persistcoll.disk.path_checks import (
     existing,
+    is_unwritable,
     make_directory,
-    may_write,
     occupied,
     ownership_of,
     refuse_if_others_may_write,
@@ -184,7 +184,7 @@ class DatabaseFile:
         if os.path.isdir(path):
             raise self._directory()
         for name in (path, path + LOG, path + INDEX):
-            if os.path.exists(name) and not may_write(name):
+            if is_unwritable(name):
                 raise unwritable(name)
 
     def _own(self, mode: int | None = None) -> None:

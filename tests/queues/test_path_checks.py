@@ -8,6 +8,7 @@ import pickle
 import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import closing
 from multiprocessing import get_context
@@ -25,6 +26,7 @@ from persistcoll import (
     StorageError,
     StoreKindError,
 )
+from persistcoll.disk.path_checks import is_unwritable
 from persistcoll.journal.directory import _checksum
 from tests.crash.accounts import quick_disk
 
@@ -196,3 +198,29 @@ def test_a_relative_path_in_a_directory_that_is_gone(tmp_path, monkeypatch):
     for kind in KINDS:
         with pytest.raises(StorageError, match="finding"):
             kind("store")
+
+
+@pytest.mark.parametrize("moment", ["before the first answer", "after the first answer"])
+def test_a_file_that_another_process_removes_or_makes_meanwhile_is_writable(moment, tmp_path, monkeypatch):
+    path = tmp_path / "data.db-wal"
+    if moment == "before the first answer":
+        path.touch()
+    access = os.access
+
+    def answer(*arguments: Any) -> bool:
+        if moment == "before the first answer":
+            path.unlink()
+            return access(*arguments)
+        may = access(*arguments)
+        path.touch()
+        return may
+
+    monkeypatch.setattr(os, "access", answer)
+    assert not is_unwritable(str(path))
+
+
+def test_an_old_file_without_the_right_to_write_is_unwritable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(time, "time", lambda: 2**40)
+    assert is_unwritable(str(tmp_path / "file"))
