@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from persistcoll.engine.contracts import StoreCapabilities
+
 __all__ = ["StoreProcess", "store_process"]
 
 
@@ -39,7 +41,7 @@ class StoreProcess:
 
         All arguments must be picklable.
         """
-        return _Remote(self, self.ask(opener, arguments, {}))
+        return _Remote(self, *self.ask(opener, arguments, {}))
 
     def ask(self, what: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Make a call there, and call functions among its arguments here."""
@@ -72,11 +74,15 @@ class StoreProcess:
 
 
 class _Remote:
-    """A store in the other process."""
+    """A store in the other process.
 
-    def __init__(self, store_process: StoreProcess, number: int) -> None:
+    :ivar capabilities: those of the store, which never change.
+    """
+
+    def __init__(self, store_process: StoreProcess, number: int, capabilities: StoreCapabilities) -> None:
         self._process = store_process
         self._number = number
+        self.capabilities = capabilities
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -112,7 +118,7 @@ def _serve(connection: Connection) -> None:
         options = {name: local(argument) for name, argument in options.items()}
         if callable(what):
             opened.append(what(*arguments, clock=lambda: now))
-            return len(opened) - 1
+            return len(opened) - 1, opened[-1].capabilities
         number, name = what
         result = getattr(opened[number], name)(*arguments, **options)
         return list(result) if name in ("records", "scan") else result
