@@ -16,7 +16,7 @@ from persistcoll.engine.records import Durability, Stats
 from persistcoll.options import SQLiteOptions
 from persistcoll.serializers import resolve
 from persistcoll.serializers.dict_keys import format_key, str_range
-from persistcoll.sqlite.open import open_mapping
+from persistcoll.sqlite.open import open_pair_store
 from persistcoll.sqlite.pair_store import SQLitePairStore
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def open_store(options: SQLiteOptions) -> SQLitePairStore:
     It raises what :class:`PDict` raises.
     """
     serializer = resolve(options.serializer)
-    return open_mapping(
+    return open_pair_store(
         options.location,
         name=options.name,
         serializer=serializer.name,

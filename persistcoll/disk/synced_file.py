@@ -141,19 +141,19 @@ class SyncedFile:
                             self.durable, self.durable_end = written, end
                         del self._in_sync[call]
                     if self._retired:
-                        self._let_go(call)
+                        self._release_file(call)
             except OSError as error:
-                self._let_go(call)
+                self._release_file(call)
                 if error.errno is None:  # a signal handler raised it, for example a TimeoutError
                     raise
                 self._fail(error)
-            except BaseException:  # from a signal handler, perhaps at the beginning of _let_go()
-                self._let_go(call)
+            except BaseException:  # from a signal handler, perhaps at the beginning of _release_file()
+                self._release_file(call)
                 raise
         if self._poison.failure is not None and self.durable < ticket:
             raise self._outcome_unknown_error(self._poison.failure)
 
-    def _let_go(self, call: object) -> None:
+    def _release_file(self, call: object) -> None:
         with self._mutex:
             self._in_sync.pop(call, None)
             self._close_retired()

@@ -354,16 +354,16 @@ class QueueCore:
         delivered = 0
         try:
             if wait is not None:
-                taken = wait(partial(self._count_in, call, pop, most))
+                popped = wait(partial(self._count_in, call, pop, most))
             else:
                 self._popping[call] = most
                 try:
-                    taken = pop()
+                    popped = pop()
                 except Empty:
                     if self.is_shutdown:
                         raise ShutDown from None
                     raise
-            delivered = len(taken) if many else 1
+            delivered = len(popped) if many else 1
             with self._mutex:
                 self._delivered_unfinished += delivered
                 del self._popping[call]
@@ -380,7 +380,7 @@ class QueueCore:
             if self.all_done.listeners:
                 self.all_done.notify(None)
             raise
-        return taken
+        return popped
 
     def _count_in(self, call: object, pop: Callable[[], R], most: int) -> R:
         """Call ``pop`` within a wait; up to ``most`` items count as unfinished while it runs."""

@@ -211,9 +211,9 @@ class CollectionInfo:
     unfinished: int | None = None
     """Items that are ready, delayed or claimed; of a dict its pairs."""
     ready: int | None = None
-    """Items waiting to be taken; of a dict its pairs, ``None`` while there are expired ones among them."""
+    """Items that are ready; of a dict its pairs, ``None`` while there are expired ones among them."""
     claimed: int | None = None
-    """Items taken and not yet acknowledged. Of a queue in files ``None``, and so is ``ready``, while a
+    """Items that are claimed. Of a queue in files ``None``, and so is ``ready``, while a
     consumer may have some: only a lock would tell whether it lives."""
     delayed: int | None = None
     done: int | None = None

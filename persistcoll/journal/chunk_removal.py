@@ -27,7 +27,7 @@ _log = logging.getLogger("persistcoll")
 class ConsumedChunks:
     """The chunks that one cursor has passed.
 
-    Not thread-safe: the store that owns it holds its ``_taking`` lock around every call, and that lock
+    Not thread-safe: the store that owns it holds its ``_consuming`` lock around every call, and that lock
     protects every field.
 
     :ivar unfinished: the chunks that were read to their end and still hold a record that is not acked. The

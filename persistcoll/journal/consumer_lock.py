@@ -32,7 +32,7 @@ from persistcoll.disk.calls import (
     storage_error,
 )
 from persistcoll.errors import LockedError
-from persistcoll.journal.ground import replaced
+from persistcoll.journal.replaced_files import replaced
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -82,7 +82,7 @@ class ConsumerLock:
 
     ``mutex`` protects the state of the file's lock and ``held`` while a thread tries or tests the lock: both
     act on the lock of the same open file, so that the test of one thread would drop the lock that another
-    thread acquires. Only a thread that holds the store's ``_taking`` lock calls the methods that write.
+    thread acquires. Only a thread that holds the store's ``_consuming`` lock calls the methods that write.
 
     :param file: the lock's file, open for reading and writing. :meth:`close` closes it.
     :param path: the path of that file.

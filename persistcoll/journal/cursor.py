@@ -15,7 +15,7 @@ __all__ = ["Cursor"]
 class Cursor(CursorWriter):
     """A cursor file and its syncs.
 
-    The store's ``_taking`` lock protects every field. The store holds it around every call except
+    The store's ``_consuming`` lock protects every field. The store holds it around every call except
     :meth:`commit`, which any thread calls without a lock.
 
     The cursor removes no chunks. A chunk may be removed when the position that the cursor states durably has
@@ -130,9 +130,9 @@ class Cursor(CursorWriter):
         except OSError as error:
             raise storage_error(error, "syncing", self.path) from error
         finally:
-            self.let_go()
+            self.close_without_sync()
 
-    def let_go(self) -> None:
+    def close_without_sync(self) -> None:
         """Close the file without a sync, as the death of the process would."""
         self._synced.close()
 

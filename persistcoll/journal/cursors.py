@@ -37,7 +37,7 @@ from persistcoll.disk.calls import (
     read_fully,
 )
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.ground import replaced
+from persistcoll.journal.replaced_files import replaced
 
 __all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
 
@@ -384,7 +384,7 @@ class CursorWriter:
         tempdir: str | None,
         check_always: bool = True,
     ) -> None:
-        self._look_always = check_always
+        self._check_always = check_always
         self._unchecked, self._checks_at = 0, 0.0
         self._disk = disk
         self.path = path
@@ -425,7 +425,7 @@ class CursorWriter:
         :raise StoreReplacedError: the file was removed or replaced, and nothing was acked.
         """
         self._unchecked += 1
-        if self._unchecked > UNSEEN_CALLS or self._look_always or _now() >= self._checks_at:
+        if self._unchecked > UNSEEN_CALLS or self._check_always or _now() >= self._checks_at:
             self._check_not_removed()
         acknowledged = self.acknowledged
         if first == acknowledged.last + 1 and not acknowledged._by_first:  # nearly always

@@ -52,7 +52,7 @@ __all__ = [
     "OpenOptions",
     "StoreInfo",
     "check_serializer",
-    "look_at_info",
+    "existing_info",
     "open_info",
     "prepare_directory",
 ]
@@ -236,7 +236,7 @@ def open_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     return info
 
 
-def look_at_info(disk: Disk, path: str) -> StoreInfo:
+def existing_info(disk: Disk, path: str) -> StoreInfo:
     """Read ``info``, and change nothing.
 
     :raise StoreMissingError: there is no queue.

@@ -14,7 +14,7 @@ from persistcoll.engine.records import CollectionInfo
 from persistcoll.errors import CorruptionError, FormatVersionError, StorageError
 from persistcoll.journal.consumer_lock import CONTENT_SIZE, unpack_state
 from persistcoll.journal.cursors import CursorReader
-from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, VERSION, StoreInfo, look_at_info
+from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, VERSION, StoreInfo, existing_info
 from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_view import TailView
 
@@ -36,7 +36,7 @@ def inspect(path: str) -> CollectionInfo:
     """
     disk = Disk()
     try:
-        info = look_at_info(disk, path)
+        info = existing_info(disk, path)
         unfinished = claimed = None
         # Lost files cost the counts only: what is left can still be told.
         with suppress(FileNotFoundError, CorruptionError, FormatVersionError):
@@ -76,9 +76,9 @@ def _count(disk: Disk, path: str, info: StoreInfo) -> tuple[int | None, int | No
         for _ in range(_PATIENCE):
             # Numbers that other processes change: they are of one moment if the ones that were read first are
             # still the same after the last was read.
-            before = _look_at_consumer(disk, path, cursor)
+            before = _read_consumer(disk, path, cursor)
             last = tail.refresh()
-            done, gone = _look_at_consumer(disk, path, cursor)
+            done, gone = _read_consumer(disk, path, cursor)
             if (done, gone) == before:
                 break
         if cursor.damaged or not cursor.acknowledged.position[1]:
@@ -87,7 +87,7 @@ def _count(disk: Disk, path: str, info: StoreInfo) -> tuple[int | None, int | No
         return max(0, last - done), 0 if gone <= done else None
 
 
-def _look_at_consumer(disk: Disk, path: str, cursor: CursorReader) -> tuple[int, int]:
+def _read_consumer(disk: Disk, path: str, cursor: CursorReader) -> tuple[int, int]:
     """How many records are acknowledged, and how many the last consumer said that are not ready."""
     cursor.refresh()
     with OpenFile(disk, os.path.join(path, CONSUMER_LOCK), os.O_RDONLY) as file:

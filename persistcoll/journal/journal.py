@@ -328,7 +328,7 @@ class Journal:
                     raise
                 raise storage_error(error, "closing", self._directory) from error
             finally:
-                self.let_go()
+                self.close_without_sync()
 
     def _close_cleanly(self) -> None:
         tail = self._tail
@@ -347,7 +347,7 @@ class Journal:
         finally:
             self._lock.release()
 
-    def let_go(self) -> None:
+    def close_without_sync(self) -> None:
         """Close the files without a sync, as the death of the process would."""
         self.poison.close()
         self._tail.file.close()

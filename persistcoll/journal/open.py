@@ -24,13 +24,13 @@ from persistcoll.journal.directory import (
     OpenOptions,
     StoreInfo,
     check_serializer,
-    look_at_info,
+    existing_info,
     open_info,
     prepare_directory,
 )
-from persistcoll.journal.ground import refuse_replaced
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
+from persistcoll.journal.replaced_files import refuse_replaced
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -140,7 +140,7 @@ class ReadOnlyOpening(Opening):
         if options.executes_code and not options.trust_directory:
             refuse_if_others_may_write((path, os.path.join(path, INFO)), options.serializer)
         # Read `info` before the lock's file is opened, because its errors say best what is missing.
-        self._info = look_at_info(self.disk, path)
+        self._info = existing_info(self.disk, path)
         check_serializer(path, self._info, options)
         self._lock_path = os.path.join(path, CONSUMER_LOCK)
         self.consumer_file = self.undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from persistcoll.disk.calls import EXCLUSIVE, LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, storage_error
-from persistcoll.journal.ground import replaced
+from persistcoll.journal.replaced_files import replaced
 from persistcoll.journal.tail_mark import TailMark, read_mark, write_mark
 
 __all__ = ["ProducerLock"]

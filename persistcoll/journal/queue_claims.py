@@ -22,9 +22,9 @@ from persistcoll.journal.consumer_lock import ConsumerLock
 from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursors import CursorReader, Position
 from persistcoll.journal.frames import BadFrame, Frames
-from persistcoll.journal.ground import replaced
 from persistcoll.journal.reader import ReadableJournal, Reader
 from persistcoll.journal.recovery import JournalLocation
+from persistcoll.journal.replaced_files import replaced
 
 __all__ = ["QueueClaims"]
 
@@ -35,7 +35,8 @@ _log = logging.getLogger("persistcoll")
 class QueueClaims:
     """Claims, acks and releases the records of a journal for the consuming process.
 
-    The store's ``_taking`` lock protects every field. The store holds it around every call except ``commit``.
+    The store's ``_consuming`` lock protects every field. The store holds it around every call except
+    ``commit``.
 
     The invariant: while ``unsure`` is false, every id before the reader's next id is acked, in ``claimed`` or
     in ``_released``. A method that changes more than one field sets ``unsure`` before the first change and
@@ -80,8 +81,8 @@ class QueueClaims:
             self._begin(cursor_reader, can_append)
             remove_temp_file(self._disk, location.directory, location.tempdir, os.path.basename(cursor.path))
         except BaseException:
-            cursor.let_go()
-            if cursor.file is not None:  # the cursor opened it, and let_go() does not know it yet
+            cursor.close_without_sync()
+            if cursor.file is not None:  # the cursor opened it, and close_without_sync() does not know it yet
                 cursor.file.close()
             self._close_reader()
             raise
@@ -170,14 +171,14 @@ class QueueClaims:
 
     # Claiming.
 
-    def take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
+    def claim_or_pop(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
         """Claim the first ready record, or pop it with ``acknowledge``, and return ``decode`` of it.
 
         :param claims: the claim is appended to this list.
         :raise Empty: no record is ready.
         """
         if self._released:
-            return self._take_released(decode, acknowledge, claims)
+            return self._claim_or_pop_released(decode, acknowledge, claims)
         reader = self._reader
         buffer = reader.buffer
         if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
@@ -212,19 +213,19 @@ class QueueClaims:
         if entry is None:
             raise Empty
 
-    def take_many(
+    def claim_or_pop_many(
         self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
-        """Claim up to ``limit`` ready records with consecutive ids, or pop them, as :meth:`take` does.
+        """Do as :meth:`claim_or_pop` with up to ``limit`` ready records that have consecutive ids.
 
         If ``decode`` raises at a later record than the first, that record stays ready.
         """
         if self._released:
-            return [self._take_released(decode, acknowledge, claims)]
+            return [self._claim_or_pop_released(decode, acknowledge, claims)]
         self._read_first()
         reader, buffer = self._reader, self._reader.buffer
         values: list[T] = []
-        taken: list[Claim] = []
+        new: list[Claim] = []
         last = 0
         end_position = (0, 0)
         highest = self.acknowledged.highest
@@ -236,7 +237,7 @@ class QueueClaims:
                     if reader.current() is None:
                         break
             except CorruptionError:
-                if not taken:
+                if not new:
                     raise
                 break
             record, start, stop = buffer[0]
@@ -246,22 +247,22 @@ class QueueClaims:
             try:
                 value = decode(record)
             except Exception:
-                if not taken:
+                if not new:
                     raise
                 break
             self.unsure = True
             values.append(value)
             last = id
             end_position = reader.number, stop
-            taken.append((id, (reader.number, start, stop)))
+            new.append((id, (reader.number, start, stop)))
             buffer.popleft()
         if acknowledge:
-            self._write(taken[0][0], last, end_position)
+            self._write(new[0][0], last, end_position)
         else:
             if claims is not None:
-                claims.extend(taken)
-            self.claimed.update(taken)
-        self.not_ready += len(taken)
+                claims.extend(new)
+            self.claimed.update(new)
+        self.not_ready += len(new)
         self._publish()
         self.unsure = False
         return values
@@ -269,7 +270,7 @@ class QueueClaims:
     def _publish(self) -> None:
         self._lock.publish(self.not_ready, self._reader.next_id, [entry[0] for entry in self._released])
 
-    def _take_released(
+    def _claim_or_pop_released(
         self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> T:
         id, number, start, end = self._released[0]
@@ -465,11 +466,11 @@ class QueueClaims:
             self._chunks.remove_if_read_on()
             self._cursor.close()
         finally:
-            self.let_go()
+            self.close_without_sync()
 
-    def let_go(self) -> None:
+    def close_without_sync(self) -> None:
         """Close the files without a sync, as the death of the process would."""
-        self._cursor.let_go()
+        self._cursor.close_without_sync()
         self._reader.close()
 
     def after_fork_in_child(self) -> None:

@@ -26,11 +26,11 @@ from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR
-from persistcoll.journal.ground import replaced
 from persistcoll.journal.journal import REENTRANT, Journal
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.reader import ReadableJournal, Reader
+from persistcoll.journal.replaced_files import replaced
 
 __all__ = ["JournalQueueStore"]
 
@@ -48,10 +48,10 @@ class JournalQueueStore(QueueStore):
 
     Two re-entrant locks protect the fields:
 
-    - ``_taking`` protects the consumer with its claims and its cursor, and the opening and closing of the
+    - ``_consuming`` protects the consumer with its claims and its cursor, and the opening and closing of the
       store. A thread that claims or inspects holds it.
     - ``_appending`` protects the journal's tail, the view of another process's cursor, and the test of the
-      consumer lock. A thread that needs both locks acquires ``_taking`` first.
+      consumer lock. A thread that needs both locks acquires ``_consuming`` first.
 
     No thread holds either lock while it waits for a sync of its acks or of a record that it appends.
 
@@ -78,14 +78,14 @@ class JournalQueueStore(QueueStore):
         self._forked = False  # True in a forked child, until the next call opens the store again
         self._make_locks()
         register_used(self)
-        with self._taking:
+        with self._consuming:
             self._use(opening)
             # The poison of the cursor, a child of the journal's.
             self._poison = Poison(self._journal.poison)
 
     def _make_locks(self) -> None:
-        self._taking, self._appending = threading.RLock(), threading.RLock()
-        self._takes, self._appends = owned(self._taking), owned(self._appending)
+        self._consuming, self._appending = threading.RLock(), threading.RLock()
+        self._is_consuming, self._appends = owned(self._consuming), owned(self._appending)
 
     def _reopen(self) -> None:
         with self._open_again(self._path, self._options, self._disk) as opening:
@@ -125,7 +125,7 @@ class JournalQueueStore(QueueStore):
             retire_ids=cursor_view.retire_ids,
             seal=self._seal,
         )
-        opening.undo.callback(journal.let_go)
+        opening.undo.callback(journal.close_without_sync)
         self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
         if not cursor_view.cursor_exists:
             # Create the cursor now: when the first consumer comes, the disk may be full.
@@ -136,13 +136,13 @@ class JournalQueueStore(QueueStore):
 
     def used_here(self) -> bool:
         """Tell whether this thread is within an operation of this store."""
-        return self._takes() or self._appends()
+        return self._is_consuming() or self._appends()
 
     def _arrive(self) -> None:
         """Raise ``StorageError`` if this thread already holds a lock of this store."""
         if not SAME[0]:
             self._follow_fork()
-        if self._takes() or self._appends():
+        if self._is_consuming() or self._appends():
             raise StorageError(REENTRANT)
 
     def _follow_fork(self) -> None:
@@ -152,7 +152,7 @@ class JournalQueueStore(QueueStore):
     def _check(self) -> None:
         """Raise if the store is closed or poisoned, and open it again in a forked child.
 
-        The caller holds ``_taking``.
+        The caller holds ``_consuming``.
         """
         if self._poison.unusable_because is not None:
             raise self._poison.unusable_error(self._path)
@@ -160,7 +160,7 @@ class JournalQueueStore(QueueStore):
             self._reopen()
 
     def _become_consumer(self) -> QueueClaims:
-        """Make this process the consumer, and return its claims. The caller holds ``_taking``.
+        """Make this process the consumer, and return its claims. The caller holds ``_consuming``.
 
         :raise LockedError: another process, or another object of this process, consumes.
         """
@@ -211,7 +211,7 @@ class JournalQueueStore(QueueStore):
     def _settled(self) -> QueueClaims | None:
         """Return the claims if this process is the consumer, otherwise ``None``.
 
-        The caller holds ``_taking``.
+        The caller holds ``_consuming``.
         """
         self._check()
         if self._consumer is not None and self._consumer.unsure:
@@ -240,13 +240,13 @@ class JournalQueueStore(QueueStore):
 
     def _check_usable(self) -> None:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             self._check()
 
     def _capacity_check(self, more: int, capacity: int) -> Callable[[int], None]:
         consumer = self._consumer
         if consumer is not None and consumer.unsure and not self.used_here():
-            with self._taking:
+            with self._consuming:
                 self._settled()
         return lambda last: self._check_capacity(last + more, capacity)
 
@@ -276,19 +276,21 @@ class JournalQueueStore(QueueStore):
     ) -> T:
         if select is not None:
             raise ValueError(_NO_SELECT)
-        return self._take(decode, False, claims)
+        return self._claim_or_pop(decode, False, claims)
 
     def pop(
         self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
     ) -> T:
         if select is not None:
             raise ValueError(_NO_SELECT)
-        return self._take(decode, True, None)
+        return self._claim_or_pop(decode, True, None)
 
-    def _take(self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None) -> T:
-        if not SAME[0] or self._takes() or self._appends():
+    def _claim_or_pop(
+        self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
+    ) -> T:
+        if not SAME[0] or self._is_consuming() or self._appends():
             self._arrive()
-        with self._taking:
+        with self._consuming:
             consumer = self._consumer
             if (
                 consumer is None
@@ -297,7 +299,7 @@ class JournalQueueStore(QueueStore):
                 or self._forked
             ):
                 consumer = self._become_consumer()
-            value = consumer.take(decode, acknowledge, claims)
+            value = consumer.claim_or_pop(decode, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
         return value
@@ -310,28 +312,28 @@ class JournalQueueStore(QueueStore):
         claims: list[Claim] | None = None,
         deadline: float | None = None,
     ) -> list[T]:
-        return self._take_many(limit, decode, False, claims)
+        return self._claim_or_pop_many(limit, decode, False, claims)
 
     def pop_many(
         self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
     ) -> list[T]:
-        return self._take_many(limit, decode, True, None)
+        return self._claim_or_pop_many(limit, decode, True, None)
 
-    def _take_many(
+    def _claim_or_pop_many(
         self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             consumer = self._become_consumer()
-            values = consumer.take_many(limit, decode, acknowledge, claims)
+            values = consumer.claim_or_pop_many(limit, decode, acknowledge, claims)
         if acknowledge and self._power:
             consumer.commit()
         return values
 
     def ack(self, ids: Sequence[int]) -> None:
-        if not SAME[0] or self._takes() or self._appends():
+        if not SAME[0] or self._is_consuming() or self._appends():
             self._arrive()
-        with self._taking:
+        with self._consuming:
             consumer = self._consumer
             if (
                 consumer is None
@@ -349,12 +351,12 @@ class JournalQueueStore(QueueStore):
 
     def nack(self, id: int) -> None:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             self._require_consumer().nack(id)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             consumer = self._settled()
             return 0 if consumer is None else consumer.release(claims)
 
@@ -366,7 +368,7 @@ class JournalQueueStore(QueueStore):
 
     def remove(self, id: int | None = None) -> int | None:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             consumer = self._become_consumer()
             discarded = consumer.remove(id)
         if self._power:
@@ -375,7 +377,7 @@ class JournalQueueStore(QueueStore):
 
     def clear(self) -> int:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             consumer = self._become_consumer()
             cleared = consumer.clear()
         if self._power:
@@ -393,7 +395,7 @@ class JournalQueueStore(QueueStore):
 
     def peek(self, decode: Callable[[Record], T]) -> T:
         if not self._within():
-            with self._taking:
+            with self._consuming:
                 consumer = self._settled()
                 if consumer is not None:
                     return consumer.peek(decode)
@@ -409,7 +411,7 @@ class JournalQueueStore(QueueStore):
         if self._within():
             last_id, (acknowledged, held) = self._journal.tail[2], self._known_here()
         else:
-            with self._taking:
+            with self._consuming:
                 consumer = self._settled()
                 last_id = self._journal.refresh()
                 acknowledged, held = self._known_here() if consumer is not None else self._observed()
@@ -446,7 +448,7 @@ class JournalQueueStore(QueueStore):
                 # If other records were acked meanwhile, the consumer may have removed the chunk, which is no
                 # damage. Continue after the acked records.
                 self._arrive()
-                with self._taking:
+                with self._consuming:
                     self._settled()
                     now = self._acknowledged()
                     if now.count <= acknowledged.count:
@@ -474,7 +476,7 @@ class JournalQueueStore(QueueStore):
             consumer = self._consumer
             not_ready = self._cursor_view.known.count if consumer is None else consumer.not_ready
             return max(0, self._journal.tail[2] - not_ready)
-        with self._taking:
+        with self._consuming:
             consumer = self._settled()
             for _ in range(_TRIES):
                 if consumer is not None:
@@ -490,7 +492,7 @@ class JournalQueueStore(QueueStore):
     def claimed(self) -> int:
         if self._within():
             return 0 if self._consumer is None else len(self._consumer.claimed)
-        with self._taking:
+        with self._consuming:
             consumer = self._settled()
             if consumer is not None:
                 return len(consumer.claimed)
@@ -500,13 +502,13 @@ class JournalQueueStore(QueueStore):
     def unfinished(self) -> int:
         if self._within():
             return self.count() + self.claimed()
-        with self._taking:
+        with self._consuming:
             self._settled()
             return self._journal.refresh() - self._acknowledged().count
 
     def change_token(self) -> object:
         self._arrive()
-        with self._taking:
+        with self._consuming:
             if self._settled() is not None:
                 return self._journal.change_token()
             return self._journal.change_token(), self._cursor_view.change_token()
@@ -548,12 +550,12 @@ class JournalQueueStore(QueueStore):
         """
         if not SAME[0]:
             self._follow_fork()
-        if self._takes() or self._appends():
+        if self._is_consuming() or self._appends():
             self._journal.poison.close()
         elif not in_operation():
-            with self._taking:
+            with self._consuming:
                 self._close(clean=True)
-        elif self._taking.acquire(blocking=False):
+        elif self._consuming.acquire(blocking=False):
             try:
                 if self._appending.acquire(blocking=False):
                     try:
@@ -563,7 +565,7 @@ class JournalQueueStore(QueueStore):
                 else:
                     self._journal.poison.close()
             finally:
-                self._taking.release()
+                self._consuming.release()
         else:
             self._journal.poison.close()
 
@@ -582,18 +584,18 @@ class JournalQueueStore(QueueStore):
                     self._journal.close()
                 self._lock.close(clean=True)
         finally:
-            self._let_go()
+            self._close_without_sync()
 
     def _is_open(self) -> bool:
         """Tell whether all files are open. The garbage collector may have destroyed one before the store."""
         consumer = self._consumer
         return self._lock.is_open and self._journal.is_open and (consumer is None or consumer.is_open)
 
-    def _let_go(self) -> None:
+    def _close_without_sync(self) -> None:
         """Close the files without a sync, as the death of the process would."""
-        self._journal.let_go()
+        self._journal.close_without_sync()
         if self._consumer is not None:
-            self._consumer.let_go()
+            self._consumer.close_without_sync()
         self._lock.close()
         self._cursor_view.close()
         self._released = True

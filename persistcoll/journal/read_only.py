@@ -24,7 +24,7 @@ class ReadOnlyQueueStore(JournalQueueStore):
 
     def _open_journal(self, opening: Opening) -> None:
         journal = TailView(self._location)
-        opening.undo.callback(journal.let_go)
+        opening.undo.callback(journal.close_without_sync)
         journal.refresh()
         self._cursor_view.acknowledged()
         self._journal = journal

@@ -58,7 +58,7 @@ class ReadableJournal(Protocol):
     def close(self) -> None:
         """Make the records of this process durable, at either level of durability, and close the files."""
 
-    def let_go(self) -> None:
+    def close_without_sync(self) -> None:
         """Close the files without a sync, as the death of the process would."""
 
     def after_fork_in_child(self) -> None:
@@ -68,8 +68,8 @@ class ReadableJournal(Protocol):
 class Reader:
     """A position in the journal that only moves forward.
 
-    Not thread-safe: the store's ``_taking`` lock protects the reader of the consumer, and each iteration over
-    records has a reader of its own.
+    Not thread-safe: the store's ``_consuming`` lock protects the reader of the consumer, and each iteration
+    over records has a reader of its own.
 
     :param last_id: the id before the first id to read.
     :param position: a position at or before the record of the first id to read.

@@ -18,7 +18,7 @@ from persistcoll.engine.records import OnCorruption, Record
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, chunk_path, open_chunk
 from persistcoll.journal.frames import HEADER_SIZE, MOVED, BadFrame, Frames, Stop, encode, scan_valid_frames
-from persistcoll.journal.ground import refuse_replaced
+from persistcoll.journal.replaced_files import refuse_replaced
 from persistcoll.journal.tail_mark import TailMark
 
 __all__ = ["JournalLocation", "MissingTail", "RecoveredTail", "find_tail"]

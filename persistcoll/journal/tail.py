@@ -19,9 +19,9 @@ from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.chunks import Chunk, chunk_numbers, create_chunk, open_chunk
 from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop, encode
-from persistcoll.journal.ground import replaced
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation, MissingTail, RecoveredTail, find_tail
+from persistcoll.journal.replaced_files import replaced
 from persistcoll.journal.tail_mark import TailMark
 
 __all__ = ["Tail"]

@@ -99,7 +99,7 @@ class TailView:
                 if not later:
                     return False
                 number = later[0]
-        self.let_go()
+        self.close_without_sync()
         self._file, self._chunk = file, chunk
         self.tail = (number, chunk.data_offset, chunk.first_id - 1)
         return True
@@ -133,14 +133,14 @@ class TailView:
         if os.path.samestat(location.disk.status(file.fd), location.disk.status(old.fd)):
             file.close()
             return False
-        self.let_go()
+        self.close_without_sync()
         self._file, self._chunk = file, chunk
         return True
 
-    def let_go(self) -> None:
+    def close_without_sync(self) -> None:
         """Close the chunk."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
 
-    close = after_fork_in_child = let_go
+    close = after_fork_in_child = close_without_sync

@@ -26,7 +26,7 @@ from persistcoll.options import SQLiteAckQueueOptions, SQLiteQueueOptions
 from persistcoll.queues.ack import AckQueue
 from persistcoll.queues.sql import PlainGets, PlainPuts
 from persistcoll.serializers import codec, resolve
-from persistcoll.sqlite.open import open_table
+from persistcoll.sqlite.open import open_record_store
 
 __all__ = [
     "FIFOSQLiteAckQueue",
@@ -51,7 +51,7 @@ def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -
     :param kind: what the database calls it; a queue is opened only as the kind that it was made as.
     """
     serializer = resolve(options.serializer)
-    store = open_table(
+    store = open_record_store(
         options.location,
         name=options.name,
         kind=kind,

@@ -39,10 +39,10 @@ def inspect(path: str) -> list[CollectionInfo]:
     """
     database = to_inspect(path, _TIMEOUT)
 
-    def look(execute: Execute) -> list[CollectionInfo]:
+    def read(execute: Execute) -> list[CollectionInfo]:
         return [_describe(execute, path, one, database.now) for one in schema.collections(execute, path)]
 
-    return database.read_snapshot(look)
+    return database.read_snapshot(read)
 
 
 def _describe(execute: Execute, path: str, one: schema.Registered, now: Clock) -> CollectionInfo:

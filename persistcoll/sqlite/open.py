@@ -24,7 +24,7 @@ from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
 from persistcoll.sqlite.statements import pair_statements, record_statements
 
-__all__ = ["DEFAULT_NAME", "DICT", "DatabaseLocation", "open_mapping", "open_table", "to_inspect"]
+__all__ = ["DEFAULT_NAME", "DICT", "DatabaseLocation", "open_pair_store", "open_record_store", "to_inspect"]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class DatabaseLocation:
         return DatabaseFile(self.file, self.timeout, self.allow_network_fs, self.mode, self.create)
 
 
-def open_table(
+def open_record_store(
     location: DatabaseLocation,
     *,
     name: str,
@@ -157,7 +157,7 @@ def open_table(
     )
 
 
-def open_mapping(
+def open_pair_store(
     location: DatabaseLocation,
     *,
     name: str,
@@ -169,7 +169,7 @@ def open_mapping(
 ) -> SQLitePairStore:
     """Open the dict of this name, and make it first if it is missing.
 
-    Parameters and exceptions are those of :func:`open_table`.
+    Parameters and exceptions are those of :func:`open_record_store`.
 
     :param show: formats a key for messages.
     """

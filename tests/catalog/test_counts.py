@@ -460,10 +460,8 @@ def test_a_consumer_that_never_rests_is_counted_at_last(tmp_path, monkeypatch):
     with Queue(tmp_path / "s", **PLAIN) as queue:
         queue.put_many("abcd")
         numbers = iter(range(10**6))
-        look = files._look_at_consumer
-        monkeypatch.setattr(
-            files, "_look_at_consumer", lambda *arguments: (look(*arguments)[0], next(numbers))
-        )
+        look = files._read_consumer
+        monkeypatch.setattr(files, "_read_consumer", lambda *arguments: (look(*arguments)[0], next(numbers)))
         assert only(tmp_path / "s").unfinished == 4
         assert next(numbers) == 2 * files._PATIENCE
 

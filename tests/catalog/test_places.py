@@ -550,7 +550,7 @@ def test_what_is_removed_meanwhile(tmp_path):
     with PDict(tmp_path / "d", **PLAIN):
         pass
     places: list[tuple[Any, str, Path]] = [
-        (files, "look_at_info", tmp_path / "q"),
+        (files, "existing_info", tmp_path / "q"),
         (databases, "to_inspect", tmp_path / "d"),
     ]
     for module, name, path in places:

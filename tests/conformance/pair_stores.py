@@ -9,9 +9,9 @@ from pathlib import Path
 
 from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine.contracts import PairStore
-from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
+from persistcoll.engine.memory.pair_store import MemoryPairState, MemoryPairStore
 from persistcoll.engine.records import Durability
-from persistcoll.sqlite.open import DatabaseLocation, open_mapping
+from persistcoll.sqlite.open import DatabaseLocation, open_pair_store
 from persistcoll.testing.harness import Capabilities
 from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
 
@@ -25,7 +25,7 @@ class MemoryPairStores:
 
     def __init__(self) -> None:
         self._now = 1e9
-        self._states: dict[str, MemoryMappingState] = {}
+        self._states: dict[str, MemoryPairState] = {}
 
     def now(self) -> float:
         return self._now
@@ -34,7 +34,7 @@ class MemoryPairStores:
         self._now += seconds
 
     def open(self, name: str) -> PairStore:
-        return MemoryPairStore(self._states.setdefault(name, MemoryMappingState(self.now)))
+        return MemoryPairStore(self._states.setdefault(name, MemoryPairState(self.now)))
 
     def crashed(self, name: str) -> PairStore:
         return MemoryPairStore(self._states[name].copy())
@@ -83,7 +83,7 @@ class SQLitePairStores:
         return self._open(self._directory / "data.db", name)
 
     def _open(self, path: Path, name: str) -> PairStore:
-        return open_mapping(
+        return open_pair_store(
             DatabaseLocation(path),
             name=name,
             serializer="raw",
@@ -108,7 +108,7 @@ class SQLiteMemoryPairStores(MemoryPairStores):
     capabilities = Capabilities(handles=False, crashes=False, processes=False)
 
     def open(self, name: str) -> PairStore:
-        return open_mapping(
+        return open_pair_store(
             DatabaseLocation(":memory:"),
             name=name,
             serializer="raw",

@@ -19,7 +19,7 @@ from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Reco
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
-from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
 from persistcoll.testing import Capabilities, RecordStoreFactory
@@ -102,7 +102,7 @@ def open_sqlite(
 ) -> RecordStore:
     """Open a record store in an SQLite file, or in memory."""
 
-    table = open_table(
+    table = open_record_store(
         DatabaseLocation(path),
         name=name,
         kind=discipline.name,

@@ -259,14 +259,14 @@ def test_a_parent_that_dies_leaves_its_items_though_its_child_lives(queue, kind)
     """The child closed its copy of the lock file that shows other processes whether the holder lives."""
     queue.put_many(["a", "b"])
     alive, says_alive = os.pipe()
-    hold, let_go = os.pipe()
+    hold, close_without_sync = os.pipe()
     options = {} if kind is SQLiteAckQueue else {"auto_commit": False}
 
     def parent() -> None:
         mine = kind(queue.path, serializer=Pausing(), durability="process", **options)
         mine.get()
         if os.fork() == 0:
-            os.close(let_go)
+            os.close(close_without_sync)
             os.write(says_alive, b"x")
             os.read(hold, 1)  # until the test ends
             os._exit(0)
@@ -284,7 +284,7 @@ def test_a_parent_that_dies_leaves_its_items_though_its_child_lives(queue, kind)
         # "b" comes first: only a consumer that finds no ready record reclaims from dead holders.
         assert sorted(queue.get(timeout=20) for _ in range(2)) == ["a", "b"]
     finally:
-        for fd in (let_go, alive, says_alive, hold):
+        for fd in (close_without_sync, alive, says_alive, hold):
             os.close(fd)
 
 

@@ -19,7 +19,7 @@ import pytest
 from persistcoll import Empty
 from persistcoll.engine.contracts import Select
 from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, ClaimPolicy, Discipline, Entry, Record, State
-from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from tests.interrupting import interruptions
 from tests.leaks import open_below
 
@@ -88,7 +88,7 @@ class Scene:
         self, place: Path, name: str, discipline: Discipline, retry: ClaimPolicy, durability: Any
     ) -> None:
         self.name = name
-        self.table: Any = open_table(
+        self.table: Any = open_record_store(
             DatabaseLocation(place),
             name=name,
             kind="test",

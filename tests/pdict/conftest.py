@@ -9,7 +9,7 @@ import pytest
 
 from persistcoll.dicts.pdict import PDict
 from persistcoll.engine.contracts import PairStore
-from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
+from persistcoll.engine.memory.pair_store import MemoryPairState, MemoryPairStore
 from persistcoll.engine.records import Durability
 
 __all__ = ["InMemory", "Opener"]
@@ -55,7 +55,7 @@ class Kind:
         self._open_dict = open_dict
         self._kind = kind
         self.now = 1e9
-        self._states: dict[str, MemoryMappingState] = {}
+        self._states: dict[str, MemoryPairState] = {}
         self._opened: list[PDict[Any, Any]] = []
 
     def open(self, name: str = "default", **options: Any) -> PDict[Any, Any]:
@@ -64,7 +64,7 @@ class Kind:
             store: Any = made._store if made._buffer is None else made._buffer._store
             store._clock = lambda: self.now
         else:
-            state = self._states.setdefault(name, MemoryMappingState(lambda: self.now))
+            state = self._states.setdefault(name, MemoryPairState(lambda: self.now))
             made = InMemory(MemoryPairStore(state), **options)
         if made._buffer is not None:
             made._buffer._clock = lambda: self.now

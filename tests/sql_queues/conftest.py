@@ -20,7 +20,7 @@ from persistcoll import (
 from persistcoll.engine import event_count
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.queues import sqlite
-from persistcoll.sqlite.open import DatabaseLocation, open_table
+from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 
 PLAIN: list[type[Any]] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
@@ -55,10 +55,10 @@ class Opener:
         self.opened.append(kind(path, **{"durability": "process", **options}))
         return self.opened[-1]
 
-    def open_table(self, place: DatabaseLocation, **wanted: Any) -> Any:
-        """Stand for the containers' ``open_table``."""
+    def open_record_store(self, place: DatabaseLocation, **wanted: Any) -> Any:
+        """Stand for the containers' ``open_record_store``."""
         if self.backing != "model":
-            return open_table(place, clock=self.clock, **wanted)
+            return open_record_store(place, clock=self.clock, **wanted)
         key = place.file, wanted["name"]
         if key not in self._states:
             self._states[key] = MemoryRecordState(self.clock or time.time)
@@ -71,7 +71,7 @@ class Opener:
 
 def _opener(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str) -> Iterator[Opener]:
     opener = Opener(tmp_path, backing)
-    monkeypatch.setattr(sqlite, "open_table", opener.open_table)
+    monkeypatch.setattr(sqlite, "open_record_store", opener.open_record_store)
     yield opener
     opener.close()
 

@@ -250,7 +250,7 @@ class DictMachine(stateful.RuleBasedStateMachine):
         self.handles = self.open_all()
 
     @stateful.invariant()
-    def looks_the_same(self) -> None:
+    def equals_the_model(self) -> None:
         """Check that everything that can be read is equal."""
         model = self.model
         for d in self.handles:

@@ -201,7 +201,7 @@ class QueueMachine(stateful.RuleBasedStateMachine):
         self.queue = self._open()
 
     @stateful.invariant()
-    def looks_the_same(self) -> None:
+    def equals_the_model(self) -> None:
         """Check that everything that can be read is equal."""
         queue, items = self.queue, [item for _, item in self.ready]
         found = list(queue.items())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from persistcoll.dicts.pdict import PDict
-from persistcoll.testing.laws.pair_store_harness import look
+from persistcoll.testing.laws.pair_store_harness import contents
 from persistcoll.testing.machines.pair_store import PairStoreMachine
 from tests.conformance.pair_stores import BufferedPairStores, MemoryPairStores, SQLitePairStores
 from tests.pdict.conftest import InMemory
@@ -37,7 +37,7 @@ class GatheringMachine(PairStoreMachine):
         A replaced pair that expires in the store before the commit comes as a new one.
         """
         super().advance(seconds)
-        found = look(self.mapping)
+        found = contents(self.mapping)
         if [pair[:2] for pair in found] != [pair[:2] for pair in self.model.pairs()]:
             state, last = self.state, self.state.last_serial
             state.rows = {

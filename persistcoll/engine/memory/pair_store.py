@@ -16,7 +16,7 @@ from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.errors import ClosedError
 
-__all__ = ["MemoryMappingState", "MemoryPairStore"]
+__all__ = ["MemoryPairState", "MemoryPairStore"]
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class _Row(NamedTuple):
     """The time at which the pair expires, in seconds by the clock; ``None``: never."""
 
 
-class MemoryMappingState:
+class MemoryPairState:
     """The pairs of a :class:`MemoryPairStore`, which outlive its closing.
 
     Several stores of one state behave like stores in several processes that have the same file open. A copy
@@ -47,14 +47,14 @@ class MemoryMappingState:
         """The pairs by key, in order. An expired pair stays until the next call."""
         self.last_serial = 0
         self.changes = 0
-        self.before: MemoryMappingState | None = None
+        self.before: MemoryPairState | None = None
         """The state at the begin of the open transaction; ``None`` if no transaction is open."""
 
-    def copy(self) -> MemoryMappingState:
+    def copy(self) -> MemoryPairState:
         """Return a copy of the committed state."""
         with self.lock:
             committed = self.before or self
-            other = MemoryMappingState(self.clock)
+            other = MemoryPairState(self.clock)
             other.rows = dict(committed.rows)
             other.last_serial, other.changes = committed.last_serial, committed.changes
             return other
@@ -67,7 +67,7 @@ class MemoryPairStore(PairStore):
     any method. The time of a call grows with the number of pairs.
 
     >>> now = 0.0
-    >>> mapping = MemoryPairStore(MemoryMappingState(clock=lambda: now))
+    >>> mapping = MemoryPairStore(MemoryPairState(clock=lambda: now))
     >>> mapping.set_many([(b"a", b"", b"1")], expires=60)
     >>> mapping.set_many([(b"b", b"", b"2")])
     >>> mapping.get(b"a"), mapping.count()
@@ -79,11 +79,11 @@ class MemoryPairStore(PairStore):
     :param state: the state with the pairs; a new and empty one by default.
     """
 
-    def __init__(self, state: MemoryMappingState | None = None) -> None:
-        self._state = state or MemoryMappingState()
+    def __init__(self, state: MemoryPairState | None = None) -> None:
+        self._state = state or MemoryPairState()
         self._closed = False
 
-    def _promote_due(self) -> MemoryMappingState:
+    def _promote_due(self) -> MemoryPairState:
         """Remove expired pairs and return the state. Each call of the store does it once, under the lock."""
         if self._closed:
             raise ClosedError("this pair store in memory is closed")
@@ -177,15 +177,15 @@ class MemoryPairStore(PairStore):
     def pairs(self, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._state.lock:
             serials = [(key, row.serial) for key, row in self._promote_due().rows.items()]
-        return self._looked_up(reversed(serials) if reverse else serials, values)
+        return self._pairs_of(reversed(serials) if reverse else serials, values)
 
     def scan(self, start: bytes, stop: bytes, reverse: bool = False, values: bool = True) -> Iterator[Pair]:
         with self._state.lock:
             rows = self._promote_due().rows
             keys = sorted((key for key in rows if start <= key < stop), reverse=reverse)
-        return self._looked_up([(key, None) for key in keys], values)
+        return self._pairs_of([(key, None) for key in keys], values)
 
-    def _looked_up(self, keys: Iterable[tuple[bytes, int | None]], values: bool) -> Iterator[Pair]:
+    def _pairs_of(self, keys: Iterable[tuple[bytes, int | None]], values: bool) -> Iterator[Pair]:
         for key, serial in keys:
             with self._state.lock:
                 row = self._promote_due().rows.get(key)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore, Select
-from persistcoll.engine.memory.rows import FINISHED, IN_FORCE, MemoryRecordState, Row
+from persistcoll.engine.memory.rows import FINISHED, UNFINISHED, MemoryRecordState, Row
 from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
 
@@ -324,7 +324,7 @@ class MemoryRecordStore(RecordStore):
         with self._state.lock:
             state = self._promote_due()
             row = state.rows.get(id)
-            if row is None or row.state not in IN_FORCE:
+            if row is None or row.state not in UNFINISHED:
                 return False
             equal = state.of_key(key)
             if self._discipline.unique and equal is not None and equal is not row:
@@ -376,7 +376,7 @@ class MemoryRecordStore(RecordStore):
     def unfinished(self) -> int:
         with self._state.lock:
             self._promote_due()
-            return len(self._state.select(*IN_FORCE))
+            return len(self._state.select(*UNFINISHED))
 
     def is_empty(self) -> bool:
         with self._state.lock:
@@ -386,7 +386,7 @@ class MemoryRecordStore(RecordStore):
     def has_unfinished(self) -> bool:
         with self._state.lock:
             self._promote_due()
-            return bool(self._state.select(*IN_FORCE))
+            return bool(self._state.select(*UNFINISHED))
 
     def change_token(self) -> object:
         with self._state.lock:
@@ -397,7 +397,7 @@ class MemoryRecordStore(RecordStore):
             state = self._promote_due()
             oldest = min((row.time for row in state.select(State.READY)), default=None)
             counts = {each.value: len(state.select(each)) for each in State}
-            unfinished = len(state.select(*IN_FORCE))
+            unfinished = len(state.select(*UNFINISHED))
             return Stats(
                 **counts,
                 oldest_age=None if oldest is None else max(0.0, state.clock() - oldest),

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from persistcoll.engine.records import State
 
-__all__ = ["FINISHED", "IN_FORCE", "MemoryRecordState", "Row"]
+__all__ = ["FINISHED", "UNFINISHED", "MemoryRecordState", "Row"]
 
-IN_FORCE = (State.READY, State.DELAYED, State.CLAIMED)
+UNFINISHED = (State.READY, State.DELAYED, State.CLAIMED)
 FINISHED = (State.DONE, State.FAILED, State.DEAD)
 
 
@@ -68,7 +68,7 @@ class MemoryRecordState:
 
     def of_key(self, key: bytes | None) -> Row | None:
         """Return the row for which ``key`` is active, or ``None``. The key ``None`` is never active."""
-        rows = [row for row in self.select(*IN_FORCE) if row.key == key]
+        rows = [row for row in self.select(*UNFINISHED) if row.key == key]
         return rows[0] if rows and key is not None else None
 
     def add(self, row: Row) -> int:

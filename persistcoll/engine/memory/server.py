@@ -20,7 +20,7 @@ from typing import Any
 
 from persistcoll.engine.contracts import Claim, RecordStore, StoreCapabilities
 from persistcoll.engine.memory.record_store import MemoryRecordStore
-from persistcoll.engine.memory.rows import IN_FORCE, MemoryRecordState, Row
+from persistcoll.engine.memory.rows import UNFINISHED, MemoryRecordState, Row
 from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry
 from persistcoll.errors import BackendUnavailableError, ClosedError, Empty, EncodeError, LockedError
 
@@ -199,7 +199,9 @@ class _Session(MemoryRecordStore):
         super().__init__(discipline, retry._replace(auto_reclaim=False), view)
         self._retry = retry
         self._locked = frozenset(locked)
-        self._locked_keys = {row.key for row in locked.values() if row is not None and row.state in IN_FORCE}
+        self._locked_keys = {
+            row.key for row in locked.values() if row is not None and row.state in UNFINISHED
+        }
         self._is_dead = is_dead  # type: ignore[method-assign, assignment]
         self._draw = draw
         view.add = self._add  # type: ignore[method-assign]

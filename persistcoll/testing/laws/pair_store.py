@@ -3,7 +3,7 @@
 They are used as those in :mod:`persistcoll.testing.laws.queue_store`, with a
 :class:`~persistcoll.testing.laws.pair_store_harness.PairStoreFactory`:
 
->>> from persistcoll.engine.memory.pair_store import MemoryPairStore, MemoryMappingState
+>>> from persistcoll.engine.memory.pair_store import MemoryPairStore, MemoryPairState
 >>> from persistcoll.testing import Capabilities
 >>> class InMemory:
 ...     capabilities = Capabilities(crashes=False, forks=False, processes=False)
@@ -11,7 +11,7 @@ They are used as those in :mod:`persistcoll.testing.laws.queue_store`, with a
 ...         self.now = 0.0
 ...         self.states = {}
 ...     def open(self, name):
-...         return MemoryPairStore(self.states.setdefault(name, MemoryMappingState(lambda: self.now)))
+...         return MemoryPairStore(self.states.setdefault(name, MemoryPairState(lambda: self.now)))
 ...     def advance(self, seconds):
 ...         self.now += seconds
 >>> for law in PAIR_STORE_LAWS.values():
@@ -33,10 +33,10 @@ from persistcoll.testing.laws.pair_store_harness import (
     PairStoreHarness,
     PairStoreLaw,
     append,
+    contents,
     in_order,
     items,
     keys_of,
-    look,
     pair_store_law,
     refuses,
     triples,
@@ -62,7 +62,7 @@ def in_the_order_of_the_keys_coming(harness: PairStoreHarness) -> None:
     mapping.set_many([(b"c", b"another name", b"x"), (b"d", b"D", b"d")])
     mapping.change(b"b", b"another name", append(b"!"))
     wanted = [Pair(b"b", b"B", b"b!"), Pair(b"c", b"C", b"x"), Pair(b"a", b"A", b"a"), Pair(b"d", b"D", b"d")]
-    check(look(mapping) == wanted, f"{look(mapping)}, not {wanted}")
+    check(contents(mapping) == wanted, f"{contents(mapping)}, not {wanted}")
     check(mapping.remove(b"c"), "remove() did not find what is there")
     check(not mapping.remove(b"c"), "remove() found what is not there")
     mapping.set_many([(b"c", b"another name", b"c")])
@@ -74,7 +74,7 @@ def in_the_order_of_the_keys_coming(harness: PairStoreHarness) -> None:
     found = [pair.key for pair in mapping.scan(b"a", b"d")]
     check(found == [b"a"], f"scan() from b'a' to before b'd' gave {found}")
     check(mapping.clear() == 2, "clear() did not count what it removed")
-    check(look(mapping) == [], "clear() left something")
+    check(contents(mapping) == [], "clear() left something")
     for reverse in (False, True):
         _changed_meanwhile(mapping, harness.another(mapping), reverse)
     _churned_meanwhile(mapping, harness.another(mapping))
@@ -144,7 +144,7 @@ def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
     mapping.set_many(triples("d"), harness.seconds(100))
-    before = look(mapping)
+    before = contents(mapping)
 
     def change_everything() -> None:
         mapping.set_many(triples("e", "a", value="x"))
@@ -154,7 +154,7 @@ def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
         mapping.set_many(triples("d", "f"))
         mapping.pop(whole)
         wanted = [(b"a", b"x"), (b"c", b"c!"), (b"e", b"x"), (b"d", b"d")]
-        found = items(look(mapping))
+        found = items(contents(mapping))
         check(found == wanted, f"a transaction sees {found}, and did {wanted}")
 
     for error in (ZeroDivisionError(), KeyboardInterrupt()):
@@ -164,16 +164,16 @@ def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
                 with mapping.transaction():
                     if clear:
                         mapping.clear()
-                        check(look(mapping) == [], "after clear() a transaction sees something")
+                        check(contents(mapping) == [], "after clear() a transaction sees something")
                 raise error
-    check(look(harness.another(mapping)) == before, "a transaction that raised is seen elsewhere")
+    check(contents(harness.another(mapping)) == before, "a transaction that raised is seen elsewhere")
     with mapping.transaction():
         change_everything()
         inner = ValueError()
         with contextlib.suppress(ValueError):
             mapping.change(b"a", b"", lambda present: _raise(inner))
-    after = look(mapping)
-    check(look(harness.another(mapping)) == after, "a transaction that ended is not seen elsewhere")
+    after = contents(mapping)
+    check(contents(harness.another(mapping)) == after, "a transaction that ended is not seen elsewhere")
     check([pair.key for pair in after] == [b"a", b"c", b"e", b"d"], f"a transaction left {after}")
     _nobody_else_writes(mapping, harness.another(mapping))
     _no_update_is_lost(mapping, harness.another(mapping))
@@ -240,7 +240,7 @@ def what_has_expired_is_gone(harness: PairStoreHarness) -> None:
     mapping.change(b"changed", b"", append(b"!"))
     mapping.set_many(triples("b"), harness.seconds(1000))
     harness.advance(harness.time.before(10.0))
-    check(len(look(mapping)) == 9, f"before they expire there are {keys_of(mapping)}")
+    check(len(contents(mapping)) == 9, f"before they expire there are {keys_of(mapping)}")
     reading = [mapping.pairs(), mapping.pairs(reverse=True), mapping.scan(b"a", b"z")]
     begun = [next(each).key for each in reading]
     check(begun == [b"long", b"for ever", b"a"], f"before they expire they begin with {begun}")
@@ -269,7 +269,7 @@ def what_has_expired_is_gone(harness: PairStoreHarness) -> None:
     mapping.set_many(triples(*_numbers(0, MANY)), harness.seconds(10))
     harness.advance(10.5)
     check(mapping.count() == 0, f"count() is {mapping.count()} when everything has expired")
-    check(look(harness.another(mapping)) == [], "what has expired is seen elsewhere")
+    check(contents(harness.another(mapping)) == [], "what has expired is seen elsewhere")
 
 
 @pair_store_law("S1")
@@ -290,7 +290,7 @@ def whole_or_not_at_all(harness: PairStoreHarness) -> None:
                 mapping.pop(fail, last)
     mapping.set_many([])
     check(mapping.get_many([]) == {}, "get_many() of nothing gave something")
-    check(len(look(mapping)) == 3, "set_many() of nothing changed something")
+    check(len(contents(mapping)) == 3, "set_many() of nothing changed something")
     mapping.clear()
     with contextlib.suppress(KeyError):
         mapping.pop(lambda pair: pair)
@@ -350,7 +350,7 @@ def used_once(harness: PairStoreHarness) -> None:
     check(results == [4, 4], f"pop() gave {results}")
     wanted = [b"a", b"b", None, None, Pair(b"b", b"D", b"x"), Pair(b"a", b"A", b"a")]
     check(seen == wanted, f"they were called with {seen}, not {wanted}")
-    found = look(mapping)
+    found = contents(mapping)
     check(found == [Pair(b"c", b"C", b"c"), Pair(b"d", b"D", b"x")], f"what is left is {found}")
 
 
@@ -360,16 +360,19 @@ def strangers_by_name(harness: PairStoreHarness) -> None:
     one, two = harness.open("a"), harness.open("b")
     one.set_many(triples("x", "y"))
     two.set_many(triples("x", value="another"))
-    check(items(look(two)) == [(b"x", b"another")], f"what was put into one is in the other: {look(two)}")
+    check(
+        items(contents(two)) == [(b"x", b"another")],
+        f"what was put into one is in the other: {contents(two)}",
+    )
     one.remove(b"x")
     one.clear()
-    check(items(look(two)) == [(b"x", b"another")], f"clear() of one changed the other: {look(two)}")
+    check(items(contents(two)) == [(b"x", b"another")], f"clear() of one changed the other: {contents(two)}")
     one.set_many(triples("z"))
     with contextlib.suppress(ZeroDivisionError), two.transaction():
         two.clear()
         raise ZeroDivisionError
     one.close()
-    check(items(look(two)) == [(b"x", b"another")], f"closing one changed the other: {look(two)}")
+    check(items(contents(two)) == [(b"x", b"another")], f"closing one changed the other: {contents(two)}")
 
 
 @pair_store_law("S8")
@@ -382,10 +385,10 @@ def reopening_changes_nothing(harness: PairStoreHarness) -> None:
     mapping.set_many(triples("e"), harness.seconds(1000))
     mapping.set_many(triples("f"), harness.seconds(50))
     for _ in range(3):
-        before = look(mapping)
+        before = contents(mapping)
         mapping.close()
         mapping = harness.open()
-        check(look(mapping) == before, f"opened again: {look(mapping)}, not {before}")
+        check(contents(mapping) == before, f"opened again: {contents(mapping)}, not {before}")
         harness.advance(20)
     check(keys_of(mapping) == [b"c", b"a", b"d", b"e"], f"opened again and again: {keys_of(mapping)}")
     mapping.set_many(triples("b"))

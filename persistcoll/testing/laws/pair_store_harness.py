@@ -16,10 +16,10 @@ __all__ = [
     "PairStoreHarness",
     "PairStoreLaw",
     "append",
+    "contents",
     "in_order",
     "items",
     "keys_of",
-    "look",
     "pair_store_law",
     "refuses",
     "triples",
@@ -85,7 +85,7 @@ class PairStoreHarness:
         else:
             mapping.close()
             found = self.open()
-        left = items(look(found))
+        left = items(contents(found))
         found.close()
         return left
 
@@ -114,7 +114,7 @@ def whole(pair: Pair) -> tuple[bytes, bytes, bytes]:
     return pair.key, pair.original_key, pair.value
 
 
-def look(mapping: PairStore) -> list[Pair]:
+def contents(mapping: PairStore) -> list[Pair]:
     """Return all pairs of a pair store, and check that every other way to read them agrees."""
     pairs = list(mapping.pairs())
     keys = [pair.key for pair in pairs]
@@ -139,7 +139,7 @@ def look(mapping: PairStore) -> list[Pair]:
 
 def keys_of(mapping: PairStore) -> list[bytes]:
     """Return all keys of a pair store, in order."""
-    return [pair.key for pair in look(mapping)]
+    return [pair.key for pair in contents(mapping)]
 
 
 def _same(got: Iterable[Pair], wanted: Iterable[Pair], what: str) -> None:
@@ -150,7 +150,7 @@ def _same(got: Iterable[Pair], wanted: Iterable[Pair], what: str) -> None:
 @contextlib.contextmanager
 def refuses(error: BaseException, what: str, mapping: PairStore) -> Iterator[None]:
     """Check that the block raises this very error, and changes nothing."""
-    before = look(mapping)
+    before = contents(mapping)
     try:
         yield
     except BaseException as raised:
@@ -158,7 +158,7 @@ def refuses(error: BaseException, what: str, mapping: PairStore) -> Iterator[Non
             raise
     else:
         raise AssertionError(f"{what} did not raise {error!r}")
-    after = look(mapping)
+    after = contents(mapping)
     check(after == before, f"{what} raised {error!r} and changed {before} to {after}")
 
 

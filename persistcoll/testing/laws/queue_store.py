@@ -157,13 +157,13 @@ def used_once_before_it_is_final(harness: QueueStoreHarness) -> None:
     store.nack(claimed)
     seen.clear()
 
-    def look(record: Record) -> None:
+    def contents(record: Record) -> None:
         seen.append(record.id)
         if harness.capabilities.crashes:
             found = harness.after_the_end(store)
             check(found == numbers(1, 6), f"while decode runs, the record is gone already: {found}")
 
-    store.pop(look)
+    store.pop(contents)
     check(calls(store, seen) == [claimed], f"pop() of {claimed} called decode with {seen}")
     _claims_tell_what_to_release(store)
 

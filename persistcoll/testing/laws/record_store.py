@@ -46,9 +46,9 @@ from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
     after_the_end,
+    contents,
     entries,
     keyed,
-    look,
     order,
     record_store_law,
     refuses,
@@ -119,11 +119,11 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     names = [name.encode() for name in "abcdefghijklm"]
 
     def left(verb: str) -> None:
-        wanted = after_the_end(look(table), retry)
+        wanted = after_the_end(contents(table), retry)
         dead = {record.payload for state, record in wanted if state is State.DEAD}
         keys = {key: table.has_active_key(key) and key not in dead for key in names}
         found = harness.crash(UNIQUE, retry)
-        rows = look(found)
+        rows = contents(found)
         check(rows == wanted, f"after {verb} a dead process would leave {rows}, not {wanted}")
         same = {key: found.has_active_key(key) for key in names}
         check(same == keys, f"after {verb} a dead process would leave the keys {same}, not {keys}")
@@ -239,14 +239,14 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     retry = ClaimPolicy(lease=60.0, keep_done=10, auto_reclaim=False)
     one, two = harness.open(UNIQUE, retry, "a"), harness.open(UNIQUE, retry, "b")
     one.put(keyed("x", "y", "z"))
-    check(look(two) == [], f"what was put into one is in the other: {look(two)}")
+    check(contents(two) == [], f"what was put into one is in the other: {contents(two)}")
     check(not two.has_active_key(b"x"), "a key of one is active in the other")
     (id,) = two.put(keyed("x"))
     check(id is not None, "a key of one is refused in the other")
-    before = look(two)
+    before = contents(two)
 
     def untouched(what: str) -> None:
-        check(look(two) == before, f"{what} of one changed the other: {look(two)}, of {before}")
+        check(contents(two) == before, f"{what} of one changed the other: {contents(two)}, of {before}")
         check(two.has_active_key(b"x"), f"{what} of one took a key of the other out of force")
 
     held = [one.claim(id_of) for _ in range(3)]
@@ -265,7 +265,7 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     check(taken.payload == b"x", f"{taken} is another table's")
     two.fail([taken.id])
     two.put(keyed("x"))
-    before = look(two)
+    before = contents(two)
     one.purge(State.FAILED)
     one.purge(State.DONE)
     untouched("purge()")
@@ -278,7 +278,7 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     check(one.reclaim() == 1, "reclaim() did not find what a closed table left claimed")
     untouched("reclaim()")
     two.claim(id_of)
-    before = look(two)
+    before = contents(two)
     one.nack(one.claim(id_of), to_back=True)
     one.close()
     untouched("close()")
@@ -313,10 +313,10 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     numbers = table.stats()
     for time in range(2, 5):
         table.claim_many(1, id_of)
-        rows = after_the_end(look(table), retry)
+        rows = after_the_end(contents(table), retry)
         table.close()
         table = reopen()
-        found = look(table)
+        found = contents(table)
         check(found == rows, f"opened for the {time}. time: {found}, not {rows}")
         if discipline.unique:
             keys = [table.has_active_key(key) for key in (b"k", b"l", b"n")]
@@ -331,7 +331,7 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     check(count == held, f"reclaim() made ready {count} of {held} records")
     harness.advance(100.0)
     wanted = [record.id for record in order(list(table.records()), discipline)]
-    check(len(wanted) == table.unfinished(), f"not all are ready: {look(table)}")
+    check(len(wanted) == table.unfinished(), f"not all are ready: {contents(table)}")
     got = claim_all(table)
     check(got == wanted, f"after all that {got} were taken, not {wanted}")
 

@@ -15,8 +15,8 @@ from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, token
 from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
+    contents,
     keyed,
-    look,
     record_store_law,
     refuses,
     standing,
@@ -58,7 +58,7 @@ def _leases(harness: RecordStoreHarness) -> None:
         found = list(each.records())
         wanted_records = [expected[0]._replace(attempts=1), expected[2]]
         check(found == wanted_records, f"at the end of a lease: {found}, not {wanted_records}")
-        look(each)
+        contents(each)
     check(other.peek(id_of) == expected[0].id, "peek() is not at what a lease has left")
     got = other.claim(lambda record: record)
     check(got == expected[0]._replace(attempts=2), f"{got} was taken, in the place of {expected[0]}")
@@ -137,10 +137,10 @@ def _delays(harness: RecordStoreHarness) -> None:
             check(found == [first, second], f"after a delay of {seconds} s: {found}")
     taken = table.claim(id_of)
     table.nack(taken, 0.0)
-    check(table.count() == 2, f"nacked without delay: {look(table)}")
+    check(table.count() == 2, f"nacked without delay: {contents(table)}")
     last = table.nack(table.claim(id_of), harness.seconds(10.0), True)
     found = [record.id for _, record in table.scan(State.DELAYED)]
-    check(found == [last] and table.claimed() == 0, f"delayed and to the back: {look(table)}")
+    check(found == [last] and table.claimed() == 0, f"delayed and to the back: {contents(table)}")
     harness.advance(10.0)
     got = claim_all(table)
     check(got == [second, last] and last > second, f"delayed and to the back: {got}")

@@ -31,9 +31,9 @@ __all__ = [
     "RecordStoreLaw",
     "Row",
     "after_the_end",
+    "contents",
     "entries",
     "keyed",
-    "look",
     "order",
     "record_store_law",
     "refuses",
@@ -196,7 +196,7 @@ RecordStoreLaw = Law[RecordStoreHarness]
 record_store_law = laws_with(RecordStoreHarness)
 
 
-def look(table: RecordStore) -> list[Row]:
+def contents(table: RecordStore) -> list[Row]:
     """Return all rows of a store, and check that every other way to read them agrees."""
     rows = list(table.scan())
     ids = [record.id for _, record in rows]
@@ -223,7 +223,7 @@ def look(table: RecordStore) -> list[Row]:
 
 def standing(table: RecordStore) -> dict[bytes, tuple[State, int]]:
     """Return by payload the state of each record, and how often it was claimed."""
-    return {record.payload: (state, record.attempts) for state, record in look(table)}
+    return {record.payload: (state, record.attempts) for state, record in contents(table)}
 
 
 def order(records: list[Record], discipline: Discipline) -> list[Record]:
@@ -257,12 +257,12 @@ def keyed(*payloads: str) -> list[Entry]:
 @contextlib.contextmanager
 def refuses(error: type[BaseException], what: str, *tables: RecordStore) -> Iterator[None]:
     """Check that the block raises ``error``, and changes nothing."""
-    before = [look(table) for table in tables]
+    before = [contents(table) for table in tables]
     try:
         yield
     except error as raised:
         check(type(raised) is error, f"{what} raised {raised!r}, not {error.__name__}")
     else:
         raise AssertionError(f"{what} did not raise {error.__name__}")
-    after = [look(table) for table in tables]
+    after = [contents(table) for table in tables]
     check(after == before, f"{what} raised {error.__name__} and changed {before} to {after}")

@@ -10,7 +10,7 @@ from persistcoll.testing.laws.queue_store_harness import id_of, payloads, token
 from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
-    look,
+    contents,
     record_store_law,
     refuses,
 )
@@ -39,7 +39,7 @@ def _joined(harness: RecordStoreHarness, table: RecordStore, other: RecordStore,
     connection = harness.connect(table)
     table.append_many([b"a", b"b", b"c", b"d"])
     held, given = table.claim(id_of), table.claim(id_of)
-    before, numbers, seen = look(table), table.stats(), token(other)
+    before, numbers, seen = contents(table), table.stats(), token(other)
     connection.begin()
     joined = table.joined(connection)
     joined.append(b"new")
@@ -48,7 +48,7 @@ def _joined(harness: RecordStoreHarness, table: RecordStore, other: RecordStore,
     joined.nack(given)
     check(payloads(joined) == [b"b", b"d", b"new"], f"a transaction sees {payloads(joined)}")
     for each in (table, other):
-        check(look(each) == before, f"before the commit there is {look(each)}, not {before}")
+        check(contents(each) == before, f"before the commit there is {contents(each)}, not {before}")
     check(other.claim(_payload) == b"d", "what a transaction popped is claimed by another one, or locks all")
     other.clear()
     check(payloads(table) == [b"c"], f"clear() beside a transaction that popped c left {payloads(table)}")
@@ -69,7 +69,7 @@ def _joined(harness: RecordStoreHarness, table: RecordStore, other: RecordStore,
     if not commits:
         table.ack([held])
         table.nack(given)
-    look(table)
+    contents(table)
     table.clear()
     for id in [record.id for _, record in other.scan()]:
         other.ack([id])

@@ -16,8 +16,8 @@ from persistcoll.testing.laws.record_store_harness import (
     DISCIPLINES,
     RecordStoreHarness,
     RecordStoreLaw,
+    contents,
     entries,
-    look,
     order,
     record_store_law,
     refuses,
@@ -70,7 +70,7 @@ def _used_once(harness: RecordStoreHarness, table: RecordStore, discipline: Disc
     decode, seen = raising(ValueError(), 2)
     got = table.claim_many(3, decode)
     check(got == [first] and calls(table, seen) == [first, second], f"claim_many() gave {got}, used {seen}")
-    attempts = {record.id: record.attempts for _, record in look(table)}
+    attempts = {record.id: record.attempts for _, record in contents(table)}
     wanted = {id: int(id == first) for id in ids}
     check(attempts == wanted, f"attempts are {attempts}, not {wanted}")
     table.nack(first)
@@ -108,7 +108,7 @@ def in_order_and_never_twice(harness: RecordStoreHarness) -> None:
             table.clear()
             table.close()
             table = harness.open(discipline)
-        check(look(table) == [], f"all was cleared, and there is {look(table)}")
+        check(contents(table) == [], f"all was cleared, and there is {contents(table)}")
         _put(table, given, *"mno")
 
 
@@ -138,7 +138,7 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     check(given == sorted(set(given)), f"{by}: to the back of all, with the ids {given}")
     (new,) = table.records()
     check(new == old[taken[1]]._replace(id=given[-1]), f"{by}: to the back: {new}, of {old[taken[1]]}")
-    check(taken[1] not in {record.id for _, record in look(table)}, "the old id is still there")
+    check(taken[1] not in {record.id for _, record in contents(table)}, "the old id is still there")
     table.nack(taken[3])
     wanted = [record.id for record in order([new, old[taken[3]]], discipline)]
     got = claim_all(table)

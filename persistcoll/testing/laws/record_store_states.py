@@ -14,9 +14,9 @@ from persistcoll.testing.laws.queue_store_harness import id_of
 from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
+    contents,
     entries,
     keyed,
-    look,
     record_store_law,
     refuses,
     standing,
@@ -70,7 +70,7 @@ def _nothing_moves(
     harness: RecordStoreHarness, table: RecordStore, wanted: dict[bytes, tuple[State, int]]
 ) -> None:
     """Check that only claimed records change their state, whatever is tried."""
-    rows = look(table)
+    rows = contents(table)
     for state in (*_FINISHED, State.DELAYED, State.CLAIMED):
         for id in _ids(table, state):
             with refuses(Empty, f"claim() of what is {state.value}", table):
@@ -89,7 +89,7 @@ def _nothing_moves(
         with refuses(ValueError, f"purge() of what is {state.value}", table):
             table.purge(state)
     harness.advance(1e6)
-    check(look(table) == rows, f"something moved: {look(table)}, of {rows}")
+    check(contents(table) == rows, f"something moved: {contents(table)}, of {rows}")
     check(table.clear() == 1, "clear() did not remove the one ready record")
     del wanted[b"i"]
     found = standing(table)
@@ -121,13 +121,15 @@ def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
     """Check that a purge removes the oldest of one state, in whatever order they were finished."""
     for state in _FINISHED:
         one, two = _ids(table, state)
-        others = [row for row in look(table) if row[0] is not state]
+        others = [row for row in contents(table) if row[0] is not state]
         check(table.purge(state, 2) == 0, f"purge() that is to keep all that is {state.value}")
         check(table.purge(state, 1, 5) == 1, f"purge() that is to keep one of two that are {state.value}")
         check(_ids(table, state) == [two], f"purge() did not leave the newer of {one} and {two}")
         check(table.purge(state, 0, 0) == 0, "purge() of at most none")
         check(table.purge(state) == 1, f"purge() of one that is {state.value}")
-        check(look(table) == others, f"purge() of what is {state.value} made {look(table)} of {others}")
+        check(
+            contents(table) == others, f"purge() of what is {state.value} made {contents(table)} of {others}"
+        )
     # The records were finished in another order than they were put.
     ids = [id or 0 for id in table.put(keyed(*"uvwxyz"))]
     finished = [ids[index] for index in (3, 0, 5, 2, 4, 1)]
@@ -137,9 +139,9 @@ def _what_is_purged(harness: RecordStoreHarness, table: RecordStore) -> None:
             finish([table.claim(id_of, Select(id))])
         check(table.purge(state, limit=1) == 1, "purge() of one")
         present = sorted(finished[:3])
-        check(_ids(table, state) == present[1:], f"purge() left {look(table)}, of {present}")
+        check(_ids(table, state) == present[1:], f"purge() left {contents(table)}, of {present}")
         check(table.purge(state, 1) == 1, "purge() of all but one")
-        check(_ids(table, state) == present[2:], f"purge() left {look(table)}, of {present}")
+        check(_ids(table, state) == present[2:], f"purge() left {contents(table)}, of {present}")
         del finished[:3]
 
 
@@ -161,7 +163,7 @@ def _what_is_kept(harness: RecordStoreHarness) -> None:
     table.append_many([b"a", b"b"])
     table.ack([table.claim(id_of)])
     table.pop(id_of)
-    check(look(table) == [], f"kept, though none should be: {look(table)}")
+    check(contents(table) == [], f"kept, though none should be: {contents(table)}")
 
 
 @record_store_law("T2")

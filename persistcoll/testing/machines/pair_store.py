@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from persistcoll.engine.contracts import Pair, PairStore
-from persistcoll.engine.memory.pair_store import MemoryMappingState, MemoryPairStore
+from persistcoll.engine.memory.pair_store import MemoryPairState, MemoryPairStore
 from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
 from persistcoll.testing.children import check
-from persistcoll.testing.laws.pair_store_harness import PairStoreFactory, look
+from persistcoll.testing.laws.pair_store_harness import PairStoreFactory, contents
 
 __all__ = ["PairStoreMachine"]
 
@@ -58,7 +58,7 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
         self.factory = self.mappings()
         self.mapping: PairStore = self.factory.open("a")
         self.now = 0.0
-        self.state = MemoryMappingState(lambda: self.now)
+        self.state = MemoryPairState(lambda: self.now)
         self.model = MemoryPairStore(self.state)
         self.readings: list[_Reading] = []
 
@@ -203,16 +203,16 @@ class PairStoreMachine(stateful.RuleBasedStateMachine):
         """Check that a process that died now would lose nothing."""
         left = getattr(self.factory, "crashed")("a")  # noqa: B009
         try:
-            found, wanted = look(left), look(self.model)
+            found, wanted = contents(left), contents(self.model)
             check(found == wanted, f"a crash left {found}, the model {wanted}")
             left.clear()
         finally:
             left.close()
 
     @stateful.invariant()
-    def looks_the_same(self) -> None:
+    def equals_the_model(self) -> None:
         """Check that everything that can be read is equal."""
-        found, wanted = look(self.mapping), list(self.model.pairs())
+        found, wanted = contents(self.mapping), list(self.model.pairs())
         check(found == wanted, f"pairs() are {found}, the model's {wanted}")
         there = self._serials()
         for reading in self.readings:

@@ -7,7 +7,7 @@ from typing import Any
 
 from persistcoll.engine.contracts import QueueStore
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
-from persistcoll.engine.memory.rows import IN_FORCE
+from persistcoll.engine.memory.rows import UNFINISHED
 from persistcoll.engine.records import Record
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
@@ -186,7 +186,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         left = getattr(self.factory, "crashed")("a")  # noqa: B009
         try:
             found = [self._seen(record) for record in left.records()]
-            wanted = [(row.id, row.payload) for row in self.state.copy().select(*IN_FORCE)]
+            wanted = [(row.id, row.payload) for row in self.state.copy().select(*UNFINISHED)]
             check(found == wanted, f"a crash left {found}, the model {wanted}")
             taken = [outcome(lambda: left.pop(self._seen)) for _ in range(len(wanted) + 1)]
             check(taken == [*wanted, Empty], f"after a crash {taken} were taken, by the model {wanted}")
@@ -200,7 +200,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         self.claimed = []
 
     @stateful.invariant()
-    def looks_the_same(self) -> None:
+    def equals_the_model(self) -> None:
         """Check that everything that can be read is equal."""
         store, model = self.store, self.model
         found = [self._seen(record) for record in store.records()]

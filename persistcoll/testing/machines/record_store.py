@@ -126,7 +126,7 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
         # Ids grow in both, but the tested store may leave some out.
         self.ids: dict[int, int] = {}
         self.blind = False
-        self.looks = 0
+        self.comparisons = 0
 
     def tables(self) -> RecordStoreFactory:
         """Return a factory for one run; to be overridden. :meth:`teardown` may clean up after it."""
@@ -374,14 +374,14 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
     def _compare(self, pair: _Pair, what: str) -> None:
         # Each kind of read is the first one in turn, because the first read promotes what is due.
         names = [name for name in _LOOKS if name != "keys" or self.discipline.unique]
-        self.looks += 1
-        first = self.looks % len(names)
+        self.comparisons += 1
+        first = self.comparisons % len(names)
         for name in names[first:] + names[:first]:
             found, wanted = _LOOKS[name](pair.real, self._seen), _LOOKS[name](pair.model, _told)
             check(found == wanted, f"{what} {name} {found}, of the model {wanted}")
 
     @stateful.invariant()
-    def looks_the_same(self) -> None:
+    def equals_the_model(self) -> None:
         """Check that everything that can be read is equal, through every handle."""
         if self.blind:
             self.blind = False
