@@ -176,6 +176,7 @@ def change(ages: PDict[str, int]) -> None:
         ages["ann"] = 42
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_destructor_may_come_in_anywhere(tmp_path, name):
@@ -453,6 +454,7 @@ def test_what_cannot_be_quiesced_for_a_fork_does_not_stop(tmp_path, monkeypatch)
         assert [two.get(), two.get()] == [2, 3]
 
 
+@pytest.mark.long
 def test_a_forgotten_file_queue_touches_no_other_file(tmp_path, monkeypatch):
     """The collector runs the destructors of a cycle in any order: that of a file, then that of its queue."""
     reported: list[Any] = []

@@ -147,6 +147,7 @@ def test_a_dict(name, durability, error, memory_path, steps):
         assert not open_below(places[-1]), where
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
 def test_opening_and_closing(kind, durability, error, memory_path, steps):
     numbers = itertools.count()

@@ -65,6 +65,7 @@ def churned(path: str, seconds: float) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_writers_and_checkpoints(tmp_path):
     churned(str(tmp_path / "q"), 8)

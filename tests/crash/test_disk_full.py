@@ -165,6 +165,7 @@ except StorageError as error:
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("when", ["once", "forever"])

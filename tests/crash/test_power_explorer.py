@@ -217,6 +217,7 @@ WORKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chunksize", [1, pytest.param(3, marks=pytest.mark.long)])

@@ -145,6 +145,7 @@ def test_an_index_that_cannot_be_made_is_a_want_of_room(small_disk):
         assert [*queue.items()] == [1, 2]
 
 
+@pytest.mark.long
 @pytest.mark.needs("root", "mount")
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_an_index_that_cannot_grow_is_a_want_of_room(durability, small_disk):

@@ -105,6 +105,7 @@ class Team:
                 assert process.exitcode == 0, f"{job} ended with {process.exitcode}"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_producers_and_consumers(tmp_path, rng, kind):

@@ -138,17 +138,20 @@ def cut_again_and_again(
     return seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_what_returned_survives_a_power_cut(kind, options, rng, tmp_path):
     assert cut_again_and_again(rng, tmp_path, kind, options, 30, "power") > 30
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_what_returned_to_any_of_several_processes_survives_a_power_cut(kind, options, rng, tmp_path):
     """The processes commit in turn, and sync side by side."""
     assert cut_again_and_again(rng, tmp_path, kind, options, 10, "power", workers=4) > 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_at_process_a_power_cut_leaves_a_prefix(kind, options, rng, tmp_path):
     cut_again_and_again(rng, tmp_path, kind, options, 10, "process")

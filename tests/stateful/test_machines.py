@@ -61,6 +61,7 @@ def test_store_at_length(request):
     run(file_machine(None), request, 2000)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"sealed": True}, {"tempdir": True}, {"durability": "power"}], ids=str)
 def test_store_opened_otherwise(options, request):
@@ -79,6 +80,7 @@ def queue_machine(size, autosave):
     return Machine
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("autosave", [False, True], ids=["task_done", "autosave"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")

@@ -77,6 +77,7 @@ class _SettableServers(MemoryServerRecordStores):
         self.now += seconds
 
 
+@pytest.mark.long
 def test_a_server_whose_answers_are_lost(request):
     run(record_store_machine(lambda directory: _SettableServers()), request, 100)
 
@@ -129,6 +130,7 @@ def test_sqlite_in_memory(request):
     run(record_store_machine(lambda directory: SQLiteMemoryRecordStores()), request, 100)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sqlite_as_a_store(request):
     run(store_machine(SQLiteRecordStores), request, 150)
