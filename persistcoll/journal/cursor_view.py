@@ -26,9 +26,12 @@ _log = logging.getLogger("persistcoll")
 def first_position(location: JournalLocation) -> tuple[int, Position]:
     """Return the id before the journal's first record, and the position of that record.
 
+    A chunk that is passed over held ``chunksize`` records, as far as is known. They count as missing.
+
     :raise CorruptionError: the header of the first chunk is damaged, so that the answer is unknown, and the
         policy is not "skip".
     """
+    missing = 0
     for number in chunk_numbers(location.directory):
         try:
             file, chunk = open_chunk(location.disk, location.directory, number, location.store_id)
@@ -38,9 +41,10 @@ def first_position(location: JournalLocation) -> tuple[int, Position]:
             if location.on_corruption != "skip":
                 raise
             _log.warning("the header of %r is damaged; the chunk was passed over", location.path(number))
+            missing += location.chunksize
             continue
         file.close()
-        return chunk.first_id - 1, (number, chunk.data_offset)
+        return max(0, chunk.first_id - 1 - missing), (number, chunk.data_offset)
     return 0, (0, 0)
 
 

@@ -125,6 +125,7 @@ class Opening:
             options.tempdir,
             options.on_corruption,
             landmarks,
+            max(info.chunksize, options.chunksize or 0),
         )
 
 

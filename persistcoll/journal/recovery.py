@@ -41,6 +41,8 @@ class JournalLocation:
     on_corruption: OnCorruption = "raise"
     landmarks: tuple[tuple[str, int], ...] = ()
     """Paths and open descriptors of the store's lock files, which are never renamed."""
+    chunksize: int = 0
+    """How many records a chunk holds at most; 0: unknown."""
 
     def check(self) -> None:
         """Raise ``StoreReplacedError`` if the directory is not the one that was opened.

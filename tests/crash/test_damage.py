@@ -182,6 +182,16 @@ def test_a_flipped_bit_in_what_can_be_rebuilt(name, policy, files, place, rng):
         assert seen.dead == 0
 
 
+@pytest.mark.parametrize("names", [CHUNKS[:1], CHUNKS[:2], CHUNKS[1:2], CHUNKS[-1:]], ids="-".join)
+def test_damaged_headers_of_chunks_and_a_lost_cursor(names, files, place):
+    """Nothing but the headers says which ids the first chunks held."""
+    for cursor in (b"", b"x" + files["cursor"][1:]):
+        spoilt = {name: b"x" + files[name][1:] for name in names}
+        seen = judge({**files, **spoilt, "cursor": cursor}, place, "skip", back=True)
+        assert seen.error is None
+        assert seen.dead >= len(set(WAITING) - set(seen.delivered)) > 0 or names == CHUNKS[-1:]
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_flipped_bit_in_info(policy, files, place, rng):
     for at in range(len(files["info"])):
