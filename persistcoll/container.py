@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from operator import attrgetter
 from types import TracebackType
@@ -149,6 +150,48 @@ class SQLiteContainer(Container):
     name: str = option("name")
     multithreading: bool = option("multithreading")
     timeout: float = option("timeout")
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Return a context manager: what this thread does in its block happens at once, at its end.
+
+        The transaction takes in every collection in the same database file, whichever of them it was asked
+        of: queues, queues with acks and dicts. Until its end this thread alone sees what was done in it. If
+        the block raises, nothing of it was done, and each object is as it was before: what was got in the
+        block is ready again and cannot be settled any more, and what was acked, nacked or finished in it is
+        claimed as before. A transaction within another one of the same file is a part of it. Transactions of
+        two files are two, of which one may be stored without the other.
+
+        Other threads and processes that write to the file wait for the end, so the block should be short. For
+        the same reason nothing is waited for in the block: ``get`` raises ``Empty`` at once where no item is
+        ready, and ``put`` raises ``Full``. The transaction belongs to the thread and, where one runs, to the
+        asyncio task or greenlet: a task must leave the block before it awaits anything, because all other
+        tasks of the thread are refused meanwhile. A collection cannot be made in the block.
+
+        The block is given the :class:`sqlite3.Connection`, for statements on tables of the program's own in
+        the same file. It refuses everything that would end the transaction. Savepoints are possible, and none
+        may be rolled back that an operation of a collection follows. A ``PDict`` without ``auto_commit``
+        gives ``None``, because there the transaction is about the buffered changes, and ``task_done()`` is
+        what commits them.
+
+        Cost: that of one operation that writes, however many the block does: 1 transaction, and at
+        ``"power"`` 1 sync.
+
+        >>> from persistcoll import PDict, SQLiteQueue
+        >>> with PDict("shop.db", "stock") as stock, SQLiteQueue("shop.db", "orders") as orders:
+        ...     stock["nut"] = 10
+        ...     with stock.transaction():
+        ...         stock["nut"] -= 3
+        ...         id = orders.put({"nut": 3})
+        ...     print(stock["nut"], len(orders))
+        7 1
+
+        :raise LockedError: another transaction is open in the file for longer than ``timeout``; at once if it
+            is another task's of this thread.
+        :raise StorageError: the end of the block raises it if the transaction cannot be stored; the message
+            says so if the outcome is unknown.
+        """
+        # Each container calls its store so.
+        return self._store.transaction()  # type: ignore[attr-defined, no-any-return]
 
     @property
     def db_file_name(self) -> str:

@@ -6,7 +6,7 @@ import numbers
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.arguments import checked_ttl
@@ -205,27 +205,6 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
                 raise TypeError(f"{name!r} must be a str, not {type(value).__name__}")
         low, high = str_range(prefix, start, stop)
         return map(self._decode_item, self._store.scan(low, high, reverse))
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """Return a context manager: what this thread does in its block happens at once, at its end.
-
-        Until then this thread alone sees it. If the block raises, nothing of it happens. Other writers wait
-        meanwhile, in all threads and processes, so the block should be short. A transaction within another
-        one is a part of it. The transaction includes what this thread does to other collections in the same
-        file. Without ``auto_commit`` it is about the buffered changes, and :meth:`task_done` commits them.
-
-        Cost: that of one :meth:`set`, however many changes the block makes.
-
-        >>> from persistcoll import PDict
-        >>> with PDict("accounts") as accounts:
-        ...     accounts.update(ann=10, bob=0)
-        ...     with accounts.transaction():
-        ...         accounts["ann"] -= 3
-        ...         accounts["bob"] += 3
-        ...     dict(accounts)
-        {'ann': 7, 'bob': 3}
-        """
-        return self._store.transaction()
 
     def stats(self) -> Stats:
         """Return how many pairs there are as ``ready``, and what the file occupies as ``bytes``."""

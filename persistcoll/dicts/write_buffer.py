@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
+from persistcoll.engine.transaction_hooks import OPEN, TransactionHooks
 from persistcoll.errors import ClosedError
 
 __all__ = ["WriteBuffer"]
@@ -40,6 +42,9 @@ class _Value(NamedTuple):
         return (None if present is None else self.value), None
 
 
+_Snapshot = tuple[bool, set[bytes], dict[bytes, _Value], dict[bytes, _Value], list[tuple[float, bytes]]]
+
+
 class WriteBuffer(PairStore):
     """A :class:`~persistcoll.engine.contracts.PairStore` whose changes wait for :meth:`commit`.
 
@@ -49,6 +54,9 @@ class WriteBuffer(PairStore):
     any method.
 
     ``_lock`` guards every attribute that changes. A transaction holds it from its beginning to its end.
+
+    If a transaction of the store is rolled back, the buffer holds again what it did when this object was
+    first used within it. That includes what other threads have buffered since.
 
     Cost: iterations, ``count`` and the last pair take longer the more is buffered. Only :meth:`commit`
     writes.
@@ -71,6 +79,7 @@ class WriteBuffer(PairStore):
         self._clock = clock
         self._closed = False
         self._in_transaction = False
+        self._joined: object = None  # The store's transaction whose rollback restores the buffer.
         self._lock = threading.RLock()  # Re-entrant, and held by a transaction.
         self._reset()
 
@@ -97,6 +106,27 @@ class WriteBuffer(PairStore):
                 self._write(self._added)
             self._reset()
 
+    def _restore_on_rollback(self) -> None:
+        """Have the buffer hold what it does now, if the store's open transaction is rolled back."""
+        transaction = self._store.open_transaction()
+        if transaction is not None and transaction is not self._joined:
+            self._joined = transaction
+            transaction.on_rollback(partial(self._restore, self._snapshot()))
+
+    def _snapshot(self) -> _Snapshot:
+        return (
+            self._cleared,
+            set(self._removed),
+            dict(self._replaced),
+            dict(self._added),
+            list(self._expiry_heap),
+        )
+
+    def _restore(self, snapshot: _Snapshot) -> None:
+        cleared, removed, replaced, added, expiry_heap = snapshot
+        self._cleared, self._removed, self._expiry_heap = cleared, set(removed), list(expiry_heap)
+        self._replaced, self._added = dict(replaced), dict(added)
+
     def _write(self, changed: dict[bytes, _Value]) -> None:
         for (end, keeps_expiry), run in itertools.groupby(changed.items(), lambda item: item[1][2:]):
             if keeps_expiry:
@@ -111,6 +141,8 @@ class WriteBuffer(PairStore):
     def _check(self) -> None:
         if self._closed:
             raise ClosedError("this dict is closed")
+        if OPEN:
+            self._restore_on_rollback()
         if not self._expiry_heap:
             return
         now = self._clock()
@@ -290,21 +322,18 @@ class WriteBuffer(PairStore):
             if self._in_transaction:
                 yield
                 return
-            before = (
-                self._cleared,
-                set(self._removed),
-                dict(self._replaced),
-                dict(self._added),
-                list(self._expiry_heap),
-            )
+            before = self._snapshot()
             self._in_transaction = True
             try:
                 yield
             except BaseException:
-                self._cleared, self._removed, self._replaced, self._added, self._expiry_heap = before
+                self._restore(before)
                 raise
             finally:
                 self._in_transaction = False
+
+    def open_transaction(self) -> TransactionHooks | None:
+        return self._store.open_transaction()
 
     def change_token(self) -> object:
         return self._store.change_token()

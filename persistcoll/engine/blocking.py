@@ -18,7 +18,8 @@ from persistcoll.engine.event_count import EventCount, ask
 from persistcoll.engine.forks import in_operation
 from persistcoll.engine.in_flight import ThreadConsumer
 from persistcoll.engine.queue_core import Decode, QueueCore
-from persistcoll.errors import Empty, Full
+from persistcoll.engine.transaction_hooks import OPEN
+from persistcoll.errors import Empty, Full, StorageError
 
 __all__ = ["BlockingQueue", "deadline_after", "wait"]
 
@@ -50,8 +51,11 @@ def wait(
 ) -> T:
     """Call ``attempt`` until it does not raise ``retry_on``, or the deadline has passed.
 
-    The exception may have an attribute ``next_at``: when an item becomes ready by itself.
+    The exception may have an attribute ``next_at``: when an item becomes ready by itself. Within a caller's
+    transaction the first exception is raised, because no other caller can change anything before its end.
     """
+    if OPEN and core.store.open_transaction() is not None:
+        return attempt()
     change_token = core.store.change_token
     waiter = event.listen()
     try:
@@ -246,4 +250,10 @@ class BlockingQueue:
             if self.core.has_unfinished():
                 raise _Unfinished
 
-        wait(self.core, self.core.all_done, attempt, _Unfinished, None)
+        try:
+            wait(self.core, self.core.all_done, attempt, _Unfinished, None)
+        except _Unfinished:
+            raise StorageError(
+                "join() would wait for ever, because nothing can be finished by others before this"
+                " transaction ends; leave its block first"
+            ) from None

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-__all__ = ["ClaimList", "Consumer", "InFlight", "IndexedClaimList", "ThreadConsumer"]
+__all__ = ["ClaimList", "Consumer", "InFlight", "IndexedClaimList", "ThreadConsumer", "hold_again"]
 
 
 class ClaimList(Protocol):
@@ -32,6 +32,9 @@ class ClaimList(Protocol):
     def remove(self, token: Any, /) -> None:
         """Remove this claim; raise ``ValueError`` if it is not there."""
 
+    def __contains__(self, token: object, /) -> bool:
+        """Tell whether this claim is there."""
+
     def __getitem__(self, index: int, /) -> Any:
         """Return the oldest claim, at index 0."""
 
@@ -42,11 +45,13 @@ class ClaimList(Protocol):
 class IndexedClaimList:
     """A :class:`ClaimList` that removes a claim in its middle as fast as the oldest one.
 
-    Any thread may call any method: ``_mutex`` guards ``_tokens``.
+    Any thread may call any method: ``_mutex`` guards ``_tokens`` and ``_is_sorted``. The tokens compare by
+    age, which :meth:`restore` needs.
     """
 
     def __init__(self) -> None:
         self._tokens: OrderedDict[Any, None] = OrderedDict()
+        self._is_sorted = True
         # Re-entrant, because a signal handler may run while this thread holds it.
         self._mutex = threading.RLock()
 
@@ -68,9 +73,22 @@ class IndexedClaimList:
             self._tokens[token] = None
             self._tokens.move_to_end(token, last=False)
 
+    def restore(self, token: Any) -> None:
+        """Add a claim again in the place from which it was removed. Idempotent."""
+        with self._mutex:
+            self._is_sorted = False
+            self._tokens[token] = None
+
+    def _sort(self) -> None:
+        """Put restored claims into their places: at the next read, because many may be restored at once."""
+        if not self._is_sorted:
+            self._tokens = OrderedDict.fromkeys(sorted(self._tokens))
+            self._is_sorted = True
+
     def popleft(self) -> Any:
         """Remove and return the oldest claim; raise ``IndexError`` if there is none."""
         with self._mutex:
+            self._sort()
             if not self._tokens:
                 raise IndexError
             return self._tokens.popitem(last=False)[0]
@@ -85,9 +103,13 @@ class IndexedClaimList:
     def __getitem__(self, index: int) -> Any:
         """Return the oldest claim, at index 0."""
         with self._mutex:
+            self._sort()
             for token in self._tokens:
                 return token
         raise IndexError
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._tokens
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -163,16 +185,16 @@ class InFlight:
             raise ValueError("task_done() called too many times")
         return oldest[1]
 
-    def forget(self, token: Any, consumer: Consumer | None = None) -> bool:
+    def forget(self, token: Any, consumer: Consumer | None = None) -> ClaimList | None:
         """Remove a claim from the list that has it.
 
         :param consumer: the consumer whose list is searched first.
-        :return: whether a list had it.
+        :return: that list; ``None`` if no list has it.
         """
         if consumer is not None:
             try:
                 consumer.claims.remove(token)  # Nearly always.
-                return True
+                return consumer.claims
             except ValueError:
                 pass
         with self._mutex:
@@ -182,8 +204,19 @@ class InFlight:
                 claims.remove(token)
             except ValueError:
                 continue
-            return True
-        return False
+            return claims
+        return None
+
+
+def hold_again(claims: ClaimList, token: Any) -> None:
+    """Add a claim again to the list that it was removed from, in its place. Idempotent.
+
+    A deque loses its oldest claim only. So the claims that it lost last must be added first.
+    """
+    if isinstance(claims, IndexedClaimList):
+        claims.restore(token)
+    elif token not in claims:
+        claims.appendleft(token)
 
 
 class ThreadConsumer(threading.local):

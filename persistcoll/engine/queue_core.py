@@ -2,6 +2,9 @@
 
 Every method answers at once. :mod:`persistcoll.engine.blocking` adds the waits of threads. The core knows no
 thread: a :class:`~persistcoll.engine.in_flight.Consumer` stands for the thread or task that gets items.
+
+This module is long because its methods change the same few fields, and because interrupts come at calls: the
+order of the calls in each method keeps an interrupt from leaving a wrong state.
 """
 
 from __future__ import annotations
@@ -10,13 +13,15 @@ import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 from persistcoll.engine.contracts import Claim, QueueStore, Select
 from persistcoll.engine.event_count import EventCount
-from persistcoll.engine.in_flight import ClaimList, Consumer, InFlight
+from persistcoll.engine.in_flight import ClaimList, Consumer, InFlight, hold_again
 from persistcoll.engine.records import Record
+from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError, StorageError
 
 __all__ = ["Decode", "QueueCore"]
@@ -36,6 +41,9 @@ class QueueCore:
     A signal handler may raise after any call. By then an item that was being put is stored, or not. An item
     that was claimed has no consumer yet, so the core releases it. A superfluous wake-up costs one read of the
     store.
+
+    In a caller's transaction the store is told by the hooks of that transaction how to undo each change of
+    what this object remembers, and waiters are woken after the commit, because they find nothing before it.
 
     ``_mutex`` guards ``_delivered_unfinished``, and ``_popping`` where an entry moves from one to the other.
     It is re-entrant, because a signal handler may run while this thread holds it, and no call is made under
@@ -132,7 +140,7 @@ class QueueCore:
                 id = self._append(entry, self.maxsize)
             else:
                 id = self._append(entry, self.maxsize, deadline=deadline)
-            if self.not_empty.listeners:
+            if self.not_empty.listeners or OPEN:
                 self.notify_getters()
         except Full:
             raise
@@ -154,7 +162,7 @@ class QueueCore:
             raise ValueError(f"{len(entries)} items never fit a maxsize of {self.maxsize}")
         try:
             ids = self._append_many(entries, self.maxsize, deadline=deadline)
-            if self.not_empty.listeners:
+            if self.not_empty.listeners or OPEN:
                 self.notify_getters(len(entries))
         except Full:
             raise
@@ -165,10 +173,25 @@ class QueueCore:
 
     def notify_getters(self, count: int | None = 1) -> None:
         """Say that so many items became ready; ``None``: an unknown number."""
-        if self.not_empty.listeners:
+        if OPEN and (transaction := self.store.open_transaction()) is not None:
+            transaction.after_commit(partial(self.notify_getters, count))
+        elif self.not_empty.listeners:
             self.not_empty.notify(count)
             if self.any_put.listeners:
                 self.any_put.notify(None)
+
+    def _notify(self, event: EventCount, count: int | None = None) -> None:
+        """Say that ``event`` happened so many times: now, or after the commit of the caller's transaction."""
+        if OPEN and (transaction := self.store.open_transaction()) is not None:
+            transaction.after_commit(partial(self._notify, event, count))
+        elif event.listeners:
+            event.notify(count)
+
+    def _on_rollback(self, undo: Callable[..., object], *arguments: Any) -> None:
+        """Have ``undo(*arguments)`` called if a caller's transaction is open and is rolled back."""
+        transaction = self.store.open_transaction()
+        if transaction is not None:
+            transaction.on_rollback(partial(undo, *arguments))
 
     # Claiming. From the step that makes a claim until the claim is delivered or released, `claims` has it.
 
@@ -201,9 +224,11 @@ class QueueCore:
                 if self.is_shutdown:
                     raise ShutDown from None
                 raise
+            if OPEN:
+                self._on_rollback(self._forget, (token,))
             consumer.claims.append(token)
-            if self.not_full.listeners:
-                self.not_full.notify()
+            if self.not_full.listeners or OPEN:
+                self._notify(self.not_full, 1)
             return item if self._hands_over_as_is else self._hand_over([item], consumer)[0]
         except BaseException:
             if claims:
@@ -266,30 +291,40 @@ class QueueCore:
 
     def deliver(self, tokens: Sequence[Any], items: list[Any], consumer: Consumer) -> list[Any]:
         """Give claimed items to a consumer, whose ``task_done`` acks them; return what it is given."""
+        if OPEN:
+            self._on_rollback(self._forget, tokens)
         consumer.claims.extend(tokens)
         return self.hand_over(items, consumer)
 
     def hand_over(self, items: list[Any], consumer: Consumer) -> list[Any]:
         """Give claimed items to a consumer as :meth:`deliver` does; :meth:`settle` settles each of them."""
-        if self.not_full.listeners:
-            self.not_full.notify(len(items))
+        if self.not_full.listeners or OPEN:
+            self._notify(self.not_full, len(items))
         return self._hand_over(items, consumer)
 
     def undo(self, claims: list[Claim], tokens: Sequence[Any] = ()) -> None:
         """Release claims whose items no consumer has got: now, or before the next claim."""
-        for token in tokens:
-            self.in_flight.forget(token)
-            self._take_back(token)
+        self._forget(tokens)
         try:
             self.store.release(claims)
         except BaseException:  # The caller raises the exception that led here.
-            self._pending_release.append(tuple(claims))
+            self.release_later(claims)
         claims.clear()
         self.settled(None)
 
+    def _forget(self, tokens: Sequence[Any]) -> None:
+        """Forget claims that no consumer has got, or that were rolled back. Idempotent."""
+        for token in tokens:
+            self.in_flight.forget(token)
+            self._take_back(token)
+
     def release_later(self, claims: Sequence[Claim]) -> None:
         """Release claims before the next claim, because this thread must not wait for the store now."""
-        self._pending_release.append(tuple(claims))
+        pending = tuple(claims)
+        if OPEN:
+            # A rollback ends the claims, and the same record may be claimed again in the same way.
+            self._on_rollback(_remove_if_there, self._pending_release, pending)
+        self._pending_release.append(pending)
 
     def _do_pending_release(self) -> None:
         while self._pending_release:
@@ -298,6 +333,8 @@ class QueueCore:
             except IndexError:  # Another thread was faster.
                 return
             try:
+                if OPEN:
+                    self._on_rollback(_append_if_absent, self._pending_release, claims)
                 self.store.release(claims)
             except BaseException:
                 self._pending_release.append(claims)
@@ -351,7 +388,7 @@ class QueueCore:
         if self._pending_release:
             self._do_pending_release()
         call = object()
-        delivered = 0
+        undelivered: list[int] = []
         try:
             if wait is not None:
                 popped = wait(partial(self._count_in, call, pop, most))
@@ -366,21 +403,33 @@ class QueueCore:
             delivered = len(popped) if many else 1
             with self._mutex:
                 self._delivered_unfinished += delivered
+                undelivered = [-delivered]
                 del self._popping[call]
-            if self.not_full.listeners:
-                self.not_full.notify(delivered)
+            if OPEN:
+                self._on_rollback(self._count_delivered, undelivered)
+            if self.not_full.listeners or OPEN:
+                self._notify(self.not_full, delivered)
         except BaseException:
             # No consumer calls task_done() for these items. This block makes no call, because a signal
             # handler could raise after one.
             with self._mutex:
                 if call in self._popping:
                     del self._popping[call]
-                else:
-                    self._delivered_unfinished -= delivered
+                elif undelivered:
+                    self._delivered_unfinished += undelivered[0]
+                    del undelivered[0]
             if self.all_done.listeners:
                 self.all_done.notify(None)
             raise
         return popped
+
+    def _count_delivered(self, change: list[int]) -> None:
+        """Change the number of unfinished items that were got, once: it empties ``change``."""
+        with self._mutex:
+            if change:
+                # No call between these two steps, because a signal handler could raise after one.
+                self._delivered_unfinished += change[0]
+                del change[0]
 
     def _count_in(self, call: object, pop: Callable[[], R], most: int) -> R:
         """Call ``pop`` within a wait; up to ``most`` items count as unfinished while it runs."""
@@ -430,8 +479,8 @@ class QueueCore:
         """
         if ready != 0:
             self.notify_getters(ready)
-        if self.all_done.listeners:
-            self.all_done.notify(None)
+        if self.all_done.listeners or OPEN:
+            self._notify(self.all_done)
 
     def settled_elsewhere(self, token: Any, consumer: Consumer, ready: int) -> None:
         """Note that an item was settled in another way than by ``task_done``.
@@ -440,9 +489,20 @@ class QueueCore:
 
         :param ready: 1 if the item became ready by that, otherwise 0.
         """
-        if self.in_flight.forget(token, consumer):
+        claims = self.in_flight.forget(token, consumer)
+        if claims is not None:
+            if OPEN:
+                self._on_rollback(self._hold_again, claims, token, consumer, consumer.settled_early)
             consumer.settled_early += 1
         self.settled(ready)
+
+    def _hold_again(
+        self, claims: ClaimList, token: Any, consumer: Consumer | None = None, settled_early: int = 0
+    ) -> None:
+        """Undo the settling of a claim that a consumer held. Idempotent."""
+        hold_again(claims, token)
+        if consumer is not None:
+            consumer.settled_early = settled_early
 
     def task_done(self, consumer: Consumer) -> None:
         """Finish the oldest item that this consumer got.
@@ -454,20 +514,27 @@ class QueueCore:
                 if not self._delivered_unfinished:
                     raise ValueError("task_done() called too many times")
                 self._delivered_unfinished -= 1
+            if OPEN:
+                self._on_rollback(self._count_delivered, [1])
         else:
             self._ack_oldest(consumer)
-        if self.all_done.listeners:
-            self.all_done.notify(None)
+        if self.all_done.listeners or OPEN:
+            self._notify(self.all_done)
 
     def _ack_oldest(self, consumer: Consumer) -> None:
+        settled_early = consumer.settled_early
         claims = consumer.claims or self.in_flight.oldest_elsewhere(consumer)
         if claims is None:
+            if OPEN:
+                self._on_rollback(setattr, consumer, "settled_early", settled_early)
             return
         token = None
         try:
             # Known before it is removed from the list, because a signal handler may raise right after that.
             token = claims[0]
             token = claims.popleft()
+            if OPEN:
+                self._on_rollback(self._hold_again, claims, token)
             self._ack((token,))
         # Another thread was faster, so try again.
         except IndexError:
@@ -486,6 +553,8 @@ class QueueCore:
         """Ack this item to the end, because a signal handler raised meanwhile."""
         self.in_flight.forget(token)
         try:
+            if OPEN:
+                self._on_rollback(self._hold_again, claims, token)
             self._ack((token,))
         except ClaimError:  # It was acked before.
             pass
@@ -534,8 +603,8 @@ class QueueCore:
         return count
 
     def _removed(self) -> None:
-        self.not_full.notify(None)
-        self.all_done.notify(None)
+        self._notify(self.not_full)
+        self._notify(self.all_done)
 
     def shutdown(self, immediate: bool) -> None:
         """Refuse puts, and gets once the queue is empty, or at once; wake all waiters."""
@@ -554,3 +623,13 @@ class QueueCore:
     def _wake_all(self) -> None:
         for event in (self.not_empty, self.any_put, self.not_full, self.all_done):
             event.notify(None)
+
+
+def _append_if_absent(pending: deque[Sequence[Claim]], claims: Sequence[Claim]) -> None:
+    if claims not in pending:
+        pending.append(claims)
+
+
+def _remove_if_there(pending: deque[Sequence[Claim]], claims: Sequence[Claim]) -> None:
+    with suppress(ValueError):
+        pending.remove(claims)

@@ -207,7 +207,7 @@ class AckQueue(PlainPuts[T]):
         A program that left another object open, which claimed the items, would otherwise wait for them
         without learning why.
         """
-        held = self._table.claimed()
+        held = self._store.claimed()
         if not held:
             return Empty()
         return Empty(
@@ -280,14 +280,14 @@ class AckQueue(PlainPuts[T]):
         """
         if delay is not None:
             delay = checked_seconds("delay", delay)
-        return self._settle(item, id, partial(self._table.nack, delay=delay, to_back=to_back), 1)
+        return self._settle(item, id, partial(self._store.nack, delay=delay, to_back=to_back), 1)
 
     def _ack(self, id: int) -> int:
-        self._table.ack((id,))
+        self._store.ack((id,))
         return id
 
     def _fail(self, id: int) -> int:
-        self._table.fail((id,))
+        self._store.fail((id,))
         return id
 
     def _settle(self, item: Any, id: Any, verb: Callable[[int], int], ready: int) -> int | None:
@@ -351,7 +351,7 @@ class AckQueue(PlainPuts[T]):
 
         :return: how many items became ready.
         """
-        count = self._table.reclaim()
+        count = self._store.reclaim()
         self._core.settled(count)
         return count
 
@@ -362,24 +362,24 @@ class AckQueue(PlainPuts[T]):
 
         Cost: no write and no sync. The other counts cost the same.
         """
-        return self._table.claimed()
+        return self._store.claimed()
 
     def acked_count(self) -> int:
         """Return how many acked items are kept."""
-        return self._table.stats().done
+        return self._store.stats().done
 
     def ready_count(self) -> int:
         """Return how many items are ready; the same as :meth:`qsize` before any :meth:`shutdown`."""
-        return self._table.count()
+        return self._store.count()
 
     def ack_failed_count(self) -> int:
         """Return how many items are set aside: by :meth:`ack_failed`, or after ``max_attempts``."""
-        stats = self._table.stats()
+        stats = self._store.stats()
         return stats.failed + stats.dead
 
     def active_size(self) -> int:
         """Return how many items are not finished: ready, delayed or claimed."""
-        return self._table.unfinished()
+        return self._store.unfinished()
 
     def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
         status = _STATUS[state]
@@ -405,7 +405,7 @@ class AckQueue(PlainPuts[T]):
         for state in (State.DONE, State.FAILED, State.DEAD) if clear_ack_failed else (State.DONE,):
             if limit and removed >= limit:
                 break
-            removed += self._table.purge(state, keep, limit - removed if limit else None)
+            removed += self._store.purge(state, keep, limit - removed if limit else None)
         return removed
 
     # Lifecycle.

@@ -7,14 +7,18 @@ lost, settles nothing, however late the call comes.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.in_flight import Consumer
 from persistcoll.engine.records import Record
+from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, StaleClaimError
 
 __all__ = ["Deliveries", "Delivery"]
@@ -24,13 +28,14 @@ T = TypeVar("T")
 # How many stale deliveries are remembered. Settling one of these raises StaleClaimError. Settling an older
 # one is like settling an item that was never delivered.
 _MAX_STALE = 1000
+_serials = itertools.count()
 
 
 class Delivery:
     """One item as it was given to a consumer.
 
-    ``_mutex`` of its :class:`Deliveries` guards ``consumer`` and ``stale``. ``settled`` becomes true once, by
-    one assignment without a lock.
+    ``_mutex`` of its :class:`Deliveries` guards ``consumer`` and ``stale``. ``settled`` becomes true by one
+    assignment without a lock, and false again if a caller's transaction is rolled back.
 
     :ivar raw: the raw form of the item, if the consumer was given that.
     :ivar consumer: the consumer that got it.
@@ -38,9 +43,10 @@ class Delivery:
     :ivar settled: it was settled, so nothing is left to do.
     """
 
-    __slots__ = ("attempts", "consumer", "id", "item", "raw", "settled", "stale", "time")
+    __slots__ = ("attempts", "consumer", "id", "item", "raw", "serial", "settled", "stale", "time")
 
     def __init__(self, record: Record, item: Any, raw: dict[str, Any] | None) -> None:
+        self.serial = next(_serials)
         self.id = record.id
         self.time = record.time
         self.attempts = record.attempts
@@ -52,7 +58,7 @@ class Delivery:
 
     def __lt__(self, other: Delivery) -> bool:
         """Order deliveries by age, because the core searches for the oldest claim of any consumer."""
-        return self.id < other.id
+        return self.serial < other.serial
 
 
 class Deliveries:
@@ -87,7 +93,24 @@ class Deliveries:
             with self._mutex:
                 delivery = self._by_id.pop(id, None)
                 if delivery is not None:
+                    self._reinstate_on_rollback(delivery)
                     self._mark_stale(delivery)
+
+    def _reinstate_on_rollback(self, delivery: Delivery) -> None:
+        """Have a delivery that is neither stale nor settled found again, if a transaction is rolled back."""
+        if OPEN and (transaction := self._table.open_transaction()) is not None:
+            transaction.on_rollback(partial(self._reinstate, delivery))
+
+    def _reinstate(self, delivery: Delivery) -> None:
+        with self._mutex:
+            if delivery.stale:
+                delivery.stale = False
+                with suppress(ValueError):
+                    self._stale.remove(delivery)
+            delivery.settled = False
+            self._by_id[delivery.id] = delivery
+            self._unindex(delivery)
+            self._index(delivery, first=True)
 
     def _mark_stale(self, delivery: Delivery) -> None:
         delivery.stale = True
@@ -217,6 +240,7 @@ class Deliveries:
                 f"item {delivery.id} was delivered again since, because its lease ran out; its present holder"
                 " settles it, and a longer lease= prevents that"
             )
+        self._reinstate_on_rollback(delivery)
         try:
             result = verb(delivery.id)
         except StaleClaimError:

@@ -64,12 +64,12 @@ class SQLQueue(BaseQueue[T]):
     _discipline: Discipline = FIFO
     _kind: str = FIFO.name
     _raw_keys = frozenset(("pqid", "data", "timestamp"))
-    _changing = (*BaseQueue._changing, "update", "shrink_disk_usage")
+    _changing = (*BaseQueue._changing, "update", "shrink_disk_usage", "transaction")
 
     auto_commit: bool = option("auto_commit")
 
     def _attach(self, store: Any) -> None:
-        self._table: RecordStore = store
+        self._store: RecordStore = store
         # A payload is put without an entry if it has neither a key nor a priority.
         self._payload_only = not (self._discipline.unique or self._discipline.by_priority)
         super()._attach(store)
@@ -100,7 +100,7 @@ class SQLQueue(BaseQueue[T]):
         id = self._checked_id(id)
         payload = self._encode(item)
         key = _key(item) if self._discipline.unique else None
-        return id if self._table.update(id, payload, key) else None
+        return id if self._store.update(id, payload, key) else None
 
     def _decode_raw(self, record: Record) -> tuple[int, dict[str, Any]]:
         id, item = self._decode(record)
@@ -143,7 +143,7 @@ class SQLQueue(BaseQueue[T]):
         :return: for each item ``{"id", "data", "timestamp"}``.
         :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
-        return [self._as_dict(state, record) for state, record in self._table.scan()]
+        return [self._as_dict(state, record) for state, record in self._store.scan()]
 
     def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
         try:
@@ -169,10 +169,10 @@ class SQLQueue(BaseQueue[T]):
         Cost: SQLite rewrites the database, which takes time in proportion to what it holds. Other writers
         wait meanwhile.
         """
-        self._table.shrink()
+        self._store.shrink()
 
     def _holds(self, item: Any) -> bool:
-        return self._table.has_active_key(_key(item))
+        return self._store.has_active_key(_key(item))
 
 
 class PlainPuts(SQLQueue[T]):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from persistcoll.engine import contracts
 from persistcoll.engine.forks import in_operation
 from persistcoll.engine.records import ClaimPolicy, State
+from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import (
     ClosedError,
     LockedError,
@@ -143,6 +145,8 @@ class Claims:
     ) -> None:
         """Remember the rows of ``result``, whose claim was committed. Idempotent."""
         _, rows = result
+        if OPEN:
+            self._restore_on_rollback([id for id, *_ in rows])
         for id, _, _, _, attempts, _, _ in rows:
             claim = id, attempts + 1
             self._attempts[id] = attempts + 1
@@ -176,6 +180,8 @@ class Claims:
 
         Another thread may have claimed the same record again by now; that claim stays.
         """
+        if OPEN:
+            self._restore_on_rollback([id for _, id, _ in claims])
         known = self._attempts
         for _, id, attempts in claims:
             try:
@@ -183,6 +189,19 @@ class Claims:
                     del known[id]
             except KeyError:  # close() has released all claims
                 pass
+
+    def _restore_on_rollback(self, ids: Sequence[int]) -> None:
+        """Have this handle remember of these records what it does now, if a transaction is rolled back."""
+        transaction = self._database.open_transaction()
+        if transaction is not None:
+            transaction.on_rollback(partial(self._restore, {id: self._attempts.get(id) for id in ids}))
+
+    def _restore(self, attempts: dict[int, int | None]) -> None:
+        for id, before in attempts.items():
+            if before is None:
+                self._attempts.pop(id, None)
+            else:
+                self._attempts[id] = before
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
         for claim in claims:

@@ -38,6 +38,7 @@ from persistcoll.engine.forks import (
 )
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
+from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
 from persistcoll.sqlite import driver
 from persistcoll.sqlite.counters import Counters
@@ -57,7 +58,6 @@ T = TypeVar("T")
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01  # seconds
 _logger = logging.getLogger("persistcoll")
 REMEDY = "close all that this process has open in that file, and open it again"
-_CUT_SHORT = "{!r}: an operation within the transaction was interrupted; nothing of the transaction is stored"
 _FORKED = "{!r} cannot be used by a process that was forked within a transaction"
 UNSEEN = (
     "{!r} was open in the process that this one was forked from, and Python was not told of the fork (os.fork"
@@ -144,7 +144,8 @@ class Database:
         self._opened = opened
         self._connection = opened.connection
         # One cursor for all statements, because a new one for each costs 0.15 us.
-        cursor = opened.connection.cursor()
+        self._new_cursor = opened.connection.own_cursor
+        cursor = self._new_cursor()
         self._execute: Execute = cursor.execute
         self.executemany = cursor.executemany
         self._writer_lock = opened.lock
@@ -257,6 +258,7 @@ class Database:
         if self._lock.is_owned():
             raise StorageError(REENTRANT.format(self.path))
         if self._transaction.owner is not None and self._transaction.owner == threading.get_ident():
+            self._transaction.refuse_other_task(self.path)
             return self._write_within(run, after)
         while True:
             # Fast path: no other thread writes. A thread that wants a sync while another thread syncs queues
@@ -408,11 +410,11 @@ class Database:
         return self._committing and not isinstance(error, driver.ERRORS)
 
     def transaction(self, sync: bool, timeout: float | None = None) -> Transaction:
-        """Return a context manager that makes one transaction of all that this thread does within it.
+        """Return a context manager that makes one transaction of all that this task does within it.
 
-        Other writers wait meanwhile; readers do not see what it has not committed. An error of the database
-        ends the transaction: every later operation within the block is refused, and the block's end raises
-        the error.
+        Other writers wait meanwhile, except other tasks of this thread, which are refused; readers do not see
+        what it has not committed. An error of the database ends the transaction: every later operation within
+        the block is refused, and the block's end raises the error.
 
         :param sync: whether the transaction is to be on the device when the block has ended.
         :param timeout: seconds to wait for another caller's transaction, and seconds after which this one is
@@ -420,14 +422,15 @@ class Database:
         """
         return Transaction(self, sync, self.source.timeout if timeout is None else timeout)
 
+    def open_transaction(self) -> TransactionHooks | None:
+        """Return the hooks of the transaction that this task has open; ``None`` if it has none open."""
+        return self._transaction.hooks if self._transaction.is_of_this_task() else None
+
     def _write_within(self, run: Callable[[Execute], T], after: Callable[[T], Any] | None) -> T:
         with self._lock.mutex:
             if self._poison.failure is not None or self._opened is None:
                 self._check()
-            value = self._join(run)
-            if after is not None:
-                after(value)
-            return value
+            return self._transaction.join(self, run, after)
 
     def _in_the_way(self) -> TransactionOpen | None:
         with self._lock.mutex:
@@ -469,7 +472,10 @@ class Database:
                 if self._transaction.owner is None:
                     return self._consult(counters, query, snapshot)
                 if self._transaction.owner == threading.get_ident():
-                    return self._join(lambda execute: query(execute, self._load(counters, execute)))
+                    self._transaction.refuse_other_task(self.path)
+                    return self._transaction.join(
+                        self, lambda execute: query(execute, self._load(counters, execute))
+                    )
         return self._consult_separately(counters, query)
 
     def _consult(self, counters: Counters, query: Callable[[Execute, Counters], T], snapshot: bool) -> T:
@@ -498,7 +504,7 @@ class Database:
             self._wait_out(time.monotonic() + self.source.timeout)
             return self.consult(counters, query)
         # In memory there is no other connection, and the common cursor may be in the middle of an answer.
-        execute = self._connection.execute
+        execute = self._new_cursor().execute
         return query(execute, self._without_due(copy(counters), execute))
 
     def _without_due(self, counters: Counters, execute: Execute) -> Counters:
@@ -514,24 +520,6 @@ class Database:
             counters.load(execute)
             counters.epoch = self.epoch
         return counters
-
-    def _join(self, run: Callable[[Execute], T]) -> T:
-        """Execute ``run`` as an operation of this thread's open transaction. Call it with the lock held."""
-        if self._transaction.error is not None:
-            raise self._transaction.error
-        self._transaction.warn_overdue()
-        before = self._connection.total_changes
-        try:
-            return run(self._execute)
-        except driver.ERRORS as error:
-            # SQLite may have rolled back the whole transaction: what follows would be committed without it.
-            # Or it rolled back one statement of several: the operation is half done. Neither can go on.
-            self._transaction.error = self._failure(error, "using")
-            raise self._transaction.error from error
-        except BaseException:
-            if self._connection.total_changes != before:
-                self._transaction.error = StorageError(_CUT_SHORT.format(self.path))
-            raise
 
     def read(self, query: Callable[[Execute], T]) -> T:
         """Return what ``query`` reads from what is committed; one statement reads one snapshot."""
@@ -586,13 +574,11 @@ class Database:
 
         Within a transaction it must see its own changes, and in memory there is no other connection.
         """
-        if self.path == MEMORY:
+        owner = self._transaction.owner
+        if owner is not None and owner == threading.get_ident() and not self._lock.is_owned():
+            self._transaction.refuse_other_task(self.path)
             return True
-        return (
-            self._transaction.owner is not None
-            and self._transaction.owner == threading.get_ident()
-            and not self._lock.is_owned()
-        )
+        return self.path == MEMORY
 
     def _connect_reader(self, add: Callable[[Connection], None]) -> None:
         # A signal handler or a destructor may read within an operation of this thread, which holds the lock.
@@ -781,6 +767,7 @@ class Database:
         was_quiesced, opened, watcher = self._is_quiesced, self._opened, self._watcher.connection
         readers = self._readers.connections
         self._wal_sync.after_fork_in_child()
+        self._transaction.end()
         self._reset()
         if was_quiesced and self.path == MEMORY and opened is not None:  # the child has a copy
             self._use(opened)

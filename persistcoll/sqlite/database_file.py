@@ -67,7 +67,7 @@ class DatabaseConnection(NamedTuple):
     :ivar files: the device and inode of each of the database's files, by their paths.
     """
 
-    connection: Any
+    connection: driver.WritingConnection
     lock: WriterLock | NoLock
     log: OpenFile | None
     store_id: bytes
@@ -85,7 +85,7 @@ class DatabaseConnection(NamedTuple):
                     with suppress(TransactionOpen, StoreReplacedError):
                         lock.acquire()
             finally:
-                self.connection.close()
+                driver.close(self.connection)
         finally:
             try:
                 if not lock.closed:
@@ -161,7 +161,7 @@ class DatabaseFile:
         except BaseException as error:
             # Close the connection before the lock file: otherwise it would be closed without the writer lock.
             if connection is not None:
-                connection.close()
+                driver.close(connection)
             if opened is not None and opened.log is not None:
                 opened.log.close()
             if is_first and isinstance(error, StoreKindError):

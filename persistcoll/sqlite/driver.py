@@ -11,8 +11,10 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from persistcoll.disk.path_checks import unwritable
 from persistcoll.errors import (
@@ -38,6 +40,8 @@ __all__ = [
     "Connection",
     "Cursor",
     "Execute",
+    "WritingConnection",
+    "close",
     "connect",
     "connect_read_only",
     "connect_reader",
@@ -50,6 +54,7 @@ __all__ = [
 
 Connection = sqlite3.Connection
 Cursor = sqlite3.Cursor
+C = TypeVar("C", bound=sqlite3.Connection)
 Execute = Callable[..., sqlite3.Cursor]
 """``cursor.execute``: runs one statement."""
 
@@ -105,7 +110,98 @@ _BUSY = ("database is locked", "database table is locked", "database schema is l
 _WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
 
 
-def connect(path: str, timeout: float) -> sqlite3.Connection:
+_DROP_OPERATIONS = "DROP TABLE IF EXISTS temp.persistcoll_operations"
+# What SQLite asks about each part of a statement before it executes it. The answer is 0 (permitted), except
+# for BEGIN, COMMIT and ROLLBACK, where it is that action's own number, which is no permission. These are no
+# Python functions, because an interrupt within one would be lost in SQLite.
+_PERMIT: Any = partial(min, 0, key=[].count)
+_PERMIT_ALL_BUT_ENDING: Any = partial(max, 0, key=[sqlite3.SQLITE_TRANSACTION].count)
+
+
+class WritingConnection(sqlite3.Connection):
+    """A connection that a transaction lends to its caller, for statements of the caller's own.
+
+    The caller can neither end the transaction nor use the connection after its end. Savepoints are the
+    caller's, but none of them may be rolled back with an operation of a collection in it: the process would
+    still remember what the database does not. A table of the connection alone counts the operations within
+    the transaction, and a rollback to a savepoint changes its count, too.
+
+    The database's lock protects ``_is_used``, ``_operations`` and what the methods do, except those that the
+    caller calls.
+    """
+
+    _is_lent: bool | None = None
+    """Whether a transaction lends it now; ``None``: none ever did."""
+    _is_used = False
+    _operations = 0
+
+    def lend(self) -> None:
+        """Let the caller use it until :meth:`take_back`."""
+        self._is_used, self._operations = False, 0
+        self._is_lent = True
+
+    def take_back(self) -> None:
+        """Refuse the caller every further use. Idempotent, and may be called again after an interrupt."""
+        self._is_lent = False
+        if self._is_used:
+            self.set_authorizer(None if sys.version_info >= (3, 11) else _PERMIT)
+            self.row_factory, self.text_factory = None, str
+            with suppress(sqlite3.Error):  # the next loan drops it, and so does a rollback
+                self._execute(_DROP_OPERATIONS)
+            self._is_used = False
+
+    def own_cursor(self) -> sqlite3.Cursor:
+        """Return a cursor for statements of the collections."""
+        return super().cursor()
+
+    def cursor(self, *arguments: Any, **options: Any) -> Any:
+        """Return a cursor for statements of the caller. ``execute`` and the like make one as well."""
+        if self._is_lent is None:
+            return super().cursor(*arguments, **options)
+        if not self._is_lent:
+            raise sqlite3.ProgrammingError("the transaction that lent this connection has ended")
+        if not self._is_used:
+            self._execute(_DROP_OPERATIONS)
+            self._execute(
+                "CREATE TEMP TABLE persistcoll_operations AS SELECT ? AS count", (self._operations,)
+            )
+            self.set_authorizer(_PERMIT_ALL_BUT_ENDING)
+            self._is_used = True
+        return super().cursor(*arguments, **options)
+
+    def _execute(self, text: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self.own_cursor().execute(text, parameters)
+
+    def count_operation(self) -> None:
+        """Count an operation of a collection within the transaction, after it was done."""
+        self._operations += 1
+        if self._is_used:
+            self._execute("UPDATE temp.persistcoll_operations SET count = ?", (self._operations,))
+
+    def has_all_operations(self) -> bool:
+        """Tell whether the transaction is open and the caller has rolled none of its operations back."""
+        if not self._is_used:
+            return self.in_transaction
+        row = self._execute("SELECT count FROM temp.persistcoll_operations").fetchone()
+        return self.in_transaction and row == (self._operations,)
+
+    def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refuse what would end the transaction."""
+        raise sqlite3.ProgrammingError(
+            "the end of the block of transaction() ends this transaction, and nothing else does"
+        )
+
+    commit = rollback = executescript = close = __enter__ = _refuse
+    # Python commits when one of them is set.
+    isolation_level = property(lambda self: None, _refuse)
+    autocommit = property(lambda self: -1, _refuse)
+
+
+close = sqlite3.Connection.close
+"""Closes a connection, also one that refuses that to its callers. No Python function, for the interrupts."""
+
+
+def connect(path: str, timeout: float) -> WritingConnection:
     """Return a connection that begins no transactions by itself. Writes nothing.
 
     :param timeout: seconds to wait for a lock of another program.
@@ -113,16 +209,17 @@ def connect(path: str, timeout: float) -> sqlite3.Connection:
     """
     if sqlite3.sqlite_version_info < _OLDEST:
         raise BackendUnavailableError(f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or later is needed")
-    return _connect(path, timeout)
+    return _connect(path, timeout, WritingConnection)
 
 
-def _connect(path: str, timeout: float, uri: bool = False) -> sqlite3.Connection:
-    connection = sqlite3.connect(
+def _connect(path: str, timeout: float, factory: type[C], uri: bool = False) -> C:
+    connection: C = sqlite3.connect(
         path,
         timeout=min(timeout, _LONGEST),
         isolation_level=None,
         check_same_thread=False,
         cached_statements=512,
+        factory=factory,
         uri=uri,
     )
     connection.execute("PRAGMA trusted_schema=OFF")
@@ -132,7 +229,7 @@ def _connect(path: str, timeout: float, uri: bool = False) -> sqlite3.Connection
 
 def connect_reader(path: str, timeout: float) -> sqlite3.Connection:
     """Return a connection that cannot write."""
-    connection = connect(path, timeout)
+    connection = _connect(path, timeout, sqlite3.Connection)
     connection.execute("PRAGMA query_only=ON")
     return connection
 
@@ -145,7 +242,7 @@ def connect_read_only(path: str, timeout: float, immutable: bool) -> sqlite3.Con
     # Without mode=ro SQLite would make the database again if it was removed meanwhile.
     how = "mode=ro&immutable=1" if immutable else "mode=ro&readonly_shm=1"
     name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02x}" for byte in os.fsencode(path))
-    return _connect(f"file:{name}?{how}", timeout, uri=True)
+    return _connect(f"file:{name}?{how}", timeout, sqlite3.Connection, uri=True)
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:

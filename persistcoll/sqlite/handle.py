@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClosedError
+from persistcoll.sqlite import driver
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
@@ -85,6 +88,20 @@ class Handle(Generic[S]):
     def _check(self) -> None:
         if self._closed:
             raise ClosedError(f"the store in {self._database.path!r} is closed")
+
+    @contextmanager
+    def transaction(self) -> Iterator[driver.Connection]:
+        """Return a context manager for a transaction of this task; it gives the writing connection."""
+        self._check()
+        try:
+            with self._database.transaction(self._power, self._timeout) as connection:
+                yield connection
+        finally:
+            self._registry.close_pending()
+
+    def open_transaction(self) -> TransactionHooks | None:
+        """Return the hooks of the transaction that this task has open in the database."""
+        return self._database.open_transaction()
 
     def _write(self, run: Callable[[Execute], T]) -> T:
         """Write with the durability of this handle. The most frequent operations call the database."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -288,16 +287,7 @@ class SQLitePairStore(Handle[PairStatements], PairStore):
 
         return self._database.read_snapshot(query)
 
-    # Transactions and lifecycle.
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        self._check()
-        try:
-            with self._database.transaction(self._power, self._timeout):
-                yield
-        finally:
-            self._registry.close_pending()
+    # Lifecycle.
 
     def change_token(self) -> object:
         self._check()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from persistcoll.engine.contracts import Claim, RecordStore, Select
+from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
 from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import Empty, Full
@@ -38,6 +38,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     close the handle. ``_last_claim_was_empty`` is a hint that any thread reads and sets without a lock.
     """
 
+    capabilities = StoreCapabilities(transactions=True)
     # Seconds. Asking a database costs 20 to 50 us if the processor's caches hold nothing of it any more.
     max_poll_interval = 0.01
 

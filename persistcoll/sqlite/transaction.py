@@ -3,6 +3,9 @@
 Its thread holds the database's gate and the writer lock from the beginning to the end, and the database's
 lock only for each operation. So no other thread waits for that lock longer than one operation takes. A caller
 that finds a transaction open waits for its end without any lock, up to its own deadline.
+
+A transaction belongs to a thread, and to the asyncio task or greenlet that began it. Another task of the same
+thread is refused at once: the thread that it would wait in is the one that has to end the transaction.
 """
 
 from __future__ import annotations
@@ -12,15 +15,19 @@ import os
 import threading
 import time
 import weakref
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.process import SAME, follow_fork
-from persistcoll.errors import StorageError
+from persistcoll.engine.tasks import current_task
+from persistcoll.engine.transaction_hooks import OPEN, TransactionHooks
+from persistcoll.errors import LockedError, StorageError
 from persistcoll.sqlite import driver
 from persistcoll.sqlite.clock import steady
+from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.writer_lock import TransactionOpen
 
 if TYPE_CHECKING:
@@ -28,20 +35,33 @@ if TYPE_CHECKING:
 
 __all__ = ["REENTRANT", "OpenTransaction", "Transaction"]
 
+T = TypeVar("T")
 _log = logging.getLogger("persistcoll")
 # A serializer, a signal handler or a destructor tried to write: it would wait for its own thread, for ever.
 REENTRANT = "{!r} cannot be written from within one of its own operations; nothing was done"
+_OTHER_TASK = (
+    "{!r}: another task of this thread has had a transaction open for {:.1f} s; nothing was done. A task must"
+    " leave the block of its transaction before it awaits anything, because only this thread can end it"
+)
+
+_CUT_SHORT = "{!r}: an operation within the transaction was interrupted; nothing of the transaction is stored"
+_ROLLED_BACK_BY_CALLER = (
+    "{!r}: a statement of the caller's own has rolled back the transaction, or a savepoint that came before"
+    " an operation of a collection; nothing of the transaction is stored"
+)
 
 
 class OpenTransaction:
     """The caller's transaction that one database has open in this process, if there is one.
 
     The database's lock protects all fields except ``gate``. A thread compares ``owner`` with its own identity
-    without that lock, because only the owner's thread sets and removes its own identity.
+    without that lock, because only the owner's thread sets and removes its own identity. The other fields it
+    may read if it is the owner.
 
     :ivar gate: a lock that the transaction's thread holds from the beginning to the end. A thread that needs
         both takes it before the database's lock.
     :ivar owner: the identity of that thread.
+    :ivar hooks: what follows the end of the transaction.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
     :ivar since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
     """
@@ -51,8 +71,68 @@ class OpenTransaction:
         self.owner: int | None = None
         self.error: StorageError | None = None
         self.since = 0.0
+        self.hooks = TransactionHooks()
         # Weak, so that the destructor of a transaction that nobody ended can end it.
         self.reference: weakref.ref[Transaction] | None = None
+        # Weak, because the frames of a forgotten task hold its transaction.
+        self._task: weakref.ref[Any] | None = None
+
+    def begin(self, transaction: Transaction) -> None:
+        """Make ``transaction`` the open one, of this thread and task."""
+        task = current_task()
+        self._task = None if task is None else weakref.ref(task)
+        self.hooks = TransactionHooks()
+        OPEN.append(self.hooks)
+        self.since = steady()
+        self.reference = weakref.ref(transaction)
+        self.owner = threading.get_ident()
+
+    def end(self) -> None:
+        """Have no transaction open any more. Idempotent."""
+        self.reference = self.owner = self.error = self._task = None
+        with suppress(ValueError):
+            OPEN.remove(self.hooks)
+
+    def is_of_this_task(self) -> bool:
+        """Tell whether this thread and this task have it open."""
+        if self.owner is None or self.owner != threading.get_ident():
+            return False
+        return (None if self._task is None else self._task()) is current_task()
+
+    def refuse_other_task(self, path: str) -> None:
+        """Raise ``LockedError`` if another task of this thread has it open. The thread is the owner."""
+        if not self.is_of_this_task():
+            age = max(0.0, steady() - self.since)
+            raise LockedError(_OTHER_TASK.format(path, age), os.getpid())
+
+    def join(
+        self, database: Database, run: Callable[[Execute], T], after: Callable[[T], Any] | None = None
+    ) -> T:
+        """Execute ``run`` as an operation of the transaction, then ``after`` with what it returned."""
+        if self.error is not None:
+            raise self.error
+        self.warn_overdue()
+        connection = database._connection
+        before = connection.total_changes
+        try:
+            if not connection.has_all_operations():
+                self.error = StorageError(_ROLLED_BACK_BY_CALLER.format(database.path))
+                raise self.error
+            value = run(database._execute)
+            if connection.total_changes != before:
+                connection.count_operation()
+            if after is not None:
+                after(value)
+            return value
+        except driver.ERRORS as error:
+            # SQLite may have rolled back the whole transaction: what follows would be committed without it.
+            # Or it rolled back one statement of several: the operation is half done. Neither can go on.
+            self.error = database._failure(error, "using")
+            raise self.error from error
+        except BaseException:
+            if connection.total_changes != before and self.error is None:
+                self.error = StorageError(_CUT_SHORT.format(database.path))
+            raise
 
     def obstacle(self) -> TransactionOpen:
         """Return the exception that says that this transaction is open."""
@@ -75,8 +155,8 @@ class OpenTransaction:
                 gate.release()
 
 
-class Transaction(AbstractContextManager[None]):
-    """A caller's transaction in one database.
+class Transaction(AbstractContextManager[driver.Connection]):
+    """A caller's transaction in one database. Its block is given the connection, for the caller's own tables.
 
     Only the thread that entered it uses it; the fields need no lock. An interrupt may come where ``__exit__``
     begins. Then the destructor ends the transaction.
@@ -89,18 +169,22 @@ class Transaction(AbstractContextManager[None]):
         self._timeout = timeout
         self._overdue = float("inf")
         self._committed = False
+        self._ended = False
         self._ticket = 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> driver.Connection:
         if not SAME[0]:
             follow_fork()
-        if self._database._transaction.owner == threading.get_ident():
-            return
+        database = self._database
+        if database._transaction.owner == threading.get_ident():
+            database._transaction.refuse_other_task(database.path)
+            return database._connection
         try:
             self._begin(time.monotonic() + self._timeout)
         except BaseException:
             self._end()
             raise
+        return database._connection
 
     def _begin(self, deadline: float) -> None:
         database = self._database
@@ -113,11 +197,11 @@ class Transaction(AbstractContextManager[None]):
             with database._lock.mutex:
                 try:
                     database._check()
+                    database._committing = False
                     database._begin(transaction=True)
+                    database._connection.lend()
                     self._overdue = time.monotonic() + self._timeout
-                    database._transaction.since = steady()
-                    database._transaction.reference = weakref.ref(self)
-                    database._transaction.owner = threading.get_ident()
+                    database._transaction.begin(self)
                     return
                 except TransactionOpen:
                     pass
@@ -128,6 +212,7 @@ class Transaction(AbstractContextManager[None]):
     ) -> None:
         if not self._held:
             return
+        hooks = self._database._transaction.hooks
         try:
             try:
                 if kind is None:
@@ -137,9 +222,18 @@ class Transaction(AbstractContextManager[None]):
         except BaseException:
             self._end()  # again, because an interrupt may have ended the first call
             raise
-        if self._ticket:
-            self._database._wal_sync.commit(self._ticket)
-            self._database.check_files()
+        finally:
+            if self._committed:
+                self._sync_commit(hooks)
+
+    def _sync_commit(self, hooks: TransactionHooks) -> None:
+        """Put what was committed on the device, and wake the waiters, even if the sync fails."""
+        try:
+            if self._ticket:
+                self._database._wal_sync.commit(self._ticket)
+                self._database.check_files()
+        finally:
+            hooks.committed()
 
     def _commit(self) -> None:
         database = self._database
@@ -147,42 +241,63 @@ class Transaction(AbstractContextManager[None]):
             reference = database._transaction.reference
             if reference is None or reference() is not self:  # the transaction was inherited by a fork
                 database._check()
-            if database._transaction.error is not None:
-                raise database._transaction.error
+            database._transaction.refuse_other_task(database.path)
+            database._transaction.join(database, lambda execute: None)
+            database._connection.take_back()
             # Only here: a driver's error out of the block may be about a database of the caller's own.
             try:
                 database._commit()
             except driver.ERRORS as error:
-                raise database._failure(error, "writing") from error
+                # Kept, so that _roll_back() does not take this for an interrupt after the commit.
+                database._transaction.error = database._failure(error, "writing")
+                raise database._transaction.error from error
             self._committed = True
             self._ticket = database._draw_ticket() if self._sync else 0
 
     def _end(self) -> None:
-        """Roll back what is not committed, and let other callers go on. Idempotent."""
+        """Roll back what is not committed, undo it, and let other callers go on. Idempotent."""
         if not self._held:
             return
         database = self._database
-        with database._lock.mutex:
-            if self._held[0] is database._transaction.gate and database._opened is not None:
-                self._release(database)
         gate = self._held[0]
+        # After a fork the gate is another one, and the parent ends the transaction.
+        if gate is database._transaction.gate and database._opened is not None and not self._ended:
+            try:
+                with database._lock.mutex:
+                    self._roll_back(database)
+                # Without the database's lock, because the hooks take the locks of collections. No other
+                # caller can write before the transaction has ended, and find what is not undone yet.
+                if not self._committed:
+                    database._transaction.hooks.rolled_back()
+            finally:
+                with database._lock.mutex:
+                    self._release(database)
         del self._held[:]
         gate.release()
 
-    def _release(self, database: Database) -> None:
+    def _roll_back(self, database: Database) -> None:
         self.warn_overdue()
+        database._connection.take_back()
+        in_transaction = database._connection.in_transaction
+        if database._committing and not in_transaction and database._transaction.error is None:
+            self._committed = True  # an interrupt came directly after the commit
+            self._ticket = database._draw_ticket() if self._sync else 0
+        if not self._committed:
+            database.epoch += 1
+            database._dirty.clear()
+            if in_transaction:
+                database._execute(driver.ROLLBACK)
+
+    def _release(self, database: Database) -> None:
         try:
-            if not self._committed:
-                database.epoch += 1
-                database._dirty.clear()
-                if database._connection.in_transaction:
-                    database._execute(driver.ROLLBACK)
+            if database._connection.in_transaction:  # an interrupt came where _roll_back() begins
+                database._execute(driver.ROLLBACK)
         finally:
             try:
                 database._writer_lock.end_transaction()
             finally:
-                ended = database._transaction
-                ended.reference = ended.owner = ended.error = None
+                database._transaction.end()
+                self._ended = True
 
     def warn_overdue(self) -> None:
         """Warn, once, that this transaction is open for longer than other callers wait for it."""

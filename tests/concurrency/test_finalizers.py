@@ -25,7 +25,7 @@ import pytest
 import persistcoll
 from persistcoll import PDict, Queue, SQLiteQueue
 from persistcoll.engine import forks
-from persistcoll.sqlite import registry
+from persistcoll.sqlite import driver, registry
 from persistcoll.sqlite.database import Database
 from persistcoll.testing.children import in_forked_child, run_threads
 from tests.queues.waits import WatchedLock, until, waiting
@@ -155,7 +155,7 @@ CALLS: dict[str, Callable[[Path, SQLiteQueue, PDict[str, int]], object]] = {
     "put": lambda path, queue, ages: queue.put(1),
     "get": lambda path, queue, ages: queue.get(),
     "count": lambda path, queue, ages: len(queue),
-    "wait": lambda path, queue, ages: queue._table.change_token(),
+    "wait": lambda path, queue, ages: queue._store.change_token(),
     "look up": lambda path, queue, ages: ages["ann"],
     "go through": lambda path, queue, ages: list(ages),
     "transaction": lambda path, queue, ages: change(ages),
@@ -241,7 +241,7 @@ def test_of_a_database_whose_user_waits_for_this_one(tmp_path):
 
     started: list[Any] = []
     queue = SQLiteQueue(tmp_path / "q", serializer=Loading(load), durability="process", auto_commit=True)
-    database: Any = queue._table._database  # type: ignore[attr-defined]
+    database: Any = queue._store._database  # type: ignore[attr-defined]
     with queue, PDict[str, int](tmp_path / "ages", durability="process") as ages:
         queue.put(1)
         forget(tmp_path / "ages")
@@ -273,7 +273,7 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
     with SQLiteQueue(tmp_path, "slow", serializer=Pausing(), durability="process") as queue:
         queue.put("a")
         forget(tmp_path)
-        table: Any = queue._table
+        table: Any = queue._store
         combiner = table._database._combiner
         combined = combiner._execute_batch
         monkeypatch.setattr(combiner, "_execute_batch", perform)
@@ -287,7 +287,7 @@ def test_of_the_thread_that_works_for_others(tmp_path, monkeypatch):
 def test_the_watcher_waits_for_no_transaction(tmp_path):
     queue = SQLiteQueue(tmp_path, durability="process")
     with queue, PDict[str, int](tmp_path, "ages", durability="process") as ages, ages.transaction():
-        waiting(queue._table.change_token)()
+        waiting(queue._store.change_token)()
         with pytest.raises(persistcoll.Empty):
             queue.get(timeout=0.01)
 
@@ -444,12 +444,12 @@ def test_what_cannot_be_quiesced_for_a_fork_does_not_stop(tmp_path, monkeypatch)
         two.put(2)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "unraisablehook", errors.append)
-            database: Any = one._table._database  # type: ignore[attr-defined]
+            database: Any = one._store._database  # type: ignore[attr-defined]
             lock, connection = database._writer_lock, database._connection
             patch.setattr(lock, "acquire", fail)
             in_forked_child(lambda: two.put(3))
         assert [str(error.exc_value) for error in errors] == ["no lock today"]
-        connection.close()
+        driver.close(connection)
         assert waiting(one.get)() == 1
         assert [two.get(), two.get()] == [2, 3]
 

@@ -383,11 +383,11 @@ def test_what_is_due_and_not_there_is_not_looked_for_without_end(tmp_path):
     with opened("ack", tmp_path) as queue:
         queue.put("a")
         queue.nack(queue.get(), delay=3600)
-        due = queue._table._counters.next_due_at
+        due = queue._store._counters.next_due_at
     no_cells(tmp_path, "held_1")
     assert due is not None
     queue = opened("ack", tmp_path)
-    queue._table._clock = lambda: due + 1
+    queue._store._clock = lambda: due + 1
     for call in (queue.qsize, queue.get, lambda: queue.put("b")):
         with pytest.raises(CorruptionError):
             call()

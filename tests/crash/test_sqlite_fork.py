@@ -114,7 +114,7 @@ class Paused:
 def test_a_fork_waits_for_the_transaction_of_another_thread(queue, serializer, monkeypatch):
     queue.put_many(["a", "b", "c"])
     paused = Paused(queue, serializer)
-    database = queue._table._database
+    database = queue._store._database
     rest = database._before_fork
 
     def before_fork() -> None:

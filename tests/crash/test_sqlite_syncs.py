@@ -74,7 +74,7 @@ for queue in (plain, later, acked):
     count("waiting", queue.get, timeout=0.02)
 
 # Threads that come while somebody writes.
-database = plain._table._database
+database = plain._store._database
 with database._lock.mutex:
     database._is_writing = True
     threads = [threading.Thread(target=plain.put, args=("x",)) for _ in range(8)]

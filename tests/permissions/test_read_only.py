@@ -391,7 +391,7 @@ def test_a_look_while_another_process_makes_the_index_of_the_log(tmp_path):
         return 7
 
     with look("SQLiteQueue", tmp_path / "s") as queue:
-        database = queue._table._database
+        database = queue._store._database
         assert database.read_snapshot(fail_at_first) == 7
         failures += [cannot_write] * 150
         with pytest.raises(StorageError):

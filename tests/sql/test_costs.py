@@ -194,14 +194,14 @@ def fill(opened: Opener, kind: type[Any], count: int) -> Any:
     ack = issubclass(kind, SQLiteAckQueue)
     queue = opened(kind, name=str(count), **({"keep_acked": None} if ack else {"auto_commit": False}))
     if ack:
-        table = queue._table
+        table = queue._store
         ids = queue.put_many(range(count))
         table.claim_many(count, lambda record: record.id)
         table.ack(ids)
         table.reclaim()
     other = opened(kind, name=str(count), **({} if ack else {"auto_commit": False}))
     queue.put_many(range(count))
-    other._table.claim_many(count, lambda record: record.id)
+    other._store.claim_many(count, lambda record: record.id)
     queue.put_many(range(count, 2 * count))
     return queue
 
@@ -218,7 +218,7 @@ def operations(queue: Any) -> dict[str, Callable[[], object]]:
         "qsize": queue.qsize,
         "stats": queue.stats,
         "peek": queue.peek,
-        "version": queue._table.change_token,
+        "version": queue._store.change_token,
         "put": lambda: queue.put("one"),
         "put_many": lambda: queue.put_many(["two", "three"]),
         "get": get,
@@ -226,7 +226,7 @@ def operations(queue: Any) -> dict[str, Callable[[], object]]:
         "task_done": queue.task_done,
         "task_done twice": queue.task_done,
         "task_done again": queue.task_done,
-        "update": lambda: queue.update("four", id=queue._table.peek(lambda record: record.id)),
+        "update": lambda: queue.update("four", id=queue._store.peek(lambda record: record.id)),
         "skip": queue.skip,
     }
     if ack:

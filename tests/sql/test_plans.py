@@ -35,7 +35,7 @@ def table(request):
     for text in sql.create:
         connection.execute(text)
     yield request.param, sql, connection
-    connection.close()
+    driver.close(connection)
 
 
 def plan(connection, text: str) -> list[str]:

@@ -94,7 +94,7 @@ def test_a_put_when_a_delay_is_over(single, tmp_path):
     with SQLiteAckQueue(tmp_path, durability="process") as queue:
         queue.put("a")
         queue.nack(queue.get(), delay=60)
-        queue._table._clock = lambda: queue._table._counters.next_due_at + 1  # type: ignore[attr-defined]
+        queue._store._clock = lambda: queue._store._counters.next_due_at + 1  # type: ignore[attr-defined]
         single.seen.clear()
         queue.put("b")
         ((begin, *_, last),) = single.seen
@@ -147,4 +147,4 @@ def test_a_second_change_is_seen(single, tmp_path):
     with SQLiteQueue(tmp_path, durability="process") as queue:
         for run in (twice, first):
             with pytest.raises(AssertionError, match="update"):
-                queue._table._database.write(run, False, single_change=True)  # type: ignore[attr-defined]
+                queue._store._database.write(run, False, single_change=True)  # type: ignore[attr-defined]

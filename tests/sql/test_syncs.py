@@ -18,7 +18,7 @@ from tests.queues.waits import until, waiting
 
 
 def database_of(queue: Any) -> Database:
-    database: Database = queue._table._database
+    database: Database = queue._store._database
     return database
 
 

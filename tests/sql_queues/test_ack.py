@@ -230,7 +230,7 @@ def test_what_could_not_be_settled_can_be_settled_again(queue, monkeypatch):
             raise StorageFullError("no room")
 
         for name in ("ack", "fail", "nack"):
-            patch.setattr(queue._table, name, fail)
+            patch.setattr(queue._store, name, fail)
         for settle in (queue.ack, queue.nack, queue.ack_failed):
             with pytest.raises(StorageFullError):
                 settle(None)

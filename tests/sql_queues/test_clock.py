@@ -132,8 +132,8 @@ def test_a_boot_with_a_wrong_clock(machine, opened):
     queue.put_many(["in work", "delayed"])
     queue.get()
     queue.nack(queue.get(), delay=100)
-    holder = queue._table._claims._holder
-    queue._table.after_fork_in_child()  # as if it had died
+    holder = queue._store._claims._holder
+    queue._store.after_fork_in_child()  # as if it had died
     queue.close()
     assert holder is not None
     machine.boot(-HOUR)
@@ -151,13 +151,13 @@ def test_all_processes_use_the_clock_of_the_first_one(machine, opened):
     one.put("a")
     machine.wall += HOUR
     other = opened(lease=100)
-    assert one._table._now() == other._table._now() == machine.wall - HOUR
+    assert one._store._now() == other._store._now() == machine.wall - HOUR
     in_forked_child(lambda: check_now(one, machine.wall - HOUR))
 
 
 def check_now(queue: Any, expected: float) -> None:
     queue.qsize()  # opens the database again
-    assert queue._table._now() == expected
+    assert queue._store._now() == expected
 
 
 def test_where_boots_cannot_be_told_apart_it_is_the_systems_time(machine, opened):

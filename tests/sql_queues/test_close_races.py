@@ -30,7 +30,7 @@ def test_a_get_that_races_with_close_claims_nothing(open_file, kind, call, known
     queue.put_many(["a", "b", "c"])
     if known:
         queue.get()
-    database = queue._table._database
+    database = queue._store._database
 
     def close_first(*arguments, **options):
         del database.write  # restore the method of the class
@@ -57,14 +57,14 @@ def test_two_threads_that_close_release_once(open_file, kind):
     queue = open_file(kind, **claiming(kind))
     queue.put("a")
     queue.get()
-    close = queue._table._claims.close
+    close = queue._store._claims.close
 
     def with_another():
-        queue._table._claims.close = close
+        queue._store._claims.close = close
         waiting(queue.close)()
         close()
 
-    queue._table._claims.close = with_another
+    queue._store._claims.close = with_another
     queue.close()
     other.put("b")
     assert other.get() == "b"
@@ -122,7 +122,7 @@ def test_a_first_get_waits_for_a_transaction_that_gets_as_well(open_file, tmp_pa
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         queue = open_file(kind, **claiming(kind))
         queue.put_many(["a", "b"])
-        gate = queue._table._database._transaction.gate = WatchedLock()
+        gate = queue._store._database._transaction.gate = WatchedLock()
         with mapping.transaction():
             finish = waiting(queue.get)
             assert gate.waited_for.wait(10)
@@ -135,7 +135,7 @@ def test_what_fails_within_a_transaction_ends_it(open_file, tmp_path, raises):
     """SQLite itself rolls back when the disk is full, so later changes must not be stored alone."""
     with PDict[str, int](tmp_path / "q", name="dict", durability="process") as mapping:
         queue = open_file(SQLiteQueue, serializer="raw")
-        connection = queue._table._database._connection
+        connection = queue._store._database._connection
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count={pages + 20}")
 

@@ -218,7 +218,7 @@ def test_an_end_of_receive_that_cannot_be_stored_releases_later(open_file, kind,
         with queue.receive() as item:
             assert item == first
             for verb in ("finish", "nack", "release"):
-                monkeypatch.setattr(queue._table._claims, verb, fail)
+                monkeypatch.setattr(queue._store._claims, verb, fail)
             if raises:
                 raise RuntimeError("of the block")
 

@@ -100,7 +100,7 @@ def test_another_program_keeps_it_locked(open_file, kind, foreign):
 @pytest.mark.parametrize("timeout", [1e7, 1e300, float("inf")])
 def test_a_timeout_of_months_is_not_none(open_file, timeout):
     """SQLite counts milliseconds in 32 bits, so a longer timeout did not wait at all."""
-    connection = open_file(SQLiteQueue, timeout=timeout)._table._database._connection
+    connection = open_file(SQLiteQueue, timeout=timeout)._store._database._connection
     assert connection.execute("PRAGMA busy_timeout").fetchone()[0] > 1_000_000_000
 
 

@@ -332,8 +332,8 @@ def test_a_call_that_races_with_close_opens_nothing(open_file, call):
     """The thread is in a queue's call when another one closes it; every test checks for open descriptors."""
     queue = open_file(SQLiteQueue)
     queue.put("a")
-    queue._table.change_token()
-    database = queue._table._database
+    queue._store.change_token()
+    database = queue._store._database
     queue.close()
     late = {
         "read": lambda: database.read(lambda execute: None),
@@ -444,7 +444,7 @@ def test_pickled_by_location(open_file, kind):
         assert len(again.get_many(9)) == 2
         assert again.queue() == queue.queue()
         if kind in ACK:
-            assert again._table._claims._retry == queue._table._claims._retry
+            assert again._store._claims._retry == queue._store._claims._retry
 
 
 def test_a_forked_child_works_and_disturbs_no_process(open_file, kind):

@@ -65,7 +65,7 @@ def go_on(process: Any, answer: str) -> None:
 
 def refused(queue: SQLiteQueue, pid: int) -> None:
     """Check that each call that writes gives up at its timeout, and names the holder."""
-    table: Any = queue._table
+    table: Any = queue._store
     for call in (
         lambda: table.append(b"x", deadline=NEVER),
         lambda: table.append_many([b"x"], deadline=NEVER),
@@ -122,7 +122,7 @@ def test_for_another_processs(tmp_path):
         with another_process(HOLDING, tmp_path) as process:
             refused(queue, process.pid)
             assert (queue.qsize(), queue.peek(), mapping["n"], len(mapping)) == (1, "a", 1, 1)
-            late = waiting(lambda: queue._table.append(b"x", deadline=time.monotonic() + 20))
+            late = waiting(lambda: queue._store.append(b"x", deadline=time.monotonic() + 20))
             go_on(process, "ended\n")
             late()
             queue.put("b")
@@ -136,7 +136,7 @@ def test_a_process_that_was_killed_has_none(tmp_path):
     ):
         with another_process(HOLDING, tmp_path):
             pass
-        queue._table.append(b"x", deadline=NEVER)
+        queue._store.append(b"x", deadline=NEVER)
         with mapping.transaction():
             mapping["n"] = 4
 
@@ -147,7 +147,7 @@ def test_writers_are_none(tmp_path):
         another_process(WRITING, tmp_path),
         another_process(WRITING, tmp_path),
     ):
-        table: Any = queue._table
+        table: Any = queue._store
         until = time.monotonic() + 1.0
         while time.monotonic() < until:
             table.append(b"x", deadline=NEVER)

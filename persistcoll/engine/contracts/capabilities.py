@@ -17,6 +17,8 @@ class StoreCapabilities:
     """Whether a claim calls ``decode`` once for each record, even if a connection is lost meanwhile."""
     death_noticed_after: float = 0.0
     """The seconds after the death of a process after which its holder is dead."""
+    transactions: bool = False
+    """Whether :meth:`~persistcoll.engine.contracts.QueueStore.transaction` works."""
     joins_transactions: bool = False
     """Whether :meth:`~persistcoll.engine.contracts.QueueStore.joined` works."""
     max_payload: int | None = None

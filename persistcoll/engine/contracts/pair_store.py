@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from persistcoll.engine.records import Stats
+from persistcoll.engine.transaction_hooks import TransactionHooks
 
 __all__ = ["Pair", "PairStore"]
 
@@ -97,13 +98,12 @@ class PairStore(Protocol):
         It behaves as :meth:`pairs`, except that it may yield a key that is set after the call.
         """
 
-    def transaction(self) -> AbstractContextManager[None]:
-        """Return a context manager for a transaction of this thread.
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Return a context manager for a transaction of this task, as a queue store's."""
 
-        At the end of the block all changes of this thread take effect together. If the block raises, none
-        does. A transaction within another one is part of the outer one. Changes of other threads and
-        processes wait until the end of the block.
-        """
+    def open_transaction(self) -> TransactionHooks | None:
+        """Return the hooks of the transaction that the next call of this task is a part of, or ``None``."""
+        return None
 
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if another process changed something since."""

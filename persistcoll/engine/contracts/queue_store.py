@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from persistcoll.engine.contracts.capabilities import StoreCapabilities
 from persistcoll.engine.records import Record, Stats
+from persistcoll.engine.transaction_hooks import TransactionHooks
 
 __all__ = ["MAX_POLL_INTERVAL", "Claim", "QueueStore", "Select"]
 
@@ -177,6 +179,23 @@ class QueueStore(Protocol):
 
         :raise BackendUnavailableError: the store cannot be reached now. A waiter calls again.
         """
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Return a context manager for a transaction of this task (of this thread, if it runs none).
+
+        At the end of the block all that this task did to collections of the same database takes effect
+        together. If the block raises, nothing of it does, and every claim is as it was before. A transaction
+        within another one is part of the outer one. Writers in other threads and processes wait until the end
+        of the block, and another task of the same thread is refused with ``LockedError``.
+
+        :return: what it gives to the block is the store's own; SQLite gives the connection.
+        :raise ValueError: this store has no transactions.
+        """
+        raise ValueError(f"{type(self).__name__} has no transactions")
+
+    def open_transaction(self) -> TransactionHooks | None:
+        """Return the hooks of the transaction that the next call of this task is a part of, or ``None``."""
+        return None
 
     def joined(self, connection: Any) -> QueueStore:
         """Return this store bound to the transaction that the caller has open on ``connection``.
