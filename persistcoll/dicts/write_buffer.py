@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
+from persistcoll.engine.tasks import current_task
 from persistcoll.engine.transaction_hooks import OPEN, TransactionHooks
-from persistcoll.errors import ClosedError
+from persistcoll.errors import ClosedError, LockedError
 
 __all__ = ["WriteBuffer"]
 
@@ -79,6 +80,7 @@ class WriteBuffer(PairStore):
         self._clock = clock
         self._closed = False
         self._in_transaction = False
+        self._task: Any = None  # Of the transaction.
         self._joined: object = None  # The store's transaction whose rollback restores the buffer.
         self._lock = threading.RLock()  # Re-entrant, and held by a transaction.
         self._reset()
@@ -141,6 +143,9 @@ class WriteBuffer(PairStore):
     def _check(self) -> None:
         if self._closed:
             raise ClosedError("this dict is closed")
+        if self._in_transaction and self._task is not current_task():
+            # The lock lets it in, because it is the same thread.
+            raise LockedError("another task of this thread has a transaction of this dict open")
         if OPEN:
             self._restore_on_rollback()
         if not self._expiry_heap:
@@ -323,6 +328,7 @@ class WriteBuffer(PairStore):
                 yield
                 return
             before = self._snapshot()
+            self._task = current_task()
             self._in_transaction = True
             try:
                 yield
@@ -330,7 +336,7 @@ class WriteBuffer(PairStore):
                 self._restore(before)
                 raise
             finally:
-                self._in_transaction = False
+                self._in_transaction, self._task = False, None
 
     def open_transaction(self) -> TransactionHooks | None:
         return self._store.open_transaction()

@@ -6,13 +6,17 @@ stores that the law uses.
 
 from __future__ import annotations
 
+import asyncio
 import time
 import unittest
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["Capabilities", "Law", "LawTime", "Skipped", "laws_with"]
+from persistcoll.errors import LockedError
+
+__all__ = ["Capabilities", "Law", "LawTime", "Skipped", "laws_with", "only_its_task_is_in_it"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Capabilities:
     """A forked child may use the store, after ``after_fork_in_child()``."""
     processes: bool = True
     """Several processes that opened the same name see each other's changes."""
+    transactions: bool = False
+    """The stores have ``transaction()``."""
     joins: bool = False
     """The factory has ``connect(name)``: a caller's connection, whose transactions the stores join."""
     real_time: bool = False
@@ -164,3 +170,43 @@ def laws_with(harness: Callable[[Any, int], B]) -> Callable[..., Callable[[Calla
         return make
 
     return law
+
+
+def only_its_task_is_in_it(
+    transaction: Callable[[], AbstractContextManager[Any]],
+    write: Callable[[], object],
+    calls: dict[str, Callable[[], object]],
+) -> None:
+    """Check that another task of the same thread is refused within a transaction that writes.
+
+    :param write: what the task of the transaction does once, and the other task does not.
+    :param calls: what the other task does not, either, by the name for messages.
+    """
+    entered, refused = asyncio.Event(), asyncio.Event()
+
+    def within() -> None:
+        with transaction():
+            write()
+
+    async def first() -> None:
+        with transaction():
+            write()
+            entered.set()
+            await refused.wait()
+
+    async def second() -> None:
+        await entered.wait()
+        try:
+            for name, call in {"a write": write, "a transaction": within, **calls}.items():
+                try:
+                    call()
+                except LockedError:
+                    continue
+                raise AssertionError(f"{name} of another task is a part of the transaction")
+        finally:
+            refused.set()
+
+    async def both() -> None:
+        await asyncio.gather(first(), second())
+
+    asyncio.run(both())

@@ -43,7 +43,7 @@ _SIGNED = resolve(signed("raw", b"a key of 16 bytes or more"))
 class MemoryRecordStores:
     """Record stores of the reference model, or of a class derived from it."""
 
-    capabilities = Capabilities(processes=False)
+    capabilities = Capabilities(processes=False, transactions=True)
 
     def __init__(self, make: type[MemoryRecordStore] = MemoryRecordStore) -> None:
         self.now = 1e9
@@ -126,7 +126,7 @@ class SQLiteRecordStores:
     :param store_process: a process in which every second handle of a store is opened.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(transactions=True)
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class _Lasting(Database):
 class SQLiteMemoryRecordStores:
     """Record stores in one database in memory, with one handle of each at a time."""
 
-    capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False)
+    capabilities = Capabilities(handles=False, crashes=False, forks=False, processes=False, transactions=True)
 
     def __init__(self) -> None:
         self.now = 1e9

@@ -35,6 +35,8 @@ T3     A record is ready again after its lease ended, or after the store noticed
 T4     A key is refused while a record of this key is ready, delayed or claimed. Afterwards it is free.
 T5     The operations of a joined store are part of the caller's transaction: only this transaction sees
        them before its commit, every caller sees them after it, and a rollback undoes them.
+T6     A store's transaction happens wholly or not at all, and sees its own changes. After a rollback each
+       claim is as it was before. Another task of the same thread is refused meanwhile.
 M1     A pair store keeps its pairs in the order in which their keys were first set. A new value keeps
        the place and the original key. An iteration yields no key twice, and it yields each key that is
        stored from its begin to its end.

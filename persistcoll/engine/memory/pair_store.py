@@ -6,14 +6,15 @@ a search wherever a search is sufficient. The clock is a function, so that a tes
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple, TypeVar
 
 from persistcoll.engine.contracts import Pair, PairStore
+from persistcoll.engine.memory.transactions import TransactionalState
 from persistcoll.engine.records import Stats
+from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClosedError
 
 __all__ = ["MemoryPairState", "MemoryPairStore"]
@@ -29,7 +30,7 @@ class _Row(NamedTuple):
     """The time at which the pair expires, in seconds by the clock; ``None``: never."""
 
 
-class MemoryPairState:
+class MemoryPairState(TransactionalState):
     """The pairs of a :class:`MemoryPairStore`, which outlive its closing.
 
     Several stores of one state behave like stores in several processes that have the same file open. A copy
@@ -41,23 +42,27 @@ class MemoryPairState:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.lock = threading.RLock()  # a transaction holds it from its begin to its end
+        super().__init__()
         self.clock = clock
         self.rows: dict[bytes, _Row] = {}
         """The pairs by key, in order. An expired pair stays until the next call."""
         self.last_serial = 0
         self.changes = 0
-        self.before: MemoryPairState | None = None
-        """The state at the begin of the open transaction; ``None`` if no transaction is open."""
 
     def copy(self) -> MemoryPairState:
         """Return a copy of the committed state."""
         with self.lock:
-            committed = self.before or self
             other = MemoryPairState(self.clock)
-            other.rows = dict(committed.rows)
-            other.last_serial, other.changes = committed.last_serial, committed.changes
+            other.restore(self.before or self.snapshot())
+            other.changes = self.changes
             return other
+
+    def snapshot(self) -> tuple[dict[bytes, _Row], int]:
+        return dict(self.rows), self.last_serial
+
+    def restore(self, before: tuple[dict[bytes, _Row], int]) -> None:
+        rows, self.last_serial = before
+        self.rows = dict(rows)
 
 
 class MemoryPairStore(PairStore):
@@ -88,6 +93,7 @@ class MemoryPairStore(PairStore):
         if self._closed:
             raise ClosedError("this pair store in memory is closed")
         state = self._state
+        state.refuse_other_task()
         now = state.clock()
         for key in [key for key, row in state.rows.items() if row.end is not None and row.end <= now]:
             del state.rows[key]
@@ -194,21 +200,11 @@ class MemoryPairStore(PairStore):
 
     # Transactions.
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        with self._state.lock:
-            state = self._promote_due()
-            if state.before is not None:
-                yield
-                return
-            state.before = state.copy()
-            try:
-                yield
-            except BaseException:
-                state.rows = state.before.rows
-                raise
-            finally:
-                state.before = None
+    def transaction(self) -> AbstractContextManager[None]:
+        return self._state.transaction(self._promote_due)
+
+    def open_transaction(self) -> TransactionHooks | None:
+        return self._state.open_transaction()
 
     def change_token(self) -> object:
         with self._state.lock:
@@ -223,11 +219,7 @@ class MemoryPairStore(PairStore):
     # Lifecycle.
 
     def after_fork_in_child(self) -> None:
-        # A thread of the parent that the child does not have may hold the old lock, within a transaction.
-        state = self._state
-        state.lock = threading.RLock()
-        if state.before is not None:
-            state.rows, state.before = state.before.rows, None
+        self._state.forked()
 
     def close(self) -> None:
         with self._state.lock:

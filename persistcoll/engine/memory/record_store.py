@@ -7,13 +7,15 @@ leases and delays need not wait.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeVar, cast
 
-from persistcoll.engine.contracts import Claim, RecordStore, Select
+from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
 from persistcoll.engine.memory.rows import FINISHED, UNFINISHED, MemoryRecordState, Row
 from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry, Record, State, Stats
+from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
 
 __all__ = ["MemoryRecordState", "MemoryRecordStore"]
@@ -65,6 +67,8 @@ class MemoryRecordStore(RecordStore):
         # The claims that this store has not settled: id to attempt. A lost claim stays in the dict, so that
         # the store can raise StaleClaimError for it.
         self._claims: dict[int, int] = {}
+        # The last transaction whose rollback restores the claims.
+        self._joined: object = None
         if retry.auto_reclaim:
             self.reclaim()
 
@@ -75,6 +79,11 @@ class MemoryRecordStore(RecordStore):
         if self._closed:
             raise ClosedError("this record store in memory is closed")
         state = self._state
+        state.refuse_other_task()
+        transaction = state.open_transaction()
+        if transaction is not None and transaction is not self._joined:
+            self._joined = transaction
+            transaction.on_rollback(partial(setattr, self, "_claims", dict(self._claims)))
         now = state.clock()
         rows = [row for row in state.rows.values() if row.id not in self._locked]
         due = [(row.until, row.id) for row in rows if row.until is not None]
@@ -114,6 +123,16 @@ class MemoryRecordStore(RecordStore):
         if row is None or row.holder != self._holder or row.attempts != self._claims[id]:
             raise StaleClaimError(f"the claim of item {id} was lost")
         return row
+
+    # Transactions.
+
+    capabilities = StoreCapabilities(transactions=True)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        return self._state.transaction(self._promote_due)
+
+    def open_transaction(self) -> TransactionHooks | None:
+        return self._state.open_transaction()
 
     # Putting.
 
@@ -411,7 +430,7 @@ class MemoryRecordStore(RecordStore):
     def after_fork_in_child(self) -> None:
         # The child's memory is a copy, in which every holder is dead. A thread of the parent that the child
         # does not have may hold the old lock.
-        self._state.lock = threading.RLock()
+        self._state.forked()
         self._claims.clear()
         for row in self._state.rows.values():
             row.holder = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from persistcoll.engine.memory.transactions import TransactionalState
 from persistcoll.engine.records import State
 
 __all__ = ["FINISHED", "UNFINISHED", "MemoryRecordState", "Row"]
@@ -32,7 +32,7 @@ class Row:
     """The store that has claimed the record; ``None`` if no store has, or if that store is dead."""
 
 
-class MemoryRecordState:
+class MemoryRecordState(TransactionalState):
     """The records of a ``MemoryRecordStore``, which outlive its closing.
 
     Several stores of one state behave like stores in several processes that have the same file open. A copy
@@ -44,7 +44,7 @@ class MemoryRecordState:
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self.lock = threading.RLock()  # re-entrant, so that `decode` may call copy()
+        super().__init__()
         self.clock = clock
         self.rows: dict[int, Row] = {}
         self.last_id = 0
@@ -52,12 +52,20 @@ class MemoryRecordState:
         self.changes = 0
 
     def copy(self) -> MemoryRecordState:
-        """Return a copy of the state in which the holder of each claim is dead."""
+        """Return a copy of the committed state, in which the holder of each claim is dead."""
         with self.lock:
             other = MemoryRecordState(self.clock)
-            other.rows = {id: replace(row, holder=None) for id, row in self.rows.items()}
-            other.last_id, other.puts = self.last_id, self.puts
+            other.restore(self.before or self.snapshot())
+            for row in other.rows.values():
+                row.holder = None
             return other
+
+    def snapshot(self) -> tuple[dict[int, Row], int, int]:
+        return {id: replace(row) for id, row in self.rows.items()}, self.last_id, self.puts
+
+    def restore(self, before: tuple[dict[int, Row], int, int]) -> None:
+        rows, self.last_id, self.puts = before
+        self.rows = {id: replace(row) for id, row in rows.items()}
 
     # The caller of the methods below holds the lock.
 

@@ -24,11 +24,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.errors import ClosedError
 from persistcoll.testing.children import check, in_forked_child, run_threads
+from persistcoll.testing.harness import only_its_task_is_in_it
 from persistcoll.testing.laws.pair_store_harness import (
     PairStoreHarness,
     PairStoreLaw,
@@ -139,7 +141,7 @@ def _churned_meanwhile(mapping: PairStore, other: PairStore) -> None:
 def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
     """Every transaction of a pair store happens wholly or not at all.
 
-    It sees its own changes, and nothing else writes meanwhile.
+    It sees its own changes, and nothing else writes meanwhile, not even another task of the same thread.
     """
     mapping = harness.open()
     mapping.set_many(triples("a", "b", "c"))
@@ -176,6 +178,13 @@ def transactions_are_whole_and_alone(harness: PairStoreHarness) -> None:
     check(contents(harness.another(mapping)) == after, "a transaction that ended is not seen elsewhere")
     check([pair.key for pair in after] == [b"a", b"c", b"e", b"d"], f"a transaction left {after}")
     _nobody_else_writes(mapping, harness.another(mapping))
+    only_its_task_is_in_it(
+        mapping.transaction,
+        partial(mapping.change, b"x", b"", append(b"+task")),
+        {"get()": partial(mapping.get, b"x")},
+    )
+    found = mapping.get(b"x") or b""
+    check(found.count(b"+task") == 1, f"of two tasks one wrote, and there is {found!r}")
     _no_update_is_lost(mapping, harness.another(mapping))
 
 

@@ -57,6 +57,7 @@ from persistcoll.testing.laws.record_store_harness import (
 from persistcoll.testing.laws.record_store_joined import JOINED_LAWS
 from persistcoll.testing.laws.record_store_order import ORDER_LAWS
 from persistcoll.testing.laws.record_store_states import STATE_LAWS
+from persistcoll.testing.laws.record_store_transactions import TRANSACTION_LAWS
 
 __all__ = ["RECORD_STORE_LAWS", "FifoStores", "RecordStoreFactory"]
 
@@ -475,6 +476,7 @@ RECORD_STORE_LAWS: dict[str, RecordStoreLaw] = {
         *STATE_LAWS,
         *CLAIM_LAWS,
         *JOINED_LAWS,
+        *TRANSACTION_LAWS,
     )
 }
 """Every law of record stores, by its number."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from persistcoll.engine.contracts import Select
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import Record, State
+from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
 from tests.conformance.wrong.registry import breaks
 
@@ -218,3 +220,46 @@ class AClaimIsLostOnlyOnce(MemoryRecordStore):
         except ClaimError:
             self._claims.pop(id, None)
             raise
+
+
+# T6
+
+
+@breaks("T6")
+class KeepsRowsAfterARollback(MemoryRecordStore):
+    def transaction(self) -> AbstractContextManager[None]:
+        self._state.restore = lambda before: None  # type: ignore[method-assign]
+        return super().transaction()
+
+
+@breaks("T6")
+class ForgetsClaimsAfterARollback(MemoryRecordStore):
+    def _promote_due(self) -> MemoryRecordState:
+        self._joined = self._state.open_transaction()
+        return super()._promote_due()
+
+
+@breaks("T6")
+class LetsOtherTasksIn(MemoryRecordStore):
+    def _promote_due(self) -> MemoryRecordState:
+        self._state.refuse_other_task = lambda: None  # type: ignore[method-assign]
+        return super()._promote_due()
+
+
+@breaks("T6")
+class LetsOtherThreadsWrite(MemoryRecordStore):
+    def transaction(self) -> AbstractContextManager[None]:
+        self._state.lock = _NoLock()  # type: ignore[assignment]
+        return super().transaction()
+
+
+class _NoLock:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@breaks("T6")
+class CallsNoHooks(MemoryRecordStore):
+    def open_transaction(self) -> TransactionHooks | None:
+        return TransactionHooks()
