@@ -13,7 +13,6 @@ import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -320,11 +319,7 @@ class QueueCore:
 
     def release_later(self, claims: Sequence[Claim]) -> None:
         """Release claims before the next claim, because this thread must not wait for the store now."""
-        pending = tuple(claims)
-        if OPEN:
-            # A rollback ends the claims, and the same record may be claimed again in the same way.
-            self._on_rollback(_remove_if_there, self._pending_release, pending)
-        self._pending_release.append(pending)
+        self._pending_release.append(tuple(claims))
 
     def _do_pending_release(self) -> None:
         while self._pending_release:
@@ -628,8 +623,3 @@ class QueueCore:
 def _append_if_absent(pending: deque[Sequence[Claim]], claims: Sequence[Claim]) -> None:
     if claims not in pending:
         pending.append(claims)
-
-
-def _remove_if_there(pending: deque[Sequence[Claim]], claims: Sequence[Claim]) -> None:
-    with suppress(ValueError):
-        pending.remove(claims)

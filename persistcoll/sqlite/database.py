@@ -259,7 +259,7 @@ class Database:
             raise StorageError(REENTRANT.format(self.path))
         if self._transaction.owner is not None and self._transaction.owner == threading.get_ident():
             self._transaction.refuse_other_task(self.path)
-            return self._write_within(run, after)
+            return self._write_within(run, sync, after)
         while True:
             # Fast path: no other thread writes. A thread that wants a sync while another thread syncs queues
             # instead: all queued callers share one transaction, which costs a thread 20 us, and one sync.
@@ -416,7 +416,8 @@ class Database:
         what it has not committed. An error of the database ends the transaction: every later operation within
         the block is refused, and the block's end raises the error.
 
-        :param sync: whether the transaction is to be on the device when the block has ended.
+        :param sync: whether the transaction is to be on the device when the block has ended. It also is if an
+            operation in it is to be.
         :param timeout: seconds to wait for another caller's transaction, and seconds after which this one is
             logged as overdue; ``None``: what the database was opened with.
         """
@@ -426,10 +427,11 @@ class Database:
         """Return the hooks of the transaction that this task has open; ``None`` if it has none open."""
         return self._transaction.hooks if self._transaction.is_of_this_task() else None
 
-    def _write_within(self, run: Callable[[Execute], T], after: Callable[[T], Any] | None) -> T:
+    def _write_within(self, run: Callable[[Execute], T], sync: bool, after: Callable[[T], Any] | None) -> T:
         with self._lock.mutex:
             if self._poison.failure is not None or self._opened is None:
                 self._check()
+            self._transaction.sync = self._transaction.sync or sync
             return self._transaction.join(self, run, after)
 
     def _in_the_way(self) -> TransactionOpen | None:
@@ -621,7 +623,11 @@ class Database:
         """
         if not SAME[0]:
             follow_fork()
-        if self._lock.is_owned() or self._transaction.owner == threading.get_ident():
+        is_owner = self._transaction.owner == threading.get_ident()
+        if is_owner:
+            self._transaction.refuse_other_task(self.path)
+            raise StorageError(f"{self.path!r} cannot be shrunk within a transaction; nothing was done")
+        if self._lock.is_owned():
             raise StorageError(REENTRANT.format(self.path))
         deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
         while True:

@@ -112,10 +112,15 @@ _WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
 
 _DROP_OPERATIONS = "DROP TABLE IF EXISTS temp.persistcoll_operations"
 # What SQLite asks about each part of a statement before it executes it. The answer is 0 (permitted), except
-# for BEGIN, COMMIT and ROLLBACK, where it is that action's own number, which is no permission. These are no
-# Python functions, because an interrupt within one would be lost in SQLite.
-_PERMIT: Any = partial(min, 0, key=[].count)
-_PERMIT_ALL_BUT_ENDING: Any = partial(max, 0, key=[sqlite3.SQLITE_TRANSACTION].count)
+# where the action or its object is one of these, which is then the answer and no permission. They would end
+# the transaction, or outlive it: two numbers in the file say that it is ours, and in which format. These are
+# no Python functions, because an interrupt within one would be lost in SQLite.
+_REFUSED = [
+    sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, "user_version",
+    "application_id",
+]  # fmt: skip
+_PERMIT: Any = partial(max, 0, key=[].count)
+_PERMIT_ALL_BUT_REFUSED: Any = partial(max, 0, key=_REFUSED.count)
 
 
 class WritingConnection(sqlite3.Connection):
@@ -134,6 +139,7 @@ class WritingConnection(sqlite3.Connection):
     """Whether a transaction lends it now; ``None``: none ever did."""
     _is_used = False
     _operations = 0
+    _text_factory: Any = str
 
     def lend(self) -> None:
         """Let the caller use it until :meth:`take_back`."""
@@ -152,10 +158,12 @@ class WritingConnection(sqlite3.Connection):
 
     def own_cursor(self) -> sqlite3.Cursor:
         """Return a cursor for statements of the collections."""
-        return super().cursor()
+        cursor = super().cursor()
+        cursor.row_factory = None
+        return cursor
 
     def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """Return a cursor for statements of the caller. ``execute`` and the like make one as well."""
+        """Return a cursor for statements of the caller."""
         if self._is_lent is None:
             return super().cursor(*arguments, **options)
         if not self._is_lent:
@@ -165,25 +173,44 @@ class WritingConnection(sqlite3.Connection):
             self._execute(
                 "CREATE TEMP TABLE persistcoll_operations AS SELECT ? AS count", (self._operations,)
             )
-            self.set_authorizer(_PERMIT_ALL_BUT_ENDING)
+            self.set_authorizer(_PERMIT_ALL_BUT_REFUSED)
             self._is_used = True
         return super().cursor(*arguments, **options)
+
+    def execute(self, *arguments: Any) -> Any:
+        """Execute a statement of the caller."""
+        return self.cursor().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> Any:
+        """Execute a statement of the caller once for each of several parameters."""
+        return self.cursor().executemany(*arguments)
 
     def _execute(self, text: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self.own_cursor().execute(text, parameters)
 
+    def begin_operation(self) -> bool:
+        """Begin an operation of a collection within the transaction. :meth:`end_operation` must follow.
+
+        :return: whether the transaction is still open, and the caller has rolled none of its operations back.
+        """
+        if not self._is_used:
+            return self.in_transaction
+        self._text_factory, self.text_factory = self.text_factory, str
+        if not self.in_transaction:
+            return False
+        (count,) = self._execute("SELECT count FROM temp.persistcoll_operations").fetchone()
+        return bool(count == self._operations)
+
     def count_operation(self) -> None:
-        """Count an operation of a collection within the transaction, after it was done."""
+        """Count an operation that was done and has changed something."""
         self._operations += 1
         if self._is_used:
             self._execute("UPDATE temp.persistcoll_operations SET count = ?", (self._operations,))
 
-    def has_all_operations(self) -> bool:
-        """Tell whether the transaction is open and the caller has rolled none of its operations back."""
-        if not self._is_used:
-            return self.in_transaction
-        row = self._execute("SELECT count FROM temp.persistcoll_operations").fetchone()
-        return self.in_transaction and row == (self._operations,)
+    def end_operation(self) -> None:
+        """End an operation, whether it was done or not."""
+        if self._is_used:
+            self.text_factory = self._text_factory
 
     def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
         """Refuse what would end the transaction."""

@@ -63,6 +63,7 @@ class OpenTransaction:
     :ivar owner: the identity of that thread.
     :ivar hooks: what follows the end of the transaction.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
+    :ivar sync: whether it is to be on the device when it has ended.
     :ivar since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
     """
 
@@ -70,6 +71,7 @@ class OpenTransaction:
         self.gate = threading.Lock()
         self.owner: int | None = None
         self.error: StorageError | None = None
+        self.sync = False
         self.since = 0.0
         self.hooks = TransactionHooks()
         # Weak, so that the destructor of a transaction that nobody ended can end it.
@@ -81,6 +83,7 @@ class OpenTransaction:
         """Make ``transaction`` the open one, of this thread and task."""
         task = current_task()
         self._task = None if task is None else weakref.ref(task)
+        self.sync = transaction.sync
         self.hooks = TransactionHooks()
         OPEN.append(self.hooks)
         self.since = steady()
@@ -115,7 +118,7 @@ class OpenTransaction:
         connection = database._connection
         before = connection.total_changes
         try:
-            if not connection.has_all_operations():
+            if not connection.begin_operation():
                 self.error = StorageError(_ROLLED_BACK_BY_CALLER.format(database.path))
                 raise self.error
             value = run(database._execute)
@@ -133,6 +136,8 @@ class OpenTransaction:
             if connection.total_changes != before and self.error is None:
                 self.error = StorageError(_CUT_SHORT.format(database.path))
             raise
+        finally:
+            connection.end_operation()
 
     def obstacle(self) -> TransactionOpen:
         """Return the exception that says that this transaction is open."""
@@ -165,7 +170,7 @@ class Transaction(AbstractContextManager[driver.Connection]):
     def __init__(self, database: Database, sync: bool, timeout: float) -> None:
         self._held: list[threading.Lock] = []  # the gate; empty within another transaction of this thread
         self._database = database
-        self._sync = sync
+        self.sync = sync
         self._timeout = timeout
         self._overdue = float("inf")
         self._committed = False
@@ -252,7 +257,7 @@ class Transaction(AbstractContextManager[driver.Connection]):
                 database._transaction.error = database._failure(error, "writing")
                 raise database._transaction.error from error
             self._committed = True
-            self._ticket = database._draw_ticket() if self._sync else 0
+            self._ticket = database._draw_ticket() if database._transaction.sync else 0
 
     def _end(self) -> None:
         """Roll back what is not committed, undo it, and let other callers go on. Idempotent."""
@@ -281,7 +286,7 @@ class Transaction(AbstractContextManager[driver.Connection]):
         in_transaction = database._connection.in_transaction
         if database._committing and not in_transaction and database._transaction.error is None:
             self._committed = True  # an interrupt came directly after the commit
-            self._ticket = database._draw_ticket() if self._sync else 0
+            self._ticket = database._draw_ticket() if database._transaction.sync else 0
         if not self._committed:
             database.epoch += 1
             database._dirty.clear()

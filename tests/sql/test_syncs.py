@@ -106,6 +106,25 @@ def test_a_transaction_is_synced_after_it_has_ended(tmp_path, monkeypatch):
         assert (syncs.count, fast.get()) == (1, "during")
 
 
+@pytest.mark.parametrize("asked", ["power", "process"])
+def test_a_transaction_is_synced_if_an_operation_in_it_is_to_be(asked, tmp_path, monkeypatch):
+    with (
+        SQLiteQueue(tmp_path / "q", "power", durability="power") as power,
+        SQLiteQueue(tmp_path / "q", "process", durability="process") as process,
+    ):
+        syncs = Syncs(power._store._database, monkeypatch)  # type: ignore[attr-defined]
+        container = power if asked == "power" else process
+        with container.transaction():
+            process.put(1)
+        assert syncs.count == (1 if asked == "power" else 0)
+        before = syncs.count
+        with container.transaction():
+            process.put(2)
+            power.put(3)
+            process.put(4)
+        assert syncs.count == before + 1
+
+
 def test_what_changes_nothing_needs_no_sync(queue, syncs):
     queue.put("a")
     assert queue.skip(5) is None

@@ -1,0 +1,567 @@
+"""After a rolled-back transaction each object is as it was before; and what the lent connection refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persistcoll import (
+    Empty,
+    FILOSQLiteQueue,
+    Full,
+    LockedError,
+    NotClaimedError,
+    PDict,
+    PriorityQueue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    StorageError,
+    UniqueAckQ,
+    UniqueQ,
+)
+from persistcoll.engine.transaction_hooks import OPEN
+from persistcoll.testing.children import in_forked_child
+from tests.queues.waits import waiting
+
+pytestmark = pytest.mark.timeout(60)
+
+PLAIN: list[Any] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
+ACK: list[Any] = [SQLiteAckQueue, UniqueAckQ]
+
+
+class _Fails(Exception):
+    pass
+
+
+@pytest.fixture
+def other(tmp_path) -> Iterator[PDict[str, Any]]:
+    """Give another collection of the same file, whose transactions the queues take part in."""
+    with PDict[str, Any](tmp_path, "other") as mapping:
+        yield mapping
+    assert OPEN == []
+
+
+def rolled_back(container: Any, *calls: Callable[[], object], error: type[BaseException] = _Fails) -> None:
+    with suppress(error), container.transaction():
+        for call in calls:
+            call()
+        raise error
+
+
+def state(queue: Any) -> tuple[Any, ...]:
+    found = [*queue.items()], queue.queue(), queue.qsize(), queue.unfinished_tasks, queue.empty()
+    if isinstance(queue, SQLiteAckQueue):
+        counts = queue.unack_count(), queue.acked_count(), queue.ack_failed_count(), queue.active_size()
+        return *found, counts
+    return found
+
+
+@pytest.mark.parametrize("error", [_Fails, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("verb", ["ack", "nack", "ack_failed", "delayed", "to the back", "task_done"])
+@pytest.mark.parametrize("kind", ACK)
+def test_what_was_settled_is_claimed_as_before(kind, verb, error, other, tmp_path):
+    with kind(tmp_path, name="q", strict=True, keep_acked=9) as queue:
+        ids = [queue.put(text) for text in "abcd"]
+        items = [queue.get() for _ in ids]
+        settle = {
+            "ack": lambda: queue.ack(items[1]),
+            "nack": lambda: queue.nack(items[1]),
+            "ack_failed": lambda: queue.ack_failed(id=ids[1]),
+            "delayed": lambda: queue.nack(items[1], delay=60),
+            "to the back": lambda: queue.nack(id=ids[1], to_back=True),
+            "task_done": queue.task_done,
+        }[verb]
+        before = state(queue)
+        for _ in range(2):
+            rolled_back(other, settle, error=error)
+            assert state(queue) == before
+        # In the order in which they were got, as if nothing had been done.
+        for _ in ids:
+            queue.task_done()
+        assert queue.acked_count() == 4
+        with pytest.raises(ValueError, match="too many"):
+            queue.task_done()
+        with pytest.raises(NotClaimedError):
+            queue.ack(items[1])
+
+
+@pytest.mark.parametrize("kind", ACK)
+def test_task_done_after_a_rollback_finishes_the_oldest_first(kind, other, tmp_path):
+    with kind(tmp_path, name="q", keep_acked=9) as queue:
+        for text in "abcd":
+            queue.put(text)
+        items = [queue.get() for _ in range(4)]
+        rolled_back(other, *(lambda item=item: queue.ack(item) for item in (items[2], items[0], items[3])))
+        for text in "abcd":
+            queue.task_done()
+            done = [row["data"] for row in queue.queue() if row["status"] == "5"]
+            assert done[-1] == text
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *ACK])
+@pytest.mark.parametrize("auto_commit", [True, False])
+@pytest.mark.parametrize("how", ["get", "get_many", "by id", "receive", "raw"])
+def test_what_was_got_is_ready_and_cannot_be_settled(kind, auto_commit, how, other, tmp_path):
+    options = {} if kind in ACK else {"auto_commit": auto_commit}
+    with kind(tmp_path, name="q", **options) as queue:
+        ids = [queue.put(text) for text in "abc"]
+        got: list[Any] = []
+
+        def receive() -> None:
+            with queue.receive() as item:
+                got.append(item)
+
+        get = {
+            "get": lambda: got.append(queue.get()),
+            "get_many": lambda: got.extend(queue.get_many(2)),
+            "by id": lambda: got.append(queue.get(id=ids[1])),
+            "receive": receive,
+            "raw": lambda: got.append(queue.get(raw=True)),
+        }[how]
+        before = state(queue)
+        for _ in range(2):
+            rolled_back(queue, get)
+            assert state(queue) == before
+        with pytest.raises(ValueError, match="too many"):
+            queue.task_done()
+        if kind in ACK:
+            assert [queue.ack(item) for item in got] == [None] * len(got)
+            items = queue.get_many(3)
+            assert [queue.ack(item) for item in items] == ids
+        else:
+            assert sorted(queue.get_many(3)) == [*"abc"]
+            for _ in ids:
+                queue.task_done()
+        assert queue.unfinished_tasks == 0
+        queue.join()
+
+
+def test_an_item_that_another_thread_got_is_its_own_again(other, tmp_path):
+    with SQLiteAckQueue(tmp_path, name="q") as queue:
+        queue.put("x")
+        got, settled = threading.Event(), threading.Event()
+        counts: list[int] = []
+
+        def work() -> None:
+            queue.get()
+            got.set()
+            assert settled.wait(30)
+            queue.task_done()
+            counts.append(queue.unack_count())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert got.wait(30)
+        rolled_back(other, queue.task_done)
+        rolled_back(other, lambda: queue.ack(id=1))
+        settled.set()
+        thread.join(30)
+        assert counts == [0]
+
+
+def test_task_done_for_what_was_acked_before_is_undone(other, tmp_path):
+    with SQLiteAckQueue(tmp_path, name="q") as queue:
+        queue.put("a")
+        queue.put("b")
+        queue.ack(queue.get())
+        queue.get()
+        rolled_back(other, queue.task_done, queue.task_done)
+        assert queue.unack_count() == 1
+        queue.task_done()
+        assert queue.unack_count() == 0
+        queue.task_done()
+        with pytest.raises(ValueError, match="too many"):
+            queue.task_done()
+
+
+def test_a_release_that_waited_for_a_claim_in_it_is_done_by_the_next_one(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q", auto_commit=False) as queue:
+        queue.put("a")
+        claims: list[Any] = []
+        queue._core.try_claim(queue._decode, claims)
+        queue._core.release_later(claims)
+        rolled_back(other, queue.get)
+        assert (queue.qsize(), queue._store.claimed()) == (0, 1)
+        assert queue.get() == "a"
+
+
+@pytest.mark.parametrize("auto_commit", [True, False])
+def test_task_done_is_undone(auto_commit, other, tmp_path):
+    with SQLiteQueue(tmp_path, "q", auto_commit=auto_commit) as queue:
+        queue.put_many("ab")
+        queue.get_many(2)
+        rolled_back(other, queue.task_done, queue.task_done)
+        assert queue.unfinished_tasks == 2
+        queue.task_done()
+        queue.task_done()
+        queue.join()
+
+
+def test_what_was_put_changed_and_removed(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q", maxsize=3) as queue:
+        ids = [queue.put("a"), queue.put("b")]
+        before = state(queue)
+        rolled_back(
+            other,
+            lambda: queue.put("c"),
+            lambda: queue.update("z", ids[0]),
+            queue.skip,
+            queue.clear,
+            lambda: queue.put_many("xyz"),
+        )
+        assert state(queue) == before
+        assert queue.put("c") == 3
+
+
+def test_a_claim_that_was_lost_within_it_is_lost_only_if_it_was_before(other, tmp_path):
+    with SQLiteAckQueue(tmp_path, name="q", lease=0.05, strict=True) as queue:
+        queue.put("x")
+        queue.get()
+
+        def again() -> None:
+            item = waiting_get(queue)
+            queue.ack(item)
+
+        rolled_back(other, lambda: None)
+        with suppress(_Fails), other.transaction():
+            until_ready(queue)
+            again()
+            raise _Fails
+        assert until_ready(queue) == 1
+        queue.ack(waiting_get(queue))
+        assert queue.active_size() == 0
+
+
+def waiting_get(queue: SQLiteAckQueue[Any]) -> Any:
+    return queue.get(timeout=30)
+
+
+def until_ready(queue: SQLiteAckQueue[Any]) -> int:
+    """Return the number of ready items as soon as there are any."""
+    deadline = threading.Event()
+    while not queue.qsize():
+        deadline.wait(0.005)
+    return queue.qsize()
+
+
+def test_a_buffered_dict_holds_again_what_it_committed(other, tmp_path):
+    with PDict[str, int](tmp_path, "buffered", auto_commit=False) as buffered:
+        buffered["a"] = 1
+        rolled_back(other, lambda: buffered.update(b=2), buffered.task_done, lambda: buffered.update(c=3))
+        assert dict(buffered) == {"a": 1}
+        buffered.task_done()
+    with PDict[str, int](tmp_path, "buffered") as stored:
+        assert dict(stored) == {"a": 1}
+
+
+def test_nested_blocks_are_one_transaction(other, tmp_path):
+    with SQLiteAckQueue(tmp_path, name="q") as queue, SQLiteQueue(tmp_path, "r") as results:
+        queue.put("x")
+        item = queue.get()
+        with suppress(_Fails), queue.transaction():
+            queue.ack(item)
+            with results.transaction():
+                results.put("y")
+            with suppress(ValueError), other.transaction():
+                other["n"] = 1
+                raise ValueError
+            raise _Fails
+        assert (len(results), dict(other), queue.unack_count()) == (0, {}, 1)
+        with queue.transaction():
+            with results.transaction():
+                results.put("y")
+            queue.ack(item)
+        assert (len(results), queue.active_size()) == (1, 0)
+
+
+def test_two_files_are_two_transactions(tmp_path):
+    with SQLiteQueue(tmp_path / "one") as one, SQLiteQueue(tmp_path / "two") as two:
+        with one.transaction(), suppress(_Fails), two.transaction():
+            one.put(1)
+            two.put(2)
+            raise _Fails
+        assert (len(one), len(two)) == (1, 0)
+
+
+# --- waits
+
+
+def test_waiters_are_woken_by_the_commit(other, tmp_path, monkeypatch):
+    with SQLiteQueue(tmp_path, "q", maxsize=1, auto_commit=False) as queue:
+        # No waiter sees a change by polling.
+        monkeypatch.setattr(queue._core.store, "change_token", lambda: 0)
+        get = waiting(lambda: queue.get(timeout=30))
+        with other.transaction():
+            queue.put("x")
+            assert queue.qsize() == 1
+        assert get() == "x"
+        join = waiting(queue.join)
+        with other.transaction():
+            queue.task_done()
+            queue.put("y")
+            queue.skip()
+        join()
+        queue.put("z")
+        put = waiting(lambda: queue.put("more", timeout=30))
+        with other.transaction():
+            assert queue.get() == "z"
+        put()
+
+
+def test_nothing_is_waited_for_within_it(other, tmp_path):
+    with (
+        SQLiteQueue(tmp_path, "q", maxsize=1) as queue,
+        SQLiteAckQueue(tmp_path, name="a") as acks,
+        other.transaction(),
+    ):
+        for empty in (queue.get, lambda: queue.get_many(2), acks.get, lambda: queue.get(id=7)):
+            with pytest.raises(Empty):
+                empty()
+        queue.put(1)
+        with pytest.raises(Full):
+            queue.put(2)
+        with pytest.raises(StorageError, match="leave its block"):
+            queue.join()
+        queue.get()
+        queue.task_done()
+        queue.join()
+
+
+# --- whose it is
+
+
+def test_another_task_is_refused_at_once_and_the_next_block_is_not(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        queue.put("x")
+        calls: list[Callable[[], object]] = [
+            lambda: queue.put("y"), queue.get, queue.qsize, queue.peek, queue.transaction().__enter__,
+            lambda: list(queue.items()), queue.shrink_disk_usage, lambda: SQLiteQueue(tmp_path, "q"),
+            lambda: other.get("n"), lambda: other.update(n=1),
+        ]  # fmt: skip
+
+        async def first(entered: asyncio.Event, done: asyncio.Event) -> None:
+            with other.transaction():
+                entered.set()
+                await done.wait()
+
+        async def second(entered: asyncio.Event, done: asyncio.Event) -> None:
+            await entered.wait()
+            try:
+                for call in calls:
+                    with pytest.raises(LockedError, match="leave the block") as found:
+                        call()
+                    assert found.value.pid == os.getpid()
+            finally:
+                done.set()
+
+        async def both() -> None:
+            entered, done = asyncio.Event(), asyncio.Event()
+            await asyncio.gather(first(entered, done), second(entered, done))
+            with queue.transaction():
+                queue.put("y")
+
+        asyncio.run(both())
+        assert queue.qsize() == 2
+
+
+@pytest.mark.needs("import:greenlet")
+def test_another_greenlet_is_refused(other, tmp_path):
+    greenlet = importlib.import_module("greenlet")
+    main = greenlet.getcurrent()
+    with SQLiteQueue(tmp_path, "q") as queue:
+
+        def first() -> None:
+            with other.transaction():
+                queue.put("first")
+                main.switch()
+
+        one = greenlet.greenlet(first)
+        one.switch()
+        with pytest.raises(LockedError, match="another task"):
+            queue.put("second")
+        one.switch()
+        assert [*queue.items()] == ["first"]
+
+
+def test_a_transaction_that_another_thread_ends_is_rolled_back(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue, ExitStack() as stack:
+        stack.enter_context(other.transaction())
+        queue.put("x")
+
+        def end() -> None:
+            with pytest.raises(LockedError):
+                stack.close()
+
+        waiting(end)()
+        assert queue.qsize() == 0
+        queue.put("y")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_within_it(other, tmp_path):
+    with SQLiteAckQueue(tmp_path, name="q") as queue:
+        queue.put("x")
+        item = queue.get()
+        with other.transaction():
+            queue.ack(item)
+
+            def child() -> None:
+                with pytest.raises(StorageError, match="forked within a transaction"):
+                    queue.put("child")
+
+            in_forked_child(child)
+        assert queue.active_size() == 0
+
+
+def test_a_container_closed_within_it(other, tmp_path):
+    queue = SQLiteAckQueue(tmp_path, name="q")
+    queue.put("x")
+    queue.get()
+    rolled_back(other, queue.close)
+    with SQLiteAckQueue(tmp_path, name="q") as again:
+        assert again.get(timeout=30) == "x"
+
+
+# --- the lent connection
+
+
+def rows(path: Path, text: str) -> list[Any]:
+    with closing(sqlite3.connect(path / "data.db")) as connection:
+        return connection.execute(text).fetchall()
+
+
+def test_tables_of_the_callers_own_commit_with_it(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        with queue.transaction() as connection:
+            assert isinstance(connection, sqlite3.Connection)
+            connection.execute("CREATE TABLE page (url TEXT PRIMARY KEY, text TEXT)")
+            queue.put("x")
+            connection.executemany("INSERT INTO page VALUES (?, ?)", [("a", "1"), ("b", "2")])
+            assert connection.execute("SELECT count(*) FROM page").fetchone() == (2,)
+        with suppress(_Fails), queue.transaction() as connection:
+            connection.execute("DELETE FROM page")
+            queue.get()
+            raise _Fails
+        assert queue.qsize() == 1
+    assert rows(tmp_path, "SELECT url FROM page ORDER BY url") == [("a",), ("b",)]
+
+
+ENDINGS: dict[str, Callable[[Any], object]] = {
+    "commit": lambda connection: connection.commit(),
+    "rollback": lambda connection: connection.rollback(),
+    "executescript": lambda connection: connection.executescript("SELECT 1"),
+    "script of a cursor": lambda connection: connection.cursor().executescript("SELECT 1"),
+    "with": lambda connection: connection.__enter__(),
+    "exit": lambda connection: sqlite3.Connection.__exit__(connection, None, None, None),
+    "COMMIT": lambda connection: connection.execute("COMMIT"),
+    "END": lambda connection: connection.execute("/* now */ END"),
+    "ROLLBACK": lambda connection: connection.execute("ROLLBACK"),
+    "isolation_level": lambda connection: setattr(connection, "isolation_level", None),
+    "autocommit": lambda connection: setattr(connection, "autocommit", True),
+    "close": lambda connection: connection.close(),
+    "attach": lambda connection: connection.execute("ATTACH ':memory:' AS another"),
+    "user_version": lambda connection: connection.execute("PRAGMA user_version = 7"),
+}
+
+
+@pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize("used", [False, True])
+def test_nothing_else_ends_it(end, used, other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        for fails in (True, False):
+            with suppress(_Fails), queue.transaction() as connection:
+                queue.put("x")
+                if used or end is ENDINGS["exit"]:
+                    connection.execute("SELECT 1")
+                with pytest.raises(sqlite3.DatabaseError):
+                    end(connection)
+                queue.put("y")
+                if fails:
+                    raise _Fails
+            assert queue.qsize() == (0 if fails else 2)
+        with pytest.raises(sqlite3.ProgrammingError, match="has ended"):
+            connection.execute("SELECT 1")
+        queue.put("z")
+        assert queue.qsize() == 3
+
+
+def test_savepoints_of_the_callers_own(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        with queue.transaction() as connection:
+            connection.execute("CREATE TABLE own (n)")
+            queue.put("x")
+            connection.execute("SAVEPOINT s")
+            connection.execute("INSERT INTO own VALUES (1)")
+            connection.execute("ROLLBACK TO s")
+            connection.execute("INSERT INTO own VALUES (2)")
+            queue.put("y")
+            connection.execute("RELEASE s")
+        assert queue.qsize() == 2
+
+        def undo_an_operation(then: Callable[[], object]) -> None:
+            with queue.transaction() as connection:
+                connection.execute("SAVEPOINT s")
+                queue.get()
+                connection.execute("ROLLBACK TO s")
+                then()
+
+        for then in (lambda: None, lambda: queue.put("z"), queue.qsize):
+            with pytest.raises(StorageError, match="savepoint"):
+                undo_an_operation(then)
+            assert (queue.qsize(), queue.unfinished_tasks) == (2, 2)
+    assert rows(tmp_path, "SELECT n FROM own") == [(2,)]
+
+
+def test_an_error_of_the_callers_own_statement(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        with queue.transaction() as connection:
+            connection.execute("CREATE TABLE own (n UNIQUE)")
+            queue.put("x")
+            connection.execute("INSERT INTO own VALUES (1)")
+            with pytest.raises(sqlite3.IntegrityError):
+                connection.execute("INSERT INTO own VALUES (1)")
+        assert queue.qsize() == 1
+
+        def roll_back() -> None:
+            with queue.transaction() as connection:
+                queue.put("y")
+                with pytest.raises(sqlite3.IntegrityError):
+                    connection.execute("INSERT OR ROLLBACK INTO own VALUES (1)")
+                with pytest.raises(StorageError, match="rolled back"):
+                    queue.put("z")
+
+        with pytest.raises(StorageError, match="rolled back"):
+            roll_back()
+        assert [*queue.items()] == ["x"]
+
+
+def test_what_the_caller_sets_on_the_connection_does_not_stay(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        with queue.transaction() as connection:
+            connection.row_factory, connection.text_factory = sqlite3.Row, bytes
+            assert connection.execute("SELECT 1 AS one").fetchone()["one"] == 1
+            queue.put("x")
+        with queue.transaction() as connection:
+            assert connection.execute("SELECT 'text'").fetchone() == ("text",)
+        assert queue.get() == "x"
+
+
+def test_in_memory(other):
+    with SQLiteAckQueue(":memory:") as queue:
+        queue.put("x")
+        item = queue.get()
+        with suppress(_Fails), queue.transaction() as connection:
+            connection.execute("CREATE TABLE own (n)")
+            queue.ack(item)
+            raise _Fails
+        assert queue.unack_count() == 1
+        assert queue.ack(item) == 1
