@@ -174,7 +174,7 @@ class Transaction(AbstractContextManager[driver.Connection]):
         self._timeout = timeout
         self._overdue = float("inf")
         self._committed = False
-        self._ended = False
+        self._undone = self._ended = False
         self._ticket = 0
 
     def __enter__(self) -> driver.Connection:
@@ -268,26 +268,38 @@ class Transaction(AbstractContextManager[driver.Connection]):
         # After a fork the gate is another one, and the parent ends the transaction.
         if gate is database._transaction.gate and database._opened is not None and not self._ended:
             try:
-                with database._lock.mutex:
-                    self._roll_back(database)
-                # Without the database's lock, because the hooks take the locks of collections. No other
-                # caller can write before the transaction has ended, and find what is not undone yet.
-                if not self._committed:
-                    database._transaction.hooks.rolled_back()
+                self._undo(database)
+            except BaseException:
+                self._undo(database)  # again, because an interrupt may have ended the first call
+                raise
             finally:
                 with database._lock.mutex:
                     self._release(database)
         del self._held[:]
         gate.release()
 
+    def _undo(self, database: Database) -> None:
+        """Roll back what is not committed, then call the hooks. Idempotent."""
+        if self._undone:
+            return
+        with database._lock.mutex:
+            self._roll_back(database)
+        # Without the database's lock, because the hooks take the locks of collections. No other caller can
+        # write before the transaction has ended, and find what is not undone yet.
+        if not self._committed:
+            database._transaction.hooks.rolled_back()
+        self._undone = True
+
     def _roll_back(self, database: Database) -> None:
         self.warn_overdue()
         database._connection.take_back()
+        if self._committed:
+            return
         in_transaction = database._connection.in_transaction
         if database._committing and not in_transaction and database._transaction.error is None:
             self._committed = True  # an interrupt came directly after the commit
             self._ticket = database._draw_ticket() if database._transaction.sync else 0
-        if not self._committed:
+        else:
             database.epoch += 1
             database._dirty.clear()
             if in_transaction:
@@ -295,14 +307,10 @@ class Transaction(AbstractContextManager[driver.Connection]):
 
     def _release(self, database: Database) -> None:
         try:
-            if database._connection.in_transaction:  # an interrupt came where _roll_back() begins
-                database._execute(driver.ROLLBACK)
+            database._writer_lock.end_transaction()
         finally:
-            try:
-                database._writer_lock.end_transaction()
-            finally:
-                database._transaction.end()
-                self._ended = True
+            database._transaction.end()
+            self._ended = True
 
     def warn_overdue(self) -> None:
         """Warn, once, that this transaction is open for longer than other callers wait for it."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from persistcoll import Empty, LockedError, PDict
+from persistcoll import Empty, LockedError, PDict, SQLiteAckQueue, SQLiteQueue
+from persistcoll.engine.transaction_hooks import OPEN
 from tests.concurrency.kinds import DICT_CALLS, LEVELS, LOOKS, QUEUE_CALLS, QUEUES
 from tests.interrupting import Interruption, interruptions
 from tests.leaks import open_below
@@ -145,6 +146,49 @@ def test_a_dict(name, durability, error, memory_path, steps):
         assert ages.get_many(["another"]) == {"another": 6}, where
         ages.close()
         assert not open_below(places[-1]), where
+
+
+class _Fails(Exception):
+    pass
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_transaction_of_queues(commits, error, memory_path, steps):
+    numbers = itertools.count()
+    options: dict[str, Any] = {"durability": "process"}
+
+    def prepare():
+        path = memory_path / str(next(numbers))
+        queue = SQLiteAckQueue[str](path, name="queue", keep_acked=9, **options)
+        results = SQLiteQueue[str](path, "results", **options)
+        queue.put_many(["a", "b", "c"])
+        return path, queue, results, queue.get()
+
+    def change(made):
+        _, queue, results, item = made
+        with suppress(_Fails), queue.transaction():
+            queue.ack(item)
+            results.put("result")
+            queue.get()
+            if not commits:
+                raise _Fails
+
+    for (path, queue, results, item), where in interruptions(prepare, change, error, **steps):
+        assert OPEN == [], where
+        done = queue.acked_count()
+        assert done <= commits, where
+        counts = queue.qsize(), queue.unack_count(), len(results), queue.unfinished_tasks
+        assert counts == ((1, 1, 1, 2) if done else (2, 1, 0, 3)), where
+        assert queue.ack(item) == (None if done else 1), where
+        results.put("another")
+        queue.get_many(9)
+        for _ in range(queue.unfinished_tasks):
+            queue.task_done()
+        queue.join()
+        assert queue.acked_count() == 3, where
+        queue.close()
+        results.close()
+        assert not open_below(path), where
 
 
 @pytest.mark.long
