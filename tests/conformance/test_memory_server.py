@@ -33,6 +33,7 @@ def opened(state, **policy):
     return MemoryServerStore(FIFO, ClaimPolicy(**policy), state)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", WRONG_SERVERS)
 def test_a_wrong_server_is_seen(name):
     number, make = WRONG_SERVERS[name]

@@ -203,6 +203,7 @@ def test_a_flipped_bit_in_info(policy, files, place, rng):
             assert isinstance(seen.error, CorruptionError)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", [*CHUNKS, "cursor", "producer.lock", "consumer.lock", "info"])
 def test_ranges_of_zeros_and_files_cut_short(name, policy, files, place):

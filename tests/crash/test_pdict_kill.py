@@ -64,6 +64,7 @@ def live_and_die(server: Server, rng: random.Random, path: str, kills: int, **op
     return account
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("gathers", [False, True], ids=["auto_commit", "gathering"])
 def test_killed_again_and_again(gathers, server, rng, path):
     account = live_and_die(server, rng, path, 60 if gathers else 100, gathers=gathers)

@@ -71,6 +71,7 @@ def cut_again_and_again(
     return account
 
 
+@pytest.mark.long
 def test_what_returned_survives_a_power_cut(server, rng, disk):
     account = cut_again_and_again(server, rng, disk, 30, "power")
     assert account.done + account.undone, "no cut came within an operation"
@@ -80,6 +81,7 @@ def test_what_was_committed_survives_a_power_cut(server, rng, disk):
     cut_again_and_again(server, rng, disk, 10, "power", gathers=True)
 
 
+@pytest.mark.long
 def test_at_process_a_power_cut_leaves_a_state_of_before(server, rng, disk):
     assert cut_again_and_again(server, rng, disk, 15, "process").between, "all was lost, or nothing"
 

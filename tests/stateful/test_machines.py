@@ -17,7 +17,7 @@ from tests.stateful.queue_machine import QueueMachine
 
 # Synced files on a disk would take hours; the crash tests check when files are synced.
 PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
-SIZES = [None, 1, 2, 3, 4]
+SIZES = [None, 1, *(pytest.param(size, marks=pytest.mark.long) for size in (2, 3, 4))]
 
 
 def run(machine, request, examples):

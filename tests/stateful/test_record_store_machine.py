@@ -125,6 +125,7 @@ def test_sqlite_in_two_processes(store_process, request):
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_sqlite_in_memory(request):
     run(record_store_machine(lambda directory: SQLiteMemoryRecordStores()), request, 100)
