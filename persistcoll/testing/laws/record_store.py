@@ -22,6 +22,7 @@ stores, of any discipline and with any claim policy, and moves their time:
 ...         print(reason)
 S2 needs what these stores lack: crashes
 T5 needs what these stores lack: joins
+T6 needs what these stores lack: transactions
 
 A record store is a queue store too: ``LAWS[number](FifoStores(InMemory()))`` checks a law of queue stores.
 """
