@@ -21,7 +21,7 @@ from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.engine.tasks import current_task
 from persistcoll.engine.transaction_hooks import OPEN, TransactionHooks
-from persistcoll.errors import ClosedError, LockedError
+from persistcoll.errors import ClosedError, LockedError, StorageError
 
 __all__ = ["WriteBuffer"]
 
@@ -97,6 +97,8 @@ class WriteBuffer(PairStore):
         """Write the buffered changes in one transaction. If that fails, they stay buffered."""
         with self._lock:
             self._check()
+            if self._in_transaction:
+                raise StorageError("the block of transaction() must end before its changes are committed")
             if not (self._cleared or self._removed or self._replaced or self._added):
                 return
             with self._store.transaction():
@@ -125,9 +127,10 @@ class WriteBuffer(PairStore):
         )
 
     def _restore(self, snapshot: _Snapshot) -> None:
-        cleared, removed, replaced, added, expiry_heap = snapshot
-        self._cleared, self._removed, self._expiry_heap = cleared, set(removed), list(expiry_heap)
-        self._replaced, self._added = dict(replaced), dict(added)
+        with self._lock:
+            cleared, removed, replaced, added, expiry_heap = snapshot
+            self._cleared, self._removed, self._expiry_heap = cleared, set(removed), list(expiry_heap)
+            self._replaced, self._added = dict(replaced), dict(added)
 
     def _write(self, changed: dict[bytes, _Value]) -> None:
         for (end, keeps_expiry), run in itertools.groupby(changed.items(), lambda item: item[1][2:]):

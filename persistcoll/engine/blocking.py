@@ -193,7 +193,7 @@ class BlockingQueue:
         try:
             attempt = partial(self.core.try_claim, decode, claims, None, deadline)
             token, item = self._attempt(attempt, block, deadline)
-            return token, self.core.hand_over([item], self.consumer.own)[0]
+            return token, self.core.hand_over((token,), [item], self.consumer.own, claims)[0]
         except BaseException:
             if claims:
                 self.core.undo(claims)

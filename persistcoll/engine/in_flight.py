@@ -185,16 +185,24 @@ class InFlight:
             raise ValueError("task_done() called too many times")
         return oldest[1]
 
-    def forget(self, token: Any, consumer: Consumer | None = None) -> ClaimList | None:
+    def find(self, token: Any, consumer: Consumer) -> ClaimList | None:
+        """Return the list that has a claim; that of ``consumer`` is searched first."""
+        if token in consumer.claims:
+            return consumer.claims
+        with self._mutex:
+            lists = [claims for _, claims in self._all]
+        return next((claims for claims in lists if token in claims), None)
+
+    def forget(self, token: Any, consumer: Consumer | None = None) -> bool:
         """Remove a claim from the list that has it.
 
         :param consumer: the consumer whose list is searched first.
-        :return: that list; ``None`` if no list has it.
+        :return: whether a list had it.
         """
         if consumer is not None:
             try:
                 consumer.claims.remove(token)  # Nearly always.
-                return consumer.claims
+                return True
             except ValueError:
                 pass
         with self._mutex:
@@ -204,8 +212,8 @@ class InFlight:
                 claims.remove(token)
             except ValueError:
                 continue
-            return claims
-        return None
+            return True
+        return False
 
 
 def hold_again(claims: ClaimList, token: Any) -> None:

@@ -20,8 +20,16 @@ from persistcoll.engine.contracts import Claim, QueueStore, Select
 from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.in_flight import ClaimList, Consumer, InFlight, hold_again
 from persistcoll.engine.records import Record
-from persistcoll.engine.transaction_hooks import OPEN
-from persistcoll.errors import ClaimError, Empty, Full, ShutDown, StaleClaimError, StorageError
+from persistcoll.engine.transaction_hooks import OPEN, TransactionHooks
+from persistcoll.errors import (
+    ClaimError,
+    Empty,
+    Full,
+    NotClaimedError,
+    ShutDown,
+    StaleClaimError,
+    StorageError,
+)
 
 __all__ = ["Decode", "QueueCore"]
 
@@ -90,6 +98,9 @@ class QueueCore:
         # a call of task_done() yet.
         self._popping: dict[object, int] = {}
         self._delivered_unfinished = 0
+        # How many calls of task_done() a caller's transaction holds back until its commit. Only its task
+        # changes the number.
+        self._done_in_transaction = 0
 
     def after_fork(self) -> None:
         """Begin again in a forked child, in which no thread waits and the store is the parent's."""
@@ -293,10 +304,21 @@ class QueueCore:
         if OPEN:
             self._on_rollback(self._forget, tokens)
         consumer.claims.extend(tokens)
-        return self.hand_over(items, consumer)
+        return self._give(items, consumer)
 
-    def hand_over(self, items: list[Any], consumer: Consumer) -> list[Any]:
-        """Give claimed items to a consumer as :meth:`deliver` does; :meth:`settle` settles each of them."""
+    def hand_over(
+        self, tokens: Sequence[Any], items: list[Any], consumer: Consumer, claims: list[Claim]
+    ) -> list[Any]:
+        """Give claimed items to a consumer as :meth:`deliver` does; :meth:`settle` settles each of them.
+
+        :param claims: emptied if a caller's transaction is rolled back, because the claims ended.
+        """
+        if OPEN:
+            self._on_rollback(self._forget, tokens)
+            self._on_rollback(claims.clear)
+        return self._give(items, consumer)
+
+    def _give(self, items: list[Any], consumer: Consumer) -> list[Any]:
         if self.not_full.listeners or OPEN:
             self._notify(self.not_full, len(items))
         return self._hand_over(items, consumer)
@@ -305,6 +327,8 @@ class QueueCore:
         """Release claims whose items no consumer has got: now, or before the next claim."""
         self._forget(tokens)
         try:
+            if OPEN:
+                self._on_rollback(self._release_again, tuple(claims))
             self.store.release(claims)
         except BaseException:  # The caller raises the exception that led here.
             self.release_later(claims)
@@ -321,6 +345,16 @@ class QueueCore:
         """Release claims before the next claim, because this thread must not wait for the store now."""
         self._pending_release.append(tuple(claims))
 
+    def _release_again(self, claims: Sequence[Claim]) -> None:
+        """Undo the settling of claims that nobody holds any more: release them before the next claim.
+
+        Of claims that ended by the rollback, too, the store remembers nothing. Idempotent.
+        """
+        if claims not in self._pending_release:
+            self._pending_release.append(claims)
+        if self.not_empty.listeners:
+            self.not_empty.notify(None)
+
     def _do_pending_release(self) -> None:
         while self._pending_release:
             try:
@@ -329,7 +363,7 @@ class QueueCore:
                 return
             try:
                 if OPEN:
-                    self._on_rollback(_append_if_absent, self._pending_release, claims)
+                    self._on_rollback(self._release_again, claims)
                 self.store.release(claims)
             except BaseException:
                 self._pending_release.append(claims)
@@ -383,7 +417,7 @@ class QueueCore:
         if self._pending_release:
             self._do_pending_release()
         call = object()
-        undelivered: list[int] = []
+        undelivered = [0]
         try:
             if wait is not None:
                 popped = wait(partial(self._count_in, call, pop, most))
@@ -396,12 +430,12 @@ class QueueCore:
                         raise ShutDown from None
                     raise
             delivered = len(popped) if many else 1
+            if OPEN:
+                self._on_rollback(self._undeliver, undelivered)
             with self._mutex:
                 self._delivered_unfinished += delivered
-                undelivered = [-delivered]
+                undelivered[0] = delivered
                 del self._popping[call]
-            if OPEN:
-                self._on_rollback(self._count_delivered, undelivered)
             if self.not_full.listeners or OPEN:
                 self._notify(self.not_full, delivered)
         except BaseException:
@@ -410,21 +444,21 @@ class QueueCore:
             with self._mutex:
                 if call in self._popping:
                     del self._popping[call]
-                elif undelivered:
-                    self._delivered_unfinished += undelivered[0]
-                    del undelivered[0]
+                else:
+                    self._delivered_unfinished -= undelivered[0]
+                    undelivered[0] = 0
             if self.all_done.listeners:
                 self.all_done.notify(None)
             raise
         return popped
 
-    def _count_delivered(self, change: list[int]) -> None:
-        """Change the number of unfinished items that were got, once: it empties ``change``."""
+    def _undeliver(self, delivered: list[int]) -> None:
+        """Count so many items no longer as got and unfinished. Idempotent: it makes the number 0."""
         with self._mutex:
-            if change:
-                # No call between these two steps, because a signal handler could raise after one.
-                self._delivered_unfinished += change[0]
-                del change[0]
+            # No call between these two steps, because a signal handler could raise after one.
+            self._delivered_unfinished -= delivered[0]
+            delivered[0] = 0
+        self.all_done.notify(None)
 
     def _count_in(self, call: object, pop: Callable[[], R], most: int) -> R:
         """Call ``pop`` within a wait; up to ``most`` items count as unfinished while it runs."""
@@ -451,7 +485,13 @@ class QueueCore:
 
         :param done: ack the item; otherwise nack it.
         """
+        if not claims:
+            raise NotClaimedError("the transaction in which the item was got was rolled back")
+        if OPEN:
+            self.store.await_transaction()
         try:
+            if OPEN:
+                self._on_rollback(self._release_again, tuple(claims))
             if done:
                 self._ack((token,))
             else:
@@ -484,12 +524,17 @@ class QueueCore:
 
         :param ready: 1 if the item became ready by that, otherwise 0.
         """
-        claims = self.in_flight.forget(token, consumer)
-        if claims is not None:
-            if OPEN:
-                self._on_rollback(self._hold_again, claims, token, consumer, consumer.settled_early)
+        if self.forget_claim(token, consumer):
             consumer.settled_early += 1
         self.settled(ready)
+
+    def forget_claim(self, token: Any, consumer: Consumer) -> bool:
+        """Remove a claim that has ended from the list that has it; return whether one had it."""
+        if OPEN:
+            claims = self.in_flight.find(token, consumer)
+            if claims is not None:
+                self._on_rollback(self._hold_again, claims, token, consumer, consumer.settled_early)
+        return self.in_flight.forget(token, consumer)
 
     def _hold_again(
         self, claims: ClaimList, token: Any, consumer: Consumer | None = None, settled_early: int = 0
@@ -504,17 +549,40 @@ class QueueCore:
 
         :raise ValueError: no item is unfinished.
         """
-        if self.autosave:
+        if OPEN:
+            self.store.await_transaction()
+        if not self.autosave:
+            self._ack_oldest(consumer)
+        elif OPEN and (transaction := self.store.open_transaction()) is not None:
+            self._count_done_after_commit(transaction)
+        else:
             with self._mutex:
                 if not self._delivered_unfinished:
                     raise ValueError("task_done() called too many times")
                 self._delivered_unfinished -= 1
-            if OPEN:
-                self._on_rollback(self._count_delivered, [1])
-        else:
-            self._ack_oldest(consumer)
         if self.all_done.listeners or OPEN:
             self._notify(self.all_done)
+
+    def _count_done_after_commit(self, transaction: TransactionHooks) -> None:
+        """Count one item as finished after the commit, so that no ``join`` ends too early."""
+        if self._done_in_transaction >= self._delivered_unfinished:
+            raise ValueError("task_done() called too many times")
+        if not self._done_in_transaction:
+            transaction.on_rollback(partial(setattr, self, "_done_in_transaction", 0))
+            transaction.after_commit(self._finish_transaction)
+        self._done_in_transaction += 1
+
+    def _finish_transaction(self) -> None:
+        with self._mutex:
+            # No call between these two steps, because a signal handler could raise after one.
+            self._delivered_unfinished -= self._done_in_transaction
+            self._done_in_transaction = 0
+        self.all_done.notify(None)
+
+    def _own_done(self) -> int:
+        """Return how many items this task has finished in a transaction that is not committed yet."""
+        done = self._done_in_transaction
+        return done if done and self.store.open_transaction() is not None else 0
 
     def _ack_oldest(self, consumer: Consumer) -> None:
         settled_early = consumer.settled_early
@@ -563,12 +631,12 @@ class QueueCore:
         # After an immediate shutdown a stored item counts as drained, as in the standard library. The sum is
         # in the order in which an item passes through the three numbers, so that no item is overlooked.
         stored = self.store.claimed() if self.is_immediate else self.store.unfinished()
-        return stored + sum(self._popping.values()) + self._delivered_unfinished
+        return stored + sum(self._popping.values()) + self._delivered_unfinished - self._own_done()
 
     def has_unfinished(self) -> bool:
         """Tell whether ``join`` would wait."""
         stored = bool(self.store.claimed()) if self.is_immediate else self.store.has_unfinished()
-        return stored or any(self._popping.values()) or self._delivered_unfinished > 0
+        return stored or any(self._popping.values()) or self._delivered_unfinished > self._own_done()
 
     def qsize(self) -> int:
         """Return how many items are ready."""
@@ -618,8 +686,3 @@ class QueueCore:
     def _wake_all(self) -> None:
         for event in (self.not_empty, self.any_put, self.not_full, self.all_done):
             event.notify(None)
-
-
-def _append_if_absent(pending: deque[Sequence[Claim]], claims: Sequence[Claim]) -> None:
-    if claims not in pending:
-        pending.append(claims)

@@ -11,6 +11,7 @@ from persistcoll.container import T, option
 from persistcoll.engine.contracts import Claim, QueueStore, RecordStore, Select
 from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
 from persistcoll.engine.records import Backoff, Record, State
+from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
 from persistcoll.queues.deliveries import Deliveries, Delivery
 from persistcoll.queues.sql import PlainPuts, RecordQueueCore, SQLQueue
@@ -292,6 +293,8 @@ class AckQueue(PlainPuts[T]):
 
     def _settle(self, item: Any, id: Any, verb: Callable[[int], int], ready: int) -> int | None:
         found: list[Delivery] = []
+        if OPEN:
+            self._store.await_transaction()
         try:
             self._find(item, id, found)
             if not found:
@@ -303,7 +306,7 @@ class AckQueue(PlainPuts[T]):
         except ClaimError as error:
             if not found:
                 raise
-            self._core.in_flight.forget(found[0])
+            self._core.forget_claim(found[0], self._blocking.consumer.own)
             if isinstance(error, StaleClaimError):
                 raise
             self._refuse_not_held(found[0].id)  # Another thread settled it at the same time.

@@ -6,8 +6,9 @@ again, the old claim can settle nothing, however late its holder tries.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,12 @@ __all__ = ["Claims", "sweep"]
 
 Claim = tuple[int, int, int]
 """Holder, id, attempts."""
+_Held = tuple[int, int]
+"""Attempts, and a number that no other claim has.
+
+After a rollback the same record may be claimed again in the same attempt, and a thread that held the claim
+that was rolled back must not settle the new one.
+"""
 
 _HOLDERS = "SELECT holder FROM holders WHERE collection = ?"
 _NEW_HOLDER = "INSERT INTO holders (collection, holder) VALUES (?, ?)"
@@ -52,7 +59,7 @@ class Claims:
     """What one handle has claimed, and the statements that settle it.
 
     The database's lock protects ``_epoch``, ``_last_liveness_check`` and the setting of ``_holder``.
-    ``_holder`` is also read without it, and a fork removes it. ``_attempts`` is changed by single atomic
+    ``_holder`` is also read without it, and a fork removes it. ``_held`` is changed by single atomic
     calls and read without a lock. ``_closed`` only ever becomes true: :meth:`close` sets it first and reads
     ``_holder`` second, and a claim sets ``_holder`` first and reads ``_closed`` second, so at least one of
     the two sees the other.
@@ -74,8 +81,9 @@ class Claims:
         self._holder: Holder | None = None
         self._epoch = -1  # the database's, when it was last known to hold this holder's row
         self._closed = False
-        self._attempts: dict[int, int] = {}
-        """How many attempts each record had that this handle has claimed, by id."""
+        self._held: dict[int, _Held] = {}
+        """What this handle has claimed, by id."""
+        self._serials = itertools.count()
         self._last_liveness_check = -_LIVENESS_INTERVAL
 
     # Claiming.
@@ -148,60 +156,72 @@ class Claims:
         if OPEN:
             self._restore_on_rollback([id for id, *_ in rows])
         for id, _, _, _, attempts, _, _ in rows:
-            claim = id, attempts + 1
-            self._attempts[id] = attempts + 1
-            if claims is not None and claim not in claims:
-                claims.append(claim)
+            held = self._held.get(id)
+            if held is None or held[0] != attempts + 1:
+                held = self._held[id] = attempts + 1, next(self._serials)
+            if claims is not None and (id, held) not in claims:
+                claims.append((id, held))
 
-    def _claim_of(self, id: int) -> Claim:
-        attempts = self._attempts.get(id)
-        if attempts is None or self._holder is None:
+    def _held_claim(self, id: int) -> _Held:
+        held = self._held.get(id)
+        if held is None:
             raise NotClaimedError(f"item {id} is not claimed by this store")
+        return held
+
+    def _claim_of(self, id: int, held: _Held) -> Claim:
+        """Return the claim that was this one before the transaction began. Call it within the transaction.
+
+        :raise NotClaimedError: it has ended since, in another thread.
+        """
+        if self._held.get(id) != held or self._holder is None:
+            raise NotClaimedError(f"item {id} is not claimed by this store any more")
+        attempts, _ = held
         return self._holder.number, id, attempts
 
     # Settling.
 
     def finish(self, ids: Sequence[int], state: State, sync: bool) -> None:
         """Make the records of these claims done or failed; all of them or none."""
-        claims = [*map(self._claim_of, dict.fromkeys(ids))]
+        held = {id: self._held_claim(id) for id in ids}
 
-        def run(execute: Execute) -> list[Claim]:
+        def run(execute: Execute) -> dict[int, _Held]:
             self._refresh_counters(execute)
+            claims = [self._claim_of(*each) for each in held.items()]
             if len(claims) > 1 or self._keys.unique:
                 self._refuse_stale(execute, claims)
             for claim in claims:
                 self._settle(execute, claim, state)
-            return claims
+            return held
 
         self._database.write(run, sync, after=self._forget, timeout=self._timeout)
 
-    def _forget(self, claims: Sequence[Claim]) -> None:
+    def _forget(self, settled: dict[int, _Held]) -> None:
         """Forget these claims, which are settled. Idempotent.
 
         Another thread may have claimed the same record again by now; that claim stays.
         """
         if OPEN:
-            self._restore_on_rollback([id for _, id, _ in claims])
-        known = self._attempts
-        for _, id, attempts in claims:
+            self._restore_on_rollback(settled)
+        known = self._held
+        for id, held in settled.items():
             try:
-                if known[id] == attempts:  # no call until `del`, so no other thread runs in between
+                if known[id] == held:  # no call until `del`, so no other thread runs in between
                     del known[id]
             except KeyError:  # close() has released all claims
                 pass
 
-    def _restore_on_rollback(self, ids: Sequence[int]) -> None:
+    def _restore_on_rollback(self, ids: Iterable[int]) -> None:
         """Have this handle remember of these records what it does now, if a transaction is rolled back."""
         transaction = self._database.open_transaction()
         if transaction is not None:
-            transaction.on_rollback(partial(self._restore, {id: self._attempts.get(id) for id in ids}))
+            transaction.on_rollback(partial(self._restore, {id: self._held.get(id) for id in ids}))
 
-    def _restore(self, attempts: dict[int, int | None]) -> None:
-        for id, before in attempts.items():
+    def _restore(self, held: dict[int, _Held | None]) -> None:
+        for id, before in held.items():
             if before is None:
-                self._attempts.pop(id, None)
+                self._held.pop(id, None)
             else:
-                self._attempts[id] = before
+                self._held[id] = before
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
         for claim in claims:
@@ -258,13 +278,14 @@ class Claims:
 
     def nack(self, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
         """Make a claimed record ready, now or after ``delay`` seconds, or dead; return its new id."""
-        claim = self._claim_of(id)
-        _, _, attempts = claim
+        held = self._held_claim(id)
+        attempts, _ = held
         if delay is None:
             delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
 
         def run(execute: Execute) -> int:
             self._refresh_counters(execute)
+            claim = self._claim_of(id, held)
             self._refuse_stale(execute, (claim,))
             if self._attempts_exhausted(attempts):
                 self._settle(execute, claim, State.DEAD)
@@ -273,22 +294,31 @@ class Claims:
             move = self._send_to_back if to_back else self._return
             return move(execute, claim, until)
 
-        return self._database.write(run, sync, after=lambda _: self._forget((claim,)), timeout=self._timeout)
+        return self._database.write(
+            run, sync, after=lambda _: self._forget({id: held}), timeout=self._timeout
+        )
 
     def release(self, claims: Sequence[contracts.Claim]) -> int:
         """Make the records of these claims ready at once; return how many of the claims were still active."""
-        active = [self._claim_of(id) for id, attempts in claims if self._attempts.get(id) == attempts]
 
-        def run(execute: Execute) -> int:
+        def run(execute: Execute) -> dict[int, _Held]:
             self._refresh_counters(execute)
-            held = [
-                claim for claim in active if execute(self._sql.claim_exists, claim).fetchone() is not None
-            ]
-            for claim in held:
-                self._return(execute, claim, None)
-            return len(held)
+            active: dict[int, _Held] = {}
+            for id, held in claims:
+                if self._held.get(id) == held:
+                    claim = self._claim_of(id, held)
+                    if execute(self._sql.claim_exists, claim).fetchone() is not None:
+                        self._return(execute, claim, None)
+                        active[id] = held
+                    else:
+                        lost[id] = held
+            return active
 
-        return self._database.write(run, False, after=lambda _: self._forget(active), timeout=self._timeout)
+        lost: dict[int, _Held] = {}
+        released = self._database.write(
+            run, False, after=lambda active: self._forget({**active, **lost}), timeout=self._timeout
+        )
+        return len(released)
 
     def _attempts_exhausted(self, attempts: int) -> bool:
         limit = self._retry.max_attempts
@@ -387,12 +417,18 @@ class Claims:
             return False
         return time.monotonic() - self._last_liveness_check >= _LIVENESS_INTERVAL
 
+    def liveness_check_due(self) -> float | None:
+        """Return when the holders were checked last, if :meth:`may_reclaim`; otherwise ``None``."""
+        return self._last_liveness_check if self.may_reclaim() else None
+
     def reclaim_if_due(self, execute: Execute) -> bool:
         """Call :meth:`reclaim` if it is time for it; return whether it found a record."""
         if not self.may_reclaim():
             return False
         self._last_liveness_check = time.monotonic()
-        return self.reclaim(execute) > 0
+        count = self.reclaim(execute)
+        self._database.note_due_done()
+        return count > 0
 
     def find_unready(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Return the number of the holder of a record (0 if it is delayed) and its row, or two ``None``."""
@@ -407,7 +443,7 @@ class Claims:
     def close(self) -> None:
         """Release what is claimed, or leave it to be reclaimed from a dead holder."""
         self._closed = True  # before `_holder` is read: see _ensure_holder()
-        self._attempts.clear()
+        self._held.clear()
         holder = self._holder
         if holder is None:
             return
@@ -433,7 +469,7 @@ class Claims:
         if self._holder is not None:
             self._holder.close()
         self._holder = None
-        self._attempts.clear()
+        self._held.clear()
 
 
 def sweep(execute: Execute, database: Database) -> None:

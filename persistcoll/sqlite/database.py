@@ -362,6 +362,20 @@ class Database:
         if not self._connection.in_transaction:
             self._execute(driver.BEGIN)
 
+    def note_due_done(self) -> None:
+        """Say, within :meth:`write`, that what was due is done, whatever becomes of the operation."""
+        self._transaction.whole_at = self._connection.total_changes
+
+    def await_transaction(self, timeout: float) -> None:
+        """Return when no other caller's transaction is open, because the next operation may rest on it.
+
+        :param timeout: seconds.
+        :raise LockedError: it did not end in time.
+        """
+        owner = self._transaction.owner
+        if owner is not None and owner != threading.get_ident() and not self._lock.is_owned():
+            self._wait_out(time.monotonic() + timeout)
+
     def mark_dirty(self, counters: Counters) -> None:
         """Have ``counters`` written by the commit of this transaction, within :meth:`write`."""
         self._dirty[counters] = None

@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -112,15 +113,30 @@ _WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
 
 _DROP_OPERATIONS = "DROP TABLE IF EXISTS temp.persistcoll_operations"
 # What SQLite asks about each part of a statement before it executes it. The answer is 0 (permitted), except
-# where the action or its object is one of these, which is then the answer and no permission. They would end
-# the transaction, or outlive it: two numbers in the file say that it is ours, and in which format. These are
-# no Python functions, because an interrupt within one would be lost in SQLite.
+# where the action is one of these: then it is the action's number, which is no permission. They would end the
+# transaction, or outlive it, because all collections of this process write over the same connection. These
+# are no Python functions, because an interrupt within one would be lost in SQLite.
 _REFUSED = [
-    sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, "user_version",
-    "application_id",
+    sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA,
 ]  # fmt: skip
 _PERMIT: Any = partial(max, 0, key=[].count)
 _PERMIT_ALL_BUT_REFUSED: Any = partial(max, 0, key=_REFUSED.count)
+
+
+class _LentCursor(sqlite3.Cursor):
+    """A cursor for statements of a transaction's caller. The end of the transaction closes it."""
+
+    connection: WritingConnection
+
+    def execute(self, *arguments: Any) -> Any:
+        """Execute a statement of the caller."""
+        self.connection.check_lent()
+        return super().execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> Any:
+        """Execute a statement of the caller once for each of several parameters."""
+        self.connection.check_lent()
+        return super().executemany(*arguments)
 
 
 class WritingConnection(sqlite3.Connection):
@@ -140,21 +156,35 @@ class WritingConnection(sqlite3.Connection):
     _is_used = False
     _operations = 0
     _text_factory: Any = str
+    _cursors: list[weakref.ref[sqlite3.Cursor]] = []  # noqa: RUF012 - lend() makes a new one
 
     def lend(self) -> None:
         """Let the caller use it until :meth:`take_back`."""
-        self._is_used, self._operations = False, 0
+        self._is_used, self._operations, self._cursors = False, 0, []
         self._is_lent = True
 
     def take_back(self) -> None:
         """Refuse the caller every further use. Idempotent, and may be called again after an interrupt."""
         self._is_lent = False
-        if self._is_used:
-            self.set_authorizer(None if sys.version_info >= (3, 11) else _PERMIT)
-            self.row_factory, self.text_factory = None, str
-            with suppress(sqlite3.Error):  # the next loan drops it, and so does a rollback
-                self._execute(_DROP_OPERATIONS)
-            self._is_used = False
+        self.row_factory, self.text_factory = None, str
+        if not self._is_used:
+            return
+        # A statement that is not exhausted would keep the connection in its snapshot.
+        for reference in self._cursors:
+            cursor = reference()
+            if cursor is not None:
+                cursor.close()
+        super().set_authorizer(None if sys.version_info >= (3, 11) else _PERMIT)
+        with suppress(sqlite3.Error):  # the next loan drops it, and so does a rollback
+            self._execute(_DROP_OPERATIONS)
+        self._is_used = False
+
+    def check_lent(self) -> None:
+        """Raise ``sqlite3.ProgrammingError`` if the transaction has ended."""
+        if not self._is_lent:
+            raise sqlite3.ProgrammingError("the transaction that lent this connection has ended")
+        if not self.in_transaction:
+            raise sqlite3.ProgrammingError("an error of a statement has rolled back the transaction")
 
     def own_cursor(self) -> sqlite3.Cursor:
         """Return a cursor for statements of the collections."""
@@ -162,20 +192,21 @@ class WritingConnection(sqlite3.Connection):
         cursor.row_factory = None
         return cursor
 
-    def cursor(self, *arguments: Any, **options: Any) -> Any:
-        """Return a cursor for statements of the caller."""
+    def cursor(self, factory: object = None) -> Any:
+        """Return a cursor for statements of the caller; ``factory`` is ignored."""
         if self._is_lent is None:
-            return super().cursor(*arguments, **options)
-        if not self._is_lent:
-            raise sqlite3.ProgrammingError("the transaction that lent this connection has ended")
+            return super().cursor()
+        self.check_lent()
         if not self._is_used:
             self._execute(_DROP_OPERATIONS)
             self._execute(
                 "CREATE TEMP TABLE persistcoll_operations AS SELECT ? AS count", (self._operations,)
             )
-            self.set_authorizer(_PERMIT_ALL_BUT_REFUSED)
+            super().set_authorizer(_PERMIT_ALL_BUT_REFUSED)
             self._is_used = True
-        return super().cursor(*arguments, **options)
+        cursor = super().cursor(_LentCursor)
+        self._cursors.append(weakref.ref(cursor))
+        return cursor
 
     def execute(self, *arguments: Any) -> Any:
         """Execute a statement of the caller."""
@@ -193,32 +224,33 @@ class WritingConnection(sqlite3.Connection):
 
         :return: whether the transaction is still open, and the caller has rolled none of its operations back.
         """
-        if not self._is_used:
+        if self.text_factory is not str:
+            self._text_factory, self.text_factory = self.text_factory, str
+        if not self._is_used or not self.in_transaction:
             return self.in_transaction
-        self._text_factory, self.text_factory = self.text_factory, str
-        if not self.in_transaction:
-            return False
         (count,) = self._execute("SELECT count FROM temp.persistcoll_operations").fetchone()
         return bool(count == self._operations)
 
     def count_operation(self) -> None:
-        """Count an operation that was done and has changed something."""
+        """Count an operation that has changed something."""
         self._operations += 1
         if self._is_used:
             self._execute("UPDATE temp.persistcoll_operations SET count = ?", (self._operations,))
 
     def end_operation(self) -> None:
         """End an operation, whether it was done or not."""
-        if self._is_used:
-            self.text_factory = self._text_factory
+        if self._text_factory is not str:
+            self.text_factory, self._text_factory = self._text_factory, str
 
     def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Refuse what would end the transaction."""
+        """Refuse what would end the transaction, wait for its end, or outlive it."""
         raise sqlite3.ProgrammingError(
-            "the end of the block of transaction() ends this transaction, and nothing else does"
+            "this connection is lent for statements within the block of transaction(), which the end of the"
+            " block commits, and for nothing else"
         )
 
     commit = rollback = executescript = close = __enter__ = _refuse
+    backup = blobopen = deserialize = set_authorizer = load_extension = enable_load_extension = _refuse
     # Python commits when one of them is set.
     isolation_level = property(lambda self: None, _refuse)
     autocommit = property(lambda self: -1, _refuse)

@@ -99,6 +99,10 @@ class Handle(Generic[S]):
         finally:
             self._registry.close_pending()
 
+    def await_transaction(self) -> None:
+        """Return when no other caller's transaction is open in the database."""
+        self._database.await_transaction(self._timeout)
+
     def open_transaction(self) -> TransactionHooks | None:
         """Return the hooks of the transaction that this task has open in the database."""
         return self._database.open_transaction()
@@ -117,6 +121,7 @@ class Handle(Generic[S]):
             self._database.begin()
             self._release_due(execute, counters)
             self._database.mark_dirty(counters)
+            self._database.note_due_done()
         return counters
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:

@@ -411,10 +411,13 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     def change_token(self) -> object:
         self._check()
-        # The end of a delay or a lease, and the death of a holder, do not change the database.
+        # The end of a delay or a lease, and the death of a holder, do not change the database. The token has
+        # the times and not whether they have come: a waiter does what is due, and by its next look something
+        # else may be due.
         due = self._counters.next_due_at
-        is_due = due is not None and due <= self._now()
-        return self._database.change_token(), is_due, self._claims.may_reclaim()
+        if due is not None and due > self._now():
+            due = None
+        return self._database.change_token(), due, self._claims.liveness_check_due()
 
     def stats(self) -> Stats:
         return self._scan.stats(self._database.source.disk_usage)

@@ -63,6 +63,8 @@ class OpenTransaction:
     :ivar owner: the identity of that thread.
     :ivar hooks: what follows the end of the transaction.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
+    :ivar whole_at: how many changes the connection had made when no operation was half done.
+    :ivar abandoned: a transaction that was forgotten within an operation, at whose end it ends.
     :ivar sync: whether it is to be on the device when it has ended.
     :ivar since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
     """
@@ -72,17 +74,21 @@ class OpenTransaction:
         self.owner: int | None = None
         self.error: StorageError | None = None
         self.sync = False
+        self.whole_at = 0
+        self.abandoned: Transaction | None = None
         self.since = 0.0
         self.hooks = TransactionHooks()
         # Weak, so that the destructor of a transaction that nobody ended can end it.
         self.reference: weakref.ref[Transaction] | None = None
-        # Weak, because the frames of a forgotten task hold its transaction.
+        # Weak, because the frames of a forgotten thread or task hold its transaction.
+        self._thread: weakref.ref[threading.Thread] | None = None
         self._task: weakref.ref[Any] | None = None
 
     def begin(self, transaction: Transaction) -> None:
         """Make ``transaction`` the open one, of this thread and task."""
         task = current_task()
         self._task = None if task is None else weakref.ref(task)
+        self._thread = weakref.ref(threading.current_thread())
         self.sync = transaction.sync
         self.hooks = TransactionHooks()
         OPEN.append(self.hooks)
@@ -92,7 +98,7 @@ class OpenTransaction:
 
     def end(self) -> None:
         """Have no transaction open any more. Idempotent."""
-        self.reference = self.owner = self.error = self._task = None
+        self.reference = self.owner = self.error = self.abandoned = self._task = None
         with suppress(ValueError):
             OPEN.remove(self.hooks)
 
@@ -100,7 +106,11 @@ class OpenTransaction:
         """Tell whether this thread and this task have it open."""
         if self.owner is None or self.owner != threading.get_ident():
             return False
-        return (None if self._task is None else self._task()) is current_task()
+        # The identity of a thread that has ended is used again.
+        if self._thread is None or self._thread() is not threading.current_thread():
+            return False
+        task = current_task()
+        return task is None if self._task is None else task is not None and self._task() is task
 
     def refuse_other_task(self, path: str) -> None:
         """Raise ``LockedError`` if another task of this thread has it open. The thread is the owner."""
@@ -116,7 +126,7 @@ class OpenTransaction:
             raise self.error
         self.warn_overdue()
         connection = database._connection
-        before = connection.total_changes
+        before = self.whole_at = connection.total_changes
         try:
             if not connection.begin_operation():
                 self.error = StorageError(_ROLLED_BACK_BY_CALLER.format(database.path))
@@ -128,16 +138,26 @@ class OpenTransaction:
                 after(value)
             return value
         except driver.ERRORS as error:
-            # SQLite may have rolled back the whole transaction: what follows would be committed without it.
-            # Or it rolled back one statement of several: the operation is half done. Neither can go on.
-            self.error = database._failure(error, "using")
-            raise self.error from error
+            raise self._fail(database, error) from error
         except BaseException:
-            if connection.total_changes != before and self.error is None:
+            if self.error is None and connection.total_changes != self.whole_at:
                 self.error = StorageError(_CUT_SHORT.format(database.path))
+            elif self.error is None and self.whole_at != before:  # it was refused after what was due
+                try:
+                    connection.count_operation()
+                except driver.ERRORS as error:
+                    raise self._fail(database, error) from error
             raise
         finally:
             connection.end_operation()
+            if self.abandoned is not None:
+                self.abandoned._finish()
+
+    def _fail(self, database: Database, error: Exception) -> StorageError:
+        # SQLite may have rolled back the whole transaction: what follows would be committed without it. Or it
+        # rolled back one statement of several: the operation is half done. Neither can go on.
+        self.error = database._failure(error, "using")
+        return self.error
 
     def obstacle(self) -> TransactionOpen:
         """Return the exception that says that this transaction is open."""
@@ -166,6 +186,8 @@ class Transaction(AbstractContextManager[driver.Connection]):
     Only the thread that entered it uses it; the fields need no lock. An interrupt may come where ``__exit__``
     begins. Then the destructor ends the transaction.
     """
+
+    _held: list[threading.Lock] = []  # noqa: RUF012 - for the destructor of one that was never made
 
     def __init__(self, database: Database, sync: bool, timeout: float) -> None:
         self._held: list[threading.Lock] = []  # the gate; empty within another transaction of this thread
@@ -261,8 +283,13 @@ class Transaction(AbstractContextManager[driver.Connection]):
 
     def _end(self) -> None:
         """Roll back what is not committed, undo it, and let other callers go on. Idempotent."""
-        if not self._held:
-            return
+        if self._held and self._database._lock.is_owned():
+            # The garbage collector came within an operation of this thread, which must come to its end.
+            self._database._transaction.abandoned = self
+        elif self._held:
+            self._finish()
+
+    def _finish(self) -> None:
         database = self._database
         gate = self._held[0]
         # After a fork the gate is another one, and the parent ends the transaction.

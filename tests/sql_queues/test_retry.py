@@ -150,6 +150,19 @@ def test_what_is_due_wakes_waiting_threads(open_queue):
     assert queue.get(timeout=10, id=1) == "a"
 
 
+def test_two_ends_between_two_looks_of_a_waiting_thread_are_two_changes(leased, clock):
+    """The thread looks, does what is due, and by its next look something else is due."""
+    leased.put("a")
+    leased.get()
+    leased.nack(id=1, delay=LEASE + 5)  # the end of the lease is what the counters still expect first
+    clock.now += LEASE
+    token = leased._store.change_token()
+    with pytest.raises(Empty):
+        leased.get(block=False)
+    clock.now += 5
+    assert leased._store.change_token() != token
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import os
+import pickle
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -30,7 +33,7 @@ from persistcoll import (
 )
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.testing.children import in_forked_child
-from tests.queues.waits import waiting
+from tests.queues.waits import until, waiting
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -292,6 +295,171 @@ def test_two_files_are_two_transactions(tmp_path):
         assert (len(one), len(two)) == (1, 0)
 
 
+# --- claims across the ends of blocks and threads
+
+
+def settling(call: Callable[[], object]) -> Any:
+    """Start ``call`` in a thread, and return when it waits for the end of the transaction, or is done."""
+    finish = waiting(call)
+    until(lambda: finish.done() or in_wait_out(finish.thread))
+    return finish
+
+
+def in_wait_out(thread: threading.Thread) -> bool:
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code.co_name == "_wait_out":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def test_a_claim_that_was_rolled_back_does_not_settle_the_next_one(other, tmp_path):
+    with SQLiteAckQueue[list[str]](tmp_path, name="q") as queue:
+        queue.put(["x"])
+        with suppress(_Fails), queue.transaction():
+            item = queue.get()
+            late = settling(lambda: queue.ack(item))
+            raise _Fails
+        again = queue.get()
+        assert late() is None
+        assert queue.unack_count() == 1
+        assert queue.ack(again) == 1
+
+
+@pytest.mark.parametrize("kind", [SQLiteQueue, SQLiteAckQueue])
+def test_a_receive_that_outlives_the_rollback_settles_nothing(kind, other, tmp_path):
+    options = {} if kind is SQLiteAckQueue else {"auto_commit": False}
+    with kind(tmp_path, name="q", **options) as queue:
+        queue.put("x")
+        stack = ExitStack()
+        with suppress(_Fails), queue.transaction():
+            stack.enter_context(queue.receive())
+            raise _Fails
+        assert queue.get() == "x"
+        with pytest.raises(NotClaimedError, match="rolled back"):
+            stack.close()
+        queue.task_done()
+        queue.join()
+
+
+@pytest.mark.parametrize("kind", [SQLiteQueue, SQLiteAckQueue])
+@pytest.mark.parametrize("how", ["well", "raising", "forgotten"])
+def test_a_receive_of_before_that_ends_in_a_rolled_back_block_gives_its_item_back(kind, how, other, tmp_path):
+    options = {} if kind is SQLiteAckQueue else {"auto_commit": False}
+    with kind(tmp_path, name="q", **options) as queue:
+        queue.put("x")
+        blocks = [queue.receive()]
+        blocks[0].__enter__()
+        with suppress(_Fails), other.transaction():
+            if how == "well":
+                blocks[0].__exit__(None, None, None)
+            elif how == "raising":
+                error = ValueError()
+                assert not blocks[0].__exit__(ValueError, error, None)
+            blocks.clear()
+            raise _Fails
+        assert queue.get(timeout=30) == "x"
+        queue.task_done()
+        queue.join()
+
+
+def test_a_receive_in_a_rolled_back_block_leaves_no_delivery(other, tmp_path):
+    with SQLiteAckQueue[int](tmp_path, name="q") as queue, SQLiteAckQueue[int](tmp_path, name="q") as second:
+        queue.put(5)
+        queue.put(5)
+        with suppress(_Fails), queue.transaction():
+            with queue.receive():
+                pass
+            raise _Fails
+        second.get()
+        assert queue.ack(queue.get()) == 2
+
+
+@pytest.mark.parametrize("verb", ["ack", "task_done"])
+def test_another_thread_settles_after_the_end_what_the_transaction_settles(verb, other, tmp_path):
+    with SQLiteAckQueue[str](tmp_path, name="q") as queue:
+        queue.put("x")
+        got, begun = threading.Event(), threading.Event()
+
+        def work() -> object:
+            item = queue.get()
+            got.set()
+            assert begun.wait(30)
+            if verb == "ack":
+                return queue.ack(item)
+            queue.task_done()
+            return None
+
+        finish = waiting(work)
+        assert got.wait(30)
+        with suppress(_Fails), other.transaction():
+            queue.ack(id=1)
+            begun.set()
+            until(lambda: finish.done() or in_wait_out(finish.thread))
+            raise _Fails
+        assert finish() == (1 if verb == "ack" else None)
+        assert queue.active_size() == 0
+
+
+def test_what_is_due_is_done_before_a_refusal(other, tmp_path):
+    with SQLiteAckQueue[str](tmp_path, name="q", maxsize=2) as queue, PDict[str, Any](tmp_path, "p") as pairs:
+        queue.put("a")
+        queue.nack(queue.get(), delay=0.05)
+        pairs.set("short", 1, ttl=0.05)
+        pairs["text"] = "x"
+        with other.transaction() as connection:
+            connection.execute("SELECT 1")
+            threading.Event().wait(0.1)
+            with pytest.raises(Empty):
+                queue.get(id=99, block=False)
+            with pytest.raises(TypeError):
+                pairs.incr("text")
+            pairs["n"] = 1
+            queue.put("b")
+            with pytest.raises(Full):
+                queue.put("c")
+        assert (queue.qsize(), dict(pairs)) == (2, {"text": "x", "n": 1})
+
+
+@pytest.mark.parametrize("auto_commit", [True, False])
+def test_a_join_beside_a_rolled_back_block_ends_when_all_is_done(auto_commit, other, tmp_path):
+    with SQLiteQueue(tmp_path, "q", auto_commit=auto_commit) as queue:
+        with suppress(_Fails), queue.transaction():
+            queue.put(1)
+            queue.get()
+            join = waiting(queue.join)
+            raise _Fails
+        join()
+        # A call in the block does not end a join before the commit.
+        queue.put(2)
+        queue.get()
+        join = waiting(queue.join)
+        with suppress(_Fails), queue.transaction():
+            queue.task_done()
+            assert queue.unfinished_tasks == 0
+            assert waiting(lambda: queue.unfinished_tasks)() == 1
+            raise _Fails
+        assert not join.done()
+        queue.task_done()
+        join()
+
+
+def test_task_done_of_another_thread_waits_for_the_block(other, tmp_path):
+    with SQLiteQueue(tmp_path, "q") as queue:
+        queue.put(1)
+        with suppress(_Fails), queue.transaction():
+            queue.get()
+            late = settling(queue.task_done)
+            raise _Fails
+        with pytest.raises(ValueError, match="too many"):
+            late()
+        assert (queue.unfinished_tasks, queue.qsize()) == (1, 1)
+        queue.get()
+        queue.task_done()
+        queue.join()
+
+
 # --- waits
 
 
@@ -392,6 +560,57 @@ def test_another_greenlet_is_refused(other, tmp_path):
         assert [*queue.items()] == ["first"]
 
 
+@pytest.mark.parametrize("where", ["thread", "task"])
+def test_a_transaction_of_a_thread_or_task_that_ended_takes_nobody_in(where, other, tmp_path):
+    def begin() -> Iterator[None]:
+        with other.transaction():
+            other["n"] = 1
+            yield
+
+    async def begin_in_a_task() -> None:
+        next(blocks[0])
+
+    with SQLiteQueue(tmp_path, "q", timeout=0.2) as queue:
+        blocks = [begin()]
+        if where == "thread":
+            waiting(lambda: next(blocks[0]))()
+        else:
+            asyncio.run(begin_in_a_task())
+        for put in (lambda: queue.put("x"), waiting(lambda: queue.put("x"))):
+            with pytest.raises(LockedError):
+                put()
+        del blocks[:]
+        gc.collect()
+        until(lambda: not OPEN)
+        queue.put("y")
+        assert [*queue.items()] == ["y"]
+        assert "n" not in other
+
+
+def test_a_transaction_that_is_collected_within_an_operation_ends_after_it(other, tmp_path):
+    class Collecting:
+        @staticmethod
+        def dumps(item: object) -> bytes:
+            return pickle.dumps(item)
+
+        @staticmethod
+        def loads(data: bytes) -> object:
+            gc.collect()
+            return pickle.loads(data)
+
+    with SQLiteQueue(tmp_path, "q", serializer=Collecting, auto_commit=False) as queue:
+        queue.put("a")
+        cycle: list[Any] = [other.transaction()]
+        cycle.append(cycle)
+        cycle[0].__enter__()
+        queue.put("b")
+        del cycle
+        assert queue.get() == "a"
+        assert OPEN == []
+        # The operation was the last one of the transaction that ended.
+        assert (queue.qsize(), queue.unfinished_tasks, [*queue.items()]) == (1, 1, ["a"])
+
+
 def test_a_transaction_that_another_thread_ends_is_rolled_back(other, tmp_path):
     with SQLiteQueue(tmp_path, "q") as queue, ExitStack() as stack:
         stack.enter_context(other.transaction())
@@ -468,6 +687,9 @@ ENDINGS: dict[str, Callable[[Any], object]] = {
     "isolation_level": lambda connection: setattr(connection, "isolation_level", None),
     "autocommit": lambda connection: setattr(connection, "autocommit", True),
     "close": lambda connection: connection.close(),
+    "backup": lambda connection: connection.backup(None),
+    "set_authorizer": lambda connection: connection.set_authorizer(None),
+    "query_only": lambda connection: connection.execute("PRAGMA query_only = ON"),
     "attach": lambda connection: connection.execute("ATTACH ':memory:' AS another"),
     "user_version": lambda connection: connection.execute("PRAGMA user_version = 7"),
 }
@@ -536,12 +758,38 @@ def test_an_error_of_the_callers_own_statement(other, tmp_path):
                 queue.put("y")
                 with pytest.raises(sqlite3.IntegrityError):
                     connection.execute("INSERT OR ROLLBACK INTO own VALUES (1)")
+                with pytest.raises(sqlite3.ProgrammingError, match="rolled back"):
+                    connection.execute("INSERT INTO own VALUES (2)")
                 with pytest.raises(StorageError, match="rolled back"):
                     queue.put("z")
 
         with pytest.raises(StorageError, match="rolled back"):
             roll_back()
         assert [*queue.items()] == ["x"]
+    assert rows(tmp_path, "SELECT n FROM own") == [(1,)]
+
+
+def test_statements_that_outlive_the_block(other, tmp_path):
+    with (
+        SQLiteQueue(tmp_path, "q", timeout=1) as queue,
+        closing(sqlite3.connect(tmp_path / "data.db")) as another,
+    ):
+        for _ in range(2):
+            with queue.transaction() as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS own (n)")
+                connection.executemany("INSERT INTO own VALUES (?)", [(n,) for n in range(1000)])
+                cursor = connection.execute("SELECT n FROM own")
+                assert cursor.fetchone() == (0,)
+                insert = connection.cursor()
+                queue.put("x")
+            another.execute("INSERT INTO own VALUES (1)")
+            another.commit()
+            for use in (cursor.fetchone, lambda insert=insert: insert.execute("INSERT INTO own VALUES (2)")):
+                with pytest.raises(sqlite3.ProgrammingError):
+                    use()
+            queue.put("y")
+        queue.shrink_disk_usage()
+        assert queue.qsize() == 4
 
 
 def test_what_the_caller_sets_on_the_connection_does_not_stay(other, tmp_path):
@@ -550,8 +798,14 @@ def test_what_the_caller_sets_on_the_connection_does_not_stay(other, tmp_path):
             connection.row_factory, connection.text_factory = sqlite3.Row, bytes
             assert connection.execute("SELECT 1 AS one").fetchone()["one"] == 1
             queue.put("x")
+            assert connection.execute("SELECT 'text' AS text").fetchone()["text"] == b"text"
         with queue.transaction() as connection:
             assert connection.execute("SELECT 'text'").fetchone() == ("text",)
+            connection.text_factory = bytes
+            with SQLiteQueue(tmp_path, "q"):
+                pass
+        with SQLiteQueue(tmp_path, "q"):
+            pass
         assert queue.get() == "x"
 
 

@@ -197,6 +197,16 @@ class QueueStore(Protocol):
         """Return the hooks of the transaction that the next call of this task is a part of, or ``None``."""
         return None
 
+    def await_transaction(self) -> None:
+        """Return when no other caller's transaction is open.
+
+        What the process remembers of a claim may be that of the open transaction, and the end may undo it. So
+        whoever settles a claim waits first, and not only for the lock of the database.
+
+        :raise LockedError: the transaction did not end in time.
+        """
+        return
+
     def joined(self, connection: Any) -> QueueStore:
         """Return this store bound to the transaction that the caller has open on ``connection``.
 

@@ -131,6 +131,10 @@ class MemoryRecordStore(RecordStore):
     def transaction(self) -> AbstractContextManager[None]:
         return self._state.transaction(self._promote_due)
 
+    def await_transaction(self) -> None:
+        with self._state.lock:
+            pass
+
     def open_transaction(self) -> TransactionHooks | None:
         return self._state.open_transaction()
 
