@@ -367,11 +367,7 @@ class Database:
         self._transaction.whole_at = self._connection.total_changes
 
     def await_transaction(self, timeout: float) -> None:
-        """Return when no other caller's transaction is open, because the next operation may rest on it.
-
-        :param timeout: seconds.
-        :raise LockedError: it did not end in time.
-        """
+        """Return when no other caller's transaction is open, or raise ``LockedError`` after the timeout."""
         owner = self._transaction.owner
         if owner is not None and owner != threading.get_ident() and not self._lock.is_owned():
             self._wait_out(time.monotonic() + timeout)
@@ -430,8 +426,7 @@ class Database:
         what it has not committed. An error of the database ends the transaction: every later operation within
         the block is refused, and the block's end raises the error.
 
-        :param sync: whether the transaction is to be on the device when the block has ended. It also is if an
-            operation in it is to be.
+        :param sync: whether it is to be on the device at the end. It also is if an operation in it is to be.
         :param timeout: seconds to wait for another caller's transaction, and seconds after which this one is
             logged as overdue; ``None``: what the database was opened with.
         """
@@ -637,8 +632,7 @@ class Database:
         """
         if not SAME[0]:
             follow_fork()
-        is_owner = self._transaction.owner == threading.get_ident()
-        if is_owner:
+        if self._transaction.owner == threading.get_ident():
             self._transaction.refuse_other_task(self.path)
             raise StorageError(f"{self.path!r} cannot be shrunk within a transaction; nothing was done")
         if self._lock.is_owned():

@@ -201,7 +201,7 @@ class QueueStore(Protocol):
         """Return when no other caller's transaction is open.
 
         What the process remembers of a claim may be that of the open transaction, and the end may undo it. So
-        whoever settles a claim waits first, and not only for the lock of the database.
+        the core waits for the end before it settles a claim, and not only for the lock of the database.
 
         :raise LockedError: the transaction did not end in time.
         """
