@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import random
+import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from persistcoll import PDict
+from persistcoll.engine.records import Durability
 from tests.crash.accounts import number_of, numbered
+from tests.crash.images import Image, program
 from tests.crash.workers import Server
 from tests.stateful.dict_machine import ModelDict
 
@@ -31,11 +35,14 @@ __all__ = [
     "Account",
     "Author",
     "Op",
+    "Pairs",
     "belongs",
     "contents",
+    "cut_again_and_again",
     "do",
     "hear",
     "is_sound",
+    "kill_again_and_again",
     "listen",
     "look",
     "stored",
@@ -196,18 +203,20 @@ class _Model(ModelDict):
 class Account:
     """What a dict, or the keys of one worker in it, must be after a crash.
 
+    :param first: what is there before the first run.
     :ivar counts: the results of increments of the shared counter.
     :ivar unanswered: how often it may have been incremented without an answer.
     :ivar done, undone: how many operations that a crash cut short were found done, and not done.
     :ivar between: how many states were neither the first nor the last of a run.
     """
 
-    def __init__(self) -> None:
-        self.model = _Model()  # with the buffered changes
-        self.committed = _Model()
+    def __init__(self, first: Pairs | None = None) -> None:
+        first = first or []
+        self.model = _Model(first)  # with the buffered changes
+        self.committed = _Model(first)
         self.gathers = False
         self.asked: Op | None = None
-        self.history: list[Pairs] = [[]]  # all states since the last check
+        self.history: list[Pairs] = [first]  # all states since the last check
         self.counts: list[int] = []
         self.unanswered = self.done = self.undone = self.between = 0
 
@@ -230,7 +239,7 @@ class Account:
             if op[0] == "incr":
                 self.counts.append(result)
             return
-        wanted = do(self.model, op, lambda number: number)
+        wanted = self._replay(self.model, op)
         assert result == wanted, f"lost or undone: {op} gave {result}, not {wanted}"
         if not self.gathers or op == ("task_done",):
             self.committed = _Model(self.model)
@@ -269,8 +278,13 @@ class Account:
         if self.gathers:
             return list((self.model if self.asked == ("task_done",) else self.committed).items())
         model = _Model(self.committed)
-        do(model, self.asked, lambda number: number)
+        self._replay(model, self.asked)
         return list(model.items())
+
+    @staticmethod
+    def _replay(model: Any, op: Op) -> Any:
+        """Do the operation to the model; return its result, in numbers."""
+        return do(model, op, lambda number: number)
 
 
 def _difference(found: Pairs, wanted: Pairs) -> list[Any]:
@@ -283,14 +297,14 @@ def _difference(found: Pairs, wanted: Pairs) -> list[Any]:
 # Shared parts of the tests.
 
 
-def hear(accounts: dict[str, Account], lines: list[tuple[str, str]]) -> int:
+def hear(accounts: Mapping[str, Account], lines: list[tuple[str, str]]) -> int:
     """Record what the workers said; return the number of lines."""
     for name, said in lines:
         accounts[name].add(said)
     return len(lines)
 
 
-def listen(server: Server, accounts: dict[str, Account], rng: random.Random) -> None:
+def listen(server: Server, accounts: Mapping[str, Account], rng: random.Random) -> None:
     """Wait for more lines, and a little longer, so that a kill comes inside of an operation too."""
     heard, enough = 0, rng.randrange(1, 60)
     while heard < enough:
@@ -313,3 +327,58 @@ def is_sound(path: str) -> None:
     """Check the database, which this process does not have open, as SQLite does."""
     with contextlib.closing(sqlite3.connect(Path(path, "data.db"))) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def kill_again_and_again(
+    server: Server,
+    rng: random.Random,
+    path: str,
+    kills: int,
+    account: Account,
+    found: Callable[[str], Pairs],
+    **order: Any,
+) -> None:
+    """Let one worker after the other begin where the killed one before it ended.
+
+    :param found: what is in the store after a kill, in numbers, after any check of its own.
+    """
+    for _ in range(kills):
+        worker = server.start("it", path, 0, rng.getrandbits(32), "alone", **order)
+        listen(server, {"it": account}, rng)
+        hear({"it": account}, server.bury([worker]))
+        account.check(found(path))
+    is_sound(path)
+
+
+def cut_again_and_again(
+    server: Server,
+    rng: random.Random,
+    disk: Image,
+    cuts: int,
+    account: Account,
+    found: Callable[[str], Pairs],
+    durability: Durability,
+    *,
+    syncs: bool = True,
+    **order: Any,
+) -> None:
+    """Cut the power again and again under one store.
+
+    :param found: as of :func:`kill_again_and_again`.
+    :param syncs: whether the worker's disk does anything for durability.
+    """
+    path = str(disk.place / "store")
+    for _ in range(cuts):
+        level = durability if syncs else "process"
+        worker = server.start("it", path, 0, rng.getrandbits(32), "alone", durability=level, **order)
+        listen(server, {"it": account}, rng)
+        if durability == "process":  # the system may do this at any moment, and rarely does
+            program("sync", "-f", path)
+            listen(server, {"it": account}, rng)
+        os.kill(worker.pid, signal.SIGSTOP)
+        disk.cut_power()
+        hear({"it": account}, server.bury([worker]))
+        disk.unmount()
+        disk.mount()
+        account.check(found(path), prefix=durability == "process")
+        is_sound(path)

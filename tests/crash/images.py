@@ -13,11 +13,13 @@ from pathlib import Path
 
 from tests.needs import need
 
-__all__ = ["IDS", "KINDS", "Image", "image", "program"]
+__all__ = ["IDS", "KINDS", "PLAIN", "Image", "image", "program"]
 
 KINDS = [("ext4", ""), ("ext4", "noauto_da_alloc"), ("xfs", "")]
 """File systems, and their mount options."""
 IDS = ["ext4", "ext4-noauto_da_alloc", "xfs"]
+PLAIN = [kind for kind, options in KINDS if not options]
+"""Those for SQLite: ext4's other mount options concern renames, which SQLite does not make."""
 
 _SHUTDOWN = 0x8004587D  # FS_IOC_SHUTDOWN
 _NO_LOG_FLUSH = struct.pack("I", 2)

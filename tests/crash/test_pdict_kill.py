@@ -22,10 +22,12 @@ from tests.crash.dict_accounts import (
     ACCOUNTS,
     SHARED,
     Account,
+    Pairs,
     belongs,
     contents,
     hear,
     is_sound,
+    kill_again_and_again,
     listen,
     look,
 )
@@ -53,14 +55,12 @@ def path() -> Iterator[str]:
 
 
 def live_and_die(server: Server, rng: random.Random, path: str, kills: int, **options: Any) -> Account:
-    account = Account()
-    for _ in range(kills):
-        worker = server.start("it", path, 0, rng.getrandbits(32), "alone", durability="process", **options)
-        listen(server, {"it": account}, rng)
-        hear({"it": account}, server.bury([worker]))
+    def found(path: str) -> Pairs:
         with PDict[Any, Any](path, durability="process") as d:
-            account.check(contents(d))
-    is_sound(path)
+            return contents(d)
+
+    account = Account()
+    kill_again_and_again(server, rng, path, kills, account, found, durability="process", **options)
     return account
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,11 @@ import pytest
 
 from persistcoll import PDict
 from persistcoll.engine.records import Durability
-from tests.crash.dict_accounts import Account, contents, hear, is_sound, listen
-from tests.crash.images import KINDS, Image, image, program
+from tests.crash.dict_accounts import Account, Pairs, contents, cut_again_and_again
+from tests.crash.images import PLAIN, Image, image
 from tests.crash.workers import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
-
-# ext4's other mount options concern renames, which SQLite does not make.
-FILE_SYSTEMS = [kind for kind, options in KINDS if not options]
 
 
 @pytest.fixture
@@ -30,60 +25,39 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-@pytest.fixture(params=FILE_SYSTEMS)
+@pytest.fixture(params=PLAIN)
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Image]:
     with image(tmp_path, request.param, "") as disk:
         yield disk
 
 
-def cut_again_and_again(
-    server: Server,
-    rng: random.Random,
-    disk: Image,
-    cuts: int,
-    durability: Durability,
-    *,
-    gathers: bool = False,
-    syncs: bool = True,
-    **options: Any,
+def cut(
+    server: Server, rng: random.Random, disk: Image, cuts: int, durability: Durability, **options: Any
 ) -> Account:
-    """Cut the power again and again under one dict.
+    """Cut the power again and again under one dict."""
 
-    :param syncs: whether the worker's disk does anything for durability.
-    """
-    account = Account()
-    path = str(disk.place / "d")
-    for _ in range(cuts):
-        order: dict[str, Any] = {"durability": durability if syncs else "process", "gathers": gathers}
-        worker = server.start("it", path, 0, rng.getrandbits(32), "alone", **order, **options)
-        listen(server, {"it": account}, rng)
-        if durability == "process":  # the system may do this at any moment, and rarely does
-            program("sync", "-f", path)
-            listen(server, {"it": account}, rng)
-        os.kill(worker.pid, signal.SIGSTOP)
-        disk.cut_power()
-        hear({"it": account}, server.bury([worker]))
-        disk.unmount()
-        disk.mount()
+    def found(path: str) -> Pairs:
         with PDict[Any, Any](path, durability=durability) as d:
-            account.check(contents(d), prefix=durability == "process")
-        is_sound(path)
+            return contents(d)
+
+    account = Account()
+    cut_again_and_again(server, rng, disk, cuts, account, found, durability, **options)
     return account
 
 
 @pytest.mark.long
 def test_what_returned_survives_a_power_cut(server, rng, disk):
-    account = cut_again_and_again(server, rng, disk, 30, "power")
+    account = cut(server, rng, disk, 30, "power")
     assert account.done + account.undone, "no cut came within an operation"
 
 
 def test_what_was_committed_survives_a_power_cut(server, rng, disk):
-    cut_again_and_again(server, rng, disk, 10, "power", gathers=True)
+    cut(server, rng, disk, 10, "power", gathers=True)
 
 
 @pytest.mark.long
 def test_at_process_a_power_cut_leaves_a_state_of_before(server, rng, disk):
-    assert cut_again_and_again(server, rng, disk, 15, "process").between, "all was lost, or nothing"
+    assert cut(server, rng, disk, 15, "process").between, "all was lost, or nothing"
 
 
 @pytest.mark.long
@@ -93,4 +67,4 @@ def test_at_process_a_power_cut_leaves_a_state_of_before(server, rng, disk):
 def test_without_syncs_the_same_cuts_lose_changes(defect, server, rng, disk):
     """A test of the test."""
     with pytest.raises(AssertionError, match=r"lost or undone|half of"):
-        cut_again_and_again(server, rng, disk, 60, "power", **defect)
+        cut(server, rng, disk, 60, "power", **defect)

@@ -27,6 +27,7 @@ from persistcoll.sqlite.database_file import DatabaseFile
 from persistcoll.testing import faults
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import memory_directory, quick_disk
+from tests.crash.transaction_accounts import Workshop
 
 ERRORS = [
     errno.EACCES,
@@ -133,6 +134,30 @@ def set_in_transaction(store: Any) -> None:
         store[8] = 8
 
 
+class Together(Workshop):
+    """Two queues and a dict of one file, as one container."""
+
+    def items(self) -> list[Any]:
+        return [*self.jobs.items(), *self.results.items(), *self.counters.items()]
+
+    def put(self, item: Any) -> None:
+        self.jobs.put(item)
+
+
+def work_in_transaction(shop: Any) -> None:
+    with shop.transaction("counters"):
+        job = shop.jobs.get(block=False)
+        shop.results.put_many([job, -job])
+        shop.counters.update({job: shop.counters.incr("done")})
+        shop.jobs.ack(job)
+
+
+def work_in_vain(shop: Any) -> None:
+    with contextlib.suppress(ZeroDivisionError), shop.transaction("results"):
+        work_in_transaction(shop)
+        raise ZeroDivisionError
+
+
 LOOKING: dict[str, Callable[[Any], object]] = {
     "items": lambda store: [*store.items()],
     "stats": lambda store: store.stats(),
@@ -168,6 +193,10 @@ SQL = {
     "update": lambda queue: queue.update(99, 1),
     "get by id": lambda queue: queue.get(block=False, id=2),
 }
+TOGETHER: dict[str, Callable[[Any], object]] = {
+    "transaction": work_in_transaction,
+    "rolled back": work_in_vain,
+}
 KINDS = [
     Kind(make, durability, operations)
     for make, operations in (
@@ -195,6 +224,7 @@ KINDS = [
                 "transaction": set_in_transaction,
             },
         ),
+        (Together, TOGETHER),
     )
     for durability in ("power", "process")
 ] + [

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from persistcoll import (
     Empty,
     FILOSQLiteAckQueue,
     FILOSQLiteQueue,
+    PDict,
     PriorityQueue,
     SQLiteAckQueue,
     SQLiteQueue,
@@ -27,6 +29,7 @@ from persistcoll import (
     UniqueQ,
 )
 from persistcoll.sqlite import driver
+from tests.sql.test_syncs import Syncs, database_of
 
 FEW, MANY = 1000, 50_000
 
@@ -175,6 +178,40 @@ def test_at_power_the_statements_are_the_same(meter, opened):
     assert meter.words(lambda: queue.put("e")) == PUT
     assert meter.words(queue.get) == CLAIM
     assert meter.words(queue.task_done) == ACK
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_a_transaction_over_collections_is_one_commit_and_one_sync(
+    meter, opened, monkeypatch, count, durability
+):
+    """Whatever it does within, and to how many collections; one that is rolled back is no sync."""
+
+    def work(well: bool) -> None:
+        with suppress(ZeroDivisionError), results.transaction():
+            for _ in range(count):
+                job = jobs.get()
+                results.put(job)
+                jobs.ack(job)
+                counters["last"] = counters.incr("done")
+            if not well:
+                raise ZeroDivisionError
+
+    jobs, results, counters = (
+        opened(kind, name=kind.__name__, durability=durability)
+        for kind in (SQLiteAckQueue, SQLiteQueue, PDict)
+    )
+    jobs.put_many(range(1000, 1000 + 2 * count))
+    syncs = Syncs(database_of(jobs), monkeypatch)
+    costs = []
+    for well in (True, False, True):
+        syncs.count = 0
+        words = Counter(dict.fromkeys(("begin", "commit", "rollback"), 0))
+        words.update(meter.words(partial(work, well)).split())
+        costs.append((words["begin"], words["commit"], words["rollback"], syncs.count))
+    committed = (1, 1, 0, int(durability == "power"))
+    assert costs == [committed, (1, 0, 1, 0), committed]
+    assert (len(jobs), len(results), counters["done"]) == (0, 2 * count, 2 * count)
 
 
 def test_an_empty_queue_is_asked_without_a_transaction(meter, opened):
