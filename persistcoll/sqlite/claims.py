@@ -426,9 +426,9 @@ class Claims:
         if not self.may_reclaim():
             return False
         self._last_liveness_check = time.monotonic()
-        count = self.reclaim(execute)
-        self._database.note_due_done()
-        return count > 0
+        found = self.reclaim(execute) > 0
+        self._database.keep_changes()
+        return found
 
     def find_unready(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Return the number of the holder of a record (0 if it is delayed) and its row, or two ``None``."""

@@ -36,7 +36,6 @@ from persistcoll.engine.forks import (
     timeout_left,
     unregister_quiescent,
 )
-from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClosedError, StorageError, StoreReplacedError
@@ -45,7 +44,7 @@ from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
 from persistcoll.sqlite.driver import Connection, Execute, leak
 from persistcoll.sqlite.owned_lock import OwnedLock, release_all
-from persistcoll.sqlite.readers import ReaderPool
+from persistcoll.sqlite.readers import DatabasePoison, ReaderPool
 from persistcoll.sqlite.transaction import REENTRANT, OpenTransaction, Transaction
 from persistcoll.sqlite.wal_space import WALPreallocator
 from persistcoll.sqlite.watcher import ChangeWatcher
@@ -70,34 +69,13 @@ def _nothing(execute: Execute) -> None:
     """Change nothing, in a transaction that is followed by the sync of what others changed."""
 
 
-class _Poison(Poison):
-    """The poison of a database, which invalidates the readers as well.
-
-    A failed sync sets it, and so do a file that was replaced, an I/O error of SQLite's, and a fork within an
-    operation or one that Python was not told of. After a failed sync the write-ahead log may have a gap on
-    the device, and SQLite recovers nothing that follows a gap. So the database is neither written nor read
-    any more. Opening it again copies every readable page of the log into the database file.
-
-    As of :class:`~persistcoll.engine.poison.Poison`, no lock protects the fields.
-    """
-
-    def __init__(self, readers: ReaderPool) -> None:
-        super().__init__()
-        self._readers = readers
-
-    def set(self, failure: StorageError) -> None:
-        if self.failure is None:
-            super().set(failure)
-            self._readers.invalidate()
-
-
 class Database:
     """A database that this process has open, for use by any thread.
 
     ``_lock`` protects the connection that writes and the fields that say what it does: ``_opened`` and what
-    :meth:`_use` sets, ``_transaction``, ``_dirty``, ``_committing``, ``_last_change``, ``_wal_needs_space``
-    and the counters. A thread that needs several locks takes the gate of ``_transaction`` first, then the
-    lock of ``_watcher``, then ``_lock``.
+    :meth:`_use` sets, ``_transaction``, ``_dirty``, ``_committing``, ``_last_change``, ``_whole_changes``,
+    ``_wal_needs_space`` and the counters. A thread that needs several locks takes the gate of
+    ``_transaction`` first, then the lock of ``_watcher``, then ``_lock``.
 
     ``epoch``, ``_poison``, ``_is_closing`` and ``_is_writing`` are set under ``_lock`` and also read without
     it, as hints: before a thread acts on one, it reads it again under the lock. Two fields are changed
@@ -130,11 +108,12 @@ class Database:
         self._wal_needs_space = False  # the next commit extends the log first
         self._watcher = ChangeWatcher(self._connect_reader)
         self._readers = ReaderPool(self._connect_reader)
-        self._poison = _Poison(self._readers)
+        self._poison = DatabasePoison(self._readers)
         self._wal_sync = GroupCommit(self.disk, self.path + LOG, self._poison)
         self._dirty: dict[Counters, None] = {}
         self._transaction = OpenTransaction()
         self._committing = False
+        self._whole_changes = 0  # the changes of the connection up to here may be committed as they are
         self._opened: DatabaseConnection | None = None
         self._watched: dict[str, tuple[int, int]] = {}  # files of holders, besides those of every database
         self._is_quiesced = False
@@ -329,12 +308,11 @@ class Database:
         try:
             try:
                 self._begin(single_change)
-                before = self._connection.total_changes
+                self.keep_changes()
                 try:
                     value = run(self._execute)
                 except Exception as error:
-                    # `run` raises before its first change. An error after a change is a signal handler's.
-                    if isinstance(error, driver.ERRORS) or self._connection.total_changes != before:
+                    if not self.is_refusal(error):
                         raise
                     refusal = error
                 self._commit()
@@ -362,9 +340,20 @@ class Database:
         if not self._connection.in_transaction:
             self._execute(driver.BEGIN)
 
-    def note_due_done(self) -> None:
-        """Say, within :meth:`write`, that what was due is done, whatever becomes of the operation."""
-        self._transaction.whole_at = self._connection.total_changes
+    def keep_changes(self) -> None:
+        """Have a refusal that follows keep all changes so far, within :meth:`write`.
+
+        For what ``run`` does before its own work, such as making ready what is due.
+        """
+        self._whole_changes = self._connection.total_changes
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Tell whether ``run`` raised this before its first change, or directly after :meth:`keep_changes`.
+
+        An error after another change is a signal handler's.
+        """
+        changed = self._connection.total_changes != self._whole_changes
+        return not changed and not isinstance(error, driver.ERRORS)
 
     def await_transaction(self, timeout: float) -> None:
         """Return when no other caller's transaction is open, or raise ``LockedError`` after the timeout."""

@@ -121,7 +121,7 @@ class Handle(Generic[S]):
             self._database.begin()
             self._release_due(execute, counters)
             self._database.mark_dirty(counters)
-            self._database.note_due_done()
+            self._database.keep_changes()
         return counters
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:

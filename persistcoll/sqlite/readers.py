@@ -13,9 +13,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from persistcoll.engine.poison import Poison
+from persistcoll.errors import StorageError
 from persistcoll.sqlite.driver import BEGIN_READING, ROLLBACK, Connection, Execute, end_statement
 
-__all__ = ["ReaderPool"]
+__all__ = ["DatabasePoison", "ReaderPool"]
 
 T = TypeVar("T")
 
@@ -118,3 +120,24 @@ class ReaderPool:
         self._cursors = []
         self._every_idle = [self._idle]
         return []
+
+
+class DatabasePoison(Poison):
+    """The poison of a database, which invalidates the readers as well.
+
+    A failed sync sets it, and so do a file that was replaced, an I/O error of SQLite's, and a fork within an
+    operation or one that Python was not told of. After a failed sync the write-ahead log may have a gap on
+    the device, and SQLite recovers nothing that follows a gap. So the database is neither written nor read
+    any more. Opening it again copies every readable page of the log into the database file.
+
+    As of :class:`~persistcoll.engine.poison.Poison`, no lock protects the fields.
+    """
+
+    def __init__(self, readers: ReaderPool) -> None:
+        super().__init__()
+        self._readers = readers
+
+    def set(self, failure: StorageError) -> None:
+        if self.failure is None:
+            super().set(failure)
+            self._readers.invalidate()

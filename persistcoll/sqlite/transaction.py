@@ -63,7 +63,6 @@ class OpenTransaction:
     :ivar owner: the identity of that thread.
     :ivar hooks: what follows the end of the transaction.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
-    :ivar whole_at: how many changes the connection had made when no operation was half done.
     :ivar abandoned: a transaction that was forgotten within an operation, at whose end it ends.
     :ivar sync: whether it is to be on the device when it has ended.
     :ivar since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
@@ -74,7 +73,6 @@ class OpenTransaction:
         self.owner: int | None = None
         self.error: StorageError | None = None
         self.sync = False
-        self.whole_at = 0
         self.abandoned: Transaction | None = None
         self.since = 0.0
         self.hooks = TransactionHooks()
@@ -126,7 +124,8 @@ class OpenTransaction:
             raise self.error
         self.warn_overdue()
         connection = database._connection
-        before = self.whole_at = connection.total_changes
+        before = connection.total_changes
+        database.keep_changes()
         try:
             if not connection.begin_operation():
                 self.error = StorageError(_ROLLED_BACK_BY_CALLER.format(database.path))
@@ -139,14 +138,15 @@ class OpenTransaction:
             return value
         except driver.ERRORS as error:
             raise self._fail(database, error) from error
-        except BaseException:
-            if self.error is None and connection.total_changes != self.whole_at:
-                self.error = StorageError(_CUT_SHORT.format(database.path))
-            elif self.error is None and self.whole_at != before:  # it was refused after what was due
-                try:
-                    connection.count_operation()
-                except driver.ERRORS as error:
-                    raise self._fail(database, error) from error
+        except BaseException as error:
+            if self.error is None and connection.total_changes != before:
+                if not database.is_refusal(error):
+                    self.error = StorageError(_CUT_SHORT.format(database.path))
+                else:
+                    try:
+                        connection.count_operation()
+                    except driver.ERRORS as failure:
+                        raise self._fail(database, failure) from failure
             raise
         finally:
             connection.end_operation()

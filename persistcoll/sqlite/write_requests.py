@@ -137,12 +137,11 @@ def _commit(database: Database, batch: Batch, on_block: Callable[[], None] | Non
             _fail(batch, error)
             return False
         for request in batch:
-            before = database._connection.total_changes
+            database.keep_changes()
             try:
                 request.value = request.run(database._execute)
             except Exception as error:
-                # `run` raises before its first change. An error after a change is a signal handler's.
-                if isinstance(error, driver.ERRORS) or database._connection.total_changes != before:
+                if not database.is_refusal(error):
                     raise
                 request.failure = error
         if on_block is not None:
