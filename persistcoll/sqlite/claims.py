@@ -182,11 +182,15 @@ class Claims:
 
     def finish(self, ids: Sequence[int], state: State, sync: bool) -> None:
         """Make the records of these claims done or failed; all of them or none."""
-        held = {id: self._held_claim(id) for id in ids}
+        held: dict[int, _Held] = {}
+        for id in ids:
+            held[id] = self._held_claim(id)
 
         def run(execute: Execute) -> dict[int, _Held]:
             self._refresh_counters(execute)
-            claims = [self._claim_of(*each) for each in held.items()]
+            claims: list[Claim] = []
+            for id, known in held.items():
+                claims.append(self._claim_of(id, known))
             if len(claims) > 1 or self._keys.unique:
                 self._refuse_stale(execute, claims)
             for claim in claims:

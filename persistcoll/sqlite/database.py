@@ -308,7 +308,7 @@ class Database:
         try:
             try:
                 self._begin(single_change)
-                self.keep_changes()
+                self._whole_changes = self._connection.total_changes
                 try:
                     value = run(self._execute)
                 except Exception as error:
