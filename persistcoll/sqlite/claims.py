@@ -21,7 +21,7 @@ from persistcoll.errors import (
     LockedError,
     NotClaimedError,
     StaleClaimError,
-    StoreReplacedError,
+    StorageError,
 )
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.database import Database
@@ -461,11 +461,12 @@ class Claims:
             return
         try:
             self._database.write(run, False, timeout=self._timeout)
-        except (LockedError, StoreReplacedError):
+        except BaseException as error:
             holder.close()  # its claims can be reclaimed, if the database is still there
-        except BaseException:
-            holder.close()
-            raise
+            # After a failed sync the error has told the caller to close this.
+            is_poisoned = isinstance(error, StorageError) and self._database._poison.failure is not None
+            if not is_poisoned and not isinstance(error, LockedError):
+                raise
         holder.close_and_unlink()
 
     def after_fork_in_child(self) -> None:

@@ -192,6 +192,25 @@ def test_a_sync_that_fails_poisons_the_database(queue, syncs, tmp_path, closing)
         again.put("after")
 
 
+def test_a_queue_with_claims_closes_quietly_after_a_failed_sync(tmp_path, monkeypatch):
+    """The error of the sync says that closing is what helps."""
+    queue = SQLiteQueue(tmp_path / "q", auto_commit=False)
+    syncs = Syncs(queue._store._database, monkeypatch)  # type: ignore[attr-defined]
+    queue.put("a")
+    queue.get()
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    syncs.before = fail
+    with pytest.raises(StorageError, match="close"):
+        queue.put("b")
+    queue.close()
+    syncs.before = lambda: None
+    with SQLiteQueue(tmp_path / "q", auto_commit=False) as again:
+        assert again.get() == "a"
+
+
 def test_a_reader_asks_anew_when_a_sync_has_failed(tmp_path, monkeypatch):
     with PDict[str, int](tmp_path / "d") as d:
         syncs = Syncs(d._store._database, monkeypatch)  # type: ignore[attr-defined]
