@@ -39,6 +39,21 @@ Decode = Callable[[Record], tuple[Any, T]]
 """Makes of a record what stands for it in a claim list, which is its id in most queues, and the item."""
 
 
+class _Within:
+    """What a core has done in one open transaction of a caller.
+
+    :ivar done: how many calls of ``task_done`` count at the commit; a list, because a hook holds it.
+    :ivar claims: claims that a ``receive`` has made in it.
+    """
+
+    __slots__ = ("claims", "done", "transaction")
+
+    def __init__(self, transaction: TransactionHooks | None) -> None:
+        self.transaction = transaction
+        self.done = [0]
+        self.claims: set[Claim] = set()
+
+
 class QueueCore:
     """The standard library's queue over a store of bytes, without its waits.
 
@@ -98,9 +113,8 @@ class QueueCore:
         # a call of task_done() yet.
         self._popping: dict[object, int] = {}
         self._delivered_unfinished = 0
-        # How many calls of task_done() a caller's transaction holds back until its commit. Only its task
-        # changes the number.
-        self._done_in_transaction = 0
+        # Of the last transaction of a caller that this core was used in. Only the task of that uses it.
+        self._within = _Within(None)
 
     def after_fork(self) -> None:
         """Begin again in a forked child, in which no thread waits and the store is the parent's."""
@@ -316,6 +330,8 @@ class QueueCore:
         if OPEN:
             self._on_rollback(self._forget, tokens)
             self._on_rollback(claims.clear)
+            if (transaction := self.store.open_transaction()) is not None:
+                self._enter(transaction).claims.update(claims)
         return self._give(items, consumer)
 
     def _give(self, items: list[Any], consumer: Consumer) -> list[Any]:
@@ -328,7 +344,7 @@ class QueueCore:
         self._forget(tokens)
         try:
             if OPEN:
-                self._on_rollback(self._release_again, tuple(claims))
+                self._release_on_rollback(claims)
             self.store.release(claims)
         except BaseException:  # The caller raises the exception that led here.
             self.release_later(claims)
@@ -344,6 +360,12 @@ class QueueCore:
     def release_later(self, claims: Sequence[Claim]) -> None:
         """Release claims before the next claim, because this thread must not wait for the store now."""
         self._pending_release.append(tuple(claims))
+
+    def _release_on_rollback(self, claims: Sequence[Claim]) -> None:
+        """Have claims of before a transaction released if it is rolled back, because it settles them."""
+        transaction = self.store.open_transaction()
+        if transaction is not None and not self._enter(transaction).claims.issuperset(claims):
+            transaction.on_rollback(partial(self._release_again, tuple(claims)))
 
     def _release_again(self, claims: Sequence[Claim]) -> None:
         """Undo the settling of claims that nobody holds any more: release them before the next claim.
@@ -486,12 +508,14 @@ class QueueCore:
         :param done: ack the item; otherwise nack it.
         """
         if not claims:
+            if not done:
+                return  # The rollback has made the item ready, and the caller's own error is to be raised.
             raise NotClaimedError("the transaction in which the item was got was rolled back")
         if OPEN:
             self.store.await_transaction()
         try:
             if OPEN:
-                self._on_rollback(self._release_again, tuple(claims))
+                self._release_on_rollback(claims)
             if done:
                 self._ack((token,))
             else:
@@ -565,24 +589,30 @@ class QueueCore:
 
     def _count_done_after_commit(self, transaction: TransactionHooks) -> None:
         """Count one item as finished after the commit, so that no ``join`` ends too early."""
-        if self._done_in_transaction >= self._delivered_unfinished:
+        within = self._enter(transaction)
+        if within.done[0] >= self._delivered_unfinished:
             raise ValueError("task_done() called too many times")
-        if not self._done_in_transaction:
-            transaction.on_rollback(partial(setattr, self, "_done_in_transaction", 0))
-            transaction.after_commit(self._finish_transaction)
-        self._done_in_transaction += 1
+        if not within.done[0]:
+            transaction.after_commit(partial(self._finish_done, within.done))
+        within.done[0] += 1
 
-    def _finish_transaction(self) -> None:
+    def _finish_done(self, done: list[int]) -> None:
         with self._mutex:
             # No call between these two steps, because a signal handler could raise after one.
-            self._delivered_unfinished -= self._done_in_transaction
-            self._done_in_transaction = 0
+            self._delivered_unfinished -= done[0]
+            done[0] = 0
         self.all_done.notify(None)
+
+    def _enter(self, transaction: TransactionHooks) -> _Within:
+        """Return what this core has done in the open transaction."""
+        if self._within.transaction is not transaction:
+            self._within = _Within(transaction)
+        return self._within
 
     def _own_done(self) -> int:
         """Return how many items this task has finished in a transaction that is not committed yet."""
-        done = self._done_in_transaction
-        return done if done and self.store.open_transaction() is not None else 0
+        done = self._within.done[0]
+        return done if done and self.store.open_transaction() is self._within.transaction else 0
 
     def _ack_oldest(self, consumer: Consumer) -> None:
         settled_early = consumer.settled_early

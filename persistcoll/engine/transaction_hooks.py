@@ -38,7 +38,7 @@ class TransactionHooks:
         self._undo.append(undo)
 
     def after_commit(self, function: Callable[[], object]) -> None:
-        """Have ``function`` called if the transaction is committed, when other callers can write again.
+        """Have ``function`` called if the transaction is committed, before another caller can write.
 
         The function that was added first is called first.
         """

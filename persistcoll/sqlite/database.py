@@ -358,7 +358,9 @@ class Database:
     def await_transaction(self, timeout: float) -> None:
         """Return when no other caller's transaction is open, or raise ``LockedError`` after the timeout."""
         owner = self._transaction.owner
-        if owner is not None and owner != threading.get_ident() and not self._lock.is_owned():
+        if owner is not None and owner == threading.get_ident():
+            self._transaction.refuse_other_task(self.path)
+        elif owner is not None and not self._lock.is_owned():
             self._wait_out(time.monotonic() + timeout)
 
     def mark_dirty(self, counters: Counters) -> None:
@@ -423,7 +425,8 @@ class Database:
 
     def open_transaction(self) -> TransactionHooks | None:
         """Return the hooks of the transaction that this task has open; ``None`` if it has none open."""
-        return self._transaction.hooks if self._transaction.is_of_this_task() else None
+        transaction = self._transaction
+        return transaction.hooks if transaction.is_of_this_task() and not transaction.is_ending else None
 
     def _write_within(self, run: Callable[[Execute], T], sync: bool, after: Callable[[T], Any] | None) -> T:
         with self._lock.mutex:

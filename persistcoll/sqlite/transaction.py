@@ -64,6 +64,7 @@ class OpenTransaction:
     :ivar hooks: what follows the end of the transaction.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
     :ivar abandoned: a transaction that was forgotten within an operation, at whose end it ends.
+    :ivar is_ending: the hooks are being called, and none can be added.
     :ivar sync: whether it is to be on the device when it has ended.
     :ivar since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
     """
@@ -72,6 +73,7 @@ class OpenTransaction:
         self.gate = threading.Lock()
         self.owner: int | None = None
         self.error: StorageError | None = None
+        self.is_ending = False
         self.sync = False
         self.abandoned: Transaction | None = None
         self.since = 0.0
@@ -87,6 +89,7 @@ class OpenTransaction:
         task = current_task()
         self._task = None if task is None else weakref.ref(task)
         self._thread = weakref.ref(threading.current_thread())
+        self.is_ending = False
         self.sync = transaction.sync
         self.hooks = TransactionHooks()
         OPEN.append(self.hooks)
@@ -239,7 +242,6 @@ class Transaction(AbstractContextManager[driver.Connection]):
     ) -> None:
         if not self._held:
             return
-        hooks = self._database._transaction.hooks
         try:
             try:
                 if kind is None:
@@ -250,17 +252,9 @@ class Transaction(AbstractContextManager[driver.Connection]):
             self._end()  # again, because an interrupt may have ended the first call
             raise
         finally:
-            if self._committed:
-                self._sync_commit(hooks)
-
-    def _sync_commit(self, hooks: TransactionHooks) -> None:
-        """Put what was committed on the device, and wake the waiters, even if the sync fails."""
-        try:
             if self._ticket:
                 self._database._wal_sync.commit(self._ticket)
                 self._database.check_files()
-        finally:
-            hooks.committed()
 
     def _commit(self) -> None:
         database = self._database
@@ -306,15 +300,19 @@ class Transaction(AbstractContextManager[driver.Connection]):
         gate.release()
 
     def _undo(self, database: Database) -> None:
-        """Roll back what is not committed, then call the hooks. Idempotent."""
+        """Roll back what is not committed, then call the hooks of either end. Idempotent."""
         if self._undone:
             return
         with database._lock.mutex:
             self._roll_back(database)
         # Without the database's lock, because the hooks take the locks of collections. No other caller can
         # write before the transaction has ended, and find what is not undone yet.
-        if not self._committed:
-            database._transaction.hooks.rolled_back()
+        transaction = database._transaction
+        transaction.is_ending = True
+        if self._committed:
+            transaction.hooks.committed()
+        else:
+            transaction.hooks.rolled_back()
         self._undone = True
 
     def _roll_back(self, database: Database) -> None:

@@ -460,6 +460,46 @@ def test_task_done_of_another_thread_waits_for_the_block(other, tmp_path):
         queue.join()
 
 
+def test_task_done_in_blocks_of_several_threads_counts_at_their_commits(other, tmp_path):
+    with SQLiteQueue[int](tmp_path, "q", durability="process") as queue:
+        queue.put_many(range(400))
+        queue.get_many(400)
+        committed = [0] * 4
+
+        def work(number: int) -> None:
+            for turn in range(100):
+                with suppress(_Fails), queue.transaction():
+                    queue.task_done()
+                    if (turn + number) % 2:
+                        raise _Fails
+                    committed[number] += 1
+
+        finish = [waiting(lambda number=number: work(number)) for number in range(4)]
+        for each in finish:
+            each()
+        assert queue.unfinished_tasks == 400 - sum(committed) == 200
+
+
+def test_blocks_that_fail_leave_nothing_to_release(other, tmp_path):
+    with SQLiteAckQueue[str](tmp_path, name="q") as queue:
+        queue.put("x")
+        for _ in range(20):
+            with suppress(_Fails), queue.transaction(), queue.receive():
+                raise _Fails
+        assert len(queue._core._pending_release) == 0
+        assert queue.get() == "x"
+
+
+def test_a_receive_that_raises_after_the_rollback_raises_its_own_error(other, tmp_path):
+    with SQLiteAckQueue[str](tmp_path, name="q", strict=True) as queue:
+        queue.put("x")
+        block = queue.receive()
+        rolled_back(queue, block.__enter__)
+        error = KeyError()
+        assert not block.__exit__(KeyError, error, None)
+        assert queue.get() == "x"
+
+
 # --- waits
 
 
@@ -513,7 +553,7 @@ def test_another_task_is_refused_at_once_and_the_next_block_is_not(other, tmp_pa
         calls: list[Callable[[], object]] = [
             lambda: queue.put("y"), queue.get, queue.qsize, queue.peek, queue.transaction().__enter__,
             lambda: list(queue.items()), queue.shrink_disk_usage, lambda: SQLiteQueue(tmp_path, "q"),
-            lambda: other.get("n"), lambda: other.update(n=1),
+            lambda: other.get("n"), lambda: other.update(n=1), queue.task_done,
         ]  # fmt: skip
 
         async def first(entered: asyncio.Event, done: asyncio.Event) -> None:
