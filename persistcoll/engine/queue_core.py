@@ -64,8 +64,8 @@ class QueueCore:
     that was claimed has no consumer yet, so the core releases it. A superfluous wake-up costs one read of the
     store.
 
-    In a caller's transaction the store is told by the hooks of that transaction how to undo each change of
-    what this object remembers, and waiters are woken after the commit, because they find nothing before it.
+    The hooks of a caller's transaction undo each change of what this object remembers, and wake waiters after
+    the commit, because a waiter finds nothing before it.
 
     ``_mutex`` guards ``_delivered_unfinished``, and ``_popping`` where an entry moves from one to the other.
     It is re-entrant, because a signal handler may run while this thread holds it, and no call is made under
@@ -439,7 +439,7 @@ class QueueCore:
         if self._pending_release:
             self._do_pending_release()
         call = object()
-        undelivered = [0]
+        delivered = [0]
         try:
             if wait is not None:
                 popped = wait(partial(self._count_in, call, pop, most))
@@ -451,15 +451,15 @@ class QueueCore:
                     if self.is_shutdown:
                         raise ShutDown from None
                     raise
-            delivered = len(popped) if many else 1
+            count = len(popped) if many else 1
             if OPEN:
-                self._on_rollback(self._undeliver, undelivered)
+                self._on_rollback(self._count_off, delivered)
             with self._mutex:
-                self._delivered_unfinished += delivered
-                undelivered[0] = delivered
+                self._delivered_unfinished += count
+                delivered[0] = count
                 del self._popping[call]
             if self.not_full.listeners or OPEN:
-                self._notify(self.not_full, delivered)
+                self._notify(self.not_full, count)
         except BaseException:
             # No consumer calls task_done() for these items. This block makes no call, because a signal
             # handler could raise after one.
@@ -467,14 +467,14 @@ class QueueCore:
                 if call in self._popping:
                     del self._popping[call]
                 else:
-                    self._delivered_unfinished -= undelivered[0]
-                    undelivered[0] = 0
+                    self._delivered_unfinished -= delivered[0]
+                    delivered[0] = 0
             if self.all_done.listeners:
                 self.all_done.notify(None)
             raise
         return popped
 
-    def _undeliver(self, delivered: list[int]) -> None:
+    def _count_off(self, delivered: list[int]) -> None:
         """Count so many items no longer as got and unfinished. Idempotent: it makes the number 0."""
         with self._mutex:
             # No call between these two steps, because a signal handler could raise after one.
@@ -593,15 +593,8 @@ class QueueCore:
         if within.done[0] >= self._delivered_unfinished:
             raise ValueError("task_done() called too many times")
         if not within.done[0]:
-            transaction.after_commit(partial(self._finish_done, within.done))
+            transaction.after_commit(partial(self._count_off, within.done))
         within.done[0] += 1
-
-    def _finish_done(self, done: list[int]) -> None:
-        with self._mutex:
-            # No call between these two steps, because a signal handler could raise after one.
-            self._delivered_unfinished -= done[0]
-            done[0] = 0
-        self.all_done.notify(None)
 
     def _enter(self, transaction: TransactionHooks) -> _Within:
         """Return what this core has done in the open transaction."""

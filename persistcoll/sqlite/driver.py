@@ -110,7 +110,6 @@ _BUSY = ("database is locked", "database table is locked", "database schema is l
 # (EDQUOT), the largest size of a file (EFBIG), and an index of the log that cannot grow.
 _WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
 
-
 _DROP_OPERATIONS = "DROP TABLE IF EXISTS temp.persistcoll_operations"
 # What SQLite asks about each part of a statement before it executes it. The answer is 0 (permitted), except
 # where the action is one of these: then it is the action's number, which is no permission. They would end the
@@ -156,11 +155,11 @@ class WritingConnection(sqlite3.Connection):
     _is_used = False
     _operations = 0
     _text_factory: Any = str
-    _cursors: list[weakref.ref[sqlite3.Cursor]] = []  # noqa: RUF012 - lend() makes a new one
+    _cursors: weakref.WeakSet[sqlite3.Cursor]
 
     def lend(self) -> None:
         """Let the caller use it until :meth:`take_back`."""
-        self._is_used, self._operations, self._cursors = False, 0, []
+        self._is_used, self._operations, self._cursors = False, 0, weakref.WeakSet()
         self._is_lent = True
 
     def take_back(self) -> None:
@@ -170,10 +169,8 @@ class WritingConnection(sqlite3.Connection):
         if not self._is_used:
             return
         # A statement that is not exhausted would keep the connection in its snapshot.
-        for reference in self._cursors:
-            cursor = reference()
-            if cursor is not None:
-                cursor.close()
+        for cursor in list(self._cursors):
+            cursor.close()
         super().set_authorizer(None if sys.version_info >= (3, 11) else _PERMIT)
         with suppress(sqlite3.Error):  # the next loan drops it, and so does a rollback
             self._execute(_DROP_OPERATIONS)
@@ -205,7 +202,7 @@ class WritingConnection(sqlite3.Connection):
             super().set_authorizer(_PERMIT_ALL_BUT_REFUSED)
             self._is_used = True
         cursor = super().cursor(_LentCursor)
-        self._cursors.append(weakref.ref(cursor))
+        self._cursors.add(cursor)
         return cursor
 
     def execute(self, *arguments: Any) -> Any:
