@@ -168,10 +168,10 @@ class SQLiteContainer(Container):
         tasks of the thread are refused meanwhile. A collection cannot be made in the block.
 
         The block is given the :class:`sqlite3.Connection`, for statements on tables of the program's own in
-        the same file. It refuses everything that would end the transaction. Savepoints are possible, and none
-        may be rolled back that an operation of a collection follows. A ``PDict`` without ``auto_commit``
-        gives ``None``, because there the transaction is about the buffered changes, and ``task_done()`` is
-        what commits them.
+        the same file. It refuses what would end the transaction and what would outlive it, such as ``PRAGMA``
+        and ``ATTACH``. Savepoints are possible, and none may be rolled back that an operation of a collection
+        follows. A ``PDict`` without ``auto_commit`` gives ``None``, because there the transaction is about
+        the buffered changes, and ``task_done()`` is what commits them.
 
         Cost: that of one operation that writes, however many the block does: 1 transaction, and at
         ``"power"`` 1 sync.
