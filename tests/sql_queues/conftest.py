@@ -11,6 +11,7 @@ import pytest
 from persistcoll import (
     FILOSQLiteAckQueue,
     FILOSQLiteQueue,
+    PDict,
     PriorityQueue,
     SQLiteAckQueue,
     SQLiteQueue,
@@ -19,6 +20,7 @@ from persistcoll import (
 )
 from persistcoll.engine import event_count
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
+from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.queues import sqlite
 from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from persistcoll.sqlite.record_store import SQLiteRecordStore
@@ -133,3 +135,11 @@ def done_with(queue: Any) -> None:
     """Ack what this thread got, for any class."""
     if isinstance(queue, SQLiteAckQueue) or not queue.auto_commit:
         queue.task_done()
+
+
+@pytest.fixture
+def other(tmp_path) -> Iterator[PDict[str, Any]]:
+    """Give another collection of the same file, whose transactions the queues take part in."""
+    with PDict[str, Any](tmp_path, "other") as mapping:
+        yield mapping
+    assert OPEN == []
