@@ -39,11 +39,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server("tests.crash.dict_worker")
-    yield server
-    server.close()
+WORKER = "tests.crash.dict_worker"
 
 
 @pytest.fixture

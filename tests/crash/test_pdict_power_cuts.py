@@ -18,11 +18,7 @@ from tests.crash.workers import Server
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server("tests.crash.dict_worker")
-    yield server
-    server.close()
+WORKER = "tests.crash.dict_worker"
 
 
 @pytest.fixture(params=PLAIN)

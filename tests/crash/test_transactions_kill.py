@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server("tests.crash.transaction_worker")
-    yield server
-    server.close()
+WORKER = "tests.crash.transaction_worker"
 
 
 def found(kind: str, durability: Durability, path: str) -> Pairs:

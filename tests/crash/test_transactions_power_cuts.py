@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,7 @@ from tests.crash.workers import Server
 pytestmark = [pytest.mark.slow, pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")]
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server("tests.crash.transaction_worker")
-    yield server
-    server.close()
+WORKER = "tests.crash.transaction_worker"
 
 
 def cut(
