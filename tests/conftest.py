@@ -5,6 +5,7 @@ The invariant: after a test the process has the threads, descriptors and childre
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import secrets
@@ -98,6 +99,15 @@ def memory_path() -> Iterator[Path]:
     """Give a directory in which a sync costs nothing, for tests that do not depend on the device."""
     with tempfile.TemporaryDirectory(prefix="test_", dir=memory_directory()) as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Turn the collector off, so that it runs only when the test says."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

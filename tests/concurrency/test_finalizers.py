@@ -32,6 +32,7 @@ from tests.queues.waits import WatchedLock, until, waiting
 
 pytestmark = [
     pytest.mark.timeout(60),
+    pytest.mark.usefixtures("no_collector"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
@@ -55,15 +56,6 @@ FILES = {
     "handle.py",
     "forks.py",
 }
-
-
-@pytest.fixture(autouse=True)
-def no_collector():
-    """Turn the collector off, so that it runs only when the test says."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class Loading:

@@ -105,7 +105,9 @@ def test_close_from_a_handler(call, durability, memory_path):
         assert list(queue.items()) == ["program"]
 
 
-def test_destructor_within_an_operation_of_another_queue_on_the_directory(durability, memory_path):
+def test_destructor_within_an_operation_of_another_queue_on_the_directory(
+    durability, memory_path, no_collector
+):
     path = memory_path / "q"
     disk = FaultyDisk()
     with Queue(path, durability=durability, _disk=disk) as queue:

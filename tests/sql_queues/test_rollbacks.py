@@ -615,7 +615,7 @@ def test_a_transaction_of_a_thread_or_task_that_ended_takes_nobody_in(where, oth
         assert "n" not in other
 
 
-def test_a_transaction_that_is_collected_within_an_operation_ends_after_it(other, tmp_path):
+def test_a_transaction_that_is_collected_within_an_operation_ends_after_it(other, tmp_path, no_collector):
     class Collecting:
         @staticmethod
         def dumps(item: object) -> bytes:
