@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from persistcoll import serializers as serializers
     from persistcoll.catalog import collections as collections
     from persistcoll.dicts.pdict import PDict
-    from persistcoll.engine.records import Backoff, CollectionInfo, Stats
+    from persistcoll.engine.records import Backoff, CollectionInfo, Retain, Stats
     from persistcoll.errors import (
         BackendUnavailableError,
         ClaimError,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         StoreKindError,
         StoreMissingError,
         StoreReplacedError,
+        TrimmedError,
     )
     from persistcoll.queues.ack import AckStatus
     from persistcoll.queues.file import Queue
@@ -88,6 +89,7 @@ __all__ = [
     "PersistcollError",
     "PriorityQueue",
     "Queue",
+    "Retain",
     "SQLiteAckQueue",
     "SQLiteQueue",
     "SerializerError",
@@ -101,6 +103,7 @@ __all__ = [
     "StoreKindError",
     "StoreMissingError",
     "StoreReplacedError",
+    "TrimmedError",
     "UniqueAckQ",
     "UniqueQ",
 ]
@@ -119,6 +122,7 @@ _HOMES = {
     "PDict": "persistcoll.dicts.pdict",
     "PriorityQueue": "persistcoll.queues.sqlite",
     "Queue": "persistcoll.queues.file",
+    "Retain": "persistcoll.engine.records",
     "SQLiteAckQueue": "persistcoll.queues.sqlite",
     "SQLiteQueue": "persistcoll.queues.sqlite",
     "Stats": "persistcoll.engine.records",

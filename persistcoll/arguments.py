@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from persistcoll.engine.arguments import checked_integer, checked_number, checked_seconds
+from persistcoll.engine.arguments import checked_count, checked_integer, checked_number, checked_seconds
 from persistcoll.engine.records import Backoff
 
 __all__ = [
@@ -31,20 +31,6 @@ def checked_choice(name: str, value: object, *choices: str) -> None:
     if value not in choices:
         *most, last = map(repr, choices)
         raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
-
-
-def checked_count(name: str, value: Any, least: int = 0) -> int:
-    """Return ``value`` as an int of at least ``least``; ``None`` counts as 0.
-
-    :raise TypeError: not a whole number.
-    :raise ValueError: too small.
-    """
-    if value is None:
-        return 0
-    value = checked_integer(name, value)
-    if value < least:
-        raise ValueError(f"{name!r} must be at least {least}, not {value}")
-    return value  # type: ignore[no-any-return]
 
 
 def checked_mode(value: Any) -> int | None:

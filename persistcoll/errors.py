@@ -22,6 +22,7 @@ Each exception is also the standard library's exception of the same meaning, so 
     |  |- StaleClaimError
     |  `- NotClaimedError
     |- DuplicateError
+    |- TrimmedError (IndexError)    .first
     `- ClosedError (ValueError)
 
 ``Empty`` and ``Full`` are :class:`queue.Empty` and :class:`queue.Full` themselves. ``ShutDown`` is
@@ -60,6 +61,8 @@ __all__ = [
     "StoreKindError",
     "StoreMissingError",
     "StoreReplacedError",
+    "TrimmedError",
+    "trimmed",
 ]
 
 if sys.version_info >= (3, 13):
@@ -191,6 +194,25 @@ class NotClaimedError(ClaimError):
 
 class DuplicateError(PersistcollError):
     """An equal item is queued already."""
+
+
+class TrimmedError(PersistcollError, IndexError):
+    """The record was removed from its log, because it was trimmed or not retained.
+
+    :ivar first: the position of the first record that is left. ``seek("first")`` goes on there.
+    """
+
+    def __init__(self, message: str, first: int) -> None:
+        super().__init__(message)
+        self.first = first
+
+
+def trimmed(position: int, first: int) -> TrimmedError:
+    """Return the error to raise for a position before the first one."""
+    return TrimmedError(
+        f"position {position} was trimmed, and the log begins at {first} now; seek('first') goes on there",
+        first,
+    )
 
 
 class ClosedError(PersistcollError, ValueError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-__all__ = ["checked_integer", "checked_number", "checked_seconds", "checked_timeout"]
+__all__ = ["checked_count", "checked_integer", "checked_number", "checked_seconds", "checked_timeout"]
 
 
 def checked_integer(name: str, value: Any, what: str = "a whole number") -> int:
@@ -41,6 +41,20 @@ def checked_number(name: str, value: Any, what: str = "a number") -> int | float
     except TypeError:
         pass
     raise TypeError(f"{name!r} must be {what}, not {kind.__name__}")
+
+
+def checked_count(name: str, value: Any, least: int = 0) -> int:
+    """Return ``value`` as an int of at least ``least``; ``None`` counts as 0.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: too small.
+    """
+    if value is None:
+        return 0
+    count = checked_integer(name, value)
+    if count < least:
+        raise ValueError(f"{name!r} must be at least {least}, not {count}")
+    return count
 
 
 def checked_seconds(name: str, value: Any) -> float:

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from persistcoll.engine.arguments import checked_number
+from persistcoll.engine.arguments import checked_count, checked_number, checked_seconds
 
 __all__ = [
     "FIFO",
@@ -22,6 +22,7 @@ __all__ = [
     "Entry",
     "OnCorruption",
     "Record",
+    "Retain",
     "State",
     "Stats",
 ]
@@ -134,6 +135,35 @@ class Backoff:
         except OverflowError:
             seconds = self.limit
         return float(seconds * (1 + random.uniform(-self.jitter, self.jitter)))
+
+
+@dataclass(frozen=True)
+class Retain:
+    """Which records a log keeps, at least, when it removes old ones by itself.
+
+    With several limits a record is kept only if it is within each of them. Whatever the limits, a record that
+    a consumer has not committed is kept.
+
+    >>> Retain(records=1_000_000, age=7 * 24 * 3600)
+    Retain(records=1000000, bytes=None, age=604800.0)
+
+    :raise TypeError: a limit is no number.
+    :raise ValueError: a limit is negative.
+    """
+
+    records: int | None = None
+    """How many of the newest records."""
+    bytes: int | None = None
+    """The newest records that occupy so many bytes."""
+    age: float | None = None
+    """The records that are at most so many seconds old, by the system's clock."""
+
+    def __post_init__(self) -> None:
+        for name in ("records", "bytes"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checked_count(name, getattr(self, name)))
+        if self.age is not None:
+            object.__setattr__(self, "age", checked_seconds("age", self.age))
 
 
 class ClaimPolicy(NamedTuple):

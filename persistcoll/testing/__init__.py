@@ -1,18 +1,20 @@
 """Tools to test a store, and programs that use one.
 
 - :data:`LAWS`: what every queue store obeys. Each law is a function that tests a :class:`StoreFactory` of
-  yours. :data:`RECORD_STORE_LAWS` and :data:`PAIR_STORE_LAWS` are the same for record stores and pair stores,
-  with a :class:`RecordStoreFactory` and a :class:`PairStoreFactory`.
+  yours. :data:`RECORD_STORE_LAWS`, :data:`PAIR_STORE_LAWS` and :data:`LOG_STORE_LAWS` are the same for record
+  stores, pair stores and log stores, with a :class:`RecordStoreFactory`, a :class:`PairStoreFactory` and a
+  :class:`LogStoreFactory`.
 - :class:`StoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine`: random sequences of
   operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
 - :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power. :func:`explore`
   tries every state that a power cut may leave.
-- :class:`MemoryQueueStore` and :class:`MemoryRecordStore`: a queue store and a record store that need no
-  disk. :class:`MemoryServerStore`: a record store in memory that is as hard as one on a server.
+- :class:`MemoryQueueStore`, :class:`MemoryRecordStore` and :class:`MemoryLogStore`: stores that need no disk.
+  :class:`MemoryServerStore`: a record store in memory that is as hard as one on a server.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from persistcoll.engine.memory.log_store import MemoryLogState, MemoryLogStore
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
@@ -21,6 +23,8 @@ from persistcoll.testing.crash.explore import Exploration, Violation, explore
 from persistcoll.testing.crash.model import CrashState, Model, Operation
 from persistcoll.testing.faults import Fault, FaultyDisk
 from persistcoll.testing.harness import Capabilities, Law, Skipped
+from persistcoll.testing.laws.log_store import LOG_STORE_LAWS
+from persistcoll.testing.laws.log_store_harness import LogStoreFactory
 from persistcoll.testing.laws.pair_store import PAIR_STORE_LAWS
 from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
 from persistcoll.testing.laws.queue_store import LAWS, StoreFactory
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAWS",
+    "LOG_STORE_LAWS",
     "PAIR_STORE_LAWS",
     "RECORD_STORE_LAWS",
     "Capabilities",
@@ -41,7 +46,10 @@ __all__ = [
     "FaultyDisk",
     "FifoStores",
     "Law",
+    "LogStoreFactory",
     "MemoryConnection",
+    "MemoryLogState",
+    "MemoryLogStore",
     "MemoryQueueState",
     "MemoryQueueStore",
     "MemoryRecordState",

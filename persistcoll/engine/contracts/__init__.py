@@ -24,8 +24,9 @@ J1     After a crash a journal is a prefix of what was appended (of each produce
        ``total_order``), and contains every append that returned.
 J2     No record ever appears before a record that a reader has read; without ``total_order`` this
        holds for the records of one producer.
-J3     A cursor's commit is atomic and only moves forward. Rewinding is an operation of its own.
-J4     Trimming never removes what a cursor still needs.
+J3     A cursor's commit is atomic, only moves forward, and moves no other cursor. Rewinding is an
+       operation of its own.
+J4     Trimming and retention never remove what a cursor still needs.
 T1     A record goes from ready or delayed to claimed, and from claimed to removed, done, failed, dead,
        delayed or ready. A done, failed or dead record can only be removed.
 T2     A lost claim (its lease ended, or it was released) settles nothing: ``StaleClaimError``. A
@@ -46,11 +47,12 @@ M3     An expired pair is never seen.
 =====  =============================================================================================
 
 Tests have these numbers in their names. :mod:`persistcoll.testing` has a function for each law:
-``laws.queue_store`` for queue stores (S, J), ``laws.record_store`` for record stores (S, T) and
-``laws.pair_store`` for pair stores (M).
+``laws.queue_store`` for queue stores (S, J), ``laws.log_store`` for log stores (S, J),
+``laws.record_store`` for record stores (S, T) and ``laws.pair_store`` for pair stores (M).
 """
 
 from persistcoll.engine.contracts.capabilities import StoreCapabilities
+from persistcoll.engine.contracts.log_store import CursorState, LogBounds, LogCursor, LogStore
 from persistcoll.engine.contracts.pair_store import Pair, PairStore
 from persistcoll.engine.contracts.queue_store import MAX_POLL_INTERVAL, Claim, QueueStore, Select
 from persistcoll.engine.contracts.record_store import RecordStore
@@ -58,6 +60,10 @@ from persistcoll.engine.contracts.record_store import RecordStore
 __all__ = [
     "MAX_POLL_INTERVAL",
     "Claim",
+    "CursorState",
+    "LogBounds",
+    "LogCursor",
+    "LogStore",
     "Pair",
     "PairStore",
     "QueueStore",
