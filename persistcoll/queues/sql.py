@@ -113,11 +113,11 @@ class SQLQueue(BaseQueue[T]):
         """Tell whether it looks like what ``get(raw=True)`` returns. An item of the user's own may, too."""
         return isinstance(thing, dict) and thing.keys() == self._raw_keys
 
-    def _checked_id(self, id: Any) -> int:
+    def _checked_id(self, id: Any, least: int = 1) -> int:
         if self._is_raw(id):
             id = id["pqid"]
         id = checked_integer("id", id, "a whole number, as put() returns it")
-        if not 0 < id <= _HIGHEST_ID:
+        if not least <= id <= _HIGHEST_ID:
             raise ValueError(f"{id} cannot be the id of an item: they are above 0 and have 64 bits")
         return id  # type: ignore[no-any-return]
 
@@ -133,7 +133,8 @@ class SQLQueue(BaseQueue[T]):
         :raise TypeError: ``id`` is not a whole number.
         :raise ValueError: ``id`` cannot be an id.
         """
-        return super().skip(None if id is None else self._checked_id(id))
+        # Damage may have made any number of an id, and the error names that one.
+        return super().skip(None if id is None else self._checked_id(id, -_HIGHEST_ID - 1))
 
     def queue(self) -> list[dict[str, Any]]:
         """Return everything that the database holds of this queue, oldest first. It claims nothing.

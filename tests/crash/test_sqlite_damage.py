@@ -545,6 +545,21 @@ def test_a_damaged_column(kind, column, value, tmp_path):
         assert queue.put("one more") == 4
 
 
+@pytest.mark.parametrize("id", [0, -1, -(1 << 63), (1 << 63) - 1])
+def test_an_id_that_no_item_can_have_is_skipped_as_the_error_names_it(id, tmp_path):
+    with opened("fifo", tmp_path) as queue:
+        queue.put_many(["first", "next"])
+        with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as database:
+            database.execute("UPDATE ready_1 SET id = ? WHERE id = 1", (id,))
+        if id > 0:
+            assert queue.get() == "next"
+        with pytest.raises(CorruptionError) as caught:
+            queue.get()
+        assert caught.value.id == id
+        assert queue.skip(caught.value.id) == id
+        assert queue.qsize() == (0 if id > 0 else 1)
+
+
 def test_a_damaged_name_that_no_text_can_quote(tmp_path):
     """SQLite's message quotes it, so `sqlite3` cannot decode the message, for an open queue or a new one."""
     with opened("fifo", tmp_path) as queue:
