@@ -491,12 +491,12 @@ def test_from_a_signal_handler_in_the_midst_of_an_operation(kind, tmp_path):
             told.append(unfinished(tmp_path / "s"))
         except StorageError as error:
             told.append(error)
-        signal.setitimer(signal.ITIMER_REAL, 0.002)  # again, but not while this one looks
+        signal.setitimer(signal.ITIMER_REAL, 0.0002)  # again, but not while this one looks
 
     former = signal.signal(signal.SIGALRM, look)
     try:
         with CLASSES[kind](tmp_path / "s", **PLAIN) as container:
-            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            signal.setitimer(signal.ITIMER_REAL, 0.0002)
             for number in range(300):
                 add(container, str(number))
             signal.setitimer(signal.ITIMER_REAL, 0)
