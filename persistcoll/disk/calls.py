@@ -46,6 +46,7 @@ __all__ = [
     "Disk",
     "OpenFile",
     "Ownership",
+    "boot_id",
     "close_quietly",
     "just_made",
     "network_file_system",
@@ -90,6 +91,18 @@ MAKING_SECONDS = 0.1
 # msvcrt.locking forbids other processes to read the locked byte, so the byte lies beyond all content.
 _WINDOWS_LOCK_OFFSET = 0x3FFFFFFF
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+def boot_id() -> str | None:
+    """Return what tells this boot of the machine from all others, or ``None`` if the system does not say."""
+    try:
+        with open(_BOOT_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return None
 
 
 class Ownership(NamedTuple):
@@ -156,6 +169,7 @@ class Disk:
     ``unlink(path)``, ``mkdir(path)``   remove a file, create a directory
     ``flock(fd, operation)``            lock or unlock; raise ``BlockingIOError`` for a ``TRY_``
                                         operation that must wait
+    ``boot_id()``                       return what tells this boot of the machine from all others
     ==================================  ===========================================================
 
     :ivar ownership: the ownership of new files and directories.
@@ -165,6 +179,7 @@ class Disk:
     """
 
     ownership = Ownership()
+    boot_id = staticmethod(boot_id)
 
     def __init__(
         self,

@@ -147,16 +147,16 @@ class Retain:
     >>> Retain(records=1_000_000, age=7 * 24 * 3600)
     Retain(records=1000000, bytes=None, age=604800.0)
 
+    :param records: keep so many of the newest records.
+    :param bytes: keep the newest records that occupy so many bytes.
+    :param age: keep the records that are at most so many seconds old, by the system's clock.
     :raise TypeError: a limit is no number.
     :raise ValueError: a limit is negative.
     """
 
     records: int | None = None
-    """How many of the newest records."""
     bytes: int | None = None
-    """The newest records that occupy so many bytes."""
     age: float | None = None
-    """The records that are at most so many seconds old, by the system's clock."""
 
     def __post_init__(self) -> None:
         for name in ("records", "bytes"):

@@ -8,7 +8,18 @@ the chunk's number, the id of its first record, the last id of the chunk before 
 a missing or cut chunk), the salt of its checksums and the serializer::
 
     magic 8s | version u16 | name length u16 | number u32 | store uuid 16s
-    | first id u64 | previous id u64 | created f64 | salt u32 | serializer name | crc u32
+    | first id u64 | previous id u64 | created f64 | salt u32
+    | capacity u64 | ordinal u64 | latest f64 | serializer name | crc u32
+
+The fields of the third line are those of version 2. Headers of version 1 are read as well, and a chunk of
+version 1 is continued.
+
+- ``capacity``: how many records the chunk may hold. After a power cut, ids above the last record of the chunk
+  may have been given to records that the cut destroyed, but none above this limit.
+- ``ordinal``: how many records came before the chunk. With it the records between two ids are counted without
+  reading the chunks between them, although ids have gaps.
+- ``latest``: the latest time of a record before the chunk. It never decreases from chunk to chunk, although
+  the clock may be set back, so that a time can be found by bisection.
 
 Ids between the previous id and the first id are acked and have no record. This gap has two causes:
 
@@ -45,9 +56,13 @@ __all__ = [
 ]
 
 _MAGIC = b"\x89PCCHNK\n"
-_VERSION = 1
-_HEADER = struct.Struct("<8sHHI16sQQdI")
+_VERSION = 2
+_HEADER_1 = struct.Struct("<8sHHI16sQQdI")
+_HEADER = struct.Struct("<8sHHI16sQQdIQQd")
+_PREFIX = struct.Struct("<8sHH")
 _CRC = struct.Struct("<I")
+_UNLIMITED = 1 << 62
+_AT_ONCE = 512  # bytes that the first read of a header asks for, which nearly always is all of it
 _NAME = re.compile(r"q(\d{5,})")
 
 
@@ -61,11 +76,21 @@ class Chunk(NamedTuple):
     created: float
     salt: int
     serializer: str
+    capacity: int
+    ordinal: int
+    latest: float
+    version: int = _VERSION
+
+    @property
+    def limit_id(self) -> int:
+        """The id above those that records in this chunk may have."""
+        return self.first_id + self.capacity
 
     @property
     def data_offset(self) -> int:
         """The offset at which the first frame starts, in bytes."""
-        return _HEADER.size + len(self.serializer.encode()) + _CRC.size
+        fixed = _HEADER_1 if self.version == 1 else _HEADER
+        return fixed.size + len(self.serializer.encode()) + _CRC.size
 
     def encode(self) -> bytes:
         """Return the header as bytes."""
@@ -80,6 +105,9 @@ class Chunk(NamedTuple):
             self.previous_id,
             self.created,
             self.salt,
+            self.capacity,
+            self.ordinal,
+            self.latest,
         )
         return header + name + _CRC.pack(crc32(header + name))
 
@@ -114,7 +142,7 @@ def empty_chunk(disk: Disk, directory: str, chunk: Chunk, next_id: int, tempdir:
 
     :param next_id: the id with which the next chunk begins.
     """
-    emptied = chunk._replace(first_id=next_id, salt=new_salt())
+    emptied = chunk._replace(first_id=next_id, salt=new_salt(), version=_VERSION)
     data = emptied.encode() + encode(emptied.salt, END, next_id, time.time(), 0, b"")
     write_atomic(disk, chunk_path(directory, chunk.number), (data,), tempdir).close()
 
@@ -144,16 +172,21 @@ def open_chunk(
 
 
 def _read_header(disk: Disk, fd: int, path: str) -> Chunk:
-    fixed = read_fully(disk, fd, _HEADER.size, 0)
-    if len(fixed) < _HEADER.size or fixed[:8] != _MAGIC:
+    data = read_fully(disk, fd, _AT_ONCE, 0)
+    if len(data) < _PREFIX.size or data[:8] != _MAGIC:
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
-    _, version, length, number, store_id, first, previous, created, salt = _HEADER.unpack(fixed)
-    rest = read_fully(disk, fd, length + _CRC.size, _HEADER.size)
-    name = rest[:length]
-    if len(rest) < length + _CRC.size or _CRC.unpack(rest[length:])[0] != crc32(fixed + name):
+    _, version, length = _PREFIX.unpack_from(data)
+    fixed = _HEADER_1 if version == 1 else _HEADER
+    size = fixed.size + length
+    if len(data) == _AT_ONCE < size + _CRC.size:
+        data = read_fully(disk, fd, size + _CRC.size, 0)
+    if len(data) < size + _CRC.size or _CRC.unpack_from(data, size)[0] != crc32(data[:size]):
         raise CorruptionError(f"the header of {path!r} is damaged", path, 0)
-    if version != _VERSION:
+    if version not in (1, _VERSION):
         raise FormatVersionError(
-            f"{path!r} has format version {version}; this release reads version {_VERSION}"
+            f"{path!r} has format version {version}; this release reads versions 1 and {_VERSION}"
         )
-    return Chunk(number, store_id, first, previous, created, salt, name.decode())
+    _, _, _, number, store_id, first, previous, created, salt, *more = fixed.unpack_from(data)
+    capacity, ordinal, latest = more or (_UNLIMITED, max(0, first - 1), 0.0)
+    name = data[fixed.size : size].decode()
+    return Chunk(number, store_id, first, previous, created, salt, name, capacity, ordinal, latest, version)

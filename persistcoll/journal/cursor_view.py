@@ -12,7 +12,7 @@ from persistcoll.errors import CorruptionError, LockedError
 from persistcoll.journal.chunks import chunk_numbers, open_chunk
 from persistcoll.journal.consumer_lock import ConsumerLock, ConsumerState
 from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
-from persistcoll.journal.recovery import JournalLocation
+from persistcoll.journal.recovery import JournalLocation, MissingTail, RecoveredTail
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -146,6 +146,14 @@ class CursorView:
 
     def _new_cursor(self) -> CursorReader:
         return CursorReader(self._location.disk, self._path, self._location.store_id)
+
+    def highest_used_id(self, tail: RecoveredTail | MissingTail, same_boot: bool) -> int:
+        """Return the highest acked id.
+
+        New ids are higher, even if a power cut destroyed the acked records: at ``"process"`` an ack may reach
+        the device before the record does.
+        """
+        return self.acknowledged().highest
 
     def create_cursor(self) -> None:
         """Write the first cursor durably. The caller holds the producer lock."""

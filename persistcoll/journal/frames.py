@@ -256,10 +256,10 @@ class Frames:
 
 def scan_valid_frames(
     disk: Disk, fd: int, salt: int, offset: int, last_id: int
-) -> Iterator[tuple[int, int, int, int]]:
+) -> Iterator[tuple[int, int, Record, int]]:
     """Yield every valid record from ``offset`` on with an id greater than ``last_id``, and skip damage.
 
-    :return: tuples of the start, the end, the id and the watermark.
+    :return: tuples of the start, the end, the record and the watermark.
     """
     size = disk.status(fd).st_size
     behind = offset  # the end of the record last found
@@ -272,7 +272,7 @@ def scan_valid_frames(
         with contextlib.suppress(BadFrame):
             found = frames.read()
             if isinstance(found, Record):
-                yield frames.start, frames.end, found.id, frames.synced
+                yield frames.start, frames.end, found, frames.synced
                 behind, last_id = frames.end, found.id
 
 

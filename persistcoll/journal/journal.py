@@ -22,7 +22,7 @@ from persistcoll.errors import EncodeError, StorageError, StoreReplacedError
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
-from persistcoll.journal.tail import Tail
+from persistcoll.journal.tail import Tail, UsedIds
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -81,8 +81,7 @@ class Journal:
         *,
         chunksize: int,
         sync: bool,
-        highest_acked_id: Callable[[], int],
-        retire_ids: Callable[[int, int], None],
+        used_ids: UsedIds,
         seal: Callable[[bytes, int], bytes] | None = None,
     ) -> None:
         self.location = location
@@ -96,7 +95,7 @@ class Journal:
         self._size = location.disk.size
         self._flock = location.disk.flock
         self._combiner = Combiner[_Append](self._append_all)
-        self._tail = Tail(location, lock, chunksize, highest_acked_id, retire_ids)
+        self._tail = Tail(location, lock, chunksize, used_ids)
         self.poison = self._tail.poison
 
     @property
@@ -179,11 +178,15 @@ class Journal:
                         check_capacity(tail.last_id)
                     if tail.last_id + 1 >= tail.roll_at_id or tail.end >= MAX_PAYLOAD:
                         tail.roll()
+                    if now > tail.latest:
+                        tail.latest = now
                     if self._seal is None and not isinstance(payload, tuple):  # nearly always
                         last = tail.last_id + 1
                         data = encode(tail.salt, ITEM, last, now, tail.file.durable_end, payload)
                     else:
-                        data, last = self._encode(payload, tail.last_id)
+                        if not self._has_room(payload, tail.last_id):
+                            tail.roll(capacity=len(payload))
+                        data, last = self._encode(payload, tail.last_id, now)
                     tail.append(data, last)
                     return last
                 except OSError as error:
@@ -217,17 +220,21 @@ class Journal:
         last = self.append(tuple(payloads), check_capacity)
         return range(last - len(payloads) + 1, last + 1)
 
-    def _encode(self, payload: bytes | tuple[bytes, ...], last: int) -> tuple[bytes, int]:
+    def _has_room(self, payload: bytes | tuple[bytes, ...], last: int) -> bool:
+        """Tell whether the chunk may hold all records of a batch after the id ``last``."""
+        return not isinstance(payload, tuple) or last + len(payload) < self._tail.limit_id
+
+    def _encode(self, payload: bytes | tuple[bytes, ...], last: int, now: float) -> tuple[bytes, int]:
         """Return the frames of the records that follow the id ``last``, and the id of the last of them."""
         salt, synced, seal = self._tail.salt, self._tail.file.durable_end, self._seal
         id = last + 1
         if not isinstance(payload, tuple):
             if seal is not None:
                 payload = seal(payload, id)
-            return encode(salt, ITEM, id, _now(), synced, payload), id
+            return encode(salt, ITEM, id, now, synced, payload), id
         if seal is not None:
             payload = tuple([seal(each, number) for number, each in enumerate(payload, id)])
-        return encode_batch(salt, id, _now(), synced, payload), last + len(payload)
+        return encode_batch(salt, id, now, synced, payload), last + len(payload)
 
     def _append_all(self, requests: Sequence[_Append], on_block: Callable[[], None]) -> None:
         """Append the records of all waiting threads with one write and one sync.
@@ -274,15 +281,21 @@ class Journal:
         tail = self._tail
         if tail.last_id + 1 >= tail.roll_at_id or tail.end >= MAX_PAYLOAD:
             tail.roll()
+        if not self._has_room(left[0].payload, tail.last_id):
+            tail.roll(capacity=len(left[0].payload))
         frames: list[bytes] = []
         written: list[_Append] = []
         last, end = tail.last_id, tail.end
+        now = _now()
+        tail.latest = max(tail.latest, now)
         while left and last + 1 < tail.roll_at_id and end < MAX_PAYLOAD:
+            if not self._has_room(left[0].payload, last):
+                break
             request = left.pop(0)
             try:
                 if request.check_capacity is not None:
                     request.check_capacity(last)
-                data, last = self._encode(request.payload, last)
+                data, last = self._encode(request.payload, last, now)
             except Exception as refused:
                 request.failure = refused
                 continue

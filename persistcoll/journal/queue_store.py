@@ -121,8 +121,7 @@ class JournalQueueStore(QueueStore):
             self._appending,
             chunksize=opening.chunksize,
             sync=self._power,
-            highest_acked_id=lambda: cursor_view.acknowledged().highest,
-            retire_ids=cursor_view.retire_ids,
+            used_ids=cursor_view,
             seal=self._seal,
         )
         opening.undo.callback(journal.close_without_sync)

@@ -301,9 +301,11 @@ class Reader:
             return False  # this is beyond the valid size, where another process may be writing
         message = f"{path!r} is damaged at offset {offset}: {reason}"
         self._give_up_unless_skipping(CorruptionError(message, path, offset))
-        for start, _, id, _ in scan_valid_frames(location.disk, self._fd, self._salt, offset, self._last_id):
+        for start, _, record, _ in scan_valid_frames(
+            location.disk, self._fd, self._salt, offset, self._last_id
+        ):
             self._quarantine(path, offset, start)
-            self._missing(id - 1, offset)
+            self._missing(record.id - 1, offset)
             self._frames = Frames(location.disk, self._fd, self._salt, start)
             return True
         self._quarantine(path, offset, self._location.disk.status(self._fd).st_size)

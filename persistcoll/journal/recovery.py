@@ -67,12 +67,19 @@ class RecoveredTail:
     chunk: Chunk
     end: int
     last_id: int
+    latest: float
+    """The latest time of a record."""
     sealed: bool = False
     """Whether the chunk ends with an ``END`` frame, so that the next record goes into the next chunk."""
     clean: bool = False
     """Whether the file ends at the tail mark, so that everything in it is on the device."""
     highest_issued_id: int = 0
     """The highest id that is known to have been given to a record, if that record is lost."""
+
+    @property
+    def ordinal(self) -> int:
+        """How many records come before the next one."""
+        return self.chunk.ordinal + self.last_id + 1 - self.chunk.first_id
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,10 @@ class MissingTail:
     """The number of the chunk to create."""
     last_id: int
     """The highest id that may have been given to a record. New ids are higher."""
+    ordinal: int
+    """How many records came before, as far as is known."""
+    latest: float
+    """The latest time of a record, as far as is known."""
 
 
 def find_tail(location: JournalLocation, mark: TailMark | None) -> RecoveredTail | MissingTail:
@@ -114,7 +125,9 @@ def find_tail(location: JournalLocation, mark: TailMark | None) -> RecoveredTail
 def _find(location: JournalLocation, mark: TailMark | None) -> RecoveredTail | MissingTail:
     number = _last_number(location, mark)
     if number is None:
-        return MissingTail(mark.number + 1, mark.last_id) if mark is not None else MissingTail(0, 0)
+        if mark is None:
+            return MissingTail(0, 0, 0, 0.0)
+        return MissingTail(mark.number + 1, mark.last_id, mark.last_id, mark.latest)
     flags = os.O_RDWR | os.O_APPEND
     try:
         file, chunk = open_chunk(location.disk, location.directory, number, location.store_id, flags)
@@ -152,27 +165,29 @@ def _last_number(location: JournalLocation, mark: TailMark | None) -> int | None
 def _set_aside(location: JournalLocation, number: int, mark: TailMark | None) -> MissingTail:
     """Rename a chunk whose header is damaged, because without its salt no frame of it can be verified."""
     path = location.path(number)
-    # An upper bound for the number of records in the chunk, so that no id is given twice.
-    held = os.path.getsize(path) // HEADER_SIZE
+    # An upper bound for the number of records in the chunk, so that no id is given twice. A power cut may
+    # have destroyed some that are not in the file any more.
+    held = max(os.path.getsize(path) // HEADER_SIZE, location.chunksize)
     location.disk.replace(path, f"{path}.damaged")
     location.disk.sync_directory(location.directory)
     _log.warning("the header of %r is damaged; the chunk was moved to %r", path, f"{path}.damaged")
     earlier = _find(location, None)
+    ordinal = earlier.ordinal
     if isinstance(earlier, RecoveredTail):
         earlier.file.close()
     last_id = max(earlier.last_id, mark.last_id if mark is not None else 0)
-    return MissingTail(number + 1, last_id + held)
+    return MissingTail(number + 1, last_id + held, ordinal, earlier.latest)
 
 
 def _scan(location: JournalLocation, file: OpenFile, chunk: Chunk, mark: TailMark | None) -> RecoveredTail:
     disk, path = location.disk, location.path(chunk.number)
-    tail = RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1)
+    tail = RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1, chunk.latest)
     size = disk.status(file.fd).st_size
     synced = 0
     if mark is not None and (mark.number, mark.salt) == (chunk.number, chunk.salt):
         synced = mark.offset
         if size >= mark.offset:
-            tail.end, tail.last_id = mark.offset, mark.last_id
+            tail.end, tail.last_id, tail.latest = mark.offset, mark.last_id, mark.latest
             tail.clean = size == mark.offset
     bad = _read_on(disk, tail)
     if bad is None and size >= synced:
@@ -186,8 +201,9 @@ def _scan(location: JournalLocation, file: OpenFile, chunk: Chunk, mark: TailMar
         if location.on_corruption == "raise":
             raise CorruptionError(reason, path, tail.end)
         _log.warning("%s", reason)
-        for _, end, id, _ in found:
-            tail.end, tail.last_id = end, max(id, tail.last_id)
+        for _, end, record, _ in found:
+            tail.end, tail.last_id = end, max(record.id, tail.last_id)
+            tail.latest = max(tail.latest, record.time)
         if mark is not None:
             tail.highest_issued_id = mark.last_id
     tail.clean = False
@@ -209,6 +225,7 @@ def _read_on(disk: Disk, tail: RecoveredTail) -> str | None:
                     reason = f"record {last_id + 1} is missing"
                     break
                 last_id = found.id
+                tail.latest = max(tail.latest, found.time)
                 if not frames.in_batch:  # the tail includes a batch only when its last record is valid
                     tail.end, tail.last_id = frames.end, last_id
                 continue
@@ -255,7 +272,7 @@ def _rewrite(location: JournalLocation, tail: RecoveredTail) -> RecoveredTail:
         disk.truncate(tail.file.fd, tail.end)
         raise
     tail.file.close()
-    return RecoveredTail(file, chunk, tail.end, tail.last_id, tail.sealed)
+    return RecoveredTail(file, chunk, tail.end, tail.last_id, tail.latest, tail.sealed)
 
 
 def _pieces(disk: Disk, fd: int, start: int, end: int) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 from persistcoll.disk.calls import LINKS, SIZE, Disk, new_salt, storage_error
 from persistcoll.disk.synced_file import SyncedFile
@@ -22,11 +22,25 @@ from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop,
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation, MissingTail, RecoveredTail, find_tail
 from persistcoll.journal.replaced_files import replaced
-from persistcoll.journal.tail_mark import TailMark
+from persistcoll.journal.tail_mark import TailMark, this_boot
 
-__all__ = ["Tail"]
+__all__ = ["Tail", "UsedIds"]
 
 _now = time.time
+
+
+class UsedIds(Protocol):
+    """Knows which ids were used before a power cut, although their records are lost. New ids are higher."""
+
+    def highest_used_id(self, tail: RecoveredTail | MissingTail, same_boot: bool) -> int:
+        """Return the highest id that may have been used, as far as ``tail`` does not tell it; 0: none.
+
+        :param same_boot: whether the machine has run without a restart since the tail mark was written, so
+            that no record can be lost.
+        """
+
+    def retire_ids(self, first: int, last: int) -> None:
+        """Note durably that the ids ``first`` to ``last`` will have no record. The producer lock is held."""
 
 
 class Tail:
@@ -37,15 +51,14 @@ class Tail:
 
     :param lock: the producer lock. The caller holds it during the construction.
     :param chunksize: the number of records after which a new chunk begins.
-    :param highest_acked_id: returns the highest acked id. New ids are higher, even if a power cut destroyed
-        the acked records (at ``"process"`` an ack may reach the device before the record does).
-    :param retire_ids: called with the first and the last of the ids that are skipped for that reason. It
-        records them durably as acked.
+    :param used_ids: knows which ids were used before a power cut.
     :ivar fd: the chunk's descriptor, for appending and reading.
     :ivar end: the size up to which the chunk is valid, in bytes.
     :ivar last_id: the id of the last record.
     :ivar salt: the chunk's salt.
     :ivar roll_at_id: the id that begins the next chunk; 0 if the chunk is sealed.
+    :ivar limit_id: the id above those that records in this chunk may have.
+    :ivar latest: the latest time of a record in the journal, or later. An append sets it before it writes.
     :ivar sealed: whether the chunk ends with an ``END`` frame, so that the next call must be :meth:`catch_up`
         or :meth:`roll`. It is also true while the tail switches to another chunk.
     :ivar file: syncs the chunk.
@@ -59,15 +72,14 @@ class Tail:
         location: JournalLocation,
         lock: ProducerLock,
         chunksize: int,
-        highest_acked_id: Callable[[], int],
-        retire_ids: Callable[[int, int], None],
+        used_ids: UsedIds,
     ) -> None:
         self._location = location
         self._disk: Disk = location.disk
         self._lock = lock
         self._chunksize = chunksize
-        self._highest_acked_id = highest_acked_id
-        self._retire_ids = retire_ids
+        self._used_ids = used_ids
+        self._boot = this_boot(location.disk)
         self._write = self._disk.write
         self._status = self._disk.status
         self._size = self._disk.size
@@ -82,7 +94,8 @@ class Tail:
         self.end = 0
         self.last_id = 0
         self.sealed = False
-        self.roll_at_id = 0
+        self.roll_at_id = self.limit_id = 0
+        self.latest = 0.0
         try:
             self._recover()
         except BaseException:
@@ -144,7 +157,12 @@ class Tail:
         self._writing = False
         return failure
 
-    def roll(self, previous_id: int | None = None, first_id: int | None = None) -> None:
+    @property
+    def ordinal(self) -> int:
+        """How many records come before the next one."""
+        return self.chunk.ordinal + self.last_id + 1 - self.chunk.first_id
+
+    def roll(self, previous_id: int | None = None, first_id: int | None = None, capacity: int = 0) -> None:
         """Begin the next chunk, unless another process has begun it. The caller holds the producer lock.
 
         The old chunk is synced first, at either level of durability, so that a power cut can tear only the
@@ -152,6 +170,10 @@ class Tail:
         gets its name, so that a process which has only the old chunk open notices the end by its size.
 
         Cost: two syncs of a file and one of the directory.
+
+        :param previous_id: the highest id that a record may have had; ``None``: the last id.
+        :param first_id: the id of the next record; ``None``: the next one after ``previous_id``.
+        :param capacity: how many records the next chunk must be able to hold, if more than usual.
         """
         self._location.check()
         number = self.chunk.number
@@ -172,7 +194,7 @@ class Tail:
         # Sync also an END that is already there: its writer may have died before the sync.
         self.sync()
         last = max(self.last_id, previous_id or 0)
-        self._create(number + 1, max(last + 1, first_id or 0), last)
+        self._create(number + 1, max(last + 1, first_id or 0), last, self.ordinal, capacity)
         self.leave_mark()
 
     def _seal_at(self, end: int) -> None:
@@ -193,13 +215,22 @@ class Tail:
             raise failure from error
         self.file.durable_end = self.end
 
-    def _create(self, number: int, first_id: int, previous_id: int) -> None:
+    def _create(self, number: int, first_id: int, previous_id: int, ordinal: int, capacity: int = 0) -> None:
         location = self._location
         chunk = Chunk(
-            number, location.store_id, first_id, previous_id, _now(), new_salt(), location.serializer
+            number,
+            location.store_id,
+            first_id,
+            previous_id,
+            _now(),
+            new_salt(),
+            location.serializer,
+            max(2 * self._chunksize, capacity),  # so that a batch may end beyond the chunksize
+            ordinal,
+            self.latest,
         )
         file = create_chunk(self._disk, location.directory, chunk, location.tempdir)
-        self._switch_to(RecoveredTail(file, chunk, chunk.data_offset, first_id - 1))
+        self._switch_to(RecoveredTail(file, chunk, chunk.data_offset, first_id - 1, self.latest))
         self.file.durable_end = chunk.data_offset
 
     def _recover(self) -> None:
@@ -207,28 +238,30 @@ class Tail:
         mark = self._lock.read_mark()
         tail = find_tail(self._location, mark)
         known = tail.last_id if isinstance(tail, MissingTail) else max(tail.last_id, tail.highest_issued_id)
+        same_boot = mark is not None and mark.boot != b"" and mark.boot == self._boot
         try:
-            highest_acked_id = self._highest_acked_id()
-            if highest_acked_id > known:
-                self._retire_ids(known + 1, highest_acked_id)
+            highest_used_id = self._used_ids.highest_used_id(tail, same_boot)
+            if highest_used_id > known:
+                self._used_ids.retire_ids(known + 1, highest_used_id)
         except BaseException:
             if isinstance(tail, RecoveredTail):
                 tail.file.close()
             raise
         if isinstance(tail, MissingTail):
-            self._create(tail.number, max(known, highest_acked_id) + 1, known)
+            self.latest = tail.latest
+            self._create(tail.number, max(known, highest_used_id) + 1, known, tail.ordinal)
             self.leave_mark()
             return
         self._switch_to(tail)
         self.file.durable_end = tail.end
-        if max(known, highest_acked_id) > tail.last_id:
+        if max(known, highest_used_id) > tail.last_id:
             # The header's previous id tells readers which of the missing ids once had records.
-            self.roll(known, max(known, highest_acked_id) + 1)
+            self.roll(known, max(known, highest_used_id) + 1)
         elif mark is None:
             # The lock's file is new. A process that has the removed one open notices it by the size of its
             # chunk, before it appends to that chunk.
             self.roll()
-        elif not tail.clean:
+        elif not (tail.clean and same_boot):
             self.leave_mark()
 
     def _switch_to(self, tail: RecoveredTail) -> None:
@@ -236,8 +269,9 @@ class Tail:
         self._unsure = self.sealed = True
         self.fd, self.chunk, self.end = tail.file.fd, tail.chunk, tail.end
         self.salt = tail.chunk.salt
-        self.last_id = tail.last_id
-        self.roll_at_id = 0 if tail.sealed else tail.chunk.first_id + self._chunksize
+        self.last_id, self.latest = tail.last_id, tail.latest
+        self.limit_id = tail.chunk.limit_id
+        self.roll_at_id = 0 if tail.sealed else min(tail.chunk.first_id + self._chunksize, self.limit_id)
         self.file.written = tail.last_id
         self.file.switch(tail.file, self._location.path(tail.chunk.number), 0)
         self.file.end = tail.end
@@ -248,7 +282,8 @@ class Tail:
         """Write a tail mark that everything up to ``end`` is durable. The caller has synced the chunk."""
         # The mark never lies after END, because a reader that starts there would not notice the END.
         chunk, end = self.chunk, self.end - (HEADER_SIZE if self.sealed else 0)
-        self._lock.leave_mark(TailMark(chunk.number, chunk.salt, end, self.last_id))
+        mark = TailMark(chunk.number, chunk.salt, end, self.last_id, self.latest, self._boot)
+        self._lock.leave_mark(mark)
 
     def check_not_removed(self) -> None:
         """Raise ``StoreReplacedError`` if no process would find a new record. The producer lock is held.
@@ -314,6 +349,8 @@ class Tail:
                 last += 1
                 if found.id != last:
                     raise BadFrame(frames.start, f"record {last} is missing")
+                if found.time > self.latest:
+                    self.latest = found.time
                 if not frames.in_batch:
                     self.end, self.last_id = frames.end, last
         except BadFrame as error:
@@ -345,15 +382,16 @@ class Tail:
                 if not later or later[-1] <= self.chunk.number:
                     return False
                 number = later[-1]
-        self._switch_to(RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1))
+        self._switch_to(
+            RecoveredTail(file, chunk, chunk.data_offset, chunk.first_id - 1, max(self.latest, chunk.latest))
+        )
         return True
 
     def leave_poisoned_mark(self) -> None:
         """Write a tail mark that the chunk's content in the page cache may not be on the device."""
-        chunk = self.chunk
-        self._lock.leave_mark(
-            TailMark(chunk.number, chunk.salt, chunk.data_offset, chunk.first_id - 1, poisoned=True)
-        )
+        chunk, end = self.chunk, self.chunk.data_offset
+        mark = TailMark(chunk.number, chunk.salt, end, chunk.first_id - 1, chunk.latest, self._boot, True)
+        self._lock.leave_mark(mark)
 
 
 class _MarkingPoison(Poison):

@@ -12,17 +12,19 @@ page cache, lives exactly as long.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from typing import NamedTuple
 from zlib import crc32
 
 from persistcoll.disk.calls import Disk, read_fully
 
-__all__ = ["TailMark", "read_mark", "write_mark"]
+__all__ = ["TailMark", "read_mark", "this_boot", "write_mark"]
 
-_BODY = struct.Struct("<4sIIIQQ")
+_BODY_1 = struct.Struct("<4sIIIQQ")
+_BODY = struct.Struct("<4sIIIQQd16s")
 _CRC = struct.Struct("<I")
-_MAGIC = b"PCT1"
+_MAGIC_1, _MAGIC = b"PCT1", b"PCT2"
 
 
 class TailMark(NamedTuple):
@@ -36,25 +38,37 @@ class TailMark(NamedTuple):
     """Bytes. Everything before this offset in the chunk, and every earlier chunk, is on the device."""
     last_id: int
     """The id of the last record before ``offset``."""
+    latest: float
+    """The latest time of a record before ``offset``."""
+    boot: bytes
+    """What tells the boot of the machine in which the mark was written from all others; empty: unknown."""
     poisoned: bool = False
     """Whether a sync of the chunk has failed."""
+
+
+def this_boot(disk: Disk) -> bytes:
+    """Return what a mark that is written now has as ``boot``."""
+    boot = disk.boot_id()
+    return hashlib.blake2s(boot.encode(), digest_size=16).digest() if boot else b""
 
 
 def read_mark(disk: Disk, fd: int) -> TailMark | None:
     """Return the mark in the producer lock's file, or ``None`` if there is no valid one."""
     data = read_fully(disk, fd, _BODY.size + _CRC.size, 0)
-    if len(data) < _BODY.size + _CRC.size or data[:4] != _MAGIC:
+    fields = _BODY_1 if data[:4] == _MAGIC_1 else _BODY
+    if len(data) < fields.size + _CRC.size or data[:4] not in (_MAGIC_1, _MAGIC):
         return None
-    body = data[: _BODY.size]
-    if _CRC.unpack(data[_BODY.size :])[0] != crc32(body):
+    if _CRC.unpack_from(data, fields.size)[0] != crc32(data[: fields.size]):
         return None
-    _, number, salt, poisoned, offset, last_id = _BODY.unpack(body)
-    return TailMark(number, salt, offset, last_id, bool(poisoned))
+    _, number, salt, poisoned, offset, last_id, *more = fields.unpack_from(data)
+    latest, boot = more or (0.0, b"")
+    return TailMark(number, salt, offset, last_id, latest, boot.rstrip(b"\0"), bool(poisoned))
 
 
 def write_mark(disk: Disk, fd: int, mark: TailMark) -> None:
     """Write the mark. The caller holds the producer lock and has synced everything before the mark."""
-    body = _BODY.pack(_MAGIC, mark.number, mark.salt, mark.poisoned, mark.offset, mark.last_id)
+    number, salt, offset, last_id, latest, boot, poisoned = mark
+    body = _BODY.pack(_MAGIC, number, salt, poisoned, offset, last_id, latest, boot)
     try:
         disk.pwrite(fd, body + _CRC.pack(crc32(body)), 0)
     except OSError:

@@ -10,21 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock", "boot", "steady"]
+__all__ = ["Clock", "steady"]
 
 Clock = Callable[[], float]
 """Returns seconds since the epoch, by the store's own clock."""
-
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
-
-
-def boot() -> str | None:
-    """Return what tells this boot from all others, or ``None`` if the system does not say."""
-    try:
-        with open(_BOOT_ID, encoding="ascii") as file:
-            return file.read().strip()
-    except (OSError, ValueError):
-        return None
 
 
 def steady() -> float:

@@ -7,6 +7,7 @@ import time
 import uuid
 from typing import NamedTuple
 
+from persistcoll.disk.calls import boot_id
 from persistcoll.errors import (
     CorruptionError,
     FormatVersionError,
@@ -15,7 +16,7 @@ from persistcoll.errors import (
     StoreKindError,
     StoreMissingError,
 )
-from persistcoll.sqlite.clock import Clock, boot, steady
+from persistcoll.sqlite.clock import Clock, steady
 from persistcoll.sqlite.driver import Execute
 
 __all__ = [
@@ -106,7 +107,7 @@ def clock(execute: Execute, may_set: bool = True) -> Clock:
 
     :param may_set: whether to store the clock's offset if the machine was booted since that was done.
     """
-    present = boot()
+    present = boot_id()
     if present is None:
         return time.time
     known, offset = execute("SELECT boot, clock FROM store").fetchone()

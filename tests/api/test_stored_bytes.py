@@ -287,11 +287,18 @@ def test_today_writes_what_the_last_version_wrote(today, variant, tmp_path):
     assert today == description(ARCHIVES[-1], variant, tmp_path)
 
 
-def test_today_writes_what_the_first_version_knows(today, variant, tmp_path):
-    """Apart from two additions, which it does not need to know."""
+def test_today_writes_what_the_first_version_wrote(today, variant, tmp_path):
+    """Apart from three additions."""
     now, then = today, description(ARCHIVES[0], variant, tmp_path)
     # A transaction leaves a note in the lock file, after what was there before.
     assert now["database"].pop("lock") > then["database"].pop("lock")
+    # The headers of chunks have three more fields, and so another version.
+    for name in ("queue", "sealed"):
+        for chunk in now[name]["chunks"].values():
+            assert [chunk["header"].pop(field) for field in ("version", "capacity")] == [2, CAPACITY[name]]
+            assert chunk["header"].pop("ordinal") == chunk["header"]["previous"]
+        for chunk in then[name]["chunks"].values():
+            assert chunk["header"].pop("version") == 1
     # A chunk whose items are acknowledged is emptied while an earlier one is needed: header and end stay.
     emptied, whole = (each["queue"]["chunks"].pop("q00001") for each in (now, then))
     assert emptied["frames"] == [(*whole["frames"][-1][:2], None, b"")]
@@ -299,6 +306,9 @@ def test_today_writes_what_the_first_version_knows(today, variant, tmp_path):
     # The cursor was compacted for it: what it says is the same.
     assert acknowledged(now["queue"].pop("cursor")) == acknowledged(then["queue"].pop("cursor"))
     assert now == then
+
+
+CAPACITY = {"queue": 2 * 5, "sealed": 2 * 16384}
 
 
 def acknowledged(cursor: list[tuple[Any, ...]]) -> set[int]:

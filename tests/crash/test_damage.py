@@ -36,6 +36,8 @@ CHUNKS = ("q00001", "q00002", "q00003")
 GONE, LAST = 4, 11
 """Items 1 to 4 are acked, the last of them in a chunk that still exists; 5 to 11 are ready."""
 WAITING = list(range(GONE + 1, LAST + 1))
+DATA = 91
+"""The offset of the first frame in a chunk of the serializer "raw"."""
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +160,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk(name, policy, files, place, rng):
         seen = judge({**files, name: spoiled(files[name], at, rng)}, place, policy)
         if policy == "skip":
             assert seen.error is None, f"bit in byte {at}: {seen.error}"
-            header = at < 67
+            header = at < DATA
             missing = len(WAITING) - len(seen.delivered)
             # The end of the last chunk is the torn tail of a batch, which is lost as a whole.
             assert missing <= (3 if header else 2 if name == CHUNKS[-1] else 1), f"byte {at}: {seen}"
@@ -272,13 +274,13 @@ def test_skipped_bytes_are_kept_aside(place):
     make(place / "queue")
     chunk = place / "queue" / "q00002"
     content = bytearray(chunk.read_bytes())
-    content[67 + HEADER_SIZE + 5] ^= 255
+    content[DATA + HEADER_SIZE + 5] ^= 255
     chunk.write_bytes(content)
     with opened(place / "queue", "skip") as queue:
         assert drain(queue) == [number for number in WAITING if number != 7]
         assert queue.stats().dead == 1
     kept = [file.read_bytes() for file in (place / "queue").iterdir() if ".damaged-" in file.name]
-    assert bytes(content[67 : 67 + HEADER_SIZE + 24]) in kept
+    assert bytes(content[DATA : DATA + HEADER_SIZE + 24]) in kept
 
 
 # Torn tails.
@@ -349,7 +351,7 @@ def test_looking_for_the_next_record_is_not_quadratic(claimed, place):
         queue.put(numbered(2))
     chunk = place / "queue" / "q00000"
     content = bytearray(chunk.read_bytes())
-    content[67 + HEADER_SIZE + 1] ^= 255
+    content[DATA + HEADER_SIZE + 1] ^= 255
     chunk.write_bytes(content)
     disk = FaultyDisk(quick_disk())
     count = [0]

@@ -20,6 +20,7 @@ from zlib import crc32
 __all__ = ["describe", "describe_database", "describe_queue"]
 
 CHUNK = struct.Struct("<8sHHI16sQQdI")
+CHUNK_2 = struct.Struct("<QQd")
 FRAME = struct.Struct("<IHHIQdI")
 KINDS = {1: "ITEM", 2: "BATCH", 3: "END"}
 _DECODERS: dict[str, Callable[[bytes], object]] = {
@@ -70,13 +71,19 @@ def _read_chunk(
     data: bytes, uuid: bytes, decode: Callable[[bytes], object]
 ) -> tuple[dict[str, Any], list[Any], list[int]]:
     magic, version, length, number, store, first, previous, created, salt = CHUNK.unpack_from(data)
-    at = CHUNK.size + length
+    more = CHUNK_2.unpack_from(data, CHUNK.size) if version > 1 else ()
+    size = CHUNK.size + (CHUNK_2.size if more else 0)
+    at = size + length
     assert (magic, store) == (b"\x89PCCHNK\n", uuid)
     assert struct.unpack_from("<I", data, at)[0] == crc32(data[:at])
     assert created > 0
     assert salt
-    name = data[CHUNK.size : at].decode()
+    name = data[size:at].decode()
     header = {"version": version, "number": number, "first": first, "previous": previous, "serializer": name}
+    if more:
+        capacity, ordinal, latest = more
+        assert latest < created
+        header.update(capacity=capacity, ordinal=ordinal)
     at += 4
     starts, found = [at], []
     while at < len(data):
@@ -120,8 +127,10 @@ def _cursor(data: bytes, uuid: bytes, starts: dict[int, list[int]]) -> Iterator[
 
 def _tail_mark(data: bytes, starts: dict[int, list[int]]) -> tuple[Any, ...]:
     magic, number, _salt, poisoned, offset, last_id = struct.unpack_from("<4sIIIQQ", data)
-    assert (magic, crc32(data[:32])) == (b"PCT1", struct.unpack_from("<I", data, 32)[0])
-    return number, poisoned, starts[number].index(offset), last_id, len(data)
+    body = {b"PCT1": 32, b"PCT2": 56}[magic]
+    assert crc32(data[:body]) == struct.unpack_from("<I", data, body)[0]
+    assert len(data) == body + 4
+    return number, poisoned, starts[number].index(offset), last_id
 
 
 def _consumer(data: bytes) -> tuple[Any, ...]:
