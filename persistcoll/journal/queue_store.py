@@ -1,13 +1,8 @@
-"""The store of a file queue: every process may append to its journal, and one process consumes.
-
-The module is long because every method acquires the same two locks in one order, in calls whose places decide
-what an interrupt can leave half done.
-"""
+"""The store of a file queue: every process may append to its journal, and one process consumes."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
@@ -15,9 +10,8 @@ from typing import TypeVar
 from persistcoll.disk.calls import storage_error
 from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore, Select
-from persistcoll.engine.forks import in_operation, owned, register_used, unregister_used
 from persistcoll.engine.poison import Poison
-from persistcoll.engine.process import SAME, follow_fork
+from persistcoll.engine.process import SAME
 from persistcoll.engine.records import Durability, Record, Stats
 from persistcoll.errors import CorruptionError, Empty, Full, NotClaimedError, StorageError
 from persistcoll.journal.chunk_removal import ConsumedChunks
@@ -26,11 +20,11 @@ from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR
-from persistcoll.journal.journal import REENTRANT, Journal
+from persistcoll.journal.journal import Journal
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
-from persistcoll.journal.reader import ReadableJournal, Reader
-from persistcoll.journal.replaced_files import replaced
+from persistcoll.journal.reader import Reader
+from persistcoll.journal.store import JournalStore
 
 __all__ = ["JournalQueueStore"]
 
@@ -40,18 +34,15 @@ _NO_SELECT = "a file queue delivers its items in order, and none by its id"
 T = TypeVar("T")
 
 
-class JournalQueueStore(QueueStore):
+class JournalQueueStore(JournalStore, QueueStore):
     """A :class:`~persistcoll.engine.contracts.QueueStore` in a directory. Thread-safe.
 
     Every process may append. The process that first claims a record is the consumer until it closes the store
     or ends. In any other process the calls that claim, pop or remove raise ``LockedError``.
 
-    Two re-entrant locks protect the fields:
-
-    - ``_consuming`` protects the consumer with its claims and its cursor, and the opening and closing of the
-      store. A thread that claims or inspects holds it.
-    - ``_appending`` protects the journal's tail, the view of another process's cursor, and the test of the
-      consumer lock. A thread that needs both locks acquires ``_consuming`` first.
+    ``_consuming`` protects the consumer with its claims and its cursor. A thread that claims or inspects
+    holds it. ``_appending`` also protects the view of another process's cursor, and the test of the consumer
+    lock.
 
     No thread holds either lock while it waits for a sync of its acks or of a record that it appends.
 
@@ -69,41 +60,12 @@ class JournalQueueStore(QueueStore):
         durability: Durability = "power",
         seal: Callable[[bytes, int], bytes] | None = None,
     ) -> None:
-        self._path, self._options, self._disk = opening.path, opening.options, opening.disk
-        self._open_again = type(opening)
         self._power = durability == "power"
         self._seal = seal
-        self.store_id = opening.location.store_id
-        self._released = False
-        self._forked = False  # True in a forked child, until the next call opens the store again
-        self._make_locks()
-        register_used(self)
-        with self._consuming:
-            self._use(opening)
-            # The poison of the cursor, a child of the journal's.
-            self._poison = Poison(self._journal.poison)
-
-    def _make_locks(self) -> None:
-        self._consuming, self._appending = threading.RLock(), threading.RLock()
-        self._is_consuming, self._appends = owned(self._consuming), owned(self._appending)
-
-    def _reopen(self) -> None:
-        with self._open_again(self._path, self._options, self._disk) as opening:
-            try:
-                if opening.begin().store_id != self.store_id:
-                    raise replaced(self._path)
-                self._use(opening)
-            finally:
-                opening.release()
-        # Not before: an error or an interrupt up to here has closed the files, and the next call tries again.
-        # The poison of the cursor is linked to that of the journal: after a failed sync of either file the
-        # store refuses every call.
-        self._poison = Poison(self._journal.poison)
-        self._forked = False
+        super().__init__(opening)
 
     def _use(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
-        self._journal: ReadableJournal
         self._location = location = opening.location
         self._lock = ConsumerLock(
             self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
@@ -112,6 +74,9 @@ class JournalQueueStore(QueueStore):
         self._cursor_view = cursor_view = CursorView(location, cursor_path, self._lock, self._appending)
         opening.undo.callback(cursor_view.close)
         self._open_journal(opening)
+        # The poison of the cursor, a child of the journal's: after a failed sync of either file the store
+        # refuses every call.
+        self._poison = Poison(self._journal.poison)
 
     def _open_journal(self, opening: Opening) -> None:
         cursor_view = self._cursor_view
@@ -129,34 +94,6 @@ class JournalQueueStore(QueueStore):
         if not cursor_view.cursor_exists:
             # Create the cursor now: when the first consumer comes, the disk may be full.
             cursor_view.create_cursor()
-
-    # Entering a call. A signal handler or a destructor may call the store within another call of the same
-    # thread. A C library may fork the process without Python's fork handlers.
-
-    def used_here(self) -> bool:
-        """Tell whether this thread is within an operation of this store."""
-        return self._is_consuming() or self._appends()
-
-    def _arrive(self) -> None:
-        """Raise ``StorageError`` if this thread already holds a lock of this store."""
-        if not SAME[0]:
-            self._follow_fork()
-        if self._is_consuming() or self._appends():
-            raise StorageError(REENTRANT)
-
-    def _follow_fork(self) -> None:
-        follow_fork()  # calls `after_fork_in_child` of every store that a container holds
-        self.after_fork_in_child()
-
-    def _check(self) -> None:
-        """Raise if the store is closed or poisoned, and open it again in a forked child.
-
-        The caller holds ``_consuming``.
-        """
-        if self._poison.unusable_because is not None:
-            raise self._poison.unusable_error(self._path)
-        if self._forked:
-            self._reopen()
 
     def _become_consumer(self) -> QueueClaims:
         """Make this process the consumer, and return its claims. The caller holds ``_consuming``.
@@ -236,11 +173,6 @@ class JournalQueueStore(QueueStore):
         if not capacity:
             return self._append_many(payloads)
         return self._append_many(payloads, self._capacity_check(len(payloads), capacity))
-
-    def _check_usable(self) -> None:
-        self._arrive()
-        with self._consuming:
-            self._check()
 
     def _capacity_check(self, more: int, capacity: int) -> Callable[[int], None]:
         consumer = self._consumer
@@ -539,76 +471,29 @@ class JournalQueueStore(QueueStore):
 
     # Closing.
 
-    def close(self) -> None:
-        """Make all records and acks durable, release the claims, and close the files. Idempotent.
-
-        Within another operation of the same thread the call waits for nothing. If that is an operation of
-        this store, the operation completes, every later call raises ``ClosedError``, and the next ``close``
-        or the destructor closes the files. If it is an operation of another store, as in a destructor, the
-        files are closed without a sync, as by the death of the process.
-        """
-        if not SAME[0]:
-            self._follow_fork()
-        if self._is_consuming() or self._appends():
-            self._journal.poison.close()
-        elif not in_operation():
-            with self._consuming:
-                self._close(clean=True)
-        elif self._consuming.acquire(blocking=False):
-            try:
-                if self._appending.acquire(blocking=False):
-                    try:
-                        self._close(clean=False)
-                    finally:
-                        self._appending.release()
-                else:
-                    self._journal.poison.close()
-            finally:
-                self._consuming.release()
-        else:
-            self._journal.poison.close()
-
-    def _close(self, clean: bool) -> None:
-        clean = clean and self._poison.unusable_because is None and not self._released and self._is_open()
-        self._journal.poison.close()
-        if self._released or self._forked:
-            return
-        try:
-            if clean:
-                try:
-                    # The consumer closes first, because it needs the producer lock's file to remove chunks.
-                    if self._consumer is not None:
-                        self._consumer.close()
-                finally:
-                    self._journal.close()
-                self._lock.close(clean=True)
-        finally:
-            self._close_without_sync()
-
     def _is_open(self) -> bool:
-        """Tell whether all files are open. The garbage collector may have destroyed one before the store."""
         consumer = self._consumer
-        return self._lock.is_open and self._journal.is_open and (consumer is None or consumer.is_open)
+        return self._lock.is_open and super()._is_open() and (consumer is None or consumer.is_open)
+
+    def _close_cleanly(self) -> None:
+        try:
+            # The consumer closes first, because it needs the producer lock's file to remove chunks.
+            if self._consumer is not None:
+                self._consumer.close()
+        finally:
+            super()._close_cleanly()
+        self._lock.close(clean=True)
 
     def _close_without_sync(self) -> None:
-        """Close the files without a sync, as the death of the process would."""
-        self._journal.close_without_sync()
+        super()._close_without_sync()
         if self._consumer is not None:
             self._consumer.close_without_sync()
         self._lock.close()
         self._cursor_view.close()
-        self._released = True
-        unregister_used(self)
 
-    def after_fork_in_child(self) -> None:
-        if self._forked:
-            return
-        self._forked = True
-        self._make_locks()
-        if self._released:
-            return
+    def _abandon(self) -> None:
         if self._consumer is not None:
             self._consumer.after_fork_in_child()
         self._cursor_view.close()
-        self._journal.after_fork_in_child()
+        super()._abandon()
         self._lock.close()
