@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         StoreReplacedError,
         TrimmedError,
     )
+    from persistcoll.logs.consumer import Consumer
+    from persistcoll.logs.log import Log
     from persistcoll.queues.ack import AckStatus
     from persistcoll.queues.file import Queue
     from persistcoll.queues.sqlite import (
@@ -71,6 +73,7 @@ __all__ = [
     "ClaimError",
     "ClosedError",
     "CollectionInfo",
+    "Consumer",
     "CorruptionError",
     "DecodeError",
     "DuplicateError",
@@ -84,6 +87,7 @@ __all__ = [
     "Full",
     "LIFOSQLiteQueue",
     "LockedError",
+    "Log",
     "NotClaimedError",
     "PDict",
     "PersistcollError",
@@ -114,11 +118,13 @@ _HOMES = {
     "AckStatus": "persistcoll.queues.ack",
     "Backoff": "persistcoll.engine.records",
     "CollectionInfo": "persistcoll.engine.records",
+    "Consumer": "persistcoll.logs.consumer",
     "FIFOSQLiteAckQueue": "persistcoll.queues.sqlite",
     "FIFOSQLiteQueue": "persistcoll.queues.sqlite",
     "FILOSQLiteAckQueue": "persistcoll.queues.sqlite",
     "FILOSQLiteQueue": "persistcoll.queues.sqlite",
     "LIFOSQLiteQueue": "persistcoll.queues.sqlite",
+    "Log": "persistcoll.logs.log",
     "PDict": "persistcoll.dicts.pdict",
     "PriorityQueue": "persistcoll.queues.sqlite",
     "Queue": "persistcoll.queues.file",

@@ -19,7 +19,7 @@ from persistcoll.arguments import (
     checked_seconds,
 )
 from persistcoll.disk.path_checks import absolute, checked_path
-from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption
+from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption, Retain
 from persistcoll.serializers import picklable_reference
 
 if TYPE_CHECKING:
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
     from persistcoll.sqlite.open import DatabaseLocation
 
-__all__ = ["FileQueueOptions", "Options", "SQLiteAckQueueOptions", "SQLiteOptions", "SQLiteQueueOptions"]
+__all__ = [
+    "FileQueueOptions",
+    "LogOptions",
+    "Options",
+    "SQLiteAckQueueOptions",
+    "SQLiteOptions",
+    "SQLiteQueueOptions",
+]
 
 _ALL = (1 << 63) - 1
 
@@ -90,6 +97,26 @@ class FileQueueOptions(Options):
             maxsize=checked_count("maxsize", self.maxsize),
             chunksize=None if chunksize is None else checked_count("chunksize", chunksize, 1),
             tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
+        )
+
+
+@dataclass(frozen=True)
+class LogOptions(Options):
+    """The options of a log."""
+
+    chunksize: int | None
+    retain: Retain | None
+    on_corruption: OnCorruption
+
+    def __post_init__(self) -> None:
+        path = absolute(checked_path("path", self.path))
+        super().__post_init__()
+        checked_choice("on_corruption", self.on_corruption, "raise", "stop", "skip")
+        if not isinstance(self.retain, (Retain, type(None))):
+            raise TypeError(f"'retain' must be a Retain, not {type(self.retain).__name__}")
+        chunksize = self.chunksize
+        vars(self).update(
+            path=path, chunksize=None if chunksize is None else checked_count("chunksize", chunksize, 1)
         )
 
 

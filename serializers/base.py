@@ -35,6 +35,7 @@ __all__ = [
     "encode",
     "encode_error",
     "import_optional",
+    "record_decoder",
 ]
 
 
@@ -167,6 +168,40 @@ def decode(codec: Codec | Serializer, data: bytes, id: int | None = None) -> Any
         raise decode_error(codec, id, cause) from cause
 
 
+def record_decoder(
+    codec: Codec, way_on: str = "it stays stored, skip({id}) removes it"
+) -> Callable[[Any], tuple[int, Any]]:
+    """Return a function that decodes a store's record into its id and its object.
+
+    It is a function and not a method: a container that held a bound method of its own would be in a reference
+    cycle, so the garbage collector would close it at some later time, and not the last reference when it is
+    dropped.
+
+    :param way_on: what an error says of what to do about the record; ``{id}`` and ``{next}`` are its id and
+        the one after it.
+    """
+    loads, unseal = codec.loads, codec.unseal
+
+    def plain(record: Any) -> tuple[int, Any]:
+        try:
+            return record.id, loads(record.payload)
+        except Exception as cause:
+            raise decode_error(codec, record.id, cause, way_on) from cause
+
+    if unseal is None:
+        return plain
+
+    def sealed(record: Any) -> tuple[int, Any]:
+        try:
+            return record.id, loads(unseal(record.payload, record.mark))
+        except DecodeError:
+            raise
+        except Exception as cause:
+            raise decode_error(codec, record.id, cause, way_on) from cause
+
+    return sealed
+
+
 def encode_error(codec: Codec | Serializer, item: object, cause: BaseException) -> EncodeError:
     """Return the error for a ``dumps`` that raised ``cause``. It names types, never the item.
 
@@ -178,7 +213,12 @@ def encode_error(codec: Codec | Serializer, item: object, cause: BaseException) 
     return EncodeError(f"an item of type {kind} cannot be serialized with {codec.name!r} ({_why(cause)})")
 
 
-def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException) -> DecodeError:
+def decode_error(
+    codec: Codec | Serializer,
+    id: int | None,
+    cause: BaseException,
+    way_on: str = "it stays stored, skip({id}) removes it",
+) -> DecodeError:
     """Return the error for an ``unseal`` or a ``loads`` that raised ``cause``.
 
     It never quotes the payload.
@@ -189,11 +229,8 @@ def decode_error(codec: Codec | Serializer, id: int | None, cause: BaseException
     _raise_shortage(cause)
     if id is None:
         return DecodeError(f"bytes that cannot be deserialized with {codec.name!r} ({_why(cause)})")
-    return DecodeError(
-        f"item {id} cannot be deserialized with {codec.name!r} ({_why(cause)}); it stays stored, "
-        f"skip({id}) removes it",
-        id,
-    )
+    way_on = way_on.format(id=id, next=id + 1)
+    return DecodeError(f"item {id} cannot be deserialized with {codec.name!r} ({_why(cause)}); {way_on}", id)
 
 
 def _raise_shortage(cause: BaseException) -> None:

@@ -13,7 +13,13 @@ __all__ = ["remove_temp_file", "remove_temp_files", "write_atomic"]
 
 
 def write_atomic(
-    disk: Disk, path: str, parts: Iterable[bytes], tempdir: str | None = None, reopen: int = os.O_RDONLY
+    disk: Disk,
+    path: str,
+    parts: Iterable[bytes],
+    tempdir: str | None = None,
+    reopen: int = os.O_RDONLY,
+    *,
+    durable: bool = True,
 ) -> OpenFile:
     """Create or replace the file ``path`` durably with ``parts`` as its content, or change nothing.
 
@@ -24,6 +30,8 @@ def write_atomic(
 
     :param tempdir: the directory of the temporary file, on the same file system; ``None``: that of ``path``.
     :param reopen: the flags with which to open the file for the caller.
+    :param durable: whether to sync. Otherwise a power cut may leave the old file, the new one, or an empty
+        one.
     :return: the open file.
     :raise OSError: a step failed. If it was the sync of the directory, the file may have been replaced.
     """
@@ -35,7 +43,8 @@ def write_atomic(
         try:
             for part in parts:
                 write_fully(disk, file.fd, part)
-            disk.sync(file.fd)
+            if durable:
+                disk.sync(file.fd)
         finally:
             file.close()
         # Open the file before the rename, so that a process without a free descriptor fails before anything
@@ -48,7 +57,8 @@ def write_atomic(
         _unlink_quietly(disk, temporary)
         raise
     try:
-        disk.sync_directory(directory)
+        if durable:
+            disk.sync_directory(directory)
     except BaseException:
         if file is not None:
             file.close()

@@ -43,7 +43,7 @@ class _Unfinished(Exception):
 
 
 def wait(
-    core: QueueCore,
+    change_token: Callable[[], object],
     event: EventCount,
     attempt: Callable[[], T],
     retry_on: type[Exception],
@@ -51,12 +51,10 @@ def wait(
 ) -> T:
     """Call ``attempt`` until it does not raise ``retry_on``, or the deadline has passed.
 
-    The exception may have an attribute ``next_at``: when an item becomes ready by itself. Within a caller's
-    transaction the first exception is raised, because no other caller can change anything before its end.
+    The exception may have an attribute ``next_at``: when an item becomes ready by itself.
+
+    :param change_token: that of the store.
     """
-    if OPEN and core.store.open_transaction() is not None:
-        return attempt()
-    change_token = core.store.change_token
     waiter = event.listen()
     try:
         try:
@@ -102,6 +100,23 @@ class BlockingQueue:
     # those raise `Full` or `Empty`, because each further call costs 1 to 2 % of a put or get at "process"
     # (benchmarks: single).
 
+    def _wait(
+        self,
+        event: EventCount,
+        attempt: Callable[[], T],
+        retry_on: type[Exception],
+        deadline: float | None,
+    ) -> T:
+        """Call :func:`wait`.
+
+        Within a caller's transaction the first exception is raised, because no other caller can change
+        anything before its end.
+        """
+        store = self.core.store
+        if OPEN and store.open_transaction() is not None:
+            return attempt()
+        return wait(store.change_token, event, attempt, retry_on, deadline)
+
     # put
 
     def put(self, entry: Any, block: bool, timeout: float | None) -> Any:
@@ -129,7 +144,7 @@ class BlockingQueue:
         return self._wait_for_room(partial(self.core.try_put_many, entries, deadline), deadline)
 
     def _wait_for_room(self, attempt: Callable[[], T], deadline: float | None) -> T:
-        return wait(self.core, self.core.not_full, attempt, Full, deadline)
+        return self._wait(self.core.not_full, attempt, Full, deadline)
 
     # get
 
@@ -210,7 +225,7 @@ class BlockingQueue:
     def _wait_for_item(self, deadline: float | None, select: Select | None, attempt: Callable[[], T]) -> T:
         core = self.core
         if select is None:
-            return wait(core, core.not_empty, attempt, Empty, deadline)
+            return self._wait(core.not_empty, attempt, Empty, deadline)
         # A thread waiting for a specific item must not consume a wake-up meant for a thread waiting for any
         # item, so it waits on `any_put`, which every put notifies. It also counts among the listeners of
         # `not_empty`; otherwise a put would see no listener and notify nobody.
@@ -218,7 +233,7 @@ class BlockingQueue:
         try:
             try:
                 waiter.enter()
-                return wait(core, core.any_put, attempt, Empty, deadline)
+                return self._wait(core.any_put, attempt, Empty, deadline)
             finally:
                 waiter.leave()
         except BaseException:
@@ -251,7 +266,7 @@ class BlockingQueue:
                 raise _Unfinished
 
         try:
-            wait(self.core, self.core.all_done, attempt, _Unfinished, None)
+            self._wait(self.core.all_done, attempt, _Unfinished, None)
         except _Unfinished:
             raise StorageError(
                 "join() would wait for ever, because nothing can be finished by others before this"

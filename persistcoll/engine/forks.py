@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORK_TIMEOUT",
+    "REENTRANT",
     "Forkable",
     "Nestable",
     "Quiescent",
@@ -41,6 +42,8 @@ __all__ = [
 
 T = TypeVar("T")
 
+REENTRANT = "nothing can be done with a store from within another operation of this thread on it"
+"""For a ``StorageError``: a signal handler or a destructor came in within an operation."""
 FORK_TIMEOUT = 10.0
 """Seconds that a fork waits for the operations of other threads to end."""
 # For how many of these seconds one container is held, at first, while the fork waits for another one.

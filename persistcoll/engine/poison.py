@@ -25,21 +25,25 @@ class Poison:
     def __init__(self, parent: Poison | None = None) -> None:
         self.failure: StorageError | None = None
         self.unusable_because: StorageError | ClosedError | None = None
-        self._children: list[Poison] = []
+        self._children: dict[int, Poison] = {}  # by identity
         if parent is not None:
-            parent._children.append(self)
+            parent._children[id(self)] = self
+
+    def drop(self, child: Poison) -> None:
+        """Tell ``child`` nothing any more, because its handle is closed."""
+        self._children.pop(id(child), None)
 
     def set(self, failure: StorageError) -> None:
         """Refuse every call from now on, unless an earlier failure does."""
         self.failure = self.failure or failure
         self.unusable_because = self.unusable_because or failure
-        for child in self._children:
+        for child in list(self._children.values()):
             child.set(failure)
 
     def close(self) -> None:
         """Refuse every call from now on, because the handle is closed."""
         self.unusable_because = ClosedError("closed")
-        for child in self._children:
+        for child in list(self._children.values()):
             child.close()
 
     def unusable_error(self, where: str) -> StorageError | ClosedError:

@@ -224,10 +224,11 @@ class CollectionInfo:
     """
 
     kind: str
-    """``"queue"`` for a :class:`~persistcoll.Queue`; in a database ``"fifo"``, ``"lifo"``, ``"unique"``,
-    ``"priority"``, ``"fifo ack"``, ``"lifo ack"``, ``"unique ack"`` or ``"dict"``."""
+    """``"queue"`` for a :class:`~persistcoll.Queue`, ``"log"`` for a :class:`~persistcoll.Log`; in a
+    database ``"fifo"``, ``"lifo"``, ``"unique"``, ``"priority"``, ``"fifo ack"``, ``"lifo ack"``, ``"unique
+    ack"`` or ``"dict"``."""
     name: str | None
-    """In its database; ``None`` for a queue in files, which has a directory of its own."""
+    """In its database; ``None`` for a queue or a log in files, which has a directory of its own."""
     path: str
     """The queue's directory, or the database's file: absolute."""
     serializer: str
@@ -237,9 +238,9 @@ class CollectionInfo:
     created: float
     """When it was made: seconds since the epoch."""
     chunksize: int | None = None
-    """Records in one file of a queue in files, as it was made."""
+    """Records in one file of a queue or a log in files, as it was made."""
     unfinished: int | None = None
-    """Items that are ready, delayed or claimed; of a dict its pairs."""
+    """Items that are ready, delayed or claimed; of a dict its pairs, of a log all of its items."""
     ready: int | None = None
     """Items that are ready; of a dict its pairs, ``None`` while there are expired ones among them."""
     claimed: int | None = None

@@ -48,6 +48,7 @@ from persistcoll.journal.frames import END, encode
 
 __all__ = [
     "Chunk",
+    "LastChunk",
     "chunk_numbers",
     "chunk_path",
     "create_chunk",
@@ -110,6 +111,21 @@ class Chunk(NamedTuple):
             self.latest,
         )
         return header + name + _CRC.pack(crc32(header + name))
+
+
+class LastChunk(NamedTuple):
+    """The last chunk of a journal, as far as it is valid at one moment."""
+
+    chunk: Chunk
+    end: int
+    """The offset directly after the last record."""
+    last_id: int
+    """The id of the last record."""
+
+    @property
+    def ordinal(self) -> int:
+        """How many records the journal has had."""
+        return self.chunk.ordinal + self.last_id + 1 - self.chunk.first_id
 
 
 def chunk_path(directory: str, number: int) -> str:

@@ -16,23 +16,17 @@ from __future__ import annotations
 
 import os
 import struct
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistcoll.disk.calls import (
-    LINKS,
-    TRY_EXCLUSIVE,
     TRY_SHARED,
-    UNLOCK,
     Disk,
     OpenFile,
     read_fully,
     storage_error,
 )
-from persistcoll.errors import LockedError
-from persistcoll.journal.replaced_files import replaced
+from persistcoll.journal.holder_lock import HolderLock
 
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
@@ -42,7 +36,6 @@ __all__ = ["CONTENT_SIZE", "ConsumerLock", "ConsumerState", "unpack_state"]
 _STATE = struct.Struct("<QQQQ")
 CONTENT_SIZE = 4096
 """How much of the file is read, in bytes."""
-_TIMEOUT = 0.1
 _pack = _STATE.pack
 _pack_progress = struct.Struct("<QQ").pack
 _PROGRESS = 8  # the offset of the second and third number
@@ -77,78 +70,19 @@ def unpack_state(data: bytes) -> tuple[int | None, ConsumerState]:
     return pid, ConsumerState(not_ready, next_id, struct.unpack_from(f"<{count}Q", data, _STATE.size))
 
 
-class ConsumerLock:
-    """The lock and the numbers in its file.
+class ConsumerLock(HolderLock):
+    """The lock of a queue's consumer, and the numbers in its file.
 
-    ``mutex`` protects the state of the file's lock and ``held`` while a thread tries or tests the lock: both
-    act on the lock of the same open file, so that the test of one thread would drop the lock that another
-    thread acquires. Only a thread that holds the store's ``_consuming`` lock calls the methods that write.
+    Only a thread that holds the store's ``_consuming`` lock calls the methods that write.
 
-    :param file: the lock's file, open for reading and writing. :meth:`close` closes it.
-    :param path: the path of that file.
     :param mutex: the store's ``_appending`` lock.
-    :ivar held: whether this object holds the lock.
-    :ivar unlock: release the lock, or raise ``OSError``. The caller first sets ``held`` to false. The
-        function is written in C, so that no interrupt can come before the release.
     """
 
+    # A process that only tests whether the lock is held has it for about a microsecond.
+    _patience = 0.1
+
     def __init__(self, disk: Disk, file: OpenFile, path: str, mutex: RLock) -> None:
-        self._disk = disk
-        self._file = file
-        self._fd = file.fd
-        self._path = path
-        self._pid = 0
-        self.held = False
-        self._mutex = mutex
-        self._pwrite = disk.pwrite
-        self.unlock: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the lock's file is open."""
-        return bool(self._file.held)
-
-    def acquire(self) -> bool:
-        """Acquire the lock, and wait up to 0.1 seconds for it.
-
-        :return: whether the last holder closed the queue cleanly. Otherwise it died or holds a removed file.
-        :raise LockedError: another process, or another object of this process, consumes.
-        :raise StorageError: the operating system cannot lock the file.
-        """
-        deadline = time.monotonic() + _TIMEOUT
-        while not self._try():
-            # A process that only tests whether the lock is held has it for about a microsecond.
-            if time.monotonic() > deadline:
-                raise self._locked(self._state_pid() or None)
-            time.sleep(0.001)
-        self._pid = os.getpid()
-        return self._state_pid() == 0
-
-    def _locked(self, pid: int | None) -> LockedError:
-        directory = os.path.dirname(self._path)
-        if pid == os.getpid():
-            return LockedError(
-                f"this process ({pid}) consumes from {directory!r} already, through another object; close"
-                " that one, or use it in all threads",
-                pid,
-            )
-        return LockedError(
-            f"process {pid} consumes from {directory!r}, and one process at a time may: until it closes the"
-            " queue or ends",
-            pid,
-        )
-
-    def _try(self) -> bool:
-        # Otherwise a thread in published() could acquire the lock of the same open file, and drop this one.
-        with self._mutex:
-            try:
-                self._disk.flock(self._fd, TRY_EXCLUSIVE)
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                raise storage_error(error, "locking", self._path) from error
-            self.held = True
-            return True
+        super().__init__(disk, file, path, mutex, f"consumes from {os.path.dirname(path)!r}")
 
     def publish_progress(self, not_ready: int, next_id: int) -> None:
         """Publish as :meth:`publish` does, while the released ids stay the same. Every ``get`` calls it.
@@ -201,20 +135,12 @@ class ConsumerLock:
         """Return the file's content, which differs from an earlier one if the consumer published since."""
         return read_fully(self._disk, self._fd, CONTENT_SIZE, 0)
 
-    def _state_pid(self) -> int | None:
-        return unpack_state(self.raw_state())[0]
-
-    def check(self) -> None:
-        """Raise ``StoreReplacedError`` if the file was removed: another process may lock a new file."""
-        if not self._disk.status(self._fd)[LINKS]:
-            raise replaced(self._path)
-
     def close(self, clean: bool = False) -> None:
-        """Close the file, which releases the lock.
+        """Close the file, which releases the lock, and publish that nothing is claimed any more.
 
         :param clean: whether the cursor is valid to its end, so that the next consumer may append to it.
         """
         if self.held and clean:
             self._pid = 0
             self.publish(0, 0)
-        self._file.close()
+        super().close()

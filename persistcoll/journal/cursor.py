@@ -6,7 +6,7 @@ from persistcoll.disk.calls import LINKS, storage_error
 from persistcoll.disk.group_commit import GroupCommit
 from persistcoll.engine.poison import Poison
 from persistcoll.errors import StorageError, StoreReplacedError
-from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter
+from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
 from persistcoll.journal.recovery import JournalLocation
 
 __all__ = ["Cursor"]
@@ -15,22 +15,38 @@ __all__ = ["Cursor"]
 class Cursor(CursorWriter):
     """A cursor file and its syncs.
 
-    The store's ``_consuming`` lock protects every field. The store holds it around every call except
-    :meth:`commit`, which any thread calls without a lock.
+    A lock of the owner protects every field. The owner holds it around every call except :meth:`commit`,
+    which any thread calls without a lock.
 
     The cursor removes no chunks. A chunk may be removed when the position that the cursor states durably has
     passed it.
 
     :param poison: the cursor's own. A failed sync of the cursor does not poison the journal.
     :param power: whether an ack survives a power cut.
+    :param reserved: as that of :class:`~persistcoll.journal.cursors.CursorWriter`.
+    :param name: the name of the consumer whose cursor it is, for a log; ``None`` for a queue.
     :ivar stated_chunk: the number of the chunk of the position that the file states durably.
     """
 
     def __init__(
-        self, location: JournalLocation, path: str, acknowledged: Acknowledged, poison: Poison, power: bool
+        self,
+        location: JournalLocation,
+        path: str,
+        acknowledged: Acknowledged,
+        poison: Poison,
+        power: bool,
+        name: bytes | None = None,
+        reserved: int | None = None,
     ) -> None:
         super().__init__(
-            location.disk, path, location.store_id, acknowledged, location.tempdir, check_always=power
+            location.disk,
+            path,
+            location.store_id,
+            acknowledged,
+            location.tempdir,
+            check_always=power,
+            name=name,
+            reserved=reserved,
         )
         self._location = location
         self._poison = poison
@@ -107,6 +123,16 @@ class Cursor(CursorWriter):
             raise
         self.stated_chunk = chunk
         self._switch()
+
+    def rewind(self, last: int, position: Position) -> None:
+        """State durably that the ids up to ``last`` are acked, and no later ones."""
+        before = self.acknowledged
+        self.acknowledged = Acknowledged(last, position)
+        try:
+            self.compact_and_switch()
+        except BaseException:
+            self.acknowledged = before
+            raise
 
     def state_and_sync(self) -> None:
         """State the position durably in the existing file. It needs room for one entry only."""

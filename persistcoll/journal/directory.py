@@ -47,23 +47,26 @@ __all__ = [
     "CURSOR",
     "DEFAULT_CHUNKSIZE",
     "INFO",
+    "KINDS",
+    "LOG",
     "PRODUCER_LOCK",
+    "QUEUE",
+    "TRIMMED",
     "VERSION",
     "OpenOptions",
     "StoreInfo",
+    "StoreKind",
     "check_serializer",
     "existing_info",
     "open_info",
     "prepare_directory",
 ]
 
-_FORMAT = "persistcoll-queue"
 VERSION = 1
 """Of the format."""
-INFO, CURSOR = "info", "cursor"
+INFO, CURSOR, TRIMMED = "info", "cursor", "trimmed"
 PRODUCER_LOCK, CONSUMER_LOCK = "producer.lock", "consumer.lock"
-_KNOWN_FILES = re.compile(r"info|producer\.lock|consumer\.lock|cursor|q\d{5,}(\..+)?|.*\.tmp")
-_MADE_HERE = frozenset({PRODUCER_LOCK, CONSUMER_LOCK, CURSOR})
+_COMMON_FILES = r"info|producer\.lock|q\d{5,}(\..+)?|.*\.tmp"
 _LARGEST_INFO = 1 << 20  # bytes
 DEFAULT_CHUNKSIZE = 16384
 """Records. A change of chunk costs a few syncs, which at this size is less than 0.2 us for each record."""
@@ -71,9 +74,44 @@ DEFAULT_CHUNKSIZE = 16384
 _log = logging.getLogger("persistcoll")
 
 
+class StoreKind(NamedTuple):
+    """A kind of store in a directory, and the files that it has beside the journal's."""
+
+    name: str
+    """As in the file ``info``, after a prefix, and in messages."""
+    face: str
+    """The class that opens such a store."""
+    cursor: str
+    """The cursor that every such store has, and no other one."""
+    locks: tuple[str, ...]
+    """The lock files that an open store keeps open, the producer lock first."""
+    files: re.Pattern[str]
+    """The names of all files that such a store may have."""
+
+
+QUEUE = StoreKind(
+    "queue",
+    "Queue",
+    CURSOR,
+    (PRODUCER_LOCK, CONSUMER_LOCK),
+    re.compile(rf"{_COMMON_FILES}|consumer\.lock|cursor"),
+)
+LOG = StoreKind(
+    "log",
+    "Log",
+    TRIMMED,
+    (PRODUCER_LOCK,),
+    re.compile(rf"{_COMMON_FILES}|trimmed|consumer-[0-9a-f]{{32}}\.(cursor|lock)"),
+)
+KINDS = {kind.name: kind for kind in (QUEUE, LOG)}
+_PREFIX = "persistcoll-"
+_MADE_HERE = frozenset(name for kind in KINDS.values() for name in (kind.cursor, *kind.locks))
+
+
 class StoreInfo(NamedTuple):
     """The content of the file ``info``."""
 
+    kind: StoreKind
     store_id: bytes
     serializer: str
     chunksize: int
@@ -82,7 +120,7 @@ class StoreInfo(NamedTuple):
     def encode(self) -> bytes:
         """Return the content as the bytes of the file."""
         fields: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": _PREFIX + self.kind.name,
             "version": VERSION,
             "uuid": self.store_id.hex(),
             "serializer": self.serializer,
@@ -93,9 +131,10 @@ class StoreInfo(NamedTuple):
 
 
 class OpenOptions(NamedTuple):
-    """The options that the caller of a constructor gave."""
+    """The options that the caller of a constructor gave, and the kind of the store."""
 
     serializer: str
+    kind: StoreKind = QUEUE
     executes_code: bool = False
     chunksize: int | None = None
     on_corruption: OnCorruption = "raise"
@@ -115,15 +154,15 @@ def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
         users may write into it while the serializer executes code.
     :raise ValueError: ``tempdir`` is on another file system.
     """
-    info, cursor = os.path.join(path, INFO), os.path.join(path, CURSOR)
+    info, cursor = os.path.join(path, INFO), os.path.join(path, options.kind.cursor)
     trusted = options.trust_directory or not options.executes_code
     if not trusted:
         refuse_if_others_may_write((), options.serializer, options.mode)
     if not options.create:
-        _check_exists(path)
+        _check_exists(path, options.kind)
     disk.ownership = ownership_of(info, options.mode)
     make_directory(disk, path)
-    found = _check_foreign(disk, path)
+    found = _check_foreign(disk, path, options.kind)
     if found is not None:
         check_serializer(path, found, options)
     if not options.allow_network_fs:
@@ -136,11 +175,11 @@ def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
         _check_tempdir(options.tempdir, path)
 
 
-def _check_exists(path: str) -> None:
+def _check_exists(path: str, kind: StoreKind) -> None:
     if not stat.S_ISDIR(existing(path, "open").st_mode):
         return  # make_directory() raises the error for it
     if not os.path.lexists(os.path.join(path, INFO)) and not chunk_numbers(path):
-        raise _no_queue(path, "open")
+        raise _no_store(path, "open", kind)
 
 
 def _check_tempdir(tempdir: str, path: str) -> None:
@@ -155,13 +194,14 @@ def _check_tempdir(tempdir: str, path: str) -> None:
         )
 
 
-def _check_foreign(disk: Disk, path: str) -> StoreInfo | None:
+def _check_foreign(disk: Disk, path: str, kind: StoreKind | None) -> StoreInfo | None:
     """Refuse a directory of another program, before anything is created in it, even a lock file.
 
+    :param kind: refuse stores of other kinds, too; ``None``: accept every kind.
     :return: the content of ``info``; ``None`` if it is missing or damaged.
     """
     data = _read_info(disk, path)
-    if (info := _parse(path, data)) is not None:
+    if (info := _parse(path, data, kind)) is not None:
         return info
     # persist-queue keeps a pickle in its `info`, which this function never loads, or the output of another
     # serializer.
@@ -178,10 +218,12 @@ def _check_foreign(disk: Disk, path: str) -> StoreInfo | None:
     elif data:
         return None  # `info` is damaged, and open_info() decides what to do
     else:
-        foreign = [name for name in names if not _KNOWN_FILES.fullmatch(name)]
+        kinds = KINDS.values() if kind is None else (kind,)
+        foreign = [name for name in names if not any(each.files.fullmatch(name) for each in kinds)]
     if foreign:
+        wanted = "store" if kind is None else kind.name
         raise StoreKindError(
-            f"{path!r} holds other files ({foreign[0]!r}) and no queue; a new one needs a directory of its"
+            f"{path!r} holds other files ({foreign[0]!r}) and no {wanted}; a new one needs a directory of its"
             " own"
         )
     return None
@@ -231,20 +273,21 @@ def open_info(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     except FileNotFoundError:
         info = _create(disk, path, options)
     else:
-        info = _parse(path, data) or _rebuild(disk, path, options, f"{file!r} is damaged")
+        info = _parse(path, data, options.kind) or _rebuild(disk, path, options, f"{file!r} is damaged")
     check_serializer(path, info, options)
     return info
 
 
-def existing_info(disk: Disk, path: str) -> StoreInfo:
+def existing_info(disk: Disk, path: str, kind: StoreKind | None = None) -> StoreInfo:
     """Read ``info``, and change nothing.
 
-    :raise StoreMissingError: there is no queue.
+    :param kind: the kind that the store must have; ``None``: any.
+    :raise StoreMissingError: there is no store.
     :raise StoreKindError: there is something else.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: it is damaged, or missing beside chunks.
     """
-    info = _check_foreign(disk, path)
+    info = _check_foreign(disk, path, kind)
     if info is not None:
         return info
     file = os.path.join(path, INFO)
@@ -253,16 +296,17 @@ def existing_info(disk: Disk, path: str) -> StoreInfo:
     elif chunk_numbers(path):
         how = "missing"
     else:
-        raise _no_queue(path, "look at")
-    raise CorruptionError(f"{file!r} is {how}; opening the queue for writing may mend it", file, 0)
+        raise _no_store(path, "look at", kind)
+    raise CorruptionError(f"{file!r} is {how}; opening the store for writing may mend it", file, 0)
 
 
-def _no_queue(path: str, purpose: str) -> StoreMissingError:
-    return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no queue", errno.ENOENT)
+def _no_store(path: str, purpose: str, kind: StoreKind | None) -> StoreMissingError:
+    wanted = QUEUE if kind is None else kind
+    return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no {wanted.name}", errno.ENOENT)
 
 
 def check_serializer(path: str, info: StoreInfo, options: OpenOptions) -> None:
-    """Raise ``SerializerMismatchError`` if the queue was made with another one."""
+    """Raise ``SerializerMismatchError`` if the store was made with another one."""
     if info.serializer != options.serializer:
         raise SerializerMismatchError(
             f"{path!r} was written with the serializer {info.serializer!r} and opened with"
@@ -273,27 +317,39 @@ def check_serializer(path: str, info: StoreInfo, options: OpenOptions) -> None:
 def _create(disk: Disk, path: str, options: OpenOptions) -> StoreInfo:
     if chunk_numbers(path):
         return _rebuild(disk, path, options, f"{os.path.join(path, INFO)!r} is missing")
-    if not options.create:  # the queue was removed after prepare_directory() had found it
-        raise _no_queue(path, "open")
+    if not options.create:  # the store was removed after prepare_directory() had found it
+        raise _no_store(path, "open", options.kind)
     chunksize = options.chunksize or DEFAULT_CHUNKSIZE
-    info = StoreInfo(uuid.uuid4().bytes, options.serializer, chunksize, time.time())
+    info = StoreInfo(options.kind, uuid.uuid4().bytes, options.serializer, chunksize, time.time())
     write_atomic(disk, os.path.join(path, INFO), (info.encode(),), options.tempdir).close()
     return info
 
 
-def _parse(path: str, data: bytes) -> StoreInfo | None:
-    """Return the content of ``info``, or ``None`` if it is damaged."""
+def _parse(path: str, data: bytes, kind: StoreKind | None) -> StoreInfo | None:
+    """Return the content of ``info``, or ``None`` if it is damaged.
+
+    :param kind: the kind that the store must have; ``None``: any.
+    """
     fields = _json(data)
     if not isinstance(fields, dict) or fields.pop("crc", None) != _checksum(fields):
         return None
-    if fields["format"] != _FORMAT:
-        raise StoreKindError(f"{path!r} holds a {fields['format']!r}, not a {_FORMAT!r}")
+    found = KINDS.get(fields["format"].removeprefix(_PREFIX))
+    if found is None:
+        raise StoreKindError(f"{path!r} holds a {fields['format']!r}, which this release does not know")
+    if kind is not None and found is not kind:
+        raise _other_kind(path, found, kind)
     if fields["version"] != VERSION:
         raise FormatVersionError(
             f"{path!r} has format version {fields['version']}; this release reads version {VERSION}"
         )
     return StoreInfo(
-        bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"]
+        found, bytes.fromhex(fields["uuid"]), fields["serializer"], fields["chunksize"], fields["created"]
+    )
+
+
+def _other_kind(path: str, found: StoreKind, kind: StoreKind) -> StoreKindError:
+    return StoreKindError(
+        f"{path!r} holds a {found.name}, not a {kind.name}; open it with persistcoll.{found.face}"
     )
 
 
@@ -304,6 +360,9 @@ def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreI
         raise CorruptionError(
             f"{reason}; on_corruption='skip' or 'stop' rebuilds it from the chunks", file, 0
         )
+    for kind in KINDS.values():  # the chunks do not tell the kind, and a queue would remove what a log keeps
+        if kind is not options.kind and os.path.lexists(os.path.join(path, kind.cursor)):
+            raise _other_kind(path, kind, options.kind)
     for number in chunk_numbers(path):
         try:
             chunk_file, chunk = open_chunk(disk, path, number, None)
@@ -311,7 +370,11 @@ def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreI
             continue
         chunk_file.close()
         info = StoreInfo(
-            chunk.store_id, chunk.serializer, options.chunksize or DEFAULT_CHUNKSIZE, chunk.created
+            options.kind,
+            chunk.store_id,
+            chunk.serializer,
+            options.chunksize or DEFAULT_CHUNKSIZE,
+            chunk.created,
         )
         write_atomic(disk, file, (info.encode(),), options.tempdir).close()
         _log.warning("%s; it was rebuilt from chunk %d", reason, number)

@@ -24,6 +24,7 @@ import enum
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 from persistcoll.disk.calls import Disk, read_fully
@@ -37,10 +38,12 @@ __all__ = [
     "MAX_PAYLOAD",
     "MOVED",
     "BadFrame",
+    "FrameHeader",
     "Frames",
     "Stop",
     "encode",
     "encode_batch",
+    "read_headers",
     "scan_valid_frames",
 ]
 
@@ -63,6 +66,7 @@ HEADER_SIZE = _HEADER.size
 _CRC_SIZE = _CRC.size
 _BODY_SIZE = _BODY.size
 _WINDOW = 1 << 16
+_SPARSE = 1 << 12  # bytes of a payload from which on a window for its header is smaller
 
 _pack_body = _BODY.pack
 _unpack = _HEADER.unpack_from
@@ -252,6 +256,41 @@ class Frames:
                 return False
             self._buffer += more
         return True
+
+
+class FrameHeader(NamedTuple):
+    """What the header of a frame says, without a look at its checksum."""
+
+    id: int
+    time: float
+    is_item: bool
+    batch_end: int
+    """The offset at which the batch ends that the frame begins; 0: it begins none."""
+    end: int
+    """The offset at which the next frame starts."""
+
+
+def read_headers(disk: Disk, fd: int, offset: int, end: int) -> Iterator[FrameHeader]:
+    """Yield the headers of the frames from ``offset`` to ``end``, or to the first bytes that are none.
+
+    The bytes between are not read, except what stands in the same window.
+    """
+    base, buffer, window = offset, b"", _WINDOW
+    while offset + HEADER_SIZE + _BATCH.size <= end or offset + HEADER_SIZE == end:
+        at = offset - base
+        if len(buffer) < at + HEADER_SIZE + _BATCH.size:
+            base, buffer, at = offset, disk.read(fd, window, offset), 0
+            if len(buffer) < HEADER_SIZE:
+                return
+        _, magic, kind, length, id, time, _ = _unpack(buffer, at)
+        behind = offset + HEADER_SIZE + length
+        if magic != _MAGIC or behind > end:
+            return
+        is_batch = kind == BATCH and length == _BATCH.size
+        batch_end = behind + _BATCH.unpack_from(buffer, at + HEADER_SIZE)[0] if is_batch else 0
+        yield FrameHeader(id, time, kind == ITEM, batch_end, behind)
+        offset = behind
+        window = _WINDOW if length < _SPARSE else _SPARSE
 
 
 def scan_valid_frames(

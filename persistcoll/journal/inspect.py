@@ -1,4 +1,4 @@
-"""What a directory says of the file queue in it.
+"""What a directory says of the file queue or the log in it.
 
 All is read and nothing is written. No lock is taken either, not even for the instant in which others find out
 whether a consumer lives. At most one chunk and one cursor are read, however many items wait.
@@ -12,9 +12,12 @@ from contextlib import closing, suppress
 from persistcoll.disk.calls import Disk, OpenFile, read_fully, storage_error
 from persistcoll.engine.records import CollectionInfo
 from persistcoll.errors import CorruptionError, FormatVersionError, StorageError
+from persistcoll.journal.consumer_files import ConsumerFiles
 from persistcoll.journal.consumer_lock import CONTENT_SIZE, unpack_state
 from persistcoll.journal.cursors import CursorReader
-from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, VERSION, StoreInfo, existing_info
+from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR, LOG, VERSION, StoreInfo, existing_info
+from persistcoll.journal.log_trim import LogTrim
+from persistcoll.journal.places import Places
 from persistcoll.journal.recovery import JournalLocation
 from persistcoll.journal.tail_view import TailView
 
@@ -26,9 +29,9 @@ _PATIENCE = 100  # tries
 
 
 def inspect(path: str) -> CollectionInfo:
-    """Describe the queue in that directory.
+    """Describe the store in that directory.
 
-    :raise StoreMissingError: there is no queue.
+    :raise StoreMissingError: there is no store.
     :raise StoreKindError: there is something else.
     :raise FormatVersionError: a later version made it.
     :raise CorruptionError: its ``info`` is damaged or missing.
@@ -40,13 +43,16 @@ def inspect(path: str) -> CollectionInfo:
         unfinished = claimed = None
         # Lost files cost the counts only: what is left can still be told.
         with suppress(FileNotFoundError, CorruptionError, FormatVersionError):
-            unfinished, claimed = _count(disk, path, info)
+            if info.kind is LOG:
+                unfinished, claimed = _count_log(disk, path, info), 0
+            else:
+                unfinished, claimed = _count(disk, path, info)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         raise storage_error(error, "looking at", path) from error
     return CollectionInfo(
-        "queue",
+        info.kind.name,
         None,
         path,
         info.serializer,
@@ -61,6 +67,20 @@ def inspect(path: str) -> CollectionInfo:
         failed=0,
         dead=0,
     )
+
+
+def _count_log(disk: Disk, path: str, info: StoreInfo) -> int | None:
+    """Count the records of a log that are not trimmed."""
+    location = JournalLocation(disk, path, info.store_id, info.serializer)
+    with closing(TailView(location)) as tail:
+        tail.locate()
+        if tail.unread > _MOST_OF_CHUNK or (tail.mark is not None and tail.tail[0] < tail.mark.number):
+            return None
+        last = tail.last_chunk()
+        places = Places(location, can_write=False)
+        with closing(LogTrim(location, places, ConsumerFiles(location, None))) as trim:
+            trim.refresh(last)
+            return last.ordinal - places.ordinal_of(trim.trimmed + 1, trim.lowest, last)
 
 
 def _count(disk: Disk, path: str, info: StoreInfo) -> tuple[int | None, int | None]:

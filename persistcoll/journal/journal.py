@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from persistcoll.disk.calls import (
     EXCLUSIVE,
@@ -17,8 +17,9 @@ from persistcoll.disk.calls import (
     storage_error,
 )
 from persistcoll.engine.combining import Combiner, Request
-from persistcoll.engine.forks import owned
+from persistcoll.engine.forks import REENTRANT, owned
 from persistcoll.errors import EncodeError, StorageError, StoreReplacedError
+from persistcoll.journal.chunks import LastChunk
 from persistcoll.journal.frames import HEADER_SIZE, ITEM, MAX_PAYLOAD, encode, encode_batch
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
@@ -27,14 +28,13 @@ from persistcoll.journal.tail import Tail, UsedIds
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
-__all__ = ["REENTRANT", "Journal"]
-
-REENTRANT = "nothing can be done with a store from within another operation of this thread on it"
+__all__ = ["Journal"]
 
 _CUT_SHORT = "the thread that wrote this for another was interrupted; whether it is stored is unknown"
 _now = time.time
 
 CheckCapacity = Callable[[int], None]
+T = TypeVar("T")
 
 
 class _Write:
@@ -108,6 +108,12 @@ class Journal:
         """The number of the last chunk, its valid size in bytes and the last id, as of the last refresh."""
         tail = self._tail
         return tail.chunk.number, tail.end, tail.last_id
+
+    def last_chunk(self) -> LastChunk:
+        """Refresh the tail, and return the last chunk."""
+        with self._mutex:
+            self._catch_up_if_grown()
+            return LastChunk(self._tail.chunk, self._tail.records_end, self._tail.last_id)
 
     def refresh(self) -> int:
         """Read what other processes have appended, and return the id of the last record.
@@ -315,6 +321,32 @@ class Journal:
             except StorageError as error:
                 for request in written:
                     request.failure = error
+
+    def exclusively(self, action: Callable[[], T]) -> T:
+        """Call ``action`` and return its result, while no other thread and no other process appends.
+
+        :raise StorageError: the journal is poisoned, or the lock cannot be acquired.
+        """
+        tail = self._tail
+        with self._mutex:
+            if self.poison.unusable_because is not None:
+                raise self.poison.unusable_error(self._directory)
+            try:
+                self._lock.acquire()
+                if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
+                    tail.catch_up(repair=True)
+                tail.check_not_removed()
+                return action()
+            except OSError as error:
+                if isinstance(error, StorageError):
+                    raise
+                raise storage_error(error, "writing", self._directory) from error
+            finally:
+                self._lock.release()
+
+    def sync(self) -> None:
+        """Make everything durable that was appended. The caller runs within :meth:`exclusively`."""
+        self._tail.sync()
 
     def _lock_failed(self, error: OSError) -> StorageError:
         """Poison the journal and return the error: the producer lock was not acquired or not released.

@@ -1,4 +1,4 @@
-"""Opening a file queue's directory in two steps, under one lock.
+"""Opening a store's directory in two steps, under one lock.
 
 The key of an item's seal depends on the store's id, which only the directory tells. So the first step reads
 ``info``, and the second step creates the store object. Between the steps the producer lock stays held and the
@@ -18,7 +18,6 @@ from persistcoll.disk.calls import Disk, OpenFile, open_lasting, storage_error
 from persistcoll.disk.path_checks import existing, refuse_if_others_may_write, refuse_network
 from persistcoll.errors import StorageError, StoreKindError
 from persistcoll.journal.directory import (
-    CONSUMER_LOCK,
     INFO,
     PRODUCER_LOCK,
     OpenOptions,
@@ -59,7 +58,7 @@ class Opening:
     :ivar location: the location for the store, after :meth:`begin`.
     :ivar producer_lock: the producer lock, held from :meth:`begin` on.
     :ivar chunksize: the option's number of records in a chunk, or the one that the store was created with.
-    :ivar consumer_file: the file of the consumer lock.
+    :ivar lock_files: the files of the locks, by name.
     :ivar release: release the producer lock. The caller calls it as the first statement of the ``finally``
         block that covers :meth:`begin`. The function is written in C, so that no interrupt can come between
         the start of the block and the release.
@@ -68,7 +67,7 @@ class Opening:
     location: JournalLocation
     producer_lock: ProducerLock
     chunksize: int
-    consumer_file: OpenFile
+    lock_files: dict[str, OpenFile]
     release: Callable[[], None]
 
     def __init__(self, path: str, options: OpenOptions, disk: Disk | None = None) -> None:
@@ -99,23 +98,27 @@ class Opening:
     def _open_files(self) -> None:
         disk, path = self.disk, self.path
         prepare_directory(disk, path, self.options)
-        self._paths = [os.path.join(path, name) for name in (PRODUCER_LOCK, CONSUMER_LOCK)]
-        self._files = [self.undo.enter_context(open_lasting(disk, path)) for path in self._paths]
-        self.consumer_file = self._files[1]
-        self.producer_lock = ProducerLock(disk, self._files[0], self._paths[0])
+        self.lock_files = {
+            name: self.undo.enter_context(open_lasting(disk, os.path.join(path, name)))
+            for name in self.options.kind.locks
+        }
+        lock_path = os.path.join(path, PRODUCER_LOCK)
+        self.producer_lock = ProducerLock(disk, self.lock_files[PRODUCER_LOCK], lock_path)
         self.release = self.producer_lock.release
 
     def begin(self) -> StoreInfo:
         """Acquire the producer lock, and return the content of ``info``. A new store is created."""
         self.producer_lock.acquire()
-        landmarks = tuple((path, file.fd) for path, file in zip(self._paths, self._files, strict=True))
-        refuse_replaced(self.disk, landmarks)
+        refuse_replaced(self.disk, self._landmarks())
         info = open_info(self.disk, self.path, self.options)
         self.chunksize = self.options.chunksize or info.chunksize
-        self.location = self._location(info, landmarks)
+        self.location = self._location(info)
         return info
 
-    def _location(self, info: StoreInfo, landmarks: tuple[tuple[str, int], ...]) -> JournalLocation:
+    def _landmarks(self) -> tuple[tuple[str, int], ...]:
+        return tuple((os.path.join(self.path, name), file.fd) for name, file in self.lock_files.items())
+
+    def _location(self, info: StoreInfo) -> JournalLocation:
         options = self.options
         return JournalLocation(
             self.disk,
@@ -124,7 +127,7 @@ class Opening:
             info.serializer,
             options.tempdir,
             options.on_corruption,
-            landmarks,
+            self._landmarks(),
             max(info.chunksize, options.chunksize or 0),
         )
 
@@ -141,15 +144,16 @@ class ReadOnlyOpening(Opening):
         if options.executes_code and not options.trust_directory:
             refuse_if_others_may_write((path, os.path.join(path, INFO)), options.serializer)
         # Read `info` before the lock's file is opened, because its errors say best what is missing.
-        self._info = existing_info(self.disk, path)
+        self._info = existing_info(self.disk, path, options.kind)
         check_serializer(path, self._info, options)
-        self._lock_path = os.path.join(path, CONSUMER_LOCK)
-        self.consumer_file = self.undo.enter_context(OpenFile(self.disk, self._lock_path, os.O_RDONLY))
+        name = options.kind.locks[-1]
+        file = OpenFile(self.disk, os.path.join(path, name), os.O_RDONLY)
+        self.lock_files = {name: self.undo.enter_context(file)}
         self.release = _nothing
 
     def begin(self) -> StoreInfo:
         """Return the content of ``info``."""
-        self.location = self._location(self._info, ((self._lock_path, self.consumer_file.fd),))
+        self.location = self._location(self._info)
         return self._info
 
 

@@ -1,15 +1,33 @@
-"""The producer lock: the process that holds it may append. Its file also holds the tail mark."""
+"""The producer lock: the process that holds it may append. Its file also holds the tail mark.
+
+In a log the file also says how often the set of cursors has changed.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
 from collections.abc import Callable
 from functools import partial
 
-from persistcoll.disk.calls import EXCLUSIVE, LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, storage_error
+from persistcoll.disk.calls import (
+    EXCLUSIVE,
+    LINKS,
+    TRY_EXCLUSIVE,
+    UNLOCK,
+    Disk,
+    OpenFile,
+    read_fully,
+    storage_error,
+)
 from persistcoll.journal.replaced_files import replaced
 from persistcoll.journal.tail_mark import TailMark, read_mark, write_mark
 
 __all__ = ["ProducerLock"]
+
+_CHANGES = struct.Struct("<Q")
+_CHANGES_OFFSET = 128  # bytes; the tail mark is before it
 
 
 class ProducerLock:
@@ -66,6 +84,20 @@ class ProducerLock:
     def leave_mark(self, mark: TailMark) -> None:
         """Write the mark for the next holder. The lock is held, and everything before the mark is synced."""
         write_mark(self._disk, self.fd, mark)
+
+    def read_changes(self) -> int:
+        """Return how often a cursor of a log was made, rewound or removed. The lock is held."""
+        data = read_fully(self._disk, self.fd, _CHANGES.size, _CHANGES_OFFSET)
+        return _CHANGES.unpack(data)[0] if len(data) == _CHANGES.size else 0
+
+    def count_change(self) -> None:
+        """Note for every process that a cursor is about to be made, rewound or removed. The lock is held.
+
+        :raise OSError: the file cannot be written.
+        """
+        changes = _CHANGES.pack(self.read_changes() + 1)
+        if self._disk.pwrite(self.fd, changes, _CHANGES_OFFSET) != len(changes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file, which releases the lock."""

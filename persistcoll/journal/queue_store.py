@@ -67,9 +67,9 @@ class JournalQueueStore(JournalStore, QueueStore):
     def _use(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
         self._location = location = opening.location
-        self._lock = ConsumerLock(
-            self._disk, opening.consumer_file, os.path.join(self._path, CONSUMER_LOCK), self._appending
-        )
+        lock_path = os.path.join(self._path, CONSUMER_LOCK)
+        lock_file = opening.lock_files[CONSUMER_LOCK]
+        self._lock = ConsumerLock(self._disk, lock_file, lock_path, self._appending)
         cursor_path = os.path.join(self._path, CURSOR)
         self._cursor_view = cursor_view = CursorView(location, cursor_path, self._lock, self._appending)
         opening.undo.callback(cursor_view.close)

@@ -1,4 +1,4 @@
-"""A file queue that is opened for reading only, by a user without write permission or on a read-only disk.
+"""A store that is opened for reading only, by a user without write permission or on a read-only disk.
 
 Every file is opened for reading. The only lock is the shared one with which a process tests for an instant
 whether a consumer lives.
@@ -11,12 +11,13 @@ from typing import NoReturn
 
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
+from persistcoll.journal.log_store import JournalLogStore
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.tail_view import TailView
 
-__all__ = ["ReadOnlyQueueStore"]
+__all__ = ["ReadOnlyLogStore", "ReadOnlyQueueStore"]
 
 
 class ReadOnlyQueueStore(JournalQueueStore):
@@ -51,3 +52,27 @@ class ReadOnlyQueueStore(JournalQueueStore):
         raise read_only_error(repr(self._path))
 
     _require_consumer = _become_consumer
+
+
+class ReadOnlyLogStore(JournalLogStore):
+    """A :class:`JournalLogStore` that writes nothing. A call that would change it raises an error."""
+
+    _may_write = False
+
+    def _open_journal(self, opening: Opening) -> TailView:
+        journal = TailView(opening.location)
+        journal.refresh()
+        return journal
+
+    def _check(self) -> None:
+        super()._check()
+        self._parts.location.check()
+
+    def append(self, payload: bytes) -> NoReturn:
+        raise read_only_error(repr(self._path))
+
+    def append_many(self, payloads: Sequence[bytes]) -> NoReturn:
+        raise read_only_error(repr(self._path))
+
+    def cursor(self, name: str, start: int | None = None) -> NoReturn:
+        raise read_only_error(repr(self._path))

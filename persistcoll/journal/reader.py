@@ -6,20 +6,21 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from persistcoll.disk.atomic import write_atomic
 from persistcoll.disk.calls import OpenFile, read_fully, storage_error
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, StorageError
-from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
+from persistcoll.journal.chunks import Chunk, LastChunk, chunk_numbers, open_chunk
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.frames import BadFrame, Frames, Stop, scan_valid_frames
 from persistcoll.journal.recovery import JournalLocation
 
 __all__ = ["ReadableJournal", "Reader"]
 
+T = TypeVar("T")
 _log = logging.getLogger("persistcoll")
 
 
@@ -44,6 +45,12 @@ class ReadableJournal(Protocol):
 
         A chunk that ends before this place is damaged.
         """
+
+    def last_chunk(self) -> LastChunk:
+        """Refresh the tail, and return the last chunk."""
+
+    def exclusively(self, action: Callable[[], T]) -> T:
+        """Call ``action`` and return its result, while no other thread and no other process appends."""
 
     @property
     def is_open(self) -> bool:
@@ -77,7 +84,7 @@ class Reader:
     :param on_skip: called with the first id, the last id and the position of records that are skipped as
         damaged. With ``None`` the reader changes nothing.
     :param on_chunk_read: called with the header of a chunk that was read to its end, and the header of the
-        next one.
+        next one. ``None``: the records stay in the chunk.
     :ivar number: the number of the chunk with the record that :meth:`current` returns.
     :ivar buffer: records of this chunk that are read ahead, each with the offsets of its start and its end.
         The consumer removes them from the left.
@@ -90,7 +97,7 @@ class Reader:
         position: Position,
         acknowledged: Acknowledged,
         on_skip: Callable[[int, int, Position], None] | None = None,
-        on_chunk_read: Callable[[Chunk, Chunk], None] = lambda chunk, following: None,
+        on_chunk_read: Callable[[Chunk, Chunk], None] | None = None,
     ) -> None:
         self._journal = journal
         self._location = location = journal.location
@@ -255,8 +262,9 @@ class Reader:
             self._missing(chunk.previous_id, 0)
         # The ids between `previous_id` and `first_id` are acked and have no record.
         self._last_id = max(self._last_id, chunk.first_id - 1)
-        if before is not None and (after_gap or before.number == number - 1):
-            self._on_chunk_read(before, chunk)
+        consumes = self._on_chunk_read
+        if consumes is not None and before is not None and (after_gap or before.number == number - 1):
+            consumes(before, chunk)
         return True
 
     def _is_acknowledged_before(self, number: int) -> bool:
@@ -296,6 +304,8 @@ class Reader:
             self._retried = self.number, offset
             self._frames = Frames(location.disk, self._fd, self._salt, offset)
             return True
+        if self.number > self._journal.tail[0]:
+            self._journal.refresh()  # other processes have begun chunks since
         tail, end, last_id = self._journal.tail
         if self.number == tail and offset >= end:
             return False  # this is beyond the valid size, where another process may be writing
@@ -316,7 +326,8 @@ class Reader:
         return True
 
     def _quarantine(self, path: str, start: int, end: int) -> None:
-        if end > start and self._on_skip is not None:
+        # A reader that does not consume the chunk leaves the bytes where they are.
+        if end > start and self._on_skip is not None and self._on_chunk_read is not None:
             data = read_fully(self._location.disk, self._fd, end - start, start)
             self._location.check()
             write_atomic(

@@ -25,8 +25,9 @@ __all__ = ["JournalLocation", "MissingTail", "RecoveredTail", "find_tail"]
 
 _log = logging.getLogger("persistcoll")
 _COPY = 1 << 20
-# The files that are written under the producer lock. The cursor is written under the consumer lock.
-_WRITTEN_BY_PRODUCERS = re.compile(r"info|q\d{5,}(?:\.torn-\d+)?")
+# The files that are written under the producer lock; and the indexes, for which a temporary file that is
+# removed costs nothing but the work. The cursor is written under the consumer lock.
+_WRITTEN_BY_PRODUCERS = re.compile(r"info|trimmed|q\d{5,}(?:\.torn-\d+|\.index)?")
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 
-from persistcoll.engine.forks import in_operation, owned, register_used, unregister_used
+from persistcoll.engine.forks import REENTRANT, in_operation, owned, register_used, unregister_used
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
 from persistcoll.errors import StorageError
-from persistcoll.journal.journal import REENTRANT
 from persistcoll.journal.open import Opening
 from persistcoll.journal.reader import ReadableJournal
 from persistcoll.journal.replaced_files import replaced

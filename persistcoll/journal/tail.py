@@ -158,6 +158,14 @@ class Tail:
         return failure
 
     @property
+    def records_end(self) -> int:
+        """The offset directly after the last record.
+
+        It never lies after ``END``, because a reader that starts there would not notice the ``END``.
+        """
+        return self.end - (HEADER_SIZE if self.sealed else 0)
+
+    @property
     def ordinal(self) -> int:
         """How many records come before the next one."""
         return self.chunk.ordinal + self.last_id + 1 - self.chunk.first_id
@@ -280,9 +288,8 @@ class Tail:
 
     def leave_mark(self) -> None:
         """Write a tail mark that everything up to ``end`` is durable. The caller has synced the chunk."""
-        # The mark never lies after END, because a reader that starts there would not notice the END.
-        chunk, end = self.chunk, self.end - (HEADER_SIZE if self.sealed else 0)
-        mark = TailMark(chunk.number, chunk.salt, end, self.last_id, self.latest, self._boot)
+        chunk = self.chunk
+        mark = TailMark(chunk.number, chunk.salt, self.records_end, self.last_id, self.latest, self._boot)
         self._lock.leave_mark(mark)
 
     def check_not_removed(self) -> None:

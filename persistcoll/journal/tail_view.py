@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import NoReturn
 
 from persistcoll.disk.calls import SIZE, OpenFile, storage_error
+from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.records import Record
 from persistcoll.errors import StorageError
-from persistcoll.journal.chunks import Chunk, chunk_numbers, open_chunk
+from persistcoll.journal.chunks import Chunk, LastChunk, chunk_numbers, open_chunk
 from persistcoll.journal.directory import PRODUCER_LOCK
 from persistcoll.journal.frames import BadFrame, Frames, Stop
 from persistcoll.journal.recovery import JournalLocation
@@ -50,10 +53,24 @@ class TailView:
             raise storage_error(error, "reading", self._location.directory) from error
         return self.tail[2]
 
+    def last_chunk(self) -> LastChunk:
+        """Refresh the tail, and return the last chunk."""
+        self.refresh()
+        _, end, last_id = self.tail
+        chunk = self._chunk
+        if chunk is None:  # there are no chunks
+            store_id, serializer = self._location.store_id, self._location.serializer
+            chunk = Chunk(0, store_id, last_id + 1, last_id, 0.0, 0, serializer, 0, last_id, 0.0)
+        return LastChunk(chunk, end, last_id)
+
     def change_token(self) -> object:
         """Return a token that differs from an earlier one if any process has appended since."""
         self.refresh()
         return self.tail
+
+    def exclusively(self, action: Callable[[], object]) -> NoReturn:
+        """Refuse: nothing may be changed."""
+        raise read_only_error(repr(self._location.directory))
 
     @property
     def unread(self) -> int:

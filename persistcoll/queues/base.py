@@ -17,40 +17,12 @@ from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.queue_core import QueueCore
-from persistcoll.engine.records import Record, Stats
-from persistcoll.errors import DecodeError
+from persistcoll.engine.records import Stats
 from persistcoll.options import Options
 from persistcoll.serializers import codec
-from persistcoll.serializers.base import Codec, decode_error, encode_error
+from persistcoll.serializers.base import encode_error, record_decoder
 
 __all__ = ["BaseQueue"]
-
-
-def _decoder(codec: Codec) -> Callable[[Record], tuple[int, Any]]:
-    # A function and not a method: a queue that held a bound method of its own would be in a reference cycle,
-    # so the garbage collector would close it at some later time, and not the last reference when it is
-    # dropped.
-    loads = codec.loads
-
-    def plain(record: Record) -> tuple[int, Any]:
-        try:
-            return record.id, loads(record.payload)
-        except Exception as cause:
-            raise decode_error(codec, record.id, cause) from cause
-
-    unseal = codec.unseal
-    if unseal is None:
-        return plain
-
-    def sealed(record: Record) -> tuple[int, Any]:
-        try:
-            return record.id, loads(unseal(record.payload, record.mark))
-        except DecodeError:
-            raise
-        except Exception as cause:
-            raise decode_error(codec, record.id, cause) from cause
-
-    return sealed
 
 
 def _refusing(queue: BaseQueue[Any]) -> Callable[..., NoReturn]:
@@ -79,7 +51,7 @@ class BaseQueue(Container, Generic[T]):
     def _attach(self, store: Any) -> None:
         self._codec = codec(self.serializer, store.store_id)
         self._dumps = self._codec.dumps
-        self._decode = _decoder(self._codec)
+        self._decode = record_decoder(self._codec)
         self._core = self._make_core(store)
         self._blocking = BlockingQueue(self._core)
         if self.read_only:

@@ -216,7 +216,7 @@ def a_pipe_called_data(place: Path) -> Path:
 def another_format(place: Path) -> Path:
     """As a later version may keep something else in such a directory."""
     a_queue(place / "s")
-    rewrite_info(place / "s", format="persistcoll-log")
+    rewrite_info(place / "s", format="persistcoll-heap")
     return place / "s"
 
 
@@ -236,7 +236,7 @@ OTHERS: dict[Callable[[Path], Path], str] = {
     a_pipe: "is neither a file nor a directory",
     a_pipe_called_info: "holds other files ('info')",
     a_pipe_called_data: "is neither a file nor a directory",
-    another_format: "holds a 'persistcoll-log'",
+    another_format: "holds a 'persistcoll-heap'",
 }
 
 

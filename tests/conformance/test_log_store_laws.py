@@ -10,13 +10,20 @@ import pytest
 
 import persistcoll.engine.contracts
 from persistcoll.testing.laws.log_store import LOG_STORE_LAWS
-from tests.conformance.log_stores import LOG_STORES, MemoryLogStores
+from tests.conformance.log_stores import CLOCKS, LOG_STORES, MemoryLogStores
 
 CASES = [
     pytest.param(law, name, id=f"{law.number}-{law.check.__name__}-{name}")
     for law in LOG_STORE_LAWS
     for name in LOG_STORES
 ]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Restore the clock, which the factories of logs in files set."""
+    for module in CLOCKS:
+        monkeypatch.setattr(module, "_now", module._now)
 
 
 @pytest.mark.parametrize(("law", "name"), CASES)
@@ -85,11 +92,11 @@ def _lose_the_last(store, original, payloads):
     return ids
 
 
-def _moves_before_decode(cursor, original, limit, decode, handed=None):
-    return [decode(record) for record in original(limit, lambda record: record, handed=handed)]
+def _moves_before_decode(cursor, original, limit, decode, ids=None):
+    return [decode(record) for record in original(limit, lambda record: record, ids=ids)]
 
 
-def _says_nothing(cursor, original, limit, decode, handed=None):
+def _says_nothing(cursor, original, limit, decode, ids=None):
     return original(limit, decode)
 
 
@@ -128,10 +135,10 @@ def _backwards(store, original, after=0):
     return iter(list(original(after))[::-1])
 
 
-def _reads_a_record_less(cursor, original, limit, decode, handed=None):
+def _reads_a_record_less(cursor, original, limit, decode, ids=None):
     if cursor._last_read == 6:
         cursor._last_read += 1
-    return original(limit, decode, handed=handed)
+    return original(limit, decode, ids=ids)
 
 
 def _moves_back(cursor, original, id):

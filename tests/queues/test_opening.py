@@ -154,7 +154,7 @@ def test_another_format_version(tmp_path, refused, monkeypatch):
 
 def test_another_kind_of_store(tmp_path, refused, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(directory, "_FORMAT", "persistcoll-other")
+        patch.setattr(directory, "_PREFIX", "persistcoll-other-")
         Queue(tmp_path / "q").close()
     refused(StoreKindError, "persistcoll-other")
 

@@ -44,13 +44,13 @@ class LogCursor(Protocol):
     def name(self) -> str:
         """The name of the cursor."""
 
-    def read(self, limit: int, decode: Callable[[Record], T], *, handed: list[int] | None = None) -> list[T]:
+    def read(self, limit: int, decode: Callable[[Record], T], *, ids: list[int] | None = None) -> list[T]:
         """Return ``decode`` of the next 1 to ``limit`` records, and move the reading place after them.
 
         If ``decode`` raises at the first record, the call raises the same error, and the reading place stays.
         If it raises at a later record, the call returns the results before it.
 
-        :param handed: a list to which the store appends the ids in the same step in which the reading place
+        :param ids: a list to which the store appends the ids in the same step in which the reading place
             moves, so that a caller that is interrupted (``KeyboardInterrupt``) knows what it has missed.
         :raise Empty: the reading place is at the end of the log.
         :raise TrimmedError: the next record was trimmed.
@@ -109,6 +109,9 @@ class LogStore(Protocol):
         A record that is appended before the iteration ends is a part of it. One that is trimmed before the
         iteration reaches it is left out.
         """
+
+    def nth(self, index: int) -> int:
+        """Return the id of the record that ``index`` records come before; the next id if there is none."""
 
     def find(self, time: float) -> int:
         """Return the id of the first record that was put at ``time`` or later, by the clock of its producer.

@@ -63,7 +63,7 @@ class _MemoryCursor(LogCursor):
             raise ClosedError(f"the cursor {self._name!r} is closed")
         return state
 
-    def read(self, limit: int, decode: Callable[[Record], T], *, handed: list[int] | None = None) -> list[T]:
+    def read(self, limit: int, decode: Callable[[Record], T], *, ids: list[int] | None = None) -> list[T]:
         with self._store._state.lock:
             self._open()
             first = self._store.bounds().first
@@ -78,8 +78,8 @@ class _MemoryCursor(LogCursor):
                         raise
                     break
                 self._last_read = record.id
-                if handed is not None:
-                    handed.append(record.id)
+                if ids is not None:
+                    ids.append(record.id)
                 if len(values) == limit:
                     break
             if not values:
@@ -197,6 +197,11 @@ class MemoryLogStore(LogStore):
                 after = min(ids)
                 record = self._state.records[after]
             yield record
+
+    def nth(self, index: int) -> int:
+        with self._state.lock:
+            ids = list(self._open().records)
+            return ids[index] if index < len(ids) else self._state.last_id + 1
 
     def find(self, time: float) -> int:
         with self._state.lock:

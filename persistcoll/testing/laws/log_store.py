@@ -61,7 +61,7 @@ def what_returned_is_durable(harness: LogStoreHarness) -> None:
 
 @law("S3")
 def a_record_is_read_when_it_is_decoded(harness: LogStoreHarness) -> None:
-    """If ``decode`` raises, the reading place stays before that record. ``handed`` lists what was read."""
+    """If ``decode`` raises, the reading place stays before that record. The list of ids has what was read."""
     store = harness.open()
     ids = list(store.append_many(numbers(0, 6)))
     cursor = store.cursor("reader")
@@ -72,16 +72,16 @@ def a_record_is_read_when_it_is_decoded(harness: LogStoreHarness) -> None:
             raise ValueError(record.id)
         return record.id
 
-    handed: list[int] = []
-    _raises(ValueError, lambda: cursor.read(4, decode, handed=handed), "a decode that raises")
-    check(handed == [], f"handed lists {handed}, and nothing was read")
+    read: list[int] = []
+    _raises(ValueError, lambda: cursor.read(4, decode, ids=read), "a decode that raises")
+    check(read == [], f"the list has {read}, and nothing was read")
     failing.discard(ids[0])
-    got = cursor.read(5, decode, handed=handed)
-    check(got == handed == ids[:3], f"decode raises at the fourth record: read {got}, handed {handed}")
+    got = cursor.read(5, decode, ids=read)
+    check(got == read == ids[:3], f"decode raises at the fourth record: read {got}, listed {read}")
     failing.clear()
     check(cursor.read(1, decode) == [ids[3]], "the record at which decode raised is not the next one")
-    check(cursor.read(9, decode, handed=handed) == ids[4:], "not all of the rest was read")
-    check(handed == [*ids[:3], *ids[4:]], f"handed lists {handed}")
+    check(cursor.read(9, decode, ids=read) == ids[4:], "not all of the rest was read")
+    check(read == [*ids[:3], *ids[4:]], f"the list has {read}")
     _raises(Empty, lambda: cursor.read(1, decode), "reading at the end")
 
 

@@ -98,6 +98,8 @@ def contents(store: LogStore) -> list[bytes]:
     if ids:
         check(bounds.first == ids[0], f"{bounds}, and the first record is {ids[0]}")
         check(bounds.last >= ids[-1], f"{bounds}, and the last record is {ids[-1]}")
+        at = [store.nth(index) for index in range(len(ids) + 2)]
+        check(at[:-2] == ids and at[-2:] == [at[-1]] * 2 and at[-1] > ids[-1], f"nth() gave {at}, of {ids}")
         middle = ids[len(ids) // 2]
         after = [record.id for record in store.records(middle)]
         check(after == [id for id in ids if id > middle], f"records({middle}) gave {after}, of {ids}")

@@ -1,0 +1,122 @@
+"""The files of a log's consumers: names of any text, and what their cursors say.
+
+The name of a file is derived from the consumer's name, and the cursor in it holds the name itself. So a name
+may be any text, and no name is a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from typing import TYPE_CHECKING
+
+from persistcoll.disk.calls import Disk
+from persistcoll.errors import CorruptionError
+from persistcoll.journal.cursors import CursorReader
+from persistcoll.journal.producer_lock import ProducerLock
+from persistcoll.journal.recovery import JournalLocation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ConsumerFiles", "encoded_name"]
+
+_CURSOR = re.compile(r"consumer-([0-9a-f]{32})\.cursor")
+_log = logging.getLogger("persistcoll")
+
+
+def encoded_name(name: str) -> bytes:
+    """Return the name as it is stored. Every text has bytes of its own, a lone surrogate included."""
+    return name.encode("utf-8", "surrogatepass")
+
+
+class ConsumerFiles:
+    """The cursors of all consumers, as files. It keeps the positions that it has read.
+
+    Not thread-safe: the store's ``_appending`` lock protects every field, and the store holds it around every
+    call.
+
+    A kept position is a lower bound, because a commit only moves forward. A process that rewinds a cursor or
+    makes one counts a change first, in the file of the producer lock. Then every process forgets its kept
+    positions, so that no trim relies on a position that was taken back.
+
+    :param lock: the producer lock; ``None`` if nothing is trimmed or made.
+    """
+
+    def __init__(self, location: JournalLocation, lock: ProducerLock | None) -> None:
+        self._location = location
+        self._lock = lock
+        self._disk: Disk = location.disk
+        self._changes = -1
+        self._positions: dict[str, int] = {}  # by the path of the cursor; synced
+
+    def path(self, name: bytes) -> str:
+        """Return the path of a consumer's cursor; that of its lock ends in ``.lock``."""
+        digest = hashlib.sha256(name).hexdigest()[:32]
+        return os.path.join(self._location.directory, f"consumer-{digest}.cursor")
+
+    @staticmethod
+    def lock_path(path: str) -> str:
+        """Return the path of the lock of the consumer with this cursor."""
+        return path.removesuffix(".cursor") + ".lock"
+
+    def paths(self) -> list[str]:
+        """Return the paths of all cursors."""
+        directory = self._location.directory
+        return [os.path.join(directory, name) for name in os.listdir(directory) if _CURSOR.fullmatch(name)]
+
+    def read(self, path: str, sync: bool = False) -> tuple[bytes | None, int]:
+        """Return the name and the position of a cursor; 0 if it is damaged, so that it needs everything.
+
+        :param sync: make the position durable before it is returned.
+        :raise FileNotFoundError: there is no such cursor.
+        """
+        reader = CursorReader(self._disk, path, self._location.store_id)
+        try:
+            if not reader.refresh():
+                raise FileNotFoundError(path)
+            if sync:
+                reader.sync()
+            return reader.name, reader.acknowledged.last
+        except CorruptionError as error:
+            _log.warning("%s; its consumer begins at the start again", error)
+            return reader.name, 0
+        finally:
+            reader.close()
+
+    def states(self) -> Iterator[tuple[str, int]]:
+        """Yield the name and the position of every consumer whose name can be read."""
+        for path in self.paths():
+            try:
+                name, position = self.read(path)
+            except FileNotFoundError:  # another process has forgotten it
+                continue
+            if name is not None:
+                yield name.decode("utf-8", "surrogatepass"), position
+
+    def count_change(self) -> None:
+        """Note for every process that a cursor is about to be made, rewound or removed."""
+        assert self._lock is not None
+        self._lock.count_change()
+
+    # Trimming. The caller holds the producer lock.
+
+    def lowest_position(self, enough: int) -> int:
+        """Return the lowest position of all cursors, or ``enough`` if none is lower; what it says is durable.
+
+        Cost: 1 read, and after a change a listing of the directory. Each cursor whose last known position is
+        below ``enough`` is read and synced.
+        """
+        assert self._lock is not None
+        changes = self._lock.read_changes()
+        if changes != self._changes:
+            self._positions = dict.fromkeys(self.paths(), 0)
+            self._changes = changes
+        for path in [path for path, position in self._positions.items() if position < enough]:
+            try:
+                self._positions[path] = self.read(path, sync=True)[1]
+            except FileNotFoundError:  # a user has removed it
+                del self._positions[path]
+        return min([enough, *self._positions.values()])

@@ -1,0 +1,128 @@
+"""A lock between processes whose file says which process holds it."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from persistcoll.disk.calls import LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, read_fully, storage_error
+from persistcoll.errors import LockedError
+from persistcoll.journal.replaced_files import replaced
+
+if TYPE_CHECKING:
+    from threading import RLock  # a function at run time before Python 3.13
+
+__all__ = ["HolderLock"]
+
+_PID = struct.Struct("<Q")
+
+
+class HolderLock:
+    """A lock, and the process id of its holder in its file.
+
+    ``mutex`` protects the state of the file's lock and ``held`` while a thread tries or tests the lock: both
+    act on the lock of the same open file, so that the test of one thread would drop the lock that another
+    thread acquires.
+
+    :param file: the lock's file, open for reading and writing. :meth:`close` closes it.
+    :param path: the path of that file.
+    :param mutex: a lock of the owner.
+    :param what: what the holder does, for messages: ``"consumes from 'jobs'"``.
+    :ivar held: whether this object holds the lock.
+    :ivar was_used: whether the lock had a holder before, as :meth:`acquire` has found.
+    :ivar unlock: release the lock, or raise ``OSError``. The caller first sets ``held`` to false. The
+        function is written in C, so that no interrupt can come before the release.
+    """
+
+    _patience = 0.0  # seconds
+
+    def __init__(self, disk: Disk, file: OpenFile, path: str, mutex: RLock, what: str) -> None:
+        self._disk = disk
+        self._file = file
+        self._fd = file.fd
+        self._path = path
+        self._what = what
+        self._pid = 0
+        self.held = self.was_used = False
+        self._mutex = mutex
+        self._pwrite = disk.pwrite
+        self.unlock: Callable[[], None] = partial(disk.flock, file.fd, UNLOCK)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the lock's file is open."""
+        return bool(self._file.held)
+
+    def acquire(self) -> bool:
+        """Acquire the lock, and tell whether the last holder had closed the lock.
+
+        Otherwise that holder died, or it holds a removed file.
+
+        :raise LockedError: another process, or another object of this process, holds the lock.
+        :raise StorageError: the operating system cannot lock the file.
+        """
+        deadline = time.monotonic() + self._patience
+        while not self._try():
+            if time.monotonic() > deadline:
+                raise self._locked(self._state_pid() or None)
+            time.sleep(0.001)
+        self._pid = os.getpid()
+        last_pid = self._state_pid()
+        self.was_used = last_pid is not None
+        return last_pid == 0
+
+    def _locked(self, pid: int | None) -> LockedError:
+        if pid == os.getpid():
+            return LockedError(
+                f"this process ({pid}) {self._what} already, through another object; close that one, or use"
+                " it in all threads",
+                pid,
+            )
+        return LockedError(
+            f"process {pid} {self._what}, and one process at a time may: until it closes that or ends", pid
+        )
+
+    def _try(self) -> bool:
+        # Otherwise a thread that tests the lock could acquire the lock of the same open file, and drop this
+        # one.
+        with self._mutex:
+            try:
+                self._disk.flock(self._fd, TRY_EXCLUSIVE)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise storage_error(error, "locking", self._path) from error
+            self.held = True
+            return True
+
+    def write_pid(self) -> None:
+        """Write the holder's process id into the file. A full disk does not stop the holder."""
+        try:
+            self._pwrite(self._fd, _PID.pack(self._pid), 0)
+        except OSError as error:
+            if error.errno is None:  # a signal handler raised it
+                raise
+
+    def _state_pid(self) -> int | None:
+        """Return the process id in the file: ``None`` if there was never one, 0 after a close."""
+        data = read_fully(self._disk, self._fd, _PID.size, 0)
+        return _PID.unpack(data)[0] if len(data) == _PID.size else None
+
+    def check(self) -> None:
+        """Raise ``StoreReplacedError`` if the file was removed: another process may lock a new file."""
+        if not self._disk.status(self._fd)[LINKS]:
+            raise replaced(self._path)
+
+    def close(self, clean: bool = False) -> None:
+        """Close the file, which releases the lock.
+
+        :param clean: whether the cursor is valid to its end, so that the next holder may append to it.
+        """
+        if self.held and clean:
+            self._pid = 0
+            self.write_pid()
+        self._file.close()
