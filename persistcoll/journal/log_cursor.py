@@ -79,7 +79,9 @@ class LogParts:
         """Return the id of the first record that is not trimmed, or that of the next one to be appended."""
         id = self.trim.trimmed + 1
         chunk = self.places.chunk_of(id, self.trim.lowest, last)
-        while id > self.places.last_id_in(chunk, last) and chunk.number < last.chunk.number:
+        while (
+            self.places.last_id_in(chunk, last) < max(id, chunk.first_id) and chunk.number < last.chunk.number
+        ):  # the chunk has no such record, or none at all
             following = self.places.header(chunk.number + 1, last)
             if following is None:
                 break

@@ -34,12 +34,15 @@ class _IdsAfterPowerCuts:
     cut has destroyed, because a reader sees a record before it is synced.
     """
 
+    def __init__(self, chunksize: int) -> None:
+        self._most_lost = 2 * chunksize  # in a chunk whose header is lost
+
     def highest_used_id(self, tail: RecoveredTail | MissingTail, same_boot: bool) -> int:
-        if same_boot:
-            return 0
-        if isinstance(tail, RecoveredTail):
-            return tail.last_id if tail.sealed else tail.chunk.limit_id - 1
-        return tail.last_id
+        if isinstance(tail, MissingTail):
+            return tail.last_id + self._most_lost if tail.number else 0
+        if tail.highest_issued_id:  # a later chunk is missing
+            return tail.highest_issued_id + self._most_lost
+        return tail.last_id if same_boot or tail.sealed else tail.chunk.limit_id - 1
 
     def retire_ids(self, first: int, last: int) -> None:
         """Note nothing, because the next chunk's header says which ids have no record."""
@@ -99,7 +102,7 @@ class JournalLogStore(JournalStore, LogStore):
             self._appending,
             chunksize=opening.chunksize,
             sync=self._power,
-            used_ids=_IdsAfterPowerCuts(),
+            used_ids=_IdsAfterPowerCuts(opening.chunksize),
             seal=self._seal,
         )
         self._append, self._append_many = journal.append, journal.append_many

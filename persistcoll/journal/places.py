@@ -138,7 +138,7 @@ class Places:
         location = self._location
         is_last = chunk.number == last.chunk.number
         index = self._indexes.get(chunk.number)
-        if index is not None and index.salt == chunk.salt and not is_last:
+        if index is not None and index.salt == chunk.salt and (not is_last or index.end >= last.end):
             return index
         path = index_path(location, chunk.number)
         try:

@@ -168,7 +168,7 @@ def _set_aside(location: JournalLocation, number: int, mark: TailMark | None) ->
     path = location.path(number)
     # An upper bound for the number of records in the chunk, so that no id is given twice. A power cut may
     # have destroyed some that are not in the file any more.
-    held = max(os.path.getsize(path) // HEADER_SIZE, location.chunksize)
+    held = max(os.path.getsize(path) // HEADER_SIZE, 2 * location.chunksize)
     location.disk.replace(path, f"{path}.damaged")
     location.disk.sync_directory(location.directory)
     _log.warning("the header of %r is damaged; the chunk was moved to %r", path, f"{path}.damaged")

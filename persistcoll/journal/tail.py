@@ -22,7 +22,7 @@ from persistcoll.journal.frames import END, HEADER_SIZE, BadFrame, Frames, Stop,
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation, MissingTail, RecoveredTail, find_tail
 from persistcoll.journal.replaced_files import replaced
-from persistcoll.journal.tail_mark import TailMark, this_boot
+from persistcoll.journal.tail_mark import TailMark, is_same_boot, this_boot
 
 __all__ = ["Tail", "UsedIds"]
 
@@ -246,7 +246,7 @@ class Tail:
         mark = self._lock.read_mark()
         tail = find_tail(self._location, mark)
         known = tail.last_id if isinstance(tail, MissingTail) else max(tail.last_id, tail.highest_issued_id)
-        same_boot = mark is not None and mark.boot != b"" and mark.boot == self._boot
+        same_boot = mark is not None and is_same_boot(mark.boot, self._boot)
         try:
             highest_used_id = self._used_ids.highest_used_id(tail, same_boot)
             if highest_used_id > known:

@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from typing import NamedTuple
 from zlib import crc32
 
 from persistcoll.disk.calls import Disk, read_fully
 
-__all__ = ["TailMark", "read_mark", "this_boot", "write_mark"]
+__all__ = ["TailMark", "is_same_boot", "read_mark", "this_boot", "write_mark"]
 
 _BODY_1 = struct.Struct("<4sIIIQQ")
 _BODY = struct.Struct("<4sIIIQQd16s")
 _CRC = struct.Struct("<I")
 _MAGIC_1, _MAGIC = b"PCT1", b"PCT2"
+_BOOT_TIME = struct.Struct("<8sd")
+_NO_ID = b"booted\0\0"
+_BOOT_SECONDS = 10.0
 
 
 class TailMark(NamedTuple):
@@ -49,7 +53,22 @@ class TailMark(NamedTuple):
 def this_boot(disk: Disk) -> bytes:
     """Return what a mark that is written now has as ``boot``."""
     boot = disk.boot_id()
-    return hashlib.blake2s(boot.encode(), digest_size=16).digest() if boot else b""
+    if boot:
+        return hashlib.blake2s(boot.encode(), digest_size=16).digest()
+    return _BOOT_TIME.pack(_NO_ID, time.time() - time.monotonic())
+
+
+def is_same_boot(one: bytes, other: bytes) -> bool:
+    """Tell whether the machine was not restarted between the two; if that is unknown, ``False``.
+
+    A system that has no id for a boot is known by the time at which it was booted. That time moves if the
+    clock is set, and then the boot counts as another one.
+    """
+    if len(one) == len(other) == _BOOT_TIME.size:
+        (kind, time), (other_kind, other_time) = _BOOT_TIME.unpack(one), _BOOT_TIME.unpack(other)
+        if kind == other_kind == _NO_ID:
+            return bool(abs(time - other_time) < _BOOT_SECONDS)
+    return one == other != b""
 
 
 def read_mark(disk: Disk, fd: int) -> TailMark | None:
@@ -62,7 +81,7 @@ def read_mark(disk: Disk, fd: int) -> TailMark | None:
         return None
     _, number, salt, poisoned, offset, last_id, *more = fields.unpack_from(data)
     latest, boot = more or (0.0, b"")
-    return TailMark(number, salt, offset, last_id, latest, boot.rstrip(b"\0"), bool(poisoned))
+    return TailMark(number, salt, offset, last_id, latest, boot, bool(poisoned))
 
 
 def write_mark(disk: Disk, fd: int, mark: TailMark) -> None:
