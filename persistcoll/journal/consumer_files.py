@@ -106,17 +106,22 @@ class ConsumerFiles:
     def lowest_position(self, enough: int) -> int:
         """Return the lowest position of all cursors, or ``enough`` if none is lower; what it says is durable.
 
-        Cost: 1 read, and after a change a listing of the directory. Each cursor whose last known position is
-        below ``enough`` is read and synced.
+        Cost: 1 read, and after a change a listing of the directory. A cursor is read and synced if its last
+        known position is below ``enough`` and below every position that was read before it.
         """
         assert self._lock is not None
         changes = self._lock.read_changes()
         if changes != self._changes:
             self._positions = dict.fromkeys(self.paths(), 0)
             self._changes = changes
-        for path in [path for path, position in self._positions.items() if position < enough]:
+        lowest = enough
+        for bound, path in sorted((bound, path) for path, bound in self._positions.items() if bound < enough):
+            if bound >= lowest:
+                break
             try:
                 self._positions[path] = self.read(path, sync=True)[1]
             except FileNotFoundError:  # a user has removed it
                 del self._positions[path]
-        return min([enough, *self._positions.values()])
+            else:
+                lowest = min(lowest, self._positions[path])
+        return lowest
