@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from zlib import crc32
@@ -17,7 +18,6 @@ import pytest
 
 from persistcoll import Log, Queue, Retain, TrimmedError
 from persistcoll.disk.calls import Disk
-from persistcoll.journal import tail_mark
 from persistcoll.journal.tail_mark import TailMark, is_same_boot, read_mark, this_boot
 
 CHUNKSIZE = 5
@@ -178,8 +178,8 @@ def clock(monkeypatch):
         now, booted = 1e9, 1e9 - 100
 
     monkeypatch.setattr(Disk, "boot_id", staticmethod(lambda: None))
-    monkeypatch.setattr(tail_mark.time, "time", lambda: Clock.now)
-    monkeypatch.setattr(tail_mark.time, "monotonic", lambda: Clock.now - Clock.booted)
+    monkeypatch.setattr(time, "time", lambda: Clock.now)
+    monkeypatch.setattr(time, "monotonic", lambda: Clock.now - Clock.booted)
     return Clock
 
 
