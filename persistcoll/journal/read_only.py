@@ -61,8 +61,19 @@ class ReadOnlyLogStore(JournalLogStore):
 
     def _open_journal(self, opening: Opening) -> TailView:
         journal = TailView(opening.location)
+        opening.undo.callback(journal.close_without_sync)
         journal.refresh()
+        # The location compares the path with this open file, which nothing else keeps open.
+        (self._landmark,) = opening.lock_files.values()
         return journal
+
+    def _close_without_sync(self) -> None:
+        super()._close_without_sync()
+        self._landmark.close()
+
+    def _abandon(self) -> None:
+        super()._abandon()
+        self._landmark.close()
 
     def _check(self) -> None:
         super()._check()
