@@ -216,6 +216,8 @@ def _check_foreign(disk: Disk, path: str, kind: StoreKind | None) -> StoreInfo |
         # Other packages also have files named "info" and "q00000".
         foreign = [name for name in names if not name.endswith(".tmp")]
     elif data:
+        if kind is not None:
+            _refuse_other_kinds(path, names, kind)
         return None  # `info` is damaged, and open_info() decides what to do
     else:
         kinds = KINDS.values() if kind is None else (kind,)
@@ -353,6 +355,18 @@ def _other_kind(path: str, found: StoreKind, kind: StoreKind) -> StoreKindError:
     )
 
 
+def _refuse_other_kinds(path: str, names: list[str], kind: StoreKind) -> None:
+    """Raise ``StoreKindError`` if a file is there that only a store of another kind has.
+
+    The chunks do not tell the kind, and a queue would remove what a log keeps. A lost ``info`` may not be the
+    only lost file, so every file counts.
+    """
+    others = [name for name in names if not kind.files.fullmatch(name)]
+    for other in KINDS.values():
+        if any(other.files.fullmatch(name) for name in others):
+            raise _other_kind(path, other, kind)
+
+
 def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreInfo:
     """Write ``info`` again from the header of a chunk, which holds the same, if the policy allows it."""
     file = os.path.join(path, INFO)
@@ -360,9 +374,7 @@ def _rebuild(disk: Disk, path: str, options: OpenOptions, reason: str) -> StoreI
         raise CorruptionError(
             f"{reason}; on_corruption='skip' or 'stop' rebuilds it from the chunks", file, 0
         )
-    for kind in KINDS.values():  # the chunks do not tell the kind, and a queue would remove what a log keeps
-        if kind is not options.kind and os.path.lexists(os.path.join(path, kind.cursor)):
-            raise _other_kind(path, kind, options.kind)
+    _refuse_other_kinds(path, os.listdir(path), options.kind)
     for number in chunk_numbers(path):
         try:
             chunk_file, chunk = open_chunk(disk, path, number, None)
