@@ -92,7 +92,7 @@ class Consumer(Generic[T]):
 
         It raises the other errors that :meth:`get` raises as well.
         """
-        return self._get_many(checked_count("n", n, 1), block, timeout)
+        return self._get_many(checked_count("n", checked_integer("n", n), 1), block, timeout)
 
     def _get_many(self, limit: int, block: bool, timeout: float | None) -> list[T]:
         deadline = deadline_after(block, timeout)
