@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["answer", "memory_of_child", "running"]
+__all__ = ["answer", "memory_of_child", "resident", "running"]
 
 _PATIENCE = 120.0
 _context = multiprocessing.get_context("spawn")
@@ -62,15 +62,19 @@ def memory_of_child(work: Callable[..., Any], *arguments: Any) -> float | None:
 
 def _report_memory(connection: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     work(*arguments)
-    connection.send(_peak())
+    connection.send(resident("VmHWM"))
 
 
-def _peak() -> float | None:
+def resident(name: str) -> float | None:
+    """Return this process's resident memory in KiB; ``None`` if the system does not say.
+
+    :param name: ``"VmRSS"`` for the present value, ``"VmHWM"`` for the maximum so far.
+    """
     # Not getrusage, because its maximum of a new program begins with that of the program that started it.
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             for line in status:
-                if line.startswith("VmHWM:"):
+                if line.startswith(f"{name}:"):
                     return float(line.split()[1])
     except OSError:
         pass

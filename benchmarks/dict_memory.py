@@ -9,7 +9,7 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.children import answer, running
+from benchmarks.children import answer, resident, running
 from benchmarks.dict_contenders import KINDS, OURS, names
 from benchmarks.model import Contender, Figure, Scenario, Sizes
 
@@ -61,24 +61,9 @@ def _iterate(connection: Connection, path: str, phase: str, size: int) -> None:
     with KINDS[OURS].open(path) as stored:
         view = getattr(stored, phase)
         deque(islice(view(), _FIRST), maxlen=0)
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         count = sum(1 for _ in view())
-        after = _resident("VmHWM")
+        after = resident("VmHWM")
         if count != size:
             raise AssertionError(f"{count} of {size} keys came")
-    connection.send(None if before is None or after is None else after - before)
-
-
-def _resident(name: str) -> float | None:
-    """Return this process's resident memory in MB; ``None`` if the system does not say.
-
-    :param name: ``"VmRSS"`` for the present value, ``"VmHWM"`` for the maximum so far.
-    """
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            for line in status:
-                if line.startswith(f"{name}:"):
-                    return float(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    return None
+    connection.send(None if before is None or after is None else (after - before) * 1024 / 1e6)

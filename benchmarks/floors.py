@@ -15,7 +15,7 @@ from zlib import crc32
 
 from benchmarks.contenders import ITEM, Marks
 
-__all__ = ["append_and_sync", "buffered_phases", "unbuffered_phases"]
+__all__ = ["append_and_sync", "appends", "buffered_phases", "unbuffered_phases"]
 
 _HEADER = struct.Struct("<IIQ")
 _SIZE = _HEADER.size
@@ -132,6 +132,17 @@ def _in_turn(directory: str, count: int) -> float:
     finally:
         os.close(fd)
         os.close(acknowledged)
+
+
+def appends(directory: str, count: int) -> Mapping[str, float]:
+    """Write each record, and sync nothing."""
+    fd = os.open(os.path.join(directory, "records"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        marks = Marks()
+        _write(fd, count)
+        return {"put": marks.lap(count)}
+    finally:
+        os.close(fd)
 
 
 def append_and_sync(directory: str, count: int) -> Mapping[str, float]:

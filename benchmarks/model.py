@@ -33,6 +33,9 @@ class Sizes:
     large_table: int
     """Ready items, and as many finished ones."""
     openings: int
+    """How often something large is opened, or looked into."""
+    consumers: int
+    """Consumers of one log; a multiple of ten."""
     wakeups: int
     idle_seconds: float
 
@@ -46,6 +49,7 @@ FULL = Sizes(
     large_backlog=10_000_000,
     large_table=1_000_000,
     openings=25,
+    consumers=1_000,
     wakeups=60,
     idle_seconds=3.0,
 )
@@ -58,6 +62,7 @@ QUICK = Sizes(
     large_backlog=1_000_000,
     large_table=100_000,
     openings=10,
+    consumers=300,
     wakeups=25,
     idle_seconds=1.0,
 )
@@ -71,6 +76,7 @@ TINY = Sizes(
     large_backlog=1_000,
     large_table=200,
     openings=2,
+    consumers=20,
     wakeups=3,
     idle_seconds=0.05,
 )

@@ -18,6 +18,10 @@ from benchmarks.dict_threads import dict_threads
 from benchmarks.dict_writes import dict_updates, dict_writes
 from benchmarks.formats import serializers
 from benchmarks.imports import imports
+from benchmarks.log_appends import log_appends
+from benchmarks.log_backlog import log_backlog
+from benchmarks.log_consumers import log_consumers
+from benchmarks.log_reads import log_reads
 from benchmarks.machine import describe
 from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
 from benchmarks.power import power
@@ -57,6 +61,10 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         dict_updates,
         dict_threads,
         dict_memory,
+        log_appends,
+        log_reads,
+        log_backlog,
+        log_consumers,
     )
 }
 

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 
 from benchmarks.contenders import ITEM, Marks
 
-__all__ = ["bare_puts", "bare_queue", "lengthen_log"]
+__all__ = ["bare_puts", "bare_queue", "connected", "lengthen_log"]
 
 _NAME = "data.db"
 _SCHEMA = """
@@ -48,7 +48,7 @@ def lengthen_log(directory: str) -> None:
 
 
 @contextmanager
-def _connected(directory: str, synchronous: str) -> Iterator[sqlite3.Connection]:
+def connected(directory: str, synchronous: str) -> Iterator[sqlite3.Connection]:
     """Give a connection to a database with a write-ahead log.
 
     Its pages and checkpoints are as large as persistcoll's.
@@ -67,7 +67,7 @@ def bare_queue(directory: str, count: int) -> Mapping[str, float]:
     Then as many gets that update no counter, so that the number of ready items is unknown without counting
     rows.
     """
-    with _connected(directory, "NORMAL") as connection:
+    with connected(directory, "NORMAL") as connection:
         connection.executescript(_SCHEMA)
         execute = connection.cursor().execute
         numbers = {"put": _put(execute, count)}
@@ -79,7 +79,7 @@ def bare_queue(directory: str, count: int) -> Mapping[str, float]:
 
 def bare_puts(directory: str, count: int) -> Mapping[str, float]:
     """Put items that survive a power cut: one transaction and one sync each."""
-    with _connected(directory, "FULL") as connection:
+    with connected(directory, "FULL") as connection:
         connection.executescript(_SCHEMA)
         lengthen_log(directory)
         return {"put": _put(connection.cursor().execute, count)}
