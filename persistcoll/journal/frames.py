@@ -259,38 +259,40 @@ class Frames:
 
 
 class FrameHeader(NamedTuple):
-    """What the header of a frame says, without a look at its checksum."""
+    """What the header of an item or of a batch says, without a look at its checksum."""
 
     id: int
+    """The id of the record; of a batch, that of its first record."""
     time: float
-    is_item: bool
-    batch_end: int
-    """The offset at which the batch ends that the frame begins; 0: it begins none."""
     end: int
-    """The offset at which the next frame starts."""
+    """The offset at which the next frame starts; of a batch, the offset at which the batch ends."""
 
 
 def read_headers(disk: Disk, fd: int, offset: int, end: int) -> Iterator[FrameHeader]:
-    """Yield the headers of the frames from ``offset`` to ``end``, or to the first bytes that are none.
+    """Yield the headers of items and batches from ``offset`` to ``end``, or to the first other bytes.
 
-    The bytes between are not read, except what stands in the same window.
+    The bytes between are not read, except what stands in the same window. So a batch takes as long as an
+    item.
     """
     base, buffer, window = offset, b"", _WINDOW
-    while offset + HEADER_SIZE + _BATCH.size <= end or offset + HEADER_SIZE == end:
+    size = HEADER_SIZE + _BATCH.size
+    while offset + size <= end:
         at = offset - base
-        if len(buffer) < at + HEADER_SIZE + _BATCH.size:
+        if len(buffer) < at + size:
             base, buffer, at = offset, disk.read(fd, window, offset), 0
-            if len(buffer) < HEADER_SIZE:
+            if len(buffer) < size:
                 return
         _, magic, kind, length, id, time, _ = _unpack(buffer, at)
         behind = offset + HEADER_SIZE + length
+        if kind == BATCH and length == _BATCH.size:
+            behind += _BATCH.unpack_from(buffer, at + HEADER_SIZE)[0]
+        elif kind != ITEM:
+            return
         if magic != _MAGIC or behind > end:
             return
-        is_batch = kind == BATCH and length == _BATCH.size
-        batch_end = behind + _BATCH.unpack_from(buffer, at + HEADER_SIZE)[0] if is_batch else 0
-        yield FrameHeader(id, time, kind == ITEM, batch_end, behind)
+        yield _new(FrameHeader, (id, time, behind))
+        window = _WINDOW if behind - offset < _SPARSE else _SPARSE
         offset = behind
-        window = _WINDOW if length < _SPARSE else _SPARSE
 
 
 def scan_valid_frames(

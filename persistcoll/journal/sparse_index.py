@@ -24,7 +24,7 @@ from zlib import crc32
 from persistcoll.disk.atomic import write_atomic
 from persistcoll.disk.calls import Disk, OpenFile, read_fully
 from persistcoll.journal.chunks import Chunk
-from persistcoll.journal.frames import FrameHeader, read_headers
+from persistcoll.journal.frames import read_headers
 
 __all__ = ["SparseIndex", "read_index", "write_index"]
 
@@ -50,7 +50,7 @@ class SparseIndex(NamedTuple):
     end: int
     """The offset at which the next frame starts that the index does not cover."""
     next_id: int
-    """The id of that frame's record."""
+    """No record from that frame on has a lower id."""
     latest: float
     """The latest time of a record before that frame."""
 
@@ -64,24 +64,21 @@ class SparseIndex(NamedTuple):
     def extended(self, disk: Disk, fd: int, end: int) -> SparseIndex:
         """Return the index with the frames up to the offset ``end``, where a frame ends.
 
-        Only the headers of the frames are read. A batch has no entry within it, because a reader that begins
-        there would not know that it is in a batch.
+        Only the headers of the frames are read, and of a batch only that of the batch: an entry within it
+        would be of no use, because a reader that begins there would not know that it is in a batch.
         """
         entries = list(self.entries)
         at, id, latest = self.end, self.next_id, self.latest
-        within = 0  # the offset at which the batch ends
-        header: FrameHeader
-        for header in read_headers(disk, fd, at, end):
-            if header.is_item and header.id != id:
+        next_at = entries[-1].offset + _EVERY
+        for found, time, behind in read_headers(disk, fd, at, end):
+            if found < id:
                 break
-            if at - entries[-1].offset >= _EVERY and at >= within:
-                entries.append(_Entry(id, at, latest))
-            at = header.end
-            if header.batch_end:
-                within = header.batch_end
-            elif header.is_item:
-                id += 1
-                latest = max(latest, header.time)
+            if at >= next_at:
+                entries.append(_Entry(found, at, latest))
+                next_at = at + _EVERY
+            at, id = behind, found + 1
+            if time > latest:
+                latest = time
         return SparseIndex(self.salt, tuple(entries), at, id, latest)
 
     def offset_of(self, id: int) -> int:
