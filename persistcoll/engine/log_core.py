@@ -51,7 +51,7 @@ class ConsumerCore:
         self._available = available
         self._make_lock()
         self._epoch = 0
-        self._claimed: set[int] = set()
+        self._claimed: dict[int, Claim] = {}  # by id; the claims that :meth:`ack` ends
         self._released: list[int] = []  # sorted; to be delivered before any later record
         self._ended: deque[_Ended] = deque()
         # Ids that the cursor has read and this object has not noted yet: there are some only within a
@@ -92,10 +92,11 @@ class ConsumerCore:
             else:
                 pairs = self.cursor.read(limit, decode, ids=self._reading)
             epoch = self._epoch
+            new: list[Claim] = [(id, epoch) for id in self._reading]
             if acks:
-                self._claimed.update(self._reading)
+                self._claimed.update(zip(self._reading, new, strict=True))
             self._last_got = max(self._last_got, self._reading[-1])
-            claims.extend([(id, epoch) for id in self._reading])
+            claims.extend(new)
             self._reading.clear()
         return [item for _, item in pairs]
 
@@ -115,14 +116,17 @@ class ConsumerCore:
     def _note_ended(self) -> None:
         """Note which claims have ended since. The caller holds the mutex."""
         for id in self._reading:  # an interrupt came before the caller got it
+            self._claimed.pop(id, None)
             self._release(id)
         self._reading.clear()
         while self._ended:
-            (id, epoch), is_released = self._ended[0]
-            if epoch == self._epoch:
+            claim, is_released = self._ended[0]
+            id, epoch = claim
+            # Compare by identity: the record may have been delivered again since, with an equal claim.
+            if epoch == self._epoch and self._claimed.get(id, claim) is claim:
                 if is_released:
                     self._release(id)
-                self._claimed.discard(id)
+                self._claimed.pop(id, None)
             self._ended.popleft()
 
     def _release(self, id: int) -> None:
@@ -146,11 +150,12 @@ class ConsumerCore:
         self._refuse_reentry()
         with self._mutex:
             self._note_ended()
-            mine = [id for id, epoch in claims if epoch == self._epoch]
+            mine = [claim[0] for claim in claims if self._claimed.get(claim[0]) is claim]
             if not mine:
                 return  # the consumer was moved in between, so that there is nothing to commit
             self._last_done = max(self._last_done, *mine)
-            self._claimed.difference_update(mine)
+            for id in mine:
+                del self._claimed[id]
             target = min([self._last_done, *(id - 1 for id in (*self._claimed, *self._released[:1]))])
         self.cursor.commit(target)
 

@@ -37,7 +37,8 @@ class Consumer(Generic[T]):
 
     Several threads may share one consumer, and each item goes to one of them. An iteration and
     :meth:`receive` commit their items one by one, and the position never passes an item that another thread
-    still processes. :meth:`commit` passes everything that this object got, whichever thread got it.
+    still processes. An item that was got with :meth:`get` or :meth:`get_many` is committed together with any
+    later one. :meth:`commit` passes everything that this object got, whichever thread got it.
 
     >>> from persistcoll import Log
     >>> with Log("events") as log:
