@@ -69,6 +69,12 @@ def _read_only(log: Log[Any]) -> Callable[..., NoReturn]:
     return refuse
 
 
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"'name' must be a str, not {type(name).__name__}")
+    return name
+
+
 class Log(Container, Generic[T]):
     """A durable log of items in a directory of files.
 
@@ -338,8 +344,7 @@ class Log(Container, Generic[T]):
         :raise ValueError: the consumer is new, and the log does not come to that position yet; or ``start``
             is another text.
         """
-        if not isinstance(name, str):
-            raise TypeError(f"'name' must be a str, not {type(name).__name__}")
+        name = _checked_name(name)
         while True:
             try:
                 cursor = self._store.cursor(name, self._id_at(start))
@@ -386,8 +391,9 @@ class Log(Container, Generic[T]):
         Cost: 1 sync of the directory.
 
         :raise LockedError: the consumer is open.
+        :raise TypeError: ``name`` is no text.
         """
-        return self._store.forget(name)
+        return self._store.forget(_checked_name(name))
 
     # Closing.
 

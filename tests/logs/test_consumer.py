@@ -116,6 +116,8 @@ def test_arguments_of_other_types_are_refused(log):
     for wrong in (None, 5, b"c", object()):
         with pytest.raises(TypeError, match="'name' must be a str"):
             log.consumer(wrong)
+        with pytest.raises(TypeError, match="'name' must be a str"):
+            log.forget(wrong)
     assert list(log.consumers()) == ["c"]
 
 
