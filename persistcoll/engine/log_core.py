@@ -16,7 +16,7 @@ from persistcoll.engine.contracts import Claim, LogCursor, LogStore
 from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.forks import REENTRANT, owned
 from persistcoll.engine.records import Record
-from persistcoll.errors import Empty, StorageError
+from persistcoll.errors import StorageError
 
 __all__ = ["ConsumerCore"]
 
@@ -87,9 +87,8 @@ class ConsumerCore:
         self._refuse_reentry()
         with self._mutex:
             self._note_ended()
-            if self._released:
-                pairs = self._read_released(decode)
-            else:
+            pairs = self._read_released(decode)
+            if not pairs:
                 pairs = self.cursor.read(limit, decode, ids=self._reading)
             epoch = self._epoch
             new: list[Claim] = [(id, epoch) for id in self._reading]
@@ -101,6 +100,7 @@ class ConsumerCore:
         return [item for _, item in pairs]
 
     def _read_released(self, decode: Decode[T]) -> list[tuple[int, T]]:
+        """Return the first released record, decoded, or nothing if every one was trimmed."""
         while self._released:
             id = self._released[0]
             record = next(self._store.records(id - 1), None)
@@ -111,7 +111,7 @@ class ConsumerCore:
                 del self._released[0]
                 return [pair]
             del self._released[0]  # it was trimmed
-        raise Empty
+        return []
 
     def _note_ended(self) -> None:
         """Note which claims have ended since. The caller holds the mutex."""
