@@ -48,10 +48,10 @@ def log_backlog(sizes: Sizes, root: str) -> Scenario:
     return Scenario(
         name="log_backlog",
         compared=(
-            f"Ours with {size:,} items: numbers as json, process durability, appended in batches of up to"
-            f" {_BATCH:,}, within which no index has an entry. Opening is the constructor and close(), beside"
-            f" a log of {sizes.small_backlog:,}. A look goes to an item near the end of a batch, or to the"
-            " time at which a batch was appended, in chunks all over the log: the first look finds no index"
+            f"Ours with {size:,} items: numbers as json, process durability, appended {_BATCH:,} at once, within"
+            f" which no index has an entry, and {_BATCH:,} one by one, in turn. Opening is the constructor and close(), beside"
+            f" a log of {sizes.small_backlog:,}. A look goes to an item near the end of one of these, or to the"
+            " time at which one began, in chunks all over the log: the first look finds no index"
             " of the chunk and makes it, the later one is that of another object. In each round the median"
             f" and the slowest. Memory is how much more of a new process is resident at most when it has read"
             f" {read:,} items with get_many({BATCH}) and commit, than when it had read {_FIRST:,}. What is"
@@ -88,13 +88,19 @@ def log_backlog(sizes: Sizes, root: str) -> Scenario:
 def _build(path: str, size: int) -> list[datetime]:
     """Make a log of the numbers from 1 to ``size``, and return a time before each of its batches.
 
-    Batch ``n`` begins with the number ``n * _BATCH + 1``, and so does its position.
+    Batch ``n`` begins with the number ``n * _BATCH + 1``, and so does its position. Every second one is
+    appended item by item.
     """
     times = []
     with Log(path, **_OPTIONS) as log:
         for first in range(1, size + 1, _BATCH):
             times.append(datetime.now(timezone.utc))
-            log.extend(range(first, min(first + _BATCH, size + 1)))
+            numbers = range(first, min(first + _BATCH, size + 1))
+            if len(times) % 2:
+                log.extend(numbers)
+            else:
+                for number in numbers:
+                    log.append(number)
     return times
 
 

@@ -1,7 +1,7 @@
-"""A bare loop over the files of a log: what reading them costs with no log around it.
+"""Bare loops over the files of a log and of consumers: what they cost with no log around them.
 
-It knows that nothing is damaged, that nobody appends, and that no item is part of a batch. It has no
-position that anybody else could see.
+The loop that reads knows that nobody appends, and that no item is part of a batch. The one that makes the
+files of consumers has no lock that it tries, and reads nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from zlib import crc32
 
 from benchmarks.contenders import BATCH, Marks
 
-__all__ = ["read_files"]
+__all__ = ["make_consumer_files", "read_files"]
 
 _CHUNK = struct.Struct("<8sHHI16sQQdIQQd")
 _CRC = struct.Struct("<I")
@@ -24,6 +24,8 @@ _BODY = _SIZE - _CRC.size
 _ITEM = 1
 _WINDOW = 1 << 16
 _POSITION = struct.Struct("<IIIQQ")
+# Bytes of a consumer's files.
+_CURSOR, _RESERVED, _PID = 80, 1 << 12, 8
 
 
 def read_files(path: str, at: str, count: int) -> Mapping[str, float]:
@@ -82,3 +84,26 @@ def _read_file(path: str, positions: int | None) -> int:
                     os.write(positions, _POSITION.pack(0, 1, 1, id, offset + at))
     finally:
         os.close(fd)
+
+
+def make_consumer_files(directory: str, name: str, parent: int) -> None:
+    """Make the two files of a consumer durably, in the order in which a log makes them.
+
+    :param parent: the descriptor of the directory.
+    """
+    path = os.path.join(directory, name)
+    sync = getattr(os, "fdatasync", os.fsync)
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    cursor = os.open(f"{path}.tmp", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(cursor, bytes(_CURSOR))
+        sync(cursor)
+        os.replace(f"{path}.tmp", f"{path}.cursor")
+        os.fsync(parent)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(cursor, 0, _RESERVED)
+        os.write(lock, bytes(_PID))
+        sync(cursor)
+    finally:
+        os.close(cursor)
+        os.close(lock)
