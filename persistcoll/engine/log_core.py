@@ -37,7 +37,8 @@ class ConsumerCore:
     passes a record that a thread still processes. An explicit :meth:`commit` passes everything that was
     delivered, because its caller says that all of that is done.
 
-    The token of a claim is the number of seeks before it. A later seek ends it.
+    The token of a claim is the number of seeks before it. A later seek ends it, and so does a fork in the
+    child.
 
     ``_mutex`` protects every field. A thread holds it while it calls the cursor, but not while it waits for
     the sync of a commit. ``_ended`` is appended to without it, because a destructor must not wait for a lock.
@@ -50,23 +51,29 @@ class ConsumerCore:
         self._store = store
         self._available = available
         self._make_lock()
-        self._epoch = 0
+        self._ended: deque[_Ended] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what was delivered, after a seek."""
+        seeks = self.cursor.seeks
         self._claimed: dict[int, Claim] = {}  # by id; the claims that :meth:`ack` ends
         self._released: list[int] = []  # sorted; to be delivered before any later record
-        self._ended: deque[_Ended] = deque()
         # Ids that the cursor has read and this object has not noted yet: there are some only within a
         # call, and after an interrupt of one.
         self._reading: list[int] = []
-        self._last_got = self._last_done = cursor.position
+        self._last_got = self._last_done = 0  # a commit of what is committed changes nothing
+        self._epoch = seeks
 
     def _make_lock(self) -> None:
         self._mutex = threading.RLock()
         self._is_within = owned(self._mutex)
 
     def after_fork(self, available: EventCount) -> None:
-        """Begin again in a forked child, with another event count."""
+        """Begin again in a forked child, with another event count, after the store has."""
         self._available = available
         self._make_lock()
+        self._begin()
 
     def _refuse_reentry(self) -> None:
         """Raise ``StorageError`` in a signal handler within another call of this thread."""
@@ -115,6 +122,8 @@ class ConsumerCore:
 
     def _note_ended(self) -> None:
         """Note which claims have ended since. The caller holds the mutex."""
+        if self._epoch != self.cursor.seeks:  # an interrupt has ended a seek before this object noted it
+            self._begin()
         for id in self._reading:  # an interrupt came before the caller got it
             self._claimed.pop(id, None)
             self._release(id)
@@ -157,7 +166,8 @@ class ConsumerCore:
             for id in mine:
                 del self._claimed[id]
             target = min([self._last_done, *(id - 1 for id in (*self._claimed, *self._released[:1]))])
-        self.cursor.commit(target)
+            epoch = self._epoch
+        self.cursor.commit(target, epoch)
 
     def commit(self, position: int | None) -> None:
         """Commit everything up to a position; ``None``: everything that was delivered.
@@ -169,21 +179,19 @@ class ConsumerCore:
             self._note_ended()
             if position is None:
                 position = min([self._last_got, *(id - 1 for id in self._released[:1])])
-        self.cursor.commit(position)
+            epoch = self._epoch
+        self.cursor.commit(position, epoch)
         with self._mutex:
-            self._last_done = max(self._last_done, position)
-            self._released = [id for id in self._released if id > position]
+            if epoch == self._epoch == self.cursor.seeks:
+                self._last_done = max(self._last_done, position)
+                self._released = [id for id in self._released if id > position]
 
     def seek(self, id: int | None) -> None:
         """Go to a record, and forget what was delivered."""
         self._refuse_reentry()
         with self._mutex:
             self.cursor.seek(id)
-            self._epoch += 1
-            self._claimed.clear()
-            self._released.clear()
-            self._reading.clear()
-            self._last_got = self._last_done = self.cursor.position
+            self._begin()
         self._available.notify(None)
 
     @property

@@ -136,6 +136,7 @@ class JournalLogCursor(LogCursor):
         self._encoded = encoded_name(name)
         self._closed = self._released = self._forked = False
         self._reader: Reader | None = None
+        self.seeks = 0
         self._make_lock()
         self._open(parts, start)
 
@@ -227,7 +228,7 @@ class JournalLogCursor(LogCursor):
             reader.close()
         self._compact_at = _FIRST_RESERVED
         self._writing = False
-        self._go_to(cursor.acknowledged.last, cursor.acknowledged.position)
+        self._go_to(cursor.acknowledged.last, cursor.acknowledged.position, self.seeks)
         return cursor
 
     def _damage(self, reader: CursorReader) -> str | None:
@@ -241,12 +242,15 @@ class JournalLogCursor(LogCursor):
             return str(error)
         return f"the cursor {self._path!r} is lost" if self._lock.was_used else ""
 
-    def _go_to(self, last_read: int, place: Position) -> None:
+    def _go_to(self, last_read: int, place: Position, seeks: int) -> None:
         """Set the reading place directly after the record ``last_read``, which stands before ``place``."""
+        ends: deque[tuple[int, Position]] = deque(maxlen=_KEPT_PLACES)
+        # No call between these, so that no interrupt separates the place from the number of seeks.
         self._reading = False
         self._last_read, self._place = last_read, place
         # The places directly after records that were read: the id, and the place. A commit states the place.
-        self._ends: deque[tuple[int, Position]] = deque(maxlen=_KEPT_PLACES)
+        self._ends = ends
+        self.seeks = seeks
 
     # Entering a call.
 
@@ -399,11 +403,13 @@ class JournalLogCursor(LogCursor):
         with parts.appending:
             return parts.lag_at(position, parts.look())
 
-    def commit(self, id: int) -> None:
+    def commit(self, id: int, seeks: int | None = None) -> None:
         if not SAME[0] or self._forked or self.used_here() or self._appends():
             self._arrive()
         with self._mutex:
             cursor = self._check()
+            if seeks is not None and seeks != self.seeks:
+                return
             if id > cursor.acknowledged.last:
                 self._write(cursor, id, self._place_after(id))
         if self._parts.power:
@@ -466,7 +472,7 @@ class JournalLogCursor(LogCursor):
             parts.consumers.count_change()
             cursor.rewind(position, place)
             self._writing = False
-        self._go_to(position, place)
+        self._go_to(position, place, self.seeks + 1)
 
     # Closing.
 
@@ -531,6 +537,7 @@ class JournalLogCursor(LogCursor):
         if self._forked or self._released:
             return
         self._forked = True
+        self.seeks += 1
         self._cursor.after_fork_in_child()
         if self._reader is not None:
             self._reader.close()

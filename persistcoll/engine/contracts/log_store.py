@@ -38,7 +38,11 @@ class LogCursor(Protocol):
 
     The cursor has two places. ``position`` is stored, and only :meth:`commit` and :meth:`seek` move it. The
     reading place is in memory: :meth:`read` moves it, and a new object begins to read after ``position``.
+
+    :ivar seeks: how many seeks there were; a fork counts as one in the child.
     """
+
+    seeks: int
 
     @property
     def name(self) -> str:
@@ -63,9 +67,11 @@ class LogCursor(Protocol):
     def lag(self) -> int:
         """Return how many records of the log are not committed."""
 
-    def commit(self, id: int) -> None:
+    def commit(self, id: int, seeks: int | None = None) -> None:
         """Move ``position`` forward to ``id``; do nothing if it is there or beyond.
 
+        :param seeks: what ``seeks`` was when the caller chose the id. The call does nothing if the cursor has
+            been moved since, because another thread may seek between the choice and the call.
         :raise ValueError: no record has had this id yet.
         """
 

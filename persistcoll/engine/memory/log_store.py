@@ -51,6 +51,7 @@ class _MemoryCursor(LogCursor):
         self._store = store
         self._name = name
         self._last_read = store._state.positions[name]
+        self.seeks = 0
 
     @property
     def name(self) -> str:
@@ -95,9 +96,11 @@ class _MemoryCursor(LogCursor):
         with self._store._state.lock:
             return self._store._lag(self.position)
 
-    def commit(self, id: int) -> None:
+    def commit(self, id: int, seeks: int | None = None) -> None:
         with self._store._state.lock:
             state = self._open()
+            if seeks not in (None, self.seeks):
+                return
             self._store._check_given(id)
             state.positions[self._name] = max(id, state.positions[self._name])
 
@@ -105,6 +108,7 @@ class _MemoryCursor(LogCursor):
         with self._store._state.lock:
             state = self._open()
             state.positions[self._name] = self._last_read = self._store._before(id)
+            self.seeks += 1
 
     def close(self) -> None:
         with self._store._state.lock:
