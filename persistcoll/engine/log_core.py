@@ -16,7 +16,7 @@ from persistcoll.engine.contracts import Claim, LogCursor, LogStore
 from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.forks import REENTRANT, owned
 from persistcoll.engine.records import Record
-from persistcoll.errors import StorageError
+from persistcoll.errors import StorageError, trimmed
 
 __all__ = ["ConsumerCore"]
 
@@ -86,6 +86,7 @@ class ConsumerCore:
         :param claims: a list to which a claim is appended in the same step, for :meth:`release`.
         :param acks: whether the caller acks the claim. Otherwise the next commit is enough.
         :raise Empty: there is none.
+        :raise TrimmedError: it was trimmed.
         """
         return self.try_get_many(1, decode, claims, acks)[0]
 
@@ -94,9 +95,7 @@ class ConsumerCore:
         self._refuse_reentry()
         with self._mutex:
             self._note_ended()
-            pairs = self._read_released(decode)
-            if not pairs:
-                pairs = self.cursor.read(limit, decode, ids=self._reading)
+            pairs = self._read_released(decode) or self.cursor.read(limit, decode, ids=self._reading)
             epoch = self._epoch
             new: list[Claim] = [(id, epoch) for id in self._reading]
             if acks:
@@ -107,7 +106,10 @@ class ConsumerCore:
         return [item for _, item in pairs]
 
     def _read_released(self, decode: Decode[T]) -> list[tuple[int, T]]:
-        """Return the first released record, decoded, or nothing if every one was trimmed."""
+        """Return the first released item, if there is one.
+
+        :raise TrimmedError: it was trimmed.
+        """
         while self._released:
             id = self._released[0]
             record = next(self._store.records(id - 1), None)
@@ -117,7 +119,9 @@ class ConsumerCore:
                 self._reading.append(id)
                 del self._released[0]
                 return [pair]
-            del self._released[0]  # it was trimmed
+            if id < (first := self._store.bounds().first):
+                raise trimmed(id, first)
+            del self._released[0]  # it is damaged by now, and the policy is to skip it
         return []
 
     def _note_ended(self) -> None:

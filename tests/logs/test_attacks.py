@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from persistcoll import Log
+from persistcoll import Log, TrimmedError
 from persistcoll.engine.log_core import ConsumerCore
 from tests.crash.test_fork import fork, succeeded
 
@@ -110,3 +110,18 @@ def test_a_forked_child_begins_where_the_consumer_was_closed(tmp_path):
         os.close(begin)
         os.close(end)
         assert succeeded(pid)
+
+
+def test_a_released_item_that_is_trimmed_is_no_end_of_the_log(tmp_path):
+    with Log(tmp_path / "log") as log:
+        log.extend(range(1, 4))
+        consumer = log.consumer("reader")
+        with pytest.raises(KeyError), consumer.receive() as item:
+            raise KeyError(item)
+        log.trim(2, force=True)
+        with pytest.raises(TrimmedError):
+            consumer.get(block=False)
+        with pytest.raises(TrimmedError):
+            list(consumer)
+        consumer.seek("first")
+        assert list(consumer) == [2, 3]

@@ -821,13 +821,16 @@ def test_a_log_that_another_object_trims_under_a_consumer(open_log, chunksize):
         assert drain(consumer) == [7, 8, 9, 10]
 
 
-def test_a_released_item_that_is_trimmed_does_not_come_again(log):
+def test_a_released_item_that_is_trimmed_is_told_of(log):
     log.extend(range(1, 6))
     with log.consumer("c") as consumer:
         with pytest.raises(KeyError), consumer.receive():  # noqa: PT012
             assert consumer.get() == 2
             raise KeyError
         log.trim(3, force=True)
+        with pytest.raises(TrimmedError):
+            consumer.get(block=False)
+        consumer.seek("first")
         assert drain(consumer) == [3, 4, 5]
         consumer.commit()
         assert consumer.position == 5
