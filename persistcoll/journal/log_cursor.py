@@ -61,7 +61,15 @@ class LogParts:
         """Read what other processes have appended and trimmed. The caller holds ``appending``."""
         last = self.journal.last_chunk()
         self.trim.refresh(last)
+        if self.trim.trimmed > last.last_id or self.trim.lowest > last.chunk.number:
+            last = self.journal.last_chunk()  # others have appended and trimmed between the two calls
         return last
+
+    def was_removed(self, number: int) -> bool:
+        """Tell whether another process has trimmed this chunk, so that a reader must look for its place."""
+        with self.appending:
+            self.look()
+            return number < self.trim.lowest
 
     def reader(self, last_read: int, place: Position) -> Reader:
         """Return a reader that begins after the record ``last_read``.
@@ -382,12 +390,18 @@ class JournalLogCursor(LogCursor):
 
     def _begin_reader(self) -> None:
         parts, place = self._parts, self._place
-        last = self._refuse_trimmed()
-        if place[0] < parts.trim.lowest:  # a place before a record may be in an earlier chunk
-            place = parts.places.place_of(self._last_read + 1, parts.trim.lowest, last)
         if self._reader is not None:
             self._reader.close()
-        self._reader = parts.reader(self._last_read, place)
+        while True:
+            last = self._refuse_trimmed()
+            if place[0] < parts.trim.lowest:  # a place before a record may be in an earlier chunk
+                place = parts.places.place_of(self._last_read + 1, parts.trim.lowest, last)
+            try:
+                self._reader = parts.reader(self._last_read, place)
+                break
+            except CorruptionError:
+                if not parts.was_removed(place[0]):
+                    raise
         self._reading = True
 
     # Committing and seeking.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 
 from persistcoll.disk.calls import open_lasting
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, CursorState, LogBounds, LogStore
@@ -18,7 +19,7 @@ from persistcoll.journal.log_cursor import JournalLogCursor, LogParts
 from persistcoll.journal.log_trim import LogTrim
 from persistcoll.journal.open import Opening
 from persistcoll.journal.places import Places
-from persistcoll.journal.reader import ReadableJournal
+from persistcoll.journal.reader import ReadableJournal, Reader
 from persistcoll.journal.recovery import MissingTail, RecoveredTail
 from persistcoll.journal.store import JournalStore
 
@@ -175,8 +176,9 @@ class JournalLogStore(JournalStore, LogStore):
                 last = parts.look()
                 after = max(after, parts.trim.trimmed)
                 place = parts.places.place_of(after + 1, parts.trim.lowest, last)
-            reader = parts.reader(after, place)
+            reader: Reader | None = None
             try:
+                reader = parts.reader(after, place)
                 while True:
                     if self._poison.unusable_because is not None:
                         raise self._poison.unusable_error(self._path)
@@ -186,13 +188,13 @@ class JournalLogStore(JournalStore, LogStore):
                     after = entry[0].id
                     yield entry[0]
             except CorruptionError:
-                with self._appending:
-                    parts.look()
-                    if after >= parts.trim.trimmed:
-                        raise
+                number = place[0] if reader is None else reader.number
+                if not parts.was_removed(number) and after >= parts.trim.trimmed:
+                    raise
                 # The chunk was removed in between: go on after it.
             finally:
-                reader.close()
+                if reader is not None:
+                    reader.close()
 
     def nth(self, index: int) -> int:
         parts = self.parts()
@@ -206,19 +208,14 @@ class JournalLogStore(JournalStore, LogStore):
         parts = self.parts()
         with self._appending:
             last = parts.look()
-            place, id = parts.places.place_of_time(time, parts.trim.lowest, last)
-            trimmed, position = parts.trim.trimmed, parts.trim.position
-            if id <= trimmed:
-                place, id = position, trimmed + 1
-        reader = parts.reader(id - 1, place)
-        try:
-            while (entry := reader.current()) is not None:
-                if entry[0].time >= time:
-                    return entry[0].id
-                reader.advance()
-        finally:
-            reader.close()
-        return last.last_id + 1
+            _, id = parts.places.place_of_time(time, parts.trim.lowest, last)
+        highest = last.last_id
+        with closing(self.records(id - 1)) as records:
+            for record in records:
+                if record.time >= time:
+                    return record.id
+                highest = max(highest, record.id)
+        return highest + 1
 
     # Trimming.
 

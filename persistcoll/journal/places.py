@@ -150,6 +150,8 @@ class Places:
             with OpenFile(location.disk, location.path(chunk.number), os.O_RDONLY) as file:
                 size = last.end if is_last else location.disk.status(file.fd).st_size
                 index = index.extended(location.disk, file.fd, size)
+        except FileNotFoundError:
+            return SparseIndex.begin(chunk)  # it was trimmed in between, as its reader will find out
         except OSError as error:
             if isinstance(error, StorageError):
                 raise

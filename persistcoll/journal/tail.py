@@ -321,7 +321,10 @@ class Tail:
         while True:
             if self.sealed and not self._open_next_chunk(locked=repair):
                 return
-            if self._status(self.fd).st_size < self.end:
+            # Before the frames are read: a chunk is finished before it is removed, so that a chunk without a
+            # name and without END was not removed by a consumer or a trim.
+            status = self._status(self.fd)
+            if status[SIZE] < self.end:
                 raise replaced(self.path, "cut or overwritten, perhaps by a backup that was restored,")
             frames = Frames(self._disk, self.fd, self.chunk.salt, self.end)
             stop = self._read_new_frames(frames, judge=repair)
@@ -331,8 +334,7 @@ class Tail:
             if stop is Stop.MOVED:
                 self._recover_again(locked=repair)
                 return
-            status = self._status(self.fd)
-            if not status[LINKS]:  # no consumer removed the chunk, because it is not sealed
+            if not status[LINKS]:
                 raise replaced(self.path)
             if repair and status[SIZE] > self.end:
                 self._disk.truncate(self.fd, self.end)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from persistcoll import Log, TrimmedError
 from persistcoll.engine.log_core import ConsumerCore
+from persistcoll.journal.log_cursor import LogParts
+from persistcoll.journal.log_trim import LogTrim
+from persistcoll.journal.places import Places
+from persistcoll.journal.tail import Tail
 from tests.crash.test_fork import fork, succeeded
 
 
@@ -125,3 +130,100 @@ def test_a_released_item_that_is_trimmed_is_no_end_of_the_log(tmp_path):
             list(consumer)
         consumer.seek("first")
         assert list(consumer) == [2, 3]
+
+
+@pytest.fixture
+def logs(tmp_path) -> Iterator[tuple[Log, Log]]:
+    """Two objects on a log whose files have two items each, as two processes have it open."""
+    with (
+        Log(tmp_path / "log", chunksize=2, durability="process") as first,
+        Log(tmp_path / "log", durability="process") as second,
+    ):
+        yield first, second
+
+
+def _once(monkeypatch, kind, name, before=None, after=None):
+    """Call these functions before and after the next call of the method."""
+    original = getattr(kind, name)
+
+    def method(*arguments, **options):
+        monkeypatch.setattr(kind, name, original)
+        if before is not None:
+            before()
+        result = original(*arguments, **options)
+        if after is not None:
+            after()
+        return result
+
+    monkeypatch.setattr(kind, name, method)
+
+
+def _append_and_trim(log):
+    """Leave two items, which have files of their own."""
+    log.extend(range(7, 10))
+    log.extend(range(10, 13))
+    log.trim(log.last - 1)
+
+
+def _reads(log):
+    return {
+        "len": lambda: len(log),
+        "first": lambda: log.first,
+        "last": lambda: log[-1],
+        "read": log.read,
+        "slice": lambda: log[-2:],
+        "find": lambda: log._store.find(0.0),
+    }
+
+
+_AFTERWARDS = {"len": 2, "first": 11, "last": 12, "read": [11, 12], "slice": [11, 12], "find": 11}
+
+
+@pytest.mark.parametrize("what", ["len", "first", "last", "read", "slice", "find"])
+def test_what_is_trimmed_between_two_looks_is_seen_at_once(what, logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 7))
+    _once(monkeypatch, LogTrim, "refresh", before=lambda: _append_and_trim(other))
+    assert _reads(log)[what]() == _AFTERWARDS[what]
+
+
+@pytest.mark.parametrize("what", ["read", "slice", "find"])
+def test_a_file_that_is_trimmed_before_it_is_opened_is_no_damage(what, logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 7))
+    _once(monkeypatch, LogParts, "reader", before=lambda: _append_and_trim(other))
+    assert _reads(log)[what]() == _AFTERWARDS[what]
+
+
+def test_a_file_that_is_trimmed_before_it_is_looked_through_is_no_damage(logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 7))
+    _once(monkeypatch, Places, "chunk_of", after=lambda: _append_and_trim(other))
+    assert log.read() == [11, 12]
+
+
+def test_a_consumer_finds_its_place_when_the_file_before_it_is_trimmed(logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 3))
+    with log.consumer("reader") as consumer:
+        assert list(consumer) == [1, 2]
+    with log.consumer("reader") as consumer:
+        _once(monkeypatch, LogParts, "reader", before=lambda: _append_and_trim(other))
+        assert consumer.get(block=False) == 7
+
+
+def test_a_consumer_whose_file_is_trimmed_by_force_is_told_so(logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 7))
+    with log.consumer("reader") as consumer:
+        _once(monkeypatch, LogParts, "reader", before=lambda: other.trim(5, force=True))
+        with pytest.raises(TrimmedError):
+            consumer.get(block=False)
+
+
+def test_a_file_that_is_finished_and_trimmed_during_a_look_is_not_replaced(logs, monkeypatch):
+    log, other = logs
+    log.append(1)
+    other.append(2)
+    _once(monkeypatch, Tail, "_read_new_frames", after=lambda: _append_and_trim(other))
+    assert log.read() == [11, 12]
