@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from persistcoll.disk.calls import open_lasting
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, CursorState, LogBounds, LogStore
+from persistcoll.engine.forks import in_operation
 from persistcoll.engine.process import SAME
 from persistcoll.engine.records import Durability, Record, Retain
 from persistcoll.errors import CorruptionError, StorageError
@@ -275,6 +276,19 @@ class JournalLogStore(JournalStore, LogStore):
 
     # Closing.
 
+    def close(self) -> None:
+        """Close the log and every cursor that this object has opened. Idempotent.
+
+        A cursor that another thread uses is waited for, without any lock of the log.
+        """
+        if not SAME[0]:
+            self._follow_fork()
+        with ExitStack() as steps:  # from the last one to the first one, even if one fails
+            steps.callback(super().close)
+            if not in_operation():
+                for cursor in list(self._cursors.values()):
+                    steps.callback(cursor.close)
+
     def _close_cleanly(self) -> None:
         try:
             for cursor in list(self._cursors.values()):
@@ -286,7 +300,8 @@ class JournalLogStore(JournalStore, LogStore):
         for cursor in list(self._cursors.values()):
             cursor.close_quickly()
         super()._close_without_sync()
-        self._parts.trim.close()
+        with self._appending:  # another thread may be reading what was trimmed
+            self._parts.trim.close()
 
     def _abandon(self) -> None:
         for cursor in list(self._cursors.values()):

@@ -10,10 +10,11 @@ import pytest
 
 from persistcoll import Log, TrimmedError
 from persistcoll.engine.log_core import ConsumerCore
-from persistcoll.journal.log_cursor import LogParts
+from persistcoll.journal.log_cursor import JournalLogCursor, LogParts
 from persistcoll.journal.log_trim import LogTrim
 from persistcoll.journal.places import Places
 from persistcoll.journal.tail import Tail
+from persistcoll.testing.faults import FaultyDisk
 from tests.crash.test_fork import fork, succeeded
 
 
@@ -227,3 +228,38 @@ def test_a_file_that_is_finished_and_trimmed_during_a_look_is_not_replaced(logs,
     other.append(2)
     _once(monkeypatch, Tail, "_read_new_frames", after=lambda: _append_and_trim(other))
     assert log.read() == [11, 12]
+
+
+@pytest.mark.parametrize("call", ["get", "seek"])
+def test_a_log_that_is_closed_frees_a_consumer_that_another_thread_uses(call, logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 4))
+    consumer = log.consumer("reader")
+    closer = threading.Thread(target=log.close)
+
+    def close():
+        closer.start()
+        closer.join(0.2)  # the close waits for this call, or is over
+
+    _once(monkeypatch, JournalLogCursor, "_fill" if call == "get" else "_seek", before=close)
+    consumer.get() if call == "get" else consumer.seek(2)
+    closer.join()
+    with other.consumer("reader") as again:
+        assert again.get() == (1 if call == "get" else 2)
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_a_close_of_the_log_closes_its_consumers_in_good_order(durability, tmp_path):
+    """Their commits are durable, and the next opening writes no cursor anew."""
+    disk = FaultyDisk()
+    with Log(tmp_path / "log", durability=durability, _disk=disk) as log:
+        log.extend(range(1, 4))
+        consumer = log.consumer("reader")
+        consumer.get()
+        consumer.commit()
+        syncs = disk.calls["sync"]
+    assert disk.calls["sync"] > syncs
+    with Log(tmp_path / "log", durability=durability, _disk=disk) as log:
+        syncs = disk.calls["sync"]
+        consumer = log.consumer("reader")
+        assert disk.calls["sync"] == syncs
