@@ -196,7 +196,7 @@ class Consumer(Generic[T]):
         :raise TypeError: ``place`` is none of these.
         :raise ValueError: the log does not come to that position yet, or ``place`` is another text.
         """
-        self._core.seek(self._log._id_at(place))
+        self._log._going_to(place, self._core.seek)
 
     @property
     def position(self) -> int:

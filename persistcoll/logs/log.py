@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, NoReturn, overload
+from typing import Any, Generic, NoReturn, TypeVar, overload
 
 from persistcoll.arguments import checked_count, checked_integer
 from persistcoll.container import Container, T, option
@@ -20,7 +20,7 @@ from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.log_core import ConsumerCore
 from persistcoll.engine.records import Durability, OnCorruption, Record, Retain
-from persistcoll.errors import LockedError, trimmed
+from persistcoll.errors import LockedError, TrimmedError, trimmed
 from persistcoll.journal.directory import LOG, OpenOptions
 from persistcoll.journal.log_store import JournalLogStore
 from persistcoll.journal.open import Opening, ReadOnlyOpening
@@ -31,6 +31,8 @@ from persistcoll.serializers import codec, resolve
 from persistcoll.serializers.base import encode_error, record_decoder
 
 __all__ = ["Log", "open_store"]
+
+R = TypeVar("R")
 
 _STANDBY = 0.05
 """Seconds between two tries to open a consumer that another process has open."""
@@ -249,15 +251,19 @@ class Log(Container, Generic[T]):
         """
         if isinstance(position, slice):
             return self._slice(position)
-        wanted = self._absolute(checked_integer("position", position))
-        record = next(iter(self._records(wanted - 1)), None) if wanted > 0 else None
-        if record is None or record.id != wanted:
+        position = checked_integer("position", position)
+        while True:
+            wanted = self._absolute(position)
+            record = next(iter(self._records(wanted - 1)), None) if wanted > 0 else None
+            if record is not None and record.id == wanted:
+                item: T = self._decode(record)[1]
+                return item
             bounds = self._store.bounds()
-            if 0 < wanted < bounds.first and bounds.last:
+            if not 0 < wanted < bounds.first or not bounds.last:
+                raise IndexError(f"no item has the position {position}; the log ends at {bounds.last}")
+            if position > 0:
                 raise trimmed(wanted, bounds.first)
-            raise IndexError(f"no item has the position {position}; the log ends at {bounds.last}")
-        item: T = self._decode(record)[1]
-        return item
+            # Others have trimmed since, so count back once more.
 
     def _records(self, after: int) -> Iterator[Record]:
         records = self._store.records(after)
@@ -270,8 +276,11 @@ class Log(Container, Generic[T]):
         """Return the position that a negative one means; 0 if it is before the first item."""
         if position >= 0:
             return position
-        index = self._store.bounds().records + position
-        return self._store.nth(index) if index >= 0 else 0
+        while True:
+            first, _, records = self._store.bounds()
+            wanted = self._store.nth(records + position) if records + position >= 0 else 0
+            if self._store.bounds().first == first:  # otherwise others have trimmed in between
+                return wanted
 
     def _slice(self, wanted: slice) -> list[T]:
         step = 1 if wanted.step is None else checked_integer("step", wanted.step)
@@ -347,7 +356,7 @@ class Log(Container, Generic[T]):
         name = _checked_name(name)
         while True:
             try:
-                cursor = self._store.cursor(name, self._id_at(start))
+                cursor = self._going_to(start, partial(self._store.cursor, name))
                 break
             except LockedError:
                 if not wait:
@@ -356,6 +365,16 @@ class Log(Container, Generic[T]):
         core = ConsumerCore(self._store, cursor, self._appended)
         self._cores.add(core)
         return Consumer(self, core, self._decode)
+
+    def _going_to(self, place: Place, go: Callable[[int | None], R]) -> R:
+        """Call a function with the id of the record that a place means, and return its result."""
+        while True:
+            try:
+                return go(self._id_at(place))
+            except TrimmedError:
+                # Others have appended and trimmed in between. The end, or a time, is another record now.
+                if isinstance(place, int):
+                    raise
 
     def _id_at(self, place: Place) -> int | None:
         """Return the id of the record that a place means; ``None`` for the first one."""

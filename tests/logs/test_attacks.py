@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import pytest
 
 from persistcoll import Log, TrimmedError
 from persistcoll.engine.log_core import ConsumerCore
 from persistcoll.journal.log_cursor import JournalLogCursor, LogParts
+from persistcoll.journal.log_store import JournalLogStore
 from persistcoll.journal.log_trim import LogTrim
 from persistcoll.journal.places import Places
 from persistcoll.journal.tail import Tail
@@ -263,3 +265,26 @@ def test_a_close_of_the_log_closes_its_consumers_in_good_order(durability, tmp_p
         syncs = disk.calls["sync"]
         consumer = log.consumer("reader")
         assert disk.calls["sync"] == syncs
+
+
+@pytest.mark.parametrize("when", ["bounds", "nth", "records"])
+def test_an_item_counted_from_the_end_is_there_whatever_is_trimmed_meanwhile(when, logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 7))
+    _once(monkeypatch, JournalLogStore, when, before=lambda: _append_and_trim(other))
+    assert log[-1] in (6, 12)
+    _once(monkeypatch, JournalLogStore, when, after=lambda: _append_and_trim(other))
+    assert log[-2] in (11, 12)
+
+
+@pytest.mark.parametrize("place", ["last", datetime(9999, 1, 1, tzinfo=timezone.utc)])
+def test_the_end_of_the_log_is_never_trimmed(place, logs, monkeypatch):
+    log, other = logs
+    log.extend(range(1, 7))
+    _once(monkeypatch, Log, "_id_at", after=lambda: _append_and_trim(other))
+    with log.consumer("reader", place) as consumer:
+        assert consumer.lag == 0
+        consumer.seek("first")
+        _once(monkeypatch, Log, "_id_at", after=lambda: (other.extend("ab"), other.trim(99, force=True)))
+        consumer.seek(place)
+        assert consumer.lag == 0
