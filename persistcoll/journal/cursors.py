@@ -293,11 +293,12 @@ class CursorReader:
         except BaseException:
             file.close()
             raise
-        self._file = file
         self._salt = _HEADER.unpack_from(header)[2]
         self._offset = len(header)
         self.acknowledged = Acknowledged()
         self.damaged = 0
+        # Last, so that after an interrupt the next call opens the file again.
+        self._file = file
 
     def _read_header(self, file: OpenFile) -> bytes:
         size = _HEADER.size

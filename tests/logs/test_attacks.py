@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime, timezone
 
 import pytest
@@ -18,6 +20,7 @@ from persistcoll.journal.places import Places
 from persistcoll.journal.tail import Tail
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.test_fork import fork, succeeded
+from tests.interrupting import interruptions
 
 
 def _in_another_thread(call):
@@ -288,3 +291,19 @@ def test_the_end_of_the_log_is_never_trimmed(place, logs, monkeypatch):
         _once(monkeypatch, Log, "_id_at", after=lambda: (other.extend("ab"), other.trim(99, force=True)))
         consumer.seek(place)
         assert consumer.lag == 0
+
+
+def test_an_interrupted_look_at_what_was_trimmed_is_repeated(tmp_path):
+    names = map(str, itertools.count())
+    with ExitStack() as logs:
+
+        def prepare():
+            path = tmp_path / next(names)
+            log, other = (logs.enter_context(Log(path, chunksize=2, durability="process")) for _ in range(2))
+            log.extend(range(1, 7))
+            assert len(log) == 6
+            _append_and_trim(other)
+            return log
+
+        for log, where in interruptions(prepare, len, files={"cursors.py"}):
+            assert log.read() == [11, 12], where
