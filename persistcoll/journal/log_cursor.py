@@ -537,13 +537,15 @@ class JournalLogCursor(LogCursor):
 
     def close_without_sync(self) -> None:
         """Close the files without a sync, as the death of the process would."""
-        self._closed = self._released = True
-        self._store.cursor_closed(self)
+        self._closed = True
         self._parts.journal.poison.drop(self._poison)
         self._cursor.close_without_sync()
         if self._reader is not None:
             self._reader.close()
         self._lock.close()
+        # Last, so that after an interrupt the next close closes what is left.
+        self._store.cursor_closed(self)
+        self._released = True
 
     def after_fork_in_child(self) -> None:
         """Close the parent's descriptors in a forked child, and write nothing."""

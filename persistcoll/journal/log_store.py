@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
+from weakref import WeakValueDictionary
 
 from persistcoll.disk.calls import open_lasting
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, CursorState, LogBounds, LogStore
@@ -76,7 +77,8 @@ class JournalLogStore(JournalStore, LogStore):
         self._power = durability == "power"
         self._seal = seal
         self._retain = retain
-        self._cursors: dict[int, JournalLogCursor] = {}  # by identity
+        # By identity; weak, so that a cursor is freed if an interrupt comes before the caller has it.
+        self._cursors: WeakValueDictionary[int, JournalLogCursor] = WeakValueDictionary()
         super().__init__(opening)
 
     def _use(self, opening: Opening) -> None:
@@ -113,7 +115,7 @@ class JournalLogStore(JournalStore, LogStore):
     # Entering a call.
 
     def used_here(self) -> bool:
-        return super().used_here() or any(cursor.used_here() for cursor in list(self._cursors.values()))
+        return super().used_here() or any(cursor.used_here() for cursor in self._open_cursors())
 
     def follow_fork(self) -> None:
         """Do what a fork has left undone that Python's fork handlers have not seen."""
@@ -235,6 +237,10 @@ class JournalLogStore(JournalStore, LogStore):
             raise self._poison.unusable_error(self._path)
         return cursor
 
+    def _open_cursors(self) -> list[JournalLogCursor]:
+        # The list of the references is made in one step, while other threads open and close cursors.
+        return [cursor for each in self._cursors.valuerefs() if (cursor := each()) is not None]
+
     def cursor_closed(self, cursor: JournalLogCursor) -> None:
         """Forget a cursor of this object, because it is closed."""
         self._cursors.pop(id(cursor), None)
@@ -286,25 +292,25 @@ class JournalLogStore(JournalStore, LogStore):
         with ExitStack() as steps:  # from the last one to the first one, even if one fails
             steps.callback(super().close)
             if not in_operation():
-                for cursor in list(self._cursors.values()):
+                for cursor in self._open_cursors():
                     steps.callback(cursor.close)
 
     def _close_cleanly(self) -> None:
         try:
-            for cursor in list(self._cursors.values()):
+            for cursor in self._open_cursors():
                 cursor.close()
         finally:
             super()._close_cleanly()
 
     def _close_without_sync(self) -> None:
-        for cursor in list(self._cursors.values()):
+        for cursor in self._open_cursors():
             cursor.close_quickly()
         super()._close_without_sync()
         with self._appending:  # another thread may be reading what was trimmed
             self._parts.trim.close()
 
     def _abandon(self) -> None:
-        for cursor in list(self._cursors.values()):
+        for cursor in self._open_cursors():
             cursor.after_fork_in_child()
         self._parts.trim.close()
         super()._abandon()

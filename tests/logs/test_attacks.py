@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import threading
@@ -11,7 +12,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from persistcoll import Log, TrimmedError
+from persistcoll import Consumer, LockedError, Log, TrimmedError
 from persistcoll.engine.log_core import ConsumerCore
 from persistcoll.journal.log_cursor import JournalLogCursor, LogParts
 from persistcoll.journal.log_store import JournalLogStore
@@ -21,6 +22,7 @@ from persistcoll.journal.tail import Tail
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.test_fork import fork, succeeded
 from tests.interrupting import interruptions
+from tests.leaks import open_below
 
 
 def _in_another_thread(call):
@@ -307,3 +309,38 @@ def test_an_interrupted_look_at_what_was_trimmed_is_repeated(tmp_path):
 
         for log, where in interruptions(prepare, len, files={"cursors.py"}):
             assert log.read() == [11, 12], where
+
+
+def test_an_interrupted_opening_leaves_no_consumer_open(tmp_path):
+    numbers = itertools.count()
+    with Log(tmp_path / "log", durability="process") as log:
+
+        def prepare():
+            return f"reader {next(numbers)}"
+
+        def call(name):
+            log.consumer(name)
+
+        for name, where in interruptions(prepare, call, step=3):
+            gc.collect()
+            try:
+                log.consumer(name).close()
+            except LockedError:
+                pytest.fail(where)
+
+
+def test_an_interrupted_close_of_a_consumer_can_be_repeated(tmp_path):
+    numbers = itertools.count()
+    with Log(tmp_path / "log", durability="process") as log:
+        log.append(1)
+
+        def prepare():
+            consumer = log.consumer(f"reader {next(numbers)}")
+            consumer.get()
+            return consumer
+
+        assert len(log) == 1
+        before = len(open_below(tmp_path))
+        for consumer, where in interruptions(prepare, Consumer.close):
+            consumer.close()
+            assert len(open_below(tmp_path)) == before, where
