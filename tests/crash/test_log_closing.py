@@ -1,0 +1,52 @@
+"""What the end of a process leaves of a log: a close."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from persistcoll.testing.faults import CrashDisk, FaultyDisk
+from tests.crash.accounts import numbered, quick_disk
+from tests.crash.log_accounts import later_disk, opened
+
+
+def locks(path) -> list[bytes]:
+    return [
+        file.read_bytes()
+        for file in path.iterdir()
+        if file.name.startswith("consumer-") and file.suffix == ".lock"
+    ]
+
+
+def test_the_log_closes_its_consumers_cleanly(tmp_path):
+    """At ``"process"`` a close makes the commits durable, that of the log too."""
+    disk = CrashDisk(str(tmp_path / "store"))
+    log = opened(os.path.join(disk.directory, "log"), disk, durability="process")
+    log.extend([numbered(1), numbered(2)])
+    consumers = [log.consumer(name) for name in "ab"]
+    for consumer in consumers:
+        consumer.get()
+        consumer.commit()
+    log.close()
+    disk.mark("closed")
+    assert locks(tmp_path / "store" / "log") == [bytes(8), bytes(8)]
+    for index, state in enumerate(disk.states("strict", limit=16)):
+        if "closed" in state.marks:
+            state.materialize(str(tmp_path / f"{index}"))
+            with opened(tmp_path / f"{index}" / "log", later_disk()) as left:
+                assert {name: at.position for name, at in left.consumers().items()} == {"a": 1, "b": 1}
+
+
+def test_a_cursor_that_cannot_be_closed_does_not_keep_the_others_from_it(tmp_path):
+    disk = FaultyDisk(quick_disk())
+    log = opened(tmp_path / "log", disk, durability="process")
+    log.append(numbered(1))
+    consumers = [log.consumer(name) for name in "abc"]
+    for consumer in consumers:
+        consumer.get()
+        consumer.commit()
+    disk.fail("sync", path="consumer-*", at=2)
+    with pytest.raises(OSError, match="syncing"):
+        log.close()
+    assert sorted(lock == bytes(8) for lock in locks(tmp_path / "log")) == [False, True, True]
