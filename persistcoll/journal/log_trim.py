@@ -158,13 +158,16 @@ class LogTrim:
         self.trimmed, self.position = trimmed, position
 
     def _remove_chunks(self) -> None:
-        """Remove the chunks before the position, and what belongs to them."""
+        """Remove the chunks before the position, and what belongs to them.
+
+        The last of these chunks is removed last, because :meth:`begin` takes it for a sign of others.
+        """
         location = self._location
         with contextlib.suppress(OSError):  # the next trim removes them
-            for name in os.listdir(location.directory):
-                found = _CHUNK_FILE.fullmatch(name)
-                if found is not None and int(found[1]) < self.lowest:
-                    location.disk.unlink(os.path.join(location.directory, name))
+            found = map(_CHUNK_FILE.fullmatch, os.listdir(location.directory))
+            left = [(int(match[1]), match[0]) for match in found if match and int(match[1]) < self.lowest]
+            for _, name in sorted(left, key=lambda each: (each[0], "." not in each[1])):
+                location.disk.unlink(os.path.join(location.directory, name))
 
     def close(self) -> None:
         """Close the cursor's file."""

@@ -1,4 +1,4 @@
-"""What the end of a process leaves of a log: a close."""
+"""What the end of a process leaves of a log: a close, and a death within a removal of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from persistcoll.testing.faults import CrashDisk, FaultyDisk
 from tests.crash.accounts import numbered, quick_disk
-from tests.crash.log_accounts import later_disk, opened
+from tests.crash.log_accounts import later_disk, log_strangers, lowest_chunk, opened, trim_of
 
 
 def locks(path) -> list[bytes]:
@@ -50,3 +50,32 @@ def test_a_cursor_that_cannot_be_closed_does_not_keep_the_others_from_it(tmp_pat
     with pytest.raises(OSError, match="syncing"):
         log.close()
     assert sorted(lock == bytes(8) for lock in locks(tmp_path / "log")) == [False, True, True]
+
+
+class Death(BaseException):
+    """The end of the process, which no code handles."""
+
+
+def die(*arguments: object) -> None:
+    raise Death
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_death_while_trimmed_chunks_are_removed(at, tmp_path):
+    """The next opening removes the others, and what belongs to them."""
+    path = tmp_path / "log"
+    disk = FaultyDisk(quick_disk())
+    with opened(path, disk, chunksize=1) as log:
+        log.extend([numbered(1)])
+        for number in range(2, 7):
+            log.append(numbered(number))
+        assert log[2] == numbered(2)  # writes an index
+        disk.on("unlink", die, at=at, path="q*")
+        with pytest.raises(Death):
+            log.trim(5)
+        disk.heal()
+    with opened(path) as log:
+        lowest = trim_of(log).lowest
+        assert list(log) == [numbered(5), numbered(6)]
+        assert lowest_chunk(path) == lowest
+        assert not log_strangers(path)
