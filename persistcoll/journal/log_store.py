@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from weakref import WeakValueDictionary
 
+from persistcoll.disk.atomic import remove_temp_file
 from persistcoll.disk.calls import open_lasting
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, CursorState, LogBounds, LogStore
 from persistcoll.engine.forks import in_operation
@@ -270,6 +271,7 @@ class JournalLogStore(JournalStore, LogStore):
             # The lock goes first: a lock without a cursor would mean that the cursor was lost.
             location.disk.unlink(lock_path)
             location.disk.unlink(path)
+            remove_temp_file(location.disk, location.directory, location.tempdir, os.path.basename(path))
             consumers.count_change()
             location.disk.sync_directory(location.directory)
         finally:

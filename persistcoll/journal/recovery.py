@@ -25,9 +25,11 @@ __all__ = ["JournalLocation", "MissingTail", "RecoveredTail", "find_tail"]
 
 _log = logging.getLogger("persistcoll")
 _COPY = 1 << 20
-# The files that are written under the producer lock; and the indexes, for which a temporary file that is
-# removed costs nothing but the work. The cursor is written under the consumer lock.
-_WRITTEN_BY_PRODUCERS = re.compile(r"info|trimmed|q\d{5,}(?:\.torn-\d+|\.index)?")
+# The files that are written under the producer lock; and a log's indexes and cursors, for which a temporary
+# file that is removed costs nothing but the work. A queue's cursor is written under the consumer lock.
+_WRITTEN_BY_PRODUCERS = re.compile(
+    r"info|trimmed|q\d{5,}(?:\.torn-\d+|\.index)?|consumer-[0-9a-f]{32}\.cursor"
+)
 
 
 @dataclass(frozen=True)

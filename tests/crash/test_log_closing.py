@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -79,3 +80,28 @@ def test_death_while_trimmed_chunks_are_removed(at, tmp_path):
         assert list(log) == [numbered(5), numbered(6)]
         assert lowest_chunk(path) == lowest
         assert not log_strangers(path)
+
+
+@pytest.mark.parametrize("way", ["opened", "forgotten", "never opened"])
+def test_death_while_a_cursor_is_replaced(way, tmp_path):
+    """Its temporary file goes away with the next opening, the removal, or the recovery of the log."""
+    disk = FaultyDisk(quick_disk())
+    with opened(tmp_path / "log", disk) as log:
+        log.append(numbered(1))
+        consumer = log.consumer("a") if way == "forgotten" else None
+        if consumer is not None:
+            consumer.get()
+            consumer.commit()
+        disk.on("replace", die, path="consumer-*.tmp")
+        disk.on("unlink", die, path="consumer-*.tmp")
+        with pytest.raises(Death):
+            log.consumer("a") if consumer is None else consumer.seek("first")
+        shutil.copytree(tmp_path / "log", tmp_path / "left")  # what the dead process leaves
+    path = tmp_path / "left"
+    assert log_strangers(path)
+    with opened(path) as log:
+        if way == "opened":
+            log.consumer("a").close()
+        elif way == "forgotten":
+            log.forget("a")
+    assert not log_strangers(path), log_strangers(path)
