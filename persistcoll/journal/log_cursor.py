@@ -517,19 +517,13 @@ class JournalLogCursor(LogCursor):
         if self._released or self._forked:
             return
         cursor = self._cursor
-        # The log that closes has closed its poison already, which is no failure.
-        clean = clean and self._poison.failure is None and not self._writing and cursor.is_open
+        clean = clean and self._poison.unusable_because is None and not self._writing and cursor.is_open
         try:
             if clean:
                 cursor.close()
                 self._lock.close(clean=True)
         finally:
             self.close_without_sync()
-
-    def close_with_log(self) -> None:
-        """Close the cursor as :meth:`close` does, within the call that closes the log."""
-        with self._mutex:
-            self._close(clean=True)
 
     def close_quickly(self) -> None:
         """Close the files without a sync, or only mark the cursor as closed if another thread uses it."""

@@ -297,13 +297,6 @@ class JournalLogStore(JournalStore, LogStore):
                 for cursor in self._open_cursors():
                     steps.callback(cursor.close)
 
-    def _close_cleanly(self) -> None:
-        try:
-            for cursor in self._open_cursors():
-                cursor.close()
-        finally:
-            super()._close_cleanly()
-
     def _close_without_sync(self) -> None:
         for cursor in self._open_cursors():
             cursor.close_quickly()
