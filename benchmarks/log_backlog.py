@@ -48,14 +48,14 @@ def log_backlog(sizes: Sizes, root: str) -> Scenario:
     return Scenario(
         name="log_backlog",
         compared=(
-            f"Ours with {size:,} items: numbers as json, process durability, appended {_BATCH:,} at once, within"
-            f" which no index has an entry, and {_BATCH:,} one by one, in turn. Opening is the constructor and close(), beside"
-            f" a log of {sizes.small_backlog:,}. A look goes to an item near the end of one of these, or to the"
-            " time at which one began, in chunks all over the log: the first look finds no index"
-            " of the chunk and makes it, the later one is that of another object. In each round the median"
-            f" and the slowest. Memory is how much more of a new process is resident at most when it has read"
-            f" {read:,} items with get_many({BATCH}) and commit, than when it had read {_FIRST:,}. What is"
-            " read lies in the page cache."
+            f"Ours with {size:,} items: numbers as json, process durability, appended {_BATCH:,} at once,"
+            f" within which no index has an entry, and {_BATCH:,} one by one, in turn. Opening is the"
+            f" constructor and close(), beside a log of {sizes.small_backlog:,}. A look goes to an item near"
+            " the end of one of these, or to the time at which one began, in chunks all over the log: the"
+            " first look finds no index of the chunk and makes it, the later one is that of another object."
+            " In each round the median and the slowest. Memory is how much more of a new process is resident"
+            f" at most when it has read {read:,} items with get_many({BATCH}) and commit, than when it had"
+            f" read {_FIRST:,}. What is read lies in the page cache."
         ),
         contenders=[
             Contender("opening", "process", lambda at: _open({"long": path, "short": short}, sizes.openings)),
