@@ -217,6 +217,26 @@ class Frames:
             _, self.start, self.end = run[-1]
         return run
 
+    def pass_records(self, last: int) -> None:
+        """Pass over the records up to the id ``last`` that are complete in what was read of the file.
+
+        It checks what :meth:`read` checks, and ends before the first frame that :meth:`read` must handle.
+        """
+        at, buffer, salt = self._at, self._buffer, self._salt
+        size = len(buffer)
+        start = at
+        while size - at >= HEADER_SIZE:
+            crc, magic, kind, length, found, _, _ = _unpack(buffer, at)
+            behind = at + HEADER_SIZE + length
+            if kind != ITEM or found > last or magic != _MAGIC or behind > size:
+                break
+            if crc32(buffer[at + _CRC_SIZE : behind], salt) != crc:
+                break
+            start, at = at, behind
+        if at > self._at:
+            self.start, self.end = self._base + start, self._base + at
+            self._at = at
+
     @property
     def in_batch(self) -> bool:
         """Whether records of the same batch follow the record last read."""

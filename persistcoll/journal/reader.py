@@ -209,7 +209,9 @@ class Reader:
                 return None
             if found.id != self._last_id + 1:
                 if found.id <= self._start_id:
-                    continue  # this record stands between the position and the first id to read
+                    # This record stands between the position and the first id to read.
+                    self._frames.pass_records(self._start_id)
+                    continue
                 self._missing(found.id - 1, self._frames.start)
             self._last_id = found.id
             return found
