@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -82,7 +82,14 @@ class Consumer(Generic[T]):
         :raise LockedError: in a forked child, while the parent has the consumer open.
         :raise ValueError: the timeout is negative.
         """
-        return self._get_many(1, block, timeout)[0]
+        deadline = deadline_after(block, timeout)
+        claims: list[Claim] = []
+        try:
+            return self._attempt(partial(self._core.try_get, self._decode, claims), block, deadline)
+        except BaseException:
+            if claims:  # an interrupt came after the item was got
+                self._core.release(claims)
+            raise
 
     def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
         """Return the next 1 to ``n`` items, in order. Only the first one is waited for.
@@ -93,9 +100,7 @@ class Consumer(Generic[T]):
 
         It raises the other errors that :meth:`get` raises as well.
         """
-        return self._get_many(checked_count("n", checked_integer("n", n), 1), block, timeout)
-
-    def _get_many(self, limit: int, block: bool, timeout: float | None) -> list[T]:
+        limit = checked_count("n", checked_integer("n", n), 1)
         deadline = deadline_after(block, timeout)
         claims: list[Claim] = []
         attempt = partial(self._core.try_get_many, limit, self._decode, claims)
@@ -125,13 +130,20 @@ class Consumer(Generic[T]):
         deadline = deadline_after(block, timeout)
         claims: list[Claim] = []
         try:
-            attempt = partial(self._core.try_get, self._decode, claims, True)
-            yield self._attempt(attempt, block, deadline)
-            self._core.ack(claims)
-            claims.clear()
-        finally:
-            if claims:
+            try:
+                attempt = partial(self._core.try_get, self._decode, claims, True)
+                yield self._attempt(attempt, block, deadline)
+                self._core.ack(claims)
+                claims.clear()
+            except BaseException:
+                if claims:
+                    self._core.release(claims)
+                    claims.clear()
+                raise
+        except BaseException:
+            if claims:  # an interrupt came where releasing began
                 self._core.release(claims)
+            raise
 
     def __iter__(self) -> Iterator[T]:
         """Iterate over the items to the end of the log.
@@ -145,24 +157,33 @@ class Consumer(Generic[T]):
         """Iterate as ``for item in consumer`` does, and wait at the end of the log for further items."""
         return self._iterate(block=True)
 
-    def _iterate(self, block: bool) -> Iterator[T]:
+    def _iterate(self, block: bool) -> Generator[T, None, None]:
         claims: list[Claim] = []
         delivered = False
         try:
-            while True:
-                try:
-                    attempt = partial(self._core.try_get, self._decode, claims, True)
-                    item = self._attempt(attempt, block, None)
-                except Empty:
-                    return
-                delivered = True
-                yield item
-                self._core.ack(claims)
-                claims.clear()
-                delivered = False
-        finally:
-            if claims:
-                (self._core.forget if delivered else self._core.release)(claims)
+            try:
+                while True:
+                    try:
+                        attempt = partial(self._core.try_get, self._decode, claims, True)
+                        item = self._attempt(attempt, block, None)
+                    except Empty:
+                        return
+                    delivered = True
+                    yield item
+                    self._core.ack(claims)
+                    claims.clear()
+                    delivered = False
+            finally:
+                self._end(claims, delivered)
+        except BaseException:
+            self._end(claims, delivered)  # again, if an interrupt came where ending began
+            raise
+
+    def _end(self, claims: list[Claim], delivered: bool) -> None:
+        """End the claims of an iteration without an ack, and empty the list."""
+        if claims:
+            (self._core.forget if delivered else self._core.release)(claims)
+            claims.clear()
 
     # Committing.
 
