@@ -176,6 +176,31 @@ def test_an_append(memory_path, several):
                 assert rest(consumer) == [*found, "next"], where
 
 
+@pytest.mark.parametrize("name", ["consumer", "forget"])
+def test_opening_and_forgetting_a_consumer(memory_path, name):
+    with Log(memory_path / "log", durability="process", serializer="json") as log:
+        log.extend(ITEMS)
+        numbers = itertools.count()
+
+        def prepare():
+            consumer = f"c{next(numbers)}"
+            if name == "forget":
+                with log.consumer(consumer) as opened:
+                    opened.commit(2)
+            return consumer
+
+        def call(consumer):
+            (log.forget if name == "forget" else log.consumer)(consumer)
+
+        for consumer, where in interruptions(prepare, call, step=2):
+            with log.consumer(consumer) as opened:
+                found = rest(opened)
+            expected = (ITEMS, ITEMS[2:]) if name == "forget" else (ITEMS,)
+            assert found in expected, where
+            assert log.forget(consumer), where
+            assert not log._store._cursors, where  # type: ignore[attr-defined]
+
+
 HANDLERS: dict[str, Callable[[Opened], object]] = {
     "get": lambda opened: opened.done.append(opened.consumer.get(False)),
     "commit": lambda opened: opened.consumer.commit(0),
