@@ -4,8 +4,8 @@
   yours. :data:`RECORD_STORE_LAWS`, :data:`PAIR_STORE_LAWS` and :data:`LOG_STORE_LAWS` are the same for record
   stores, pair stores and log stores, with a :class:`RecordStoreFactory`, a :class:`PairStoreFactory` and a
   :class:`LogStoreFactory`.
-- :class:`StoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine`: random sequences of
-  operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
+- :class:`StoreMachine`, :class:`LogStoreMachine`, :class:`RecordStoreMachine` and :class:`PairStoreMachine`:
+  random sequences of operations, compared with a model. They need ``pip install 'persistcoll[testing]'``.
 - :class:`FaultyDisk` and :class:`CrashDisk`: disks that fail on order, and that lose power. :func:`explore`
   tries every state that a power cut may leave.
 - :class:`MemoryQueueStore`, :class:`MemoryRecordStore` and :class:`MemoryLogStore`: stores that need no disk.
@@ -31,7 +31,12 @@ from persistcoll.testing.laws.queue_store import LAWS, StoreFactory
 from persistcoll.testing.laws.record_store import RECORD_STORE_LAWS, FifoStores, RecordStoreFactory
 
 if TYPE_CHECKING:
-    from persistcoll.testing.machines import PairStoreMachine, RecordStoreMachine, StoreMachine
+    from persistcoll.testing.machines import (
+        LogStoreMachine,
+        PairStoreMachine,
+        RecordStoreMachine,
+        StoreMachine,
+    )
 
 __all__ = [
     "LAWS",
@@ -47,6 +52,7 @@ __all__ = [
     "FifoStores",
     "Law",
     "LogStoreFactory",
+    "LogStoreMachine",
     "MemoryConnection",
     "MemoryLogState",
     "MemoryLogStore",
@@ -83,7 +89,7 @@ _RENAMED = {
 def __getattr__(name: str) -> Any:
     present = _RENAMED.get(name, name)
     # Only an access to a machine imports hypothesis, because the laws work without it.
-    if present in ("PairStoreMachine", "RecordStoreMachine", "StoreMachine"):
+    if present in ("LogStoreMachine", "PairStoreMachine", "RecordStoreMachine", "StoreMachine"):
         from persistcoll.testing import machines
 
         return getattr(machines, present)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from persistcoll.errors import ClaimError, DecodeError, DuplicateError, Empty, EncodeError, Full
+from persistcoll.errors import (
+    ClaimError,
+    DecodeError,
+    DuplicateError,
+    Empty,
+    EncodeError,
+    Full,
+    LockedError,
+    TrimmedError,
+)
 
 try:
     from hypothesis import stateful
@@ -34,6 +43,8 @@ def outcome(call: Callable[[], Any]) -> Any:
         DuplicateError,
         DecodeError,
         EncodeError,
+        LockedError,
+        TrimmedError,
         ValueError,
     ) as error:
         return type(error)

@@ -158,7 +158,7 @@ def test_a_seek(prepare, place):
 
 @pytest.mark.parametrize("several", [False, True], ids=["append", "extend"])
 def test_an_append(memory_path, several):
-    """An item is stored wholly or not at all, whatever the caller learns of it, and a waiting thread comes."""
+    """What is appended is stored wholly or not at all, and the log goes on after it."""
     numbers = itertools.count()
 
     def begin():
@@ -240,12 +240,12 @@ def test_a_signal_while_a_thread_is_served(prepare):
     before = signal.signal(signal.SIGUSR1, raise_it)
     main = threading.get_ident()
     try:
-        interrupter = threading.Thread(
-            target=lambda: (
-                until(lambda: len(opened.log._appended._wakes) == 2),
-                signal.pthread_kill(main, signal.SIGUSR1),
-            )
-        )
+
+        def interrupt():
+            until(lambda: len(opened.log._appended._wakes) == 2)
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        interrupter = threading.Thread(target=interrupt)
         interrupter.start()
         with pytest.raises(Interruption):
             consumer.get()

@@ -20,7 +20,7 @@ PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir()
 SIZES = [None, 1, *(pytest.param(size, marks=pytest.mark.long) for size in (2, 3, 4))]
 
 
-def run(machine, request, examples):
+def run(machine, request, examples, **options):
     """Run ``examples`` sequences, of 30 steps each; 2,000 with --stress."""
     chosen = 2000 if request.config.getoption("--stress") else examples
     settings = hypothesis.settings(
@@ -28,6 +28,7 @@ def run(machine, request, examples):
         stateful_step_count=30,
         deadline=None,
         suppress_health_check=list(hypothesis.HealthCheck),
+        **options,
     )
     run_state_machine_as_test(hypothesis.seed(request.getfixturevalue("seed"))(machine), settings=settings)
 
