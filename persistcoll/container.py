@@ -29,7 +29,7 @@ else:
 
     T, K, V = map(TypeVar, "TKV")
 
-__all__ = ["Container", "SQLiteContainer", "option"]
+__all__ = ["Closable", "Container", "SQLiteContainer", "option"]
 
 
 def option(name: str) -> Any:
@@ -37,7 +37,23 @@ def option(name: str) -> Any:
     return property(attrgetter(f"_options.{name}"), doc=f"The constructor's ``{name}``.")
 
 
-class Container:
+class Closable:
+    """An object whose ``with`` block closes it."""
+
+    def close(self) -> None:
+        """Close the store. Idempotent."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Container(Closable):
     """An object that has a store open, until :meth:`close`. One that is never closed warns.
 
     A pickle of it holds its path and its options. Unpickling, as ``multiprocessing`` does, opens the store
@@ -101,18 +117,6 @@ class Container:
     def _place(self) -> str:
         """Where the store lies, for ``repr`` and messages."""
         return repr(self.path)
-
-    def close(self) -> None:
-        """Close the store. Idempotent."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not self._closed:

@@ -6,19 +6,16 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from persistcoll.arguments import checked_count, checked_integer
-from persistcoll.container import T
+from persistcoll.container import Closable, T
 from persistcoll.engine.blocking import deadline_after, wait
 from persistcoll.engine.contracts import Claim
 from persistcoll.engine.log_core import ConsumerCore
 from persistcoll.errors import Empty
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from persistcoll.logs.log import Log
 
 __all__ = ["Consumer", "Place"]
@@ -28,7 +25,7 @@ Place = str | int | datetime
 """Where to go in a log: ``"first"``, ``"last"``, a position, or a time."""
 
 
-class Consumer(Generic[T]):
+class Consumer(Closable, Generic[T]):
     """A named consumer of a :class:`~persistcoll.Log`, made by :meth:`~persistcoll.Log.consumer`.
 
     It gets every item of the log, in order. What it has committed it does not get again. After a crash, and
@@ -234,14 +231,6 @@ class Consumer(Generic[T]):
     def close(self) -> None:
         """Let others open the consumer. It commits nothing. Idempotent."""
         self._core.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         core = self.__dict__.get("_core")
