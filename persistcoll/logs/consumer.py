@@ -204,8 +204,8 @@ class Consumer(Closable, Generic[T]):
 
         What this object got before and did not commit is forgotten.
 
-        Cost: 1 write to go forward. To go back, 2 syncs of a file and 1 of the directory, at either level of
-        durability, because a cursor that went back must not be trimmed past.
+        Cost: that of one :meth:`commit` to go forward. To go back, 1 sync of a file and 1 of the directory,
+        at either level of durability, because a cursor that went back must not be trimmed past.
 
         :param place: a position; ``"first"``: that of the first item; ``"last"``: after the last item, so
             that the next one to be appended comes next; a :class:`~datetime.datetime`: the first item that

@@ -325,8 +325,8 @@ class Log(Container, Generic[T]):
         :meth:`consumers` says which one lags, and :meth:`forget` removes one. A file is removed when all of
         its items are trimmed.
 
-        Cost: 2 syncs of a file and 1 of the directory; also 1 read for each consumer of which this object
-        does not know yet that it has passed the position.
+        Cost: 1 sync of a file and 1 of the directory; also 1 read and 1 sync for each consumer of which this
+        object does not know yet that it has passed the position.
 
         :param before: the position of the first item to keep.
         :param force: remove also what consumers need. They raise a :exc:`~persistcoll.TrimmedError` then.
@@ -341,7 +341,7 @@ class Log(Container, Generic[T]):
         One object at a time has a consumer open, in this process or another one. It is free again when that
         object is closed, or its process ends.
 
-        Cost: 1 write. A new consumer: 2 syncs of a file and 1 of the directory.
+        Cost: 1 write. A new consumer: 1 sync of a file and 1 of the directory.
 
         :param name: any text.
         :param start: where a new consumer begins, as in :meth:`Consumer.seek`. A consumer that exists
