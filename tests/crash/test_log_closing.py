@@ -53,6 +53,25 @@ def test_a_cursor_that_cannot_be_closed_does_not_keep_the_others_from_it(tmp_pat
     assert sorted(lock == bytes(8) for lock in locks(tmp_path / "log")) == [False, True, True]
 
 
+def test_the_first_position_after_restarts_in_which_nothing_was_appended(tmp_path):
+    """Each restart begins a chunk, so that several without an item follow one another."""
+    path = tmp_path / "log"
+    with opened(path, later_disk()) as log:
+        log.append(numbered(1))
+    for _ in range(3):
+        with opened(path, later_disk()) as log:
+            assert (log.first, log.last, len(log)) == (1, 1, 1)
+            assert log.trim(1) == 0
+    with opened(path, later_disk()) as log:
+        log.trim(2)
+        assert log.first > log.last == 1
+        assert len(log) == 0
+    with opened(path, later_disk()) as log:
+        position = log.append(numbered(2))
+        assert (log.first, log.last, len(log)) == (position, position, 1)
+        assert log[log.first] == numbered(2)
+
+
 class Death(BaseException):
     """The end of the process, which no code handles."""
 
