@@ -6,9 +6,9 @@ returned, as short lines that survive the crash. After the crash a :class:`LogAc
 
 ``ask append 3 5`` and ``ok append 3 5 3`` (the position of the first item), or ``no append 3 5``: it raised,
 and the items are certainly absent. ``ask made a 0``, ``ask commit a 2``, ``ask seek a 0``, ``ask forget a``
-and ``closed a`` of a consumer. ``got a 3`` for a delivery. ``ask trim 4`` or ``ask force 4``, and ``ok trim 4
-3`` (the first position that is left). ``closed``; and after a crash ``saw 1:1 2:2 | a=1``: only this
-remained, and it was on the device.
+and ``closed a`` of a consumer. ``got a 3 4`` for a delivery: the number and the position. ``ask trim 4`` or
+``ask force 4``, and ``ok trim 4 3`` (the first position that is left). ``closed``; and after a crash ``saw
+1:1 2:2 | a=1``: only this remained, and it was on the device.
 """
 
 from __future__ import annotations
@@ -176,6 +176,7 @@ class LogAccount:
         self.trim_asked = self.force_asked = 0
         self.first_left = 0
         self.highest = 0  # the highest position that was ever returned or read
+        self.floor = 0  # what that was at the last crash
         for line in lines:
             self.add(line)
 
@@ -184,7 +185,7 @@ class LogAccount:
         if verb == "saw":
             self._saw(rest)
         elif verb == "got":
-            pass
+            self.highest = max(self.highest, int(rest[2]))
         elif verb == "closed" and not rest:
             self.firm = set(self.positions)
         elif verb == "closed":
@@ -204,6 +205,7 @@ class LogAccount:
         elif verb == "no":
             self.absent |= set(numbers)
         elif verb == "ok":
+            assert position > self.floor, f"the position {position} was given before: {self.floor}"
             self.positions |= {number: position + number - first for number in numbers}
             self.highest = max(self.highest, position + last - first)
 
@@ -249,6 +251,8 @@ class LogAccount:
         for word in words[bar + 1 :]:
             name, _, position = word.partition("=")
             self.consumers[name] = _Consumer(int(position), {int(position)}, certain=True)
+            self.highest = max(self.highest, int(position))
+        self.floor = self.highest = max(self.highest, *self.positions.values(), 0)
 
     def check(self, found: Found) -> None:
         """Check what a process sees after a crash."""
@@ -326,24 +330,24 @@ class LogScribe:
         assert len(positions) == count
         self.say(f"ok append {first} {last} {positions[0]}")
 
-    def consumer(self, name: str, start: Place = "first") -> Consumer[bytes]:
+    def consumer(self, name: str, start: Place = "first", wait: bool = False) -> Consumer[bytes]:
         """Open a consumer, which may be new."""
         if name in self.log.consumers():
-            self.open[name] = self.log.consumer(name)
+            self.open[name] = self.log.consumer(name, wait=wait)
         else:
             # A new consumer is at the position before the item with which it begins.
             wanted = self.log._id_at(start)
             position = trim_of(self.log).trimmed if wanted is None else wanted - 1
             with self.asking("made", name, position):
-                self.open[name] = self.log.consumer(name, start)
+                self.open[name] = self.log.consumer(name, start, wait)
         self.got[name] = self.open[name].position
         return self.open[name]
 
-    def get(self, name: str, count: int = 1) -> None:
+    def get(self, name: str, count: int = 1, timeout: float = 0.0) -> None:
         for _ in range(count):
-            item = self.open[name].get(block=False)
+            item = self.open[name].get(timeout=timeout)
             self.got[name] = self.open[name]._core._last_got
-            self.say(f"got {name} {number_of(item)}")
+            self.say(f"got {name} {number_of(item)} {self.got[name]}")
 
     def commit(self, name: str, position: int | None = None) -> None:
         with self.asking("commit", name, self.got[name] if position is None else position):
