@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from persistcoll.disk.calls import Disk
 from persistcoll.errors import CorruptionError
-from persistcoll.journal.cursors import CursorReader
+from persistcoll.journal.cursors import LARGEST_NAME, CursorReader
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
 
@@ -28,8 +28,14 @@ _log = logging.getLogger("persistcoll")
 
 
 def encoded_name(name: str) -> bytes:
-    """Return the name as it is stored. Every text has bytes of its own, a lone surrogate included."""
-    return name.encode("utf-8", "surrogatepass")
+    """Return the name as it is stored. Every text has bytes of its own, a lone surrogate included.
+
+    :raise ValueError: the name is longer than a reader of the cursor accepts.
+    """
+    encoded = name.encode("utf-8", "surrogatepass")
+    if len(encoded) > LARGEST_NAME:
+        raise ValueError(f"a consumer's name has {LARGEST_NAME} bytes at most, this one has {len(encoded)}")
+    return encoded
 
 
 class ConsumerFiles:

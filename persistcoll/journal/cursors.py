@@ -44,12 +44,12 @@ from persistcoll.disk.calls import (
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.replaced_files import replaced
 
-__all__ = ["Acknowledged", "CursorReader", "CursorWriter", "Position"]
+__all__ = ["LARGEST_NAME", "Acknowledged", "CursorReader", "CursorWriter", "Position"]
 
 _MAGIC, _NAMED_MAGIC = b"\x89PCCURS\n", b"\x89PCNAME\n"
 _HEADER = struct.Struct("<8s16sI")
 _CRC = _LENGTH = struct.Struct("<I")
-_LARGEST_NAME = 1 << 20  # bytes
+LARGEST_NAME = 1 << 20  # bytes
 _ENTRY = struct.Struct("<IIQQ")
 _CHECKED = struct.Struct("<IIIQQ")
 _ENTRY_SIZE = _CHECKED.size
@@ -304,7 +304,7 @@ class CursorReader:
         size = _HEADER.size
         header = read_fully(self._disk, file.fd, size + _LENGTH.size, 0)
         if header[:8] == _NAMED_MAGIC and len(header) == size + _LENGTH.size:
-            length = min(_LENGTH.unpack_from(header, size)[0], _LARGEST_NAME)
+            length = min(_LENGTH.unpack_from(header, size)[0], LARGEST_NAME)
             header = read_fully(self._disk, file.fd, size + _LENGTH.size + length + _CRC.size, 0)
             self.name = header[size + _LENGTH.size : -_CRC.size]
         if (

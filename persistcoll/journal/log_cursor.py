@@ -436,7 +436,10 @@ class JournalLogCursor(LogCursor):
         if id > self._last_read:
             parts = self._parts
             with parts.appending:
-                return parts.place_before(id + 1, parts.look())[1]
+                last = parts.look()
+                if id > last.last_id:
+                    raise ValueError(f"the log ends at {last.last_id}, before {id}")
+                return parts.places.place_of(id + 1, parts.trim.lowest, last)
         place = self._cursor.acknowledged.position
         ends = self._ends
         while ends and ends[0][0] <= id:

@@ -212,7 +212,8 @@ class Consumer(Closable, Generic[T]):
             was appended then or later. One without a time zone is in local time.
         :raise TrimmedError: the position was trimmed.
         :raise TypeError: ``place`` is none of these.
-        :raise ValueError: the log does not come to that position yet, or ``place`` is another text.
+        :raise ValueError: the log does not come to that position yet, or ``place`` is another text, or below
+            1.
         """
         self._log._going_to(place, self._core.seek)
 

@@ -343,15 +343,15 @@ class Log(Container, Generic[T]):
 
         Cost: 1 write. A new consumer: 1 sync of a file and 1 of the directory.
 
-        :param name: any text.
+        :param name: any text, of at most 1 MiB.
         :param start: where a new consumer begins, as in :meth:`Consumer.seek`. A consumer that exists
             continues after its position.
         :param wait: stand by until the consumer is free. Otherwise the error comes at once.
         :raise LockedError: the consumer is open; ``pid`` is the process that has it.
         :raise TrimmedError: the consumer is new, and the position was trimmed.
         :raise TypeError: ``name`` or ``start`` has another type.
-        :raise ValueError: the consumer is new, and the log does not come to that position yet; or ``start``
-            is another text.
+        :raise ValueError: the consumer is new, and the log does not come to that position yet; ``start`` is
+            another text, or below 1; or the name is too long.
         """
         name = _checked_name(name)
         while True:
@@ -386,7 +386,10 @@ class Log(Container, Generic[T]):
             return self._store.bounds().last + 1
         if isinstance(place, str):
             raise ValueError(f"a place in a log is 'first', 'last', a position or a datetime, not {place!r}")
-        return checked_integer("place", place, "'first', 'last', a position or a datetime")
+        position = checked_integer("place", place, "'first', 'last', a position or a datetime")
+        if position < 1:
+            raise ValueError(f"the positions of a log begin at 1, and {position} is none")
+        return position
 
     def consumers(self) -> dict[str, CursorState]:
         """Return ``position`` and ``lag`` of every consumer, by its name.

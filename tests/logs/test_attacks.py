@@ -321,7 +321,7 @@ def test_an_interrupted_opening_leaves_no_consumer_open(tmp_path):
         def call(name):
             log.consumer(name)
 
-        for name, where in interruptions(prepare, call, step=3):
+        for name, where in interruptions(prepare, call, step=7):
             gc.collect()
             try:
                 log.consumer(name).close()
@@ -344,3 +344,31 @@ def test_an_interrupted_close_of_a_consumer_can_be_repeated(tmp_path):
         for consumer, where in interruptions(prepare, Consumer.close):
             consumer.close()
             assert len(open_below(tmp_path)) == before, where
+
+
+def test_what_is_no_position_is_called_so(logs):
+    log, _ = logs
+    log.extend(range(1, 4))
+    consumer = log.consumer("reader")
+    with pytest.raises(ValueError, match="ends at 3, before 4"):
+        consumer.commit(4)
+    for place in (0, -1):
+        with pytest.raises(ValueError, match="begin at 1"):
+            consumer.seek(place)
+        with pytest.raises(ValueError, match="begin at 1"):
+            log.consumer("new", place)
+    log.trim(3, force=True)
+    consumer.commit(1)  # what was trimmed can be committed
+    assert consumer.position == 1
+
+
+def test_a_name_that_could_not_be_read_again_is_refused(logs):
+    log, other = logs
+    log.append(1)
+    longest = "é" * (1 << 19)
+    with log.consumer(longest, "last") as consumer:
+        assert consumer.position == 1
+    assert other.consumers() == {longest: (1, 0)}
+    for call in (log.consumer, log.forget):
+        with pytest.raises(ValueError, match="1048576 bytes at most"):
+            call(longest + "a")
