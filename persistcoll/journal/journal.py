@@ -290,6 +290,7 @@ class Journal:
         if not self._has_room(left[0].payload, tail.last_id):
             tail.roll(capacity=len(left[0].payload))
         frames: list[bytes] = []
+        ends: list[tuple[int, int]] = []
         written: list[_Append] = []
         last, end = tail.last_id, tail.end
         now = _now()
@@ -309,18 +310,20 @@ class Journal:
             written.append(request)
             request.last = last
             end += len(data)
+            ends.append((end - tail.end, last))
         if frames:
             write = _Write()
             for request in written:
                 request.write = write
             try:
                 write.begun = True
-                tail.append(b"".join(frames), last)
+                tail.append(b"".join(frames), last, ends)
                 write.ended = True
-                tail.file.end, tail.file.written = tail.end, last
             except StorageError as error:
                 for request in written:
-                    request.failure = error
+                    if request.last > tail.last_id:
+                        request.failure = error
+            tail.file.end, tail.file.written = tail.end, tail.last_id
 
     def exclusively(self, action: Callable[[], T]) -> T:
         """Call ``action`` and return its result, while no other thread and no other process appends.

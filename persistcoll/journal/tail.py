@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from persistcoll.disk.calls import LINKS, SIZE, Disk, new_salt, storage_error
@@ -107,19 +108,22 @@ class Tail:
         """The path of the chunk's file."""
         return self._location.path(self.chunk.number)
 
-    def append(self, data: bytes, last_id: int) -> None:
+    def append(self, data: bytes, last_id: int, ends: Sequence[tuple[int, int]] = ()) -> None:
         """Append frames, the last of which has the id ``last_id``. The caller holds the producer lock.
 
         Cost: one write, and no sync.
 
-        :raise StorageError: nothing was written, unless :attr:`poison` is set.
+        :param ends: the parts of ``data`` that may be stored without the rest: the size of the bytes up to
+            the end of each part, and the id of its last record.
+        :raise StorageError: nothing was written but whole parts, up to :attr:`last_id`, unless :attr:`poison`
+            is set.
         """
         self._writing = True
         try:
             if self._write(self.fd, data) != len(data):
                 self._finish_short_write(data)
         except OSError as error:
-            raise self.undo_append(error) from error
+            raise self.undo_append(error, ends) from error
         self._writing = False
         end = self.end + len(data)
         if self._size(self.fd, 0, os.SEEK_CUR) != end:
@@ -136,8 +140,12 @@ class Tail:
             if not self._write(self.fd, view[there:]):
                 raise OSError(errno.EIO, "the file system takes no more bytes")
 
-    def undo_append(self, error: OSError) -> StorageError:
-        """Truncate what a failed append has left, and return the error to raise."""
+    def undo_append(self, error: OSError, ends: Sequence[tuple[int, int]] = ()) -> StorageError:
+        """Truncate what a failed append has left, and return the error to raise.
+
+        The parts that were written as a whole stay, because a reader may have read them already: their ids
+        must not be given to other records.
+        """
         if isinstance(error, StorageError):
             return error
         path = self.path
@@ -150,8 +158,11 @@ class Tail:
         try:
             # Truncate only what this call wrote: after a failed read the bytes after `end` belong to other
             # processes.
-            if self._writing and self._status(self.fd).st_size > self.end:
-                self._disk.truncate(self.fd, self.end)
+            if self._writing and (size := self._status(self.fd).st_size) > self.end:
+                whole = [(self.end + length, id) for length, id in ends if self.end + length <= size]
+                end, last_id = whole[-1] if whole else (self.end, self.last_id)
+                self._disk.truncate(self.fd, end)
+                self.end, self.last_id = end, last_id
         except OSError as second:
             self.poison.set(storage_error(second, "undoing a failed append to", path))
         self._writing = False
