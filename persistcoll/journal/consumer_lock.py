@@ -79,7 +79,7 @@ class ConsumerLock(HolderLock):
     """
 
     # A process that only tests whether the lock is held has it for about a microsecond.
-    _patience = 0.1
+    _holders_have_pids = False
 
     def __init__(self, disk: Disk, file: OpenFile, path: str, mutex: RLock) -> None:
         super().__init__(disk, file, path, mutex, f"consumes from {os.path.dirname(path)!r}")

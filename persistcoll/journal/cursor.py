@@ -49,6 +49,7 @@ class Cursor(CursorWriter):
             reserved=reserved,
         )
         self._location = location
+        self._base = 0
         self._poison = poison
         self._synced = GroupCommit(location.disk, path, poison)
         self.stated_chunk = acknowledged.position[0]
@@ -70,7 +71,9 @@ class Cursor(CursorWriter):
         :return: whether a new file replaced it, so that everything in the file is on the device.
         :raise StoreReplacedError: the file was removed or replaced.
         """
+        before = self.acknowledged
         self.acknowledged = reader.acknowledged
+        self._base += before.count
         self.stated_chunk = reader.acknowledged.position[0]
         anew = False
         if can_append:
@@ -96,8 +99,14 @@ class Cursor(CursorWriter):
     def _switch(self) -> None:
         """Make the current file the one that :meth:`commit` syncs."""
         assert self.file is not None
-        self._synced.written = self.acknowledged.count
+        self._synced.written = self._ticket()
         self._synced.switch(self.file, self.path, 0)
+
+    def _ticket(self) -> int:
+        """Return a number that grows with each write, and with each rewind."""
+        # The base is read first and changed last, so that a thread without the lock never reads too much.
+        base = self._base
+        return base + self.acknowledged.count
 
     def commit(self) -> None:
         """Return when everything acked so far is durable. The caller holds no lock.
@@ -106,8 +115,7 @@ class Cursor(CursorWriter):
 
         :raise StorageError: a sync has failed, and whether the acks survive a power cut is unknown.
         """
-        # The count is a ticket, because it grows with each write.
-        self._synced.written = ticket = self.acknowledged.count
+        self._synced.written = ticket = self._ticket()
         self._synced.commit(ticket)
 
     def compact_and_switch(self) -> None:
@@ -129,6 +137,7 @@ class Cursor(CursorWriter):
         before = self.acknowledged
         self.acknowledged = Acknowledged(last, position)
         try:
+            self._base += before.count
             self.compact_and_switch()
         except BaseException:
             self.acknowledged = before

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["HolderLock"]
 
 _PID = struct.Struct("<Q")
+_PATIENCE = 0.1  # seconds
 
 
 class HolderLock:
@@ -38,7 +39,9 @@ class HolderLock:
         function is written in C, so that no interrupt can come before the release.
     """
 
-    _patience = 0.0  # seconds
+    # Whether each holder writes its process id into the file. A file without one says that the lock is held
+    # for a moment only.
+    _holders_have_pids = True
 
     def __init__(self, disk: Disk, file: OpenFile, path: str, mutex: RLock, what: str) -> None:
         self._disk = disk
@@ -65,10 +68,11 @@ class HolderLock:
         :raise LockedError: another process, or another object of this process, holds the lock.
         :raise StorageError: the operating system cannot lock the file.
         """
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + _PATIENCE
         while not self._try():
-            if time.monotonic() > deadline:
-                raise self._locked(self._state_pid() or None)
+            pid = self._state_pid() or None
+            if time.monotonic() > deadline or (self._holders_have_pids and pid is not None):
+                raise self._locked(pid)
             time.sleep(0.001)
         self._pid = os.getpid()
         last_pid = self._state_pid()

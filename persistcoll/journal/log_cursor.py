@@ -462,6 +462,7 @@ class JournalLogCursor(LogCursor):
     def _compact(self, cursor: Cursor) -> None:
         cursor.reserved = min(2 * cursor.reserved, _MOST_RESERVED)
         self._compact_at = cursor.offset + _FIRST_RESERVED
+        self._lock.check()
         try:
             cursor.compact_and_switch()
         except OSError as error:
@@ -481,6 +482,7 @@ class JournalLogCursor(LogCursor):
 
     def _seek(self, cursor: Cursor, id: int | None) -> None:
         parts = self._parts
+        self._lock.check()
         position, place = parts.place_before(id, parts.look())
         if position > cursor.acknowledged.last:
             self._write(cursor, position, place)

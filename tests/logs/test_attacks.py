@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime, timezone
 
 import pytest
 
-from persistcoll import Consumer, LockedError, Log, TrimmedError
+from persistcoll import Consumer, LockedError, Log, StoreReplacedError, TrimmedError
 from persistcoll.engine.log_core import ConsumerCore
 from persistcoll.journal.log_cursor import JournalLogCursor, LogParts
 from persistcoll.journal.log_store import JournalLogStore
@@ -372,3 +374,50 @@ def test_a_name_that_could_not_be_read_again_is_refused(logs):
     for call in (log.consumer, log.forget):
         with pytest.raises(ValueError, match="1048576 bytes at most"):
             call(longest + "a")
+
+
+def test_a_late_commit_does_not_make_a_rewound_cursor_durable_ahead(tmp_path):
+    """A thread that wrote before a rewind may note its ticket after it."""
+    disk = FaultyDisk()
+    with Log(tmp_path / "log", _disk=disk) as log, log.consumer("reader") as consumer:
+        log.extend(range(20))
+        consumer.get_many(10)
+        consumer.commit()
+        cursor = consumer._core.cursor._cursor  # type: ignore[attr-defined]
+        ticket = cursor._ticket()
+        consumer.seek("first")
+        cursor._synced.written = ticket
+        cursor._synced.commit(ticket)
+        for _ in range(3):
+            consumer.get()
+            syncs = disk.calls["sync"]
+            consumer.commit()
+            assert disk.calls["sync"] == syncs + 1
+
+
+def test_a_consumer_waits_for_a_lock_that_is_held_for_a_moment(tmp_path, monkeypatch):
+    """A process that forgets the consumer holds its lock, and has no process id in its file."""
+    with Log(tmp_path / "log") as log:
+        log.consumer("reader").close()
+        (path,) = (tmp_path / "log").glob("consumer-*.lock")
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(file, fcntl.LOCK_UN))
+            log.consumer("reader").close()
+
+
+def test_a_consumer_whose_files_were_removed_rewinds_no_other(logs):
+    log, other = logs
+    log.extend(range(1, 6))
+    first = log.consumer("reader")
+    first.get_many(3)
+    first.commit()
+    for name in os.listdir(log.path):
+        if name.startswith("consumer-"):
+            os.unlink(os.path.join(log.path, name))
+    second = other.consumer("reader")
+    second.get_many(2)
+    second.commit()
+    with pytest.raises(StoreReplacedError):
+        first.seek("first")
+    assert (second.position, other.consumers()["reader"].position) == (2, 2)
