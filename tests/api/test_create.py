@@ -30,6 +30,7 @@ from persistcoll import (
     StoreKindError,
     StoreMissingError,
 )
+from persistcoll.container import Container
 from persistcoll.engine.forks import read_only_error
 from tests.permissions.kinds import KINDS, PLAIN, add, contents, die, everything, in_child
 
@@ -377,7 +378,7 @@ def test_every_container_has_it():
     containers = [
         value
         for name in persistcoll.__all__
-        if isinstance(value := getattr(persistcoll, name), type) and hasattr(value, "close")
+        if isinstance(value := getattr(persistcoll, name), type) and issubclass(value, Container)
     ]
     assert {kind.__name__ for kind in containers} >= set(KINDS)
     for kind in containers:
