@@ -439,6 +439,8 @@ class JournalLogCursor(LogCursor):
                 last = parts.look()
                 if id > last.last_id:
                     raise ValueError(f"the log ends at {last.last_id}, before {id}")
+                if id < parts.trim.trimmed:  # the next record was trimmed, which only a read tells
+                    return parts.trim.position
                 return parts.places.place_of(id + 1, parts.trim.lowest, last)
         place = self._cursor.acknowledged.position
         ends = self._ends

@@ -821,6 +821,26 @@ def test_a_log_that_another_object_trims_under_a_consumer(open_log, chunksize):
         assert drain(consumer) == [7, 8, 9, 10]
 
 
+@pytest.mark.parametrize("chunksize", [1, None])
+def test_a_commit_of_items_that_were_trimmed_and_never_got(open_log, chunksize):
+    log = open_log(chunksize=chunksize)
+    for number in range(1, 11):
+        log.append(number)
+    with log.consumer("c") as consumer:
+        log.trim(8, force=True)
+        consumer.commit(5)
+        assert (consumer.position, consumer.lag) == (5, 3)
+        with pytest.raises(TrimmedError):
+            consumer.get()
+    with log.consumer("c") as consumer:
+        assert consumer.position == 5
+        with pytest.raises(TrimmedError):
+            consumer.get()
+        consumer.commit(7)
+        consumer.seek("first")
+        assert drain(consumer) == [8, 9, 10]
+
+
 def test_a_released_item_that_is_trimmed_is_told_of(log):
     log.extend(range(1, 6))
     with log.consumer("c") as consumer:
