@@ -190,9 +190,13 @@ class JournalLogCursor(LogCursor):
         while True:
             file = open_lasting(location.disk, path)
             lock = HolderLock(location.disk, file, path, self._mutex, what)
-            was_closed = lock.acquire()
-            if location.disk.status(file.fd)[LINKS]:
-                return lock, was_closed
+            try:
+                was_closed = lock.acquire()
+                if location.disk.status(file.fd)[LINKS]:
+                    return lock, was_closed
+            except BaseException:
+                lock.close()
+                raise
             lock.close()  # another process has forgotten the consumer between the two steps
 
     def _begin(self, start: int | None, was_closed: bool) -> Cursor:

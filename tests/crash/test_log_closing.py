@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 
 import pytest
 
+from persistcoll import StorageError
 from persistcoll.testing.faults import CrashDisk, FaultyDisk
 from tests.crash.accounts import numbered, quick_disk
 from tests.crash.log_accounts import later_disk, log_strangers, lowest_chunk, opened, trim_of
@@ -70,6 +72,17 @@ def test_the_first_position_after_restarts_in_which_nothing_was_appended(tmp_pat
         position = log.append(numbered(2))
         assert (log.first, log.last, len(log)) == (position, position, 1)
         assert log[log.first] == numbered(2)
+
+
+def test_a_consumer_whose_lock_cannot_be_read_stays_free(tmp_path):
+    disk = FaultyDisk(quick_disk())
+    with opened(tmp_path / "log", disk) as log:
+        log.consumer("a").close()
+        disk.fail("read", path="consumer-*.lock")
+        with pytest.raises(StorageError) as caught:
+            log.consumer("a")
+        log.consumer("a").close()  # while the error still refers to the first try
+        assert caught.value.errno == errno.EIO
 
 
 class Death(BaseException):
