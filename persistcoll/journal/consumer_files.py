@@ -12,7 +12,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from persistcoll.disk.calls import Disk
+from persistcoll.disk.calls import Disk, storage_error
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.cursors import LARGEST_NAME, CursorReader
 from persistcoll.journal.producer_lock import ProducerLock
@@ -89,6 +89,10 @@ class ConsumerFiles:
         except CorruptionError as error:
             _log.warning("%s; its consumer begins at the start again", error)
             return reader.name, 0
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise storage_error(error, "reading", path) from error
         finally:
             reader.close()
 

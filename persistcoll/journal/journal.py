@@ -335,17 +335,22 @@ class Journal:
             if self.poison.unusable_because is not None:
                 raise self.poison.unusable_error(self._directory)
             try:
-                self._lock.acquire()
-                if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
-                    tail.catch_up(repair=True)
-                tail.check_not_removed()
-                return action()
+                try:
+                    self._lock.acquire()
+                    if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
+                        tail.catch_up(repair=True)
+                    tail.check_not_removed()
+                    return action()
+                except OSError as error:
+                    if isinstance(error, StorageError):
+                        raise
+                    raise storage_error(error, "writing", self._directory) from error
+                finally:
+                    self._lock.release()
             except OSError as error:
                 if isinstance(error, StorageError):
                     raise
-                raise storage_error(error, "writing", self._directory) from error
-            finally:
-                self._lock.release()
+                raise self._lock_failed(error) from error
 
     def sync(self) -> None:
         """Make everything durable that was appended. The caller runs within :meth:`exclusively`."""

@@ -472,8 +472,10 @@ class JournalLogCursor(LogCursor):
         try:
             cursor.compact_and_switch()
         except OSError as error:
-            if (error.errno is None and not isinstance(error, StorageError)) or cursor.is_poisoned:
+            if error.errno is None and not isinstance(error, StorageError):
                 raise
+            if cursor.is_poisoned:
+                raise storage_error(error, "replacing", self._path) from error
             _log.debug("compacting a cursor: %s", error)  # the old file says the same
         else:
             self._compact_at = cursor.reserved

@@ -12,6 +12,7 @@ import os
 import re
 import time
 
+from persistcoll.disk.calls import storage_error
 from persistcoll.engine.records import Retain
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.chunks import LastChunk
@@ -71,6 +72,8 @@ class LogTrim:
                 return
         except CorruptionError as error:
             reason = str(error)
+        except OSError as error:
+            raise storage_error(error, "reading", self._path) from error
         first = self._places.first_chunk(last)
         if first.number:
             _log.warning("%s; every record that is still in a chunk counts as not trimmed", reason)

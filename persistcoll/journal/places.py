@@ -54,6 +54,8 @@ class Places:
                 file, found = open_chunk(location.disk, location.directory, number, location.store_id)
             except (FileNotFoundError, CorruptionError, FormatVersionError):
                 return None
+            except OSError as error:
+                raise storage_error(error, "reading", location.path(number)) from error
             file.close()
             _keep(self._headers, number, found, _KEPT_HEADERS)
         return found

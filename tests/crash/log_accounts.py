@@ -189,7 +189,8 @@ class LogAccount:
         elif verb == "closed" and not rest:
             self.firm = set(self.positions)
         elif verb == "closed":
-            self.consumers[rest[0]].settle(self.consumers[rest[0]].firm)
+            if not self.power:
+                self.consumers[rest[0]].settle(self.consumers[rest[0]].firm)
         elif rest[0] == "append":
             self._append(verb, *map(int, rest[1:]))
         elif rest[0] in ("trim", "force"):
@@ -222,6 +223,7 @@ class LogAccount:
         if what == "made":
             if known is None or (verb == "ask" and known.gone):
                 known = self.consumers[name] = _Consumer(position, {position})
+            known.perhaps.add(position)  # one that an earlier try may have made
             if verb == "ok":
                 known.certain = True
                 known.settle(position)
