@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from persistcoll import Log
+from persistcoll import Empty, Log
 from persistcoll.disk.calls import Disk
 from persistcoll.journal.log_store import JournalLogStore
 from persistcoll.journal.log_trim import LogTrim
@@ -80,10 +80,10 @@ def lowest_chunk(directory: str) -> int:
 def rest_of(consumer: Consumer[bytes]) -> list[int]:
     """Return the numbers of all items that a consumer has not got, and commit nothing."""
     numbers = []
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Empty):
         while True:
-            numbers.append(consumer.get(block=False))
-    return [number_of(item) for item in numbers]
+            numbers.append(number_of(consumer.get(block=False)))
+    return numbers
 
 
 def trim_of(log: Log[bytes]) -> LogTrim:
