@@ -213,7 +213,7 @@ def test_the_sync_of_one_cursor_fails(times, tmp_path):
 @pytest.mark.needs("root", "mount")
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_a_full_tmpfs_gets_room_again(durability, small_disk):
-    """A full disk refuses appends, new consumers, trims, and at last commits; then there is room again."""
+    """A full disk refuses appends, new consumers and at last commits; then there is room again."""
     path = small_disk / "log"
     account = LogAccount()
     with opened(path, chunksize=50, durability=durability) as log:
