@@ -12,9 +12,10 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from persistcoll.disk.calls import Disk, storage_error
+from persistcoll.disk.calls import Disk, OpenFile, storage_error
 from persistcoll.errors import CorruptionError
 from persistcoll.journal.cursors import LARGEST_NAME, CursorReader
+from persistcoll.journal.holder_lock import is_poisoned, note_poisoned
 from persistcoll.journal.producer_lock import ProducerLock
 from persistcoll.journal.recovery import JournalLocation
 
@@ -84,7 +85,7 @@ class ConsumerFiles:
             if not reader.refresh():
                 raise FileNotFoundError(path)
             if sync:
-                reader.sync()
+                self._sync(reader, path)
             return reader.name, reader.acknowledged.last
         except CorruptionError as error:
             _log.warning("%s; its consumer begins at the start again", error)
@@ -129,9 +130,30 @@ class ConsumerFiles:
             if bound >= lowest:
                 break
             try:
-                self._positions[path] = self.read(path, sync=True)[1]
+                position = self.read(path, sync=True)[1]
             except FileNotFoundError:  # a user has removed it
                 del self._positions[path]
-            else:
-                lowest = min(lowest, self._positions[path])
+                continue
+            if self._is_poisoned(path):  # what was read may not be on the device
+                position = bound
+            self._positions[path] = position
+            lowest = min(lowest, position)
         return lowest
+
+    def _sync(self, reader: CursorReader, path: str) -> None:
+        try:
+            reader.sync()
+        except OSError:
+            # The next sync would succeed, because the kernel reports the error once.
+            with OpenFile(self._disk, self.lock_path(path), os.O_RDWR) as file:
+                note_poisoned(self._disk, file.fd)
+            raise
+
+    def _is_poisoned(self, path: str) -> bool:
+        try:
+            with OpenFile(self._disk, self.lock_path(path), os.O_RDONLY) as file:
+                return is_poisoned(self._disk, file.fd)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise storage_error(error, "reading", path) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
@@ -16,10 +17,26 @@ from persistcoll.journal.replaced_files import replaced
 if TYPE_CHECKING:
     from threading import RLock  # a function at run time before Python 3.13
 
-__all__ = ["HolderLock"]
+__all__ = ["HolderLock", "is_poisoned", "note_poisoned"]
 
 _PID = struct.Struct("<Q")
+_STATE = struct.Struct("<QQ")  # the process id, and 1 if the holder's cursor is poisoned
 _PATIENCE = 0.1  # seconds
+
+
+def note_poisoned(disk: Disk, fd: int) -> None:
+    """Note in a lock's file that the page cache may show what the device does not have of the cursor.
+
+    The note is not synced, because the page cache that it warns of ends with it.
+    """
+    with contextlib.suppress(OSError):
+        disk.pwrite(fd, _STATE.pack(0, 1)[_PID.size :], _PID.size)
+
+
+def is_poisoned(disk: Disk, fd: int) -> bool:
+    """Tell whether :func:`note_poisoned` was called for this lock's file, and no holder came since."""
+    data = read_fully(disk, fd, _STATE.size, 0)
+    return len(data) == _STATE.size and bool(_STATE.unpack(data)[1])
 
 
 class HolderLock:
@@ -104,12 +121,19 @@ class HolderLock:
             return True
 
     def write_pid(self) -> None:
-        """Write the holder's process id into the file. A full disk does not stop the holder."""
+        """Write the holder's process id into the file, and that its cursor is not poisoned.
+
+        A full disk does not stop the holder.
+        """
         try:
-            self._pwrite(self._fd, _PID.pack(self._pid), 0)
+            self._pwrite(self._fd, _STATE.pack(self._pid, 0), 0)
         except OSError as error:
             if error.errno is None:  # a signal handler raised it
                 raise
+
+    def note_poisoned(self) -> None:
+        """Note for other processes that a sync of the holder's cursor has failed."""
+        note_poisoned(self._disk, self._fd)
 
     def _state_pid(self) -> int | None:
         """Return the process id in the file: ``None`` if there was never one, 0 after a close."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,6 +123,22 @@ def _skipped(first: int, last: int, place: Position) -> None:
     """Do nothing about records that a reader skips as damaged: it has logged them, and they stay."""
 
 
+class _NotedPoison(Poison):
+    """A poison that is also noted in the lock's file, because a trim in any process reads the cursor.
+
+    After a failed sync the page cache may show commits that the device does not have.
+    """
+
+    # Weak, because the journal knows the poison for as long as it is open.
+    lock: Callable[[], HolderLock | None] = staticmethod(lambda: None)
+
+    def set(self, failure: StorageError) -> None:
+        super().set(failure)
+        lock = self.lock()
+        if lock is not None:
+            lock.note_poisoned()
+
+
 class JournalLogCursor(LogCursor):
     """A :class:`~persistcoll.engine.contracts.LogCursor` of a log in files. Thread-safe.
 
@@ -166,13 +183,14 @@ class JournalLogCursor(LogCursor):
         self._parts = parts
         self._appends = owned(parts.appending)
         self._path = path = parts.consumers.path(self._encoded)
-        self._poison = Poison(parts.journal.poison)
+        self._poison = _NotedPoison(parts.journal.poison)
         try:
             self._lock, was_closed = self._acquire()
             try:
                 # No process trims meanwhile, so that no trim passes the position of a new cursor.
                 self._cursor = parts.journal.exclusively(lambda: self._begin(start, was_closed))
                 self._lock.write_pid()
+                self._poison.lock = weakref.ref(self._lock)
             except BaseException:
                 self._lock.close()
                 raise

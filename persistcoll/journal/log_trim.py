@@ -7,6 +7,7 @@ so that a chunk which is missing before its position is no damage.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import time
 
 from persistcoll.disk.calls import storage_error
 from persistcoll.engine.records import Retain
-from persistcoll.errors import CorruptionError
+from persistcoll.errors import CorruptionError, StoreReplacedError
 from persistcoll.journal.chunks import LastChunk
 from persistcoll.journal.consumer_files import ConsumerFiles
 from persistcoll.journal.cursors import Acknowledged, CursorReader, CursorWriter, Position
@@ -155,9 +156,23 @@ class LogTrim:
         writer = CursorWriter(
             location.disk, self._path, location.store_id, acknowledged, location.tempdir, reserved=0
         )
-        writer.compact()
-        if writer.file is not None:
-            writer.file.close()
+        try:
+            try:
+                writer.compact()
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.exists:
+                    raise
+                # A full disk must not prevent a trim, which makes room. The old file's block has room for an
+                # entry more.
+                try:
+                    writer.resume(self._reader)
+                except StoreReplacedError:  # the failed compact() replaced the file
+                    raise error from None
+                writer.write(writer.acknowledged.last + 1, trimmed, position)
+                location.disk.sync(writer.fd)
+        finally:
+            if writer.file is not None:
+                writer.file.close()
         self.trimmed, self.position = trimmed, position
 
     def _remove_chunks(self) -> None:

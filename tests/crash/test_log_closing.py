@@ -33,7 +33,7 @@ def test_the_log_closes_its_consumers_cleanly(tmp_path):
         consumer.commit()
     log.close()
     disk.mark("closed")
-    assert locks(tmp_path / "store" / "log") == [bytes(8), bytes(8)]
+    assert locks(tmp_path / "store" / "log") == [bytes(16), bytes(16)]
     for index, state in enumerate(disk.states("strict", limit=16)):
         if "closed" in state.marks:
             state.materialize(str(tmp_path / f"{index}"))
@@ -52,7 +52,7 @@ def test_a_cursor_that_cannot_be_closed_does_not_keep_the_others_from_it(tmp_pat
     disk.fail("sync", path="consumer-*", at=2)
     with pytest.raises(OSError, match="syncing"):
         log.close()
-    assert sorted(lock == bytes(8) for lock in locks(tmp_path / "log")) == [False, True, True]
+    assert sorted(lock == bytes(16) for lock in locks(tmp_path / "log")) == [False, True, True]
 
 
 def test_the_first_position_after_restarts_in_which_nothing_was_appended(tmp_path):

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 
 from persistcoll import Empty, Log, Retain, StorageError, StorageFullError
 from persistcoll.disk.calls import CALLS
-from persistcoll.testing.faults import FaultyDisk
+from persistcoll.testing.faults import CrashDisk, FaultyDisk
 from tests.crash.accounts import number_of, numbered, quick_disk
 from tests.crash.log_accounts import (
     Found,
@@ -245,3 +246,46 @@ def test_a_full_tmpfs_gets_room_again(durability, small_disk):
         left = [number_of(item) for item in log if item]
         assert left == [*range(1, appended + 1), *range(appended + 2, appended + 102)]
     assert not log_strangers(str(path))
+
+
+@pytest.mark.parametrize("model", ["ext4", "strict", "weak"])
+def test_a_failed_sync_that_lost_a_commit_and_then_a_power_cut(model, tmp_path):
+    """The page cache shows a commit that the device never got. A trim must not rely on it."""
+    crash = CrashDisk(str(tmp_path / "store"))
+    disk = FaultyDisk(crash)
+    account_lines: list[str] = []
+    log = opened(Path(crash.directory) / "log", disk, chunksize=1)
+    scribe = LogScribe(log, account_lines.append)
+    scribe.append(4)
+    scribe.consumer("a")
+    scribe.take("a")
+    disk.fail("sync", effect="lost", path="consumer-*.cursor")
+    scribe.get("a", 2)
+    with pytest.raises(StorageError):
+        scribe.commit("a")
+    scribe.trim(4)
+    log.close()
+    crash.mark("trimmed")
+    for index, state in enumerate(crash.states(model, limit=16)):
+        if "trimmed" in state.marks:
+            state.materialize(str(tmp_path / f"{index}"))
+            with opened(tmp_path / f"{index}" / "log") as left:
+                LogAccount(account_lines).check(Found.of(left))
+
+
+def test_a_trim_goes_on_on_a_full_disk(tmp_path):
+    """It makes room. The cursor of what is trimmed cannot be replaced, so an entry is added to it."""
+    disk = FaultyDisk()
+    with opened(tmp_path / "log", disk, chunksize=2) as log:
+        for number in range(1, 10):
+            log.append(numbered(number))
+        for call in ("open", "write"):
+            disk.fail(call, error=errno.ENOSPC, times="forever", path="trimmed.tmp")
+            before = log.first
+            assert log.trim(before + 3) == 3
+            assert log.first == before + 3
+            disk.heal()
+    with opened(tmp_path / "log", disk, chunksize=2) as log:
+        assert [number_of(item) for item in log] == [7, 8, 9]
+        assert log.trim(9) == 2
+        assert sorted(os.listdir(tmp_path / "log")) == ["info", "producer.lock", "q00004", "trimmed"]
