@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from persistcoll.sqlite.open import DatabaseLocation
 
 __all__ = [
+    "DirectoryOptions",
     "FileQueueOptions",
     "LogOptions",
     "Options",
@@ -78,46 +79,49 @@ class Options:
 
 
 @dataclass(frozen=True)
-class FileQueueOptions(Options):
-    """The options of a queue in files."""
+class DirectoryOptions(Options):
+    """The options of a container that has a directory of its own."""
 
-    maxsize: int
     chunksize: int | None
-    tempdir: str | None
-    autosave: bool
     on_corruption: OnCorruption
 
     def __post_init__(self) -> None:
         path = absolute(checked_path("path", self.path))
         super().__post_init__()
         checked_choice("on_corruption", self.on_corruption, "raise", "stop", "skip")
-        chunksize, tempdir = self.chunksize, self.tempdir
+        chunksize = self.chunksize
         vars(self).update(
-            path=path,
+            path=path, chunksize=None if chunksize is None else checked_count("chunksize", chunksize, 1)
+        )
+
+
+@dataclass(frozen=True)
+class FileQueueOptions(DirectoryOptions):
+    """The options of a queue in files."""
+
+    maxsize: int
+    tempdir: str | None
+    autosave: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tempdir = self.tempdir
+        vars(self).update(
             maxsize=checked_count("maxsize", self.maxsize),
-            chunksize=None if chunksize is None else checked_count("chunksize", chunksize, 1),
             tempdir=None if tempdir is None else absolute(checked_path("tempdir", tempdir)),
         )
 
 
 @dataclass(frozen=True)
-class LogOptions(Options):
+class LogOptions(DirectoryOptions):
     """The options of a log."""
 
-    chunksize: int | None
     retain: Retain | None
-    on_corruption: OnCorruption
 
     def __post_init__(self) -> None:
-        path = absolute(checked_path("path", self.path))
         super().__post_init__()
-        checked_choice("on_corruption", self.on_corruption, "raise", "stop", "skip")
         if not isinstance(self.retain, (Retain, type(None))):
             raise TypeError(f"'retain' must be a Retain, not {type(self.retain).__name__}")
-        chunksize = self.chunksize
-        vars(self).update(
-            path=path, chunksize=None if chunksize is None else checked_count("chunksize", chunksize, 1)
-        )
 
 
 @dataclass(frozen=True)

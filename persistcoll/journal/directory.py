@@ -144,6 +144,13 @@ class OpenOptions(NamedTuple):
     mode: int | None = None
     create: bool = True
 
+    @classmethod
+    def of(cls, options: Any, serializer: Any, kind: StoreKind) -> OpenOptions:
+        """Make these options of those of a face that have the same names."""
+        given = {name: getattr(options, name) for name in cls._fields if hasattr(options, name)}
+        given.update(serializer=serializer.name, executes_code=serializer.executes_code, kind=kind)
+        return cls(**given)
+
 
 def prepare_directory(disk: Disk, path: str, options: OpenOptions) -> None:
     """Create the directory if it is missing, and refuse a directory that a store must not use.

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from persistcoll.disk.calls import Disk, OpenFile, open_lasting, storage_error
 from persistcoll.disk.path_checks import existing, refuse_if_others_may_write, refuse_network
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Opening", "ReadOnlyOpening"]
+__all__ = ["Opening", "ReadOnlyOpening", "open_directory"]
+
+S = TypeVar("S")
 
 
 class Opening:
@@ -155,6 +157,24 @@ class ReadOnlyOpening(Opening):
         """Return the content of ``info``."""
         self.location = self._location(self._info)
         return self._info
+
+
+def open_directory(
+    path: str,
+    options: OpenOptions,
+    read_only: bool,
+    make: Callable[[Opening, bytes], S],
+    disk: Disk | None = None,
+) -> S:
+    """Open a directory, and return the store that ``make`` makes of it.
+
+    :param make: called with the opening and the id of the store.
+    """
+    with (ReadOnlyOpening if read_only else Opening)(path, options, disk) as opening:
+        try:
+            return make(opening, opening.begin().store_id)
+        finally:
+            opening.release()
 
 
 def _nothing() -> None:

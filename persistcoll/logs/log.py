@@ -23,7 +23,7 @@ from persistcoll.engine.records import Durability, OnCorruption, Record, Retain
 from persistcoll.errors import LockedError, TrimmedError, trimmed
 from persistcoll.journal.directory import LOG, OpenOptions
 from persistcoll.journal.log_store import JournalLogStore
-from persistcoll.journal.open import Opening, ReadOnlyOpening
+from persistcoll.journal.open import Opening, open_directory
 from persistcoll.journal.read_only import ReadOnlyLogStore
 from persistcoll.logs.consumer import Consumer, Place
 from persistcoll.options import LogOptions
@@ -42,24 +42,14 @@ _WAY_ON = "it stays in the log, and a consumer's seek({next}) goes on after it"
 def open_store(options: LogOptions, disk: Disk | None = None) -> JournalLogStore:
     """Return the store of a log, without anything that waits. It raises what :class:`Log` raises."""
     serializer = resolve(options.serializer)
-    wanted = OpenOptions(
-        serializer=serializer.name,
-        kind=LOG,
-        executes_code=serializer.executes_code,
-        chunksize=options.chunksize,
-        on_corruption=options.on_corruption,
-        trust_directory=options.trust_directory,
-        allow_network_fs=options.allow_network_fs,
-        mode=options.mode,
-        create=options.create,
-    )
-    with (ReadOnlyOpening if options.read_only else Opening)(options.path, wanted, disk) as opening:
-        try:
-            seal = codec(serializer, opening.begin().store_id).seal
-            kind = ReadOnlyLogStore if options.read_only else JournalLogStore
-            return kind(opening, durability=options.durability, seal=seal, retain=options.retain)
-        finally:
-            opening.release()
+    kind = ReadOnlyLogStore if options.read_only else JournalLogStore
+
+    def make(opening: Opening, store_id: bytes) -> JournalLogStore:
+        seal = codec(serializer, store_id).seal
+        return kind(opening, durability=options.durability, seal=seal, retain=options.retain)
+
+    wanted = OpenOptions.of(options, serializer, LOG)
+    return open_directory(options.path, wanted, options.read_only, make, disk)
 
 
 def _read_only(log: Log[Any]) -> Callable[..., NoReturn]:

@@ -14,8 +14,8 @@ from persistcoll.engine.blocking import deadline_after
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Durability, OnCorruption
 from persistcoll.errors import Empty, Full
-from persistcoll.journal.directory import OpenOptions
-from persistcoll.journal.open import Opening, ReadOnlyOpening
+from persistcoll.journal.directory import QUEUE, OpenOptions
+from persistcoll.journal.open import Opening, open_directory
 from persistcoll.journal.queue_store import JournalQueueStore
 from persistcoll.journal.read_only import ReadOnlyQueueStore
 from persistcoll.options import FileQueueOptions
@@ -31,24 +31,14 @@ def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQu
     It raises what :class:`Queue` raises.
     """
     serializer = resolve(options.serializer)
-    wanted = OpenOptions(
-        serializer=serializer.name,
-        executes_code=serializer.executes_code,
-        chunksize=options.chunksize,
-        on_corruption=options.on_corruption,
-        trust_directory=options.trust_directory,
-        allow_network_fs=options.allow_network_fs,
-        tempdir=options.tempdir,
-        mode=options.mode,
-        create=options.create,
-    )
-    with (ReadOnlyOpening if options.read_only else Opening)(options.path, wanted, disk) as opening:
-        try:
-            seal = codec(serializer, opening.begin().store_id).seal
-            kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
-            return kind(opening, durability=options.durability, seal=seal)
-        finally:
-            opening.release()
+    kind = ReadOnlyQueueStore if options.read_only else JournalQueueStore
+
+    def make(opening: Opening, store_id: bytes) -> JournalQueueStore:
+        seal = codec(serializer, store_id).seal
+        return kind(opening, durability=options.durability, seal=seal)
+
+    wanted = OpenOptions.of(options, serializer, QUEUE)
+    return open_directory(options.path, wanted, options.read_only, make, disk)
 
 
 class Queue(BaseQueue[T]):
