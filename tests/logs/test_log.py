@@ -474,7 +474,7 @@ def test_where_something_else_lies(open_log, tmp_path):
         ({"retain": {"records": 5}}, TypeError),
         ({"mode": 0o777}, ValueError),
         ({"mode": "600"}, TypeError),
-        ({"serializer": object()}, TypeError),
+        ({"serializer": 7.5}, TypeError),
     ],
     ids=str,
 )
