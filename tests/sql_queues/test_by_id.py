@@ -59,7 +59,8 @@ def test_what_is_no_id_is_refused(open_queue, kind, wrong, error):
     queue = open_queue(kind)
     queue.put("a")
     calls = [lambda: queue.get(id=wrong), lambda: queue.get_nowait(wrong), lambda: queue.update("b", wrong)]
-    calls += [lambda: queue.skip(wrong)]
+    if wrong not in (0, -1):  # damage may have made any number of an id, and skip() removes such a row
+        calls += [lambda: queue.skip(wrong)]
     if kind in ACK:
         calls += [lambda: queue.get(id=wrong, next_in_order=True)]
         calls += [partial(verb, id=wrong) for verb in (queue.ack, queue.nack, queue.ack_failed)]

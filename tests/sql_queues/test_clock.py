@@ -24,7 +24,7 @@ class Machine:
         self.boot_id: str | None = "first"
         monkeypatch.setattr(time, "time", lambda: self.wall)
         monkeypatch.setattr(schema, "steady", lambda: self.running)
-        monkeypatch.setattr(schema, "boot", lambda: self.boot_id)
+        monkeypatch.setattr(schema, "boot_id", lambda: self.boot_id)
 
     def wait(self, seconds: float) -> None:
         self.wall += seconds
