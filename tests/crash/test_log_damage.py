@@ -195,6 +195,7 @@ def actual(files: dict[str, bytes], name: str) -> str:
     return name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", SOFT)
 def test_a_flipped_bit_in_what_can_be_rebuilt(name, policy, files, place, rng):
@@ -265,6 +266,7 @@ def test_a_file_that_is_missing(name, policy, files, place):
         assert len(seen.items) >= len(LEFT) - 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_flipped_bit_in_info(policy, files, place, rng):
     for at in range(len(files["info"])):

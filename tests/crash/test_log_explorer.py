@@ -338,6 +338,7 @@ def retained(scribe: LogScribe) -> None:
     scribe.extend(3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 def test_retention(model, durability, seed):
@@ -346,6 +347,7 @@ def test_retention(model, durability, seed):
     assert not found.violations, str(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 def test_closing_and_opening_again(model, durability, seed):
@@ -369,6 +371,7 @@ def test_closing_and_opening_again(model, durability, seed):
     assert not found.violations, str(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", MODELS)
 def test_a_consumer_commits_what_is_not_durable_yet(model, seed):
     """Another process reads an item between its write and its sync, and commits it durably.

@@ -139,6 +139,7 @@ def calls_of(path: Path, durability: str = "power") -> Counter[str]:
     return disk.calls
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("times", [1, "forever"])
 @pytest.mark.parametrize("call", [call for call in CALLS if call not in ("close", "truncate")])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)

@@ -313,6 +313,7 @@ def test_an_interrupted_look_at_what_was_trimmed_is_repeated(tmp_path):
             assert log.read() == [11, 12], where
 
 
+@pytest.mark.long
 def test_an_interrupted_opening_leaves_no_consumer_open(tmp_path):
     numbers = itertools.count()
     with Log(tmp_path / "log", durability="process") as log:
@@ -331,6 +332,7 @@ def test_an_interrupted_opening_leaves_no_consumer_open(tmp_path):
                 pytest.fail(where)
 
 
+@pytest.mark.long
 def test_an_interrupted_close_of_a_consumer_can_be_repeated(tmp_path):
     numbers = itertools.count()
     with Log(tmp_path / "log", durability="process") as log:

@@ -47,6 +47,7 @@ def test_the_model_is_a_log_store(request):
     run(MemoryMachine, request, 100)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
@@ -72,6 +73,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_log_store_is_noticed(name, request):
     class Broken(LogStoreMachine):
