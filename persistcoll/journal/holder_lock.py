@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HolderLock", "is_poisoned", "note_poisoned"]
 
-_PID = struct.Struct("<Q")
+_PID = _POISONED = struct.Struct("<Q")
 _STATE = struct.Struct("<QQ")  # the process id, and 1 if the holder's cursor is poisoned
 _PATIENCE = 0.1  # seconds
 
@@ -30,7 +30,7 @@ def note_poisoned(disk: Disk, fd: int) -> None:
     The note is not synced, because the page cache that it warns of ends with it.
     """
     with contextlib.suppress(OSError):
-        disk.pwrite(fd, _STATE.pack(0, 1)[_PID.size :], _PID.size)
+        disk.pwrite(fd, _POISONED.pack(1), _PID.size)
 
 
 def is_poisoned(disk: Disk, fd: int) -> bool:

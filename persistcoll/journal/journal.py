@@ -270,10 +270,7 @@ class Journal:
     def _append_locked(self, requests: Sequence[_Append], on_block: Callable[[], None]) -> None:
         tail = self._tail
         try:
-            self._lock.acquire(on_block)
-            if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
-                tail.catch_up(repair=True)
-            tail.check_not_removed()
+            self._acquire(on_block)
             left = list(requests)
             while left:
                 self._write_some(left)
@@ -281,6 +278,17 @@ class Journal:
             raise tail.undo_append(error) from error
         finally:
             self._lock.release()
+
+    def _acquire(self, on_block: Callable[[], None] | None = None) -> None:
+        """Acquire the producer lock, and read what other processes have appended.
+
+        The caller holds the mutex, and releases the lock in a ``finally`` block that covers this call.
+        """
+        tail = self._tail
+        self._lock.acquire(on_block)
+        if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
+            tail.catch_up(repair=True)
+        tail.check_not_removed()
 
     def _write_some(self, left: list[_Append]) -> None:
         """Write as many requests as the chunk takes. Remove these and the refused ones from ``left``."""
@@ -330,16 +338,12 @@ class Journal:
 
         :raise StorageError: the journal is poisoned, or the lock cannot be acquired.
         """
-        tail = self._tail
         with self._mutex:
             if self.poison.unusable_because is not None:
                 raise self.poison.unusable_error(self._directory)
             try:
                 try:
-                    self._lock.acquire()
-                    if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
-                        tail.catch_up(repair=True)
-                    tail.check_not_removed()
+                    self._acquire()
                     return action()
                 except OSError as error:
                     if isinstance(error, StorageError):
@@ -351,10 +355,6 @@ class Journal:
                 if isinstance(error, StorageError):
                     raise
                 raise self._lock_failed(error) from error
-
-    def sync(self) -> None:
-        """Make everything durable that was appended. The caller runs within :meth:`exclusively`."""
-        self._tail.sync()
 
     def _lock_failed(self, error: OSError) -> StorageError:
         """Poison the journal and return the error: the producer lock was not acquired or not released.

@@ -86,16 +86,7 @@ class LogParts:
 
     def first_id(self, last: LastChunk) -> int:
         """Return the id of the first record that is not trimmed, or that of the next one to be appended."""
-        id = self.trim.trimmed + 1
-        chunk = self.places.chunk_of(id, self.trim.lowest, last)
-        while (
-            self.places.last_id_in(chunk, last) < max(id, chunk.first_id) and chunk.number < last.chunk.number
-        ):  # the chunk has no such record, or none at all
-            following = self.places.header(chunk.number + 1, last)
-            if following is None:
-                break
-            chunk = following
-        return max(id, chunk.first_id)
+        return self.places.next_record(self.trim.trimmed + 1, self.trim.lowest, last)
 
     def place_before(self, id: int | None, last: LastChunk) -> tuple[int, Position]:
         """Return the position before the record ``id``, and its place in the journal.

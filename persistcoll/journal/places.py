@@ -105,6 +105,16 @@ class Places:
             chunk = self.header(chunk.number - 1, last)
         return 0
 
+    def next_record(self, id: int, lowest: int, last: LastChunk) -> int:
+        """Return the id of the record ``id``, or of the first one after it; the next id if there is none."""
+        chunk = self.chunk_of(id, lowest, last)
+        while self.last_id_in(chunk, last) < max(id, chunk.first_id) and chunk.number < last.chunk.number:
+            following = self.header(chunk.number + 1, last)  # the chunk has no such record, or none at all
+            if following is None:
+                break
+            chunk = following
+        return max(id, chunk.first_id)
+
     def ordinal_of(self, id: int, lowest: int, last: LastChunk) -> int:
         """Return how many records the journal has had with an id below ``id``."""
         chunk = self.chunk_of(id, lowest, last)
