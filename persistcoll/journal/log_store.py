@@ -17,7 +17,6 @@ from persistcoll.engine.records import Durability, Record, Retain
 from persistcoll.errors import CorruptionError, StorageError
 from persistcoll.journal.consumer_files import ConsumerFiles, encoded_name
 from persistcoll.journal.holder_lock import HolderLock
-from persistcoll.journal.journal import Journal
 from persistcoll.journal.log_cursor import JournalLogCursor, LogParts
 from persistcoll.journal.log_trim import LogTrim
 from persistcoll.journal.open import Opening
@@ -58,9 +57,8 @@ class JournalLogStore(JournalStore, LogStore):
     ``_consuming`` also protects ``_cursors``, and ``_appending`` what has been trimmed and the positions of
     cursors that were read for it.
 
-    :param opening: the opened directory. Its lock files become the store's. The producer lock is held.
-    :param durability: what an operation that returned survives.
-    :param seal: called with the payload and the id of each record; returns the payload to write.
+    The other parameters are those of :class:`~persistcoll.journal.store.JournalStore`.
+
     :param retain: which records to keep, at least. The others are trimmed when a chunk is finished.
     """
 
@@ -75,17 +73,14 @@ class JournalLogStore(JournalStore, LogStore):
         seal: Callable[[bytes, int], bytes] | None = None,
         retain: Retain | None = None,
     ) -> None:
-        self._power = durability == "power"
-        self._seal = seal
         self._retain = retain
         # By identity; weak, so that a cursor is freed if an interrupt comes before the caller has it.
         self._cursors: WeakValueDictionary[int, JournalLogCursor] = WeakValueDictionary()
-        super().__init__(opening)
+        super().__init__(opening, durability=durability, seal=seal)
 
     def _use(self, opening: Opening) -> None:
         location = opening.location
         self._journal = journal = self._open_journal(opening)
-        opening.undo.callback(journal.close_without_sync)
         places = Places(location, self._may_write)
         consumers = ConsumerFiles(location, opening.producer_lock if self._may_write else None)
         trim = LogTrim(location, places, consumers)
@@ -101,17 +96,7 @@ class JournalLogStore(JournalStore, LogStore):
             self._retained = last.chunk.number
 
     def _open_journal(self, opening: Opening) -> ReadableJournal:
-        journal = Journal(
-            opening.location,
-            opening.producer_lock,
-            self._appending,
-            chunksize=opening.chunksize,
-            sync=self._power,
-            used_ids=_IdsAfterPowerCuts(opening.chunksize),
-            seal=self._seal,
-        )
-        self._append, self._append_many = journal.append, journal.append_many
-        return journal
+        return self._open_writable(opening, _IdsAfterPowerCuts(opening.chunksize))
 
     # Entering a call.
 

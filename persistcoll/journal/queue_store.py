@@ -12,7 +12,7 @@ from persistcoll.disk.path_checks import occupied
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL, Claim, QueueStore, Select
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME
-from persistcoll.engine.records import Durability, Record, Stats
+from persistcoll.engine.records import Record, Stats
 from persistcoll.errors import CorruptionError, Empty, Full, NotClaimedError, StorageError
 from persistcoll.journal.chunk_removal import ConsumedChunks
 from persistcoll.journal.consumer_lock import ConsumerLock
@@ -20,7 +20,6 @@ from persistcoll.journal.cursor import Cursor
 from persistcoll.journal.cursor_view import CursorView
 from persistcoll.journal.cursors import Acknowledged, Position
 from persistcoll.journal.directory import CONSUMER_LOCK, CURSOR
-from persistcoll.journal.journal import Journal
 from persistcoll.journal.open import Opening
 from persistcoll.journal.queue_claims import QueueClaims
 from persistcoll.journal.reader import Reader
@@ -46,23 +45,10 @@ class JournalQueueStore(JournalStore, QueueStore):
 
     No thread holds either lock while it waits for a sync of its acks or of a record that it appends.
 
-    :param opening: the opened directory. Its lock files become the store's. The producer lock is held.
-    :param durability: what an operation that returned survives.
-    :param seal: called with the payload and the id of each record; returns the payload to write.
+    The parameters are those of :class:`~persistcoll.journal.store.JournalStore`.
     """
 
     max_poll_interval = MAX_POLL_INTERVAL
-
-    def __init__(
-        self,
-        opening: Opening,
-        *,
-        durability: Durability = "power",
-        seal: Callable[[bytes, int], bytes] | None = None,
-    ) -> None:
-        self._power = durability == "power"
-        self._seal = seal
-        super().__init__(opening)
 
     def _use(self, opening: Opening) -> None:
         self._consumer: QueueClaims | None = None
@@ -80,17 +66,7 @@ class JournalQueueStore(JournalStore, QueueStore):
 
     def _open_journal(self, opening: Opening) -> None:
         cursor_view = self._cursor_view
-        journal = Journal(
-            self._location,
-            opening.producer_lock,
-            self._appending,
-            chunksize=opening.chunksize,
-            sync=self._power,
-            used_ids=cursor_view,
-            seal=self._seal,
-        )
-        opening.undo.callback(journal.close_without_sync)
-        self._journal, self._append, self._append_many = journal, journal.append, journal.append_many
+        self._journal = self._open_writable(opening, cursor_view)
         if not cursor_view.cursor_exists:
             # Create the cursor now: when the first consumer comes, the disk may be full.
             cursor_view.create_cursor()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from persistcoll.engine.forks import REENTRANT, in_operation, owned, register_used, unregister_used
 from persistcoll.engine.poison import Poison
 from persistcoll.engine.process import SAME, follow_fork
+from persistcoll.engine.records import Durability
 from persistcoll.errors import StorageError
+from persistcoll.journal.journal import Journal
 from persistcoll.journal.open import Opening
 from persistcoll.journal.reader import ReadableJournal
 from persistcoll.journal.replaced_files import replaced
+from persistcoll.journal.tail import UsedIds
 
 __all__ = ["JournalStore"]
 
@@ -28,13 +32,23 @@ class JournalStore:
     end.
 
     :param opening: the opened directory. Its lock files become the store's. The producer lock is held.
+    :param durability: what an operation that returned survives.
+    :param seal: called with the payload and the id of each record; returns the payload to write.
     """
 
     _journal: ReadableJournal
     # Refuses every call: the journal's poison, or a child of it.
     _poison: Poison
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(
+        self,
+        opening: Opening,
+        *,
+        durability: Durability = "power",
+        seal: Callable[[bytes, int], bytes] | None = None,
+    ) -> None:
+        self._power = durability == "power"
+        self._seal = seal
         self._path, self._options, self._disk = opening.path, opening.options, opening.disk
         self._open_again = type(opening)
         self.store_id = opening.location.store_id
@@ -52,6 +66,21 @@ class JournalStore:
     def _use(self, opening: Opening) -> None:
         """Open the journal and set every field that needs it."""
         raise NotImplementedError
+
+    def _open_writable(self, opening: Opening, used_ids: UsedIds) -> Journal:
+        """Return a journal that can be appended to, which the end of a failed opening closes."""
+        journal = Journal(
+            opening.location,
+            opening.producer_lock,
+            self._appending,
+            chunksize=opening.chunksize,
+            sync=self._power,
+            used_ids=used_ids,
+            seal=self._seal,
+        )
+        opening.undo.callback(journal.close_without_sync)
+        self._append, self._append_many = journal.append, journal.append_many
+        return journal
 
     def _reopen(self) -> None:
         with self._open_again(self._path, self._options, self._disk) as opening:
