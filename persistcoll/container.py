@@ -7,14 +7,14 @@ So ``Queue("jobs")`` is a queue of anything, and not an error that asks for an a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from operator import attrgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from persistcoll.engine.forks import register_forkable, warn_unclosed
+from persistcoll.engine.forks import read_only_error, register_forkable, warn_unclosed
 from persistcoll.engine.records import Durability
 from persistcoll.options import Options
 
@@ -112,6 +112,19 @@ class Container(Closable):
     def _attach(self, store: Any) -> None:
         """Set every attribute that needs the open store."""
         raise NotImplementedError
+
+    def _refuse_changes(self, names: Iterable[str]) -> None:
+        """Let the methods of these names raise an error, because the container is opened for reading only.
+
+        They are replaced on the object and not in the class, so that a container that may be written to pays
+        nothing for it.
+        """
+        description = f"{type(self).__name__} {self._place}"
+
+        def refuse(*arguments: object, **options: object) -> NoReturn:
+            raise read_only_error(description)
+
+        vars(self).update(dict.fromkeys(names, refuse))
 
     @property
     def _place(self) -> str:

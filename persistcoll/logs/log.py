@@ -7,19 +7,19 @@ import pickle
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, NoReturn, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from persistcoll.arguments import checked_count, checked_integer
 from persistcoll.container import Container, T, option
 from persistcoll.disk.calls import Disk
 from persistcoll.engine.contracts import CursorState, LogStore
 from persistcoll.engine.event_count import EventCount
-from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.log_core import ConsumerCore
-from persistcoll.engine.records import Durability, OnCorruption, Record, Retain
+from persistcoll.engine.records import Durability, OnCorruption, Retain
 from persistcoll.errors import LockedError, TrimmedError, trimmed
 from persistcoll.journal.directory import LOG, OpenOptions
 from persistcoll.journal.log_store import JournalLogStore
@@ -28,7 +28,7 @@ from persistcoll.journal.read_only import ReadOnlyLogStore
 from persistcoll.logs.consumer import Consumer, Place
 from persistcoll.options import LogOptions
 from persistcoll.serializers import codec, resolve
-from persistcoll.serializers.base import encode_error, record_decoder
+from persistcoll.serializers.base import encode, record_decoder
 
 __all__ = ["Log", "open_store"]
 
@@ -50,15 +50,6 @@ def open_store(options: LogOptions, disk: Disk | None = None) -> JournalLogStore
 
     wanted = OpenOptions.of(options, serializer, LOG)
     return open_directory(options.path, wanted, options.read_only, make, disk)
-
-
-def _read_only(log: Log[Any]) -> Callable[..., NoReturn]:
-    what = f"{type(log).__name__} {log._place}"
-
-    def refuse(*arguments: object, **options: object) -> NoReturn:
-        raise read_only_error(what)
-
-    return refuse
 
 
 def _checked_name(name: Any) -> str:
@@ -148,14 +139,12 @@ class Log(Container, Generic[T]):
     def _attach(self, store: LogStore) -> None:
         self._store = store
         self._codec = codec(self.serializer, store.store_id)
-        self._dumps = self._codec.dumps
         self._decode = record_decoder(self._codec, _WAY_ON)
         self._appended = EventCount(store.max_poll_interval)
         self._append = store.append
         self._cores: weakref.WeakSet[ConsumerCore] = weakref.WeakSet()
         if self.read_only:
-            names = ("append", "extend", "trim", "consumer", "forget")
-            vars(self).update(dict.fromkeys(names, _read_only(self)))
+            self._refuse_changes(("append", "extend", "trim", "consumer", "forget"))
 
     # Appending.
 
@@ -171,7 +160,7 @@ class Log(Container, Generic[T]):
         :raise StorageFullError: the disk has no room; nothing is stored.
         :raise StorageError: the storage failed; the message says so if the outcome is unknown.
         """
-        position = self._append(self._encode(item))
+        position = self._append(encode(self._codec, item))
         if self._appended.listeners:
             self._appended.notify(None)
         return position
@@ -183,16 +172,10 @@ class Log(Container, Generic[T]):
 
         It raises the errors that :meth:`append` raises.
         """
-        positions = self._store.append_many([self._encode(item) for item in items])
+        positions = self._store.append_many([encode(self._codec, item) for item in items])
         if self._appended.listeners and positions:
             self._appended.notify(None)
         return range(positions[0], positions[-1] + 1) if positions else range(0)
-
-    def _encode(self, item: Any) -> bytes:
-        try:
-            return self._dumps(item)
-        except Exception as cause:
-            raise encode_error(self._codec, item, cause) from cause
 
     # Reading.
 
@@ -215,12 +198,9 @@ class Log(Container, Generic[T]):
         return self._items(0)
 
     def _items(self, after: int) -> Iterator[T]:
-        records = self._store.records(after)
-        try:
+        with closing(self._store.records(after)) as records:
             for record in records:
                 yield self._decode(record)[1]
-        finally:
-            records.close()
 
     @overload
     def __getitem__(self, position: int) -> T: ...
@@ -244,7 +224,7 @@ class Log(Container, Generic[T]):
         position = checked_integer("position", position)
         while True:
             wanted = self._absolute(position)
-            record = next(iter(self._records(wanted - 1)), None) if wanted > 0 else None
+            record = next(self._store.records(wanted - 1), None) if wanted > 0 else None
             if record is not None and record.id == wanted:
                 item: T = self._decode(record)[1]
                 return item
@@ -254,13 +234,6 @@ class Log(Container, Generic[T]):
             if position > 0:
                 raise trimmed(wanted, bounds.first)
             # Others have trimmed since, so count back once more.
-
-    def _records(self, after: int) -> Iterator[Record]:
-        records = self._store.records(after)
-        try:
-            yield from records
-        finally:
-            records.close()
 
     def _absolute(self, position: int) -> int:
         """Return the position that a negative one means; 0 if it is before the first item."""
@@ -285,10 +258,11 @@ class Log(Container, Generic[T]):
         else:
             low, high = 0 if stop is None else stop + 1, None if start is None else start + 1
         found: list[T] = []
-        for record in self._records(low - 1):
-            if high is not None and record.id >= high:
-                break
-            found.append(self._decode(record)[1])
+        with closing(self._store.records(low - 1)) as records:
+            for record in records:
+                if high is not None and record.id >= high:
+                    break
+                found.append(self._decode(record)[1])
         return found[::step]
 
     def read(self, after: int = 0, limit: int | None = None) -> list[T]:

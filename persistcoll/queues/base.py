@@ -6,16 +6,15 @@ are in :mod:`persistcoll.engine.blocking`. The store decides what is stored, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Generic, NoReturn
+from typing import Any, Generic
 
 from persistcoll.arguments import checked_count, checked_integer
 from persistcoll.container import Container, T
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Stats
 from persistcoll.options import Options
@@ -23,15 +22,6 @@ from persistcoll.serializers import codec
 from persistcoll.serializers.base import encode_error, record_decoder
 
 __all__ = ["BaseQueue"]
-
-
-def _refusing(queue: BaseQueue[Any]) -> Callable[..., NoReturn]:
-    description = f"{type(queue).__name__} {queue._place}"
-
-    def refuse(*arguments: object, **options: object) -> NoReturn:
-        raise read_only_error(description)
-
-    return refuse
 
 
 class BaseQueue(Container, Generic[T]):
@@ -55,8 +45,7 @@ class BaseQueue(Container, Generic[T]):
         self._core = self._make_core(store)
         self._blocking = BlockingQueue(self._core)
         if self.read_only:
-            # On the object and not in the class, so that a queue that may be written to pays nothing for it.
-            vars(self).update(dict.fromkeys(self._changing, _refusing(self)))
+            self._refuse_changes(self._changing)
 
     def _make_core(self, store: Any) -> QueueCore:
         raise NotImplementedError
