@@ -1,8 +1,9 @@
-"""The server that forks the workers of a module's tests."""
+"""What several modules need: the server that forks their workers, and a place for damaged stores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,9 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     server = Server(request.module.WORKER)
     yield server
     server.close()
+
+
+@pytest.fixture
+def place(memory_path: Path) -> Path:
+    """Give a directory in memory, into which a test lays the files of a store again and again."""
+    return memory_path

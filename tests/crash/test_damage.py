@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from persistcoll import (
 )
 from persistcoll.journal.frames import HEADER_SIZE
 from persistcoll.testing.faults import FaultyDisk
-from tests.crash.accounts import drain, memory_directory, number_of, numbered, quick_disk
+from tests.crash.accounts import drain, number_of, numbered, quick_disk
 
 POLICIES = ("raise", "stop", "skip")
 CHUNKS = ("q00001", "q00002", "q00003")
@@ -44,15 +43,6 @@ DATA = 91
 def small(monkeypatch):
     monkeypatch.setattr(logging.getLogger("persistcoll"), "disabled", True)
     monkeypatch.setattr("persistcoll.journal.cursors._RESERVED", 400)
-
-
-@pytest.fixture
-def place(tmp_path_factory):
-    """Give a directory in memory."""
-    where = memory_directory() or str(tmp_path_factory.mktemp("damage"))
-    directory = Path(tempfile.mkdtemp(prefix="persistcoll-", dir=where))
-    yield directory
-    shutil.rmtree(directory)
 
 
 def opened(path, policy="raise", disk=None, **options) -> Queue:

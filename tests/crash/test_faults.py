@@ -10,6 +10,9 @@ import contextlib
 import errno
 import logging
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,35 +33,26 @@ def opened(path, disk=None, **options) -> Queue:
     return Queue(path, serializer="raw", _disk=disk or quick_disk(), **options)
 
 
-class Trial:
-    """A workload in which any step may fail with a ``StorageError``, and with nothing else."""
+class FaultTrial:
+    """A workload in which any step may fail with a ``StorageError``, and with nothing else.
 
-    def __init__(self, path, disk: FaultyDisk, durability: str = "power") -> None:
+    :param open_store: opens the store at a path on a disk.
+    :param account: what the lines that the workload says are added to.
+    """
+
+    def __init__(
+        self, path: Path, disk: FaultyDisk, durability: str, open_store: Callable[..., Any], account: Any
+    ) -> None:
         self.path, self.disk, self.durability = path, disk, durability
-        self.account = Account()
+        self.account = account
         self.errors: list[StorageError] = []
         self.refused = False
-        self.next = 1
+        self._open_store = open_store
 
-    def run(self) -> None:
-        queue = self._opened()
-        try:
-            scribe = Scribe(queue, self._say, self.next)
-            for step in (scribe.put, scribe.put, lambda: scribe.put_many(2), scribe.get, scribe.put):
-                self._try(scribe, step)
-            for _ in range(4):
-                if scribe.hand:
-                    self._try(scribe, scribe.done)
-                self._try(scribe, scribe.get)
-            self.next = scribe.next
-        finally:
-            with contextlib.suppress(StorageError):
-                queue.close()
-
-    def _opened(self) -> Queue:
+    def _opened(self) -> Any:
         for _ in range(40):
             try:
-                return opened(self.path, self.disk, chunksize=2, durability=self.durability)
+                return self._open_store(self.path, self.disk, chunksize=2, durability=self.durability)
             except StorageError as error:
                 self.errors.append(error)
             if len(self.errors) > 1:
@@ -69,24 +63,54 @@ class Trial:
         self.last = line
         self.account.add(line)
 
-    def _try(self, scribe: Scribe, step) -> None:
+    def _try(
+        self, step: Callable[[], object], appends: str, nothing: tuple[type[Exception], ...] = (Empty,)
+    ) -> None:
+        """Try a step, and note its error.
+
+        :param appends: how the line of a step begins that certainly has not happened if it raised.
+        :param nothing: the errors that say that there is nothing to do.
+        """
         self.last = ""
         try:
             step()
-        except Empty:
+        except nothing:
             pass
         except StorageError as error:
             self.errors.append(error)
             unknown = "unknown" in str(error) or self.refused
             self.refused |= "close" in str(error)
-            if self.last.startswith("ask put") and not unknown:
+            if self.last.startswith(appends) and not unknown:
                 self.account.add(self.last.replace("ask", "no"))
+
+
+class Trial(FaultTrial):
+    """The workload of a queue."""
+
+    def __init__(self, path: Path, disk: FaultyDisk, durability: str = "power") -> None:
+        super().__init__(path, disk, durability, opened, Account())
+        self.next = 1
+
+    def run(self) -> None:
+        queue = self._opened()
+        try:
+            scribe = Scribe(queue, self._say, self.next)
+            for step in (scribe.put, scribe.put, lambda: scribe.put_many(2), scribe.get, scribe.put):
+                self._try(step, "ask put")
+            for _ in range(4):
+                if scribe.hand:
+                    self._try(scribe.done, "ask put")
+                self._try(scribe.get, "ask put")
+            self.next = scribe.next
+        finally:
+            with contextlib.suppress(StorageError):
+                queue.close()
 
     def judge(self) -> None:
         self.disk.heal()
         with opened(self.path) as queue:
             self.account.check(drain(queue), power=True)
-        assert not strangers(self.path)
+        assert not strangers(str(self.path))
 
 
 def calls_of(tmp_path, durability: str = "power") -> Counter[str]:

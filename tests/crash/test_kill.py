@@ -119,20 +119,7 @@ def live_and_die(server, story, rng, path, roles, lives, **options) -> int:
             )
             for producer, role in enumerate(roles, 1)
         ]
-        # Mostly while all of them work, and sometimes while they begin.
-        beginning = len(workers) if rng.random() < 0.8 else 0
-        heard, enough = 0, rng.randrange(1, 60)
-        while beginning > 0 or heard < enough:
-            said_now = server.lines(20)
-            assert said_now, "nothing happens"
-            heard = 0 if beginning > 0 else heard + len(said_now)
-            for _, said in said_now:
-                story.add(said)
-                beginning -= said == "open"
-        for _, said in server.lines(rng.random() * 0.002):
-            story.add(said)
-        for _, said in server.bury(workers):
-            story.add(said)
+        server.hear_and_kill(workers, rng, 60, story.add, r"open$")
         unanswered += story.getting
         story.getting = False
         story.consumer_died()

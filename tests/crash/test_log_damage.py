@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from persistcoll import CorruptionError, Empty, Log, PersistcollError, TrimmedError
-from tests.crash.accounts import memory_directory, number_of, numbered
+from tests.crash.accounts import number_of, numbered
 from tests.crash.log_accounts import opened
 from tests.crash.test_damage import DATA, POLICIES, spoiled
 
@@ -35,15 +34,6 @@ COMMITTED = {"a": 6, "b": 4}
 def small(monkeypatch):
     monkeypatch.setattr(logging.getLogger("persistcoll"), "disabled", True)
     monkeypatch.setattr("persistcoll.journal.log_cursor._FIRST_RESERVED", 200)
-
-
-@pytest.fixture
-def place(tmp_path_factory):
-    """Give a directory in memory."""
-    where = memory_directory() or str(tmp_path_factory.mktemp("damage"))
-    directory = Path(tempfile.mkdtemp(prefix="persistcoll-", dir=where))
-    yield directory
-    shutil.rmtree(directory)
 
 
 def open_log(path: Path, policy: Any = "raise") -> Log[bytes]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from persistcoll import Empty, Log, Retain, StorageError, StorageFullError
+from persistcoll import Empty, Retain, StorageError, StorageFullError
 from persistcoll.disk.calls import CALLS
 from persistcoll.testing.faults import CrashDisk, FaultyDisk
 from tests.crash.accounts import number_of, numbered, quick_disk
@@ -31,6 +31,7 @@ from tests.crash.log_accounts import (
     rest_of,
 )
 from tests.crash.test_disk_full import fill_up, small_disk
+from tests.crash.test_faults import FaultTrial
 
 __all__ = ["small_disk"]  # the fixture
 
@@ -42,14 +43,11 @@ def quiet(monkeypatch):
     monkeypatch.setattr("persistcoll.journal.log_cursor._FIRST_RESERVED", 160)
 
 
-class Trial:
-    """A workload in which any step may fail with a ``StorageError``, and with nothing else."""
+class Trial(FaultTrial):
+    """The workload of a log."""
 
     def __init__(self, path: Path, disk: FaultyDisk, durability: str = "power") -> None:
-        self.path, self.disk, self.durability = path, disk, durability
-        self.account = LogAccount()
-        self.errors: list[StorageError] = []
-        self.refused = False
+        super().__init__(path, disk, durability, opened, LogAccount())
 
     def run(self) -> None:
         log = self._opened()
@@ -78,7 +76,7 @@ class Trial:
         try:
             for name, step in steps:
                 if not name or name in scribe.open:
-                    self._try(step)
+                    self._try(step, "ask append", (Empty, IndexError))
         finally:
             with contextlib.suppress(StorageError):
                 log.close()
@@ -86,33 +84,6 @@ class Trial:
     def _consumer(self, scribe: LogScribe, name: str) -> None:
         if name not in scribe.open:
             scribe.consumer(name)
-
-    def _opened(self) -> Log[bytes]:
-        for _ in range(40):
-            try:
-                return opened(self.path, self.disk, chunksize=2, durability=self.durability)
-            except StorageError as error:
-                self.errors.append(error)
-            if len(self.errors) > 1:
-                self.disk.heal()
-        raise AssertionError(f"never opens: {self.errors[-1]}")
-
-    def _say(self, line: str) -> None:
-        self.last = line
-        self.account.add(line)
-
-    def _try(self, step: Callable[[], object]) -> None:
-        self.last = ""
-        try:
-            step()
-        except (Empty, IndexError):
-            pass
-        except StorageError as error:
-            self.errors.append(error)
-            unknown = "unknown" in str(error) or self.refused
-            self.refused |= "close" in str(error)
-            if self.last.startswith("ask append") and not unknown:
-                self.account.add(self.last.replace("ask", "no"))
 
     def judge(self) -> None:
         self.disk.heal()

@@ -114,20 +114,7 @@ def live_and_die(server, story, rng, path, lives, **options) -> None:
         for producer, (role, name) in enumerate(roles, 1):
             first, seed = story.next_of(producer), rng.getrandbits(32)
             workers.append(server.start(role, path, first, seed, role, consumer=name, quick=True, **options))
-        # Mostly while all of them work, and sometimes while they begin.
-        beginning = len(workers) if rng.random() < 0.8 else 0
-        heard, enough = 0, rng.randrange(1, 120)
-        while beginning > 0 or heard < enough:
-            said_now = server.lines(20)
-            assert said_now, "nothing happens"
-            heard = 0 if beginning > 0 else heard + len(said_now)
-            for _, said in said_now:
-                story.add(said)
-                beginning -= said == "open" or said.startswith("at ")
-        for _, said in server.lines(rng.random() * 0.002):
-            story.add(said)
-        for _, said in server.bury(workers):
-            story.add(said)
+        server.hear_and_kill(workers, rng, 120, story.add, r"open$|at ")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -138,6 +139,31 @@ class Server:
         *whole, self._rest = (self._rest + os.read(self._pipe, 1 << 16)).split(b"\n")
         pairs = (line.decode().partition(" ") for line in whole)
         return [(name, said) for name, _, said in pairs]
+
+    def hear_and_kill(
+        self, lives: list[Life], rng: random.Random, most: int, add: Callable[[str], object], begins: str
+    ) -> None:
+        """Hear what the workers say until a random time, kill them, and hear the rest.
+
+        Mostly they are killed while all of them work, and sometimes while they begin.
+
+        :param most: how many lines they say at most after the beginning.
+        :param add: called with each line.
+        :param begins: matches the line with which a worker has begun.
+        """
+        beginning = len(lives) if rng.random() < 0.8 else 0
+        heard, enough = 0, rng.randrange(1, most)
+        while beginning > 0 or heard < enough:
+            said_now = self.lines(20)
+            assert said_now, "nothing happens"
+            heard = 0 if beginning > 0 else heard + len(said_now)
+            for _, said in said_now:
+                add(said)
+                beginning -= re.match(begins, said) is not None
+        for _, said in self.lines(rng.random() * 0.002):
+            add(said)
+        for _, said in self.bury(lives):
+            add(said)
 
     def bury(self, lives: list[Life]) -> list[tuple[str, str]]:
         """Kill the workers, wait for their end, and return what they said last."""
