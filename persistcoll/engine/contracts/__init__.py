@@ -54,8 +54,9 @@ Tests have these numbers in their names. :mod:`persistcoll.testing` has a functi
 from persistcoll.engine.contracts.capabilities import StoreCapabilities
 from persistcoll.engine.contracts.log_store import CursorState, LogBounds, LogCursor, LogStore
 from persistcoll.engine.contracts.pair_store import Pair, PairStore
-from persistcoll.engine.contracts.queue_store import MAX_POLL_INTERVAL, Claim, QueueStore, Select
+from persistcoll.engine.contracts.queue_store import Claim, QueueStore, Select
 from persistcoll.engine.contracts.record_store import RecordStore
+from persistcoll.engine.contracts.store import MAX_POLL_INTERVAL, Store
 
 __all__ = [
     "MAX_POLL_INTERVAL",
@@ -69,5 +70,6 @@ __all__ = [
     "QueueStore",
     "RecordStore",
     "Select",
+    "Store",
     "StoreCapabilities",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from persistcoll.engine.contracts.queue_store import MAX_POLL_INTERVAL
+from persistcoll.engine.contracts.store import MAX_POLL_INTERVAL
 from persistcoll.engine.records import Record
 
 __all__ = ["CursorState", "LogBounds", "LogCursor", "LogStore"]
