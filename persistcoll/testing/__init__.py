@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from persistcoll.engine.memory.log_store import MemoryLogState, MemoryLogStore
 from persistcoll.engine.memory.queue_store import MemoryQueueState, MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
-from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
+from persistcoll.engine.memory.server import MemoryConnection
+from persistcoll.engine.memory.server_record_store import MemoryServerState, MemoryServerStore
 from persistcoll.testing.crash.disk import CrashDisk
 from persistcoll.testing.crash.explore import Exploration, Violation, explore
 from persistcoll.testing.crash.model import CrashState, Model, Operation

@@ -14,7 +14,8 @@ from zlib import crc32
 
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
-from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
+from persistcoll.engine.memory.server import MemoryConnection
+from persistcoll.engine.memory.server_record_store import MemoryServerState, MemoryServerStore
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
 from persistcoll.serializers import codec, resolve, signed
 from persistcoll.sqlite.database import Database

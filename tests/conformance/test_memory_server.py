@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
+from persistcoll.engine.memory.server import MemoryConnection
+from persistcoll.engine.memory.server_record_store import MemoryServerState, MemoryServerStore
 from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, Entry
 from persistcoll.errors import BackendUnavailableError, Empty, LockedError
 from persistcoll.testing import RECORD_STORE_LAWS, Skipped

@@ -6,7 +6,8 @@ import pytest
 
 from persistcoll import Empty
 from persistcoll.engine.blocking import BlockingQueue
-from persistcoll.engine.memory.server import MemoryConnection, MemoryServerState, MemoryServerStore
+from persistcoll.engine.memory.server import MemoryConnection
+from persistcoll.engine.memory.server_record_store import MemoryServerState, MemoryServerStore
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import FIFO, ClaimPolicy
 from persistcoll.testing.children import run_threads

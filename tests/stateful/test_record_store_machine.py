@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from persistcoll.engine.memory.server import MemoryServerState
+from persistcoll.engine.memory.server_record_store import MemoryServerState
 from persistcoll.engine.records import ClaimPolicy
 from persistcoll.testing import Capabilities, FifoStores, RecordStoreMachine, StoreMachine
 from tests.conformance.record_stores import (

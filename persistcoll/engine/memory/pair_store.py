@@ -31,38 +31,15 @@ class _Row(NamedTuple):
 
 
 class MemoryPairState(TransactionalState):
-    """The pairs of a :class:`MemoryPairStore`, which outlive its closing.
+    """The pairs of a :class:`MemoryPairStore`."""
 
-    Several stores of one state behave like stores in several processes that have the same file open. A copy
-    (:meth:`copy`) is the state that another process finds if this process dies now.
-
-    ``lock`` protects every attribute and every row.
-
-    :param clock: returns the time in seconds by which pairs expire.
-    """
+    NUMBERS = ("last_serial",)
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        super().__init__()
-        self.clock = clock
+        super().__init__(clock)
         self.rows: dict[bytes, _Row] = {}
         """The pairs by key, in order. An expired pair stays until the next call."""
         self.last_serial = 0
-        self.changes = 0
-
-    def copy(self) -> MemoryPairState:
-        """Return a copy of the committed state."""
-        with self.lock:
-            other = MemoryPairState(self.clock)
-            other.restore(self.before or self.snapshot())
-            other.changes = self.changes
-            return other
-
-    def snapshot(self) -> tuple[dict[bytes, _Row], int]:
-        return dict(self.rows), self.last_serial
-
-    def restore(self, before: tuple[dict[bytes, _Row], int]) -> None:
-        rows, self.last_serial = before
-        self.rows = dict(rows)
 
 
 class MemoryPairStore(PairStore):

@@ -231,7 +231,7 @@ class MemoryRecordStore(RecordStore):
                     raise
                 break
         if not values:
-            raise Empty
+            raise self._state.nothing(row.until for row in self._state.rows.values())
         # Change the rows only now, so that an interrupt of `decode` (KeyboardInterrupt) changes nothing.
         lease = self._retry.lease
         until = None if lease is None else self._state.clock() + lease

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from persistcoll.engine.memory.transactions import TransactionalState
 from persistcoll.engine.records import State
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["FINISHED", "UNFINISHED", "MemoryRecordState", "Row"]
+
 
 UNFINISHED = (State.READY, State.DELAYED, State.CLAIMED)
 FINISHED = (State.DONE, State.FAILED, State.DEAD)
@@ -33,39 +38,21 @@ class Row:
 
 
 class MemoryRecordState(TransactionalState):
-    """The records of a ``MemoryRecordStore``, which outlive its closing.
+    """The records of a ``MemoryRecordStore``. In a copy the holder of each claim is dead."""
 
-    Several stores of one state behave like stores in several processes that have the same file open. A copy
-    (:meth:`copy`) is the state that another process finds if this process dies now.
-
-    ``lock`` protects every attribute and every row.
-
-    :param clock: returns the time in seconds since the epoch.
-    """
+    NUMBERS = ("last_id", "puts")
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        super().__init__()
-        self.clock = clock
+        super().__init__(clock)
         self.rows: dict[int, Row] = {}
         self.last_id = 0
         self.puts = 0
-        self.changes = 0
 
-    def copy(self) -> MemoryRecordState:
-        """Return a copy of the committed state, in which the holder of each claim is dead."""
-        with self.lock:
-            other = MemoryRecordState(self.clock)
-            other.restore(self.before or self.snapshot())
-            for row in other.rows.values():
-                row.holder = None
-            return other
-
-    def snapshot(self) -> tuple[dict[int, Row], int, int]:
-        return {id: replace(row) for id, row in self.rows.items()}, self.last_id, self.puts
-
-    def restore(self, before: tuple[dict[int, Row], int, int]) -> None:
-        rows, self.last_id, self.puts = before
-        self.rows = {id: replace(row) for id, row in rows.items()}
+    def copy(self) -> Self:
+        other = super().copy()
+        for row in other.rows.values():
+            row.holder = None
+        return other
 
     # The caller of the methods below holds the lock.
 

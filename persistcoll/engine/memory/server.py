@@ -1,9 +1,8 @@
-"""The reference record store that behaves like a database server: :class:`MemoryServerStore`.
+"""A reference model that behaves like a database server: :class:`ServerState` and :class:`ServerStore`.
 
 It has the properties that make servers harder than files: ids that appear late and with gaps, a clock that no
-user sets, answers that are lost, holders that are known only by their heartbeats, and transactions of the
-caller. Each call runs a :class:`~persistcoll.engine.memory.record_store.MemoryRecordStore` on a copy of the
-committed rows, and commits what it has changed.
+user sets, answers that are lost, and transactions of the caller. Each call runs a store of the plain model on
+a copy of the committed rows, and commits what it has changed.
 """
 
 from __future__ import annotations
@@ -13,20 +12,28 @@ import itertools
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from persistcoll.engine.contracts import Claim, RecordStore, StoreCapabilities
-from persistcoll.engine.memory.record_store import MemoryRecordStore
-from persistcoll.engine.memory.rows import UNFINISHED, MemoryRecordState, Row
-from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry
-from persistcoll.errors import BackendUnavailableError, ClosedError, Empty, EncodeError, LockedError
+from persistcoll.engine.memory.transactions import TransactionalState
+from persistcoll.errors import BackendUnavailableError, ClosedError, EncodeError, LockedError
 
-__all__ = ["MemoryConnection", "MemoryServerState", "MemoryServerStore"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-_MAX_PAYLOAD = 1 << 20  # bytes
+__all__ = [
+    "MAX_PAYLOAD",
+    "MemoryConnection",
+    "ServerState",
+    "ServerStore",
+    "Transaction",
+    "sent",
+]
+
+S = TypeVar("S", bound="ServerState")
+
+MAX_PAYLOAD = 1 << 20  # bytes
 _BEGAN = time.time() - time.monotonic()
 
 
@@ -34,29 +41,32 @@ def _server_clock() -> float:
     return _BEGAN + time.monotonic()
 
 
-class _Transaction:
+class Transaction:
     """The changes of an open transaction, which no other transaction sees.
 
     The lock of the server's state protects every attribute.
     """
 
     def __init__(self) -> None:
-        self.rows: dict[int, Row | None] = {}
-        """The changed rows by id; ``None`` if the transaction removes the row."""
-        self.puts = 0
+        self.rows: dict[tuple[str, Any], Any] = {}
+        """The changed rows by table and key; ``None`` if the transaction removes the row."""
+        self.numbers: dict[str, int] = {}
+        """What the transaction adds to the state's numbers."""
 
 
-class MemoryServerState(MemoryRecordState):
-    """The state of a server: the committed rows of one collection, its holders and its clients.
+class ServerState(TransactionalState):
+    """The state of a server: the committed rows of one collection, and its clients.
 
     ``lock`` protects every attribute and every row.
 
     :param clock: returns the time in seconds since the epoch; by default a clock that no user can set.
-    :param patience: the seconds without a heartbeat after which a holder is dead.
+    :param patience: the seconds without a heartbeat after which a holder is dead; infinite: it never is.
     :param id_block: how many ids a client draws at once.
     :param loss: the probability that the connection is lost before a commit, and that it is lost after one.
     :param seed: the seed of these chances.
     """
+
+    last_id: int
 
     def __init__(
         self,
@@ -70,7 +80,7 @@ class MemoryServerState(MemoryRecordState):
         super().__init__(clock)
         self.patience, self.id_block, self.loss = patience, id_block, loss
         self.chance = random.Random(seed)
-        self.open: list[_Transaction] = []
+        self.open: list[Transaction] = []
         self.done: dict[tuple[int, int], Any] = {}
         """The results of committed operations whose answer was lost, by client and operation."""
         self.heard: dict[int, float] = {}
@@ -79,14 +89,14 @@ class MemoryServerState(MemoryRecordState):
         """The holders that send heartbeats: the open ones of this process."""
         self.clients = itertools.count(1)
 
-    def copy(self) -> MemoryServerState:
-        """Return a copy of the committed state in which every holder is dead."""
+    def empty(self) -> Self:
+        return type(self)(self.clock, patience=self.patience, id_block=self.id_block, loss=self.loss)
+
+    def copy(self) -> Self:
+        # The holders of the claims keep their numbers. In the copy none of them sends heartbeats.
         with self.lock:
-            other = MemoryServerState(
-                self.clock, patience=self.patience, id_block=self.id_block, loss=self.loss
-            )
-            other.rows = {id: replace(row) for id, row in self.rows.items()}
-            other.last_id, other.puts = self.last_id, self.puts
+            other = self.empty()
+            other.restore(self.snapshot())
             other.clients = itertools.count(max(self.beating | self.heard.keys(), default=0) + 1)
             return other
 
@@ -107,43 +117,64 @@ class MemoryServerState(MemoryRecordState):
         """Tell whether the connection is lost now, by chance."""
         return self.chance.random() < self.loss
 
-    def view(self, transaction: _Transaction) -> MemoryRecordState:
+    def view(self, transaction: Transaction) -> Self:
         """Return a copy of what the transaction sees: the committed rows, with its own changes."""
-        view = MemoryRecordState(self.clock)
-        rows: dict[int, Row | None] = {**self.rows, **transaction.rows}
-        view.rows = {id: replace(row) for id, row in rows.items() if row is not None}
-        view.last_id, view.puts, view.changes = self.last_id, self.puts + transaction.puts, self.changes
+        view = self.empty()
+        view.restore(self.snapshot())
+        view.changes = self.changes
+        for (table, key), row in transaction.rows.items():
+            if row is None:
+                getattr(view, table).pop(key, None)
+            else:
+                getattr(view, table)[key] = copy.copy(row)
+        for name, added in transaction.numbers.items():
+            setattr(view, name, getattr(view, name) + added)
         return view
 
-    def locked(self, transaction: _Transaction) -> dict[int, Row | None]:
-        """Return the rows that other open transactions have changed, by id."""
+    def locked(self, transaction: Transaction) -> dict[tuple[str, Any], Any]:
+        """Return the rows that other open transactions have changed, by table and key."""
         others = [other.rows for other in self.open if other is not transaction]
-        return {id: row for rows in others for id, row in rows.items()}
+        return {key: row for rows in others for key, row in rows.items()}
 
-    def note(self, transaction: _Transaction, view: MemoryRecordState) -> None:
-        """Record the differences between the view and the committed rows as changes of the transaction."""
-        for id in self.rows.keys() | view.rows.keys() | transaction.rows.keys():
-            if view.rows.get(id) == self.rows.get(id):
-                transaction.rows.pop(id, None)
-            else:
-                transaction.rows[id] = view.rows.get(id)
-        transaction.puts = view.puts - self.puts
-        self.last_id = max(self.last_id, view.last_id)  # a rollback does not undo it, so ids have gaps
+    def note(self, transaction: Transaction, view: ServerState) -> None:
+        """Record the differences between the view and the committed rows as changes of the transaction.
 
-    def commit(self, transaction: _Transaction) -> None:
+        :raise LockedError: another open transaction has changed one of these rows.
+        """
+        # A rollback does not undo it, so ids have gaps.
+        self.last_id = max(self.last_id, view.last_id)
+        rows: dict[tuple[str, Any], Any] = {}
+        for table in self.TABLES:
+            mine, other = getattr(self, table), getattr(view, table)
+            rows |= {
+                (table, key): other.get(key)
+                for key in mine.keys() | other.keys()
+                if other.get(key) != mine.get(key)
+            }
+        if any(
+            transaction.rows.get(key) != row for key, row in rows.items() if key in self.locked(transaction)
+        ):
+            raise LockedError("another transaction has changed what this one changes")
+        transaction.rows = rows
+        numbers = [name for name in self.NUMBERS if name != "last_id"]
+        transaction.numbers = {name: getattr(view, name) - getattr(self, name) for name in numbers}
+
+    def commit(self, transaction: Transaction) -> None:
         """Apply the changes of the transaction to the committed rows."""
-        for id, row in transaction.rows.items():
+        for (table, key), row in transaction.rows.items():
             if row is None:
-                self.rows.pop(id, None)
+                getattr(self, table).pop(key, None)
             else:
-                self.rows[id] = row
-        self.puts += transaction.puts
+                getattr(self, table)[key] = row
+        for name, added in transaction.numbers.items():
+            setattr(self, name, getattr(self, name) + added)
         self.changes += bool(transaction.rows)
 
 
 class MemoryConnection:
-    """A caller's connection to a server in memory, for :meth:`MemoryServerStore.joined`.
+    """A caller's connection to a server in memory, for the ``joined`` of its stores.
 
+    >>> from persistcoll.engine.memory.server_record_store import MemoryServerState, MemoryServerStore
     >>> state = MemoryServerState()
     >>> store, connection = MemoryServerStore(state=state), MemoryConnection(state)
     >>> connection.begin()
@@ -156,14 +187,14 @@ class MemoryConnection:
     >>> store.close()
     """
 
-    def __init__(self, state: MemoryServerState) -> None:
+    def __init__(self, state: ServerState) -> None:
         self._state = state
-        self.transaction: _Transaction | None = None
+        self.transaction: Transaction | None = None
 
     def begin(self) -> None:
         """Begin a transaction."""
         with self._state.lock:
-            self.transaction = _Transaction()
+            self.transaction = Transaction()
             self._state.open.append(self.transaction)
 
     def commit(self) -> None:
@@ -176,7 +207,7 @@ class MemoryConnection:
         with self._state.lock:
             self._end()
 
-    def _end(self) -> _Transaction:
+    def _end(self) -> Transaction:
         transaction, self.transaction = self.transaction, None
         if transaction is None:
             raise ValueError("no transaction is open")
@@ -184,111 +215,32 @@ class MemoryConnection:
         return transaction
 
 
-class _Session(MemoryRecordStore):
-    """A record store for one call, on the rows that the call sees and changes."""
+def sent(contract: type, name: str) -> Callable[..., Any]:
+    """Return a method that runs the operation ``name`` of the contract on the server."""
 
-    def __init__(
-        self,
-        discipline: Discipline,
-        retry: ClaimPolicy,
-        view: MemoryRecordState,
-        locked: dict[int, Row | None],
-        is_dead: Callable[[object], bool],
-        draw: Callable[[], int],
-    ) -> None:
-        super().__init__(discipline, retry._replace(auto_reclaim=False), view)
-        self._retry = retry
-        self._locked = frozenset(locked)
-        self._locked_keys = {
-            row.key for row in locked.values() if row is not None and row.state in UNFINISHED
-        }
-        self._is_dead = is_dead  # type: ignore[method-assign, assignment]
-        self._draw = draw
-        view.add = self._add  # type: ignore[method-assign]
-
-    def _add(self, row: Row) -> int:
-        state = self._state
-        row.id = self._draw()
-        state.last_id = max(state.last_id, row.id)
-        state.changes += 1
-        state.rows[row.id] = row
-        return row.id
-
-    def _promote_due(self) -> MemoryRecordState:
-        state = super()._promote_due()
-        if self._retry.auto_reclaim:
-            self._reclaim()
-        return state
-
-    def reclaim(self) -> int:
-        super()._promote_due()
-        return self._reclaim()
-
-    def _claimed(self, id: int) -> Row:
-        row = super()._claimed(id)
-        self._check_unlocked(id)
-        return row
-
-    def put(
-        self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
-    ) -> list[int | None]:
-        keys = {entry.key for entry in entries if entry.key is not None}
-        if self._discipline.unique and keys & self._locked_keys:
-            raise LockedError("another transaction puts or changes an item of this key")
-        return super().put(entries, capacity)
-
-    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
-        self._check_unlocked(id)
-        return super().update(id, payload, key)
-
-    def _check_unlocked(self, id: int) -> None:
-        if id in self._locked:
-            raise LockedError(f"item {id} is locked by another transaction")
-
-
-def _sent(name: str) -> Callable[..., Any]:
-    """Return a method that runs the operation ``name`` on the server."""
-
-    def method(self: MemoryServerStore, *arguments: Any, **options: Any) -> Any:
+    def method(self: ServerStore[Any], *arguments: Any, **options: Any) -> Any:
         return self._call(name, arguments, options)
 
-    method.__name__, method.__doc__ = name, getattr(RecordStore, name).__doc__
+    method.__name__, method.__doc__ = name, getattr(contract, name).__doc__
     return method
 
 
-class MemoryServerStore(RecordStore):
-    """A :class:`~persistcoll.engine.contracts.RecordStore` in memory that behaves like one on a server.
+class ServerStore(ABC, Generic[S]):
+    """What the stores on a server in memory share: how an operation reaches the server, exactly once.
 
     It sends each operation with a number. If the answer is lost, it sends the operation again with the same
-    number, so that the server runs it once. Closing a store releases its claims. Any thread may call any
-    method.
+    number, so that the server runs it once.
 
     The lock of the server's state protects every field except the operation numbers, which come from an
     atomic counter.
-
-    :param state: the state of the server; a new one by default.
     """
 
     _RETRIES = 100
+    _state: S
 
-    def __init__(
-        self,
-        discipline: Discipline = FIFO,
-        retry: ClaimPolicy = ClaimPolicy(),  # noqa: B008 - immutable
-        state: MemoryServerState | None = None,
-    ) -> None:
-        self._discipline, self._retry = discipline, retry
-        self._state = state or MemoryServerState()
+    def __init__(self) -> None:
         self._connection: MemoryConnection | None = None
-        self._claims: dict[int, int] = {}
         self._closed = False
-        self.capabilities = StoreCapabilities(
-            total_order=False,
-            decodes_once=not self._state.loss,
-            death_noticed_after=self._state.patience,
-            joins_transactions=True,
-            max_payload=_MAX_PAYLOAD,
-        )
         self._become_client()
 
     def _become_client(self) -> None:
@@ -299,67 +251,50 @@ class MemoryServerStore(RecordStore):
             self._ids: Iterator[int] = iter(())
             state.beating.add(self._client)
 
-    append = _sent("append")
-    append_many = _sent("append_many")
-    put = _sent("put")
-    claim = _sent("claim")
-    claim_many = _sent("claim_many")
-    pop = _sent("pop")
-    pop_many = _sent("pop_many")
-    ack = _sent("ack")
-    fail = _sent("fail")
-    nack = _sent("nack")
-    release = _sent("release")
-    reclaim = _sent("reclaim")
-    update = _sent("update")
-    remove = _sent("remove")
-    clear = _sent("clear")
-    purge = _sent("purge")
-    shrink = _sent("shrink")
-    peek = _sent("peek")
-    has_active_key = _sent("has_active_key")
-    records = _sent("records")
-    scan = _sent("scan")
-    count = _sent("count")
-    claimed = _sent("claimed")
-    unfinished = _sent("unfinished")
-    is_empty = _sent("is_empty")
-    has_unfinished = _sent("has_unfinished")
-    stats = _sent("stats")
+    @abstractmethod
+    def _session(self, name: str, view: S, locked: dict[tuple[str, Any], Any], ids: Iterator[int]) -> Any:
+        """Return a store of the plain model for one call of ``name``, on the rows that the call sees.
 
-    def joined(self, connection: MemoryConnection) -> MemoryServerStore:
+        :param ids: the ids that were drawn for the call before it began.
+        """
+
+    @abstractmethod
+    def _payloads(self, name: str, arguments: Sequence[Any]) -> Sequence[bytes]:
+        """Return the payloads that an operation stores."""
+
+    @abstractmethod
+    def _draws_early(self, name: str, arguments: Sequence[Any], options: dict[str, Any]) -> bool:
+        """Tell whether the call draws its ids before its transaction, so that higher ids may precede them."""
+
+    def _ran(self, session: Any) -> None:
+        """Remember what a session knows that ran. The caller holds the lock."""
+
+    def joined(self, connection: MemoryConnection) -> Self:
+        """Return this store bound to the transaction that is open on the connection."""
         joined = copy.copy(self)
         joined._connection = connection
         return joined
-
-    def change_token(self) -> object:
-        with self._state.lock:
-            if not self._closed and self._state.loses():
-                raise BackendUnavailableError("the server in memory cannot be reached now")
-            self._call("count", (), {})  # this ends due delays and leases, which counts as a change
-            return self._state.changes
 
     def _call(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Run an operation on the server exactly once, and return its value.
 
         :raise BackendUnavailableError: the connection was lost too often.
         """
-        claims: list[Claim] | None = options.get("claims")
+        claims: list[Any] | None = options.get("claims")
         operation = next(self._operations)
-        puts = name in ("append", "append_many", "put")
-        if puts:
-            self._check_sizes(arguments[0])
-        is_bounded = any(arguments[1:]) or bool(options.get("capacity"))
+        payloads = self._payloads(name, arguments)
+        for payload in payloads:
+            if len(payload) > MAX_PAYLOAD:
+                raise EncodeError(f"an item of {len(payload)} bytes is too large: at most {MAX_PAYLOAD}")
         for _ in range(self._RETRIES):
             early: list[int] = []
-            if puts and not is_bounded:
-                # Draw the ids before the transaction, so that transactions with higher ids may commit first.
-                early = [self._draw() for _ in ([0] if name == "append" else arguments[0])]
+            if payloads and self._draws_early(name, arguments, options):
+                early = [self._draw() for _ in payloads]
                 time.sleep(0)
             with self._state.lock:
                 if self._closed:
                     raise ClosedError("this store in memory is closed")
-                made: list[Claim] = []
+                made: list[Any] = []
                 if claims is not None:
                     options["claims"] = made
                 lost, value = self._attempt(name, arguments, options, operation, early)
@@ -390,48 +325,26 @@ class MemoryServerStore(RecordStore):
             return False, value
         if connection is not None and connection.transaction is None:
             raise ValueError("no transaction is open on this connection")
-        transaction = _Transaction() if connection is None else connection.transaction
+        transaction = Transaction() if connection is None else connection.transaction
         assert transaction is not None
         view = state.view(transaction)
-        drawn = iter(early)
-        session = _Session(
-            self._discipline,
-            self._retry,
-            view,
-            state.locked(transaction),
-            state.is_dead,
-            (lambda: next(drawn)) if early else (self._draw_last if name == "nack" else self._draw),
-        )
-        session._holder, session._claims = self._client, dict(self._claims)
-        try:
-            value = getattr(session, name)(*arguments, **options)
-        except Empty as error:
-            due = [row.until for row in view.rows.values() if row.until is not None]
-            if due:
-                error.next_at = time.monotonic() + min(due) - state.clock()  # type: ignore[attr-defined]
-            raise
+        session = self._session(name, view, state.locked(transaction), iter(early))
+        value = getattr(session, name)(*arguments, **options)
         if isinstance(value, Iterator):
             value = iter(list(value))
         if connection is not None:
             state.note(transaction, view)
-            self._claims.update(session._claims)
+            self._ran(session)
             return False, value
         if state.loses():  # the connection is lost before the commit
             return True, None
         state.note(transaction, view)
         state.commit(transaction)
-        self._claims.clear()
-        self._claims.update(session._claims)
+        self._ran(session)
         if state.loses():  # the connection is lost after the commit
             state.done[key] = value, options.get("claims", ())
             return True, None
         return False, value
-
-    def _check_sizes(self, payloads: Any) -> None:
-        for payload in (payloads,) if isinstance(payloads, bytes) else payloads:
-            data = payload.payload if isinstance(payload, Entry) else payload
-            if len(data) > _MAX_PAYLOAD:
-                raise EncodeError(f"an item of {len(data)} bytes is too large: at most {_MAX_PAYLOAD}")
 
     def _draw(self) -> int:
         """Draw the next id of this client."""
@@ -448,22 +361,19 @@ class MemoryServerStore(RecordStore):
             self._ids = iter(range(first + 1, state.last_id + 1))
             return first
 
+    def change_token(self) -> object:
+        """Return the number of changes."""
+        with self._state.lock:
+            if not self._closed and self._state.loses():
+                raise BackendUnavailableError("the server in memory cannot be reached now")
+            self._call("count", (), {})  # this ends due delays and leases, which counts as a change
+            return self._state.changes
+
     def after_fork_in_child(self) -> None:
+        """Become another client. It is the first call in a forked child."""
         # A thread of the parent that the child does not have may hold the old lock. The parent lives on, but
         # its holder sends no heartbeats to this copy of the state.
         self._state.lock = threading.RLock()
         self._state.silence(self._client)
-        self._claims = {}
         if not self._closed:
             self._become_client()
-
-    def close(self) -> None:
-        with self._state.lock:
-            if self._closed:
-                return
-            self._state.beating.discard(self._client)
-            if self._retry.auto_reclaim:
-                with suppress(BackendUnavailableError):  # if this fails, the next caller reclaims
-                    self.reclaim()
-            self._closed = True
-            self._claims = {}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.memory.server import MemoryConnection, MemoryServerStore
+from persistcoll.engine.memory.server import MemoryConnection
+from persistcoll.engine.memory.server_record_store import MemoryServerStore
 from persistcoll.engine.records import State
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["WRONG_SERVERS"]
 
@@ -76,7 +80,7 @@ class HearsOfNobody(MemoryServerStore):
 
 @breaks("T5")
 class JoinsNothing(MemoryServerStore):
-    def joined(self, connection: MemoryConnection) -> MemoryServerStore:
+    def joined(self, connection: MemoryConnection) -> Self:
         return self
 
 

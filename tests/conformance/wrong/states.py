@@ -208,7 +208,7 @@ class WhatWasNeverClaimedIsLost(MemoryRecordStore):
             return super()._claimed(id)
         except NotClaimedError:
             if id in self._state.rows:
-                raise StaleClaimError from None
+                raise StaleClaimError("lost") from None
             raise
 
 
