@@ -19,7 +19,7 @@ Each exception is also the standard library's exception of the same meaning, so 
     |  |- FormatVersionError
     |  `- BackendUnavailableError
     |- ClaimError (LookupError)
-    |  |- StaleClaimError
+    |  |- StaleClaimError           .ids
     |  `- NotClaimedError
     |- DuplicateError
     |- TrimmedError (IndexError)    .first
@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import queue
 import sys
+from collections.abc import Sequence
 from queue import Empty, Full
 
 __all__ = [
@@ -185,7 +186,14 @@ class ClaimError(PersistcollError, LookupError):
 
 
 class StaleClaimError(ClaimError):
-    """The claim was lost: its lease ran out, or its item became ready in another way."""
+    """The claim was lost: its lease ran out, or its item became ready in another way.
+
+    :ivar ids: the ids of all messages whose claims were lost, if it was raised for messages.
+    """
+
+    def __init__(self, message: str, ids: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.ids = tuple(ids)
 
 
 class NotClaimedError(ClaimError):

@@ -71,6 +71,8 @@ class State(enum.Enum):
     """The next claim may deliver it."""
     DELAYED = "delayed"
     """It becomes ready at a later time."""
+    BLOCKED = "blocked"
+    """An earlier message of its group is not finished. Only messages have this state."""
     CLAIMED = "claimed"
     """A consumer has claimed it and not settled it."""
     DONE = "done"
@@ -212,6 +214,10 @@ class Stats:
     """
     bytes: int = 0
     """What the store's files occupy; several queues may share a database."""
+    blocked: int = 0
+    """Blocked by an earlier message of their group. Only messages have this state."""
+    expired: int = 0
+    """Messages that were removed because their ``ttl`` was over."""
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class TableScan:
 
     def in_states(self, *states: State) -> Iterator[tuple[State, Record]]:
         """Return the records in these states from one snapshot, by id; without a state all records."""
-        wanted = states or tuple(State)
         listing = self._sql.select_in_state
+        wanted = [state for state in states or State if state in listing]
 
         def query(execute: Execute, counters: Counters) -> list[tuple[State, list[Any]]]:
             return [(state, execute(listing[state]).fetchall()) for state in wanted]

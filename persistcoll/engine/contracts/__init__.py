@@ -44,15 +44,40 @@ M1     A pair store keeps its pairs in the order in which their keys were first 
 M2     A transaction of a pair store happens wholly or not at all. It sees its own changes, and no other
        transaction writes meanwhile.
 M3     An expired pair is never seen.
+Q1     A claim takes the ready message with the highest priority, and among equal ones the lowest id, of the
+       topics asked for. A message that comes back has the place that it had.
+Q2     Of one topic and group one message is claimed at a time, in the order of their ids. A claimed, delayed
+       or ready head blocks all others. The next message becomes the head only when the head is finished.
+Q3     A message is not claimed before its delay is over, and is ready after it.
+Q4     A message is refused while its key is active: as long as a message of this key is unfinished, and for
+       the window after its put. Otherwise it is stored.
+Q5     A message is removed when its ttl is over, unless it is claimed or dead. It is never claimed after it.
+Q6     A claim ends with its lease and not earlier, and an extension replaces the end of the lease.
+Q7     A claim that has ended changes nothing, not even if the message is claimed again, or if the claim was
+       part of a transaction that was rolled back. The error names all stale claims.
+Q8     Each delivery counts as an attempt. A message without attempts left is dead when its claim ends without
+       an ack. A release takes the attempt back. ``deliveries`` never falls.
+Q9     A nacked message is delayed by its back-off or by the given delay. A released one is ready at once.
+Q10    A dead message keeps its id, payload, times and error until it is purged, cancelled or redriven.
+Q11    Cancelling and purging remove only messages that nobody has claimed.
+Q12    The deliveries of a topic never exceed its rate, whichever objects claim.
+Q13    No message of a paused topic is delivered.
+Q14    While a topic is locked, only the store object that has locked it claims from it.
+Q15    A call with several messages, entries or claims does all of it or nothing.
+Q16    The counts of the queue and of each topic are exact. A topic exists while a message of it is stored.
+Q17    Only done and dead messages beyond the number to keep are removed by themselves, the oldest first.
+Q18    A claim that finds nothing says when to look again, and that is never too late.
 =====  =============================================================================================
 
 Tests have these numbers in their names. :mod:`persistcoll.testing` has a function for each law:
 ``laws.queue_store`` for queue stores (S, J), ``laws.log_store`` for log stores (S, J),
-``laws.record_store`` for record stores (S, T) and ``laws.pair_store`` for pair stores (M).
+``laws.record_store`` for record stores (S, T), ``laws.pair_store`` for pair stores (M) and
+``laws.message_store`` for message stores (S, T5, T6, Q).
 """
 
 from persistcoll.engine.contracts.capabilities import StoreCapabilities
 from persistcoll.engine.contracts.log_store import CursorState, LogBounds, LogCursor, LogStore
+from persistcoll.engine.contracts.message_store import MessageStore
 from persistcoll.engine.contracts.pair_store import Pair, PairStore
 from persistcoll.engine.contracts.queue_store import Claim, QueueStore, Select
 from persistcoll.engine.contracts.record_store import RecordStore
@@ -65,6 +90,7 @@ __all__ = [
     "LogBounds",
     "LogCursor",
     "LogStore",
+    "MessageStore",
     "Pair",
     "PairStore",
     "QueueStore",

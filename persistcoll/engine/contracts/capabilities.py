@@ -16,10 +16,13 @@ class StoreCapabilities:
     decodes_once: bool = True
     """Whether a claim calls ``decode`` once for each record, even if a connection is lost meanwhile."""
     death_noticed_after: float = 0.0
-    """The seconds after the death of a process after which its holder is dead."""
+    """The seconds after the death of a process after which its holder is dead; infinite: it never is."""
     transactions: bool = False
     """Whether :meth:`~persistcoll.engine.contracts.QueueStore.transaction` works."""
     joins_transactions: bool = False
     """Whether :meth:`~persistcoll.engine.contracts.QueueStore.joined` works."""
+    counts_delivered: bool = True
+    """Whether only a delivered message loses an attempt when its holder dies or its lease is over. Otherwise
+    one that was prefetched does, too. Only message stores have this."""
     max_payload: int | None = None
     """The greatest size of a payload in bytes. Above it a call raises ``EncodeError``. ``None``: no limit."""

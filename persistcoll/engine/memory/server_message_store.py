@@ -1,0 +1,175 @@
+"""The reference message store that behaves like one on a database server: :class:`MemoryMessageServerStore`.
+
+Beside what :mod:`persistcoll.engine.memory.server` says, it never notices the death of a holder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from persistcoll.engine.contracts import MessageStore, StoreCapabilities
+from persistcoll.engine.memory.message_rows import MemoryMessageState, MessageRow
+from persistcoll.engine.memory.message_store import MemoryMessageStore
+from persistcoll.engine.memory.server import MAX_PAYLOAD, ServerState, ServerStore, sent
+from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessagePolicy
+from persistcoll.errors import BackendUnavailableError, LockedError
+
+__all__ = ["MemoryMessageServerState", "MemoryMessageServerStore"]
+
+
+class MemoryMessageServerState(ServerState, MemoryMessageState):
+    """The state of a server, with the messages of one queue.
+
+    The parameters are those of :class:`~persistcoll.engine.memory.server.ServerState`, of which ``patience``
+    has no effect.
+    """
+
+    def copy(self) -> MemoryMessageServerState:
+        other = super().copy()
+        other.tokens = itertools.count(next(self.tokens))
+        return other
+
+
+class _Session(MemoryMessageStore):
+    """A message store for one call, on the rows that the call sees and changes."""
+
+    def __init__(
+        self,
+        store: MemoryMessageServerStore,
+        view: MemoryMessageServerState,
+        locked: dict[tuple[str, Any], Any],
+        draw: Callable[[], int],
+    ) -> None:
+        super().__init__(store._policy, view)
+        self.capabilities = store.capabilities
+        self._holder = store._client
+        self._locked = locked.keys()
+        committed = [store._state.rows.get(key) for table, key in locked if table == "rows"]
+        rows = [row for row in (*committed, *locked.values()) if isinstance(row, MessageRow)]
+        self._locked_groups = {row.group for row in rows if row.group is not None}
+        self._draw = draw
+        view.tokens = store._state.tokens
+        view.add = self._add  # type: ignore[method-assign]
+
+    def _is_dead(self, holder: object) -> bool:
+        return False
+
+    def _add(self, row: MessageRow) -> int:
+        state = self._state
+        row.id = self._draw()
+        state.last_id = max(state.last_id, row.id)
+        state.rows[row.id] = row
+        return row.id
+
+    def _is_locked(self, table: str, key: Any) -> bool:
+        return (table, key) in self._locked
+
+    def _may_change(self, row: MessageRow) -> bool:
+        is_locked = self._is_locked("rows", row.id) or self._is_locked("keys", row.entry.key)
+        return not (is_locked or row.group in self._locked_groups)
+
+    def _refuse_locked(self, row: MessageRow | None) -> None:
+        if row is not None and not self._may_change(row):
+            raise LockedError(f"message {row.id} is locked by another transaction")
+
+    def _put(self, entry: MessageEntry) -> int | None:
+        # Another transaction may have put the head of this group, which this one does not see.
+        if (entry.topic, entry.group) in self._locked_groups:
+            raise LockedError("another transaction changes this group")
+        return super()._put(entry)
+
+    def _of_claim(self, claim: MessageClaim) -> MessageRow | None:
+        row = super()._of_claim(claim)
+        self._refuse_locked(row)
+        return row
+
+    def redrive(self, id: int) -> bool:
+        self._refuse_locked(self._state.rows.get(id))
+        return super().redrive(id)
+
+    def cancel(self, id: int) -> bool:
+        self._refuse_locked(self._state.rows.get(id))
+        return super().cancel(id)
+
+
+class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageStore):
+    """A :class:`~persistcoll.engine.contracts.MessageStore` in memory that behaves like one on a server.
+
+    Closing a store ends its claims. Any thread may call any method.
+
+    :param state: the state of the server; a new one by default.
+    """
+
+    def __init__(
+        self,
+        policy: MessagePolicy = MessagePolicy(),  # noqa: B008 - immutable
+        state: MemoryMessageServerState | None = None,
+    ) -> None:
+        self._policy = policy
+        self._state = state or MemoryMessageServerState()
+        self.capabilities = StoreCapabilities(
+            total_order=False,
+            death_noticed_after=math.inf,
+            joins_transactions=True,
+            counts_delivered=False,
+            max_payload=MAX_PAYLOAD,
+        )
+        super().__init__()
+
+    put = sent(MessageStore, "put")
+    claim = sent(MessageStore, "claim")
+    deliver = sent(MessageStore, "deliver")
+    ack = sent(MessageStore, "ack")
+    nack = sent(MessageStore, "nack")
+    release = sent(MessageStore, "release")
+    fail = sent(MessageStore, "fail")
+    extend = sent(MessageStore, "extend")
+    redrive = sent(MessageStore, "redrive")
+    redrive_all = sent(MessageStore, "redrive_all")
+    cancel = sent(MessageStore, "cancel")
+    purge = sent(MessageStore, "purge")
+    release_key = sent(MessageStore, "release_key")
+    find = sent(MessageStore, "find")
+    peek = sent(MessageStore, "peek")
+    scan = sent(MessageStore, "scan")
+    topics = sent(MessageStore, "topics")
+    count = sent(MessageStore, "count")
+    is_empty = sent(MessageStore, "is_empty")
+    has_unfinished = sent(MessageStore, "has_unfinished")
+    stats = sent(MessageStore, "stats")
+    set_rate = sent(MessageStore, "set_rate")
+    pause = sent(MessageStore, "pause")
+    resume = sent(MessageStore, "resume")
+    lock_topic = sent(MessageStore, "lock_topic")
+    extend_lock = sent(MessageStore, "extend_lock")
+    unlock_topic = sent(MessageStore, "unlock_topic")
+    reclaim = sent(MessageStore, "reclaim")
+    shrink = sent(MessageStore, "shrink")
+
+    def _session(
+        self,
+        name: str,
+        view: MemoryMessageServerState,
+        locked: dict[tuple[str, Any], Any],
+        ids: Iterator[int],
+    ) -> _Session:
+        # The ids of messages with a group are drawn behind the lock, so that their order is that of the puts.
+        return _Session(self, view, locked, lambda: next(ids, None) or self._draw_last())
+
+    def _payloads(self, name: str, arguments: Sequence[Any]) -> Sequence[bytes]:
+        return [entry.payload for entry in arguments[0]] if name == "put" else ()
+
+    def _draws_early(self, name: str, arguments: Sequence[Any], options: dict[str, Any]) -> bool:
+        return all(entry.group is None for entry in arguments[0])
+
+    def close(self) -> None:
+        with self._state.lock:
+            if self._closed:
+                return
+            with suppress(BackendUnavailableError):  # if this fails, the claims end with their leases
+                self._call("end_own_claims", (), {})
+            self._closed = True
