@@ -7,7 +7,21 @@ from typing import NamedTuple
 
 from persistcoll.engine.records import Backoff, State
 
-__all__ = ["MessageClaim", "MessageEntry", "MessagePolicy", "MessageRecord", "TopicClaim"]
+__all__ = [
+    "HOLDER_CLOSED",
+    "HOLDER_DIED",
+    "LEASE_RAN_OUT",
+    "MessageClaim",
+    "MessageEntry",
+    "MessagePolicy",
+    "MessageRecord",
+    "TopicClaim",
+]
+
+LEASE_RAN_OUT = "lease ran out"
+HOLDER_DIED = "its worker died"
+HOLDER_CLOSED = "its queue was closed"
+"""The ``error`` of a message whose claim ended without being settled."""
 
 
 class MessageClaim(NamedTuple):

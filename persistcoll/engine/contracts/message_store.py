@@ -28,9 +28,10 @@ class MessageStore(Store, Protocol):
 
     A claim *ends* when it is settled (ack, nack, release or fail), when its lease is over, or when its holder
     is dead. Each claim is one attempt. At the end of a lease or of a holder the message is dead if it has no
-    attempts left, otherwise ready, and ``error`` says why. With ``capabilities.counts_delivered`` such an end
-    takes the attempt back if the message was only prefetched, and ``error`` stays. A message that comes back
-    after its ``ttl`` is removed, but one without attempts left is dead.
+    attempts left, otherwise ready, and ``error`` says why (``LEASE_RAN_OUT``, ``HOLDER_DIED`` or
+    ``HOLDER_CLOSED`` of :mod:`~persistcoll.engine.message_records`). If the message was only prefetched, such
+    an end takes the attempt back and leaves ``error`` as it was (with ``capabilities.counts_delivered``). A
+    message that comes back after its ``ttl`` is removed, but one without attempts left is dead.
 
     The verbs that settle or extend need the claim alone: any store object of the queue accepts it, in any
     process. Except ``release`` they change nothing and raise ``StaleClaimError``, whose ``ids`` are those of

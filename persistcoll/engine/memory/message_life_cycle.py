@@ -15,6 +15,8 @@ from persistcoll.engine.memory.message_rows import (
     MessageRow,
 )
 from persistcoll.engine.message_records import (
+    HOLDER_DIED,
+    LEASE_RAN_OUT,
     MessageClaim,
     MessageEntry,
     MessagePolicy,
@@ -24,10 +26,6 @@ from persistcoll.engine.records import State
 from persistcoll.errors import ClosedError, StaleClaimError
 
 __all__ = ["MessageLifeCycle"]
-
-LEASE_OVER = "its lease ran out"
-HOLDER_DEAD = "its worker died"
-HOLDER_CLOSED = "its queue was closed"
 
 
 class MessageLifeCycle:
@@ -64,19 +62,19 @@ class MessageLifeCycle:
             if (is_over or self._is_dead(lock.holder)) and not self._is_locked("locks", topic):
                 del state.locks[topic]
                 state.changes += 1
-        for row in state.select(State.CLAIMED):
-            if self._is_dead(row.holder) and self._may_change(row):
-                self._lose(row, HOLDER_DEAD)
-                ended += 1
         while due := [row for row in state.rows.values() if self._is_due(row, now)]:
             row = min(due, key=lambda row: (row.due, row.id))
             ended += row.state is State.CLAIMED
             if row.state is State.CLAIMED:
-                self._lose(row, LEASE_OVER)
+                self._lose(row, LEASE_RAN_OUT)
             elif row.expires is not None and row.expires <= now:
                 self._expire(row)
             else:
                 self._move(row, State.READY)
+        for row in state.select(State.CLAIMED):
+            if self._is_dead(row.holder) and self._may_change(row):
+                self._lose(row, HOLDER_DIED)
+                ended += 1
         for key, active in list(state.keys.items()):
             if not self._is_active(active) and not self._is_locked("keys", key):
                 del state.keys[key]

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from types import EllipsisType
 
 from persistcoll.engine.contracts import MessageStore
-from persistcoll.engine.memory.message_life_cycle import HOLDER_CLOSED, MessageLifeCycle
+from persistcoll.engine.memory.message_life_cycle import MessageLifeCycle
 from persistcoll.engine.memory.message_rows import (
     UNCLAIMED,
     UNFINISHED,
@@ -23,6 +23,7 @@ from persistcoll.engine.memory.message_rows import (
     TopicLock,
 )
 from persistcoll.engine.message_records import (
+    HOLDER_CLOSED,
     MessageClaim,
     MessageEntry,
     MessageRecord,
@@ -56,7 +57,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     Traceback (most recent call last):
     persistcoll.errors.StaleClaimError: the claim of message 2 has ended
     >>> store.find(2).error
-    'its lease ran out'
+    'lease ran out'
 
     :param policy: what applies to messages that do not say it themselves.
     :param state: the state with the messages; a new and empty one by default.
@@ -333,6 +334,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     def end_own_claims(self) -> None:
         """End the claims and the locks of this store."""
         with self._state.lock:
+            self._reclaim()
             for topic, lock in list(self._state.locks.items()):
                 if lock.holder == self._holder:
                     del self._state.locks[topic]
