@@ -1,0 +1,82 @@
+"""The message stores that must obey the laws, and how to open them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+from persistcoll.engine.contracts import MessageStore
+from persistcoll.engine.memory.message_store import MemoryMessageState, MemoryMessageStore
+from persistcoll.engine.memory.server import MemoryConnection
+from persistcoll.engine.memory.server_message_store import (
+    MemoryMessageServerState,
+    MemoryMessageServerStore,
+)
+from persistcoll.engine.message_records import MessagePolicy
+from persistcoll.testing import Capabilities
+
+__all__ = ["MESSAGE_STORES", "MemoryMessageServerStores", "MemoryMessageStores"]
+
+
+class MemoryMessageStores:
+    """Message stores of the reference model, or of a class derived from it."""
+
+    capabilities = Capabilities(processes=False, transactions=True)
+
+    def __init__(self, make: Callable[..., MessageStore] = MemoryMessageStore) -> None:
+        self._now = 1e9
+        self._make = make
+        self.states: dict[str, MemoryMessageState] = {}
+
+    def open(self, name: str, policy: MessagePolicy) -> MessageStore:
+        state = self.states.setdefault(name, MemoryMessageState(self.now))
+        return self._make(policy, state)
+
+    def crashed(self, name: str, policy: MessagePolicy) -> MessageStore:
+        return self._make(policy, self.states[name].copy())
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def now(self) -> float:
+        return self._now
+
+
+class MemoryMessageServerStores:
+    """Message stores in memory as on a server. Each name has its own seed, so that failures repeat.
+
+    :param options: of the states of the server.
+    """
+
+    capabilities = Capabilities(processes=False, joins=True, real_time=True)
+
+    def __init__(self, make: Callable[..., MessageStore] = MemoryMessageServerStore, **options: Any) -> None:
+        self._make = make
+        self._options = options
+        self.states: dict[str, MemoryMessageServerState] = {}
+
+    def open(self, name: str, policy: MessagePolicy) -> MessageStore:
+        if name not in self.states:
+            seed = crc32(name.encode())
+            self.states[name] = MemoryMessageServerState(**{"seed": seed, **self._options})
+        return self._make(policy, self.states[name])
+
+    def crashed(self, name: str, policy: MessagePolicy) -> MessageStore:
+        return self._make(policy, self.states[name].copy())
+
+    def connect(self, name: str) -> MemoryConnection:
+        return MemoryConnection(self.states[name])
+
+    def advance(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def now(self) -> float:
+        return MemoryMessageServerState().clock()
+
+
+MESSAGE_STORES: dict[str, Callable[[], Any]] = {
+    "memory": MemoryMessageStores,
+    "memory-server": MemoryMessageServerStores,
+}

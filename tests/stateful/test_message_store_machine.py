@@ -1,0 +1,51 @@
+"""The state machine of message stores, on those of persistcoll, and on broken ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
+from persistcoll.testing import Capabilities
+from persistcoll.testing.machines import MessageStoreMachine
+from tests.conformance.message_stores import MemoryMessageServerStores, MemoryMessageStores
+from tests.stateful.test_machines import run
+
+
+def machine(make: Callable[[], MemoryMessageStores | MemoryMessageServerStores]):
+    class Machine(MessageStoreMachine):
+        def stores(self):
+            return make()
+
+    return Machine
+
+
+class SettableServers(MemoryMessageServerStores):
+    """A server whose clock the machine sets, and whose ids come in the order of the calls, as the model's."""
+
+    capabilities = Capabilities(processes=False)
+
+    def __init__(self, make: type[MemoryMessageServerStore] = MemoryMessageServerStore) -> None:
+        self._now = 1e9
+        super().__init__(make, clock=self.now, id_block=1, loss=0.2)
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def now(self) -> float:
+        return self._now
+
+
+def test_the_model(request):
+    run(machine(MemoryMessageStores), request, 100)
+
+
+@pytest.mark.long
+def test_the_model_at_length(request):
+    run(machine(MemoryMessageStores), request, 600)
+
+
+@pytest.mark.long
+def test_a_server_whose_answers_are_lost(request):
+    run(machine(SettableServers), request, 100)
