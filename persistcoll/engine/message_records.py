@@ -8,6 +8,7 @@ from typing import NamedTuple
 from persistcoll.engine.records import Backoff, State
 
 __all__ = [
+    "DAMAGED",
     "HOLDER_CLOSED",
     "HOLDER_DIED",
     "LEASE_RAN_OUT",
@@ -21,7 +22,8 @@ __all__ = [
 LEASE_RAN_OUT = "lease ran out"
 HOLDER_DIED = "its worker died"
 HOLDER_CLOSED = "its queue was closed"
-"""The ``error`` of a message whose claim ended without being settled."""
+DAMAGED = "its body is damaged"
+"""The ``error`` of a message that a store itself returned or made dead."""
 
 
 class MessageClaim(NamedTuple):
@@ -30,7 +32,8 @@ class MessageClaim(NamedTuple):
     id: int
     """The id of the message."""
     token: int
-    """A number that no other claim of this message has, not even one that was rolled back or lost."""
+    """A number that no other claim of this message has, not even one that was rolled back or lost in a crash.
+    A number that those would give out again does not do: 62 random bits do."""
 
 
 class TopicClaim(NamedTuple):
@@ -101,7 +104,8 @@ class MessageRecord(NamedTuple):
     deliveries: int
     """How often it was claimed, the present claim included. It never falls."""
     until: float | None
-    """When its delay or its lease ends, by the store's clock; ``None`` without one."""
+    """When its delay or its lease ends, by the store's clock; ``None`` without one. The delay of a blocked
+    message may be over."""
     finished: float | None
     """When it became done or dead, by the store's clock; ``None`` while it is unfinished."""
     key: bytes | None

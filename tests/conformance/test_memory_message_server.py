@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from persistcoll.engine.memory.server import MemoryConnection
@@ -10,8 +12,7 @@ from persistcoll.engine.memory.server_message_store import (
     MemoryMessageServerStore,
 )
 from persistcoll.engine.message_records import LEASE_RAN_OUT, MessageEntry, MessagePolicy
-from persistcoll.engine.records import State
-from persistcoll.errors import BackendUnavailableError, EncodeError, LockedError
+from persistcoll.errors import BackendUnavailableError, Empty, EncodeError, LockedError
 
 
 @pytest.fixture
@@ -57,14 +58,72 @@ def test_no_death_is_noticed_and_a_lease_ends(state, now):
     assert (again.attempts, again.error) == (2, LEASE_RAN_OUT)
 
 
-def test_a_claim_needs_a_lease(state):
+def test_everything_needs_a_lease(state):
     store = opened(state)
-    (id,) = store.put([MessageEntry(b"", lease=None)])
-    for lease in (..., None):
-        with pytest.raises(ValueError, match="a claim needs a lease"):
-            store.claim(lease=lease)
-    assert store.find(id or 0).state is State.READY
-    assert store.claim(lease=5.0)
+    (id,) = store.put([MessageEntry(b"")])
+    (record,) = store.claim()
+    lock = store.lock_topic("b", 5.0)
+    for call in (
+        lambda: opened(state, lease=None),
+        lambda: store.put([MessageEntry(b"", lease=None)]),
+        lambda: store.claim(lease=None),
+        lambda: store.extend([record.claim], None),
+        lambda: store.lock_topic("default", None),
+        lambda: store.extend_lock(lock, None),
+    ):
+        with pytest.raises(ValueError, match="a lease is needed"):
+            call()
+    assert [each.id for each in store.scan()] == [id]
+
+
+def test_a_caller_that_only_looks_locks_nothing(state, now):
+    store, connection = opened(state), MemoryConnection(state)
+    store.put([MessageEntry(b"", delay=5.0), MessageEntry(b"", ttl=5.0)])
+    now[0] += 5.0
+    connection.begin()
+    assert store.joined(connection).count() == 1
+    assert len(store.claim(5)) == 1
+    connection.rollback()
+
+
+def test_what_was_passed_over_is_looked_at_again_soon(state):
+    store, connection = opened(state), MemoryConnection(state)
+    store.put([MessageEntry(b"")])
+    connection.begin()
+    with pytest.raises(ValueError, match="is open already"):
+        connection.begin()
+    store.joined(connection).claim()
+    before = time.monotonic()
+    with pytest.raises(Empty) as found:
+        store.claim()
+    assert before < found.value.next_at < time.monotonic() + 1.0  # type: ignore[attr-defined]
+    connection.rollback()
+    assert store.claim()
+
+
+def test_what_another_transaction_has_changed_is_not_removed(state):
+    store, connection = opened(state), MemoryConnection(state)
+    store.put([MessageEntry(b"", key=b"k", key_window=60.0)])
+    (record,) = store.claim()
+    lock = store.lock_topic("b", 5.0)
+    store.set_rate("c", 1.0)
+    connection.begin()
+    joined = store.joined(connection)
+    joined.ack([record.claim])
+    joined.extend_lock(lock, 9.0)
+    joined.set_rate("c", 2.0)
+    for call in (
+        lambda: store.release_key(b"k"),
+        lambda: store.unlock_topic(lock),
+        lambda: store.set_rate("c", None),
+    ):
+        with pytest.raises(LockedError):
+            call()
+    store.close()
+    connection.commit()
+    other = opened(state)
+    assert other.release_key(b"k")
+    assert other.unlock_topic(lock)
 
 
 def test_closing_ends_the_claims_if_the_server_can_be_reached(state):

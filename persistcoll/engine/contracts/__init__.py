@@ -56,7 +56,7 @@ Q6     A claim ends with its lease and not earlier, and an extension replaces th
 Q7     A claim that has ended changes nothing, not even if the message is claimed again, or if the claim was
        part of a transaction that was rolled back. The error names all stale claims.
 Q8     Each delivery counts as an attempt. A message without attempts left is dead when its claim ends without
-       an ack. A release takes the attempt back. ``deliveries`` never falls.
+       an ack. A release takes the attempt back. ``deliveries`` never falls, except by a rollback.
 Q9     A nacked message is delayed by its back-off or by the given delay. A released one is ready at once.
 Q10    A dead message keeps its id, payload, times and error until it is purged, cancelled or redriven.
 Q11    Cancelling and purging remove only messages that nobody has claimed.
@@ -65,7 +65,7 @@ Q13    No message of a paused topic is delivered.
 Q14    While a topic is locked, only the store object that has locked it claims from it.
 Q15    A call with several messages, entries or claims does all of it or nothing.
 Q16    The counts of the queue and of each topic are exact. A topic exists while a message of it is stored.
-Q17    Only done and dead messages beyond the number to keep are removed by themselves, the oldest first.
+Q17    Only done and dead messages beyond the number to keep are removed by themselves, the lowest ids first.
 Q18    A claim that finds nothing says when to look again, and that is never too late.
 =====  =============================================================================================
 

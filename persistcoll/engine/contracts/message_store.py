@@ -33,9 +33,21 @@ class MessageStore(Store, Protocol):
     an end takes the attempt back and leaves ``error`` as it was (with ``capabilities.counts_delivered``). A
     message that comes back after its ``ttl`` is removed, but one without attempts left is dead.
 
-    The verbs that settle or extend need the claim alone: any store object of the queue accepts it, in any
-    process. Except ``release`` they change nothing and raise ``StaleClaimError``, whose ``ids`` are those of
-    all stale claims, if one of the claims has ended.
+    A lease of ``None`` lasts until the holder is dead. A store that never notices a death
+    (``capabilities.death_noticed_after`` is infinite) raises ``ValueError`` for every lease of ``None``.
+    Closing a store is the death of its holder.
+
+    ``deliver`` and the verbs that settle or extend need the claim alone: any store object of the queue
+    accepts it, in any process. Except ``release`` they change nothing and raise ``StaleClaimError``, whose
+    ``ids`` are those of all stale claims, if one of the claims has ended.
+
+    Where another transaction that is open has changed what a call needs (a message, its group, its key, the
+    rate or the lock of its topic), the call waits for its end or raises ``LockedError``. A call on any
+    messages, such as ``claim``, ``purge`` and ``reclaim``, passes over them, and what of them is due is seen
+    as before. In a transaction the time of each call applies, not that of the commit.
+
+    Rates, pauses and locks of a topic are kept whether the topic has messages or not, also when the store is
+    closed. After a rollback of the transaction of a delivery, the delivery counts nowhere.
 
     The arguments are checked above the store. Every store accepts each finite priority that a float
     represents exactly, and each topic, group and name of at most 255 bytes of UTF-8.
@@ -61,8 +73,8 @@ class MessageStore(Store, Protocol):
         """Claim 1 to ``limit`` ready messages in one atomic step, and return them in their order.
 
         The store passes over topics that are paused, that another store object has locked, and whose rate
-        allows no delivery now. A message with a damaged payload becomes dead, and the next one takes its
-        place.
+        allows no delivery now. A message with a damaged payload becomes dead at once (``DAMAGED``),
+        without an attempt, and the next one takes its place.
 
         :param topics: where to take messages from; ``None``: from every topic.
         :param lease: seconds until the claims end by themselves, ``None``: they last until their holder is
@@ -70,12 +82,12 @@ class MessageStore(Store, Protocol):
         :param prefetch: whether the caller calls :meth:`deliver` before it uses the messages. Otherwise they
             are delivered at once.
         :param claims: a list to which the store appends each claim in the same atomic step, so that a caller
-            that is interrupted (``KeyboardInterrupt``) knows what to :meth:`release`.
+            that is interrupted (``KeyboardInterrupt``) knows what to :meth:`release`. The claims of an answer
+            that is lost end with their leases.
         :raise Empty: no message can be claimed. If the error has an attribute ``next_at``, none can be before
             that time (by ``time.monotonic()``), otherwise none ever can be, unless a caller changes
-            something. The store may name an earlier time than necessary.
-        :raise ValueError: without a lease the claim could never end, because this store does not notice when
-            a holder dies.
+            something or a holder dies. The store may name an earlier time than necessary, and does so after
+            it has passed over what another transaction has changed.
         """
 
     def deliver(self, claims: Sequence[MessageClaim]) -> None:
@@ -176,7 +188,8 @@ class MessageStore(Store, Protocol):
         Deliveries are ``interval`` seconds apart. After a time in which none was used, ``burst`` of them may
         come at once. So any span of ``n * interval`` seconds has at most ``n + burst - 1`` of them.
         Redeliveries count, whatever ended the claim before. A call with the present values does nothing.
-        With others, the next delivery is possible after one new interval at the latest.
+        With others, the next delivery is possible after one new interval at the latest, and only the first
+        rate of a topic begins with a whole burst.
 
         :param interval: the seconds between two deliveries; ``None``: there is no limit.
         """

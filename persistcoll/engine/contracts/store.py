@@ -43,6 +43,8 @@ class Store(Protocol):
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if another process changed something since.
 
+        It also differs if the death of a holder was noticed, which lets its records be claimed again.
+
         :raise BackendUnavailableError: the store cannot be reached now. A waiter calls again.
         """
 
@@ -92,4 +94,4 @@ class Store(Protocol):
         """
 
     def close(self) -> None:
-        """Release the claims of this store, and close all files and connections. Idempotent."""
+        """End the claims of this store, and close all files and connections. Idempotent."""

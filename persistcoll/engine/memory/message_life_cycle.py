@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import Any
 
-from persistcoll.engine.contracts import StoreCapabilities
+from persistcoll.engine.contracts import MAX_POLL_INTERVAL, StoreCapabilities
 from persistcoll.engine.memory.message_rows import (
     UNFINISHED,
     ActiveKey,
@@ -25,7 +26,9 @@ from persistcoll.engine.message_records import (
 from persistcoll.engine.records import State
 from persistcoll.errors import ClosedError, StaleClaimError
 
-__all__ = ["MessageLifeCycle"]
+__all__ = ["NO_LEASE", "MessageLifeCycle"]
+
+NO_LEASE = "a lease is needed, because this store notices no death of a holder"
 
 
 class MessageLifeCycle:
@@ -45,6 +48,8 @@ class MessageLifeCycle:
         self._state = state or MemoryMessageState()
         self._holder: object = self
         self._closed = False
+        self._now = 0.0
+        """The time of the present call."""
 
     def _promote_due(self) -> MemoryMessageState:
         """End what is due: delays, leases, messages, locks, claims of the dead. Each call does it once."""
@@ -56,7 +61,8 @@ class MessageLifeCycle:
 
     def _reclaim(self) -> int:
         """Do it, and return how many claims have ended."""
-        state, now, ended = self._state, self._state.clock(), 0
+        state, ended = self._state, 0
+        now = self._now = state.clock()
         for topic, lock in list(state.locks.items()):
             is_over = lock.until is not None and lock.until <= now
             if (is_over or self._is_dead(lock.holder)) and not self._is_locked("locks", topic):
@@ -92,14 +98,20 @@ class MessageLifeCycle:
         return True
 
     def _is_dead(self, holder: object) -> bool:
-        return holder is None
+        # A rollback may have restored the claims of a store that was closed in the transaction.
+        return holder is None or (isinstance(holder, MessageLifeCycle) and holder._closed)
+
+    def _refuse_no_lease(self) -> None:
+        """Raise ``ValueError`` if what has no lease could never end."""
+        if self.capabilities.death_noticed_after == math.inf:
+            raise ValueError(NO_LEASE)
 
     def _move(self, row: MessageRow, state: State, until: float | None = None) -> None:
         """Put a message into another state, without a claim."""
         self._state.changes += 1
         row.state, row.until = state, until
         row.token, row.holder, row.delivered = None, None, False
-        row.finished = None if state in UNFINISHED else self._state.clock()
+        row.finished = None if state in UNFINISHED else self._now
 
     def _lose(self, row: MessageRow, error: str) -> None:
         """End a claim that nobody has settled."""
@@ -120,11 +132,10 @@ class MessageLifeCycle:
 
     def _come_back(self, row: MessageRow, delay: float = 0.0) -> None:
         """Return a claimed message to its place, or remove it if its time is over."""
-        now = self._state.clock()
-        if row.expires is not None and row.expires <= now:
+        if row.expires is not None and row.expires <= self._now:
             self._expire(row)
         elif delay > 0:
-            self._move(row, State.DELAYED, now + delay)
+            self._move(row, State.DELAYED, self._now + delay)
         else:
             self._move(row, State.READY)
 
@@ -152,7 +163,7 @@ class MessageLifeCycle:
         """Let the blocked message with the lowest id be the head of the group."""
         for row in self._state.select(State.BLOCKED):
             if row.group == group:
-                is_delayed = row.until is not None and row.until > self._state.clock()
+                is_delayed = row.until is not None and row.until > self._now
                 self._move(
                     row, State.DELAYED if is_delayed else State.READY, row.until if is_delayed else None
                 )
@@ -162,7 +173,8 @@ class MessageLifeCycle:
         keep = self._policy.keep_done if state is State.DONE else self._policy.keep_dead
         rows = [] if keep is None else self._state.select(state)
         for row in rows[: max(0, len(rows) - (keep or 0))]:
-            self._finish(row)
+            if self._may_change(row):
+                self._finish(row)
 
     def _has_unfinished(self, group: tuple[str, str] | None) -> bool:
         return group is not None and any(row.group == group for row in self._state.select(*UNFINISHED))
@@ -170,7 +182,7 @@ class MessageLifeCycle:
     # Keys.
 
     def _is_active(self, key: ActiveKey | None) -> bool:
-        return key is not None and (key.unfinished or key.until > self._state.clock())
+        return key is not None and (key.unfinished or key.until > self._now)
 
     def _free_key(self, row: MessageRow, window: bool) -> None:
         keys, key = self._state.keys, row.entry.key
@@ -178,7 +190,7 @@ class MessageLifeCycle:
         # After `release_key` the key may be active for another message.
         if key is None or active is None or active.id != row.id:
             return
-        if window and active.until > self._state.clock():
+        if window and active.until > self._now:
             keys[key] = active._replace(unfinished=False)
         else:
             del keys[key]
@@ -186,7 +198,7 @@ class MessageLifeCycle:
     # Steps of one call.
 
     def _put(self, entry: MessageEntry) -> int | None:
-        state, now = self._state, self._state.clock()
+        state, now = self._state, self._now
         if entry.key is not None and self._is_active(state.keys.get(entry.key)):
             return None
         until = now + entry.delay if entry.delay > 0 else None
@@ -247,23 +259,26 @@ class MessageLifeCycle:
         if self._is_locked("rates", topic) or self._is_locked("locks", topic):
             return 0
         rate = state.rates.get(topic)
-        return len(state.rows) if rate is None else rate.free(state.clock())
+        return len(state.rows) if rate is None else rate.free(self._now)
 
     def _use_rate(self, topic: str, count: int) -> None:
         rate = self._state.rates.get(topic)
         if rate is not None:
-            first = max(rate.next, self._state.clock())
+            first = max(rate.next, self._now)
             self._state.rates[topic] = rate._replace(next=first + count * rate.interval)
 
     def _openings(self, topics: Sequence[str] | None) -> Iterable[float | None]:
         """Return the times at which a message that cannot be claimed now may be claimable."""
         state = self._state
-        yield from (row.due for row in state.rows.values())
+        yield from (row.due for row in state.rows.values() if self._may_change(row))
+        if not all(map(self._may_change, state.rows.values())):
+            # The other transaction may be rolled back, which nothing tells.
+            yield self._now + MAX_POLL_INTERVAL
         ready = {row.entry.topic for row in self._ready(topics)} - state.paused.keys()
         for topic in ready:
             lock, rate = state.locks.get(topic), state.rates.get(topic)
             yield None if lock is None else lock.until
-            yield None if rate is None or rate.free(state.clock()) else rate.opens
+            yield None if rate is None or rate.free(self._now) else rate.opens
 
     def _lease(self, row: MessageRow, lease: float | EllipsisType | None) -> float | None:
         for seconds in (lease, row.entry.lease):
@@ -273,7 +288,7 @@ class MessageLifeCycle:
 
     def _claim(self, row: MessageRow, lease: float | None, prefetch: bool) -> MessageRecord:
         state = self._state
-        self._move(row, State.CLAIMED, None if lease is None else state.clock() + lease)
+        self._move(row, State.CLAIMED, None if lease is None else self._now + lease)
         row.token, row.holder, row.delivered = next(state.tokens), self._holder, not prefetch
         row.attempts += 1
         row.deliveries += 1
@@ -284,8 +299,9 @@ class MessageLifeCycle:
 
         :raise StaleClaimError: one of them has ended.
         """
-        rows = [self._of_claim(claim) for claim in dict.fromkeys(claims)]
-        stale = [claim.id for claim in claims if self._of_claim(claim) is None]
+        claims = list(dict.fromkeys(claims))
+        rows = [self._of_claim(claim) for claim in claims]
+        stale = [claim.id for claim, row in zip(claims, rows, strict=True) if row is None]
         if stale:
             what = f"message {stale[0]} has" if len(stale) == 1 else f"messages {stale} have"
             raise StaleClaimError(f"the claim of {what} ended", stale)
@@ -311,11 +327,14 @@ class MessageLifeCycle:
         is_blocked = self._has_unfinished(row.group)
         self._move(row, State.BLOCKED if is_blocked else State.READY)
         row.attempts = 0
-        row.expires = None if row.entry.ttl is None else state.clock() + row.entry.ttl
+        row.expires = None if row.entry.ttl is None else self._now + row.entry.ttl
         return True
 
     def _fullest(self) -> str | None:
         """Return the topic with the most ready messages of those that are neither locked nor paused."""
         closed = self._state.locks.keys() | self._state.paused.keys()
-        counts = Counter(row.entry.topic for row in self._ready() if row.entry.topic not in closed)
+        topics = [row.entry.topic for row in self._ready()]
+        counts = Counter(
+            topic for topic in topics if topic not in closed and not self._is_locked("locks", topic)
+        )
         return min(counts, key=lambda topic: (-counts[topic], topic), default=None)

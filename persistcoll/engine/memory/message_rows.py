@@ -87,8 +87,8 @@ class Rate(NamedTuple):
 
     def free(self, now: float) -> int:
         """Return how many deliveries are possible now."""
-        # The division of equal spans may be off by the last bit.
-        unused = self.burst + (now - self.next) / self.interval + 1e-6
+        # A float rounds a time of this century by less than a microsecond.
+        unused = (now - self.opens + 1e-6) // self.interval + 1
         return int(max(0.0, min(unused, self.burst)))
 
     @property

@@ -7,10 +7,9 @@ leases and delays need not wait.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import EllipsisType
 
 from persistcoll.engine.contracts import MessageStore
@@ -31,7 +30,7 @@ from persistcoll.engine.message_records import (
 )
 from persistcoll.engine.records import State, Stats
 from persistcoll.engine.transaction_hooks import TransactionHooks
-from persistcoll.errors import DuplicateError, StaleClaimError
+from persistcoll.errors import DuplicateError, LockedError, StaleClaimError
 
 __all__ = ["MemoryMessageState", "MemoryMessageStore"]
 
@@ -80,6 +79,8 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     def put(self, entries: Sequence[MessageEntry], *, deadline: float | None = None) -> list[int | None]:
         with self._state.lock:
             self._promote_due()
+            if any(entry.lease is None for entry in entries):
+                self._refuse_no_lease()
             return [self._put(entry) for entry in entries]
 
     # Claiming.
@@ -96,14 +97,12 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     ) -> list[MessageRecord]:
         with self._state.lock:
             state = self._promote_due()
+            if lease is None:
+                self._refuse_no_lease()
             rows = self._open_rows(limit, topics)
             if not rows:
                 raise state.nothing(self._openings(topics))
             leases = [self._lease(row, lease) for row in rows]
-            if None in leases and self.capabilities.death_noticed_after == math.inf:
-                raise ValueError(
-                    "a claim needs a lease, because this store does not notice the death of a holder"
-                )
             for topic, count in Counter(row.entry.topic for row in rows).items():
                 self._use_rate(topic, count)
             records = [self._claim(row, seconds, prefetch) for row, seconds in zip(rows, leases, strict=True)]
@@ -155,8 +154,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
 
     def extend(self, claims: Sequence[MessageClaim], seconds: float | None) -> float | None:
         with self._state.lock:
-            state = self._promote_due()
-            until = None if seconds is None else state.clock() + seconds
+            state, until = self._promote_due(), self._end_of(seconds)
             for row in self._claimed(claims):
                 row.until = until
                 state.changes += 1
@@ -240,7 +238,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             state = self._promote_due()
             counts = {each.value: len(state.select(each, topic=topic)) for each in State}
             ready = state.select(State.READY, topic=topic)
-            age = max(0.0, state.clock() - ready[0].time) if ready else None
+            age = max(0.0, self._now - ready[0].time) if ready else None
             if topic is not None:
                 return Stats(**counts, oldest_age=age)
             return Stats(
@@ -260,14 +258,16 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
 
     def set_rate(self, topic: str, interval: float | None, burst: int = 1) -> None:
         with self._state.lock:
-            state, now = self._promote_due(), self._state.clock()
+            state, now = self._promote_due(), self._now
             rate = state.rates.get(topic)
+            if rate is not None and (rate.interval, rate.burst) == (interval, burst):
+                return
             if interval is None:
                 state.rates.pop(topic, None)
-            elif rate is None:
-                state.rates[topic] = Rate(interval, burst, now)
-            elif (rate.interval, rate.burst) != (interval, burst):
-                state.rates[topic] = Rate(interval, burst, min(rate.next, now + burst * interval))
+            else:
+                # Only the first rate of a topic begins with a whole burst.
+                opens = now - (burst - 1) * interval if rate is None else min(rate.opens, now + interval)
+                state.rates[topic] = Rate(interval, burst, opens + (burst - 1) * interval)
             state.changes += 1
 
     def pause(self, topic: str) -> None:
@@ -286,9 +286,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             topic = self._fullest() if topic is None else topic
             if topic is None or topic in state.locks:
                 return None
-            lock = TopicLock(
-                next(state.tokens), self._holder, None if lease is None else state.clock() + lease
-            )
+            lock = TopicLock(next(state.tokens), self._holder, self._end_of(lease))
             state.locks[topic] = lock
             state.changes += 1
             return TopicClaim(topic, lock.token)
@@ -299,8 +297,14 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             held = state.locks.get(lock.topic)
             if held is None or held.token != lock.token:
                 raise StaleClaimError(f"the lock of topic {lock.topic!r} has ended")
-            until = None if seconds is None else state.clock() + seconds
-            state.locks[lock.topic] = held._replace(until=until)
+            state.locks[lock.topic] = held._replace(until=self._end_of(seconds))
+            state.changes += 1
+
+    def _end_of(self, lease: float | None) -> float | None:
+        if lease is None:
+            self._refuse_no_lease()
+            return None
+        return self._now + lease
 
     def unlock_topic(self, lock: TopicClaim) -> bool:
         with self._state.lock:
@@ -336,7 +340,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
         with self._state.lock:
             self._reclaim()
             for topic, lock in list(self._state.locks.items()):
-                if lock.holder == self._holder:
+                if lock.holder == self._holder and not self._is_locked("locks", topic):
                     del self._state.locks[topic]
                     self._state.changes += 1
             for row in self._state.select(State.CLAIMED):
@@ -346,5 +350,8 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     def close(self) -> None:
         with self._state.lock:
             if not self._closed:
-                self.end_own_claims()
+                # Where another task has a transaction open, the next call ends the claims of the dead.
+                with suppress(LockedError):
+                    self._state.refuse_other_task()
+                    self.end_own_claims()
                 self._closed = True

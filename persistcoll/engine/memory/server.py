@@ -14,7 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from persistcoll.engine.memory.transactions import TransactionalState
 from persistcoll.errors import BackendUnavailableError, ClosedError, EncodeError, LockedError
@@ -151,9 +151,7 @@ class ServerState(TransactionalState):
                 for key in mine.keys() | other.keys()
                 if other.get(key) != mine.get(key)
             }
-        if any(
-            transaction.rows.get(key) != row for key, row in rows.items() if key in self.locked(transaction)
-        ):
+        if rows.keys() & self.locked(transaction).keys():
             raise LockedError("another transaction has changed what this one changes")
         transaction.rows = rows
         numbers = [name for name in self.NUMBERS if name != "last_id"]
@@ -194,6 +192,8 @@ class MemoryConnection:
     def begin(self) -> None:
         """Begin a transaction."""
         with self._state.lock:
+            if self.transaction is not None:
+                raise ValueError("a transaction is open already")
             self.transaction = Transaction()
             self._state.open.append(self.transaction)
 
@@ -236,11 +236,15 @@ class ServerStore(ABC, Generic[S]):
     """
 
     _RETRIES = 100
+    _READS: ClassVar[frozenset[str]] = frozenset()
+    """The operations that in a caller's transaction change nothing, not even what is due."""
     _state: S
 
     def __init__(self) -> None:
         self._connection: MemoryConnection | None = None
         self._closed = False
+        self._original = self
+        """The store of which this one is joined to a transaction; otherwise itself."""
         self._become_client()
 
     def _become_client(self) -> None:
@@ -292,7 +296,7 @@ class ServerStore(ABC, Generic[S]):
                 early = [self._draw() for _ in payloads]
                 time.sleep(0)
             with self._state.lock:
-                if self._closed:
+                if self._original._closed:
                     raise ClosedError("this store in memory is closed")
                 made: list[Any] = []
                 if claims is not None:
@@ -333,7 +337,8 @@ class ServerStore(ABC, Generic[S]):
         if isinstance(value, Iterator):
             value = iter(list(value))
         if connection is not None:
-            state.note(transaction, view)
+            if name not in self._READS:
+                state.note(transaction, view)
             self._ran(session)
             return False, value
         if state.loses():  # the connection is lost before the commit
@@ -374,6 +379,7 @@ class ServerStore(ABC, Generic[S]):
         # A thread of the parent that the child does not have may hold the old lock. The parent lives on, but
         # its holder sends no heartbeats to this copy of the state.
         self._state.lock = threading.RLock()
+        self._state.open.clear()
         self._state.silence(self._client)
         if not self._closed:
             self._become_client()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from persistcoll.engine.contracts import MessageStore, StoreCapabilities
+from persistcoll.engine.memory.message_life_cycle import NO_LEASE
 from persistcoll.engine.memory.message_rows import MemoryMessageState, MessageRow
 from persistcoll.engine.memory.message_store import MemoryMessageStore
 from persistcoll.engine.memory.server import MAX_PAYLOAD, ServerState, ServerStore, sent
@@ -104,6 +105,8 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
     :param state: the state of the server; a new one by default.
     """
 
+    _READS = frozenset(("find", "peek", "scan", "topics", "count", "is_empty", "has_unfinished", "stats"))
+
     def __init__(
         self,
         policy: MessagePolicy = MessagePolicy(),  # noqa: B008 - immutable
@@ -118,6 +121,8 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
             counts_delivered=False,
             max_payload=MAX_PAYLOAD,
         )
+        if policy.lease is None:
+            raise ValueError(NO_LEASE)
         super().__init__()
 
     put = sent(MessageStore, "put")
