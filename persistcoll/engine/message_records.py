@@ -78,7 +78,8 @@ class MessageEntry(NamedTuple):
     group: str | None = None
     """Of the messages of one topic and group, one at a time is delivered, in the order of their ids."""
     ttl: float | None = None
-    """Seconds from the put after which the message is removed, unless it is claimed; ``None``: never."""
+    """Seconds from the put after which the message is removed, if it is ready, delayed or blocked, or when it
+    comes back from a claim; ``None``: never."""
     headers: bytes = b""
     lease: float | EllipsisType | None = ...
     """As :attr:`MessagePolicy.lease`."""

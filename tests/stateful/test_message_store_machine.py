@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
 from persistcoll.testing import Capabilities
 from persistcoll.testing.machines import MessageStoreMachine
 from tests.conformance.message_stores import MemoryMessageServerStores, MemoryMessageStores
+from tests.conformance.wrong_messages import WRONG
 from tests.stateful.test_machines import run
 
 
@@ -49,3 +51,30 @@ def test_the_model_at_length(request):
 @pytest.mark.long
 def test_a_server_whose_answers_are_lost(request):
     run(machine(SettableServers), request, 100)
+
+
+# One of each part of the life of messages. The machine is slower than the laws, but tries what no law names.
+BROKEN = [
+    "Q1 WholePriorities",
+    "Q2 AllAreNext",
+    "Q2 StuckAfterTtl",
+    "Q3 RemembersTheDelayOfANack",
+    "Q4 KeyIsUsedForEver",
+    "Q5 TtlFromTheHead",
+    "Q6 ExtendsFromTheOldEnd",
+    "Q7 TokensAreAttempts",
+    "Q8 LeasesNeverKill",
+    "Q9 ReleaseBacksOff",
+    "Q10 RedrivenWithItsOldTtl",
+    "Q12 IgnoresRates",
+    "Q14 LocksAllTopics",
+    "T6 ARollbackKeepsMessages",
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_message_store_is_noticed(name, request):
+    _, make = WRONG[name]
+    with pytest.raises((AssertionError, KeyError)):
+        run(machine(lambda: MemoryMessageStores(make)), request, 1000, phases=[hypothesis.Phase.generate])

@@ -11,8 +11,9 @@ S3     A claim calls ``decode`` at most once (without ``decodes_once``, again af
        ``claims`` lists the claims, whether the call returned or raised. After ``release`` a record is
        ready in its place, and the release of a claim that ended does nothing.
 S4     Records come in the order of their ids. Ids grow and are never used twice, not even after a
-       record was removed. A released record returns to its place. Without ``total_order`` ids grow
-       for each producer, and a record may appear after one of another producer with a higher id.
+       record was removed, unless its put was rolled back. A released record returns to its place.
+       Without ``total_order`` ids grow for each producer, and a record may appear after one of another
+       producer with a higher id.
 S5     One record is never claimed by two consumers.
 S6     An append never makes ``count()`` exceed ``capacity``, whatever others append.
 S7     Stores with different names do not see each other.
@@ -51,7 +52,7 @@ Q2     Of one topic and group one message is claimed at a time, in the order of 
 Q3     A message is not claimed before its delay is over, and is ready after it.
 Q4     A message is refused while its key is active: as long as a message of this key is unfinished, and for
        the window after its put. Otherwise it is stored.
-Q5     A message is removed when its ttl is over, unless it is claimed or dead. It is never claimed after it.
+Q5     An unfinished message is removed when its ttl is over, unless it is claimed. It is never claimed then.
 Q6     A claim ends with its lease and not earlier, and an extension replaces the end of the lease.
 Q7     A claim that has ended changes nothing, not even if the message is claimed again, or if the claim was
        part of a transaction that was rolled back. The error names all stale claims.
@@ -63,7 +64,8 @@ Q11    Cancelling and purging remove only messages that nobody has claimed.
 Q12    The deliveries of a topic never exceed its rate, whichever objects claim.
 Q13    No message of a paused topic is delivered.
 Q14    While a topic is locked, only the store object that has locked it claims from it.
-Q15    A call with several messages, entries or claims does all of it or nothing.
+Q15    A call with several messages, entries or claims does all of it or nothing. A claim that is named twice
+       counts once.
 Q16    The counts of the queue and of each topic are exact. A topic exists while a message of it is stored.
 Q17    Only done and dead messages beyond the number to keep are removed by themselves, the lowest ids first.
 Q18    A claim that finds nothing says when to look again, and that is never too late.

@@ -18,9 +18,9 @@ class StoreCapabilities:
     death_noticed_after: float = 0.0
     """The seconds after the death of a process after which its holder is dead; infinite: it never is."""
     transactions: bool = False
-    """Whether :meth:`~persistcoll.engine.contracts.QueueStore.transaction` works."""
+    """Whether :meth:`~persistcoll.engine.contracts.Store.transaction` works."""
     joins_transactions: bool = False
-    """Whether :meth:`~persistcoll.engine.contracts.QueueStore.joined` works."""
+    """Whether :meth:`~persistcoll.engine.contracts.Store.joined` works."""
     counts_delivered: bool = True
     """Whether only a delivered message loses an attempt when its holder dies or its lease is over. Otherwise
     one that was prefetched does, too. Only message stores have this."""

@@ -24,7 +24,7 @@ class MessageStore(Store, Protocol):
 
     The unfinished messages of one topic and group have a *head*, which is the only one of them that is not
     blocked. When the head is finished, the message with the lowest id becomes the head. It is delayed if the
-    delay of its put is not over, otherwise it is ready.
+    delay of its put is not over, otherwise it is ready. The ids of a group grow whichever producer puts.
 
     A claim *ends* when it is settled (ack, nack, release or fail), when its lease is over, or when its holder
     is dead. Each claim is one attempt. At the end of a lease or of a holder the message is dead if it has no
@@ -91,7 +91,10 @@ class MessageStore(Store, Protocol):
         """
 
     def deliver(self, claims: Sequence[MessageClaim]) -> None:
-        """Note that a consumer begins to work on these prefetched messages."""
+        """Note that a consumer begins to work on these prefetched messages.
+
+        :raise StaleClaimError: one of the claims has ended.
+        """
 
     def ack(self, claims: Sequence[MessageClaim]) -> None:
         """Finish these messages: they are done, and removed unless the policy keeps them."""
@@ -124,7 +127,7 @@ class MessageStore(Store, Protocol):
         """
 
     def redrive(self, id: int) -> bool:
-        """Make a dead message ready again, with its id, 0 attempts and a new ``ttl``.
+        """Make a dead message ready again, with its id, its error, 0 attempts and a new ``ttl``.
 
         In a group it is the head if no message of the group is unfinished. Otherwise it is blocked.
 
@@ -213,13 +216,13 @@ class MessageStore(Store, Protocol):
         """
 
     def extend_lock(self, lock: TopicClaim, seconds: float | None) -> None:
-        """Let the lock end so many seconds from now; ``None``: it has no lease.
+        """Let the lock end so many seconds from now; ``None``: it has no lease. Any object may.
 
         :raise StaleClaimError: the lock has ended.
         """
 
     def unlock_topic(self, lock: TopicClaim) -> bool:
-        """End the lock, and tell whether it had not ended yet."""
+        """End the lock, and tell whether it had not ended yet. Any object may."""
 
     def reclaim(self) -> int:
         """End the claims and the locks of dead holders, and those whose lease is over.

@@ -43,7 +43,7 @@ class Store(Protocol):
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if another process changed something since.
 
-        It also differs if the death of a holder was noticed, which lets its records be claimed again.
+        It also differs when a delay, a lease or another time is over, and when a holder was found dead.
 
         :raise BackendUnavailableError: the store cannot be reached now. A waiter calls again.
         """

@@ -303,8 +303,10 @@ class MessageLifeCycle:
         rows = [self._of_claim(claim) for claim in claims]
         stale = [claim.id for claim, row in zip(claims, rows, strict=True) if row is None]
         if stale:
-            what = f"message {stale[0]} has" if len(stale) == 1 else f"messages {stale} have"
-            raise StaleClaimError(f"the claim of {what} ended", stale)
+            one = f"the claim of message {stale[0]} has ended"
+            raise StaleClaimError(
+                one if len(stale) == 1 else f"the claims of messages {stale} have ended", stale
+            )
         return [row for row in rows if row is not None]
 
     def _of_claim(self, claim: MessageClaim) -> MessageRow | None:

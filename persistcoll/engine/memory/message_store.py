@@ -117,6 +117,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             self._promote_due()
             for row in self._claimed(claims):
                 row.delivered = True
+                self._state.changes += 1
 
     def ack(self, claims: Sequence[MessageClaim]) -> None:
         with self._state.lock:
@@ -195,7 +196,9 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
 
     def release_key(self, key: bytes) -> bool:
         with self._state.lock:
-            return self._promote_due().keys.pop(key, None) is not None
+            was_active = self._promote_due().keys.pop(key, None) is not None
+            self._state.changes += was_active
+            return was_active
 
     # Inspection.
 

@@ -60,7 +60,7 @@ class ServerState(TransactionalState):
     ``lock`` protects every attribute and every row.
 
     :param clock: returns the time in seconds since the epoch; by default a clock that no user can set.
-    :param patience: the seconds without a heartbeat after which a holder is dead; infinite: it never is.
+    :param patience: the seconds without a heartbeat after which a holder is dead.
     :param id_block: how many ids a client draws at once.
     :param loss: the probability that the connection is lost before a commit, and that it is lost after one.
     :param seed: the seed of these chances.

@@ -25,8 +25,11 @@ __all__ = ["MemoryMessageServerState", "MemoryMessageServerStore"]
 class MemoryMessageServerState(ServerState, MemoryMessageState):
     """The state of a server, with the messages of one queue.
 
-    The parameters are those of :class:`~persistcoll.engine.memory.server.ServerState`, of which ``patience``
-    has no effect.
+    :param clock: returns the time in seconds since the epoch; by default a clock that no user can set.
+    :param patience: has no effect.
+    :param id_block: how many ids a client draws at once.
+    :param loss: the probability that the connection is lost before a commit, and that it is lost after one.
+    :param seed: the seed of these chances.
     """
 
     def copy(self) -> MemoryMessageServerState:

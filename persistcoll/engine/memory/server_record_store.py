@@ -22,7 +22,11 @@ __all__ = ["MemoryServerState", "MemoryServerStore"]
 class MemoryServerState(ServerState, MemoryRecordState):
     """The state of a server, with the records of one collection.
 
-    The parameters are those of :class:`~persistcoll.engine.memory.server.ServerState`.
+    :param clock: returns the time in seconds since the epoch; by default a clock that no user can set.
+    :param patience: the seconds without a heartbeat after which a holder is dead.
+    :param id_block: how many ids a client draws at once.
+    :param loss: the probability that the connection is lost before a commit, and that it is lost after one.
+    :param seed: the seed of these chances.
     """
 
 

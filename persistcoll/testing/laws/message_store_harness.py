@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import EllipsisType
 from typing import Any, Protocol
 
 from persistcoll.engine.contracts import MessageStore
-from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessagePolicy, MessageRecord
+from persistcoll.engine.message_records import (
+    MessageClaim,
+    MessageEntry,
+    MessagePolicy,
+    MessageRecord,
+    TopicClaim,
+)
 from persistcoll.engine.records import Backoff, State
 from persistcoll.errors import Empty, StaleClaimError
 from persistcoll.testing.children import check
@@ -17,24 +26,36 @@ from persistcoll.testing.harness import Capabilities, Law, LawTime, laws_with
 from persistcoll.testing.laws.record_store_harness import Connection
 
 __all__ = [
+    "KEEPS",
     "PLAIN",
     "MessageStoreFactory",
     "MessageStoreHarness",
     "MessageStoreLaw",
     "claim_all",
+    "claim_of",
+    "claimable",
     "claims_of",
     "contents",
     "empty",
+    "ends",
+    "lock_of",
     "message_store_law",
+    "notices_death",
     "payloads",
     "put",
     "refuses",
+    "settling",
     "stale",
     "standing",
+    "together",
+    "totals",
 ]
 
 PLAIN = MessagePolicy(lease=3600.0, max_attempts=None, backoff=None)
 """The policy of most laws: nothing ends by itself, and no attempt is the last one."""
+
+KEEPS = PLAIN._replace(keep_done=1000)
+"""The plain policy, which keeps every acked message that a law makes."""
 
 UNFINISHED = (State.READY, State.DELAYED, State.BLOCKED, State.CLAIMED)
 
@@ -254,3 +275,84 @@ def stale(ids: Sequence[int], what: str, *stores: MessageStore) -> Iterator[None
         except StaleClaimError as error:
             check(sorted(error.ids) == sorted(ids), f"{what} named {error.ids} as stale, not {ids}")
             raise
+
+
+def settling(
+    harness: MessageStoreHarness, store: MessageStore, claims: Sequence[MessageClaim]
+) -> dict[str, Callable[[], object]]:
+    """Return, by the name for messages, each call that needs these claims and refuses stale ones."""
+    return {
+        "ack()": partial(store.ack, claims),
+        "nack()": partial(store.nack, claims, error="nacked"),
+        "nack() without a delay": partial(store.nack, claims, 0.0),
+        "nack() with a delay": partial(store.nack, claims, harness.seconds(500.0)),
+        "fail()": partial(store.fail, claims, "failed"),
+        "extend()": partial(store.extend, claims, harness.seconds(500.0)),
+        "deliver()": partial(store.deliver, claims),
+    }
+
+
+def totals(store: MessageStore) -> tuple[int, int, int]:
+    """Return how many messages were put, will not be delivered again, and were removed after their ttl."""
+    told = store.stats()
+    return told.puts, told.gets, told.expired
+
+
+def claim_of(store: MessageStore, topic: str, prefetch: bool = False) -> MessageClaim:
+    """Claim the next message of a topic, and return its claim."""
+    (claim,) = claims_of(store.claim(1, [topic], prefetch=prefetch))
+    return claim
+
+
+def notices_death(store: MessageStore) -> bool:
+    """Tell whether the store notices the death of a holder at some time."""
+    return not math.isinf(store.capabilities.death_noticed_after)
+
+
+def ends(
+    harness: MessageStoreHarness, what: str, at: float | None, seconds: float | None, since: float
+) -> None:
+    """Check that a time ``at`` is so many of the law's seconds after a call that began at ``since``.
+
+    :param seconds: ``None``: there is no such time.
+    """
+    if seconds is None or at is None:
+        check(at is seconds, f"{what} ends at {at}, and should after {seconds} s")
+        return
+    early, late = since + harness.seconds(seconds), harness.now() + harness.seconds(seconds)
+    # The clock has no more digits.
+    check(early - 1e-5 <= at <= late + 1e-5, f"{what} ends at {at}, not between {early} and {late}")
+
+
+def together(harness: MessageStoreHarness, *parts: Iterator[float]) -> None:
+    """Run parts of a law at the same time. Each one yields how many seconds it waits for."""
+    # With a clock that nobody sets, each part waits from the end of its own step.
+    due = [(harness.now(), number, part) for number, part in enumerate(parts)]
+    while due:
+        at, number, part = heapq.heappop(due)
+        rest = at - harness.now()
+        if rest > 0:
+            harness.advance(rest / harness.seconds(1.0))
+        wait = next(part, None)
+        if wait is not None:
+            heapq.heappush(due, (harness.now() + harness.seconds(wait), number, part))
+
+
+def lock_of(store: MessageStore, topic: str, lease: float | None = 3600.0) -> TopicClaim:
+    """Lock a topic that nobody has locked. The lease is in the store's seconds."""
+    lock = store.lock_topic(topic, lease)
+    if lock is None:
+        raise AssertionError(f"lock_topic() of {topic!r}, which nobody has locked, gave None")
+    check(lock.topic == topic, f"lock_topic() of {topic!r} gave {lock}")
+    return lock
+
+
+def claimable(store: MessageStore, topics: Sequence[str] | None = None) -> list[str]:
+    """Return the payloads of what one call can claim, in the order in which it gives them."""
+    try:
+        records = store.claim(1000, topics)
+    except Empty:
+        return []
+    count = store.release(claims_of(records))
+    check(count == len(records), f"release() of {len(records)} claims ended {count}")
+    return payloads(records)

@@ -1,0 +1,64 @@
+"""Every law of message stores, tried on every message store."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import persistcoll.engine.contracts
+from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
+from persistcoll.testing.laws.message_store import MESSAGE_STORE_LAWS
+from tests.conformance.message_stores import (
+    MESSAGE_STORES,
+    MemoryMessageServerStores,
+    MemoryMessageStores,
+)
+from tests.conformance.wrong_messages import WRONG
+
+# These wait by a clock that nobody sets.
+SLOW = {"memory-server"}
+
+CASES = [
+    pytest.param(law, name, id=f"{number}-{name}", marks=[pytest.mark.long] * (name in SLOW))
+    for number, law in MESSAGE_STORE_LAWS.items()
+    for name in MESSAGE_STORES
+]
+
+
+@pytest.mark.parametrize(("law", "name"), CASES)
+def test_law(law, name):
+    stores = MESSAGE_STORES[name]()
+    assert law.applies_to(stores) or law.needs in {("joins",), ("transactions",)}
+    law(stores)
+
+
+def test_there_is_a_function_for_every_law():
+    stated = re.findall(r"^(S\d+|T5|T6|Q\d+) ", persistcoll.engine.contracts.__doc__ or "", re.MULTILINE)
+    # No capacity, and a claim decodes nothing.
+    wanted = [number for number in stated if number not in ("S3", "S6")]
+    assert sorted(MESSAGE_STORE_LAWS) == sorted(wanted)
+    assert [law.number for law in MESSAGE_STORE_LAWS.values()] == list(MESSAGE_STORE_LAWS)
+    assert all(law.text for law in MESSAGE_STORE_LAWS.values())
+
+
+def test_every_law_has_a_wrong_store():
+    assert {number for number, _ in WRONG.values()} == set(MESSAGE_STORE_LAWS) - {"S7"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_message_store_is_seen(name):
+    number, make = WRONG[name]
+    is_server = issubclass(make, MemoryMessageServerStore)
+    stores = (MemoryMessageServerStores if is_server else MemoryMessageStores)(make)
+    with pytest.raises(AssertionError, match=rf"^{number} \("):
+        MESSAGE_STORE_LAWS[number](stores)
+
+
+def test_message_stores_that_are_one_break_s7():
+    stores = MemoryMessageStores()
+    one = stores.open
+    stores.open = lambda name, policy: one("a", policy)  # type: ignore[method-assign]
+    with pytest.raises(AssertionError, match=r"^S7 \("):
+        MESSAGE_STORE_LAWS["S7"](stores)
