@@ -7,32 +7,25 @@ again, the old claim can settle nothing, however late its holder tries.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from persistcoll.engine import contracts
-from persistcoll.engine.forks import in_operation
 from persistcoll.engine.records import ClaimPolicy, State
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import (
-    ClosedError,
-    LockedError,
     NotClaimedError,
     StaleClaimError,
-    StorageError,
 )
-from persistcoll.sqlite import schema
-from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Handle
-from persistcoll.sqlite.holders import Holder, holder_files, is_dead
+from persistcoll.sqlite.holding import HOLDERS, Holding
 from persistcoll.sqlite.rows import Rows
 from persistcoll.sqlite.statements import RecordStatements
 from persistcoll.sqlite.unique_keys import UniqueKeys
 
-__all__ = ["Claims", "sweep"]
+__all__ = ["Claims"]
 
 Claim = tuple[int, int, int]
 """Holder, id, attempts."""
@@ -43,14 +36,7 @@ After a rollback the same record may be claimed again in the same attempt, and a
 that was rolled back must not settle the new one.
 """
 
-_HOLDERS = "SELECT holder FROM holders WHERE collection = ?"
-_NEW_HOLDER = "INSERT INTO holders (collection, holder) VALUES (?, ?)"
-_IS_HOLDER = "SELECT 1 FROM holders WHERE collection = ? AND holder = ?"
-_FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
-
 _PAGE = 256
-# Seconds between two checks of whether the other holders live.
-_LIVENESS_INTERVAL = 1.0
 # How many done rows are kept above the limit before they are trimmed: trimming one costs as much as many.
 _TRIM_BATCH = 64
 
@@ -58,11 +44,9 @@ _TRIM_BATCH = 64
 class Claims:
     """What one handle has claimed, and the statements that settle it.
 
-    The database's lock protects ``_epoch``, ``_last_liveness_check`` and the setting of ``_holder``.
-    ``_holder`` is also read without it, and a fork removes it. ``_held`` is changed by single atomic
-    calls and read without a lock. ``_closed`` only ever becomes true: :meth:`close` sets it first and reads
-    ``_holder`` second, and a claim sets ``_holder`` first and reads ``_closed`` second, so at least one of
-    the two sees the other.
+    ``_held`` is changed by single atomic calls and read without a lock.
+
+    :ivar holding: the holder that the handle is.
     """
 
     def __init__(
@@ -78,60 +62,19 @@ class Claims:
         self._rows = rows
         self._keys = keys
         self._retry = retry
-        self._holder: Holder | None = None
-        self._epoch = -1  # the database's, when it was last known to hold this holder's row
-        self._closed = False
+        self.holding = Holding(handle, self._return_all, retry.auto_reclaim)
         self._held: dict[int, _Held] = {}
         """What this handle has claimed, by id."""
         self._serials = itertools.count()
-        self._last_liveness_check = -_LIVENESS_INTERVAL
 
     # Claiming.
-
-    def _ensure_holder(self, execute: Execute) -> int:
-        """Return the number of this handle as a holder, after making it one if it is none.
-
-        Call it within the transaction that claims. A claim under a number that was released meanwhile, or
-        whose transaction was rolled back, would never be reclaimed.
-        """
-        holder, epoch = self._holder, self._database.epoch
-        known = holder is not None and (
-            self._epoch == epoch
-            or execute(_IS_HOLDER, (self._collection_id, holder.number)).fetchone() is not None
-        )
-        if holder is None or not known:
-            if holder is not None:
-                holder.close_and_unlink()
-            holder = self._holder = self._become_holder(execute)
-        self._epoch = epoch
-        if self._closed:  # after `_holder` was set, because close() sets `_closed` before it reads `_holder`
-            if not known:
-                holder.close_and_unlink()
-            raise ClosedError(f"the store in {self._database.path!r} is closed")
-        return holder.number
-
-    def _become_holder(self, execute: Execute) -> Holder:
-        while True:
-            number = schema.next_holder(execute)
-            try:
-                # Lock the file before the row exists: otherwise another process could see the row, find the
-                # file unlocked, and take this process for dead.
-                holder = Holder(self._database, number)
-            except BlockingIOError:  # a holder has that number whose transaction was rolled back
-                continue
-            try:
-                execute(_NEW_HOLDER, (self._collection_id, number))
-            except BaseException:
-                holder.close_and_unlink()
-                raise
-            return holder
 
     def claim(self, execute: Execute, rows: Sequence[Any]) -> int:
         """Claim ready rows for this handle, and return its number as a holder.
 
         :param rows: any one, or the first several in the order of delivery.
         """
-        holder = self._ensure_holder(execute)
+        holder = self.holding.ensure(execute)
         lease = self._retry.lease
         until = None if lease is None else self._now() + lease
         if len(rows) == 1:
@@ -173,10 +116,11 @@ class Claims:
 
         :raise NotClaimedError: it has ended since, in another thread.
         """
-        if self._held.get(id) != held or self._holder is None:
+        holder = self.holding.number
+        if self._held.get(id) != held or holder is None:
             raise NotClaimedError(f"item {id} is not claimed by this store any more")
         attempts, _ = held
-        return self._holder.number, id, attempts
+        return holder, id, attempts
 
     # Settling.
 
@@ -398,89 +342,28 @@ class Claims:
         else:
             self._return(execute, claim, None)
 
-    def reclaim(self, execute: Execute) -> int:
-        """Make ready, or dead, what dead holders had claimed; return how many records that were."""
-        count = 0
-        database = self._database
-        own = None if self._holder is None else self._holder.number
-        for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall():
-            if number != own and is_dead(database.disk, database.path, number):
-                count += self._return_all(execute, number)
-        return count
-
-    def _return_all(self, execute: Execute, number: int) -> int:
-        claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
-        for claim in claims:
-            self._return_or_dead_letter(execute, claim)
-        execute(_FORGET_HOLDER, (self._collection_id, number))
-        return len(claims)
-
-    def may_reclaim(self) -> bool:
-        """Tell whether records are claimed, and it is time to check whether their holders live."""
-        if not self._retry.auto_reclaim or not self._counters.claimed:
-            return False
-        return time.monotonic() - self._last_liveness_check >= _LIVENESS_INTERVAL
-
-    def liveness_check_due(self) -> float | None:
-        """Return when the holders were checked last, if :meth:`may_reclaim`; otherwise ``None``."""
-        return self._last_liveness_check if self.may_reclaim() else None
-
-    def reclaim_if_due(self, execute: Execute) -> bool:
-        """Call :meth:`reclaim` if it is time for it; return whether it found a record."""
-        if not self.may_reclaim():
-            return False
-        self._last_liveness_check = time.monotonic()
-        found = self.reclaim(execute) > 0
-        self._database.keep_changes()
-        return found
-
     def find_unready(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Return the number of the holder of a record (0 if it is delayed) and its row, or two ``None``."""
-        for number in (0, *(number for (number,) in execute(_HOLDERS, (self._collection_id,)).fetchall())):
+        for number in (0, *(number for (number,) in execute(HOLDERS, (self._collection_id,)).fetchall())):
             row = execute(self._sql.select_claimed, (number, id)).fetchone()
             if row is not None:
                 return number, row
         return None, None
 
+    def _return_all(self, execute: Execute, number: int, closes: bool) -> int:
+        claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
+        for claim in claims:
+            self._return_or_dead_letter(execute, claim)
+        return len(claims)
+
     # Lifecycle.
 
     def close(self) -> None:
         """Release what is claimed, or leave it to be reclaimed from a dead holder."""
-        self._closed = True  # before `_holder` is read: see _ensure_holder()
         self._held.clear()
-        holder = self._holder
-        if holder is None:
-            return
-
-        def run(execute: Execute) -> None:
-            self._refresh_counters(execute)
-            self._return_all(execute, holder.number)
-
-        if not self._retry.auto_reclaim or in_operation():
-            holder.close()  # from a dead holder its claims can be reclaimed
-            return
-        try:
-            self._database.write(run, False, timeout=self._timeout)
-        except BaseException as error:
-            holder.close()  # its claims can be reclaimed, if the database is still there
-            # After a failed sync the error has told the caller to close this.
-            is_poisoned = isinstance(error, StorageError) and self._database._poison.failure is not None
-            if not is_poisoned and not isinstance(error, LockedError):
-                raise
-        holder.close_and_unlink()
+        self.holding.close()
 
     def after_fork_in_child(self) -> None:
         """Drop the claims in a forked child, because they are the parent's."""
-        if self._holder is not None:
-            self._holder.close()
-        self._holder = None
+        self.holding.after_fork_in_child()
         self._held.clear()
-
-
-def sweep(execute: Execute, database: Database) -> None:
-    """Remove the files of dead holders that have no row. Call it within a transaction."""
-    found = holder_files(database.path)
-    if found:
-        known = {number for (number,) in execute("SELECT holder FROM holders").fetchall()}
-        for number in set(found) - known:
-            is_dead(database.disk, database.path, number)

@@ -39,6 +39,14 @@ class Counters:
         self.done = self.failed = self.dead = self.finished = 0
         self.next_due_at: float | None = None
 
+    def new(self) -> Counters:
+        """Return counters of the same collection that are not loaded."""
+        return Counters(self.sql)
+
+    def has_held(self) -> bool:
+        """Tell whether a holder may hold something."""
+        return self.claimed > 0
+
     def load(self, execute: Execute) -> None:
         """Read the counters with one statement, and so from one snapshot."""
         if self.sql is None:

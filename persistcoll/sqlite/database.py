@@ -491,7 +491,7 @@ class Database:
             try:
                 execute(driver.BEGIN_READING)
                 # Another process may have written since the lock file was read.
-                return query(execute, self._load(Counters(counters.sql), execute))
+                return query(execute, self._load(counters.new(), execute))
             finally:
                 if self._connection.in_transaction:
                     execute(driver.ROLLBACK)
@@ -501,7 +501,7 @@ class Database:
     def _consult_separately(self, counters: Counters, query: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
             return self.read_snapshot(
-                lambda execute: query(execute, self._without_due(Counters(counters.sql), execute))
+                lambda execute: query(execute, self._without_due(counters.new(), execute))
             )
         if not self._lock.is_owned():
             self._wait_out(time.monotonic() + self.source.timeout)

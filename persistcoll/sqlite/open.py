@@ -12,12 +12,12 @@ from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.errors import StorageError, StoreMissingError
 from persistcoll.sqlite import schema
-from persistcoll.sqlite.claims import sweep
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Collection
+from persistcoll.sqlite.holding import sweep
 from persistcoll.sqlite.pair_store import SQLitePairStore
 from persistcoll.sqlite.read_only import ReadOnlyDatabase
 from persistcoll.sqlite.record_store import SQLiteRecordStore

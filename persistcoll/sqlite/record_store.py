@@ -171,7 +171,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
             counters = self._refresh_counters(execute)
             row = execute(text, parameters).fetchone()
-            if row is None and self._claims.reclaim_if_due(execute):
+            if row is None and self._claims.holding.reclaim_if_due(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
                 self._rows.check_none_left(counters.ready if select is None else 0)
@@ -224,7 +224,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             counters = self._refresh_counters(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
-            if not rows and self._claims.reclaim_if_due(execute):
+            if not rows and self._claims.holding.reclaim_if_due(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()
             values: list[T] = []
             for row in rows:
@@ -258,7 +258,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._last_claim_was_empty = False
 
         def query(execute: Execute, counters: Counters) -> None:
-            if not counters.ready and not self._claims.may_reclaim():
+            if not counters.ready and not self._claims.holding.may_reclaim():
                 self._last_claim_was_empty = True
                 raise Empty
 
@@ -299,7 +299,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         def run(execute: Execute) -> int:
             self._refresh_counters(execute)
-            return self._claims.reclaim(execute)
+            return self._claims.holding.reclaim(execute)
 
         return self._database.write(run, False, timeout=self._timeout)
 
@@ -417,7 +417,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         due = self._counters.next_due_at
         if due is not None and due > self._now():
             due = None
-        return self._database.change_token(), due, self._claims.liveness_check_due()
+        return self._database.change_token(), due, self._claims.holding.liveness_check_due()
 
     def stats(self) -> Stats:
         return self._scan.stats(self._database.source.disk_usage)

@@ -132,7 +132,7 @@ def test_a_boot_with_a_wrong_clock(machine, opened):
     queue.put_many(["in work", "delayed"])
     queue.get()
     queue.nack(queue.get(), delay=100)
-    holder = queue._store._claims._holder
+    holder = queue._store._claims.holding._holder
     queue._store.after_fork_in_child()  # as if it had died
     queue.close()
     assert holder is not None

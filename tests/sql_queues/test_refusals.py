@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from persistcoll import Empty, Full, PDict, SQLiteAckQueue, SQLiteQueue, StaleClaimError, StorageError
-from persistcoll.sqlite import claims
+from persistcoll.sqlite import holding
 from persistcoll.testing.children import in_forked_child
 from tests.queues.waits import until, waiting
 
@@ -52,7 +52,7 @@ def get_after_a_death(open_file, clock) -> Refusal:
     in_forked_child(work_and_die)
     queue.put("b")
     queue.get()
-    queue._store._claims._last_liveness_check -= 2 * claims._LIVENESS_INTERVAL
+    queue._store._claims.holding._last_liveness_check -= 2 * holding._LIVENESS_INTERVAL
     return Refusal(queue, queue.get_nowait, Empty)
 
 
