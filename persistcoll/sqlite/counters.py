@@ -7,6 +7,7 @@ from typing import Any
 
 from persistcoll.engine.records import State
 from persistcoll.sqlite.driver import Execute, corruption_error
+from persistcoll.sqlite.message_statements import MessageStatements
 from persistcoll.sqlite.statements import PairStatements, RecordStatements
 
 __all__ = ["Counters"]
@@ -32,7 +33,7 @@ class Counters:
         "ready", "sql",
     )  # fmt: skip
 
-    def __init__(self, sql: RecordStatements | PairStatements | None) -> None:
+    def __init__(self, sql: RecordStatements | PairStatements | MessageStatements | None) -> None:
         self.sql = sql
         self.epoch = -1
         self.last_id = self.ready = self.claimed = self.delayed = 0

@@ -13,6 +13,7 @@ from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.message_statements import MessageStatements
 from persistcoll.sqlite.statements import PairStatements, RecordStatements
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Collection", "Handle"]
 
-S = TypeVar("S", RecordStatements, PairStatements)
+S = TypeVar("S", RecordStatements, PairStatements, MessageStatements)
 T = TypeVar("T")
 
 
@@ -60,8 +61,11 @@ class Handle(Generic[S]):
         self._sql: S = sql
         # One atomic call, because two threads may open a collection for the first time: with counters of its
         # own, a handle would not know what the other one has put.
-        self._counters = self._database.counters_by_number.setdefault(id, Counters(sql))
+        self._counters = self._database.counters_by_number.setdefault(id, self._new_counters(sql))
         self._closed = False
+
+    def _new_counters(self, sql: S) -> Counters:
+        return Counters(sql)
 
     def __del__(self) -> None:
         # An interrupt ended the call that opened it, before it returned, or the call that closed it.

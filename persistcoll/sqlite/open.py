@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_link
+from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.errors import StorageError, StoreMissingError
 from persistcoll.sqlite import schema
@@ -18,13 +19,24 @@ from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.holding import sweep
+from persistcoll.sqlite.message_statements import message_statements
+from persistcoll.sqlite.message_store import SQLiteMessageStore
 from persistcoll.sqlite.pair_store import SQLitePairStore
 from persistcoll.sqlite.read_only import ReadOnlyDatabase
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
 from persistcoll.sqlite.statements import pair_statements, record_statements
 
-__all__ = ["DEFAULT_NAME", "DICT", "DatabaseLocation", "open_pair_store", "open_record_store", "to_inspect"]
+__all__ = [
+    "DEFAULT_NAME",
+    "DICT",
+    "MESSAGES",
+    "DatabaseLocation",
+    "open_message_store",
+    "open_pair_store",
+    "open_record_store",
+    "to_inspect",
+]
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -33,6 +45,8 @@ DEFAULT_NAME = "data.db"
 """Of the database in a directory."""
 DICT = "dict"
 """The kind of a mapping."""
+MESSAGES = "messages"
+"""The kind of a message queue."""
 _DATABASE = re.compile(r".+\.(db|sqlite|sqlite3)", re.IGNORECASE | re.DOTALL)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -181,6 +195,44 @@ def open_pair_store(
         clock,
         lambda number: pair_statements(number).create,
         lambda collection: SQLitePairStore(collection, show),
+    )
+
+
+def open_message_store(
+    location: DatabaseLocation,
+    *,
+    name: str,
+    policy: MessagePolicy,
+    serializer: str,
+    executes_code: bool,
+    durability: Durability,
+    clock: Clock | None = None,
+) -> SQLiteMessageStore:
+    """Open the message queue of this name, and make it first if it is missing.
+
+    Parameters and exceptions are those of :func:`open_record_store`.
+
+    :param policy: what applies to messages that do not say it themselves.
+    """
+
+    def make(collection: Collection) -> SQLiteMessageStore:
+        store = SQLiteMessageStore(collection, policy)
+        try:
+            if not location.read_only:
+                store.reclaim()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    return _open(
+        location,
+        schema.Registration(name, MESSAGES, serializer),
+        executes_code,
+        durability,
+        clock,
+        lambda number: message_statements(number).create,
+        make,
     )
 
 

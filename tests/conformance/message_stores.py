@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -15,9 +17,12 @@ from persistcoll.engine.memory.server_message_store import (
     MemoryMessageServerStore,
 )
 from persistcoll.engine.message_records import MessagePolicy
+from persistcoll.engine.records import Durability
+from persistcoll.sqlite.open import DatabaseLocation, open_message_store
 from persistcoll.testing import Capabilities
+from tests.conformance.record_stores import copy_database
 
-__all__ = ["MESSAGE_STORES", "MemoryMessageServerStores", "MemoryMessageStores"]
+__all__ = ["MESSAGE_STORES", "MemoryMessageServerStores", "MemoryMessageStores", "SQLiteMessageStores"]
 
 
 class MemoryMessageStores:
@@ -76,7 +81,46 @@ class MemoryMessageServerStores:
         return MemoryMessageServerState().clock()
 
 
-MESSAGE_STORES: dict[str, Callable[[], Any]] = {
-    "memory": MemoryMessageStores,
-    "memory-server": MemoryMessageServerStores,
+class SQLiteMessageStores:
+    """Message stores in one SQLite file. A copy of it stands for what a dead process leaves."""
+
+    capabilities = Capabilities(transactions=True)
+
+    def __init__(self, directory: Path, durability: Durability = "process") -> None:
+        self._now = 1e9
+        self._directory = directory
+        self._durability = durability
+        self._copies = itertools.count()
+
+    def open(self, name: str, policy: MessagePolicy) -> MessageStore:
+        return self._opened(self._directory / "messages.db", name, policy)
+
+    def _opened(self, path: Path, name: str, policy: MessagePolicy) -> MessageStore:
+        return open_message_store(
+            DatabaseLocation(path),
+            name=name,
+            policy=policy,
+            serializer="raw",
+            executes_code=False,
+            durability=self._durability,
+            clock=self.now,
+        )
+
+    def crashed(self, name: str, policy: MessagePolicy) -> MessageStore:
+        path = self._directory / f"copy-{next(self._copies)}.db"
+        copy_database(self._directory / "messages.db", path)
+        return self._opened(path, name, policy)
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+    def now(self) -> float:
+        return self._now
+
+
+MESSAGE_STORES: dict[str, Callable[[Path], Any]] = {
+    "memory": lambda directory: MemoryMessageStores(),
+    "memory-server": lambda directory: MemoryMessageServerStores(),
+    "sqlite-process": SQLiteMessageStores,
+    "sqlite-power": lambda directory: SQLiteMessageStores(directory, "power"),
 }

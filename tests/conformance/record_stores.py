@@ -33,6 +33,7 @@ __all__ = [
     "RecordStores",
     "SQLiteMemoryRecordStores",
     "SQLiteRecordStores",
+    "copy_database",
     "open_sqlite",
 ]
 
@@ -121,6 +122,14 @@ def open_sqlite(
     return cast(RecordStore, _Unsealing(table))
 
 
+def copy_database(path: Path, copy: Path) -> None:
+    """Copy what a dead process leaves of a database."""
+    # Another process copies, because closing the files here would drop SQLite's locks on them.
+    for end in ("", "-wal"):
+        if Path(f"{path}{end}").exists():
+            subprocess.run(["cp", f"{path}{end}", f"{copy}{end}"], check=True)
+
+
 class SQLiteRecordStores:
     """Record stores in one SQLite file. A copy of it stands for what a dead process leaves.
 
@@ -157,11 +166,7 @@ class SQLiteRecordStores:
 
     def crashed(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
         copy = self._directory / f"copy-{next(self._copies)}.db"
-        # Another process copies, because closing the files here would drop SQLite's locks on them.
-        for end in ("", "-wal"):
-            file = self._directory / f"data.db{end}"
-            if file.exists():
-                subprocess.run(["cp", file, f"{copy}{end}"], check=True)
+        copy_database(self._directory / "data.db", copy)
         return open_sqlite(copy, name, discipline, retry, *self._options, clock=self._clock)
 
     def advance(self, seconds: float) -> None:

@@ -27,8 +27,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(("law", "name"), CASES)
-def test_law(law, name):
-    stores = MESSAGE_STORES[name]()
+def test_law(law, name, tmp_path):
+    stores = MESSAGE_STORES[name](tmp_path)
     assert law.applies_to(stores) or law.needs in {("joins",), ("transactions",)}
     law(stores)
 

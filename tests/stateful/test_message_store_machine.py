@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
+from persistcoll.engine.records import Durability
 from persistcoll.testing import Capabilities
 from persistcoll.testing.machines import MessageStoreMachine
-from tests.conformance.message_stores import MemoryMessageServerStores, MemoryMessageStores
+from tests.conformance.message_stores import (
+    MemoryMessageServerStores,
+    MemoryMessageStores,
+    SQLiteMessageStores,
+)
 from tests.conformance.wrong_messages import WRONG
-from tests.stateful.test_machines import run
+from tests.stateful.test_machines import PLACE, run
 
 
 def machine(make: Callable[[], MemoryMessageStores | MemoryMessageServerStores]):
@@ -51,6 +59,29 @@ def test_the_model_at_length(request):
 @pytest.mark.long
 def test_a_server_whose_answers_are_lost(request):
     run(machine(SettableServers), request, 100)
+
+
+def sqlite_machine(durability: Durability):
+    class Machine(MessageStoreMachine):
+        def stores(self):
+            self.directory = Path(tempfile.mkdtemp(dir=PLACE))
+            return SQLiteMessageStores(self.directory, durability)
+
+        def teardown(self):
+            super().teardown()
+            shutil.rmtree(self.directory)
+
+    return Machine
+
+
+def test_sqlite(request):
+    run(sqlite_machine("process"), request, 40)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_sqlite_at_length(durability, request):
+    run(sqlite_machine(durability), request, 400)
 
 
 # One of each part of the life of messages. The machine is slower than the laws, but tries what no law names.

@@ -1,0 +1,102 @@
+"""Choose the messages to claim: in their order, of the topics that deliver now."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Iterable, Sequence
+
+from persistcoll.engine.records import State
+from persistcoll.errors import Empty
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.holding import Holding
+from persistcoll.sqlite.message_counters import MessageCounters, Topic
+from persistcoll.sqlite.message_life import MessageLife
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows, read_rows
+from persistcoll.sqlite.message_statements import MessageStatements
+
+__all__ = ["MessageChoice"]
+
+
+class MessageChoice:
+    """What one handle may claim of a queue's messages. Its methods are parts of a transaction.
+
+    While no topic is paused, limited or locked, a claim of any topic reads the first rows of one index.
+    Otherwise it reads the first rows of each topic that has ready messages.
+    """
+
+    def __init__(
+        self, sql: MessageStatements, rows: MessageRows, life: MessageLife, holding: Holding
+    ) -> None:
+        self._sql = sql
+        self._rows = rows
+        self._life = life
+        self._holding = holding
+
+    def claimable(
+        self, execute: Execute, counters: MessageCounters, limit: int, topics: Sequence[str] | None
+    ) -> list[MessageRow]:
+        """Return the next rows that can be claimed; those that are damaged become dead."""
+        rows: list[MessageRow] = []
+        while len(rows) < limit:
+            found = self._next(execute, counters, limit, topics)
+            damaged = [row for row in found if not self._rows.is_intact(row)]
+            if not damaged:
+                return found
+            for row in damaged:
+                self._life.kill_damaged(execute, row)
+        return rows
+
+    def _next(
+        self, execute: Execute, counters: MessageCounters, limit: int, topics: Sequence[str] | None
+    ) -> list[MessageRow]:
+        if topics is None and not counters.gated:
+            return read_rows(execute, self._sql.select_ready, (limit,))
+        if topics is None:
+            topics = [name for name, ready in counters.ready_by_topic(execute).items() if ready]
+        best: list[list[MessageRow]] = []
+        for name in dict.fromkeys(topics):
+            free = self._free(execute, counters, name)
+            most = limit if free is None else min(limit, free)
+            if most:
+                best.append(read_rows(execute, self._sql.select_ready_of, (name, most)))
+        merged = heapq.merge(*best, key=lambda row: (row.place, row.id))
+        return [row for row, _ in zip(merged, range(limit), strict=False)]
+
+    def _free(self, execute: Execute, counters: MessageCounters, name: str) -> int | None:
+        """Return how many messages of a topic this store may claim now; ``None``: any number."""
+        if name not in counters.gated:
+            return None
+        return counters.topic(execute, name).free(self._life.now, self._holding.number)
+
+    def nothing(self, execute: Execute, counters: MessageCounters, topics: Sequence[str] | None) -> Empty:
+        """Return an ``Empty`` that says when to look again."""
+        error, now = Empty(), self._life.now
+        next_due = self._life.find_next_due(execute)
+        times = [] if next_due is None else [next_due]
+        for name in counters.gated:
+            if topics is None or name in topics:
+                times += self._opening(counters.topic(execute, name))
+        if times:
+            error.next_at = time.monotonic() + min(times) - now  # type: ignore[attr-defined]
+        return error
+
+    def _opening(self, topic: Topic) -> Iterable[float]:
+        """Return the time at which a topic delivers again, if that is known."""
+        now, holder = self._life.now, self._holding.number
+        if topic.paused or not topic.counts[State.READY]:
+            return
+        if topic.is_locked(now, holder):
+            if topic.lock_until is not None:
+                yield topic.lock_until
+        elif topic.free(now, holder) == 0:
+            yield topic.opens
+
+    def fullest(self, execute: Execute, counters: MessageCounters) -> str | None:
+        """Return the topic with the most ready messages of those that are neither locked nor paused."""
+        counts = {name: ready for name, ready in counters.ready_by_topic(execute).items() if ready}
+        for name in counters.gated & counts.keys():
+            topic = counters.topic(execute, name)
+            if topic.paused or topic.is_locked(self._life.now):
+                del counts[name]
+        return min(counts, key=lambda name: (-counts[name], name), default=None)

@@ -1,0 +1,266 @@
+"""The steps in the life of a message: it is settled, lost, returned, finished, promoted.
+
+Each step is a part of a transaction, and changes one row, the counters, and where there is one the group and
+the key. A step may let the next message of a group become ready.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persistcoll.engine.message_records import (
+    DAMAGED,
+    HOLDER_CLOSED,
+    HOLDER_DIED,
+    LEASE_RAN_OUT,
+    MessagePolicy,
+)
+from persistcoll.engine.records import State
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.driver import Execute, corruption_error
+from persistcoll.sqlite.message_counters import MessageCounters
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
+from persistcoll.sqlite.message_statements import STATES, MessageStatements
+
+__all__ = ["MessageLife"]
+
+_PAGE = 256
+_FINAL = (State.DONE, State.DEAD)
+# How many finished messages are kept above the limit before they are trimmed, because trimming one costs as
+# much as many.
+_TRIM_BATCH = 64
+
+
+class MessageLife:
+    """The steps of one queue's messages. The database's lock protects ``now``.
+
+    :ivar now: the time of the present call, by the store's clock.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        sql: MessageStatements,
+        counters: MessageCounters,
+        rows: MessageRows,
+        policy: MessagePolicy,
+    ) -> None:
+        self._database = database
+        self._sql = sql
+        self._counters = counters
+        self._rows = rows
+        self._policy = policy
+        self.now = 0.0
+
+    def _set(
+        self,
+        execute: Execute,
+        row: MessageRow,
+        state: State,
+        until: float | None = None,
+        attempts: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Put a message into another state, without a claim. ``None`` leaves attempts and error."""
+        due = due_of(state, until, row.expires)
+        execute(
+            self._sql.settle,
+            (
+                STATES[state],
+                until,
+                due,
+                self.now if state in _FINAL else None,
+                row.attempts if attempts is None else attempts,
+                row.error if error is None else error,
+                row.id,
+            ),
+        )
+        self._counters.move(execute, row.topic, row.state, state)
+        if due is not None:
+            self._counters.lower_next_due(due)
+        self._database.mark_dirty(self._counters)
+
+    def come_back(
+        self,
+        execute: Execute,
+        row: MessageRow,
+        delay: float = 0.0,
+        attempts: int | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Return a claimed message to its place, or remove it if its ttl is over."""
+        if row.is_over(self.now):
+            self.expire(execute, row)
+        elif delay > 0:
+            self._set(execute, row, State.DELAYED, self.now + delay, attempts, error)
+        else:
+            self._set(execute, row, State.READY, None, attempts, error)
+
+    def nack(self, execute: Execute, row: MessageRow, delay: float | None, error: str | None) -> None:
+        """Return a message, or make it dead if it has no attempts left."""
+        if self._rows.is_spent(row):
+            self.finish(execute, row, State.DEAD, error)
+        else:
+            self.come_back(execute, row, self._rows.backoff(row) if delay is None else delay, None, error)
+
+    def lose(self, execute: Execute, row: MessageRow, error: str) -> None:
+        """End a claim that nobody has settled."""
+        if not row.delivered:
+            self.come_back(execute, row, 0.0, row.attempts - 1)
+        elif self._rows.is_spent(row):
+            self.finish(execute, row, State.DEAD, error)
+        else:
+            self.come_back(execute, row, 0.0, None, error)
+
+    def expire(self, execute: Execute, row: MessageRow) -> None:
+        """Remove a message because its ttl is over."""
+        self.finish(execute, row, None)
+        self._counters.failed += 1
+
+    def kill_damaged(self, execute: Execute, row: MessageRow) -> None:
+        """Make a ready message dead because it is damaged."""
+        self.finish(execute, row, State.DEAD, DAMAGED)
+
+    def finish(
+        self,
+        execute: Execute,
+        row: MessageRow,
+        state: State | None,
+        error: str | None = None,
+        window: bool = True,
+    ) -> None:
+        """Make a message done or dead, or remove it (``None``). The next one of its group becomes the head.
+
+        :param window: whether its key stays active for the rest of its window.
+        """
+        self._free_key(execute, row, window)
+        if state is None or not self._keeps(state):
+            execute(self._sql.delete, (row.id,))
+            self._counters.move(execute, row.topic, row.state, None)
+            self._database.mark_dirty(self._counters)
+        else:
+            self._set(execute, row, state, None, None, error)
+            self._trim(execute, state)
+        if row.group is not None and row.state not in _FINAL:
+            self._leave_group(execute, row)
+
+    def _keeps(self, state: State) -> bool:
+        """Tell whether messages in this final state are kept."""
+        return bool(self._policy.keep_done) if state is State.DONE else self._policy.keep_dead != 0
+
+    def _leave_group(self, execute: Execute, row: MessageRow) -> None:
+        ((left,),) = execute(self._sql.leave_group, (row.topic, row.group)).fetchall() or ((None,),)
+        if left is None:
+            raise corruption_error("the group of a message")
+        if left == 0:
+            execute(self._sql.delete_group, (row.topic, row.group))
+        elif row.state is not State.BLOCKED:
+            following = execute(self._sql.select_blocked, (row.topic, row.group)).fetchone()
+            if following is None:
+                raise corruption_error("the next message of a group")
+            head = MessageRow._make(following)
+            if head.until is not None and head.until > self.now:
+                self._set(execute, head, State.DELAYED, head.until)
+            else:
+                self._set(execute, head, State.READY)
+
+    def _free_key(self, execute: Execute, row: MessageRow, window: bool) -> None:
+        if row.key is None:
+            return
+        found = execute(self._sql.select_key, (row.key,)).fetchone()
+        # After `release_key` the key may be active for another message.
+        if found is None or found[0] != row.id:
+            return
+        _, until, _ = found
+        if window and until > self.now:
+            execute(self._sql.save_key, (row.key, row.id, until, 0))
+        else:
+            execute(self._sql.delete_key, (row.key,))
+
+    def _trim(self, execute: Execute, state: State) -> None:
+        keep = self._policy.keep_done if state is State.DONE else self._policy.keep_dead
+        count = self._counters.count(state)
+        if keep is None or count <= keep + _TRIM_BATCH:
+            return
+        for row in read_rows(execute, self._sql.select_oldest, (STATES[state], count - keep)):
+            execute(self._sql.delete, (row.id,))
+            self._counters.move(execute, row.topic, state, None)
+
+    def redrive(self, execute: Execute, row: MessageRow) -> None:
+        """Make a dead message ready again, or blocked. Its key is free or its own."""
+        if row.key is not None:
+            found = execute(self._sql.select_key, (row.key,)).fetchone()
+            until = found[1] if found is not None and found[0] == row.id else 0.0
+            execute(self._sql.save_key, (row.key, row.id, until, 1))
+        state = State.BLOCKED if self.enter_group(execute, row.topic, row.group) else State.READY
+        expires = None if row.ttl is None else self.now + row.ttl
+        due = due_of(state, None, expires)
+        execute(self._sql.redrive, (STATES[state], due, expires, row.id))
+        self._counters.move(execute, row.topic, State.DEAD, state)
+        if due is not None:
+            self._counters.lower_next_due(due)
+        self._database.mark_dirty(self._counters)
+
+    def enter_group(self, execute: Execute, topic: str, group: str | None) -> bool:
+        """Count a message in its group; return whether another one of it is unfinished."""
+        if group is None:
+            return False
+        ((count,),) = execute(self._sql.enter_group, (topic, group)).fetchall()
+        return bool(count > 1)
+
+    def is_active(self, found: Any) -> bool:
+        """Tell whether a key is active, of which this is the row."""
+        if found is None:
+            return False
+        _, until, unfinished = found
+        return bool(unfinished) or until > self.now
+
+    # What happens by itself.
+
+    def release_due(self, execute: Execute) -> int:
+        """End what is due; return how many claims that were."""
+        ended = 0
+        while due := read_rows(execute, self._sql.select_due, (self.now, _PAGE)):
+            for row in due:
+                ended += self._end(execute, row)
+        self.find_next_due(execute)
+        return ended
+
+    def find_next_due(self, execute: Execute) -> float | None:
+        """Return when the next delay, lease or ttl ends, after all that is due was done."""
+        (next_due,) = execute(self._sql.select_next_due).fetchone()
+        if next_due is not None and not (isinstance(next_due, (int, float)) and next_due > self.now):
+            raise corruption_error("what is due is not found")
+        self._counters.next_due_at = next_due
+        return next_due
+
+    def _end(self, execute: Execute, row: MessageRow) -> bool:
+        """End what is due of one message; return whether that was a claim."""
+        if row.state is State.CLAIMED:
+            self.lose(execute, row, LEASE_RAN_OUT)
+            return True
+        if row.is_over(self.now):
+            # A head that expired before may have moved it on since it was read.
+            self.expire(execute, self.read(execute, row.id))
+        else:
+            self._set(execute, row, State.READY)
+        return False
+
+    def read(self, execute: Execute, id: int) -> MessageRow:
+        """Return the row with this id, which is known to be there."""
+        found = execute(self._sql.select, (id,)).fetchone()
+        if found is None:
+            raise corruption_error("a message is not where its id says")
+        return MessageRow._make(found)
+
+    def end_claims(self, execute: Execute, number: int, closes: bool) -> int:
+        """End the claims and locks of a holder that is dead or closes; return how many claims that were."""
+        held = read_rows(execute, self._sql.select_of_holder, (number,))
+        for row in held:
+            self.lose(execute, row, HOLDER_CLOSED if closes else HOLDER_DIED)
+        for topic in [self._counters.topic(execute, name) for name in self._counters.gated]:
+            if topic.locker == number:
+                topic.unlock()
+                self._counters.changed(topic)
+                self._database.mark_dirty(self._counters)
+        return len(held)

@@ -1,0 +1,179 @@
+"""Turn messages into rows and rows into messages: sealed, and checked against a checksum."""
+
+from __future__ import annotations
+
+import json
+from types import EllipsisType
+from typing import Any, NamedTuple
+from zlib import crc32
+
+from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessagePolicy, MessageRecord
+from persistcoll.engine.records import Backoff, State
+from persistcoll.errors import CorruptionError
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.message_statements import STATES
+from persistcoll.sqlite.rows import Seal, refuse_too_large
+
+__all__ = ["MessageRow", "MessageRows", "due_of", "read_rows"]
+
+_MASK = 0xFFFFFFFF
+_BY_NUMBER = {number: state for state, number in STATES.items()}
+
+
+class MessageRow(NamedTuple):
+    """The row of a message, as it is stored."""
+
+    id: int
+    number: int
+    """Of the state."""
+    topic: str
+    place: float
+    created: float
+    attempts: int
+    deliveries: int
+    until: float | None
+    finished: float | None
+    key: bytes | None
+    group: str | None
+    headers: bytes
+    error: str | None
+    options: str | None
+    ttl: float | None
+    expires: float | None
+    token: int | None
+    delivered: int | None
+    crc: int
+    payload: bytes
+
+    @property
+    def state(self) -> State:
+        """The state."""
+        return _BY_NUMBER[self.number]
+
+    @property
+    def claim(self) -> MessageClaim:
+        """The present claim."""
+        return MessageClaim(self.id, self.token or 0)
+
+    def is_over(self, now: float) -> bool:
+        """Tell whether its ttl is over."""
+        return self.expires is not None and self.expires <= now
+
+
+def read_rows(execute: Execute, text: str, parameters: tuple[object, ...]) -> list[MessageRow]:
+    """Return the rows that a statement finds."""
+    return [MessageRow._make(found) for found in execute(text, parameters).fetchall()]
+
+
+def due_of(state: State, until: float | None, expires: float | None) -> float | None:
+    """Return when something happens to a message in this state by itself."""
+    if state is State.CLAIMED:
+        return until
+    if state not in (State.READY, State.DELAYED, State.BLOCKED):
+        return None
+    delay = until if state is State.DELAYED else None
+    return min((each for each in (delay, expires) if each is not None), default=None)
+
+
+class MessageRows:
+    """Writes and reads the rows of one queue.
+
+    Each row has a checksum over its payload, its id and the collection, as the rows of the other queues have.
+
+    ``seal`` and ``unseal`` are set once, before the first write; no lock protects them.
+
+    :param policy: what applies to messages that do not say it themselves.
+    """
+
+    seal: Seal | None = None
+    unseal: Seal | None = None
+
+    def __init__(self, path: str, store_id: bytes, policy: MessagePolicy) -> None:
+        self._path = path
+        self._seed = crc32(store_id)
+        self._policy = policy
+
+    def _checksum(self, id: int, payload: bytes) -> int:
+        return crc32(payload, (id ^ self._seed) & _MASK)
+
+    def sealed(self, id: int, entry: MessageEntry) -> bytes:
+        """Return the payload as it is stored.
+
+        :raise EncodeError: no row can hold it.
+        """
+        payload = entry.payload if self.seal is None else self.seal(entry.payload, id)
+        refuse_too_large(payload)
+        return payload
+
+    def new(
+        self, id: int, entry: MessageEntry, payload: bytes, is_blocked: bool, now: float
+    ) -> tuple[State, tuple[Any, ...]]:
+        """Return the state and the parameters of the row of a message that is being put."""
+        until = now + entry.delay if entry.delay > 0 else None
+        expires = None if entry.ttl is None else now + entry.ttl
+        state = State.BLOCKED if is_blocked else State.READY if until is None else State.DELAYED
+        row = (
+            id, STATES[state], entry.topic, 0.0 - entry.priority, now, 0, 0, until, None, entry.key,
+            entry.group, entry.headers, None, _options(entry), entry.ttl, expires,
+            self._checksum(id, payload), payload, due_of(state, until, expires),
+        )  # fmt: skip
+        return state, row
+
+    def is_intact(self, row: MessageRow) -> bool:
+        """Tell whether the payload has its checksum."""
+        return type(row.payload) is bytes and self._checksum(row.id, row.payload) == row.crc
+
+    def record(self, row: MessageRow) -> MessageRecord:
+        """Return the message of a row.
+
+        :raise CorruptionError: the row is damaged.
+        """
+        if not self.is_intact(row) or row.number not in _BY_NUMBER:
+            raise CorruptionError(
+                f"message {row.id} in {self._path!r} is damaged: its checksum is not right; cancel({row.id})"
+                " removes it, when nobody has claimed it",
+                self._path,
+                id=row.id,
+            )
+        return MessageRecord(
+            row.id, row.payload, row.topic, 0.0 - row.place, row.state, row.created, row.attempts,
+            row.deliveries, row.until, row.finished, row.key, row.group, row.headers, row.error,
+        )  # fmt: skip
+
+    # What the message says itself, or else the policy.
+
+    def lease(self, row: MessageRow, lease: float | EllipsisType | None) -> float | None:
+        """Return the lease of a claim: that of the call, or of the message, or of the policy."""
+        if not isinstance(lease, EllipsisType):
+            return lease
+        own = _own(row, "lease")
+        return self._policy.lease if isinstance(own, EllipsisType) else own
+
+    def is_spent(self, row: MessageRow) -> bool:
+        """Tell whether a message has no attempts left."""
+        own = _own(row, "max_attempts")
+        most = self._policy.max_attempts if isinstance(own, EllipsisType) else own
+        return most is not None and row.attempts >= most
+
+    def backoff(self, row: MessageRow) -> float:
+        """Return the seconds of the back-off."""
+        own = _own(row, "backoff")
+        backoff = self._policy.backoff if isinstance(own, EllipsisType) else own and Backoff(*own)
+        return 0.0 if backoff is None else backoff.delay(row.attempts)
+
+
+def _options(entry: MessageEntry) -> str | None:
+    """Return what a message says itself, as JSON; ``None``: nothing."""
+    own: dict[str, Any] = {}
+    for name in ("lease", "max_attempts", "backoff"):
+        value = getattr(entry, name)
+        if isinstance(value, Backoff):
+            own[name] = [value.base, value.factor, value.limit, value.jitter]
+        elif not isinstance(value, EllipsisType):
+            own[name] = value
+    return json.dumps(own) if own else None
+
+
+def _own(row: MessageRow, name: str) -> Any:
+    """Return what a message says itself; ``...``: nothing."""
+    return ... if row.options is None else json.loads(row.options).get(name, ...)

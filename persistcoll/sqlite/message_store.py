@@ -1,0 +1,590 @@
+"""Store messages in SQLite: put, claim, settle and read them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from types import EllipsisType
+from typing import TypeVar, cast
+
+from persistcoll.engine.contracts import MessageStore, StoreCapabilities
+from persistcoll.engine.forks import acquire_tracked
+from persistcoll.engine.message_records import (
+    MessageClaim,
+    MessageEntry,
+    MessagePolicy,
+    MessageRecord,
+    TopicClaim,
+)
+from persistcoll.engine.records import State, Stats
+from persistcoll.errors import DuplicateError, Empty, StaleClaimError
+from persistcoll.sqlite.counters import Counters
+from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.handle import Collection, Handle
+from persistcoll.sqlite.holding import Holding
+from persistcoll.sqlite.message_choice import MessageChoice
+from persistcoll.sqlite.message_counters import MessageCounters, Topic
+from persistcoll.sqlite.message_life import MessageLife
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows, read_rows
+from persistcoll.sqlite.message_statements import STATES, MessageStatements, message_statements
+from persistcoll.sqlite.rows import Seal
+
+__all__ = ["SQLiteMessageStore"]
+
+T = TypeVar("T")
+_DUE = object()
+_MOST = (1 << 63) - 1  # rows
+_UNCLAIMED = (State.READY, State.DELAYED, State.BLOCKED)
+
+
+def _random_token() -> int:
+    """Return 62 random bits. A forked child draws others than its parent."""
+    return int.from_bytes(os.urandom(8), "big") >> 2
+
+
+class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
+    """A :class:`~persistcoll.engine.contracts.MessageStore` in a database file.
+
+    Claims, locks and whatever ends them need not survive a power cut, because a message whose claim is lost
+    is ready, so these operations do not sync.
+
+    The database's lock protects what the transactions of all handles change. ``_closing`` lets one thread
+    close the handle. ``_last_claim_was_empty`` is a hint that any thread reads and sets without a lock.
+    """
+
+    capabilities = StoreCapabilities(transactions=True)
+    # Seconds. Asking a database costs 20 to 50 us if the processor's caches hold nothing of it any more.
+    max_poll_interval = 0.01
+
+    def __init__(self, collection: Collection, policy: MessagePolicy) -> None:
+        sql = message_statements(collection.collection_id)
+        self._closing = threading.Lock()
+        super().__init__(collection, sql)
+        counters = cast(MessageCounters, self._counters)
+        self._rows = MessageRows(self._database.path, self.store_id, policy)
+        self._life = MessageLife(self._database, sql, counters, self._rows, policy)
+        self._holding = Holding(self, self._life.end_claims)
+        self._choice = MessageChoice(sql, self._rows, self._life, self._holding)
+        self._ended = 0
+        self._users = collection.users
+
+    def _new_counters(self, sql: MessageStatements) -> Counters:
+        return MessageCounters(sql)
+
+    def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None:
+        """Apply ``seal`` to each payload and its id before it is written, from now on; ``unseal`` undoes it.
+
+        They are no parameters of the constructor, because both are made with the collection's id, which is
+        known only when the collection is open.
+        """
+        self._rows.seal, self._rows.unseal = seal, unseal
+
+    # Within a transaction.
+
+    def _refresh(self, execute: Execute) -> MessageCounters:
+        """Return the true counters, after what is due was done, and note the time of this call."""
+        self._life.now = self._now()
+        self._ended = 0
+        return cast(MessageCounters, self._refresh_counters(execute))
+
+    def _release_due(self, execute: Execute, counters: Counters) -> None:
+        self._life.now = self._now()
+        self._ended = self._life.release_due(execute)
+
+    def _claimed(self, execute: Execute, claims: Sequence[MessageClaim]) -> list[MessageRow]:
+        """Return the rows of these claims.
+
+        :raise StaleClaimError: one of them has ended.
+        """
+        rows: list[MessageRow] = []
+        stale: list[int] = []
+        for claim in dict.fromkeys(claims):
+            row = self._of_claim(execute, claim)
+            if row is None:
+                stale.append(claim.id)
+            else:
+                rows.append(row)
+        if stale:
+            what = (
+                f"claim of message {stale[0]} has" if len(stale) == 1 else f"claims of messages {stale} have"
+            )
+            raise StaleClaimError(f"the {what} ended", stale)
+        return rows
+
+    def _of_claim(self, execute: Execute, claim: MessageClaim) -> MessageRow | None:
+        found = execute(self._sql.select, (claim.id,)).fetchone()
+        row = None if found is None else MessageRow._make(found)
+        return row if row is not None and row.state is State.CLAIMED and row.claim == claim else None
+
+    def _settle(
+        self, claims: Sequence[MessageClaim], sync: bool, step: Callable[[Execute, MessageRow], object]
+    ) -> None:
+        """Do a step with each message of these claims, all or none."""
+        self._check()
+
+        def run(execute: Execute) -> None:
+            self._refresh(execute)
+            for row in self._claimed(execute, claims):
+                step(execute, row)
+
+        if claims:
+            self._database.write(run, sync and self._power, timeout=self._timeout)
+
+    def _change(self, run: Callable[[Execute], T], sync: bool = True) -> T:
+        self._check()
+        return self._database.write(run, sync and self._power, timeout=self._timeout)
+
+    # Putting.
+
+    def put(self, entries: Sequence[MessageEntry], *, deadline: float | None = None) -> list[int | None]:
+        self._check()
+        if not entries:
+            return []
+
+        def run(execute: Execute) -> list[int | None]:
+            counters = self._refresh(execute)
+            ids = self._assign_ids(execute, entries, counters.last_id + 1)
+            # All that may raise comes before the first change.
+            new = [
+                (id, entry, self._rows.sealed(id, entry))
+                for id, entry in zip(ids, entries, strict=True)
+                if id is not None
+            ]
+            for id, entry, payload in new:
+                self._put(execute, counters, id, entry, payload)
+            return ids
+
+        return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
+
+    def _assign_ids(self, execute: Execute, entries: Sequence[MessageEntry], first: int) -> list[int | None]:
+        ids: list[int | None] = []
+        seen: set[bytes] = set()
+        for entry in entries:
+            key = entry.key
+            if key is not None:
+                found = execute(self._sql.select_key, (key,)).fetchone()
+                if key in seen or self._life.is_active(found):
+                    ids.append(None)
+                    continue
+                seen.add(key)
+            ids.append(first)
+            first += 1
+        return ids
+
+    def _put(
+        self, execute: Execute, counters: MessageCounters, id: int, entry: MessageEntry, payload: bytes
+    ) -> None:
+        life = self._life
+        is_blocked = life.enter_group(execute, entry.topic, entry.group)
+        state, row = self._rows.new(id, entry, payload, is_blocked, life.now)
+        execute(self._sql.insert, row)
+        if entry.key is not None:
+            if entry.key_window:
+                execute(self._sql.delete_keys_over, (life.now,))
+            execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
+        counters.last_id = id
+        counters.move(execute, entry.topic, None, state)
+        *_, due = row
+        if due is not None:
+            counters.lower_next_due(due)
+        self._database.mark_dirty(counters)
+
+    # Claiming.
+
+    def claim(
+        self,
+        limit: int = 1,
+        topics: Sequence[str] | None = None,
+        *,
+        lease: float | EllipsisType | None = ...,
+        prefetch: bool = False,
+        claims: list[MessageClaim] | None = None,
+        deadline: float | None = None,
+    ) -> list[MessageRecord]:
+        self._check()
+        limit = min(limit, _MOST)
+
+        def run(execute: Execute) -> list[MessageRecord]:
+            counters = self._refresh(execute)
+            rows = self._choice.claimable(execute, counters, limit, topics)
+            if not rows and self._holding.reclaim_if_due(execute):
+                rows = self._choice.claimable(execute, counters, limit, topics)
+            if not rows:
+                self._database.keep_changes()
+                raise self._choice.nothing(execute, counters, topics)
+            return self._claim(execute, counters, rows, lease, prefetch)
+
+        after = None if claims is None else partial(_note_claims, claims)
+        return self._database.write(run, False, False, after, deadline, self._timeout)
+
+    def _claim(
+        self,
+        execute: Execute,
+        counters: MessageCounters,
+        rows: list[MessageRow],
+        lease: float | EllipsisType | None,
+        prefetch: bool,
+    ) -> list[MessageRecord]:
+        now = self._life.now
+        holder, token = self._holding.ensure(execute), _random_token()
+        for name, count in Counter(row.topic for row in rows).items():
+            if name in counters.gated:
+                topic = counters.topic(execute, name)
+                topic.use(now, count)
+                counters.changed(topic)
+        records: list[MessageRecord] = []
+        for row in rows:
+            seconds = self._rows.lease(row, lease)
+            until = None if seconds is None else now + seconds
+            execute(self._sql.claim, (holder, token, until, until, int(not prefetch), row.id))
+            counters.move(execute, row.topic, State.READY, State.CLAIMED)
+            if until is not None:
+                counters.lower_next_due(until)
+            claimed = row._replace(
+                number=STATES[State.CLAIMED],
+                attempts=row.attempts + 1,
+                deliveries=row.deliveries + 1,
+                until=until,
+                token=token,
+            )
+            records.append(self._rows.record(claimed)._replace(claim=claimed.claim, lease=seconds))
+        self._database.mark_dirty(counters)
+        return records
+
+    # Settling.
+
+    def deliver(self, claims: Sequence[MessageClaim]) -> None:
+        self._settle(claims, False, lambda execute, row: execute(self._sql.deliver, (row.id,)))
+
+    def ack(self, claims: Sequence[MessageClaim]) -> None:
+        self._settle(claims, True, lambda execute, row: self._life.finish(execute, row, State.DONE))
+
+    def nack(
+        self, claims: Sequence[MessageClaim], delay: float | None = None, error: str | None = None
+    ) -> None:
+        self._settle(claims, True, lambda execute, row: self._life.nack(execute, row, delay, error))
+
+    def fail(self, claims: Sequence[MessageClaim], error: str | None = None) -> None:
+        self._settle(claims, True, lambda execute, row: self._life.finish(execute, row, State.DEAD, error))
+
+    def release(self, claims: Sequence[MessageClaim]) -> int:
+        self._check()
+
+        def run(execute: Execute) -> int:
+            self._refresh(execute)
+            found = [self._of_claim(execute, claim) for claim in dict.fromkeys(claims)]
+            rows = [row for row in found if row is not None]
+            for row in rows:
+                self._life.come_back(execute, row, 0.0, row.attempts - 1)
+            return len(rows)
+
+        return self._database.write(run, False, timeout=self._timeout) if claims else 0
+
+    def extend(self, claims: Sequence[MessageClaim], seconds: float | None) -> float | None:
+        self._check()
+
+        def run(execute: Execute) -> float | None:
+            counters = self._refresh(execute)
+            until = None if seconds is None else self._life.now + seconds
+            for row in self._claimed(execute, claims):
+                execute(self._sql.extend, (until, until, row.id))
+            if until is not None:
+                counters.lower_next_due(until)
+            return until
+
+        return self._database.write(run, False, timeout=self._timeout)
+
+    # Dead letters and removal.
+
+    def redrive(self, id: int) -> bool:
+        def run(execute: Execute) -> bool:
+            self._refresh(execute)
+            found = execute(self._sql.select, (id,)).fetchone()
+            if found is None or found[1] != STATES[State.DEAD]:
+                return False
+            row = MessageRow._make(found)
+            if self._is_key_taken(execute, row):
+                raise DuplicateError(f"the key of message {id} is active for another message")
+            self._life.redrive(execute, row)
+            return True
+
+        return self._change(run)
+
+    def redrive_all(self, topic: str | None = None) -> int:
+        def run(execute: Execute) -> int:
+            self._refresh(execute)
+            count = 0
+            for row in self._in_states(execute, (State.DEAD,), topic):
+                if not self._is_key_taken(execute, row):
+                    self._life.redrive(execute, row)
+                    count += 1
+            return count
+
+        return self._change(run)
+
+    def _is_key_taken(self, execute: Execute, row: MessageRow) -> bool:
+        """Tell whether the key of a dead message is active for another one."""
+        if row.key is None:
+            return False
+        found = execute(self._sql.select_key, (row.key,)).fetchone()
+        return self._life.is_active(found) and found[0] != row.id
+
+    def _in_states(
+        self, execute: Execute, states: Iterable[State], topic: str | None = None
+    ) -> list[MessageRow]:
+        """Return the rows in these states, of a topic or of all, in the order of their ids."""
+        rows: list[MessageRow] = []
+        for state in states:
+            if topic is None:
+                rows += read_rows(execute, self._sql.select_in_state, (STATES[state],))
+            else:
+                rows += read_rows(execute, self._sql.select_in_state_of, (STATES[state], topic))
+        return sorted(rows, key=lambda row: row.id)
+
+    def cancel(self, id: int) -> bool:
+        def run(execute: Execute) -> bool:
+            self._refresh(execute)
+            found = execute(self._sql.select, (id,)).fetchone()
+            row = None if found is None else MessageRow._make(found)
+            if row is None or row.state not in (*_UNCLAIMED, State.DEAD):
+                return False
+            self._life.finish(execute, row, None, window=False)
+            return True
+
+        return self._change(run)
+
+    def purge(self, topic: str | None = None, *, dead: bool = False, before: float | None = None) -> int:
+        def run(execute: Execute) -> int:
+            self._refresh(execute)
+            rows = self._in_states(execute, (State.DEAD,) if dead else _UNCLAIMED, topic)
+            rows = [row for row in rows if before is None or row.created < before]
+            for row in rows:
+                # The removal of an earlier one may have made it the head of its group.
+                self._life.finish(execute, self._life.read(execute, row.id), None)
+            return len(rows)
+
+        return self._change(run)
+
+    def release_key(self, key: bytes) -> bool:
+        def run(execute: Execute) -> bool:
+            self._refresh(execute)
+            found = execute(self._sql.select_key, (key,)).fetchone()
+            execute(self._sql.delete_key, (key,))
+            return self._life.is_active(found)
+
+        return self._change(run)
+
+    # Reading.
+
+    def _read(self, query: Callable[[Execute, MessageCounters], T], snapshot: bool = False) -> T:
+        """Return what ``query`` reads from what is committed, after what is due was done."""
+        self._check()
+
+        def run(execute: Execute, counters: Counters) -> T | object:
+            if counters.next_due_at is not None and counters.next_due_at <= self._now():
+                return _DUE
+            return query(execute, cast(MessageCounters, counters))
+
+        while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
+            self._database.write(self._refresh, False, timeout=self._timeout)
+        return cast(T, result)
+
+    def find(self, id: int) -> MessageRecord | None:
+        found = self._read(lambda execute, _: execute(self._sql.select, (id,)).fetchone())
+        return None if found is None else self._rows.record(MessageRow._make(found))
+
+    def peek(self, topic: str | None = None) -> MessageRecord:
+        text, parameters = (
+            (self._sql.select_ready, (1,))
+            if topic is None
+            else (
+                self._sql.select_ready_of,
+                (topic, 1),
+            )
+        )
+        found = self._read(lambda execute, _: execute(text, parameters).fetchone())
+        if found is None:
+            raise Empty
+        return self._rows.record(MessageRow._make(found))
+
+    def scan(self, *states: State, topic: str | None = None) -> Iterator[MessageRecord]:
+        wanted = [state for state in states or State if state in STATES]
+        rows = self._read(lambda execute, _: self._in_states(execute, wanted, topic), True)
+        return map(self._rows.record, rows)
+
+    def topics(self) -> dict[str, int]:
+        return self._read(lambda execute, counters: counters.ready_by_topic(execute))
+
+    def count(self, topic: str | None = None) -> int:
+        if topic is None:
+            return self._read(lambda _, counters: counters.ready)
+        return self._read(lambda execute, counters: counters.topic(execute, topic).counts[State.READY])
+
+    def is_empty(self, topic: str | None = None) -> bool:
+        return not self.count(topic)
+
+    def has_unfinished(self) -> bool:
+        return self._read(lambda _, counters: counters.unfinished > 0)
+
+    def stats(self, topic: str | None = None) -> Stats:
+        def query(execute: Execute, counters: MessageCounters) -> Stats:
+            oldest = execute(*self._oldest(topic)).fetchone()
+            age = None if oldest is None else max(0.0, self._now() - oldest[0])
+            if topic is not None:
+                counts = counters.topic(execute, topic).counts
+                return Stats(**{state.value: count for state, count in counts.items()}, oldest_age=age)
+            return Stats(
+                ready=counters.ready,
+                claimed=counters.claimed,
+                delayed=counters.delayed,
+                blocked=counters.blocked,
+                done=counters.done,
+                dead=counters.dead,
+                oldest_age=age,
+                puts=counters.last_id,
+                gets=counters.finished,
+                bytes=self._database.source.disk_usage(),
+                expired=counters.failed,
+            )
+
+        return self._read(query, True)
+
+    def _oldest(self, topic: str | None) -> tuple[str, tuple[object, ...]]:
+        if topic is None:
+            return self._sql.select_oldest_ready, ()
+        return self._sql.select_oldest_ready_of, (topic,)
+
+    def change_token(self) -> object:
+        self._check()
+        # The end of a delay or a lease, and the death of a holder, do not change the database. The token has
+        # the times and not whether they have come: a waiter does what is due, and by its next look something
+        # else may be due.
+        due = self._counters.next_due_at
+        if due is not None and due > self._now():
+            due = None
+        return self._database.change_token(), due, self._holding.liveness_check_due()
+
+    # Topics.
+
+    def _topic(self, execute: Execute, name: str) -> Topic:
+        return self._refresh(execute).topic(execute, name)
+
+    def _gate(self, topic: Topic) -> None:
+        counters = cast(MessageCounters, self._counters)
+        counters.changed(topic)
+        self._database.mark_dirty(counters)
+
+    def set_rate(self, topic: str, interval: float | None, burst: int = 1) -> None:
+        def run(execute: Execute) -> None:
+            found, now = self._topic(execute, topic), self._life.now
+            if (found.interval, found.burst) == (interval, burst) or found.interval is interval is None:
+                return
+            if interval is not None:
+                # Only the first rate of a topic begins with a whole burst.
+                whole = now - (burst - 1) * interval
+                opens = whole if found.interval is None else min(found.opens, now + interval)
+                found.burst, found.next = burst, opens + (burst - 1) * interval
+            found.interval = interval
+            self._gate(found)
+
+        self._change(run)
+
+    def pause(self, topic: str) -> None:
+        self._change(partial(self._pause, topic, True))
+
+    def resume(self, topic: str) -> None:
+        self._change(partial(self._pause, topic, False))
+
+    def _pause(self, name: str, pauses: bool, execute: Execute) -> None:
+        topic = self._topic(execute, name)
+        topic.paused = pauses
+        self._gate(topic)
+
+    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+        def run(execute: Execute) -> TopicClaim | None:
+            counters, now = self._refresh(execute), self._life.now
+            if self._holding.may_reclaim():
+                self._holding.reclaim_if_due(execute)
+            name = self._choice.fullest(execute, counters) if topic is None else topic
+            if name is None or (found := counters.topic(execute, name)).is_locked(now):
+                return None
+            found.locker, found.lock = self._holding.ensure(execute), _random_token()
+            found.lock_until = None if lease is None else now + lease
+            self._gate(found)
+            return TopicClaim(name, found.lock)
+
+        return self._change(run, False)
+
+    def _lock(self, execute: Execute, lock: TopicClaim) -> Topic | None:
+        """Return the topic of a lock, or ``None`` if the lock has ended."""
+        topic = self._topic(execute, lock.topic)
+        return topic if topic.lock == lock.token and topic.is_locked(self._life.now) else None
+
+    def extend_lock(self, lock: TopicClaim, seconds: float | None) -> None:
+        def run(execute: Execute) -> None:
+            topic = self._lock(execute, lock)
+            if topic is None:
+                raise StaleClaimError(f"the lock of topic {lock.topic!r} has ended")
+            topic.lock_until = None if seconds is None else self._life.now + seconds
+            self._gate(topic)
+
+        self._change(run, False)
+
+    def unlock_topic(self, lock: TopicClaim) -> bool:
+        def run(execute: Execute) -> bool:
+            topic = self._lock(execute, lock)
+            if topic is None:
+                return False
+            topic.unlock()
+            self._gate(topic)
+            return True
+
+        return self._change(run, False)
+
+    # Upkeep and the end.
+
+    def reclaim(self) -> int:
+        def run(execute: Execute) -> int:
+            self._refresh(execute)
+            return self._ended + self._holding.reclaim(execute)
+
+        return self._change(run, False)
+
+    def shrink(self) -> None:
+        self._check()
+        self._database.shrink(self._timeout)
+
+    def after_fork_in_child(self) -> None:
+        # The database follows forks by itself.
+        self._holding.after_fork_in_child()
+
+    def close(self) -> None:
+        held: list[threading.Lock] = []
+        try:
+            if acquire_tracked(self._closing, 0.0, held):
+                self._close()  # otherwise another thread is closing it, or this thread is, further up
+        finally:
+            if held:
+                self._closing.release()
+
+    def _close(self) -> None:
+        try:
+            if not self._closed:
+                self._holding.close()
+                self._warn_if_replaced()
+        finally:
+            self._closed = True
+            # If an interrupt ended `_holding.close()`, this unlocks the holder's file, so that another
+            # process reclaims what it had claimed.
+            self._holding.after_fork_in_child()
+            self._registry.release(self._users)
+
+
+def _note_claims(claims: list[MessageClaim], records: list[MessageRecord]) -> None:
+    """Add the claims of these records, which were committed. Idempotent."""
+    for record in records:
+        if record.claim is not None and record.claim not in claims:
+            claims.append(record.claim)
