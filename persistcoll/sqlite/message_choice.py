@@ -6,14 +6,13 @@ import heapq
 import time
 from collections.abc import Iterable, Sequence
 
-from persistcoll.engine.records import State
 from persistcoll.errors import Empty
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, read_rows
-from persistcoll.sqlite.message_statements import MessageStatements
+from persistcoll.sqlite.message_statements import READY, MessageStatements
 
 __all__ = ["MessageChoice"]
 
@@ -84,7 +83,7 @@ class MessageChoice:
     def _opening(self, topic: Topic) -> Iterable[float]:
         """Return the time at which a topic delivers again, if that is known."""
         now, holder = self._life.now, self._holding.number
-        if topic.paused or not topic.counts[State.READY]:
+        if topic.paused or not topic.counts[READY]:
             return
         if topic.is_locked(now, holder):
             if topic.lock_until is not None:

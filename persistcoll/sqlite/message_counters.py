@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from persistcoll.engine.records import State
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute, corruption_error
-from persistcoll.sqlite.message_statements import MessageStatements
+from persistcoll.sqlite.message_statements import CLAIMED, DEAD, DELAYED, DONE, READY, MessageStatements
 
 __all__ = ["MessageCounters", "Topic"]
 
@@ -20,13 +19,18 @@ class Topic:
 
     The database's lock protects every field.
 
-    :ivar counts: the number of its messages in each state.
+    :ivar counts: the number of its messages in each state, by the number of the state.
+    :ivar is_stored: whether it has a row in the database.
+    :ivar has_changed_gate: whether more than the counts must be stored.
     :ivar interval: the seconds between two deliveries; ``None``: they are not limited.
     :ivar next: the time at which the next delivery would be if all were evenly spaced.
     :ivar locker: the number of the holder that alone may claim from it; ``None``: it is not locked.
     """
 
-    __slots__ = ("burst", "counts", "interval", "lock", "lock_until", "locker", "name", "next", "paused")
+    __slots__ = (
+        "burst", "counts", "has_changed_gate", "interval", "is_stored", "lock", "lock_until", "locker",
+        "name", "next", "paused",
+    )  # fmt: skip
 
     interval: float | None
     burst: int
@@ -43,7 +47,9 @@ class Topic:
             raise corruption_error("the counters of a topic")
         self.name = name
         self.paused = bool(paused)
-        self.counts: dict[State, int] = dict(zip(_ORDER, counts, strict=True))
+        self.counts: list[int] = counts
+        self.is_stored = row is not None
+        self.has_changed_gate = False
 
     @property
     def gated(self) -> bool:
@@ -81,9 +87,6 @@ class Topic:
         self.locker = self.lock = self.lock_until = None
 
 
-_ORDER = (State.READY, State.CLAIMED, State.DELAYED, State.BLOCKED, State.DONE, State.DEAD)
-
-
 class MessageCounters(Counters):
     """The counters of a queue of messages.
 
@@ -95,13 +98,14 @@ class MessageCounters(Counters):
     :ivar gated: the names of the topics that are paused, limited or locked.
     """
 
-    __slots__ = ("_changed", "_topics", "gated", "messages_sql")
+    __slots__ = ("_changed", "_topics", "_totals_changed", "gated", "messages_sql")
 
     def __init__(self, sql: MessageStatements) -> None:
         super().__init__(sql)
         self.messages_sql = sql
         self._topics: dict[str, Topic] = {}
         self._changed: dict[str, Topic] = {}
+        self._totals_changed = False
         self.gated: set[str] = set()
 
     def new(self) -> MessageCounters:
@@ -118,25 +122,37 @@ class MessageCounters(Counters):
         super().load(execute)
         self._topics.clear()
         self._changed.clear()
+        self._totals_changed = False
         self.gated = {name for (name,) in execute(self.messages_sql.select_gated).fetchall()}
 
     def save(self, execute: Execute) -> None:
-        super().save(execute)
-        changed, self._changed = self._changed, {}
-        for topic in changed.values():
-            if topic.gated or any(topic.counts.values()):
-                counts = [topic.counts[state] for state in _ORDER]
-                execute(
-                    self.messages_sql.save_topic,
-                    (
-                        topic.name, *counts, int(topic.paused), topic.interval, topic.burst, topic.next,
-                        topic.locker, topic.lock, topic.lock_until, int(topic.gated),
-                    ),
-                )  # fmt: skip
-            else:
-                execute(self.messages_sql.delete_topic, (topic.name,))
-        if len(self._topics) > _MOST_TOPICS:
-            self._topics.clear()
+        if self._totals_changed:
+            self._totals_changed = False
+            super().save(execute)
+        if self._changed:
+            for topic in self._changed.values():
+                self._save(execute, topic)
+            self._changed.clear()
+            if len(self._topics) > _MOST_TOPICS:
+                self._topics.clear()
+
+    def _save(self, execute: Execute, topic: Topic) -> None:
+        sql, counts = self.messages_sql, topic.counts
+        if not any(counts) and not topic.gated:
+            execute(sql.delete_topic, (topic.name,))
+            topic.is_stored = False
+        elif topic.is_stored and not topic.has_changed_gate:
+            execute(sql.count_topic, (*counts, topic.name))
+        else:
+            execute(
+                sql.save_topic,
+                (
+                    topic.name, *counts, int(topic.paused), topic.interval, topic.burst, topic.next,
+                    topic.locker, topic.lock, topic.lock_until, int(topic.gated),
+                ),
+            )  # fmt: skip
+            topic.is_stored = True
+        topic.has_changed_gate = False
 
     @property
     def blocked(self) -> int:
@@ -163,34 +179,54 @@ class MessageCounters(Counters):
         """Return the number of ready messages of each topic of which a message is stored."""
         found: dict[str, int] = dict(execute(self.messages_sql.select_topics).fetchall())
         for name, topic in self._changed.items():
-            if any(topic.counts.values()):
-                found[name] = topic.counts[State.READY]
+            if any(topic.counts):
+                found[name] = topic.counts[READY]
             else:
                 found.pop(name, None)
         return found
 
-    def changed(self, topic: Topic) -> None:
-        """Have a topic stored with the counters, within a transaction."""
+    def gate(self, topic: Topic) -> None:
+        """Have a topic stored of which the pause, the rate or the lock has changed, within a transaction."""
+        topic.has_changed_gate = True
         self._changed[topic.name] = topic
         if topic.gated:
             self.gated.add(topic.name)
         else:
             self.gated.discard(topic.name)
 
-    def move(self, execute: Execute, name: str, old: State | None, new: State | None) -> None:
-        """Count that a message of a topic goes from one state to another.
+    def move(self, execute: Execute, name: str, old: int | None, new: int | None) -> None:
+        """Count that a message of a topic goes from one state to another, within a transaction.
 
-        :param old: ``None``: it is being put.
+        :param old: the number of its state; ``None``: it is being put.
         :param new: ``None``: it is removed.
         """
-        topic = self.topic(execute, name)
-        for state, change in ((old, -1), (new, 1)):
-            if state is not None:
-                topic.counts[state] += change
-                if state is not State.BLOCKED:
-                    self.add(state, change)
-        if old in (State.DONE, State.DEAD) and new not in (None, State.DONE, State.DEAD):
-            self.finished -= 1
-        elif old not in (State.DONE, State.DEAD) and new in (None, State.DONE, State.DEAD):
-            self.finished += 1
-        self.changed(topic)
+        topic = self._topics.get(name) or self.topic(execute, name)
+        self._changed[name] = topic
+        if old is not None:
+            topic.counts[old] -= 1
+            self._add(old, -1)
+        if new is not None:
+            topic.counts[new] += 1
+            self._add(new, 1)
+        # The number of ids up to the last one that are not ready stays the same when a ready message is put.
+        if old is not None or new != READY:
+            self._totals_changed = True
+            was_finished, is_finished = old in (DONE, DEAD), new in (None, DONE, DEAD)
+            self.finished += is_finished - was_finished
+
+    def _add(self, state: int, count: int) -> None:
+        if state == READY:
+            self.ready += count
+        elif state == CLAIMED:
+            self.claimed += count
+        elif state == DELAYED:
+            self.delayed += count
+        elif state == DONE:
+            self.done += count
+        elif state == DEAD:
+            self.dead += count
+
+    def expire(self) -> None:
+        """Count one message more that has expired."""
+        self.failed += 1
+        self._totals_changed = True

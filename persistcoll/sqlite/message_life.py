@@ -20,7 +20,7 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_counters import MessageCounters
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
-from persistcoll.sqlite.message_statements import STATES, MessageStatements
+from persistcoll.sqlite.message_statements import DEAD, STATES, MessageStatements
 
 __all__ = ["MessageLife"]
 
@@ -62,11 +62,11 @@ class MessageLife:
         error: str | None = None,
     ) -> None:
         """Put a message into another state, without a claim. ``None`` leaves attempts and error."""
-        due = due_of(state, until, row.expires)
+        due, number = due_of(state, until, row.expires), STATES[state]
         execute(
             self._sql.settle,
             (
-                STATES[state],
+                number,
                 until,
                 due,
                 self.now if state in _FINAL else None,
@@ -75,7 +75,7 @@ class MessageLife:
                 row.id,
             ),
         )
-        self._counters.move(execute, row.topic, row.state, state)
+        self._counters.move(execute, row.topic, row.number, number)
         if due is not None:
             self._counters.lower_next_due(due)
         self._database.mark_dirty(self._counters)
@@ -115,7 +115,7 @@ class MessageLife:
     def expire(self, execute: Execute, row: MessageRow) -> None:
         """Remove a message because its ttl is over."""
         self.finish(execute, row, None)
-        self._counters.failed += 1
+        self._counters.expire()
 
     def kill_damaged(self, execute: Execute, row: MessageRow) -> None:
         """Make a ready message dead because it is damaged."""
@@ -136,7 +136,7 @@ class MessageLife:
         self._free_key(execute, row, window)
         if state is None or not self._keeps(state):
             execute(self._sql.delete, (row.id,))
-            self._counters.move(execute, row.topic, row.state, None)
+            self._counters.move(execute, row.topic, row.number, None)
             self._database.mark_dirty(self._counters)
         else:
             self._set(execute, row, state, None, None, error)
@@ -184,7 +184,7 @@ class MessageLife:
             return
         for row in read_rows(execute, self._sql.select_oldest, (STATES[state], count - keep)):
             execute(self._sql.delete, (row.id,))
-            self._counters.move(execute, row.topic, state, None)
+            self._counters.move(execute, row.topic, row.number, None)
 
     def redrive(self, execute: Execute, row: MessageRow) -> None:
         """Make a dead message ready again, or blocked. Its key is free or its own."""
@@ -196,7 +196,7 @@ class MessageLife:
         expires = None if row.ttl is None else self.now + row.ttl
         due = due_of(state, None, expires)
         execute(self._sql.redrive, (STATES[state], due, expires, row.id))
-        self._counters.move(execute, row.topic, State.DEAD, state)
+        self._counters.move(execute, row.topic, DEAD, STATES[state])
         if due is not None:
             self._counters.lower_next_due(due)
         self._database.mark_dirty(self._counters)
@@ -261,6 +261,6 @@ class MessageLife:
         for topic in [self._counters.topic(execute, name) for name in self._counters.gated]:
             if topic.locker == number:
                 topic.unlock()
-                self._counters.changed(topic)
+                self._counters.gate(topic)
                 self._database.mark_dirty(self._counters)
         return len(held)

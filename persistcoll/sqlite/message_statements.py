@@ -11,17 +11,28 @@ from typing import NamedTuple
 
 from persistcoll.engine.records import State
 
-__all__ = ["STATES", "MessageStatements", "message_statements"]
+__all__ = [
+    "BLOCKED",
+    "CLAIMED",
+    "DEAD",
+    "DELAYED",
+    "DONE",
+    "READY",
+    "STATES",
+    "MessageStatements",
+    "message_statements",
+]
 
+READY, CLAIMED, DELAYED, BLOCKED, DONE, DEAD = range(6)
+"""The numbers of the states in the database."""
 STATES = {
-    State.READY: 0,
-    State.CLAIMED: 1,
-    State.DELAYED: 2,
-    State.BLOCKED: 3,
-    State.DONE: 4,
-    State.DEAD: 6,
+    State.READY: READY,
+    State.CLAIMED: CLAIMED,
+    State.DELAYED: DELAYED,
+    State.BLOCKED: BLOCKED,
+    State.DONE: DONE,
+    State.DEAD: DEAD,
 }
-"""The numbers of the states in the database, which are those of the queues on servers."""
 
 
 class MessageStatements(NamedTuple):
@@ -43,6 +54,8 @@ class MessageStatements(NamedTuple):
     """a row without token and delivered, and its due time -> stored."""
     select: str
     """id -> its row."""
+    select_claimed: str
+    """id, token -> its row, without headers and payload, if that is its claim."""
     select_ready: str
     """n -> the next n ready rows of all topics."""
     select_ready_of: str
@@ -95,6 +108,8 @@ class MessageStatements(NamedTuple):
     """topic -> its row: counts by state, then paused, interval, burst, next, locker, lock, lock_until."""
     save_topic: str
     """topic, its row, gated -> stored in place of what was there."""
+    count_topic: str
+    """the counts by state, topic -> stored in the row of a topic that has one."""
     delete_topic: str
     """topic -> deleted."""
     select_topics: str
@@ -151,6 +166,8 @@ def message_statements(number: int) -> MessageStatements:
         f" dead = ?, gone = ? WHERE number = {number}",
         insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 19)})",
         select=f"{select} WHERE id = ?",
+        select_claimed=f"SELECT {_ROW.replace('headers', 'NULL').replace('payload', 'NULL')} FROM {messages}"
+        " WHERE id = ? AND token = ? AND state = 1",
         select_ready=f"{select} WHERE state = 0 ORDER BY place, id LIMIT ?",
         select_ready_of=f"{select} WHERE state = 0 AND topic = ? ORDER BY place, id LIMIT ?",
         claim=f"UPDATE {messages} SET state = 1, holder = ?, token = ?, until = ?, due = ?, delivered = ?,"
@@ -183,6 +200,8 @@ def message_statements(number: int) -> MessageStatements:
         select_topic=f"SELECT {_COUNTS}, {_GATE} FROM {topics} WHERE topic = ?",
         save_topic=f"INSERT OR REPLACE INTO {topics} (topic, {_COUNTS}, {_GATE}, gated)"
         f" VALUES ({', '.join('?' * 15)})",
+        count_topic=f"UPDATE {topics} SET ready = ?, claimed = ?, delayed = ?, blocked = ?, done = ?,"
+        " dead = ? WHERE topic = ?",
         delete_topic=f"DELETE FROM {topics} WHERE topic = ?",
         select_topics=f"SELECT topic, ready FROM {topics}"
         " WHERE ready + claimed + delayed + blocked + done + dead > 0",

@@ -29,7 +29,14 @@ from persistcoll.sqlite.message_choice import MessageChoice
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, read_rows
-from persistcoll.sqlite.message_statements import STATES, MessageStatements, message_statements
+from persistcoll.sqlite.message_statements import (
+    CLAIMED,
+    DEAD,
+    READY,
+    STATES,
+    MessageStatements,
+    message_statements,
+)
 from persistcoll.sqlite.rows import Seal
 
 __all__ = ["SQLiteMessageStore"]
@@ -115,9 +122,8 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
         return rows
 
     def _of_claim(self, execute: Execute, claim: MessageClaim) -> MessageRow | None:
-        found = execute(self._sql.select, (claim.id,)).fetchone()
-        row = None if found is None else MessageRow._make(found)
-        return row if row is not None and row.state is State.CLAIMED and row.claim == claim else None
+        found = execute(self._sql.select_claimed, claim).fetchone()
+        return None if found is None else MessageRow._make(found)
 
     def _settle(
         self, claims: Sequence[MessageClaim], sync: bool, step: Callable[[Execute, MessageRow], object]
@@ -186,7 +192,7 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
                 execute(self._sql.delete_keys_over, (life.now,))
             execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
         counters.last_id = id
-        counters.move(execute, entry.topic, None, state)
+        counters.move(execute, entry.topic, None, STATES[state])
         *_, due = row
         if due is not None:
             counters.lower_next_due(due)
@@ -234,17 +240,17 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
             if name in counters.gated:
                 topic = counters.topic(execute, name)
                 topic.use(now, count)
-                counters.changed(topic)
+                counters.gate(topic)
         records: list[MessageRecord] = []
         for row in rows:
             seconds = self._rows.lease(row, lease)
             until = None if seconds is None else now + seconds
             execute(self._sql.claim, (holder, token, until, until, int(not prefetch), row.id))
-            counters.move(execute, row.topic, State.READY, State.CLAIMED)
+            counters.move(execute, row.topic, READY, CLAIMED)
             if until is not None:
                 counters.lower_next_due(until)
             claimed = row._replace(
-                number=STATES[State.CLAIMED],
+                number=CLAIMED,
                 attempts=row.attempts + 1,
                 deliveries=row.deliveries + 1,
                 until=until,
@@ -303,7 +309,7 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
         def run(execute: Execute) -> bool:
             self._refresh(execute)
             found = execute(self._sql.select, (id,)).fetchone()
-            if found is None or found[1] != STATES[State.DEAD]:
+            if found is None or found[1] != DEAD:
                 return False
             row = MessageRow._make(found)
             if self._is_key_taken(execute, row):
@@ -421,7 +427,7 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
     def count(self, topic: str | None = None) -> int:
         if topic is None:
             return self._read(lambda _, counters: counters.ready)
-        return self._read(lambda execute, counters: counters.topic(execute, topic).counts[State.READY])
+        return self._read(lambda execute, counters: counters.topic(execute, topic).counts[READY])
 
     def is_empty(self, topic: str | None = None) -> bool:
         return not self.count(topic)
@@ -435,7 +441,8 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
             age = None if oldest is None else max(0.0, self._now() - oldest[0])
             if topic is not None:
                 counts = counters.topic(execute, topic).counts
-                return Stats(**{state.value: count for state, count in counts.items()}, oldest_age=age)
+                numbers = {state.value: counts[number] for state, number in STATES.items()}
+                return Stats(**numbers, oldest_age=age)
             return Stats(
                 ready=counters.ready,
                 claimed=counters.claimed,
@@ -474,7 +481,7 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
 
     def _gate(self, topic: Topic) -> None:
         counters = cast(MessageCounters, self._counters)
-        counters.changed(topic)
+        counters.gate(topic)
         self._database.mark_dirty(counters)
 
     def set_rate(self, topic: str, interval: float | None, burst: int = 1) -> None:
