@@ -48,7 +48,7 @@ class SettableServers(MemoryMessageServerStores):
 
 
 def test_the_model(request):
-    run(machine(MemoryMessageStores), request, 100)
+    run(machine(MemoryMessageStores), request, 30)
 
 
 @pytest.mark.long
