@@ -356,14 +356,6 @@ class Claims:
             self._return_or_dead_letter(execute, claim)
         return len(claims)
 
-    # Lifecycle.
-
-    def close(self) -> None:
-        """Release what is claimed, or leave it to be reclaimed from a dead holder."""
-        self._held.clear()
-        self.holding.close()
-
-    def after_fork_in_child(self) -> None:
-        """Drop the claims in a forked child, because they are the parent's."""
-        self.holding.after_fork_in_child()
+    def forget_all(self) -> None:
+        """Forget every claim, because all of them end or are the parent's."""
         self._held.clear()

@@ -11,7 +11,6 @@ from types import EllipsisType
 from typing import TypeVar, cast
 
 from persistcoll.engine.contracts import MessageStore, StoreCapabilities
-from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.message_records import (
     MessageClaim,
     MessageEntry,
@@ -21,9 +20,10 @@ from persistcoll.engine.message_records import (
 )
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import DuplicateError, Empty, StaleClaimError
+from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.handle import Collection, Handle
+from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_choice import MessageChoice
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
@@ -42,7 +42,6 @@ from persistcoll.sqlite.rows import Seal
 __all__ = ["SQLiteMessageStore"]
 
 T = TypeVar("T")
-_DUE = object()
 _MOST = (1 << 63) - 1  # rows
 _UNCLAIMED = (State.READY, State.DELAYED, State.BLOCKED)
 
@@ -52,14 +51,13 @@ def _random_token() -> int:
     return int.from_bytes(os.urandom(8), "big") >> 2
 
 
-class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
+class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], MessageStore):
     """A :class:`~persistcoll.engine.contracts.MessageStore` in a database file.
 
     Claims, locks and whatever ends them need not survive a power cut, because a message whose claim is lost
     is ready, so these operations do not sync.
 
-    The database's lock protects what the transactions of all handles change. ``_closing`` lets one thread
-    close the handle. ``_last_claim_was_empty`` is a hint that any thread reads and sets without a lock.
+    The database's lock protects what the transactions of all handles change, and ``_ended``.
     """
 
     capabilities = StoreCapabilities(transactions=True)
@@ -385,19 +383,6 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
 
     # Reading.
 
-    def _read(self, query: Callable[[Execute, MessageCounters], T], snapshot: bool = False) -> T:
-        """Return what ``query`` reads from what is committed, after what is due was done."""
-        self._check()
-
-        def run(execute: Execute, counters: Counters) -> T | object:
-            if counters.next_due_at is not None and counters.next_due_at <= self._now():
-                return _DUE
-            return query(execute, cast(MessageCounters, counters))
-
-        while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
-            self._database.write(self._refresh, False, timeout=self._timeout)
-        return cast(T, result)
-
     def find(self, id: int) -> MessageRecord | None:
         found = self._read(lambda execute, _: execute(self._sql.select, (id,)).fetchone())
         return None if found is None else self._rows.record(MessageRow._make(found))
@@ -463,16 +448,6 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
         if topic is None:
             return self._sql.select_oldest_ready, ()
         return self._sql.select_oldest_ready_of, (topic,)
-
-    def change_token(self) -> object:
-        self._check()
-        # The end of a delay or a lease, and the death of a holder, do not change the database. The token has
-        # the times and not whether they have come: a waiter does what is due, and by its next look something
-        # else may be due.
-        due = self._counters.next_due_at
-        if due is not None and due > self._now():
-            due = None
-        return self._database.change_token(), due, self._holding.liveness_check_due()
 
     # Topics.
 
@@ -551,7 +526,7 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
 
         return self._change(run, False)
 
-    # Upkeep and the end.
+    # Upkeep.
 
     def reclaim(self) -> int:
         def run(execute: Execute) -> int:
@@ -559,35 +534,6 @@ class SQLiteMessageStore(Handle[MessageStatements], MessageStore):
             return self._ended + self._holding.reclaim(execute)
 
         return self._change(run, False)
-
-    def shrink(self) -> None:
-        self._check()
-        self._database.shrink(self._timeout)
-
-    def after_fork_in_child(self) -> None:
-        # The database follows forks by itself.
-        self._holding.after_fork_in_child()
-
-    def close(self) -> None:
-        held: list[threading.Lock] = []
-        try:
-            if acquire_tracked(self._closing, 0.0, held):
-                self._close()  # otherwise another thread is closing it, or this thread is, further up
-        finally:
-            if held:
-                self._closing.release()
-
-    def _close(self) -> None:
-        try:
-            if not self._closed:
-                self._holding.close()
-                self._warn_if_replaced()
-        finally:
-            self._closed = True
-            # If an interrupt ended `_holding.close()`, this unlocks the holder's file, so that another
-            # process reclaims what it had claimed.
-            self._holding.after_fork_in_child()
-            self._registry.release(self._users)
 
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord]) -> None:

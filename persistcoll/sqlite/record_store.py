@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
-from persistcoll.engine.forks import acquire_tracked
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import Empty, Full
+from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.claims import Claims
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.handle import Collection, Handle
+from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.rows import Rows, Seal
 from persistcoll.sqlite.scan import TableScan
 from persistcoll.sqlite.statements import RecordStatements, record_statements
@@ -24,18 +24,18 @@ from persistcoll.sqlite.unique_keys import UniqueKeys
 __all__ = ["SQLiteRecordStore"]
 
 T = TypeVar("T")
-_DUE, _UNSURE = object(), object()
+_UNSURE = object()
 _MOST = (1 << 63) - 1  # rows
 
 
-class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
+class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore):
     """A :class:`~persistcoll.engine.contracts.RecordStore` in a database file.
 
     Claims need not survive a power cut, because a record whose claim is lost is ready, so claiming does not
     sync.
 
-    The database's lock protects what the transactions of all handles change. ``_closing`` lets one thread
-    close the handle. ``_last_claim_was_empty`` is a hint that any thread reads and sets without a lock.
+    The database's lock protects what the transactions of all handles change. ``_last_claim_was_empty`` is a
+    hint that any thread reads and sets without a lock.
     """
 
     capabilities = StoreCapabilities(transactions=True)
@@ -52,6 +52,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._rows = Rows(self._database, sql, self.store_id)
         self._scan = TableScan(self._read, sql, self._rows)
         self._claims = Claims(self, self._rows, self._keys, retry)
+        self._holding = self._claims.holding
         self._users = collection.users
 
     def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None:
@@ -64,22 +65,6 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         self._claims.release_due(execute)
-
-    def _read(self, query: Callable[[Execute, Counters], T], snapshot: bool = False) -> T:
-        """Return what ``query`` reads from what is committed, after what is due was done.
-
-        :param snapshot: whether all that ``query`` reads is to belong to one snapshot.
-        """
-        self._check()
-
-        def run(execute: Execute, counters: Counters) -> T | object:
-            if counters.next_due_at is not None and counters.next_due_at <= self._now():
-                return _DUE
-            return query(execute, counters)
-
-        while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
-            self._database.write(self._refresh_counters, False, timeout=self._timeout)
-        return cast(T, result)
 
     # Putting.
 
@@ -171,7 +156,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
             counters = self._refresh_counters(execute)
             row = execute(text, parameters).fetchone()
-            if row is None and self._claims.holding.reclaim_if_due(execute):
+            if row is None and self._holding.reclaim_if_due(execute):
                 row = execute(text, parameters).fetchone()
             if row is None:
                 self._rows.check_none_left(counters.ready if select is None else 0)
@@ -224,7 +209,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             counters = self._refresh_counters(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
-            if not rows and self._claims.holding.reclaim_if_due(execute):
+            if not rows and self._holding.reclaim_if_due(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()
             values: list[T] = []
             for row in rows:
@@ -258,7 +243,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
         self._last_claim_was_empty = False
 
         def query(execute: Execute, counters: Counters) -> None:
-            if not counters.ready and not self._claims.holding.may_reclaim():
+            if not counters.ready and not self._holding.may_reclaim():
                 self._last_claim_was_empty = True
                 raise Empty
 
@@ -299,7 +284,7 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         def run(execute: Execute) -> int:
             self._refresh_counters(execute)
-            return self._claims.holding.reclaim(execute)
+            return self._holding.reclaim(execute)
 
         return self._database.write(run, False, timeout=self._timeout)
 
@@ -371,10 +356,6 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
 
         return self._write(run)
 
-    def shrink(self) -> None:
-        self._check()
-        self._database.shrink(self._timeout)
-
     # Reading.
 
     def peek(self, decode: Callable[[Record], T]) -> T:
@@ -409,40 +390,8 @@ class SQLiteRecordStore(Handle[RecordStatements], RecordStore):
     def unfinished(self) -> int:
         return self._read(lambda _, counters: counters.ready + counters.delayed + counters.claimed)
 
-    def change_token(self) -> object:
-        self._check()
-        # The end of a delay or a lease, and the death of a holder, do not change the database. The token has
-        # the times and not whether they have come: a waiter does what is due, and by its next look something
-        # else may be due.
-        due = self._counters.next_due_at
-        if due is not None and due > self._now():
-            due = None
-        return self._database.change_token(), due, self._claims.holding.liveness_check_due()
-
     def stats(self) -> Stats:
         return self._scan.stats(self._database.source.disk_usage)
 
-    def after_fork_in_child(self) -> None:
-        # The database follows forks by itself.
-        self._claims.after_fork_in_child()
-
-    def close(self) -> None:
-        held: list[threading.Lock] = []
-        try:
-            if acquire_tracked(self._closing, 0.0, held):
-                self._close()  # otherwise another thread is closing it, or this thread is, further up
-        finally:
-            if held:
-                self._closing.release()
-
-    def _close(self) -> None:
-        try:
-            if not self._closed:
-                self._claims.close()
-                self._warn_if_replaced()
-        finally:
-            self._closed = True
-            # If an interrupt ended `_claims.close()`, this unlocks the holder's file, so that another process
-            # reclaims what it had claimed.
-            self._claims.after_fork_in_child()
-            self._registry.release(self._users)
+    def _forget_claims(self) -> None:
+        self._claims.forget_all()

@@ -57,14 +57,14 @@ def test_two_threads_that_close_release_once(open_file, kind):
     queue = open_file(kind, **claiming(kind))
     queue.put("a")
     queue.get()
-    close = queue._store._claims.close
+    close = queue._store._holding.close
 
     def with_another():
-        queue._store._claims.close = close
+        queue._store._holding.close = close
         waiting(queue.close)()
         close()
 
-    queue._store._claims.close = with_another
+    queue._store._holding.close = with_another
     queue.close()
     other.put("b")
     assert other.get() == "b"
