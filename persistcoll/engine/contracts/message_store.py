@@ -234,3 +234,6 @@ class MessageStore(Store, Protocol):
 
     def shrink(self) -> None:
         """Return unused space to the file system. A store without a file does nothing."""
+
+    def checkpoint(self) -> None:
+        """Copy what lies in a log beside the store into the store. A store without a log does nothing."""

@@ -332,6 +332,10 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
         with self._state.lock:
             self._promote_due()
 
+    def checkpoint(self) -> None:
+        with self._state.lock:
+            self._promote_due()
+
     def after_fork_in_child(self) -> None:
         # The child's memory is a copy, in which every holder is dead. A thread of the parent that the child
         # does not have may hold the old lock.

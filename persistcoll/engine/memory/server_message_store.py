@@ -157,6 +157,7 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
     unlock_topic = sent(MessageStore, "unlock_topic")
     reclaim = sent(MessageStore, "reclaim")
     shrink = sent(MessageStore, "shrink")
+    checkpoint = sent(MessageStore, "checkpoint")
 
     def _session(
         self,

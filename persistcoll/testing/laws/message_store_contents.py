@@ -318,6 +318,7 @@ def _what_stays(harness: MessageStoreHarness) -> None:
         "time": lambda: None,
         "reclaim()": store.reclaim,
         "shrink()": store.shrink,
+        "checkpoint()": store.checkpoint,
         "put()": lambda: store.cancel(put(store, entry("x"))[0]),
         "claim() and release()": lambda: other.release(claims_of(other.claim(1, ["default"]))),
         "closing": harness.open("stays", policy).close,

@@ -87,6 +87,8 @@ def durable_when_returned(harness: MessageStoreHarness) -> None:
     left("purge() of the dead")
     store.shrink()
     left("shrink()")
+    store.checkpoint()
+    left("checkpoint()")
     store.purge("b")
     left("purge() of a topic")
     store.purge()

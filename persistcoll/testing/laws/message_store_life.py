@@ -251,6 +251,7 @@ def strangers_by_name(harness: MessageStoreHarness) -> None:
     one.purge(dead=True)
     one.reclaim()
     one.shrink()
+    one.checkpoint()
     untouched("removal")
     one.close()
     untouched("close()")
@@ -319,6 +320,7 @@ def _every_call(
         "unlock_topic()": lambda: store.unlock_topic(lock),
         "reclaim()": store.reclaim,
         "shrink()": store.shrink,
+        "checkpoint()": store.checkpoint,
         "change_token()": store.change_token,
     }
     for claims in ([held], []):

@@ -474,6 +474,13 @@ class ShrinksTheDead(MemoryMessageStore):
 
 
 @breaks("Q17")
+class RemovesTheDoneAtACheckpoint(MemoryMessageStore):
+    def checkpoint(self) -> None:
+        for row in self._promote_due().select(State.DONE):
+            self._finish(row)
+
+
+@breaks("Q17")
 class TrimsDoneWhenItReclaims(MemoryMessageStore):
     def reclaim(self) -> int:
         for row in self._state.select(State.DONE):

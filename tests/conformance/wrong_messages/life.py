@@ -504,6 +504,12 @@ class PausesWhenItIsClosed(MemoryMessageStore):
 
 
 @breaks("S9")
+class ChecksNothingAtACheckpoint(MemoryMessageStore):
+    def checkpoint(self) -> None:
+        pass
+
+
+@breaks("S9")
 class BeginsTransactionsWhenItIsClosed(MemoryMessageStore):
     def transaction(self) -> AbstractContextManager[None]:
         return self._state.transaction(lambda: None)
