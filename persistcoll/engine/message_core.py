@@ -1,0 +1,314 @@
+"""What a message queue does besides waiting: wake-ups by topic, claims that nobody got, and its shutdown.
+
+Every method answers at once. The core remembers no claim of a consumer, because the store decides by the
+claim itself what it may still do. So a rollback of a caller's transaction undoes nothing here.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
+
+from persistcoll.engine.contracts import MessageStore
+from persistcoll.engine.event_count import EventCount
+from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord
+from persistcoll.engine.transaction_hooks import OPEN
+from persistcoll.errors import Empty, ShutDown, StaleClaimError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["MessageCore", "Topics", "Wakes"]
+
+R = TypeVar("R")
+Topics = tuple[str, ...] | None
+"""The topics that a consumer gets from, in an order that is the same for the same topics; ``None``: all."""
+Wakes = Mapping[str | None, int | None]
+"""How many waiters of which topics a change wakes; ``None``: of any topic, or all waiters."""
+
+
+class _Available(EventCount):
+    """Happens when a message of these topics may have become ready.
+
+    :ivar topics: these topics.
+    """
+
+    __slots__ = ("__weakref__", "topics")
+
+    def __init__(self, topics: Topics, max_poll_interval: float) -> None:
+        super().__init__(max_poll_interval)
+        self.topics = topics
+
+
+class MessageCore:
+    """A message queue over a store, without its waits.
+
+    Waiters for the same topics share an event count. Otherwise a wake-up for a message of one topic might go
+    to a thread that waits for others and sleeps on, or that takes another message. A message that becomes
+    ready wakes one waiter of each event count that it concerns. A change by which messages become ready later
+    than now, or earlier than a waiter knows, wakes all of them, because each has to learn the new time.
+
+    ``_mutex`` guards the making of event counts. It is re-entrant, because a signal handler may run while
+    this thread holds it. An event count goes when no waiter refers to it. No lock guards
+    ``_pending_release``, because each step on a deque is atomic, or the two flags of a shutdown, because each
+    is set by one assignment.
+
+    :ivar all_done: happens when a message is finished.
+    """
+
+    def __init__(self, store: MessageStore) -> None:
+        self.store = store
+        self.is_shutdown = False
+        self.is_immediate = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._mutex = threading.RLock()
+        self.all_done = EventCount(self.store.max_poll_interval)
+        self._available: WeakValueDictionary[Topics, _Available] = WeakValueDictionary()
+        # Releases that failed, because the disk was full or the thread must not wait. They are done before
+        # the next claim.
+        self._pending_release: deque[Sequence[MessageClaim]] = deque()
+        self._failed_release = self._pending_release
+
+    def after_fork(self) -> None:
+        """Begin again in a forked child, in which no thread waits and the store is the parent's."""
+        self._reset()
+        self.store.after_fork_in_child()
+
+    def joined(self, connection: Any) -> Self:
+        """Return a core whose calls are part of the transaction that the caller has open on ``connection``.
+
+        It wakes no waiter, because it learns of no commit. What it fails to release, this core releases.
+
+        :raise ValueError: the store joins no transactions.
+        """
+        if not self.store.capabilities.joins_transactions:
+            raise ValueError(
+                "a queue in this database joins no transaction of another connection; use transaction(),"
+                " which gives its block a connection for statements of your own"
+            )
+        core = copy.copy(self)
+        core.store = self.store.joined(connection)
+        core._reset()
+        core._failed_release = self._pending_release
+        return core
+
+    # Wake-ups.
+
+    def available(self, topics: Topics) -> EventCount:
+        """Return the event count that happens when a message of these topics may have become ready."""
+        with self._mutex:
+            event = self._available.get(topics)
+            if event is None:
+                # One waiter of each event count polls. Where there are many of them, the later ones poll less
+                # often, so that all of them together still cost little.
+                interval = self.store.max_poll_interval * (len(self._available) + 1)
+                event = self._available[topics] = _Available(topics, interval)
+            return event
+
+    def notify(self, topic: str | None = None, count: int | None = None) -> None:
+        """Wake waiters, because messages may have become ready; now or after the caller's commit.
+
+        :param topic: of this topic; ``None``: of any.
+        :param count: how many; ``None``: an unknown number, or at another time than now.
+        """
+        if OPEN and (transaction := self.store.open_transaction()) is not None:
+            transaction.after_commit(partial(self._wake, topic, count))
+        elif self._available:
+            self._wake(topic, count)
+
+    def _wake(self, topic: str | None, count: int | None) -> None:
+        # Other threads may add event counts meanwhile, and this list of references is made in one step.
+        for reference in self._available.valuerefs():
+            event = reference()
+            if event is None or not event.listeners:
+                continue
+            if topic is None or event.topics is None or topic in event.topics:
+                event.notify(count)
+
+    def _notify_joiners(self) -> None:
+        """Wake the threads in ``join``, now or after the caller's commit."""
+        if OPEN and (transaction := self.store.open_transaction()) is not None:
+            transaction.after_commit(partial(self.all_done.notify, None))
+        elif self.all_done.listeners:
+            self.all_done.notify(None)
+
+    def _change(self, change: Callable[[], R], wakes: Wakes) -> R:
+        """Change the store, and wake the threads that wait for what becomes ready or is finished by that."""
+        try:
+            result = change()
+            if self._available or OPEN:
+                for topic, count in wakes.items():
+                    self.notify(topic, count)
+            self._notify_joiners()
+            return result
+        except StaleClaimError:  # Nothing has changed.
+            raise
+        except BaseException:
+            # A signal handler may have raised after the change. A superfluous wake-up costs one read.
+            self.notify()
+            self._notify_joiners()
+            raise
+
+    # Putting and claiming.
+
+    def try_put(self, entries: Sequence[MessageEntry]) -> list[int | None]:
+        """Store all entries or none; raise ``ShutDown``."""
+        if self.is_shutdown:
+            raise ShutDown
+        try:
+            ids = self.store.put(entries)
+            if self._available or OPEN:
+                self._notify_of(entries)
+            return ids
+        except BaseException:
+            self.notify()
+            raise
+
+    def _notify_of(self, entries: Sequence[MessageEntry]) -> None:
+        for topic, count in Counter(entry.topic for entry in entries if not entry.delay).items():
+            self.notify(topic, count)
+        for topic in {entry.topic for entry in entries if entry.delay}:
+            self.notify(topic)
+
+    def try_claim(
+        self,
+        limit: int,
+        topics: Topics,
+        lease: float | EllipsisType | None,
+        prefetch: bool,
+        claims: list[MessageClaim],
+        deadline: float | None = None,
+    ) -> list[MessageRecord]:
+        """Claim messages as the store does; raise ``Empty`` or ``ShutDown``.
+
+        From this step until a consumer has the messages, ``claims`` has the claims, and
+        :meth:`release_unused` releases them.
+        """
+        if self.is_immediate:
+            raise ShutDown
+        if self._pending_release:
+            self._do_pending_release()
+        try:
+            return self.store.claim(
+                limit, topics, lease=lease, prefetch=prefetch, claims=claims, deadline=deadline
+            )
+        except Empty:
+            if self.is_shutdown:
+                raise ShutDown from None
+            raise
+
+    def release_unused(self, claims: list[MessageClaim]) -> None:
+        """Release claims whose messages no consumer has got, now or before the next claim. Empty the list."""
+        try:
+            if OPEN:
+                self._release_on_rollback(tuple(claims))
+            self.store.release(claims)
+        except BaseException as error:
+            self.release_later(claims)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            claims.clear()
+            self.notify()
+
+    def release_later(self, claims: Sequence[MessageClaim]) -> None:
+        """Release claims before the next claim, because this thread must not wait for the store now."""
+        self._failed_release.append(tuple(claims))
+
+    def _release_on_rollback(self, claims: Sequence[MessageClaim]) -> None:
+        """Have claims released again if a caller's transaction is open and its rollback undoes the release.
+
+        Those that were made in the transaction have ended by then, and their release does nothing.
+        """
+        transaction = self.store.open_transaction()
+        if transaction is not None:
+            transaction.on_rollback(partial(self._release_again, claims))
+
+    def _release_again(self, claims: Sequence[MessageClaim]) -> None:
+        """Release claims before the next claim. Idempotent."""
+        if claims not in self._failed_release:
+            self._failed_release.append(claims)
+        self._wake(None, None)
+
+    def _do_pending_release(self) -> None:
+        while self._pending_release:
+            try:
+                claims = self._pending_release.popleft()
+            except IndexError:  # Another thread was faster.
+                return
+            try:
+                if OPEN:
+                    self._release_on_rollback(claims)
+                self.store.release(claims)
+            except BaseException:
+                self._pending_release.append(claims)
+                raise
+            self.notify()
+
+    # Settling.
+
+    def ack(self, claims: Sequence[MessageClaim], wakes: Wakes) -> None:
+        """Finish messages, by which the next ones of their groups may become ready."""
+        self._change(partial(self.store.ack, claims), wakes)
+
+    def nack(
+        self, claims: Sequence[MessageClaim], wakes: Wakes, delay: float | None, error: str | None
+    ) -> None:
+        """Return messages to their places, with a delay or without."""
+        self._change(partial(self.store.nack, claims, delay, error), wakes)
+
+    def release(self, claims: Sequence[MessageClaim], wakes: Wakes) -> int:
+        """Return messages to their places at once."""
+        return self._change(partial(self.store.release, claims), wakes)
+
+    def fail(self, claims: Sequence[MessageClaim], wakes: Wakes, error: str | None) -> None:
+        """Make messages dead."""
+        self._change(partial(self.store.fail, claims, error), wakes)
+
+    def extend(
+        self, claim: MessageClaim, topic: str, seconds: float | None, known: float | None
+    ) -> float | None:
+        """Let a lease end so many seconds from now, and return when that is.
+
+        :param known: the end of the lease until now. Waiters are woken only if the new end is earlier.
+        """
+
+        def extend() -> float | None:
+            until = self.store.extend((claim,), seconds)
+            if until is not None and (known is None or until < known):
+                self.notify(topic)
+            return until
+
+        return self._change(extend, {})
+
+    def change(self, call: Callable[[MessageStore], R], topic: str | None = None) -> R:
+        """Change the store, by which messages (of a topic) may become ready or be finished."""
+        return self._change(partial(call, self.store), {topic: None})
+
+    # The end.
+
+    def shutdown(self, immediate: bool) -> None:
+        """Refuse puts, and gets once no message is ready, or at once; wake all waiters."""
+        self.is_shutdown = True
+        if immediate:
+            self.is_immediate = True
+        self._wake_all()
+
+    def close(self) -> None:
+        """Close the store and wake all waiters."""
+        try:
+            self.store.close()
+        finally:
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        self._wake(None, None)
+        self.all_done.notify(None)
