@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from persistcoll import serializers as serializers
     from persistcoll.catalog import collections as collections
     from persistcoll.dicts.pdict import PDict
-    from persistcoll.engine.records import Backoff, CollectionInfo, Retain, Stats
+    from persistcoll.engine.records import Backoff, CollectionInfo, Retain, State, Stats
     from persistcoll.errors import (
         BackendUnavailableError,
         ClaimError,
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     )
     from persistcoll.logs.consumer import Consumer
     from persistcoll.logs.log import Log
+    from persistcoll.messages.message import Message, MessageInfo, OutgoingMessage
+    from persistcoll.messages.queue import MessageQueue
+    from persistcoll.messages.topic_lock import TopicLock
     from persistcoll.queues.ack import AckStatus
     from persistcoll.queues.file import Queue
     from persistcoll.queues.sqlite import (
@@ -88,7 +91,11 @@ __all__ = [
     "LIFOSQLiteQueue",
     "LockedError",
     "Log",
+    "Message",
+    "MessageInfo",
+    "MessageQueue",
     "NotClaimedError",
+    "OutgoingMessage",
     "PDict",
     "PersistcollError",
     "PriorityQueue",
@@ -101,12 +108,14 @@ __all__ = [
     "SerializerMissingError",
     "ShutDown",
     "StaleClaimError",
+    "State",
     "Stats",
     "StorageError",
     "StorageFullError",
     "StoreKindError",
     "StoreMissingError",
     "StoreReplacedError",
+    "TopicLock",
     "TrimmedError",
     "UniqueAckQ",
     "UniqueQ",
@@ -125,13 +134,19 @@ _HOMES = {
     "FILOSQLiteQueue": "persistcoll.queues.sqlite",
     "LIFOSQLiteQueue": "persistcoll.queues.sqlite",
     "Log": "persistcoll.logs.log",
+    "Message": "persistcoll.messages.message",
+    "MessageInfo": "persistcoll.messages.message",
+    "MessageQueue": "persistcoll.messages.queue",
+    "OutgoingMessage": "persistcoll.messages.message",
     "PDict": "persistcoll.dicts.pdict",
     "PriorityQueue": "persistcoll.queues.sqlite",
     "Queue": "persistcoll.queues.file",
     "Retain": "persistcoll.engine.records",
     "SQLiteAckQueue": "persistcoll.queues.sqlite",
     "SQLiteQueue": "persistcoll.queues.sqlite",
+    "State": "persistcoll.engine.records",
     "Stats": "persistcoll.engine.records",
+    "TopicLock": "persistcoll.messages.topic_lock",
     "UniqueAckQ": "persistcoll.queues.sqlite",
     "UniqueQ": "persistcoll.queues.sqlite",
     # Not of `__all__`: `from persistcoll import *` would hide the standard library's module of that name.

@@ -11,16 +11,29 @@ from persistcoll.engine.arguments import checked_count, checked_integer, checked
 from persistcoll.engine.records import Backoff
 
 __all__ = [
+    "HIGHEST_INTEGER",
+    "LONGEST",
     "checked_backoff",
     "checked_choice",
     "checked_count",
+    "checked_finite_backoff",
     "checked_integer",
+    "checked_length",
+    "checked_limit",
     "checked_mode",
     "checked_number",
     "checked_priority",
     "checked_seconds",
+    "checked_short_name",
+    "checked_span",
     "checked_ttl",
 ]
+
+HIGHEST_INTEGER = (1 << 63) - 1
+"""The highest whole number that every database stores."""
+LONGEST = 1e10
+"""Seconds, about 317 years: a clock to which more is added loses fractions of a second."""
+_LONGEST_NAME = 255  # bytes of UTF-8
 
 
 def checked_choice(name: str, value: object, *choices: str) -> None:
@@ -85,3 +98,70 @@ def checked_ttl(ttl: Any) -> float | None:
     if not 0 < ttl < float("inf"):  # Refuses NaN, too.
         raise ValueError(f"'ttl' must be a number of seconds above 0, or None, not {ttl}")
     return ttl  # type: ignore[no-any-return]
+
+
+def checked_length(name: str, value: Any) -> float:
+    """Return a length of time in seconds, which may be 0.
+
+    :raise TypeError: not a number.
+    :raise ValueError: negative, NaN, or above :data:`LONGEST`.
+    """
+    seconds = checked_seconds(name, value)
+    if seconds > LONGEST:
+        raise ValueError(f"{name!r} must be at most {LONGEST:.0f} seconds, not {seconds}")
+    return seconds
+
+
+def checked_span(name: str, value: Any) -> float:
+    """Return a length of time above 0 in seconds.
+
+    :raise TypeError: not a number.
+    :raise ValueError: 0, or what :func:`checked_length` refuses.
+    """
+    seconds = checked_length(name, value)
+    if seconds == 0:
+        raise ValueError(f"{name!r} must be above 0")
+    return seconds
+
+
+def checked_finite_backoff(value: Any) -> Backoff | None:
+    """Return what :func:`checked_backoff` returns, if its longest delay is one that a clock can add.
+
+    :raise TypeError: neither a number nor a back-off.
+    :raise ValueError: negative, NaN, or a longest delay above :data:`LONGEST`.
+    """
+    backoff = checked_backoff(value)
+    # A delay is NaN if an infinite factor meets a base of 0.
+    if backoff is not None and not (backoff.limit <= LONGEST and backoff.factor < float("inf")):
+        raise ValueError(f"'backoff' must have a limit of at most {LONGEST:.0f} seconds, and a finite factor")
+    return backoff
+
+
+def checked_limit(name: str, value: Any, least: int = 0) -> int:
+    """Return ``value`` as an int from ``least`` to :data:`HIGHEST_INTEGER`.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: too small or too large.
+    """
+    limit: int = checked_integer(name, value)
+    if not least <= limit <= HIGHEST_INTEGER:
+        raise ValueError(f"{name!r} must be at least {least} and of at most 64 bits, not {limit}")
+    return limit
+
+
+def checked_short_name(what: str, value: Any) -> str:
+    """Return a name of at most 255 bytes of UTF-8, which every database can compare and index.
+
+    :raise TypeError: not a str.
+    :raise ValueError: longer, or with a surrogate without its pair.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what!r} must be a str, not {type(value).__name__}")
+    name = str.__str__(value)  # An enumeration of strings has a __str__ of its own.
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{what!r} cannot be stored: it has a surrogate without its pair") from None
+    if size > _LONGEST_NAME:
+        raise ValueError(f"{what!r} must have at most {_LONGEST_NAME} bytes of UTF-8, not {size}")
+    return name

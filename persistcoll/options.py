@@ -15,10 +15,15 @@ from persistcoll.arguments import (
     checked_backoff,
     checked_choice,
     checked_count,
+    checked_finite_backoff,
+    checked_limit,
     checked_mode,
     checked_seconds,
+    checked_short_name,
+    checked_span,
 )
 from persistcoll.disk.path_checks import absolute, checked_path
+from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption, Retain
 from persistcoll.serializers import picklable_reference
 
@@ -31,6 +36,7 @@ __all__ = [
     "DirectoryOptions",
     "FileQueueOptions",
     "LogOptions",
+    "MessageQueueOptions",
     "Options",
     "SQLiteAckQueueOptions",
     "SQLiteOptions",
@@ -206,3 +212,32 @@ class SQLiteAckQueueOptions(SQLiteQueueOptions):
         """How the store treats claimed records."""
         kept = _ALL if self.keep_acked is None else self.keep_acked
         return ClaimPolicy(self.lease, self.max_attempts, self.backoff, kept, self.auto_resume)
+
+
+@dataclass(frozen=True)
+class MessageQueueOptions(SQLiteOptions):
+    """The options of a message queue."""
+
+    lease: float | None
+    max_attempts: int | None
+    backoff: Backoff | None
+    keep_done: int
+    keep_dead: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lease, most, kept = self.lease, self.max_attempts, self.keep_dead
+        vars(self).update(
+            name=checked_short_name("name", self.name),
+            auto_commit=True,
+            lease=None if lease is None else checked_span("lease", lease),
+            max_attempts=None if most is None else checked_limit("max_attempts", most, 1),
+            backoff=checked_finite_backoff(self.backoff),
+            keep_done=checked_limit("keep_done", self.keep_done),
+            keep_dead=None if kept is None else checked_limit("keep_dead", kept),
+        )
+
+    @property
+    def policy(self) -> MessagePolicy:
+        """What applies to messages that do not say it themselves."""
+        return MessagePolicy(self.lease, self.max_attempts, self.backoff, self.keep_done, self.keep_dead)

@@ -1,0 +1,206 @@
+"""How messages are claimed for the threads that share a queue: waiting, decoding, prefetching."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from functools import partial
+from types import EllipsisType
+from typing import Any, Generic, NamedTuple
+
+from persistcoll.container import T
+from persistcoll.engine.blocking import wait
+from persistcoll.engine.forks import in_operation
+from persistcoll.engine.message_core import MessageCore, Topics
+from persistcoll.engine.message_records import MessageClaim, MessageRecord
+from persistcoll.engine.transaction_hooks import OPEN
+from persistcoll.errors import DecodeError, Empty, ShutDown, StaleClaimError
+from persistcoll.messages.fields import text_of
+from persistcoll.messages.message import Message
+
+__all__ = ["Claiming", "Wanted"]
+
+_EXTEND_AFTER = 0.1
+"""The part of a lease after which the leases of prefetched messages are extended, so that nearly a whole one
+is left for the consumer's work on the message before them."""
+_PAUSE = 1.0
+"""Seconds until a message that cannot be decoded, and that has no back-off, is delivered again."""
+
+
+class Wanted(NamedTuple):
+    """What a consumer asks for. The fields are the parameters of ``MessageStore.claim``."""
+
+    limit: int
+    topics: Topics
+    lease: float | EllipsisType
+    prefetch: bool = False
+
+
+class Claiming(Generic[T]):
+    """Claims messages of one queue. Any thread may call any method, and there is no lock.
+
+    From the step in which the store claims messages until a consumer has them, a list of the caller names
+    their claims. So whatever ends a call, :meth:`take_back` releases what nobody got.
+
+    :param decode: makes of a record its id and its body.
+    """
+
+    def __init__(self, core: MessageCore, decode: Callable[[Any], tuple[int, T]]) -> None:
+        self._core = core
+        self._decode = decode
+
+    def claim(
+        self,
+        core: MessageCore,
+        wanted: Wanted,
+        claims: list[MessageClaim],
+        block: bool,
+        deadline: float | None,
+    ) -> list[Message[T]]:
+        """Claim messages, and wait for the first one, but not within a caller's transaction.
+
+        :param core: that of the queue, or one that is joined to a transaction.
+        :param claims: the claims are appended to this list.
+        :raise Empty: no message came.
+        :raise ShutDown: no message is ready, and the queue is shut down.
+        """
+        attempt = partial(self._attempt, core, wanted, claims, deadline)
+        try:
+            return attempt()
+        except Empty:
+            is_within = core is not self._core or (OPEN and core.store.open_transaction() is not None)
+            if not block or is_within:
+                raise
+        event = core.available(wanted.topics)
+        try:
+            return wait(core.store.change_token, event, attempt, Empty, deadline)
+        except (Empty, ShutDown):
+            raise
+        except BaseException:
+            # The wake-up that led here may be that for a message which this thread has not got.
+            event.notify(1)
+            raise
+
+    def _attempt(
+        self, core: MessageCore, wanted: Wanted, claims: list[MessageClaim], deadline: float | None
+    ) -> list[Message[T]]:
+        """Claim messages until at least one of them can be decoded."""
+        refused: set[int] = set()
+        while True:
+            records = core.try_claim(*wanted, claims, deadline)
+            messages = []
+            for record in records:
+                try:
+                    messages.append(Message(self._core, record, self._decode(record)[1]))
+                except DecodeError as error:
+                    self._refuse(core, record, claims, error, refused)
+            if messages:
+                return messages
+
+    def _refuse(
+        self,
+        core: MessageCore,
+        record: MessageRecord,
+        claims: list[MessageClaim],
+        error: DecodeError,
+        refused: set[int],
+    ) -> None:
+        """Nack a message that cannot be decoded.
+
+        :param refused: those that this call has nacked. Without a delay, the call might go on with one of
+            them for ever.
+        """
+        claim = record.claim
+        assert claim is not None
+        delay = _PAUSE if record.id in refused else None
+        with suppress(StaleClaimError):  # Its lease is over.
+            core.nack((claim,), {record.topic: None}, delay, text_of(str(error)))
+        refused.add(record.id)
+        claims.remove(claim)
+
+    def take_back(self, core: MessageCore, claims: list[MessageClaim], process: int) -> None:
+        """Release claims whose messages no consumer has got, and empty the list.
+
+        :param process: that in which they were claimed. A forked child leaves them to its parent.
+        """
+        if claims and process == os.getpid():
+            # The thread of a destructor must not wait, because another thread may be waiting for it.
+            if in_operation():
+                core.release_later(claims)
+            else:
+                core.release_unused(claims)
+        claims.clear()
+
+    def consume(self, wanted: Wanted, owner: object) -> Generator[Message[T], None, None]:
+        """Claim messages for ever, and give one after the other; end at a shutdown.
+
+        :param owner: the queue, which must not be closed by its destructor before the iteration ends.
+        """
+        core, process = self._core, os.getpid()
+        # `unused` has the claims of `messages`: those that were claimed and not yielded. Between the removal
+        # from both and the yield is no call, because a signal handler could raise there.
+        unused: list[MessageClaim] = []
+        messages: list[Message[T]] = []
+        claimed_at = 0.0
+        try:
+            try:
+                while not core.is_shutdown:
+                    if process != os.getpid():  # Forked within the consumer's work.
+                        process, messages = os.getpid(), []
+                        unused.clear()
+                    if not messages:
+                        messages = self.claim(core, wanted, unused, True, None)
+                        unused[:] = [message._claim for message in messages]
+                        claimed_at = time.monotonic()
+                        continue
+                    if _is_old(messages, claimed_at):
+                        self._extend(messages, unused)
+                        claimed_at = time.monotonic()
+                        continue
+                    message, holds = messages[0], not wanted.prefetch or self._begin(messages[0])
+                    del messages[0], unused[0]
+                    if holds:
+                        yield message
+            except ShutDown:
+                return
+            finally:
+                self.take_back(core, unused, process)
+        except BaseException:
+            # Again, if a signal handler raised where that began.
+            self.take_back(core, unused, process)
+            raise
+
+    def _begin(self, message: Message[T]) -> bool:
+        """Note that a consumer begins to work on a prefetched message; tell whether its claim holds."""
+        try:
+            self._core.store.deliver((message._claim,))
+        except StaleClaimError:
+            return False
+        return True
+
+    def _extend(self, messages: list[Message[T]], unused: list[MessageClaim]) -> None:
+        """Let the leases of prefetched messages begin again, and drop those whose claims have ended."""
+        lost: set[int] = set()
+        for lease in {message._record.lease for message in messages if message._record.lease is not None}:
+            group = [message for message in messages if message._record.lease == lease]
+            while group:
+                try:
+                    until = self._core.store.extend([message._claim for message in group], lease)
+                except StaleClaimError as error:
+                    lost.update(error.ids)
+                    group = [message for message in group if message.id not in lost]
+                else:
+                    for message in group:
+                        message._leased_until = until
+                    break
+        kept = [message for message in messages if message.id not in lost]
+        claims = [message._claim for message in kept]
+        messages[:], unused[:] = kept, claims
+
+
+def _is_old(messages: Sequence[Message[Any]], claimed_at: float) -> bool:
+    """Tell whether a part of the shortest of the leases has passed."""
+    leases = [message._record.lease for message in messages if message._record.lease is not None]
+    return bool(leases) and time.monotonic() - claimed_at > min(leases) * _EXTEND_AFTER
