@@ -24,6 +24,7 @@ from persistcoll.messages.message import Message, OutgoingMessage
 from persistcoll.options import MessageQueueOptions
 from persistcoll.serializers import codec, resolve
 from persistcoll.serializers.base import encode
+from persistcoll.sqlite.open import open_message_store
 
 __all__ = ["MessageQueue", "open_store"]
 
@@ -34,13 +35,10 @@ class _Unfinished(Exception):
 
 def open_store(options: MessageQueueOptions) -> MessageStore:
     """Return the store of a message queue, without anything that waits. It raises what the queue raises."""
-    from persistcoll.sqlite.open import open_message_store  # type: ignore[attr-defined]
-
     serializer = resolve(options.serializer)
     store = open_message_store(
         options.location,
         name=options.name,
-        kind="messages",
         policy=options.policy,
         serializer=serializer.name,
         executes_code=serializer.executes_code,
@@ -52,7 +50,7 @@ def open_store(options: MessageQueueOptions) -> MessageStore:
     except BaseException:  # No other code closes it.
         store.close()
         raise
-    return store  # type: ignore[no-any-return]
+    return store
 
 
 class MessageQueue(BaseMessageQueue[T]):

@@ -622,18 +622,29 @@ class Database:
         :param timeout: seconds to wait for another caller's transaction; ``None``: as of :meth:`write`.
         :raise LockedError: it did not end in time.
         """
+        self._maintain(driver.SHRINK, "shrunk", timeout)
+
+    def checkpoint(self, timeout: float | None = None) -> None:
+        """Copy the log into the database, and empty it; other writers wait meanwhile.
+
+        Cost: it grows with the log, and it is two syncs. ``timeout`` is as of :meth:`shrink`.
+        """
+        self._maintain(driver.CHECKPOINT, "checkpointed", timeout)
+
+    def _maintain(self, texts: Sequence[str], done: str, timeout: float | None) -> None:
+        """Execute statements that no transaction may contain."""
         if not SAME[0]:
             follow_fork()
         if self._transaction.owner == threading.get_ident():
             self._transaction.refuse_other_task(self.path)
-            raise StorageError(f"{self.path!r} cannot be shrunk within a transaction; nothing was done")
+            raise StorageError(f"{self.path!r} cannot be {done} within a transaction; nothing was done")
         if self._lock.is_owned():
             raise StorageError(REENTRANT.format(self.path))
         deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
         while True:
             with self._lock.mutex:
                 try:
-                    self._shrink()
+                    self._execute_outside(texts)
                     return
                 except TransactionOpen:
                     pass
@@ -643,14 +654,14 @@ class Database:
                     raise storage_error(error, "unlocking", self.path) from error
             self._wait_out(deadline)
 
-    def _shrink(self) -> None:
+    def _execute_outside(self, texts: Sequence[str]) -> None:
         if self._transaction.owner is not None:
             raise self._transaction.obstacle()
         self._check()
         try:
             self._writer_lock.acquire()
             self.epoch += 1
-            for text in driver.SHRINK:
+            for text in texts:
                 self._execute(text)
         except driver.ERRORS as error:
             raise self._failure(error, "shrinking") from error

@@ -31,6 +31,7 @@ from persistcoll.sqlite.room import no_room
 __all__ = [
     "BEGIN",
     "BEGIN_READING",
+    "CHECKPOINT",
     "COMMIT",
     "DATA_VERSION",
     "ERRORS",
@@ -72,12 +73,8 @@ COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 DATA_VERSION = "PRAGMA data_version"
 # In a file, because VACUUM would otherwise copy the whole database into memory.
-SHRINK = (
-    "PRAGMA temp_store=FILE",
-    "VACUUM",
-    "PRAGMA temp_store=MEMORY",
-    "PRAGMA wal_checkpoint(TRUNCATE)",
-)
+CHECKPOINT = ("PRAGMA wal_checkpoint(TRUNCATE)",)
+SHRINK = ("PRAGMA temp_store=FILE", "VACUUM", "PRAGMA temp_store=MEMORY", *CHECKPOINT)
 _FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
 
 # Bytes. A commit writes every changed page into the log as a whole: with 4,096 bytes a put takes 10 us

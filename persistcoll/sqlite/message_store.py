@@ -535,6 +535,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
         return self._change(run, False)
 
+    def checkpoint(self) -> None:
+        self._check()
+        self._database.checkpoint(self._timeout)
+
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord]) -> None:
     """Add the claims of these records, which were committed. Idempotent."""
