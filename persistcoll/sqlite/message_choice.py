@@ -49,6 +49,8 @@ class MessageChoice:
     def _next(
         self, execute: Execute, counters: MessageCounters, limit: int, topics: Sequence[str] | None
     ) -> list[MessageRow]:
+        if counters.gated:
+            self._life.end_locks(execute)
         if topics is None and not counters.gated:
             return read_rows(execute, self._sql.select_ready, (limit,))
         if topics is None:

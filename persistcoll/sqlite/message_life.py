@@ -6,6 +6,7 @@ the key. A step may let the next message of a group become ready.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from persistcoll.engine.message_records import (
@@ -18,7 +19,7 @@ from persistcoll.engine.message_records import (
 from persistcoll.engine.records import State
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
-from persistcoll.sqlite.message_counters import MessageCounters
+from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
 from persistcoll.sqlite.message_statements import DEAD, STATES, MessageStatements
 
@@ -258,9 +259,16 @@ class MessageLife:
         held = read_rows(execute, self._sql.select_of_holder, (number,))
         for row in held:
             self.lose(execute, row, HOLDER_CLOSED if closes else HOLDER_DIED)
+        self._unlock(execute, lambda topic: topic.locker == number)
+        return len(held)
+
+    def end_locks(self, execute: Execute) -> None:
+        """End the locks whose leases are over, so that their topics cost a claim nothing any more."""
+        self._unlock(execute, lambda topic: not topic.is_locked(self.now))
+
+    def _unlock(self, execute: Execute, ends: Callable[[Topic], bool]) -> None:
         for topic in [self._counters.topic(execute, name) for name in self._counters.gated]:
-            if topic.locker == number:
+            if topic.locker is not None and ends(topic):
                 topic.unlock()
                 self._counters.gate(topic)
                 self._database.mark_dirty(self._counters)
-        return len(held)
