@@ -289,6 +289,7 @@ def test_every_plain_layout_delivers_in_the_order_of_the_ids(make: type[Store], 
             assert [step for step in faults(text, plan) if step not in table_order] == []
 
 
+@pytest.mark.long
 def test_the_command_measures_every_layout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
