@@ -20,7 +20,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from persistcoll import PDict
 from persistcoll.engine.records import Durability
@@ -34,11 +34,14 @@ __all__ = [
     "SHARED",
     "Account",
     "Author",
+    "Judge",
+    "Listener",
     "Op",
     "Pairs",
     "belongs",
     "contents",
     "cut_again_and_again",
+    "difference",
     "do",
     "hear",
     "is_sound",
@@ -256,12 +259,12 @@ class Account:
         """
         before, after = list(self.committed.items()), self._after()
         if prefix:
-            assert found in [*self.history, after], f"at no moment: {_difference(found, before)}"
+            assert found in [*self.history, after], f"at no moment: {difference(found, before)}"
         elif found not in (before, after):
             one, other, third = dict(found), dict(before), dict(after)
             half = all(one.get(key) in (other.get(key), third.get(key)) for key in {**one, **other, **third})
             what = f"half of {self.asked}" if half else "lost or undone"
-            raise AssertionError(f"{what}: {_difference(found, before)}")
+            raise AssertionError(f"{what}: {difference(found, before)}")
         self.between += found not in (self.history[0], before, after)
         if before != after:
             self.done += found == after
@@ -287,7 +290,8 @@ class Account:
         return do(model, op, lambda number: number)
 
 
-def _difference(found: Pairs, wanted: Pairs) -> list[Any]:
+def difference(found: Pairs, wanted: Pairs) -> list[Any]:
+    """Return where the two differ: each key with both values, or the two orders."""
     one, other = dict(found), dict(wanted)
     return [
         (key, (one.get(key), other.get(key))) for key in {**one, **other} if one.get(key) != other.get(key)
@@ -297,14 +301,26 @@ def _difference(found: Pairs, wanted: Pairs) -> list[Any]:
 # Shared parts of the tests.
 
 
-def hear(accounts: Mapping[str, Account], lines: list[tuple[str, str]]) -> int:
+class Listener(Protocol):
+    """Hears what one worker says."""
+
+    def add(self, said: str) -> None: ...
+
+
+class Judge(Listener, Protocol):
+    """Says whether what is in a store after a crash may be there."""
+
+    def check(self, found: Pairs, *, prefix: bool = False) -> None: ...
+
+
+def hear(accounts: Mapping[str, Listener], lines: list[tuple[str, str]]) -> int:
     """Record what the workers said; return the number of lines."""
     for name, said in lines:
         accounts[name].add(said)
     return len(lines)
 
 
-def listen(server: Server, accounts: Mapping[str, Account], rng: random.Random) -> None:
+def listen(server: Server, accounts: Mapping[str, Listener], rng: random.Random) -> None:
     """Wait for more lines, and a little longer, so that a kill comes inside of an operation too."""
     heard, enough = 0, rng.randrange(1, 60)
     while heard < enough:
@@ -334,7 +350,7 @@ def kill_again_and_again(
     rng: random.Random,
     path: str,
     kills: int,
-    account: Account,
+    account: Judge,
     found: Callable[[str], Pairs],
     **order: Any,
 ) -> None:
@@ -355,7 +371,7 @@ def cut_again_and_again(
     rng: random.Random,
     disk: Image,
     cuts: int,
-    account: Account,
+    account: Judge,
     found: Callable[[str], Pairs],
     durability: Durability,
     *,
