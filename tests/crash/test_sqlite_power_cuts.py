@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
@@ -70,12 +71,14 @@ class Account:
         self.pending = {}
 
 
-def live(account: Account, rng, path: str, count: int, durability: str) -> list[subprocess.Popen[bytes]]:
+def live(
+    account: Account, rng, path: str, count: int, durability: str, kind: str
+) -> list[subprocess.Popen[bytes]]:
     """Run workers and stop them at a random time."""
     command = [sys.executable, "-m", "tests.crash.sqlite_worker", path]
     workers = [
         subprocess.Popen(
-            [*command, str(account.next_number(number)), str(rng.getrandbits(32)), durability],
+            [*command, str(account.next_number(number)), str(rng.getrandbits(32)), durability, kind],
             stdout=subprocess.PIPE,
         )
         for number in range(count)
@@ -102,35 +105,45 @@ def bury(account: Account, number: int, worker) -> None:
     worker.wait()
 
 
+def stored(path: str, durability: Durability) -> list[int]:
+    """Return the items that are there, in order."""
+    with SQLiteAckQueue(path, serializer="json", durability=durability) as queue:
+        left = list(queue.items())
+        assert queue.qsize() == len(left)
+    return left
+
+
 def cut_again_and_again(
     rng,
     directory,
-    kind: str,
+    system: str,
     options: str,
     cuts: int,
     durability: Durability,
     quick: bool = False,
     workers: int = 1,
+    kind: str = "ack",
+    look: Callable[[str, Durability], list[int]] = stored,
 ) -> int:
     """Cut the power again and again under one queue.
 
     :param quick: let the workers sync nothing.
+    :param kind: what :mod:`tests.crash.sqlite_worker` works on.
+    :param look: returns the numbers that are there, in order.
     :return: how many items were seen after the cuts.
     """
     worked = "process" if quick else durability
     account, seen = Account(), 0
-    with image(directory, kind, options) as disk:
+    with image(directory, system, options) as disk:
         path = str(disk.place / "queue")
         for _ in range(cuts):
-            living = live(account, rng, path, workers, worked)
+            living = live(account, rng, path, workers, worked, kind)
             disk.cut_power()
             for number, worker in enumerate(living):
                 bury(account, number, worker)
             disk.unmount()
             disk.mount()
-            with SQLiteAckQueue(path, serializer="json", durability=durability) as queue:
-                left = list(queue.items())
-                assert queue.qsize() == len(left)
+            left = look(path, durability)
             with closing(sqlite3.connect(os.path.join(path, "data.db"))) as connection:
                 assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             account.check(left, durability == "power")
