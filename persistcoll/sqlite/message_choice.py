@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from persistcoll.errors import Empty
-from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
@@ -61,7 +61,7 @@ class MessageChoice:
             most = limit if free is None else min(limit, free)
             if most:
                 best.append(read_rows(execute, self._sql.select_ready_of, (name, most)))
-        merged = heapq.merge(*best, key=lambda row: (row.place, row.id))
+        merged = heapq.merge(*best, key=_order)
         return [row for row, _ in zip(merged, range(limit), strict=False)]
 
     def _free(self, execute: Execute, counters: MessageCounters, name: str) -> int | None:
@@ -72,6 +72,7 @@ class MessageChoice:
 
     def nothing(self, execute: Execute, counters: MessageCounters, topics: Sequence[str] | None) -> Empty:
         """Return an ``Empty`` that says when to look again."""
+        self._check_none_left(execute, counters, topics)
         error, now = Empty(), self._life.now
         next_due = self._life.find_next_due(execute)
         times = [] if next_due is None else [next_due]
@@ -81,6 +82,19 @@ class MessageChoice:
         if times:
             error.next_at = time.monotonic() + min(times) - now  # type: ignore[attr-defined]
         return error
+
+    def _check_none_left(
+        self, execute: Execute, counters: MessageCounters, topics: Sequence[str] | None
+    ) -> None:
+        """Raise the database's error for damage if the counters say that there is a message to claim."""
+        if topics is None and not counters.gated:
+            left = counters.ready
+        else:
+            names = counters.ready_by_topic(execute) if topics is None else topics
+            open_now = [name for name in names if self._free(execute, counters, name) != 0]
+            left = sum(counters.topic(execute, name).counts[READY] for name in open_now)
+        if left:
+            raise corruption_error(f"none of {left} ready messages is found")
 
     def _opening(self, topic: Topic) -> Iterable[float]:
         """Return the time at which a topic delivers again, if that is known."""
@@ -101,3 +115,8 @@ class MessageChoice:
             if topic.paused or topic.is_locked(self._life.now):
                 del counts[name]
         return min(counts, key=lambda name: (-counts[name], name), default=None)
+
+
+def _order(row: MessageRow) -> tuple[float, int]:
+    """Return what the order of delivery goes by. A damaged place comes first, to be noticed."""
+    return row.place if type(row.place) is float else float("-inf"), row.id

@@ -232,6 +232,8 @@ class MessageLife:
         (next_due,) = execute(self._sql.select_next_due).fetchone()
         if next_due is not None and not (isinstance(next_due, (int, float)) and next_due > self.now):
             raise corruption_error("what is due is not found")
+        if next_due is None and self._counters.delayed:
+            raise corruption_error("what is delayed is not found")
         self._counters.next_due_at = next_due
         return next_due
 

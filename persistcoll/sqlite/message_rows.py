@@ -17,6 +17,8 @@ from persistcoll.sqlite.rows import Seal, refuse_too_large
 __all__ = ["MessageRow", "MessageRows", "due_of", "read_rows"]
 
 _MASK = 0xFFFFFFFF
+_NONE = type(None)
+_TEXT, _TIME = (str, _NONE), (float, _NONE)
 _BY_NUMBER = {number: state for state, number in STATES.items()}
 
 
@@ -78,7 +80,8 @@ def due_of(state: State, until: float | None, expires: float | None) -> float | 
 class MessageRows:
     """Writes and reads the rows of one queue.
 
-    Each row has a checksum over its payload, its id and the collection, as the rows of the other queues have.
+    Each row has a checksum over its payload, its headers, its options, its id and the collection. What
+    changes during the life of a message has none, and only its type is checked.
 
     ``seal`` and ``unseal`` are set once, before the first write; no lock protects them.
 
@@ -93,8 +96,9 @@ class MessageRows:
         self._seed = crc32(store_id)
         self._policy = policy
 
-    def _checksum(self, id: int, payload: bytes) -> int:
-        return crc32(payload, (id ^ self._seed) & _MASK)
+    def _checksum(self, id: int, payload: bytes, headers: bytes, options: str | None) -> int:
+        crc = crc32(headers, crc32(payload, (id ^ self._seed) & _MASK))
+        return crc if options is None else crc32(options.encode(), crc)
 
     def sealed(self, id: int, entry: MessageEntry) -> bytes:
         """Return the payload as it is stored.
@@ -112,16 +116,32 @@ class MessageRows:
         until = now + entry.delay if entry.delay > 0 else None
         expires = None if entry.ttl is None else now + entry.ttl
         state = State.BLOCKED if is_blocked else State.READY if until is None else State.DELAYED
+        options = _options(entry)
         row = (
             id, STATES[state], entry.topic, 0.0 - entry.priority, now, 0, 0, until, None, entry.key,
-            entry.group, entry.headers, None, _options(entry), entry.ttl, expires,
-            self._checksum(id, payload), payload, due_of(state, until, expires),
+            entry.group, entry.headers, None, options, entry.ttl, expires,
+            self._checksum(id, payload, entry.headers, options), payload, due_of(state, until, expires),
         )  # fmt: skip
         return state, row
 
     def is_intact(self, row: MessageRow) -> bool:
-        """Tell whether the payload has its checksum."""
-        return type(row.payload) is bytes and self._checksum(row.id, row.payload) == row.crc
+        """Tell whether the row has its checksum, and whether its other columns can be those of a message."""
+        options = row.options
+        return (
+            type(row.payload) is type(row.headers) is bytes
+            and (options is None or type(options) is str)
+            and self._checksum(row.id, row.payload, row.headers, options) == row.crc
+            and type(row.attempts) is type(row.deliveries) is int
+            and 0 <= row.attempts <= row.deliveries < _MASK
+            and type(row.topic) is str
+            and type(row.place) is type(row.created) is float
+            and type(row.group) in _TEXT
+            and type(row.error) in _TEXT
+            and type(row.key) in (bytes, _NONE)
+            and type(row.until) in _TIME
+            and type(row.finished) in _TIME
+            and type(row.expires) in _TIME
+        )
 
     def record(self, row: MessageRow) -> MessageRecord:
         """Return the message of a row.
@@ -175,5 +195,10 @@ def _options(entry: MessageEntry) -> str | None:
 
 
 def _own(row: MessageRow, name: str) -> Any:
-    """Return what a message says itself; ``...``: nothing."""
-    return ... if row.options is None else json.loads(row.options).get(name, ...)
+    """Return what a message says itself; ``...``: nothing, or its options are damaged while it is claimed."""
+    if row.options is None:
+        return ...
+    try:
+        return json.loads(row.options).get(name, ...)
+    except (TypeError, ValueError, AttributeError):
+        return ...

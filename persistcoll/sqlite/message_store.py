@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from types import EllipsisType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import MessageStore, StoreCapabilities
 from persistcoll.engine.message_records import (
@@ -22,7 +22,7 @@ from persistcoll.engine.records import State, Stats
 from persistcoll.errors import DuplicateError, Empty, StaleClaimError
 from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.counters import Counters
-from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_choice import MessageChoice
@@ -364,7 +364,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         def run(execute: Execute) -> int:
             self._refresh(execute)
             rows = self._in_states(execute, (State.DEAD,) if dead else _UNCLAIMED, topic)
-            rows = [row for row in rows if before is None or row.created < before]
+            rows = [row for row in rows if before is None or _time(row.created) < before]
             for row in rows:
                 # The removal of an earlier one may have made it the head of its group.
                 self._life.finish(execute, self._life.read(execute, row.id), None)
@@ -396,7 +396,15 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 (topic, 1),
             )
         )
-        found = self._read(lambda execute, _: execute(text, parameters).fetchone())
+
+        def query(execute: Execute, counters: MessageCounters) -> Any:
+            found = execute(text, parameters).fetchone()
+            ready = counters.ready if topic is None else counters.topic(execute, topic).counts[READY]
+            if found is None and ready:
+                raise corruption_error(f"none of {ready} ready messages is found")
+            return found
+
+        found = self._read(query)
         if found is None:
             raise Empty
         return self._rows.record(MessageRow._make(found))
@@ -423,7 +431,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     def stats(self, topic: str | None = None) -> Stats:
         def query(execute: Execute, counters: MessageCounters) -> Stats:
             oldest = execute(*self._oldest(topic)).fetchone()
-            age = None if oldest is None else max(0.0, self._now() - oldest[0])
+            age = None if oldest is None else max(0.0, self._now() - _time(oldest[0]))
             if topic is not None:
                 counts = counters.topic(execute, topic).counts
                 numbers = {state.value: counts[number] for state, number in STATES.items()}
@@ -538,6 +546,16 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     def checkpoint(self) -> None:
         self._check()
         self._database.checkpoint(self._timeout)
+
+
+def _time(value: object) -> float:
+    """Return the time that a row has.
+
+    :raise DatabaseError: it is none, so the row is damaged.
+    """
+    if not isinstance(value, float):
+        raise corruption_error("a time of a message")
+    return value
 
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from persistcoll.engine.message_records import MessagePolicy
-from persistcoll.engine.records import Durability
+from persistcoll.engine.records import Durability, State
+from persistcoll.sqlite.message_statements import STATES
 from persistcoll.sqlite.message_store import SQLiteMessageStore
 from persistcoll.sqlite.open import DatabaseLocation, open_message_store
 
@@ -55,7 +56,7 @@ def is_consistent(path: str | PathLike[str], number: int = 1) -> None:
         assert set(heads) <= {(1,)}, heads
         assert rows("SELECT id FROM messages_# WHERE state = 3 AND grp IS NULL") == []
         counted = "ready, claimed, delayed, blocked, done, dead"
-        sums = ", ".join(f"sum(state = {state})" for state in (0, 1, 2, 3, 4, 6))
+        sums = ", ".join(f"sum(state = {STATES[State(name)]})" for name in counted.split(", "))
         assert rows(
             f"SELECT topic, {counted} FROM topics_#"
             " WHERE ready + claimed + delayed + blocked + done + dead > 0"

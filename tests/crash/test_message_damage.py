@@ -1,0 +1,348 @@
+"""Damage in every kind of page of a message queue's database, and in single columns of its rows.
+
+A claim makes a message with a damaged payload dead and takes the next one. What looks at it raises an error
+that names it, and ``cancel`` removes it. Whatever is damaged, no message is delivered altered.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from persistcoll import ClaimError, CorruptionError, Empty, PersistcollError, StorageError
+from persistcoll.engine.message_records import DAMAGED, MessageEntry, MessagePolicy
+from persistcoll.engine.records import State
+from persistcoll.sqlite.message_statements import STATES
+from tests.crash.messages import is_consistent, opened
+from tests.crash.test_sqlite_damage import PAGE, REGIONS, Image, damaged, lay, no_cells, regions
+
+POLICY = MessagePolicy(lease=None, backoff=None, max_attempts=3)
+COUNT = 250
+
+pytestmark = pytest.mark.timeout(60)  # A hang is a failure too.
+
+
+@pytest.fixture
+def path(memory_path: Path) -> Path:
+    """Give a directory in memory, because no test here depends on syncs."""
+    return memory_path / "q"
+
+
+def changed(path: Path, statement: str, *parameters: Any) -> None:
+    """Change the database behind the store's back."""
+    with closing(sqlite3.connect(path / "data.db", isolation_level=None)) as connection:
+        assert connection.execute(statement, parameters).rowcount == 1
+
+
+# Single payloads.
+
+
+@pytest.fixture
+def store(path):
+    with closing(opened(path, POLICY)) as store:
+        yield store
+    is_consistent(path)
+
+
+PAYLOADS = ["x''", "x'00'", "NULL", "'text'", "17", "0.5"]
+
+
+@pytest.mark.parametrize("value", PAYLOADS)
+@pytest.mark.parametrize("limit", [1, 5])
+@pytest.mark.parametrize("topics", [None, ["t"]], ids=["any topic", "a topic"])
+def test_a_claim_makes_a_damaged_message_dead_and_takes_the_next(store, path, value, limit, topics):
+    store.put([MessageEntry(b"%d" % number, "t", key=b"%d" % number) for number in range(4)])
+    changed(path, f"UPDATE messages_1 SET payload = {value} WHERE id = 1")
+    changed(path, f"UPDATE messages_1 SET payload = {value} WHERE id = 3")
+    claimed = []
+    while True:
+        try:
+            claimed += store.claim(limit, topics)
+        except Empty:
+            break
+    assert [record.payload for record in claimed] == [b"1", b"3"]
+    assert [record.id for record in claimed] == [2, 4]
+    stats = store.stats()
+    assert (stats.ready, stats.claimed, stats.dead) == (0, 2, 2)
+    with closing(sqlite3.connect(path / "data.db")) as connection:
+        dead = connection.execute(
+            "SELECT id, attempts, deliveries, error FROM messages_1 WHERE state = ?", (STATES[State.DEAD],)
+        )
+        assert dead.fetchall() == [(1, 0, 0, DAMAGED), (3, 0, 0, DAMAGED)]
+    for id in (1, 3):
+        with pytest.raises(CorruptionError) as caught:
+            store.find(id)
+        assert caught.value.id == id
+        assert store.cancel(id) is True
+        assert store.find(id) is None
+    # Their keys are free again.
+    assert store.put([MessageEntry(b"0", key=b"0"), MessageEntry(b"1", key=b"1")]) == [5, None]
+    store.ack([record.claim for record in claimed])
+
+
+def test_a_claim_that_finds_only_damaged_messages(store, path):
+    """They are dead although the claim finds nothing."""
+    store.put([MessageEntry(b"first"), MessageEntry(b"next", delay=1000)])
+    changed(path, "UPDATE messages_1 SET payload = x'00' WHERE id = 1")
+    with pytest.raises(Empty):
+        store.claim()
+    stats = store.stats()
+    assert (stats.ready, stats.delayed, stats.dead) == (0, 1, 1)
+    assert store.purge(dead=True) == 1
+
+
+def test_what_looks_at_a_damaged_message_names_it(store, path):
+    store.put([MessageEntry(b"first"), MessageEntry(b"next")])
+    changed(path, "UPDATE messages_1 SET payload = x'00' WHERE id = 1")
+    for look in (store.peek, partial(store.peek, "default"), partial(store.find, 1), lambda: [*store.scan()]):
+        with pytest.raises(CorruptionError) as caught:
+            look()
+        assert caught.value.id == 1
+        assert caught.value.path == str(path / "data.db")
+    # An iteration goes on behind it.
+    reading = store.scan(State.READY)
+    with pytest.raises(CorruptionError):
+        next(reading)
+    assert next(reading).payload == b"next"
+    assert store.count() == 2
+    assert store.cancel(1) is True
+    assert store.peek().payload == b"next"
+    assert [record.id for record in store.scan()] == [2]
+
+
+@pytest.mark.parametrize("verb", ["ack", "nack", "release", "fail", "extend"])
+def test_a_message_that_is_damaged_while_it_is_claimed(store, path, verb):
+    """The claim is settled as ever, because its worker has the whole payload."""
+    store.put([MessageEntry(b"first", group="g"), MessageEntry(b"next", group="g")])
+    (record,) = store.claim()
+    changed(path, "UPDATE messages_1 SET payload = x'00' WHERE id = 1")
+    assert store.cancel(1) is False
+    getattr(store, verb)([record.claim], *([None] if verb == "extend" else []))
+    if verb == "extend":
+        store.ack([record.claim])
+    (following,) = store.claim()
+    assert following.payload == b"next"
+    assert store.stats().dead == (verb in ("nack", "release", "fail"))
+
+
+def test_a_damaged_head_does_not_block_its_group(store, path):
+    store.put([MessageEntry(b"%d" % number, group="g") for number in range(3)])
+    for id in (1, 2):
+        changed(path, "UPDATE messages_1 SET payload = x'00' WHERE id = ?", id)
+    (record,) = store.claim()
+    assert record.payload == b"2"
+    assert [store.redrive(1), store.redrive(2)] == [True, True]
+    store.ack([record.claim])
+    with pytest.raises(Empty):  # They are still damaged, and dead again.
+        store.claim()
+    assert store.stats().dead == 2
+
+
+def test_damaged_messages_use_up_no_rate(store, path):
+    store.set_rate("default", 1000.0, 2)
+    store.put([MessageEntry(b"%d" % number) for number in range(4)])
+    for id in (1, 2):
+        changed(path, "UPDATE messages_1 SET payload = x'00' WHERE id = ?", id)
+    assert [record.payload for record in store.claim(9)] == [b"2", b"3"]
+    with pytest.raises(Empty):
+        store.claim()
+
+
+# Single columns.
+
+VALUES = ["NULL", "'text'", "x'00ff'", "-1", "1e300", "9223372036854775807"]
+COLUMNS = [
+    "payload", "crc", "state", "topic", "place", "created", "attempts", "deliveries", "until", "due",
+    "finished", "key", "grp", "headers", "error", "options", "ttl", "expires", "holder", "token", "delivered",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_damaged_column(column, value, path):
+    """The other messages come whole, or an error of persistcoll reports the damage."""
+    with closing(opened(path, POLICY)) as store:
+        store.put([MessageEntry(body, key=body) for body in (b"first", b"next", b"last")])
+    changed(path, f"UPDATE messages_1 SET {column} = {value} WHERE id = 2")
+    account = Account()
+    account.take_all(path)
+    assert {*account.got} <= {b"first", b"next", b"last"}
+    assert len({*account.got}) == len(account.got)
+    if not account.errors:
+        assert {b"first", b"last"} <= {*account.got}
+    # A message without options of its own has NULL there.
+    if column in ("payload", "crc", "headers") or (column == "options" and value != "NULL"):
+        assert account.errors == []
+        assert account.got == [b"first", b"last"]
+        assert account.dead == 1
+
+
+# Pages.
+
+
+def body(number: int) -> bytes:
+    """Return a body; some are so long that they overflow to pages of their own."""
+    return b"message %d " % number + (b"y" * 3000 if number % 20 == 7 else b"")
+
+
+class Account:
+    """What came out of a damaged queue."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.dead = 0
+        self.errors: list[PersistcollError] = []
+
+    def attempt(self, call: Callable[[], Any]) -> Any:
+        """Return the result, or ``None`` for an error about damage; any other error fails the test."""
+        try:
+            return call()
+        except (StorageError, ClaimError) as error:
+            self.errors.append(error)
+            return None
+
+    def take_all(self, place: Path, busy: bool = False) -> None:
+        """Claim and ack everything that can be had.
+
+        :param busy: put something first, on pages of the free list, too.
+        """
+        store = self.attempt(partial(opened, place, POLICY))
+        if store is None:
+            return
+        try:
+            self._look(store)
+            if busy:
+                new = [MessageEntry(b"new %d " % number + b"z" * 900) for number in range(30)]
+                self.attempt(partial(store.put, new))
+            self._drain(store)
+            stats = self.attempt(store.stats)
+            self.dead = 0 if stats is None else stats.dead
+        finally:
+            self.attempt(store.close)
+
+    def _look(self, store: Any) -> None:
+        looks = (store.count, store.stats, store.topics, store.peek, lambda: [*store.scan()])
+        for look in (*looks, partial(store.find, 2), store.has_unfinished):
+            try:
+                self.attempt(look)
+            except Empty:
+                pass
+        self.errors.clear()
+
+    def _drain(self, store: Any) -> None:
+        for _ in range(3 * COUNT):
+            if self.errors:
+                return
+            try:
+                records = self.attempt(store.claim)
+            except Empty:
+                return
+            for record in records or ():
+                self.got.append(record.payload)
+                self.attempt(partial(store.ack, [record.claim]))
+        raise AssertionError("it goes on without end")
+
+
+def make(path: Path) -> tuple[Image, set[bytes]]:
+    """Make a queue with interior pages, overflow pages, free pages that hold old rows, and all states."""
+    with closing(opened(path, POLICY)) as store, closing(opened(path, POLICY, name="gone")) as gone:
+        gone.put([MessageEntry(b"of another queue " * 50)] * 60)
+        groups = (None, None, "one", "other")
+        store.put(
+            [
+                MessageEntry(body(number), "ab"[number % 2], group=groups[number % 4], key=b"%d" % number)
+                for number in range(COUNT)
+            ]
+        )
+        gone.purge()
+        records = store.claim(40)
+        claims = [record.claim for record in records if record.claim is not None]
+        store.ack(claims[:30])
+        store.fail(claims[30:33])
+        store.nack(claims[33:35], 3600.0)
+    with closing(opened(path, POLICY)) as store:
+        left = {record.payload for record in store.scan(State.READY, State.BLOCKED)}
+    data, lock = (path / "data.db").read_bytes(), (path / "data.db.lock").read_bytes()
+    return Image("messages", data, lock, [], regions(data)), left
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> tuple[Image, set[bytes]]:
+    return make(tmp_path_factory.mktemp("image") / "q")
+
+
+def try_damages(
+    image: Image, left: set[bytes], region: str, rng: random.Random, path: Path, count: int
+) -> int:
+    """Try so many damages; return how many were noticed."""
+    noticed = 0
+    for number in range(count):
+        lay(path, damaged(image, region, rng), image.lock)
+        account = Account()
+        account.take_all(path, busy=number % 2 == 0)
+        got = [each for each in account.got if not each.startswith(b"new ")]
+        # What was acked, dead or delayed may be ready again if its row has another state.
+        assert {*got} <= {body(number) for number in range(COUNT)}, "a message that nobody put"
+        noticed += bool(account.errors) or account.dead > 3
+        if not account.errors and {*got} != left:
+            assert account.dead > 3 or region in ("table leaf", "table interior"), "lost without a word"
+    return noticed
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_each_kind_of_page(image, region, rng, path):
+    try_damages(*image, region, rng, path, 8)
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("region", REGIONS)
+def test_each_kind_of_page_often(image, region, rng, path):
+    assert try_damages(*image, region, rng, path, 300) or region == "free"
+
+
+def test_what_is_not_damaged_comes_whole(image, path):
+    """A test of the test."""
+    whole, left = image
+    assert all(whole.pages[region] for region in REGIONS)
+    assert len(whole.data) % PAGE == 0
+    for busy in (False, True):
+        lay(path, whole.data, whole.lock)
+        account = Account()
+        account.take_all(path, busy)
+        assert account.errors == []
+        assert {each for each in account.got if not each.startswith(b"new ")} == left
+        assert len(account.got) == len(left) + 30 * busy
+        is_consistent(path)
+
+
+# Indexes and tables that say that they hold nothing.
+
+
+@pytest.mark.parametrize("index", ["ready_1", "ready_of_1", "due_1", "blocked_1"])
+def test_messages_that_are_not_found_are_not_taken_for_none(index, path):
+    with closing(opened(path, POLICY)) as store:
+        store.put([MessageEntry(b"%d" % number, group="g") for number in range(2)])
+        store.put([MessageEntry(b"delayed", delay=0.001), MessageEntry(b"another")])
+        now = store._now() + 3600
+    no_cells(path, index)
+    topics = ["default"] if index == "ready_of_1" else None
+
+    def take_all(store: Any) -> None:
+        for _ in range(5):
+            (record,) = store.claim(topics=topics)
+            store.ack([record.claim])
+
+    with closing(opened(path, POLICY, clock=lambda: now)) as store:
+        with pytest.raises(CorruptionError):
+            take_all(store)
+        if index == "ready_1":
+            with pytest.raises(CorruptionError):
+                store.peek()
