@@ -108,8 +108,7 @@ class _Worker:
         try:
             result = getattr(self.store, verb)([record.claim for record in records])
         except StaleClaimError as error:
-            assert {*error.ids} <= {record.id for record in records}
-            self.notes.add("stale", verb, which)
+            self.notes.add("stale", verb, [each for each in which if each[0] in error.ids])
         else:
             # A release ignores a claim that has ended.
             self.notes.add("stale" if result == 0 else "settled", verb, which)

@@ -60,7 +60,9 @@ def worked(rng: random.Random, place: Path, count: int, kills: int) -> Account:
         by_topic = {topic: store.stats(topic) for topic in topics}
     account = Account()
     for log in notes.iterdir():
-        account.killed.update({log.name: t for pid, t in team.killed.items() if log.name.endswith(f"-{pid}")})
+        _, _, pid = log.name.rpartition("-")
+        if int(pid) in team.killed:
+            account.killed[log.name] = team.killed[int(pid)]
         account.read(log)
     account.check(records)
     assert len(records) == count
