@@ -36,7 +36,7 @@ def path(memory_path: Path) -> Path:
 
 
 def changed(path: Path, statement: str, *parameters: Any) -> None:
-    """Change the database behind the store's back."""
+    """Change a row of the database by other means than the store."""
     with closing(sqlite3.connect(path / "data.db", isolation_level=None)) as connection:
         assert connection.execute(statement, parameters).rowcount == 1
 
@@ -106,7 +106,7 @@ def test_what_looks_at_a_damaged_message_names_it(store, path):
             look()
         assert caught.value.id == 1
         assert caught.value.path == str(path / "data.db")
-    # An iteration goes on behind it.
+    # An iteration goes on after it.
     reading = store.scan(State.READY)
     with pytest.raises(CorruptionError):
         next(reading)
@@ -298,14 +298,14 @@ def try_damages(
 
 @pytest.mark.parametrize("region", REGIONS)
 def test_each_kind_of_page(image, region, rng, path):
-    try_damages(*image, region, rng, path, 8)
+    try_damages(image[0], image[1], region, rng, path, 8)
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("region", REGIONS)
 def test_each_kind_of_page_often(image, region, rng, path):
-    assert try_damages(*image, region, rng, path, 300) or region == "free"
+    assert try_damages(image[0], image[1], region, rng, path, 300) or region == "free"
 
 
 def test_what_is_not_damaged_comes_whole(image, path):

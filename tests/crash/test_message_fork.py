@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, StaleClaimError, StorageError
-from persistcoll.engine.message_records import LEASE_RAN_OUT, MessageEntry, MessagePolicy
+from persistcoll.engine.message_records import LEASE_RAN_OUT, MessageClaim, MessageEntry, MessagePolicy
 from persistcoll.engine.records import State
 from persistcoll.sqlite import database as databases
 from persistcoll.testing.children import in_forked_child
@@ -225,7 +225,8 @@ def test_a_lease_runs_on_in_the_child(memory_path):
     now = [1e9]
     with closing(opened(memory_path, POLICY._replace(lease=100.0), clock=lambda: now[0])) as store:
         store.put([MessageEntry(b"a")])
-        (record,) = store.claim()
+        claims: list[MessageClaim] = []
+        store.claim(claims=claims)
 
         def child() -> None:
             now[0] += 99
@@ -234,12 +235,12 @@ def test_a_lease_runs_on_in_the_child(memory_path):
             assert store.count() == 1
             (again,) = store.claim()
             assert (again.attempts, again.error) == (2, LEASE_RAN_OUT)
+            assert again.claim is not None
             store.release([again.claim])
             store.close()
 
         in_child(store, child)
         with pytest.raises(StaleClaimError):
-            store.ack([record.claim])
+            store.ack(claims)
         (again,) = store.claim()
         assert (again.attempts, again.deliveries) == (2, 3)
-        store.ack([again.claim])

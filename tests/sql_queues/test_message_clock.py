@@ -86,7 +86,7 @@ def test_an_extension_and_a_rate_keep_their_length(machine, store, jump):
     machine.wait(0.1)
     assert len(store.claim(9)) == 1
     machine.wait(989)
-    assert store.find(record.id).attempts == 1  # type: ignore[union-attr]
+    assert store.find(record.id).attempts == 1
     store.extend([record.claim], 2.0)
     machine.wall -= 2 * jump
     machine.wait(1)

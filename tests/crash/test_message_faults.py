@@ -1,0 +1,217 @@
+"""A full disk and failing calls under a message store, with an account.
+
+After an error all is as it was before the operation, or the error says that the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import shutil
+from typing import Any
+
+import pytest
+
+from persistcoll import Empty, StorageError, StorageFullError
+from persistcoll.disk.calls import CALLS
+from persistcoll.engine.message_records import MessageClaim, MessageEntry
+from persistcoll.testing.faults import FaultyDisk
+from tests.crash.images import image
+from tests.crash.message_accounts import Account, found
+from tests.crash.messages import POLICY, is_consistent, opened
+from tests.crash.test_disk_full import child
+from tests.crash.test_message_interrupts import OPERATIONS, MessageObserver, Scene
+from tests.crash.test_pdict_full import Narrow
+
+# A full disk.
+
+
+def fill(store: Any) -> int:
+    """Put messages until there is no space; return how many were put."""
+    for number in itertools.count():
+        try:
+            store.put([MessageEntry(b"%d" % number + b"x" * 200, group="g" if number % 2 else None)])
+        except StorageFullError:
+            return number
+    raise AssertionError("never full")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.needs("root", "mkfs.ext4", "mkfs.xfs", "losetup")
+@pytest.mark.parametrize(("system", "durability"), [("ext4", "power"), ("xfs", "process")])
+def test_a_full_disk(system, durability, tmp_path):
+    """Whatever is refused changes nothing, reading goes on, and all goes on when there is space."""
+    with image(tmp_path, system, "") as disk:
+        narrow, path = Narrow(disk), disk.place / "d"
+        with contextlib.closing(opened(path, POLICY, durability)) as store:
+            store.put([MessageEntry(b"first %d" % number) for number in range(6)])
+            claims: list[MessageClaim] = []
+            store.claim(6, claims=claims)
+            count = 6 + fill(store)
+            assert count > 100
+            before = numbers(store)
+            many = [MessageEntry(b"y" * 300_000)] * 30
+            refused = 0
+            for attempt in (
+                lambda: store.put(many),
+                lambda: store.claim(5000),
+                store.purge,
+                lambda: store.ack(claims[:3]),
+                lambda: store.nack(claims[:3]),
+                lambda: store.release(claims[:3]),
+                lambda: store.fail(claims[:3]),
+                lambda: store.pause("default"),
+                lambda: store.lock_topic("default", 1.0),
+            ):
+                with contextlib.suppress(StorageFullError), store.transaction():
+                    attempt()
+                    refused -= 1
+                    store.put(many)
+                refused += 1
+                assert numbers(store) == before
+            assert refused > 0
+            assert store.peek().payload.startswith(b"0")
+            narrow.widen()
+            store.ack(claims)
+            taken = 0
+            with contextlib.suppress(Empty):
+                while True:
+                    taken_now: list[MessageClaim] = []
+                    store.claim(100, claims=taken_now)
+                    store.ack(taken_now)
+                    taken += len(taken_now)
+            assert taken == count - 6
+            assert store.has_unfinished() is False
+        is_consistent(path)
+
+
+def numbers(store: Any) -> list[Any]:
+    """Return all that a store tells of its counts and of its messages' states."""
+    return [store.topics(), store.stats()[:6], [(each.id, each.state) for each in store.scan()]]
+
+
+# Calls that fail.
+
+
+@contextlib.contextmanager
+def failing(store: Any) -> Any:
+    """Give a disk whose calls can be made to fail, in the place of the store's."""
+    disk = store._database.disk
+    whole = copy.copy(disk)
+    faulty = FaultyDisk(whole)
+    for call in CALLS:
+        setattr(disk, call, getattr(faulty, call))
+    yield faulty
+    for call in CALLS:
+        setattr(disk, call, getattr(whole, call))
+
+
+CHANGING = [
+    name
+    for name in OPERATIONS
+    if name not in ("find", "scan", "topics", "stats", "close", "claim of a topic")
+]
+
+
+@pytest.mark.parametrize("times", [1, "forever"])
+@pytest.mark.parametrize("durability", ["process", "power"])
+@pytest.mark.parametrize("name", CHANGING)
+def test_each_call_of_an_operation_fails(name, durability, times, memory_path):
+    operation = OPERATIONS[name]
+    names = (f"queue {number}" for number in itertools.count())
+    whole = Scene(memory_path / "d", "whole", durability)
+    observer = MessageObserver(memory_path / "d" / "data.db")
+    before = observer.everything(observer.number("whole"))
+    with failing(whole.store) as disk:
+        operation(whole)
+        counted = dict(disk.calls)
+    after = observer.everything(observer.number("whole"))
+    whole.store.close()
+    failed = 0
+    for call, count in counted.items():
+        for at in range(1, count + 1):
+            scene = Scene(memory_path / "d", next(names), durability)
+            error = None
+            with failing(scene.store) as disk:
+                fault = disk.fail(call, at=at, times=times)
+                try:
+                    operation(scene)
+                except StorageError as caught:
+                    error = caught
+            assert fault.fired, (call, at)
+            state = observer.everything(observer.number(scene.name))
+            if error is None:
+                assert state == after, (call, at)
+            elif "unknown" in str(error):
+                assert state in (before, after), (call, at)
+            else:
+                assert state == before, (call, at, error)
+            failed += error is not None
+            with contextlib.suppress(StorageError):
+                scene.store.close()
+            observer.expect_nothing_held()
+    assert failed or "sync" not in counted
+    observer.close()
+
+
+FAULTY = """
+import os, random, sys
+from persistcoll import StorageError
+from tests.crash.message_accounts import Author, Hands
+from tests.crash.messages import POLICY, opened
+
+path, durability, seed = sys.argv[1:]
+hands = Hands(opened(path, POLICY, durability))
+author = Author(random.Random(seed), hands)
+for _ in range(250):
+    try:
+        op = author.op()
+    except StorageError as error:
+        continue
+    print(f"ask {op!r}", flush=True)
+    try:
+        print(f"ok {hands.do(op)!r}", flush=True)
+    except StorageError as error:
+        if "unknown" in str(error):
+            break
+        print("no", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("times", ["once", "for ever"])
+@pytest.mark.parametrize(
+    ("call", "error", "durability"),
+    [
+        ("fdatasync", "EIO", "power"),
+        ("pwrite64", "EIO", "power"),
+        ("pwrite64", "EIO", "process"),
+        ("pwrite64", "ENOSPC", "power"),
+        ("pwrite64", "ENOSPC", "process"),
+        ("pread64", "EIO", "process"),
+        ("flock", "EIO", "process"),
+        ("fcntl", "EIO", "process"),
+    ],
+)
+def test_any_call_of_the_system_fails(call, error, durability, times, rng, tmp_path):
+    strace = shutil.which("strace")
+    assert strace is not None
+    path, log = tmp_path / "d", tmp_path / "log"
+    opened(path, POLICY, durability).close()
+    account = Account()
+    # The first calls are those of the start and of the opening.
+    when = rng.randrange(12, 60) if call == "fdatasync" else rng.randrange(150, 600)
+    every = "" if times == "once" else "+"
+    inject = f"inject={call}:error={error}:when={when}{every}"
+    command = [strace, "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject]
+    for line in child(FAULTY, str(path), durability, str(rng.getrandbits(32)), command=command):
+        if line == "no":
+            account.asked = None
+        else:
+            account.add(line)
+    assert "INJECTED" in log.read_text()
+    account.check(found(POLICY, durability, str(path)))
