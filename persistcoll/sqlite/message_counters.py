@@ -194,25 +194,25 @@ class MessageCounters(Counters):
         else:
             self.gated.discard(topic.name)
 
-    def move(self, execute: Execute, name: str, old: int | None, new: int | None) -> None:
-        """Count that a message of a topic goes from one state to another, within a transaction.
+    def move(self, execute: Execute, name: str, old: int | None, new: int | None, count: int = 1) -> None:
+        """Count that messages of a topic go from one state to another, within a transaction.
 
-        :param old: the number of its state; ``None``: it is being put.
-        :param new: ``None``: it is removed.
+        :param old: the number of their state; ``None``: they are being put.
+        :param new: ``None``: they are removed.
         """
         topic = self._topics.get(name) or self.topic(execute, name)
         self._changed[name] = topic
         if old is not None:
-            topic.counts[old] -= 1
-            self._add(old, -1)
+            topic.counts[old] -= count
+            self._add(old, -count)
         if new is not None:
-            topic.counts[new] += 1
-            self._add(new, 1)
+            topic.counts[new] += count
+            self._add(new, count)
         # The number of ids up to the last one that are not ready stays the same when a ready message is put.
         if old is not None or new != READY:
             self._totals_changed = True
             was_finished, is_finished = old in (DONE, DEAD), new in (None, DONE, DEAD)
-            self.finished += is_finished - was_finished
+            self.finished += count * (is_finished - was_finished)
 
     def _add(self, state: int, count: int) -> None:
         if state == READY:

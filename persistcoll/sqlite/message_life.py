@@ -6,7 +6,9 @@ the key. A step may let the next message of a group become ready.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 from persistcoll.engine.message_records import (
@@ -21,11 +23,13 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
-from persistcoll.sqlite.message_statements import DEAD, STATES, MessageStatements
+from persistcoll.sqlite.message_statements import DEAD, DELAYED, READY, STATES, MessageStatements
 
 __all__ = ["MessageLife"]
 
 _PAGE = 256
+# How many delayed messages one transaction promotes. Other writers wait for so long.
+_PROMOTED = 1024
 _FINAL = (State.DONE, State.DEAD)
 # How many finished messages are kept above the limit before they are trimmed, because trimming one costs as
 # much as many.
@@ -34,6 +38,10 @@ _TRIM_BATCH = 64
 
 class MessageLife:
     """The steps of one queue's messages. The database's lock protects ``now``.
+
+    A transaction does all that is due, except that it promotes a limited number of delayed messages. The
+    longest wait for a transaction would otherwise be that for a million of them. A call that has to know all
+    ready messages repeats its transaction while :attr:`is_behind` is true.
 
     :ivar now: the time of the present call, by the store's clock.
     """
@@ -218,24 +226,50 @@ class MessageLife:
 
     # What happens by itself.
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether delayed messages are due that no transaction has promoted yet."""
+        next_due = self._counters.next_due_at
+        return next_due is not None and next_due <= self.now
+
     def release_due(self, execute: Execute) -> int:
-        """End what is due; return how many claims that were."""
+        """End what is due, and promote as many as one transaction may; return how many claims ended."""
+        is_behind = self._promote(execute)
         ended = 0
         while due := read_rows(execute, self._sql.select_due, (self.now, _PAGE)):
             for row in due:
                 ended += self._end(execute, row)
         self.find_next_due(execute)
+        if self.is_behind and not is_behind:
+            raise corruption_error("what is due is not found")
         return ended
 
     def find_next_due(self, execute: Execute) -> float | None:
-        """Return when the next delay, lease or ttl ends, after all that is due was done."""
-        (next_due,) = execute(self._sql.select_next_due).fetchone()
-        if next_due is not None and not (isinstance(next_due, (int, float)) and next_due > self.now):
+        """Return when the next delay, lease or ttl ends, after what is due was done."""
+        other, delayed = execute(self._sql.select_next_due).fetchone()
+        if not all(isinstance(time, (int, float, NoneType)) for time in (other, delayed)):
+            raise corruption_error("a time")
+        if other is not None and other <= self.now:
             raise corruption_error("what is due is not found")
+        next_due = min((time for time in (other, delayed) if time is not None), default=None)
         if next_due is None and self._counters.delayed:
             raise corruption_error("what is delayed is not found")
         self._counters.next_due_at = next_due
         return next_due
+
+    def _promote(self, execute: Execute) -> bool:
+        """Make delayed messages without a ttl ready; return whether some may be left.
+
+        Each one is in no group or the head of its group, and stays it.
+        """
+        promoted = execute(self._sql.promote, (self.now, _PROMOTED)).fetchall()
+        for topic, count in Counter(topic for (topic,) in promoted).items():
+            self._counters.move(execute, topic, DELAYED, READY, count)
+        if self._counters.delayed < 0:  # otherwise a damaged index could give the same rows for ever
+            raise corruption_error("the number of delayed messages")
+        if promoted:
+            self._database.mark_dirty(self._counters)
+        return len(promoted) == _PROMOTED
 
     def _end(self, execute: Execute, row: MessageRow) -> bool:
         """End what is due of one message; return whether that was a claim."""

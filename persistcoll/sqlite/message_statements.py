@@ -73,9 +73,11 @@ class MessageStatements(NamedTuple):
     delete: str
     """id -> deleted."""
     select_due: str
-    """time, n -> the first n rows of which something is due by then."""
+    """time, n -> the first n rows of which something is due by then, other than what ``promote`` does."""
+    promote: str
+    """time, n -> makes the first n delayed rows without a ttl ready that are due by then; gives topics."""
     select_next_due: str
-    """-> the earliest time at which something is due."""
+    """-> the earliest time at which something is due, and the earliest at which ``promote`` has a row."""
     select_of_holder: str
     """holder -> the rows that it has claimed."""
     select_blocked: str
@@ -122,6 +124,9 @@ _ROW = (
     "id, state, topic, place, created, attempts, deliveries, until, finished, key, grp, headers, error,"
     " options, ttl, expires, token, delivered, crc, payload"
 )
+# A delayed message that may expire, too, is among the others.
+_PROMOTED = "state = 2 AND expires IS NULL"
+_DUE = "due IS NOT NULL AND (state != 2 OR expires IS NOT NULL)"
 _COUNTS = "ready, claimed, delayed, blocked, done, dead"
 _GATE = "paused, interval, burst, next, locker, lock, lock_until"
 
@@ -131,7 +136,8 @@ def message_statements(number: int) -> MessageStatements:
     messages, topics, keys, groups = (f"{name}_{number}" for name in ("messages", "topics", "keys", "groups"))
     select = f"SELECT {_ROW} FROM {messages}"
     inserted = _ROW.replace(" token, delivered,", "") + ", due"
-    next_due = f"SELECT min(due) FROM {messages} WHERE due IS NOT NULL"
+    due = f"FROM {messages} INDEXED BY due_{number} WHERE {_DUE}"
+    delayed = f"FROM {messages} INDEXED BY delayed_{number} WHERE {_PROMOTED}"
     return MessageStatements(
         create=(
             f"""CREATE TABLE {messages} (
@@ -142,7 +148,8 @@ def message_statements(number: int) -> MessageStatements:
             )""",
             f"CREATE INDEX ready_{number} ON {messages} (place, id) WHERE state = 0",
             f"CREATE INDEX ready_of_{number} ON {messages} (topic, place, id) WHERE state = 0",
-            f"CREATE INDEX due_{number} ON {messages} (due) WHERE due IS NOT NULL",
+            f"CREATE INDEX due_{number} ON {messages} (due) WHERE {_DUE}",
+            f"CREATE INDEX delayed_{number} ON {messages} (due) WHERE {_PROMOTED}",
             f"CREATE INDEX blocked_{number} ON {messages} (topic, grp, id) WHERE state = 3",
             f"CREATE INDEX claimed_{number} ON {messages} (holder) WHERE state = 1",
             f"CREATE INDEX finished_{number} ON {messages} (state, id) WHERE state >= 4",
@@ -161,7 +168,9 @@ def message_statements(number: int) -> MessageStatements:
             f"CREATE INDEX over_{number} ON {keys} (until) WHERE unfinished = 0",
         ),
         load="SELECT last_id, absent, claimed, delayed, done, failed, dead, gone,"
-        f" (SELECT max(id) FROM {messages}), ({next_due}) FROM counters WHERE number = {number}",
+        f" (SELECT max(id) FROM {messages}),"
+        f" (SELECT min(due) FROM (SELECT min(due) AS due {due} UNION ALL SELECT min(due) {delayed}))"
+        f" FROM counters WHERE number = {number}",
         save="UPDATE counters SET last_id = ?, absent = ?, claimed = ?, delayed = ?, done = ?, failed = ?,"
         f" dead = ?, gone = ? WHERE number = {number}",
         insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 19)})",
@@ -179,8 +188,10 @@ def message_statements(number: int) -> MessageStatements:
         redrive=f"UPDATE {messages} SET state = ?, due = ?, expires = ?, attempts = 0, finished = NULL"
         " WHERE id = ?",
         delete=f"DELETE FROM {messages} WHERE id = ?",
-        select_due=f"{select} WHERE due <= ? ORDER BY due, id LIMIT ?",
-        select_next_due=next_due,
+        select_due=f"SELECT {_ROW} {due} AND due <= ? ORDER BY due, id LIMIT ?",
+        promote=f"UPDATE {messages} SET state = 0, until = NULL, due = NULL WHERE id IN"
+        f" (SELECT id {delayed} AND due <= ? ORDER BY due, id LIMIT ?) RETURNING topic",
+        select_next_due=f"SELECT (SELECT min(due) {due}), (SELECT min(due) {delayed})",
         select_of_holder=f"{select} WHERE state = 1 AND holder = ?",
         select_blocked=f"{select} WHERE state = 3 AND topic = ? AND grp = ? ORDER BY id LIMIT 1",
         select_oldest=f"{select} WHERE state = ? AND state >= 4 ORDER BY id LIMIT ?",

@@ -43,6 +43,7 @@ __all__ = ["SQLiteMessageStore"]
 
 T = TypeVar("T")
 _MOST = (1 << 63) - 1  # rows
+_BEHIND = object()
 _UNCLAIMED = (State.READY, State.DELAYED, State.BLOCKED)
 
 
@@ -211,8 +212,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         self._check()
         limit = min(limit, _MOST)
 
-        def run(execute: Execute) -> list[MessageRecord]:
+        def run(execute: Execute) -> list[MessageRecord] | None:
             counters = self._refresh(execute)
+            if self._life.is_behind:
+                return None
             rows = self._choice.claimable(execute, counters, limit, topics)
             if not rows and self._holding.reclaim_if_due(execute):
                 rows = self._choice.claimable(execute, counters, limit, topics)
@@ -222,7 +225,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             return self._claim(execute, counters, rows, lease, prefetch)
 
         after = None if claims is None else partial(_note_claims, claims)
-        return self._database.write(run, False, False, after, deadline, self._timeout)
+        found: list[MessageRecord] | None = None
+        while found is None:
+            found = self._database.write(run, False, False, after, deadline, self._timeout)
+        return found
 
     def _claim(
         self,
@@ -494,8 +500,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         self._gate(topic)
 
     def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
-        def run(execute: Execute) -> TopicClaim | None:
+        def run(execute: Execute) -> TopicClaim | object | None:
             counters, now = self._refresh(execute), self._life.now
+            if topic is None and self._life.is_behind:
+                return _BEHIND
             if self._holding.may_reclaim():
                 self._holding.reclaim_if_due(execute)
             name = self._choice.fullest(execute, counters) if topic is None else topic
@@ -506,7 +514,9 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             self._gate(found)
             return TopicClaim(name, found.lock)
 
-        return self._change(run, False)
+        while (result := self._change(run, False)) is _BEHIND:
+            pass
+        return cast("TopicClaim | None", result)
 
     def _lock(self, execute: Execute, lock: TopicClaim) -> Topic | None:
         """Return the topic of a lock, or ``None`` if the lock has ended."""
@@ -558,8 +568,8 @@ def _time(value: object) -> float:
     return value
 
 
-def _note_claims(claims: list[MessageClaim], records: list[MessageRecord]) -> None:
+def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None) -> None:
     """Add the claims of these records, which were committed. Idempotent."""
-    for record in records:
+    for record in records or ():
         if record.claim is not None and record.claim not in claims:
             claims.append(record.claim)

@@ -8,6 +8,7 @@ import pytest
 
 import persistcoll.engine.contracts
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
+from persistcoll.sqlite import message_life
 from persistcoll.testing.laws.message_store import MESSAGE_STORE_LAWS
 from tests.conformance.message_stores import (
     MESSAGE_STORES,
@@ -31,6 +32,15 @@ def test_law(law, name, tmp_path):
     stores = MESSAGE_STORES[name](tmp_path)
     assert law.applies_to(stores) or law.needs in {("joins",), ("transactions",)}
     law(stores)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "number", [number for number in MESSAGE_STORE_LAWS if number.startswith(("Q", "T6"))]
+)
+def test_law_while_promotions_are_left_to_later_transactions(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(message_life, "_PROMOTED", 1)
+    MESSAGE_STORE_LAWS[number](MESSAGE_STORES["sqlite-process"](tmp_path))
 
 
 def test_there_is_a_function_for_every_law():

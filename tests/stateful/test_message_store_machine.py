@@ -12,6 +12,7 @@ import pytest
 
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
 from persistcoll.engine.records import Durability
+from persistcoll.sqlite import message_life
 from persistcoll.testing import Capabilities
 from persistcoll.testing.machines import MessageStoreMachine
 from tests.conformance.message_stores import (
@@ -82,6 +83,12 @@ def test_sqlite(request):
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_sqlite_at_length(durability, request):
     run(sqlite_machine(durability), request, 400)
+
+
+@pytest.mark.long
+def test_sqlite_that_promotes_one_message_in_a_transaction(request, monkeypatch):
+    monkeypatch.setattr(message_life, "_PROMOTED", 1)
+    run(sqlite_machine("process"), request, 200)
 
 
 # One of each part of the life of messages. The machine is slower than the laws, but tries what no law names.
