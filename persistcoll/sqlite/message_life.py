@@ -191,7 +191,7 @@ class MessageLife:
         count = self._counters.count(state)
         if keep is None or count <= keep + _TRIM_BATCH:
             return
-        for row in read_rows(execute, self._sql.select_oldest, (STATES[state], count - keep)):
+        for row in read_rows(execute, self._sql.select_oldest[state], (count - keep,)):
             execute(self._sql.delete, (row.id,))
             self._counters.move(execute, row.topic, row.number, None)
 

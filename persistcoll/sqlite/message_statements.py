@@ -3,10 +3,14 @@
 A message is one row from its put to its end, and its state is a column. So each step is one change of one
 row. The ready rows have an index for each order of delivery; what happens by itself has an index by its time;
 no claim meets what is delayed, blocked, claimed, done or dead.
+
+A statement that needs an index names it. Otherwise SQLite might go through the table, because another program
+had it analyzed while it held other rows than now.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from persistcoll.engine.records import State
@@ -82,16 +86,16 @@ class MessageStatements(NamedTuple):
     """holder -> the rows that it has claimed."""
     select_blocked: str
     """topic, grp -> the blocked row with the lowest id."""
-    select_oldest: str
-    """state, n -> the rows in that final state with the lowest ids."""
+    select_oldest: Mapping[State, str]
+    """n -> the rows in that final state with the lowest ids."""
     select_oldest_ready: str
     """-> when the ready message with the lowest id was put."""
     select_oldest_ready_of: str
     """topic -> when the ready message of that topic with the lowest id was put."""
-    select_in_state: str
-    """state -> the rows in that state."""
-    select_in_state_of: str
-    """state, topic -> the rows of a topic in that state."""
+    select_in_state: Mapping[State, str]
+    """-> the rows in that state."""
+    select_in_state_of: Mapping[State, str]
+    """topic -> the rows of a topic in that state."""
     enter_group: str
     """topic, grp -> counts one unfinished message more; gives the count."""
     leave_group: str
@@ -124,9 +128,18 @@ _ROW = (
     "id, state, topic, place, created, attempts, deliveries, until, finished, key, grp, headers, error,"
     " options, ttl, expires, token, delivered, crc, payload"
 )
-# A delayed message that may expire, too, is among the others.
-_PROMOTED = "state = 2 AND expires IS NULL"
-_DUE = "due IS NOT NULL AND (state != 2 OR expires IS NOT NULL)"
+# A row that waits for the end of its delay alone is in one of two indexes, and all else that is due in the
+# other one. The states that nothing waits for have no index over the time.
+_INDEXES = {
+    "ready": ("place, id", "state = 0"),
+    "ready_of": ("topic, place, id", "state = 0"),
+    "due": ("due", "due IS NOT NULL AND (state != 2 OR expires IS NOT NULL)"),
+    "delayed": ("due", "state = 2 AND expires IS NULL"),
+    "blocked": ("topic, grp, id", "state = 3"),
+    "claimed": ("holder", "state = 1"),
+    "done": ("id", "state = 4"),
+    "dead": ("id", "state = 5"),
+}
 _COUNTS = "ready, claimed, delayed, blocked, done, dead"
 _GATE = "paused, interval, burst, next, locker, lock, lock_until"
 
@@ -134,10 +147,20 @@ _GATE = "paused, interval, burst, next, locker, lock, lock_until"
 def message_statements(number: int) -> MessageStatements:
     """Return the statements of the message queue with this number."""
     messages, topics, keys, groups = (f"{name}_{number}" for name in ("messages", "topics", "keys", "groups"))
-    select = f"SELECT {_ROW} FROM {messages}"
+    part = {
+        name: f"FROM {messages} INDEXED BY {name}_{number} WHERE {condition}"
+        for name, (_, condition) in _INDEXES.items()
+    }
+    select = f"SELECT {_ROW}"
     inserted = _ROW.replace(" token, delivered,", "") + ", due"
-    due = f"FROM {messages} INDEXED BY due_{number} WHERE {_DUE}"
-    delayed = f"FROM {messages} INDEXED BY delayed_{number} WHERE {_PROMOTED}"
+    in_state = {
+        State.READY: f"{select} {part['ready']}",
+        State.CLAIMED: f"{select} {part['claimed']}",
+        State.DELAYED: f"{select} {part['delayed']} UNION ALL {select} {part['due']} AND state = 2",
+        State.BLOCKED: f"{select} {part['blocked']}",
+        State.DONE: f"{select} {part['done']}",
+        State.DEAD: f"{select} {part['dead']}",
+    }
     return MessageStatements(
         create=(
             f"""CREATE TABLE {messages} (
@@ -146,13 +169,10 @@ def message_statements(number: int) -> MessageStatements:
                 headers BLOB, error TEXT, options TEXT, ttl REAL, expires REAL, holder INTEGER, token INTEGER,
                 delivered INTEGER, crc INTEGER, payload BLOB
             )""",
-            f"CREATE INDEX ready_{number} ON {messages} (place, id) WHERE state = 0",
-            f"CREATE INDEX ready_of_{number} ON {messages} (topic, place, id) WHERE state = 0",
-            f"CREATE INDEX due_{number} ON {messages} (due) WHERE {_DUE}",
-            f"CREATE INDEX delayed_{number} ON {messages} (due) WHERE {_PROMOTED}",
-            f"CREATE INDEX blocked_{number} ON {messages} (topic, grp, id) WHERE state = 3",
-            f"CREATE INDEX claimed_{number} ON {messages} (holder) WHERE state = 1",
-            f"CREATE INDEX finished_{number} ON {messages} (state, id) WHERE state >= 4",
+            *(
+                f"CREATE INDEX {name}_{number} ON {messages} ({columns}) WHERE {condition}"
+                for name, (columns, condition) in _INDEXES.items()
+            ),
             f"""CREATE TABLE {topics} (
                 topic TEXT PRIMARY KEY, ready INTEGER, claimed INTEGER, delayed INTEGER, blocked INTEGER,
                 done INTEGER, dead INTEGER, paused INTEGER, interval REAL, burst INTEGER, next REAL,
@@ -169,16 +189,17 @@ def message_statements(number: int) -> MessageStatements:
         ),
         load="SELECT last_id, absent, claimed, delayed, done, failed, dead, gone,"
         f" (SELECT max(id) FROM {messages}),"
-        f" (SELECT min(due) FROM (SELECT min(due) AS due {due} UNION ALL SELECT min(due) {delayed}))"
+        f" (SELECT min(due) FROM (SELECT min(due) AS due {part['due']}"
+        f" UNION ALL SELECT min(due) {part['delayed']}))"
         f" FROM counters WHERE number = {number}",
         save="UPDATE counters SET last_id = ?, absent = ?, claimed = ?, delayed = ?, done = ?, failed = ?,"
         f" dead = ?, gone = ? WHERE number = {number}",
         insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 19)})",
-        select=f"{select} WHERE id = ?",
+        select=f"{select} FROM {messages} WHERE id = ?",
         select_claimed=f"SELECT {_ROW.replace('headers', 'NULL').replace('payload', 'NULL')} FROM {messages}"
         " WHERE id = ? AND token = ? AND state = 1",
-        select_ready=f"{select} WHERE state = 0 ORDER BY place, id LIMIT ?",
-        select_ready_of=f"{select} WHERE state = 0 AND topic = ? ORDER BY place, id LIMIT ?",
+        select_ready=f"{select} {part['ready']} ORDER BY place, id LIMIT ?",
+        select_ready_of=f"{select} {part['ready_of']} AND topic = ? ORDER BY place, id LIMIT ?",
         claim=f"UPDATE {messages} SET state = 1, holder = ?, token = ?, until = ?, due = ?, delivered = ?,"
         " attempts = attempts + 1, deliveries = deliveries + 1 WHERE id = ?",
         deliver=f"UPDATE {messages} SET delivered = 1 WHERE id = ?",
@@ -188,18 +209,22 @@ def message_statements(number: int) -> MessageStatements:
         redrive=f"UPDATE {messages} SET state = ?, due = ?, expires = ?, attempts = 0, finished = NULL"
         " WHERE id = ?",
         delete=f"DELETE FROM {messages} WHERE id = ?",
-        select_due=f"SELECT {_ROW} {due} AND due <= ? ORDER BY due, id LIMIT ?",
+        select_due=f"{select} {part['due']} AND due <= ? ORDER BY due, id LIMIT ?",
         promote=f"UPDATE {messages} SET state = 0, until = NULL, due = NULL WHERE id IN"
-        f" (SELECT id {delayed} AND due <= ? ORDER BY due, id LIMIT ?) RETURNING topic",
-        select_next_due=f"SELECT (SELECT min(due) {due}), (SELECT min(due) {delayed})",
-        select_of_holder=f"{select} WHERE state = 1 AND holder = ?",
-        select_blocked=f"{select} WHERE state = 3 AND topic = ? AND grp = ? ORDER BY id LIMIT 1",
-        select_oldest=f"{select} WHERE state = ? AND state >= 4 ORDER BY id LIMIT ?",
-        select_oldest_ready=f"SELECT created FROM {messages} WHERE state = 0 ORDER BY id LIMIT 1",
-        select_oldest_ready_of=f"SELECT created FROM {messages} WHERE state = 0 AND topic = ?"
-        " ORDER BY id LIMIT 1",
-        select_in_state=f"{select} WHERE state = ?",
-        select_in_state_of=f"{select} WHERE state = ? AND topic = ?",
+        f" (SELECT id {part['delayed']} AND due <= ? ORDER BY due, id LIMIT ?) RETURNING topic",
+        select_next_due=f"SELECT (SELECT min(due) {part['due']}), (SELECT min(due) {part['delayed']})",
+        select_of_holder=f"{select} {part['claimed']} AND holder = ?",
+        select_blocked=f"{select} {part['blocked']} AND topic = ? AND grp = ? ORDER BY id LIMIT 1",
+        select_oldest={state: f"{in_state[state]} ORDER BY id LIMIT ?" for state in (State.DONE, State.DEAD)},
+        select_oldest_ready=_oldest(messages, part["ready"], of_topic=False),
+        select_oldest_ready_of=_oldest(messages, part["ready_of"], of_topic=True),
+        select_in_state=in_state,
+        select_in_state_of={
+            state: f"{select} {part['ready_of']} AND topic = ?"
+            if state is State.READY
+            else f"SELECT * FROM ({text}) WHERE topic = ?"
+            for state, text in in_state.items()
+        },
         enter_group=f"INSERT INTO {groups} (topic, grp, n) VALUES (?, ?, 1)"
         " ON CONFLICT (topic, grp) DO UPDATE SET n = n + 1 RETURNING n",
         leave_group=f"UPDATE {groups} SET n = n - 1 WHERE topic = ? AND grp = ? RETURNING n",
@@ -217,4 +242,20 @@ def message_statements(number: int) -> MessageStatements:
         select_topics=f"SELECT topic, ready FROM {topics}"
         " WHERE ready + claimed + delayed + blocked + done + dead > 0",
         select_gated=f"SELECT topic FROM {topics} WHERE gated = 1",
+    )
+
+
+def _oldest(messages: str, ready: str, *, of_topic: bool) -> str:
+    """Return a query for the time of the ready row with the lowest id, of all or of a topic.
+
+    The ready rows are in the order of their places first. So it goes from place to place, which costs two
+    searches for each priority that a ready message has.
+    """
+    given, same = (" AND topic = ?", " AND topic = places.topic") if of_topic else ("", "")
+    return (
+        f"WITH RECURSIVE places (topic, place) AS (SELECT topic, min(place) {ready}{given} UNION ALL"
+        f" SELECT topic, (SELECT min(place) {ready}{same} AND place > places.place)"
+        " FROM places WHERE place IS NOT NULL)"
+        f" SELECT created FROM {messages} WHERE id ="
+        f" (SELECT min((SELECT min(id) {ready}{same} AND place = places.place)) FROM places)"
     )

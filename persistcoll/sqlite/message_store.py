@@ -349,9 +349,9 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         rows: list[MessageRow] = []
         for state in states:
             if topic is None:
-                rows += read_rows(execute, self._sql.select_in_state, (STATES[state],))
+                rows += read_rows(execute, self._sql.select_in_state[state], ())
             else:
-                rows += read_rows(execute, self._sql.select_in_state_of, (STATES[state], topic))
+                rows += read_rows(execute, self._sql.select_in_state_of[state], (topic,))
         return sorted(rows, key=lambda row: row.id)
 
     def cancel(self, id: int) -> bool:
