@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from persistcoll.errors import Empty
-from persistcoll.sqlite.driver import Execute, corruption_error
+from persistcoll.sqlite.driver import Execute, corruption_error, end_statement
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
@@ -16,12 +16,16 @@ from persistcoll.sqlite.message_statements import READY, MessageStatements
 
 __all__ = ["MessageChoice"]
 
+# How many ready messages of topics with a gate a claim passes. Then it is cheaper to ask each topic.
+_PASSED = 256
+
 
 class MessageChoice:
     """What one handle may claim of a queue's messages. Its methods are parts of a transaction.
 
     While no topic is paused, limited or locked, a claim of any topic reads the first rows of one index.
-    Otherwise it reads the first rows of each topic that has ready messages.
+    Otherwise it passes the rows of such topics there, and reads the first rows of each such topic. If it had
+    to pass many, it reads the first rows of each topic that has ready messages instead.
     """
 
     def __init__(
@@ -53,9 +57,14 @@ class MessageChoice:
             self._life.end_locks(execute)
         if topics is None and not counters.gated:
             return read_rows(execute, self._sql.select_ready, (limit,))
-        if topics is None:
-            topics = [name for name, ready in counters.ready_by_topic(execute).items() if ready]
         best: list[list[MessageRow]] = []
+        if topics is None:
+            rest = self._rest(execute, counters, limit)
+            if rest is None:
+                topics = [name for name, ready in counters.ready_by_topic(execute).items() if ready]
+            else:
+                best.append(rest)
+                topics = [name for name in counters.gated if counters.topic(execute, name).counts[READY]]
         for name in dict.fromkeys(topics):
             free = self._free(execute, counters, name)
             most = limit if free is None else min(limit, free)
@@ -63,6 +72,23 @@ class MessageChoice:
                 best.append(read_rows(execute, self._sql.select_ready_of, (name, most)))
         merged = heapq.merge(*best, key=_order)
         return [row for row, _ in zip(merged, range(limit), strict=False)]
+
+    def _rest(self, execute: Execute, counters: MessageCounters, limit: int) -> list[MessageRow] | None:
+        """Return the next rows of the topics without a gate.
+
+        :return: ``None`` if too many rows of topics with a gate come before them.
+        """
+        rows: list[MessageRow] = []
+        found = execute(self._sql.select_ready, (-1,))  # without a limit, because it stops by itself
+        passed = 0
+        while len(rows) < limit and passed <= _PASSED and (each := found.fetchone()) is not None:
+            row = MessageRow._make(each)
+            if row.topic in counters.gated:
+                passed += 1
+            else:
+                rows.append(row)
+        end_statement(execute)
+        return rows if passed <= _PASSED else None
 
     def _free(self, execute: Execute, counters: MessageCounters, name: str) -> int | None:
         """Return how many messages of a topic this store may claim now; ``None``: any number."""

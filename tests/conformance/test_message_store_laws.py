@@ -8,7 +8,7 @@ import pytest
 
 import persistcoll.engine.contracts
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
-from persistcoll.sqlite import message_life
+from persistcoll.sqlite import message_choice, message_life
 from persistcoll.testing.laws.message_store import MESSAGE_STORE_LAWS
 from tests.conformance.message_stores import (
     MESSAGE_STORES,
@@ -38,8 +38,10 @@ def test_law(law, name, tmp_path):
 @pytest.mark.parametrize(
     "number", [number for number in MESSAGE_STORE_LAWS if number.startswith(("Q", "T6"))]
 )
-def test_law_while_promotions_are_left_to_later_transactions(number, tmp_path, monkeypatch):
+def test_law_with_small_bounds(number, tmp_path, monkeypatch):
+    """One transaction promotes one message, and a claim passes one message of topics with a gate."""
     monkeypatch.setattr(message_life, "_PROMOTED", 1)
+    monkeypatch.setattr(message_choice, "_PASSED", 1)
     MESSAGE_STORE_LAWS[number](MESSAGE_STORES["sqlite-process"](tmp_path))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
 from persistcoll.engine.records import Durability
-from persistcoll.sqlite import message_life
+from persistcoll.sqlite import message_choice, message_life
 from persistcoll.testing import Capabilities
 from persistcoll.testing.machines import MessageStoreMachine
 from tests.conformance.message_stores import (
@@ -86,8 +86,10 @@ def test_sqlite_at_length(durability, request):
 
 
 @pytest.mark.long
-def test_sqlite_that_promotes_one_message_in_a_transaction(request, monkeypatch):
+def test_sqlite_with_small_bounds(request, monkeypatch):
+    """One transaction promotes one message, and a claim passes one message of topics with a gate."""
     monkeypatch.setattr(message_life, "_PROMOTED", 1)
+    monkeypatch.setattr(message_choice, "_PASSED", 1)
     run(sqlite_machine("process"), request, 200)
 
 
