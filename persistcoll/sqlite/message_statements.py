@@ -109,7 +109,7 @@ class MessageStatements(NamedTuple):
     delete_key: str
     """key -> deleted."""
     delete_keys_over: str
-    """time -> deletes the keys of finished messages whose windows are over."""
+    """time, n -> deletes n keys of finished messages whose windows are over."""
     select_topic: str
     """topic -> its row: counts by state, then paused, interval, burst, next, locker, lock, lock_until."""
     save_topic: str
@@ -232,7 +232,8 @@ def message_statements(number: int) -> MessageStatements:
         select_key=f"SELECT id, until, unfinished FROM {keys} WHERE key = ?",
         save_key=f"INSERT OR REPLACE INTO {keys} (key, id, until, unfinished) VALUES (?, ?, ?, ?)",
         delete_key=f"DELETE FROM {keys} WHERE key = ?",
-        delete_keys_over=f"DELETE FROM {keys} WHERE unfinished = 0 AND until <= ?",
+        delete_keys_over=f"DELETE FROM {keys} WHERE key IN (SELECT key FROM {keys} INDEXED BY over_{number}"
+        " WHERE unfinished = 0 AND until <= ? LIMIT ?)",
         select_topic=f"SELECT {_COUNTS}, {_GATE} FROM {topics} WHERE topic = ?",
         save_topic=f"INSERT OR REPLACE INTO {topics} (topic, {_COUNTS}, {_GATE}, gated)"
         f" VALUES ({', '.join('?' * 15)})",

@@ -44,6 +44,8 @@ __all__ = ["SQLiteMessageStore"]
 T = TypeVar("T")
 _MOST = (1 << 63) - 1  # rows
 _BEHIND = object()
+# How many keys whose windows are over a put removes that adds one: more than one, so that all go in the end.
+_KEYS_OVER = 16
 _UNCLAIMED = (State.READY, State.DELAYED, State.BLOCKED)
 
 
@@ -188,7 +190,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         execute(self._sql.insert, row)
         if entry.key is not None:
             if entry.key_window:
-                execute(self._sql.delete_keys_over, (life.now,))
+                execute(self._sql.delete_keys_over, (life.now, _KEYS_OVER))
             execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
         counters.last_id = id
         counters.move(execute, entry.topic, None, STATES[state])
