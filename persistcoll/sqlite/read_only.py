@@ -28,7 +28,7 @@ from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, DatabaseFile
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.statements import RecordStatements
+from persistcoll.sqlite.statements import PairStatements
 
 __all__ = ["ReadOnlyDatabase"]
 
@@ -133,9 +133,9 @@ class ReadOnlyDatabase:
         """Return what ``query`` reads from one snapshot and from a collection's counters."""
 
         def run(execute: Execute) -> T:
-            current = Counters(counters.sql)
+            current = counters.new()
             current.load(execute)
-            if isinstance(counters.sql, RecordStatements):
+            if not isinstance(counters.sql, PairStatements):
                 current.next_due_at = None
             return query(execute, current)
 
@@ -155,4 +155,4 @@ class ReadOnlyDatabase:
     def _refuse(self, *arguments: object, **options: object) -> NoReturn:
         raise read_only_error(repr(self.path))
 
-    write = transaction = shrink = begin = mark_dirty = executemany = _refuse
+    write = transaction = shrink = checkpoint = begin = mark_dirty = executemany = _refuse
