@@ -232,7 +232,7 @@ class CollectionInfo:
     kind: str
     """``"queue"`` for a :class:`~persistcoll.Queue`, ``"log"`` for a :class:`~persistcoll.Log`; in a
     database ``"fifo"``, ``"lifo"``, ``"unique"``, ``"priority"``, ``"fifo ack"``, ``"lifo ack"``, ``"unique
-    ack"`` or ``"dict"``."""
+    ack"``, ``"messages"`` or ``"dict"``."""
     name: str | None
     """In its database; ``None`` for a queue or a log in files, which has a directory of its own."""
     path: str
@@ -246,7 +246,7 @@ class CollectionInfo:
     chunksize: int | None = None
     """Records in one file of a queue or a log in files, as it was made."""
     unfinished: int | None = None
-    """Items that are ready, delayed or claimed; of a dict its pairs, of a log all of its items."""
+    """Items that are ready, delayed, blocked or claimed; of a dict its pairs, of a log all of its items."""
     ready: int | None = None
     """Items that are ready; of a dict its pairs, ``None`` while there are expired ones among them."""
     claimed: int | None = None
@@ -257,3 +257,5 @@ class CollectionInfo:
     failed: int | None = None
     dead: int | None = None
     """A queue in files has none of these four states, and says 0."""
+    blocked: int | None = None
+    """Blocked by an earlier message of their group. All but message queues say 0."""

@@ -66,6 +66,7 @@ def inspect(path: str) -> CollectionInfo:
         done=0,
         failed=0,
         dead=0,
+        blocked=0,
     )
 
 

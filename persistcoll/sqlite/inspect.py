@@ -6,7 +6,9 @@ however many items it holds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo
 from persistcoll.errors import CorruptionError
@@ -14,16 +16,24 @@ from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.open import DICT, to_inspect
-from persistcoll.sqlite.statements import pair_statements, record_statements
+from persistcoll.sqlite.message_statements import MessageStatements, message_statements
+from persistcoll.sqlite.open import DICT, MESSAGES, to_inspect
+from persistcoll.sqlite.statements import PairStatements, RecordStatements, pair_statements, record_statements
 
 __all__ = ["inspect"]
 
 _TIMEOUT = 1.0  # seconds; only a program that locks out readers makes a look wait
 _STATES = ("ready", "claimed", "delayed", "done", "failed", "dead")
-_OF_RECORDS = frozenset(
-    discipline.name + ack for discipline in (FIFO, LIFO, PRIORITY, UNIQUE) for ack in ("", " ack")
-)
+_STATEMENTS: dict[str, Callable[[int], RecordStatements | PairStatements | MessageStatements]] = {
+    **{
+        discipline.name + ack: partial(record_statements, discipline=FIFO)
+        for discipline in (FIFO, LIFO, PRIORITY, UNIQUE)
+        for ack in ("", " ack")
+    },
+    MESSAGES: message_statements,
+    DICT: pair_statements,
+}
+"""The kinds of which this version can count what they hold."""
 
 
 def inspect(path: str) -> list[CollectionInfo]:
@@ -52,20 +62,21 @@ def _describe(execute: Execute, path: str, one: schema.Registered, now: Clock) -
         return described
     if one.kind == DICT and counters.next_due_at is not None and counters.next_due_at <= now():
         return described  # to count those that have expired costs more, the more they are
-    return replace(
-        described,
-        unfinished=counters.ready + counters.delayed + counters.claimed,
-        **{state: getattr(counters, state) for state in _STATES},
-    )
+    counts = {"blocked": 0, **{state: getattr(counters, state) for state in _STATES}}
+    unfinished = counters.ready + counters.delayed + counters.claimed
+    if one.kind == MESSAGES:
+        # See MessageCounters: the blocked ones have no counter, and no message is failed.
+        counts["blocked"] = counters.last_id - counters.finished - unfinished
+        unfinished += counts["blocked"]
+        counts["failed"] = 0
+    return replace(described, unfinished=unfinished, **counts)
 
 
 def _count(execute: Execute, path: str, one: schema.Registered) -> Counters | None:
     """Its counters; ``None``: they are damaged, or of a later version."""
-    if one.version != schema.VERSION or one.kind not in _OF_RECORDS | {DICT}:
+    if one.version != schema.VERSION or one.kind not in _STATEMENTS:
         return None
-    counters = Counters(
-        pair_statements(one.number) if one.kind == DICT else record_statements(one.number, FIFO)
-    )
+    counters = Counters(_STATEMENTS[one.kind](one.number))
     try:
         counters.load(execute)
     except driver.ERRORS as error:

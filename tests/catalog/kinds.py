@@ -31,12 +31,12 @@ CLASSES: dict[str, Callable[..., Any]] = {
     "dict": PDict,
 }
 IN_DATABASES = [kind for kind in CLASSES if kind != "queue"]
-COUNTS = ("unfinished", "ready", "claimed", "delayed", "done", "failed", "dead")
+COUNTS = ("unfinished", "ready", "claimed", "delayed", "done", "failed", "dead", "blocked")
 
 
 def told_of(container: Any) -> dict[str, int]:
     """The counts of the open container."""
     stats = container.stats()
     counts = {name: getattr(stats, name) for name in COUNTS[1:]}
-    counts["unfinished"] = stats.ready + stats.claimed + stats.delayed
+    counts["unfinished"] = stats.ready + stats.claimed + stats.delayed + stats.blocked
     return counts

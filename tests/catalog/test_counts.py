@@ -32,8 +32,8 @@ from persistcoll.disk.calls import Disk
 from persistcoll.journal import inspect as files
 from persistcoll.serializers import compressed, signed
 from persistcoll.sqlite import driver
-from persistcoll.sqlite.inspect import _OF_RECORDS
-from persistcoll.sqlite.open import DICT
+from persistcoll.sqlite.inspect import _STATEMENTS
+from persistcoll.sqlite.open import DICT, MESSAGES
 from tests.api.tree import modules
 from tests.catalog.kinds import CLASSES, COUNTS, IN_DATABASES, told_of
 from tests.permissions.kinds import PLAIN, add, die, in_child, take
@@ -81,8 +81,8 @@ def test_every_public_class_has_its_kind():
         if hasattr(value := getattr(persistcoll, name), "_discipline")
     }
     assert kinds == {*CLASSES} - {"queue", "dict"}
-    assert kinds <= _OF_RECORDS
-    assert DICT == "dict"
+    assert kinds | {DICT, MESSAGES} == _STATEMENTS.keys() - {"priority ack"}
+    assert (DICT, MESSAGES) == ("dict", "messages")
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -123,6 +123,7 @@ def test_every_state_of_a_record(tmp_path):
         queue.nack(queue.get(), delay=3600)
         queue.get()
         told = {"ready": 1, "claimed": 1, "delayed": 1, "done": 1, "failed": 2, "dead": 4, "unfinished": 3}
+        told["blocked"] = 0
         assert counts(only(tmp_path / "s")) == told_of(queue) == told
 
 
