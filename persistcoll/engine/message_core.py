@@ -216,8 +216,9 @@ class MessageCore:
             if not isinstance(error, Exception):
                 raise
         finally:
-            claims.clear()
+            # In this order: if a signal handler raises here, the caller calls again, and releases them twice.
             self.notify()
+            claims.clear()
 
     def release_later(self, claims: Sequence[MessageClaim]) -> None:
         """Release claims before the next claim, because this thread must not wait for the store now."""

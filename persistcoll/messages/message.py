@@ -315,9 +315,11 @@ class Message(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._settled_for_good or self._process != os.getpid():
+        if self._settled_for_good:
             return
         try:
+            if self._process != os.getpid():
+                return
             if error is None:
                 self.ack()
             elif isinstance(error, Exception):
@@ -333,7 +335,8 @@ class Message(Generic[T]):
         except Exception:
             raise
         except BaseException:  # A signal handler raised, perhaps before the message was settled.
-            self._core.release_unused([self._claim])
+            if self._process == os.getpid():
+                self._core.release_unused([self._claim])
             raise
 
     def __reduce__(self) -> NoReturn:

@@ -72,13 +72,18 @@ class TopicLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._release_own()
+        except Exception:
+            raise
+        except BaseException:  # A signal handler may have raised before the release.
+            self._release_own()
+            raise
+
+    def _release_own(self) -> None:
+        """Release it, but not in a forked child."""
         if self._process == os.getpid():
-            try:
-                self.release()
-            except BaseException as failure:
-                if not isinstance(failure, Exception):  # A signal handler may have raised before the release.
-                    self.release()
-                raise
+            self.release()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} is held by this process, so it can be neither copied nor pickled")
