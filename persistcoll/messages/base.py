@@ -138,11 +138,11 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
         return self._info(self._store.peek(checked_topic(topic)))
 
     def _info(self, record: MessageRecord) -> MessageInfo[T]:
-        body, error = None, None
+        body, refusal = None, None
         try:
             body = self._decode(record)[1]
-        except DecodeError as failure:
-            error = failure
+        except DecodeError as error:
+            refusal = str(error)  # The error itself refers to this call, and so to the queue.
         is_claimed = record.state is State.CLAIMED
         return MessageInfo(
             id=record.id,
@@ -160,7 +160,7 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
             leased_until=record.until if is_claimed else None,
             finished_at=record.finished,
             _body=body,
-            _error=error,
+            _refusal=refusal,
         )
 
     def topics(self) -> dict[str, int]:

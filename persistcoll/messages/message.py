@@ -84,7 +84,7 @@ class MessageInfo(Generic[T]):
     finished_at: float | None
     """When it became done or dead; ``None`` while it is unfinished."""
     _body: T | None = field(repr=False)
-    _error: DecodeError | None = field(repr=False, compare=False)
+    _refusal: str | None = field(repr=False)
 
     @property
     def body(self) -> T:
@@ -92,8 +92,8 @@ class MessageInfo(Generic[T]):
 
         :raise DecodeError: it cannot be deserialized. All other attributes can be read.
         """
-        if self._error is not None:
-            raise self._error
+        if self._refusal is not None:
+            raise DecodeError(self._refusal, self.id)
         return self._body  # type: ignore[return-value]
 
 
