@@ -172,11 +172,11 @@ class SQLiteContainer(Container):
         """Return a context manager: what this thread does in its block happens at once, at its end.
 
         The transaction takes in every collection in the same database file, whichever of them it was asked
-        of: queues, queues with acks and dicts. Until its end this thread alone sees what was done in it. If
-        the block raises, nothing of it was done, and each object is as it was before: what was got in the
-        block is ready again and cannot be settled any more, and what was acked, nacked or finished in it is
-        claimed as before. A transaction within another one of the same file is a part of it. Transactions of
-        two files are two, of which one may be stored without the other.
+        of: queues, queues with acks or messages, and dicts. Until its end this thread alone sees what was
+        done in it. If the block raises, nothing of it was done, and each object is as it was before: what was
+        got in the block is ready again and cannot be settled any more, and what was acked, nacked or finished
+        in it is claimed as before. A transaction within another one of the same file is a part of it.
+        Transactions of two files are two, of which one may be stored without the other.
 
         Other threads and processes that write to the file wait for the end, so the block should be short. For
         the same reason nothing is waited for in the block: ``get`` raises ``Empty`` at once where no item is

@@ -334,10 +334,10 @@ class MessageQueue(BaseMessageQueue[T]):
     ) -> Generator[Message[T], None, None]:
         """Return an iterator that gets one message after the other, and waits for ever, until a shutdown.
 
-        The consumer settles each message; the iteration settles none. At its end, however it comes, what was
-        only prefetched is released. A prefetched message whose lease is over is not yielded, and an iteration
-        extends the leases of its prefetched messages each time that it is asked for the next one. In the
-        block of :meth:`transaction` it raises ``Empty`` where it would wait.
+        One thread at a time may use it. The consumer settles each message; the iteration settles none. At its
+        end, however it comes, what was only prefetched is released. A prefetched message whose lease is over
+        is not yielded, and an iteration extends the leases of its prefetched messages each time that it is
+        asked for the next one. In the block of :meth:`transaction` it raises ``Empty`` where it would wait.
 
         Cost: for each ``prefetch`` messages that of one :meth:`get`. With a ``prefetch`` above 1 also 1
         transaction without a sync for each message, which notes that the work on it begins, and now and then
