@@ -95,30 +95,23 @@ class Claiming(Generic[T]):
                 try:
                     messages.append(Message(self._core, record, self._decode(record)[1]))
                 except DecodeError as error:
-                    self._refuse(core, record, claims, error, refused)
+                    self._refuse(core, record, error, refused)
             if messages:
                 return messages
 
     def _refuse(
-        self,
-        core: MessageCore,
-        record: MessageRecord,
-        claims: list[MessageClaim],
-        error: DecodeError,
-        refused: set[int],
+        self, core: MessageCore, record: MessageRecord, error: DecodeError, refused: set[int]
     ) -> None:
         """Nack a message that cannot be decoded.
 
         :param refused: those that this call has nacked. Without a delay, the call might go on with one of
             them for ever.
         """
-        claim = record.claim
-        assert claim is not None
+        assert record.claim is not None
         delay = _PAUSE if record.id in refused else None
         with suppress(StaleClaimError):  # Its lease is over.
-            core.nack((claim,), {record.topic: None}, delay, text_of(str(error)))
+            core.nack((record.claim,), {record.topic: None}, delay, text_of(str(error)))
         refused.add(record.id)
-        claims.remove(claim)
 
     def take_back(self, core: MessageCore, claims: list[MessageClaim], process: int) -> None:
         """Release claims whose messages no consumer has got, and empty the list.
