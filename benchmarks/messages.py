@@ -48,7 +48,7 @@ def _ack_queue(directory: str) -> Iterator[_Verbs]:
 
 @contextmanager
 def _litequeue(directory: str) -> Iterator[_Verbs]:
-    from litequeue import LiteQueue  # type: ignore[import-untyped, unused-ignore]
+    from litequeue import LiteQueue
 
     queue = LiteQueue(os.path.join(directory, "queue.db"))
     yield _Verbs(queue.put, queue.pop, lambda message: queue.done(message.message_id))
@@ -57,7 +57,7 @@ def _litequeue(directory: str) -> Iterator[_Verbs]:
 
 @contextmanager
 def _sqqueue(directory: str) -> Iterator[_Verbs]:
-    from sqqueue import SQLiteQueue  # type: ignore[import-untyped, unused-ignore]
+    from sqqueue import SQLiteQueue
 
     # It logs each operation, as JSON, to the standard error.
     logging.getLogger("sqqueue").setLevel(logging.ERROR)
@@ -67,7 +67,7 @@ def _sqqueue(directory: str) -> Iterator[_Verbs]:
 
 @contextmanager
 def _huey(directory: str) -> Iterator[_Verbs]:
-    from huey.storage import SqliteStorage  # type: ignore[import-untyped, unused-ignore]
+    from huey.storage import SqliteStorage
 
     # Its connections sync each commit with fsync=True, and with synchronous=OFF otherwise.
     storage = SqliteStorage(filename=os.path.join(directory, "queue.db"))
