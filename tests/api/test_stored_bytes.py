@@ -24,6 +24,7 @@ from persistcoll import (
     Empty,
     FILOSQLiteAckQueue,
     FILOSQLiteQueue,
+    MessageQueue,
     PDict,
     PriorityQueue,
     Queue,
@@ -32,6 +33,7 @@ from persistcoll import (
     UniqueAckQ,
     UniqueQ,
 )
+from persistcoll.engine.records import State
 from persistcoll.serializers import signed
 from tests.api.tree import PACKAGE, PROJECT
 from tests.stored import make
@@ -247,6 +249,81 @@ def test_a_dict(place):
     expect_dict(place)
 
 
+# Message queues, which the first versions do not have.
+
+
+@pytest.fixture(params=ARCHIVES[3:], ids=lambda archive: archive.name.partition(".")[0])
+def messages(request, variant, tmp_path) -> Path:
+    unpack(request.param, tmp_path / "stored")
+    return Path(tmp_path / "stored" / variant / "messages.db")
+
+
+def test_message_queues_are_stored_in_the_latest_archives():
+    assert ARCHIVES[3:]
+
+
+def expect_messages(path: Path) -> None:
+    with MessageQueue[Any](path, keep_done=10, serializer="json") as queue:
+        stats = queue.stats()
+        assert (stats.ready, stats.claimed, stats.delayed, stats.blocked) == (6, 0, 2, 1)
+        assert (stats.done, stats.dead, stats.expired, stats.puts) == (2, 1, 1, 13)
+        assert queue.topics() == {"default": 2, "groups": 1, "keys": 1, "paused": 1, "work": 1}
+        done, dead = queue.find(1), queue.find(2)
+        assert done is not None
+        assert (done.state, done.headers, done.priority, done.body) == (
+            State.DONE,
+            {"trace": "7f"},
+            9,
+            "done",
+        )
+        assert dead is not None
+        assert (dead.state, dead.last_error, dead.deliveries, dead.body) == (State.DEAD, "no", 1, "dead")
+        assert queue.find(5) is None
+        delayed = queue.find(6)
+        assert delayed is not None
+        assert (delayed.state, delayed.last_error, delayed.attempts) == (State.DELAYED, "later", 1)
+        # The keys are active, and the group has a head.
+        assert queue.put("again", topic="keys", key="key") is None
+        assert queue.put("again", topic="keys", key=b"key") is None
+        assert queue.put("behind", topic="groups", group="g") == 14
+        assert [message.body for message in queue.get_many(9, "default")] == ["new", "soon"]
+        with queue.get("groups", block=False) as head:
+            assert head.body == "head"
+        assert queue.stats("groups").delayed == 1
+        work = queue.get("work", block=False)
+        assert (work.body, work.deliveries) == ("in work", 2)
+        # The gates are closed.
+        with pytest.raises(Empty):
+            queue.get("paused", block=False)
+        queue.resume("paused")
+        assert queue.get("paused", block=False).body == "paused"
+        queue.put_many([1, 2, 3], topic="limited")
+        assert len(queue.get_many(9, "limited")) == 2
+        assert queue.redrive(2) == 1
+        assert queue.get("default", block=False).body == "dead"
+        assert queue.stats().puts == 17
+
+
+def test_messages(messages, variant):
+    queue: Any
+    with MessageQueue(messages, serializer="json", read_only=True) as queue:
+        # What is due, and what a dead process has claimed, waits for an object that may write.
+        stats, closed = queue.stats(), variant == "closed"
+        assert (stats.ready, stats.claimed, stats.delayed, stats.expired) == (5 + closed, 1 - closed, 3, 0)
+        assert all(0 <= queue.find(id).enqueued_at - make.DATE < make.SOON for id in range(1, 14))
+    expect_messages(messages)
+
+
+def test_sealed_messages(messages):
+    with MessageQueue[Any](messages, "sealed", serializer=signed("json", make.KEY)) as queue:
+        assert [message.body for message in queue.get_many(9)] == [{"number": 2}, {"number": 3}]
+    with MessageQueue[Any](messages, "sealed", serializer=signed("json", b"of somebody else")) as queue:
+        found = queue.find(2)
+        assert found is not None
+        with pytest.raises(DecodeError):
+            found.body  # noqa: B018
+
+
 def test_after_another_boot(place):
     """The wall clock counts again, once: what is far stays far, what was soon is due."""
     with closing(sqlite3.connect(place / "data.db")) as database, database:
@@ -288,8 +365,11 @@ def test_today_writes_what_the_last_version_wrote(today, variant, tmp_path):
 
 
 def test_today_writes_what_the_first_version_wrote(today, variant, tmp_path):
-    """Apart from three additions."""
+    """Apart from four additions."""
     now, then = today, description(ARCHIVES[0], variant, tmp_path)
+    # There are message queues, in a database of their own.
+    del now["messages"]
+    now["files"] = [name for name in now["files"] if not name.startswith("messages.db")]
     # A transaction leaves a note in the lock file, after what was there before.
     assert now["database"].pop("lock") > then["database"].pop("lock")
     # The headers of chunks have three more fields, and so another version.

@@ -33,7 +33,9 @@ _SIGNATURE = 32
 
 def describe(place: Path) -> dict[str, Any]:
     """Everything in ``place``, one of the directories that ``make`` makes."""
+    messages = place / "messages.db"
     return {
+        **({"messages": describe_database(messages)} if messages.exists() else {}),
         "files": sorted(path.relative_to(place).as_posix() for path in place.rglob("*")),
         "modes": sorted({oct(path.stat().st_mode & 0o777) for path in place.rglob("*")}),
         "queue": describe_queue(place / "queue"),
@@ -177,6 +179,9 @@ def _rows(
             assert crc == crc32(value, crc32(end, crc32(key)))
             yield serial, key, name, expires is None, decode(value)
         return
+    if kind == "messages":
+        yield from _messages(query, store, number, decode)
+        return
     for table, holder, until in (("ready", "NULL", "NULL"), ("held", "holder", "until")):
         columns = f"id, priority, key, time, attempts, crc, payload, {holder}, {until}"
         for id, priority, key, time, attempts, crc, payload, held_by, due in query(
@@ -188,3 +193,29 @@ def _rows(
             yield table, id, priority, key, attempts, decode(payload), held_by, due is None
     if kind.startswith("unique"):
         yield from query(f"SELECT * FROM keys_{number} ORDER BY 1")
+
+
+# A row without what differs from one time to the next: when it was put, and the random numbers of claims.
+_MESSAGE = (
+    "id, state, topic, place, attempts, deliveries, until IS NULL, due IS NULL, finished IS NULL, key, grp,"
+    " error, ttl, expires IS NULL, holder, token IS NULL, delivered, created, headers, options, crc, payload"
+)
+_TOPIC = (
+    "topic, ready, claimed, delayed, blocked, done, dead, paused, interval, burst, locker, lock IS NULL,"
+    " lock_until IS NULL, gated"
+)
+
+
+def _messages(
+    query: Callable[[str], Any], store: bytes, number: int, decode: Callable[[bytes], object]
+) -> Iterator[tuple[Any, ...]]:
+    seed = crc32(store + number.to_bytes(8, "big"))
+    select = f"SELECT {_MESSAGE} FROM messages_{number} ORDER BY id"
+    for id, *row, created, headers, options, crc, payload in query(select):
+        own = b"" if options is None else options.encode()
+        assert crc == crc32(own, crc32(headers, crc32(payload, (seed ^ id) & 0xFFFFFFFF)))
+        assert created > 0
+        yield id, *row, headers, options, decode(payload)
+    yield from query(f"SELECT {_TOPIC} FROM topics_{number} ORDER BY topic")
+    yield from query(f"SELECT topic, grp, n FROM groups_{number} ORDER BY topic, grp")
+    yield from query(f"SELECT key, id, until > 0, unfinished FROM keys_{number} ORDER BY key")

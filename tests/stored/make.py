@@ -2,7 +2,8 @@
 
 The stores come into DIRECTORY, which must not be there yet, and are packed into DIRECTORY.tar.gz, each twice:
 in ``closed`` everything was closed, in ``killed`` the process ended without that. The script needs only what
-every version has, and imports nothing of the tests. So the package of an older checkout can run it:
+every version has, except that it leaves out message queues where there are none, and imports nothing of the
+tests. So the package of an older checkout can run it:
 ``PYTHONPATH=CHECKOUT python tests/stored/make.py DIRECTORY``. An archive has a number, which grows, and the
 name of the commit whose code wrote it. One made just now passes the tests ``SOON`` seconds later.
 """
@@ -71,6 +72,7 @@ def _set_date() -> None:
 
 def _work(place: Path, first: bool) -> list[Any]:
     """Open all stores and use each of them, the first time or once more."""
+    import persistcoll
     from persistcoll import (
         FILOSQLiteAckQueue,
         FILOSQLiteQueue,
@@ -85,7 +87,13 @@ def _work(place: Path, first: bool) -> list[Any]:
     from persistcoll.serializers import signed
 
     sealed = signed("json", KEY)
+    messages: list[Any] = []
+    if hasattr(persistcoll, "MessageQueue"):
+        kind, path = persistcoll.MessageQueue, place / "messages.db"
+        messages.append(_messages(kind(path, "messages", serializer="json", keep_done=10), first))
+        messages.append(_sealed_messages(kind(path, "sealed", serializer=sealed), first))
     return [
+        *messages,
         _file_queue(Queue(place / "queue", chunksize=5), first),
         _sealed_queue(Queue(place / "sealed", serializer=sealed), first),
         _fifo(SQLiteQueue(place, "fifo", auto_commit=False, serializer="json"), first),
@@ -265,6 +273,44 @@ def _dict(mapping: Any, first: bool) -> Any:
             mapping.incr("count")
         mapping[1.0] = "the key of True"
     return mapping
+
+
+def _messages(queue: Any, first: bool) -> Any:
+    """Messages in every state, each of which says how it came there; keys, groups and gates."""
+    if first:
+        queue.put("done", priority=9, headers={"trace": "7f"})
+        queue.put("dead", priority=8, max_attempts=1, lease=None, backoff=1.0)
+        queue.put("far", delay=FAR)
+        queue.put("soon", delay=SOON, priority=-2)
+        queue.put("expires", ttl=SOON, priority=-3)
+        queue.put("stays", ttl=FAR, priority=1.5)
+        queue.put("head", topic="groups", group="g")
+        queue.put("blocked", topic="groups", group="g", delay=FAR)
+        queue.put("key", topic="keys", key="key", key_window=FAR)
+        queue.put("bytes", topic="keys", key=b"key")
+        queue.put("paused", topic="paused")
+        queue.get("default").ack()
+        queue.get("default").nack(error="no")
+        queue.get("keys").ack()
+        queue.pause("paused")
+        queue.limit("limited", 5, per=10.0, burst=2)
+    else:
+        message = queue.get("default")
+        message.nack(delay=FAR, error="later")
+        queue.put("new", priority=2)
+        queue.put("in work", topic="work")
+        queue.get("work", lease=FAR)
+    return queue
+
+
+def _sealed_messages(queue: Any, first: bool) -> Any:
+    """Messages 1 and 2 were put, and 1 was acknowledged; then 3."""
+    if first:
+        queue.put_many([{"number": 1}, {"number": 2}])
+        queue.get().ack()
+    else:
+        queue.put({"number": 3})
+    return queue
 
 
 def pack(directory: Path, archive: Path) -> None:
