@@ -120,7 +120,7 @@ def live_and_die(server, story, rng, path, lives, **options) -> None:
 @pytest.mark.parametrize(
     ("durability", "lives"),
     [
-        ("power", 25),
+        ("power", 12),
         pytest.param("power", 200, marks=pytest.mark.long),
         pytest.param("process", 200, marks=pytest.mark.long),
     ],

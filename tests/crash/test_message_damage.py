@@ -326,11 +326,12 @@ def test_what_is_not_damaged_comes_whole(image, path):
 # Indexes and tables that say that they hold nothing.
 
 
-@pytest.mark.parametrize("index", ["ready_1", "ready_of_1", "due_1", "blocked_1"])
+@pytest.mark.parametrize("index", ["ready_1", "ready_of_1", "due_1", "delayed_1", "blocked_1"])
 def test_messages_that_are_not_found_are_not_taken_for_none(index, path):
     with closing(opened(path, POLICY)) as store:
         store.put([MessageEntry(b"%d" % number, group="g") for number in range(2)])
-        store.put([MessageEntry(b"delayed", delay=0.001), MessageEntry(b"another")])
+        ttl = 1e6 if index == "due_1" else None
+        store.put([MessageEntry(b"delayed", delay=0.001, ttl=ttl), MessageEntry(b"another")])
         now = store._now() + 3600
     no_cells(path, index)
     topics = ["default"] if index == "ready_of_1" else None
