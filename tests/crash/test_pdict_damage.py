@@ -170,7 +170,8 @@ def empty(d: PDict[Any, Any], model: dict[Any, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("longest", [5, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("longest", [5, 2000])
 def test_a_damaged_file(longest, rng, tmp_path):
     whole, path = tmp_path / "whole", tmp_path / "d"
     model: dict[Any, Any] = {}

@@ -54,7 +54,7 @@ class MemoryMachine(StoreMachine):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_store(size, request):
-    run(file_machine(size), request, 150)
+    run(file_machine(size), request, 80)
 
 
 @pytest.mark.long
@@ -70,7 +70,7 @@ def test_store_opened_otherwise(options, request):
 
 
 def test_the_model_is_a_store(request):
-    run(MemoryMachine, request, 100)
+    run(MemoryMachine, request, 50)
 
 
 def queue_machine(size, autosave):
@@ -86,7 +86,7 @@ def queue_machine(size, autosave):
 @pytest.mark.parametrize("autosave", [False, True], ids=["task_done", "autosave"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_queue(size, autosave, request):
-    run(queue_machine(size, autosave), request, 80)
+    run(queue_machine(size, autosave), request, 40)
 
 
 @pytest.mark.long

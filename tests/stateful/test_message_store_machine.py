@@ -76,7 +76,7 @@ def sqlite_machine(durability: Durability):
 
 
 def test_sqlite(request):
-    run(sqlite_machine("process"), request, 40)
+    run(sqlite_machine("process"), request, 20)
 
 
 @pytest.mark.long

@@ -62,7 +62,7 @@ def test_the_model_is_a_pair_store(request):
 
 
 def test_gathering(request):
-    run(GatheringMachine, request, 60)
+    run(GatheringMachine, request, 30)
 
 
 @pytest.mark.long
@@ -71,7 +71,7 @@ def test_gathering_for_long(request):
 
 
 def test_pair_store(request):
-    run(SQLiteMachine, request, 40)
+    run(SQLiteMachine, request, 25)
 
 
 @pytest.mark.long
@@ -92,7 +92,7 @@ class Model(DictMachine):
 
 
 def test_dict_over_the_model(request):
-    run(Model, request, 30)
+    run(Model, request, 15)
 
 
 class Two(DictMachine):
@@ -120,7 +120,7 @@ class Processes(DictMachine):
 
 @pytest.mark.parametrize("machine", [Two, Gathering], ids=lambda machine: machine.__name__)
 def test_dict(machine, request):
-    run(machine, request, 25)
+    run(machine, request, 12)
 
 
 @pytest.mark.long

@@ -56,7 +56,7 @@ def store_machine(make):
 
 
 def test_the_model(request):
-    run(record_store_machine(lambda directory: MemoryRecordStores()), request, 100)
+    run(record_store_machine(lambda directory: MemoryRecordStores()), request, 40)
 
 
 class _SettableServers(MemoryServerRecordStores):
@@ -83,7 +83,7 @@ def test_a_server_whose_answers_are_lost(request):
 
 
 def test_the_model_as_a_store(request):
-    run(store_machine(lambda directory: MemoryRecordStores()), request, 50)
+    run(store_machine(lambda directory: MemoryRecordStores()), request, 30)
 
 
 # A few wrong stores, to show that the machine notices them. It is slower than the laws, but tries what no law
@@ -107,7 +107,7 @@ def test_a_wrong_record_store_is_seen(name, request):
 
 
 def test_sqlite(request):
-    run(record_store_machine(SQLiteRecordStores), request, 60)
+    run(record_store_machine(SQLiteRecordStores), request, 30)
 
 
 @pytest.mark.long
