@@ -20,6 +20,7 @@ from benchmarks.runner import FORMAT, SCENARIOS, run, run_scenario
 SUMMARY = {"median", "lower_quartile", "upper_quartile", "least", "greatest"}
 # Where these libraries are not installed, the figures say so.
 PEERS: dict[str, tuple[str, ...]] = {
+    "messages": ("huey", "litequeue", "persistqueue", "sqqueue"),
     "single": ("persistqueue",),
     "batches": ("queuelib",),
     "power": ("persistqueue",),
