@@ -61,7 +61,8 @@ class OpenTransaction:
     :ivar gate: a lock that the transaction's thread holds from the beginning to the end. A thread that needs
         both takes it before the database's lock.
     :ivar owner: the identity of that thread.
-    :ivar hooks: what follows the end of the transaction.
+    :ivar hooks: what follows the end of the transaction. There are none if no transaction is open, because the
+        hooks of the last one must not follow the end of one that could not begin.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
     :ivar abandoned: a transaction that was forgotten within an operation, at whose end it ends.
     :ivar is_ending: the hooks are being called, and none can be added.
@@ -91,7 +92,6 @@ class OpenTransaction:
         self._thread = weakref.ref(threading.current_thread())
         self.is_ending = False
         self.sync = transaction.sync
-        self.hooks = TransactionHooks()
         OPEN.append(self.hooks)
         self.since = steady()
         self.reference = weakref.ref(transaction)
@@ -102,6 +102,7 @@ class OpenTransaction:
         self.reference = self.owner = self.error = self.abandoned = self._task = None
         with suppress(ValueError):
             OPEN.remove(self.hooks)
+        self.hooks = TransactionHooks()
 
     def is_of_this_task(self) -> bool:
         """Tell whether this thread and this task have it open."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from persistcoll import LockedError, PDict, SQLiteQueue
+from persistcoll import LockedError, MessageQueue, NotClaimedError, PDict, SQLiteAckQueue, SQLiteQueue
 from tests.queues.waits import waiting
 
 pytestmark = pytest.mark.timeout(60)
@@ -111,6 +111,38 @@ def test_for_another_threads(tmp_path):
         waiting(lambda: queue.put("b"))()
         assert [*queue.items()] == ["a", "of the transaction", "b"]
         assert mapping["n"] == 2
+
+
+def test_one_that_cannot_begin_undoes_nothing_of_the_one_before(tmp_path):
+    with (
+        SQLiteQueue(tmp_path, name="queue", timeout=SOON) as queue,
+        SQLiteQueue(tmp_path, name="later", auto_commit=False, timeout=SOON) as later,
+        SQLiteAckQueue(tmp_path, name="acks", timeout=SOON) as acks,
+        MessageQueue(tmp_path, name="messages", timeout=SOON) as messages,
+    ):
+        queues: list[Any] = [queue, later, acks]
+        for each in queues:
+            each.put_many(["a", "b", "c"])
+            each.get()
+        messages.put_many(["a", "b", "c"])
+        message = messages.get(lease=None)
+        with queue.transaction():
+            for each in queues:
+                each.get()
+                each.task_done()
+            message.ack()
+        with another_process(HOLDING, tmp_path):
+            for container in (*queues, messages):
+                with pytest.raises(LockedError), container.transaction():
+                    raise AssertionError("it has begun")
+        assert [each.unfinished_tasks for each in queues] == [2, 2, 2]
+        assert acks.unack_count() == 1
+        with pytest.raises(NotClaimedError):
+            message.ack()
+        for each in queues:
+            each.task_done()
+            with pytest.raises(ValueError, match="too many"):
+                each.task_done()
 
 
 def test_for_another_processs(tmp_path):
