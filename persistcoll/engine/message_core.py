@@ -6,9 +6,7 @@ claim itself what it may still do. So a rollback of a caller's transaction undoe
 
 from __future__ import annotations
 
-import copy
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import EllipsisType
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from persistcoll.engine.contracts import MessageStore
+from persistcoll.engine.core import Core
 from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord
 from persistcoll.engine.transaction_hooks import OPEN
@@ -46,7 +45,7 @@ class _Available(EventCount):
         self.topics = topics
 
 
-class MessageCore:
+class MessageCore(Core[MessageStore]):
     """A message queue over a store, without its waits.
 
     Waiters for the same topics share an event count. Otherwise a wake-up for a message of one topic might go
@@ -54,51 +53,28 @@ class MessageCore:
     ready wakes one waiter of each event count that it concerns. A change by which messages become ready later
     than now, or earlier than a waiter knows, wakes all of them, because each has to learn the new time.
 
-    ``_mutex`` guards the making of event counts. It is re-entrant, because a signal handler may run while
-    this thread holds it. An event count goes when no waiter refers to it. No lock guards
-    ``_pending_release``, because each step on a deque is atomic, or the two flags of a shutdown, because each
-    is set by one assignment.
-
-    :ivar all_done: happens when a message is finished.
+    ``_mutex`` guards the making of event counts. An event count goes when no waiter refers to it.
     """
 
-    def __init__(self, store: MessageStore) -> None:
-        self.store = store
-        self.is_shutdown = False
-        self.is_immediate = False
-        self._reset()
-
     def _reset(self) -> None:
-        self._mutex = threading.RLock()
-        self.all_done = EventCount(self.store.max_poll_interval)
+        super()._reset()
         self._available: WeakValueDictionary[Topics, _Available] = WeakValueDictionary()
-        # Releases that failed, because the disk was full or the thread must not wait. They are done before
-        # the next claim.
-        self._pending_release: deque[Sequence[MessageClaim]] = deque()
-        self._failed_release = self._pending_release
-
-    def after_fork(self) -> None:
-        """Begin again in a forked child, in which no thread waits and the store is the parent's."""
-        self._reset()
-        self.store.after_fork_in_child()
 
     def joined(self, connection: Any) -> Self:
-        """Return a core whose calls are part of the transaction that the caller has open on ``connection``.
-
-        It wakes no waiter, because it learns of no commit. What it fails to release, this core releases.
-
-        :raise ValueError: the store joins no transactions.
-        """
         if not self.store.capabilities.joins_transactions:
             raise ValueError(
                 "a queue in this database joins no transaction of another connection; use transaction(),"
                 " which gives its block a connection for statements of your own"
             )
-        core = copy.copy(self)
-        core.store = self.store.joined(connection)
-        core._reset()
-        core._failed_release = self._pending_release
-        return core
+        return super().joined(connection)
+
+    # Hooks.
+
+    def _wake_getters(self) -> None:
+        self._wake(None, None)
+
+    def _released(self) -> None:
+        self.notify()
 
     # Wake-ups.
 
@@ -133,13 +109,6 @@ class MessageCore:
             if topic is None or event.topics is None or topic in event.topics:
                 event.notify(count)
 
-    def _notify_joiners(self) -> None:
-        """Wake the threads in ``join``, now or after the caller's commit."""
-        if OPEN and (transaction := self.store.open_transaction()) is not None:
-            transaction.after_commit(partial(self.all_done.notify, None))
-        elif self.all_done.listeners:
-            self.all_done.notify(None)
-
     def _change(self, change: Callable[[], R], wakes: Wakes) -> R:
         """Change the store, and wake the threads that wait for what becomes ready or is finished by that."""
         try:
@@ -147,14 +116,14 @@ class MessageCore:
             if self._available or OPEN:
                 for topic, count in wakes.items():
                     self.notify(topic, count)
-            self._notify_joiners()
+            self._notify(self.all_done)
             return result
         except StaleClaimError:  # Nothing has changed.
             raise
         except BaseException:
             # A signal handler may have raised after the change. A superfluous wake-up costs one read.
             self.notify()
-            self._notify_joiners()
+            self._notify(self.all_done)
             raise
 
     # Putting and claiming.
@@ -209,7 +178,7 @@ class MessageCore:
         """Release claims whose messages no consumer has got, now or before the next claim. Empty the list."""
         try:
             if OPEN:
-                self._release_on_rollback(tuple(claims))
+                self._on_rollback(self._release_again, tuple(claims))
             self.store.release(claims)
         except BaseException as error:
             self.release_later(claims)
@@ -219,40 +188,6 @@ class MessageCore:
             # In this order: if a signal handler raises here, the caller calls again, and releases them twice.
             self.notify()
             claims.clear()
-
-    def release_later(self, claims: Sequence[MessageClaim]) -> None:
-        """Release claims before the next claim, because this thread must not wait for the store now."""
-        self._failed_release.append(tuple(claims))
-
-    def _release_on_rollback(self, claims: Sequence[MessageClaim]) -> None:
-        """Have claims released again if a caller's transaction is open and its rollback undoes the release.
-
-        Those that were made in the transaction have ended by then, and their release does nothing.
-        """
-        transaction = self.store.open_transaction()
-        if transaction is not None:
-            transaction.on_rollback(partial(self._release_again, claims))
-
-    def _release_again(self, claims: Sequence[MessageClaim]) -> None:
-        """Release claims before the next claim. Idempotent."""
-        if claims not in self._failed_release:
-            self._failed_release.append(claims)
-        self._wake(None, None)
-
-    def _do_pending_release(self) -> None:
-        while self._pending_release:
-            try:
-                claims = self._pending_release.popleft()
-            except IndexError:  # Another thread was faster.
-                return
-            try:
-                if OPEN:
-                    self._release_on_rollback(claims)
-                self.store.release(claims)
-            except BaseException:
-                self._pending_release.append(claims)
-                raise
-            self.notify()
 
     # Settling.
 
@@ -293,23 +228,3 @@ class MessageCore:
     def change(self, call: Callable[[MessageStore], R], topic: str | None = None) -> R:
         """Change the store, by which messages (of a topic) may become ready or be finished."""
         return self._change(partial(call, self.store), {topic: None})
-
-    # The end.
-
-    def shutdown(self, immediate: bool) -> None:
-        """Refuse puts, and gets once no message is ready, or at once; wake all waiters."""
-        self.is_shutdown = True
-        if immediate:
-            self.is_immediate = True
-        self._wake_all()
-
-    def close(self) -> None:
-        """Close the store and wake all waiters."""
-        try:
-            self.store.close()
-        finally:
-            self._wake_all()
-
-    def _wake_all(self) -> None:
-        self._wake(None, None)
-        self.all_done.notify(None)

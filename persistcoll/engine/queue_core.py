@@ -9,14 +9,13 @@ order of the calls in each method keeps an interrupt from leaving a wrong state.
 
 from __future__ import annotations
 
-import copy
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.contracts import Claim, QueueStore, Select
+from persistcoll.engine.core import Core
 from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.in_flight import ClaimList, Consumer, InFlight, hold_again
 from persistcoll.engine.records import Record
@@ -30,6 +29,9 @@ from persistcoll.errors import (
     StaleClaimError,
     StorageError,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Decode", "QueueCore"]
 
@@ -54,7 +56,7 @@ class _Within:
         self.claims: set[Claim] = set()
 
 
-class QueueCore:
+class QueueCore(Core[QueueStore]):
     """The standard library's queue over a store of bytes, without its waits.
 
     A subclass overrides the methods under "Hooks". It also sets the attributes ``_append``, ``_append_many``
@@ -68,30 +70,22 @@ class QueueCore:
     the commit, because a waiter finds nothing before it.
 
     ``_mutex`` guards ``_delivered_unfinished``, and ``_popping`` where an entry moves from one to the other.
-    It is re-entrant, because a signal handler may run while this thread holds it, and no call is made under
-    it. The event counts and the claims in flight guard themselves. No lock guards ``_pending_release``,
-    because each step on a deque is atomic, or the two flags of a shutdown, because each is set by one
-    assignment.
+    No call is made under it. The event counts and the claims in flight guard themselves.
 
     :ivar maxsize: a put raises ``Full`` while so many items are ready; 0 means without bound.
     :ivar autosave: a get removes the item at once; otherwise ``task_done`` acks it.
     :ivar not_empty: happens when an item becomes ready.
     :ivar any_put: happens with ``not_empty``, for consumers that wait for a specific item.
     :ivar not_full: happens when there is room.
-    :ivar all_done: happens when an item is finished.
     """
 
     def __init__(self, store: QueueStore, maxsize: int, autosave: bool) -> None:
         self.maxsize = maxsize
         self.autosave = autosave
-        self.is_shutdown = False
-        self.is_immediate = False
-        self._bind(store)
-        self._reset()
+        super().__init__(store)
 
     def _bind(self, store: QueueStore) -> None:
-        """Use this store."""
-        self.store = store
+        super()._bind(store)
         # Hooks, too. They are bound here, because a method that calls the store's method would add one call
         # to each put and each ack of a file queue.
         self._append: Callable[..., Any] = store.append
@@ -99,16 +93,12 @@ class QueueCore:
         self._ack: Callable[[Sequence[Any]], None] = store.ack
 
     def _reset(self) -> None:
+        super()._reset()
         interval = self.store.max_poll_interval
         self.not_empty = EventCount(interval)
         self.any_put = EventCount(interval)
         self.not_full = EventCount(interval)
-        self.all_done = EventCount(interval)
         self.in_flight = InFlight(self._new_claim_list)
-        self._mutex = threading.RLock()
-        # Releases that failed, because the disk was full or the thread must not wait. They are done before
-        # the next claim.
-        self._pending_release: deque[Sequence[Claim]] = deque()
         # With autosave: how many items each running pop removes at most, and how many items were got without
         # a call of task_done() yet.
         self._popping: dict[object, int] = {}
@@ -116,12 +106,7 @@ class QueueCore:
         # Of the last transaction of a caller that this core was used in. Only the task of that uses it.
         self._within = _Within(None)
 
-    def after_fork(self) -> None:
-        """Begin again in a forked child, in which no thread waits and the store is the parent's."""
-        self._reset()
-        self.store.after_fork_in_child()
-
-    def joined(self, connection: Any) -> QueueCore:
+    def joined(self, connection: Any) -> Self:
         """Return a core whose calls are part of the transaction that the caller has open on ``connection``.
 
         It changes nothing in this core. An item that it gets is popped, no consumer holds it, and it wakes no
@@ -129,13 +114,17 @@ class QueueCore:
 
         :raise ValueError: the store joins no transactions.
         """
-        core = copy.copy(self)
-        core._bind(self.store.joined(connection))
-        core._reset()
+        core = super().joined(connection)
         core.autosave = True
         return core
 
     # Hooks.
+
+    def _wake_getters(self) -> None:
+        self.not_empty.notify(None)
+
+    def _released(self) -> None:
+        self.settled(None)
 
     def _nack(self, token: Any) -> None:
         self.store.nack(token)
@@ -203,19 +192,6 @@ class QueueCore:
             self.not_empty.notify(count)
             if self.any_put.listeners:
                 self.any_put.notify(None)
-
-    def _notify(self, event: EventCount, count: int | None = None) -> None:
-        """Say that ``event`` happened so many times: now, or after the commit of the caller's transaction."""
-        if OPEN and (transaction := self.store.open_transaction()) is not None:
-            transaction.after_commit(partial(self._notify, event, count))
-        elif event.listeners:
-            event.notify(count)
-
-    def _on_rollback(self, undo: Callable[..., object], *arguments: Any) -> None:
-        """Have ``undo(*arguments)`` called if a caller's transaction is open and is rolled back."""
-        transaction = self.store.open_transaction()
-        if transaction is not None:
-            transaction.on_rollback(partial(undo, *arguments))
 
     # Claiming. From the step that makes a claim until the claim is delivered or released, `claims` has it.
 
@@ -357,40 +333,11 @@ class QueueCore:
             self.in_flight.forget(token)
             self._take_back(token)
 
-    def release_later(self, claims: Sequence[Claim]) -> None:
-        """Release claims before the next claim, because this thread must not wait for the store now."""
-        self._pending_release.append(tuple(claims))
-
     def _release_on_rollback(self, claims: Sequence[Claim]) -> None:
         """Have claims of before a transaction released if it is rolled back, because it settles them."""
         transaction = self.store.open_transaction()
         if transaction is not None and not self._enter(transaction).claims.issuperset(claims):
             transaction.on_rollback(partial(self._release_again, tuple(claims)))
-
-    def _release_again(self, claims: Sequence[Claim]) -> None:
-        """Undo the settling of claims that nobody holds any more: release them before the next claim.
-
-        Of claims that ended by the rollback, too, the store remembers nothing. Idempotent.
-        """
-        if claims not in self._pending_release:
-            self._pending_release.append(claims)
-        if self.not_empty.listeners:
-            self.not_empty.notify(None)
-
-    def _do_pending_release(self) -> None:
-        while self._pending_release:
-            try:
-                claims = self._pending_release.popleft()
-            except IndexError:  # Another thread was faster.
-                return
-            try:
-                if OPEN:
-                    self._on_rollback(self._release_again, claims)
-                self.store.release(claims)
-            except BaseException:
-                self._pending_release.append(claims)
-                raise
-            self.settled(None)
 
     # Popping, with autosave.
 
@@ -692,20 +639,7 @@ class QueueCore:
         self._notify(self.not_full)
         self._notify(self.all_done)
 
-    def shutdown(self, immediate: bool) -> None:
-        """Refuse puts, and gets once the queue is empty, or at once; wake all waiters."""
-        self.is_shutdown = True
-        if immediate:
-            self.is_immediate = True
-        self._wake_all()
-
-    def close(self) -> None:
-        """Close the store and wake all waiters."""
-        try:
-            self.store.close()
-        finally:
-            self._wake_all()
-
     def _wake_all(self) -> None:
-        for event in (self.not_empty, self.any_put, self.not_full, self.all_done):
-            event.notify(None)
+        super()._wake_all()
+        self.any_put.notify(None)
+        self.not_full.notify(None)

@@ -61,8 +61,8 @@ class OpenTransaction:
     :ivar gate: a lock that the transaction's thread holds from the beginning to the end. A thread that needs
         both takes it before the database's lock.
     :ivar owner: the identity of that thread.
-    :ivar hooks: what follows the end of the transaction. There are none if no transaction is open, because the
-        hooks of the last one must not follow the end of one that could not begin.
+    :ivar hooks: what follows the end of the transaction. They are empty if no transaction is open, because
+        the hooks of the last one must not follow the end of one that could not begin.
     :ivar error: why the transaction is to be rolled back; ``None`` if nothing failed.
     :ivar abandoned: a transaction that was forgotten within an operation, at whose end it ends.
     :ivar is_ending: the hooks are being called, and none can be added.

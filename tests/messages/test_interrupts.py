@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(120)
 
 # The store is the model, a lock around dicts, so the tests do not interrupt its calls.
 FILES = {
-    "queue.py", "claiming.py", "message.py", "message_core.py", "topic_lock.py", "blocking.py",
+    "queue.py", "claiming.py", "message.py", "core.py", "message_core.py", "topic_lock.py", "blocking.py",
     "event_count.py",
 }  # fmt: skip
 BORDERS = ("call  in __enter__", "call  in __exit__")
