@@ -23,7 +23,15 @@ from tests.interrupting import interruptions
 from tests.queues.waits import until, waiting
 
 # The store is the model, a lock around dicts, so the tests do not interrupt its calls.
-FILES = {"base.py", "blocking.py", "core.py", "queue_core.py", "in_flight.py", "event_count.py", "deliveries.py"}
+FILES = {
+    "base.py",
+    "blocking.py",
+    "core.py",
+    "queue_core.py",
+    "in_flight.py",
+    "event_count.py",
+    "deliveries.py",
+}
 
 
 def pair(record):
