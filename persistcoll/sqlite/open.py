@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+R = TypeVar("R", SQLiteRecordStore, SQLiteMessageStore)
 T = TypeVar("T")
 
 DEFAULT_NAME = "data.db"
@@ -151,14 +152,8 @@ def open_record_store(
     """
 
     def make(collection: Collection) -> SQLiteRecordStore:
-        table = SQLiteRecordStore(collection, discipline, retry)
-        try:
-            if retry.auto_reclaim and not location.read_only:
-                table.reclaim()
-        except BaseException:
-            table.close()
-            raise
-        return table
+        store = SQLiteRecordStore(collection, discipline, retry)
+        return _reclaimed(store) if retry.auto_reclaim and not location.read_only else store
 
     return _open(
         location,
@@ -217,13 +212,7 @@ def open_message_store(
 
     def make(collection: Collection) -> SQLiteMessageStore:
         store = SQLiteMessageStore(collection, policy)
-        try:
-            if not location.read_only:
-                store.reclaim()
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return store if location.read_only else _reclaimed(store)
 
     return _open(
         location,
@@ -244,6 +233,16 @@ def to_inspect(path: str, timeout: float) -> ReadOnlyDatabase:
     """
     source = DatabaseFile(path, timeout, allow_network_fs=True)
     return ReadOnlyDatabase(source, DATABASES.read_snapshot_without_opening)
+
+
+def _reclaimed(store: R) -> R:
+    """Return the store after it has reclaimed what dead holders held; close it if that fails."""
+    try:
+        store.reclaim()
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def _open(
