@@ -98,11 +98,12 @@ class Claims:
         _, rows = result
         if OPEN:
             self._restore_on_rollback([id for id, *_ in rows])
+        noted = set(claims or ())
         for id, _, _, _, attempts, _, _ in rows:
             held = self._held.get(id)
             if held is None or held[0] != attempts + 1:
                 held = self._held[id] = attempts + 1, next(self._serials)
-            if claims is not None and (id, held) not in claims:
+            if claims is not None and (id, held) not in noted:
                 claims.append((id, held))
 
     def _held_claim(self, id: int) -> _Held:

@@ -155,6 +155,10 @@ class MessageRows:
                 self._path,
                 id=row.id,
             )
+        return self.intact(row)
+
+    def intact(self, row: MessageRow) -> MessageRecord:
+        """Return the message of a row that :meth:`is_intact`."""
         return MessageRecord(
             row.id, row.payload, row.topic, 0.0 - row.place, row.state, row.created, row.attempts,
             row.deliveries, row.until, row.finished, row.key, row.group, row.headers, row.error,

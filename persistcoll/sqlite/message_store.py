@@ -262,7 +262,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 until=until,
                 token=token,
             )
-            records.append(self._rows.record(claimed)._replace(claim=claimed.claim, lease=seconds))
+            records.append(self._rows.intact(claimed)._replace(claim=claimed.claim, lease=seconds))
         self._database.mark_dirty(counters)
         return records
 
@@ -296,8 +296,6 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         return self._database.write(run, False, timeout=self._timeout) if claims else 0
 
     def extend(self, claims: Sequence[MessageClaim], seconds: float | None) -> float | None:
-        self._check()
-
         def run(execute: Execute) -> float | None:
             counters = self._refresh(execute)
             until = None if seconds is None else self._life.now + seconds
@@ -307,7 +305,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 counters.lower_next_due(until)
             return until
 
-        return self._database.write(run, False, timeout=self._timeout)
+        return self._change(run, False)
 
     # Dead letters and removal.
 
@@ -506,8 +504,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             counters, now = self._refresh(execute), self._life.now
             if topic is None and self._life.is_behind:
                 return _BEHIND
-            if self._holding.may_reclaim():
-                self._holding.reclaim_if_due(execute)
+            self._holding.reclaim_if_due(execute)
             name = self._choice.fullest(execute, counters) if topic is None else topic
             if name is None or (found := counters.topic(execute, name)).is_locked(now):
                 return None
@@ -572,6 +569,6 @@ def _time(value: object) -> float:
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None) -> None:
     """Add the claims of these records, which were committed. Idempotent."""
-    for record in records or ():
-        if record.claim is not None and record.claim not in claims:
-            claims.append(record.claim)
+    noted = set(claims)
+    made = [record.claim for record in records or () if record.claim is not None]
+    claims += [claim for claim in made if claim not in noted]
