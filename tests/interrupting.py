@@ -24,13 +24,15 @@ _PLACES = frozenset({"call", "return", "c_return"})
 
 
 def _unheard(frame: FrameType | None) -> bool:
-    """Tell whether the frame runs in a destructor or a callback of the collector, which raise nothing.
+    """Tell whether the frame runs in a destructor or a callback of the collector or of a weak reference.
 
-    Hypothesis times the collector with a callback.
+    What these raise reaches no caller. Hypothesis times the collector with a callback.
     """
     while frame is not None:
         code = frame.f_code
-        if code.co_name in ("__del__", "_forget", "gc_callback") or code.co_filename.endswith("forks.py"):
+        if code.co_name in ("__del__", "_forget", "gc_callback") or code.co_filename.endswith(
+            ("forks.py", "weakref.py")
+        ):
             return True
         frame = frame.f_back
     return False

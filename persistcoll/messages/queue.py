@@ -242,12 +242,15 @@ class MessageQueue(BaseMessageQueue[T]):
         It raises the errors that :meth:`put` raises.
         """
         # All of them are checked, even if no message uses them.
-        entry_of(b"", vars(OutgoingMessage(None, **defaults)))
-        outgoing = (
-            each if isinstance(each, OutgoingMessage) else OutgoingMessage(each, **defaults)
-            for each in messages
+        default = entry_of(b"", vars(OutgoingMessage(None, **defaults)))
+        return self._at(connection).try_put(
+            [
+                self._entry(each)
+                if isinstance(each, OutgoingMessage)
+                else default._replace(payload=encode(self._codec, each))
+                for each in messages
+            ]
         )
-        return self._at(connection).try_put([self._entry(each) for each in outgoing])
 
     def _entry(self, message: OutgoingMessage[Any]) -> MessageEntry:
         return entry_of(encode(self._codec, message.body), vars(message))

@@ -111,18 +111,17 @@ class MessageRows:
 
     def new(
         self, id: int, entry: MessageEntry, payload: bytes, is_blocked: bool, now: float
-    ) -> tuple[State, tuple[Any, ...]]:
-        """Return the state and the parameters of the row of a message that is being put."""
+    ) -> tuple[Any, ...]:
+        """Return the parameters of the row of a message that is being put; the last one is its due time."""
         until = now + entry.delay if entry.delay > 0 else None
         expires = None if entry.ttl is None else now + entry.ttl
         state = State.BLOCKED if is_blocked else State.READY if until is None else State.DELAYED
         options = _options(entry)
-        row = (
+        return (
             id, STATES[state], entry.topic, 0.0 - entry.priority, now, 0, 0, until, None, entry.key,
             entry.group, entry.headers, None, options, entry.ttl, expires,
             self._checksum(id, payload, entry.headers, options), payload, due_of(state, until, expires),
         )  # fmt: skip
-        return state, row
 
     def is_intact(self, row: MessageRow) -> bool:
         """Tell whether the row has its checksum, and whether its other columns can be those of a message."""
@@ -155,13 +154,19 @@ class MessageRows:
                 self._path,
                 id=row.id,
             )
-        return self.intact(row)
-
-    def intact(self, row: MessageRow) -> MessageRecord:
-        """Return the message of a row that :meth:`is_intact`."""
         return MessageRecord(
             row.id, row.payload, row.topic, 0.0 - row.place, row.state, row.created, row.attempts,
             row.deliveries, row.until, row.finished, row.key, row.group, row.headers, row.error,
+        )  # fmt: skip
+
+    def delivery(
+        self, row: MessageRow, token: int, until: float | None, lease: float | None
+    ) -> MessageRecord:
+        """Return the message of a ready row that :meth:`is_intact` and that is being claimed."""
+        return MessageRecord(
+            row.id, row.payload, row.topic, 0.0 - row.place, State.CLAIMED, row.created, row.attempts + 1,
+            row.deliveries + 1, until, row.finished, row.key, row.group, row.headers, row.error,
+            MessageClaim(row.id, token), lease,
         )  # fmt: skip
 
     # What the message says itself, or else the policy.
@@ -188,6 +193,8 @@ class MessageRows:
 
 def _options(entry: MessageEntry) -> str | None:
     """Return what a message says itself, as JSON; ``None``: nothing."""
+    if entry.lease is entry.max_attempts is entry.backoff is ...:
+        return None
     own: dict[str, Any] = {}
     for name in ("lease", "max_attempts", "backoff"):
         value = getattr(entry, name)
@@ -195,7 +202,7 @@ def _options(entry: MessageEntry) -> str | None:
             own[name] = [value.base, value.factor, value.limit, value.jitter]
         elif not isinstance(value, EllipsisType):
             own[name] = value
-    return json.dumps(own) if own else None
+    return json.dumps(own)
 
 
 def _own(row: MessageRow, name: str) -> Any:

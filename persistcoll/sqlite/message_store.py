@@ -160,8 +160,11 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 for id, entry in zip(ids, entries, strict=True)
                 if id is not None
             ]
+            put: Counter[tuple[str, int]] = Counter()
             for id, entry, payload in new:
-                self._put(execute, counters, id, entry, payload)
+                put[entry.topic, self._put(execute, counters, id, entry, payload)] += 1
+            for (topic, state), count in put.items():
+                counters.move(execute, topic, None, state, count)
             return ids
 
         return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
@@ -183,21 +186,22 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def _put(
         self, execute: Execute, counters: MessageCounters, id: int, entry: MessageEntry, payload: bytes
-    ) -> None:
+    ) -> int:
+        """Insert a message, and return the number of its state."""
         life = self._life
         is_blocked = life.enter_group(execute, entry.topic, entry.group)
-        state, row = self._rows.new(id, entry, payload, is_blocked, life.now)
+        row = self._rows.new(id, entry, payload, is_blocked, life.now)
         execute(self._sql.insert, row)
         if entry.key is not None:
             if entry.key_window:
                 execute(self._sql.delete_keys_over, (life.now, _KEYS_OVER))
             execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
         counters.last_id = id
-        counters.move(execute, entry.topic, None, STATES[state])
-        *_, due = row
+        state, due = row[1], row[-1]
         if due is not None:
             counters.lower_next_due(due)
         self._database.mark_dirty(counters)
+        return int(state)
 
     # Claiming.
 
@@ -243,26 +247,20 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         now = self._life.now
         holder, token = self._holding.ensure(execute), _random_token()
         for name, count in Counter(row.topic for row in rows).items():
+            counters.move(execute, name, READY, CLAIMED, count)
             if name in counters.gated:
                 topic = counters.topic(execute, name)
                 topic.use(now, count)
                 counters.gate(topic)
+        delivered = int(not prefetch)
         records: list[MessageRecord] = []
         for row in rows:
             seconds = self._rows.lease(row, lease)
             until = None if seconds is None else now + seconds
-            execute(self._sql.claim, (holder, token, until, until, int(not prefetch), row.id))
-            counters.move(execute, row.topic, READY, CLAIMED)
+            execute(self._sql.claim, (holder, token, until, until, delivered, row.id))
             if until is not None:
                 counters.lower_next_due(until)
-            claimed = row._replace(
-                number=CLAIMED,
-                attempts=row.attempts + 1,
-                deliveries=row.deliveries + 1,
-                until=until,
-                token=token,
-            )
-            records.append(self._rows.intact(claimed)._replace(claim=claimed.claim, lease=seconds))
+            records.append(self._rows.delivery(row, token, until, seconds))
         self._database.mark_dirty(counters)
         return records
 
