@@ -11,15 +11,18 @@ from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 from benchmarks import sql_contenders
-from benchmarks.contenders import BATCH, Marks, have
+from benchmarks.contenders import BATCH, Marks, have, seconds_together
 from benchmarks.model import Contender, Scenario, Sizes, ratio
+from benchmarks.sql_floors import lengthen_log
 from persistcoll import MessageQueue
 
-__all__ = ["messages", "messages_backlog", "messages_batches"]
+__all__ = ["messages", "messages_backlog", "messages_batches", "messages_threads"]
 
 _BODY = "x" * 100
 _PREFETCH = 32
 _TOPICS = 10
+# How many times the messages of one thread, by the number of threads.
+_CONSUMED = {1: 1, 8: 2}
 
 
 class _Verbs(NamedTuple):
@@ -183,6 +186,48 @@ def messages_batches(sizes: Sizes, root: str) -> Scenario:
             ratio(
                 "get + ack / get_many + ack_many", ["singly: get + ack"], ["together: get_many + ack_many"]
             ),
+        ],
+    )
+
+
+def messages_threads(sizes: Sizes, root: str) -> Scenario:
+    """Measure get and ack by 1 and by 8 threads, surviving power cuts."""
+
+    def consume(threads: int, each: int, at: str) -> Mapping[str, float]:
+        path = os.path.join(at, "queue")
+        with MessageQueue(path, serializer="json") as queue:
+            lengthen_log(path)
+            queue.put_many([_BODY] * (threads * each))
+
+            def work() -> None:
+                for _ in repeat(None, each):
+                    queue.get().ack()
+
+            seconds = seconds_together([work] * threads)
+            if queue.qsize():
+                raise AssertionError(f"{queue.qsize()} messages are left")
+        return {"get + ack": seconds * 1e6 / (threads * each)}
+
+    def contender(threads: int, more: int) -> Contender:
+        each = max(1, sizes.synced // 2 * more // threads)
+        name = "1 thread" if threads == 1 else f"{threads} threads"
+        return Contender(name, "power", partial(consume, threads, each))
+
+    return Scenario(
+        name="messages_threads",
+        compared=(
+            "MessageQueue: get and ack of a text of 100 bytes by 1 and by 8 threads; an ack waits until it is"
+            " on the device, and a get waits for no device. The ratio is of rates. The write-ahead log is as"
+            " long as it becomes before the clock starts."
+        ),
+        contenders=[contender(threads, more) for threads, more in _CONSUMED.items()],
+        figures=[
+            ratio(
+                "rate with 8 threads / 1 thread",
+                ["1 thread: get + ack"],
+                ["8 threads: get + ack"],
+                at_least=2.5,
+            )
         ],
     )
 

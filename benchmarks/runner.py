@@ -23,7 +23,7 @@ from benchmarks.log_backlog import log_backlog
 from benchmarks.log_consumers import log_consumers
 from benchmarks.log_reads import log_reads
 from benchmarks.machine import describe
-from benchmarks.messages import messages, messages_backlog, messages_batches
+from benchmarks.messages import messages, messages_backlog, messages_batches, messages_threads
 from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
 from benchmarks.power import power
 from benchmarks.process import batches, single
@@ -68,6 +68,7 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         log_consumers,
         messages,
         messages_batches,
+        messages_threads,
         messages_backlog,
     )
 }
