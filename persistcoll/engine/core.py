@@ -82,6 +82,10 @@ class Core(Generic[S]):
         """Wake waiters, because claims were released: now, or after the caller's commit."""
         raise NotImplementedError
 
+    def _release(self, claims: Sequence[Any]) -> None:
+        """Release claims in the store."""
+        self.store.release(claims)
+
     def _wake_all(self) -> None:
         """Wake all waiters, now."""
         self._wake_getters()
@@ -127,7 +131,7 @@ class Core(Generic[S]):
             try:
                 if OPEN:
                     self._on_rollback(self._release_again, claims)
-                self.store.release(claims)
+                self._release(claims)
             except BaseException:
                 self._pending_release.append(claims)
                 raise

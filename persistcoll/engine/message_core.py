@@ -6,6 +6,7 @@ claim itself what it may still do. So a rollback of a caller's transaction undoe
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,8 @@ from weakref import WeakValueDictionary
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.core import Core
 from persistcoll.engine.event_count import EventCount
-from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord
+from persistcoll.engine.forks import in_operation
+from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord, TopicClaim
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import Empty, ShutDown, StaleClaimError
 
@@ -72,6 +74,12 @@ class MessageCore(Core[MessageStore]):
 
     def _wake_getters(self) -> None:
         self._wake(None, None)
+
+    def _release(self, claims: Sequence[Any]) -> None:
+        for lock in claims:
+            if isinstance(lock, TopicClaim):
+                self.store.unlock_topic(lock)
+        self.store.release([claim for claim in claims if isinstance(claim, MessageClaim)])
 
     def _released(self) -> None:
         self.notify()
@@ -158,8 +166,8 @@ class MessageCore(Core[MessageStore]):
     ) -> list[MessageRecord]:
         """Claim messages as the store does; raise ``Empty`` or ``ShutDown``.
 
-        From this step until a consumer has the messages, ``claims`` has the claims, and
-        :meth:`release_unused` releases them.
+        From this step until a consumer has the messages, ``claims`` has the claims, and :meth:`take_back`
+        releases them.
         """
         if self.is_immediate:
             raise ShutDown
@@ -174,12 +182,34 @@ class MessageCore(Core[MessageStore]):
                 raise ShutDown from None
             raise
 
-    def release_unused(self, claims: list[MessageClaim]) -> None:
-        """Release claims whose messages no consumer has got, now or before the next claim. Empty the list."""
+    def try_lock(self, topic: str | None, lease: float | None, locks: list[TopicClaim]) -> TopicClaim | None:
+        """Lock a topic as the store does.
+
+        From this step until the caller has the lock, ``locks`` has it, and :meth:`take_back` ends it.
+        """
+        if self._pending_release:
+            self._do_pending_release()
+        return self.store.lock_topic(topic, lease, locks=locks)
+
+    def take_back(self, claims: list[Any], process: int) -> None:
+        """Release claims whose messages no consumer has got, or locks that no caller has; empty the list.
+
+        :param process: that in which they were made. A forked child leaves them to its parent.
+        """
+        if claims and process == os.getpid():
+            # The thread of a destructor must not wait, because another thread may be waiting for it.
+            if in_operation():
+                self.release_later(claims)
+            else:
+                self.release_unused(claims)
+        claims.clear()
+
+    def release_unused(self, claims: list[Any]) -> None:
+        """Release what no caller has got, now or before the next claim. Empty the list."""
         try:
             if OPEN:
                 self._on_rollback(self._release_again, tuple(claims))
-            self.store.release(claims)
+            self._release(claims)
         except BaseException as error:
             self.release_later(claims)
             if not isinstance(error, Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Generic
@@ -10,7 +11,7 @@ from persistcoll.arguments import checked_short_name
 from persistcoll.container import SQLiteContainer, T
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_core import MessageCore
-from persistcoll.engine.message_records import MessageRecord
+from persistcoll.engine.message_records import MessageRecord, TopicClaim
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import DecodeError
 from persistcoll.messages.fields import (
@@ -248,8 +249,14 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
         :raise ValueError: ``lease`` is not above 0, or not finite.
         """
         name, length = checked_topic(topic), None if lease is None else checked_lease(lease)
-        claim = self._store.lock_topic(name, length)
-        return None if claim is None else TopicLock(self._core, claim, length)
+        locks: list[TopicClaim] = []
+        process = os.getpid()
+        try:
+            claim = self._core.try_lock(name, length, locks)
+            return None if claim is None else TopicLock(self._core, claim, length)
+        except BaseException:
+            self._core.take_back(locks, process)
+            raise
 
     # Upkeep.
 

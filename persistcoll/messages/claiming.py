@@ -12,7 +12,6 @@ from typing import Any, Generic, NamedTuple
 
 from persistcoll.container import T
 from persistcoll.engine.blocking import wait
-from persistcoll.engine.forks import in_operation
 from persistcoll.engine.message_core import MessageCore, Topics
 from persistcoll.engine.message_records import MessageClaim, MessageRecord
 from persistcoll.engine.transaction_hooks import OPEN
@@ -42,7 +41,7 @@ class Claiming(Generic[T]):
     """Claims messages of one queue. Any thread may call any method, and there is no lock.
 
     From the step in which the store claims messages until a consumer has them, a list of the caller names
-    their claims. So whatever ends a call, :meth:`take_back` releases what nobody got.
+    their claims. So whatever ends a call, ``take_back`` of the core releases what nobody got.
 
     :param decode: makes of a record its id and its body.
     """
@@ -113,19 +112,6 @@ class Claiming(Generic[T]):
             core.nack((record.claim,), {record.topic: None}, delay, text_of(str(error)))
         refused.add(record.id)
 
-    def take_back(self, core: MessageCore, claims: list[MessageClaim], process: int) -> None:
-        """Release claims whose messages no consumer has got, and empty the list.
-
-        :param process: that in which they were claimed. A forked child leaves them to its parent.
-        """
-        if claims and process == os.getpid():
-            # The thread of a destructor must not wait, because another thread may be waiting for it.
-            if in_operation():
-                core.release_later(claims)
-            else:
-                core.release_unused(claims)
-        claims.clear()
-
     def consume(self, wanted: Wanted, owner: object) -> Generator[Message[T], None, None]:
         """Claim messages for ever, and give one after the other; end at a shutdown.
 
@@ -159,10 +145,10 @@ class Claiming(Generic[T]):
             except ShutDown:
                 return
             finally:
-                self.take_back(core, unused, process)
+                core.take_back(unused, process)
         except BaseException:
             # Again, if a signal handler raised where that began.
-            self.take_back(core, unused, process)
+            core.take_back(unused, process)
             raise
 
     def _begin(self, message: Message[T]) -> bool:

@@ -299,7 +299,7 @@ class MessageQueue(BaseMessageQueue[T]):
         try:
             return self._claiming.claim(core, wanted, claims, block, deadline)[0]
         except BaseException:
-            self._claiming.take_back(core, claims, process)
+            core.take_back(claims, process)
             raise
 
     def get_many(
@@ -329,7 +329,7 @@ class MessageQueue(BaseMessageQueue[T]):
         try:
             return self._claiming.claim(core, wanted, claims, block, deadline)
         except BaseException:
-            self._claiming.take_back(core, claims, process)
+            core.take_back(claims, process)
             raise
 
     def consume(

@@ -140,9 +140,14 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         if claims:
             self._database.write(run, sync and self._power, timeout=self._timeout)
 
-    def _change(self, run: Callable[[Execute], T], sync: bool = True) -> T:
+    def _change(
+        self,
+        run: Callable[[Execute], T],
+        sync: bool = True,
+        after: Callable[[T], object] | None = None,
+    ) -> T:
         self._check()
-        return self._database.write(run, sync and self._power, timeout=self._timeout)
+        return self._database.write(run, sync and self._power, after=after, timeout=self._timeout)
 
     # Putting.
 
@@ -497,7 +502,9 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         topic.paused = pauses
         self._gate(topic)
 
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(
+        self, topic: str | None, lease: float | None, *, locks: list[TopicClaim] | None = None
+    ) -> TopicClaim | None:
         def run(execute: Execute) -> TopicClaim | object | None:
             counters, now = self._refresh(execute), self._life.now
             if topic is None and self._life.is_behind:
@@ -511,7 +518,8 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             self._gate(found)
             return TopicClaim(name, found.lock)
 
-        while (result := self._change(run, False)) is _BEHIND:
+        after = None if locks is None else partial(_note_lock, locks)
+        while (result := self._change(run, False, after)) is _BEHIND:
             pass
         return cast("TopicClaim | None", result)
 
@@ -570,3 +578,9 @@ def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None
     noted = set(claims)
     made = [record.claim for record in records or () if record.claim is not None]
     claims += [claim for claim in made if claim not in noted]
+
+
+def _note_lock(locks: list[TopicClaim], lock: object) -> None:
+    """Add the lock, which was committed, if the call has made one. Idempotent."""
+    if isinstance(lock, TopicClaim) and lock not in locks:
+        locks.append(lock)

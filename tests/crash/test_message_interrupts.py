@@ -1,7 +1,7 @@
 """An interrupt at every place of every operation on messages.
 
 The operation happens wholly or not at all, no lock stays held, and the caller knows each claim from
-``claims``.
+``claims``, and each lock of a topic from ``locks``.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class MessageObserver(Observer):
         )
         return {*found}
 
+    def locks(self, number: int) -> set[TopicClaim]:
+        found = self._execute(f"SELECT topic, lock FROM topics_{number} WHERE lock IS NOT NULL")
+        return {TopicClaim(*row) for row in found}
+
     def keys(self, number: int) -> set[tuple[Any, ...]]:
         return {*self._execute(f"SELECT key, id, unfinished FROM keys_{number}")}
 
@@ -69,6 +73,7 @@ class Scene:
     """A message store with messages in every state, and a topic that is locked.
 
     :ivar claims: what the caller knows to be claimed.
+    :ivar locks: what the caller knows to be locked.
     """
 
     def __init__(self, place: Path, name: str, durability: Any) -> None:
@@ -84,9 +89,9 @@ class Scene:
         self.store.fail([self.claims.pop(0)], "failed")
         self.store.ack([self.claims.pop(0)])
         self.store.claim(topics=["other"], prefetch=True, claims=self.claims)
-        lock = self.store.lock_topic("locked", 1000.0)
-        assert lock is not None
-        self.lock: TopicClaim = lock
+        self.locks: list[TopicClaim] = []
+        self.store.lock_topic("locked", 1000.0, locks=self.locks)
+        (self.lock,) = self.locks
 
 
 Operation = Callable[[Scene], object]
@@ -107,8 +112,8 @@ OPERATIONS: dict[str, Operation] = {
     "cancel": lambda s: s.store.cancel(7),
     "purge": lambda s: s.store.purge(),
     "release_key": lambda s: s.store.release_key(b"4"),
-    "lock_topic": lambda s: s.store.lock_topic("default", 1000.0),
-    "lock the fullest": lambda s: s.store.lock_topic(None, None),
+    "lock_topic": lambda s: s.store.lock_topic("default", 1000.0, locks=s.locks),
+    "lock the fullest": lambda s: s.store.lock_topic(None, None, locks=s.locks),
     "extend_lock": lambda s: s.store.extend_lock(s.lock, None),
     "unlock_topic": lambda s: s.store.unlock_topic(s.lock),
     "pause": lambda s: s.store.pause("default"),
@@ -161,6 +166,9 @@ def expect_goes_on(scene: Scene, observer: MessageObserver, number: int, where: 
     assert observer.tokens(number) <= {*scene.claims}, f"a claim that the caller does not know: {where}"
     assert store.release(scene.claims) == found[State.CLAIMED], where
     assert store.stats().claimed == 0, where
+    locks = observer.locks(number)
+    assert locks <= {*scene.locks}, f"a lock that the caller does not know: {where}"
+    assert {lock for lock in scene.locks if store.unlock_topic(lock)} == locks, where
     for topic in ("default", "other", "locked"):
         store.resume(topic)
         store.set_rate(topic, None)

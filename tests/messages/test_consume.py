@@ -277,7 +277,7 @@ def test_a_destructor_within_an_operation_does_not_wait(queue, monkeypatch):
     put(queue)
     iteration = queue.consume(prefetch=3)
     next(iteration)
-    monkeypatch.setattr("persistcoll.messages.claiming.in_operation", lambda: True)
+    monkeypatch.setattr("persistcoll.engine.message_core.in_operation", lambda: True)
     del iteration
     assert states(queue) == "def"
     assert queue.get().body == "b"

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(120)
 
 # The store is the model, a lock around dicts, so the tests do not interrupt its calls.
 FILES = {
-    "queue.py", "claiming.py", "message.py", "core.py", "message_core.py", "topic_lock.py", "blocking.py",
-    "event_count.py",
+    "queue.py", "base.py", "claiming.py", "message.py", "core.py", "message_core.py", "topic_lock.py",
+    "blocking.py", "event_count.py",
 }  # fmt: skip
 BORDERS = ("call  in __enter__", "call  in __exit__")
 """Places at which a block has not begun, or is not left yet. Then the end of the lease ends a claim."""
@@ -225,6 +225,48 @@ def test_a_lock(prepare):
         if where.startswith(BORDERS):
             continue
         assert opened.queue.lock_topic("default") is not None, where
+
+
+def test_locking(prepare):
+    """The caller has the lock, or nobody has, and it stays so after the next claim."""
+
+    def lock(opened: Any) -> None:
+        opened.lock = opened.queue.lock_topic("default")
+
+    def make() -> Any:
+        opened = prepare()()
+        opened.lock = None
+        return opened
+
+    count = 0
+    for opened, where in interruptions(make, lock, files=FILES):
+        count += 1
+        found = opened.queue._store._state.locks
+        opened.queue._core._do_pending_release()
+        assert len(found) == (opened.lock is not None), where
+        if opened.lock is None:
+            assert opened.queue.lock_topic("default") is not None, where
+    assert count > 5
+
+
+def test_a_lock_that_cannot_be_released_yet(queue):
+    """The next call that claims or locks releases it."""
+    store, lock_topic, unlock_topic = queue._store, queue._store.lock_topic, queue._store.unlock_topic
+
+    def lock_and_raise(*arguments: Any, **options: Any) -> None:
+        lock_topic(*arguments, **options)
+        raise Interruption
+
+    def refuse(lock: Any) -> bool:
+        store.unlock_topic = unlock_topic
+        raise StorageError("no room")
+
+    store.lock_topic, store.unlock_topic = lock_and_raise, refuse
+    with pytest.raises(Interruption):
+        queue.lock_topic("t")
+    store.lock_topic = lock_topic
+    assert store._state.locks
+    assert queue.lock_topic("t") is not None
 
 
 WAKING: dict[str, Callable[[Any], object]] = {

@@ -203,7 +203,9 @@ class MessageStore(Store, Protocol):
     def resume(self, topic: str) -> None:
         """Deliver messages of this topic again."""
 
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(
+        self, topic: str | None, lease: float | None, *, locks: list[TopicClaim] | None = None
+    ) -> TopicClaim | None:
         """Let only this store object claim messages of a topic.
 
         The lock ends with :meth:`unlock_topic`, with its lease, or when the holder is dead.
@@ -211,6 +213,8 @@ class MessageStore(Store, Protocol):
         :param topic: ``None``: among the topics that are neither locked nor paused, the one with the most
             ready messages, the first by name among equals.
         :param lease: seconds; ``None``: the lock has no lease.
+        :param locks: a list to which the store appends the lock in the same atomic step, as :meth:`claim`
+            does with ``claims``.
         :return: the lock. It is ``None`` if an object, this one included, has locked the topic, and without a
             name if no such topic has a ready message.
         """

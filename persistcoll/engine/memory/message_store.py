@@ -283,7 +283,9 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             self._promote_due().paused.pop(topic, None)
             self._state.changes += 1
 
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(
+        self, topic: str | None, lease: float | None, *, locks: list[TopicClaim] | None = None
+    ) -> TopicClaim | None:
         with self._state.lock:
             state = self._promote_due()
             topic = self._fullest() if topic is None else topic
@@ -292,7 +294,10 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             lock = TopicLock(next(state.tokens), self._holder, self._end_of(lease))
             state.locks[topic] = lock
             state.changes += 1
-            return TopicClaim(topic, lock.token)
+            made = TopicClaim(topic, lock.token)
+            if locks is not None:
+                locks.append(made)
+            return made
 
     def extend_lock(self, lock: TopicClaim, seconds: float | None) -> None:
         with self._state.lock:

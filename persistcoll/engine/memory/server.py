@@ -34,6 +34,8 @@ __all__ = [
 S = TypeVar("S", bound="ServerState")
 
 MAX_PAYLOAD = 1 << 20  # bytes
+_NOTES = ("claims", "locks")
+"""The parameters of the contracts that name a list to which an operation appends what it has made."""
 _BEGAN = time.time() - time.monotonic()
 
 
@@ -284,7 +286,7 @@ class ServerStore(ABC, Generic[S]):
 
         :raise BackendUnavailableError: the connection was lost too often.
         """
-        claims: list[Any] | None = options.get("claims")
+        notes = {name: options[name] for name in _NOTES if options.get(name) is not None}
         operation = next(self._operations)
         payloads = self._payloads(name, arguments)
         for payload in payloads:
@@ -298,13 +300,11 @@ class ServerStore(ABC, Generic[S]):
             with self._state.lock:
                 if self._original._closed:
                     raise ClosedError("this store in memory is closed")
-                made: list[Any] = []
-                if claims is not None:
-                    options["claims"] = made
-                lost, value = self._attempt(name, arguments, options, operation, early)
+                made: dict[str, list[Any]] = {each: [] for each in notes}
+                lost, value = self._attempt(name, arguments, {**options, **made}, operation, early)
             if not lost:
-                if claims is not None:
-                    claims.extend(made)
+                for each, noted in notes.items():
+                    noted.extend(made[each])
                 return value
         raise BackendUnavailableError("the server in memory cannot be reached")
 
@@ -324,8 +324,8 @@ class ServerStore(ABC, Generic[S]):
         key = self._client, operation
         if key in state.done:
             value, made = state.done.pop(key)
-            if "claims" in options:
-                options["claims"].extend(made)
+            for each, noted in made.items():
+                options[each].extend(noted)
             return False, value
         if connection is not None and connection.transaction is None:
             raise ValueError("no transaction is open on this connection")
@@ -347,7 +347,7 @@ class ServerStore(ABC, Generic[S]):
         state.commit(transaction)
         self._ran(session)
         if state.loses():  # the connection is lost after the commit
-            state.done[key] = value, options.get("claims", ())
+            state.done[key] = value, {each: options[each] for each in _NOTES if options.get(each)}
             return True, None
         return False, value
 

@@ -185,6 +185,7 @@ def only_the_locker_claims(harness: MessageStoreHarness) -> None:
     together(harness, _lock_leases(harness), _lock_extensions(harness))
     _lockers_end(harness)
     _fullest(harness)
+    _listed(harness)
     _names(harness, "locked", lambda store, topic: store.lock_topic(topic, 3600.0))
 
 
@@ -196,6 +197,7 @@ def _locks_of_one(harness: MessageStoreHarness) -> None:
     _gives(store, ["t"], ["a"], "locked by this object")
     check(store.unlock_topic(lock), "unlock_topic() of a lock that has not ended")
     check(not store.unlock_topic(lock), "unlock_topic() of a lock that has ended")
+    _listed(harness)
 
 
 def _locked(harness: MessageStoreHarness) -> None:
@@ -373,6 +375,22 @@ def _fullest(harness: MessageStoreHarness) -> None:
     store.resume("paused")
     lock = other.lock_topic(None, harness.seconds(1000.0))
     check(lock is not None and lock.topic == "paused", f"after resume() it locks {lock}")
+
+
+def _listed(harness: MessageStoreHarness) -> None:
+    """Check that ``locks`` lists the lock that a call has made, and nothing else."""
+    store = harness.open("listed")
+    wanted = [TopicClaim("earlier", 0)]
+    listed = list(wanted)
+    for topic in ("t", "t", None, "u", None):
+        if topic is None:
+            put(store, harness.entry(topic="fullest"))
+        lock = store.lock_topic(topic, 3600.0, locks=listed)
+        wanted += [] if lock is None else [lock]
+        check(listed == wanted, f"lock_topic() of {topic!r} gave {lock}, and listed {listed}, not {wanted}")
+    check(len(wanted) == 4, f"the locks of three topics are {wanted[1:]}")
+    for made in listed[1:]:
+        check(store.unlock_topic(made), f"unlock_topic() does not know the lock {made} of the list")
 
 
 TOPIC_LAWS: tuple[MessageStoreLaw, ...] = (

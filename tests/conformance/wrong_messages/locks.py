@@ -47,31 +47,33 @@ class ALockerGetsNothingElse(MemoryMessageStore):
 
 @breaks("Q14")
 class LocksIgnoreCase(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
         alike = {each.lower() for each in self._promote_due().locks}
-        return None if topic is not None and topic.lower() in alike else super().lock_topic(topic, lease)
+        if topic is not None and topic.lower() in alike:
+            return None
+        return super().lock_topic(topic, lease, **options)
 
 
 @breaks("Q14")
 class LocksAgainForItself(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
         held = self._promote_due().locks.get(topic or "")
         if held is not None and held.holder is self._holder:
             return TopicClaim(topic or "", held.token)
-        return super().lock_topic(topic, lease)
+        return super().lock_topic(topic, lease, **options)
 
 
 @breaks("Q14")
 class LocksWhatIsLocked(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
         self._promote_due().locks.pop(topic or "", None)
-        return super().lock_topic(topic, lease)
+        return super().lock_topic(topic, lease, **options)
 
 
 @breaks("Q14")
 class LocksOnlyKnownTopics(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
-        return super().lock_topic(topic, lease) if topic is None or self.count(topic) else None
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
+        return super().lock_topic(topic, lease, **options) if topic is None or self.count(topic) else None
 
 
 @breaks("Q14")
@@ -112,16 +114,16 @@ class ExtendsEndedLocks(MemoryMessageStore):
 
 @breaks("Q14")
 class LockTokensRepeat(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
         self._state.tokens = itertools.count(7)
-        return super().lock_topic(topic, lease)
+        return super().lock_topic(topic, lease, **options)
 
 
 class _LocksEndOtherwise(MemoryMessageStore):
     """A store whose locks end at another time."""
 
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
-        lock = super().lock_topic(topic, lease)
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
+        lock = super().lock_topic(topic, lease, **options)
         if lock is not None:
             held = self._state.locks[lock.topic]
             self._state.locks[lock.topic] = held._replace(until=self.end(held.until))
@@ -157,10 +159,10 @@ class EveryLockEnds(_LocksEndOtherwise):
 
 @breaks("Q14")
 class LocksEndLateUnseen(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
         self._reclaim = lambda: 0  # type: ignore[method-assign]
         try:
-            return super().lock_topic(topic, lease)
+            return super().lock_topic(topic, lease, **options)
         finally:
             del self._reclaim
 
@@ -241,9 +243,33 @@ class ReclaimCountsLocks(MemoryMessageStore):
 
 
 @breaks("Q14")
+class ListsNoLocks(MemoryMessageStore):
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
+        return super().lock_topic(topic, lease)
+
+
+@breaks("Q14")
+class ListsOnlyItsLocks(MemoryMessageStore):
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
+        if options.get("locks"):
+            options["locks"].clear()
+        return super().lock_topic(topic, lease, **options)
+
+
+@breaks("Q14")
+class ListsLocksOfOthers(MemoryMessageStore):
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
+        lock = super().lock_topic(topic, lease, **options)
+        held = self._state.locks.get(topic or "")
+        if lock is None and held is not None and options.get("locks") is not None:
+            options["locks"].append(TopicClaim(topic or "", held.token))
+        return lock
+
+
+@breaks("Q14")
 class ALockEndsClaims(MemoryMessageStore):
-    def lock_topic(self, topic: str | None, lease: float | None) -> TopicClaim | None:
-        lock = super().lock_topic(topic, lease)
+    def lock_topic(self, topic: str | None, lease: float | None, **options: Any) -> TopicClaim | None:
+        lock = super().lock_topic(topic, lease, **options)
         for row in self._state.select(State.CLAIMED, topic=topic or ""):
             self._come_back(row)
         return lock
