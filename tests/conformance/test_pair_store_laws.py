@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -191,6 +191,19 @@ def _never_committed(mapping: Any, original: Any) -> Iterator[None]:
     rows.update(kept)
 
 
+def _lets_other_threads_write(mapping: Any, original: Any) -> Any:
+    mapping._state.lock = nullcontext()
+    return original()
+
+
+def _lets_other_threads_look(mapping, original, key):
+    lock, mapping._state.lock = mapping._state.lock, nullcontext()
+    try:
+        return original(key)
+    finally:
+        mapping._state.lock = lock
+
+
 def _for_ever(mapping, original, items, expires=None):
     original(items)
 
@@ -267,6 +280,8 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "M2 no rollback": ("M2", {"transaction": _without_rollback}),
     "M2 half a rollback": ("M2", {"transaction": _rolled_back_in_part}),
     "M2 no commit": ("M2", {"transaction": _never_committed}),
+    "M2 other threads write meanwhile": ("M2", {"transaction": _lets_other_threads_write}),
+    "M2 other threads look meanwhile": ("M2", {"get": _lets_other_threads_look}),
     "M2 updates are lost": ("M2", {"change": _change_in_two_steps}),
     "M2 a batch is stored in part": ("M2", {"set_many": _half_a_batch_at_a_time}),
     "M3 nothing expires": ("M3", {"set_many": _for_ever}),

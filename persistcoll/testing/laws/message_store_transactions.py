@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +9,7 @@ from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_records import MessageClaim
 from persistcoll.engine.records import State
 from persistcoll.errors import StaleClaimError
-from persistcoll.testing.children import check
+from persistcoll.testing.children import begin_in_threads, check
 from persistcoll.testing.harness import only_its_task_is_in_it
 from persistcoll.testing.laws.message_store_harness import (
     KEEPS,
@@ -310,22 +309,17 @@ def _alone(harness: MessageStoreHarness) -> None:
     other = harness.another(store, "alone")
     put(store, harness.entry("there"))
     seen: list[list[str]] = []
-    threads = [
-        threading.Thread(target=partial(other.put, [harness.entry("elsewhere")])),
-        threading.Thread(target=lambda: seen.append(payloads(list(other.scan())))),
-        threading.Thread(target=other.await_transaction),
-    ]
     with store.transaction():
         put(store, harness.entry("within"))
-        for thread in threads:
-            thread.start()
-            thread.join(0.05)  # a thread that must wait for the end gets time to write too early
+        end = begin_in_threads(
+            partial(other.put, [harness.entry("elsewhere")]),
+            lambda: seen.append(payloads(list(other.scan()))),
+            other.await_transaction,
+        )
         found = payloads(contents(store))
         check(found == ["there", "within"], f"another thread wrote: {found}")
         store.cancel(contents(store)[0].id)
-    for thread in threads:
-        thread.join(60)
-        check(not thread.is_alive(), "after a transaction of another thread a call does not come to its end")
+    end()
     found = payloads(contents(other))
     check(found == ["within", "elsewhere"], f"after the transaction there is {found}")
     check("there" not in seen[0] or len(seen[0]) == 1, f"another thread saw {seen[0]}")

@@ -29,7 +29,7 @@ from typing import Any
 
 from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.errors import ClosedError
-from persistcoll.testing.children import check, in_forked_child, run_threads
+from persistcoll.testing.children import begin_in_threads, check, in_forked_child, run_threads
 from persistcoll.testing.harness import only_its_task_is_in_it
 from persistcoll.testing.laws.pair_store_harness import (
     PairStoreHarness,
@@ -195,22 +195,15 @@ def _raise(error: BaseException) -> Any:
 def _nobody_else_writes(mapping: PairStore, other: PairStore) -> None:
     mapping.set_many(triples("x", value="0"))
     seen: list[bytes | None] = []
-    calls = [
-        lambda: other.change(b"x", b"", append(b"+other")),
-        lambda: seen.append(other.get(b"x")),
-        lambda: seen.extend(pair.value for pair in other.scan(b"x", b"y")),
-    ]
-    threads = [threading.Thread(target=call) for call in calls]
     with mapping.transaction():
         mapping.change(b"x", b"", append(b"+1"))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(0.05)  # a thread that must wait for the end gets time to write too early
+        end = begin_in_threads(
+            lambda: other.change(b"x", b"", append(b"+other")),
+            lambda: seen.append(other.get(b"x")),
+            lambda: seen.extend(pair.value for pair in other.scan(b"x", b"y")),
+        )
         mapping.change(b"x", b"", append(b"+2"))
-    for thread in threads:
-        thread.join(60)
-        check(not thread.is_alive(), "after a transaction of another thread a call does not come to its end")
+    end()
     found = mapping.get(b"x")
     check(found == b"0+1+2+other", f"another thread wrote within a transaction: {found!r}")
     committed = {b"0", b"0+1+2", b"0+1+2+other"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from persistcoll.engine.contracts import Select
@@ -249,14 +249,18 @@ class LetsOtherTasksIn(MemoryRecordStore):
 @breaks("T6")
 class LetsOtherThreadsWrite(MemoryRecordStore):
     def transaction(self) -> AbstractContextManager[None]:
-        self._state.lock = _NoLock()  # type: ignore[assignment]
+        self._state.lock = nullcontext()  # type: ignore[assignment]
         return super().transaction()
 
 
-class _NoLock:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+@breaks("T6")
+class LetsOtherThreadsLook(MemoryRecordStore):
+    def records(self) -> Iterator[Record]:
+        lock, self._state.lock = self._state.lock, nullcontext()  # type: ignore[assignment]
+        try:
+            return super().records()
+        finally:
+            self._state.lock = lock
 
 
 @breaks("T6")
