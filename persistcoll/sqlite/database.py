@@ -730,6 +730,8 @@ class Database:
         try:
             try:
                 try:
+                    # After an error the cursor has a statement still, and SQLite closes no such connection.
+                    driver.end_statement(self._execute)
                     self._watcher.close()
                     for connection in self._readers.close(FORK_TIMEOUT):
                         leak(connection)

@@ -103,6 +103,9 @@ _DAMAGED = (
     "constraint failed",  # the statements violate none, unless a damaged index hides a row
 )
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
+# SQLITE_PROTOCOL, after a hundred tries to begin a transaction. SQLite ignores the error of an unlock, and
+# then takes the lock for held until all connections of the process are closed.
+_NO_LOCK = "locking protocol"
 # SQLite reports ENOSPC in a write to a file as "full", and every other lack of space as an I/O error: a quota
 # (EDQUOT), the largest size of a file (EFBIG), and an index of the log that cannot grow.
 _WRITING, _GROWING_INDEX = 778, 4874  # SQLITE_IOERR_WRITE, SQLITE_IOERR_SHMSIZE
@@ -333,6 +336,12 @@ def translate(error: Exception, doing: str, path: str) -> StorageError:
         return CorruptionError(f"{doing} {path!r} failed: the database's schema is damaged", path)
     if any(words in text for words in _BUSY):
         return LockedError(f"{doing} {path!r}: another program keeps the database locked")
+    if _NO_LOCK in text:
+        return LockedError(
+            f"{doing} {path!r}: SQLite tried for ten seconds to lock its index of the log; nothing was done."
+            " Another program keeps it locked, or the operating system refuses to lock or unlock it."
+            " If calls go on to fail, close all objects of this file in this process, and open them again"
+        )
     if any(words in text for words in _FULL_ERRORS):
         return _full(doing, path, errno.ENOSPC)
     if any(words in text for words in _DAMAGED):

@@ -161,7 +161,7 @@ def test_each_call_of_an_operation_fails(name, durability, times, memory_path):
 
 FAULTY = """
 import os, random, sys
-from persistcoll import StorageError
+from persistcoll import LockedError, StorageError
 from tests.crash.message_accounts import Author, Hands
 from tests.crash.messages import POLICY, opened
 
@@ -171,7 +171,9 @@ author = Author(random.Random(seed), hands)
 for _ in range(250):
     try:
         op = author.op()
-    except StorageError as error:
+    except LockedError:
+        break
+    except StorageError:
         continue
     print(f"ask {op!r}", flush=True)
     try:
@@ -180,6 +182,8 @@ for _ in range(250):
         if "unknown" in str(error):
             break
         print("no", flush=True)
+        if isinstance(error, LockedError):
+            break
 os._exit(0)
 """
 
@@ -197,6 +201,7 @@ os._exit(0)
         ("pwrite64", "ENOSPC", "process"),
         ("pread64", "EIO", "process"),
         ("flock", "EIO", "process"),
+        ("fcntl", "EIO", "process"),
     ],
 )
 def test_any_call_of_the_system_fails(call, error, durability, times, rng, tmp_path):

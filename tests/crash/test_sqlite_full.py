@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from persistcoll import Empty, SQLiteAckQueue, SQLiteQueue, StorageFullError
+from tests.crash.test_disk_full import child
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,3 +211,50 @@ def test_a_sync_that_fails_poisons_what_is_open(when, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("right")
+
+
+UNLOCKING = """
+import sys
+from persistcoll import LockedError, SQLiteQueue
+
+path, puts = sys.argv[1], int(sys.argv[2])
+queue = SQLiteQueue(path, durability="process")
+other = SQLiteQueue(path, name="other", durability="process")
+put = []
+try:
+    while len(put) < puts:
+        queue.put(len(put))
+        put.append(len(put))
+        assert queue.peek() == 0
+except LockedError as error:
+    assert "open them again" in str(error), error
+queue.close()
+other.close()
+# The closed objects are still there.
+with SQLiteQueue(path) as again:
+    assert list(again.items()) in (put, [*put, len(put)])
+    again.put("on")
+print("right", len(put))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.needs("strace")
+def test_an_unlock_that_fails_is_over_when_all_is_closed(tmp_path):
+    """SQLite takes the lock for its own for as long as a connection is open, and tries for ten seconds."""
+    strace = shutil.which("strace")
+    assert strace is not None
+    log = tmp_path / "log"
+    command = [strace, "-f", "-qq", "-o", str(log), "-e", "trace=fcntl"]
+    assert child(UNLOCKING, str(tmp_path / "whole"), "9", command=command) == ["right 9"]
+    calls = log.read_text().splitlines()
+    # The lock of a place up to which a connection reads. The connection locks it alone to move it.
+    moves = [
+        number
+        for number, (before, call) in enumerate(itertools.pairwise(calls), start=2)
+        if "F_WRLCK" in before and "F_UNLCK" in call and "l_start=124," in call
+    ]
+    command += ["-e", f"inject=fcntl:error=EIO:when={moves[-6]}"]
+    (said,) = child(UNLOCKING, str(tmp_path / "failing"), "9", command=command)
+    assert "F_UNLCK" in next(call for call in log.read_text().splitlines() if "INJECTED" in call)
+    assert "right 0" < said < "right 9"

@@ -20,6 +20,7 @@ from persistcoll import (
     StoreKindError,
 )
 from persistcoll.disk import path_checks
+from tests.leaks import open_below
 from tests.sql_queues.conftest import ACK, done_with
 
 
@@ -95,6 +96,17 @@ def test_another_program_keeps_it_locked(open_file, kind, foreign):
     assert len(queue.get_many(9)) == before + 1
     for _ in range(before + 1):
         done_with(queue)
+
+
+def test_a_queue_that_is_closed_after_an_error_keeps_no_file_open(open_file, kind, foreign, tmp_path):
+    """SQLite does not close a connection that has a statement, as a cursor has after an error."""
+    queue = open_file(kind, timeout=0.02)
+    connection = foreign("BEGIN IMMEDIATE")
+    with pytest.raises(LockedError):
+        queue.put("a")
+    connection.close()
+    queue.close()
+    assert not open_below(tmp_path)
 
 
 @pytest.mark.parametrize("timeout", [1e7, 1e300, float("inf")])
