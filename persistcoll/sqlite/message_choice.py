@@ -101,6 +101,8 @@ class MessageChoice:
         self._check_none_left(execute, counters, topics)
         error, now = Empty(), self._life.now
         next_due = self._life.find_next_due(execute)
+        if self._life.is_behind:
+            raise corruption_error("what is due is not found")
         times = [] if next_due is None else [next_due]
         for name in counters.gated:
             if topics is None or name in topics:

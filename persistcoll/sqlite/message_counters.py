@@ -226,7 +226,7 @@ class MessageCounters(Counters):
         elif state == DEAD:
             self.dead += count
 
-    def expire(self) -> None:
-        """Count one message more that has expired."""
-        self.failed += 1
-        self._totals_changed = True
+    def expire(self, count: int) -> None:
+        """Count so many messages more that have expired."""
+        self.failed += count
+        self._totals_changed = self._totals_changed or count > 0

@@ -1,7 +1,8 @@
 """The steps in the life of a message: it is settled, lost, returned, finished, promoted.
 
 Each step is a part of a transaction, and changes one row, the counters, and where there is one the group and
-the key. A step may let the next message of a group become ready.
+the key. A step may let the next message of a group become ready. What ends by itself ends in slices: a
+statement changes those messages of a slice that need no step of their own.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
-from persistcoll.sqlite.message_statements import DEAD, DELAYED, READY, STATES, MessageStatements
+from persistcoll.sqlite.message_statements import CLAIMED, DEAD, DELAYED, READY, STATES, MessageStatements
 
 __all__ = ["MessageLife"]
 
-_PAGE = 256
-# How many delayed messages one transaction promotes. Other writers wait for so long.
-_PROMOTED = 1024
+# How many messages one transaction promotes, and how many of which something else is due it ends. Other
+# writers wait for so long.
+_PROMOTED = _ENDED = 1024
+# How many of those that it ends may need steps of their own, which take longer.
+_STEPS = 256
+_UNLIMITED = 1 << 62  # attempts
 _FINAL = (State.DONE, State.DEAD)
 # How many finished messages are kept above the limit before they are trimmed, because trimming one costs as
 # much as many.
@@ -39,11 +43,12 @@ _TRIM_BATCH = 64
 class MessageLife:
     """The steps of one queue's messages. The database's lock protects ``now``.
 
-    A transaction does all that is due, except that it promotes a limited number of delayed messages. The
-    longest wait for a transaction would otherwise be that for a million of them. A call that has to know all
-    ready messages repeats its transaction while :attr:`is_behind` is true.
+    A transaction does a limited number of what is due. The longest wait for a transaction would otherwise be
+    that for a million messages. A call that has to know all ready messages repeats its transaction while
+    :attr:`is_behind` is true, and one that has to know all finished messages while ``has_overdue`` is.
 
     :ivar now: the time of the present call, by the store's clock.
+    :ivar has_overdue: whether leases or ttls are over that no transaction has ended yet.
     """
 
     def __init__(
@@ -60,6 +65,12 @@ class MessageLife:
         self._rows = rows
         self._policy = policy
         self.now = 0.0
+        self.has_overdue = False
+
+    def begin(self, now: float) -> None:
+        """Note the time of a call."""
+        self.now = now
+        self.has_overdue = False
 
     def _set(
         self,
@@ -124,7 +135,7 @@ class MessageLife:
     def expire(self, execute: Execute, row: MessageRow) -> None:
         """Remove a message because its ttl is over."""
         self.finish(execute, row, None)
-        self._counters.expire()
+        self._counters.expire(1)
 
     def kill_damaged(self, execute: Execute, row: MessageRow) -> None:
         """Make a ready message dead because it is damaged."""
@@ -191,9 +202,8 @@ class MessageLife:
         count = self._counters.count(state)
         if keep is None or count <= keep + _TRIM_BATCH:
             return
-        for row in read_rows(execute, self._sql.select_oldest[state], (count - keep,)):
-            execute(self._sql.delete, (row.id,))
-            self._counters.move(execute, row.topic, row.number, None)
+        removed = execute(self._sql.delete_oldest[state], (min(count - keep, _ENDED),)).fetchall()
+        self._count(execute, removed, STATES[state], None)
 
     def redrive(self, execute: Execute, row: MessageRow) -> None:
         """Make a dead message ready again, or blocked. Its key is free or its own."""
@@ -228,29 +238,25 @@ class MessageLife:
 
     @property
     def is_behind(self) -> bool:
-        """Whether delayed messages are due that no transaction has promoted yet."""
+        """Whether something is due that no transaction has done yet."""
         next_due = self._counters.next_due_at
         return next_due is not None and next_due <= self.now
 
     def release_due(self, execute: Execute) -> int:
-        """End what is due, and promote as many as one transaction may; return how many claims ended."""
-        is_behind = self._promote(execute)
-        ended = 0
-        while due := read_rows(execute, self._sql.select_due, (self.now, _PAGE)):
-            for row in due:
-                ended += self._end(execute, row)
+        """Promote and end as much of what is due as one transaction may; return how many claims ended."""
+        may_be_delayed = self._promote(execute)
+        ended, may_be_due = self._end_due(execute)
         self.find_next_due(execute)
-        if self.is_behind and not is_behind:
+        if (self.has_overdue and not may_be_due) or (self.is_behind and not (may_be_due or may_be_delayed)):
             raise corruption_error("what is due is not found")
         return ended
 
     def find_next_due(self, execute: Execute) -> float | None:
-        """Return when the next delay, lease or ttl ends, after what is due was done."""
+        """Return when the next delay, lease or ttl ends, or has ended if that is not done."""
         other, delayed = execute(self._sql.select_next_due).fetchone()
         if not all(isinstance(time, (int, float, NoneType)) for time in (other, delayed)):
             raise corruption_error("a time")
-        if other is not None and other <= self.now:
-            raise corruption_error("what is due is not found")
+        self.has_overdue = other is not None and other <= self.now
         next_due = min((time for time in (other, delayed) if time is not None), default=None)
         if next_due is None and self._counters.delayed:
             raise corruption_error("what is delayed is not found")
@@ -263,13 +269,54 @@ class MessageLife:
         Each one is in no group or the head of its group, and stays it.
         """
         promoted = execute(self._sql.promote, (self.now, _PROMOTED)).fetchall()
-        for topic, count in Counter(topic for (topic,) in promoted).items():
-            self._counters.move(execute, topic, DELAYED, READY, count)
+        self._count(execute, promoted, DELAYED, READY)
         if self._counters.delayed < 0:  # otherwise a damaged index could give the same rows for ever
             raise corruption_error("the number of delayed messages")
-        if promoted:
-            self._database.mark_dirty(self._counters)
         return len(promoted) == _PROMOTED
+
+    def _end_due(self, execute: Execute) -> tuple[int, bool]:
+        """End leases, ttls, and delays of messages with a ttl.
+
+        :return: how many claims that were, and whether more may be due.
+        """
+        now, left = self.now, _ENDED
+        # Each statement finds what those before it have left of the same slice.
+        ended = self._end_claims(execute, self._sql.end_leases, LEASE_RAN_OUT, now, left)
+        left -= ended
+        expired = execute(self._sql.end_ttls, (now, left, now)).fetchall()
+        for state in (READY, DELAYED):
+            self._count(execute, [row for row in expired if row[1] == state], state, None)
+        self._counters.expire(len(expired))
+        left -= len(expired)
+        ready = execute(self._sql.end_delays, (now, left, now)).fetchall()
+        self._count(execute, ready, DELAYED, READY)
+        left -= len(ready)
+        most = min(left, _STEPS)
+        rest = read_rows(execute, self._sql.select_due, (now, most))
+        for row in rest:
+            ended += self._end(execute, row)
+        return ended, len(rest) == most
+
+    def _end_claims(self, execute: Execute, text: str, error: str, *which: float) -> int:
+        """End together the claims of a slice that need no step of their own; return how many."""
+        most = self._policy.max_attempts
+        parameters = (self.now, LEASE_RAN_OUT, error, *which, _UNLIMITED if most is None else most, self.now)
+        ended = execute(text, parameters).fetchall()
+        self._count(execute, ended, CLAIMED, READY)
+        for _, due in ended:
+            if due is not None:
+                self._counters.lower_next_due(due)
+        return len(ended)
+
+    def _count(self, execute: Execute, changed: list[Any], old: int, new: int | None) -> None:
+        """Count that a statement has changed the state of messages.
+
+        :param changed: rows of which the first column is the topic of a message.
+        """
+        for topic, count in Counter(row[0] for row in changed).items():
+            self._counters.move(execute, topic, old, new, count)
+        if changed:
+            self._database.mark_dirty(self._counters)
 
     def _end(self, execute: Execute, row: MessageRow) -> bool:
         """End what is due of one message; return whether that was a claim."""
@@ -279,24 +326,34 @@ class MessageLife:
         if row.is_over(self.now):
             # A head that expired before may have moved it on since it was read.
             self.expire(execute, self.read(execute, row.id))
-        else:
+        elif row.state is State.DELAYED:
             self._set(execute, row, State.READY)
+        else:  # otherwise a damaged index could give the same row for ever
+            raise corruption_error("a message that is not due")
         return False
 
     def read(self, execute: Execute, id: int) -> MessageRow:
-        """Return the row with this id, which is known to be there."""
-        found = execute(self._sql.select, (id,)).fetchone()
+        """Return the bare row with this id, which is known to be there."""
+        found = execute(self._sql.select_bare, (id,)).fetchone()
         if found is None:
             raise corruption_error("a message is not where its id says")
         return MessageRow._make(found)
 
     def end_claims(self, execute: Execute, number: int, closes: bool) -> int:
         """End the claims and locks of a holder that is dead or closes; return how many claims that were."""
-        held = read_rows(execute, self._sql.select_of_holder, (number,))
-        for row in held:
-            self.lose(execute, row, HOLDER_CLOSED if closes else HOLDER_DIED)
+        error = HOLDER_CLOSED if closes else HOLDER_DIED
+        count = self._counters.claimed
+        rest: list[MessageRow] | None = None
+        while rest is None or rest:
+            self._end_claims(execute, self._sql.end_of_holder, error, number, _ENDED)
+            rest = read_rows(execute, self._sql.select_of_holder, (number, _STEPS))
+            for row in rest:
+                if row.state is not State.CLAIMED:  # otherwise a damaged index could give it for ever
+                    raise corruption_error("a claim of a holder")
+                is_over = row.until is not None and row.until <= self.now
+                self.lose(execute, row, LEASE_RAN_OUT if is_over else error)
         self._unlock(execute, lambda topic: topic.locker == number)
-        return len(held)
+        return count - self._counters.claimed
 
     def end_locks(self, execute: Execute) -> None:
         """End the locks whose leases are over, so that their topics cost a claim nothing any more."""

@@ -44,8 +44,11 @@ class MessageStatements(NamedTuple):
 
     Each text is described by its parameters, and after an arrow by its result or effect. A *row* is: id,
     state, topic, place, created, attempts, deliveries, until, finished, key, grp, headers, error, options,
-    ttl, expires, token, delivered, crc, payload. The *place* is the negative priority, so that every order is
-    ascending.
+    ttl, expires, token, delivered, crc, payload. A *bare row* has ``NULL`` for headers and payload, and reads
+    neither. The *place* is the negative priority, so that every order is ascending.
+
+    What *ends together* is a slice of messages of which the statement changes those that need no step of
+    their own. The others of the slice stay, and are then the first ones of its index.
     """
 
     create: tuple[str, ...]
@@ -58,8 +61,10 @@ class MessageStatements(NamedTuple):
     """a row without token and delivered, and its due time -> stored."""
     select: str
     """id -> its row."""
+    select_bare: str
+    """id -> its bare row."""
     select_claimed: str
-    """id, token -> its row, without headers and payload, if that is its claim."""
+    """id, token, time -> its bare row, if that is its claim, which has not ended by then."""
     select_ready: str
     """n -> the next n ready rows of all topics."""
     select_ready_of: str
@@ -77,17 +82,30 @@ class MessageStatements(NamedTuple):
     delete: str
     """id -> deleted."""
     select_due: str
-    """time, n -> the first n rows of which something is due by then, other than what ``promote`` does."""
+    """time, n -> the first n bare rows of which something other than what ``promote`` does is due by then."""
+    end_leases: str
+    """time, error of a lease, error, time, n, most attempts, time -> ends together the claims of the first n
+    rows that are due by that time, if they have attempts left and come back; gives topics, and when
+    something is due again."""
+    end_ttls: str
+    """time, n, time -> removes together, of the first n rows that are due by that time, those of which the
+    ttl is over, and that have neither a key nor a group; gives topics and states."""
+    end_delays: str
+    """time, n, time -> makes ready together, of the first n rows that are due by that time, the delayed ones
+    of which the ttl is not over; gives topics."""
     promote: str
     """time, n -> makes the first n delayed rows without a ttl ready that are due by then; gives topics."""
     select_next_due: str
     """-> the earliest time at which something is due, and the earliest at which ``promote`` has a row."""
     select_of_holder: str
-    """holder -> the rows that it has claimed."""
+    """holder, n -> n bare rows that it has claimed."""
+    end_of_holder: str
+    """time, error of a lease, error, holder, n, most attempts, time -> as ``end_leases``, of n rows that the
+    holder has claimed."""
     select_blocked: str
-    """topic, grp -> the blocked row with the lowest id."""
-    select_oldest: Mapping[State, str]
-    """n -> the rows in that final state with the lowest ids."""
+    """topic, grp -> the bare row of the blocked one with the lowest id."""
+    delete_oldest: Mapping[State, str]
+    """n -> removes the rows in that final state with the lowest ids; gives topics."""
     select_oldest_ready: str
     """-> when the ready message with the lowest id was put."""
     select_oldest_ready_of: str
@@ -152,6 +170,9 @@ def message_statements(number: int) -> MessageStatements:
         for name, (_, condition) in _INDEXES.items()
     }
     select = f"SELECT {_ROW}"
+    select_bare = select.replace("headers", "NULL").replace("payload", "NULL")
+    due = f"{part['due']} AND due <= ? ORDER BY due, id LIMIT ?"
+    held = f"{part['claimed']} AND holder = ? LIMIT ?"
     inserted = _ROW.replace(" token, delivered,", "") + ", due"
     in_state = {
         State.READY: f"{select} {part['ready']}",
@@ -196,8 +217,9 @@ def message_statements(number: int) -> MessageStatements:
         f" dead = ?, gone = ? WHERE number = {number}",
         insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 19)})",
         select=f"{select} FROM {messages} WHERE id = ?",
-        select_claimed=f"SELECT {_ROW.replace('headers', 'NULL').replace('payload', 'NULL')} FROM {messages}"
-        " WHERE id = ? AND token = ? AND state = 1",
+        select_bare=f"{select_bare} FROM {messages} WHERE id = ?",
+        select_claimed=f"{select_bare} FROM {messages}"
+        " WHERE id = ? AND token = ? AND state = 1 AND (until IS NULL OR until > ?)",
         select_ready=f"{select} {part['ready']} ORDER BY place, id LIMIT ?",
         select_ready_of=f"{select} {part['ready_of']} AND topic = ? ORDER BY place, id LIMIT ?",
         claim=f"UPDATE {messages} SET state = 1, holder = ?, token = ?, until = ?, due = ?, delivered = ?,"
@@ -209,13 +231,23 @@ def message_statements(number: int) -> MessageStatements:
         redrive=f"UPDATE {messages} SET state = ?, due = ?, expires = ?, attempts = 0, finished = NULL"
         " WHERE id = ?",
         delete=f"DELETE FROM {messages} WHERE id = ?",
-        select_due=f"{select} {part['due']} AND due <= ? ORDER BY due, id LIMIT ?",
+        select_due=f"{select_bare} {due}",
+        end_leases=_end_claims(messages, due),
+        end_ttls=f"DELETE FROM {messages} WHERE id IN (SELECT id {due}) AND state IN (0, 2) AND expires <= ?"
+        " AND key IS NULL AND grp IS NULL RETURNING topic, state",
+        end_delays=f"UPDATE {messages} SET state = 0, until = NULL, due = expires"
+        f" WHERE id IN (SELECT id {due}) AND state = 2 AND expires > ? RETURNING topic",
         promote=f"UPDATE {messages} SET state = 0, until = NULL, due = NULL WHERE id IN"
         f" (SELECT id {part['delayed']} AND due <= ? ORDER BY due, id LIMIT ?) RETURNING topic",
         select_next_due=f"SELECT (SELECT min(due) {part['due']}), (SELECT min(due) {part['delayed']})",
-        select_of_holder=f"{select} {part['claimed']} AND holder = ?",
-        select_blocked=f"{select} {part['blocked']} AND topic = ? AND grp = ? ORDER BY id LIMIT 1",
-        select_oldest={state: f"{in_state[state]} ORDER BY id LIMIT ?" for state in (State.DONE, State.DEAD)},
+        select_of_holder=f"{select_bare} {held}",
+        end_of_holder=_end_claims(messages, held),
+        select_blocked=f"{select_bare} {part['blocked']} AND topic = ? AND grp = ? ORDER BY id LIMIT 1",
+        delete_oldest={
+            state: f"DELETE FROM {messages}"
+            f" WHERE id IN (SELECT id {part[state.value]} ORDER BY id LIMIT ?) RETURNING topic"
+            for state in (State.DONE, State.DEAD)
+        },
         select_oldest_ready=_oldest(messages, part["ready"], of_topic=False),
         select_oldest_ready_of=_oldest(messages, part["ready_of"], of_topic=True),
         select_in_state=in_state,
@@ -243,6 +275,21 @@ def message_statements(number: int) -> MessageStatements:
         select_topics=f"SELECT topic, ready FROM {topics}"
         " WHERE ready + claimed + delayed + blocked + done + dead > 0",
         select_gated=f"SELECT topic FROM {topics} WHERE gated = 1",
+    )
+
+
+def _end_claims(messages: str, which: str) -> str:
+    """Return a statement that ends together the claims of a slice that come back with attempts left.
+
+    It does what :meth:`~persistcoll.sqlite.message_life.MessageLife.lose` does with a message that says
+    nothing itself. Its group needs no step, because it stays the head.
+    """
+    return (
+        f"UPDATE {messages} SET state = 0, until = NULL, due = expires, holder = NULL, token = NULL,"
+        " delivered = NULL, attempts = attempts - (delivered IS 0),"
+        " error = CASE WHEN delivered IS 0 THEN error WHEN until <= ? THEN ? ELSE ? END"
+        f" WHERE id IN (SELECT id {which}) AND state = 1 AND options IS NULL"
+        " AND (delivered IS 0 OR attempts < ?) AND (expires IS NULL OR expires > ?) RETURNING topic, due"
     )
 
 

@@ -94,12 +94,12 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def _refresh(self, execute: Execute) -> MessageCounters:
         """Return the true counters, after what is due was done, and note the time of this call."""
-        self._life.now = self._now()
+        self._life.begin(self._now())
         self._ended = 0
         return cast(MessageCounters, self._refresh_counters(execute))
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
-        self._life.now = self._now()
+        self._life.begin(self._now())
         self._ended = self._life.release_due(execute)
 
     def _claimed(self, execute: Execute, claims: Sequence[MessageClaim]) -> list[MessageRow]:
@@ -123,7 +123,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         return rows
 
     def _of_claim(self, execute: Execute, claim: MessageClaim) -> MessageRow | None:
-        found = execute(self._sql.select_claimed, claim).fetchone()
+        found = execute(self._sql.select_claimed, (*claim, self._life.now)).fetchone()
         return None if found is None else MessageRow._make(found)
 
     def _settle(
@@ -149,6 +149,17 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         self._check()
         return self._database.write(run, sync and self._power, after=after, timeout=self._timeout)
 
+    def _change_finished(self, change: Callable[[Execute], T]) -> T:
+        """Change the store by what has to know all claims and messages that are over."""
+
+        def run(execute: Execute) -> T | object:
+            self._refresh(execute)
+            return _BEHIND if self._life.has_overdue else change(execute)
+
+        while (result := self._change(run)) is _BEHIND:
+            self._change(self._refresh, False)
+        return cast(T, result)
+
     # Putting.
 
     def put(self, entries: Sequence[MessageEntry], *, deadline: float | None = None) -> list[int | None]:
@@ -156,8 +167,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         if not entries:
             return []
 
-        def run(execute: Execute) -> list[int | None]:
+        def run(execute: Execute) -> list[int | None] | object:
             counters = self._refresh(execute)
+            if self._life.has_overdue and any(entry.key is not None for entry in entries):
+                return _BEHIND
             ids = self._assign_ids(execute, entries, counters.last_id + 1)
             # All that may raise comes before the first change.
             new = [
@@ -172,7 +185,11 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 counters.move(execute, topic, None, state, count)
             return ids
 
-        return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
+        while (
+            found := self._database.write(run, self._power, False, None, deadline, self._timeout)
+        ) is _BEHIND:
+            self._change(self._refresh, False)
+        return cast("list[int | None]", found)
 
     def _assign_ids(self, execute: Execute, entries: Sequence[MessageEntry], first: int) -> list[int | None]:
         ids: list[int | None] = []
@@ -314,7 +331,6 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def redrive(self, id: int) -> bool:
         def run(execute: Execute) -> bool:
-            self._refresh(execute)
             found = execute(self._sql.select, (id,)).fetchone()
             if found is None or found[1] != DEAD:
                 return False
@@ -324,11 +340,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             self._life.redrive(execute, row)
             return True
 
-        return self._change(run)
+        return self._change_finished(run)
 
     def redrive_all(self, topic: str | None = None) -> int:
         def run(execute: Execute) -> int:
-            self._refresh(execute)
             count = 0
             for row in self._in_states(execute, (State.DEAD,), topic):
                 if not self._is_key_taken(execute, row):
@@ -336,7 +351,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                     count += 1
             return count
 
-        return self._change(run)
+        return self._change_finished(run)
 
     def _is_key_taken(self, execute: Execute, row: MessageRow) -> bool:
         """Tell whether the key of a dead message is active for another one."""
@@ -359,7 +374,6 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def cancel(self, id: int) -> bool:
         def run(execute: Execute) -> bool:
-            self._refresh(execute)
             found = execute(self._sql.select, (id,)).fetchone()
             row = None if found is None else MessageRow._make(found)
             if row is None or row.state not in (*_UNCLAIMED, State.DEAD):
@@ -367,11 +381,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             self._life.finish(execute, row, None, window=False)
             return True
 
-        return self._change(run)
+        return self._change_finished(run)
 
     def purge(self, topic: str | None = None, *, dead: bool = False, before: float | None = None) -> int:
         def run(execute: Execute) -> int:
-            self._refresh(execute)
             rows = self._in_states(execute, (State.DEAD,) if dead else _UNCLAIMED, topic)
             rows = [row for row in rows if before is None or _time(row.created) < before]
             for row in rows:
@@ -379,16 +392,15 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 self._life.finish(execute, self._life.read(execute, row.id), None)
             return len(rows)
 
-        return self._change(run)
+        return self._change_finished(run)
 
     def release_key(self, key: bytes) -> bool:
         def run(execute: Execute) -> bool:
-            self._refresh(execute)
             found = execute(self._sql.select_key, (key,)).fetchone()
             execute(self._sql.delete_key, (key,))
             return self._life.is_active(found)
 
-        return self._change(run)
+        return self._change_finished(run)
 
     # Reading.
 
@@ -552,11 +564,17 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     # Upkeep.
 
     def reclaim(self) -> int:
-        def run(execute: Execute) -> int:
+        def run(execute: Execute) -> tuple[int, bool]:
             self._refresh(execute)
-            return self._ended + self._holding.reclaim(execute)
+            if self._life.has_overdue:
+                return self._ended, True
+            return self._ended + self._holding.reclaim(execute), False
 
-        return self._change(run, False)
+        count, is_behind = self._change(run, False)
+        while is_behind:
+            more, is_behind = self._change(run, False)
+            count += more
+        return count
 
     def checkpoint(self) -> None:
         self._check()

@@ -39,8 +39,10 @@ def test_law(law, name, tmp_path):
     "number", [number for number in MESSAGE_STORE_LAWS if number.startswith(("Q", "T6"))]
 )
 def test_law_with_small_bounds(number, tmp_path, monkeypatch):
-    """One transaction promotes one message, and a claim passes one message of topics with a gate."""
+    """One transaction promotes one message and ends two, and a claim passes one of topics with a gate."""
     monkeypatch.setattr(message_life, "_PROMOTED", 1)
+    monkeypatch.setattr(message_life, "_ENDED", 2)
+    monkeypatch.setattr(message_life, "_STEPS", 1)
     monkeypatch.setattr(message_choice, "_PASSED", 1)
     MESSAGE_STORE_LAWS[number](MESSAGE_STORES["sqlite-process"](tmp_path))
 

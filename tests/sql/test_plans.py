@@ -90,7 +90,7 @@ def test_a_bad_plan_is_seen(table, text):
 # Messages.
 
 # These go through an index, which holds the rows of one state or those that wait for a time.
-FIRST_OF_AN_INDEX = {"select_ready", "select_oldest"}
+FIRST_OF_AN_INDEX = {"select_ready", "delete_oldest"}
 LISTINGS = {
     "select_in_state": "lists a state; for the delayed ones it also meets what has a lease or a ttl",
     "select_in_state_of": "lists a state of which the other topics' messages are left out",
@@ -169,8 +169,13 @@ def test_the_heads_of_messages_come_in_the_order_of_an_index(messages):
     assert plan(connection, sql.select_due) == ["SEARCH messages_1 USING INDEX due_1 (due>? AND due<?)"]
     assert plan(connection, sql.promote)[-1] == "SEARCH messages_1 USING INDEX delayed_1 (due<?)"
     for state in (State.DONE, State.DEAD):
-        text = sql.select_oldest[state]
-        assert plan(connection, text) == [f"SCAN messages_1 USING INDEX {state.value}_1"]
+        assert (
+            plan(connection, sql.delete_oldest[state])[-1] == f"SCAN messages_1 USING INDEX {state.value}_1"
+        )
+    for text in (sql.end_leases, sql.end_ttls, sql.end_delays):
+        by_id, _, slice_of_due = plan(connection, text)
+        assert by_id == "SEARCH messages_1 USING INTEGER PRIMARY KEY (rowid=?)"
+        assert slice_of_due == "SEARCH messages_1 USING INDEX due_1 (due>? AND due<?)"
 
 
 @pytest.mark.parametrize(

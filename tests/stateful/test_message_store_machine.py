@@ -87,8 +87,10 @@ def test_sqlite_at_length(durability, request):
 
 @pytest.mark.long
 def test_sqlite_with_small_bounds(request, monkeypatch):
-    """One transaction promotes one message, and a claim passes one message of topics with a gate."""
+    """One transaction promotes one message and ends two, and a claim passes one of topics with a gate."""
     monkeypatch.setattr(message_life, "_PROMOTED", 1)
+    monkeypatch.setattr(message_life, "_ENDED", 2)
+    monkeypatch.setattr(message_life, "_STEPS", 1)
     monkeypatch.setattr(message_choice, "_PASSED", 1)
     run(sqlite_machine("process"), request, 200)
 
