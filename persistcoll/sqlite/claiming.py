@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
 from persistcoll.engine.forks import acquire_tracked
+from persistcoll.errors import LockedError
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Handle, S
@@ -32,17 +33,24 @@ class ClaimingHandle(Handle[S], Generic[S, C]):
     def _read(self, query: Callable[[Execute, C], T], snapshot: bool = False) -> T:
         """Return what ``query`` reads from what is committed, after what is due was done.
 
+        While another caller's transaction is open, what is due is read as it was before, because a look waits
+        for no transaction.
+
         :param snapshot: whether all that ``query`` reads is to belong to one snapshot.
         """
         self._check()
+        is_locked = False
 
         def run(execute: Execute, counters: Counters) -> T | object:
-            if counters.next_due_at is not None and counters.next_due_at <= self._now():
+            if counters.next_due_at is not None and counters.next_due_at <= self._now() and not is_locked:
                 return _DUE
             return query(execute, cast(C, counters))
 
         while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
-            self._database.write(self._refresh_counters, False, timeout=self._timeout)
+            try:
+                self._database.write(self._refresh_counters, False, timeout=0.0)
+            except LockedError:
+                is_locked = True
         return cast(T, result)
 
     def change_token(self) -> object:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from persistcoll import LockedError, MessageQueue, NotClaimedError, PDict, SQLiteAckQueue, SQLiteQueue
+from persistcoll.engine.message_records import MessageEntry, MessagePolicy
+from tests.conformance.message_stores import SQLiteMessageStores
 from tests.queues.waits import waiting
 
 pytestmark = pytest.mark.timeout(60)
@@ -159,6 +161,23 @@ def test_for_another_processs(tmp_path):
             late()
             queue.put("b")
             assert mapping["n"] == 2
+
+
+def test_a_look_waits_for_no_other_processs_though_something_is_due(tmp_path):
+    stores = SQLiteMessageStores(tmp_path)
+    store: Any = stores.open("messages", MessagePolicy(lease=5.0))
+    store.put([MessageEntry(b"leased"), MessageEntry(b"delayed", delay=5.0), MessageEntry(b"gone", ttl=5.0)])
+    store.claim()
+    with another_process(HOLDING, tmp_path / "messages.db") as process:
+        stores.advance(5.0)
+        for _ in range(2):  # what is due is seen as it was before
+            assert waiting(store.count)() == 1
+            stats = waiting(store.stats)()
+            assert (stats.ready, stats.delayed, stats.claimed, stats.expired) == (1, 1, 1, 0)
+        go_on(process, "ended\n")
+        stats = store.stats()
+        assert (stats.ready, stats.delayed, stats.claimed, stats.expired) == (2, 0, 0, 1)
+    store.close()
 
 
 def test_a_process_that_was_killed_has_none(tmp_path):
