@@ -23,12 +23,13 @@ class TransactionHooks:
     """The functions to call when one open transaction ends. Only its thread uses them, so they need no lock.
 
     An interrupt may end the calling of the hooks at any place, and the next call goes on with the function
-    that it came in. So each function must be idempotent.
+    that it came in. So each function must be idempotent, except those of :meth:`after_release`.
     """
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
         self._after_commit: deque[Callable[[], object]] = deque()
+        self._after_release: deque[Callable[[], object]] = deque()
 
     def on_rollback(self, undo: Callable[[], object]) -> None:
         """Have ``undo`` called if the transaction is rolled back, before another caller can write.
@@ -44,6 +45,14 @@ class TransactionHooks:
         """
         self._after_commit.append(function)
 
+    def after_release(self, function: Callable[[], object]) -> None:
+        """Have ``function`` called if the transaction is committed, when the thread holds no lock any more.
+
+        It may use the store. The function that was added first is called first. It is called once at most: an
+        interrupt leaves out those that have not been called yet.
+        """
+        self._after_release.append(function)
+
     def rolled_back(self) -> None:
         """Call what follows a rollback."""
         while self._undo:
@@ -55,3 +64,8 @@ class TransactionHooks:
         while self._after_commit:
             self._after_commit[0]()
             self._after_commit.popleft()
+
+    def released(self) -> None:
+        """Call what follows a commit and the release of all locks."""
+        while self._after_release:
+            self._after_release.popleft()()

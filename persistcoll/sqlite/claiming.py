@@ -23,8 +23,8 @@ _DUE = object()
 class ClaimingHandle(Handle[S], Generic[S, C]):
     """A handle that is a holder of claims. It closes once, and a look at it does first what is due.
 
-    ``_closing`` lets one thread close the handle. The subclass sets it before its other fields, and
-    ``_holding`` together with what the end of a claim means.
+    ``_closing`` lets one thread close the handle, and no thread waits for it. The subclass sets it before its
+    other fields, and ``_holding`` together with what the end of a claim means.
     """
 
     _closing: threading.Lock
@@ -48,7 +48,7 @@ class ClaimingHandle(Handle[S], Generic[S, C]):
 
         while (result := self._database.consult(self._counters, run, snapshot)) is _DUE:
             try:
-                self._database.write(self._refresh_counters, False, timeout=0.0)
+                self._write_unsynced(self._refresh_counters, 0.0)
             except LockedError:
                 is_locked = True
         return cast(T, result)

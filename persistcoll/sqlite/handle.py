@@ -115,6 +115,10 @@ class Handle(Generic[S]):
         """Write with the durability of this handle. The most frequent operations call the database."""
         return self._database.write(run, self._power, timeout=self._timeout)
 
+    def _write_unsynced(self, run: Callable[[Execute], T], timeout: float) -> T:
+        """Write what need not survive a power cut. ``timeout`` is as of ``write`` of the database."""
+        return self._database.write(run, False, timeout=timeout)
+
     def _refresh_counters(self, execute: Execute) -> Counters:
         """Return the true counters, after what is due was done. Call it within a transaction."""
         counters = self._counters

@@ -49,6 +49,7 @@ class Holding:
         self._collection_id = handle._collection_id
         self._counters = handle._counters
         self._refresh_counters = handle._refresh_counters
+        self._write = handle._write_unsynced
         self._end_claims = end_claims
         self._auto_reclaim = auto_reclaim
         self._holder: Holder | None = None
@@ -149,7 +150,7 @@ class Holding:
             holder.close()  # from a dead holder its claims can be reclaimed
             return
         try:
-            self._database.write(run, False, timeout=self._timeout)
+            self._write(run, self._timeout)
         except BaseException as error:
             holder.close()  # its claims can be reclaimed, if the database is still there
             # After a failed sync the error has told the caller to close this.

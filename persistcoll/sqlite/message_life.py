@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
+from persistcoll.engine.message_events import EventKind, MessageEvent
 from persistcoll.engine.message_records import (
     DAMAGED,
     HOLDER_CLOSED,
@@ -41,7 +42,7 @@ _TRIM_BATCH = 64
 
 
 class MessageLife:
-    """The steps of one queue's messages. The database's lock protects ``now``.
+    """The steps of one queue's messages. The database's lock protects ``now`` and ``events``.
 
     A transaction does a limited number of what is due. The longest wait for a transaction would otherwise be
     that for a million messages. A call that has to know all ready messages repeats its transaction while
@@ -49,6 +50,7 @@ class MessageLife:
 
     :ivar now: the time of the present call, by the store's clock.
     :ivar has_overdue: whether leases or ttls are over that no transaction has ended yet.
+    :ivar events: what the present call does to messages; ``None``: nobody is told.
     """
 
     def __init__(
@@ -66,11 +68,34 @@ class MessageLife:
         self._policy = policy
         self.now = 0.0
         self.has_overdue = False
+        self.events: list[MessageEvent] | None = None
 
     def begin(self, now: float) -> None:
         """Note the time of a call."""
         self.now = now
         self.has_overdue = False
+
+    def note(
+        self,
+        kind: EventKind,
+        topic: str,
+        id: int | None,
+        attempts: int | None = None,
+        error: str | None = None,
+        count: int = 1,
+    ) -> None:
+        """Note what happened to a message; without an id, to ``count`` messages of a topic.
+
+        The steps that are most frequent look themselves whether anybody is told, which saves a call.
+        """
+        if self.events is not None:
+            self.events.append(MessageEvent(kind, topic, self.now, id, count, attempts, error))
+
+    def note_each(self, kind: EventKind, rows: list[MessageRow]) -> None:
+        """Note what happened to many messages, by their topics."""
+        if self.events is not None:
+            for topic, count in Counter(row.topic for row in rows).items():
+                self.note(kind, topic, None, count=count)
 
     def _set(
         self,
@@ -104,38 +129,47 @@ class MessageLife:
         self,
         execute: Execute,
         row: MessageRow,
+        kind: EventKind,
         delay: float = 0.0,
         attempts: int | None = None,
         error: str | None = None,
     ) -> None:
-        """Return a claimed message to its place, or remove it if its ttl is over."""
+        """Return a claimed message to its place, or remove it if its ttl is over.
+
+        :param kind: what has returned it.
+        """
         if row.is_over(self.now):
             self.expire(execute, row)
-        elif delay > 0:
+            return
+        if delay > 0:
             self._set(execute, row, State.DELAYED, self.now + delay, attempts, error)
         else:
             self._set(execute, row, State.READY, None, attempts, error)
+        if self.events is not None:
+            self.note(kind, row.topic, row.id, row.attempts if attempts is None else attempts, error)
 
     def nack(self, execute: Execute, row: MessageRow, delay: float | None, error: str | None) -> None:
         """Return a message, or make it dead if it has no attempts left."""
         if self._rows.is_spent(row):
             self.finish(execute, row, State.DEAD, error)
         else:
-            self.come_back(execute, row, self._rows.backoff(row) if delay is None else delay, None, error)
+            seconds = self._rows.backoff(row) if delay is None else delay
+            self.come_back(execute, row, EventKind.NACKED, seconds, None, error)
 
     def lose(self, execute: Execute, row: MessageRow, error: str) -> None:
         """End a claim that nobody has settled."""
         if not row.delivered:
-            self.come_back(execute, row, 0.0, row.attempts - 1)
+            self.come_back(execute, row, EventKind.RECLAIMED, 0.0, row.attempts - 1)
         elif self._rows.is_spent(row):
             self.finish(execute, row, State.DEAD, error)
         else:
-            self.come_back(execute, row, 0.0, None, error)
+            self.come_back(execute, row, EventKind.RECLAIMED, 0.0, None, error)
 
     def expire(self, execute: Execute, row: MessageRow) -> None:
         """Remove a message because its ttl is over."""
         self.finish(execute, row, None)
         self._counters.expire(1)
+        self.note(EventKind.EXPIRED, row.topic, row.id)
 
     def kill_damaged(self, execute: Execute, row: MessageRow) -> None:
         """Make a ready message dead because it is damaged."""
@@ -154,6 +188,9 @@ class MessageLife:
         :param window: whether its key stays active for the rest of its window.
         """
         self._free_key(execute, row, window)
+        if self.events is not None and state is not None:
+            kind = EventKind.ACKED if state is State.DONE else EventKind.DEAD
+            self.note(kind, row.topic, row.id, row.attempts, error)
         if state is None or not self._keeps(state):
             execute(self._sql.delete, (row.id,))
             self._counters.move(execute, row.topic, row.number, None)
@@ -285,8 +322,10 @@ class MessageLife:
         left -= ended
         expired = execute(self._sql.end_ttls, (now, left, now)).fetchall()
         for state in (READY, DELAYED):
-            self._count(execute, [row for row in expired if row[1] == state], state, None)
+            self._count(execute, [row for row in expired if row[2] == state], state, None)
         self._counters.expire(len(expired))
+        for topic, id, _ in expired:
+            self.note(EventKind.EXPIRED, topic, id)
         left -= len(expired)
         ready = execute(self._sql.end_delays, (now, left, now)).fetchall()
         self._count(execute, ready, DELAYED, READY)
@@ -303,9 +342,10 @@ class MessageLife:
         parameters = (self.now, LEASE_RAN_OUT, error, *which, _UNLIMITED if most is None else most, self.now)
         ended = execute(text, parameters).fetchall()
         self._count(execute, ended, CLAIMED, READY)
-        for _, due in ended:
+        for topic, id, attempts, last_error, delivered, due in ended:
             if due is not None:
                 self._counters.lower_next_due(due)
+            self.note(EventKind.RECLAIMED, topic, id, attempts, last_error if delivered else None)
         return len(ended)
 
     def _count(self, execute: Execute, changed: list[Any], old: int, new: int | None) -> None:

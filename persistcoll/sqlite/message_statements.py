@@ -85,11 +85,11 @@ class MessageStatements(NamedTuple):
     """time, n -> the first n bare rows of which something other than what ``promote`` does is due by then."""
     end_leases: str
     """time, error of a lease, error, time, n, most attempts, time -> ends together the claims of the first n
-    rows that are due by that time, if they have attempts left and come back; gives topics, and when
-    something is due again."""
+    rows that are due by that time, if they have attempts left and come back; gives topics, ids, attempts,
+    errors, whether it was delivered, and when something is due again."""
     end_ttls: str
     """time, n, time -> removes together, of the first n rows that are due by that time, those of which the
-    ttl is over, and that have neither a key nor a group; gives topics and states."""
+    ttl is over, and that have neither a key nor a group; gives topics, ids and states."""
     end_delays: str
     """time, n, time -> makes ready together, of the first n rows that are due by that time, the delayed ones
     of which the ttl is not over; gives topics."""
@@ -234,7 +234,7 @@ def message_statements(number: int) -> MessageStatements:
         select_due=f"{select_bare} {due}",
         end_leases=_end_claims(messages, due),
         end_ttls=f"DELETE FROM {messages} WHERE id IN (SELECT id {due}) AND state IN (0, 2) AND expires <= ?"
-        " AND key IS NULL AND grp IS NULL RETURNING topic, state",
+        " AND key IS NULL AND grp IS NULL RETURNING topic, id, state",
         end_delays=f"UPDATE {messages} SET state = 0, until = NULL, due = expires"
         f" WHERE id IN (SELECT id {due}) AND state = 2 AND expires > ? RETURNING topic",
         promote=f"UPDATE {messages} SET state = 0, until = NULL, due = NULL WHERE id IN"
@@ -282,14 +282,16 @@ def _end_claims(messages: str, which: str) -> str:
     """Return a statement that ends together the claims of a slice that come back with attempts left.
 
     It does what :meth:`~persistcoll.sqlite.message_life.MessageLife.lose` does with a message that says
-    nothing itself. Its group needs no step, because it stays the head.
+    nothing itself. Its group needs no step, because it stays the head. ``delivered`` stays, which says what
+    the end of the claim was, and the next claim sets it.
     """
     return (
         f"UPDATE {messages} SET state = 0, until = NULL, due = expires, holder = NULL, token = NULL,"
-        " delivered = NULL, attempts = attempts - (delivered IS 0),"
+        " attempts = attempts - (delivered IS 0),"
         " error = CASE WHEN delivered IS 0 THEN error WHEN until <= ? THEN ? ELSE ? END"
         f" WHERE id IN (SELECT id {which}) AND state = 1 AND options IS NULL"
-        " AND (delivered IS 0 OR attempts < ?) AND (expires IS NULL OR expires > ?) RETURNING topic, due"
+        " AND (delivered IS 0 OR attempts < ?) AND (expires IS NULL OR expires > ?)"
+        " RETURNING topic, id, attempts, error, delivered, due"
     )
 
 

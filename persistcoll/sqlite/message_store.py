@@ -11,6 +11,7 @@ from types import EllipsisType
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import MessageStore, StoreCapabilities
+from persistcoll.engine.message_events import EventKind, Observer
 from persistcoll.engine.message_records import (
     MessageClaim,
     MessageEntry,
@@ -37,6 +38,7 @@ from persistcoll.sqlite.message_statements import (
     MessageStatements,
     message_statements,
 )
+from persistcoll.sqlite.observed_writes import ObservedWrites, Write
 from persistcoll.sqlite.rows import Seal
 
 __all__ = ["SQLiteMessageStore"]
@@ -77,6 +79,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         self._holding = Holding(self, self._life.end_claims)
         self._choice = MessageChoice(sql, self._rows, self._life, self._holding)
         self._ended = 0
+        self._transact: Write = self._database.write
         self._users = collection.users
 
     def _new_counters(self, sql: MessageStatements) -> Counters:
@@ -89,6 +92,13 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         known only when the collection is open.
         """
         self._rows.seal, self._rows.unseal = seal, unseal
+
+    def observe(self, observer: Observer | None) -> None:
+        self._life.events = None
+        self._transact = self._database.write if observer is None else ObservedWrites(self, observer)
+
+    def _write_unsynced(self, run: Callable[[Execute], T], timeout: float) -> T:
+        return self._transact(run, False, timeout=timeout)
 
     # Within a transaction.
 
@@ -138,7 +148,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 step(execute, row)
 
         if claims:
-            self._database.write(run, sync and self._power, timeout=self._timeout)
+            self._transact(run, sync and self._power, timeout=self._timeout)
 
     def _change(
         self,
@@ -147,7 +157,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         after: Callable[[T], object] | None = None,
     ) -> T:
         self._check()
-        return self._database.write(run, sync and self._power, after=after, timeout=self._timeout)
+        return self._transact(run, sync and self._power, after=after, timeout=self._timeout)
 
     def _change_finished(self, change: Callable[[Execute], T]) -> T:
         """Change the store by what has to know all claims and messages that are over."""
@@ -186,7 +196,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             return ids
 
         while (
-            found := self._database.write(run, self._power, False, None, deadline, self._timeout)
+            found := self._transact(run, self._power, deadline=deadline, timeout=self._timeout)
         ) is _BEHIND:
             self._change(self._refresh, False)
         return cast("list[int | None]", found)
@@ -219,6 +229,8 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 execute(self._sql.delete_keys_over, (life.now, _KEYS_OVER))
             execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
         counters.last_id = id
+        if life.events is not None:
+            life.note(EventKind.PUT, entry.topic, id, 0)
         state, due = row[1], row[-1]
         if due is not None:
             counters.lower_next_due(due)
@@ -255,7 +267,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         after = None if claims is None else partial(_note_claims, claims)
         found: list[MessageRecord] | None = None
         while found is None:
-            found = self._database.write(run, False, False, after, deadline, self._timeout)
+            found = self._transact(run, False, False, after, deadline, self._timeout)
         return found
 
     def _claim(
@@ -280,6 +292,8 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             seconds = self._rows.lease(row, lease)
             until = None if seconds is None else now + seconds
             execute(self._sql.claim, (holder, token, until, until, delivered, row.id))
+            if self._life.events is not None:
+                self._life.note(EventKind.CLAIMED, row.topic, row.id, row.attempts + 1)
             if until is not None:
                 counters.lower_next_due(until)
             records.append(self._rows.delivery(row, token, until, seconds))
@@ -310,10 +324,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             found = [self._of_claim(execute, claim) for claim in dict.fromkeys(claims)]
             rows = [row for row in found if row is not None]
             for row in rows:
-                self._life.come_back(execute, row, 0.0, row.attempts - 1)
+                self._life.come_back(execute, row, EventKind.RELEASED, 0.0, row.attempts - 1)
             return len(rows)
 
-        return self._database.write(run, False, timeout=self._timeout) if claims else 0
+        return self._transact(run, False, timeout=self._timeout) if claims else 0
 
     def extend(self, claims: Sequence[MessageClaim], seconds: float | None) -> float | None:
         def run(execute: Execute) -> float | None:
@@ -338,18 +352,20 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             if self._is_key_taken(execute, row):
                 raise DuplicateError(f"the key of message {id} is active for another message")
             self._life.redrive(execute, row)
+            self._life.note(EventKind.REDRIVEN, row.topic, id, 0)
             return True
 
         return self._change_finished(run)
 
     def redrive_all(self, topic: str | None = None) -> int:
         def run(execute: Execute) -> int:
-            count = 0
+            redriven: list[MessageRow] = []
             for row in self._in_states(execute, (State.DEAD,), topic):
                 if not self._is_key_taken(execute, row):
                     self._life.redrive(execute, row)
-                    count += 1
-            return count
+                    redriven.append(row)
+            self._life.note_each(EventKind.REDRIVEN, redriven)
+            return len(redriven)
 
         return self._change_finished(run)
 
@@ -379,6 +395,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             if row is None or row.state not in (*_UNCLAIMED, State.DEAD):
                 return False
             self._life.finish(execute, row, None, window=False)
+            self._life.note(EventKind.CANCELLED, row.topic, id)
             return True
 
         return self._change_finished(run)
@@ -390,6 +407,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             for row in rows:
                 # The removal of an earlier one may have made it the head of its group.
                 self._life.finish(execute, self._life.read(execute, row.id), None)
+            self._life.note_each(EventKind.PURGED, rows)
             return len(rows)
 
         return self._change_finished(run)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from persistcoll.disk.path_checks import absolute, checked_path, refuse_foreign_link
+from persistcoll.engine.message_events import Observer
 from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.errors import StorageError, StoreMissingError
@@ -202,16 +203,19 @@ def open_message_store(
     executes_code: bool,
     durability: Durability,
     clock: Clock | None = None,
+    observer: Observer | None = None,
 ) -> SQLiteMessageStore:
     """Open the message queue of this name, and make it first if it is missing.
 
     Parameters and exceptions are those of :func:`open_record_store`.
 
     :param policy: what applies to messages that do not say it themselves.
+    :param observer: is told what the store does to messages, from its opening on.
     """
 
     def make(collection: Collection) -> SQLiteMessageStore:
         store = SQLiteMessageStore(collection, policy)
+        store.observe(observer)
         return store if location.read_only else _reclaimed(store)
 
     return _open(

@@ -243,6 +243,7 @@ class Transaction(AbstractContextManager[driver.Connection]):
     ) -> None:
         if not self._held:
             return
+        hooks = self._database._transaction.hooks
         try:
             try:
                 if kind is None:
@@ -256,6 +257,8 @@ class Transaction(AbstractContextManager[driver.Connection]):
             if self._ticket:
                 self._database._wal_sync.commit(self._ticket)
                 self._database.check_files()
+        if self._committed:
+            hooks.released()
 
     def _commit(self) -> None:
         database = self._database

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty
+from persistcoll.engine.message_events import MessageEvent
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessagePolicy, TopicClaim
 from persistcoll.engine.records import State
 from persistcoll.sqlite.message_statements import STATES
@@ -155,6 +156,33 @@ def test_messages(place, operation, durability, steps):
         if operation is not OPERATIONS["close"]:
             expect_goes_on(scene, observer, number, where)
         scene.store.close()
+    observer.close()
+
+
+@pytest.mark.parametrize("name", ["put", "claim many", "ack", "nack", "release", "purge", "close"])
+def test_what_an_observer_is_told_was_done(place, name, steps):
+    observer = MessageObserver(place / "data.db")
+    told: list[MessageEvent] = []
+    names = (f"interrupted {count}" for count in itertools.count())
+
+    def prepare() -> Scene:
+        scene = Scene(place, next(names), "process")
+        told.clear()
+        scene.store.observe(told.extend)
+        before[:] = [observer.everything(observer.number(scene.name))]
+        return scene
+
+    before: list[Any] = []
+    whole: list[Counter[tuple[Any, ...]]] = []
+    for scene, where in interruptions(prepare, OPERATIONS[name], **steps):
+        found = Counter((event.kind, event.topic, event.id, event.count) for event in told)
+        is_done = observer.everything(observer.number(scene.name)) != before[0]
+        whole += [found] if found not in ({}, *whole) else []
+        assert is_done or not found, where
+        assert found or where, "nothing was told of a call that was not interrupted"
+        scene.store.observe(None)
+        scene.store.close()
+    assert len(whole) == 1, "a call was told in part"
     observer.close()
 
 

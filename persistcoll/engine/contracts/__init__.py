@@ -69,6 +69,8 @@ Q15    A call with several messages, entries or claims does all of it or nothing
 Q16    The counts of the queue and of each topic are exact. A topic exists while a message of it is stored.
 Q17    Only done and dead messages beyond the number to keep are removed by themselves, the lowest ids first.
 Q18    A claim that finds nothing says when to look again, and that is never too late.
+Q19    The observer of a store is told once of each thing that the calls of this store do to messages, after
+       the commit and without a lock. It is told nothing of what was rolled back.
 =====  =============================================================================================
 
 Tests have these numbers in their names. :mod:`persistcoll.testing` has a function for each law:

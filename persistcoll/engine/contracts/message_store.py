@@ -7,6 +7,7 @@ from types import EllipsisType
 from typing import Protocol
 
 from persistcoll.engine.contracts.store import Store
+from persistcoll.engine.message_events import Observer
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord, TopicClaim
 from persistcoll.engine.records import State, Stats
 
@@ -48,6 +49,8 @@ class MessageStore(Store, Protocol):
 
     Rates, pauses and locks of a topic are kept whether the topic has messages or not, also when the store is
     closed. After a rollback of the transaction of a delivery, the delivery counts nowhere.
+
+    An *observer* is told what the calls of one store object do to messages; see :meth:`observe`.
 
     The arguments are checked above the store. Every store accepts each finite priority that a float
     represents exactly, and each topic, group and name of at most 255 bytes of UTF-8.
@@ -234,6 +237,19 @@ class MessageStore(Store, Protocol):
         It checks every holder, however recently the store has checked them by itself.
 
         :return: how many claims of messages the call has ended.
+        """
+
+    def observe(self, observer: Observer | None) -> None:
+        """Have ``observer`` called after each later call of this object that has changed messages.
+
+        It is called in the thread of that call, before the call returns or raises, when the change is
+        committed and the thread holds no lock. Where the call is a part of a caller's transaction, it is
+        called after the end of that, and not at all after a rollback. An error of the storage or an interrupt
+        may end a call before it.
+
+        A store tells everything of :class:`~persistcoll.engine.message_events.EventKind` that its own calls
+        caused or noticed. For what ends by itself, and for what ``purge`` and ``redrive_all`` do, one event
+        may stand for several messages of one topic. A joined store tells nothing.
         """
 
     def shrink(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import EllipsisType
 from typing import Any
 
@@ -15,6 +16,7 @@ from persistcoll.engine.memory.message_rows import (
     MemoryMessageState,
     MessageRow,
 )
+from persistcoll.engine.message_events import EventKind, MessageEvent, Observer
 from persistcoll.engine.message_records import (
     HOLDER_DIED,
     LEASE_RAN_OUT,
@@ -28,6 +30,7 @@ from persistcoll.errors import ClosedError, StaleClaimError
 
 __all__ = ["NO_LEASE", "MessageLifeCycle"]
 
+_REMOVALS = (EventKind.EXPIRED, EventKind.CANCELLED, EventKind.PURGED)
 NO_LEASE = "a lease is needed, because this store notices no death of a holder"
 
 
@@ -50,12 +53,53 @@ class MessageLifeCycle:
         self._closed = False
         self._now = 0.0
         """The time of the present call."""
+        self._observer: Observer | None = None
+        self._events: list[MessageEvent] | None = None
+        """What the present call has done to messages; ``None`` between two calls."""
 
-    def _promote_due(self) -> MemoryMessageState:
-        """End what is due: delays, leases, messages, locks, claims of the dead. Each call does it once."""
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """Hold the state's lock for a call, and afterwards tell the observer what it has done.
+
+        A call within another one is a part of it.
+        """
+        events: list[MessageEvent] = []
+        try:
+            with self._state.lock:
+                outer = self._events
+                self._events = events if outer is None else outer
+                try:
+                    yield
+                finally:
+                    self._events = outer
+        finally:
+            if self._observer is not None:
+                self._tell(self._observer, events)
+
+    def _tell(self, observer: Observer, events: Sequence[MessageEvent]) -> None:
+        raise NotImplementedError
+
+    def _note(self, kind: EventKind, row: MessageRow, error: str | None = None) -> None:
+        """Note what happened to a message."""
+        if self._events is not None:
+            attempts = None if kind in _REMOVALS else row.attempts
+            event = MessageEvent(kind, row.entry.topic, self._now, row.id, 1, attempts, error)
+            self._events.append(event)
+
+    def _note_return(self, kind: EventKind, row: MessageRow, error: str | None = None) -> None:
+        """Note that a message has come back, unless it has expired with that."""
+        if row.id in self._state.rows:
+            self._note(kind, row, error)
+
+    def _check(self) -> None:
+        """Raise the error of a store that cannot be used."""
         if self._closed:
             raise ClosedError("this message store in memory is closed")
         self._state.refuse_other_task()
+
+    def _promote_due(self) -> MemoryMessageState:
+        """End what is due: delays, leases, messages, locks, claims of the dead. Each call does it once."""
+        self._check()
         self._reclaim()
         return self._state
 
@@ -118,12 +162,15 @@ class MessageLifeCycle:
         if self.capabilities.counts_delivered and not row.delivered:
             row.attempts -= 1
             self._come_back(row)
+            self._note_return(EventKind.RECLAIMED, row)
             return
         row.error = error
         if self._is_spent(row):
             self._finish(row, State.DEAD)
+            self._note(EventKind.DEAD, row, error)
         else:
             self._come_back(row)
+            self._note_return(EventKind.RECLAIMED, row, error)
 
     def _is_spent(self, row: MessageRow) -> bool:
         own = row.entry.max_attempts
@@ -142,6 +189,7 @@ class MessageLifeCycle:
     def _expire(self, row: MessageRow) -> None:
         self._finish(row)
         self._state.expired += 1
+        self._note(EventKind.EXPIRED, row)
 
     def _finish(self, row: MessageRow, state: State | None = None, window: bool = True) -> None:
         """Make a message done or dead, or remove it. The next message of its group becomes the head.
@@ -211,6 +259,7 @@ class MessageLifeCycle:
         state.changes += 1
         if entry.key is not None:
             state.keys[entry.key] = ActiveKey(row.id, now + entry.key_window)
+        self._note(EventKind.PUT, row)
         return row.id
 
     def _record(self, row: MessageRow, claim: bool = False, lease: float | None = None) -> MessageRecord:
@@ -292,6 +341,7 @@ class MessageLifeCycle:
         row.token, row.holder, row.delivered = next(state.tokens), self._holder, not prefetch
         row.attempts += 1
         row.deliveries += 1
+        self._note(EventKind.CLAIMED, row)
         return self._record(row, True, lease)
 
     def _claimed(self, claims: Sequence[MessageClaim]) -> list[MessageRow]:
@@ -330,6 +380,7 @@ class MessageLifeCycle:
         self._move(row, State.BLOCKED if is_blocked else State.READY)
         row.attempts = 0
         row.expires = None if row.entry.ttl is None else self._now + row.entry.ttl
+        self._note(EventKind.REDRIVEN, row)
         return True
 
     def _fullest(self) -> str | None:

@@ -21,6 +21,7 @@ from persistcoll.engine.memory.message_rows import (
     Rate,
     TopicLock,
 )
+from persistcoll.engine.message_events import EventKind, MessageEvent, Observer, tell
 from persistcoll.engine.message_records import (
     HOLDER_CLOSED,
     MessageClaim,
@@ -65,7 +66,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     # Transactions.
 
     def transaction(self) -> AbstractContextManager[None]:
-        return self._state.transaction(self._promote_due)
+        return self._state.transaction(self._check)
 
     def await_transaction(self) -> None:
         with self._state.lock:
@@ -77,7 +78,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     # Putting.
 
     def put(self, entries: Sequence[MessageEntry], *, deadline: float | None = None) -> list[int | None]:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
             if any(entry.lease is None for entry in entries):
                 self._refuse_no_lease()
@@ -95,7 +96,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
         claims: list[MessageClaim] | None = None,
         deadline: float | None = None,
     ) -> list[MessageRecord]:
-        with self._state.lock:
+        with self._observed():
             state = self._promote_due()
             if lease is None:
                 self._refuse_no_lease()
@@ -113,48 +114,53 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     # Settling.
 
     def deliver(self, claims: Sequence[MessageClaim]) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
             for row in self._claimed(claims):
                 row.delivered = True
                 self._state.changes += 1
 
     def ack(self, claims: Sequence[MessageClaim]) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
             for row in self._claimed(claims):
                 self._finish(row, State.DONE)
+                self._note(EventKind.ACKED, row)
 
     def nack(
         self, claims: Sequence[MessageClaim], delay: float | None = None, error: str | None = None
     ) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
             for row in self._claimed(claims):
                 row.error = row.error if error is None else error
                 if self._is_spent(row):
                     self._finish(row, State.DEAD)
+                    self._note(EventKind.DEAD, row, error)
                 else:
                     self._come_back(row, self._backoff(row) if delay is None else delay)
+                    self._note_return(EventKind.NACKED, row, error)
 
     def release(self, claims: Sequence[MessageClaim]) -> int:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
             rows = [row for claim in dict.fromkeys(claims) if (row := self._of_claim(claim)) is not None]
             for row in rows:
                 row.attempts -= 1
                 self._come_back(row)
+                self._note_return(EventKind.RELEASED, row)
             return len(rows)
 
     def fail(self, claims: Sequence[MessageClaim], error: str | None = None) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
             for row in self._claimed(claims):
                 row.error = row.error if error is None else error
                 self._finish(row, State.DEAD)
+                self._note(EventKind.DEAD, row, error)
 
     def extend(self, claims: Sequence[MessageClaim], seconds: float | None) -> float | None:
-        with self._state.lock:
+        with self._observed():
             state, until = self._promote_due(), self._end_of(seconds)
             for row in self._claimed(claims):
                 row.until = until
@@ -164,7 +170,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     # Dead letters and removal.
 
     def redrive(self, id: int) -> bool:
-        with self._state.lock:
+        with self._observed():
             row = self._promote_due().rows.get(id)
             if row is None or row.state is not State.DEAD:
                 return False
@@ -173,29 +179,31 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             return True
 
     def redrive_all(self, topic: str | None = None) -> int:
-        with self._state.lock:
+        with self._observed():
             rows = self._promote_due().select(State.DEAD, topic=topic)
             return sum(self._redrive(row) for row in rows if self._may_change(row))
 
     def cancel(self, id: int) -> bool:
-        with self._state.lock:
+        with self._observed():
             row = self._promote_due().rows.get(id)
             if row is None or row.state not in (*UNCLAIMED, State.DEAD):
                 return False
             self._finish(row, window=False)
+            self._note(EventKind.CANCELLED, row)
             return True
 
     def purge(self, topic: str | None = None, *, dead: bool = False, before: float | None = None) -> int:
-        with self._state.lock:
+        with self._observed():
             rows = self._promote_due().select(*((State.DEAD,) if dead else UNCLAIMED), topic=topic)
             rows = [row for row in rows if before is None or row.time < before]
             rows = [row for row in rows if self._may_change(row)]
             for row in rows:
                 self._finish(row)
+                self._note(EventKind.PURGED, row)
             return len(rows)
 
     def release_key(self, key: bytes) -> bool:
-        with self._state.lock:
+        with self._observed():
             was_active = self._promote_due().keys.pop(key, None) is not None
             self._state.changes += was_active
             return was_active
@@ -203,41 +211,41 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
     # Inspection.
 
     def find(self, id: int) -> MessageRecord | None:
-        with self._state.lock:
+        with self._observed():
             row = self._promote_due().rows.get(id)
             return None if row is None else self._record(row)
 
     def peek(self, topic: str | None = None) -> MessageRecord:
-        with self._state.lock:
+        with self._observed():
             state = self._promote_due()
             for row in self._ready(None if topic is None else (topic,)):
                 return self._record(row)
             raise state.nothing(())
 
     def scan(self, *states: State, topic: str | None = None) -> Iterator[MessageRecord]:
-        with self._state.lock:
+        with self._observed():
             rows = self._promote_due().select(*(states or State), topic=topic)
             return iter([self._record(row) for row in rows])
 
     def topics(self) -> dict[str, int]:
-        with self._state.lock:
+        with self._observed():
             rows = self._promote_due().rows.values()
             counts = dict.fromkeys((row.entry.topic for row in rows), 0)
             return counts | Counter(row.entry.topic for row in rows if row.state is State.READY)
 
     def count(self, topic: str | None = None) -> int:
-        with self._state.lock:
+        with self._observed():
             return len(self._promote_due().select(State.READY, topic=topic))
 
     def is_empty(self, topic: str | None = None) -> bool:
         return not self.count(topic)
 
     def has_unfinished(self) -> bool:
-        with self._state.lock:
+        with self._observed():
             return bool(self._promote_due().select(*UNFINISHED))
 
     def stats(self, topic: str | None = None) -> Stats:
-        with self._state.lock:
+        with self._observed():
             state = self._promote_due()
             counts = {each.value: len(state.select(each, topic=topic)) for each in State}
             ready = state.select(State.READY, topic=topic)
@@ -254,13 +262,13 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             )
 
     def change_token(self) -> object:
-        with self._state.lock:
+        with self._observed():
             return self._promote_due().changes
 
     # Topics.
 
     def set_rate(self, topic: str, interval: float | None, burst: int = 1) -> None:
-        with self._state.lock:
+        with self._observed():
             state, now = self._promote_due(), self._now
             rate = state.rates.get(topic)
             if rate is not None and (rate.interval, rate.burst) == (interval, burst):
@@ -274,19 +282,19 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             state.changes += 1
 
     def pause(self, topic: str) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due().paused[topic] = True
             self._state.changes += 1
 
     def resume(self, topic: str) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due().paused.pop(topic, None)
             self._state.changes += 1
 
     def lock_topic(
         self, topic: str | None, lease: float | None, *, locks: list[TopicClaim] | None = None
     ) -> TopicClaim | None:
-        with self._state.lock:
+        with self._observed():
             state = self._promote_due()
             topic = self._fullest() if topic is None else topic
             if topic is None or topic in state.locks:
@@ -300,7 +308,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
             return made
 
     def extend_lock(self, lock: TopicClaim, seconds: float | None) -> None:
-        with self._state.lock:
+        with self._observed():
             state = self._promote_due()
             held = state.locks.get(lock.topic)
             if held is None or held.token != lock.token:
@@ -315,7 +323,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
         return self._now + lease
 
     def unlock_topic(self, lock: TopicClaim) -> bool:
-        with self._state.lock:
+        with self._observed():
             state = self._promote_due()
             held = state.locks.get(lock.topic)
             if held is None or held.token != lock.token:
@@ -326,19 +334,26 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
 
     # Lifecycle.
 
-    def reclaim(self) -> int:
+    def observe(self, observer: Observer | None) -> None:
         with self._state.lock:
+            self._observer = observer
+
+    def _tell(self, observer: Observer, events: Sequence[MessageEvent]) -> None:
+        tell(self, observer, events)
+
+    def reclaim(self) -> int:
+        with self._observed():
             if self._closed:
                 self._promote_due()
             self._state.refuse_other_task()
             return self._reclaim()
 
     def shrink(self) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
 
     def checkpoint(self) -> None:
-        with self._state.lock:
+        with self._observed():
             self._promote_due()
 
     def after_fork_in_child(self) -> None:
@@ -349,7 +364,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
 
     def end_own_claims(self) -> None:
         """End the claims and the locks of this store."""
-        with self._state.lock:
+        with self._observed():
             self._reclaim()
             for topic, lock in list(self._state.locks.items()):
                 if lock.holder == self._holder and not self._is_locked("locks", topic):
@@ -360,7 +375,7 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
                     self._lose(row, HOLDER_CLOSED)
 
     def close(self) -> None:
-        with self._state.lock:
+        with self._observed():
             if not self._closed:
                 # Where another task has a transaction open, the next call ends the claims of the dead.
                 with suppress(LockedError):

@@ -371,7 +371,8 @@ class ServerStore(ABC, Generic[S]):
         with self._state.lock:
             if not self._closed and self._state.loses():
                 raise BackendUnavailableError("the server in memory cannot be reached now")
-            self._call("count", (), {})  # this ends due delays and leases, which counts as a change
+        self._call("count", (), {})  # this ends due delays and leases, which counts as a change
+        with self._state.lock:
             return self._state.changes
 
     def after_fork_in_child(self) -> None:

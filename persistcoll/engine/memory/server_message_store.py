@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ from persistcoll.engine.memory.message_life_cycle import NO_LEASE
 from persistcoll.engine.memory.message_rows import MemoryMessageState, MessageRow
 from persistcoll.engine.memory.message_store import MemoryMessageStore
 from persistcoll.engine.memory.server import MAX_PAYLOAD, ServerState, ServerStore, sent
+from persistcoll.engine.message_events import MessageEvent, Observer, tell
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessagePolicy
 from persistcoll.errors import BackendUnavailableError, LockedError
 
@@ -126,6 +128,9 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
         )
         if policy.lease is None:
             raise ValueError(NO_LEASE)
+        self._observer: Observer | None = None
+        # What the present call of each thread has done.
+        self._present = threading.local()
         super().__init__()
 
     put = sent(MessageStore, "put")
@@ -167,7 +172,24 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
         ids: Iterator[int],
     ) -> _Session:
         # The ids of messages with a group are drawn behind the lock, so that their order is that of the puts.
-        return _Session(self, view, locked, lambda: next(ids, None) or self._draw_last())
+        session = _Session(self, view, locked, lambda: next(ids, None) or self._draw_last())
+        events: list[MessageEvent] = []
+        session.observe(events.extend)
+        self._present.events = events
+        return session
+
+    def _call(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        value = super()._call(name, arguments, options)
+        self._tell()
+        return value
+
+    def _tell(self) -> None:
+        """Tell the observer what the call has done that has just ended."""
+        if self._observer is not None and self._connection is None:
+            tell(self, self._observer, self._present.events)
+
+    def observe(self, observer: Observer | None) -> None:
+        self._observer = observer
 
     def _payloads(self, name: str, arguments: Sequence[Any]) -> Sequence[bytes]:
         return [entry.payload for entry in arguments[0]] if name == "put" else ()
@@ -176,9 +198,13 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
         return all(entry.group is None for entry in arguments[0])
 
     def close(self) -> None:
+        ended = False
         with self._state.lock:
             if self._closed:
                 return
             with suppress(BackendUnavailableError):  # if this fails, the claims end with their leases
-                self._call("end_own_claims", (), {})
+                super()._call("end_own_claims", (), {})
+                ended = True
             self._closed = True
+        if ended:
+            self._tell()

@@ -110,6 +110,7 @@ class TransactionalState:
                 self._hooks = self._task = self.before = None
                 OPEN.remove(hooks)
         hooks.committed()
+        hooks.released()
 
     def _begin(self) -> TransactionHooks:
         self._thread, self._task = threading.get_ident(), current_task()

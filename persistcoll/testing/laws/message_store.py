@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from persistcoll.testing.laws.message_store_claims import CLAIM_LAWS
 from persistcoll.testing.laws.message_store_contents import CONTENT_LAWS
+from persistcoll.testing.laws.message_store_events import EVENT_LAWS
 from persistcoll.testing.laws.message_store_groups import GROUP_LAWS
 from persistcoll.testing.laws.message_store_harness import MessageStoreFactory, MessageStoreLaw
 from persistcoll.testing.laws.message_store_keys import KEY_LAWS
@@ -35,6 +36,7 @@ MESSAGE_STORE_LAWS: dict[str, MessageStoreLaw] = {
         *REMOVAL_LAWS,
         *TOPIC_LAWS,
         *CONTENT_LAWS,
+        *EVENT_LAWS,
     )
 }
 """Every law of message stores, by its number."""
