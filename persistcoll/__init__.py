@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from persistcoll import errors as errors
+    from persistcoll import metrics as metrics
     from persistcoll import serializers as serializers
     from persistcoll.catalog import collections as collections
     from persistcoll.dicts.pdict import PDict
+    from persistcoll.engine.message_events import EventKind, MessageEvent
     from persistcoll.engine.records import Backoff, CollectionInfo, Retain, State, Stats
     from persistcoll.errors import (
         BackendUnavailableError,
@@ -82,6 +84,7 @@ __all__ = [
     "DuplicateError",
     "Empty",
     "EncodeError",
+    "EventKind",
     "FIFOSQLiteAckQueue",
     "FIFOSQLiteQueue",
     "FILOSQLiteAckQueue",
@@ -92,6 +95,7 @@ __all__ = [
     "LockedError",
     "Log",
     "Message",
+    "MessageEvent",
     "MessageInfo",
     "MessageQueue",
     "NotClaimedError",
@@ -128,6 +132,7 @@ _HOMES = {
     "Backoff": "persistcoll.engine.records",
     "CollectionInfo": "persistcoll.engine.records",
     "Consumer": "persistcoll.logs.consumer",
+    "EventKind": "persistcoll.engine.message_events",
     "FIFOSQLiteAckQueue": "persistcoll.queues.sqlite",
     "FIFOSQLiteQueue": "persistcoll.queues.sqlite",
     "FILOSQLiteAckQueue": "persistcoll.queues.sqlite",
@@ -135,6 +140,7 @@ _HOMES = {
     "LIFOSQLiteQueue": "persistcoll.queues.sqlite",
     "Log": "persistcoll.logs.log",
     "Message": "persistcoll.messages.message",
+    "MessageEvent": "persistcoll.engine.message_events",
     "MessageInfo": "persistcoll.messages.message",
     "MessageQueue": "persistcoll.messages.queue",
     "OutgoingMessage": "persistcoll.messages.message",
@@ -157,7 +163,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
     def __getattr__(name: str) -> Any:
-        if name in ("errors", "serializers"):
+        if name in ("errors", "metrics", "serializers"):
             return import_module(f"persistcoll.{name}")
         if name not in __all__ and name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -167,4 +173,4 @@ if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_HOMES, "errors", "serializers"})
+    return sorted({*globals(), *__all__, *_HOMES, "errors", "metrics", "serializers"})

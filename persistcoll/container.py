@@ -127,6 +127,11 @@ class Container(Closable):
         vars(self).update(dict.fromkeys(names, refuse))
 
     @property
+    def _location(self) -> str:
+        """The directory of the store, or the database's file."""
+        return self.path
+
+    @property
     def _place(self) -> str:
         """Where the store lies, for ``repr`` and messages."""
         return repr(self.path)
@@ -216,8 +221,12 @@ class SQLiteContainer(Container):
         return str(os.path.basename(self._options.file))
 
     @property
+    def _location(self) -> str:
+        return str(self._options.file)
+
+    @property
     def _place(self) -> str:
-        return f"{self.name!r} in {self._options.file!r}"
+        return f"{self.name!r} in {self._location!r}"
 
 
 def _opened_again(kind: type[Container], options: Options) -> Container:

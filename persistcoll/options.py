@@ -7,7 +7,7 @@ becomes of them. The options of a container are also its read-only attributes.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from persistcoll.arguments import (
     checked_span,
 )
 from persistcoll.disk.path_checks import absolute, checked_path
+from persistcoll.engine.message_events import MessageEvent, Observer, observer_of
 from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import Backoff, ClaimPolicy, Durability, OnCorruption, Retain
 from persistcoll.serializers import picklable_reference
@@ -223,10 +224,13 @@ class MessageQueueOptions(SQLiteOptions):
     backoff: Backoff | None
     keep_done: int
     keep_dead: int | None
+    events: Callable[[MessageEvent], object] | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         lease, most, kept = self.lease, self.max_attempts, self.keep_dead
+        if self.events is not None and not callable(self.events):
+            raise TypeError(f"'events' must be callable, not {type(self.events).__name__}")
         vars(self).update(
             name=checked_short_name("name", self.name),
             auto_commit=True,
@@ -241,3 +245,8 @@ class MessageQueueOptions(SQLiteOptions):
     def policy(self) -> MessagePolicy:
         """What applies to messages that do not say it themselves."""
         return MessagePolicy(self.lease, self.max_attempts, self.backoff, self.keep_done, self.keep_dead)
+
+    @property
+    def observer(self) -> Observer | None:
+        """What the store tells of its messages; ``None``: nobody is told."""
+        return None if self.events is None else observer_of(self.events)

@@ -91,16 +91,19 @@ class Claiming(Generic[T]):
             records = core.try_claim(*wanted, claims, deadline)
             messages = []
             for record in records:
+                refusal: str | None = None
                 try:
                     messages.append(Message(self._core, record, self._decode(record)[1]))
                 except DecodeError as error:
-                    self._refuse(core, record, error, refused)
+                    refusal = str(error)
+                # Outside of the handler. Otherwise the error of an observer would have the serializer's error
+                # as its context, which may quote the body, and the log would show both.
+                if refusal is not None:
+                    self._refuse(core, record, refusal, refused)
             if messages:
                 return messages
 
-    def _refuse(
-        self, core: MessageCore, record: MessageRecord, error: DecodeError, refused: set[int]
-    ) -> None:
+    def _refuse(self, core: MessageCore, record: MessageRecord, error: str, refused: set[int]) -> None:
         """Nack a message that cannot be decoded.
 
         :param refused: those that this call has nacked. Without a delay, the call might go on with one of
@@ -109,7 +112,7 @@ class Claiming(Generic[T]):
         assert record.claim is not None
         delay = _PAUSE if record.id in refused else None
         with suppress(StaleClaimError):  # Its lease is over.
-            core.nack((record.claim,), {record.topic: None}, delay, text_of(str(error)))
+            core.nack((record.claim,), {record.topic: None}, delay, text_of(error))
         refused.add(record.id)
 
     def consume(self, wanted: Wanted, owner: object) -> Generator[Message[T], None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import datetime
 from types import EllipsisType
 from typing import Any
@@ -13,6 +13,7 @@ from persistcoll.container import T, option
 from persistcoll.engine.blocking import deadline_after, wait
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_core import MessageCore
+from persistcoll.engine.message_events import MessageEvent
 from persistcoll.engine.message_records import MessageClaim, MessageEntry
 from persistcoll.engine.records import Backoff, Durability
 from persistcoll.engine.transaction_hooks import OPEN
@@ -43,6 +44,7 @@ def open_store(options: MessageQueueOptions) -> MessageStore:
         serializer=serializer.name,
         executes_code=serializer.executes_code,
         durability=options.durability,
+        observer=options.observer,
     )
     try:
         bound = codec(serializer, store.store_id)
@@ -100,6 +102,11 @@ class MessageQueue(BaseMessageQueue[T]):
         :class:`~persistcoll.Backoff`, which grows with each attempt; ``None``: not at all.
     :param keep_done: how many of the newest acked messages stay in the database, at least.
     :param keep_dead: how many of the newest dead letters stay, at least; ``None``: all.
+    :param events: a function that is called with a :class:`MessageEvent` for each thing that this object does
+        to a message, or notices, as the end of a lease. It is called in the thread that does it, after the
+        commit and without any lock: it may use the queue, and it keeps only its own thread waiting. In a
+        :meth:`transaction` it is called after the end, and not at all after a rollback. What it raises is
+        logged (logger ``persistcoll``). :doc:`/how-to/monitoring` shows what it is for.
 
     ``serializer``, ``durability``, ``timeout``, ``db_file_name``, ``trust_directory``, ``allow_network_fs``,
     ``mode``, ``read_only`` and ``create`` are those of :class:`SQLiteQueue`. All objects of one queue should
@@ -122,6 +129,7 @@ class MessageQueue(BaseMessageQueue[T]):
     backoff: Backoff | None = option("backoff")
     keep_done: int = option("keep_done")
     keep_dead: int | None = option("keep_dead")
+    events: Callable[[MessageEvent], object] | None = option("events")
 
     def __init__(
         self,
@@ -133,6 +141,7 @@ class MessageQueue(BaseMessageQueue[T]):
         backoff: float | Backoff | None = Backoff(),  # noqa: B008 - immutable
         keep_done: int = 0,
         keep_dead: int | None = None,
+        events: Callable[[MessageEvent], object] | None = None,
         serializer: Any = pickle,
         durability: Durability = "power",
         timeout: float = 10.0,

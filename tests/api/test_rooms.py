@@ -29,6 +29,8 @@ RULES = {
     "container": {"engine", "errors", "options"},
     # It reads stores, and knows no face: what lies at a path can be told without any serializer.
     "catalog": {"disk", "engine", "errors", "journal", "sqlite"},
+    # It asks any container, and imports no face, because a program has seldom all of them.
+    "metrics": {"arguments", "container", "engine", "errors"},
 }
 # Third parties and the command line use these packages; no other package imports them.
 ROOFS = {"testing", "cli"}
@@ -174,6 +176,8 @@ def test_the_tree_was_read():
         ("persistcoll.catalog", "from persistcoll.messages import queue"),
         ("persistcoll.engine.message_core", "from persistcoll.messages import message"),
         ("persistcoll.catalog", "from persistcoll import serializers"),
+        ("persistcoll.metrics", "from persistcoll.queues.file import Queue"),
+        ("persistcoll.metrics", "def late():\n    from persistcoll.messages.queue import MessageQueue"),
         ("persistcoll.catalog", "import sqlite3"),
         ("persistcoll.journal.inspect", "from persistcoll.catalog import collections"),
         ("persistcoll.sqlite.inspect", "from persistcoll.journal import inspect"),

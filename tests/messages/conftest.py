@@ -84,6 +84,7 @@ def states(monkeypatch, clock) -> dict[tuple[str, str], MemoryMessageState]:
 
         state = states.setdefault((options.file, options.name), MemoryMessageState(clock))
         store = FaceStore(options.policy, state)
+        store.observe(options.observer)
         bound = codec(resolve(options.serializer), store.store_id)
         store.seal_with(bound.seal, bound.unseal)
         return store
@@ -119,7 +120,9 @@ def server_queue(monkeypatch, tmp_path) -> Iterator[MessageQueue[Any]]:
     state = MemoryMessageServerState()
 
     def open_store(options: MessageQueueOptions) -> MemoryMessageServerStore:
-        return ServerFaceStore(options.policy, state)
+        store = ServerFaceStore(options.policy, state)
+        store.observe(options.observer)
+        return store
 
     monkeypatch.setattr("persistcoll.messages.queue.open_store", open_store)
     with MessageQueue[Any](tmp_path / "q.db", serializer="json") as queue:
