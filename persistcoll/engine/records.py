@@ -132,6 +132,8 @@ class Backoff:
 
     def delay(self, attempts: int) -> float:
         """Return how many seconds to wait after so many attempts."""
+        if not self.base:  # Otherwise a power that no float holds would make the limit of it.
+            return 0.0
         try:
             seconds = min(self.base * self.factor ** max(0, attempts - 1), self.limit)
         except OverflowError:
