@@ -159,6 +159,46 @@ def test_each_call_of_an_operation_fails(name, durability, times, memory_path):
     observer.close()
 
 
+SYNCED = {
+    "put": lambda store, claims: store.put([MessageEntry(b"new")]),
+    "ack": lambda store, claims: store.ack(claims),
+    "nack": lambda store, claims: store.nack(claims, 0.0),
+    "fail": lambda store, claims: store.fail(claims),
+}
+
+
+@pytest.mark.parametrize("name", SYNCED)
+def test_after_a_failed_sync_all_is_refused_until_it_is_opened_again(name, memory_path):
+    """The outcome of the operation is unknown, and no other message is touched."""
+    store = opened(memory_path, POLICY, "power")
+    other = opened(memory_path, POLICY, "process", name="other")
+    store.put([MessageEntry(b"%d" % number) for number in range(3)])
+    claims: list[MessageClaim] = []
+    store.claim(claims=claims)
+    with failing(store) as disk:
+        disk.fail("sync")
+        with pytest.raises(StorageError, match="unknown"):
+            SYNCED[name](store, claims)
+    refused = (
+        lambda: store.put([MessageEntry(b"more")]), store.claim, lambda: store.ack(claims), store.count,
+        store.stats, lambda: store.find(1), lambda: other.put([MessageEntry(b"more")]), other.claim,
+    )  # fmt: skip
+    for call in refused:
+        with pytest.raises(StorageError, match="open it again"):
+            call()
+    for each in (store, other):
+        each.close()
+    with contextlib.closing(opened(memory_path, POLICY, "power")) as again:
+        left = {record.payload: record.state for record in again.scan()}
+        first = left.pop(b"0", None)
+        new = left.pop(b"new", None)
+        assert left == {b"1": State.READY, b"2": State.READY}
+        assert first in (State.READY, {"ack": None, "fail": State.DEAD}.get(name, State.READY))
+        assert new in ((None, State.READY) if name == "put" else (None,))
+        assert again.put([MessageEntry(b"on")]) == [4 + (new is not None)]
+    is_consistent(memory_path)
+
+
 FAULTY = """
 import os, random, sys
 from persistcoll import LockedError, StorageError

@@ -338,7 +338,7 @@ def test_many_forks_beside_busy_threads(queue, rng):
 
 UNSEEN = """
 import ctypes, os, sys
-from persistcoll import PDict, SQLiteAckQueue, SQLiteQueue, StorageError
+from persistcoll import MessageQueue, PDict, SQLiteAckQueue, SQLiteQueue, StorageError
 
 path, kind, hook = sys.argv[1:]
 store = eval(kind)(path, durability="process")
@@ -353,7 +353,8 @@ def calls():
     if kind == "PDict":
         yield from (lambda: store[0], lambda: len(store), lambda: list(store), store.transaction().__enter__)
     else:
-        yield from (store.get_nowait, store.qsize, store.peek, store.stats, lambda: store.get(timeout=1))
+        yield from (lambda: store.get(block=False), store.qsize, store.peek, store.stats)
+        yield lambda: store.get(timeout=1)
 for number in range(10):
     write(number)
 if kind == "PDict":
@@ -383,7 +384,11 @@ status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 assert status == 0, status
 store.close()
 with eval(kind)(path) as store:
-    assert list(store if kind == "PDict" else store.items()) == [*range(60)]
+    if kind == "MessageQueue":
+        found = [message.body for message in store.get_many(100)]
+    else:
+        found = list(store if kind == "PDict" else store.items())
+    assert found == [*range(60)]
 print("right")
 """
 
@@ -397,7 +402,7 @@ print("right")
         pytest.param("late hook", marks=pytest.mark.skipif(sys.version_info >= (3, 13), reason="ends it")),
     ],
 )
-@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
+@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict", "MessageQueue"])
 def test_a_fork_that_python_is_not_told_of(kind, hook, tmp_path):
     """The child is refused with the reason, the parent continues, and nothing is damaged."""
     command = [sys.executable, "-c", UNSEEN, str(tmp_path / "store"), kind, hook]

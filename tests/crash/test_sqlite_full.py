@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from persistcoll import Empty, SQLiteAckQueue, SQLiteQueue, StorageFullError
+from persistcoll import Empty, MessageQueue, SQLiteAckQueue, SQLiteQueue, StorageFullError
 from tests.crash.test_disk_full import child
 
 ROOT = Path(__file__).parents[2]
@@ -68,9 +68,41 @@ def test_room_comes_back_in_the_same_process(kind, durability, small_disk):
         assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)
 
 
+@pytest.mark.needs("root", "mount")
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_a_message_queue_on_a_full_disk(durability, small_disk):
+    """Claims and acks need space, too. What they would change stays as it is, and all can be read."""
+    with MessageQueue(small_disk / "queue", serializer="json", durability=durability, backoff=None) as queue:
+        held = [queue.get() for _ in queue.put_many(["ack", "nack", "release", "fail"])]
+        put = fill(queue)
+        ballast = fill_up(small_disk)
+        ack, nack, release, fail = held
+        # Each writes more pages into the log than may fit into the last block.
+        for change in (
+            lambda: queue.put([-1, "y"]), lambda: queue.get(block=False), lambda: queue.get_many(3), ack.ack,
+            nack.nack, release.release, fail.fail, queue.purge,
+        ):  # fmt: skip
+            with pytest.raises(StorageFullError):
+                change()
+        assert queue.topics() == {"default": len(put)}
+        assert (queue.stats().claimed, queue.stats().dead) == (4, 0)
+        assert queue.peek().body[0] == put[0]
+        assert [info and info.attempts for info in map(queue.find, range(1, 6))] == [1, 1, 1, 1, 0]
+        ballast.unlink()
+        subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+        ack.ack()
+        nack.nack()
+        release.release()
+        fail.fail()
+        got = [message.body for message in queue.get_many(10_000)]
+        assert got[:2] == ["nack", "release"]
+        assert [number for number, _ in got[2:]] == put
+        assert [letter.body for letter in queue.dead_letters()] == ["fail"]
+
+
 LIMITED = """
 import resource, sys
-from persistcoll import PDict, SQLiteAckQueue, SQLiteQueue, StorageFullError
+from persistcoll import MessageQueue, PDict, SQLiteAckQueue, SQLiteQueue, StorageFullError
 
 kind, durability = sys.argv[2:]
 with eval(kind)(sys.argv[1], serializer="raw", durability=durability) as store:
@@ -92,7 +124,10 @@ with eval(kind)(sys.argv[1], serializer="raw", durability=durability) as store:
         except StorageFullError as error:
             assert "nothing is stored" in str(error)
 with eval(kind)(sys.argv[1], serializer="raw") as store:
-    left = [*store.values()] if kind == "PDict" else [*store.items()]
+    if kind == "MessageQueue":
+        left = [message.body for message in store.get_many(1000)]
+    else:
+        left = [*store.values()] if kind == "PDict" else [*store.items()]
 assert [int.from_bytes(data[:4], "big") for data in left] == written
 print("right", len(written))
 """
@@ -100,7 +135,7 @@ print("right", len(written))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 @pytest.mark.parametrize("durability", ["power", "process"])
-@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict"])
+@pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict", "MessageQueue"])
 def test_a_limit_of_a_files_size_is_a_want_of_room(kind, durability, tmp_path):
     """SQLite calls it an I/O error, after which no operation would succeed."""
     run(LIMITED, tmp_path / "store", kind, durability)

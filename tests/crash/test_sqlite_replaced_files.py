@@ -13,14 +13,21 @@ from typing import Any
 
 import pytest
 
-from persistcoll import CorruptionError, PDict, SQLiteAckQueue, SQLiteQueue, StoreReplacedError
+from persistcoll import (
+    CorruptionError,
+    MessageQueue,
+    PDict,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    StoreReplacedError,
+)
 
 pytestmark = [
     pytest.mark.timeout(60),
     pytest.mark.skipif(os.name == "nt", reason="open files cannot be removed"),
 ]
 
-KINDS: list[Any] = [SQLiteQueue, SQLiteAckQueue, PDict]
+KINDS: list[Any] = [SQLiteQueue, SQLiteAckQueue, PDict, MessageQueue]
 
 
 def write(store: Any, value: int) -> None:
@@ -31,6 +38,9 @@ def write(store: Any, value: int) -> None:
 
 
 def content(store: Any) -> list[int]:
+    if isinstance(store, MessageQueue):
+        infos = map(store.find, range(1, store.stats().puts + 1))
+        return [info.body for info in infos if info is not None]
     return [*store] if isinstance(store, PDict) else [*store.items()]
 
 

@@ -20,7 +20,16 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from persistcoll import Empty, PDict, PersistcollError, Queue, SQLiteAckQueue, SQLiteQueue
+from persistcoll import (
+    Empty,
+    MessageQueue,
+    PDict,
+    PersistcollError,
+    Queue,
+    SQLiteAckQueue,
+    SQLiteQueue,
+    State,
+)
 from persistcoll.disk.calls import CALLS, Disk
 from persistcoll.sqlite import open as opening
 from persistcoll.sqlite.database_file import DatabaseFile
@@ -158,6 +167,22 @@ def work_in_vain(shop: Any) -> None:
         raise ZeroDivisionError
 
 
+class Messages(MessageQueue[Any]):
+    """A message queue that lists what may be delivered again."""
+
+    def items(self) -> list[Any]:
+        return [self._info(record).body for record in self._store.scan(State.READY, State.DELAYED)]
+
+
+def with_a_message(call: Callable[[Any], object]) -> Callable[[Any], object]:
+    return lambda queue: call(queue.get(block=False))
+
+
+def first_of_two(queue: Any) -> None:
+    with contextlib.closing(queue.consume(prefetch=2)) as iteration:
+        next(iteration).ack()
+
+
 LOOKING: dict[str, Callable[[Any], object]] = {
     "items": lambda store: [*store.items()],
     "stats": lambda store: store.stats(),
@@ -193,6 +218,37 @@ SQL = {
     "update": lambda queue: queue.update(99, 1),
     "get by id": lambda queue: queue.get(block=False, id=2),
 }
+LOOKING_AT_MESSAGES: dict[str, Callable[[Any], object]] = {
+    **LOOKING,
+    "peek": lambda queue: queue.peek(),
+    "qsize": lambda queue: queue.qsize(),
+    "find": lambda queue: queue.find(2),
+    "topics": lambda queue: queue.topics(),
+    "dead_letters": lambda queue: [*queue.dead_letters()],
+}
+MESSAGES: dict[str, Callable[[Any], object]] = {
+    **LOOKING_AT_MESSAGES,
+    "put": lambda queue: queue.put(9, topic="t", key="k", key_window=9, group="g", headers={"a": "b"}),
+    "put_many": lambda queue: queue.put_many([9, 10, 11, 12]),
+    "get": lambda queue: queue.get(block=False),
+    "get, waiting": lambda queue: queue.get("no", timeout=0.002),
+    "get_many": lambda queue: queue.get_many(2),
+    "consume": first_of_two,
+    "block": within(lambda queue: queue.get(block=False)),
+    "ack": with_a_message(lambda message: message.ack()),
+    "nack": with_a_message(lambda message: message.nack(100)),
+    "release": with_a_message(lambda message: message.release()),
+    "fail": with_a_message(lambda message: message.fail("no use")),
+    "extend": with_a_message(lambda message: message.extend(100)),
+    "cancel": lambda queue: queue.cancel(3),
+    "purge": lambda queue: queue.purge(),
+    "redrive": lambda queue: queue.redrive(),
+    "pause": lambda queue: queue.pause("default"),
+    "limit": lambda queue: queue.limit("default", 5),
+    "lock_topic": within(lambda queue: queue.lock_topic()),
+    "recover": lambda queue: queue.recover(),
+    "release_key": lambda queue: queue.release_key("k"),
+}
 TOGETHER: dict[str, Callable[[Any], object]] = {
     "transaction": work_in_transaction,
     "rolled back": work_in_vain,
@@ -224,6 +280,7 @@ KINDS = [
                 "transaction": set_in_transaction,
             },
         ),
+        (Messages, MESSAGES),
         (Together, TOGETHER),
     )
     for durability in ("power", "process")
@@ -231,6 +288,7 @@ KINDS = [
     Kind(Queue, "power", LOOKING_AT_QUEUE, looks=True),
     Kind(SQLiteAckQueue, "power", {**LOOKING_AT_QUEUE, "queue": lambda queue: queue.queue()}, looks=True),
     Kind(PDict, "power", LOOKING_AT_DICT, looks=True),
+    Kind(Messages, "power", LOOKING_AT_MESSAGES, looks=True),
 ]
 KIND_NAMES = [kind.name for kind in KINDS]
 
