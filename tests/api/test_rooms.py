@@ -23,6 +23,7 @@ RULES = {
     "disk": {"engine", "errors"},
     "journal": {"disk", "engine", "errors"},
     "sqlite": {"disk", "engine", "errors"},
+    "servers": {"engine", "errors"},
     "serializers": {"errors"},
     "arguments": {"engine", "errors"},
     "options": {"arguments", "disk", "engine", "errors", "serializers", "sqlite"},
@@ -37,8 +38,8 @@ ROOFS = {"testing", "cli"}
 # Each driver is imported in one module only.
 DRIVERS = {
     "sqlite3": "persistcoll.sqlite.driver",
-    "psycopg": "persistcoll.sqlite.postgresql",
-    "pymysql": "persistcoll.sqlite.mysql",
+    "psycopg": "persistcoll.servers.postgres.connection",
+    "pymysql": "persistcoll.servers.mysql.connection",
 }
 
 DISK = "disk"
@@ -170,7 +171,9 @@ def test_the_tree_was_read():
         ("persistcoll.queues.file", "import persistcoll.cli"),
         ("persistcoll.testing.laws.queue_store", "import persistcoll.cli"),
         ("persistcoll.queues.file", "import sqlite3"),
-        ("persistcoll.sqlite.mysql", "from sqlite3 import connect"),
+        ("persistcoll.servers.record_store", "import psycopg"),
+        ("persistcoll.servers.mysql.statements", "from pymysql import connect"),
+        ("persistcoll.servers.record_store", "from persistcoll.sqlite import driver"),
         ("persistcoll.catalog", "from persistcoll.queues.file import Queue"),
         ("persistcoll.catalog", "from persistcoll.dicts import pdict"),
         ("persistcoll.catalog", "from persistcoll.messages import queue"),

@@ -18,12 +18,14 @@ from persistcoll.engine.memory.server import MemoryConnection
 from persistcoll.engine.memory.server_record_store import MemoryServerState, MemoryServerStore
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability, Record, State
 from persistcoll.serializers import codec, resolve, signed
+from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.database_file import MEMORY, DatabaseFile
 from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
 from persistcoll.testing import Capabilities, RecordStoreFactory
+from tests.conformance.server_record_stores import ServerRecordStores
 from tests.conformance.subprocess_record_stores import StoreProcess
 
 __all__ = [
@@ -263,5 +265,9 @@ RECORD_STORES: dict[str, Callable[[Path, StoreProcess], RecordStores]] = {
         directory, store_process=store_process
     ),
     "sqlite-memory": lambda directory, store_process: SQLiteMemoryRecordStores(),
+    "postgresql": lambda directory, store_process: ServerRecordStores(POSTGRESQL, True),
+    "postgresql-own-clock": lambda directory, store_process: ServerRecordStores(POSTGRESQL, False),
+    "mysql": lambda directory, store_process: ServerRecordStores(MYSQL, True),
+    "mysql-own-clock": lambda directory, store_process: ServerRecordStores(MYSQL, False),
 }
 """By the name in the tests' ids."""

@@ -12,10 +12,13 @@ from persistcoll.testing import LAWS, RECORD_STORE_LAWS, FifoStores
 from tests.conformance.record_stores import RECORD_STORES, MemoryRecordStores
 from tests.conformance.wrong import WRONG
 
+SERVER_LAWS = {**LAWS, **RECORD_STORE_LAWS}
 # Laws that need more than the memory of one process.
 NOT_APPLICABLE = {"sqlite-memory": {"S2", "S10", "J1", "J3"}}
-# Laws that wait for leases by a clock that nobody sets.
+# Laws that wait for leases by a clock that nobody sets, or that make thousands of calls of a server.
 SLOW = {(number, "memory-server") for number in ("S8", "T1", "T3", "T4")}
+SLOW |= {(number, f"{server}-own-clock") for number in SERVER_LAWS for server in ("postgresql", "mysql")}
+SLOW |= {(number, server) for number in ("S6", "S8", "T1", "T3") for server in ("postgresql", "mysql")}
 
 
 def cases(laws):

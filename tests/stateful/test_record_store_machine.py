@@ -19,7 +19,9 @@ from tests.conformance.record_stores import (
     SQLiteMemoryRecordStores,
     SQLiteRecordStores,
 )
+from tests.conformance.server_record_stores import ServerRecordStores
 from tests.conformance.wrong import WRONG
+from tests.servers.places import KINDS, need_server
 from tests.stateful.test_machines import PLACE, run
 
 
@@ -123,6 +125,21 @@ def test_sqlite_in_two_processes(store_process, request):
         request,
         200,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server(kind, request):
+    need_server(kind)
+    run(record_store_machine(lambda directory: ServerRecordStores(kind, True)), request, 5)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_at_length(kind, request):
+    need_server(kind)
+    run(record_store_machine(lambda directory: ServerRecordStores(kind, True)), request, 40)
 
 
 @pytest.mark.long

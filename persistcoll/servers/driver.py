@@ -1,0 +1,104 @@
+"""What the algorithm asks of a database driver, and how a driver says that a statement failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from persistcoll.errors import StoreMissingError
+
+if TYPE_CHECKING:
+    from persistcoll.servers.address import Address
+    from persistcoll.servers.statements import Dialect
+
+__all__ = ["Connection", "ConnectionLostError", "Driver", "MissingTableError", "Result", "TryAgainError"]
+
+
+class TryAgainError(Exception):
+    """The server has rolled the transaction back because of another one; it can begin again."""
+
+
+class ConnectionLostError(Exception):
+    """The connection is lost, and with it the answer to what was sent last."""
+
+
+class MissingTableError(StoreMissingError):
+    """A statement names a table that is not there."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a statement did.
+
+    :ivar count: how many rows it has changed, or returned.
+    :ivar id: the id that the server gave the row that the statement inserted; otherwise without meaning.
+    """
+
+    __slots__ = ("count", "id", "rows")
+
+    rows: list[Any]
+    count: int
+    id: int
+
+
+class Connection(Protocol):
+    """One connection, for one thread at a time. Every method may raise the errors of this module.
+
+    It raises persistcoll's errors for everything else, with the driver's error as the cause. Outside of a
+    transaction each statement is one.
+
+    :ivar max_payload: the greatest number of bytes of a payload.
+    """
+
+    max_payload: int
+
+    def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
+        """Run one statement.
+
+        With parameters, be they none, the text names them as ``%(name)s``, and a percent sign is doubled.
+        """
+
+    def begin(self, sync: bool, lock_timeout: float | None) -> None:
+        """Begin a transaction.
+
+        :param sync: whether its commit waits until the transaction is on the device, where a session can
+            choose that.
+        :param lock_timeout: the seconds to wait for a lock; ``None``: as many as the connection was opened
+            with.
+        """
+
+    def commit(self) -> None:
+        """Commit the transaction."""
+
+    def rollback(self) -> None:
+        """Roll the transaction back."""
+
+    def close(self) -> None:
+        """Close the connection. It never raises."""
+
+    def abandon(self) -> None:
+        """Close the descriptor in a forked child, and send nothing: the connection is the parent's."""
+
+
+class Driver(Protocol):
+    """One kind of server."""
+
+    dialect: Dialect
+
+    def connect(self, address: Address, timeout: float, power: bool) -> Connection:
+        """Connect, with the settings that the algorithm needs.
+
+        :param timeout: seconds to wait for the connection, and later for a lock.
+        :param power: whether what is committed survives a power cut of the server, where a session can choose
+            that.
+        :raise ConnectionLostError: the server cannot be reached now.
+        :raise StorageError: the server refuses, or is too old.
+        """
+
+    def caller_connection(self, connection: Any) -> Connection:
+        """Return the caller's connection in the form that the algorithm uses.
+
+        :raise TypeError: it is no connection of this driver.
+        :raise ValueError: no transaction is open on it, or the open one has failed.
+        """

@@ -1,0 +1,197 @@
+"""An open collection on a server: how its statements run, and what is done before each look at it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from persistcoll.engine.contracts import Select
+from persistcoll.engine.records import ClaimPolicy, Discipline
+from persistcoll.errors import ClosedError, Empty
+from persistcoll.servers.holders import Holding
+from persistcoll.servers.joined import JoinedSessions
+from persistcoll.servers.schema import Collection
+from persistcoll.servers.sessions import SERVERS, Server, Session, Sessions
+from persistcoll.servers.statements import record_statements
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["PAGE", "Handle"]
+
+R = TypeVar("R", bound=list[Any])
+T = TypeVar("T")
+
+PAGE = 256
+"""Rows that are read or changed at a time."""
+_BEFORE_ALL = -1 << 62
+
+
+class Handle:
+    """What the stores of a collection have in common. Any thread may call any method.
+
+    ``_closed`` only ever becomes true. ``_last_look_was_empty`` is a hint that any thread reads and sets
+    without a lock.
+    """
+
+    def __init__(
+        self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
+    ) -> None:
+        self._server = server
+        self._sessions: Sessions = server
+        self._number, self.store_id = collection
+        self._discipline = discipline
+        self._retry = retry
+        self._sql = record_statements(server.driver.dialect, server.schema, self._number, discipline)
+        self.max_poll_interval = server.driver.dialect.max_poll_interval
+        self._holding = Holding(server, self._number, self._sql, retry)
+        self._last_look_was_empty = False
+        self._closed = False
+        self._original = self
+        """The store of which this one is joined to a transaction; otherwise itself."""
+
+    def joined(self, connection: Any) -> Self:
+        """Return this store bound to the transaction that the caller has open on ``connection``.
+
+        :raise TypeError: it is no connection of the server's driver, nor wraps one.
+        :raise ValueError: no transaction is open on it, or the open one has failed.
+        """
+        self._check()
+        store = copy.copy(self)
+        store._sessions = JoinedSessions(self._server, connection)
+        return store
+
+    @property
+    def _is_joined(self) -> bool:
+        return self._sessions is not self._server
+
+    def _check(self) -> None:
+        if self._original._closed:
+            raise ClosedError(f"the store in {self._server.address} is closed")
+
+    def _transact(self, work: Callable[[Session], T], **options: Any) -> T:
+        """Run ``work`` in a transaction that happens once."""
+        value: T = self._sessions.transact(work, number=self._number, **options)
+        return value
+
+    def _query(self, text: str, **parameters: Any) -> list[Any]:
+        """Return the rows of a statement that only reads."""
+        return self._sessions.repeat(lambda session: session.run(text, **parameters).rows)
+
+    # What is due.
+
+    def _look(self) -> tuple[bool, float | None]:
+        """Return whether a record is ready, and in how many seconds the next one is due, if one will be.
+
+        What is due by now is done before.
+        """
+        ready, due = self._query(self._sql.look)[0]
+        if due is not None and due <= 0:
+            self._promote()
+            ready, due = self._query(self._sql.look)[0]
+        return bool(ready), due
+
+    def _promote(self) -> None:
+        """Make ready, or dead, what is delayed or leased until now."""
+        while self._sessions.transact(self._promote_page, sync=False, once=False) == PAGE:
+            pass
+
+    def _promote_page(self, session: Session) -> int:
+        return self._holding.come_back(session, self._sql.lock_due)
+
+    def _read(self, text: str, **parameters: Any) -> list[Any]:
+        """Return the rows of a statement that only reads, after what is due was done."""
+        self._check()
+        self._look()
+        return self._query(text, **parameters)
+
+    def _search(self, attempt: Callable[[bool], R], select: Select | None) -> R:
+        """Return what ``attempt`` finds; if it finds nothing, again after what is due was done.
+
+        :param attempt: called with whether that was done. Otherwise it finds nothing while something is due.
+        :raise Empty: nothing is found.
+        """
+        if select is None and self._last_look_was_empty:
+            # Only read, so that polling an empty queue locks nothing.
+            self._last_look_was_empty = False
+            ready, due = self._look()
+            if not ready and not self._holding.may_reclaim():
+                self._last_look_was_empty = True
+                raise _empty(due)
+        found = attempt(False)
+        if found:
+            return found
+        _, due = self._look()
+        found = attempt(True)
+        if not found and self._holding.may_reclaim() and self._reclaim(False):
+            found = attempt(True)
+        if not found:
+            self._last_look_was_empty = select is None
+            raise _empty(due)
+        return found
+
+    # Holders.
+
+    def reclaim(self) -> int:
+        """Make the records of dead holders ready again, or dead if they have no attempts left."""
+        self._check()
+        self._look()
+        return self._reclaim(True)
+
+    def _reclaim(self, thorough: bool) -> int:
+        return self._holding.reclaim(self._sessions, thorough)
+
+    # Reading.
+
+    def _pages(self, text: str, id_at: int, **where: Any) -> Iterator[list[Any]]:
+        """Return the rows that there are at the time of the call, page after page.
+
+        :param text: takes low, high and limit, and returns rows by id.
+        :param id_at: the column of the id.
+        """
+        ((last,),) = self._read(self._sql.last_id)
+
+        def page(low: int) -> list[Any]:
+            self._check()
+            return self._query(text, low=low, high=last, limit=PAGE, **where)
+
+        def pages(rows: list[Any]) -> Iterator[list[Any]]:
+            while rows:
+                yield rows
+                rows = page(rows[-1][id_at]) if len(rows) == PAGE else []
+
+        return pages([] if last is None else page(_BEFORE_ALL))
+
+    def change_token(self) -> object:
+        """Return an object that differs from an earlier one if something has changed since."""
+        self._check()
+        # A waiter asks again later, so this call does not wait for a server that cannot be reached.
+        now = time.monotonic()
+        (token,) = self._sessions.repeat(lambda session: session.run(self._sql.token).rows, now)
+        return *token, self._holding.check_due()
+
+    # Life and death.
+
+    def after_fork_in_child(self) -> None:
+        """Be no holder in a forked child. The server's connections follow forks by themselves."""
+        self._holding.forget()
+
+    def close(self) -> None:
+        """End the claims of this store. Idempotent."""
+        if self._holding.begin_close():
+            return
+        self._closed = True
+        try:
+            self._holding.end()
+        finally:
+            SERVERS.release(self._server)
+
+
+def _empty(seconds: float | None) -> Empty:
+    """Return an ``Empty`` that says when a record becomes ready by itself, if that is known."""
+    error = Empty()
+    if seconds is not None:
+        error.next_at = time.monotonic() + max(0.0, seconds)  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,1 @@
+"""MySQL and MariaDB: their driver, their statements and their errors."""

@@ -1,0 +1,160 @@
+"""The driver of MySQL and MariaDB, PyMySQL: the one module that imports it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from persistcoll.errors import StorageError
+from persistcoll.servers.address import Address
+from persistcoll.servers.driver import ConnectionLostError, Result
+from persistcoll.servers.mysql.errors import translate
+from persistcoll.servers.mysql.statements import MySQLDialect
+
+if TYPE_CHECKING:
+    from persistcoll.servers.driver import Connection
+    from persistcoll.servers.statements import Dialect
+
+__all__ = ["MySQLDriver"]
+
+_MISSING = "the driver of MySQL is not installed: pip install 'persistcoll[mysql]'"
+# SKIP LOCKED.
+_OLDEST = {"MySQL": (8, 0, 1), "MariaDB": (10, 6, 0)}
+# Bytes of a packet that a statement needs beside the payload.
+_STATEMENT = 4096
+# Seconds. No statement takes longer: the longest wait of each is that for a lock.
+_READ_TIMEOUT = 60
+
+
+class MySQLDriver:
+    """MySQL 8.0.1, MariaDB 10.6 or later, by PyMySQL."""
+
+    dialect: Dialect = MySQLDialect()
+
+    def connect(self, address: Address, timeout: float, power: bool) -> Connection:
+        pymysql = _pymysql()
+        options: dict[str, Any] = dict(address.options)
+        for name in ("ssl_verify_cert", "ssl_verify_identity"):
+            if name in options:
+                options[name] = options[name].lower() in ("1", "true", "yes", "on")
+        settings = {
+            "connect_timeout": int(options.pop("connect_timeout", max(2, round(timeout)))),
+            **options,
+            "user": address.user,
+            "password": address.password or "",
+            "database": address.database,
+            "charset": "utf8mb4",
+            "autocommit": True,
+            "read_timeout": _READ_TIMEOUT + round(timeout),
+            "write_timeout": _READ_TIMEOUT,
+            # The sql_mode of the server may change what a backslash, a double quote or a || means.
+            "init_command": "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
+        }
+        failure = Exception()
+        for host, port in address.hosts:
+            try:
+                connection = pymysql.connect(host=host, port=port, **settings)
+                break
+            except pymysql.MySQLError as error:
+                number, text = _number_and_text(error)
+                failure = translate(number, text, f"connecting to {address}")
+                if not isinstance(failure, ConnectionLostError):
+                    raise failure from error
+        else:
+            raise failure
+        try:
+            made = _MySQLConnection(connection)
+            _refuse_old(made, address)
+            made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            made.run(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))}")
+            ((packet,),) = made.run("SELECT @@max_allowed_packet").rows
+            # Escapes make a payload at most twice as long.
+            made.max_payload = (int(packet) - _STATEMENT) // 2
+            return made
+        except BaseException:
+            with suppress(pymysql.MySQLError):
+                connection.close()
+            raise
+
+    def caller_connection(self, connection: Any) -> Connection:
+        pymysql = _pymysql()
+        for name in ("driver_connection", "connection"):  # SQLAlchemy's and Django's wrappers
+            if not isinstance(connection, pymysql.connections.Connection):
+                connection = getattr(connection, name, connection)
+                connection = connection() if callable(connection) else connection
+        if not isinstance(connection, pymysql.connections.Connection):
+            raise TypeError(
+                f"a transaction is joined on a connection of PyMySQL, not on {type(connection).__module__}."
+                f"{type(connection).__name__}"
+            )
+        in_transaction = connection.server_status & pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
+        if connection.get_autocommit() and not in_transaction:
+            raise ValueError("no transaction is open on this connection")
+        return _MySQLConnection(connection)
+
+
+def _pymysql() -> Any:
+    try:
+        import pymysql
+        import pymysql.constants.SERVER_STATUS
+    except ImportError as error:
+        raise StorageError(_MISSING) from error
+    return pymysql
+
+
+def _number_and_text(error: Exception) -> tuple[int | None, str]:
+    arguments = error.args
+    if len(arguments) > 1 and isinstance(arguments[0], int):
+        return arguments[0], f"{arguments[1]} ({arguments[0]})"
+    return None, str(error)
+
+
+def _refuse_old(connection: _MySQLConnection, address: Address) -> None:
+    ((text,),) = connection.run("SELECT version()").rows
+    name = "MariaDB" if "mariadb" in text.lower() else "MySQL"
+    found = re.search(r"(\d+)\.(\d+)\.(\d+)", text.removeprefix("5.5.5-"))
+    version = tuple(map(int, found.groups())) if found else (0,)
+    if version < _OLDEST[name]:
+        needed = ", ".join(f"{each} {'.'.join(map(str, least))}" for each, least in _OLDEST.items())
+        raise StorageError(f"{address} is {name} {text}, and persistcoll needs {needed} or later")
+
+
+class _MySQLConnection:
+    """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL."""
+
+    max_payload = 0
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._error: type[Exception] = _pymysql().MySQLError
+
+    def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
+        try:
+            # The class is named, because a caller's connection may have another one.
+            with self._connection.cursor(_pymysql().cursors.Cursor) as cursor:
+                cursor.execute(text, parameters)
+                rows = list(cursor.fetchall()) if cursor.description else []
+                return Result(rows, cursor.rowcount, cursor.lastrowid or 0)
+        except self._error as error:
+            number, message = _number_and_text(error)
+            raise translate(number, message, "a statement") from error
+
+    def begin(self, sync: bool, lock_timeout: float | None) -> None:
+        # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in
+        # whole seconds.
+        self.run("BEGIN")
+
+    def commit(self) -> None:
+        self.run("COMMIT")
+
+    def rollback(self) -> None:
+        self.run("ROLLBACK")
+
+    def close(self) -> None:
+        with suppress(self._error):
+            self._connection.close()
+
+    def abandon(self) -> None:
+        self._connection._force_close()

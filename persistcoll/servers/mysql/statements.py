@@ -1,0 +1,145 @@
+"""The pieces of the statements in the SQL that MySQL and MariaDB have in common.
+
+A time is a number of microseconds since the epoch, because the time zone of a session changes what other
+types mean.
+"""
+
+from __future__ import annotations
+
+from persistcoll.engine.records import Discipline
+from persistcoll.servers.statements import Dialect, SharedStatements
+
+__all__ = ["MySQLDialect"]
+
+_ENGINE = "ENGINE = InnoDB"
+
+
+class MySQLDialect(Dialect):
+    """See :class:`~persistcoll.servers.statements.Dialect`."""
+
+    now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+    # The index has a null for each row without an end; this condition begins after them.
+    is_due_set = "due > 0"
+    # A poll is two statements: that of the change token, and a look.
+    max_poll_interval = 0.1
+
+    def table(self, schema: str | None, name: str) -> str:
+        return name if schema is None else "`" + schema.replace("`", "``").replace("%", "%%") + f"`.{name}"
+
+    def later(self, seconds: str) -> str:
+        return f"{self.now} + CAST(%({seconds})s * 1000000 AS SIGNED)"
+
+    def until(self, time: str) -> str:
+        return f"(CAST({time} AS SIGNED) - {self.now}) / 1e6"
+
+    def epoch(self, time: str) -> str:
+        return f"{time} / 1e6"
+
+    def among(self, ids: str) -> str:
+        return f"IN %({ids})s"
+
+    def hexadecimal(self, data: bytes) -> str:
+        return f"x'{data.hex()}'"
+
+    def shared(self, schema: str | None) -> SharedStatements:
+        collections, done, holders = (
+            self.table(schema, f"pc_{name}") for name in ("collections", "done", "holders")
+        )
+        settled = "WHERE client = %(client)s AND op < %(op)s"
+        return SharedStatements(
+            create=(
+                (
+                    f"CREATE TABLE IF NOT EXISTS {collections} (number BIGINT PRIMARY KEY,"
+                    " name VARBINARY(255) NOT NULL UNIQUE, kind VARBINARY(255) NOT NULL,"
+                    " serializer VARBINARY(255) NOT NULL, version INT NOT NULL, store VARBINARY(16) NOT NULL,"
+                    f" created BIGINT NOT NULL, puts BIGINT NOT NULL DEFAULT 0) {_ENGINE}"
+                ),
+                (
+                    f"CREATE TABLE IF NOT EXISTS {done} (client BIGINT NOT NULL, op BIGINT NOT NULL,"
+                    f" number BIGINT NOT NULL, puts BIGINT NOT NULL, PRIMARY KEY (client, op)) {_ENGINE}"
+                ),
+                (
+                    f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT AUTO_INCREMENT PRIMARY KEY,"
+                    f" number BIGINT NOT NULL, beat BIGINT, info VARBINARY(255) NOT NULL) {_ENGINE}"
+                ),
+            ),
+            lock_creation="SELECT GET_LOCK(%(name)s, %(seconds)s)",
+            unlock_creation="SELECT RELEASE_LOCK(%(name)s)",
+            find_collection=f"SELECT number, kind, serializer, version, store FROM {collections}"
+            " WHERE name = %(name)s",
+            next_number=f"SELECT coalesce(max(number), 0) + 1 FROM {collections}",
+            insert_collection=f"INSERT INTO {collections}"
+            " (number, name, kind, serializer, version, store, created)"
+            f" VALUES (%(number)s, %(name)s, %(kind)s, %(serializer)s, %(version)s, %(store)s, {self.now})",
+            lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
+            # INSERT IGNORE would hide other errors.
+            insert_done=f"INSERT INTO {done} (client, op, number, puts)"
+            " VALUES (%(client)s, %(op)s, %(number)s, %(puts)s) ON DUPLICATE KEY UPDATE op = op",
+            find_done=f"SELECT number FROM {done} WHERE client = %(client)s AND op = %(op)s",
+            select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
+            " LIMIT %(limit)s",
+            lock_done=f"SELECT number, puts FROM {done} {settled} FOR UPDATE",
+            add_puts=f"UPDATE {collections} SET puts = puts + %(puts)s WHERE number = %(number)s",
+            delete_done=f"DELETE FROM {done} {settled}",
+            insert_holder=f"INSERT INTO {holders} (number, beat, info)"
+            f" VALUES (%(number)s, {self.now}, %(info)s)",
+            beat=f"UPDATE {holders} SET beat = {self.now} WHERE holder {self.among('holders')}"
+            " AND beat IS NOT NULL",
+            count_holders=f"SELECT count(*) FROM {holders} WHERE holder {self.among('holders')}"
+            " AND beat IS NOT NULL",
+            select_dead=f"SELECT holder FROM {holders} WHERE number = %(number)s AND (beat IS NULL"
+            f" OR beat <= {self.now} - CAST(%(patience)s * 1000000 AS SIGNED))"
+            " ORDER BY holder FOR UPDATE SKIP LOCKED",
+            close_holder=f"UPDATE {holders} SET beat = NULL WHERE holder = %(holder)s",
+            clock=f"SELECT {self.epoch(self.now)}",
+            uptime="SHOW GLOBAL STATUS LIKE 'Uptime'",
+        )
+
+    def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
+        keys = ["KEY (state, id)", "KEY (due)", "KEY (holder)"]
+        if discipline.by_priority:
+            keys.append("KEY (state, place, id)")
+        if discipline.unique:
+            keys.append("UNIQUE KEY (dedup)")
+        return (
+            (
+                f"CREATE TABLE {table} (id BIGINT AUTO_INCREMENT PRIMARY KEY,"
+                " state TINYINT NOT NULL DEFAULT 0, place DOUBLE NOT NULL DEFAULT 0, due BIGINT,"
+                " holder BIGINT, fence BIGINT, attempts INT NOT NULL DEFAULT 0, created BIGINT NOT NULL,"
+                " dedup VARBINARY(255), mark BIGINT NOT NULL, crc BIGINT NOT NULL, payload LONGBLOB NOT NULL,"
+                f" {', '.join(keys)}) {_ENGINE}"
+            ),
+        )
+
+    def insert(self, table: str, unique: bool) -> str:
+        conflict = " ON DUPLICATE KEY UPDATE place = place" if unique else ""
+        return (
+            f"INSERT INTO {table} (place, dedup, mark, crc, payload, created)"
+            f" VALUES (%(place)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, {self.now}){conflict}"
+        )
+
+    def insert_many(self, table: str) -> str | None:
+        return None
+
+    def claim_next(self, table: str, row: str, order: str, may: str) -> str | None:
+        return None
+
+    def draw_id(self, table: str) -> tuple[str, ...]:
+        # No other transaction sees the row, which this one deletes.
+        return (
+            f"INSERT INTO {table} (state, mark, crc, payload, created) VALUES (-1, 0, 0, '', 0)",
+            f"DELETE FROM {table} WHERE id = %(id)s",
+        )
+
+    def size(self, table: str) -> str:
+        schema, _, name = table.rpartition(".")
+        of = "DATABASE()" if not schema else "'" + schema[1:-1].replace("``", "`").replace("'", "''") + "'"
+        return (
+            "(SELECT data_length + index_length FROM information_schema.tables"
+            f" WHERE table_schema = {of} AND table_name = '{name}')"
+        )
+
+    def token(self, table: str) -> str:
+        # Nothing that is cheap tells of a commit. So every poll looks, by a statement that only reads; this
+        # one raises if the server cannot be reached.
+        return "SELECT UUID()"

@@ -1,0 +1,64 @@
+"""Open a collection on a server, which all stores of this process on one address share."""
+
+from __future__ import annotations
+
+from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
+from persistcoll.servers.address import MYSQL, Address
+from persistcoll.servers.record_store import ServerRecordStore
+from persistcoll.servers.schema import Wanted, checked_name, open_collection
+from persistcoll.servers.sessions import SERVERS
+
+__all__ = ["PATIENCE", "TIMEOUT", "open_record_store"]
+
+PATIENCE = 30.0
+"""The seconds without a heartbeat after which a process is taken for dead."""
+TIMEOUT = 10.0
+"""The seconds to wait for a connection, and for a lock of another transaction."""
+
+
+def open_record_store(
+    address: Address,
+    *,
+    name: str,
+    kind: str,
+    discipline: Discipline,
+    retry: ClaimPolicy,
+    serializer: str,
+    durability: Durability = "power",
+    schema: str | None = None,
+    create: bool = True,
+    timeout: float = TIMEOUT,
+    patience: float = PATIENCE,
+) -> ServerRecordStore:
+    """Open the queue of this name, and make it first if it is missing.
+
+    :param kind: what the registry calls it. A queue can be opened only as the kind that it was made as.
+    :param durability: MySQL has one for the whole server, so there it changes nothing.
+    :param schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
+    :param create: otherwise a missing queue is an error, whose message has the statements that make it.
+    :param timeout: seconds to wait for a connection, and for a lock of another transaction.
+    :param patience: the seconds without a heartbeat after which a process is taken for dead.
+    :raise StoreMissingError: it is missing, and is not to be made.
+    :raise StoreKindError: the name is another kind's.
+    :raise SerializerMismatchError: it was made with another serializer.
+    :raise FormatVersionError: a later version made it.
+    :raise BackendUnavailableError: the server cannot be reached.
+    :raise StorageError: the driver is not installed, or the server refuses or is too old.
+    """
+    if schema is not None and address.kind == MYSQL:
+        raise ValueError("a database of MySQL has no schemas: leave 'schema' out")
+    wanted = Wanted(checked_name(name), kind, serializer, discipline)
+    server = SERVERS.acquire(address, schema, timeout, patience, durability == "power")
+    try:
+        collection = open_collection(server, wanted, create)
+        store = ServerRecordStore(server, collection, discipline, retry)
+    except BaseException:
+        SERVERS.release(server)
+        raise
+    if retry.auto_reclaim:
+        try:
+            store.reclaim()
+        except BaseException:
+            store.close()
+            raise
+    return store

@@ -1,0 +1,170 @@
+"""The driver of PostgreSQL, psycopg 3: the one module that imports it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from persistcoll.errors import StorageError
+from persistcoll.servers.address import Address
+from persistcoll.servers.driver import ConnectionLostError, Result
+from persistcoll.servers.postgres.errors import translate
+from persistcoll.servers.postgres.statements import PostgresDialect
+
+if TYPE_CHECKING:
+    from persistcoll.servers.driver import Connection
+    from persistcoll.servers.statements import Dialect
+
+__all__ = ["PostgresDriver"]
+
+_MISSING = "the driver of PostgreSQL is not installed: pip install 'persistcoll[postgres]'"
+_OLDEST = 130000
+# Bytes. A message to the server has less than 1 GiB, and an answer with the row as well.
+_MAX_PAYLOAD = 1 << 29
+# What the connection of a forked child holds is the parent's. It is kept, because the destructor of a
+# psycopg connection warns that it was not closed.
+_ABANDONED: list[Any] = []
+# Milliseconds. A transaction whose client is gone is rolled back, and what it locks is free again.
+_IDLE_IN_TRANSACTION = 30_000
+
+
+class PostgresDriver:
+    """PostgreSQL 13 or later, by psycopg 3."""
+
+    dialect: Dialect = PostgresDialect()
+
+    def connect(self, address: Address, timeout: float, power: bool) -> Connection:
+        psycopg = _psycopg()
+        settings: dict[str, Any] = {
+            "connect_timeout": max(2, round(timeout)),
+            "application_name": "persistcoll",
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 40_000,
+            **dict(address.options),
+            "host": ",".join(host for host, _ in address.hosts),
+            "port": ",".join(str(port) for _, port in address.hosts),
+        }
+        known = {"user": address.user, "password": address.password, "dbname": address.database}
+        settings |= {name: value for name, value in known.items() if value is not None}
+        doing = f"connecting to {address}"
+        try:
+            connection = psycopg.connect(**settings, autocommit=True)
+        except psycopg.Error as error:
+            raise _refusal(error, doing) from error
+        try:
+            if connection.info.server_version < _OLDEST:
+                raise StorageError(
+                    f"{address} is PostgreSQL {connection.info.server_version // 10000}, and persistcoll"
+                    f" needs PostgreSQL {_OLDEST // 10000} or later"
+                )
+            made = _PostgresConnection(connection)
+            made.run_script(
+                f"SET lock_timeout = {round(timeout * 1000)};"
+                f" SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION};"
+                " SET default_transaction_isolation = 'read committed';"
+                " SET default_transaction_read_only = off"
+                + ("" if power else "; SET synchronous_commit = off")
+            )
+            return made
+        except BaseException:
+            connection.close()
+            raise
+
+    def caller_connection(self, connection: Any) -> Connection:
+        psycopg = _psycopg()
+        for name in ("driver_connection", "connection"):  # SQLAlchemy's and Django's wrappers
+            if not isinstance(connection, psycopg.Connection):
+                connection = getattr(connection, name, connection)
+                connection = connection() if callable(connection) else connection
+        if not isinstance(connection, psycopg.Connection):
+            raise TypeError(
+                f"a transaction is joined on a connection of psycopg 3, not on {type(connection).__module__}."
+                f"{type(connection).__name__}"
+            )
+        status = psycopg.pq.TransactionStatus
+        found = connection.info.transaction_status
+        if found == status.INERROR:
+            raise ValueError("the transaction on this connection has failed: roll it back first")
+        if connection.autocommit and found == status.IDLE:
+            raise ValueError("no transaction is open on this connection")
+        return _PostgresConnection(connection)
+
+
+def _psycopg() -> Any:
+    try:
+        import psycopg
+    except ImportError as error:
+        raise StorageError(_MISSING) from error
+    return psycopg
+
+
+def _refusal(error: Any, doing: str) -> Exception:
+    """Return the error to raise for a connection that was not made."""
+    # A refusal has no SQLSTATE in psycopg's errors, whose texts are in the language of the server: only a
+    # connection that was made and refused has a text that begins so.
+    text = str(error)
+    if "FATAL" in text and not any(word in text for word in ("starting up", "shutting down", "too many")):
+        return StorageError(f"{doing} failed: {text.strip()}")
+    return ConnectionLostError(f"{doing} failed: {text.strip()}")
+
+
+class _PostgresConnection:
+    """A :class:`~persistcoll.servers.driver.Connection` by psycopg."""
+
+    max_payload = _MAX_PAYLOAD
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._error: type[Exception] = _psycopg().Error
+
+    def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
+        try:
+            with self._connection.cursor(binary=True, row_factory=_tuple_row) as cursor:
+                cursor.execute(text, parameters)
+                rows = cursor.fetchall() if cursor.description else []
+                return Result(rows, cursor.rowcount, rows[0][0] if len(rows) == 1 else 0)
+        except self._error as error:
+            raise self._translated(error) from error
+
+    def run_script(self, text: str) -> None:
+        """Run several statements without parameters, in one trip."""
+        try:
+            with self._connection.cursor(binary=False, row_factory=_tuple_row) as cursor:
+                cursor.execute(text, prepare=False)
+        except self._error as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> Exception:
+        is_lost = self._connection.closed or self._connection.broken
+        return translate(getattr(error, "sqlstate", None), str(error), is_lost, "a statement")
+
+    def begin(self, sync: bool, lock_timeout: float | None) -> None:
+        text = "BEGIN"
+        if not sync:
+            text += "; SET LOCAL synchronous_commit = off"
+        if lock_timeout is not None:
+            text += f"; SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}"
+        self.run_script(text)
+
+    def commit(self) -> None:
+        self.run("COMMIT")
+
+    def rollback(self) -> None:
+        self.run("ROLLBACK")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def abandon(self) -> None:
+        _ABANDONED.append(self._connection)
+        try:
+            os.close(self._connection.fileno())
+        except (OSError, self._error):
+            pass
+
+
+def _tuple_row(cursor: Any) -> Any:
+    return tuple

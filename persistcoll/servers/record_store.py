@@ -1,0 +1,249 @@
+"""Store records with states on a database server: put, claim, settle and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
+from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
+from persistcoll.errors import DuplicateError, Empty
+from persistcoll.servers.bounds import Bound
+from persistcoll.servers.claims import ALL, FINISHED, ClaimingHandle
+from persistcoll.servers.handle import PAGE
+from persistcoll.servers.rows import Seal
+from persistcoll.servers.schema import Collection
+from persistcoll.servers.sessions import Server, Session
+from persistcoll.servers.statements import NUMBERS
+
+__all__ = ["ServerRecordStore"]
+
+T = TypeVar("T")
+
+_LONGEST_KEY = 255  # bytes
+_STATES = {number: state for state, number in NUMBERS.items()}
+
+
+class ServerRecordStore(ClaimingHandle, RecordStore):
+    """A :class:`~persistcoll.engine.contracts.RecordStore` in a table on a database server."""
+
+    def __init__(
+        self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
+    ) -> None:
+        super().__init__(server, collection, discipline, retry)
+        self._bound = Bound(server, self._number, self._sql)
+        self.capabilities = StoreCapabilities(
+            total_order=False,
+            decodes_once=False,
+            death_noticed_after=server.patience,
+            joins_transactions=True,
+            max_payload=server.max_payload,
+        )
+
+    def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None:
+        """Apply ``seal`` to each payload and its mark before it is written, from now on.
+
+        ``unseal`` undoes it.
+        """
+        self._rows.seal, self._rows.unseal = seal, unseal
+
+    # Putting.
+
+    def append(self, payload: bytes, capacity: int = 0, *, deadline: float | None = None) -> int:
+        return cast(int, self.put((Entry(payload),), capacity, deadline=deadline)[0])
+
+    def append_many(
+        self, payloads: Sequence[bytes], capacity: int = 0, *, deadline: float | None = None
+    ) -> Sequence[int]:
+        entries = [Entry(payload) for payload in payloads]
+        return cast(list[int], self.put(entries, capacity, deadline=deadline))
+
+    def put(
+        self, entries: Sequence[Entry], capacity: int = 0, *, deadline: float | None = None
+    ) -> list[int | None]:
+        self._check()
+        if not entries:
+            return []
+        rows = [self._row(entry) for entry in entries]
+        if capacity and self._bound.was_full:
+            self._look()
+            self._bound.refuse_full(self._sessions, capacity, len(rows), self._discipline.unique)
+
+        def insert(session: Session) -> list[int | None]:
+            if capacity:
+                self._bound.lock(session)
+            ids = self._insert(session, rows)
+            if capacity and _count(ids):
+                self._promote_page(session)
+                self._bound.check(session, capacity)
+            return ids
+
+        return self._transact(insert, puts=_count, deadline=deadline)
+
+    def _row(self, entry: Entry) -> dict[str, Any]:
+        place = float(entry.priority)
+        if place != entry.priority:
+            raise ValueError(f"a server stores priorities as floats, and {entry.priority} is none")
+        return {"place": place, "key": self._checked_key(entry.key), **self._rows.columns(entry.payload)}
+
+    def _checked_key(self, key: bytes | None) -> bytes | None:
+        """Return the key to store: none, if keys need not be unique."""
+        if not self._discipline.unique:
+            return None
+        if key is not None and len(key) > _LONGEST_KEY:
+            raise ValueError(f"a key has at most {_LONGEST_KEY} bytes on a server, not {len(key)}")
+        return key
+
+    def _insert(self, session: Session, rows: list[dict[str, Any]]) -> list[int | None]:
+        """Insert ready rows, and return their ids; ``None`` for a row whose key is active."""
+        many = self._sql.insert_many
+        if many is not None and len(rows) > 1:
+            columns = {
+                f"{name}s": [row[name] for row in rows] for name in ("place", "mark", "crc", "payload")
+            }
+            return sorted(id for (id,) in session.run(many, **columns).rows)
+        ids: list[int | None] = []
+        for row in rows:
+            result = session.run(self._sql.insert, **row)
+            # A record that is dead by now, because its lease is over, has no active key.
+            if not result.count and self._promote_page(session):
+                result = session.run(self._sql.insert, **row)
+            ids.append(result.id if result.count else None)
+        return ids
+
+    # Claiming.
+
+    def claim(
+        self,
+        decode: Callable[[Record], T],
+        select: Select | None = None,
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> T:
+        return self._claim(1, decode, select, claims, deadline)[0]
+
+    def claim_many(
+        self,
+        limit: int,
+        decode: Callable[[Record], T],
+        *,
+        claims: list[Claim] | None = None,
+        deadline: float | None = None,
+    ) -> list[T]:
+        return self._claim(limit, decode, None, claims, deadline)
+
+    def pop(
+        self, decode: Callable[[Record], T], select: Select | None = None, *, deadline: float | None = None
+    ) -> T:
+        return self._pop(1, decode, select, deadline)[0]
+
+    def pop_many(
+        self, limit: int, decode: Callable[[Record], T], *, deadline: float | None = None
+    ) -> list[T]:
+        return self._pop(limit, decode, None, deadline)
+
+    # Changing and removing.
+
+    def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
+        self._check()
+        self._look()
+        columns = {"key": self._checked_key(key), **self._rows.columns(payload)}
+        try:
+            return self._transact(lambda session: session.run(self._sql.update, id=id, **columns).count > 0)
+        except DuplicateError as error:
+            raise DuplicateError(f"an item that equals the new item {id} is queued already") from error
+
+    def remove(self, id: int | None = None) -> int | None:
+        self._check()
+        self._look()
+
+        def remove(session: Session) -> int | None:
+            rows = self._lock(session, 1, None if id is None else Select(id), True)
+            if not rows:
+                return None
+            ((found, *_),) = rows
+            session.run(self._sql.delete, ids=[found])
+            return cast(int, found)
+
+        return self._transact(remove)
+
+    def clear(self) -> int:
+        self._check()
+        self._look()
+
+        def clear(session: Session) -> int:
+            total = 0
+            while ids := [id for (id,) in session.run(self._sql.lock_ready, limit=PAGE).rows]:
+                session.run(self._sql.delete, ids=ids)
+                total += len(ids)
+            return total
+
+        return self._transact(clear)
+
+    def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
+        self._check()
+        if state not in FINISHED:
+            raise ValueError(f"only what is done, failed or dead can be purged, not what is {state.value}")
+        self._look()
+        return self._purge(state, keep, ALL if limit is None else limit)
+
+    def shrink(self) -> None:
+        self._check()
+
+    # Reading.
+
+    def peek(self, decode: Callable[[Record], T]) -> T:
+        for row in self._read(self._sql.select_next):
+            return decode(self._rows.record(row))
+        raise Empty
+
+    def has_active_key(self, key: bytes) -> bool:
+        return bool(self._read(self._sql.has_key, key=key)[0][0])
+
+    def records(self) -> Iterator[Record]:
+        pages = self._pages(self._sql.select_page, 0)
+        return (self._rows.record(row) for page in pages for row in page)
+
+    def scan(self, *states: State) -> Iterator[tuple[State, Record]]:
+        pages = self._pages(self._sql.scan_page, 1, states=[NUMBERS[state] for state in states or State])
+        return ((_STATES[row[0]], self._rows.record(row[1:])) for page in pages for row in page)
+
+    def count(self) -> int:
+        return int(self._read(self._sql.count_ready, limit=ALL)[0][0])
+
+    def claimed(self) -> int:
+        _, claimed, _ = self._read(self._sql.counts)[0]
+        return int(claimed)
+
+    def unfinished(self) -> int:
+        return sum(self._read(self._sql.counts)[0])
+
+    def is_empty(self) -> bool:
+        self._check()
+        ready, _ = self._look()
+        return not ready
+
+    def has_unfinished(self) -> bool:
+        return bool(self._read(self._sql.has_unfinished)[0][0])
+
+    def stats(self) -> Stats:
+        ((*counts, age, puts, size),) = self._read(self._sql.stats)
+        ready, claimed, delayed, done, failed, dead = counts
+        return Stats(
+            ready=ready,
+            claimed=claimed,
+            delayed=delayed,
+            done=done,
+            failed=failed,
+            dead=dead,
+            oldest_age=None if age is None else max(0.0, age),
+            puts=int(puts),
+            gets=int(puts) - ready - claimed - delayed,
+            bytes=int(size or 0),
+        )
+
+
+def _count(ids: list[int | None]) -> int:
+    """Return how many of these rows were stored."""
+    return len(ids) - ids.count(None)

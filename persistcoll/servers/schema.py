@@ -1,0 +1,191 @@
+"""Which collections a database has, and how one is made, safely also when many programs begin at once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+from persistcoll.engine.records import Discipline
+from persistcoll.errors import (
+    FormatVersionError,
+    LockedError,
+    SerializerMismatchError,
+    StorageError,
+    StoreKindError,
+    StoreMissingError,
+)
+from persistcoll.servers.driver import MissingTableError
+from persistcoll.servers.sessions import Server, Session
+from persistcoll.servers.statements import record_statements
+
+__all__ = ["VERSION", "Collection", "Wanted", "checked_name", "open_collection"]
+
+T = TypeVar("T")
+
+VERSION = 1
+"""Of the format. A later version's collection is refused."""
+_LONGEST_NAME = 255  # bytes
+_CREATION_TIMEOUT = 60.0  # seconds
+
+
+class Wanted(NamedTuple):
+    """A collection as its opener wants it."""
+
+    name: str
+    kind: str
+    serializer: str
+    discipline: Discipline
+
+
+class Collection(NamedTuple):
+    """A collection that is registered."""
+
+    number: int
+    store_id: bytes
+
+
+def checked_name(name: object) -> str:
+    """Return the name of a collection.
+
+    :raise TypeError: it is no str.
+    :raise ValueError: it is too long, or no UTF-8, or PostgreSQL cannot store it.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"'name' must be a str, not {type(name).__name__}")
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"'name' cannot be stored: {name!r} has a surrogate without its pair") from None
+    if len(encoded) > _LONGEST_NAME:
+        raise ValueError(f"'name' has {len(encoded)} bytes of UTF-8, and a server takes {_LONGEST_NAME}")
+    if "\0" in name:
+        raise ValueError("'name' cannot be stored: it has a NUL")
+    return name
+
+
+def open_collection(server: Server, wanted: Wanted, create: bool) -> Collection:
+    """Return the collection, and make it first if it is missing.
+
+    :param create: otherwise a missing one is an error, whose message has the statements that make it.
+    :raise StoreMissingError: it is missing, and is not to be made.
+    :raise StoreKindError: the name is another kind's.
+    :raise SerializerMismatchError: it was made with another serializer.
+    :raise FormatVersionError: a later version made it.
+    :raise LockedError: other programs create for too long.
+    :raise StorageError: the server does not let this user make it; the message has the statements.
+    """
+    found = server.repeat(lambda session: _find(session, server, wanted))
+    if found is not None:
+        return found
+    if not create:
+        raise StoreMissingError(
+            f"there is no {wanted.name!r} in {server.address}, and create=False forbids to make it; these"
+            f" statements do:\n{_script(server, wanted)}"
+        )
+    try:
+        return _create(server, wanted)
+    except (StoreKindError, SerializerMismatchError, FormatVersionError, LockedError):
+        raise
+    except StorageError as error:
+        raise type(error)(
+            f"{wanted.name!r} cannot be made in {server.address}: {error}; a user who may run these"
+            f" statements can make it:\n{_script(server, wanted)}"
+        ) from error
+
+
+def _find(session: Session, server: Server, wanted: Wanted) -> Collection | None:
+    try:
+        rows = session.run(server.sql.find_collection, name=wanted.name).rows
+    except MissingTableError:
+        return None
+    if not rows:
+        return None
+    ((number, kind, serializer, version, store),) = rows
+    kind, serializer = (each.decode() if isinstance(each, bytes) else each for each in (kind, serializer))
+    if version > VERSION:
+        raise FormatVersionError(
+            f"{wanted.name!r} in {server.address} has format {version}, and this version knows {VERSION}"
+        )
+    if kind != wanted.kind:
+        raise StoreKindError(
+            f"{wanted.name!r} in {server.address} is a collection of the kind {kind!r}, not {wanted.kind!r}"
+        )
+    if serializer != wanted.serializer:
+        raise SerializerMismatchError(
+            f"{wanted.name!r} in {server.address} was made with the serializer {serializer!r}, not"
+            f" {wanted.serializer!r}"
+        )
+    return Collection(number, bytes(store))
+
+
+def _create(server: Server, wanted: Wanted) -> Collection:
+    # One lock for all collections of the database, because the shared tables are made under it, too.
+    lock = f"persistcoll {server.address.database} {server.schema}"
+
+    def make(session: Session) -> Collection:
+        sql = server.sql
+        (got,) = session.run(sql.lock_creation, name=lock, seconds=_CREATION_TIMEOUT).rows[0]
+        if got != 1:
+            raise LockedError(f"other programs make collections in {server.address} for too long")
+        try:
+            for text in sql.create:
+                session.run(text)
+            found = _find(session, server, wanted)
+            if found is not None:
+                return found
+            ((number,),) = session.run(sql.next_number).rows
+            for text in _of_collection(server, wanted, number):
+                session.run(text)
+            store = secrets.token_bytes(16)
+            # The last statement: where a server commits after each, what is registered is whole.
+            session.run(
+                sql.insert_collection,
+                number=number,
+                name=wanted.name,
+                kind=wanted.kind,
+                serializer=wanted.serializer,
+                version=VERSION,
+                store=store,
+            )
+            return Collection(number, store)
+        finally:
+            if sql.unlock_creation is not None:
+                session.run(sql.unlock_creation, name=lock)
+
+    return server.transact(make, once=False)
+
+
+def _of_collection(server: Server, wanted: Wanted, number: int) -> Sequence[str]:
+    table = server.driver.dialect.table(server.schema, f"pc_{number}")
+    # What is left of a creation that was cut short is not registered, so nothing was ever put into it.
+    return (
+        f"DROP TABLE IF EXISTS {table}",
+        *record_statements(server.driver.dialect, server.schema, number, wanted.discipline).create,
+    )
+
+
+def _script(server: Server, wanted: Wanted) -> str:
+    """Return the statements that make the collection, as a script for the server's own client."""
+    sql = server.sql
+
+    def next_number(session: Session) -> int:
+        try:
+            return int(session.run(sql.next_number).rows[0][0])
+        except MissingTableError:
+            return 1
+
+    number = server.repeat(next_number)
+    values = {
+        "number": str(number),
+        "version": str(VERSION),
+        "store": server.driver.dialect.hexadecimal(secrets.token_bytes(16)),
+        **{name: _literal(getattr(wanted, name)) for name in ("name", "kind", "serializer")},
+    }
+    texts = (*sql.create, *_of_collection(server, wanted, number)[1:], sql.insert_collection)
+    statements = [text % values for text in texts]
+    return "".join(f"{text};\n" for text in statements)
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

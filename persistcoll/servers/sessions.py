@@ -1,0 +1,408 @@
+"""The connections of this process to a server, and transactions that happen once although answers are lost.
+
+A call that changes something sends with its transaction a note: its session's number and the number of the
+call. If the answer to the commit is lost, another session adds a note of its own under these numbers, and
+reads which one is there. If it is its own, the transaction was not committed and never will be, so the call
+begins again.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from persistcoll.engine.forks import register_forkable
+from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
+from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
+from persistcoll.servers.driver import Connection, ConnectionLostError, Driver, Result, TryAgainError
+from persistcoll.servers.statements import SharedStatements
+
+if TYPE_CHECKING:
+    from persistcoll.servers.holders import Heartbeat
+
+__all__ = ["SERVERS", "Server", "Session", "Sessions", "driver_of"]
+
+T = TypeVar("T")
+
+_MOST_IDLE = 8  # connections
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two tries
+_UNKNOWN_AFTER = 60.0  # seconds after which the outcome of a commit is called unknown
+# Seconds that a call waits for a lock at least. Ordinary writers hold one for a moment, so a call that must
+# not wait for a caller's transaction would otherwise fail without one.
+_SHORTEST_LOCK_TIMEOUT = 1.0
+_OPS_BETWEEN_SWEEPS = 256
+# A session's number begins with the hour, so that the notes of sessions that ended long ago are one range.
+_HOUR_BITS = 40
+_KEPT_HOURS = 24
+_SWEPT_CLIENTS = 16
+_EVERY_OP = 1 << 62
+# The collection in the note of a call that was not committed. So the question may be asked again, if its own
+# answer is lost.
+_NEVER_COMMITTED = -1
+
+
+def driver_of(kind: str) -> Driver:
+    """Return the driver for servers of this kind."""
+    if kind == POSTGRESQL:
+        from persistcoll.servers.postgres.connection import PostgresDriver
+
+        return PostgresDriver()
+    assert kind == MYSQL
+    from persistcoll.servers.mysql.connection import MySQLDriver
+
+    return MySQLDriver()
+
+
+class Session:
+    """One connection, with the numbers of its calls. One thread uses it at a time.
+
+    :ivar client: the session's number; no other session has it.
+    """
+
+    def __init__(self, connection: Connection, hour: int) -> None:
+        self.connection = connection
+        self.hour = hour
+        self.client = hour << _HOUR_BITS | secrets.randbits(_HOUR_BITS)
+        self.op = 0
+
+    def run(self, text: str, **parameters: Any) -> Result:
+        """Run one statement with these parameters."""
+        return self.connection.run(text, parameters)
+
+    def note(self, sql: SharedStatements, number: int, puts: int) -> None:
+        """Note the next call, as a part of its transaction."""
+        self.op += 1
+        self.run(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
+
+
+class Sessions(Protocol):
+    """Where a store runs its statements: on a server's sessions, or on a caller's connection."""
+
+    def repeat(self, work: Callable[[Session], T], deadline: float | None = None) -> T:
+        """Return what ``work`` returns; call it again if a connection was lost in it.
+
+        Each statement of ``work`` is a transaction of its own, and may happen twice.
+        """
+
+    def transact(
+        self,
+        work: Callable[[Session], T],
+        *,
+        number: int = 0,
+        puts: Callable[[T], int] | None = None,
+        sync: bool = True,
+        once: bool = True,
+        deadline: float | None = None,
+    ) -> T:
+        """Run ``work`` in a transaction, and return what it returns after the commit.
+
+        ``work`` is called again if the server rolled the transaction back because of another one, or if the
+        connection was lost before the commit.
+
+        :param number: the collection.
+        :param puts: given the value, returns how many puts the transaction counts.
+        :param sync: whether the commit waits for the device, where a session can choose that.
+        :param once: otherwise ``work`` is called again after a lost answer, whether it was committed or not.
+        :param deadline: as that of a store.
+        """
+
+
+class Server:
+    """One server as this process uses it: its idle connections, and the holders that send heartbeats.
+
+    ``_mutex`` guards ``_idle`` and ``_all``.
+
+    :param timeout: seconds to wait for a connection, and for a lock of another transaction.
+    :param patience: the seconds without a heartbeat after which a holder is dead.
+    :param power: whether what is committed survives a power cut of the server, where a session can choose
+        that.
+    """
+
+    def __init__(
+        self, address: Address, schema: str | None, timeout: float, patience: float, power: bool
+    ) -> None:
+        from persistcoll.servers.holders import Heartbeat
+
+        self.address = address
+        self.schema = schema
+        self.timeout = timeout
+        self.patience = patience
+        self.power = power
+        self.driver = driver_of(address.kind)
+        self.sql: SharedStatements = self.driver.dialect.shared(schema)
+        self.users = 0
+        self._idle: list[Session] = []
+        self._all: set[Session] = set()
+        self._mutex = threading.Lock()
+        self.heartbeat: Heartbeat = Heartbeat(self)
+        register_forkable(self)
+
+    @property
+    def max_payload(self) -> int:
+        """The greatest number of bytes of a payload."""
+        return self.repeat(lambda session: session.connection.max_payload)
+
+    # Connections.
+
+    def acquire(self, deadline: float | None = None) -> Session:
+        """Return an idle session, or a new one.
+
+        :raise BackendUnavailableError: the server cannot be reached before the deadline.
+        """
+        with self._mutex:
+            if self._idle:
+                return self._idle.pop()
+        until = self._until(deadline)
+        for pause in _pauses():
+            try:
+                return self._connect(until)
+            except ConnectionLostError as error:
+                if time.monotonic() + pause >= until:
+                    raise BackendUnavailableError(str(error)) from error
+                time.sleep(pause)
+        raise AssertionError
+
+    def _until(self, deadline: float | None) -> float:
+        until = time.monotonic() + self.timeout
+        return until if deadline is None else min(until, deadline)
+
+    def _connect(self, until: float) -> Session:
+        connection = self.driver.connect(self.address, self.timeout, self.power)
+        try:
+            ((now,),) = connection.run(self.sql.clock).rows
+            session = Session(connection, int(now) // 3600)
+            with self._mutex:
+                self._all.add(session)
+            return session
+        except BaseException:
+            connection.close()
+            raise
+
+    def release(self, session: Session) -> None:
+        """Let others use this session, which has no transaction open."""
+        with self._mutex:
+            if self.users and len(self._idle) < _MOST_IDLE and session in self._all:
+                self._idle.append(session)
+                return
+        self.discard(session)
+
+    def discard(self, session: Session) -> None:
+        """Close this session."""
+        with self._mutex:
+            self._all.discard(session)
+        session.connection.close()
+
+    def _lost(self, session: Session) -> None:
+        """Close a session whose connection is lost, and all that are idle, which probably are as well."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for each in (session, *idle):
+            self.discard(each)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self.heartbeat.stop()
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for session in idle:
+            self.discard(session)
+
+    def _after_fork(self) -> None:
+        self._mutex = threading.Lock()
+        for session in list(self._all):
+            session.connection.abandon()
+        self._all.clear()
+        self._idle.clear()
+        self.heartbeat.forget()
+
+    # Work.
+
+    def repeat(self, work: Callable[[Session], T], deadline: float | None = None) -> T:
+        """See :class:`Sessions`."""
+        return self._retried(lambda: self._repeat_once(work, deadline), deadline)
+
+    def _repeat_once(self, work: Callable[[Session], T], deadline: float | None) -> T:
+        session = self.acquire(deadline)
+        try:
+            value = work(session)
+        except ConnectionLostError:
+            self._lost(session)
+            raise
+        except Exception:
+            self.release(session)
+            raise
+        except BaseException:  # the answer of a statement may still come
+            self.discard(session)
+            raise
+        self.release(session)
+        return value
+
+    def transact(
+        self,
+        work: Callable[[Session], T],
+        *,
+        number: int = 0,
+        puts: Callable[[T], int] | None = None,
+        sync: bool = True,
+        once: bool = True,
+        deadline: float | None = None,
+    ) -> T:
+        """See :class:`Sessions`."""
+        lock_timeout = None
+        if deadline is not None:
+            lock_timeout = max(_SHORTEST_LOCK_TIMEOUT, deadline - time.monotonic())
+            lock_timeout = lock_timeout if lock_timeout < self.timeout else None
+
+        def attempt() -> T:
+            session = self.acquire(deadline)
+            committing = False
+            try:
+                session.connection.begin(sync, lock_timeout)
+                value = work(session)
+                if once:
+                    session.note(self.sql, number, 0 if puts is None else puts(value))
+                committing = True
+                session.connection.commit()
+            except ConnectionLostError:
+                self._lost(session)
+                if committing and once and self._was_committed(session.client, session.op):
+                    return value
+                raise
+            except BaseException as error:
+                self._roll_back(session, error)
+                raise
+            self._finish(session, once)
+            return value
+
+        return self._retried(attempt, deadline)
+
+    def _finish(self, session: Session, noted: bool) -> None:
+        """Release a session after a commit, and now and then remove its notes first."""
+        if noted and session.op % _OPS_BETWEEN_SWEEPS == 0:
+            try:
+                self._sweep(session)
+            except (ConnectionLostError, TryAgainError, StorageError):
+                return  # what is noted stays until the next time
+        self.release(session)
+
+    def _retried(self, attempt: Callable[[], T], deadline: float | None) -> T:
+        until = self._until(deadline)
+        for pause in _pauses():
+            try:
+                return attempt()
+            except TryAgainError as error:
+                if time.monotonic() + pause >= max(until, time.monotonic() + _FIRST_PAUSE):
+                    raise LockedError(f"other transactions always came first: {error}") from error
+            except ConnectionLostError as error:
+                if time.monotonic() + pause >= until:
+                    raise BackendUnavailableError(f"{self.address} cannot be reached: {error}") from error
+            time.sleep(pause)
+        raise AssertionError
+
+    def _roll_back(self, session: Session, error: BaseException) -> None:
+        # After an interrupt the answer of a statement may still come.
+        if isinstance(error, Exception):
+            try:
+                session.connection.rollback()
+            except Exception:
+                pass
+            else:
+                self.release(session)
+                return
+        self.discard(session)
+
+    def _was_committed(self, client: int, op: int) -> bool:
+        """Tell whether the call with this number was committed. If not, it never will be."""
+        until = time.monotonic() + _UNKNOWN_AFTER
+        failure: Exception | None = None
+        for pause in _pauses():
+            try:
+                session = self.acquire()
+                try:
+                    call = {"client": client, "op": op}
+                    session.run(self.sql.insert_done, number=_NEVER_COMMITTED, puts=0, **call)
+                    ((number,),) = session.run(self.sql.find_done, **call).rows
+                except BaseException:
+                    self._lost(session)
+                    raise
+                self.release(session)
+                return bool(number != _NEVER_COMMITTED)
+            except (ConnectionLostError, BackendUnavailableError, LockedError, TryAgainError) as error:
+                failure = error
+            if time.monotonic() + pause >= until:
+                break
+            time.sleep(pause)
+        raise StorageError(
+            f"the answer of {self.address} to a commit was lost, and the outcome is unknown: it happened if"
+            f" there is a row with client {client} and op {op} in pc_done"
+        ) from failure
+
+    def _sweep(self, session: Session) -> None:
+        """Remove the notes of this session's earlier calls, and of some sessions that ended long ago."""
+        old = (session.hour - _KEPT_HOURS) << _HOUR_BITS
+        rows = session.run(self.sql.select_old_clients, client=old, limit=_SWEPT_CLIENTS).rows
+        for client, op in ((session.client, session.op), *((client, _EVERY_OP) for (client,) in rows)):
+            session.connection.begin(False, None)
+            try:
+                self._sweep_client(session, client, op)
+                session.connection.commit()
+            except BaseException as error:
+                self._roll_back(session, error)
+                raise
+
+    def _sweep_client(self, session: Session, client: int, op: int) -> None:
+        puts: Counter[int] = Counter()
+        for number, count in session.run(self.sql.lock_done, client=client, op=op).rows:
+            puts[number] += count
+        for number in sorted(+puts):
+            session.run(self.sql.add_puts, number=number, puts=puts[number])
+        session.run(self.sql.delete_done, client=client, op=op)
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.5, 1.5)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+class _Servers:
+    """The servers of this process, each shared by all stores on it. ``_mutex`` guards everything."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._servers: dict[Any, Server] = {}
+        register_forkable(self)
+
+    def acquire(
+        self, address: Address, schema: str | None, timeout: float, patience: float, power: bool
+    ) -> Server:
+        """Return the server at this address, which counts one user more."""
+        key = (address, schema, timeout, patience, power)
+        with self._mutex:
+            server = self._servers.get(key)
+            if server is None:
+                server = self._servers[key] = Server(*key)
+            server.users += 1
+            return server
+
+    def release(self, server: Server) -> None:
+        """Count one user less; the last one closes the connections."""
+        with self._mutex:
+            server.users -= 1
+            is_last = server.users == 0
+            if is_last:
+                self._servers = {key: each for key, each in self._servers.items() if each is not server}
+        if is_last:
+            server.close()
+
+    def _after_fork(self) -> None:
+        self._mutex = threading.Lock()
+
+
+SERVERS = _Servers()

@@ -1,0 +1,318 @@
+"""The statements of a collection of records, and what a dialect of SQL adds to them.
+
+The texts name their parameters as ``%(name)s``. Names of tables are made of a collection's number, never of
+its name, so a name is never a part of a statement.
+
+All states of a collection's records are in one table of its own: a claim then copies no payload, and its
+indexes hold nothing of other collections. Every look at the head of a queue, and at what is due, has the form
+``ORDER BY … LIMIT``, which is an index scan whatever the server's statistics say of the table.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from persistcoll.engine.records import Discipline, State
+
+__all__ = ["NUMBERS", "Dialect", "RecordStatements", "SharedStatements", "record_statements"]
+
+NUMBERS = {
+    State.READY: 0,
+    State.CLAIMED: 1,
+    State.DELAYED: 2,
+    State.BLOCKED: 3,
+    State.DONE: 4,
+    State.FAILED: 5,
+    State.DEAD: 6,
+}
+"""The number of each state in the column ``state``."""
+_READY, _CLAIMED, _DELAYED, _DEAD = (
+    NUMBERS[state] for state in (State.READY, State.CLAIMED, State.DELAYED, State.DEAD)
+)
+
+
+class SharedStatements(NamedTuple):
+    """The statements on the tables that all collections of a database share.
+
+    Each text is described by its parameters, and after an arrow by its result or effect.
+    """
+
+    create: tuple[str, ...]
+    """Make the tables where they are missing."""
+    lock_creation: str
+    """name, seconds -> waits until no other session creates; ``1`` if it has the lock."""
+    unlock_creation: str | None
+    """name -> lets others create; ``None``: the end of the transaction does."""
+    find_collection: str
+    """name -> number, kind, serializer, version, store id."""
+    next_number: str
+    """-> the number of the next collection."""
+    insert_collection: str
+    """number, name, kind, serializer, version, store -> registered."""
+    lock_collection: str
+    """number -> locked until the end of the transaction."""
+    insert_done: str
+    """client, op, number, puts -> a note of this call, unless there is one."""
+    find_done: str
+    """client, op -> the number in the note of this call."""
+    select_old_clients: str
+    """client, limit -> the first sessions that have notes, below that one."""
+    lock_done: str
+    """client, op -> locks and returns number and puts of the notes of this session before ``op``."""
+    add_puts: str
+    """number, puts -> added."""
+    delete_done: str
+    """client, op -> deletes the notes of this session before ``op``."""
+    insert_holder: str
+    """number -> a new holder of that collection; its number."""
+    beat: str
+    """holders -> heard of now."""
+    count_holders: str
+    """holders -> how many of them are there."""
+    select_dead: str
+    """number, patience -> locks and returns the dead holders of that collection; of a server that is younger
+    than the patience only those that said so (patience ``None``)."""
+    close_holder: str
+    """holder -> dead from now on."""
+    clock: str
+    """-> the time in seconds since the epoch."""
+    uptime: str
+    """-> in the last column the seconds since the server has started."""
+
+
+class RecordStatements(NamedTuple):
+    """The statements of one queue.
+
+    A *row* is: id, place, attempts, time, mark, crc, payload. The *next* rows are the first in the order of
+    delivery.
+    """
+
+    create: tuple[str, ...]
+    """Make the table and its indexes."""
+    insert: str
+    """place, key, mark, crc, payload -> a ready row; counts 0 if the key is active."""
+    insert_many: str | None
+    """places, marks, crcs, payloads -> ready rows without keys; their ids. ``None``: one by one."""
+    look: str
+    """-> whether a row is ready, and in how many seconds the next row is due."""
+    claim_next: str | None
+    """holder, fence, lease, limit, promoted -> claims the next rows in one statement, and returns them with
+    the attempts before. ``None``: this server cannot. Without ``promoted`` this statement and the next three
+    find nothing while something is due."""
+    lock_next: str
+    """limit, promoted -> locks and returns the next rows that no other transaction has locked."""
+    lock_by_id: str
+    """id, promoted -> locks and returns that ready row, unless another transaction has locked it."""
+    lock_after: str
+    """id, promoted -> locks and returns the ready row after it."""
+    claim: str
+    """ids, holder, fence, lease -> claims these ready rows."""
+    unclaim: str
+    """ids, fence -> makes these rows ready, as if this claim had not been made."""
+    release_fence: str
+    """holder, fence -> makes ready what a claim with a lost answer has claimed."""
+    finish_ready: str
+    """ids, state -> makes these ready rows done, with an attempt."""
+    delete: str
+    """ids -> deletes these rows."""
+    settle: str
+    """id, fence, state, frees, seconds -> ends a claim: puts the row in that state, which ends so many
+    seconds from now; ``frees`` says whether its key ceases to be active."""
+    delete_claim: str
+    """id, fence -> ends a claim and deletes the row."""
+    draw_id: tuple[str, ...]
+    """id -> a new id, higher than all others: the rows or the id of the first; the others tidy up."""
+    renumber: str
+    """id, new -> gives a row another id."""
+    lock_due: str
+    """limit -> locks and returns the ids of rows whose delay or lease is over."""
+    lock_held: str
+    """holder, limit -> locks and returns the ids of rows that it has claimed."""
+    lock_ownerless: str
+    """limit -> locks and returns the ids of rows whose holder is not there any more."""
+    come_back: str
+    """ids, most -> makes these rows ready, or dead if they are claimed and have no attempts left."""
+    forget_holder: str
+    """holder -> deletes a holder that has claimed nothing."""
+    lock_ready: str
+    """limit -> locks and returns the ids of ready rows that no other transaction has locked."""
+    update: str
+    """id, key, mark, crc, payload -> stored in that row, if it is unfinished."""
+    select_next: str
+    """-> the next row."""
+    select_page: str
+    """low, high, limit -> ready rows with ids above ``low`` up to ``high``, by id."""
+    scan_page: str
+    """low, high, states, limit -> state and row of the rows in these states, by id."""
+    last_id: str
+    """-> the highest id, or null."""
+    oldest: str
+    """state, keep -> the highest id of that state that is not among the ``keep`` newest."""
+    lock_oldest: str
+    """state, id, limit -> locks and returns the ids of rows in that state up to that id, the lowest first."""
+    has_key: str
+    """key -> whether it is active."""
+    count_ready: str
+    """limit -> how many rows are ready, counted up to the limit."""
+    counts: str
+    """-> ready, claimed, delayed rows."""
+    has_unfinished: str
+    """-> whether a row is ready, claimed or delayed."""
+    stats: str
+    """-> ready, claimed, delayed, done, failed, dead rows, the age of the oldest ready one, puts, bytes."""
+    token: str
+    """-> what differs once a transaction was committed since, or something is due."""
+
+
+class Dialect(Protocol):
+    """What one kind of SQL says in its own way. A method takes and returns pieces of statements.
+
+    :ivar now: the server's time at the begin of the statement.
+    :ivar is_due_set: the condition for a row that has an end.
+    :ivar max_poll_interval: that of the stores: the seconds between two polls of a waiter, at the longest.
+    """
+
+    now: str
+    is_due_set: str
+    max_poll_interval: float
+
+    def table(self, schema: str | None, name: str) -> str:
+        """Return the name of a table."""
+
+    def later(self, seconds: str) -> str:
+        """Return the time so many seconds from now; null if ``seconds`` is."""
+
+    def until(self, time: str) -> str:
+        """Return the seconds from now until a time, as a float."""
+
+    def epoch(self, time: str) -> str:
+        """Return a time as seconds since the epoch, as a float."""
+
+    def among(self, ids: str) -> str:
+        """Return the condition's end for one of the ids in that parameter: ``IN …``."""
+
+    def hexadecimal(self, data: bytes) -> str:
+        """Return a literal of these bytes."""
+
+    def shared(self, schema: str | None) -> SharedStatements:
+        """Return the statements on the shared tables."""
+
+    def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
+        """Return the statements that make the table of a queue."""
+
+    def insert(self, table: str, unique: bool) -> str:
+        """Return ``RecordStatements.insert``."""
+
+    def insert_many(self, table: str) -> str | None:
+        """Return ``RecordStatements.insert_many``."""
+
+    def claim_next(self, table: str, row: str, order: str, may: str) -> str | None:
+        """Return ``RecordStatements.claim_next``."""
+
+    def draw_id(self, table: str) -> tuple[str, ...]:
+        """Return ``RecordStatements.draw_id``."""
+
+    def size(self, table: str) -> str:
+        """Return the bytes that a table occupies."""
+
+    def token(self, table: str) -> str:
+        """Return ``RecordStatements.token``."""
+
+
+def record_statements(
+    dialect: Dialect, schema: str | None, number: int, discipline: Discipline
+) -> RecordStatements:
+    """Return the statements of the queue with this number."""
+    table = dialect.table(schema, f"pc_{number}")
+    holders, done, collections = (
+        dialect.table(schema, f"pc_{name}") for name in ("holders", "done", "collections")
+    )
+    direction, beyond = ("DESC", "<") if discipline.newest_first else ("ASC", ">")
+    order = f"place, id {direction}" if discipline.by_priority else f"id {direction}"
+    row = f"id, place, attempts, {dialect.epoch('created')}, mark, crc, payload"
+    of_ids = f"id {dialect.among('ids')}"
+    is_due_set, now = dialect.is_due_set, dialect.now
+    lock = "FOR UPDATE SKIP LOCKED"
+    free = "due = NULL, holder = NULL, fence = NULL"
+    is_claim = f"id = %(id)s AND fence = %(fence)s AND (due IS NULL OR due > {now})"
+    is_held = f"state = {_CLAIMED} AND holder IS NOT NULL"
+    is_delayed = f"state = {_DELAYED} AND {is_due_set}"
+    next_due = f"SELECT due FROM {table} WHERE {is_due_set} ORDER BY due LIMIT 1"
+    # A claim that would overlook what is due finds nothing, and its caller does what is due first.
+    may = f"(%(promoted)s OR NOT EXISTS (SELECT 1 FROM ({next_due}) AS head WHERE head.due <= {now}))"
+    # Of an update MySQL computes each value from the columns that it has changed already, from left to right.
+    exhausted = f"state = {_CLAIMED} AND attempts >= %(most)s"
+    # Not EXISTS: PostgreSQL removes ORDER BY and LIMIT there, and then trusts its statistics.
+    is_any_ready = f"(SELECT id FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT 1) IS NOT NULL"
+    is_any_held = f"(SELECT holder FROM {table} WHERE holder IS NOT NULL ORDER BY holder LIMIT 1) IS NOT NULL"
+
+    def number_of(condition: str) -> str:
+        return f"(SELECT count(*) FROM {table} WHERE {condition})"
+
+    return RecordStatements(
+        create=dialect.create_records(table, discipline),
+        insert=dialect.insert(table, discipline.unique),
+        insert_many=None if discipline.unique else dialect.insert_many(table),
+        look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
+        claim_next=dialect.claim_next(table, row, order, may),
+        lock_next=f"SELECT {row} FROM {table} WHERE state = {_READY} AND {may} ORDER BY {order}"
+        f" LIMIT %(limit)s {lock}",
+        lock_by_id=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id = %(id)s AND {may} {lock}",
+        lock_after=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id {beyond} %(id)s AND {may}"
+        f" ORDER BY id {direction} LIMIT 1 {lock}",
+        claim=f"UPDATE {table} SET state = {_CLAIMED}, holder = %(holder)s, fence = %(fence)s,"
+        f" due = {dialect.later('lease')}, attempts = attempts + 1 WHERE {of_ids}",
+        unclaim=f"UPDATE {table} SET state = {_READY}, attempts = attempts - 1, {free}"
+        f" WHERE {of_ids} AND fence = %(fence)s",
+        release_fence=f"UPDATE {table} SET state = {_READY}, {free}"
+        f" WHERE holder = %(holder)s AND fence = %(fence)s",
+        finish_ready=f"UPDATE {table} SET state = %(state)s, attempts = attempts + 1, dedup = NULL"
+        f" WHERE {of_ids}",
+        delete=f"DELETE FROM {table} WHERE {of_ids}",
+        settle=f"UPDATE {table} SET dedup = CASE WHEN %(frees)s THEN NULL ELSE dedup END, state = %(state)s,"
+        f" due = {dialect.later('seconds')}, holder = NULL, fence = NULL WHERE {is_claim}",
+        delete_claim=f"DELETE FROM {table} WHERE {is_claim}",
+        draw_id=dialect.draw_id(table),
+        renumber=f"UPDATE {table} SET id = %(new)s WHERE id = %(id)s",
+        lock_due=f"SELECT id FROM {table} WHERE {is_due_set} AND due <= {now} ORDER BY due"
+        f" LIMIT %(limit)s {lock}",
+        lock_held=f"SELECT id FROM {table} WHERE holder = %(holder)s ORDER BY id LIMIT %(limit)s {lock}",
+        lock_ownerless=f"SELECT id FROM {table} WHERE holder IS NOT NULL"
+        f" AND NOT EXISTS (SELECT 1 FROM {holders} AS h WHERE h.holder = {table}.holder)"
+        f" ORDER BY holder, id LIMIT %(limit)s {lock}",
+        come_back=f"UPDATE {table} SET dedup = CASE WHEN {exhausted} THEN NULL ELSE dedup END,"
+        f" state = CASE WHEN {exhausted} THEN {_DEAD} ELSE {_READY} END, {free} WHERE {of_ids}",
+        forget_holder=f"DELETE FROM {holders} WHERE holder = %(holder)s"
+        f" AND NOT EXISTS (SELECT 1 FROM {table} WHERE {table}.holder = %(holder)s)",
+        lock_ready=f"SELECT id FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT %(limit)s {lock}",
+        update=f"UPDATE {table} SET dedup = %(key)s, mark = %(mark)s, crc = %(crc)s, payload = %(payload)s"
+        f" WHERE id = %(id)s AND state IN ({_READY}, {_CLAIMED}, {_DELAYED})",
+        select_next=f"SELECT {row} FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT 1",
+        select_page=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id > %(low)s AND id <= %(high)s"
+        " ORDER BY id LIMIT %(limit)s",
+        scan_page=f"SELECT state, {row} FROM {table} WHERE id > %(low)s AND id <= %(high)s"
+        f" AND state {dialect.among('states')} ORDER BY id LIMIT %(limit)s",
+        last_id=f"SELECT max(id) FROM {table}",
+        oldest=f"SELECT id FROM {table} WHERE state = %(state)s ORDER BY id DESC LIMIT 1 OFFSET %(keep)s",
+        lock_oldest=f"SELECT id FROM {table} WHERE state = %(state)s AND id <= %(id)s ORDER BY state, id"
+        f" LIMIT %(limit)s {lock}",
+        has_key=f"SELECT EXISTS (SELECT 1 FROM {table} WHERE dedup = %(key)s)",
+        count_ready=f"SELECT count(*) FROM (SELECT id FROM {table} WHERE state = {_READY}"
+        f" ORDER BY {order} LIMIT %(limit)s) AS ready",
+        counts=f"SELECT {number_of(f'state = {_READY}')}, {number_of(is_held)}, {number_of(is_delayed)}",
+        has_unfinished=f"SELECT {is_any_ready} OR {is_any_held} OR ({next_due}) IS NOT NULL",
+        stats="SELECT "
+        + ", ".join(
+            number_of(condition)
+            for condition in (
+                f"state = {_READY}",
+                is_held,
+                is_delayed,
+                *(f"state = {NUMBERS[state]}" for state in (State.DONE, State.FAILED, State.DEAD)),
+            )
+        )
+        + f", (SELECT -({dialect.until('created')}) FROM {table} WHERE state = {_READY} ORDER BY id LIMIT 1)"
+        f", (SELECT puts FROM {collections} WHERE number = {number})"
+        f" + (SELECT coalesce(sum(puts), 0) FROM {done} WHERE number = {number}), {dialect.size(table)}",
+        token=dialect.token(table),
+    )

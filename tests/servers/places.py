@@ -1,0 +1,171 @@
+"""The database servers that tests use: where they are, and places in them that are removed afterwards.
+
+``PERSISTCOLL_TEST_POSTGRES_URL`` and ``PERSISTCOLL_TEST_MYSQL_URL`` name them; otherwise they are on this
+machine. Where no server answers, a test is skipped with the reason; it fails where the environment variable
+``CI`` says that everything must be there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from persistcoll.errors import StorageError
+from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
+from persistcoll.servers.driver import Connection, ConnectionLostError
+from persistcoll.servers.sessions import driver_of
+
+__all__ = ["KINDS", "CallerConnection", "Place", "need_server"]
+
+KINDS = (POSTGRESQL, MYSQL)
+_URLS = {
+    POSTGRESQL: ("PERSISTCOLL_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test"),
+    MYSQL: ("PERSISTCOLL_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
+}
+_numbers = itertools.count()
+
+
+def _address(kind: str) -> Address:
+    variable, local = _URLS[kind]
+    return Address.parse(os.environ.get(variable, local))
+
+
+@cache
+def _trouble(kind: str) -> str:
+    try:
+        driver_of(kind).connect(_address(kind), 5.0, True).close()
+    except (StorageError, ConnectionLostError) as error:
+        return str(error)
+    return ""
+
+
+def need_server(kind: str) -> Address:
+    """Return the server's address; skip the test (in CI: fail it) if none answers."""
+    if trouble := _trouble(kind):
+        pytest.skip(f"needs a server of {kind} ({_URLS[kind][0]} names one): {trouble}")
+    return _address(kind)
+
+
+class CallerConnection:
+    """A connection of a program's own, wrapped as frameworks do it.
+
+    :ivar connection: the driver's.
+    """
+
+    def __init__(self, place: Place) -> None:
+        host, port = place.address.hosts[0]
+        self.connection: Any
+        if place.kind == MYSQL:
+            pymysql = pytest.importorskip("pymysql")
+            self.connection = pymysql.connect(
+                host=host,
+                port=port,
+                user=place.address.user,
+                password=place.address.password or "",
+                database=place.address.database,
+            )
+        else:
+            psycopg = pytest.importorskip("psycopg")
+            self.connection = psycopg.connect(
+                host=host,
+                port=port,
+                user=place.address.user,
+                password=place.address.password,
+                dbname=place.address.database,
+            )
+
+    def begin(self) -> None:
+        """Begin a transaction, as the drivers do it by themselves at the first statement."""
+
+    def commit(self) -> None:
+        """Commit the transaction."""
+        self.connection.commit()
+
+    def rollback(self) -> None:
+        """Roll the transaction back."""
+        self.connection.rollback()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+class Place:
+    """A schema of PostgreSQL, or a database of MySQL, for one test.
+
+    :ivar address: of the server; of MySQL with this database.
+    :ivar schema: for the opener; ``None`` with MySQL.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._server = need_server(kind)
+        self._connection: Connection = driver_of(kind).connect(self._server, 5.0, True)
+        self._names: list[str] = []
+        self.name = self._make()
+        self.address, self.schema = self._of(self.name)
+
+    def _of(self, name: str) -> tuple[Address, str | None]:
+        if self.kind == MYSQL:
+            return replace(self._server, database=name), None
+        return self._server, name
+
+    def _make(self) -> str:
+        name = f"pc_test_{secrets.token_hex(4)}_{next(_numbers)}"
+        self._names.append(name)
+        if self.kind == MYSQL:
+            self.run(f"CREATE DATABASE {name}")
+        else:
+            self.run(f"CREATE SCHEMA {name}")
+        return name
+
+    def run(self, text: str, **parameters: Any) -> Sequence[Any]:
+        """Run a statement, and return its rows."""
+        return self._connection.run(text, parameters or None).rows
+
+    def copy(self, name: str) -> tuple[Address, str | None]:
+        """Copy a collection as it is committed, and return where the copy is. Its holders are dead."""
+        ((number,),) = self.run(
+            f"SELECT number FROM {self.name}.pc_collections WHERE name = %(name)s", name=name
+        )
+        copy = self._make()
+        for table in ("pc_collections", "pc_done", "pc_holders", f"pc_{number}"):
+            self._copy_table(table, copy)
+        self.run(f"UPDATE {copy}.pc_holders SET beat = NULL")
+        return self._of(copy)
+
+    def _copy_table(self, table: str, copy: str) -> None:
+        old, new = f"{self.name}.{table}", f"{copy}.{table}"
+        id = {"pc_holders": "holder", "pc_collections": None, "pc_done": None}.get(table, "id")
+        if self.kind == MYSQL:
+            self.run(f"CREATE TABLE {new} LIKE {old}")
+        else:
+            self.run(f"CREATE TABLE {new} (LIKE {old} INCLUDING ALL)")
+        self.run(f"INSERT INTO {new} SELECT * FROM {old}")
+        if id is None:
+            return
+        if self.kind == MYSQL:
+            ((following,),) = self.run(
+                "SELECT auto_increment FROM information_schema.tables"
+                " WHERE table_schema = %(schema)s AND table_name = %(table)s",
+                schema=self.name,
+                table=table,
+            )
+            self.run(f"ALTER TABLE {new} AUTO_INCREMENT = {following}")
+        else:
+            ((sequence,),) = self.run(f"SELECT pg_get_serial_sequence('{old}', '{id}')")
+            following = f"pg_get_serial_sequence('{new}', '{id}')"
+            self.run(f"SELECT setval({following}, last_value, is_called) FROM {sequence}")
+
+    def close(self) -> None:
+        """Remove everything."""
+        for name in self._names:
+            self.run(f"DROP DATABASE {name}" if self.kind == MYSQL else f"DROP SCHEMA {name} CASCADE")
+        self._connection.close()

@@ -1,0 +1,175 @@
+"""Collections on servers: made by many at once, refused, and described for users without the right."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, ClaimPolicy, Entry
+from persistcoll.errors import (
+    FormatVersionError,
+    SerializerMismatchError,
+    StorageError,
+    StoreKindError,
+    StoreMissingError,
+)
+from persistcoll.servers.address import MYSQL
+from persistcoll.servers.open import open_record_store
+from persistcoll.servers.record_store import ServerRecordStore
+from persistcoll.testing.children import run_threads
+from tests.servers.places import KINDS, Place
+
+
+@pytest.fixture(params=KINDS)
+def place(request):
+    place = Place(request.param)
+    yield place
+    place.close()
+
+
+def opened(place, name="jobs", discipline=FIFO, **options):
+    options = {"serializer": "raw", "durability": "process", "schema": place.schema, **options}
+    return open_record_store(
+        options.pop("address", place.address),
+        name=name,
+        kind=options.pop("kind", discipline.name),
+        discipline=discipline,
+        retry=ClaimPolicy(),
+        **options,
+    )
+
+
+def test_many_may_make_the_same_collections_at_once(place):
+    stores: list[ServerRecordStore] = []
+
+    def open_all(number):
+        # Another timeout is another set of connections, as another process has.
+        stores.extend(opened(place, name, timeout=20.0 + number) for name in ("one", "two", "three"))
+
+    run_threads(*[lambda number=number: open_all(number) for number in range(4)])
+    assert len({store.store_id for store in stores}) == 3
+    stores[0].append(b"x")
+    same = [store for store in stores if store.store_id == stores[0].store_id]
+    assert [store.count() for store in same] == [1] * 4
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize("discipline", [FIFO, LIFO, PRIORITY, UNIQUE], ids=lambda each: each.name)
+def test_without_create_the_error_has_statements_that_make_it(place, discipline):
+    with pytest.raises(StoreMissingError, match="create=False") as raised:
+        opened(place, "it's %s", discipline, create=False)
+    script = str(raised.value).partition("\n")[2]
+    for text in re.split(r";\n", script):
+        if text.strip():
+            if place.kind == MYSQL:
+                place.run(f"USE {place.name}")
+            place.run(text)
+    store = opened(place, "it's %s", discipline, create=False)
+    assert store.put([Entry(b"x", key=b"k")]) == [1]
+    store.close()
+
+
+def test_a_collection_opens_only_as_what_it_was_made(place):
+    opened(place).close()
+    with pytest.raises(StoreKindError, match="'fifo', not 'lifo'"):
+        opened(place, kind="lifo")
+    with pytest.raises(SerializerMismatchError, match="'raw', not 'json'"):
+        opened(place, serializer="json")
+    place.run(f"UPDATE {place.name}.pc_collections SET version = 99")
+    with pytest.raises(FormatVersionError, match="99"):
+        opened(place)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 255, "ä" * 127, "A", "a", "a ", "%s", "'\"`\\;--"])
+def test_every_name_is_its_own(place, name):
+    store, other = opened(place, name), opened(place, "other")
+    store.append(name.encode())
+    assert other.count() == 0
+    store.close()
+    again = opened(place, name)
+    assert [record.payload for record in again.records()] == [name.encode()]
+    for each in (again, other):
+        each.close()
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "ä" * 128, "\0", "\udc80"])
+def test_a_name_that_no_server_stores_is_refused(place, name):
+    with pytest.raises(ValueError, match="'name'"):
+        opened(place, name)
+    with pytest.raises(TypeError, match="'name'"):
+        opened(place, 7)
+
+
+def test_what_is_left_of_a_creation_that_was_cut_short_does_no_harm(place):
+    opened(place, "first").close()
+    place.run(f"CREATE TABLE {place.name}.pc_2 (x int)")
+    store = opened(place, "second")
+    assert store.append(b"x") == 1
+    store.close()
+
+
+def test_a_schema_is_for_postgresql(place):
+    if place.kind == MYSQL:
+        with pytest.raises(ValueError, match="no schemas"):
+            opened(place, schema="s")
+        return
+    strange = 'a "strange" % schema'
+    store = opened(place, schema=strange)
+    store.append(b"x")
+    assert store.stats().bytes > 0
+    assert store.nack(store.claim(lambda record: record.id), to_back=True) == 2
+    store.close()
+    place.run('DROP SCHEMA "a ""strange"" % schema" CASCADE')
+
+
+def test_a_database_that_is_missing_is_named(place):
+    address = replace(place.address, database="pc_test_nothing")
+    with pytest.raises(StorageError, match="pc_test_nothing"):
+        opened(place, address=address)
+
+
+def test_an_old_server_is_refused_by_name(place, monkeypatch):
+    from persistcoll.servers.mysql import connection as mysql
+    from persistcoll.servers.postgres import connection as postgres
+
+    monkeypatch.setattr(postgres, "_OLDEST", 990000)
+    monkeypatch.setattr(mysql, "_OLDEST", {"MySQL": (99, 0, 0), "MariaDB": (99, 0, 0)})
+    with pytest.raises(StorageError, match=r"needs .*99.* or later"):
+        opened(place, timeout=9.0)
+
+
+@pytest.fixture
+def reader(place):
+    """Make a user who may only read."""
+    name = f"reader_{place.name[8:16]}"
+    if place.kind == MYSQL:
+        users = [f"{name}@'%'", f"{name}@localhost"]
+        for user in users:
+            place.run(f"CREATE USER {user} IDENTIFIED BY 'hidden'")
+            place.run(f"GRANT SELECT ON {place.name}.* TO {user}")
+        yield replace(place.address, user=name, password="hidden")
+        for user in users:
+            place.run(f"DROP USER {user}")
+    else:
+        place.run(f"CREATE ROLE {name} LOGIN PASSWORD 'hidden'")
+        place.run(f"GRANT USAGE ON SCHEMA {place.name} TO {name}")
+        yield replace(place.address, user=name, password="hidden")
+        place.run(f"DROP OWNED BY {name}")
+        place.run(f"DROP ROLE {name}")
+
+
+def test_a_user_who_may_not_make_tables_is_told_the_statements(place, reader):
+    with pytest.raises(StorageError, match="CREATE TABLE") as raised:
+        opened(place, address=reader)
+    assert "hidden" not in str(raised.value)
+
+
+def test_tables_that_were_dropped_are_missed_by_name(place):
+    store = opened(place)
+    place.run(f"DROP TABLE {place.name}.pc_1")
+    with pytest.raises(StoreMissingError, match="pc_1"):
+        store.append(b"x")
+    store.close()
