@@ -56,14 +56,16 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
     def dead_letters(self, topic: str | None = None) -> Iterator[MessageInfo[T]]:
         """Return an iterator over the dead letters, of a topic or of all, oldest first.
 
-        Cost: no write and no sync.
+        It reads them page by page as it goes on. One that is redriven or removed meanwhile may be left out.
+
+        Cost: no write and no sync. It needs memory for 64 of them.
         """
         return map(self._info, self._store.scan(State.DEAD, topic=checked_topic(topic)))
 
     def redrive(self, id: int | None = None, *, topic: str | None = None) -> int:
         """Make dead letters ready again, with their ids, places and bodies, and with 0 attempts.
 
-        Cost: 1 transaction. At ``"power"`` also 1 sync.
+        Cost: 1 transaction, for all of which other writers wait. At ``"power"`` also 1 sync.
 
         :param id: the one with this id; ``None``: all of them, or all of ``topic``, except those whose keys
             are active for other messages.
@@ -84,7 +86,7 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
     ) -> int:
         """Remove messages that are ready, delayed or blocked, or dead letters; return how many.
 
-        Cost: 1 transaction. At ``"power"`` also 1 sync.
+        Cost: 1 transaction, for all of which other writers wait. At ``"power"`` also 1 sync.
 
         :param topic: only those of this topic.
         :param dead: remove the dead letters, and nothing else.

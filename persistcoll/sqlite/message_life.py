@@ -8,7 +8,7 @@ statement changes those messages of a slice that need no step of their own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any
 
@@ -25,7 +25,15 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
-from persistcoll.sqlite.message_statements import CLAIMED, DEAD, DELAYED, READY, STATES, MessageStatements
+from persistcoll.sqlite.message_statements import (
+    BLOCKED,
+    CLAIMED,
+    DEAD,
+    DELAYED,
+    READY,
+    STATES,
+    MessageStatements,
+)
 
 __all__ = ["MessageLife"]
 
@@ -242,20 +250,35 @@ class MessageLife:
         removed = execute(self._sql.delete_oldest[state], (min(count - keep, _ENDED),)).fetchall()
         self._count(execute, removed, STATES[state], None)
 
-    def redrive(self, execute: Execute, row: MessageRow) -> None:
-        """Make a dead message ready again, or blocked. Its key is free or its own."""
-        if row.key is not None:
-            found = execute(self._sql.select_key, (row.key,)).fetchone()
-            until = found[1] if found is not None and found[0] == row.id else 0.0
-            execute(self._sql.save_key, (row.key, row.id, until, 1))
-        state = State.BLOCKED if self.enter_group(execute, row.topic, row.group) else State.READY
-        expires = None if row.ttl is None else self.now + row.ttl
-        due = due_of(state, None, expires)
-        execute(self._sql.redrive, (STATES[state], due, expires, row.id))
-        self._counters.move(execute, row.topic, DEAD, STATES[state])
-        if due is not None:
-            self._counters.lower_next_due(due)
+    def redrive(self, execute: Execute, rows: Sequence[MessageRow]) -> None:
+        """Make dead messages ready again, or blocked. Their keys are free or their own."""
+        changes: list[tuple[Any, ...]] = []
+        moved: Counter[tuple[str, int]] = Counter()
+        for row in rows:
+            if row.key is not None:
+                found = execute(self._sql.select_key, (row.key,)).fetchone()
+                until = found[1] if found is not None and found[0] == row.id else 0.0
+                execute(self._sql.save_key, (row.key, row.id, until, 1))
+            number = BLOCKED if self.enter_group(execute, row.topic, row.group) else READY
+            expires = None if row.ttl is None else self.now + row.ttl
+            if expires is not None:
+                self._counters.lower_next_due(expires)
+            changes.append((number, expires, expires, row.id))
+            moved[row.topic, number] += 1
+        self._database.executemany(self._sql.redrive, changes)
+        for (topic, number), count in moved.items():
+            self._counters.move(execute, topic, DEAD, number, count)
         self._database.mark_dirty(self._counters)
+
+    def remove(self, execute: Execute, rows: Sequence[MessageRow], state: State) -> None:
+        """Remove messages in this state, together if they need no step of their own."""
+        in_groups = state not in _FINAL
+        together = [row for row in rows if row.key is None and not (in_groups and row.group is not None)]
+        self._database.executemany(self._sql.delete, [(row.id,) for row in together])
+        self._count(execute, [(row.topic,) for row in together], STATES[state], None)
+        for row in rows:
+            if row.key is not None or (in_groups and row.group is not None):
+                self.finish(execute, row, None)
 
     def enter_group(self, execute: Execute, topic: str, group: str | None) -> bool:
         """Count a message in its group; return whether another one of it is unfinished."""

@@ -24,6 +24,7 @@ __all__ = [
     "READY",
     "STATES",
     "MessageStatements",
+    "PageStatements",
     "message_statements",
 ]
 
@@ -37,6 +38,19 @@ STATES = {
     State.DONE: DONE,
     State.DEAD: DEAD,
 }
+
+
+class PageStatements(NamedTuple):
+    """How to read messages in one state page by page, while those of each page are removed.
+
+    Before its parameters each text has the topic, if it is of one topic. A page is n bare rows that were put
+    before a time (``NULL``: at any time), and after each row its place in the index.
+    """
+
+    first: str
+    """time, time, n -> the first page."""
+    onward: str
+    """time, time, a place in the index, n -> the first page from that place on."""
 
 
 class MessageStatements(NamedTuple):
@@ -110,10 +124,17 @@ class MessageStatements(NamedTuple):
     """-> when the ready message with the lowest id was put."""
     select_oldest_ready_of: str
     """topic -> when the ready message of that topic with the lowest id was put."""
-    select_in_state: Mapping[State, str]
-    """-> the rows in that state."""
-    select_in_state_of: Mapping[State, str]
-    """topic -> the rows of a topic in that state."""
+    pages: Mapping[State, tuple[PageStatements, ...]]
+    """How to read the ready, delayed, blocked or dead messages."""
+    pages_of: Mapping[State, tuple[PageStatements, ...]]
+    """The same, of a topic."""
+    select_dead: str
+    """id, topic, topic, n -> the first n bare rows of dead messages (of a topic) with higher ids."""
+    scan: str
+    """id, id, six states, topic, topic, n -> the first n rows (of a topic) from above the first id up to the
+    second one that are in none of these states."""
+    scan_in_state: Mapping[State, str]
+    """id, id, topic, topic, n -> the same of the rows in that final state."""
     enter_group: str
     """topic, grp -> counts one unfinished message more; gives the count."""
     leave_group: str
@@ -174,14 +195,15 @@ def message_statements(number: int) -> MessageStatements:
     due = f"{part['due']} AND due <= ? ORDER BY due, id LIMIT ?"
     held = f"{part['claimed']} AND holder = ? LIMIT ?"
     inserted = _ROW.replace(" token, delivered,", "") + ", due"
-    in_state = {
-        State.READY: f"{select} {part['ready']}",
-        State.CLAIMED: f"{select} {part['claimed']}",
-        State.DELAYED: f"{select} {part['delayed']} UNION ALL {select} {part['due']} AND state = 2",
-        State.BLOCKED: f"{select} {part['blocked']}",
-        State.DONE: f"{select} {part['done']}",
-        State.DEAD: f"{select} {part['dead']}",
-    }
+    of_topic = "(? IS NULL OR topic = ?)"
+
+    def page(name: str, place: str, more: str = "") -> PageStatements:
+        columns = place.split(", ")
+        found = f"{select_bare}, {place} {part[name]}{more} AND (? IS NULL OR created < ?)"
+        onward = f"({place}) >= ({', '.join('?' * len(columns))})"
+        ordered = f"ORDER BY {place}{'' if place == 'id' else ', id'} LIMIT ?"
+        return PageStatements(f"{found} {ordered}", f"{found} AND {onward} {ordered}")
+
     return MessageStatements(
         create=(
             f"""CREATE TABLE {messages} (
@@ -250,12 +272,27 @@ def message_statements(number: int) -> MessageStatements:
         },
         select_oldest_ready=_oldest(messages, part["ready"], of_topic=False),
         select_oldest_ready_of=_oldest(messages, part["ready_of"], of_topic=True),
-        select_in_state=in_state,
-        select_in_state_of={
-            state: f"{select} {part['ready_of']} AND topic = ?"
-            if state is State.READY
-            else f"SELECT * FROM ({text}) WHERE topic = ?"
-            for state, text in in_state.items()
+        pages={
+            State.READY: (page("ready", "place"),),
+            State.DELAYED: (page("delayed", "due"), page("due", "due", " AND state = 2")),
+            State.BLOCKED: (page("blocked", "topic, grp"),),
+            State.DEAD: (page("dead", "id"),),
+        },
+        pages_of={
+            State.READY: (page("ready_of", "place", " AND topic = ?"),),
+            State.DELAYED: (
+                page("delayed", "due", " AND topic = ?"),
+                page("due", "due", " AND topic = ? AND state = 2"),
+            ),
+            State.BLOCKED: (page("blocked", "grp", " AND topic = ?"),),
+            State.DEAD: (page("dead", "id", " AND topic = ?"),),
+        },
+        select_dead=f"{select_bare} {part['dead']} AND id > ? AND {of_topic} ORDER BY id LIMIT ?",
+        scan=f"{select} FROM {messages} WHERE id > ? AND id <= ? AND state NOT IN (?, ?, ?, ?, ?, ?)"
+        f" AND {of_topic} ORDER BY id LIMIT ?",
+        scan_in_state={
+            state: f"{select} {part[state.value]} AND id > ? AND id <= ? AND {of_topic} ORDER BY id LIMIT ?"
+            for state in (State.DONE, State.DEAD)
         },
         enter_group=f"INSERT INTO {groups} (topic, grp, n) VALUES (?, ?, 1)"
         " ON CONFLICT (topic, grp) DO UPDATE SET n = n + 1 RETURNING n",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import EllipsisType
 from typing import Any, TypeVar, cast
@@ -20,7 +20,7 @@ from persistcoll.engine.message_records import (
     TopicClaim,
 )
 from persistcoll.engine.records import State, Stats
-from persistcoll.errors import DuplicateError, Empty, StaleClaimError
+from persistcoll.errors import Empty, StaleClaimError
 from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute, corruption_error
@@ -29,10 +29,10 @@ from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_choice import MessageChoice
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
-from persistcoll.sqlite.message_rows import MessageRow, MessageRows, read_rows
+from persistcoll.sqlite.message_removal import MessageRemoval
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows
 from persistcoll.sqlite.message_statements import (
     CLAIMED,
-    DEAD,
     READY,
     STATES,
     MessageStatements,
@@ -40,6 +40,7 @@ from persistcoll.sqlite.message_statements import (
 )
 from persistcoll.sqlite.observed_writes import ObservedWrites, Write
 from persistcoll.sqlite.rows import Seal
+from persistcoll.sqlite.scan import in_pages
 
 __all__ = ["SQLiteMessageStore"]
 
@@ -48,7 +49,8 @@ _MOST = (1 << 63) - 1  # rows
 _BEHIND = object()
 # How many keys whose windows are over a put removes that adds one: more than one, so that all go in the end.
 _KEYS_OVER = 16
-_UNCLAIMED = (State.READY, State.DELAYED, State.BLOCKED)
+_PAGE = 64  # rows, with their bodies
+_NO_STATE = -1
 
 
 def _random_token() -> int:
@@ -76,6 +78,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         counters = cast(MessageCounters, self._counters)
         self._rows = MessageRows(self._database.path, self.store_id, policy)
         self._life = MessageLife(self._database, sql, counters, self._rows, policy)
+        self._removal = MessageRemoval(self._database, sql, self._life)
         self._holding = Holding(self, self._life.end_claims)
         self._choice = MessageChoice(sql, self._rows, self._life, self._holding)
         self._ended = 0
@@ -344,73 +347,16 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     # Dead letters and removal.
 
     def redrive(self, id: int) -> bool:
-        def run(execute: Execute) -> bool:
-            found = execute(self._sql.select, (id,)).fetchone()
-            if found is None or found[1] != DEAD:
-                return False
-            row = MessageRow._make(found)
-            if self._is_key_taken(execute, row):
-                raise DuplicateError(f"the key of message {id} is active for another message")
-            self._life.redrive(execute, row)
-            self._life.note(EventKind.REDRIVEN, row.topic, id, 0)
-            return True
-
-        return self._change_finished(run)
+        return self._change_finished(lambda execute: self._removal.redrive(execute, id))
 
     def redrive_all(self, topic: str | None = None) -> int:
-        def run(execute: Execute) -> int:
-            redriven: list[MessageRow] = []
-            for row in self._in_states(execute, (State.DEAD,), topic):
-                if not self._is_key_taken(execute, row):
-                    self._life.redrive(execute, row)
-                    redriven.append(row)
-            self._life.note_each(EventKind.REDRIVEN, redriven)
-            return len(redriven)
-
-        return self._change_finished(run)
-
-    def _is_key_taken(self, execute: Execute, row: MessageRow) -> bool:
-        """Tell whether the key of a dead message is active for another one."""
-        if row.key is None:
-            return False
-        found = execute(self._sql.select_key, (row.key,)).fetchone()
-        return self._life.is_active(found) and found[0] != row.id
-
-    def _in_states(
-        self, execute: Execute, states: Iterable[State], topic: str | None = None
-    ) -> list[MessageRow]:
-        """Return the rows in these states, of a topic or of all, in the order of their ids."""
-        rows: list[MessageRow] = []
-        for state in states:
-            if topic is None:
-                rows += read_rows(execute, self._sql.select_in_state[state], ())
-            else:
-                rows += read_rows(execute, self._sql.select_in_state_of[state], (topic,))
-        return sorted(rows, key=lambda row: row.id)
+        return self._change_finished(lambda execute: self._removal.redrive_all(execute, topic))
 
     def cancel(self, id: int) -> bool:
-        def run(execute: Execute) -> bool:
-            found = execute(self._sql.select, (id,)).fetchone()
-            row = None if found is None else MessageRow._make(found)
-            if row is None or row.state not in (*_UNCLAIMED, State.DEAD):
-                return False
-            self._life.finish(execute, row, None, window=False)
-            self._life.note(EventKind.CANCELLED, row.topic, id)
-            return True
-
-        return self._change_finished(run)
+        return self._change_finished(lambda execute: self._removal.cancel(execute, id))
 
     def purge(self, topic: str | None = None, *, dead: bool = False, before: float | None = None) -> int:
-        def run(execute: Execute) -> int:
-            rows = self._in_states(execute, (State.DEAD,) if dead else _UNCLAIMED, topic)
-            rows = [row for row in rows if before is None or _time(row.created) < before]
-            for row in rows:
-                # The removal of an earlier one may have made it the head of its group.
-                self._life.finish(execute, self._life.read(execute, row.id), None)
-            self._life.note_each(EventKind.PURGED, rows)
-            return len(rows)
-
-        return self._change_finished(run)
+        return self._change_finished(lambda execute: self._removal.purge(execute, topic, dead, before))
 
     def release_key(self, key: bytes) -> bool:
         def run(execute: Execute) -> bool:
@@ -449,9 +395,21 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         return self._rows.record(MessageRow._make(found))
 
     def scan(self, *states: State, topic: str | None = None) -> Iterator[MessageRecord]:
-        wanted = [state for state in states or State if state in STATES]
-        rows = self._read(lambda execute, _: self._in_states(execute, wanted, topic), True)
-        return map(self._rows.record, rows)
+        wanted = STATES.keys() & (states or State)
+        last = self._read(lambda _, counters: counters.last_id)
+        if not wanted:
+            return iter(())
+        text = self._sql.scan
+        others = tuple(_NO_STATE if state in wanted else number for state, number in STATES.items())
+        if len(wanted) == 1 and wanted <= self._sql.scan_in_state.keys():
+            text, others = self._sql.scan_in_state[states[0]], ()
+
+        def page(after: int) -> list[Any]:
+            parameters = (after, last, *others, topic, topic, _PAGE)
+            return self._read(lambda execute, _: execute(text, parameters).fetchall())
+
+        # A damaged message ends no iteration.
+        return map(self._rows.record, map(MessageRow._make, in_pages(page, self._database.path)))
 
     def topics(self) -> dict[str, int]:
         return self._read(lambda execute, counters: counters.ready_by_topic(execute))

@@ -50,7 +50,7 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
         self._keys = UniqueKeys(discipline.unique, sql)
         super().__init__(collection, sql)
         self._rows = Rows(self._database, sql, self.store_id)
-        self._scan = TableScan(self._read, sql, self._rows)
+        self._scan = TableScan(self._read, sql, self._rows, self._database.path)
         self._claims = Claims(self, self._rows, self._keys, retry)
         self._holding = self._claims.holding
         self._users = collection.users

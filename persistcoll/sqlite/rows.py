@@ -148,17 +148,6 @@ class Rows:
         if ready:
             raise driver.corruption_error(f"none of {ready} ready items is found; clear() begins anew")
 
-    def check_order(self, before: int, id: int) -> None:
-        """Raise ``CorruptionError`` if rows do not come in the order of their ids.
-
-        Otherwise an iteration would read the same rows again and again.
-        """
-        if id <= before:
-            raise CorruptionError(
-                f"reading {self._path!r} failed: the database is damaged (item {id} is out of order)",
-                self._path,
-            )
-
     def _damaged(self, id: int) -> CorruptionError:
         return CorruptionError(
             f"item {id} in {self._path!r} is damaged: its checksum is not right; skip({id}) removes it,"

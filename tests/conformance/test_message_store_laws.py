@@ -8,7 +8,7 @@ import pytest
 
 import persistcoll.engine.contracts
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
-from persistcoll.sqlite import message_choice, message_life
+from persistcoll.sqlite import message_choice, message_life, message_removal, message_store
 from persistcoll.testing.laws.message_store import MESSAGE_STORE_LAWS
 from tests.conformance.message_stores import (
     MESSAGE_STORES,
@@ -39,10 +39,12 @@ def test_law(law, name, tmp_path):
     "number", [number for number in MESSAGE_STORE_LAWS if number.startswith(("Q", "T6"))]
 )
 def test_law_with_small_bounds(number, tmp_path, monkeypatch):
-    """One transaction promotes one message and ends two, and a claim passes one of topics with a gate."""
+    """A transaction promotes one message and ends two, a page has one, and a claim passes one with a gate."""
     monkeypatch.setattr(message_life, "_PROMOTED", 1)
     monkeypatch.setattr(message_life, "_ENDED", 2)
     monkeypatch.setattr(message_life, "_STEPS", 1)
+    monkeypatch.setattr(message_removal, "_PAGE", 1)
+    monkeypatch.setattr(message_store, "_PAGE", 1)
     monkeypatch.setattr(message_choice, "_PASSED", 1)
     MESSAGE_STORE_LAWS[number](MESSAGE_STORES["sqlite-process"](tmp_path))
 

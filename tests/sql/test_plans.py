@@ -28,10 +28,20 @@ KEYS = {"insert_key", "select_key", "delete_key", "delete_ready_keys"}
 def texts(sql) -> Iterator[tuple[str, str]]:
     """Give every statement with its name, without those that make the tables."""
     for name, text in sql._asdict().items():
-        if isinstance(text, Mapping):
-            yield from ((name, each) for each in text.values())
-        elif name != "create":
+        if isinstance(text, str):
             yield name, text
+        elif isinstance(text, Mapping):
+            for each in text.values():
+                yield from ((name, one) for one in flat(each))
+
+
+def flat(texts) -> Iterator[str]:
+    """Give the texts of nested tuples."""
+    if isinstance(texts, str):
+        yield texts
+    else:
+        for each in texts:
+            yield from flat(each)
 
 
 @pytest.fixture(params=DISCIPLINES, ids=lambda discipline: discipline.name)
@@ -92,8 +102,8 @@ def test_a_bad_plan_is_seen(table, text):
 # These go through an index, which holds the rows of one state or those that wait for a time.
 FIRST_OF_AN_INDEX = {"select_ready", "delete_oldest"}
 LISTINGS = {
-    "select_in_state": "lists a state; for the delayed ones it also meets what has a lease or a ttl",
-    "select_in_state_of": "lists a state of which the other topics' messages are left out",
+    "pages": "list a state; for the delayed ones they also meet what has a lease or a ttl",
+    "pages_of": "list a state of which the other topics' messages are left out",
     "select_gated": "lists the topics that are gated",
 }
 # This one goes through a table: it lists all topics, of which every row belongs to a message or a gate.

@@ -12,7 +12,7 @@ import pytest
 
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
 from persistcoll.engine.records import Durability
-from persistcoll.sqlite import message_choice, message_life
+from persistcoll.sqlite import message_choice, message_life, message_removal, message_store
 from persistcoll.testing import Capabilities
 from persistcoll.testing.machines import MessageStoreMachine
 from tests.conformance.message_stores import (
@@ -87,10 +87,12 @@ def test_sqlite_at_length(durability, request):
 
 @pytest.mark.long
 def test_sqlite_with_small_bounds(request, monkeypatch):
-    """One transaction promotes one message and ends two, and a claim passes one of topics with a gate."""
+    """A transaction promotes one message and ends two, a page has one, and a claim passes one with a gate."""
     monkeypatch.setattr(message_life, "_PROMOTED", 1)
     monkeypatch.setattr(message_life, "_ENDED", 2)
     monkeypatch.setattr(message_life, "_STEPS", 1)
+    monkeypatch.setattr(message_removal, "_PAGE", 1)
+    monkeypatch.setattr(message_store, "_PAGE", 1)
     monkeypatch.setattr(message_choice, "_PASSED", 1)
     run(sqlite_machine("process"), request, 200)
 

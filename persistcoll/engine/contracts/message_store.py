@@ -171,7 +171,11 @@ class MessageStore(Store, Protocol):
         """
 
     def scan(self, *states: State, topic: str | None = None) -> Iterator[MessageRecord]:
-        """Iterate over the messages in these states, in the order of their ids. No state means all states."""
+        """Iterate over the messages in these states, in the order of their ids. No state means all states.
+
+        A store may read them as the iteration goes on. Then one that comes into these states or leaves them
+        meanwhile may be left out. No message comes twice, and none that was put after the call.
+        """
 
     def topics(self) -> dict[str, int]:
         """Return the number of ready messages of each topic of which a message is stored, in any state."""
