@@ -162,6 +162,7 @@ def test_as_many_attempts_as_can_be_given(tmp_path):
     ("rate", "per", "burst", "most"),
     [
         (1e300, 1.0, 1, 1),
+        (1e300, 1e-20, 1, 1),
         (1e12, 1.0, 10**18, 9),
         (HIGHEST, LONGEST, 1, 1),
         (1, LONGEST, 1, 1),
@@ -256,4 +257,4 @@ def test_a_delay_until_a_time_is_by_the_systems_clock_of_the_put(monkeypatch, tm
         with pytest.raises(Empty):
             queue.get(block=False)
         machine.wait(1)
-        assert [message.body for message in queue.get_many(2)] == ["x", "y"]
+        assert [message.body for message in queue.get_many(2, block=False)] == ["x", "y"]
