@@ -18,7 +18,11 @@ NOT_APPLICABLE = {"sqlite-memory": {"S2", "S10", "J1", "J3"}}
 # Laws that wait for leases by a clock that nobody sets, or that make thousands of calls of a server.
 SLOW = {(number, "memory-server") for number in ("S8", "T1", "T3", "T4")}
 SLOW |= {(number, f"{server}-own-clock") for number in SERVER_LAWS for server in ("postgresql", "mysql")}
-SLOW |= {(number, server) for number in ("S6", "S8", "T1", "T3") for server in ("postgresql", "mysql")}
+SLOW |= {
+    (number, server)
+    for number in ("J3", "S2", "S3", "S5", "S6", "S8", "T1", "T2", "T3")
+    for server in ("postgresql", "mysql")
+}
 
 
 def cases(laws):
