@@ -359,17 +359,24 @@ class MessageLife:
             ended += self._end(execute, row)
         return ended, len(rest) == most
 
-    def _end_claims(self, execute: Execute, text: str, error: str, *which: float) -> int:
-        """End together the claims of a slice that need no step of their own; return how many."""
-        most = self._policy.max_attempts
-        parameters = (self.now, LEASE_RAN_OUT, error, *which, _UNLIMITED if most is None else most, self.now)
-        ended = execute(text, parameters).fetchall()
-        self._count(execute, ended, CLAIMED, READY)
-        for topic, id, attempts, last_error, delivered, due in ended:
-            if due is not None:
-                self._counters.lower_next_due(due)
-            self.note(EventKind.RECLAIMED, topic, id, attempts, last_error if delivered else None)
-        return len(ended)
+    def _end_claims(self, execute: Execute, text: str, error: str, key: float, limit: int) -> int:
+        """End together the claims of a slice that need no step of their own; return how many.
+
+        :param key: the time by which they are due, or their holder.
+        """
+        now, most = self.now, self._policy.max_attempts
+        count = 0
+        for delivered in (0, 1):
+            below = _UNLIMITED if most is None else most
+            parameters = (now, LEASE_RAN_OUT, error, key, limit - count, delivered, below, now)
+            ended = execute(text, parameters).fetchall()
+            self._count(execute, ended, CLAIMED, READY)
+            for topic, id, attempts, last_error, due in ended:
+                if due is not None:
+                    self._counters.lower_next_due(due)
+                self.note(EventKind.RECLAIMED, topic, id, attempts, last_error if delivered else None)
+            count += len(ended)
+        return count
 
     def _count(self, execute: Execute, changed: list[Any], old: int, new: int | None) -> None:
         """Count that a statement has changed the state of messages.

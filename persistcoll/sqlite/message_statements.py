@@ -98,9 +98,9 @@ class MessageStatements(NamedTuple):
     select_due: str
     """time, n -> the first n bare rows of which something other than what ``promote`` does is due by then."""
     end_leases: str
-    """time, error of a lease, error, time, n, most attempts, time -> ends together the claims of the first n
-    rows that are due by that time, if they have attempts left and come back; gives topics, ids, attempts,
-    errors, whether it was delivered, and when something is due again."""
+    """time, error of a lease, error, time, n, delivered, most attempts, time -> ends together the claims of
+    the first n rows that are due by that time, if they have attempts left and come back; gives topics, ids,
+    attempts, errors, and when something is due again."""
     end_ttls: str
     """time, n, time -> removes together, of the first n rows that are due by that time, those of which the
     ttl is over, and that have neither a key nor a group; gives topics, ids and states."""
@@ -114,8 +114,8 @@ class MessageStatements(NamedTuple):
     select_of_holder: str
     """holder, n -> n bare rows that it has claimed."""
     end_of_holder: str
-    """time, error of a lease, error, holder, n, most attempts, time -> as ``end_leases``, of n rows that the
-    holder has claimed."""
+    """time, error of a lease, error, holder, n, delivered, most attempts, time -> as ``end_leases``, of n
+    rows that the holder has claimed."""
     select_blocked: str
     """topic, grp -> the bare row of the blocked one with the lowest id."""
     delete_oldest: Mapping[State, str]
@@ -319,16 +319,15 @@ def _end_claims(messages: str, which: str) -> str:
     """Return a statement that ends together the claims of a slice that come back with attempts left.
 
     It does what :meth:`~persistcoll.sqlite.message_life.MessageLife.lose` does with a message that says
-    nothing itself. Its group needs no step, because it stays the head. ``delivered`` stays, which says what
-    the end of the claim was, and the next claim sets it.
+    nothing itself. Its group needs no step, because it stays the head.
     """
     return (
         f"UPDATE {messages} SET state = 0, until = NULL, due = expires, holder = NULL, token = NULL,"
-        " attempts = attempts - (delivered IS 0),"
+        " delivered = NULL, attempts = attempts - (delivered IS 0),"
         " error = CASE WHEN delivered IS 0 THEN error WHEN until <= ? THEN ? ELSE ? END"
-        f" WHERE id IN (SELECT id {which}) AND state = 1 AND options IS NULL"
+        f" WHERE id IN (SELECT id {which}) AND state = 1 AND delivered IS ? AND options IS NULL"
         " AND (delivered IS 0 OR attempts < ?) AND (expires IS NULL OR expires > ?)"
-        " RETURNING topic, id, attempts, error, delivered, due"
+        " RETURNING topic, id, attempts, error, due"
     )
 
 

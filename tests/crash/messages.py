@@ -65,7 +65,7 @@ def is_consistent(path: str | PathLike[str], number: int = 1) -> None:
         assert rows(keys) == []
         held = "holder IS NOT NULL AND token IS NOT NULL AND delivered IS NOT NULL"
         assert rows(f"SELECT id FROM messages_# WHERE (state = 1) <> ({held})") == []
-        free = "holder IS NULL AND token IS NULL"
+        free = "holder IS NULL AND token IS NULL AND delivered IS NULL"
         assert rows(f"SELECT id FROM messages_# WHERE (state <> 1) <> ({free})") == []
         assert rows("SELECT id FROM messages_# WHERE (finished IS NULL) <> (state < 4)") == []
         assert rows("SELECT id FROM messages_# WHERE attempts > deliveries OR attempts < 0") == []
