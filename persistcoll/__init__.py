@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from persistcoll.messages.message import Message, MessageInfo, OutgoingMessage
     from persistcoll.messages.queue import MessageQueue
     from persistcoll.messages.topic_lock import TopicLock
+    from persistcoll.messages.worker import Worker
     from persistcoll.queues.ack import AckStatus
     from persistcoll.queues.file import Queue
     from persistcoll.queues.sqlite import (
@@ -123,6 +124,7 @@ __all__ = [
     "TrimmedError",
     "UniqueAckQ",
     "UniqueQ",
+    "Worker",
 ]
 
 # A name is imported when it is first asked for, because most programs need one class, and not both SQLite and
@@ -155,6 +157,7 @@ _HOMES = {
     "TopicLock": "persistcoll.messages.topic_lock",
     "UniqueAckQ": "persistcoll.queues.sqlite",
     "UniqueQ": "persistcoll.queues.sqlite",
+    "Worker": "persistcoll.messages.worker",
     # Not of `__all__`: `from persistcoll import *` would hide the standard library's module of that name.
     "collections": "persistcoll.catalog",
 }

@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple
 
 from persistcoll.container import T
 from persistcoll.engine.blocking import wait
+from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.message_core import MessageCore, Topics
 from persistcoll.engine.message_records import MessageClaim, MessageRecord
 from persistcoll.engine.transaction_hooks import OPEN
@@ -65,16 +66,24 @@ class Claiming(Generic[T]):
         :raise Empty: no message came.
         :raise ShutDown: no message is ready, and the queue is shut down.
         """
-        attempt = partial(self._attempt, core, wanted, claims, deadline)
+        attempt = partial(self.attempt, core, wanted, claims, deadline)
         try:
             return attempt()
         except Empty:
             is_within = core is not self._core or (OPEN and core.store.open_transaction() is not None)
             if not block or is_within:
                 raise
-        event = core.available(wanted.topics)
+        return self.wait(core.available(wanted.topics), attempt, deadline)
+
+    def wait(
+        self, event: EventCount, attempt: Callable[[], list[Message[T]]], deadline: float | None
+    ) -> list[Message[T]]:
+        """Call ``attempt`` until it does not raise ``Empty``, or the deadline has passed.
+
+        :param event: that of the core for the topics of the attempt.
+        """
         try:
-            return wait(core.store.change_token, event, attempt, Empty, deadline)
+            return wait(self._core.store.change_token, event, attempt, Empty, deadline)
         except (Empty, ShutDown):
             raise
         except BaseException:
@@ -82,10 +91,14 @@ class Claiming(Generic[T]):
             event.notify(1)
             raise
 
-    def _attempt(
-        self, core: MessageCore, wanted: Wanted, claims: list[MessageClaim], deadline: float | None
+    def attempt(
+        self,
+        core: MessageCore,
+        wanted: Wanted,
+        claims: list[MessageClaim],
+        deadline: float | None = None,
     ) -> list[Message[T]]:
-        """Claim messages until at least one of them can be decoded."""
+        """Claim messages until at least one of them can be decoded. Parameters and errors: :meth:`claim`."""
         refused: set[int] = set()
         while True:
             records = core.try_claim(*wanted, claims, deadline)
@@ -138,10 +151,12 @@ class Claiming(Generic[T]):
                         claimed_at = time.monotonic()
                         continue
                     if _is_old(messages, claimed_at):
-                        self._extend(messages, unused)
+                        lost = self.extend(messages)
+                        kept = [message for message in messages if message.id not in lost]
+                        messages, unused[:] = kept, [message._claim for message in kept]
                         claimed_at = time.monotonic()
                         continue
-                    message, holds = messages[0], not wanted.prefetch or self._begin(messages[0])
+                    message, holds = messages[0], not wanted.prefetch or self.begin(messages[0])
                     del messages[0], unused[0]
                     if holds:
                         yield message
@@ -154,7 +169,7 @@ class Claiming(Generic[T]):
             core.take_back(unused, process)
             raise
 
-    def _begin(self, message: Message[T]) -> bool:
+    def begin(self, message: Message[T]) -> bool:
         """Note that a consumer begins to work on a prefetched message; tell whether its claim holds."""
         try:
             self._core.store.deliver((message._claim,))
@@ -162,8 +177,11 @@ class Claiming(Generic[T]):
             return False
         return True
 
-    def _extend(self, messages: list[Message[T]], unused: list[MessageClaim]) -> None:
-        """Let the leases of prefetched messages begin again, and drop those whose claims have ended."""
+    def extend(self, messages: Sequence[Message[T]]) -> set[int]:
+        """Let the leases of messages begin again, and return the ids of those whose claims have ended.
+
+        Cost: 1 transaction for each length that the leases have.
+        """
         lost: set[int] = set()
         for lease in {message._record.lease for message in messages if message._record.lease is not None}:
             group = [message for message in messages if message._record.lease == lease]
@@ -177,9 +195,7 @@ class Claiming(Generic[T]):
                     for message in group:
                         message._leased_until = until
                     break
-        kept = [message for message in messages if message.id not in lost]
-        claims = [message._claim for message in kept]
-        messages[:], unused[:] = kept, claims
+        return lost
 
 
 def _is_old(messages: Sequence[Message[Any]], claimed_at: float) -> bool:

@@ -24,6 +24,7 @@ from persistcoll.engine.message_core import Topics
 from persistcoll.engine.message_records import MessageEntry, MessageRecord
 
 __all__ = [
+    "checked_concurrency",
     "checked_delay",
     "checked_id",
     "checked_lease",
@@ -121,6 +122,26 @@ def checked_number_of(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name!r} must be at least 1, not {number}")
     return min(number, _MOST)
+
+
+def checked_concurrency(topics: Any, concurrency: Any) -> tuple[Topics, dict[str, int] | None, int]:
+    """Return the topics of a worker, how many of each it may handle at once, and how many of all.
+
+    :param concurrency: a number for all topics together, or a dict with one for each of them.
+    :raise TypeError: one of them is of a wrong type.
+    :raise ValueError: a number is below 1, a name is none that a topic may have, or both name topics that
+        differ.
+    """
+    names = checked_topics(topics)
+    if not isinstance(concurrency, Mapping):
+        return names, None, checked_number_of("concurrency", concurrency)
+    if not concurrency:
+        raise ValueError("'concurrency' must name at least one topic")
+    own = checked_topics(concurrency) or ()
+    limits = {topic: checked_number_of("concurrency", concurrency[topic]) for topic in own}
+    if names not in (None, own):
+        raise ValueError("'topics' and 'concurrency' name different topics; the latter alone is sufficient")
+    return own, limits, sum(limits.values())
 
 
 def checked_id(value: Any) -> int:

@@ -212,6 +212,11 @@ class Message(Generic[T]):
         return claim
 
     @property
+    def _is_parents(self) -> bool:
+        """Whether this is a forked child, and its parent is the one that settles the message."""
+        return self._process != os.getpid()
+
+    @property
     def _wakes(self) -> Wakes:
         """What the end of this message makes ready: without a group nothing, otherwise the next message."""
         return {} if self._record.group is None else {self._record.topic: 1}
@@ -318,7 +323,7 @@ class Message(Generic[T]):
         if self._settled_for_good:
             return
         try:
-            if self._process != os.getpid():
+            if self._is_parents:
                 return
             if error is None:
                 self.ack()
@@ -335,7 +340,7 @@ class Message(Generic[T]):
         except Exception:
             raise
         except BaseException:  # A signal handler raised, perhaps before the message was settled.
-            if self._process == os.getpid():
+            if not self._is_parents:
                 self._core.release_unused([self._claim])
             raise
 
