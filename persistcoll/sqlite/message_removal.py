@@ -50,11 +50,15 @@ class MessageRemoval:
         """Make all dead messages (of a topic) ready again, except those whose keys are taken."""
         count, after = 0, BEFORE_ALL
         while rows := read_rows(execute, self._sql.select_dead, (after, topic, topic, _PAGE)):
+            free: list[MessageRow] = []
+            keys: set[bytes | None] = set()
             for row in rows:
                 if row.id <= after:  # otherwise a damaged index could give the same rows for ever
                     raise corruption_error(f"message {row.id} is out of order")
                 after = row.id
-            free = [row for row in rows if not self._is_key_taken(execute, row)]
+                if row.key is None or not (row.key in keys or self._is_key_taken(execute, row)):
+                    free.append(row)
+                    keys.add(row.key)
             self._life.redrive(execute, free)
             self._life.note_each(EventKind.REDRIVEN, free)
             count += len(free)

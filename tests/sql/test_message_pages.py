@@ -290,3 +290,12 @@ def test_rows_that_do_not_come_in_their_order_end_an_iteration() -> None:
     with pytest.raises(CorruptionError, match="out of order"):
         next(reading)
     assert scan.BEFORE_ALL < 0
+
+
+def test_of_dead_messages_with_one_key_a_redrive_takes_the_first(stores: SQLiteMessageStores) -> None:
+    """Also where both are on one page."""
+    with closing(opened(stores)) as store:
+        kill(store, 1, key=b"key")
+        kill(store, 1, key=b"key")
+        assert store.redrive_all() == 1
+        assert [record.state for record in store.scan()] == [State.READY, State.DEAD]
