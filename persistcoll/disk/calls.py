@@ -37,6 +37,7 @@ __all__ = [
     "EXCLUSIVE",
     "LINKS",
     "MAKING_SECONDS",
+    "OUTCOME_UNKNOWN",
     "SIZE",
     "TRY_EXCLUSIVE",
     "TRY_SHARED",
@@ -82,6 +83,9 @@ CALLS = (
 
 # The indices of the number of names and of the size in the result of Disk.status.
 LINKS, SIZE = 3, 6
+
+OUTCOME_UNKNOWN = "; whether what was being written is stored is unknown"
+"""The end of the message of an error after which an operation may have happened."""
 
 UNSEEN_CALLS, UNSEEN_SECONDS = 16, 0.004
 """At ``"process"`` the removal of a file is noticed after at most this many calls, or this many seconds."""
@@ -417,8 +421,10 @@ def _retry_busy(call: Callable[..., None]) -> Callable[..., None]:
     return retry
 
 
-def storage_error(error: OSError, doing: str, path: str) -> StorageError:
+def storage_error(error: OSError, doing: str, path: str, *, unknown: bool = False) -> StorageError:
     """Return the error to raise for ``error``, which occurred while ``doing`` something with ``path``.
+
+    :param unknown: whether the error says that the outcome of the operation is unknown.
 
     An ``OSError`` without a number comes from a signal handler and not from the operating system, for example
     a ``TimeoutError``. This function raises it unchanged.
@@ -430,7 +436,8 @@ def storage_error(error: OSError, doing: str, path: str) -> StorageError:
             del error  # the traceback holds this frame
     kind = StorageFullError if error.errno in _FULL else StorageError
     reason = os.strerror(error.errno) if error.errno else str(error)
-    result = kind(f"{doing} {path!r} failed: {reason}{_remedy(error, path)}", error.errno)
+    outcome = OUTCOME_UNKNOWN if unknown else ""
+    result = kind(f"{doing} {path!r} failed: {reason}{_remedy(error, path)}{outcome}", error.errno)
     result.__cause__ = error
     return result
 

@@ -204,7 +204,7 @@ class Journal:
             except OSError as error:
                 if isinstance(error, StorageError):
                     raise
-                raise self._lock_failed(error) from error
+                raise self._unlock_failed(error) from error
 
     def _is_durable(self, request: _Append) -> bool:
         """Make a request of an interrupted writer durable; return ``False`` if it was not written.
@@ -257,7 +257,7 @@ class Journal:
             try:
                 self._append_locked(requests, on_block)
             except OSError as error:
-                failure = error if isinstance(error, StorageError) else self._lock_failed(error)
+                failure = error if isinstance(error, StorageError) else self._unlock_failed(error)
                 for request in requests:
                     request.failure = request.failure or (None if request.last else failure)
         on_block()
@@ -354,14 +354,14 @@ class Journal:
             except OSError as error:
                 if isinstance(error, StorageError):
                     raise
-                raise self._lock_failed(error) from error
+                raise self._unlock_failed(error) from error
 
-    def _lock_failed(self, error: OSError) -> StorageError:
-        """Poison the journal and return the error: the producer lock was not acquired or not released.
+    def _unlock_failed(self, error: OSError) -> StorageError:
+        """Poison the journal and return the error: the producer lock was not released.
 
-        If it was not released, no other process can append until this store is closed.
+        No other process can append until this store is closed. What was written under the lock is stored.
         """
-        failure = storage_error(error, "locking", self._directory)
+        failure = storage_error(error, "unlocking", self._directory, unknown=True)
         self.poison.set(failure)
         return failure
 

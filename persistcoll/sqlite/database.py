@@ -10,8 +10,8 @@ writing. With SQLite's own ``synchronous=FULL`` a writer keeps all other writers
 Measured with 8 processes, compared with 1: with ``synchronous=FULL`` 0.7 times as many writes and a longest
 wait of 33 to 49 ms, this way 1.1 to 1.3 times as many and 12 to 19 ms.
 
-This module is long because one lock protects nearly all of it, and because interrupts come at calls: the
-order of the calls under that lock keeps an interrupted operation from leaving a wrong state.
+This module is long because one lock protects nearly all of it, and the order of the calls under that lock
+keeps an operation that an interrupt ends from leaving a wrong state.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class Database:
                     except StorageError:
                         raise
                     except OSError as error:  # the writer lock cannot be released
-                        raise storage_error(error, "unlocking", self.path) from error
+                        raise self._poison.unlock_failed(self.path, error) from error
                     else:
                         obstacle = None
                     finally:
@@ -651,7 +651,7 @@ class Database:
                 except StorageError:
                     raise
                 except OSError as error:  # the writer lock cannot be released
-                    raise storage_error(error, "unlocking", self.path) from error
+                    raise self._poison.unlock_failed(self.path, error) from error
             self._wait_out(deadline)
 
     def _execute_outside(self, texts: Sequence[str]) -> None:
@@ -730,8 +730,7 @@ class Database:
         try:
             try:
                 try:
-                    # After an error the cursor has a statement still, and SQLite closes no such connection.
-                    driver.end_statement(self._execute)
+                    driver.end_statement(self._execute)  # SQLite closes no connection within a statement
                     self._watcher.close()
                     for connection in self._readers.close(FORK_TIMEOUT):
                         leak(connection)
@@ -795,8 +794,7 @@ class Database:
         if opened is None:
             return
         # It was not quiesced: a serializer or a thread within its transaction forked, or time ran out.
-        leak(watcher)
-        for connection in readers:
+        for connection in (watcher, *readers):
             leak(connection)
         opened.lock.close()
         self._poison.set(StorageError((_FORKED if fork_was_seen() else UNSEEN).format(self.path)))

@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
+from persistcoll.disk.calls import OUTCOME_UNKNOWN
 from persistcoll.disk.path_checks import unwritable
 from persistcoll.errors import (
     BackendUnavailableError,
@@ -357,7 +358,7 @@ def translate(error: Exception, doing: str, path: str) -> StorageError:
             if wanting is not None:
                 return _full(doing, path, wanting)
         return StorageError(
-            f"{doing} {path!r} failed: {text}; whether what was being written is stored is unknown",
+            f"{doing} {path!r} failed: {text}{OUTCOME_UNKNOWN}",
             errno.EIO,
         )
     return StorageError(f"{doing} {path!r} failed: {text}")

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from persistcoll.disk.calls import storage_error
 from persistcoll.engine.poison import Poison
 from persistcoll.errors import StorageError
 from persistcoll.sqlite.driver import BEGIN_READING, ROLLBACK, Connection, Execute, end_statement
@@ -125,10 +126,11 @@ class ReaderPool:
 class DatabasePoison(Poison):
     """The poison of a database, which invalidates the readers as well.
 
-    A failed sync sets it, and so do a file that was replaced, an I/O error of SQLite's, and a fork within an
-    operation or one that Python was not told of. After a failed sync the write-ahead log may have a gap on
-    the device, and SQLite recovers nothing that follows a gap. So the database is neither written nor read
-    any more. Opening it again copies every readable page of the log into the database file.
+    A failed sync sets it, and so do a file that was replaced, an I/O error of SQLite's, a lock that is not
+    released, and a fork within an operation or one that Python was not told of. After a failed sync the
+    write-ahead log may have a gap on the device, and SQLite recovers nothing that follows a gap. So the
+    database is neither written nor read any more. Opening it again copies every readable page of the log
+    into the database file.
 
     As of :class:`~persistcoll.engine.poison.Poison`, no lock protects the fields.
     """
@@ -141,3 +143,12 @@ class DatabasePoison(Poison):
         if self.failure is None:
             super().set(failure)
             self._readers.invalidate()
+
+    def unlock_failed(self, path: str, error: OSError) -> StorageError:
+        """Poison the database and return the error: the writer lock was not released.
+
+        No other process can write until the database is closed. What was committed under the lock is stored.
+        """
+        failure = storage_error(error, "unlocking", path, unknown=True)
+        self.set(failure)
+        return failure

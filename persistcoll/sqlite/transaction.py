@@ -337,6 +337,8 @@ class Transaction(AbstractContextManager[driver.Connection]):
     def _release(self, database: Database) -> None:
         try:
             database._writer_lock.end_transaction()
+        except OSError as error:
+            raise database._poison.unlock_failed(database.path, error) from error
         finally:
             database._transaction.end()
             self._ended = True

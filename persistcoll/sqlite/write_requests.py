@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from persistcoll.disk.calls import storage_error
 from persistcoll.engine.combining import Request
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver
@@ -70,7 +69,7 @@ def run_batch(database: Database, batch: Batch, on_block: Callable[[], None]) ->
         try:
             ticket = _run(database, batch, on_block)
         except OSError as error:  # the writer lock cannot be released
-            _fail(batch, storage_error(error, "unlocking", database.path))
+            _fail(batch, database._poison.unlock_failed(database.path, error))
             return
         finally:
             database._is_writing = False

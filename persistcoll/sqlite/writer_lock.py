@@ -191,7 +191,10 @@ class WriterLock:
             self._disk.pwrite(fd, token, _TOKEN_AT)
         except BaseException as error:
             try:
-                self.release()
+                try:
+                    self._flock(self._turn_fd, UNLOCK)
+                finally:
+                    self.release()
             except OSError:
                 pass  # report the first error
             if isinstance(error, OSError) and not isinstance(error, StorageError):
@@ -300,16 +303,16 @@ class WriterLock:
         self._noted = transaction
 
     def end_transaction(self) -> None:
-        """Release the lock. If the note cannot be removed now, the next :meth:`acquire` removes it."""
+        """Release the lock. If the note cannot be removed now, the next :meth:`acquire` removes it.
+
+        :raise OSError: the lock was not released.
+        """
         try:
             if self._noted:
                 with suppress(OSError):
                     self._note(False)
         finally:
-            try:
-                self.release()
-            except OSError as error:
-                raise storage_error(error, "unlocking", self.path) from error
+            self.release()
 
     def unchanged(self) -> bool:
         """Tell whether no other connection has begun to write since this one did. Needs no lock."""

@@ -120,15 +120,23 @@ def calls_of(tmp_path, durability: str = "power") -> Counter[str]:
 
 
 @pytest.mark.parametrize("times", [1, "forever"])
-@pytest.mark.parametrize("call", [call for call in CALLS if call not in ("close", "truncate")])
-def test_the_nth_call_fails(call, times, tmp_path):
-    count = calls_of(tmp_path)[call]
+@pytest.mark.parametrize(
+    ("call", "durability"),
+    # At "process" a put has calls of its own to lock and to write.
+    [
+        *((call, "power") for call in CALLS if call not in ("close", "truncate")),
+        ("flock", "process"),
+        ("write", "process"),
+    ],
+)
+def test_the_nth_call_fails(call, durability, times, tmp_path):
+    count = calls_of(tmp_path, durability)[call]
     assert count
     for error in (errno.EIO, errno.ENOSPC, errno.EINTR):
         for at in range(1, count + 1):
             disk = FaultyDisk(quick_disk())
             fault = disk.fail(call, at=at, error=error, times=times)
-            trial = Trial(tmp_path / f"{error}" / f"{at}" / "queue", disk)
+            trial = Trial(tmp_path / f"{error}" / f"{at}" / "queue", disk, durability)
             trial.run()
             assert fault.fired
             assert all(caught.errno == error for caught in trial.errors), trial.errors

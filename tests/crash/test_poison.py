@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from typing import Any
 
 import pytest
 
-from persistcoll import Queue, StorageError
+from persistcoll import Queue, SQLiteQueue, StorageError
+from persistcoll.disk.calls import TRY_EXCLUSIVE
 from persistcoll.engine.poison import Poison
 from persistcoll.errors import ClosedError
 from persistcoll.journal.tail_mark import read_mark
+from persistcoll.sqlite.writer_lock import WriterLock
 from persistcoll.testing.faults import FaultyDisk
 from tests.crash.accounts import quick_disk
 
@@ -70,3 +74,40 @@ def test_only_a_journal_that_is_poisoned_leaves_a_mark_for_other_processes(path,
         mark = read_mark(disk, file.fileno())
     assert bool(mark is not None and mark.poisoned) == marked
     queue.close()
+
+
+@pytest.mark.parametrize("way", ["alone", "in a batch", "in a transaction"])
+def test_a_database_whose_lock_is_not_released(way, tmp_path):
+    """What was committed is stored. No other process can write until the database is closed."""
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "injected")
+
+    queue = SQLiteQueue(tmp_path / "queue", durability="process")
+    store: Any = queue._store
+    database = store._database
+    lock = database._writer_lock
+    release, lock.release = lock.release, fail
+    database._is_writing = way == "in a batch"  # as if another thread wrote
+    transaction = queue.transaction() if way == "in a transaction" else contextlib.nullcontext()
+    with pytest.raises(StorageError, match=r"unlocking .* is unknown"), transaction:
+        queue.put("item")
+    lock.release = release
+    with pytest.raises(StorageError, match="open it again"):
+        queue.put("another")
+    queue.close()
+    with SQLiteQueue(tmp_path / "queue") as again:
+        assert list(again.items()) == ["item"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3], ids=["the turn", "the lock", "the end of the turn"])
+def test_a_writer_that_fails_to_lock_keeps_no_other_one_waiting(at, tmp_path):
+    disk = FaultyDisk(quick_disk())
+    failing, other = (WriterLock(each, str(tmp_path / "data.db")) for each in (disk, quick_disk()))
+    disk.fail("flock", at=at, error=errno.ENOLCK)
+    with pytest.raises(StorageError, match=r"locking .* failed"):
+        failing.acquire()
+    for fd in (other._turn_fd, other._fd):
+        other._flock(fd, TRY_EXCLUSIVE)
+    failing.close()
+    other.close()
