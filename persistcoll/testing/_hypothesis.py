@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from persistcoll.errors import (
     ClaimError,
@@ -24,7 +24,7 @@ except ImportError as cause:
         "hypothesis, which the machines need, cannot be imported: pip install 'persistcoll[testing]'"
     ) from cause
 
-__all__ = ["ExpectedError", "outcome", "st", "stateful"]
+__all__ = ["ExpectedError", "StepMachine", "outcome", "st", "stateful", "weighted"]
 
 
 class ExpectedError(Exception):
@@ -48,3 +48,35 @@ def outcome(call: Callable[[], Any]) -> Any:
         ValueError,
     ) as error:
         return type(error)
+
+
+def weighted(
+    steps: Mapping[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]],
+) -> st.SearchStrategy[tuple[Any, ...]]:
+    """Return a strategy of steps: the name of a method, and its arguments.
+
+    :param steps: by the name of the method: how often it is chosen, and the strategies of its arguments.
+    """
+    return st.one_of(
+        [
+            st.tuples(st.just(name), *arguments)
+            for name, (weight, arguments) in steps.items()
+            for _ in range(weight)
+        ]
+    )
+
+
+class StepMachine(stateful.RuleBasedStateMachine):
+    """A state machine whose steps are methods, some of which are chosen more often than others.
+
+    One rule covers all steps, because hypothesis leaves out some rules in each run, and little can happen in
+    a run in which nothing is put, claimed or read.
+    """
+
+    steps: ClassVar[st.SearchStrategy[tuple[Any, ...]]]
+
+    @stateful.rule(step=st.runner().flatmap(lambda machine: machine.steps))
+    def step(self, step: tuple[Any, ...]) -> None:
+        """Do one of the steps, with its arguments."""
+        name, *arguments = step
+        getattr(self, name)(*arguments)

@@ -44,7 +44,7 @@ def file_machine(size: int, durability: Any) -> type[LogStoreMachine]:
 
 
 def test_the_model_is_a_log_store(request):
-    run(MemoryMachine, request, 100)
+    run(MemoryMachine, request, 80)
 
 
 @pytest.mark.long
@@ -52,7 +52,7 @@ def test_the_model_is_a_log_store(request):
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_log_store(size, durability, request):
-    run(file_machine(size, durability), request, 40)
+    run(file_machine(size, durability), request, 30)
 
 
 @pytest.mark.long
@@ -60,7 +60,7 @@ def test_log_store(size, durability, request):
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_log_store_at_length(size, durability, request):
-    run(file_machine(size, durability), request, 250)
+    run(file_machine(size, durability), request, 200)
 
 
 BROKEN = [

@@ -11,7 +11,7 @@ from persistcoll.engine.contracts import CursorState, LogBounds, LogCursor, LogS
 from persistcoll.engine.records import Record, Retain
 from persistcoll.errors import ClosedError, Empty, LockedError, trimmed
 
-__all__ = ["MemoryLogState", "MemoryLogStore"]
+__all__ = ["MemoryLogCursor", "MemoryLogState", "MemoryLogStore"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class MemoryLogState:
             return other
 
 
-class _MemoryCursor(LogCursor):
+class MemoryLogCursor(LogCursor):
     """A cursor of a :class:`MemoryLogStore`. The lock of the state protects its fields."""
 
     def __init__(self, store: MemoryLogStore, name: str) -> None:
@@ -241,14 +241,14 @@ class MemoryLogStore(LogStore):
     def _lag(self, position: int) -> int:
         return sum(id > position for id in self._state.records)
 
-    def cursor(self, name: str, start: int | None = None) -> LogCursor:
+    def cursor(self, name: str, start: int | None = None) -> MemoryLogCursor:
         with self._state.lock:
             state = self._open()
             if name in state.holders:
                 raise LockedError(f"the cursor {name!r} is open in another object")
             if name not in state.positions:
                 state.positions[name] = self._before(start)
-            cursor = _MemoryCursor(self, name)
+            cursor = MemoryLogCursor(self, name)
             state.holders[name] = cursor
             self._cursors.append(cursor)
             return cursor

@@ -6,21 +6,43 @@ from bisect import bisect_right
 from typing import Any
 
 from persistcoll.engine.contracts import LogCursor, LogStore
-from persistcoll.engine.memory.log_store import MemoryLogState, MemoryLogStore
+from persistcoll.engine.memory.log_store import MemoryLogCursor, MemoryLogState, MemoryLogStore
 from persistcoll.engine.records import Record
-from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
+from persistcoll.testing._hypothesis import ExpectedError, StepMachine, outcome, st, stateful, weighted
 from persistcoll.testing.children import check
 from persistcoll.testing.laws.log_store_harness import LogStoreFactory
 
 __all__ = ["LogStoreMachine"]
 
 _payloads = st.binary(max_size=40)
-_names = st.sampled_from(["a", "b", ""])
+# Two names differ only in the case of a letter, and one is empty.
+_names = st.sampled_from(["a", "A", ""])
 _places = st.integers(-1, 40)
+_lists = st.lists(_payloads, max_size=6)
+
+# Each step, how often it is chosen, and its arguments.
+_STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
+    "append": (1, (_payloads, st.booleans())),
+    "append_many": (2, (_lists, st.booleans())),
+    "advance": (2, (st.sampled_from([0.5, 1.0, 60.0, -3.0, -100.0]),)),
+    "open_cursor": (3, (_names, st.none() | _places)),
+    "read": (5, (_names, st.integers(1, 7), st.integers(0, 5))),
+    "commit": (4, (_names, st.integers(-6, 3))),
+    "read_and_commit": (2, (_names,)),
+    "seek": (2, (_names, st.none() | _places)),
+    "close_cursor": (1, (_names,)),
+    "forget": (1, (_names,)),
+    "trim": (2, (_places, st.sampled_from([False, False, True]))),
+    "find": (2, (st.integers(0, 40), st.sampled_from([-0.25, 0.0, 0.25, 1e6, -1e6]))),
+    "reopen": (1, ()),
+    "crash": (1, (_names,)),
+}
 
 
-class LogStoreMachine(stateful.RuleBasedStateMachine):
+class LogStoreMachine(StepMachine):
     """A log store compared with a ``MemoryLogStore``, for all that the contract has."""
+
+    steps = weighted(_STEPS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +52,7 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
         self.state = MemoryLogState(self.factory.now)
         self.model = MemoryLogStore(self.state)
         self.ids: list[int] = []  # of the tested store, which may leave some out; the model's begin with 1
-        self.cursors: dict[str, tuple[LogCursor, LogCursor]] = {}
+        self.cursors: dict[str, tuple[LogCursor, MemoryLogCursor]] = {}
 
     def stores(self) -> LogStoreFactory:
         """Return a factory for one run; to be overridden. :meth:`teardown` may clean up after it."""
@@ -47,6 +69,12 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
         self.store.close()
         if self.other is not None:
             self.other.close()
+
+    @stateful.initialize(payloads=_lists)
+    def begin(self, payloads: list[bytes]) -> None:
+        """Append some records, or none, and open a cursor before them."""
+        self.append_many(payloads, False)
+        self.open_cursor("a", None)
 
     # The ids of the model are the numbers of the records.
 
@@ -75,26 +103,22 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
         self.model.append_many(payloads)
         self.ids += ids
 
-    @stateful.rule(payload=_payloads, elsewhere=st.booleans())
     def append(self, payload: bytes, elsewhere: bool) -> None:
         """Append one record, by this object or by another one."""
         store = self.other if elsewhere and self.other is not None else self.store
         self._appended([store.append(payload)], [payload])
 
-    @stateful.rule(payloads=st.lists(_payloads, max_size=9), elsewhere=st.booleans())
     def append_many(self, payloads: list[bytes], elsewhere: bool) -> None:
         """Append several records."""
         store = self.other if elsewhere and self.other is not None else self.store
         self._appended(list(store.append_many(payloads)), payloads)
 
-    @stateful.rule(seconds=st.sampled_from([0.5, 1.0, 60.0, -3.0, -100.0]))
     def advance(self, seconds: float) -> None:
         """Let time pass, or set the clock of the producers back."""
         self.factory.advance(seconds)
 
     # Cursors.
 
-    @stateful.rule(name=_names, start=st.none() | _places)
     def open_cursor(self, name: str, start: int | None) -> None:
         """Open a cursor, which may be new, or open already."""
         number = None if start is None else self._place(start)
@@ -106,14 +130,13 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
             check(got.name == name, f"the cursor {name!r} has the name {got.name!r}")
             self.cursors[name] = got, wanted
 
-    def _cursor(self, name: str) -> tuple[LogCursor, LogCursor]:
+    def _cursor(self, name: str) -> tuple[LogCursor, MemoryLogCursor]:
         """Return the open cursor of this name, or another open one, and the model's."""
         return self.cursors[name if name in self.cursors else next(iter(self.cursors))]
 
     def _seen(self, record: Record) -> tuple[int, bytes, float]:
         return self._number(record.id), record.payload, record.time
 
-    @stateful.rule(name=_names, limit=st.integers(1, 7), bad=st.integers(0, 5))
     def read(self, name: str, limit: int, bad: int) -> None:
         """Read up to ``limit`` records. In some runs ``decode`` raises at the ``bad``-th of them."""
         if not self.cursors:
@@ -143,17 +166,15 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
         check(got == same, f"read {got}, the model {same}")
         check(ids == used[: len(got)], f"read {used[: len(got)]}, and listed {ids}")
 
-    @stateful.rule(name=_names, place=_places)
-    def commit(self, name: str, place: int) -> None:
-        """Commit up to any id."""
+    def commit(self, name: str, distance: int) -> None:
+        """Commit up to an id before or after the last one that was read."""
         if self.cursors:
-            number = self._place(place)
             cursor, model = self._cursor(name)
+            number = model._last_read + distance
             got = outcome(lambda: cursor.commit(self._id(number)))
             wanted = outcome(lambda: model.commit(number))
             check(got is wanted, f"commit({number}) gave {got}, the model {wanted}")
 
-    @stateful.rule(name=_names)
     def read_and_commit(self, name: str) -> None:
         """Read one record and commit it, as most callers do."""
         if self.cursors:
@@ -166,7 +187,6 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
                 cursor.commit(read[-1])
                 model.commit(self._number(read[-1]))
 
-    @stateful.rule(name=_names, place=st.none() | _places)
     def seek(self, name: str, place: int | None) -> None:
         """Go forward or back to any id, or to the first record."""
         if self.cursors:
@@ -176,13 +196,11 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
             wanted = outcome(lambda: model.seek(number))
             check(got is wanted, f"seek({number}) gave {got}, the model {wanted}")
 
-    @stateful.rule(name=_names)
     def close_cursor(self, name: str) -> None:
         """Close a cursor, which commits nothing."""
         for cursor in self.cursors.pop(name, ()):
             cursor.close()
 
-    @stateful.rule(name=_names)
     def forget(self, name: str) -> None:
         """Remove a cursor, unless it is open."""
         got, wanted = outcome(lambda: self.store.forget(name)), outcome(lambda: self.model.forget(name))
@@ -190,14 +208,12 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
 
     # Trimming and finding.
 
-    @stateful.rule(place=_places, force=st.booleans())
     def trim(self, place: int, force: bool) -> None:
         """Trim, with force or without."""
         number = self._place(place)
         got, wanted = self.store.trim(self._id(number), force), self.model.trim(number, force)
         check(got == wanted, f"trim({number}, {force}) gave {got}, the model {wanted}")
 
-    @stateful.rule(index=st.integers(0, 40), seconds=st.sampled_from([-0.25, 0.0, 0.25, 1e6, -1e6]))
     def find(self, index: int, seconds: float) -> None:
         """Find records by their time, and by how many come before them."""
         times = [record.time for record in self.state.records.values()] or [self.factory.now()]
@@ -209,7 +225,6 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
 
     # Ends.
 
-    @stateful.rule()
     def reopen(self) -> None:
         """Close the store and open it again."""
         self._close()
@@ -218,10 +233,10 @@ class LogStoreMachine(stateful.RuleBasedStateMachine):
         self.model = MemoryLogStore(self.state)
         self.cursors.clear()
 
-    @stateful.precondition(lambda self: self.factory.capabilities.crashes)
-    @stateful.rule(name=_names)
     def crash(self, name: str) -> None:
         """Check that a process that died now would lose no record, and would move no cursor."""
+        if not self.factory.capabilities.crashes:
+            return
         left = getattr(self.factory, "crashed")("a")  # noqa: B009
         model = MemoryLogStore(self.state.copy())
         try:

@@ -21,7 +21,7 @@ from persistcoll.engine.records import (
     State,
 )
 from persistcoll.errors import ClaimError, Empty
-from persistcoll.testing._hypothesis import ExpectedError, outcome, st, stateful
+from persistcoll.testing._hypothesis import ExpectedError, StepMachine, outcome, st, stateful, weighted
 from persistcoll.testing.children import check
 from persistcoll.testing.laws.queue_store_harness import calls
 from persistcoll.testing.laws.record_store_harness import RecordStoreFactory
@@ -71,8 +71,7 @@ _retries = st.builds(
 )
 
 
-# Each step, how often it is chosen, and its arguments. One rule covers all steps, because hypothesis leaves
-# out some rules in each run, and little can happen in a run without put, claim or settle.
+# Each step, how often it is chosen, and its arguments.
 _STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "put": (3, (_handles, _entries, _capacities)),
     "append": (1, (_handles, st.lists(_payloads, max_size=4), _capacities)),
@@ -90,13 +89,6 @@ _STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "close": (1, (_handles,)),
     "crash": (1, ()),
 }
-_steps = st.one_of(
-    [
-        st.tuples(st.just(name), *arguments)
-        for name, (weight, arguments) in _STEPS.items()
-        for _ in range(weight)
-    ]
-)
 
 
 class _Pair(NamedTuple):
@@ -111,11 +103,13 @@ def _told(record: Record) -> tuple[int, bytes, float, int]:
     return record.id, record.payload, record.priority, record.attempts
 
 
-class RecordStoreMachine(stateful.RuleBasedStateMachine):
+class RecordStoreMachine(StepMachine):
     """A record store compared with a ``MemoryRecordStore``, for all that the contract has.
 
     The machine uses several handles, lets time pass, and covers every discipline and claim policy.
     """
+
+    steps = weighted(_STEPS)
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,12 +177,6 @@ class RecordStoreMachine(stateful.RuleBasedStateMachine):
 
     def _seen(self, record: Record) -> tuple[int, bytes, float, int]:
         return _told(record._replace(id=self.ids[record.id]))
-
-    @stateful.rule(step=_steps)
-    def step(self, step: tuple[Any, ...]) -> None:
-        """Do one of the steps below, with its arguments."""
-        name, *arguments = step
-        getattr(self, name)(*arguments)
 
     # Puts.
 
