@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import EllipsisType
 from typing import Any
 
@@ -55,14 +55,15 @@ class MessageLifeCycle:
         """The time of the present call."""
         self._observer: Observer | None = None
         self._events: list[MessageEvent] | None = None
-        """What the present call has done to messages; ``None`` between two calls."""
+        """What the present call has done to messages; ``None`` between two calls and without an observer."""
+
+    def _observed(self) -> AbstractContextManager[object]:
+        """Hold the state's lock for a call, and afterwards tell the observer what it has done."""
+        return self._state.lock if self._observer is None else self._telling(self._observer)
 
     @contextmanager
-    def _observed(self) -> Iterator[None]:
-        """Hold the state's lock for a call, and afterwards tell the observer what it has done.
-
-        A call within another one is a part of it.
-        """
+    def _telling(self, observer: Observer) -> Iterator[None]:
+        # A call within another one is a part of it.
         events: list[MessageEvent] = []
         try:
             with self._state.lock:
@@ -73,8 +74,7 @@ class MessageLifeCycle:
                 finally:
                     self._events = outer
         finally:
-            if self._observer is not None:
-                self._tell(self._observer, events)
+            self._tell(observer, events)
 
     def _tell(self, observer: Observer, events: Sequence[MessageEvent]) -> None:
         raise NotImplementedError

@@ -174,8 +174,9 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
         # The ids of messages with a group are drawn behind the lock, so that their order is that of the puts.
         session = _Session(self, view, locked, lambda: next(ids, None) or self._draw_last())
         events: list[MessageEvent] = []
-        session.observe(events.extend)
         self._present.events = events
+        if self._observer is not None:
+            session.observe(events.extend)
         return session
 
     def _call(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:

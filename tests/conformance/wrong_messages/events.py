@@ -110,18 +110,23 @@ class TellsNothingOfItsClosing(MemoryMessageStore):
 class TellsNothingAfterAnError(MemoryMessageStore):
     """What a call noticed before it raised is told by nobody."""
 
+    failed = False
+
     @contextmanager
     def _observed(self) -> Iterator[None]:
-        observer = self._observer
         try:
             with super()._observed():
                 try:
                     yield
                 except Exception:
-                    self._observer = None
+                    self.failed = True
                     raise
         finally:
-            self._observer = observer
+            self.failed = False
+
+    def _tell(self, observer: Observer, events: Sequence[MessageEvent]) -> None:
+        if not self.failed:
+            super()._tell(observer, events)
 
 
 @breaks("Q19")
