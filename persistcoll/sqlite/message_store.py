@@ -39,7 +39,7 @@ from persistcoll.sqlite.message_statements import (
     message_statements,
 )
 from persistcoll.sqlite.observed_writes import ObservedWrites, Write
-from persistcoll.sqlite.rows import Seal
+from persistcoll.sqlite.rows import Seal, time_of
 from persistcoll.sqlite.scan import in_pages
 
 __all__ = ["SQLiteMessageStore"]
@@ -428,7 +428,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     def stats(self, topic: str | None = None) -> Stats:
         def query(execute: Execute, counters: MessageCounters) -> Stats:
             oldest = execute(*self._oldest(topic)).fetchone()
-            age = None if oldest is None else max(0.0, self._now() - _time(oldest[0]))
+            age = None if oldest is None else max(0.0, self._now() - time_of(oldest[0]))
             if topic is not None:
                 counts = counters.topic(execute, topic).counts
                 numbers = {state.value: counts[number] for state, number in STATES.items()}
@@ -555,16 +555,6 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     def checkpoint(self) -> None:
         self._check()
         self._database.checkpoint(self._timeout)
-
-
-def _time(value: object) -> float:
-    """Return the time that a row has.
-
-    :raise DatabaseError: it is none, so the row is damaged.
-    """
-    if not isinstance(value, float):
-        raise corruption_error("a time of a message")
-    return value
 
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None) -> None:

@@ -13,7 +13,7 @@ from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Cursor, Execute
 from persistcoll.sqlite.statements import RecordStatements
 
-__all__ = ["Rows", "Seal", "refuse_too_large"]
+__all__ = ["Rows", "Seal", "refuse_too_large", "time_of"]
 
 Seal = Callable[[bytes, int], bytes]
 _MASK = 0xFFFFFFFF
@@ -28,6 +28,16 @@ def refuse_too_large(payload: bytes) -> None:
     """
     if len(payload) > _LARGEST:
         raise EncodeError(f"an item of {len(payload)} bytes is too large: a database takes {_LARGEST}")
+
+
+def time_of(value: object) -> float:
+    """Return the time that a row has.
+
+    :raise DatabaseError: it is none, so the row is damaged.
+    """
+    if not isinstance(value, float):
+        raise driver.corruption_error("a time of a row")
+    return value
 
 
 class Rows:

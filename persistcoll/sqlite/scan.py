@@ -10,7 +10,7 @@ from persistcoll.engine.records import Record, State, Stats
 from persistcoll.errors import CorruptionError
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
-from persistcoll.sqlite.rows import Rows
+from persistcoll.sqlite.rows import Rows, time_of
 from persistcoll.sqlite.statements import RecordStatements
 
 __all__ = ["BEFORE_ALL", "Read", "TableScan", "in_pages"]
@@ -87,7 +87,7 @@ class TableScan:
             age = None
             if oldest is not None:
                 _, _, _, put_at, *_ = oldest
-                age = max(0.0, time.time() - put_at)
+                age = max(0.0, time.time() - time_of(put_at))
             return Stats(
                 ready=counters.ready,
                 claimed=counters.claimed,

@@ -546,6 +546,18 @@ def test_a_damaged_column(kind, column, value, tmp_path):
         assert queue.put("one more") == 4
 
 
+@pytest.mark.parametrize("value", ["NULL", "'text'", "x'00ff'"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stats_of_an_item_whose_time_is_damaged(kind, value, tmp_path):
+    with opened(kind, tmp_path) as queue:
+        queue.put("first")
+        with closing(sqlite3.connect(tmp_path / "data.db", isolation_level=None)) as database:
+            database.execute(f"UPDATE ready_1 SET time = {value}")
+        with pytest.raises(CorruptionError, match="a time"):
+            queue.stats()
+        assert queue.get() == "first"
+
+
 @pytest.mark.parametrize("id", [0, -1, -(1 << 63), (1 << 63) - 1])
 def test_an_id_that_no_item_can_have_is_skipped_as_the_error_names_it(id, tmp_path):
     with opened("fifo", tmp_path) as queue:
