@@ -20,7 +20,7 @@ from persistcoll.engine.forks import register_forkable
 from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import Connection, ConnectionLostError, Driver, Result, TryAgainError
-from persistcoll.servers.statements import SharedStatements
+from persistcoll.servers.statements import SharedStatements, shared_statements
 
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
@@ -134,7 +134,7 @@ class Server:
         self.patience = patience
         self.power = power
         self.driver = driver_of(address.kind)
-        self.sql: SharedStatements = self.driver.dialect.shared(schema)
+        self.sql = shared_statements(self.driver.dialect, schema)
         self.users = 0
         self._idle: list[Session] = []
         self._all: set[Session] = set()

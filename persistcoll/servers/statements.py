@@ -14,7 +14,14 @@ from typing import NamedTuple, Protocol
 
 from persistcoll.engine.records import Discipline, State
 
-__all__ = ["NUMBERS", "Dialect", "RecordStatements", "SharedStatements", "record_statements"]
+__all__ = [
+    "NUMBERS",
+    "Dialect",
+    "RecordStatements",
+    "SharedStatements",
+    "record_statements",
+    "shared_statements",
+]
 
 NUMBERS = {
     State.READY: 0,
@@ -64,7 +71,7 @@ class SharedStatements(NamedTuple):
     delete_done: str
     """client, op -> deletes the notes of this session before ``op``."""
     insert_holder: str
-    """number -> a new holder of that collection; its number."""
+    """number, info -> a new holder of that collection; its number."""
     beat: str
     """holders -> heard of now."""
     count_holders: str
@@ -170,17 +177,30 @@ class Dialect(Protocol):
     :ivar now: the server's time at the begin of the statement.
     :ivar is_due_set: the condition for a row that has an end.
     :ivar max_poll_interval: that of the stores: the seconds between two polls of a waiter, at the longest.
+    :ivar lock_creation: ``SharedStatements.lock_creation``.
+    :ivar unlock_creation: ``SharedStatements.unlock_creation``.
+    :ivar uptime: ``SharedStatements.uptime``.
+    :ivar unless_noted: the end of an insert of a note that leaves a note that is there.
+    :ivar gives_holder: the end of an insert of a holder, which gives its number.
     """
 
     now: str
     is_due_set: str
     max_poll_interval: float
+    lock_creation: str
+    unlock_creation: str | None
+    uptime: str
+    unless_noted: str
+    gives_holder: str
 
     def table(self, schema: str | None, name: str) -> str:
         """Return the name of a table."""
 
     def later(self, seconds: str) -> str:
         """Return the time so many seconds from now; null if ``seconds`` is."""
+
+    def ago(self, seconds: str) -> str:
+        """Return the time so many seconds before now; null if ``seconds`` is."""
 
     def until(self, time: str) -> str:
         """Return the seconds from now until a time, as a float."""
@@ -194,8 +214,8 @@ class Dialect(Protocol):
     def hexadecimal(self, data: bytes) -> str:
         """Return a literal of these bytes."""
 
-    def shared(self, schema: str | None) -> SharedStatements:
-        """Return the statements on the shared tables."""
+    def create_shared(self, schema: str | None, collections: str, done: str, holders: str) -> tuple[str, ...]:
+        """Return ``SharedStatements.create``, of tables with these names."""
 
     def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
         """Return the statements that make the table of a queue."""
@@ -217,6 +237,45 @@ class Dialect(Protocol):
 
     def token(self, table: str) -> str:
         """Return ``RecordStatements.token``."""
+
+
+def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
+    """Return the statements on the shared tables."""
+    collections, done, holders = (
+        dialect.table(schema, f"pc_{name}") for name in ("collections", "done", "holders")
+    )
+    now = dialect.now
+    settled = "WHERE client = %(client)s AND op < %(op)s"
+    living = f"WHERE holder {dialect.among('holders')} AND beat IS NOT NULL"
+    return SharedStatements(
+        create=dialect.create_shared(schema, collections, done, holders),
+        lock_creation=dialect.lock_creation,
+        unlock_creation=dialect.unlock_creation,
+        find_collection=f"SELECT number, kind, serializer, version, store FROM {collections}"
+        " WHERE name = %(name)s",
+        next_number=f"SELECT coalesce(max(number), 0) + 1 FROM {collections}",
+        insert_collection=f"INSERT INTO {collections}"
+        " (number, name, kind, serializer, version, store, created)"
+        f" VALUES (%(number)s, %(name)s, %(kind)s, %(serializer)s, %(version)s, %(store)s, {now})",
+        lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
+        insert_done=f"INSERT INTO {done} (client, op, number, puts)"
+        f" VALUES (%(client)s, %(op)s, %(number)s, %(puts)s) {dialect.unless_noted}",
+        find_done=f"SELECT number FROM {done} WHERE client = %(client)s AND op = %(op)s",
+        select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
+        " LIMIT %(limit)s",
+        lock_done=f"SELECT number, puts FROM {done} {settled} FOR UPDATE",
+        add_puts=f"UPDATE {collections} SET puts = puts + %(puts)s WHERE number = %(number)s",
+        delete_done=f"DELETE FROM {done} {settled}",
+        insert_holder=f"INSERT INTO {holders} (number, beat, info)"
+        f" VALUES (%(number)s, {now}, %(info)s) {dialect.gives_holder}",
+        beat=f"UPDATE {holders} SET beat = {now} {living}",
+        count_holders=f"SELECT count(*) FROM {holders} {living}",
+        select_dead=f"SELECT holder FROM {holders} WHERE number = %(number)s"
+        f" AND (beat IS NULL OR beat <= {dialect.ago('patience')}) ORDER BY holder FOR UPDATE SKIP LOCKED",
+        close_holder=f"UPDATE {holders} SET beat = NULL WHERE holder = %(holder)s",
+        clock=f"SELECT {dialect.epoch(now)}",
+        uptime=dialect.uptime,
+    )
 
 
 def record_statements(

@@ -7,7 +7,7 @@ types mean.
 from __future__ import annotations
 
 from persistcoll.engine.records import Discipline
-from persistcoll.servers.statements import Dialect, SharedStatements
+from persistcoll.servers.statements import Dialect
 
 __all__ = ["MySQLDialect"]
 
@@ -22,12 +22,21 @@ class MySQLDialect(Dialect):
     is_due_set = "due > 0"
     # A poll is two statements: that of the change token, and a look.
     max_poll_interval = 0.1
+    lock_creation = "SELECT GET_LOCK(%(name)s, %(seconds)s)"
+    unlock_creation = "SELECT RELEASE_LOCK(%(name)s)"
+    uptime = "SHOW GLOBAL STATUS LIKE 'Uptime'"
+    # INSERT IGNORE would hide other errors.
+    unless_noted = "ON DUPLICATE KEY UPDATE op = op"
+    gives_holder = ""
 
     def table(self, schema: str | None, name: str) -> str:
         return name if schema is None else "`" + schema.replace("`", "``").replace("%", "%%") + f"`.{name}"
 
     def later(self, seconds: str) -> str:
         return f"{self.now} + CAST(%({seconds})s * 1000000 AS SIGNED)"
+
+    def ago(self, seconds: str) -> str:
+        return f"{self.now} - CAST(%({seconds})s * 1000000 AS SIGNED)"
 
     def until(self, time: str) -> str:
         return f"(CAST({time} AS SIGNED) - {self.now}) / 1e6"
@@ -41,58 +50,22 @@ class MySQLDialect(Dialect):
     def hexadecimal(self, data: bytes) -> str:
         return f"x'{data.hex()}'"
 
-    def shared(self, schema: str | None) -> SharedStatements:
-        collections, done, holders = (
-            self.table(schema, f"pc_{name}") for name in ("collections", "done", "holders")
-        )
-        settled = "WHERE client = %(client)s AND op < %(op)s"
-        return SharedStatements(
-            create=(
-                (
-                    f"CREATE TABLE IF NOT EXISTS {collections} (number BIGINT PRIMARY KEY,"
-                    " name VARBINARY(255) NOT NULL UNIQUE, kind VARBINARY(255) NOT NULL,"
-                    " serializer VARBINARY(255) NOT NULL, version INT NOT NULL, store VARBINARY(16) NOT NULL,"
-                    f" created BIGINT NOT NULL, puts BIGINT NOT NULL DEFAULT 0) {_ENGINE}"
-                ),
-                (
-                    f"CREATE TABLE IF NOT EXISTS {done} (client BIGINT NOT NULL, op BIGINT NOT NULL,"
-                    f" number BIGINT NOT NULL, puts BIGINT NOT NULL, PRIMARY KEY (client, op)) {_ENGINE}"
-                ),
-                (
-                    f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT AUTO_INCREMENT PRIMARY KEY,"
-                    f" number BIGINT NOT NULL, beat BIGINT, info VARBINARY(255) NOT NULL) {_ENGINE}"
-                ),
+    def create_shared(self, schema: str | None, collections: str, done: str, holders: str) -> tuple[str, ...]:
+        return (
+            (
+                f"CREATE TABLE IF NOT EXISTS {collections} (number BIGINT PRIMARY KEY,"
+                " name VARBINARY(255) NOT NULL UNIQUE, kind VARBINARY(255) NOT NULL,"
+                " serializer VARBINARY(255) NOT NULL, version INT NOT NULL, store VARBINARY(16) NOT NULL,"
+                f" created BIGINT NOT NULL, puts BIGINT NOT NULL DEFAULT 0) {_ENGINE}"
             ),
-            lock_creation="SELECT GET_LOCK(%(name)s, %(seconds)s)",
-            unlock_creation="SELECT RELEASE_LOCK(%(name)s)",
-            find_collection=f"SELECT number, kind, serializer, version, store FROM {collections}"
-            " WHERE name = %(name)s",
-            next_number=f"SELECT coalesce(max(number), 0) + 1 FROM {collections}",
-            insert_collection=f"INSERT INTO {collections}"
-            " (number, name, kind, serializer, version, store, created)"
-            f" VALUES (%(number)s, %(name)s, %(kind)s, %(serializer)s, %(version)s, %(store)s, {self.now})",
-            lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
-            # INSERT IGNORE would hide other errors.
-            insert_done=f"INSERT INTO {done} (client, op, number, puts)"
-            " VALUES (%(client)s, %(op)s, %(number)s, %(puts)s) ON DUPLICATE KEY UPDATE op = op",
-            find_done=f"SELECT number FROM {done} WHERE client = %(client)s AND op = %(op)s",
-            select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
-            " LIMIT %(limit)s",
-            lock_done=f"SELECT number, puts FROM {done} {settled} FOR UPDATE",
-            add_puts=f"UPDATE {collections} SET puts = puts + %(puts)s WHERE number = %(number)s",
-            delete_done=f"DELETE FROM {done} {settled}",
-            insert_holder=f"INSERT INTO {holders} (number, beat, info)"
-            f" VALUES (%(number)s, {self.now}, %(info)s)",
-            beat=f"UPDATE {holders} SET beat = {self.now} WHERE holder {self.among('holders')}"
-            " AND beat IS NOT NULL",
-            count_holders=f"SELECT count(*) FROM {holders} WHERE holder {self.among('holders')}"
-            " AND beat IS NOT NULL",
-            select_dead=f"SELECT holder FROM {holders} WHERE number = %(number)s AND (beat IS NULL"
-            f" OR beat <= {self.now} - CAST(%(patience)s * 1000000 AS SIGNED))"
-            " ORDER BY holder FOR UPDATE SKIP LOCKED",
-            close_holder=f"UPDATE {holders} SET beat = NULL WHERE holder = %(holder)s",
-            clock=f"SELECT {self.epoch(self.now)}",
-            uptime="SHOW GLOBAL STATUS LIKE 'Uptime'",
+            (
+                f"CREATE TABLE IF NOT EXISTS {done} (client BIGINT NOT NULL, op BIGINT NOT NULL,"
+                f" number BIGINT NOT NULL, puts BIGINT NOT NULL, PRIMARY KEY (client, op)) {_ENGINE}"
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT AUTO_INCREMENT PRIMARY KEY,"
+                f" number BIGINT NOT NULL, beat BIGINT, info VARBINARY(255) NOT NULL) {_ENGINE}"
+            ),
         )
 
     def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
