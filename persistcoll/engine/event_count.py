@@ -5,7 +5,7 @@ was taken ends the wait at once, so no wake-up is lost between the reading and t
 costs one read; a missing one would be a defect. The name is from Reed and Kanodia (CACM 22(2), 1979).
 
 Other processes cannot wake a thread here. So one of the waiters polls for their changes, less and less often.
-A wait costs well under one per cent of a core, however many threads wait, and no thread is started for it.
+That costs the same however many threads wait, and no thread is started for it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Store(Protocol):
 
     :ivar capabilities: what this store promises beyond the contract.
     :ivar max_poll_interval: the longest time in seconds that a waiter lets pass between two calls of
-        :meth:`change_token`. It is so long that the calls cost well under one per cent of a core.
+        :meth:`change_token`. It is so long that the calls take a small part of a core.
     """
 
     capabilities: StoreCapabilities = StoreCapabilities()
