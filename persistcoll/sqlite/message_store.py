@@ -169,7 +169,11 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             self._refresh(execute)
             return _BEHIND if self._life.has_overdue else change(execute)
 
-        while (result := self._change(run)) is _BEHIND:
+        return self._until_current(lambda: self._change(run))
+
+    def _until_current(self, call: Callable[[], T | object]) -> T:
+        """Repeat a call that has to know all that is over, and end a slice of it before each time."""
+        while (result := call()) is _BEHIND:
             self._change(self._refresh, False)
         return cast(T, result)
 
@@ -196,13 +200,14 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 put[entry.topic, self._put(execute, counters, id, entry, payload)] += 1
             for (topic, state), count in put.items():
                 counters.move(execute, topic, None, state, count)
+            if new:
+                counters.last_id = new[-1][0]
+                self._database.mark_dirty(counters)
             return ids
 
-        while (
-            found := self._transact(run, self._power, deadline=deadline, timeout=self._timeout)
-        ) is _BEHIND:
-            self._change(self._refresh, False)
-        return cast("list[int | None]", found)
+        return self._until_current(
+            lambda: self._transact(run, self._power, deadline=deadline, timeout=self._timeout)
+        )
 
     def _assign_ids(self, execute: Execute, entries: Sequence[MessageEntry], first: int) -> list[int | None]:
         ids: list[int | None] = []
@@ -231,13 +236,11 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             if entry.key_window:
                 execute(self._sql.delete_keys_over, (life.now, _KEYS_OVER))
             execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
-        counters.last_id = id
         if life.events is not None:
             life.note(EventKind.PUT, entry.topic, id, 0)
         state, due = row[1], row[-1]
         if due is not None:
             counters.lower_next_due(due)
-        self._database.mark_dirty(counters)
         return int(state)
 
     # Claiming.
