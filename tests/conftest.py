@@ -1,6 +1,7 @@
 """Fixtures for every test: the seed, what a test needs, what it must not leave behind.
 
-The invariant: after a test the process has the threads, descriptors and children that it had before.
+The invariant: after a test the process has the threads, descriptors, children and handlers of signals that it
+had before.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ def _fail_in_ci(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test that leaves a thread, a descriptor or a child process."""
+    """Fail a test that leaves a thread, a descriptor, a child process or a handler of a signal."""
     before = leaks.Snapshot.now()
     yield
     left = before.settle()
@@ -216,6 +217,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     description = str(left)
     for pid in left.children:
         leaks.kill(pid)
+    before.restore_handlers()
     # A failed test's traceback keeps its objects alive, and one failure is enough.
     if not request.node.stash.get(_FAILED, False):
         pytest.fail(f"left behind: {description}", pytrace=False)

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Left", "Snapshot", "kill", "open_below"]
 
@@ -18,39 +19,50 @@ __all__ = ["Left", "Snapshot", "kill", "open_below"]
 _PATIENCE_SECONDS = 2.0
 _DESCRIPTORS = Path("/proc/self/fd")
 _TASKS = Path("/proc/self/task")
+# Those that programs handle. The test runner keeps SIGALRM to itself.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
 class Left:
-    """The threads, descriptors and children that were not there before."""
+    """The threads, descriptors, children and handlers of signals that were not there before."""
 
     threads: list[str] = field(default_factory=list)
     descriptors: list[str] = field(default_factory=list)
     children: list[int] = field(default_factory=list)
+    signals: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.threads or self.descriptors or self.children)
+        return bool(self.threads or self.descriptors or self.children or self.signals)
 
     def __str__(self) -> str:
         parts = {
             "threads": self.threads,
             "descriptors": self.descriptors,
             "children": [f"{pid} ({_command(pid)})" for pid in self.children],
+            "handlers of signals": self.signals,
         }
         return "; ".join(f"{name}: {', '.join(what)}" for name, what in parts.items() if what)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The threads, the descriptors and the children of the process, the last two where /proc shows them."""
+    """What the process holds: its descriptors and children where /proc shows them."""
 
     threads: frozenset[threading.Thread]
     descriptors: frozenset[tuple[int, str]]
     children: frozenset[int]
+    handlers: dict[signal.Signals, Any]
 
     @classmethod
     def now(cls) -> Snapshot:
-        return cls(frozenset(threading.enumerate()), _descriptors(), _children())
+        return cls(frozenset(threading.enumerate()), _descriptors(), _children(), _handlers())
+
+    def restore_handlers(self) -> None:
+        """Set the handlers of this snapshot again, so that those of one test cannot disturb the next."""
+        for number, handler in self.handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
     def settle(self) -> Left:
         """Return what exceeds this snapshot, after a time in which it may end."""
@@ -79,6 +91,11 @@ class Snapshot:
                 if number not in keep_descriptors
             ],
             children=sorted(_children() - self.children - keep_pids),
+            signals=[
+                f"{number.name} -> {handler!r}"
+                for number, handler in _handlers().items()
+                if handler is not self.handlers[number]
+            ],
         )
 
 
@@ -107,6 +124,10 @@ def open_below(directory: Path) -> list[str]:
         if found and collect:  # Only the collector closes a connection whose constructor was interrupted.
             gc.collect()
     return found
+
+
+def _handlers() -> dict[signal.Signals, Any]:
+    return {number: signal.getsignal(number) for number in _SIGNALS}
 
 
 def _children() -> frozenset[int]:

@@ -296,6 +296,13 @@ class Account:
                 if self.crash == "power cut" and is_synced(op, result):
                     self._moments.clear()
                 self._moments.append(self._state.copy())
+        elif verb == "no":
+            op, self.asked = self.asked, None
+            assert op is not None, said
+            if op[0] == "transaction":
+                # The worker keeps the claims and locks of a transaction that failed, and may settle them:
+                # the model must know them, because the answer to both is "stale".
+                self._model.do(("transaction", op[1], False))
         else:
             assert verb == "open", said
 

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import persistcoll
+from tests.leaks import Snapshot
 
 __all__ = ["Block", "SnippetError", "blocks", "run_page"]
 
@@ -140,6 +141,7 @@ def run_page(page: Path, directory: Path) -> int:
     module = types.ModuleType("snippets_of_" + re.sub(r"\W", "_", page.stem))
     sys.modules[module.__name__] = module
     ran, printed = 0, ""
+    before = Snapshot.now()
     try:
         for block in blocks(page):
             result = _run(block, module, directory, printed)
@@ -147,6 +149,8 @@ def run_page(page: Path, directory: Path) -> int:
                 ran, printed = ran + 1, result
     finally:
         del sys.modules[module.__name__]
+        # A page is a program of its own: its handlers of signals end with it.
+        before.restore_handlers()
     return ran
 
 
