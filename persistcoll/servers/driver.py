@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from persistcoll.servers.address import Address
     from persistcoll.servers.statements import Dialect
 
-__all__ = ["Connection", "ConnectionLostError", "Driver", "MissingTableError", "Result", "TryAgainError"]
+__all__ = [
+    "ABANDONED",
+    "Connection",
+    "ConnectionLostError",
+    "Driver",
+    "MissingTableError",
+    "Result",
+    "TryAgainError",
+]
+
+ABANDONED: list[Any] = []
+"""What the connections of a parent hold in its forked child: kept, because it must not be collected there."""
 
 
 class TryAgainError(Exception):

@@ -12,7 +12,7 @@ import pytest
 from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, Entry
 from persistcoll.errors import BackendUnavailableError, Empty, LockedError, StorageError
 from persistcoll.servers import sessions
-from persistcoll.servers.address import MYSQL, Address
+from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import TryAgainError
 from persistcoll.servers.open import open_record_store
 from persistcoll.testing.children import in_forked_child, run_threads
@@ -268,6 +268,45 @@ def test_a_child_that_was_forked_in_the_middle_of_a_call_can_work(opened):
     leave.set()
     thread.join()
     assert got == [b"one"]
+    assert store.pop(payload_of) == b"two"
+
+
+WAITS = {
+    MYSQL: (
+        "SELECT GET_LOCK('forks', 30)",
+        "SELECT COUNT(*) FROM information_schema.processlist WHERE state = 'User lock'",
+        "SELECT RELEASE_LOCK('forks')",
+    ),
+    POSTGRESQL: (
+        "SELECT pg_advisory_lock(1)",
+        "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event = 'advisory'",
+        "SELECT pg_advisory_unlock(1)",
+    ),
+}
+
+
+def test_a_child_that_was_forked_while_a_thread_waits_for_an_answer_can_work(opened, place):
+    """The thread holds the lock of its connection's reader, and the child has the lock and not the thread."""
+    lock, waiting, unlock = WAITS[place.kind]
+    store = opened()
+    server = store._server
+    mine, other = server.acquire(), server.acquire()
+    mine.connection.run(lock)
+    thread = threading.Thread(target=lambda: [other.connection.run(text) for text in (lock, unlock)])
+    thread.start()
+    while mine.connection.run(waiting).rows[0][0] == 0:
+        pass
+
+    def child():
+        store.after_fork_in_child()
+        store.append(b"two")
+        store.close()
+
+    in_forked_child(child)
+    mine.connection.run(unlock)
+    thread.join()
+    for session in (mine, other):
+        server.release(session)
     assert store.pop(payload_of) == b"two"
 
 

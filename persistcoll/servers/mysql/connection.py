@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import Address
-from persistcoll.servers.driver import ConnectionLostError, Result
+from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
 
@@ -157,4 +158,11 @@ class _MySQLConnection:
             self._connection.close()
 
     def abandon(self) -> None:
-        self._connection._force_close()
+        # If another thread was reading when the process forked, the lock of the reader is held for ever in
+        # the child. So the reader is neither closed nor collected.
+        connection = self._connection
+        reader, connection._rfile = connection._rfile, None
+        channel, connection._sock = connection._sock, None
+        ABANDONED.append(reader)
+        if channel is not None:
+            os.close(channel.detach())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import Address
-from persistcoll.servers.driver import ConnectionLostError, Result
+from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result
 from persistcoll.servers.postgres.errors import translate
 from persistcoll.servers.postgres.statements import PostgresDialect
 
@@ -22,9 +22,6 @@ _MISSING = "the driver of PostgreSQL is not installed: pip install 'persistcoll[
 _OLDEST = 130000
 # Bytes. A message to the server has less than 1 GiB, and an answer with the row as well.
 _MAX_PAYLOAD = 1 << 29
-# What the connection of a forked child holds is the parent's. It is kept, because the destructor of a
-# psycopg connection warns that it was not closed.
-_ABANDONED: list[Any] = []
 # Milliseconds. A transaction whose client is gone is rolled back, and what it locks is free again.
 _IDLE_IN_TRANSACTION = 30_000
 
@@ -159,7 +156,8 @@ class _PostgresConnection:
         self._connection.close()
 
     def abandon(self) -> None:
-        _ABANDONED.append(self._connection)
+        # The destructor of a connection of psycopg warns that it was not closed.
+        ABANDONED.append(self._connection)
         try:
             os.close(self._connection.fileno())
         except (OSError, self._error):
