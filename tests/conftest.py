@@ -47,7 +47,9 @@ hypothesis.settings.register_profile(
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("persistcoll")
-    group.addoption("--all", action="store_true", help="run the longest tests, too, and all of them on the disk")
+    group.addoption(
+        "--all", action="store_true", help="run the longest tests, too, and all of them on the disk"
+    )
     group.addoption("--stress", action="store_true", help="run the long forms: 2,000 examples, stress tests")
     group.addoption("--seed", type=int, default=None, help="repeat the random choices of an earlier run")
 
@@ -146,15 +148,38 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--stress"):
         return
-    marks = ["stress"] if config.getoption("--all") else ["stress", "long"]
-    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        without = {*left_out}
-        items[:] = [item for item in items if item not in without]
-        config.stash[_LEFT_OUT].update(
-            item.nodeid.partition("[")[0] for item in left_out if item.get_closest_marker("long")
+    left_out = {item for item in items if item.get_closest_marker("stress")}
+    if not config.getoption("--all"):
+        longest = {item for item in items if item.get_closest_marker("long")} | _left_out_of_samples(
+            items, config.stash[_SEED]
         )
+        left_out |= longest
+        kept = {_name(item) for item in items if item not in left_out}
+        config.stash[_LEFT_OUT].update(
+            _name(item) + (" (some cases)" if _name(item) in kept else "") for item in longest
+        )
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _left_out_of_samples(items: list[pytest.Item], seed: int) -> set[pytest.Item]:
+    """Return the cases of sampled tests that this run leaves out: the same in each worker of a run."""
+    cases: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is not None:
+            cases.setdefault((_name(item), *mark.args), []).append(item)
+    left_out: set[pytest.Item] = set()
+    for (name, share), each in cases.items():
+        first = random.Random(f"{seed} {name}").randrange(min(share, len(each)))
+        left_out.update(each)
+        left_out.difference_update(each[first::share])
+    return left_out
+
+
+def _name(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
 
 
 @pytest.hookimpl(trylast=True)

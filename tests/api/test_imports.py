@@ -74,6 +74,7 @@ def test_opening_a_queue_imports_no_more_of_them(tmp_path):
     assert modules & (HEAVY | LIBRARIES) == set()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "name", [*persistcoll.__all__, "collections", "errors", "serializers", "__version__"]
 )

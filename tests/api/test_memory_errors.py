@@ -129,6 +129,7 @@ def failing(request) -> Failing:
     return Failing(request.param)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("shortage", SHORTAGES)
 @of(READS)
 def test_a_shortage_at_any_way_of_reading_reaches_the_caller(cls, way, shortage, failing, tmp_path):
@@ -329,6 +330,7 @@ def nested(depth: int, innermost: object = 1) -> Any:
     return item
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("serializer", ["pickle", "json", "cbor", "msgpack"])
 @pytest.mark.parametrize("cls", [Queue, SQLiteQueue, SQLiteAckQueue, UniqueQ])
 def test_a_caller_deep_in_a_recursion_gets_the_item_or_a_recursion_error(cls, serializer, tmp_path):

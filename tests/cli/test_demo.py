@@ -198,6 +198,7 @@ def test_the_seed_decides_when_consumers_are_killed(tmp_path):
 # What is not as promised.
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("kind", "name", "kills", "problem"),
     [

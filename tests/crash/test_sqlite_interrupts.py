@@ -146,6 +146,7 @@ CLOSING = tuple(
 )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize(
     ("discipline", "retry"),

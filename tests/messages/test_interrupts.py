@@ -125,6 +125,7 @@ def check(opened: Opened, where: str) -> None:
     assert not [event for event in queue._core._available.values() if event.listeners], where
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("empty", [0, 2], ids=["at once", "after a wait"])
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_getting(prepare, call, empty):
@@ -325,6 +326,7 @@ HANDLERS: dict[str, Callable[[Opened], object]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("call", CALLS[:-2], ids=lambda call: call.__name__)
 def test_a_signal_handler_within_a_call(prepare, call, handler):

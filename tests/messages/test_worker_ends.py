@@ -458,6 +458,7 @@ class TestForks:
 FILES = {"worker.py", "claiming.py", "stop_signals.py", "message_core.py", "blocking.py", "event_count.py"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("error", [Interruption, TimeoutError])
 @pytest.mark.parametrize("prefetch", [0, 2])

@@ -284,6 +284,7 @@ def operations(queue: Any) -> dict[str, Callable[[], object]]:
     return calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "most"),
     [(SQLiteQueue, MANY), (FILOSQLiteQueue, MANY), (PriorityQueue, MANY), (UniqueAckQ, MANY // 5)],

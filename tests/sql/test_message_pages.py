@@ -101,6 +101,7 @@ def test_it_needs_no_memory_for_each_message(stores: SQLiteMessageStores, name: 
             assert (store.purge() if name == "purge" else store.redrive_all()) == 5_000
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in CALLS if name.startswith(("purge", "redrive"))])
 def test_it_reads_no_body(stores: SQLiteMessageStores, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter(monkeypatch)

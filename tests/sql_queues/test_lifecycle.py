@@ -498,6 +498,7 @@ def consume(queue, results):
         done_with(queue)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_several_processes_consume(open_file, kind, method):
