@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime
 from typing import Any
 
 from persistcoll.engine.arguments import checked_count, checked_integer, checked_number, checked_seconds
@@ -16,17 +18,22 @@ __all__ = [
     "checked_backoff",
     "checked_choice",
     "checked_count",
+    "checked_delay",
     "checked_finite_backoff",
     "checked_integer",
     "checked_length",
     "checked_limit",
     "checked_mode",
     "checked_number",
+    "checked_number_of",
     "checked_priority",
     "checked_seconds",
     "checked_short_name",
     "checked_span",
+    "checked_text",
     "checked_ttl",
+    "error_text",
+    "seconds_since_epoch",
 ]
 
 HIGHEST_INTEGER = (1 << 63) - 1
@@ -34,6 +41,8 @@ HIGHEST_INTEGER = (1 << 63) - 1
 LONGEST = 1e10
 """Seconds, about 317 years: a clock to which more is added loses fractions of a second."""
 _LONGEST_NAME = 255  # bytes of UTF-8
+_LONGEST_TEXT = 10_000  # characters
+_MOST = 1 << 31
 
 
 def checked_choice(name: str, value: object, *choices: str) -> None:
@@ -44,6 +53,18 @@ def checked_choice(name: str, value: object, *choices: str) -> None:
     if value not in choices:
         *most, last = map(repr, choices)
         raise ValueError(f"{name!r} must be {', '.join(most)} or {last}, not {value!r}")
+
+
+def checked_number_of(name: str, value: Any) -> int:
+    """Return how many items to take at most. More than a list holds is no error.
+
+    :raise TypeError: not a whole number.
+    :raise ValueError: below 1.
+    """
+    number: int = checked_integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name!r} must be at least 1, not {number}")
+    return min(number, _MOST)
 
 
 def checked_mode(value: Any) -> int | None:
@@ -124,6 +145,28 @@ def checked_span(name: str, value: Any) -> float:
     return seconds
 
 
+def seconds_since_epoch(name: str, value: datetime) -> float:
+    """Return a time in seconds since the epoch.
+
+    :raise ValueError: without a time zone.
+    """
+    if value.utcoffset() is None:
+        raise ValueError(f"{name!r} must be a datetime with a time zone, because a naive one is ambiguous")
+    return value.timestamp()
+
+
+def checked_delay(value: Any) -> float:
+    """Return a delay in seconds from now; that until a time that is over is 0.
+
+    :param value: seconds, or an aware ``datetime``.
+    :raise TypeError: neither of them.
+    :raise ValueError: a ``datetime`` without a time zone, or a number that :func:`checked_length` refuses.
+    """
+    if isinstance(value, datetime):
+        value = max(0.0, seconds_since_epoch("delay", value) - time.time())
+    return checked_length("delay", value)
+
+
 def checked_finite_backoff(value: Any) -> Backoff | None:
     """Return what :func:`checked_backoff` returns, if its longest delay is one that a clock can add.
 
@@ -165,3 +208,25 @@ def checked_short_name(what: str, value: Any) -> str:
     if size > _LONGEST_NAME:
         raise ValueError(f"{what!r} must have at most {_LONGEST_NAME} bytes of UTF-8, not {size}")
     return name
+
+
+def checked_text(name: str, value: Any) -> str | None:
+    """Return a text as a store keeps it: in UTF-8, and not endless. ``None`` stays ``None``.
+
+    :raise TypeError: neither a str nor ``None``.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"{name!r} must be a str, not {type(value).__name__}")
+    text = value[:_LONGEST_TEXT].replace("\0", "\\x00")
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and the text of an exception."""
+    try:
+        text = str(error)
+    except Exception as broken:  # Its class is the program's own.
+        text = f"a text that cannot be made, because of {type(broken).__name__}"
+    return checked_text("error", f"{type(error).__name__}: {text}") or ""

@@ -182,18 +182,18 @@ class BackendUnavailableError(StorageError):
 
 
 class ClaimError(PersistcollError, LookupError):
-    """The consumer has no claim on the item."""
+    """The consumer has no claim on the item.
 
-
-class StaleClaimError(ClaimError):
-    """The claim was lost: its lease ran out, or its item became ready in another way.
-
-    :ivar ids: the ids of all messages whose claims were lost, if it was raised for messages.
+    :ivar ids: the ids of those items or messages, as far as they have any.
     """
 
     def __init__(self, message: str, ids: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.ids = tuple(ids)
+
+
+class StaleClaimError(ClaimError):
+    """The claim was lost: its lease ran out, or its item became ready in another way."""
 
 
 class NotClaimedError(ClaimError):

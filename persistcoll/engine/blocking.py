@@ -8,9 +8,10 @@ clock moves none of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from persistcoll.engine.arguments import checked_timeout
 from persistcoll.engine.contracts import Claim, Select
@@ -40,6 +41,14 @@ def deadline_after(block: bool, timeout: float | None) -> float | None:
 
 class _Unfinished(Exception):
     """Raised within a wait while there are unfinished items."""
+
+
+class _Batch(NamedTuple):
+    """How many items a thread asks for, and how it waits for them."""
+
+    limit: int
+    linger: float
+    block: bool
 
 
 def wait(
@@ -176,20 +185,24 @@ class BlockingQueue:
                 core.undo(claims, () if token is None else (token,))
             raise
 
-    def get_many(self, limit: int, decode: Decode[Any], block: bool, timeout: float | None) -> list[Any]:
-        """Give up to ``limit`` items to this thread, and wait for the first."""
+    def get_many(
+        self, limit: int, decode: Decode[Any], block: bool, timeout: float | None, linger: float = 0.0
+    ) -> list[Any]:
+        """Give up to ``limit`` items to this thread, and wait for the first.
+
+        :param linger: seconds to wait for the others when the first one is ready. None is claimed meanwhile,
+            so all are claimed in one step, and no lease runs before.
+        """
         deadline = deadline_after(block, timeout)
-        if limit < 1:
-            raise ValueError(f"get_many() needs at least 1 item to ask for, not {limit}")
-        core = self.core
+        core, batch = self.core, _Batch(limit, linger, block)
         if core.autosave:
-            wait_for_item = partial(self._wait_for_item, deadline, None) if block else None
-            return core.try_pop_many(limit, decode, deadline, wait_for_item)
+            wait_for_batch = partial(self._wait_for_batch, deadline, batch) if block or linger else None
+            return core.try_pop_many(limit, decode, deadline, wait_for_batch)
         claims: list[Claim] = []
         pairs: list[tuple[Any, Any]] = []
         try:
             attempt = partial(core.try_claim_many, limit, decode, claims, deadline)
-            pairs = self._attempt(attempt, block, deadline)
+            pairs = self._wait_for_batch(deadline, batch, attempt)
             tokens, items = [token for token, _ in pairs], [item for _, item in pairs]
             return core.deliver(tokens, items, self.consumer.own)
         except BaseException:
@@ -199,16 +212,39 @@ class BlockingQueue:
 
     def claim(
         self, decode: Decode[T], block: bool, timeout: float | None, claims: list[Claim]
-    ) -> tuple[Any, T]:
+    ) -> tuple[Sequence[Any], T]:
         """Claim an item as :meth:`get` does, but leave it to no thread.
 
         The caller must call ``core.settle`` with the same claims.
+
+        :return: a sequence of what stands for the item in a claim list, and the item.
         """
         deadline = deadline_after(block, timeout)
         try:
             attempt = partial(self.core.try_claim, decode, claims, None, deadline)
             token, item = self._attempt(attempt, block, deadline)
-            return token, self.core.hand_over((token,), [item], self.consumer.own, claims)[0]
+            return (token,), self.core.hand_over((token,), [item], self.consumer.own, claims)[0]
+        except BaseException:
+            if claims:
+                self.core.undo(claims)
+            raise
+
+    def claim_many(
+        self,
+        limit: int,
+        decode: Decode[T],
+        block: bool,
+        timeout: float | None,
+        linger: float,
+        claims: list[Claim],
+    ) -> tuple[Sequence[Any], list[T]]:
+        """Claim items as :meth:`get_many` does, but leave them to no thread, as :meth:`claim` does."""
+        deadline = deadline_after(block, timeout)
+        try:
+            attempt = partial(self.core.try_claim_many, limit, decode, claims, deadline)
+            pairs = self._wait_for_batch(deadline, _Batch(limit, linger, block), attempt)
+            tokens, items = [token for token, _ in pairs], [item for _, item in pairs]
+            return tokens, self.core.hand_over(tokens, items, self.consumer.own, claims)
         except BaseException:
             if claims:
                 self.core.undo(claims)
@@ -222,13 +258,43 @@ class BlockingQueue:
                 raise
             return self._wait_for_item(deadline, None, attempt)
 
-    def _wait_for_item(self, deadline: float | None, select: Select | None, attempt: Callable[[], T]) -> T:
+    def _wait_for_batch(self, deadline: float | None, batch: _Batch, attempt: Callable[[], T]) -> T:
+        """Call ``attempt`` when a batch is ready, again if another consumer was faster."""
+        if not batch.linger:
+            return self._attempt(attempt, batch.block, deadline)
+        while True:
+            first = partial(self._find_ready, 1)
+            if batch.block:
+                self._wait_beside(first, deadline)
+            else:
+                first()
+            with suppress(Empty):  # The time is over, and what is ready is the batch.
+                self._wait_beside(partial(self._find_ready, batch.limit), time.monotonic() + batch.linger)
+            try:
+                return attempt()
+            except Empty:
+                if not batch.block or (deadline is not None and time.monotonic() >= deadline):
+                    raise
+
+    def _find_ready(self, count: int) -> None:
+        """Raise ``Empty`` unless so many items are ready, or no more will come."""
         core = self.core
-        if select is None:
-            return self._wait(core.not_empty, attempt, Empty, deadline)
-        # A thread waiting for a specific item must not consume a wake-up meant for a thread waiting for any
-        # item, so it waits on `any_put`, which every put notifies. It also counts among the listeners of
-        # `not_empty`; otherwise a put would see no listener and notify nobody.
+        if 0 < core.maxsize < count:
+            count = core.maxsize
+        if not core.is_shutdown and core.qsize() < count:
+            raise Empty
+
+    def _wait_for_item(self, deadline: float | None, select: Select | None, attempt: Callable[[], T]) -> T:
+        if select is not None:
+            return self._wait_beside(attempt, deadline)
+        return self._wait(self.core.not_empty, attempt, Empty, deadline)
+
+    def _wait_beside(self, attempt: Callable[[], T], deadline: float | None) -> T:
+        """Wait until ``attempt`` does not raise ``Empty``, beside threads that wait for any item."""
+        core = self.core
+        # A thread waiting for a specific item, or for several, must not consume a wake-up meant for a thread
+        # waiting for any item, so it waits on `any_put`, which every put notifies. It also counts among the
+        # listeners of `not_empty`; otherwise a put would see no listener and notify nobody.
         waiter = core.not_empty.listen()
         try:
             try:
@@ -250,9 +316,9 @@ class BlockingQueue:
 
     # task_done and join
 
-    def task_done(self) -> None:
-        """Finish the oldest item that this thread got."""
-        self.core.task_done(self.consumer.own)
+    def task_done(self, count: int = 1) -> None:
+        """Finish the ``count`` oldest items that this thread got."""
+        self.core.task_done(self.consumer.own, count)
 
     def settled_elsewhere(self, token: Any, ready: int) -> None:
         """Note that this thread settled an item in another way than by ``task_done``."""

@@ -8,7 +8,18 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-__all__ = ["ClaimList", "Consumer", "InFlight", "IndexedClaimList", "ThreadConsumer", "hold_again"]
+__all__ = [
+    "TOO_MANY",
+    "ClaimList",
+    "Consumer",
+    "InFlight",
+    "IndexedClaimList",
+    "ThreadConsumer",
+    "hold_again",
+]
+
+
+TOO_MANY = "task_done() called too many times"
 
 
 class ClaimList(Protocol):
@@ -182,7 +193,7 @@ class InFlight:
             if oldest is None or first < oldest[0]:
                 oldest = first, claims
         if oldest is None:
-            raise ValueError("task_done() called too many times")
+            raise ValueError(TOO_MANY)
         return oldest[1]
 
     def find(self, token: Any, consumer: Consumer) -> ClaimList | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import EllipsisType
 from typing import NamedTuple
 
-from persistcoll.engine.records import Backoff, State
+from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, LEASE_RAN_OUT, Backoff, State
 
 __all__ = [
     "DAMAGED",
@@ -19,11 +19,8 @@ __all__ = [
     "TopicClaim",
 ]
 
-LEASE_RAN_OUT = "lease ran out"
-HOLDER_DIED = "its worker died"
-HOLDER_CLOSED = "its queue was closed"
 DAMAGED = "its body is damaged"
-"""The ``error`` of a message that a store itself returned or made dead."""
+"""The ``error`` of a message that a store itself made dead because it cannot be delivered."""
 
 
 class MessageClaim(NamedTuple):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from persistcoll.engine.contracts import Claim, QueueStore, Select
 from persistcoll.engine.core import Core
 from persistcoll.engine.event_count import EventCount
-from persistcoll.engine.in_flight import ClaimList, Consumer, InFlight, hold_again
+from persistcoll.engine.in_flight import TOO_MANY, ClaimList, Consumer, InFlight, hold_again
 from persistcoll.engine.records import Record
 from persistcoll.engine.transaction_hooks import OPEN, TransactionHooks
 from persistcoll.errors import (
@@ -126,11 +126,19 @@ class QueueCore(Core[QueueStore]):
     def _released(self) -> None:
         self.settled(None)
 
-    def _nack(self, token: Any) -> None:
-        self.store.nack(token)
+    def _nack(self, tokens: Sequence[Any], reason: str | None) -> None:
+        self.store.nack_many(tokens)
+
+    def _id_of(self, token: Any) -> int:
+        """Return the id of the item for which this stands in a claim list."""
+        return token  # type: ignore[no-any-return]
 
     def _new_claim_list(self) -> ClaimList:
         return deque()
+
+    def _count_of(self, entries: Sequence[Any]) -> int:
+        """Return how many entries need room."""
+        return len(entries)
 
     _hands_over_as_is = True
     """Whether :meth:`_hand_over` returns its argument."""
@@ -171,8 +179,8 @@ class QueueCore(Core[QueueStore]):
         """
         if self.is_shutdown:
             raise ShutDown
-        if 0 < self.maxsize < len(entries):
-            raise ValueError(f"{len(entries)} items never fit a maxsize of {self.maxsize}")
+        if 0 < self.maxsize < len(entries) and self.maxsize < (count := self._count_of(entries)):
+            raise ValueError(f"{count} items never fit a maxsize of {self.maxsize}")
         try:
             ids = self._append_many(entries, self.maxsize, deadline=deadline)
             if self.not_empty.listeners or OPEN:
@@ -446,37 +454,56 @@ class QueueCore(Core[QueueStore]):
 
     # Settling.
 
-    def settle(self, token: Any, claims: list[Claim], done: bool) -> None:
-        """Ack or nack a claimed item that is in no consumer's list.
+    def settle(
+        self, tokens: Sequence[Any], claims: list[Claim], done: bool, reason: str | None = None
+    ) -> None:
+        """Ack or nack claimed items that are in no consumer's list, in one step.
 
-        If that fails, because the disk is full or a signal handler raises, the core releases the item. It
-        does not if the claim is lost, because another thread may have claimed the same item by then.
+        If that fails, because the disk is full or a signal handler raises, the core releases the items. It
+        does not release an item whose claim is lost, because another thread may have claimed the same item by
+        then. It settles the others, and raises the error for the lost ones if they were to be acked.
 
-        :param done: ack the item; otherwise nack it.
+        :param done: ack the items; otherwise nack them.
+        :param reason: why they are nacked, for a store that keeps reasons.
         """
         if not claims:
             if not done:
-                return  # The rollback has made the item ready, and the caller's own error is to be raised.
+                return  # The rollback has made the items ready, and the caller's own error is to be raised.
             raise NotClaimedError("the transaction in which the item was got was rolled back")
         if OPEN:
             self.store.await_transaction()
+        failure: ClaimError | None = None
         try:
             if OPEN:
                 self._release_on_rollback(claims)
-            if done:
-                self._ack((token,))
-            else:
-                self._nack(token)
-            claims.clear()
-            self.settled(0 if done else 1)
-        except ClaimError as error:
-            claims.clear()
-            if done or not isinstance(error, StaleClaimError):
-                raise  # Otherwise the item is ready again already.
+            while claims:
+                try:
+                    if done:
+                        self._ack(tokens)
+                    else:
+                        self._nack(tokens, reason)
+                    claims.clear()
+                    self.settled(0 if done else len(tokens))
+                except ClaimError as error:
+                    if failure is None:
+                        failure = error
+                    else:
+                        failure.ids += error.ids
+                    tokens = self._held_still(tokens, error)
+                    held = {self._id_of(token) for token in tokens}
+                    claims[:] = [claim for claim in claims if claim[0] in held]
         except BaseException:
             if claims:
-                self.undo(claims, (token,))
+                self.undo(claims, tokens)
             raise
+        if failure is not None and (done or not isinstance(failure, StaleClaimError)):
+            raise failure  # Otherwise the lost items are ready again already.
+
+    def _held_still(self, tokens: Sequence[Any], error: ClaimError) -> list[Any]:
+        """Return those of several tokens that are not among the lost ones of which the error tells."""
+        lost = set(error.ids)
+        held = [token for token in tokens if self._id_of(token) not in lost]
+        return held if len(held) < len(tokens) else []
 
     def settled(self, ready: int | None) -> None:
         """Wake waiters, because claims ended.
@@ -515,33 +542,33 @@ class QueueCore(Core[QueueStore]):
         if consumer is not None:
             consumer.settled_early = settled_early
 
-    def task_done(self, consumer: Consumer) -> None:
-        """Finish the oldest item that this consumer got.
+    def task_done(self, consumer: Consumer, count: int = 1) -> None:
+        """Finish the ``count`` oldest items that this consumer got, all or none.
 
-        :raise ValueError: no item is unfinished.
+        :raise ValueError: fewer items are unfinished.
         """
         if OPEN:
             self.store.await_transaction()
         if not self.autosave:
-            self._ack_oldest(consumer)
+            self._ack_oldest(consumer, count)
         elif OPEN and (transaction := self.store.open_transaction()) is not None:
-            self._count_done_after_commit(transaction)
+            self._count_done_after_commit(transaction, count)
         else:
             with self._mutex:
-                if not self._delivered_unfinished:
-                    raise ValueError("task_done() called too many times")
-                self._delivered_unfinished -= 1
+                if self._delivered_unfinished < count:
+                    raise ValueError(TOO_MANY)
+                self._delivered_unfinished -= count
         if self.all_done.listeners or OPEN:
             self._notify(self.all_done)
 
-    def _count_done_after_commit(self, transaction: TransactionHooks) -> None:
-        """Count one item as finished after the commit, so that no ``join`` ends too early."""
+    def _count_done_after_commit(self, transaction: TransactionHooks, count: int) -> None:
+        """Count items as finished after the commit, so that no ``join`` ends too early."""
         within = self._enter(transaction)
-        if within.done[0] >= self._delivered_unfinished:
-            raise ValueError("task_done() called too many times")
+        if within.done[0] + count > self._delivered_unfinished:
+            raise ValueError(TOO_MANY)
         if not within.done[0]:
             transaction.after_commit(partial(self._count_off, within.done))
-        within.done[0] += 1
+        within.done[0] += count
 
     def _enter(self, transaction: TransactionHooks) -> _Within:
         """Return what this core has done in the open transaction."""
@@ -554,45 +581,72 @@ class QueueCore(Core[QueueStore]):
         done = self._within.done[0]
         return done if done and self.store.open_transaction() is self._within.transaction else 0
 
-    def _ack_oldest(self, consumer: Consumer) -> None:
+    def _ack_oldest(self, consumer: Consumer, count: int) -> None:
         settled_early = consumer.settled_early
-        claims = consumer.claims or self.in_flight.oldest_elsewhere(consumer)
-        if claims is None:
-            if OPEN:
-                self._on_rollback(setattr, consumer, "settled_early", settled_early)
-            return
-        token = None
+        taken: list[tuple[ClaimList, Any]] = []
+        tokens: list[Any] = []
         try:
-            # Known before it is removed from the list, because a signal handler may raise right after that.
-            token = claims[0]
-            token = claims.popleft()
+            self._take_oldest(consumer, count, taken)
             if OPEN:
-                self._on_rollback(self._hold_again, claims, token)
-            self._ack((token,))
-        # Another thread was faster, so try again.
-        except IndexError:
-            self._ack_oldest(consumer)
-        except ClaimError:
+                self._on_rollback(self._put_back, taken, consumer, settled_early)
+            tokens = [token for _, token in taken]
+            if tokens:
+                self._ack(tokens)
+        except ClaimError as error:
+            held = self._held_still(tokens, error)
+            self._put_back([entry for entry in taken if entry[1] in held], consumer, settled_early)
             raise
-        except StorageError:
-            claims.appendleft(token)  # It was not acked: the next call tries again.
+        except (StorageError, ValueError):  # None was acked: the next call tries again.
+            self._put_back(taken, consumer, settled_early)
             raise
         except BaseException:
-            if token is not None:
-                self._finish(claims, token)
+            if not tokens or not self._finish(tokens):
+                self._put_back(taken, consumer, settled_early)
             raise
 
-    def _finish(self, claims: ClaimList, token: Any) -> None:
-        """Ack this item to the end, because a signal handler raised meanwhile."""
-        self.in_flight.forget(token)
+    def _take_oldest(self, consumer: Consumer, count: int, taken: list[tuple[ClaimList, Any]]) -> None:
+        """Remove the oldest claims from the lists that have them.
+
+        :param taken: gets the list and the claim, in order; fewer than ``count`` if the consumer has settled
+            some in another way.
+        """
+        while count:
+            claims = consumer.claims or self.in_flight.oldest_elsewhere(consumer)
+            if claims is None:
+                count -= 1
+                continue
+            try:
+                token = claims[0]
+            except IndexError:  # Another thread was faster, so try again.
+                continue
+            # Known before it is removed from the list, because a signal handler may raise right after that.
+            taken.append((claims, token))
+            try:
+                taken[-1] = claims, claims.popleft()
+            except IndexError:
+                taken.pop()
+                continue
+            count -= 1
+
+    def _put_back(
+        self, taken: Sequence[tuple[ClaimList, Any]], consumer: Consumer, settled_early: int
+    ) -> None:
+        """Undo :meth:`_take_oldest`. Idempotent."""
+        for claims, token in reversed(taken):
+            hold_again(claims, token)
+        consumer.settled_early = settled_early
+
+    def _finish(self, tokens: Sequence[Any]) -> bool:
+        """Ack these items to the end, because a signal handler raised meanwhile; tell whether they are."""
         try:
-            if OPEN:
-                self._on_rollback(self._hold_again, claims, token)
-            self._ack((token,))
-        except ClaimError:  # It was acked before.
+            self._ack(tokens)
+        except StaleClaimError:
+            return False
+        except ClaimError:  # They were acked before.
             pass
         except BaseException:  # The caller raises the exception that led here.
-            claims.appendleft(token)
+            return False
+        return True
 
     # Counts.
 

@@ -11,7 +11,11 @@ from persistcoll.engine.arguments import checked_count, checked_number, checked_
 
 __all__ = [
     "FIFO",
+    "HOLDER_CLOSED",
+    "HOLDER_DIED",
+    "LEASE_RAN_OUT",
     "LIFO",
+    "NACKED",
     "PRIORITY",
     "UNIQUE",
     "Backoff",
@@ -34,6 +38,13 @@ OnCorruption = Literal["raise", "stop", "skip"]
 """What a reader does when it meets damage."""
 
 
+NACKED = "nacked"
+LEASE_RAN_OUT = "lease ran out"
+HOLDER_DIED = "its worker died"
+HOLDER_CLOSED = "its queue was closed"
+"""Why a claim ended without an ack, where no consumer has said it."""
+
+
 class Record(NamedTuple):
     """One stored item, as a store sees it."""
 
@@ -48,6 +59,8 @@ class Record(NamedTuple):
     """How often it has been claimed, this claim included; counted by record stores."""
     own_mark: int | None = None
     """The number that the seal is bound to, if the store knows no id before it stores the payload."""
+    reason: str | None = None
+    """Why its last claim that was not acked ended; kept by record stores."""
 
     @property
     def mark(self) -> int:
@@ -62,6 +75,8 @@ class Entry(NamedTuple):
     priority: float = 0
     key: bytes | None = None
     """No other record with this key may be ready, delayed or claimed."""
+    delay: float = 0.0
+    """The seconds until it is ready. A delayed record needs no room."""
 
 
 class State(enum.Enum):

@@ -209,7 +209,7 @@ class Frames:
             body = buffer[at + _CRC_SIZE : behind]
             if crc32(body, salt) != crc:
                 break
-            append((_new(Record, (id, body[_BODY_SIZE:], time, 0, 0, None)), base + at, base + behind))
+            append((_new(Record, (id, body[_BODY_SIZE:], time, 0, 0, None, None)), base + at, base + behind))
             id += 1
             at = behind
         self._at = at

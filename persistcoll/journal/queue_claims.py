@@ -32,6 +32,17 @@ T = TypeVar("T")
 _log = logging.getLogger("persistcoll")
 
 
+def _runs(claims: Sequence[Claim]) -> list[tuple[int, int, Position]]:
+    """Return the runs of consecutive ids, with the end position of the last record of each."""
+    runs: list[tuple[int, int, Position]] = []
+    for id, (number, _, end) in claims:
+        first = id
+        if runs and runs[-1][1] == id - 1:
+            first, _, _ = runs.pop()
+        runs.append((first, id, (number, end)))
+    return runs
+
+
 class QueueClaims:
     """Claims, acks and releases the records of a journal for the consuming process.
 
@@ -178,7 +189,7 @@ class QueueClaims:
         :raise Empty: no record is ready.
         """
         if self._released:
-            return self._claim_or_pop_released(decode, acknowledge, claims)
+            return self.claim_or_pop_many(1, decode, acknowledge, claims)[0]
         reader = self._reader
         buffer = reader.buffer
         if not buffer or buffer[0][0][0] <= self.acknowledged.highest:
@@ -216,18 +227,45 @@ class QueueClaims:
     def claim_or_pop_many(
         self, limit: int, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
     ) -> list[T]:
-        """Do as :meth:`claim_or_pop` with up to ``limit`` ready records that have consecutive ids.
+        """Do as :meth:`claim_or_pop` with up to ``limit`` ready records.
 
-        If ``decode`` raises at a later record than the first, that record stays ready.
+        The first ones are those that were released. If ``decode`` raises at a later record than the first,
+        that record stays ready.
         """
-        if self._released:
-            return [self._claim_or_pop_released(decode, acknowledge, claims)]
-        self._read_first()
-        reader, buffer = self._reader, self._reader.buffer
+        released = self._released[:limit]
         values: list[T] = []
         new: list[Claim] = []
-        last = 0
-        end_position = (0, 0)
+        for id, number, start, end in released:
+            try:
+                values.append(decode(self._read_at(number, start)))
+            except Exception:
+                if not new:
+                    raise
+                break
+            new.append((id, (number, start, end)))
+        count = len(new)
+        if count == len(released) < limit:
+            self._decode_unread(limit, decode, values, new)
+        self.unsure = True
+        if acknowledge:
+            self._write_all(_runs(new))
+        else:
+            if claims is not None:
+                claims.extend(new)
+            self.claimed.update(new)
+        del self._released[:count]
+        self.not_ready += len(new)
+        self._publish()
+        self.unsure = False
+        return values
+
+    def _decode_unread(
+        self, limit: int, decode: Callable[[Record], T], values: list[T], new: list[Claim]
+    ) -> None:
+        """Add records that the reader has not passed yet, and have the reader pass them."""
+        if not new:
+            self._read_first()
+        reader, buffer = self._reader, self._reader.buffer
         highest = self.acknowledged.highest
         while len(values) < limit:
             try:
@@ -235,59 +273,25 @@ class QueueClaims:
                 if not buffer or buffer[0][0][0] <= highest:
                     self.unsure = True
                     if reader.current() is None:
-                        break
+                        return
             except CorruptionError:
                 if not new:
                     raise
-                break
-            record, start, stop = buffer[0]
-            id = record[0]
-            if last and id != last + 1:
-                break
+                return
+            record, start, end = buffer[0]
             try:
                 value = decode(record)
             except Exception:
                 if not new:
                     raise
-                break
+                return
             self.unsure = True
             values.append(value)
-            last = id
-            end_position = reader.number, stop
-            new.append((id, (reader.number, start, stop)))
+            new.append((record[0], (reader.number, start, end)))
             buffer.popleft()
-        if acknowledge:
-            self._write(new[0][0], last, end_position)
-        else:
-            if claims is not None:
-                claims.extend(new)
-            self.claimed.update(new)
-        self.not_ready += len(new)
-        self._publish()
-        self.unsure = False
-        return values
 
     def _publish(self) -> None:
         self._lock.publish(self.not_ready, self._reader.next_id, [entry[0] for entry in self._released])
-
-    def _claim_or_pop_released(
-        self, decode: Callable[[Record], T], acknowledge: bool, claims: list[Claim] | None
-    ) -> T:
-        id, number, start, end = self._released[0]
-        value = decode(self._read_at(number, start))
-        self.unsure = True
-        if acknowledge:
-            self._write(id, id, (number, end))
-        else:
-            claim = number, start, end
-            if claims is not None:
-                claims.append((id, claim))
-            self.claimed[id] = claim
-        del self._released[0]
-        self.not_ready += 1
-        self._publish()
-        self.unsure = False
-        return value
 
     def _read_at(self, number: int, start: int) -> Record:
         path = self._location.path(number)
@@ -336,28 +340,33 @@ class QueueClaims:
             del claimed[id]
             self.unsure = False
             return
-        runs: list[tuple[int, int, Position]] = []
+        settled: list[Claim] = []
         for id in dict.fromkeys(ids):
             claim = claimed.get(id)
             if claim is None:
                 raise self._not_claimed(id)
-            runs.append((id, id, (claim[0], claim[2])))
+            settled.append((id, claim))
         self.unsure = True
-        self._write_all(runs)
-        for id, _, _ in runs:
+        self._write_all(_runs(settled))
+        for id, _ in settled:
             del claimed[id]
         self.unsure = False
 
-    def nack(self, id: int) -> None:
-        """Make a claimed record ready again, in its place.
+    def nack(self, ids: Sequence[int]) -> None:
+        """Make claimed records ready again, in their places, all or none.
 
-        :raise NotClaimedError: this process has not claimed it.
+        :raise NotClaimedError: this process has not claimed one of them.
         """
-        if id not in self.claimed:
-            raise self._not_claimed(id)
+        different = dict.fromkeys(ids)
+        for id in different:
+            if id not in self.claimed:
+                raise self._not_claimed(id)
         self.unsure = True
-        bisect.insort(self._released, (id, *self.claimed.pop(id)))
-        self.not_ready -= 1
+        # One call, so that an interrupt finds all of the claims or none.
+        positions = list(map(self.claimed.pop, different))
+        for id, position in zip(different, positions, strict=True):
+            bisect.insort(self._released, (id, *position))
+        self.not_ready -= len(different)
         self._publish()
         self.unsure = False
 
@@ -365,12 +374,12 @@ class QueueClaims:
         """Release the claims that are still active, and return how many these were."""
         # Compare by identity: a later claim of the same record is an equal tuple, but another object.
         active = [id for id, claim in claims if self.claimed.get(id) is claim]
-        for id in active:
-            self.nack(id)
+        if active:
+            self.nack(active)
         return len(active)
 
     def _not_claimed(self, id: int) -> NotClaimedError:
-        return NotClaimedError(f"this process has not claimed item {id}")
+        return NotClaimedError(f"this process has not claimed item {id}", [id])
 
     def remove(self, id: int | None) -> int | None:
         """Ack a ready record without claiming it, the first one if ``id`` is ``None``.

@@ -257,9 +257,14 @@ class JournalQueueStore(JournalStore, QueueStore):
             consumer.commit()
 
     def nack(self, id: int) -> None:
+        self.nack_many((id,))
+
+    def nack_many(self, ids: Sequence[int]) -> None:
         self._arrive()
         with self._consuming:
-            self._require_consumer().nack(id)
+            self._check()
+            if ids:
+                self._require_consumer().nack(ids)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._arrive()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import EllipsisType
@@ -12,13 +11,18 @@ from typing import Any
 from persistcoll.arguments import (
     HIGHEST_INTEGER,
     LONGEST,
+    checked_delay,
     checked_finite_backoff,
     checked_integer,
     checked_length,
     checked_limit,
     checked_number,
+    checked_number_of,
     checked_short_name,
     checked_span,
+    checked_text,
+    error_text,
+    seconds_since_epoch,
 )
 from persistcoll.engine.message_core import Topics
 from persistcoll.engine.message_records import MessageEntry, MessageRecord
@@ -40,9 +44,6 @@ __all__ = [
     "key_of",
     "text_of",
 ]
-
-_LONGEST_ERROR = 10_000  # characters
-_MOST = 1 << 31
 
 
 def entry_of(payload: bytes, options: Mapping[str, Any]) -> MessageEntry:
@@ -112,18 +113,6 @@ def checked_lease(value: Any) -> float:
     return checked_span("lease", value)
 
 
-def checked_number_of(name: str, value: Any) -> int:
-    """Return how many messages to claim at most. More than a list holds is no error.
-
-    :raise TypeError: not a whole number.
-    :raise ValueError: below 1.
-    """
-    number: int = checked_integer(name, value)
-    if number < 1:
-        raise ValueError(f"{name!r} must be at least 1, not {number}")
-    return min(number, _MOST)
-
-
 def checked_concurrency(topics: Any, concurrency: Any) -> tuple[Topics, dict[str, int] | None, int]:
     """Return the topics of a worker, how many of each it may handle at once, and how many of all.
 
@@ -156,24 +145,6 @@ def checked_id(value: Any) -> int:
     return id
 
 
-def _seconds_since_epoch(name: str, value: datetime) -> float:
-    if value.utcoffset() is None:
-        raise ValueError(f"{name!r} must be a datetime with a time zone, because a naive one is ambiguous")
-    return value.timestamp()
-
-
-def checked_delay(value: Any) -> float:
-    """Return a delay in seconds from now; that until a time that is over is 0.
-
-    :param value: seconds, or an aware ``datetime``.
-    :raise TypeError: neither of them.
-    :raise ValueError: a ``datetime`` without a time zone, or a number that :func:`checked_length` refuses.
-    """
-    if isinstance(value, datetime):
-        value = max(0.0, _seconds_since_epoch("delay", value) - time.time())
-    return checked_length("delay", value)
-
-
 def checked_time(name: str, value: Any) -> float:
     """Return a time in seconds since the epoch.
 
@@ -182,7 +153,7 @@ def checked_time(name: str, value: Any) -> float:
     :raise ValueError: a ``datetime`` without a time zone, NaN, or more than a float holds.
     """
     if isinstance(value, datetime):
-        return _seconds_since_epoch(name, value)
+        return seconds_since_epoch(name, value)
     return _finite(name, checked_number(name, value, "a datetime, or seconds since the epoch"))
 
 
@@ -260,22 +231,5 @@ def headers_of(record: MessageRecord) -> dict[str, str]:
 
 
 def text_of(error: Any) -> str | None:
-    """Return the text of an error as a store keeps it: in UTF-8, and not endless. ``None`` stays ``None``.
-
-    :raise TypeError: neither a str nor ``None``.
-    """
-    if error is None:
-        return None
-    if not isinstance(error, str):
-        raise TypeError(f"'error' must be a str, not {type(error).__name__}")
-    text = error[:_LONGEST_ERROR].replace("\0", "\\x00")
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def error_text(error: BaseException) -> str:
-    """Return the type and the text of an exception."""
-    try:
-        text = str(error)
-    except Exception as broken:  # Its class is the program's own.
-        text = f"a text that cannot be made, because of {type(broken).__name__}"
-    return text_of(f"{type(error).__name__}: {text}") or ""
+    """Return the text of an error as a store keeps it; see :func:`checked_text`."""
+    return checked_text("error", error)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
-from persistcoll.arguments import checked_count, checked_seconds
+from persistcoll.arguments import checked_count, checked_delay, checked_text
 from persistcoll.container import T, option
 from persistcoll.engine.contracts import Claim, QueueStore, RecordStore, Select
 from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
-from persistcoll.engine.records import Backoff, Record, State
+from persistcoll.engine.queue_core import Decode
+from persistcoll.engine.records import NACKED, Backoff, Record, State
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
-from persistcoll.queues.deliveries import Deliveries, Delivery
+from persistcoll.queues.deliveries import Deliveries, Delivery, lost_of
 from persistcoll.queues.sql import PlainPuts, RecordQueueCore, SQLQueue
 
 __all__ = ["AckQueue", "AckQueueCore", "AckStatus"]
+
+R = TypeVar("R")
 
 
 class _Unset:
@@ -70,8 +74,11 @@ class AckQueueCore(RecordQueueCore):
         super()._bind(store)
         self._ack = self._deliveries.ack
 
-    def _nack(self, token: Delivery) -> None:
-        self._deliveries.nack(token)
+    def _nack(self, tokens: Sequence[Delivery], reason: str | None) -> None:
+        self._deliveries.nack(tokens, reason or NACKED)
+
+    def _id_of(self, token: Delivery) -> int:
+        return token.id
 
     def _new_claim_list(self) -> ClaimList:
         return IndexedClaimList()
@@ -92,8 +99,10 @@ class AckQueue(PlainPuts[T]):
     """
 
     _changing = (
-        *SQLQueue._changing, "ack", "ack_failed", "nack", "resume_unack_tasks", "clear_acked_data",
+        *SQLQueue._changing, "ack", "ack_many", "ack_failed", "nack", "requeue", "resume_unack_tasks",
+        "clear_acked_data",
     )  # fmt: skip
+    _more_raw_keys = frozenset(("attempts", "status", "reason"))
 
     auto_resume: bool = option("auto_resume")
     lease: float | None = option("lease")
@@ -106,6 +115,54 @@ class AckQueue(PlainPuts[T]):
     def _make_core(self, store: RecordStore) -> AckQueueCore:
         self._deliveries = Deliveries(store)
         return AckQueueCore(store, self._options.maxsize, self._payload_only, self._deliveries)
+
+    # Putting.
+
+    def put(
+        self,
+        item: T,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        delay: float | datetime = 0,
+    ) -> int | None:
+        """Store ``item``. It is durable on return, as ``durability`` of the queue says.
+
+        The other parameters, the result and the errors are those of :meth:`SQLiteQueue.put`.
+
+        Cost: that of :meth:`SQLiteQueue.put`.
+
+        :param delay: seconds until the item is ready, or a ``datetime`` with a time zone from which on it is.
+            A delayed item needs no room, and keeps its place among the others.
+        :raise ValueError: ``delay`` is negative, NaN, above 10**10 seconds, or a ``datetime`` without a time
+            zone.
+        """
+        if delay == 0:  # Nearly always.
+            return super().put(item, block, timeout)
+        entry = self._entry(item, checked_delay(delay))
+        return self._blocking.put_many([entry], block, timeout)[0]  # type: ignore[no-any-return]
+
+    def put_many(
+        self,
+        items: Iterable[T],
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        delay: float | datetime = 0,
+    ) -> list[int | None]:
+        """Store all of ``items``, in order, or none, in one transaction.
+
+        Cost: that of one :meth:`put`, however many items there are.
+
+        :param delay: that of each of them, as :meth:`put` takes it.
+        :return: for each item what :meth:`put` would return.
+        :raise ValueError: there are more items than ``maxsize``.
+
+        It raises the other errors that :meth:`put` raises as well.
+        """
+        seconds = checked_delay(delay)
+        entries = [self._entry(item, seconds) for item in items]
+        return list(self._blocking.put_many(entries, block, timeout))
 
     # Getting.
 
@@ -145,7 +202,8 @@ class AckQueue(PlainPuts[T]):
             its id.
         :param next_in_order: get the item after the one with that ``id``, which need not exist any more.
             After the last item comes the first one.
-        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``; the time is
+        :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put, "attempts": how
+            often it was got, "status": AckStatus.unack, "reason": why it was not acked before}``; the time is
             in seconds since the epoch.
         :raise ValueError: the timeout is negative, ``id`` cannot be an id, or ``next_in_order`` was given
             without an ``id``.
@@ -181,24 +239,33 @@ class AckQueue(PlainPuts[T]):
         """Call ``get(block=False)``."""
         return self.get(False, None, id, next_in_order, raw)
 
-    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
-        """Return 1 to ``n`` items, in order. Only the first one is waited for.
+    @property
+    def _decode_claimed(self) -> Decode[Any]:
+        return self._deliver
+
+    def get_many(
+        self, n: int, block: bool = True, timeout: float | None = None, *, linger: float = 0.0
+    ) -> list[T]:
+        """Return 1 to ``n`` items, in order. Only the first one is waited for, unless ``linger`` says more.
 
         Cost: that of one :meth:`get`, however many items there are.
 
-        :raise ValueError: ``n`` is below 1, or the timeout is negative.
+        :param linger: seconds to wait, when the first item is ready, until ``n`` of them are. All are claimed
+            at the end of this wait, so no lease runs before; meanwhile another consumer may get them.
+        :raise ValueError: ``n`` is below 1, or a time is negative.
 
         It raises the other errors that :meth:`get` raises as well.
         """
-        n = checked_count("n", n, 1)
         try:
-            return self._blocking.get_many(n, self._deliver, block, timeout)
+            return super().get_many(n, block, timeout, linger=linger)
         except Empty:
             raise self._nothing_waits() from None
 
-    def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Delivery, Any]:
+    def _claim(
+        self, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]], claims: list[Claim]
+    ) -> tuple[Sequence[Any], R]:
         try:
-            return self._blocking.claim(self._deliver, block, timeout, claims)
+            return claim(claims)
         except Empty:
             raise self._nothing_waits() from None
 
@@ -226,6 +293,14 @@ class AckQueue(PlainPuts[T]):
         delivery.raw = self._raw(record, delivery.item)
         return delivery, delivery
 
+    def _raw(self, record: Record, item: Any) -> dict[str, Any]:
+        return {
+            **super()._raw(record, item),
+            "attempts": record.attempts,
+            "status": AckStatus.unack,
+            "reason": record.reason,
+        }
+
     # Settling.
 
     def ack(self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None) -> int | None:
@@ -244,27 +319,63 @@ class AckQueue(PlainPuts[T]):
             not given if there is an id.
         :raise TypeError: ``id`` is not a whole number.
         """
-        return self._settle(item, id, self._ack, 0)
+        return self._settle(((item, id),), self._ack, 0)[0]
+
+    def ack_many(
+        self,
+        items: Iterable[T | dict[str, Any]] = _UNSET,
+        *,
+        ids: Iterable[int | dict[str, Any]] | None = None,
+    ) -> list[int | None]:
+        """Ack several items in one transaction: all of them, or none.
+
+        Cost: that of one :meth:`ack`, however many items there are.
+
+        :param items: the items, each as :meth:`ack` takes it.
+        :param ids: their ids, in place of the items.
+        :return: for each of them what :meth:`ack` would return; so an item that is unknown, or that is named
+            a second time, is a ``None`` and keeps none of the others from being acked.
+        :raise NotClaimedError: with ``strict``, if one of them is unknown; then none is acked.
+        :raise StaleClaimError: claims were lost, and ``ids`` of the error names them; then none is acked.
+        :raise ValueError: both the items and their ids were given, or neither.
+        :raise TypeError: an id is not a whole number.
+        """
+        if ids is None:
+            if items is _UNSET:
+                raise ValueError("give the items, or their ids")
+            return self._settle([(item, None) for item in items], self._ack, 0)
+        if items is not _UNSET:
+            raise ValueError("give the items or their ids, not both")
+        return self._settle([(_UNSET, self._checked_id(id)) for id in ids], self._ack, 0)
 
     def ack_failed(
-        self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None
+        self,
+        item: T | dict[str, Any] = _UNSET,
+        id: int | dict[str, Any] | None = None,
+        *,
+        reason: str | None = None,
     ) -> int | None:
-        """Set an item aside for good.
+        """Set an item aside.
 
-        It is never delivered again, and stays stored until :meth:`clear_acked_data` removes it. Parameters,
-        result and errors are those of :meth:`ack`.
+        It is not delivered again, and stays stored until :meth:`clear_acked_data` removes it or
+        :meth:`requeue` makes it ready again. The other parameters, the result and the errors are those of
+        :meth:`ack`.
 
         Cost: that of :meth:`ack`.
+
+        :param reason: why, for :meth:`queue` and the raw form; of a longer text the first 10,000 characters.
         """
-        return self._settle(item, id, self._fail, 0)
+        reason = checked_text("reason", reason)
+        return self._settle(((item, id),), partial(self._fail, reason=reason), 0)[0]
 
     def nack(
         self,
         item: T | dict[str, Any] = _UNSET,
         id: int | dict[str, Any] | None = None,
         *,
-        delay: float | None = None,
+        delay: float | datetime | None = None,
         to_back: bool = False,
+        reason: str | None = None,
     ) -> int | None:
         """End the claim on an item, so that the item is delivered again.
 
@@ -273,76 +384,129 @@ class AckQueue(PlainPuts[T]):
 
         Cost: that of :meth:`ack`.
 
-        :param delay: seconds until it is ready again; ``None``: as the queue's ``backoff`` says.
+        :param delay: seconds until it is ready again, or a ``datetime`` with a time zone from which on it is;
+            ``None``: as the queue's ``backoff`` says.
         :param to_back: treat it as if it had been put just now, so that it gets a new id. It is delivered
             after all others where the oldest item comes first, and before all others where the newest does.
             Otherwise it keeps its place.
+        :param reason: why, as :meth:`ack_failed` takes it; ``None``: ``"nacked"``.
         :return: its id, or the new one if it got one.
         """
-        if delay is not None:
-            delay = checked_seconds("delay", delay)
-        return self._settle(item, id, partial(self._store.nack, delay=delay, to_back=to_back), 1)
+        seconds = None if delay is None else checked_delay(delay)
+        reason = checked_text("reason", reason) or NACKED
 
-    def _ack(self, id: int) -> int:
-        self._store.ack((id,))
-        return id
+        def nack(ids: list[int]) -> list[int]:
+            return [self._store.nack(id, seconds, to_back, reason) for id in ids]
 
-    def _fail(self, id: int) -> int:
-        self._store.fail((id,))
-        return id
+        return self._settle(((item, id),), nack, 1)[0]
 
-    def _settle(self, item: Any, id: Any, verb: Callable[[int], int], ready: int) -> int | None:
-        found: list[Delivery] = []
+    def _ack(self, ids: list[int]) -> list[int]:
+        self._store.ack(ids)
+        return ids
+
+    def _fail(self, ids: list[int], reason: str | None) -> list[int]:
+        self._store.fail(ids, reason)
+        return ids
+
+    def _settle(
+        self, wanted: Sequence[tuple[Any, Any]], verb: Callable[[list[int]], list[int]], ready: int
+    ) -> list[int | None]:
+        """Settle items, all or none, and return for each what the verb returns, or ``None``.
+
+        :param wanted: each item, or its id.
+        :param ready: how many of them become ready by that.
+        """
         if OPEN:
             self._store.await_transaction()
+        while (results := self._try_to_settle(wanted, verb, ready)) is None:
+            pass
+        return results
+
+    def _try_to_settle(
+        self, wanted: Sequence[tuple[Any, Any]], verb: Callable[[list[int]], list[int]], ready: int
+    ) -> list[int | None] | None:
+        """Do what :meth:`_settle` does; return ``None`` if another thread settled one at the same time.
+
+        That one is not found again.
+        """
+        found: list[Delivery] = []
         try:
-            self._find(item, id, found)
-            if not found:
-                self._refuse_not_held(id)
-                return None
-            result = self._deliveries.settle(found[0], verb)
-            self._blocking.settled_elsewhere(found[0], ready)
-            return result
+            held = [self._find(item, id, found) for item, id in wanted]
+            if self.strict and not all(held):
+                raise self._not_held(wanted[held.index(False)][1])
+        except BaseException:
+            self._put_back(found)
+            raise
+        if not found:
+            return [None] * len(held)
+        try:
+            settled = iter(self._deliveries.settle(found, verb))
+            results = [next(settled) if each else None for each in held]
+            for delivery in found:
+                self._blocking.settled_elsewhere(delivery, ready)
+            return results
         except ClaimError as error:
-            if not found:
-                raise
-            self._core.forget_claim(found[0], self._blocking.consumer.own)
+            for delivery in lost_of(found, error):
+                self._core.forget_claim(delivery, self._blocking.consumer.own)
             if isinstance(error, StaleClaimError):
                 raise
-            self._refuse_not_held(found[0].id)  # Another thread settled it at the same time.
             return None
         except BaseException:  # Perhaps out of a signal handler.
-            if found:
-                self._deliveries.put_back(found[0])
+            self._put_back(found)
             raise
 
-    def _refuse_not_held(self, id: Any) -> None:
-        if not self.strict:
-            return
+    def _put_back(self, found: Sequence[Delivery]) -> None:
+        for delivery in reversed(found):
+            self._deliveries.put_back(delivery)
+
+    def _not_held(self, id: Any) -> NotClaimedError:
         which = "that item" if id is None else f"item {self._checked_id(id)}"
         remedy = (
             "it is found by identity: give the object that get() returned, its raw form, or its id"
             if id is None
             else "skip() removes an item that is ready"
         )
-        raise NotClaimedError(
+        return NotClaimedError(
             f"{which} is not claimed by {self!r}: it was settled already, its claim was lost, or another"
-            f" object claimed it; {remedy}"
+            f" object claimed it; {remedy}",
+            () if id is None else (self._checked_id(id),),
         )
 
-    def _find(self, item: Any, id: Any, found: list[Delivery]) -> None:
+    def _find(self, item: Any, id: Any, found: list[Delivery]) -> bool:
+        """Find the delivery of an item, append it to ``found``, and tell whether there is one."""
         if self._closed:
             raise ClosedError(f"{self!r} is closed")
+        before = len(found)
         if id is not None:
             if item is not _UNSET and item is not None:
                 raise ValueError("give the item or its id, not both")
             self._deliveries.pop_id(self._checked_id(id), found)
-            return
-        if item is _UNSET:
+        elif item is _UNSET:
             raise ValueError("give the item, or its id")
-        self._deliveries.pop_item(item, self._blocking.consumer.own, found)
-        if not found and self._is_raw(item) and isinstance(item["pqid"], int):
-            self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
+        else:
+            self._deliveries.pop_item(item, self._blocking.consumer.own, found)
+            if len(found) == before and self._is_raw(item) and isinstance(item["pqid"], int):
+                self._deliveries.pop_id(item["pqid"], found, item["timestamp"])
+        return len(found) > before
+
+    def requeue(self, id: int | dict[str, Any] | Literal["all"]) -> int:
+        """Make items ready again that were set aside: under their ids, in their places, with no attempts.
+
+        An item keeps the reason for which it was set aside. It needs no room. A unique queue leaves an item
+        aside while an equal one is ready, delayed or claimed; of equal ones it makes the oldest ready.
+
+        Cost: 1 transaction, which takes longer with more items, and which other writers wait for. At
+        ``"power"`` also 1 sync.
+
+        :param id: the id of an item, as ``put`` returned it, or its raw form; or ``"all"``.
+        :return: how many items became ready.
+        :raise DuplicateError: a unique queue has an equal item, and only this one was to be requeued.
+        :raise TypeError: ``id`` is neither a whole number nor ``"all"``.
+        :raise ValueError: ``id`` cannot be an id.
+        """
+        count = self._store.requeue(None if id == "all" else self._checked_id(id))
+        self._core.notify_getters(count)
+        return count
 
     def resume_unack_tasks(self) -> int:
         """Make items ready again that dead consumers had claimed.
@@ -388,7 +552,12 @@ class AckQueue(PlainPuts[T]):
         status = _STATUS[state]
         if state is State.READY and not record.attempts:
             status = AckStatus.inited
-        return {**super()._as_dict(state, record), "status": status}
+        return {
+            **super()._as_dict(state, record),
+            "status": status,
+            "attempts": record.attempts,
+            "reason": record.reason,
+        }
 
     def clear_acked_data(
         self, max_delete: int | None = 1000, keep_latest: int | None = 1000, clear_ack_failed: bool = False

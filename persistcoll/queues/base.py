@@ -6,22 +6,31 @@ are in :mod:`persistcoll.engine.blocking`. The store decides what is stored, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any, Generic
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-from persistcoll.arguments import checked_count, checked_integer
+from persistcoll.arguments import (
+    checked_count,
+    checked_integer,
+    checked_number_of,
+    checked_seconds,
+    error_text,
+)
 from persistcoll.container import Container, T
 from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import Claim
-from persistcoll.engine.queue_core import QueueCore
+from persistcoll.engine.queue_core import Decode, QueueCore
 from persistcoll.engine.records import Stats
 from persistcoll.options import Options
 from persistcoll.serializers import codec
 from persistcoll.serializers.base import encode_error, record_decoder
 
 __all__ = ["BaseQueue"]
+
+R = TypeVar("R")
 
 
 class BaseQueue(Container, Generic[T]):
@@ -33,8 +42,8 @@ class BaseQueue(Container, Generic[T]):
     """
 
     _changing: tuple[str, ...] = (
-        "put", "put_nowait", "put_many", "get", "get_nowait", "get_many", "receive", "task_done", "skip",
-        "clear",
+        "put", "put_nowait", "put_many", "get", "get_nowait", "get_many", "receive", "receive_many",
+        "task_done", "skip", "clear",
     )  # fmt: skip
     """The methods that change what is stored. With ``read_only`` each of them raises."""
 
@@ -60,19 +69,29 @@ class BaseQueue(Container, Generic[T]):
 
     # Getting.
 
-    def get_many(self, n: int, block: bool = True, timeout: float | None = None) -> list[T]:
-        """Return 1 to ``n`` items, in order. Only the first one is waited for.
+    @property
+    def _decode_claimed(self) -> Decode[Any]:
+        """Makes of a record that is claimed what stands for it in a claim list, and the item."""
+        return self._decode
+
+    def get_many(
+        self, n: int, block: bool = True, timeout: float | None = None, *, linger: float = 0.0
+    ) -> list[T]:
+        """Return 1 to ``n`` items, in order. Only the first one is waited for, unless ``linger`` says more.
 
         Cost: that of one :meth:`get`, and with ``autosave`` 1 write more.
 
-        :raise ValueError: ``n`` is below 1, or the timeout is negative.
+        :param linger: seconds to wait, when the first item is ready, until ``n`` of them are. All are claimed
+            at the end of this wait; meanwhile another consumer may get them. If the queue has a ``maxsize``
+            below ``n``, the wait ends when the queue is full.
+        :raise ValueError: ``n`` is below 1, or a time is negative.
 
         It raises the other errors that :meth:`get` raises as well.
         """
-        return self._blocking.get_many(checked_count("n", n, 1), self._decode, block, timeout)
+        n, linger = checked_number_of("n", n), checked_seconds("linger", linger)
+        return self._blocking.get_many(n, self._decode_claimed, block, timeout, linger)
 
-    @contextmanager
-    def receive(self, block: bool = True, timeout: float | None = None) -> Iterator[T]:
+    def receive(self, block: bool = True, timeout: float | None = None) -> AbstractContextManager[T]:
         """Return a context manager that gets the next item.
 
         When the block ends well, the queue acks the item. When the block raises, the queue nacks it, so that
@@ -81,38 +100,62 @@ class BaseQueue(Container, Generic[T]):
 
         Cost: that of one :meth:`get` and one :meth:`task_done`.
         """
+        return self._receive(partial(self._blocking.claim, self._decode_claimed, block, timeout))
+
+    def receive_many(
+        self, n: int, block: bool = True, timeout: float | None = None, *, linger: float = 0.0
+    ) -> AbstractContextManager[list[T]]:
+        """Return a context manager that gets 1 to ``n`` items, as :meth:`get_many` does.
+
+        When the block ends well, the queue acks all of them in one step. When the block raises, the queue
+        nacks all of them, so that each is delivered again in its place. ``task_done()`` must not be called
+        for them. If claims were lost meanwhile, the queue acks the other items, and the end of the block
+        raises a :exc:`StaleClaimError` whose ``ids`` name the lost ones. The other errors are those of
+        :meth:`get_many`.
+
+        Cost: that of one :meth:`get_many` and one :meth:`task_done`, however many items there are.
+        """
+        n, linger = checked_number_of("n", n), checked_seconds("linger", linger)
+        claim = partial(self._blocking.claim_many, n, self._decode_claimed, block, timeout, linger)
+        return self._receive(claim)
+
+    @contextmanager
+    def _receive(self, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]]) -> Iterator[R]:
         claims: list[Claim] = []
         try:
-            token, item = self._claim(block, timeout, claims)
+            tokens, received = self._claim(claim, claims)
             try:
-                yield item
+                yield received
             except GeneratorExit:
                 raise
-            except BaseException:
-                self._core.settle(token, claims, done=False)
+            except BaseException as error:
+                self._core.settle(tokens, claims, done=False, reason=error_text(error))
                 raise
-            self._core.settle(token, claims, done=True)
+            self._core.settle(tokens, claims, done=True)
         except BaseException:
             if claims:  # A signal handler raised before the block began, or where settling began.
                 self._blocking.take_back(claims)
             raise
 
-    def _claim(self, block: bool, timeout: float | None, claims: list[Claim]) -> tuple[Any, Any]:
-        """Return what stands for the claimed item, and the item."""
-        return self._blocking.claim(self._decode, block, timeout, claims)
+    def _claim(
+        self, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]], claims: list[Claim]
+    ) -> tuple[Sequence[Any], R]:
+        """Return what ``claim`` returns: what stands for the claimed items, and the items."""
+        return claim(claims)
 
-    def task_done(self) -> None:
-        """Ack the oldest item that this thread got and has not settled.
+    def task_done(self, n: int = 1) -> None:
+        """Ack the ``n`` oldest items that this thread got and has not settled: all of them, or none.
 
-        A thread that holds no item acks the oldest one that any thread holds. The ack is durable when this
-        method returns, as ``durability`` of the queue says.
+        If the thread holds fewer items, the oldest ones that any thread holds are acked as well. The ack is
+        durable when this method returns, as ``durability`` of the queue says.
 
-        Cost: 1 write, in a database 1 transaction. At ``"power"`` also 1 sync, which threads that ack at the
-        same time share; at ``"process"`` none. Nothing where ``get`` acked the item.
+        Cost: 1 write, in a database 1 transaction, however many items there are. At ``"power"`` also 1 sync,
+        which threads that ack at the same time share; at ``"process"`` none. Nothing where ``get`` acked the
+        items.
 
-        :raise ValueError: the method was called more often than items were got.
+        :raise ValueError: fewer than ``n`` items were got and are not finished yet, or ``n`` is below 1.
         """
-        self._core.task_done(self._blocking.consumer.own)
+        self._core.task_done(self._blocking.consumer.own, checked_number_of("n", n))
 
     def join(self) -> None:
         """Wait until every stored item has been got and acked, by any process.

@@ -21,7 +21,7 @@ from persistcoll.engine.records import Record
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, StaleClaimError
 
-__all__ = ["Deliveries", "Delivery"]
+__all__ = ["Deliveries", "Delivery", "lost_of"]
 
 T = TypeVar("T")
 
@@ -43,13 +43,12 @@ class Delivery:
     :ivar settled: it was settled, so nothing is left to do.
     """
 
-    __slots__ = ("attempts", "consumer", "id", "item", "raw", "serial", "settled", "stale", "time")
+    __slots__ = ("consumer", "id", "item", "raw", "serial", "settled", "stale", "time")
 
     def __init__(self, record: Record, item: Any, raw: dict[str, Any] | None) -> None:
         self.serial = next(_serials)
         self.id = record.id
         self.time = record.time
-        self.attempts = record.attempts
         self.item = item
         self.raw = raw
         self.consumer: Consumer | None = None
@@ -132,7 +131,7 @@ class Deliveries:
 
     def _keep_newer(self, delivery: Delivery, other: Delivery) -> None:
         """Mark the older of two deliveries of one record as stale, in whichever order they are added."""
-        if other.attempts > delivery.attempts:
+        if delivery < other:
             self._mark_stale(delivery)
         else:
             self._mark_stale(other)
@@ -227,49 +226,71 @@ class Deliveries:
 
     # Settling.
 
-    def settle(self, delivery: Delivery, verb: Callable[[int], T]) -> T:
-        """Call ``verb`` with the id of a delivery that was found, and add it again if that fails.
+    def settle(self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], T]) -> T:
+        """Call ``verb`` with the ids of deliveries that were found; those it does not settle are added again.
 
-        A stale delivery is refused each time.
+        A stale delivery is refused each time, and with it all others. A claim that was lost, or that another
+        thread settled at the same time, is named by ``ids`` of the error, and its delivery is not found any
+        more.
 
-        :raise StaleClaimError: the claim was lost.
-        :raise NotClaimedError: another thread settled it at the same time.
+        :raise StaleClaimError: claims were lost.
+        :raise NotClaimedError: another thread settled one at the same time.
         """
-        if delivery.stale:
+        stale = [delivery for delivery in deliveries if delivery.stale]
+        if stale:
+            self._put_others_back(deliveries, stale)
             raise StaleClaimError(
-                f"item {delivery.id} was delivered again since, because its lease ran out; its present holder"
-                " settles it, and a longer lease= prevents that"
+                f"item {stale[0].id} was delivered again since, because its lease ran out; its present holder"
+                " settles it, and a longer lease= prevents that",
+                [delivery.id for delivery in stale],
             )
-        self._reinstate_on_rollback(delivery)
+        for delivery in deliveries:
+            self._reinstate_on_rollback(delivery)
         try:
-            result = verb(delivery.id)
-        except StaleClaimError:
-            with self._mutex:
-                self._mark_stale(delivery)
-                self._index(delivery)
-            raise
-        except ClaimError:
+            result = verb([delivery.id for delivery in deliveries])
+        except ClaimError as error:
+            lost = lost_of(deliveries, error)
+            if isinstance(error, StaleClaimError):
+                with self._mutex:
+                    for delivery in lost:
+                        self._mark_stale(delivery)
+                        self._index(delivery)
+            self._put_others_back(deliveries, lost)
             raise
         except BaseException:
-            self.put_back(delivery)
+            self._put_others_back(deliveries, ())
             raise
-        delivery.settled = True
+        for delivery in deliveries:
+            delivery.settled = True
         return result
 
+    def _put_others_back(self, deliveries: Sequence[Delivery], lost: Sequence[Delivery]) -> None:
+        # The first one comes to the front last.
+        for delivery in reversed(deliveries):
+            if delivery not in lost:
+                self.put_back(delivery)
+
     def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Ack claims of a consumer, except those that are settled already."""
-        for delivery in deliveries:
-            self._settle_held(delivery, lambda id: self._table.ack((id,)))
+        """Ack claims of a consumer in one step, except those that are settled already."""
+        self._settle_held(deliveries, self._table.ack)
 
-    def nack(self, delivery: Delivery) -> None:
-        """Nack a claim of a consumer, unless it is settled already."""
-        self._settle_held(delivery, self._table.nack)
+    def nack(self, deliveries: Sequence[Delivery], reason: str) -> None:
+        """Nack claims of a consumer in one step, except those that are settled already."""
+        self._settle_held(deliveries, partial(self._table.nack_many, reason=reason))
 
-    def _settle_held(self, delivery: Delivery, verb: Callable[[int], object]) -> None:
-        if not delivery.settled:
+    def _settle_held(self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], object]) -> None:
+        held = [delivery for delivery in deliveries if not delivery.settled]
+        if held:
             with self._mutex:
-                self._remove(delivery)
-            self.settle(delivery, verb)
+                for delivery in held:
+                    self._remove(delivery)
+            self.settle(held, verb)
+
+
+def lost_of(deliveries: Sequence[Delivery], error: ClaimError) -> Sequence[Delivery]:
+    """Return those of the deliveries that could not be settled, as the error says; at least one."""
+    lost = [delivery for delivery in deliveries if delivery.id in error.ids]
+    return lost or deliveries
 
 
 def _objects(delivery: Delivery) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Literal, TypeGuard, overload
 
@@ -35,7 +35,7 @@ _REMOVED_BY = {
 class RecordQueueCore(QueueCore):
     """The core of a queue over records.
 
-    :param payload_only: payloads are put; otherwise entries, which have a key or a priority.
+    :param payload_only: a put alone takes a payload; otherwise an entry, which has a key or a priority.
     """
 
     store: RecordStore
@@ -48,7 +48,10 @@ class RecordQueueCore(QueueCore):
         super()._bind(store)
         if not self._payload_only:
             self._append = self._append_entry
-            self._append_many = self.store.put
+        self._append_many = self.store.put
+
+    def _count_of(self, entries: Sequence[Entry]) -> int:
+        return sum(not entry.delay > 0 for entry in entries)
 
     def _append_entry(self, entry: Entry, capacity: int, **options: Any) -> int | None:
         return self.store.put((entry,), capacity, **options)[0]
@@ -64,6 +67,7 @@ class SQLQueue(BaseQueue[T]):
     _discipline: Discipline = FIFO
     _kind: str = FIFO.name
     _raw_keys = frozenset(("pqid", "data", "timestamp"))
+    _more_raw_keys: frozenset[str] = frozenset()
     _changing = (*BaseQueue._changing, "update", "shrink_disk_usage", "transaction")
 
     auto_commit: bool = option("auto_commit")
@@ -111,7 +115,12 @@ class SQLQueue(BaseQueue[T]):
 
     def _is_raw(self, thing: Any) -> TypeGuard[dict[str, Any]]:
         """Tell whether it looks like what ``get(raw=True)`` returns. An item of the user's own may, too."""
-        return isinstance(thing, dict) and thing.keys() == self._raw_keys
+        if not isinstance(thing, dict):
+            return False
+        keys = thing.keys()
+        return keys == self._raw_keys or (
+            self._raw_keys <= keys and keys - self._raw_keys <= self._more_raw_keys
+        )
 
     def _checked_id(self, id: Any, least: int = 1) -> int:
         if self._is_raw(id):
@@ -141,7 +150,9 @@ class SQLQueue(BaseQueue[T]):
 
         Cost: no write and no sync.
 
-        :return: for each item ``{"id", "data", "timestamp"}``.
+        :return: for each item ``{"id", "data", "timestamp"}``; with its ``"priority"`` where there are any;
+            of an ack queue also its ``"status"`` (:class:`AckStatus`), its ``"attempts"``, and as
+            ``"reason"`` why its last claim that was not acked ended.
         :raise DecodeError: an item cannot be deserialized; the message says what removes it.
         """
         return [self._as_dict(state, record) for state, record in self._store.scan()]
@@ -179,9 +190,9 @@ class SQLQueue(BaseQueue[T]):
 class PlainPuts(SQLQueue[T]):
     """A queue whose ``put`` takes an item alone: the discipline decides the order of delivery."""
 
-    def _entry(self, item: object) -> bytes | Entry:
+    def _entry(self, item: object, delay: float = 0.0) -> Entry:
         payload = self._encode(item)
-        return Entry(payload, key=_key(item)) if self._discipline.unique else payload
+        return Entry(payload, key=_key(item) if self._discipline.unique else None, delay=delay)
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> int | None:
         """Store ``item``. It is durable on return, as ``durability`` of the queue says.

@@ -7,12 +7,12 @@ again, the old claim can settle nothing, however late its holder tries.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from persistcoll.engine import contracts
-from persistcoll.engine.records import ClaimPolicy, State
+from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, LEASE_RAN_OUT, ClaimPolicy, State
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import (
     NotClaimedError,
@@ -30,10 +30,10 @@ __all__ = ["Claims"]
 Claim = tuple[int, int, int]
 """Holder, id, attempts."""
 _Held = tuple[int, int]
-"""Attempts, and a number that no other claim has.
+"""Attempts, and a number that no other claim of the record has.
 
-After a rollback the same record may be claimed again in the same attempt, and a thread that held the claim
-that was rolled back must not settle the new one.
+After a rollback, and after a requeue, the same record may be claimed again in the same attempt, and a thread
+that held the earlier claim must not settle the new one.
 """
 
 _PAGE = 256
@@ -91,25 +91,34 @@ class Claims:
         self._database.mark_dirty(counters)
         return holder
 
-    def remember_claims(
-        self, claims: list[contracts.Claim] | None, result: tuple[object, Sequence[Any]]
-    ) -> None:
-        """Remember the rows of ``result``, whose claim was committed. Idempotent."""
-        _, rows = result
-        if OPEN:
-            self._restore_on_rollback([id for id, *_ in rows])
-        noted = set(claims or ())
-        for id, _, _, _, attempts, _, _ in rows:
-            held = self._held.get(id)
-            if held is None or held[0] != attempts + 1:
-                held = self._held[id] = attempts + 1, next(self._serials)
-            if claims is not None and (id, held) not in noted:
-                claims.append((id, held))
+    def remembering(
+        self, claims: list[contracts.Claim] | None
+    ) -> Callable[[tuple[object, Sequence[Any]]], None]:
+        """Return a function that remembers the rows of a result, whose claim was committed. Idempotent.
 
-    def _held_claim(self, id: int) -> _Held:
-        held = self._held.get(id)
-        if held is None:
-            raise NotClaimedError(f"item {id} is not claimed by this store")
+        :param claims: the claims are appended to this list.
+        """
+        serial = next(self._serials)
+
+        def remember(result: tuple[object, Sequence[Any]]) -> None:
+            _, rows = result
+            if OPEN:
+                self._restore_on_rollback([id for id, *_ in rows])
+            noted = set(claims or ())
+            for id, _, _, _, attempts, *_ in rows:
+                held = self._held[id] = attempts + 1, serial
+                if claims is not None and (id, held) not in noted:
+                    claims.append((id, held))
+
+        return remember
+
+    def _held_claims(self, ids: Sequence[int]) -> dict[int, _Held]:
+        held: dict[int, _Held] = {}
+        for id in ids:
+            claim = self._held.get(id)
+            if claim is None:
+                raise NotClaimedError(f"item {id} is not claimed by this store", [id])
+            held[id] = claim
         return held
 
     def _claim_of(self, id: int, held: _Held) -> Claim:
@@ -119,17 +128,15 @@ class Claims:
         """
         holder = self.holding.number
         if self._held.get(id) != held or holder is None:
-            raise NotClaimedError(f"item {id} is not claimed by this store any more")
+            raise NotClaimedError(f"item {id} is not claimed by this store any more", [id])
         attempts, _ = held
         return holder, id, attempts
 
     # Settling.
 
-    def finish(self, ids: Sequence[int], state: State, sync: bool) -> None:
+    def finish(self, ids: Sequence[int], state: State, reason: str | None, sync: bool) -> None:
         """Make the records of these claims done or failed; all of them or none."""
-        held: dict[int, _Held] = {}
-        for id in ids:
-            held[id] = self._held_claim(id)
+        held = self._held_claims(ids)
 
         def run(execute: Execute) -> dict[int, _Held]:
             self._refresh_counters(execute)
@@ -139,7 +146,7 @@ class Claims:
             if len(claims) > 1 or self._keys.unique:
                 self._refuse_stale(execute, claims)
             for claim in claims:
-                self._settle(execute, claim, state)
+                self._settle(execute, claim, state, reason)
             return held
 
         self._database.write(run, sync, after=self._forget, timeout=self._timeout)
@@ -173,45 +180,40 @@ class Claims:
                 self._held[id] = before
 
     def _refuse_stale(self, execute: Execute, claims: Sequence[Claim]) -> None:
-        for claim in claims:
-            if execute(self._sql.claim_exists, claim).fetchone() is None:
-                raise self._stale(claim)
+        lost = [claim for claim in claims if execute(self._sql.claim_exists, claim).fetchone() is None]
+        if lost:
+            raise self._stale(*lost)
 
-    def _stale(self, claim: Claim) -> StaleClaimError:
-        _, id, _ = claim
+    def _stale(self, *claims: Claim) -> StaleClaimError:
+        ids = [id for _, id, _ in claims]
+        others = f", nor are {len(ids) - 1} others" if len(ids) > 1 else ""
         return StaleClaimError(
-            f"item {id} is not claimed by this store any more: its lease ran out, or it was released;"
-            " it may be delivered again"
+            f"item {ids[0]} is not claimed by this store any more{others}: the lease ran out, or it was"
+            " released; it may be delivered again",
+            ids,
         )
 
     def ack(self, execute: Execute, rows: Sequence[Any]) -> None:
         """Make ready rows done, by claiming them first."""
         holder = self.claim(execute, rows)
-        for id, _, _, _, attempts, _, _ in rows:
+        for id, _, _, _, attempts, *_ in rows:
             self._settle(execute, (holder, id, attempts + 1), State.DONE)
 
-    def _settle(self, execute: Execute, claim: Claim, state: State) -> None:
+    def _settle(self, execute: Execute, claim: Claim, state: State, reason: str | None = None) -> None:
         """Make a claimed record done, failed or dead, or delete it if it is done and none are kept."""
         holder, id, _ = claim
         sql, counters, keep = self._sql, self._counters, self._retry.keep_done
         if self._keys.unique:
             _, _, key, *_ = execute(sql.select_claimed, (holder, id)).fetchone()
             self._keys.delete(execute, (key,))
-        text = sql.delete_claim
-        if state is State.FAILED:
-            text = sql.finish_failed
-        elif state is State.DEAD:
-            text = sql.finish_dead
-        elif keep:
-            text = sql.finish_done
-        if not execute(text, claim).rowcount:
+        if state is not State.DONE:
+            found = execute(sql.set_aside[state], (reason, *claim)).rowcount
+        else:
+            found = execute(sql.finish_done if keep else sql.delete_claim, claim).rowcount
+        if not found:
             raise self._stale(claim)
-        if state is State.FAILED:
-            counters.failed += 1
-        elif state is State.DEAD:
-            counters.dead += 1
-        elif keep:
-            counters.done += 1
+        if state is not State.DONE or keep:
+            counters.add(state, 1)
         counters.claimed -= 1
         counters.finished += 1
         self._database.mark_dirty(counters)
@@ -225,27 +227,30 @@ class Claims:
             self._counters.add(state, -count)
             self._database.mark_dirty(self._counters)
 
-    def nack(self, id: int, delay: float | None, to_back: bool, sync: bool) -> int:
-        """Make a claimed record ready, now or after ``delay`` seconds, or dead; return its new id."""
-        held = self._held_claim(id)
-        attempts, _ = held
+    def nack(
+        self, ids: Sequence[int], delay: float | None, to_back: bool, reason: str, sync: bool
+    ) -> list[int]:
+        """Make claimed records ready, now or after ``delay`` seconds, or dead; return their new ids."""
+        held = self._held_claims(ids)
+
+        def run(execute: Execute) -> list[int]:
+            self._refresh_counters(execute)
+            claims = [self._claim_of(id, known) for id, known in held.items()]
+            self._refuse_stale(execute, claims)
+            return [self._nack(execute, claim, delay, to_back, reason) for claim in claims]
+
+        return self._database.write(run, sync, after=lambda _: self._forget(held), timeout=self._timeout)
+
+    def _nack(self, execute: Execute, claim: Claim, delay: float | None, to_back: bool, reason: str) -> int:
+        _, id, attempts = claim
+        if self._attempts_exhausted(attempts):
+            self._settle(execute, claim, State.DEAD, reason)
+            return id
         if delay is None:
             delay = 0.0 if self._retry.backoff is None else self._retry.backoff.delay(attempts)
-
-        def run(execute: Execute) -> int:
-            self._refresh_counters(execute)
-            claim = self._claim_of(id, held)
-            self._refuse_stale(execute, (claim,))
-            if self._attempts_exhausted(attempts):
-                self._settle(execute, claim, State.DEAD)
-                return id
-            until = self._now() + delay if delay > 0 else None
-            move = self._send_to_back if to_back else self._return
-            return move(execute, claim, until)
-
-        return self._database.write(
-            run, sync, after=lambda _: self._forget({id: held}), timeout=self._timeout
-        )
+        until = self._now() + delay if delay > 0 else None
+        move = self._send_to_back if to_back else self._return
+        return move(execute, claim, until, reason)
 
     def release(self, claims: Sequence[contracts.Claim]) -> int:
         """Make the records of these claims ready at once; return how many of the claims were still active."""
@@ -257,7 +262,7 @@ class Claims:
                 if self._held.get(id) == held:
                     claim = self._claim_of(id, held)
                     if execute(self._sql.claim_exists, claim).fetchone() is not None:
-                        self._return(execute, claim, None)
+                        self._return(execute, claim, None, None)
                         active[id] = held
                     else:
                         lost[id] = held
@@ -273,28 +278,29 @@ class Claims:
         limit = self._retry.max_attempts
         return limit is not None and attempts >= limit
 
-    def _return(self, execute: Execute, claim: Claim, until: float | None) -> int:
+    def _return(self, execute: Execute, claim: Claim, until: float | None, reason: str | None) -> int:
         """Make a claimed record ready in its old place, now or at ``until``; return its id."""
         holder, id, _ = claim
         if until is None:
-            self._release(execute, claim)
+            self._release(execute, claim, reason)
         else:
-            execute(self._sql.delay_claim, (until, holder, id))
+            execute(self._sql.delay_claim, (until, reason, holder, id))
         self._count_returned(until)
         return id
 
-    def _release(self, execute: Execute, claim: Claim) -> None:
+    def _release(self, execute: Execute, claim: Claim, reason: str | None) -> None:
+        """Make a claimed or delayed record ready; without a reason it keeps its own."""
         holder, id, _ = claim
-        self._rows.check_found(execute(self._sql.release, (holder, id)).rowcount, 1)
+        self._rows.check_found(execute(self._sql.release, (reason, holder, id)).rowcount, 1)
         self._rows.check_found(execute(self._sql.delete_claim, claim).rowcount, 1)
 
-    def _send_to_back(self, execute: Execute, claim: Claim, until: float | None) -> int:
+    def _send_to_back(self, execute: Execute, claim: Claim, until: float | None, reason: str) -> int:
         """Make a claimed record the last one, under a new id, now or at ``until``; return that id."""
         holder, id, _ = claim
         held = execute(self._sql.select_claimed, (holder, id)).fetchone()
         _, _, key, *_ = held
         new_id = self._counters.last_id + 1
-        row = self._rows.renumbered(held, new_id)
+        row = self._rows.renumbered(held, new_id, reason)
         self._counters.last_id = new_id
         execute(self._sql.delete_claim, claim)
         self._keys.delete(execute, (key,))
@@ -325,9 +331,9 @@ class Claims:
             for claim in claims:
                 holder, _, _ = claim
                 if holder:
-                    self._return_or_dead_letter(execute, claim)
+                    self._return_or_dead_letter(execute, claim, LEASE_RAN_OUT)
                 else:
-                    self._release(execute, claim)
+                    self._release(execute, claim, None)
                     self._counters.delayed -= 1
                     self._counters.ready += 1
         (due,) = execute(self._sql.select_next_due).fetchone()
@@ -335,13 +341,13 @@ class Claims:
             raise self._rows.damaged_database("what is due is not found")
         self._counters.next_due_at = due
 
-    def _return_or_dead_letter(self, execute: Execute, claim: Claim) -> None:
+    def _return_or_dead_letter(self, execute: Execute, claim: Claim, reason: str) -> None:
         _, _, attempts = claim
         if self._attempts_exhausted(attempts):
             self._rows.check_found(execute(self._sql.claim_exists, claim).fetchone() is not None, 1)
-            self._settle(execute, claim, State.DEAD)
+            self._settle(execute, claim, State.DEAD, reason)
         else:
-            self._return(execute, claim, None)
+            self._return(execute, claim, None, reason)
 
     def find_unready(self, execute: Execute, id: int) -> tuple[int | None, Any]:
         """Return the number of the holder of a record (0 if it is delayed) and its row, or two ``None``."""
@@ -354,7 +360,7 @@ class Claims:
     def _return_all(self, execute: Execute, number: int, closes: bool) -> int:
         claims = [(number, *claim) for claim in execute(self._sql.select_of_holder, (number,)).fetchall()]
         for claim in claims:
-            self._return_or_dead_letter(execute, claim)
+            self._return_or_dead_letter(execute, claim, HOLDER_CLOSED if closes else HOLDER_DIED)
         return len(claims)
 
     def forget_all(self) -> None:

@@ -29,6 +29,7 @@ class Collection(NamedTuple):
     """A collection that is registered in a database, which stays open for it.
 
     :ivar users: holds the database for as long as the handle counts among its users; the registry empties it.
+    :ivar version: that of its format.
     :ivar power: whether the changes of an operation that returned survive a power cut.
     :ivar timeout: seconds to wait for the end of another caller's transaction, if no deadline is given.
     :ivar clock: a clock to use instead of the database's; ``None``: the database's.
@@ -38,6 +39,7 @@ class Collection(NamedTuple):
     users: list[Database]
     registry: Registry
     collection_id: int
+    version: int
     power: bool
     timeout: float
     clock: Clock | None
@@ -55,7 +57,7 @@ class Handle(Generic[S]):
     _users: list[Database] = []  # noqa: RUF012 - never changed
 
     def __init__(self, collection: Collection, sql: S) -> None:
-        self._database, _, self._registry, id, self._power, self._timeout, self._clock = collection
+        self._database, _, self._registry, id, _, self._power, self._timeout, self._clock = collection
         self.store_id = self._database.store_id + id.to_bytes(8, "big")
         self._collection_id = id
         self._sql: S = sql

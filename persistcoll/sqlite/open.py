@@ -56,6 +56,9 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _BESIDE = re.compile(r".*(-wal|-shm|-journal|\.lock|\.turn|\.holder-\d+)", re.IGNORECASE)
 
 _NOT_WITHIN = "there is no {!r} in {!r} yet, and a transaction cannot make it: open it before the transaction"
+_NOT_CHANGED_WITHIN = (
+    "{!r} in {!r} has an earlier format, and a transaction cannot change that: open it before the transaction"
+)
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,13 @@ def open_record_store(
 
     return _open(
         location,
-        schema.Registration(name, kind, serializer),
+        schema.Registration(name, kind, serializer, schema.RECORD_VERSION),
         executes_code,
         durability,
         clock,
         lambda number: record_statements(number, discipline).create,
         make,
+        lambda number: record_statements(number, discipline).upgrade,
     )
 
 
@@ -257,10 +261,12 @@ def _open(
     clock: Clock | None,
     create: Callable[[int], Sequence[str]],
     make: Callable[[Collection], C],
+    upgrade: Callable[[int], Sequence[str]] = lambda number: (),
 ) -> C:
     """Return what ``make`` makes of the collection.
 
     :param create: given the collection's number, returns the statements that make its tables.
+    :param upgrade: the same for those that make tables of version 1 ones of the newest version.
     """
     if not isinstance(wanted.name, str):
         raise TypeError(f"'name' must be a str, not {type(wanted.name).__name__}")
@@ -279,20 +285,13 @@ def _open(
     try:
         if location.read_only:
             read_only = ReadOnlyDatabase(source, DATABASES.read_snapshot)
-            number = read_only.find(wanted)
+            number, version = read_only.find(wanted)
             database = cast(Database, read_only)  # it has every method that a collection calls
         else:
-            database = DATABASES.acquire(source, users)
-            refusal: StorageError | None = None
-            if not location.create:
-                refusal = schema.no_collection(wanted.name, source.path, "open")
-            elif database.used_here():
-                # Rolling the transaction back would remove the collection, and another one would get its
-                # number.
-                refusal = StorageError(_NOT_WITHIN.format(wanted.name, source.path))
-            number = _register(database, wanted, create, refusal, location.timeout)
+            database, version = DATABASES.acquire(source, users), wanted.version
+            number = _register(database, wanted, location, create, upgrade)
         power = durability == "power"
-        return make(Collection(database, users, DATABASES, number, power, location.timeout, clock))
+        return make(Collection(database, users, DATABASES, number, version, power, location.timeout, clock))
     except BaseException:
         DATABASES.release(users)
         raise
@@ -301,20 +300,35 @@ def _open(
 def _register(
     database: Database,
     wanted: schema.Registration,
+    location: DatabaseLocation,
     create: Callable[[int], Sequence[str]],
-    refusal: StorageError | None,
-    timeout: float,
+    upgrade: Callable[[int], Sequence[str]],
 ) -> int:
+    within, path = database.used_here(), database.path
+    refusal: StorageError | None = None
+    if not location.create:
+        refusal = schema.no_collection(wanted.name, path, "open")
+    elif within:
+        # Rolling the transaction back would remove the collection, and another one would get its number.
+        refusal = StorageError(_NOT_WITHIN.format(wanted.name, path))
+
     def run(execute: Execute) -> int:
-        number, new = schema.register(execute, wanted, database.path, refusal)
-        if new:
-            for text in create(number):
-                execute(text)
-        if database.path != MEMORY:
+        number, version = schema.register(execute, wanted, path, refusal)
+        texts: Sequence[str] = ()
+        if version is None:
+            texts = create(number)
+        elif version < wanted.version:
+            if within:
+                raise StorageError(_NOT_CHANGED_WITHIN.format(wanted.name, path))
+            texts = upgrade(number)
+            schema.set_version(execute, number, wanted.version)
+        for text in texts:
+            execute(text)
+        if path != MEMORY:
             sweep(execute, database)
         return number
 
-    return database.write(run, True, timeout=timeout)
+    return database.write(run, True, timeout=location.timeout)
 
 
 def _refuse_missing(source: DatabaseFile, wanted: schema.Registration) -> None:

@@ -71,12 +71,15 @@ class ReadOnlyDatabase:
         with source.translated():
             self._read_through(self.path, identify, self._read_alone)
 
-    def find(self, wanted: schema.Registration) -> int:
-        """Return the number of that collection. Raises as :func:`~persistcoll.sqlite.schema.find`."""
-        number = self.read_snapshot(lambda execute: schema.find(execute, wanted, self.path))
-        if number is None:
+    def find(self, wanted: schema.Registration) -> tuple[int, int]:
+        """Return number and version of that collection.
+
+        Raises as :func:`~persistcoll.sqlite.schema.find`.
+        """
+        found = self.read_snapshot(lambda execute: schema.find(execute, wanted, self.path))
+        if found is None:
             raise schema.no_collection(wanted.name, self.path, self._purpose)
-        return number
+        return found
 
     def _status(self) -> tuple[int, ...]:
         """Return a value that changes with the file; its last element tells whether there is a log."""

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
-from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
-from persistcoll.errors import Empty, Full
+from persistcoll.engine.records import NACKED, ClaimPolicy, Discipline, Entry, Record, State, Stats
+from persistcoll.errors import DuplicateError, Empty, Full
+from persistcoll.sqlite import schema
 from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.claims import Claims
 from persistcoll.sqlite.counters import Counters
@@ -43,7 +44,8 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
     max_poll_interval = 0.01
 
     def __init__(self, collection: Collection, discipline: Discipline, retry: ClaimPolicy) -> None:
-        sql = record_statements(collection.collection_id, discipline)
+        has_reasons = collection.version >= schema.RECORD_VERSION
+        sql = record_statements(collection.collection_id, discipline, has_reasons)
         self._closing = threading.Lock()
         self._keeps = retry.keep_done > 0
         self._last_claim_was_empty = False
@@ -99,19 +101,25 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
         self._check()
         if not entries:
             return []
-        now = time.time()
+        put_at = time.time()
 
         def run(execute: Execute) -> list[int | None]:
             counters = self._refresh_counters(execute)
             ids = self._keys.assign_ids(execute, entries, counters.last_id + 1)
-            more = len(ids) - ids.count(None)
+            new = [(id, entry) for id, entry in zip(ids, entries, strict=True) if id is not None]
+            delays = [entry.delay for _, entry in new if entry.delay > 0]
+            more = len(new) - len(delays)
             if more and 0 < capacity < counters.ready + more:
                 raise Full
-            new = [(id, entry) for id, entry in zip(ids, entries, strict=True) if id is not None]
-            self._rows.append_many(self._database.executemany, new, now)
+            now = self._now()
+            self._rows.append_many(self._database.executemany, new, put_at, now)
             self._keys.insert(execute, ((id, entry.key) for id, entry in new))
-            counters.last_id += more
+            counters.last_id += len(new)
             counters.ready += more
+            if delays:
+                counters.delayed += len(delays)
+                counters.lower_next_due(now + min(delays))
+                self._database.mark_dirty(counters)
             return ids
 
         return self._database.write(run, self._power, deadline=deadline, timeout=self._timeout)
@@ -172,7 +180,7 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
             return value, (row,)
 
         sync = acknowledge and self._power
-        after = None if acknowledge else partial(self._claims.remember_claims, claims)
+        after = None if acknowledge else self._claims.remembering(claims)
         result: tuple[T, Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
         value, _ = result
         return value
@@ -233,7 +241,7 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
             return values, rows
 
         sync = acknowledge and self._power
-        after = None if acknowledge else partial(self._claims.remember_claims, claims)
+        after = None if acknowledge else self._claims.remembering(claims)
         result: tuple[list[T], Any] = self._database.write(run, sync, False, after, deadline, self._timeout)
         values, _ = result
         return values
@@ -264,16 +272,22 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
         if self._closed:
             self._check()
         if ids:
-            self._claims.finish(ids, State.DONE, self._power)
+            self._claims.finish(ids, State.DONE, None, self._power)
 
-    def fail(self, ids: Sequence[int]) -> None:
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
         self._check()
         if ids:
-            self._claims.finish(ids, State.FAILED, self._power)
+            self._claims.finish(ids, State.FAILED, reason, self._power)
 
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
         self._check()
-        return self._claims.nack(id, delay, to_back, self._power)
+        (new_id,) = self._claims.nack((id,), delay, to_back, reason, self._power)
+        return new_id
+
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        self._check()
+        if ids:
+            self._claims.nack(ids, None, False, reason, self._power)
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._check()
@@ -289,6 +303,30 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
         return self._database.write(run, False, timeout=self._timeout)
 
     # Changing and removing.
+
+    def requeue(self, id: int | None = None) -> int:
+        self._check()
+        between = (-_MOST, _MOST) if id is None else (id, id)
+
+        def run(execute: Execute) -> int:
+            counters = self._refresh_counters(execute)
+            if self._keys.unique:
+                execute(self._sql.requeue_keys, between)
+            requeued = 0
+            for state, text in self._sql.requeue.items():
+                count = execute(text, between).rowcount
+                self._rows.check_found(execute(self._sql.delete_requeued[state], between).rowcount, count)
+                counters.add(state, -count)
+                requeued += count
+            if requeued:
+                counters.ready += requeued
+                counters.finished -= requeued
+                self._database.mark_dirty(counters)
+            elif id is not None and execute(self._sql.is_set_aside, (id,)).fetchone() is not None:
+                raise DuplicateError(f"an item that equals item {id} is queued already")
+            return requeued
+
+        return self._write(run)
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         self._check()

@@ -71,23 +71,35 @@ class Rows:
             payload = self.seal(payload, id)
         if len(payload) > _LARGEST:
             refuse_too_large(payload)
-        execute(self._sql.insert_ready, (id, 0, None, time, 0, self._checksum(id, payload), payload))
+        execute(self._sql.insert_ready, (id, 0, None, time, 0, self._checksum(id, payload), payload, None))
 
     def append_many(
         self,
         executemany: Callable[[str, list[Any]], Cursor],
         entries: Iterable[tuple[int, Entry]],
         time: float,
+        now: float,
     ) -> None:
-        """Insert ready rows."""
-        rows = []
-        for id, (payload, priority, key) in entries:
+        """Insert ready rows, and delayed ones.
+
+        :param time: when they are put, in seconds since the epoch.
+        :param now: the same by the store's clock.
+        """
+        ready, delayed = [], []
+        for id, (payload, priority, key, delay) in entries:
             data = payload
             if self.seal is not None:
                 data = self.seal(payload, id)
             refuse_too_large(data)
-            rows.append((id, priority, key, time, 0, self._checksum(id, data), data))
-        executemany(self._sql.insert_ready, rows)
+            row = id, priority, key, time, 0, self._checksum(id, data), data, None
+            if delay > 0:
+                delayed.append((now + delay, *row))
+            else:
+                ready.append(row)
+        if ready:
+            executemany(self._sql.insert_ready, ready)
+        if delayed:
+            executemany(self._sql.insert_delayed, delayed)
 
     def remove(self, execute: Execute, rows: Sequence[Any]) -> None:
         """Delete ready rows: any one, or the first several in the order of delivery."""
@@ -99,13 +111,13 @@ class Rows:
         if removed != len(rows):
             self.check_found(removed, len(rows))
 
-    def renumbered(self, row: Any, id: int) -> tuple[Any, ...]:
-        """Return the row with another id, because seal and checksum are bound to the id."""
-        old, priority, key, time, attempts, _, _ = row
+    def renumbered(self, row: Any, id: int, reason: str) -> tuple[Any, ...]:
+        """Return the row with another id and reason, because seal and checksum are bound to the id."""
+        old, priority, key, time, attempts, *_ = row
         payload = self.record(row).payload
         if self.seal is not None and self.unseal is not None:
             payload = self.seal(self.unseal(payload, old), id)
-        return id, priority, key, time, attempts, self._checksum(id, payload), payload
+        return id, priority, key, time, attempts, self._checksum(id, payload), payload, reason
 
     def replacing(
         self, id: int, holder: int | None, payload: bytes, key: bytes | None
@@ -128,12 +140,12 @@ class Rows:
         :param attempt: 1 if the record is being claimed, which counts as one attempt more.
         :raise CorruptionError: the row is damaged.
         """
-        id, priority, _, time, attempts, crc, payload = row
+        id, priority, _, time, attempts, crc, payload, reason = row
         # As _checksum(), in one call less.
         is_intact = type(payload) is bytes and crc32(payload, (id ^ self._seed) & _MASK) == crc
         if not is_intact or type(attempts) is not int or not 0 <= attempts < _MASK:
             raise self._damaged(id)
-        return Record(id, payload, time, priority, attempts + attempt)
+        return Record(id, payload, time, priority, attempts + attempt, None, reason)
 
     def check_found(self, found: int, wanted: int) -> None:
         """Raise the database's error for damage if a row that a scan found was not found by its id.

@@ -21,6 +21,7 @@ from persistcoll.sqlite.driver import Execute
 
 __all__ = [
     "APPLICATION_ID",
+    "RECORD_VERSION",
     "TABLES",
     "VERSION",
     "Registered",
@@ -32,12 +33,16 @@ __all__ = [
     "next_holder",
     "no_collection",
     "register",
+    "set_version",
     "store_id",
 ]
 
 APPLICATION_ID = 0x70636F6C
 """``pcol``: by this number ``file`` and this module recognize a database of persistcoll."""
 VERSION = 1
+"""Of the database, of a message queue in it, and of a dict."""
+RECORD_VERSION = 2
+"""Of a queue in it. Version 1 keeps no reasons."""
 
 _CREATE = (
     """CREATE TABLE store (
@@ -80,6 +85,8 @@ class Registration(NamedTuple):
     name: str
     kind: str
     serializer: str
+    version: int = VERSION
+    """The newest version of its format; opening it makes one of an earlier version such a one."""
 
 
 def create(execute: Execute) -> None:
@@ -124,8 +131,8 @@ def clock(execute: Execute, may_set: bool = True) -> Clock:
     return now
 
 
-def find(execute: Execute, wanted: Registration, path: str) -> int | None:
-    """Return the number of the collection of that name, or ``None`` if there is none.
+def find(execute: Execute, wanted: Registration, path: str) -> tuple[int, int] | None:
+    """Return number and version of the collection of that name, or ``None`` if there is none.
 
     :raise StoreKindError: there is one of another kind.
     :raise SerializerMismatchError: it was made with another serializer.
@@ -143,23 +150,24 @@ def find(execute: Execute, wanted: Registration, path: str) -> int | None:
             raise CorruptionError(_DAMAGED.format(path), path)
         return None
     number, kind, serializer, version = row
-    if type(number) is not int:
+    if type(number) is not int or type(version) is not int or version < 1:
         raise CorruptionError(_DAMAGED.format(path), path)
-    if version != VERSION:
-        raise FormatVersionError(
-            f"{wanted.name!r} in {path!r} has format version {version}; this release reads version {VERSION}"
-        )
     if kind != wanted.kind:
         raise StoreKindError(
             f"{wanted.name!r} in {path!r} is a collection of the kind {kind!r}, not {wanted.kind!r};"
             " choose another name"
+        )
+    if version > wanted.version:
+        raise FormatVersionError(
+            f"{wanted.name!r} in {path!r} has format version {version}; this release reads version"
+            f" {wanted.version}"
         )
     if serializer != wanted.serializer:
         raise SerializerMismatchError(
             f"{wanted.name!r} in {path!r} was written with the serializer {serializer!r} and opened with"
             f" {wanted.serializer!r}; open it with serializer={serializer!r}"
         )
-    return number
+    return number, version
 
 
 def collections(execute: Execute, path: str) -> list[Registered]:
@@ -177,25 +185,31 @@ def collections(execute: Execute, path: str) -> list[Registered]:
 
 def register(
     execute: Execute, wanted: Registration, path: str, refusal: StorageError | None = None
-) -> tuple[int, bool]:
-    """Return the number of the collection of that name, and whether it is new, within a transaction.
+) -> tuple[int, int | None]:
+    """Return the number of the collection of that name, and the version that it had, within a transaction.
 
-    Raises as :func:`find`.
+    The version is ``None`` if the collection is new; then the caller makes its tables. Raises as
+    :func:`find`.
 
     :param refusal: raised if there is no such collection; ``None``: it is made.
     """
-    number = find(execute, wanted, path)
-    if number is not None:
-        return number, False
+    found = find(execute, wanted, path)
+    if found is not None:
+        return found
     if refusal is not None:
         raise refusal
     execute(
         "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
-        (wanted.name, wanted.kind, wanted.serializer, VERSION, time.time()),
+        (wanted.name, wanted.kind, wanted.serializer, wanted.version, time.time()),
     )
     (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
     execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
-    return number, True
+    return number, None
+
+
+def set_version(execute: Execute, number: int, version: int) -> None:
+    """Register that the collection's tables are those of this version, within a transaction."""
+    execute("UPDATE collections SET version = ? WHERE number = ?", (version, number))
 
 
 def no_collection(name: str, path: str, purpose: str) -> StoreMissingError:

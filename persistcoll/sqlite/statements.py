@@ -25,11 +25,14 @@ class RecordStatements(NamedTuple):
     """The statements of one queue.
 
     Each text is described by its parameters, and after an arrow by its result or effect. A *row* is: id,
-    priority, key, time, attempts, crc, payload. The *next* rows are the first in the order of delivery.
+    priority, key, time, attempts, crc, payload, reason. The *next* rows are the first in the order of
+    delivery.
     """
 
     create: tuple[str, ...]
     """Make the tables and their indexes."""
+    upgrade: tuple[str, ...]
+    """Make tables of version 1 those of this version."""
     load: str
     """-> last_id, absent, claimed, delayed, done, failed, dead, gone, highest ready id, next due time."""
     save: str
@@ -63,7 +66,7 @@ class RecordStatements(NamedTuple):
     select_of_holder: str
     """holder -> id and attempts of all that it has claimed."""
     delay_claim: str
-    """until, holder, id -> makes that claimed row a delayed one."""
+    """until, reason, holder, id -> makes that claimed row a delayed one."""
     insert_delayed: str
     """until, a row -> delayed."""
     select_due: str
@@ -71,11 +74,22 @@ class RecordStatements(NamedTuple):
     select_next_due: str
     """-> the earliest time at which a delay or a lease ends."""
     release: str
-    """holder, id -> copies that claimed row to the ready ones, and leaves the claimed row."""
+    """reason, holder, id -> copies that claimed row to the ready ones, and leaves the claimed row. Without a
+    reason it keeps its own."""
     finish_done: str
-    finish_failed: str
-    finish_dead: str
-    """holder, id, attempts -> makes that claimed row done, failed or dead."""
+    """holder, id, attempts -> makes that claimed row done."""
+    set_aside: Mapping[State, str]
+    """By failed or dead: reason, holder, id, attempts -> makes that claimed row failed or dead."""
+    requeue_keys: str
+    """low, high -> makes the keys of what is set aside between these ids active, where they are not; of equal
+    ones that with the lowest id."""
+    requeue: Mapping[State, str]
+    """By failed or dead: low, high -> copies the rows in that state between these ids to the ready ones, with
+    no attempts, and leaves them. In a unique queue only those whose key is active for themselves."""
+    delete_requeued: Mapping[State, str]
+    """By failed or dead: low, high -> deletes these rows."""
+    is_set_aside: str
+    """id -> a row if that row is failed or dead."""
     delete_oldest: Mapping[State, str]
     """By state: n -> deletes the n oldest rows in that state."""
     update_ready: str
@@ -140,15 +154,22 @@ class PairStatements(NamedTuple):
     """By the same: low, high, n -> the first n rows, by key, from ``low`` on and before ``high``."""
 
 
-_ROW = "id, priority, key, time, attempts, crc, payload"
-_COLUMNS = "priority, key BLOB, time REAL, attempts INTEGER, crc INTEGER, payload BLOB"
+_REASON = "reason TEXT"
+# The reason is the last column, where ALTER TABLE adds it.
+_ROW = "id, priority, key, time, attempts, crc, payload, reason"
+_COLUMNS = f"priority, key BLOB, time REAL, attempts INTEGER, crc INTEGER, payload BLOB, {_REASON}"
 # In the column of the holder: of delayed rows, and of rows in a final state.
 _NOBODY = 0
 _FINISHED = {State.DONE: -1, State.FAILED: -2, State.DEAD: -3}
+_SET_ASIDE = {state: end for state, end in _FINISHED.items() if state is not State.DONE}
 
 
-def record_statements(number: int, discipline: Discipline) -> RecordStatements:
-    """Return the statements of the queue with this number."""
+def record_statements(number: int, discipline: Discipline, has_reasons: bool = True) -> RecordStatements:
+    """Return the statements of the queue with this number.
+
+    :param has_reasons: whether its tables have the column; those of version 1, which are only read, do not.
+    """
+    row = _ROW if has_reasons else _ROW.replace("reason", "NULL")
     ready, held, due, keys = (f"{name}_{number}" for name in ("ready", "held", "due", "keys"))
     direction, beyond, before = ("DESC", "<", ">") if discipline.newest_first else ("ASC", ">", "<")
     order = "priority, id" if discipline.by_priority else f"id {direction}"
@@ -157,10 +178,14 @@ def record_statements(number: int, discipline: Discipline) -> RecordStatements:
     if not discipline.by_priority:  # a range of ids: up to the last of them
         heads = f"id {before}= (SELECT id FROM {ready} ORDER BY {order} LIMIT 1 OFFSET ? - 1)"
     claim = (
-        f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload)"
-        f" SELECT ?, id, ?, priority, key, time, attempts + 1, crc, payload FROM {ready}"
+        f"INSERT INTO {held} (holder, id, until, priority, key, time, attempts, crc, payload, reason)"
+        f" SELECT ?, id, ?, priority, key, time, attempts + 1, crc, payload, reason FROM {ready}"
     )
-    finish = f"UPDATE {held} SET holder = {{}}, until = NULL {one_held} AND attempts = ?"
+    both = f"holder IN ({', '.join(map(str, _SET_ASIDE.values()))})"
+    requeued = "id BETWEEN ? AND ?"
+    if discipline.unique:
+        own = f"SELECT 1 FROM {keys} AS active WHERE active.key = {held}.key AND active.id = {held}.id"
+        requeued += f" AND (key IS NULL OR EXISTS ({own}))"
     create = [
         f"CREATE TABLE {ready} (id INTEGER PRIMARY KEY, {_COLUMNS})",
         # Ordered by holder, so that neither the claims of a dead holder nor finished rows need an index.
@@ -175,34 +200,53 @@ def record_statements(number: int, discipline: Discipline) -> RecordStatements:
         create.append(f"CREATE TABLE {keys} (key BLOB PRIMARY KEY, id INTEGER) WITHOUT ROWID")
     return RecordStatements(
         create=tuple(create),
+        upgrade=tuple(f"ALTER TABLE {table} ADD COLUMN {_REASON}" for table in (ready, held)),
         load="SELECT last_id, absent, claimed, delayed, done, failed, dead, gone,"
         f" (SELECT max(id) FROM {ready}), (SELECT min(until) FROM {held} WHERE until IS NOT NULL)"
         f" FROM counters WHERE number = {number}",
         save="UPDATE counters SET last_id = ?, absent = ?, claimed = ?, delayed = ?, done = ?, failed = ?,"
         f" dead = ?, gone = ? WHERE number = {number}",
-        insert_ready=f"INSERT INTO {ready} ({_ROW}) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        select_ready=f"SELECT {_ROW} FROM {ready} ORDER BY {order} LIMIT ?",
-        select_ready_by_id=f"SELECT {_ROW} FROM {ready} WHERE id = ?",
-        select_ready_after=f"SELECT {_ROW} FROM {ready} WHERE id {beyond} ? ORDER BY id {direction} LIMIT 1",
-        select_page=f"SELECT {_ROW} FROM {ready} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
+        insert_ready=f"INSERT INTO {ready} ({_ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        select_ready=f"SELECT {row} FROM {ready} ORDER BY {order} LIMIT ?",
+        select_ready_by_id=f"SELECT {row} FROM {ready} WHERE id = ?",
+        select_ready_after=f"SELECT {row} FROM {ready} WHERE id {beyond} ? ORDER BY id {direction} LIMIT 1",
+        select_page=f"SELECT {row} FROM {ready} WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
         delete_ready=f"DELETE FROM {ready} WHERE id = ?",
         delete_first=f"DELETE FROM {ready} WHERE {heads}",
         delete_all=f"DELETE FROM {ready}",
         claim=f"{claim} WHERE id = ?",
         claim_first=f"{claim} ORDER BY {order} LIMIT ?",
-        select_claimed=f"SELECT {_ROW} FROM {held} {one_held}",
+        select_claimed=f"SELECT {row} FROM {held} {one_held}",
         claim_exists=f"SELECT 1 FROM {held} {one_held} AND attempts = ?",
         delete_claim=f"DELETE FROM {held} {one_held} AND attempts = ?",
         select_of_holder=f"SELECT id, attempts FROM {held} WHERE holder = ?",
-        delay_claim=f"UPDATE {held} SET holder = {_NOBODY}, until = ? {one_held}",
+        delay_claim=f"UPDATE {held} SET holder = {_NOBODY}, until = ?, reason = ? {one_held}",
         insert_delayed=f"INSERT INTO {held} (holder, until, {_ROW})"
-        f" VALUES ({_NOBODY}, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f" VALUES ({_NOBODY}, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         select_due=f"SELECT holder, id, attempts FROM {held} WHERE until <= ? ORDER BY until LIMIT ?",
         select_next_due=f"SELECT min(until) FROM {held} WHERE until IS NOT NULL",
-        release=f"INSERT INTO {ready} ({_ROW}) SELECT {_ROW} FROM {held} {one_held}",
-        finish_done=finish.format(_FINISHED[State.DONE]),
-        finish_failed=finish.format(_FINISHED[State.FAILED]),
-        finish_dead=finish.format(_FINISHED[State.DEAD]),
+        release=f"INSERT INTO {ready} ({_ROW}) SELECT id, priority, key, time, attempts, crc, payload,"
+        f" coalesce(?, reason) FROM {held} {one_held}",
+        finish_done=f"UPDATE {held} SET holder = {_FINISHED[State.DONE]}, until = NULL {one_held}"
+        " AND attempts = ?",
+        set_aside={
+            state: f"UPDATE {held} SET holder = {end}, until = NULL, reason = ? {one_held} AND attempts = ?"
+            for state, end in _SET_ASIDE.items()
+        },
+        requeue_keys=f"INSERT INTO {keys} (key, id) SELECT key, id FROM {held}"
+        f" WHERE {both} AND id BETWEEN ? AND ? AND key IS NOT NULL"
+        " ON CONFLICT (key) DO UPDATE SET id = excluded.id WHERE excluded.id < id"
+        f" AND EXISTS (SELECT 1 FROM {held} WHERE {both} AND {held}.id = {keys}.id)",
+        requeue={
+            state: f"INSERT INTO {ready} ({_ROW}) SELECT id, priority, key, time, 0, crc, payload, reason"
+            f" FROM {held} WHERE holder = {end} AND {requeued}"
+            for state, end in _SET_ASIDE.items()
+        },
+        delete_requeued={
+            state: f"DELETE FROM {held} WHERE holder = {end} AND {requeued}"
+            for state, end in _SET_ASIDE.items()
+        },
+        is_set_aside=f"SELECT 1 FROM {held} WHERE {both} AND id = ?",
         delete_oldest={
             state: f"DELETE FROM {held} WHERE holder = {end} AND id <="
             f" (SELECT id FROM {held} WHERE holder = {end} ORDER BY id LIMIT 1 OFFSET ? - 1)"
@@ -211,10 +255,10 @@ def record_statements(number: int, discipline: Discipline) -> RecordStatements:
         update_ready=f"UPDATE {ready} SET payload = ?, crc = ?, key = ? WHERE id = ?",
         update_claimed=f"UPDATE {held} SET payload = ?, crc = ?, key = ? {one_held}",
         select_in_state={
-            State.READY: f"SELECT {_ROW} FROM {ready}",
-            State.CLAIMED: f"SELECT {_ROW} FROM {held} WHERE holder > {_NOBODY}",
-            State.DELAYED: f"SELECT {_ROW} FROM {held} WHERE holder = {_NOBODY}",
-            **{state: f"SELECT {_ROW} FROM {held} WHERE holder = {end}" for state, end in _FINISHED.items()},
+            State.READY: f"SELECT {row} FROM {ready}",
+            State.CLAIMED: f"SELECT {row} FROM {held} WHERE holder > {_NOBODY}",
+            State.DELAYED: f"SELECT {row} FROM {held} WHERE holder = {_NOBODY}",
+            **{state: f"SELECT {row} FROM {held} WHERE holder = {end}" for state, end in _FINISHED.items()},
         },
         insert_key=f"INSERT INTO {keys} (key, id) VALUES (?, ?) ON CONFLICT DO NOTHING",
         select_key=f"SELECT id FROM {keys} WHERE key = ?",

@@ -30,6 +30,7 @@ from persistcoll import (
     Queue,
     SQLiteAckQueue,
     SQLiteQueue,
+    StorageError,
     UniqueAckQ,
     UniqueQ,
 )
@@ -186,6 +187,63 @@ def expect_all_states(place: Path) -> None:
 
 
 def test_records_in_every_state(place):
+    expect_all_states(place)
+
+
+# Records of version 1 have no reasons. Opening a queue changes its tables, once.
+
+WITH_REASONS = {archive.name for archive in ARCHIVES[4:]}
+
+
+def versions(place: Path) -> dict[str, int]:
+    with closing(sqlite3.connect(place / "data.db")) as database:
+        return dict(database.execute("SELECT name, version FROM collections"))
+
+
+def test_the_reasons_of_records(place, variant, request):
+    newest = request.node.callspec.params["place"].name in WITH_REASONS
+    wanted: dict[int, str | None] = dict.fromkeys((1, 2, 5, 7, 8))
+    if newest:
+        wanted |= {5: "nacked", 7: "nacked"}
+    for read_only, version in ((True, 2 if newest else 1), (False, 2), (False, 2)):
+        with SQLiteAckQueue[Any](place, name="ack", max_attempts=2, read_only=read_only) as queue:
+            told = {row["id"]: row["reason"] for row in queue.queue()}
+        assert {id: told[id] for id in wanted} == wanted
+        assert versions(place)["ack"] == version
+    # This one was in work, in the first process and in the second one.
+    last = "its queue was closed" if variant == "closed" else "its worker died"
+    assert told[9] == (last if newest or variant == "killed" else None)
+
+
+def test_what_is_set_aside_is_requeued(place):
+    with SQLiteAckQueue[Any](place, name="ack", max_attempts=2) as queue:
+        assert queue.requeue(2) == 1
+        queue.ack_failed(queue.get(id=2), reason="again")
+        assert queue.requeue("all") == 3
+        raws = [queue.get(id=id, raw=True) for id in (2, 5, 9)]
+        assert [(raw["data"], raw["attempts"]) for raw in raws] == [("failed", 1), ("dead", 1), ("kills", 1)]
+        assert raws[0]["reason"] == "again"
+        assert queue.ack_many(raws) == [2, 5, 9]
+    with UniqueAckQ[Any](place, name="unique ack", serializer="json") as unique:
+        for _ in range(2):
+            for item in unique.get_many(9):
+                unique.ack_failed(item)
+            assert unique.requeue("all") == 2
+
+
+def test_a_transaction_changes_no_tables(place, request):
+    if request.node.callspec.params["place"].name in WITH_REASONS:
+        pytest.skip("these have the newest tables")
+    with SQLiteQueue(place, "fifo", auto_commit=False, serializer="json") as queue:
+
+        def block() -> None:
+            with queue.transaction():
+                queue.put("within")
+                SQLiteAckQueue(place, name="ack")
+
+        with pytest.raises(StorageError, match="before the transaction"):
+            block()
+        assert (queue.qsize(), versions(place)["ack"]) == (4, 1)
     expect_all_states(place)
 
 
@@ -365,11 +423,15 @@ def test_today_writes_what_the_last_version_wrote(today, variant, tmp_path):
 
 
 def test_today_writes_what_the_first_version_wrote(today, variant, tmp_path):
-    """Apart from four additions."""
+    """Apart from five additions."""
     now, then = today, description(ARCHIVES[0], variant, tmp_path)
     # There are message queues, in a database of their own.
     del now["messages"]
     now["files"] = [name for name in now["files"] if not name.startswith("messages.db")]
+    # The records of queues have reasons.
+    assert (reasons(now["database"]) > {"nacked"}, reasons(then["database"])) == (True, set())
+    now["database"] = without_reasons(now["database"])
+    then["database"] = without_reasons(then["database"])
     # A transaction leaves a note in the lock file, after what was there before.
     assert now["database"].pop("lock") > then["database"].pop("lock")
     # The headers of chunks have three more fields, and so another version.
@@ -389,6 +451,28 @@ def test_today_writes_what_the_first_version_wrote(today, variant, tmp_path):
 
 
 CAPACITY = {"queue": 2 * 5, "sealed": 2 * 16384}
+
+
+def reasons(database: dict[str, Any]) -> set[str]:
+    """Return the reasons of all records."""
+    rows = [row for rows in database["rows"].values() for row in rows if row[0] in ("ready", "held")]
+    return {row[-1] for row in rows} - {None}
+
+
+def without_reasons(database: dict[str, Any]) -> dict[str, Any]:
+    """Describe a database of version 2 as one of version 1 with the same records."""
+    return {
+        **database,
+        "schema": [
+            (*row, None if sql is None else sql.replace(", reason TEXT", ""))
+            for *row, sql in database["schema"]
+        ],
+        "collections": [(*row, 1) for *row, _version in database["collections"]],
+        "rows": {
+            name: [row[:-1] if row[0] in ("ready", "held") else row for row in rows]
+            for name, rows in database["rows"].items()
+        },
+    }
 
 
 def acknowledged(cursor: list[tuple[Any, ...]]) -> set[int]:

@@ -65,7 +65,7 @@ def test_each_kind_is_told(kind, tmp_path):
         name,
         str(tmp_path / "s" if kind == "queue" else tmp_path / "s" / "data.db"),
         "json",
-        1,
+        1 if kind in ("queue", "dict") else 2,
         info.created,
         16384 if kind == "queue" else None,
         **dict.fromkeys(COUNTS, 0) | {"ready": 3, "unfinished": 3},

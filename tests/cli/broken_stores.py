@@ -90,7 +90,7 @@ class Fails(Putting):
 class Alters(BaseQueue):
     """A line comes out with other content."""
 
-    def get_many(self, n, block=True, timeout=None):
+    def get_many(self, n, block=True, timeout=None, *, linger=0.0):
         return [
             (number, line.swapcase() if number == _LINE else line)
             for number, line in super().get_many(n, block, timeout)
@@ -100,14 +100,14 @@ class Alters(BaseQueue):
 class Forgets(BaseQueue):
     """Acknowledgements are not kept."""
 
-    def task_done(self):
+    def task_done(self, n=1):
         pass
 
 
 class Stuck(BaseQueue):
     """``get_many`` does not return."""
 
-    def get_many(self, n, block=True, timeout=None):
+    def get_many(self, n, block=True, timeout=None, *, linger=0.0):
         threading.Event().wait()
 
 

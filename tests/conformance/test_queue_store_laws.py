@@ -111,6 +111,10 @@ def _to_the_end(store, original, id):
     return original(id, to_back=True)
 
 
+def _nack_the_first(store, original, ids):
+    return original(ids[:1])
+
+
 def _reuse_ids(store, original):
     count = original()
     if not store._state.rows:
@@ -164,6 +168,7 @@ def _listed_backwards(store, original):
 WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S1 a batch that does not fit is stored in part": ("S1", {"append_many": _half_a_batch}),
     "S1 one wrong id and the others are acknowledged": ("S1", {"ack": _acknowledge_what_is_there}),
+    "S1 one wrong id and the others are nacked": ("S1", {"nack_many": _acknowledge_what_is_there}),
     "S2 an append is lost": ("S2", {"append": _lose}),
     "S3 decode is called twice": ("S3", {"claim": _use_twice}),
     "S3 removed before decode": ("S3", {"pop": _remove_before_use}),
@@ -171,6 +176,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "S3 said to be claimed before it is": ("S3", {"claim": _says_too_early}),
     "S3 release takes another one's claim": ("S3", {"release": _releases_any}),
     "S4 given back to the end": ("S4", {"nack": _to_the_end}),
+    "S4 several nacked, and only the first is ready": ("S4", {"nack_many": _nack_the_first}),
     "S4 ids start again": ("S4", {"clear": _reuse_ids}),
     "S4 listed backwards": ("S4", {"records": _listed_backwards}),
     "S5 nothing is claimed": ("S5", {"claim": _without_claim}),

@@ -129,6 +129,16 @@ def sweep(memory_path, operation, judge, make, steps) -> None:
 
 
 READY = (2, 6, 8, 9, 10)
+
+
+def nack_both(trial: Trial) -> None:
+    """Nack both records that are claimed; of two, one alone is never ready."""
+    try:
+        trial.store.nack_many((3, 5))
+    finally:
+        assert trial.store.claimed() in (0, 2)
+
+
 OPERATIONS = {
     "append": (lambda trial: trial.store.append(b"11"), (11,), ()),
     "append to a bound": (lambda trial: trial.store.append(b"11", 100), (11,), ()),
@@ -141,10 +151,12 @@ OPERATIONS = {
     ),
     "pop": (lambda trial: trial.store.pop(number), (), ((2,),)),
     "claim_many": (lambda trial: trial.store.claim_many(3, number, claims=trial.claims), (), ()),
-    "pop_many": (lambda trial: trial.store.pop_many(3, number), (), ((2,),)),
+    "pop_many": (lambda trial: trial.store.pop_many(3, number), (), ((2, 6, 8),)),
+    "pop_many of what was nacked": (lambda trial: trial.store.pop_many(1, number), (), ((2,),)),
     "ack": (lambda trial: trial.store.ack((3,)), (), ((3,),)),
     "acknowledge two": (lambda trial: trial.store.ack((3, 5)), (), ((3, 5),)),
     "nack": (lambda trial: trial.store.nack(3), (), ()),
+    "nack_many": (nack_both, (), ()),
     "remove": (lambda trial: trial.store.remove(), (), ((2,),)),
     "remove one": (lambda trial: trial.store.remove(9), (), ((9,),)),
     "clear": (lambda trial: trial.store.clear(), (), (READY,)),

@@ -100,6 +100,7 @@ class Scene:
         )
         self.claims: list[Any] = []
         self.table.put([Entry(b"%d" % number, number, b"%d" % number) for number in range(8)])
+        self.table.fail([self.table.claim(lambda record: record.id)], "no")
         for _ in range(3):
             self.table.claim(bytes_of, claims=self.claims)
         self.ids = [id for id, _ in self.claims]
@@ -119,6 +120,9 @@ OPERATIONS: dict[str, Operation] = {
     "ack": lambda s: s.table.ack(s.ids[1:]),
     "fail": lambda s: s.table.fail(s.ids[1:2]),
     "give back": lambda s: s.table.nack(s.ids[1]),
+    "give several back": lambda s: s.table.nack_many(s.ids[1:], "busy"),
+    "requeue": lambda s: s.table.requeue(),
+    "put for later": lambda s: s.table.put([Entry(b"new", 1, b"new", 100.0), Entry(b"newer", 1, b"newer")]),
     "give back later": lambda s: s.table.nack(s.ids[1], 100.0),
     "give back behind all": lambda s: s.table.nack(s.ids[1], to_back=True),
     "release": lambda s: s.table.release(s.claims),

@@ -62,13 +62,24 @@ for verb in (acked.ack, acked.nack, acked.ack_failed):
     count("settle", verb, item)
 count("claim", acked.get)
 count("settle", acked.task_done)
+count("settle", acked.requeue, "all")
+for queue in (later, acked):
+    count("claim", queue.get_many, 3)
+    count("settle", queue.task_done, 3)
+items = count("claim", acked.get_many, 3)
+count("settle", acked.ack_many, items)
 
 def received(queue):
     with queue.receive():
         mark("settle")
 
+def received_many(queue):
+    with queue.receive_many(3):
+        mark("settle")
+
 for queue in (plain, later, acked):
     count("claim", received, queue)
+    count("claim", received_many, queue)
 for queue in (plain, later, acked):
     count("clear", queue.clear)
     count("waiting", queue.get, timeout=0.02)
@@ -153,7 +164,14 @@ ROWS = [
     ("``put``, ``put_many`` of any number of items", ["put", "put_many"], 1),
     ("``get`` with ``auto_commit``", ["get"], 1),
     ("``get`` without, and of the ack queues: a claim", ["claim", "holder"], 0),
-    ("``task_done``, ``ack``, ``nack``, ``ack_failed``, the end of ``receive``", ["settle"], 1),
+    (
+        (
+            "``task_done``, ``ack``, ``ack_many``, ``nack``, ``ack_failed``, ``requeue``,"
+            " the end of ``receive`` and of ``receive_many``"
+        ),
+        ["settle"],
+        1,
+    ),
     ("``update``, ``skip``, ``clear``", ["update", "skip", "clear"], 1),
     (
         "``qsize``, ``peek``, ``items``, ``queue``, ``stats``, waiting",

@@ -111,7 +111,7 @@ def test_the_longest_and_the_oddest_that_are_accepted(queue):
 
 
 def test_a_delay_until_a_time(queue, monkeypatch):
-    monkeypatch.setattr("persistcoll.messages.fields.time.time", lambda: START)
+    monkeypatch.setattr("persistcoll.arguments.time.time", lambda: START)
     now = datetime.fromtimestamp(START, timezone.utc)
     there = timezone(timedelta(hours=5))
     assert queue.find(queue.put("x", delay=now + timedelta(seconds=30))).due_at == START + 30

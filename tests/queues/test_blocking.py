@@ -289,7 +289,7 @@ def test_every_change_wakes_its_waiters(no_polling, call):
         else:
             id = blocking.core.store.append(b"1")
             blocking.core.store.claim(pair, claims=claims)
-            blocking.core.settle(id, claims, done=False)
+            blocking.core.settle((id,), claims, done=False)
         assert wait() == b"1"
         return
     blocking.put_many([b"1", b"2"], False, None)
@@ -312,12 +312,12 @@ def test_every_end_of_an_item_wakes_join(no_polling, call):
     if call == "task_done":
         blocking.get(pair, False, None)
     elif call == "settle":
-        id, _ = blocking.claim(pair, False, None, claims)
+        ids, _ = blocking.claim(pair, False, None, claims)
     wait = waiting(blocking.join)
     until(lambda: blocking.core.all_done._wakes)
     {
         "task_done": blocking.task_done,
-        "settle": lambda: blocking.core.settle(id, claims, done=True),
+        "settle": lambda: blocking.core.settle(ids, claims, done=True),
         "remove": lambda: blocking.core.remove(None),
         "clear": blocking.core.clear,
     }[call]()

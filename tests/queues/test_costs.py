@@ -16,6 +16,11 @@ def receive(queue: Any) -> None:
         pass
 
 
+def receive_many(queue: Any) -> None:
+    with queue.receive_many(10):
+        pass
+
+
 # Method, call, and with task_done() and with autosave: writes, and syncs at "power".
 COSTS: list[tuple[str, Any, tuple[int, int], tuple[int, int]]] = [
     ("put", lambda q: q.put("x"), (1, 1), (1, 1)),
@@ -23,7 +28,9 @@ COSTS: list[tuple[str, Any, tuple[int, int], tuple[int, int]]] = [
     ("get", lambda q: q.get(), (1, 0), (1, 1)),
     ("get_many", lambda q: q.get_many(10), (1, 0), (2, 1)),
     ("task_done", lambda q: q.task_done(), (1, 1), (0, 0)),
+    ("task_done", lambda q: q.task_done(10), (1, 1), (0, 0)),
     ("receive", receive, (2, 1), (2, 1)),
+    ("receive_many", receive_many, (2, 1), (2, 1)),
     ("peek", lambda q: q.peek(), (0, 0), (0, 0)),
     ("qsize", lambda q: q.qsize(), (0, 0), (0, 0)),
     ("items", lambda q: list(q.items()), (0, 0), (0, 0)),
@@ -50,7 +57,10 @@ def test_a_call_costs_what_its_help_says(durability, autosave, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [SQLiteQueue, PriorityQueue, SQLiteAckQueue])
-@pytest.mark.parametrize("name", ["put", "put_many", "get", "get_many", "task_done", "receive", "peek"])
+@pytest.mark.parametrize(
+    "name",
+    ["put", "put_many", "get", "get_many", "task_done", "receive", "receive_many", "peek"],
+)
 def test_the_help_of_what_is_in_a_database_says_it_too(kind, name):
     """``crash/test_sqlite_syncs.py`` counts them."""
     assert "Cost:" in (inspect.getdoc(getattr(kind, name)) or "")

@@ -16,6 +16,7 @@ from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.memory.queue_store import MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.engine.queue_core import QueueCore
+from persistcoll.engine.records import Entry
 from persistcoll.queues.ack import AckQueueCore
 from persistcoll.queues.base import BaseQueue
 from persistcoll.queues.deliveries import Deliveries, Delivery
@@ -52,6 +53,11 @@ def deliver(record):
     return delivery, delivery
 
 
+def put_many(blocking: BlockingQueue, *payloads: bytes) -> None:
+    deliveries = isinstance(blocking.core, AckQueueCore)
+    blocking.put_many([Entry(each) if deliveries else each for each in payloads], False, None)
+
+
 KINDS: dict[str, tuple[Callable[[], BlockingQueue], Callable[[Any], Any]]] = {
     "task_done": (lambda: over_a_store(False), pair),
     "autosave": (lambda: over_a_store(True), pair),
@@ -59,22 +65,29 @@ KINDS: dict[str, tuple[Callable[[], BlockingQueue], Callable[[Any], Any]]] = {
 }
 
 
-def receive(blocking, decode, done):
-    queue = SimpleNamespace(_blocking=blocking, _core=blocking.core, _claim=partial(blocking.claim, decode))
-    with suppress(ValueError), BaseQueue.receive(queue, False):  # type: ignore[arg-type]
+def receive(blocking, decode, done, many=False):
+    queue: Any = SimpleNamespace(_blocking=blocking, _core=blocking.core, _decode_claimed=decode)
+    queue._claim = partial(BaseQueue._claim, queue)
+    queue._receive = partial(BaseQueue._receive, queue)
+    received = BaseQueue.receive_many(queue, 2, False) if many else BaseQueue.receive(queue, False)
+    with suppress(ValueError), received:
         if not done:
             raise ValueError
 
 
 CALLS: dict[str, Callable[[BlockingQueue, Any], object]] = {
     "put": lambda blocking, decode: blocking.put(b"new", False, None),
-    "put_many": lambda blocking, decode: blocking.put_many([b"new", b"new"], False, None),
+    "put_many": lambda blocking, decode: put_many(blocking, b"new", b"new"),
     "get": lambda blocking, decode: blocking.get(decode, True, None),
     "get, with a timeout": lambda blocking, decode: blocking.get(decode, True, 5),
     "get_many": lambda blocking, decode: blocking.get_many(2, decode, False, None),
+    "get_many, that lingers": lambda blocking, decode: blocking.get_many(2, decode, True, None, 5),
     "receive": lambda blocking, decode: receive(blocking, decode, True),
     "receive, and it raises": lambda blocking, decode: receive(blocking, decode, False),
+    "receive_many": lambda blocking, decode: receive(blocking, decode, True, many=True),
+    "receive_many, and it raises": lambda blocking, decode: receive(blocking, decode, False, many=True),
     "task_done": lambda blocking, decode: blocking.task_done(),
+    "task_done of two": lambda blocking, decode: blocking.task_done(2),
 }
 
 
@@ -91,8 +104,8 @@ def test_a_call(name, kind):
 
     def prepare():
         blocking = make()
-        blocking.put_many([b"1", b"2", b"3"], False, None)
-        blocking.get(decode, False, None)  # record 1 is claimed
+        put_many(blocking, b"1", b"2", b"3", b"4")
+        blocking.get_many(2, decode, False, None)  # records 1 and 2 are claimed
         return blocking
 
     def run(blocking):

@@ -16,7 +16,8 @@ from persistcoll.engine.in_flight import ThreadConsumer
 from persistcoll.engine.memory.queue_store import MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.engine.queue_core import QueueCore
-from persistcoll.errors import BackendUnavailableError
+from persistcoll.engine.records import State
+from persistcoll.errors import BackendUnavailableError, NotClaimedError, StaleClaimError
 from tests.queues.waits import until, waiting
 
 
@@ -101,8 +102,72 @@ def test_claim_and_ack_are_apart_even_with_autosave():
     core.undo(claims, (token,))
     assert (core.qsize(), claims) == (1, [])
     token, item = core.try_claim(pair, claims)
-    core.settle(token, claims, done=True)
+    core.settle((token,), claims, done=True)
     assert (core.qsize(), core.unfinished()) == (0, 0)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_several_are_settled_except_the_lost_ones(done):
+    store = MemoryRecordStore()
+    core = QueueCore(store, 0, False)
+    core.try_put_many([b"1", b"2", b"3", b"4"])
+    claims: list = []
+    pairs = core.try_claim_many(4, pair, claims)
+    store._state.move(store._state.rows[2], State.READY)  # lost, as if its lease had ended
+    del store._claims[3]  # settled in another way
+    tokens = [token for token, _ in pairs]
+    if done:
+        with pytest.raises(NotClaimedError) as refusal:
+            core.settle(tokens, claims, done=True)
+        assert refusal.value.ids == (3, 2)
+    else:
+        with pytest.raises(NotClaimedError):
+            core.settle(tokens, claims, done=False)
+    assert claims == []
+    ready = [record.id for record in store.records()]
+    assert (ready, store.claimed()) == (([2], 1) if done else ([1, 2, 4], 1))
+
+
+def test_a_lost_item_keeps_the_others_from_being_done_only_once(core):
+    core.maxsize = 0
+    core.try_put_many([b"1", b"2", b"3", b"4"])
+    consumer = core.in_flight.new_consumer()
+    for _ in range(4):
+        core.try_get(pair, consumer)
+    core.store._state.move(core.store._state.rows[2], State.READY)
+    with pytest.raises(StaleClaimError) as refusal:
+        core.task_done(consumer, 3)
+    assert refusal.value.ids == (2,)
+    assert (list(consumer.claims), core.store.claimed()) == ([1, 3, 4], 3)
+    core.task_done(consumer, 3)
+    assert (list(consumer.claims), core.unfinished()) == ([], 1)
+
+
+def test_a_lost_item_is_none_to_nack():
+    store = MemoryRecordStore()
+    core = QueueCore(store, 0, False)
+    core.try_put_many([b"1", b"2"])
+    claims: list = []
+    core.try_claim_many(2, pair, claims)
+    for row in store._state.rows.values():
+        store._state.move(row, State.READY)
+    core.settle([1, 2], claims, done=False)
+    assert (claims, store.count()) == ([], 2)
+
+
+def test_a_store_that_does_not_say_what_is_lost(core, monkeypatch):
+    """All of it counts as lost, so that no call goes on for ever."""
+    core.try_put_many([b"1", b"2"])
+    claims: list = []
+    core.try_claim_many(2, pair, claims)
+
+    def fail(ids):
+        raise StaleClaimError("lost")
+
+    monkeypatch.setattr(core, "_ack", fail)
+    with pytest.raises(StaleClaimError):
+        core.settle([1, 2], claims, done=True)
+    assert claims == []
 
 
 def test_many_claims_are_delivered_or_undone_together(core):

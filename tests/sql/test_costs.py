@@ -161,8 +161,23 @@ def test_the_statements_of_each_operation(meter, opened, kind, options, put, man
         (lambda queue, item: queue.nack(item, delay=60), "begin select update*2 commit"),
         (lambda queue, item: queue.nack(item, to_back=True), "begin select*2 delete insert update commit"),
         (lambda queue, item: queue.update("other", id=1), "begin select*4 update commit"),
+        (lambda queue, item: queue.ack_failed(item, reason="no"), ACK),
+        (lambda queue, item: queue.nack(item, reason="no"), "begin select insert delete update commit"),
+        (lambda queue, item: queue.put("c", delay=60), "begin insert update commit"),
+        (lambda queue, item: queue.requeue("all"), "begin insert*2 delete*2 commit"),
     ],
-    ids=["ack", "ack_failed", "nack", "nack with a delay", "nack to the back", "update"],
+    ids=[
+        "ack",
+        "ack_failed",
+        "nack",
+        "nack with a delay",
+        "nack to the back",
+        "update",
+        "ack_failed with a reason",
+        "nack with a reason",
+        "put with a delay",
+        "requeue",
+    ],
 )
 def test_the_statements_of_each_verb(meter, opened, verb, statements):
     queue = opened(SQLiteAckQueue)
@@ -178,6 +193,61 @@ def test_at_power_the_statements_are_the_same(meter, opened):
     assert meter.words(lambda: queue.put("e")) == PUT
     assert meter.words(queue.get) == CLAIM
     assert meter.words(queue.task_done) == ACK
+
+
+def receive_many(queue: Any, raises: bool) -> None:
+    with suppress(ZeroDivisionError), queue.receive_many(500) as items:
+        assert len(items) == 500
+        if raises:
+            raise ZeroDivisionError
+
+
+MANY_AT_ONCE: dict[str, tuple[type[Any], Callable[[Any], object], Callable[[Any], object]]] = {
+    "ack_many": (
+        SQLiteAckQueue, lambda queue: queue.get_many(500), lambda queue: queue.ack_many(ids=range(1, 501))
+    ),
+    "task_done": (SQLiteQueue, lambda queue: queue.get_many(500), lambda queue: queue.task_done(500)),
+    "task_done of an ack queue": (
+        SQLiteAckQueue, lambda queue: queue.get_many(500), lambda queue: queue.task_done(500)
+    ),
+    "requeue": (
+        UniqueAckQ,
+        lambda queue: [queue.ack_failed(item) for item in queue.get_many(500)],
+        lambda queue: queue.requeue("all"),
+    ),
+    "put_many with a delay": (
+        SQLiteAckQueue, lambda queue: None, lambda queue: queue.put_many(range(500), delay=60)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("name", MANY_AT_ONCE)
+def test_500_items_are_one_commit_and_one_sync(meter, opened, monkeypatch, name, durability):
+    kind, prepare, call = MANY_AT_ONCE[name]
+    queue = opened(kind, durability=durability, **({"auto_commit": False} if kind is SQLiteQueue else {}))
+    queue.put_many(range(1000, 1500))
+    prepare(queue)
+    syncs = Syncs(database_of(queue), monkeypatch)
+    words = meter.words(partial(call, queue)).split()
+    assert (words.count("begin"), words.count("commit")) == (1, 1)
+    assert syncs.count == int(durability == "power")
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["acked", "nacked"])
+@pytest.mark.parametrize("durability", ["power", "process"])
+@pytest.mark.parametrize("kind", [SQLiteQueue, SQLiteAckQueue])
+def test_a_batch_that_is_received_is_two_commits_and_one_sync(
+    meter, opened, monkeypatch, kind, durability, raises
+):
+    """One commit claims it, without a sync, and one settles it."""
+    queue = opened(kind, durability=durability)
+    queue.put_many(range(1000, 1500))
+    syncs = Syncs(database_of(queue), monkeypatch)
+    words = meter.words(lambda: receive_many(queue, raises)).split()
+    assert (words.count("begin*2"), words.count("commit*2")) == (1, 1)
+    assert syncs.count == int(durability == "power")
+    assert queue.qsize() == (500 if raises else 0)
 
 
 @pytest.mark.parametrize("durability", ["power", "process"])
@@ -278,6 +348,10 @@ def operations(queue: Any) -> dict[str, Callable[[], object]]:
             "nack for later": lambda: queue.nack(item[0], delay=1000),
             "get for ack_failed": get,
             "ack_failed": lambda: queue.ack_failed(item[0]),
+            "requeue": lambda: queue.requeue("all"),
+            "put for later": lambda: queue.put(f"later {queue._store.stats().puts}", delay=1000),
+            "get two": lambda: queue.get_many(2),
+            "task_done of two": lambda: queue.task_done(2),
             "counts": lambda: (queue.unack_count(), queue.acked_count(), queue.active_size()),
             "clear_acked_data": lambda: queue.clear_acked_data(max_delete=5, keep_latest=10),
         }

@@ -22,7 +22,7 @@ DISCIPLINES = [FIFO, LIFO, PRIORITY, UNIQUE]
 # These statements read or remove a whole state, or the first rows in the order of the table or an index.
 HEADS = {"select_ready", "claim_first", "delete_first"}
 WHOLE = {"select_in_state", "delete_all", "delete_ready_keys", *HEADS}
-KEYS = {"insert_key", "select_key", "delete_key", "delete_ready_keys"}
+KEYS = {"insert_key", "select_key", "delete_key", "delete_ready_keys", "requeue_keys"}
 
 
 def texts(sql) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from persistcoll import (
+    AckStatus,
     ClosedError,
     Empty,
     FILOSQLiteAckQueue,
@@ -191,7 +192,9 @@ def test_the_raw_form_says_what_is_known_of_an_item(open_queue, kind):
     raw = queue.get(raw=True)
     timestamp = raw.pop("timestamp")
     assert before <= timestamp <= time.time()
-    assert raw == {"pqid": 1, "data": {"pqid": "mine"}, **({"priority": 0} if kind is PriorityQueue else {})}
+    more = {"attempts": 1, "status": AckStatus.unack, "reason": None} if kind in ACK else {}
+    more = {"priority": 0} if kind is PriorityQueue else more
+    assert raw == {"pqid": 1, "data": {"pqid": "mine"}, **more}
     done_with(queue)
     queue.put("b")
     assert queue.get_nowait(raw=True)["data"] == "b"
@@ -266,7 +269,8 @@ def test_the_rows_of_each_kind(open_queue, kind):
     rows = queue.queue()
     assert [(row.pop("id"), row.pop("data")) for row in rows] == [(1, "a"), (2, "b")]
     assert all(isinstance(row.pop("timestamp"), float) for row in rows)
-    assert rows[0] == ({"priority": 0} if kind is PriorityQueue else {"status": "0"} if kind in ACK else {})
+    more = {"attempts": 0, "status": AckStatus.inited, "reason": None} if kind in ACK else {}
+    assert rows[0] == ({"priority": 0} if kind is PriorityQueue else more)
 
 
 @pytest.mark.parametrize("kind", [SQLiteAckQueue, UniqueAckQ])

@@ -19,8 +19,8 @@ class Item:
     """An item that can be weakly referenced."""
 
 
-def delivery(id, item, attempts=1, raw=None):
-    return Delivery(Record(id, b"", 1.5, 0, attempts), item, raw)
+def delivery(id, item, raw=None):
+    return Delivery(Record(id, b"", 1.5), item, raw)
 
 
 class Book(Deliveries):
@@ -72,7 +72,7 @@ def test_nothing_is_kept_alive_longer_than_needed(book):
     alive = weakref.ref(item)
     book.add([delivery(1, item)])
     found = book.found(item)
-    book.settle(found, lambda id: id)
+    book.settle([found], lambda ids: ids)
     del item, found
     gc.collect()
     assert alive() is None
@@ -85,16 +85,17 @@ def test_an_earlier_delivery_is_lost_when_a_later_one_is_expected(book):
     for _ in range(2):
         found = book.found(item)
         with pytest.raises(StaleClaimError):
-            book.settle(found, lambda id: pytest.fail("done"))
+            book.settle([found], lambda ids: pytest.fail("done"))
     book.invalidate_previous(1)
 
 
 def test_a_later_delivery_that_was_added_before_an_earlier_one(book):
     """Between its claim and its entry another thread may be faster."""
-    late, present = [1], [2]
-    book.add([delivery(1, present, attempts=2)])
-    book.add([delivery(1, late, attempts=1)])
-    assert book.found(late).stale
+    items = [1], [2]
+    late, present = (delivery(1, item) for item in items)
+    book.add([present])
+    book.add([late])
+    assert book.found(items[0]).stale
     assert not book.found_by_id(1).stale
 
 
@@ -103,11 +104,11 @@ def test_an_error_puts_it_back_in_front(book):
         book.add([delivery(id, None)])
     found = book.found(None)
 
-    def fail(id):
-        raise OSError(id)
+    def fail(ids):
+        raise OSError(ids)
 
     with pytest.raises(OSError, match="1"):
-        book.settle(found, fail)
+        book.settle([found], fail)
     assert [book.found(None).id, book.found(None).id] == [1, 2]
 
 
@@ -122,9 +123,9 @@ def test_own_ones_go_before_older_ones_of_others(book):
 def test_what_is_settled_is_left_alone(book):
     one = delivery(1, None)
     book.add([one])
-    assert book.settle(one, lambda id: id) == 1
+    assert book.settle([one], lambda ids: ids) == [1]
     book.ack([one])
-    book.nack(one)
+    book.nack([one], "too late")
 
 
 def test_cleared(book):

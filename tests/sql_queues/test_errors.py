@@ -230,7 +230,7 @@ def test_a_collection_of_a_later_format(open_file, tmp_path, kind):
     open_file(kind, name="old").put("b")
     open_file.close()
     with closing(sqlite3.connect(data_file(tmp_path))) as connection, connection:
-        connection.execute("UPDATE collections SET version = 2 WHERE name = 'new'")
-    with pytest.raises(FormatVersionError, match="version 2"):
+        connection.execute("UPDATE collections SET version = 3 WHERE name = 'new'")
+    with pytest.raises(FormatVersionError, match="version 3"):
         open_file(kind, name="new")
     assert open_file(kind, name="old").get() == "b"

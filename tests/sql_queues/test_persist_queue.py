@@ -159,25 +159,25 @@ EXAMPLES = {
         q = persistqueue.FIFOSQLiteAckQueue('mypath')
         [q.put(item) for item in ('val1', 'val2', 'val3')]
         raw = q.get(id=1, next_in_order=True, raw=True)
-        raw['pqid'], raw['data'], sorted(raw)
+        raw['pqid'], raw['data'], {'pqid', 'data', 'timestamp'} <= set(raw)
         q.update({**raw, 'data': 'new'})
         q.nack(raw)
         q.get(id=2)
         item = q.get(id=3, next_in_order=True)
         item
         q.ack(item), q.ack(id=2), q.ack('unknown')
-        [row['id'] for row in q.queue()], sorted(q.queue()[0])
+        [row['id'] for row in q.queue()], {'id', 'data', 'status', 'timestamp'} <= set(q.queue()[0])
         q.acked_count(), q.clear_acked_data(keep_latest=1) and None, q.acked_count()
         """,
         [
             [1, 2, 3],
-            (2, "val2", ["data", "pqid", "timestamp"]),
+            (2, "val2", True),
             2,
             2,
             "new",
             "val1",
             (1, 2, None),
-            ([1, 2, 3], ["data", "id", "status", "timestamp"]),
+            ([1, 2, 3], True),
             (2, None, 1),
         ],
     ),
@@ -250,6 +250,20 @@ DIFFERENCES: dict[str, tuple[str, Any, Any]] = {
         """,
         [1, (False, False)],
         [1, (True, True)],
+    ),
+    "the raw form of the ack queues": (
+        """
+        q = persistqueue.SQLiteAckQueue('p')
+        q.put('a'), sorted(q.get(raw=True)), sorted(q.queue()[0])
+        """,
+        [(1, ["data", "pqid", "timestamp"], ["data", "id", "status", "timestamp"])],
+        [
+            (
+                1,
+                ["attempts", "data", "pqid", "reason", "status", "timestamp"],
+                ["attempts", "data", "id", "reason", "status", "timestamp"],
+            )
+        ],
     ),
     "ids that were not got": (
         """

@@ -163,15 +163,20 @@ def describe_database(path: Path) -> dict[str, Any]:
             "holders": query("SELECT * FROM holders ORDER BY collection, holder").fetchall(),
             "lock": len(lock),
             "rows": {
-                name: list(_rows(query, store[1], number, kind, _DECODERS[serializer]))
-                for number, name, kind, serializer, _version in collections
+                name: list(_rows(query, store[1], (number, version), kind, _DECODERS[serializer]))
+                for number, name, kind, serializer, version in collections
             },
         }
 
 
 def _rows(
-    query: Callable[[str], Any], store: bytes, number: int, kind: str, decode: Callable[[bytes], object]
+    query: Callable[[str], Any],
+    store: bytes,
+    collection: tuple[int, int],
+    kind: str,
+    decode: Callable[[bytes], object],
 ) -> Iterator[tuple[Any, ...]]:
+    number, version = collection
     if kind == "dict":
         sql = f"SELECT serial, key, name, expires, crc, value FROM pairs_{number} ORDER BY serial"
         for serial, key, name, expires, crc, value in query(sql):
@@ -182,15 +187,16 @@ def _rows(
     if kind == "messages":
         yield from _messages(query, store, number, decode)
         return
+    reason = "reason" if version > 1 else "NULL"
     for table, holder, until in (("ready", "NULL", "NULL"), ("held", "holder", "until")):
-        columns = f"id, priority, key, time, attempts, crc, payload, {holder}, {until}"
-        for id, priority, key, time, attempts, crc, payload, held_by, due in query(
+        columns = f"id, priority, key, time, attempts, crc, payload, {holder}, {until}, {reason}"
+        for id, priority, key, time, attempts, crc, payload, held_by, due, why in query(
             f"SELECT {columns} FROM {table}_{number} ORDER BY id"
         ):
             seed = crc32(store + number.to_bytes(8, "big"))
             assert crc == crc32(payload, (seed ^ id) & 0xFFFFFFFF)
             assert time > 0
-            yield table, id, priority, key, attempts, decode(payload), held_by, due is None
+            yield table, id, priority, key, attempts, decode(payload), held_by, due is None, why
     if kind.startswith("unique"):
         yield from query(f"SELECT * FROM keys_{number} ORDER BY 1")
 

@@ -29,12 +29,16 @@ J3     A cursor's commit is atomic, only moves forward, and moves no other curso
        operation of its own.
 J4     Trimming and retention never remove what a cursor still needs.
 T1     A record goes from ready or delayed to claimed, and from claimed to removed, done, failed, dead,
-       delayed or ready. A done, failed or dead record can only be removed.
+       delayed or ready. A done record can only be removed. A failed or dead one can be removed or
+       requeued: it is ready in its place, without attempts. A record keeps the reason for which its last
+       claim that was not acked ended.
 T2     A lost claim (its lease ended, or it was released) settles nothing: ``StaleClaimError``. A
        release that is sent again ends no later claim of the same record.
-T3     A record is ready again after its lease ended, or after the store noticed that its holder died.
-       A record that is claimed without a lease stays claimed while its holder lives.
+T3     A record is ready after its delay is over, after its lease ended, or after the store noticed that its
+       holder died, and not before. A record that is claimed without a lease stays claimed while its holder
+       lives.
 T4     A key is refused while a record of this key is ready, delayed or claimed. Afterwards it is free.
+       While it is refused, no record of this key is requeued.
 T5     The operations of a joined store are part of the caller's transaction: only this transaction sees
        them before its commit, every caller sees them after it, and a rollback undoes them.
 T6     A store's transaction happens wholly or not at all, and sees its own changes. After a rollback each

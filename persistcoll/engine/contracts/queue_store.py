@@ -95,7 +95,7 @@ class QueueStore(Store, Protocol):
     def ack(self, ids: Sequence[int]) -> None:
         """Remove these claimed records for good, all or none.
 
-        :raise NotClaimedError: this store has not claimed one of them.
+        :raise NotClaimedError: this store has not claimed one of them. ``ids`` of the error names those.
         """
 
     def nack(self, id: int) -> int | None:
@@ -104,11 +104,17 @@ class QueueStore(Store, Protocol):
         :raise NotClaimedError: this store has not claimed it.
         """
 
+    def nack_many(self, ids: Sequence[int]) -> None:
+        """Make these claimed records ready again in one atomic step, all or none, as :meth:`nack` does.
+
+        :raise NotClaimedError: this store has not claimed one of them. ``ids`` of the error names those.
+        """
+
     def release(self, claims: Sequence[Claim]) -> int:
         """Make each record of these claims ready again, at once and in its place.
 
-        The store ignores a claim that ended. In a record store the attempt stays counted, because its number
-        distinguishes one claim from the next. No back-off applies, and no record becomes dead.
+        The store ignores a claim that ended. In a record store the attempt stays counted, no back-off
+        applies, and no record becomes dead.
 
         :return: how many records became ready.
         """

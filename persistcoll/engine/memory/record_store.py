@@ -14,7 +14,19 @@ from typing import TypeVar, cast
 
 from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
 from persistcoll.engine.memory.rows import FINISHED, UNFINISHED, MemoryRecordState, Row
-from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline, Entry, Record, State, Stats
+from persistcoll.engine.records import (
+    FIFO,
+    HOLDER_CLOSED,
+    HOLDER_DIED,
+    LEASE_RAN_OUT,
+    NACKED,
+    ClaimPolicy,
+    Discipline,
+    Entry,
+    Record,
+    State,
+    Stats,
+)
 from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError, StaleClaimError
 
@@ -40,8 +52,8 @@ class MemoryRecordStore(RecordStore):
     >>> table.claim(lambda record: record.payload)
     b'first'
     >>> now += 60
-    >>> [(record.payload, record.attempts) for record in table.records()]
-    [(b'first', 1), (b'second', 0)]
+    >>> [(record.payload, record.attempts, record.reason) for record in table.records()]
+    [(b'first', 1, 'lease ran out'), (b'second', 0, None)]
     >>> table.ack([1])
     Traceback (most recent call last):
     persistcoll.errors.StaleClaimError: the claim of item 1 was lost
@@ -64,7 +76,7 @@ class MemoryRecordStore(RecordStore):
         self._holder: object = self
         # The ids of rows that another open transaction has changed, and that this store passes over.
         self._locked: frozenset[int] = frozenset()
-        # The claims that this store has not settled: id to attempt. A lost claim stays in the dict, so that
+        # The claims that this store has not settled: id to delivery. A lost claim stays in the dict, so that
         # the store can raise StaleClaimError for it.
         self._claims: dict[int, int] = {}
         # The last transaction whose rollback restores the claims.
@@ -84,18 +96,24 @@ class MemoryRecordStore(RecordStore):
         if transaction is not None and transaction is not self._joined:
             self._joined = transaction
             transaction.on_rollback(partial(setattr, self, "_claims", dict(self._claims)))
+        self._end_what_is_due()
+        return state
+
+    def _end_what_is_due(self) -> None:
+        state = self._state
         now = state.clock()
         rows = [row for row in state.rows.values() if row.id not in self._locked]
         due = [(row.until, row.id) for row in rows if row.until is not None]
         for until, id in sorted(due):
             if until <= now:
-                self._come_back(state.rows[id])
-        return state
+                row = state.rows[id]
+                self._come_back(row, LEASE_RAN_OUT if row.state is State.CLAIMED else row.reason)
 
-    def _come_back(self, row: Row) -> None:
+    def _come_back(self, row: Row, reason: str | None) -> None:
         """Make a row ready, or dead if it is claimed and has no attempts left."""
         limit = self._retry.max_attempts
         dead = row.state is State.CLAIMED and limit is not None and row.attempts >= limit
+        row.reason = reason
         self._state.move(row, State.DEAD if dead else State.READY)
 
     def _ready(self) -> list[Row]:
@@ -109,7 +127,8 @@ class MemoryRecordStore(RecordStore):
 
     def _record(self, row: Row, attempt: int = 0) -> Record:
         """Return the record of a row. With ``attempt`` 1 it counts the claim that is being made."""
-        return Record(row.id, row.payload, row.time, row.priority, row.attempts + attempt)
+        attempts = row.attempts + attempt
+        return Record(row.id, row.payload, row.time, row.priority, attempts, reason=row.reason)
 
     def _claimed(self, id: int) -> Row:
         """Return the row of a claim of this store.
@@ -118,11 +137,29 @@ class MemoryRecordStore(RecordStore):
         :raise StaleClaimError: the claim was lost.
         """
         if id not in self._claims:
-            raise NotClaimedError(f"this store has not claimed item {id}")
+            raise NotClaimedError(f"this store has not claimed item {id}", [id])
         row = self._state.rows.get(id)
-        if row is None or row.holder != self._holder or row.attempts != self._claims[id]:
-            raise StaleClaimError(f"the claim of item {id} was lost")
+        if row is None or row.holder != self._holder or row.deliveries != self._claims[id]:
+            raise _stale([id])
         return row
+
+    def _settled(self, ids: Sequence[int]) -> list[Row]:
+        """Return the rows of claims of this store that it is about to settle, and forget the claims.
+
+        It raises what :meth:`_claimed` raises, for all lost claims together.
+        """
+        rows: list[Row] = []
+        lost: list[int] = []
+        for id in dict.fromkeys(ids):
+            try:
+                rows.append(self._claimed(id))
+            except StaleClaimError:
+                lost.append(id)
+        if lost:
+            raise _stale(lost)
+        for row in rows:
+            del self._claims[row.id]
+        return rows
 
     # Transactions.
 
@@ -159,12 +196,15 @@ class MemoryRecordStore(RecordStore):
                 known = entry.key in keys or state.of_key(entry.key) is not None
                 accepted.append(not (self._discipline.unique and known))
                 keys.update(() if entry.key is None else (entry.key,))
-            if any(accepted) and 0 < capacity < len(state.select(State.READY)) + sum(accepted):
+            more = sum(new and not entry.delay > 0 for entry, new in zip(entries, accepted, strict=True))
+            if more and 0 < capacity < len(state.select(State.READY)) + more:
                 raise Full
             now = state.clock()
             ids: list[int | None] = []
             for entry, new in zip(entries, accepted, strict=True):
                 row = Row(0, bytes(entry.payload), now, entry.priority, entry.key)
+                if entry.delay > 0:
+                    row.state, row.until = State.DELAYED, now + entry.delay
                 ids.append(state.add(row) if new else None)
                 state.puts += new
             return ids
@@ -237,14 +277,15 @@ class MemoryRecordStore(RecordStore):
         until = None if lease is None else self._state.clock() + lease
         for row in rows[: len(values)]:
             row.attempts += 1
+            row.deliveries += 1
             if pop:
                 self._done(row)
                 continue
             self._state.move(row, State.CLAIMED, until)
             row.holder = self._holder
-            self._claims[row.id] = row.attempts
+            self._claims[row.id] = row.deliveries
             if claims is not None:
-                claims.append((row.id, row.attempts))
+                claims.append((row.id, row.deliveries))
         return values
 
     # Settling.
@@ -252,8 +293,7 @@ class MemoryRecordStore(RecordStore):
     def ack(self, ids: Sequence[int]) -> None:
         with self._state.lock:
             self._promote_due()
-            for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
-                del self._claims[row.id]
+            for row in self._settled(ids):
                 self._done(row)
 
     def _done(self, row: Row) -> None:
@@ -265,38 +305,44 @@ class MemoryRecordStore(RecordStore):
             for old in state.select(State.DONE)[:-keep]:
                 state.remove(old)
 
-    def fail(self, ids: Sequence[int]) -> None:
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
         with self._state.lock:
             self._promote_due()
-            for row in [self._claimed(id) for id in dict.fromkeys(ids)]:
-                del self._claims[row.id]
+            for row in self._settled(ids):
+                row.reason = reason
                 self._state.move(row, State.FAILED)
 
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
         with self._state.lock:
-            state = self._promote_due()
-            row = self._claimed(id)
-            del self._claims[id]
-            self._come_back(row)
-            if row.state is State.DEAD:
-                return id
-            if delay is None:
-                backoff = self._retry.backoff
-                delay = 0.0 if backoff is None else backoff.delay(row.attempts)
-            if delay > 0:
-                state.move(row, State.DELAYED, state.clock() + delay)
-            if to_back:
-                state.remove(row)
-                state.add(row)
+            self._promote_due()
+            (row,) = self._settled([id])
+            self._nack(row, delay, reason)
+            if to_back and row.state is not State.DEAD:
+                self._state.remove(row)
+                self._state.add(row)
             return row.id
+
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        with self._state.lock:
+            self._promote_due()
+            for row in self._settled(ids):
+                self._nack(row, None, reason)
+
+    def _nack(self, row: Row, delay: float | None, reason: str) -> None:
+        self._come_back(row, reason)
+        if delay is None:
+            backoff = self._retry.backoff
+            delay = 0.0 if backoff is None else backoff.delay(row.attempts)
+        if delay > 0 and row.state is not State.DEAD:
+            self._state.move(row, State.DELAYED, self._state.clock() + delay)
 
     def release(self, claims: Sequence[Claim]) -> int:
         with self._state.lock:
             state = self._promote_due()
             released = 0
-            for id, attempts in claims:
+            for id, delivery in claims:
                 row = state.rows.get(id)
-                if self._claims.get(id) == attempts and row is not None and row.holder == self._holder:
+                if self._claims.get(id) == delivery and row is not None and row.holder == self._holder:
                     del self._claims[id]
                     state.move(row, State.READY)
                     released += 1
@@ -311,7 +357,7 @@ class MemoryRecordStore(RecordStore):
         claimed = [row for row in self._state.select(State.CLAIMED) if row.id not in self._locked]
         rows = [row for row in claimed if self._is_dead(row.holder)]
         for row in rows:
-            self._come_back(row)
+            self._come_back(row, HOLDER_DIED)
         return len(rows)
 
     def _is_dead(self, holder: object) -> bool:
@@ -355,6 +401,25 @@ class MemoryRecordStore(RecordStore):
             row.payload, row.key = bytes(payload), key
             state.changes += 1
             return True
+
+    def requeue(self, id: int | None = None) -> int:
+        with self._state.lock:
+            state = self._promote_due()
+            count = 0
+            for row in self._set_aside(id):
+                if self._discipline.unique and state.of_key(row.key) is not None:
+                    if id is not None:
+                        raise DuplicateError(f"the key of item {id} is active for another item")
+                    continue
+                row.attempts = 0
+                state.move(row, State.READY)
+                count += 1
+            return count
+
+    def _set_aside(self, id: int | None) -> list[Row]:
+        """Return the failed and the dead rows, or the one of them with this id."""
+        rows = [row for row in self._state.select(State.FAILED, State.DEAD) if row.id not in self._locked]
+        return [row for row in rows if id in (None, row.id)]
 
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         if state not in FINISHED:
@@ -443,8 +508,14 @@ class MemoryRecordStore(RecordStore):
 
     def close(self) -> None:
         with self._state.lock:
+            self._end_what_is_due()
             self._closed = True
             for row in [row for row in self._state.select(State.CLAIMED) if row.holder == self._holder]:
                 row.holder = None
                 if self._retry.auto_reclaim:
-                    self._come_back(row)
+                    self._come_back(row, HOLDER_CLOSED)
+
+
+def _stale(ids: Sequence[int]) -> StaleClaimError:
+    which = f"claim of item {ids[0]} was" if len(ids) == 1 else f"claims of items {ids} were"
+    return StaleClaimError(f"the {which} lost", ids)

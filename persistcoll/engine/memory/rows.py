@@ -30,6 +30,9 @@ class Row:
     priority: float
     key: bytes | None
     attempts: int = 0
+    deliveries: int = 0
+    """How often the record was claimed. A requeue leaves it, so that it distinguishes each claim."""
+    reason: str | None = None
     state: State = State.READY
     until: float | None = None
     """The time at which the delay or the lease ends, in seconds by the clock; ``None``: there is none."""

@@ -87,6 +87,15 @@ class _Session(MemoryRecordStore):
         self._check_unlocked(id)
         return super().update(id, payload, key)
 
+    def requeue(self, id: int | None = None) -> int:
+        if id is not None:
+            self._check_unlocked(id)
+        super()._promote_due()
+        keys = {row.key for row in self._set_aside(id) if row.key is not None}
+        if self._discipline.unique and keys & self._locked_keys:
+            raise LockedError("another transaction puts or changes an item of this key")
+        return super().requeue(id)
+
     def _check_unlocked(self, id: int) -> None:
         if id in self._locked:
             raise LockedError(f"item {id} is locked by another transaction")
@@ -128,8 +137,10 @@ class MemoryServerStore(ServerStore[MemoryServerState], RecordStore):
     ack = sent(RecordStore, "ack")
     fail = sent(RecordStore, "fail")
     nack = sent(RecordStore, "nack")
+    nack_many = sent(RecordStore, "nack_many")
     release = sent(RecordStore, "release")
     reclaim = sent(RecordStore, "reclaim")
+    requeue = sent(RecordStore, "requeue")
     update = sent(RecordStore, "update")
     remove = sent(RecordStore, "remove")
     clear = sent(RecordStore, "clear")

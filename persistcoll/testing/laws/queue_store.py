@@ -73,6 +73,8 @@ def whole_or_not_at_all(harness: QueueStoreHarness) -> None:
             store.ack([first, wrong])
         with refused(NotClaimedError, f"nack({wrong})", store):
             store.nack(wrong)
+        with refused(NotClaimedError, f"nack_many() of a claimed id and of {wrong}", store):
+            store.nack_many([first, wrong])
         store.nack(first)
     limit = store.capabilities.max_payload
     if limit is not None and limit <= _MOST_PAYLOAD:
@@ -107,6 +109,8 @@ def durable_when_returned(harness: QueueStoreHarness) -> None:
     left(numbers(1, 12), "ack()")
     store.nack(store.claim(id_of))
     left(numbers(1, 12), "nack()")
+    store.nack_many([store.claim(id_of), store.claim(id_of)])
+    left(numbers(1, 12), "nack_many()")
     store.pop(id_of)
     left(numbers(2, 12), "pop()")
     count = len(store.pop_many(4, id_of))
@@ -203,8 +207,8 @@ def in_order_and_never_twice(harness: QueueStoreHarness) -> None:
     append(6)
     taken = claim_all(store)
     check(taken == given, f"taken in the order {taken}, put in the order {given}")
-    for id in (taken[4], taken[0], taken[5], taken[2]):
-        store.nack(id)
+    store.nack(taken[4])
+    store.nack_many([taken[2], taken[0], taken[5], taken[0]])
     append(1)
     expected = [taken[0], taken[2], taken[4], taken[5], *given[-2:]]
     listed = [record.id for record in store.records()]
@@ -386,6 +390,8 @@ def closed_is_closed(harness: QueueStoreHarness) -> None:
         "ack": lambda: store.ack([id]),
         "ack of nothing": lambda: store.ack([]),
         "nack": lambda: store.nack(id),
+        "nack_many": lambda: store.nack_many([id]),
+        "nack_many of nothing": lambda: store.nack_many([]),
         "peek": lambda: store.peek(id_of),
         "remove": store.remove,
         "clear": store.clear,

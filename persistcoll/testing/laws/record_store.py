@@ -47,6 +47,7 @@ from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
     RecordStoreLaw,
     after_the_end,
+    closed_as_died,
     contents,
     entries,
     keyed,
@@ -87,6 +88,7 @@ def whole_or_not_at_all(harness: RecordStoreHarness) -> None:
             "ack()": partial(table.ack, [claimed, wrong]),
             "fail()": partial(table.fail, [claimed, wrong]),
             "nack()": partial(table.nack, wrong),
+            "nack_many()": partial(table.nack_many, [claimed, wrong]),
             "nack() with a delay": partial(table.nack, wrong, harness.seconds(60.0)),
             "nack() to the back": partial(table.nack, wrong, to_back=True),
         }
@@ -118,7 +120,7 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     """Every change that returned survives the process."""
     retry = ClaimPolicy(max_attempts=4, keep_done=100)
     table = harness.open(UNIQUE, retry)
-    names = [name.encode() for name in "abcdefghijklm"]
+    names = [*(name.encode() for name in "abcdefghijklm"), b"later"]
 
     def left(verb: str) -> None:
         wanted = after_the_end(contents(table), retry)
@@ -135,25 +137,28 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
         check(counted == wanted_counts, f"after {verb}: puts and gets {counted}, not {wanted_counts}")
         found.close()
 
-    table.put([Entry(name, index % 3, name) for index, name in enumerate(names)])
+    table.put([Entry(name, index % 3, name) for index, name in enumerate(names[:-1])])
     left("put()")
     table.append(b"without a key")
     left("append()")
+    table.put([Entry(b"later", key=b"later", delay=harness.seconds(60.0))])
+    left("put() with a delay")
     one, two, three = (table.claim(id_of) for _ in range(3))
     left("claim()")
     many = table.claim_many(4, id_of)
     left("claim_many()")
     table.ack([one])
     left("ack()")
-    table.fail([two])
+    table.fail([two], "given up")
     left("fail()")
     table.nack(three, harness.seconds(60.0))
     left("nack() with a delay")
     last = table.nack(many[0], to_back=True)
     left("nack() to the back")
-    for id in many[1:]:
-        table.nack(id)
+    table.nack(many[1], reason="busy")
     left("nack()")
+    table.nack_many(many[2:], "busy, too")
+    left("nack_many()")
     table.update(last, b"another")
     table.update(three, b"and another")
     left("update()")
@@ -170,6 +175,12 @@ def durable_when_returned(harness: RecordStoreHarness) -> None:
     left("remove() of an id")
     harness.advance(60.0)
     left("the end of a delay")
+    table.requeue(two)
+    left("requeue() of an id")
+    table.fail([table.claim(id_of)])
+    table.requeue()
+    left("requeue()")
+    table.fail([table.claim(id_of)])
     table.purge(State.FAILED)
     table.purge(State.DONE, 1)
     left("purge()")
@@ -221,6 +232,8 @@ def within_capacity(harness: RecordStoreHarness) -> None:
         with refuses(Full, "append() to a full table", *tables):
             mine.append(b"e", capacity)
         check(mine.put(keyed("a", "d"), capacity) == [None, None], "an entry that is refused needs no room")
+    (later,) = one.put([Entry(b"later", key=b"later", delay=harness.seconds(1000.0))], capacity)
+    check(later is not None and one.count() == capacity, "a delayed entry needs room, or counts as ready")
     one.nack(one.claim(id_of), harness.seconds(30.0))
     one.claim(id_of)
     other.put(keyed("e", "f"), capacity)
@@ -263,6 +276,9 @@ def strangers_by_name(harness: RecordStoreHarness) -> None:
     one.ack(held[:1])
     one.fail(held[1:2])
     untouched("ack() and fail()")
+    one.requeue()
+    one.fail([one.claim(id_of)])
+    untouched("requeue()")
     taken = two.claim(lambda record: record)
     check(taken.payload == b"x", f"{taken} is another table's")
     two.fail([taken.id])
@@ -315,10 +331,10 @@ def _reopened(harness: RecordStoreHarness, discipline: Discipline, retry: ClaimP
     numbers = table.stats()
     for time in range(2, 5):
         table.claim_many(1, id_of)
-        rows = after_the_end(contents(table), retry)
+        rows = closed_as_died(after_the_end(contents(table), retry))
         table.close()
         table = reopen()
-        found = contents(table)
+        found = closed_as_died(contents(table))
         check(found == rows, f"opened for the {time}. time: {found}, not {rows}")
         if discipline.unique:
             keys = [table.has_active_key(key) for key in (b"k", b"l", b"n")]
@@ -367,12 +383,15 @@ def closed_is_closed(harness: RecordStoreHarness) -> None:
         "fail of nothing": lambda: table.fail([]),
         "nack": lambda: table.nack(id),
         "nack with a delay": lambda: table.nack(id, harness.seconds(1.0)),
+        "nack_many": lambda: table.nack_many([id]),
+        "nack_many of nothing": lambda: table.nack_many([]),
         "peek": lambda: table.peek(id_of),
         "remove": table.remove,
         "clear": table.clear,
         "update": lambda: table.update(first or 0, b""),
         "holds": lambda: table.has_active_key(b"b"),
         "reclaim": table.reclaim,
+        "requeue": table.requeue,
         "purge": lambda: table.purge(State.DONE),
         "shrink": table.shrink,
         "scan": lambda: list(table.scan()),

@@ -8,7 +8,17 @@ from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import RecordStore, Select
-from persistcoll.engine.records import FIFO, UNIQUE, Backoff, ClaimPolicy, Entry, Record, State
+from persistcoll.engine.records import (
+    FIFO,
+    LEASE_RAN_OUT,
+    PRIORITY,
+    UNIQUE,
+    Backoff,
+    ClaimPolicy,
+    Entry,
+    Record,
+    State,
+)
 from persistcoll.errors import DuplicateError, Full
 from persistcoll.testing.children import check
 from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, token
@@ -21,6 +31,7 @@ from persistcoll.testing.laws.record_store_harness import (
     refuses,
     standing,
 )
+from persistcoll.testing.laws.record_store_set_aside import requeued_keys
 
 __all__ = ["CLAIM_LAWS"]
 
@@ -56,12 +67,13 @@ def _leases(harness: RecordStoreHarness) -> None:
     harness.advance(30.0 - harness.time.before(30.0))
     for each in (table, other):
         found = list(each.records())
-        wanted_records = [expected[0]._replace(attempts=1), expected[2]]
+        wanted_records = [expected[0]._replace(attempts=1, reason=LEASE_RAN_OUT), expected[2]]
         check(found == wanted_records, f"at the end of a lease: {found}, not {wanted_records}")
         contents(each)
     check(other.peek(id_of) == expected[0].id, "peek() is not at what a lease has left")
     got = other.claim(lambda record: record)
-    check(got == expected[0]._replace(attempts=2), f"{got} was taken, in the place of {expected[0]}")
+    first = expected[0]._replace(attempts=2, reason=LEASE_RAN_OUT)
+    check(got == first, f"{got} was taken, in the place of {first}")
     harness.advance(30.0)
     check(claim_all(other) == [record.id for record in expected[1:]], "not what a lease has left")
     harness.advance(60.0)
@@ -144,6 +156,37 @@ def _delays(harness: RecordStoreHarness) -> None:
     harness.advance(10.0)
     got = claim_all(table)
     check(got == [second, last] and last > second, f"delayed and to the back: {got}")
+    _nacked_together(harness, table, got)
+    _put_for_later(harness)
+
+
+def _nacked_together(harness: RecordStoreHarness, table: RecordStore, held: list[int]) -> None:
+    """Check that several records which are nacked together have the delays that each one has alone."""
+    _, last = held  # claimed once, and more often than makes a difference
+    table.nack_many(held)
+    for seconds, left in ((10.0, [last]), (20.0, [])):
+        harness.advance(harness.time.before(seconds))
+        before = [record.id for _, record in table.scan(State.DELAYED)]
+        harness.advance(seconds - harness.time.before(seconds))
+        found = [record.id for _, record in table.scan(State.DELAYED)]
+        check(found == left and len(before) == len(left) + 1, f"nacked together: {before}, then {found}")
+    check(claim_all(table) == held, "what was nacked together is not in its places")
+
+
+def _put_for_later(harness: RecordStoreHarness) -> None:
+    """Check that an entry with a delay is ready after it, in its place, and not before."""
+    table = harness.open(PRIORITY, name="put for later")
+    delay = harness.seconds(20.0)
+    ids = table.put([Entry(b"a", 1, delay=delay), Entry(b"b", 1), Entry(b"c", 0, delay=delay)])
+    more = table.append(b"d")
+    check([*ids, more] == sorted([*(id or 0 for id in ids), more]), f"ids of delayed entries: {ids}, {more}")
+    harness.advance(harness.time.before(20.0))
+    wanted = {b"a": (State.DELAYED, 0), b"b": (State.READY, 0), b"c": (State.DELAYED, 0)}
+    found = standing(table)
+    check(found == wanted | {b"d": (State.READY, 0)}, f"put with a delay, before its end: {found}")
+    harness.advance(20.0 - harness.time.before(20.0))
+    got = claim_all(table)
+    check(got == [ids[2], more, ids[0], ids[1]], f"put with a delay, after its end: {got}")
 
 
 def _seen_at_once(harness: RecordStoreHarness) -> None:
@@ -169,6 +212,7 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
         "append()": (lambda table, id: _is_full(lambda: table.append(b"", 1)), True),
         "put()": (lambda table, id: _is_full(lambda: table.put([Entry(b"")], 1)), True),
         "update()": (lambda table, id: table.update(id, b"new", b"l"), True),
+        "requeue()": (lambda table, id: (table.requeue(), table.count()), (0, 1)),
         "has_active_key()": (lambda table, id: table.has_active_key(b"k"), True),
     }
     dead: dict[str, tuple[Callable[[RecordStore, int], Any], Any]] = {
@@ -184,16 +228,19 @@ def _seen_at_once(harness: RecordStoreHarness) -> None:
         "update()": (lambda table, id: table.update(id, b"new", b"k"), False),
         "has_active_key()": (lambda table, id: table.has_active_key(b"k"), False),
         "purge()": (lambda table, id: table.purge(State.DEAD), 1),
+        "requeue()": (lambda table, id: table.requeue(), 1),
     }
     tables: list[tuple[str, RecordStore, int, Callable[[RecordStore, int], Any], Any]] = []
     for limit, looks in ((None, ready), (1, dead)):
         retry = ClaimPolicy(lease=60.0, max_attempts=limit)
         for name, (call, wanted) in looks.items():
-            for delayed in (False, True):
-                table = harness.open(UNIQUE, retry, f"{name} {limit} {delayed}")
-                (id,) = (each or 0 for each in table.put(keyed("k")))
-                table.claim(id_of)
-                if delayed and limit is None:
+            for how in ("claimed", "nacked", "put"):
+                table = harness.open(UNIQUE, retry, f"{name} {limit} {how}")
+                delay = harness.seconds(60.0) if how == "put" and limit is None else 0.0
+                (id,) = (each or 0 for each in table.put([Entry(b"k", key=b"k", delay=delay)]))
+                if not delay:
+                    table.claim(id_of)
+                if how == "nacked" and limit is None:
                     table.nack(id, harness.seconds(60.0))
                 tables.append((name, table, id, call, wanted))
     harness.advance(60.0)
@@ -278,6 +325,7 @@ def keys_in_force(harness: RecordStoreHarness) -> None:
     empty.held("the empty key")
     table.remove(id)
     empty.free("the empty key, discarded")
+    requeued_keys(harness)
     plain = harness.open(FIFO, retry)
     got = [*plain.put(keyed("a", "a")), *plain.put(keyed("a"))]
     check(None not in got, f"refused, though the table is not of unique records: {got}")

@@ -9,6 +9,8 @@ from typing import Any, Protocol, cast
 from persistcoll.engine.contracts import QueueStore, RecordStore
 from persistcoll.engine.records import (
     FIFO,
+    HOLDER_CLOSED,
+    HOLDER_DIED,
     LIFO,
     PRIORITY,
     UNIQUE,
@@ -31,6 +33,7 @@ __all__ = [
     "RecordStoreLaw",
     "Row",
     "after_the_end",
+    "closed_as_died",
     "contents",
     "entries",
     "keyed",
@@ -114,13 +117,13 @@ class FifoStores:
 
 
 class _Uncounted:
-    """A store whose records do not tell their attempts, because those of a queue store never do."""
+    """A store whose records tell neither attempts nor reasons, because those of a queue store never do."""
 
     def __init__(self, table: RecordStore) -> None:
         self._table = table
 
     def records(self) -> Iterator[Record]:
-        return (record._replace(attempts=0) for record in self._table.records())
+        return (record._replace(attempts=0, reason=None) for record in self._table.records())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._table, name)
@@ -233,15 +236,24 @@ def order(records: list[Record], discipline: Discipline) -> list[Record]:
 
 
 def after_the_end(rows: list[Row], retry: ClaimPolicy) -> list[Row]:
-    """Return these rows as they are after the holders of their claims closed or died."""
+    """Return these rows as they are after the holders of their claims died."""
 
-    def moved(state: State, record: Record) -> State:
+    def moved(state: State, record: Record) -> Row:
         if state is not State.CLAIMED or not retry.auto_reclaim:
-            return state
+            return state, record
         dead = retry.max_attempts is not None and record.attempts >= retry.max_attempts
-        return State.DEAD if dead else State.READY
+        return State.DEAD if dead else State.READY, record._replace(reason=HOLDER_DIED)
 
-    return [(moved(state, record), record) for state, record in rows]
+    return [moved(state, record) for state, record in rows]
+
+
+def closed_as_died(rows: list[Row]) -> list[Row]:
+    """Return these rows as they are if the holders that have closed had died instead."""
+
+    def dead(record: Record) -> Record:
+        return record._replace(reason=HOLDER_DIED) if record.reason == HOLDER_CLOSED else record
+
+    return [(state, dead(record)) for state, record in rows]
 
 
 def entries(*payloads: str) -> list[Entry]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import RecordStore, Select
-from persistcoll.engine.records import ClaimPolicy, Discipline, Record, State
+from persistcoll.engine.records import NACKED, ClaimPolicy, Discipline, Entry, Record, State
 from persistcoll.errors import Empty, NotClaimedError
 from persistcoll.testing.children import check, run_threads
 from persistcoll.testing.laws.queue_store_harness import calls, claim_all, id_of, raising, token
@@ -137,7 +137,8 @@ def _taken_and_given_back(table: RecordStore, discipline: Discipline, given: lis
     given.append(table.nack(taken[1], to_back=True))
     check(given == sorted(set(given)), f"{by}: to the back of all, with the ids {given}")
     (new,) = table.records()
-    check(new == old[taken[1]]._replace(id=given[-1]), f"{by}: to the back: {new}, of {old[taken[1]]}")
+    moved = old[taken[1]]._replace(id=given[-1], reason=NACKED)
+    check(new == moved, f"{by}: to the back: {new}, not {moved}")
     check(taken[1] not in {record.id for _, record in contents(table)}, "the old id is still there")
     table.nack(taken[3])
     wanted = [record.id for record in order([new, old[taken[3]]], discipline)]
@@ -177,7 +178,7 @@ def one_taker_each(harness: RecordStoreHarness) -> None:
         _Takers(table, other).run()
         if other is not table:
             _not_another_ones(table, other)
-            _notices(table, other)
+            _notices(harness, table, other)
 
 
 class _Takers:
@@ -253,7 +254,7 @@ def _not_another_ones(one: RecordStore, other: RecordStore) -> None:
     check(held not in claim_all(other), "a claimed record was taken through another table")
 
 
-def _notices(one: RecordStore, other: RecordStore) -> None:
+def _notices(harness: RecordStoreHarness, one: RecordStore, other: RecordStore) -> None:
     """Check that the change token of one handle shows what happened through the other."""
     taken: list[int] = []
     steps: dict[str, Callable[[], object]] = {
@@ -263,6 +264,10 @@ def _notices(one: RecordStore, other: RecordStore) -> None:
         "nack()": lambda: other.nack(taken.pop()),
         "ack()": lambda: other.ack(taken),
         "remove()": other.remove,
+        "append() again": lambda: other.append(b"c"),
+        "fail()": lambda: other.fail([other.claim(id_of)]),
+        "requeue()": other.requeue,
+        "put() with a delay": lambda: other.put([Entry(b"later", delay=harness.seconds(60.0))]),
     }
     for name, step in steps.items():
         before = token(one)

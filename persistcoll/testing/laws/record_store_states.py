@@ -21,6 +21,11 @@ from persistcoll.testing.laws.record_store_harness import (
     refuses,
     standing,
 )
+from persistcoll.testing.laws.record_store_set_aside import (
+    claimed_since_a_requeue,
+    reasons_are_kept,
+    requeued_to_their_places,
+)
 
 __all__ = ["STATE_LAWS"]
 
@@ -37,8 +42,8 @@ def _ids(table: RecordStore, state: State) -> list[int]:
 def states_change_one_way(harness: RecordStoreHarness) -> None:
     """Every record goes from ready or delayed to claimed, and on from claimed only.
 
-    A claimed record becomes removed, done, failed, dead, delayed or ready; a done, failed or dead record is
-    only ever removed.
+    A claimed record becomes removed, done, failed, dead, delayed or ready; a done record is only ever
+    removed, a failed or dead one also requeued. The reason is kept.
     """
     retry = ClaimPolicy(max_attempts=2, keep_done=1000)
     table = harness.open(UNIQUE, retry)
@@ -62,6 +67,8 @@ def states_change_one_way(harness: RecordStoreHarness) -> None:
     check(found == wanted, f"records are {found}, not {wanted}")
     _nothing_moves(harness, table, wanted)
     _what_dies(harness)
+    reasons_are_kept(harness)
+    requeued_to_their_places(harness)
     _what_is_purged(harness, table)
     _what_is_kept(harness)
 
@@ -76,6 +83,8 @@ def _nothing_moves(
             with refuses(Empty, f"claim() of what is {state.value}", table):
                 table.claim(id_of, Select(id))
             check(table.remove(id) is None, f"remove() of what is {state.value}")
+            if state not in (State.FAILED, State.DEAD):
+                check(table.requeue(id) == 0, f"requeue() of what is {state.value}")
             if state is not State.CLAIMED:
                 for verb in (table.ack, table.fail):
                     with refuses(NotClaimedError, f"{verb.__name__}() of what is {state.value}", table):
@@ -195,10 +204,11 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
             "nack()": partial(table.nack, id),
             "nack() with a delay": partial(table.nack, id, harness.seconds(5.0)),
             "nack() to the back": partial(table.nack, id, to_back=True),
+            "nack_many() of it and another": partial(table.nack_many, [fresh, id]),
         }
         for name, call in calls.items():
             with refuses(StaleClaimError, f"{name}, the claim lost to {how},", *tables):
-                call()
+                _naming(id, call)
 
     for id in claimed[1:6]:
         lost(id, "the end of its lease")
@@ -221,6 +231,16 @@ def lost_claims_do_nothing(harness: RecordStoreHarness) -> None:
         table.fail([again])
         with refuses(NotClaimedError, "ack() of what this table set aside", table):
             table.ack([again])
+    claimed_since_a_requeue(harness)
+
+
+def _naming(id: int, call: Callable[[], Any]) -> None:
+    """Check that the error which the call raises names this record."""
+    try:
+        call()
+    except StaleClaimError as error:
+        check(error.ids == (id,), f"the error for a lost claim of {id} names {error.ids}")
+        raise
 
 
 def _settled_elsewhere(

@@ -99,6 +99,8 @@ def _change_everything(table: RecordStore, held: list[int], got: list[int]) -> N
     check(table.claimed() == 2, f"a transaction sees {table.claimed()} claims, not the two that it made")
     table.clear()
     table.purge(State.DONE)
+    check(table.requeue() == 1, "requeue() in a transaction did not find what failed in it")
+    table.put([Entry(b"later", delay=1e6)])
     table.append(b"last")
 
 

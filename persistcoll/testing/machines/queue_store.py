@@ -135,13 +135,16 @@ class StoreMachine(stateful.RuleBasedStateMachine):
         self.model.ack([self.ids[id] for id in ids])
         self.claimed = [id for id in self.claimed if id not in ids]
 
-    @stateful.rule(pick=_picks)
-    def nack(self, pick: int) -> None:
-        """Release a claimed record."""
-        if self.claimed:
-            id = self.claimed.pop(pick % len(self.claimed))
-            self.store.nack(id)
-            self.model.nack(self.ids[id])
+    @stateful.rule(picks=st.lists(_picks, min_size=1, max_size=4))
+    def nack(self, picks: list[int]) -> None:
+        """Nack claimed records: one, or several together."""
+        ids = list(dict.fromkeys(self.claimed[pick % len(self.claimed)] for pick in picks if self.claimed))
+        if len(ids) == 1:
+            self.store.nack(ids[0])
+        elif ids:
+            self.store.nack_many(ids)
+        self.model.nack_many([self.ids[id] for id in ids])
+        self.claimed = [id for id in self.claimed if id not in ids]
 
     @stateful.rule(pick=st.integers(0, 60))
     def touch_what_is_not_claimed(self, pick: int) -> None:
@@ -152,6 +155,7 @@ class StoreMachine(stateful.RuleBasedStateMachine):
             for call in (
                 lambda: self.store.ack([*self.claimed, id]),
                 lambda: self.store.nack(id),
+                lambda: self.store.nack_many([*self.claimed, id]),
             ):
                 check(outcome(call) is NotClaimedError, f"{id} is not claimed, and was accepted")
 

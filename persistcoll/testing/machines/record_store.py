@@ -10,7 +10,10 @@ from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryReco
 from persistcoll.engine.memory.rows import FINISHED
 from persistcoll.engine.records import (
     FIFO,
+    HOLDER_CLOSED,
+    HOLDER_DIED,
     LIFO,
+    NACKED,
     PRIORITY,
     UNIQUE,
     Backoff,
@@ -28,7 +31,8 @@ from persistcoll.testing.laws.record_store_harness import RecordStoreFactory
 
 __all__ = ["RecordStoreMachine"]
 
-_Tell = Callable[[Record], tuple[int, bytes, float, int]]
+_Told = tuple[int, bytes, float, int, str | None]
+_Tell = Callable[[Record], _Told]
 
 _KEYS = (b"k", b"l", b"m")
 _NUMBERS = ("puts", "gets", *(state.value for state in State))
@@ -47,7 +51,9 @@ _picks = st.integers(0, 30)
 _some = st.lists(_picks, min_size=1, max_size=4)
 _payloads = st.binary(max_size=20)
 _keys = st.none() | st.sampled_from(_KEYS)
-_entries = st.lists(st.builds(Entry, _payloads, st.integers(0, 2), _keys), min_size=1, max_size=6)
+_delays = st.sampled_from([0.0, 0.0, 0.0, 0.0, 3.0, 20.0])
+_entries = st.lists(st.builds(Entry, _payloads, st.integers(0, 2), _keys, _delays), min_size=1, max_size=6)
+_reasons = st.sampled_from([NACKED, "busy"])
 _capacities = st.sampled_from([0, 0, 0, 2, 5, 8])
 _pops = st.sampled_from([False, False, False, True])
 _disciplines = st.sampled_from(
@@ -78,8 +84,10 @@ _STEPS: dict[str, tuple[int, tuple[st.SearchStrategy[Any], ...]]] = {
     "claim": (5, (_handles, _pops, st.sampled_from([False, False, False, True]))),
     "claim_id": (3, (_handles, _pops, _picks, st.booleans())),
     "claim_many": (2, (_handles, st.integers(1, 5), _pops, st.integers(0, 6))),
-    "finish": (4, (_handles, _some, st.booleans())),
-    "nack": (5, (_handles, _picks, st.sampled_from([None, 0.0, 3.0, 20.0]), st.booleans())),
+    "finish": (4, (_handles, _some, st.booleans(), st.none() | _reasons)),
+    "nack": (4, (_handles, _picks, st.sampled_from([None, 0.0, 3.0, 20.0]), st.booleans(), _reasons)),
+    "nack_many": (1, (_handles, _some, _reasons)),
+    "requeue": (2, (_handles, st.none() | _picks)),
     "reclaim": (1, (_handles,)),
     "advance": (4, (st.sampled_from([0.25, 1.0, 3.0, 4.0, 9.75, 25.0]), st.booleans())),
     "update": (2, (_handles, _picks, _payloads, _keys)),
@@ -98,9 +106,13 @@ class _Pair(NamedTuple):
     model: MemoryRecordStore
 
 
-def _told(record: Record) -> tuple[int, bytes, float, int]:
-    """Return the fields of a record that are compared; the time of its put is not."""
-    return record.id, record.payload, record.priority, record.attempts
+def _told(record: Record) -> _Told:
+    """Return the fields of a record that are compared; the time of its put is not.
+
+    A store may know no more than that a holder is gone.
+    """
+    reason = HOLDER_DIED if record.reason == HOLDER_CLOSED else record.reason
+    return record.id, record.payload, record.priority, record.attempts, reason
 
 
 class RecordStoreMachine(StepMachine):
@@ -175,7 +187,7 @@ class RecordStoreMachine(StepMachine):
                 check(id > max(self.ids, default=0), f"id {id} after {max(self.ids, default=0)}")
                 self.ids[id] = model
 
-    def _seen(self, record: Record) -> tuple[int, bytes, float, int]:
+    def _seen(self, record: Record) -> _Told:
         return _told(record._replace(id=self.ids[record.id]))
 
     # Puts.
@@ -212,13 +224,13 @@ class RecordStoreMachine(StepMachine):
     def _claim(self, pair: _Pair, pop: bool, raises: bool, select: Select | None) -> None:
         used: list[int] = []
 
-        def decode(record: Record) -> tuple[int, bytes, float, int]:
+        def decode(record: Record) -> _Told:
             used.append(record.id)
             if raises:
                 raise ExpectedError
             return self._seen(record)
 
-        def model_use(record: Record) -> tuple[int, bytes, float, int]:
+        def model_use(record: Record) -> _Told:
             if raises:
                 raise ExpectedError
             return _told(record)
@@ -234,7 +246,7 @@ class RecordStoreMachine(StepMachine):
         pair = self._pair(handle)
         used: list[int] = []
 
-        def decode(record: Record) -> tuple[int, bytes, float, int]:
+        def decode(record: Record) -> _Told:
             used.append(record.id)
             if list(dict.fromkeys(used)).index(record.id) + 1 == bad:
                 raise ExpectedError
@@ -252,29 +264,46 @@ class RecordStoreMachine(StepMachine):
 
     # Settling.
 
-    def finish(self, handle: int, picks: list[int], fail: bool) -> None:
+    def finish(self, handle: int, picks: list[int], fail: bool, reason: str | None) -> None:
         """Ack or fail records that are claimed, and records that are not."""
+        if fail:
+            self._settle(handle, picks, lambda store, ids: store.fail(ids, reason))
+        else:
+            self._settle(handle, picks, lambda store, ids: store.ack(ids))
+
+    def nack_many(self, handle: int, picks: list[int], reason: str) -> None:
+        """Nack several records, all or none."""
+        self._settle(handle, picks, lambda store, ids: store.nack_many(ids, reason))
+
+    def _settle(self, handle: int, picks: list[int], verb: Callable[[RecordStore, list[int]], None]) -> None:
         pair = self._hand(handle)
         ids = [self._claimed(pair, pick) for pick in picks]
-        model_ids = [self._model_id(id) for id in ids]
-        got = outcome(lambda: pair.real.fail(ids) if fail else pair.real.ack(ids))
-        wanted = outcome(lambda: pair.model.fail(model_ids) if fail else pair.model.ack(model_ids))
+        got = outcome(lambda: verb(pair.real, ids))
+        wanted = outcome(lambda: verb(pair.model, [self._model_id(id) for id in ids]))
         # With several unclaimed ids, the error may name any of them.
         both = got is not None and wanted is not None and len(set(ids)) > 1
-        check(got is wanted or (both and issubclass(got, ClaimError)), f"finished {got}, the model {wanted}")
+        check(got is wanted or (both and issubclass(got, ClaimError)), f"settled {got}, the model {wanted}")
 
-    def nack(self, handle: int, pick: int, delay: float | None, to_back: bool) -> None:
+    def nack(self, handle: int, pick: int, delay: float | None, to_back: bool, reason: str) -> None:
         """Nack a record: now or later, to its old place or to the end."""
         pair = self._hand(handle)
         id = self._claimed(pair, pick)
         newest = self.state.last_id
-        got = outcome(lambda: pair.real.nack(id, delay, to_back))
-        wanted = outcome(lambda: pair.model.nack(self._model_id(id), delay, to_back))
+        got = outcome(lambda: pair.real.nack(id, delay, to_back, reason))
+        wanted = outcome(lambda: pair.model.nack(self._model_id(id), delay, to_back, reason))
         if isinstance(wanted, int) and wanted > newest:
             self._added([got], [wanted])
         else:
             found = self.ids.get(got) if isinstance(got, int) else got
             check(found == wanted, f"nack() gave {got}, the model {wanted}")
+
+    def requeue(self, handle: int, pick: int | None) -> None:
+        """Requeue what is set aside: all of it, or one record, which may be in any state."""
+        pair = self._pair(handle)
+        id = None if pick is None else self._id(pick)
+        got = outcome(lambda: pair.real.requeue(id))
+        wanted = outcome(lambda: pair.model.requeue(None if id is None else self._model_id(id)))
+        check(got == wanted, f"requeue() of {id} made ready {got}, the model {wanted}")
 
     def reclaim(self, handle: int) -> None:
         """Reclaim what dead holders claimed, and make space, which changes nothing that can be read."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
-from persistcoll.engine.records import Entry, Record, State, Stats
+from persistcoll.engine.records import NACKED, Entry, Record, State, Stats
+from persistcoll.errors import DuplicateError
 from tests.conformance.wrong.registry import breaks
 
 # T3
@@ -86,22 +87,50 @@ class DelaysWhatWasLost(MemoryRecordStore):
 
 @breaks("T3")
 class NeverDelays(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().nack(id, 0.0, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        return super().nack(id, 0.0, to_back, reason=reason)
 
 
 @breaks("T3")
 class BacksOffAlike(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
         if delay is None and self._retry.backoff is not None:
             delay = self._retry.backoff.delay(1)
-        return super().nack(id, delay, to_back)
+        return super().nack(id, delay, to_back, reason=reason)
 
 
 @breaks("T3")
 class BacksOffAlways(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().nack(id, delay or None, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        return super().nack(id, delay or None, to_back, reason=reason)
+
+
+@breaks("T3")
+class NacksManyAtOnce(MemoryRecordStore):
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        retry, self._retry = self._retry, self._retry._replace(backoff=None)
+        try:
+            super().nack_many(ids, reason)
+        finally:
+            self._retry = retry
+
+
+@breaks("T3")
+class PutsAtOnce(MemoryRecordStore):
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
+        return super().put([entry._replace(delay=0.0) for entry in entries], capacity)
+
+
+@breaks("T3")
+class PutsBehindAllLater(MemoryRecordStore):
+    """What was put for later gets its place when its delay is over."""
+
+    def _come_back(self, row: Row, reason: str | None) -> None:
+        later = row.state is State.DELAYED and not row.deliveries
+        super()._come_back(row, reason)
+        if later:
+            self._state.remove(row)
+            self._state.add(row)
 
 
 class _TimeStandsStill(MemoryRecordStore):
@@ -184,6 +213,13 @@ class PurgesWithoutTime(_TimeStandsStill):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
         with self.still():
             return super().purge(state, keep, limit)
+
+
+@breaks("T3")
+class RequeuesWithoutTime(_TimeStandsStill):
+    def requeue(self, id: int | None = None) -> int:
+        with self.still():
+            return super().requeue(id)
 
 
 @breaks("T3")
@@ -293,3 +329,36 @@ class EveryTableIsUnique(MemoryRecordStore):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._discipline = self._discipline._replace(unique=True)
+
+
+@breaks("T4")
+class RequeuesActiveKeys(MemoryRecordStore):
+    def requeue(self, id: int | None = None) -> int:
+        discipline, self._discipline = self._discipline, self._discipline._replace(unique=False)
+        try:
+            return super().requeue(id)
+        finally:
+            self._discipline = discipline
+
+
+@breaks("T4")
+class RequeuesNothingActiveSilently(MemoryRecordStore):
+    def requeue(self, id: int | None = None) -> int:
+        try:
+            return super().requeue(id)
+        except DuplicateError:
+            return 0
+
+
+@breaks("T4")
+class RequeuesTheNewestOfEquals(MemoryRecordStore):
+    def _set_aside(self, id: int | None) -> list[Row]:
+        return super()._set_aside(id)[::-1]
+
+
+@breaks("T4")
+class RequeuesWhatFailedFirst(MemoryRecordStore):
+    """Of equal records one that failed is requeued before one that is dead."""
+
+    def _set_aside(self, id: int | None) -> list[Row]:
+        return sorted(super()._set_aside(id), key=lambda row: row.state is State.DEAD)

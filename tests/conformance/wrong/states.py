@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from persistcoll.engine.contracts import Select
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
-from persistcoll.engine.records import Record, State
+from persistcoll.engine.records import NACKED, Record, State
 from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
 from tests.conformance.wrong.registry import breaks
@@ -19,15 +20,16 @@ from tests.conformance.wrong.registry import breaks
 
 @breaks("T1")
 class NeverDead(MemoryRecordStore):
-    def _come_back(self, row: Row) -> None:
+    def _come_back(self, row: Row, reason: str | None) -> None:
+        row.reason = reason
         self._state.move(row, State.READY)
 
 
 @breaks("T1")
 class DeadTooLate(MemoryRecordStore):
-    def _come_back(self, row: Row) -> None:
+    def _come_back(self, row: Row, reason: str | None) -> None:
         row.attempts -= 1
-        super()._come_back(row)
+        super()._come_back(row, reason)
         row.attempts += 1
 
 
@@ -60,8 +62,8 @@ class AliveAfterACrash(MemoryRecordStore):
 
 @breaks("T1")
 class DeadWithANewId(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        new = super().nack(id, delay, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        new = super().nack(id, delay, to_back, reason=reason)
         row = self._state.rows[new]
         if row.state is State.DEAD and to_back:
             self._state.remove(row)
@@ -169,7 +171,119 @@ class TimeEndsWhatFailed(MemoryRecordStore):
         return state
 
 
+class _Requeuing(MemoryRecordStore):
+    """A store that does something else to a record that it requeues."""
+
+    def requeue(self, id: int | None = None) -> int:
+        before = {row.id: copy.copy(row) for row in self._promote_due().rows.values()}
+        count = super().requeue(id)
+        for row in [row for row in self._state.rows.values() if row.state is State.READY]:
+            if before[row.id].state is not State.READY:
+                self.spoil(row, before[row.id])
+        return count
+
+    def spoil(self, row: Row, before: Row) -> None:
+        raise NotImplementedError
+
+
+@breaks("T1")
+class RequeuesWithItsAttempts(_Requeuing):
+    def spoil(self, row: Row, before: Row) -> None:
+        row.attempts = before.attempts
+
+
+@breaks("T1")
+class RequeuesUnderANewId(_Requeuing):
+    def spoil(self, row: Row, before: Row) -> None:
+        self._state.remove(row)
+        self._state.add(row)
+
+
+@breaks("T1")
+class RequeuesWithoutReason(_Requeuing):
+    def spoil(self, row: Row, before: Row) -> None:
+        row.reason = None
+
+
+@breaks("T1")
+class RequeuesAsPutAgain(_Requeuing):
+    def spoil(self, row: Row, before: Row) -> None:
+        self._state.puts += 1
+
+
+@breaks("T1")
+class RequeuesNotWhatIsDead(_Requeuing):
+    def spoil(self, row: Row, before: Row) -> None:
+        if before.state is State.DEAD:
+            self._state.rows[row.id] = before
+
+
+@breaks("T1")
+class RequeuesWhatIsDone(MemoryRecordStore):
+    def requeue(self, id: int | None = None) -> int:
+        row = None if id is None else self._promote_due().rows.get(id)
+        if row is not None and row.state is State.DONE:
+            self._state.move(row, State.READY)
+            return 1
+        return super().requeue(id)
+
+
+@breaks("T1")
+class ForgetsTheReasonOfAFailure(MemoryRecordStore):
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
+        super().fail(ids)
+
+
+@breaks("T1")
+class KeepsAnEarlierReason(MemoryRecordStore):
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
+        super().fail(ids, reason or self._state.rows[ids[0]].reason)
+
+
+@breaks("T1")
+class TellsTheReasonTooLate(MemoryRecordStore):
+    def _record(self, row: Row, attempt: int = 0) -> Record:
+        record = super()._record(row, attempt)
+        return record._replace(reason=None) if attempt else record
+
+
+@breaks("T1")
+class EveryClaimIsNacked(MemoryRecordStore):
+    def _come_back(self, row: Row, reason: str | None) -> None:
+        super()._come_back(row, NACKED if reason else None)
+
+
+@breaks("T1")
+class NacksManyWithoutEnd(MemoryRecordStore):
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        retry, self._retry = self._retry, self._retry._replace(max_attempts=None)
+        try:
+            super().nack_many(ids, reason)
+        finally:
+            self._retry = retry
+
+
 # T2
+
+
+@breaks("T2")
+class FencesByAttempts(MemoryRecordStore):
+    """A requeue begins the numbers anew that distinguish the claims."""
+
+    def requeue(self, id: int | None = None) -> int:
+        count = super().requeue(id)
+        for row in self._state.select(State.READY):
+            row.deliveries = row.attempts
+        return count
+
+
+@breaks("T2")
+class NamesNoLostClaim(MemoryRecordStore):
+    def _settled(self, ids: Sequence[int]) -> list[Row]:
+        try:
+            return super()._settled(ids)
+        except StaleClaimError as error:
+            raise StaleClaimError(str(error)) from None
 
 
 @breaks("T2")
@@ -178,7 +292,7 @@ class ALeaseIsNotLookedAt(MemoryRecordStore):
 
     def _claimed(self, id: int) -> Row:
         row = self._state.rows.get(id)
-        late = row is not None and row.state is State.READY and row.attempts == self._claims.get(id)
+        late = row is not None and row.state is State.READY and row.deliveries == self._claims.get(id)
         return row if row is not None and late else super()._claimed(id)
 
 
@@ -198,7 +312,7 @@ class ALostClaimIsNone(MemoryRecordStore):
         try:
             return super()._claimed(id)
         except StaleClaimError:
-            raise NotClaimedError from None
+            raise NotClaimedError("lost") from None
 
 
 @breaks("T2")

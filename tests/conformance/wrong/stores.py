@@ -8,8 +8,8 @@ from typing import Any
 from persistcoll.engine.contracts import Select
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.memory.rows import Row
-from persistcoll.engine.records import Entry, Record, State
-from persistcoll.errors import NotClaimedError
+from persistcoll.engine.records import NACKED, Entry, Record, State
+from persistcoll.errors import Full, NotClaimedError
 from tests.conformance.wrong.registry import breaks
 
 # S1
@@ -30,9 +30,16 @@ class AcknowledgesThoseBefore(MemoryRecordStore):
 
 @breaks("S1")
 class FailsThoseBefore(MemoryRecordStore):
-    def fail(self, ids: Sequence[int]) -> None:
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
         for id in ids:
-            super().fail([id])
+            super().fail([id], reason)
+
+
+@breaks("S1")
+class NacksThoseBefore(MemoryRecordStore):
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        for id in ids:
+            super().nack_many([id], reason)
 
 
 @breaks("S1")
@@ -83,6 +90,12 @@ class ACrashEndsDelays(_Forgetful):
 class ACrashForgetsAttempts(_Forgetful):
     def forget(self, state: MemoryRecordState, row: Row) -> None:
         row.attempts = 0
+
+
+@breaks("S2")
+class ACrashForgetsReasons(_Forgetful):
+    def forget(self, state: MemoryRecordState, row: Row) -> None:
+        row.reason = None
 
 
 @breaks("S2")
@@ -180,19 +193,19 @@ class ListsInTheOrderOfTaking(MemoryRecordStore):
 
 @breaks("S4")
 class GivesBackToTheEnd(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().nack(id, delay, True)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        return super().nack(id, delay, True, reason=reason)
 
 
 @breaks("S4")
 class NeverToTheBack(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        return super().nack(id, delay)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        return super().nack(id, delay, reason=reason)
 
 
 class _Moving(MemoryRecordStore):
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        new = super().nack(id, delay, to_back)
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        new = super().nack(id, delay, to_back, reason=reason)
         if new != id:
             self.spoil(self._state.rows[new])
         return new
@@ -223,6 +236,15 @@ class ToTheBackAsIfNew(_Moving):
 class ToTheBackWithoutKey(_Moving):
     def spoil(self, row: Row) -> None:
         row.key = None
+
+
+@breaks("S5")
+class LooksTheSameAfterARequeue(MemoryRecordStore):
+    def requeue(self, id: int | None = None) -> int:
+        changes = self._state.changes
+        count = super().requeue(id)
+        self._state.changes = changes
+        return count
 
 
 @breaks("S4")
@@ -285,8 +307,8 @@ class SettlesAnotherOnes(MemoryRecordStore):
     def _claimed(self, id: int) -> Row:
         row = self._state.rows.get(id)
         if row is None or row.state is not State.CLAIMED:
-            raise NotClaimedError
-        self._claims[id] = row.attempts
+            raise NotClaimedError(f"item {id}")
+        self._claims[id] = row.deliveries
         return row
 
 
@@ -313,6 +335,14 @@ class DelayedNeedsRoom(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
         delayed = len(self._state.select(State.DELAYED))
         return super().put(entries, max(1, capacity - delayed) if capacity else 0)
+
+
+@breaks("S6")
+class WhatIsPutForLaterNeedsRoom(MemoryRecordStore):
+    def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
+        if any(entry.delay > 0 for entry in entries) and 0 < capacity <= self.count():
+            raise Full
+        return super().put(entries, capacity)
 
 
 # S8 to S10
@@ -358,9 +388,22 @@ class HoldsWhenClosed(MemoryRecordStore):
 
 @breaks("S9")
 class FailsNothingWhenClosed(MemoryRecordStore):
-    def fail(self, ids: Sequence[int]) -> None:
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
         if ids:
-            super().fail(ids)
+            super().fail(ids, reason)
+
+
+@breaks("S9")
+class NacksNothingWhenClosed(MemoryRecordStore):
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        if ids:
+            super().nack_many(ids, reason)
+
+
+@breaks("S9")
+class RequeuesWhenClosed(MemoryRecordStore):
+    def requeue(self, id: int | None = None) -> int:
+        return 0 if self._closed else super().requeue(id)
 
 
 @breaks("S9")
