@@ -10,10 +10,10 @@ import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from persistcoll.engine.contracts import Claim, Select
-from persistcoll.engine.records import ClaimPolicy, Discipline, Record, State
+from persistcoll.engine.records import NACKED, ClaimPolicy, Discipline, Record, State
 from persistcoll.errors import NotClaimedError, StaleClaimError
 from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
@@ -21,20 +21,36 @@ from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
 from persistcoll.servers.statements import NUMBERS
 
-__all__ = ["ALL", "FINISHED", "ClaimingHandle"]
+__all__ = ["ALL", "FINISHED", "LONGEST_SPAN", "ClaimingHandle"]
 
 T = TypeVar("T")
 
 ALL = 1 << 62
 """More rows than there are."""
 FINISHED = (State.DONE, State.FAILED, State.DEAD)
-"""The states of records that are only ever removed."""
-_LONGEST_SPAN = 1e10  # seconds: a server's times end some time after that
+"""The states of records whose keys are not active."""
+LONGEST_SPAN = 1e10
+"""Seconds; a server's times end some time after that."""
 # How many done rows this store may add before it trims: trimming one costs as much as many.
 _TRIM_BATCH = 32
 _FENCE_BITS = 61
 _Held = tuple[int, int]
 """The fence of a claim, and the attempts."""
+
+
+class _End(NamedTuple):
+    """How a claim ends."""
+
+    state: State
+    seconds: float | None = None
+    """After which the state ends."""
+    tells: bool = False
+    """Whether the record gets ``reason``. Otherwise it keeps its own."""
+    reason: str | None = None
+
+
+_ACKED = _End(State.DONE)
+_RELEASED = _End(State.READY)
 
 
 class _NothingError(Exception):
@@ -209,19 +225,24 @@ class ClaimingHandle(Handle):
     def _held_claim(self, id: int) -> _Held:
         held = self._held.get(id)
         if held is None:
-            raise NotClaimedError(f"item {id} is not claimed by this store")
+            raise NotClaimedError(f"item {id} is not claimed by this store", [id])
         return held
 
-    def _settle(
-        self, session: Session, id: int, fence: int, state: State, seconds: float | None = None
-    ) -> bool:
+    def _settle(self, session: Session, id: int, fence: int, end: _End) -> bool:
         """End a claim, and return whether it was active."""
+        state, seconds, tells, reason = end
         if state is State.DONE and not self._retry.keep_done:
             return session.run(self._sql.delete_claim, id=id, fence=fence).count > 0
-        parameters = {"state": NUMBERS[state], "frees": state in FINISHED, "seconds": seconds}
+        parameters = {
+            "state": NUMBERS[state],
+            "frees": state in FINISHED,
+            "seconds": seconds,
+            "tells": tells,
+            "reason": None if reason is None else reason.encode(errors="backslashreplace"),
+        }
         return session.run(self._sql.settle, id=id, fence=fence, **parameters).count > 0
 
-    def _settle_one(self, id: int, held: _Held, state: State, seconds: float | None = None) -> None:
+    def _settle_one(self, id: int, held: _Held, end: _End) -> None:
         """End a claim in one statement.
 
         :raise StaleClaimError: it has ended.
@@ -232,12 +253,34 @@ class ClaimingHandle(Handle):
         def settle(session: Session) -> bool:
             nonlocal tries
             tries += 1
-            return self._settle(session, id, fence, state, seconds)
+            return self._settle(session, id, fence, end)
 
         # After a lost answer, a claim that is not active any more was ended by the first try.
         if not self._sessions.repeat(settle) and tries == 1:
-            raise _stale(id)
+            raise _stale([id])
         self._forget(id, held)
+
+    def _settle_all(self, ids: Sequence[int], end_of: Callable[[_Held], _End]) -> None:
+        """End the claims of these records, all or none.
+
+        :param end_of: how each of them ends.
+        :raise StaleClaimError: some have ended; ``ids`` of the error names these.
+        """
+        self._check()
+        held = {id: self._held_claim(id) for id in ids}
+        ends = [(id, each, end_of(each)) for id, each in sorted(held.items())]
+
+        def settle(session: Session) -> None:
+            lost = [id for id, (fence, _), end in ends if not self._settle(session, id, fence, end)]
+            if lost:
+                raise _stale(lost)
+
+        if len(ends) == 1:
+            self._settle_one(*ends[0])
+        elif ends:
+            self._transact(settle)
+            for id, each, _ in ends:
+                self._forget(id, each)
 
     def _forget(self, id: int, held: _Held) -> None:
         """Forget a claim that is settled, unless the caller's transaction may be rolled back."""
@@ -249,48 +292,41 @@ class ClaimingHandle(Handle):
                 pass
 
     def ack(self, ids: Sequence[int]) -> None:
-        self._finish(ids, State.DONE)
+        self._settle_all(ids, lambda held: _ACKED)
         if self._retry.keep_done:
             self._trim(len(ids))
 
-    def fail(self, ids: Sequence[int]) -> None:
-        self._finish(ids, State.FAILED)
+    def fail(self, ids: Sequence[int], reason: str | None = None) -> None:
+        end = _End(State.FAILED, tells=True, reason=reason)
+        self._settle_all(ids, lambda held: end)
 
-    def _finish(self, ids: Sequence[int], state: State) -> None:
-        self._check()
-        held = {id: self._held_claim(id) for id in ids}
-
-        def settle(session: Session) -> None:
-            for id, (fence, _) in sorted(held.items()):
-                if not self._settle(session, id, fence, state):
-                    raise _stale(id)
-
-        if len(held) == 1:
-            ((id, one),) = held.items()
-            self._settle_one(id, one, state)
-        elif held:
-            self._transact(settle)
-            for id, each in held.items():
-                self._forget(id, each)
-
-    def nack(self, id: int, delay: float | None = None, to_back: bool = False) -> int:
-        self._check()
-        held = self._held_claim(id)
-        fence, attempts = held
+    def _nacked(self, held: _Held, delay: float | None, reason: str) -> _End:
+        """Return how a claim ends that is nacked."""
+        _, attempts = held
         most, backoff = self._retry.max_attempts, self._retry.backoff
         if most is not None and attempts >= most:
-            self._settle_one(id, held, State.DEAD)
-            return id
+            return _End(State.DEAD, None, True, reason)
         if delay is None:
             delay = 0.0 if backoff is None else backoff.delay(attempts)
-        state, seconds = (State.DELAYED, min(delay, _LONGEST_SPAN)) if delay > 0 else (State.READY, None)
-        if not to_back:
-            self._settle_one(id, held, state, seconds)
+        if delay > 0:
+            return _End(State.DELAYED, min(delay, LONGEST_SPAN), True, reason)
+        return _End(State.READY, None, True, reason)
+
+    def nack_many(self, ids: Sequence[int], reason: str = NACKED) -> None:
+        self._settle_all(ids, lambda held: self._nacked(held, None, reason))
+
+    def nack(self, id: int, delay: float | None = None, to_back: bool = False, reason: str = NACKED) -> int:
+        self._check()
+        held = self._held_claim(id)
+        fence, _ = held
+        end = self._nacked(held, delay, reason)
+        if not to_back or end.state is State.DEAD:
+            self._settle_one(id, held, end)
             return id
 
         def move(session: Session) -> int:
-            if not self._settle(session, id, fence, state, seconds):
-                raise _stale(id)
+            if not self._settle(session, id, fence, end):
+                raise _stale([id])
             first, *others = self._sql.draw_id
             new = session.run(first).id
             for text in others:
@@ -307,7 +343,7 @@ class ClaimingHandle(Handle):
 
         def end(session: Session) -> list[Claim]:
             return [
-                (id, fence) for id, fence in sorted(claims) if self._settle(session, id, fence, State.READY)
+                (id, fence) for id, fence in sorted(claims) if self._settle(session, id, fence, _RELEASED)
             ]
 
         released = self._transact(end, sync=False) if claims else []
@@ -355,8 +391,10 @@ class ClaimingHandle(Handle):
         self._held.clear()
 
 
-def _stale(id: int) -> StaleClaimError:
+def _stale(ids: Sequence[int]) -> StaleClaimError:
+    others = f", nor are {len(ids) - 1} others" if len(ids) > 1 else ""
     return StaleClaimError(
-        f"item {id} is not claimed by this store any more: its lease ran out, or it was released; it may be"
-        " delivered again"
+        f"item {ids[0]} is not claimed by this store any more{others}: the lease ran out, or it was released;"
+        " it may be delivered again",
+        ids,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.contracts import Select
-from persistcoll.engine.records import ClaimPolicy, Discipline
+from persistcoll.engine.records import LEASE_RAN_OUT, ClaimPolicy, Discipline
 from persistcoll.errors import ClosedError, Empty
 from persistcoll.servers.holders import Holding
 from persistcoll.servers.joined import JoinedSessions
@@ -19,14 +19,15 @@ from persistcoll.servers.statements import record_statements
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PAGE", "Handle"]
+__all__ = ["BEFORE_ALL", "PAGE", "Handle"]
 
 R = TypeVar("R", bound=list[Any])
 T = TypeVar("T")
 
 PAGE = 256
 """Rows that are read or changed at a time."""
-_BEFORE_ALL = -1 << 62
+BEFORE_ALL = -1 << 62
+"""An id below all others."""
 
 
 class Handle:
@@ -99,7 +100,7 @@ class Handle:
             pass
 
     def _promote_page(self, session: Session) -> int:
-        return self._holding.come_back(session, self._sql.lock_due)
+        return self._holding.come_back(session, LEASE_RAN_OUT, self._sql.lock_due)
 
     def _read(self, text: str, **parameters: Any) -> list[Any]:
         """Return the rows of a statement that only reads, after what is due was done."""
@@ -162,7 +163,7 @@ class Handle:
                 yield rows
                 rows = page(rows[-1][id_at]) if len(rows) == PAGE else []
 
-        return pages([] if last is None else page(_BEFORE_ALL))
+        return pages([] if last is None else page(BEFORE_ALL))
 
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if something has changed since."""

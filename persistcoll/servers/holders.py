@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.engine.records import ClaimPolicy
+from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, ClaimPolicy
 from persistcoll.errors import StorageError
 from persistcoll.servers.statements import RecordStatements
 
@@ -206,31 +206,37 @@ class Holding:
         def end(session: Session) -> int:
             dead = session.run(server.sql.select_dead, number=self._number, patience=patience).rows
             others = [number for (number,) in dead if own is None or number != own.number]
-            count = sum(self._end_claims(session, number) for number in others)
-            return count + (self._all_come_back(session, self._sql.lock_ownerless) if thorough else 0)
+            count = sum(self._end_claims(session, number, HOLDER_DIED) for number in others)
+            if thorough:
+                count += self._all_come_back(session, HOLDER_DIED, self._sql.lock_ownerless)
+            return count
 
         return sessions.transact(end, sync=False)
 
-    def _end_claims(self, session: Session, holder: int) -> int:
+    def _end_claims(self, session: Session, holder: int, reason: str) -> int:
         """End the claims of a holder, and forget the holder; return how many claims these were.
 
         What another transaction has locked stays, and the holder with it.
         """
-        count = self._all_come_back(session, self._sql.lock_held, holder=holder)
+        count = self._all_come_back(session, reason, self._sql.lock_held, holder=holder)
         session.run(self._sql.forget_holder, holder=holder)
         return count
 
-    def _all_come_back(self, session: Session, lock: str, **where: Any) -> int:
+    def _all_come_back(self, session: Session, reason: str, lock: str, **where: Any) -> int:
         total = 0
-        while count := self.come_back(session, lock, **where):
+        while count := self.come_back(session, reason, lock, **where):
             total += count
         return total
 
-    def come_back(self, session: Session, lock: str, **where: Any) -> int:
-        """Make a page of the records that ``lock`` locks ready, or dead; return how many these are."""
+    def come_back(self, session: Session, reason: str, lock: str, **where: Any) -> int:
+        """Make a page of the records that ``lock`` locks ready, or dead; return how many these are.
+
+        :param reason: why their claims end, if their leases are not over.
+        """
         ids = [id for (id,) in session.run(lock, limit=_PAGE, **where).rows]
         if ids:
-            session.run(self._sql.come_back, ids=ids, most=self._retry.max_attempts)
+            why = reason.encode()
+            session.run(self._sql.come_back, ids=ids, most=self._retry.max_attempts, reason=why)
         return len(ids)
 
     # The end.
@@ -251,7 +257,7 @@ class Holding:
         def end(session: Session) -> None:
             session.run(self._server.sql.close_holder, holder=holder.number)
             if self._retry.auto_reclaim:
-                self._end_claims(session, holder.number)
+                self._end_claims(session, holder.number, HOLDER_CLOSED)
 
         with suppress(StorageError):  # then it is found dead, because its heartbeats have ended
             self._server.transact(end, sync=False, once=False)

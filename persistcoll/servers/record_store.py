@@ -9,8 +9,9 @@ from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabi
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import DuplicateError, Empty
 from persistcoll.servers.bounds import Bound
-from persistcoll.servers.claims import ALL, FINISHED, ClaimingHandle
-from persistcoll.servers.handle import PAGE
+from persistcoll.servers.claims import ALL, FINISHED, LONGEST_SPAN, ClaimingHandle
+from persistcoll.servers.driver import TryAgainError
+from persistcoll.servers.handle import BEFORE_ALL, PAGE
 from persistcoll.servers.rows import Seal
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
@@ -65,15 +66,17 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         if not entries:
             return []
         rows = [self._row(entry) for entry in entries]
-        if capacity and self._bound.was_full:
+        needing_room = sum(row["delay"] is None for row in rows)
+        if capacity and needing_room and self._bound.was_full:
             self._look()
-            self._bound.refuse_full(self._sessions, capacity, len(rows), self._discipline.unique)
+            self._bound.refuse_full(self._sessions, capacity, needing_room, self._discipline.unique)
 
         def insert(session: Session) -> list[int | None]:
-            if capacity:
+            if capacity and needing_room:
                 self._bound.lock(session)
             ids = self._insert(session, rows)
-            if capacity and _count(ids):
+            new = [row for row, id in zip(rows, ids, strict=True) if id is not None]
+            if capacity and any(row["delay"] is None for row in new):
                 self._promote_page(session)
                 self._bound.check(session, capacity)
             return ids
@@ -84,7 +87,14 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         place = float(entry.priority)
         if place != entry.priority:
             raise ValueError(f"a server stores priorities as floats, and {entry.priority} is none")
-        return {"place": place, "key": self._checked_key(entry.key), **self._rows.columns(entry.payload)}
+        is_delayed = entry.delay > 0
+        return {
+            "place": place,
+            "key": self._checked_key(entry.key),
+            "state": NUMBERS[State.DELAYED if is_delayed else State.READY],
+            "delay": min(entry.delay, LONGEST_SPAN) if is_delayed else None,
+            **self._rows.columns(entry.payload),
+        }
 
     def _checked_key(self, key: bytes | None) -> bytes | None:
         """Return the key to store: none, if keys need not be unique."""
@@ -95,12 +105,11 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         return key
 
     def _insert(self, session: Session, rows: list[dict[str, Any]]) -> list[int | None]:
-        """Insert ready rows, and return their ids; ``None`` for a row whose key is active."""
+        """Insert ready and delayed rows, and return their ids; ``None`` for a row whose key is active."""
         many = self._sql.insert_many
         if many is not None and len(rows) > 1:
-            columns = {
-                f"{name}s": [row[name] for row in rows] for name in ("place", "mark", "crc", "payload")
-            }
+            names = ("place", "mark", "crc", "payload", "state", "delay")
+            columns = {f"{name}s": [row[name] for row in rows] for name in names}
             return sorted(id for (id,) in session.run(many, **columns).rows)
         ids: list[int | None] = []
         for row in rows:
@@ -144,6 +153,54 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         return self._pop(limit, decode, None, deadline)
 
     # Changing and removing.
+
+    def requeue(self, id: int | None = None) -> int:
+        self._check()
+        self._look()
+        if id is None:
+            return self._transact(self._requeue_all)
+        text = f"an item that equals item {id} is queued already"
+
+        def requeue(session: Session) -> int:
+            rows = session.run(self._sql.lock_aside_by_id, id=id).rows
+            count = self._requeue(session, rows)
+            if count < len(rows):
+                raise DuplicateError(text)
+            return count
+
+        try:
+            return self._transact(requeue)
+        except DuplicateError as error:  # Another transaction has put an equal item meanwhile.
+            raise DuplicateError(text) from error
+
+    def _requeue_all(self, session: Session) -> int:
+        total, low = 0, BEFORE_ALL
+        while True:
+            rows: list[Any] = []
+            for state in (State.FAILED, State.DEAD):
+                page = session.run(self._sql.lock_aside, state=NUMBERS[state], low=low, limit=PAGE).rows
+                rows.extend(page)
+            # By id, because of records with one key the first is requeued.
+            rows = sorted(rows, key=lambda row: row[0])[:PAGE]
+            if not rows:
+                return total
+            low = rows[-1][0]
+            try:
+                total += self._requeue(session, rows)
+            except DuplicateError as error:
+                raise TryAgainError("an equal item was put meanwhile") from error
+
+    def _requeue(self, session: Session, rows: list[Any]) -> int:
+        """Make those of these locked rows ready whose keys are not active; return how many these are."""
+        ids: list[int] = []
+        keys: set[bytes] = set()
+        for id, key, active in rows:
+            if active is None and key not in keys:
+                ids.append(id)
+                keys.update(() if key is None else (key,))
+        if ids:
+            session.run(self._sql.requeue, ids=ids)
+        return len(ids)
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
         self._check()

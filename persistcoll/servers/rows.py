@@ -63,7 +63,7 @@ class Rows:
         :param attempt: 1 if the record is being claimed, which counts as one attempt more.
         :raise CorruptionError: the row is damaged.
         """
-        id, place, attempts, time, mark, crc, payload, *_ = row
+        id, place, attempts, time, mark, crc, payload, reason, *_ = row
         payload = bytes(payload)
         if self._checksum(mark, payload) != crc:
             raise CorruptionError(
@@ -72,4 +72,5 @@ class Rows:
                 self._place,
                 id=id,
             )
-        return Record(id, payload, time, place, attempts + attempt, mark)
+        why = None if reason is None else bytes(reason).decode(errors="replace")
+        return Record(id, payload, time, place, attempts + attempt, mark, why)

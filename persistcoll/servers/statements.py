@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from persistcoll.engine.records import Discipline, State
+from persistcoll.engine.records import LEASE_RAN_OUT, Discipline, State
 
 __all__ = [
     "NUMBERS",
@@ -33,8 +33,8 @@ NUMBERS = {
     State.DEAD: 6,
 }
 """The number of each state in the column ``state``."""
-_READY, _CLAIMED, _DELAYED, _DEAD = (
-    NUMBERS[state] for state in (State.READY, State.CLAIMED, State.DELAYED, State.DEAD)
+_READY, _CLAIMED, _DELAYED, _FAILED, _DEAD = (
+    NUMBERS[state] for state in (State.READY, State.CLAIMED, State.DELAYED, State.FAILED, State.DEAD)
 )
 
 
@@ -90,16 +90,19 @@ class SharedStatements(NamedTuple):
 class RecordStatements(NamedTuple):
     """The statements of one queue.
 
-    A *row* is: id, place, attempts, time, mark, crc, payload. The *next* rows are the first in the order of
-    delivery.
+    A *row* is: id, place, attempts, time, mark, crc, payload, reason. The *next* rows are the first in the
+    order of delivery. A row keeps its key in ``item_key``; while the key is active, it is in ``dedup``, too.
+    A reason is UTF-8, because a caller's connection may have a character set that lacks a part of it.
     """
 
     create: tuple[str, ...]
     """Make the table and its indexes."""
     insert: str
-    """place, key, mark, crc, payload -> a ready row; counts 0 if the key is active."""
+    """place, key, mark, crc, payload, delay, state -> a ready row, or one that is delayed by so many seconds;
+    counts 0 if the key is active."""
     insert_many: str | None
-    """places, marks, crcs, payloads -> ready rows without keys; their ids. ``None``: one by one."""
+    """places, marks, crcs, payloads, delays, states -> such rows without keys; their ids. ``None``: one by
+    one."""
     look: str
     """-> whether a row is ready, and in how many seconds the next row is due."""
     claim_next: str | None
@@ -123,8 +126,9 @@ class RecordStatements(NamedTuple):
     delete: str
     """ids -> deletes these rows."""
     settle: str
-    """id, fence, state, frees, seconds -> ends a claim: puts the row in that state, which ends so many
-    seconds from now; ``frees`` says whether its key ceases to be active."""
+    """id, fence, state, frees, seconds, tells, reason -> ends a claim: puts the row in that state, which ends
+    so many seconds from now; ``frees`` says whether its key ceases to be active, ``tells`` whether it gets
+    that reason or keeps its own."""
     delete_claim: str
     """id, fence -> ends a claim and deletes the row."""
     draw_id: tuple[str, ...]
@@ -138,11 +142,19 @@ class RecordStatements(NamedTuple):
     lock_ownerless: str
     """limit -> locks and returns the ids of rows whose holder is not there any more."""
     come_back: str
-    """ids, most -> makes these rows ready, or dead if they are claimed and have no attempts left."""
+    """ids, most, reason -> makes these rows ready, or dead if they are claimed and have no attempts left.
+    Those that are claimed get that reason, or ``LEASE_RAN_OUT`` if their lease is over."""
     forget_holder: str
     """holder -> deletes a holder that has claimed nothing."""
     lock_ready: str
     """limit -> locks and returns the ids of ready rows that no other transaction has locked."""
+    lock_aside: str
+    """state, low, limit -> locks the rows in that state with ids above ``low``, by id; id, key and, if the
+    key is active, for which row."""
+    lock_aside_by_id: str
+    """id -> the same of that row, if it is failed or dead; waits for a lock of another transaction."""
+    requeue: str
+    """ids -> makes these failed or dead rows ready, with no attempts, and their keys active."""
     update: str
     """id, key, mark, crc, payload -> stored in that row, if it is unfinished."""
     select_next: str
@@ -288,7 +300,7 @@ def record_statements(
     )
     direction, beyond = ("DESC", "<") if discipline.newest_first else ("ASC", ">")
     order = f"place, id {direction}" if discipline.by_priority else f"id {direction}"
-    row = f"id, place, attempts, {dialect.epoch('created')}, mark, crc, payload"
+    row = f"id, place, attempts, {dialect.epoch('created')}, mark, crc, payload, reason"
     of_ids = f"id {dialect.among('ids')}"
     is_due_set, now = dialect.is_due_set, dialect.now
     lock = "FOR UPDATE SKIP LOCKED"
@@ -304,6 +316,11 @@ def record_statements(
     # Not EXISTS: PostgreSQL removes ORDER BY and LIMIT there, and then trusts its statistics.
     is_any_ready = f"(SELECT id FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT 1) IS NOT NULL"
     is_any_held = f"(SELECT holder FROM {table} WHERE holder IS NOT NULL ORDER BY holder LIMIT 1) IS NOT NULL"
+
+    active = "NULL"
+    if discipline.unique:
+        active = f"(SELECT active.id FROM {table} AS active WHERE active.dedup = aside.item_key LIMIT 1)"
+    aside = f"SELECT id, item_key, {active} AS active_for FROM {table} AS aside"
 
     def number_of(condition: str) -> str:
         return f"(SELECT count(*) FROM {table} WHERE {condition})"
@@ -329,7 +346,8 @@ def record_statements(
         f" WHERE {of_ids}",
         delete=f"DELETE FROM {table} WHERE {of_ids}",
         settle=f"UPDATE {table} SET dedup = CASE WHEN %(frees)s THEN NULL ELSE dedup END, state = %(state)s,"
-        f" due = {dialect.later('seconds')}, holder = NULL, fence = NULL WHERE {is_claim}",
+        f" due = {dialect.later('seconds')}, holder = NULL, fence = NULL,"
+        f" reason = CASE WHEN %(tells)s THEN %(reason)s ELSE reason END WHERE {is_claim}",
         delete_claim=f"DELETE FROM {table} WHERE {is_claim}",
         draw_id=dialect.draw_id(table),
         renumber=f"UPDATE {table} SET id = %(new)s WHERE id = %(id)s",
@@ -339,13 +357,19 @@ def record_statements(
         lock_ownerless=f"SELECT id FROM {table} WHERE holder IS NOT NULL"
         f" AND NOT EXISTS (SELECT 1 FROM {holders} AS h WHERE h.holder = {table}.holder)"
         f" ORDER BY holder, id LIMIT %(limit)s {lock}",
-        come_back=f"UPDATE {table} SET dedup = CASE WHEN {exhausted} THEN NULL ELSE dedup END,"
+        come_back=f"UPDATE {table} SET reason = CASE WHEN state <> {_CLAIMED} THEN reason"
+        f" WHEN due <= {now} THEN {dialect.hexadecimal(LEASE_RAN_OUT.encode())} ELSE %(reason)s END,"
+        f" dedup = CASE WHEN {exhausted} THEN NULL ELSE dedup END,"
         f" state = CASE WHEN {exhausted} THEN {_DEAD} ELSE {_READY} END, {free} WHERE {of_ids}",
         forget_holder=f"DELETE FROM {holders} WHERE holder = %(holder)s"
         f" AND NOT EXISTS (SELECT 1 FROM {table} WHERE {table}.holder = %(holder)s)",
         lock_ready=f"SELECT id FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT %(limit)s {lock}",
-        update=f"UPDATE {table} SET dedup = %(key)s, mark = %(mark)s, crc = %(crc)s, payload = %(payload)s"
-        f" WHERE id = %(id)s AND state IN ({_READY}, {_CLAIMED}, {_DELAYED})",
+        lock_aside=f"{aside} WHERE state = %(state)s AND id > %(low)s ORDER BY state, id"
+        f" LIMIT %(limit)s {lock}",
+        lock_aside_by_id=f"{aside} WHERE id = %(id)s AND state IN ({_FAILED}, {_DEAD}) FOR UPDATE",
+        requeue=f"UPDATE {table} SET state = {_READY}, attempts = 0, dedup = item_key WHERE {of_ids}",
+        update=f"UPDATE {table} SET dedup = %(key)s, item_key = %(key)s, mark = %(mark)s, crc = %(crc)s,"
+        f" payload = %(payload)s WHERE id = %(id)s AND state IN ({_READY}, {_CLAIMED}, {_DELAYED})",
         select_next=f"SELECT {row} FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT 1",
         select_page=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id > %(low)s AND id <= %(high)s"
         " ORDER BY id LIMIT %(limit)s",

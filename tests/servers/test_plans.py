@@ -17,13 +17,13 @@ ROWS = 3000
 PARAMETERS = {
     "limit": 1, "promoted": False, "holder": 1, "fence": 1, "lease": 1.0, "id": 5, "ids": [5, 6, 7],
     "most": 1, "state": 4, "frees": False, "seconds": None, "new": 99999, "key": b"k", "mark": 1, "crc": 1,
-    "payload": b"", "low": 5, "high": 90, "keep": 3,
+    "payload": b"", "low": 5, "high": 90, "keep": 3, "tells": True, "reason": b"why",
 }  # fmt: skip
 OFTEN = (
     "look", "claim_next", "lock_next", "lock_by_id", "lock_after", "claim", "unclaim", "finish_ready",
     "delete", "settle", "delete_claim", "renumber", "lock_due", "lock_held", "come_back", "lock_ready",
-    "update", "select_next", "select_page", "last_id", "lock_oldest", "has_key", "count_ready",
-    "has_unfinished", "token",
+    "lock_aside", "lock_aside_by_id", "requeue", "update", "select_next", "select_page", "last_id",
+    "lock_oldest", "has_key", "count_ready", "has_unfinished", "token",
 )  # fmt: skip
 
 

@@ -79,16 +79,17 @@ class MySQLDialect(Dialect):
                 f"CREATE TABLE {table} (id BIGINT AUTO_INCREMENT PRIMARY KEY,"
                 " state TINYINT NOT NULL DEFAULT 0, place DOUBLE NOT NULL DEFAULT 0, due BIGINT,"
                 " holder BIGINT, fence BIGINT, attempts INT NOT NULL DEFAULT 0, created BIGINT NOT NULL,"
-                " dedup VARBINARY(255), mark BIGINT NOT NULL, crc BIGINT NOT NULL, payload LONGBLOB NOT NULL,"
-                f" {', '.join(keys)}) {_ENGINE}"
+                " dedup VARBINARY(255), item_key VARBINARY(255), mark BIGINT NOT NULL, crc BIGINT NOT NULL,"
+                f" payload LONGBLOB NOT NULL, reason BLOB, {', '.join(keys)}) {_ENGINE}"
             ),
         )
 
     def insert(self, table: str, unique: bool) -> str:
         conflict = " ON DUPLICATE KEY UPDATE place = place" if unique else ""
         return (
-            f"INSERT INTO {table} (place, dedup, mark, crc, payload, created)"
-            f" VALUES (%(place)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, {self.now}){conflict}"
+            f"INSERT INTO {table} (place, dedup, item_key, mark, crc, payload, state, due, created)"
+            " VALUES (%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s,"
+            f" {self.later('delay')}, {self.now}){conflict}"
         )
 
     def insert_many(self, table: str) -> str | None:

@@ -35,7 +35,7 @@ from functools import partial
 from typing import Any
 
 from persistcoll.engine.contracts import RecordStore, Select
-from persistcoll.engine.records import UNIQUE, ClaimPolicy, Discipline, Entry, State
+from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, Discipline, Entry, State
 from persistcoll.errors import ClosedError, DuplicateError, Empty, Full, NotClaimedError
 from persistcoll.testing.children import check, in_forked_child, run_threads
 from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, raising
@@ -246,6 +246,25 @@ def within_capacity(harness: RecordStoreHarness) -> None:
             with refuses(Full, "put() into a table that time has filled", *tables):
                 mine.put(keyed("g"), capacity)
     check(other.put(keyed("g"), capacity + 1) != [None], "put() refused what there is room for")
+    _later_into_what_is_full(harness)
+
+
+def _later_into_what_is_full(harness: RecordStoreHarness) -> None:
+    """Check that requeued records and delayed entries need no room, in a table that is more than full."""
+    for discipline in (FIFO, UNIQUE):
+        table = harness.open(discipline, name=f"more than full {discipline.name}")
+        table.put(keyed("a", "b"), 2)
+        table.fail([table.claim(id_of)])
+        table.put(keyed("c"), 2)
+        with refuses(Full, "put() into a table that is full", table):
+            table.put(keyed("d"), 2)
+        check(table.requeue() == 1, "what is requeued needs room")
+        for _ in range(2):
+            with refuses(Full, "put() into a table that is more than full", table):
+                table.put([*keyed("d"), Entry(b"later", key=b"later", delay=harness.seconds(1000.0))], 2)
+        (one,) = table.put([Entry(b"e", key=b"e", delay=harness.seconds(1000.0))], 2)
+        check(one is not None, "put() of a delayed entry into a table that is more than full")
+        check(table.count() == 3, f"of three ready records {table.count()} are")
 
 
 @record_store_law("S7")
