@@ -60,7 +60,8 @@ class MessageCore(Core[MessageStore]):
 
     def _reset(self) -> None:
         super()._reset()
-        self._available: WeakValueDictionary[Topics, _Available] = WeakValueDictionary()
+        # By the topics; that of one waiter alone by an object of its own.
+        self._available: WeakValueDictionary[object, _Available] = WeakValueDictionary()
 
     def joined(self, connection: Any) -> Self:
         if not self.store.capabilities.joins_transactions:
@@ -86,15 +87,20 @@ class MessageCore(Core[MessageStore]):
 
     # Wake-ups.
 
-    def available(self, topics: Topics) -> EventCount:
-        """Return the event count that happens when a message of these topics may have become ready."""
+    def available(self, topics: Topics, alone: bool = False) -> EventCount:
+        """Return the event count that happens when a message of these topics may have become ready.
+
+        :param alone: for one waiter that claims no message at most of its wake-ups, and so must not have
+            those of the others.
+        """
+        key = object() if alone else topics
         with self._mutex:
-            event = self._available.get(topics)
+            event = self._available.get(key)
             if event is None:
                 # One waiter of each event count polls. Where there are many of them, the later ones poll less
                 # often, so that all of them together still cost little.
                 interval = self.store.max_poll_interval * (len(self._available) + 1)
-                event = self._available[topics] = _Available(topics, interval)
+                event = self._available[key] = _Available(topics, interval)
             return event
 
     def notify(self, topic: str | None = None, count: int | None = None) -> None:

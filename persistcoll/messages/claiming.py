@@ -70,10 +70,71 @@ class Claiming(Generic[T]):
         try:
             return attempt()
         except Empty:
-            is_within = core is not self._core or (OPEN and core.store.open_transaction() is not None)
-            if not block or is_within:
+            if not block or self._is_within(core):
                 raise
         return self.wait(core.available(wanted.topics), attempt, deadline)
+
+    def _is_within(self, core: MessageCore) -> bool:
+        """Tell whether a caller's transaction is open, in which nothing is waited for."""
+        return core is not self._core or (bool(OPEN) and core.store.open_transaction() is not None)
+
+    def claim_batch(
+        self,
+        core: MessageCore,
+        wanted: Wanted,
+        claims: list[MessageClaim],
+        block: bool,
+        deadline: float | None,
+        linger: float,
+    ) -> list[Message[T]]:
+        """Claim messages as :meth:`claim` does, and wait so many seconds for the rest of the batch.
+
+        The messages are in their order, and of the leases of the first ones nearly the whole is left.
+        """
+        while True:
+            messages = self.claim(core, wanted, claims, block, deadline)
+            if not linger or len(messages) == wanted.limit or self._is_within(core):
+                return messages
+            claimed_at = time.monotonic()
+            self._fill(core, wanted, claims, messages, claimed_at + linger)
+            # A message whose lease ended in the wait may be claimed again, and its second claim is the one.
+            messages = list({message.id: message for message in messages}.values())
+            if _is_old(messages, claimed_at):
+                lost = self.extend(messages)
+                messages = [message for message in messages if message.id not in lost]
+            if messages:
+                return sorted(messages, key=lambda message: (-message.priority, message.id))
+
+    def _fill(
+        self,
+        core: MessageCore,
+        wanted: Wanted,
+        claims: list[MessageClaim],
+        messages: list[Message[T]],
+        until: float,
+    ) -> None:
+        """Append messages to a batch, when so many are ready as it lacks, or else at the end of the wait."""
+
+        def claim_the_rest() -> None:
+            rest = wanted._replace(limit=wanted.limit - len(messages))
+            messages.extend(self.attempt(core, rest, claims))
+
+        def attempt() -> None:
+            if core.is_shutdown:
+                return
+            if _count(core, wanted.topics) < wanted.limit - len(messages):
+                raise Empty
+            # What is ready may be of a topic that delivers nothing now, so these may be fewer, or none.
+            claim_the_rest()
+            if len(messages) < wanted.limit:
+                raise Empty
+
+        event = core.available(wanted.topics, alone=True)
+        with suppress(Empty, ShutDown):
+            wait(core.store.change_token, event, attempt, Empty, until)
+        if len(messages) < wanted.limit:
+            with suppress(Empty, ShutDown):
+                claim_the_rest()
 
     def wait(
         self, event: EventCount, attempt: Callable[[], list[Message[T]]], deadline: float | None
@@ -196,6 +257,11 @@ class Claiming(Generic[T]):
                         message._leased_until = until
                     break
         return lost
+
+
+def _count(core: MessageCore, topics: Topics) -> int:
+    """Return how many messages of these topics are ready."""
+    return core.store.count() if topics is None else sum(map(core.store.count, topics))
 
 
 def _is_old(messages: Sequence[Message[Any]], claimed_at: float) -> bool:

@@ -9,6 +9,7 @@ from datetime import datetime
 from types import EllipsisType
 from typing import Any
 
+from persistcoll.arguments import checked_seconds
 from persistcoll.container import T, option
 from persistcoll.engine.blocking import deadline_after, wait
 from persistcoll.engine.contracts import MessageStore
@@ -318,25 +319,33 @@ class MessageQueue(BaseMessageQueue[T]):
         block: bool = True,
         timeout: float | None = None,
         *,
+        linger: float = 0.0,
         lease: float | None = None,
         connection: Any = None,
     ) -> list[Message[T]]:
-        """Return the next 1 to ``n`` messages, and claim them. Only the first one is waited for.
+        """Return the next 1 to ``n`` messages, and claim them.
 
+        Only the first one is waited for, unless ``linger`` says more.
         They have one group at most once, and of a limited topic they are as many as its rate allows now.
 
-        Cost: that of one :meth:`get`.
+        Cost: that of one :meth:`get`. With a ``linger`` that of two or three: what is ready is claimed at
+        once and the rest together at the end of the wait, and leases of which a tenth has passed by then
+        begin again.
 
-        :raise ValueError: ``n`` is below 1.
+        :param linger: seconds to wait, when the first messages are claimed, until there are ``n``. In the
+            block of :meth:`transaction`, and with ``connection``, nothing is waited for. A message whose
+            lease is over before the end of the wait is not returned.
+        :raise ValueError: ``n`` is below 1, or ``linger`` negative.
 
         It raises the other errors that :meth:`get` raises as well.
         """
         wanted = Wanted(checked_number_of("n", n), checked_topics(topic), _lease(lease))
+        seconds = checked_seconds("linger", linger)
         deadline, core = deadline_after(block, timeout), self._at(connection)
         claims: list[MessageClaim] = []
         process = os.getpid()
         try:
-            return self._claiming.claim(core, wanted, claims, block, deadline)
+            return self._claiming.claim_batch(core, wanted, claims, block, deadline, seconds)
         except BaseException:
             core.take_back(claims, process)
             raise

@@ -64,6 +64,17 @@ def get_many(opened: Opened) -> None:
     opened.got += opened.queue.get_many(3)
 
 
+def get_many_that_lingers(opened: Opened) -> None:
+    claim = opened.queue._store.claim
+
+    def claim_two(*arguments: Any, **options: Any) -> Any:
+        limit, *others = arguments
+        return claim(min(limit, 2), *others, **options)
+
+    opened.queue._store.claim = claim_two  # type: ignore[method-assign]
+    opened.got += opened.queue.get_many(4, linger=5)
+
+
 def consume(opened: Opened) -> None:
     with contextlib.closing(opened.queue.consume()) as iteration:
         for message in iteration:
@@ -93,8 +104,8 @@ def consume_and_drop(opened: Opened) -> None:
 
 
 CALLS: list[Callable[[Opened], None]] = [
-    get, get_with_a_timeout, get_many, consume, consume_what_is_prefetched, consume_until_a_shutdown,
-    consume_and_drop,
+    get, get_with_a_timeout, get_many, get_many_that_lingers, consume, consume_what_is_prefetched,
+    consume_until_a_shutdown, consume_and_drop,
 ]  # fmt: skip
 
 
