@@ -9,16 +9,15 @@ from typing import Any, Literal, TypeVar, overload
 
 from persistcoll.arguments import checked_count, checked_delay, checked_text
 from persistcoll.container import T, option
-from persistcoll.engine.contracts import Claim, QueueStore, RecordStore, Select
-from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
+from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.queue_core import Decode
 from persistcoll.engine.records import NACKED, Backoff, Record, State
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
-from persistcoll.queues.deliveries import Deliveries, Delivery, lost_of
-from persistcoll.queues.sql import PlainPuts, RecordQueueCore, SQLQueue
+from persistcoll.queues.deliveries import AckQueueCore, Deliveries, Delivery, lost_of
+from persistcoll.queues.sql import PlainPuts, SQLQueue
 
-__all__ = ["AckQueue", "AckQueueCore", "AckStatus"]
+__all__ = ["AckQueue", "AckStatus"]
 
 R = TypeVar("R")
 
@@ -56,40 +55,6 @@ _STATUS = {
     State.FAILED: AckStatus.ack_failed,
     State.DEAD: AckStatus.ack_failed,
 }
-
-
-class AckQueueCore(RecordQueueCore):
-    """The core of a queue whose claims are :class:`~persistcoll.queues.deliveries.Delivery` objects.
-
-    The :class:`~persistcoll.queues.deliveries.Deliveries` guard themselves.
-    """
-
-    _hands_over_as_is = False
-
-    def __init__(self, store: RecordStore, maxsize: int, payload_only: bool, deliveries: Deliveries) -> None:
-        self._deliveries = deliveries
-        super().__init__(store, maxsize, False, payload_only)
-
-    def _bind(self, store: QueueStore) -> None:
-        super()._bind(store)
-        self._ack = self._deliveries.ack
-
-    def _nack(self, tokens: Sequence[Delivery], reason: str | None) -> None:
-        self._deliveries.nack(tokens, reason or NACKED)
-
-    def _id_of(self, token: Delivery) -> int:
-        return token.id
-
-    def _new_claim_list(self) -> ClaimList:
-        return IndexedClaimList()
-
-    def _hand_over(self, items: list[Delivery], consumer: Consumer) -> list[Any]:
-        for forgotten in self._deliveries.add(items, consumer):
-            self.in_flight.forget(forgotten)
-        return [each.item if each.raw is None else each.raw for each in items]
-
-    def _take_back(self, token: Delivery) -> None:
-        self._deliveries.forget(token)
 
 
 class AckQueue(PlainPuts[T]):

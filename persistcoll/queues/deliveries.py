@@ -15,13 +15,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from persistcoll.engine.contracts import RecordStore
-from persistcoll.engine.in_flight import Consumer
-from persistcoll.engine.records import Record
+from persistcoll.engine.contracts import QueueStore, RecordStore
+from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
+from persistcoll.engine.records import NACKED, Record
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, StaleClaimError
+from persistcoll.queues.sql import RecordQueueCore
 
-__all__ = ["Deliveries", "Delivery", "lost_of"]
+__all__ = ["AckQueueCore", "Deliveries", "Delivery", "lost_of"]
 
 T = TypeVar("T")
 
@@ -295,3 +296,37 @@ def lost_of(deliveries: Sequence[Delivery], error: ClaimError) -> Sequence[Deliv
 
 def _objects(delivery: Delivery) -> tuple[Any, ...]:
     return (delivery.item,) if delivery.raw is None else (delivery.item, delivery.raw)
+
+
+class AckQueueCore(RecordQueueCore):
+    """The core of a queue whose claims are :class:`Delivery` objects.
+
+    The :class:`Deliveries` guard themselves.
+    """
+
+    _hands_over_as_is = False
+
+    def __init__(self, store: RecordStore, maxsize: int, payload_only: bool, deliveries: Deliveries) -> None:
+        self._deliveries = deliveries
+        super().__init__(store, maxsize, False, payload_only)
+
+    def _bind(self, store: QueueStore) -> None:
+        super()._bind(store)
+        self._ack = self._deliveries.ack
+
+    def _nack(self, tokens: Sequence[Delivery], reason: str | None) -> None:
+        self._deliveries.nack(tokens, reason or NACKED)
+
+    def _id_of(self, token: Delivery) -> int:
+        return token.id
+
+    def _new_claim_list(self) -> ClaimList:
+        return IndexedClaimList()
+
+    def _hand_over(self, items: list[Delivery], consumer: Consumer) -> list[Any]:
+        for forgotten in self._deliveries.add(items, consumer):
+            self.in_flight.forget(forgotten)
+        return [each.item if each.raw is None else each.raw for each in items]
+
+    def _take_back(self, token: Delivery) -> None:
+        self._deliveries.forget(token)

@@ -17,9 +17,8 @@ from persistcoll.engine.memory.queue_store import MemoryQueueStore
 from persistcoll.engine.memory.record_store import MemoryRecordStore
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Entry
-from persistcoll.queues.ack import AckQueueCore
 from persistcoll.queues.base import BaseQueue
-from persistcoll.queues.deliveries import Deliveries, Delivery
+from persistcoll.queues.deliveries import AckQueueCore, Deliveries, Delivery
 from tests.interrupting import interruptions
 from tests.queues.waits import until, waiting
 
