@@ -63,6 +63,11 @@ class FaceStore(MemoryMessageStore):
         return 0 if self.is_quiet else super().change_token()
 
 
+def store_of(queue: MessageQueue[Any]) -> FaceStore:
+    assert isinstance(queue._store, FaceStore)
+    return queue._store
+
+
 class ServerFaceStore(MemoryMessageServerStore):
     """The same for the model of a server, which joins the transactions of its callers."""
 
@@ -112,6 +117,14 @@ def open_queue(states, tmp_path) -> Iterator[Callable[..., MessageQueue[Any]]]:
 def queue(open_queue) -> MessageQueue[Any]:
     queue: MessageQueue[Any] = open_queue(backoff=None)
     return queue
+
+
+@pytest.fixture
+def quiet(queue) -> MessageQueue[Any]:
+    """Return a queue whose waiters poll in vain, so that only wake-ups wake them."""
+    store_of(queue).is_quiet = True
+    result: MessageQueue[Any] = queue
+    return result
 
 
 @pytest.fixture

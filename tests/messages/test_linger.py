@@ -8,25 +8,12 @@ from typing import Any
 import pytest
 
 from persistcoll import Empty, MessageQueue, ShutDown
-from tests.messages.conftest import START, Clock, FaceStore
+from tests.messages.conftest import START, Clock, store_of
 from tests.messages.waits import until_asleep
 from tests.queues.waits import until, waiting
 
 LONG = 1000.0
 """Seconds that no test waits."""
-
-
-@pytest.fixture
-def quiet(queue) -> MessageQueue[Any]:
-    """Return a queue whose waiters poll in vain, so that only wake-ups wake them."""
-    store_of(queue).is_quiet = True
-    result: MessageQueue[Any] = queue
-    return result
-
-
-def store_of(queue: MessageQueue[Any]) -> FaceStore:
-    assert isinstance(queue._store, FaceStore)
-    return queue._store
 
 
 def lingering(

@@ -12,22 +12,9 @@ import pytest
 
 from persistcoll import ClosedError, Empty, LockedError, MessageQueue, OutgoingMessage, ShutDown, StorageError
 from persistcoll.engine.message_core import _Available
-from tests.messages.conftest import FaceStore
+from tests.messages.conftest import store_of
 from tests.messages.waits import asleep, until_asleep
 from tests.queues.waits import until, waiting
-
-
-@pytest.fixture
-def quiet(queue) -> MessageQueue[Any]:
-    """Return a queue whose waiters poll in vain, so that only wake-ups wake them."""
-    store_of(queue).is_quiet = True
-    result: MessageQueue[Any] = queue
-    return result
-
-
-def store_of(queue: MessageQueue[Any]) -> FaceStore:
-    assert isinstance(queue._store, FaceStore)
-    return queue._store
 
 
 def getting(queue: MessageQueue[Any], topic: Any = None, timeout: float | None = None) -> Any:

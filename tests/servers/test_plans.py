@@ -11,7 +11,6 @@ import pytest
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, ClaimPolicy, Entry
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.servers.open import open_record_store
-from tests.servers.places import KINDS, Place
 
 ROWS = 3000
 PARAMETERS = {
@@ -25,13 +24,6 @@ OFTEN = (
     "lock_aside", "lock_aside_by_id", "requeue", "update", "select_next", "select_page", "last_id",
     "lock_oldest", "has_key", "count_ready", "has_unfinished", "token",
 )  # fmt: skip
-
-
-@pytest.fixture(params=KINDS)
-def place(request):
-    place = Place(request.param)
-    yield place
-    place.close()
 
 
 def full_scans(place, text):

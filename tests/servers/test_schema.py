@@ -19,14 +19,6 @@ from persistcoll.servers.address import MYSQL
 from persistcoll.servers.open import open_record_store
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.testing.children import run_threads
-from tests.servers.places import KINDS, Place
-
-
-@pytest.fixture(params=KINDS)
-def place(request):
-    place = Place(request.param)
-    yield place
-    place.close()
 
 
 def opened(place, name="jobs", discipline=FIFO, **options):

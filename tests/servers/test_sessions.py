@@ -17,35 +17,10 @@ from persistcoll.servers.driver import TryAgainError
 from persistcoll.servers.open import open_record_store
 from persistcoll.testing.children import in_forked_child, run_threads
 from tests.servers.losing import losing_connections
-from tests.servers.places import KINDS, CallerConnection, Place
+from tests.servers.places import CallerConnection
 
 ENDS = ("before commit", "after commit")
 SIDES = ("before", "after")
-
-
-@pytest.fixture(params=KINDS)
-def place(request):
-    place = Place(request.param)
-    yield place
-    place.close()
-
-
-@pytest.fixture
-def opened(place):
-    stores = []
-
-    def open_store(name="jobs", discipline=FIFO, retry=ClaimPolicy(), **options):  # noqa: B008 - immutable
-        options = {"serializer": "raw", "durability": "process", "schema": place.schema, **options}
-        stores.append(
-            open_record_store(
-                place.address, name=name, kind=discipline.name, discipline=discipline, retry=retry, **options
-            )
-        )
-        return stores[-1]
-
-    yield open_store
-    for store in stores:
-        store.close()
 
 
 def payload_of(record):

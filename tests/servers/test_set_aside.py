@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, Entry, State
+from persistcoll.engine.records import UNIQUE, ClaimPolicy, Entry, State
 from persistcoll.errors import DuplicateError, LockedError
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.handle import PAGE
-from persistcoll.servers.open import open_record_store
 from tests.queues.waits import until, waiting
-from tests.servers.places import KINDS, CallerConnection, Place
+from tests.servers.places import CallerConnection
 
 EQUAL = Entry(b"k", key=b"k")
-
-
-@pytest.fixture(params=KINDS)
-def place(request):
-    place = Place(request.param)
-    yield place
-    place.close()
 
 
 @pytest.fixture
@@ -27,29 +19,6 @@ def caller(place):
     caller = CallerConnection(place)
     yield caller
     caller.close()
-
-
-@pytest.fixture
-def opened(place):
-    stores = []
-
-    def open_store(discipline=UNIQUE, retry=ClaimPolicy(), **options):  # noqa: B008 - immutable
-        options = {"serializer": "raw", "durability": "process", "schema": place.schema, **options}
-        stores.append(
-            open_record_store(
-                place.address,
-                name=discipline.name,
-                kind=discipline.name,
-                discipline=discipline,
-                retry=retry,
-                **options,
-            )
-        )
-        return stores[-1]
-
-    yield open_store
-    for store in stores:
-        store.close()
 
 
 def id_of(record):
@@ -68,7 +37,7 @@ def someone_waits_for_a_lock(place):
 @pytest.mark.parametrize("which", ["all", "one"])
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_requeue_waits_for_an_equal_item_that_is_not_committed(place, opened, caller, which, end):
-    store = opened()
+    store = opened(discipline=UNIQUE)
     (id,) = store.put([EQUAL])
     store.fail([store.claim(id_of)])
     caller.begin()
@@ -91,7 +60,7 @@ def test_a_requeue_waits_for_an_equal_item_that_is_not_committed(place, opened, 
 
 @pytest.mark.parametrize("which", ["all", "one"])
 def test_a_requeue_in_a_callers_transaction_is_rolled_back_with_it(opened, caller, which):
-    store = opened()
+    store = opened(discipline=UNIQUE)
     (id,) = store.put([EQUAL])
     store.fail([store.claim(id_of)], "no")
     caller.begin()
@@ -106,7 +75,7 @@ def test_a_requeue_in_a_callers_transaction_is_rolled_back_with_it(opened, calle
 
 def test_a_callers_transaction_that_an_equal_item_precedes_is_to_begin_again(place, opened, caller):
     """Only its caller can repeat it, because it may hold more than this call."""
-    store = opened()
+    store = opened(discipline=UNIQUE)
     store.put([EQUAL])
     store.fail([store.claim(id_of)])
     other = CallerConnection(place)
@@ -126,7 +95,7 @@ def test_a_callers_transaction_that_an_equal_item_precedes_is_to_begin_again(pla
 
 def test_of_many_equal_ones_the_first_is_requeued_whichever_its_state(opened):
     """Failed and dead ones alternate, and their equals are more than a page apart."""
-    store = opened(retry=ClaimPolicy(max_attempts=1))
+    store = opened(discipline=UNIQUE, retry=ClaimPolicy(max_attempts=1))
     keys = [b"%d" % number for number in range(PAGE + 20)]
     ids: list[int] = []
     for turn in range(2):
@@ -144,7 +113,7 @@ def test_of_many_equal_ones_the_first_is_requeued_whichever_its_state(opened):
 
 
 def test_all_of_many_are_requeued(opened):
-    store = opened(FIFO)
+    store = opened()
     count = 2 * PAGE + 1
     ids = store.put([Entry(b"x")] * count)
     store.fail(store.claim_many(count, id_of))
@@ -157,7 +126,7 @@ REASONS = ["ä中\N{GRINNING FACE}", "", "a 'quote', a \\, a % and a \"", "\udc8
 
 @pytest.mark.parametrize("reason", REASONS, ids=lambda reason: ascii(reason)[:20])
 def test_any_reason_is_kept_whatever_the_character_set(place, opened, caller, reason):
-    store = opened(FIFO)
+    store = opened()
     store.put([Entry(b"x")] * 2)
     one, two = store.claim_many(2, id_of)
     store.fail([one], reason)
