@@ -34,8 +34,12 @@ def file_queue() -> None:
         assert_type(queue.get_many(2), list[int])
         assert_type(queue.peek(), int)
         assert_type(list(queue.items()), list[int])
+        assert_type(queue.get_many(2, linger=0.5), list[int])
         with queue.receive() as item:
             assert_type(item, int)
+        with queue.receive_many(2, linger=0.5) as items:
+            assert_type(items, list[int])
+        queue.task_done(2)
 
 
 def database_queue(queue: SQLiteQueue[str]) -> None:
@@ -63,7 +67,11 @@ def ack_queue(queue: SQLiteAckQueue[str]) -> None:
     assert_type(item, str)
     assert_type(queue.ack(item), int | None)
     queue.nack(queue.get(raw=True), delay=1.5)
-    queue.ack_failed(id=3)
+    queue.ack_failed(id=3, reason="no")
+    assert_type(queue.ack_many([item, item]), list[int | None])
+    assert_type(queue.ack_many(ids=[1, 2]), list[int | None])
+    assert_type(queue.put("b", delay=1.5), int | None)
+    assert_type(queue.requeue("all") + queue.requeue(3), int)
     assert_type(queue.get_many(2), list[str])
     assert_type(queue.get_nowait(next_in_order=True, id=2), str)
 
