@@ -107,7 +107,8 @@ class Run:
     def get(self, queue: MessageQueue[Any], rng: random.Random, number: int) -> None:
         while True:
             try:
-                for message in queue.get_many(rng.choice([1, 3]), rng.choice([None, *TOPICS]), timeout=0.005):
+                topic, linger = rng.choice([None, *TOPICS]), rng.choice([0.0, 0.0, 0.005])
+                for message in queue.get_many(rng.choice([1, 3]), topic, timeout=0.005, linger=linger):
                     self.work_on(message, rng)
             except Empty:
                 pass
