@@ -20,7 +20,11 @@ from persistcoll import (
     EventKind,
     MessageEvent,
     MessageQueue,
+    NotClaimedError,
+    Queue,
+    SQLiteAckQueue,
     StaleClaimError,
+    UniqueAckQ,
 )
 from persistcoll.metrics import EventCounter, log_events, prometheus_text
 from persistcoll.serializers import signed
@@ -158,7 +162,62 @@ def test_nothing_of_a_message_is_ever_logged(observer, is_signed, tmp_path, capl
     else:
         told = {message.partition(":")[0] for message in caplog.messages}
         assert told >= {kind.value for kind in EventKind}
+    expect_no_marker(caplog)
+
+
+def expect_no_marker(caplog: pytest.LogCaptureFixture) -> None:
     formatter = logging.Formatter()
     for record in caplog.records:
         assert MARKER not in formatter.format(record)
         assert MARKER not in repr(vars(record))
+
+
+def use_items(queue: SQLiteAckQueue[Any], serializer: Quoting) -> None:
+    """Do everything to items in which the marker is the item, its reason and the text of an exception."""
+    ids = queue.put_many([f"{MARKER} {number}" for number in range(5)])
+    queue.put(f"{MARKER} later", delay=1e6)
+    with pytest.raises(EncodeError):
+        queue.put([MARKER])
+    queue.ack_failed(queue.get(), reason=MARKER)
+    queue.nack(queue.get(), reason=MARKER, delay=1e6)
+    with suppress(KeyError), queue.receive_many(2):
+        raise KeyError(MARKER)
+    assert queue.requeue("all") == 1
+    assert queue.requeue(ids[0] or 0) == 0
+    queue.ack_many(queue.get_many(2, linger=1e-6))
+    queue.put(f"{MARKER} 4")
+    serializer.is_broken = True
+    with pytest.raises(DecodeError):
+        queue.get(block=False)
+    serializer.is_broken = False
+    with pytest.raises(NotClaimedError):
+        queue.ack(MARKER)
+    queue.get()
+
+
+@pytest.mark.parametrize("kind", [SQLiteAckQueue, UniqueAckQ])
+def test_nothing_of_an_item_is_ever_logged(kind, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    serializer = Quoting()
+    with kind(tmp_path, serializer=serializer, strict=True) as queue:
+        use_items(queue, serializer)
+        prometheus_text(queue)
+        assert {row["reason"] for row in queue.queue()} >= {MARKER, f"KeyError: '{MARKER}'"}
+    prometheus_text(queue)
+    assert caplog.records
+    expect_no_marker(caplog)
+
+
+def test_what_is_logged_of_damaged_files_has_nothing_of_the_items(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    with Queue(tmp_path, serializer=Quoting()) as queue:
+        queue.put_many([f"{MARKER} {number}" for number in range(5)])
+    (chunk,) = (path for path in tmp_path.iterdir() if MARKER.encode() in path.read_bytes())
+    data = chunk.read_bytes()
+    place = data.index(f"{MARKER} 2".encode())
+    chunk.write_bytes(data[:place] + b"\0" + data[place + 1 :])
+    with Queue(tmp_path, serializer=Quoting(), on_corruption="skip") as queue:
+        assert len(list(queue.items())) == 4
+        queue.get_many(9)
+    assert caplog.records
+    expect_no_marker(caplog)
