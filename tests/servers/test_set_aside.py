@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from persistcoll.engine.records import UNIQUE, ClaimPolicy, Entry, State
@@ -78,15 +80,14 @@ def test_a_callers_transaction_that_an_equal_item_precedes_is_to_begin_again(pla
     store = opened(discipline=UNIQUE)
     store.put([EQUAL])
     store.fail([store.claim(id_of)])
-    other = CallerConnection(place)
-    other.begin()
-    store.joined(other.connection).put([EQUAL])
-    caller.begin()
-    joined = store.joined(caller.connection)
-    finish = waiting(joined.requeue)
-    until(lambda: someone_waits_for_a_lock(place))
-    other.commit()
-    other.close()
+    with closing(CallerConnection(place)) as other:
+        other.begin()
+        store.joined(other.connection).put([EQUAL])
+        caller.begin()
+        joined = store.joined(caller.connection)
+        finish = waiting(joined.requeue)
+        until(lambda: someone_waits_for_a_lock(place))
+        other.commit()
     with pytest.raises(LockedError, match="begin it again"):
         finish()
     caller.rollback()
