@@ -68,8 +68,9 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
         Cost: 1 transaction, for all of which other writers wait. At ``"power"`` also 1 sync.
 
         :param id: the one with this id; ``None``: all of them, or all of ``topic``, except those whose keys
-            are active for other messages.
+            are active for other messages, and those of which more than the body is damaged.
         :return: how many were made ready.
+        :raise CorruptionError: the topic, key, group or ttl of the message ``id`` is damaged. It stays dead.
         :raise DuplicateError: the key of the message ``id`` is active for another one, so it stays dead.
         :raise ValueError: both ``id`` and ``topic`` are given, or ``id`` cannot be an id.
         """

@@ -103,6 +103,9 @@ _DAMAGED = (
     "unsupported file format",
     "constraint failed",  # the statements violate none, unless a damaged index hides a row
 )
+# Damaged text becomes another text, which no checksum passes. By an error instead, a statement would give
+# neither the row nor its id.
+_TEXT = partial(str, encoding="utf-8", errors="replace")
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
 # SQLITE_PROTOCOL, after a hundred tries to begin a transaction. SQLite ignores the error of an unlock, and
 # then takes the lock for held until all connections of the process are closed.
@@ -155,18 +158,19 @@ class WritingConnection(sqlite3.Connection):
     """Whether a transaction lends it now; ``None``: none ever did."""
     _is_used = False
     _operations = 0
-    _text_factory: Any = str
+    _text_factory: Any = _TEXT
     _cursors: weakref.WeakSet[sqlite3.Cursor]
 
     def lend(self) -> None:
         """Let the caller use it until :meth:`take_back`."""
         self._is_used, self._operations, self._cursors = False, 0, weakref.WeakSet()
+        self.text_factory = str
         self._is_lent = True
 
     def take_back(self) -> None:
         """Refuse the caller every further use. Idempotent, and may be called again after an interrupt."""
         self._is_lent = False
-        self.row_factory, self.text_factory = None, str
+        self.row_factory, self.text_factory = None, _TEXT
         if not self._is_used:
             return
         # A statement that is not exhausted would keep the connection in its snapshot.
@@ -222,8 +226,8 @@ class WritingConnection(sqlite3.Connection):
 
         :return: whether the transaction is still open, and the caller has rolled none of its operations back.
         """
-        if self.text_factory is not str:
-            self._text_factory, self.text_factory = self.text_factory, str
+        if self.text_factory is not _TEXT:
+            self._text_factory, self.text_factory = self.text_factory, _TEXT
         if not self._is_used or not self.in_transaction:
             return self.in_transaction
         (count,) = self._execute("SELECT count FROM temp.persistcoll_operations").fetchone()
@@ -237,8 +241,8 @@ class WritingConnection(sqlite3.Connection):
 
     def end_operation(self) -> None:
         """End an operation, whether it was done or not."""
-        if self._text_factory is not str:
-            self.text_factory, self._text_factory = self._text_factory, str
+        if self._text_factory is not _TEXT:
+            self.text_factory, self._text_factory = self._text_factory, _TEXT
 
     def _refuse(self, *arguments: Any, **options: Any) -> NoReturn:
         """Refuse what would end the transaction, wait for its end, or outlive it."""
@@ -279,6 +283,7 @@ def _connect(path: str, timeout: float, factory: type[C], uri: bool = False) -> 
         factory=factory,
         uri=uri,
     )
+    connection.text_factory = _TEXT
     connection.execute("PRAGMA trusted_schema=OFF")
     connection.execute("PRAGMA cell_size_check=ON")
     return connection

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from persistcoll.errors import Empty
-from persistcoll.sqlite.driver import Execute, corruption_error, end_statement
+from persistcoll.sqlite.driver import ERRORS, Execute, corruption_error, end_statement
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
@@ -40,15 +40,27 @@ class MessageChoice:
         self, execute: Execute, counters: MessageCounters, limit: int, topics: Sequence[str] | None
     ) -> list[MessageRow]:
         """Return the next rows that can be claimed; those that are damaged become dead."""
-        rows: list[MessageRow] = []
-        while len(rows) < limit:
+        while True:
             found = self._next(execute, counters, limit, topics)
             damaged = [row for row in found if not self._rows.is_intact(row)]
-            if not damaged:
-                return found
             for row in damaged:
-                self._life.kill_damaged(execute, row)
-        return rows
+                self._kill(execute, row)
+            if damaged:
+                continue
+            if not counters.is_doubtful:
+                return found
+            # Once for all that were damaged, because it reads every message. It may make others ready.
+            self._life.mend(execute)
+
+    def _kill(self, execute: Execute, row: MessageRow) -> None:
+        """Make a damaged message dead.
+
+        :raise CorruptionError: an index has other values than the row, so SQLite refuses each change of it.
+        """
+        try:
+            self._life.kill_damaged(execute, row)
+        except ERRORS as error:
+            raise self._rows.damaged(row.id) from error
 
     def _next(
         self, execute: Execute, counters: MessageCounters, limit: int, topics: Sequence[str] | None

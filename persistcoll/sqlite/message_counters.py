@@ -96,9 +96,10 @@ class MessageCounters(Counters):
     state.
 
     :ivar gated: the names of the topics that are paused, limited or locked.
+    :ivar is_doubtful: whether they may be wrong, because a message or a group is damaged.
     """
 
-    __slots__ = ("_changed", "_topics", "_totals_changed", "gated", "messages_sql")
+    __slots__ = ("_changed", "_topics", "_totals_changed", "gated", "is_doubtful", "messages_sql")
 
     def __init__(self, sql: MessageStatements) -> None:
         super().__init__(sql)
@@ -107,6 +108,7 @@ class MessageCounters(Counters):
         self._changed: dict[str, Topic] = {}
         self._totals_changed = False
         self.gated: set[str] = set()
+        self.is_doubtful = False
 
     def new(self) -> MessageCounters:
         return MessageCounters(self.messages_sql)
@@ -122,7 +124,7 @@ class MessageCounters(Counters):
         super().load(execute)
         self._topics.clear()
         self._changed.clear()
-        self._totals_changed = False
+        self._totals_changed = self.is_doubtful = False
         self.gated = {name for (name,) in execute(self.messages_sql.select_gated).fetchall()}
 
     def save(self, execute: Execute) -> None:
@@ -153,6 +155,19 @@ class MessageCounters(Counters):
             )  # fmt: skip
             topic.is_stored = True
         topic.has_changed_gate = False
+
+    def recount(self, execute: Execute, now: float) -> None:
+        """Count all messages, and see to it that each group has a head, within a transaction.
+
+        Cost: it reads all messages of the queue.
+        """
+        repair = self.messages_sql.repair
+        self._totals_changed = True  # because a put of a ready message does not store the last id
+        self.save(execute)
+        execute(repair.promote_heads, (now, now, now))
+        for text in repair.recount:
+            execute(text)
+        self.load(execute)
 
     @property
     def blocked(self) -> int:
@@ -205,6 +220,8 @@ class MessageCounters(Counters):
         if old is not None:
             topic.counts[old] -= count
             self._add(old, -count)
+            if topic.counts[old] < 0:
+                self.is_doubtful = True
         if new is not None:
             topic.counts[new] += count
             self._add(new, count)

@@ -24,7 +24,7 @@ from persistcoll.engine.records import State
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
-from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, read_rows
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows, due_of, is_ahead, is_past, read_rows
 from persistcoll.sqlite.message_statements import (
     BLOCKED,
     CLAIMED,
@@ -166,7 +166,7 @@ class MessageLife:
 
     def lose(self, execute: Execute, row: MessageRow, error: str) -> None:
         """End a claim that nobody has settled."""
-        if not row.delivered:
+        if not row.delivered and type(row.attempts) is int:
             self.come_back(execute, row, EventKind.RECLAIMED, 0.0, row.attempts - 1)
         elif self._rows.is_spent(row):
             self.finish(execute, row, State.DEAD, error)
@@ -181,7 +181,37 @@ class MessageLife:
 
     def kill_damaged(self, execute: Execute, row: MessageRow) -> None:
         """Make a ready message dead because it is damaged."""
-        self.finish(execute, row, State.DEAD, DAMAGED)
+        if self._rows.is_meta_intact(row):
+            self.finish(execute, row, State.DEAD, DAMAGED)
+        else:
+            self._finish_damaged(execute, row, State.DEAD, DAMAGED)
+
+    def remove_damaged(self, execute: Execute, row: MessageRow) -> None:
+        """Remove a message of which the metadata are damaged."""
+        self._finish_damaged(execute, row, None, None)
+
+    def _finish_damaged(
+        self, execute: Execute, row: MessageRow, state: State | None, error: str | None
+    ) -> None:
+        """Make a message dead or done, or remove it, of which topic, group or key cannot be relied on.
+
+        Its keys are found by its id, and :meth:`mend` counts anew.
+        """
+        execute(self._sql.delete_keys_of, (row.id,))
+        if state is None or not self._keeps(state):
+            execute(self._sql.delete, (row.id,))
+        else:
+            execute(self._sql.settle, (STATES[state], None, None, self.now, row.attempts, error, row.id))
+        if state is not None:
+            kind = EventKind.ACKED if state is State.DONE else EventKind.DEAD
+            self.note(kind, row.topic, row.id, row.attempts, error)
+        self._counters.is_doubtful = True
+        self._database.mark_dirty(self._counters)
+
+    def mend(self, execute: Execute) -> None:
+        """Count anew if a damaged message or group has made the counts doubtful. Each change ends with it."""
+        if self._counters.is_doubtful:
+            self._counters.recount(execute, self.now)
 
     def finish(
         self,
@@ -195,6 +225,9 @@ class MessageLife:
 
         :param window: whether its key stays active for the rest of its window.
         """
+        if (row.key is not None or row.group is not None) and not self._rows.is_meta_intact(row):
+            self._finish_damaged(execute, row, state, error)
+            return
         self._free_key(execute, row, window)
         if self.events is not None and state is not None:
             kind = EventKind.ACKED if state is State.DONE else EventKind.DEAD
@@ -215,19 +248,20 @@ class MessageLife:
 
     def _leave_group(self, execute: Execute, row: MessageRow) -> None:
         ((left,),) = execute(self._sql.leave_group, (row.topic, row.group)).fetchall() or ((None,),)
-        if left is None:
-            raise corruption_error("the group of a message")
         if left == 0:
             execute(self._sql.delete_group, (row.topic, row.group))
-        elif row.state is not State.BLOCKED:
-            following = execute(self._sql.select_blocked, (row.topic, row.group)).fetchone()
-            if following is None:
-                raise corruption_error("the next message of a group")
-            head = MessageRow._make(following)
-            if head.until is not None and head.until > self.now:
-                self._set(execute, head, State.DELAYED, head.until)
-            else:
-                self._set(execute, head, State.READY)
+            return
+        if left is not None and row.state is State.BLOCKED:
+            return
+        following = execute(self._sql.select_blocked, (row.topic, row.group)).fetchone()
+        if left is None or following is None:  # The row of the group is damaged.
+            self._counters.is_doubtful = True
+            return
+        head = MessageRow._make(following)
+        if is_ahead(head.until, self.now):
+            self._set(execute, head, State.DELAYED, head.until)
+        else:
+            self._set(execute, head, State.READY)
 
     def _free_key(self, execute: Execute, row: MessageRow, window: bool) -> None:
         if row.key is None:
@@ -237,7 +271,7 @@ class MessageLife:
         if found is None or found[0] != row.id:
             return
         _, until, _ = found
-        if window and until > self.now:
+        if window and is_ahead(until, self.now):
             execute(self._sql.save_key, (row.key, row.id, until, 0))
         else:
             execute(self._sql.delete_key, (row.key,))
@@ -273,12 +307,16 @@ class MessageLife:
     def remove(self, execute: Execute, rows: Sequence[MessageRow], state: State) -> None:
         """Remove messages in this state, together if they need no step of their own."""
         in_groups = state not in _FINAL
-        together = [row for row in rows if row.key is None and not (in_groups and row.group is not None)]
+        together: list[MessageRow] = []
+        for row in rows:
+            if not self._rows.is_meta_intact(row):
+                self.remove_damaged(execute, row)
+            elif row.key is not None or (in_groups and row.group is not None):
+                self.finish(execute, row, None)
+            else:
+                together.append(row)
         self._database.executemany(self._sql.delete, [(row.id,) for row in together])
         self._count(execute, [(row.topic,) for row in together], STATES[state], None)
-        for row in rows:
-            if row.key is not None or (in_groups and row.group is not None):
-                self.finish(execute, row, None)
 
     def enter_group(self, execute: Execute, topic: str, group: str | None) -> bool:
         """Count a message in its group; return whether another one of it is unfinished."""
@@ -292,7 +330,7 @@ class MessageLife:
         if found is None:
             return False
         _, until, unfinished = found
-        return bool(unfinished) or until > self.now
+        return bool(unfinished) or is_ahead(until, self.now)
 
     # What happens by itself.
 
@@ -309,6 +347,7 @@ class MessageLife:
         self.find_next_due(execute)
         if (self.has_overdue and not may_be_due) or (self.is_behind and not (may_be_due or may_be_delayed)):
             raise corruption_error("what is due is not found")
+        self.mend(execute)
         return ended
 
     def find_next_due(self, execute: Execute) -> float | None:
@@ -420,10 +459,11 @@ class MessageLife:
             for row in rest:
                 if row.state is not State.CLAIMED:  # otherwise a damaged index could give it for ever
                     raise corruption_error("a claim of a holder")
-                is_over = row.until is not None and row.until <= self.now
-                self.lose(execute, row, LEASE_RAN_OUT if is_over else error)
+                self.lose(execute, row, LEASE_RAN_OUT if is_past(row.until, self.now) else error)
         self._unlock(execute, lambda topic: topic.locker == number)
-        return count - self._counters.claimed
+        count -= self._counters.claimed
+        self.mend(execute)
+        return count
 
     def end_locks(self, execute: Execute) -> None:
         """End the locks whose leases are over, so that their topics cost a claim nothing any more."""

@@ -10,36 +10,38 @@ from collections.abc import Iterator
 from persistcoll.engine.message_events import EventKind
 from persistcoll.engine.records import State
 from persistcoll.errors import DuplicateError
-from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_life import MessageLife
-from persistcoll.sqlite.message_rows import MessageRow, read_rows
-from persistcoll.sqlite.message_statements import DEAD, MessageStatements
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows, read_rows
+from persistcoll.sqlite.message_statements import CLAIMED, DEAD, DONE, MessageStatements
 from persistcoll.sqlite.scan import BEFORE_ALL
 
-__all__ = ["MessageRemoval"]
+__all__ = ["UNCLAIMED", "MessageRemoval"]
 
 _PAGE = 512  # rows
 # Blocked messages first, because the removal of a head makes one of them ready.
-_UNCLAIMED = (State.BLOCKED, State.READY, State.DELAYED)
+UNCLAIMED = (State.BLOCKED, State.READY, State.DELAYED)
 
 
 class MessageRemoval:
     """What removes or redrives messages of one queue. Each method is a part of a transaction."""
 
-    def __init__(self, database: Database, sql: MessageStatements, life: MessageLife) -> None:
-        self._database = database
+    def __init__(self, sql: MessageStatements, rows: MessageRows, life: MessageLife) -> None:
         self._sql = sql
+        self._rows = rows
         self._life = life
 
     def redrive(self, execute: Execute, id: int) -> bool:
         """Make a dead message ready again; return whether there is one.
 
+        :raise CorruptionError: its topic, key, group or ttl is damaged.
         :raise DuplicateError: its key is active for another message.
         """
         row = self._find(execute, id)
         if row is None or row.number != DEAD:
             return False
+        if not self._rows.is_meta_intact(row):
+            raise self._rows.damaged(id)
         if self._is_key_taken(execute, row):
             raise DuplicateError(f"the key of message {id} is active for another message")
         self._life.redrive(execute, [row])
@@ -47,7 +49,10 @@ class MessageRemoval:
         return True
 
     def redrive_all(self, execute: Execute, topic: str | None) -> int:
-        """Make all dead messages (of a topic) ready again, except those whose keys are taken."""
+        """Make all dead messages (of a topic) ready again, except those damaged or whose keys are taken.
+
+        One with a damaged ttl could expire at once.
+        """
         count, after = 0, BEFORE_ALL
         while rows := read_rows(execute, self._sql.select_dead, (after, topic, topic, _PAGE)):
             free: list[MessageRow] = []
@@ -56,6 +61,8 @@ class MessageRemoval:
                 if row.id <= after:  # otherwise a damaged index could give the same rows for ever
                     raise corruption_error(f"message {row.id} is out of order")
                 after = row.id
+                if not self._rows.is_meta_intact(row):
+                    continue
                 if row.key is None or not (row.key in keys or self._is_key_taken(execute, row)):
                     free.append(row)
                     keys.add(row.key)
@@ -78,16 +85,19 @@ class MessageRemoval:
     def cancel(self, execute: Execute, id: int) -> bool:
         """Remove a message that nobody has claimed; return whether there is one."""
         row = self._find(execute, id)
-        if row is None or row.state not in (*_UNCLAIMED, State.DEAD):
+        if row is None or row.number in (CLAIMED, DONE):
             return False
-        self._life.finish(execute, row, None, window=False)
+        if self._rows.is_meta_intact(row):
+            self._life.finish(execute, row, None, window=False)
+        else:
+            self._life.remove_damaged(execute, row)
         self._life.note(EventKind.CANCELLED, row.topic, id)
         return True
 
     def purge(self, execute: Execute, topic: str | None, dead: bool, before: float | None) -> int:
         """Remove the unclaimed messages, or the dead ones, that were put before a time; return how many."""
         count = 0
-        for state in (State.DEAD,) if dead else _UNCLAIMED:
+        for state in (State.DEAD,) if dead else UNCLAIMED:
             for rows in self._pages(execute, state, topic, before):
                 self._life.remove(execute, rows, state)
                 self._life.note_each(EventKind.PURGED, rows)

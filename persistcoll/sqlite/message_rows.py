@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from types import EllipsisType
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -10,20 +11,21 @@ from zlib import crc32
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessagePolicy, MessageRecord
 from persistcoll.engine.records import Backoff, State
 from persistcoll.errors import CorruptionError
-from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_statements import STATES
 from persistcoll.sqlite.rows import Seal, refuse_too_large
 
-__all__ = ["MessageRow", "MessageRows", "due_of", "read_rows"]
+__all__ = ["MessageRow", "MessageRows", "due_of", "is_ahead", "is_past", "read_rows"]
 
 _MASK = 0xFFFFFFFF
 _NONE = type(None)
 _TEXT, _TIME = (str, _NONE), (float, _NONE)
+_FIXED, _FLOAT = struct.Struct("<ddI").pack, struct.Struct("<d").pack
 _BY_NUMBER = {number: state for state, number in STATES.items()}
 
 
 class MessageRow(NamedTuple):
-    """The row of a message, as it is stored."""
+    """The row of a message, as it is stored. Where it is damaged, its fields are of any type."""
 
     id: int
     number: int
@@ -44,13 +46,20 @@ class MessageRow(NamedTuple):
     expires: float | None
     token: int | None
     delivered: int | None
+    meta_crc: int
     crc: int
     payload: bytes
 
     @property
     def state(self) -> State:
-        """The state."""
-        return _BY_NUMBER[self.number]
+        """The state.
+
+        :raise DatabaseError: it is none, so the row is damaged.
+        """
+        state = _BY_NUMBER.get(self.number)
+        if state is None:
+            raise corruption_error("the state of a message")
+        return state
 
     @property
     def claim(self) -> MessageClaim:
@@ -59,7 +68,17 @@ class MessageRow(NamedTuple):
 
     def is_over(self, now: float) -> bool:
         """Tell whether its ttl is over."""
-        return self.expires is not None and self.expires <= now
+        return is_past(self.expires, now)
+
+
+def is_past(time: float | None, now: float) -> bool:
+    """Tell whether there is such a time, and it has come. A damaged one never comes."""
+    return isinstance(time, float) and time <= now
+
+
+def is_ahead(time: float | None, now: float) -> bool:
+    """Tell whether there is such a time, and it has not come yet. A damaged one is no time."""
+    return isinstance(time, float) and time > now
 
 
 def read_rows(execute: Execute, text: str, parameters: tuple[object, ...]) -> list[MessageRow]:
@@ -80,8 +99,11 @@ def due_of(state: State, until: float | None, expires: float | None) -> float | 
 class MessageRows:
     """Writes and reads the rows of one queue.
 
-    Each row has a checksum over its payload, its headers, its options, its id and the collection. What
-    changes during the life of a message has none, and only its type is checked.
+    Each row has two checksums, which are bound to its id and to the collection. ``meta_crc`` is that of what
+    a put says of the message: the topic, the place, the key, the group, the options, the ttl, and when it was
+    put. By it a step knows, without the body, whether it may rely on these. ``crc`` goes on over the headers
+    and the payload, so no altered message is delivered. What changes during the life of a message has no
+    checksum, and only its type is checked.
 
     ``seal`` and ``unseal`` are set once, before the first write; no lock protects them.
 
@@ -96,9 +118,41 @@ class MessageRows:
         self._seed = crc32(store_id)
         self._policy = policy
 
-    def _checksum(self, id: int, payload: bytes, headers: bytes, options: str | None) -> int:
-        crc = crc32(headers, crc32(payload, (id ^ self._seed) & _MASK))
-        return crc if options is None else crc32(options.encode(), crc)
+    def _meta_checksum(
+        self,
+        id: int,
+        topic: str,
+        place: float,
+        created: float,
+        key: bytes | None,
+        group: str | None,
+        options: str | None,
+        ttl: float | None,
+    ) -> int:
+        name = topic.encode()
+        crc = crc32(name, crc32(_FIXED(place, created, len(name)), (id ^ self._seed) & _MASK))
+        if key is not None:
+            crc = _labelled(b"key", key, crc)
+        if group is not None:
+            crc = _labelled(b"grp", group.encode(), crc)
+        if options is not None:
+            crc = _labelled(b"options", options.encode(), crc)
+        if ttl is not None:
+            crc = _labelled(b"ttl", _FLOAT(ttl), crc)
+        return crc
+
+    def _meta_checksum_of(self, row: MessageRow) -> int | None:
+        """Return the checksum that the columns of a row give; ``None``: one of them is of a wrong type."""
+        try:
+            return self._meta_checksum(
+                row.id, row.topic, row.place, row.created, row.key, row.group, row.options, row.ttl
+            )
+        except (AttributeError, TypeError, struct.error):
+            return None
+
+    def is_meta_intact(self, row: MessageRow) -> bool:
+        """Tell whether a step may rely on topic, group and key of a row, which may be a bare one."""
+        return row.number in _BY_NUMBER and self._meta_checksum_of(row) == row.meta_crc
 
     def sealed(self, id: int, entry: MessageEntry) -> bytes:
         """Return the payload as it is stored.
@@ -116,27 +170,24 @@ class MessageRows:
         until = now + entry.delay if entry.delay > 0 else None
         expires = None if entry.ttl is None else now + entry.ttl
         state = State.BLOCKED if is_blocked else State.READY if until is None else State.DELAYED
-        options = _options(entry)
+        place, options = 0.0 - entry.priority, _options(entry)
+        meta = self._meta_checksum(id, entry.topic, place, now, entry.key, entry.group, options, entry.ttl)
         return (
-            id, STATES[state], entry.topic, 0.0 - entry.priority, now, 0, 0, until, None, entry.key,
-            entry.group, entry.headers, None, options, entry.ttl, expires,
-            self._checksum(id, payload, entry.headers, options), payload, due_of(state, until, expires),
+            id, STATES[state], entry.topic, place, now, 0, 0, until, None, entry.key, entry.group,
+            entry.headers, None, options, entry.ttl, expires, meta, _checksum(meta, entry.headers, payload),
+            payload, due_of(state, until, expires),
         )  # fmt: skip
 
     def is_intact(self, row: MessageRow) -> bool:
         """Tell whether the row has its checksum, and whether its other columns can be those of a message."""
-        options = row.options
+        meta = self._meta_checksum_of(row)
         return (
-            type(row.payload) is type(row.headers) is bytes
-            and (options is None or type(options) is str)
-            and self._checksum(row.id, row.payload, row.headers, options) == row.crc
+            meta is not None
+            and type(row.payload) is type(row.headers) is bytes
+            and _checksum(meta, row.headers, row.payload) == row.crc
             and type(row.attempts) is type(row.deliveries) is int
             and 0 <= row.attempts <= row.deliveries < _MASK
-            and type(row.topic) is str
-            and type(row.place) is type(row.created) is float
-            and type(row.group) in _TEXT
             and type(row.error) in _TEXT
-            and type(row.key) in (bytes, _NONE)
             and type(row.until) in _TIME
             and type(row.finished) in _TIME
             and type(row.expires) in _TIME
@@ -148,16 +199,20 @@ class MessageRows:
         :raise CorruptionError: the row is damaged.
         """
         if not self.is_intact(row) or row.number not in _BY_NUMBER:
-            raise CorruptionError(
-                f"message {row.id} in {self._path!r} is damaged: its checksum is not right; cancel({row.id})"
-                " removes it, when nobody has claimed it",
-                self._path,
-                id=row.id,
-            )
+            raise self.damaged(row.id)
         return MessageRecord(
             row.id, row.payload, row.topic, 0.0 - row.place, row.state, row.created, row.attempts,
             row.deliveries, row.until, row.finished, row.key, row.group, row.headers, row.error,
         )  # fmt: skip
+
+    def damaged(self, id: int) -> CorruptionError:
+        """Return the error that names a damaged message."""
+        return CorruptionError(
+            f"message {id} in {self._path!r} is damaged: its checksum is not right; cancel({id}) removes it,"
+            " when nobody has claimed it",
+            self._path,
+            id=id,
+        )
 
     def delivery(
         self, row: MessageRow, token: int, until: float | None, lease: float | None
@@ -182,13 +237,23 @@ class MessageRows:
         """Tell whether a message has no attempts left."""
         own = _own(row, "max_attempts")
         most = self._policy.max_attempts if isinstance(own, EllipsisType) else own
-        return most is not None and row.attempts >= most
+        return most is not None and (type(row.attempts) is not int or row.attempts >= most)
 
     def backoff(self, row: MessageRow) -> float:
         """Return the seconds of the back-off."""
         own = _own(row, "backoff")
         backoff = self._policy.backoff if isinstance(own, EllipsisType) else own and Backoff(*own)
         return 0.0 if backoff is None else backoff.delay(row.attempts)
+
+
+def _labelled(name: bytes, value: bytes, crc: int) -> int:
+    """Continue a checksum over a column that may be ``NULL``."""
+    return crc32(value, crc32(b"%b %d " % (name, len(value)), crc))
+
+
+def _checksum(meta: int, headers: bytes, payload: bytes) -> int:
+    """Return the checksum of a row, of which ``meta`` is that of the columns without the body."""
+    return crc32(payload, _labelled(b"headers", headers, meta) if headers else meta)
 
 
 def _options(entry: MessageEntry) -> str | None:

@@ -25,6 +25,7 @@ __all__ = [
     "STATES",
     "MessageStatements",
     "PageStatements",
+    "RepairStatements",
     "message_statements",
 ]
 
@@ -53,13 +54,30 @@ class PageStatements(NamedTuple):
     """time, time, a place in the index, n -> the first page from that place on."""
 
 
+class RepairStatements(NamedTuple):
+    """How to make anew what follows from the messages: indexes, counts, heads, keys. It reads all of them."""
+
+    reindex: tuple[str, ...]
+    """-> makes the indexes anew."""
+    promote_heads: str
+    """time, time, time -> makes the first blocked message of each group without a head its head."""
+    recount: tuple[str, ...]
+    """-> makes groups, topics and counters anew; the counters have the last id already."""
+    state: str
+    """id -> state and topic."""
+    purge: str
+    """four states, time, time, topic, topic -> removes messages as a purge does, but no groups and keys."""
+    finish_keys: str
+    """-> makes the keys of all messages that are not unfinished keys of finished ones."""
+
+
 class MessageStatements(NamedTuple):
     """The statements of one message queue.
 
     Each text is described by its parameters, and after an arrow by its result or effect. A *row* is: id,
     state, topic, place, created, attempts, deliveries, until, finished, key, grp, headers, error, options,
-    ttl, expires, token, delivered, crc, payload. A *bare row* has ``NULL`` for headers and payload, and reads
-    neither. The *place* is the negative priority, so that every order is ascending.
+    ttl, expires, token, delivered, meta_crc, crc, payload. A *bare row* has ``NULL`` for headers and payload,
+    and reads neither. The *place* is the negative priority, so that every order is ascending.
 
     What *ends together* is a slice of messages of which the statement changes those that need no step of
     their own. The others of the slice stay, and are then the first ones of its index.
@@ -147,6 +165,8 @@ class MessageStatements(NamedTuple):
     """key, id, until, unfinished -> stored in place of what was there."""
     delete_key: str
     """key -> deleted."""
+    delete_keys_of: str
+    """id -> deletes the keys of a message, whatever they are."""
     delete_keys_over: str
     """time, n -> deletes n keys of finished messages whose windows are over."""
     select_topic: str
@@ -161,11 +181,13 @@ class MessageStatements(NamedTuple):
     """-> topic and the number of its ready rows, for each topic of which a row is stored."""
     select_gated: str
     """-> the topics that are paused, limited or locked."""
+    repair: RepairStatements
+    """How to make anew what follows from the messages."""
 
 
 _ROW = (
     "id, state, topic, place, created, attempts, deliveries, until, finished, key, grp, headers, error,"
-    " options, ttl, expires, token, delivered, crc, payload"
+    " options, ttl, expires, token, delivered, meta_crc, crc, payload"
 )
 # A row that waits for the end of its delay alone is in one of two indexes, and all else that is due in the
 # other one. The states that nothing waits for have no index over the time.
@@ -210,7 +232,7 @@ def message_statements(number: int) -> MessageStatements:
                 id INTEGER PRIMARY KEY, state INTEGER, topic TEXT, place REAL, created REAL,
                 attempts INTEGER, deliveries INTEGER, until REAL, due REAL, finished REAL, key BLOB, grp TEXT,
                 headers BLOB, error TEXT, options TEXT, ttl REAL, expires REAL, holder INTEGER, token INTEGER,
-                delivered INTEGER, crc INTEGER, payload BLOB
+                delivered INTEGER, meta_crc INTEGER, crc INTEGER, payload BLOB
             )""",
             *(
                 f"CREATE INDEX {name}_{number} ON {messages} ({columns}) WHERE {condition}"
@@ -237,7 +259,7 @@ def message_statements(number: int) -> MessageStatements:
         f" FROM counters WHERE number = {number}",
         save="UPDATE counters SET last_id = ?, absent = ?, claimed = ?, delayed = ?, done = ?, failed = ?,"
         f" dead = ?, gone = ? WHERE number = {number}",
-        insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 19)})",
+        insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 20)})",
         select=f"{select} FROM {messages} WHERE id = ?",
         select_bare=f"{select_bare} FROM {messages} WHERE id = ?",
         select_claimed=f"{select_bare} FROM {messages}"
@@ -301,6 +323,7 @@ def message_statements(number: int) -> MessageStatements:
         select_key=f"SELECT id, until, unfinished FROM {keys} WHERE key = ?",
         save_key=f"INSERT OR REPLACE INTO {keys} (key, id, until, unfinished) VALUES (?, ?, ?, ?)",
         delete_key=f"DELETE FROM {keys} WHERE key = ?",
+        delete_keys_of=f"DELETE FROM {keys} WHERE id = ?",
         delete_keys_over=f"DELETE FROM {keys} WHERE key IN (SELECT key FROM {keys} INDEXED BY over_{number}"
         " WHERE unfinished = 0 AND until <= ? LIMIT ?)",
         select_topic=f"SELECT {_COUNTS}, {_GATE} FROM {topics} WHERE topic = ?",
@@ -312,6 +335,7 @@ def message_statements(number: int) -> MessageStatements:
         select_topics=f"SELECT topic, ready FROM {topics}"
         " WHERE ready + claimed + delayed + blocked + done + dead > 0",
         select_gated=f"SELECT topic FROM {topics} WHERE gated = 1",
+        repair=_repair_statements(number, messages, topics, keys, groups),
     )
 
 
@@ -328,6 +352,49 @@ def _end_claims(messages: str, which: str) -> str:
         f" WHERE id IN (SELECT id {which}) AND state = 1 AND delivered IS ? AND options IS NULL"
         " AND (delivered IS 0 OR attempts < ?) AND (expires IS NULL OR expires > ?)"
         " RETURNING topic, id, attempts, error, due"
+    )
+
+
+def _repair_statements(number: int, messages: str, topics: str, keys: str, groups: str) -> RepairStatements:
+    """Return them. They name no index, because an index may be what is damaged."""
+    unfinished = "state IN (0, 1, 2, 3)"
+    in_state = {name: f"state = {STATES[State(name)]}" for name in _COUNTS.split(", ")}
+    count_groups = (
+        f"INSERT INTO {groups} (topic, grp, n) SELECT topic, grp, count(*) FROM {messages}"
+        f" WHERE {unfinished} AND typeof(topic) = 'text' AND typeof(grp) = 'text' GROUP BY topic, grp"
+    )
+    sums = ", ".join(f"sum({condition})" for condition in in_state.values())
+    count_topics = (
+        f"INSERT INTO {topics} (topic, {_COUNTS}, paused, burst, next, gated)"
+        f" SELECT topic, {sums}, 0, 1, 0.0, 0 FROM {messages} WHERE typeof(topic) = 'text' GROUP BY topic"
+        f" ON CONFLICT (topic) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in in_state)}"
+    )
+    found = {name: f"(SELECT count(*) FROM {messages} WHERE {each})" for name, each in in_state.items()}
+    count_all = (
+        f"UPDATE counters SET absent = last_id - {found['ready']}, claimed = {found['claimed']},"
+        f" delayed = {found['delayed']}, done = {found['done']}, dead = {found['dead']},"
+        f" gone = last_id - (SELECT count(*) FROM {messages} WHERE {unfinished}) WHERE number = {number}"
+    )
+    return RepairStatements(
+        reindex=tuple(f"REINDEX {table}" for table in (messages, topics, keys, groups)),
+        promote_heads=f"UPDATE {messages} SET state = CASE WHEN until > ? THEN 2 ELSE 0 END,"
+        " due = CASE WHEN until > ? THEN min(until, ifnull(expires, until)) ELSE expires END,"
+        " until = CASE WHEN until > ? THEN until END"
+        f" WHERE id IN (SELECT min(id) FROM {messages} WHERE {unfinished} AND grp IS NOT NULL"
+        " GROUP BY topic, grp HAVING min(state) = 3) OR (state = 3 AND grp IS NULL)",
+        recount=(
+            f"DELETE FROM {groups}",
+            count_groups,
+            f"UPDATE {topics} SET {', '.join(f'{name} = 0' for name in in_state)}",
+            count_topics,
+            f"DELETE FROM {topics} WHERE gated = 0 AND {' + '.join(in_state)} = 0",
+            count_all,
+        ),
+        state=f"SELECT state, topic FROM {messages} WHERE id = ?",
+        purge=f"DELETE FROM {messages} WHERE state IN (?, ?, ?, ?) AND (? IS NULL OR created < ?)"
+        " AND (? IS NULL OR topic = ?)",
+        finish_keys=f"UPDATE {keys} SET unfinished = 0 WHERE unfinished = 1"
+        f" AND id NOT IN (SELECT id FROM {messages} WHERE {unfinished})",
     )
 
 

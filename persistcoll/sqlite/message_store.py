@@ -20,7 +20,7 @@ from persistcoll.engine.message_records import (
     TopicClaim,
 )
 from persistcoll.engine.records import State, Stats
-from persistcoll.errors import Empty, StaleClaimError
+from persistcoll.errors import CorruptionError, Empty, StaleClaimError
 from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute, corruption_error
@@ -30,6 +30,7 @@ from persistcoll.sqlite.message_choice import MessageChoice
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_life import MessageLife
 from persistcoll.sqlite.message_removal import MessageRemoval
+from persistcoll.sqlite.message_repair import MessageRepair
 from persistcoll.sqlite.message_rows import MessageRow, MessageRows
 from persistcoll.sqlite.message_statements import (
     CLAIMED,
@@ -78,7 +79,8 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         counters = cast(MessageCounters, self._counters)
         self._rows = MessageRows(self._database.path, self.store_id, policy)
         self._life = MessageLife(self._database, sql, counters, self._rows, policy)
-        self._removal = MessageRemoval(self._database, sql, self._life)
+        self._removal = MessageRemoval(sql, self._rows, self._life)
+        self._repair = MessageRepair(self._database, sql, counters, self._life, self._now)
         self._holding = Holding(self, self._life.end_claims)
         self._choice = MessageChoice(sql, self._rows, self._life, self._holding)
         self._ended = 0
@@ -149,6 +151,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             self._refresh(execute)
             for row in self._claimed(execute, claims):
                 step(execute, row)
+            self._life.mend(execute)
 
         if claims:
             self._transact(run, sync and self._power, timeout=self._timeout)
@@ -167,7 +170,11 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
         def run(execute: Execute) -> T | object:
             self._refresh(execute)
-            return _BEHIND if self._life.has_overdue else change(execute)
+            if self._life.has_overdue:
+                return _BEHIND
+            result = change(execute)
+            self._life.mend(execute)
+            return result
 
         return self._until_current(lambda: self._change(run))
 
@@ -268,7 +275,9 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             if not rows:
                 self._database.keep_changes()
                 raise self._choice.nothing(execute, counters, topics)
-            return self._claim(execute, counters, rows, lease, prefetch)
+            records = self._claim(execute, counters, rows, lease, prefetch)
+            self._life.mend(execute)
+            return records
 
         after = None if claims is None else partial(_note_claims, claims)
         found: list[MessageRecord] | None = None
@@ -330,7 +339,9 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             found = [self._of_claim(execute, claim) for claim in dict.fromkeys(claims)]
             rows = [row for row in found if row is not None]
             for row in rows:
-                self._life.come_back(execute, row, EventKind.RELEASED, 0.0, row.attempts - 1)
+                attempts = row.attempts - 1 if type(row.attempts) is int else None
+                self._life.come_back(execute, row, EventKind.RELEASED, 0.0, attempts)
+            self._life.mend(execute)
             return len(rows)
 
         return self._transact(run, False, timeout=self._timeout) if claims else 0
@@ -356,10 +367,25 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         return self._change_finished(lambda execute: self._removal.redrive_all(execute, topic))
 
     def cancel(self, id: int) -> bool:
-        return self._change_finished(lambda execute: self._removal.cancel(execute, id))
+        return self._remove(
+            lambda execute: self._removal.cancel(execute, id),
+            lambda execute: self._repair.cancel(execute, id),
+        )
 
     def purge(self, topic: str | None = None, *, dead: bool = False, before: float | None = None) -> int:
-        return self._change_finished(lambda execute: self._removal.purge(execute, topic, dead, before))
+        return self._remove(
+            lambda execute: self._removal.purge(execute, topic, dead, before),
+            lambda execute: self._repair.purge(execute, topic, dead, before),
+        )
+
+    def _remove(self, change: Callable[[Execute], T], repair: Callable[[Execute], T]) -> T:
+        """Remove messages; if an index or a count is damaged, by what makes these anew."""
+        try:
+            return self._change_finished(change)
+        except CorruptionError:
+            if self._database.open_transaction() is not None:  # The error has ended it.
+                raise
+        return self._change(repair)
 
     def release_key(self, key: bytes) -> bool:
         def run(execute: Execute) -> bool:
@@ -377,12 +403,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def peek(self, topic: str | None = None) -> MessageRecord:
         text, parameters = (
-            (self._sql.select_ready, (1,))
-            if topic is None
-            else (
-                self._sql.select_ready_of,
-                (topic, 1),
-            )
+            (self._sql.select_ready, (1,)) if topic is None else (self._sql.select_ready_of, (topic, 1))
         )
 
         def query(execute: Execute, counters: MessageCounters) -> Any:

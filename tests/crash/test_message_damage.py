@@ -7,7 +7,10 @@ that names it, and ``cancel`` removes it. Whatever is damaged, no message is del
 from __future__ import annotations
 
 import random
+import re
+import shutil
 import sqlite3
+import struct
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -182,6 +185,327 @@ def test_a_damaged_column(column, value, path):
         assert account.errors == []
         assert account.got == [b"first", b"last"]
         assert account.dead == 1
+
+
+# Single bits.
+
+# What a put says of a message, and its checksums. The other columns change during its life and have none.
+CHECKED = ["payload", "headers", "topic", "place", "created", "key", "grp", "options", "ttl", "crc"]
+UNCHECKED = [
+    "meta_crc", "state", "attempts", "deliveries", "until", "due", "finished", "error", "expires", "holder",
+    "token", "delivered",
+]  # fmt: skip
+FULL = MessageEntry(
+    b"the payload", "the topic", 2.5, 0, b"the key", 0, "the group", 1e6, b"the headers", lease=1e5
+)
+
+
+def full(path: Path) -> dict[int, tuple[Any, ...]]:
+    """Put messages with a value in each column that a put sets, and return what is to be delivered of each.
+
+    The second one is the head of a group, in which the third one is blocked. The first and the last one are
+    of other groups, whose names differ from that by a bit.
+    """
+    with closing(opened(path, POLICY)) as store:
+        groups = ("the grouq", "the group", "the group", None)
+        store.put(
+            [
+                FULL._replace(payload=b"payload %d" % number, key=b"key %d" % number, group=group)
+                for number, group in enumerate(groups, 1)
+            ]
+        )
+        return {record.id: delivered(record) for record in store.scan()}
+
+
+def delivered(record: Any) -> tuple[Any, ...]:
+    """Return the fields of a message that no damage may alter."""
+    return (
+        record.payload,
+        record.topic,
+        record.priority,
+        record.time,
+        record.key,
+        record.group,
+        record.headers,
+    )
+
+
+def flipped(value: Any, bit: int) -> Any:
+    """Return a stored value with another bit; a text as bytes, because it may be none any more."""
+    if isinstance(value, float):
+        (number,) = struct.unpack("<q", struct.pack("<d", value))
+        (other,) = struct.unpack("<d", struct.pack("<q", number ^ 1 << bit % 63))
+        return other
+    if isinstance(value, int):
+        return value ^ 1 << bit % 31
+    data = bytearray(value.encode() if isinstance(value, str) else value)
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    return bytes(data)
+
+
+def flip(path: Path, column: str, bit: int) -> None:
+    """Change a bit in this column of the second message. SQLite changes the indexes, too."""
+    with closing(sqlite3.connect(path / "data.db")) as connection:
+        ((value,),) = connection.execute(f"SELECT {column} FROM messages_1 WHERE id = 2").fetchall()
+    new = flipped(value if value is not None else 0.5, bit)
+    text = "CAST(? AS TEXT)" if isinstance(value, str) else "?"
+    changed(path, f"UPDATE messages_1 SET {column} = {text} WHERE id = 2", new)
+
+
+def claim_all(store: Any) -> list[Any]:
+    """Claim and ack each message that can be had, one after the other."""
+    records: list[Any] = []
+    for _ in range(20):
+        try:
+            (record,) = store.claim()
+        except Empty:
+            return records
+        records.append(record)
+        store.ack([record.claim])
+    raise AssertionError("it goes on without end")
+
+
+def bits(request: pytest.FixtureRequest, rng: random.Random) -> list[int]:
+    count = 60 if request.config.getoption("--all") else 6
+    return rng.sample(range(63), count)
+
+
+@pytest.mark.parametrize("column", CHECKED)
+def test_no_message_with_a_flipped_bit_is_delivered(column, path, rng, request):
+    """It is dead at once. The next one of its group follows, and no count and no key is left wrong."""
+    for bit in bits(request, rng):
+        shutil.rmtree(path, ignore_errors=True)
+        wanted = full(path)
+        flip(path, column, bit)
+        with closing(opened(path, POLICY)) as store:
+            records = claim_all(store)
+            assert {record.id: delivered(record) for record in records} == {
+                id: wanted[id] for id in (1, 3, 4)
+            }, bit
+            assert (store.stats().dead, store.has_unfinished()) == (1, False)
+            with pytest.raises(CorruptionError) as caught:
+                store.find(2)
+            assert caught.value.id == 2
+            assert store.cancel(2) is True
+            assert store.topics() == {}
+            # Its key is free.
+            assert store.put([FULL._replace(key=b"key 2")]) == [5]
+        is_consistent(path)
+
+
+@pytest.mark.parametrize("column", UNCHECKED)
+def test_a_flipped_bit_in_what_changes_alters_no_other_field(column, path, rng, request):
+    for bit in bits(request, rng):
+        shutil.rmtree(path, ignore_errors=True)
+        wanted = full(path)
+        flip(path, column, bit)
+        account = Account()
+        store = account.attempt(partial(opened, path, POLICY))
+        if store is None:
+            continue
+        with closing(store):
+            for record in account.attempt(partial(claim_all, store)) or ():
+                assert delivered(record) == wanted[record.id], bit
+
+
+@pytest.mark.parametrize("column", [*CHECKED, "meta_crc", "state"])
+@pytest.mark.parametrize("call", ["cancel", "purge", "purge of the topic"])
+def test_a_message_with_a_flipped_bit_can_be_removed(call, column, path, rng):
+    """No claim has met it yet."""
+    bit = rng.randrange(3, 31)  # so that the number of a state becomes none of another state
+    full(path)
+    flip(path, column, bit)
+    with closing(opened(path, POLICY)) as store:
+        if call == "cancel":
+            assert store.cancel(2) is True
+            assert [record.id for record in claim_all(store)] == [1, 3, 4]
+        else:
+            count = store.purge(None if call == "purge" else "the topic")
+            left = column == "state" or (column == "topic" and call != "purge")
+            assert count == 4 - left
+            if left:
+                assert store.cancel(2) is True
+        assert store.find(2) is None
+        assert store.put([FULL._replace(key=b"key 2")]) == [5]
+    is_consistent(path)
+
+
+@pytest.mark.parametrize("verb", ["ack", "nack", "release", "fail"])
+@pytest.mark.parametrize("column", ["topic", "grp", "key"])
+def test_a_bit_that_flips_while_a_message_is_claimed(column, verb, path, rng):
+    """The claim is settled, the next one of the group follows, and no other group moves on."""
+    full(path)
+    with closing(opened(path, POLICY)) as store:
+        first, second = [each for _ in range(2) for each in store.claim()]
+        assert first.claim is not None
+        assert (first.id, second.id) == (1, 2)
+        flip(path, column, rng.randrange(63))
+        getattr(store, verb)([second.claim])
+        # One that comes back is damaged.
+        assert [record.id for record in claim_all(store)] == [3, 4]
+        store.ack([first.claim])
+        assert not store.has_unfinished()
+        store.cancel(2)
+        assert store.put([FULL._replace(key=b"key 2")]) == [5]
+    is_consistent(path)
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+@pytest.mark.parametrize("column", [*CHECKED, "meta_crc"])
+def test_a_bit_that_flips_while_a_message_is_dead(column, all_of_them, path, rng):
+    """No redrive uses its key, its group or its ttl. One with a damaged body dies at the next claim."""
+    wanted = full(path)
+    with closing(opened(path, POLICY)) as store:
+        first, second = [each.claim for _ in range(2) for each in store.claim()]
+        assert first is not None
+        assert second is not None
+        store.fail([first, second])
+        flip(path, column, rng.randrange(63))
+        knows = column not in ("payload", "headers", "crc")
+        if all_of_them:
+            assert store.redrive_all() == 2 - knows
+        elif knows:
+            with pytest.raises(CorruptionError) as caught:
+                store.redrive(2)
+            assert caught.value.id == 2
+        else:
+            assert store.redrive(2) is True
+        records = claim_all(store)
+        assert {record.id: delivered(record) for record in records} == {
+            id: wanted[id] for id in (1, 3, 4) if all_of_them or id != 1
+        }
+        assert (store.stats().dead, store.has_unfinished()) == (2 - all_of_them, False)
+        assert store.cancel(2) is True
+        assert store.put([FULL._replace(key=b"key 2")]) == [5]
+    is_consistent(path)
+
+
+def test_a_group_whose_name_became_that_of_another_one(path):
+    """Neither is the other group moved on, nor does this one stand still."""
+    full(path)
+    changed(path, "UPDATE messages_1 SET grp = 'the grouq' WHERE id = 2")
+    with closing(opened(path, POLICY)) as store:
+        store.put([FULL._replace(key=b"of the other group", group="the grouq")])
+        (first,) = store.claim()
+        others = [record.id for record in store.claim(9)]
+        assert first.claim is not None
+        assert (first.id, others) == (1, [3, 4])
+        assert store.stats().blocked == 1
+        store.ack([first.claim])
+        assert [record.id for record in store.claim(9)] == [5]
+    is_consistent(path)
+
+
+PUT_BY = "topic, place, created, key, grp, headers, options, ttl, meta_crc, crc, payload"
+
+
+@pytest.mark.parametrize("source", ["id = 1", "number = 2"])
+def test_a_row_in_the_place_of_another_one(source, path):
+    """No message is delivered under the id of another one, of the same queue or of another queue."""
+    with closing(opened(path, POLICY)) as store, closing(opened(path, POLICY, name="another")) as another:
+        store.put([MessageEntry(b"1"), MessageEntry(b"2"), MessageEntry(b"3")])
+        another.put([MessageEntry(b"-"), MessageEntry(b"foreign")])
+    table = "messages_1 WHERE id = 1" if source == "id = 1" else "messages_2 WHERE id = 2"
+    changed(path, f"UPDATE messages_1 SET ({PUT_BY}) = (SELECT {PUT_BY} FROM {table}) WHERE id = 2")
+    with closing(opened(path, POLICY)) as store:
+        assert [record.payload for record in claim_all(store)] == [b"1", b"3"]
+        assert store.stats().dead == 1
+    is_consistent(path)
+
+
+@pytest.mark.parametrize("call", ["claim", "cancel", "purge"])
+def test_a_topic_that_became_another_one(call, path):
+    """Whatever meets that message first, the counts of both topics are right then, and no id comes again."""
+    damaged, others = (1, (2, 3, 4)) if call == "purge" else (4, (1, 2, 3))
+    with closing(opened(path, POLICY)) as store:
+        for id in range(1, 5):
+            store.put([MessageEntry(b"body", "b" if id in others else "a")])
+        first, second, *_ = (record.time for record in store.scan())
+        assert first < second
+    changed(path, "UPDATE messages_1 SET topic = 'b' WHERE id = ?", damaged)
+    with closing(opened(path, POLICY)) as store:
+        if call == "claim":
+            assert [record.id for record in store.claim(9)] == [1, 2, 3]
+            assert (store.stats("a").ready, store.stats("b").claimed, store.stats("b").dead) == (0, 3, 1)
+        else:
+            assert (store.cancel(4) if call == "cancel" else store.purge("b", before=second)) == 1
+            assert store.topics() == {"b": 3}
+        assert store.put([MessageEntry(b"next", "a")]) == [5]
+    is_consistent(path)
+
+
+# Bits in the file, of which SQLite knows nothing.
+
+
+def test_a_topic_changes_in_each_copy(path):
+    """No claim of a topic gets one of another topic, and a claim that cannot kill a damaged row names it."""
+    with closing(opened(path, POLICY)) as store:
+        store.put([MessageEntry(b"body", topic) for topic in ("others", "the topic", "others")])
+    data, lock = (path / "data.db").read_bytes(), (path / "data.db.lock").read_bytes()
+    places = [found.start() for found in re.finditer(b"the topic", data)]
+    assert len(places) == 3  # in the row, in an index, and in the table of the topics
+    named = []
+    for place in places:
+        for topics in (None, ["the!topic"]):
+            lay(path, data[:place] + b"the!topic" + data[place + 9 :], lock)
+            with closing(opened(path, POLICY)) as store:
+                try:
+                    records = store.claim(9, topics)
+                except (Empty, CorruptionError) as error:
+                    named.append((topics, getattr(error, "id", None)))
+                else:
+                    assert topics is None
+                    assert [record.topic for record in records] == ["others", "the topic", "others"]
+    assert (None, 2) in named
+
+
+@pytest.mark.parametrize("call", ["cancel", "purge"])
+@pytest.mark.parametrize("name", ["topic", "grp", "key", "headers", "payload"])
+def test_a_bit_flips_in_each_copy_of_a_value(name, call, path, rng, request):
+    """A row and its indexes disagree then. No claim delivers it altered, and a removal makes them agree."""
+    values = {"topic": b"topic of 2", "grp": b"group of 2", "key": b"key of 2"}
+    values |= {"headers": b"headers of 2", "payload": b"payload of 2"}
+    with closing(opened(path, POLICY)) as store:
+        mine = FULL._replace(
+            payload=values["payload"],
+            topic="topic of 2",
+            key=values["key"],
+            group="group of 2",
+            headers=values["headers"],
+        )
+        store.put(
+            [FULL._replace(key=b"1"), mine, mine._replace(payload=b"next", key=b"3"), FULL._replace(key=b"4")]
+        )
+        wanted = {record.id: delivered(record) for record in store.scan()}
+    data, lock = (path / "data.db").read_bytes(), (path / "data.db.lock").read_bytes()
+    places = [found.start() for found in re.finditer(re.escape(values[name]), data)]
+    assert len(places) >= (2 if name in ("topic", "grp", "key") else 1)
+    for place in places:
+        for bit in rng.sample(range(8), 8 if request.config.getoption("--all") else 2):
+            new = bytearray(data)
+            new[place + rng.randrange(len(values[name]))] ^= 1 << bit
+            lay(path, bytes(new), lock)
+            account = Account()
+            store = opened(path, POLICY)
+            for record in account.attempt(partial(claim_all, store)) or ():
+                assert delivered(record) == wanted[record.id], (place, bit)
+            account.attempt(store.close)  # which ends a claim that could not be acked
+            with closing(opened(path, POLICY)) as store:
+                for _ in range(2):  # the removal of one makes the other one's index right
+                    for id in (2, 3) if call == "cancel" else ():
+                        store.cancel(id)
+                    if call == "purge":
+                        store.purge()
+                        store.purge(dead=True)
+                assert (store.find(2), store.find(3)) == (None, None)
+                store.put([mine._replace(key=b"new")])
+                assert [record.key for record in claim_all(store)][-1] == b"new"
+                assert not store.has_unfinished()
+            if name == "key":
+                # What has changed in the table of keys is another key, which stays active. No checksum tells.
+                with closing(sqlite3.connect(path / "data.db")) as connection, connection:
+                    connection.execute("DELETE FROM keys_1 WHERE id = 2")
+            is_consistent(path)
 
 
 # Pages.

@@ -210,7 +210,7 @@ def test_the_statements_and_syncs_of_each_operation(
 @pytest.mark.parametrize(
     ("name", "least", "most"),
     [
-        ("put", 4, 5),
+        ("put", 4, 6),  # because every sixth put begins a page of the table
         ("put of 100", 25, 32),
         ("claim", 5, 8),
         ("claim of 32", 10, 16),
@@ -232,6 +232,13 @@ def test_the_pages_of_each_operation(opened: Opened, name: str, least: int, most
         opened.claim(prefetch=True)
     prepare(opened)
     assert least <= opened.pages(lambda: call(opened)) <= most
+
+
+def test_the_pages_of_puts_on_average(opened: Opened) -> None:
+    """Pages are divided at some puts, and at which ones depends on the length of a row."""
+    count = 120
+    written = sum(opened.pages(lambda: opened.put(topic="a")) for _ in range(count))
+    assert 4.5 <= written / count <= 5
 
 
 # Costs with any number of messages in every state, of keys and of topics.

@@ -204,7 +204,8 @@ def _rows(
 # A row without what differs from one time to the next: when it was put, and the random numbers of claims.
 _MESSAGE = (
     "id, state, topic, place, attempts, deliveries, until IS NULL, due IS NULL, finished IS NULL, key, grp,"
-    " error, ttl, expires IS NULL, holder, token IS NULL, delivered, created, headers, options, crc, payload"
+    " error, ttl, expires IS NULL, holder, token IS NULL, delivered, created, headers, options, meta_crc,"
+    " crc, payload"
 )
 _TOPIC = (
     "topic, ready, claimed, delayed, blocked, done, dead, paused, interval, burst, locker, lock IS NULL,"
@@ -212,14 +213,28 @@ _TOPIC = (
 )
 
 
+def _checksum(label: str, value: bytes, before: int) -> int:
+    return crc32(value, crc32(f"{label} {len(value)} ".encode(), before))
+
+
 def _messages(
     query: Callable[[str], Any], store: bytes, number: int, decode: Callable[[bytes], object]
 ) -> Iterator[tuple[Any, ...]]:
     seed = crc32(store + number.to_bytes(8, "big"))
     select = f"SELECT {_MESSAGE} FROM messages_{number} ORDER BY id"
-    for id, *row, created, headers, options, crc, payload in query(select):
-        own = b"" if options is None else options.encode()
-        assert crc == crc32(own, crc32(headers, crc32(payload, (seed ^ id) & 0xFFFFFFFF)))
+    for id, *row, created, headers, options, meta_crc, crc, payload in query(select):
+        _, topic, place, *_ = row
+        key, group, _, ttl = row[8:12]
+        name = topic.encode()
+        found = crc32(name, crc32(struct.pack("<ddI", place, created, len(name)), (seed ^ id) & 0xFFFFFFFF))
+        labelled = {"key": key, "grp": None if group is None else group.encode()}
+        labelled["options"] = None if options is None else options.encode()
+        labelled["ttl"] = None if ttl is None else struct.pack("<d", ttl)
+        for label, value in labelled.items():
+            if value is not None:
+                found = _checksum(label, value, found)
+        assert found == meta_crc
+        assert crc == crc32(payload, _checksum("headers", headers, found) if headers else found)
         assert created > 0
         yield id, *row, headers, options, decode(payload)
     yield from query(f"SELECT {_TOPIC} FROM topics_{number} ORDER BY topic")

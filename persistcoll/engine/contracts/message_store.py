@@ -135,13 +135,15 @@ class MessageStore(Store, Protocol):
         In a group it is the head if no message of the group is unfinished. Otherwise it is blocked.
 
         :return: whether there is such a dead message.
+        :raise CorruptionError: its topic, its key, its group or its ``ttl`` is damaged.
         :raise DuplicateError: its key is active for another message.
         """
 
     def redrive_all(self, topic: str | None = None) -> int:
         """Redrive all dead messages (of a topic), in the order of their ids, and return how many.
 
-        Those whose keys are active for another message stay dead.
+        Those whose keys are active for another message stay dead, and so do those that :meth:`redrive` would
+        refuse as damaged.
         """
 
     def cancel(self, id: int) -> bool:
