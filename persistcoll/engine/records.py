@@ -220,7 +220,10 @@ class Stats:
     In files: records that this object passed over because they are damaged.
     """
     oldest_age: float | None = None
-    """How long ago the ready item with the lowest id was put, by the system's clock; ``None`` without one."""
+    """How long ago the ready item with the lowest id was put; ``None`` without one.
+
+    It is by the system's clock, and of messages by the queue's clock, which no setting moves.
+    """
     puts: int = 0
     """Put since the queue was made, whatever became of them; an item that gets a new id counts once."""
     gets: int = 0

@@ -23,6 +23,7 @@ from persistcoll.messages.fields import (
     encoded_key,
     headers_of,
     key_of,
+    time_of_store,
 )
 from persistcoll.messages.message import MessageInfo
 from persistcoll.messages.topic_lock import TopicLock
@@ -91,14 +92,19 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
 
         :param topic: only those of this topic.
         :param dead: remove the dead letters, and nothing else.
-        :param before: only those that were put before this time: an aware ``datetime``, or seconds since the
-            epoch.
+        :param before: only those that were put before this time by the system's clock: an aware ``datetime``,
+            or seconds since the epoch. After that clock was set, a time of an hour ago still means what was
+            put an hour ago. ``enqueued_at`` is a time by the queue's clock, which no setting moves.
         :raise TypeError: ``topic`` is no str, or ``before`` no time.
         :raise ValueError: ``before`` is a ``datetime`` without a time zone, or not finite.
         """
         name = checked_topic(topic)
-        time = None if before is None else checked_time("before", before)
-        return self._core.change(lambda store: store.purge(name, dead=bool(dead), before=time))
+        if before is None:
+            return self._core.change(lambda store: store.purge(name, dead=bool(dead)))
+        seconds = checked_time("before", before)
+        return self._core.change(
+            lambda store: store.purge(name, dead=bool(dead), before=time_of_store(store, seconds))
+        )
 
     def cancel(self, id: int) -> bool:
         """Remove a message that no consumer has claimed, dead letters included, and free its key.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from types import EllipsisType
@@ -24,6 +25,7 @@ from persistcoll.arguments import (
     error_text,
     seconds_since_epoch,
 )
+from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_core import Topics
 from persistcoll.engine.message_records import MessageEntry, MessageRecord
 
@@ -43,6 +45,7 @@ __all__ = [
     "headers_of",
     "key_of",
     "text_of",
+    "time_of_store",
 ]
 
 
@@ -155,6 +158,15 @@ def checked_time(name: str, value: Any) -> float:
     if isinstance(value, datetime):
         return seconds_since_epoch(name, value)
     return _finite(name, checked_number(name, value, "a datetime, or seconds since the epoch"))
+
+
+def time_of_store(store: MessageStore, seconds: float) -> float:
+    """Return the time by a store's clock that is ``seconds`` since the epoch by the system's clock.
+
+    It asks the store first. The time that passes until it reads the system's clock, an answer of a server
+    included, makes the result earlier, so that a purge takes nothing that was put at that time.
+    """
+    return store.now() + (seconds - time.time())
 
 
 def _finite(name: str, number: float) -> float:

@@ -60,7 +60,10 @@ class OutgoingMessage(Generic[T]):
 
 @dataclass(frozen=True)
 class MessageInfo(Generic[T]):
-    """A message as a look at the queue shows it. Times are seconds since the epoch. Immutable."""
+    """A message as a look at the queue shows it. Immutable.
+
+    Times are seconds since the epoch by the queue's clock, which no setting of the system's clock moves.
+    """
 
     id: int
     topic: str
@@ -173,7 +176,7 @@ class Message(Generic[T]):
 
     @property
     def enqueued_at(self) -> float:
-        """When it was put: seconds since the epoch."""
+        """When it was put: seconds since the epoch, by the queue's clock."""
         return self._record.time
 
     @property
@@ -198,7 +201,7 @@ class Message(Generic[T]):
 
     @property
     def leased_until(self) -> float | None:
-        """When the lease ends, in seconds since the epoch; ``None`` without a lease."""
+        """When the lease ends: seconds since the epoch, by the queue's clock; ``None`` without a lease."""
         return self._leased_until
 
     def raw(self) -> bytes:

@@ -387,6 +387,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 raise
         return self._change(repair)
 
+    def now(self) -> float:
+        self._check()
+        return self._now()
+
     def release_key(self, key: bytes) -> bool:
         def run(execute: Execute) -> bool:
             found = execute(self._sql.select_key, (key,)).fetchone()

@@ -240,7 +240,27 @@ def test_the_times_of_messages_are_those_of_the_queues_clock(monkeypatch, tmp_pa
         assert (message.body, message.enqueued_at, message.leased_until) == ("before", begun, begun + 65)
         message.fail("no use")
         assert found(queue, message.id).finished_at == begun + 5
-        assert queue.purge(dead=True, before=after.enqueued_at) == 1
+
+
+@pytest.mark.parametrize("jump", JUMPS)
+@pytest.mark.parametrize("dead", [False, True])
+@pytest.mark.parametrize("convert", [float, lambda time: datetime.fromtimestamp(time, timezone.utc)])
+def test_a_purge_of_old_messages_is_by_the_systems_clock_of_the_purge(
+    monkeypatch, tmp_path, jump, dead, convert
+):
+    """What was put just now stays, and what was put an hour ago goes, whatever the system's time was then."""
+    machine = Machine(monkeypatch)
+    with MessageQueue[Any](tmp_path, durability="process") as queue:
+        for body in ("an hour ago", "now"):
+            queue.put(body)
+            if dead:
+                queue.get(block=False).fail()
+            if body != "now":
+                machine.wait(3600)
+        machine.wall += jump
+        for minutes, count in ((61, 0), (59, 1), (1, 0), (-1, 1)):
+            time = convert(machine.wall - 60 * minutes)
+            assert queue.purge(dead=dead, before=time) == count, minutes
 
 
 @pytest.mark.parametrize("jump", JUMPS)

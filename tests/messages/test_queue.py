@@ -6,6 +6,7 @@ import copy
 import errno
 import inspect
 import pickle
+import time
 import weakref
 from datetime import datetime, timezone
 from typing import Any
@@ -70,7 +71,8 @@ def test_redriving_what_has_a_key_of_another(queue):
     assert queue.redrive() == 0
 
 
-def test_purging(queue, clock):
+def test_purging(queue, clock, monkeypatch):
+    monkeypatch.setattr(time, "time", clock)
     queue.put_many(["a", OutgoingMessage("b", delay=50), OutgoingMessage("c", topic="t")])
     clock.advance(10)
     queue.put("d")

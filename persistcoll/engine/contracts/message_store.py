@@ -157,7 +157,13 @@ class MessageStore(Store, Protocol):
 
         :param topic: of this topic; ``None``: of all topics.
         :param dead: whether to remove the dead messages. Otherwise it is the ready, delayed and blocked ones.
-        :param before: only those that were put before this time, by the store's clock.
+        :param before: only those that were put before this time, by the store's clock: see :meth:`now`.
+        """
+
+    def now(self) -> float:
+        """Return the time by the store's clock, in seconds since the epoch.
+
+        It is the clock of the times that records tell. It may differ from the system's clock by any length.
         """
 
     def release_key(self, key: bytes) -> bool:

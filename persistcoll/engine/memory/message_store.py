@@ -202,6 +202,10 @@ class MemoryMessageStore(MessageLifeCycle, MessageStore):
                 self._note(EventKind.PURGED, row)
             return len(rows)
 
+    def now(self) -> float:
+        self._check()
+        return self._state.clock()
+
     def release_key(self, key: bytes) -> bool:
         with self._observed():
             was_active = self._promote_due().keys.pop(key, None) is not None

@@ -110,7 +110,9 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
     :param state: the state of the server; a new one by default.
     """
 
-    _READS = frozenset(("find", "peek", "scan", "topics", "count", "is_empty", "has_unfinished", "stats"))
+    _READS = frozenset(
+        ("find", "peek", "scan", "topics", "count", "is_empty", "has_unfinished", "stats", "now")
+    )
 
     def __init__(
         self,
@@ -145,6 +147,7 @@ class MemoryMessageServerStore(ServerStore[MemoryMessageServerState], MessageSto
     redrive_all = sent(MessageStore, "redrive_all")
     cancel = sent(MessageStore, "cancel")
     purge = sent(MessageStore, "purge")
+    now = sent(MessageStore, "now")
     release_key = sent(MessageStore, "release_key")
     find = sent(MessageStore, "find")
     peek = sent(MessageStore, "peek")

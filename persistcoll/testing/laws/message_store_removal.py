@@ -371,7 +371,10 @@ def _purge_before(harness: MessageStoreHarness) -> None:
         "d": {"priority": 1},
     }
     for number in range(1, 4):
+        early = other.now()
         put(store, *(harness.entry(f"{letter}{number}", **each) for letter, each in fields.items()))
+        late, latest = store.now(), max(record.time for record in store.scan())
+        check(early <= latest <= late, f"now() was {early} and {late}, and a put in between was at {latest}")
         held += store.claim()
         harness.advance(5.0)
     other.fail(claims_of(held))

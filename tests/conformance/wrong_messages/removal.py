@@ -514,6 +514,18 @@ class PurgeOfTheDeadIgnoresTheTopic(MemoryMessageStore):
 
 
 @breaks("Q11")
+class TellsTheTimeOfAClockThatWasSetForward(MemoryMessageStore):
+    def now(self) -> float:
+        return super().now() + 3600.0
+
+
+@breaks("Q11")
+class TellsTheTimeOfAClockThatWasSetBack(MemoryMessageStore):
+    def now(self) -> float:
+        return super().now() - 3600.0
+
+
+@breaks("Q11")
 class PurgePassesOverPausedTopics(MemoryMessageStore):
     def purge(self, topic: str | None = None, **options: Any) -> int:
         return 0 if topic in self._state.paused else super().purge(topic, **options)
