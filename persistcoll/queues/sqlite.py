@@ -283,7 +283,7 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
     The parameters that :class:`SQLiteQueue` has as well mean the same.
 
     :param auto_resume: make the items that dead processes had claimed ready again: at opening, and later
-        whenever nothing else is ready. The claims of a living process stay.
+        whenever nothing else is ready, and from time to time otherwise. The claims of a living process stay.
     :param auto_commit: accepted, and always true: ``get`` never removes an item.
     :param lease: seconds after which a claim ends although its holder lives, so that the item is ready again;
         ``None``: never.

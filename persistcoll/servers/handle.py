@@ -121,13 +121,13 @@ class Handle:
             if not ready and not self._holding.may_reclaim():
                 self._last_look_was_empty = True
                 raise _empty(due)
+        if self._holding.may_reclaim():  # otherwise a queue that is never empty would keep what the dead have
+            self._reclaim(False)
         found = attempt(False)
         if found:
             return found
         _, due = self._look()
         found = attempt(True)
-        if not found and self._holding.may_reclaim() and self._reclaim(False):
-            found = attempt(True)
         if not found:
             self._last_look_was_empty = select is None
             raise _empty(due)

@@ -17,18 +17,24 @@ from persistcoll.sqlite.holders import Holder, holder_files, is_dead
 __all__ = ["HOLDERS", "Holding", "sweep"]
 
 HOLDERS = "SELECT holder FROM holders WHERE collection = ?"
+_SOME_HOLDERS = f"{HOLDERS} AND holder > ? ORDER BY holder LIMIT ?"
 _NEW_HOLDER = "INSERT INTO holders (collection, holder) VALUES (?, ?)"
 _IS_HOLDER = "SELECT 1 FROM holders WHERE collection = ? AND holder = ?"
 _FORGET_HOLDER = "DELETE FROM holders WHERE collection = ? AND holder = ?"
 
 # Seconds between two checks of whether the other holders live.
 _LIVENESS_INTERVAL = 1.0
+# The same for claims that find something: seconds, and how many holders a check is for. With any number of
+# processes each of them makes as many calls of the operating system under the writer lock.
+_BUSY_INTERVAL = 1.0
+_CHECKED_AT_ONCE = 8
 
 
 class Holding:
     """The holder that a handle is, from its first claim on.
 
-    The database's lock protects ``_epoch``, ``_last_liveness_check`` and the setting of ``_holder``.
+    The database's lock protects ``_epoch``, ``_last_liveness_check``, ``_last_busy_check``, ``_last_checked``
+    and the setting of ``_holder``.
     ``_holder`` is also read without it, and a fork removes it. ``_closed`` only ever becomes true:
     :meth:`close` sets it first and reads ``_holder`` second, and a claim sets ``_holder`` first and reads
     ``_closed`` second, so at least one of the two sees the other.
@@ -56,6 +62,8 @@ class Holding:
         self._epoch = -1  # the database's, when it was last known to hold this holder's row
         self._closed = False
         self._last_liveness_check = -_LIVENESS_INTERVAL
+        self._last_busy_check = time.monotonic()  # because opening a collection checks all holders
+        self._last_checked = 0  # the number of the holder after which the next busy check begins
 
     @property
     def number(self) -> int | None:
@@ -104,12 +112,13 @@ class Holding:
     def reclaim(self, execute: Execute) -> int:
         """End what dead holders hold; return how many claims that were."""
         count = 0
-        database = self._database
-        own = self.number
         for (number,) in execute(HOLDERS, (self._collection_id,)).fetchall():
-            if number != own and is_dead(database.disk, database.path, number):
+            if self._is_dead(number):
                 count += self._end(execute, number, False)
         return count
+
+    def _is_dead(self, number: int) -> bool:
+        return number != self.number and is_dead(self._database.disk, self._database.path, number)
 
     def _end(self, execute: Execute, number: int, closes: bool) -> int:
         count = self._end_claims(execute, number, closes)
@@ -134,6 +143,30 @@ class Holding:
         found = self.reclaim(execute) > 0
         self._database.keep_changes()
         return found
+
+    def reclaim_while_busy(self, execute: Execute) -> None:
+        """End what some dead holders hold, if it is time to look for them, before a claim chooses.
+
+        Otherwise what a dead process has claimed would wait for as long as other processes never find the
+        queue empty. The holders take turns, so a check costs as much with any number of them.
+        """
+        if not self._auto_reclaim or not self._counters.has_held():
+            return
+        now = time.monotonic()
+        if now - self._last_busy_check < _BUSY_INTERVAL:
+            return
+        self._last_busy_check = now
+        where = self._collection_id, self._last_checked, _CHECKED_AT_ONCE
+        numbers = [number for (number,) in execute(_SOME_HOLDERS, where).fetchall()]
+        self._last_checked = numbers[-1] if len(numbers) == _CHECKED_AT_ONCE else 0
+        for number in numbers:
+            try:
+                is_over = self._is_dead(number)
+            except StorageError:  # such as too few descriptors: the claim finds something without this
+                break
+            if is_over:
+                self._end(execute, number, False)
+        self._database.keep_changes()
 
     def close(self) -> None:
         """End what this handle holds, or leave it to be reclaimed from a dead holder."""

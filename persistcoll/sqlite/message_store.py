@@ -269,6 +269,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             counters = self._refresh(execute)
             if self._life.is_behind:
                 return None
+            self._holding.reclaim_while_busy(execute)
             rows = self._choice.claimable(execute, counters, limit, topics)
             if not rows and self._holding.reclaim_if_due(execute):
                 rows = self._choice.claimable(execute, counters, limit, topics)

@@ -163,6 +163,7 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
 
         def run(execute: Execute) -> tuple[T, tuple[Any, ...]]:
             counters = self._refresh_counters(execute)
+            self._holding.reclaim_while_busy(execute)
             row = execute(text, parameters).fetchone()
             if row is None and self._holding.reclaim_if_due(execute):
                 row = execute(text, parameters).fetchone()
@@ -216,6 +217,7 @@ class SQLiteRecordStore(ClaimingHandle[RecordStatements, Counters], RecordStore)
 
         def run(execute: Execute) -> tuple[list[T], list[Any]]:
             counters = self._refresh_counters(execute)
+            self._holding.reclaim_while_busy(execute)
             rows = execute(self._sql.select_ready, (limit,)).fetchall()
             if not rows and self._holding.reclaim_if_due(execute):
                 rows = execute(self._sql.select_ready, (limit,)).fetchall()

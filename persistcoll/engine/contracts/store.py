@@ -30,7 +30,8 @@ class Store(Protocol):
 
     A holder is *dead* as soon as it has closed, or when the store has noticed that its process died. A store
     that uses heartbeats takes a holder for dead after a time without a heartbeat that the store was opened
-    with.
+    with. It looks for holders that died when a claim finds nothing, and from time to time while claims find
+    something. So what a dead process has claimed comes back in a busy store, too.
 
     :ivar capabilities: what this store promises beyond the contract.
     :ivar max_poll_interval: the longest time in seconds that a waiter lets pass between two calls of

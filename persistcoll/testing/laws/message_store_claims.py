@@ -5,6 +5,7 @@ See :mod:`persistcoll.testing.laws.message_store`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import EllipsisType
@@ -14,7 +15,7 @@ from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord
 from persistcoll.engine.records import State
 from persistcoll.errors import Empty, StaleClaimError
-from persistcoll.testing.children import check
+from persistcoll.testing.children import check, in_forked_child
 from persistcoll.testing.laws.message_store_attempts import ATTEMPT_LAWS
 from persistcoll.testing.laws.message_store_harness import (
     PLAIN,
@@ -34,6 +35,9 @@ from persistcoll.testing.laws.message_store_harness import (
 
 __all__ = ["CLAIM_LAWS"]
 
+_NOTICED = 30.0
+"""How many seconds a busy store may take to look for holders that died, on a slow machine."""
+
 
 @message_store_law("Q6")
 def claims_end_with_their_leases(harness: MessageStoreHarness) -> None:
@@ -46,6 +50,7 @@ def claims_end_with_their_leases(harness: MessageStoreHarness) -> None:
     _whose_lease(harness)
     _extensions(harness)
     _holders(harness)
+    _holder_of_a_busy_store(harness)
     _seen_at_once(harness)
 
 
@@ -222,6 +227,32 @@ def _holders(harness: MessageStoreHarness) -> None:
         check(standing(left)["a"] is State.READY, f"after the death of its holder: {standing(left)}")
         check(bool(_found(left, a).error), "no error says that the holder has died")
         check(left.reclaim() == 0, "reclaim() counts claims that had ended before")
+
+
+def _holder_of_a_busy_store(harness: MessageStoreHarness) -> None:
+    """Check that what a process had claimed when it died comes back while others always find something."""
+    store = harness.open("busy")
+    if not (harness.capabilities.processes and harness.capabilities.forks and notices_death(store)):
+        return
+    living, dead = put(store, harness.entry("of the living"), harness.entry("of the dead"))
+    store.claim(lease=None)
+
+    def claim_and_die() -> None:  # without a close
+        store.after_fork_in_child()
+        store.claim(lease=None)
+
+    in_forked_child(claim_and_die)
+    harness.time.wait(store.capabilities.death_noticed_after)
+    end = time.monotonic() + _NOTICED
+    while True:
+        put(store, harness.entry("more"))
+        (record,) = store.claim(lease=None)
+        check(record.id != living, "a claim of a living holder came back")
+        if record.id == dead:
+            break
+        store.ack(claims_of([record]))
+        check(time.monotonic() < end, "what a dead process has claimed stays claimed in a busy store")
+    check(bool(record.error), f"no error says that the holder has died: {record}")
 
 
 def _needs_a_lease(harness: MessageStoreHarness) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
@@ -20,7 +21,7 @@ from persistcoll.engine.records import (
     State,
 )
 from persistcoll.errors import DuplicateError, Full
-from persistcoll.testing.children import check
+from persistcoll.testing.children import check, in_forked_child
 from persistcoll.testing.laws.queue_store_harness import claim_all, id_of, token
 from persistcoll.testing.laws.record_store_harness import (
     RecordStoreHarness,
@@ -35,6 +36,9 @@ from persistcoll.testing.laws.record_store_set_aside import requeued_keys
 
 __all__ = ["CLAIM_LAWS"]
 
+_NOTICED = 30.0
+"""How many seconds a busy store may take to look for holders that died, on a slow machine."""
+
 
 @record_store_law("T3")
 def what_nobody_holds_is_ready(harness: RecordStoreHarness) -> None:
@@ -45,6 +49,7 @@ def what_nobody_holds_is_ready(harness: RecordStoreHarness) -> None:
     _leases(harness)
     for resume in (True, False):
         _holders(harness, resume)
+    _holder_of_a_busy_store(harness)
     _delays(harness)
     _seen_at_once(harness)
 
@@ -110,6 +115,32 @@ def _holders(harness: RecordStoreHarness, resume: bool) -> None:
     left = reopen() if beside else table
     table.close()
     _comes_back(left if beside else reopen(), resume, "closed by its holder")
+
+
+def _holder_of_a_busy_store(harness: RecordStoreHarness) -> None:
+    """Check that what a process had claimed when it died comes back while others always find something."""
+    if not (harness.capabilities.processes and harness.capabilities.forks):
+        return
+    table = harness.open(FIFO, ClaimPolicy(), "busy")
+    table.append_many([b"of the living", b"of the dead"])
+    living = table.claim(id_of)
+
+    def claim_and_die() -> None:  # without a close
+        table.after_fork_in_child()
+        table.claim(id_of)
+
+    in_forked_child(claim_and_die)
+    harness.notice_death(table)
+    end = time.monotonic() + _NOTICED
+    while True:
+        table.append(b"more")
+        record = table.claim(lambda record: record)
+        check(record.id != living, "a claim of a living holder came back")
+        if record.payload == b"of the dead":
+            break
+        table.ack([record.id])
+        check(time.monotonic() < end, "what a dead process has claimed stays claimed in a busy store")
+    check(record.attempts == 2, f"the attempt of the dead process does not count: {record}")
 
 
 def _comes_back(table: RecordStore, resumed: bool, how: str) -> None:
