@@ -150,7 +150,8 @@ def find(execute: Execute, wanted: Registration, path: str) -> tuple[int, int] |
             raise CorruptionError(_DAMAGED.format(path), path)
         return None
     number, kind, serializer, version = row
-    if type(number) is not int or type(version) is not int or version < 1:
+    is_versioned = type(version) is int and version >= 1
+    if type(number) is not int or not is_versioned or not _is_text(execute, number, kind, serializer):
         raise CorruptionError(_DAMAGED.format(path), path)
     if kind != wanted.kind:
         raise StoreKindError(
@@ -170,6 +171,19 @@ def find(execute: Execute, wanted: Registration, path: str) -> tuple[int, int] |
     return number, version
 
 
+def _is_text(execute: Execute, number: int, *values: object) -> bool:
+    """Tell whether these values of a registration are stored as they were read.
+
+    The connection puts a sign in the place of damaged characters, which a name may also have by itself.
+    """
+    if not any(isinstance(value, str) and "\ufffd" in value for value in values):
+        return True
+    stored = (
+        "SELECT name, kind, serializer FROM collections WHERE number = ? AND ? IN (name, kind, serializer)"
+    )
+    return all(execute(stored, (number, value)).fetchone() is not None for value in values)
+
+
 def collections(execute: Execute, path: str) -> list[Registered]:
     """All that are registered, in the order in which they were made.
 
@@ -178,7 +192,10 @@ def collections(execute: Execute, path: str) -> list[Registered]:
     text = "SELECT number, name, kind, serializer, version, created FROM collections ORDER BY number"
     found = [Registered(*row) for row in execute(text).fetchall()]
     for one in found:
-        if [type(value) for value in one] != [int, str, str, str, int, float]:
+        types = [type(value) for value in one]
+        if types != [int, str, str, str, int, float] or not _is_text(
+            execute, one.number, one.name, one.kind, one.serializer
+        ):
             raise CorruptionError(_DAMAGED.format(path), path)
     return found
 

@@ -32,6 +32,7 @@ from persistcoll import (
     SQLiteQueue,
     StorageError,
     UniqueQ,
+    collections,
 )
 from persistcoll.testing.children import in_forked_child
 from tests.stateful.test_machines import PLACE
@@ -612,3 +613,20 @@ def test_a_row_that_is_damaged_while_it_is_held(tmp_path):
         assert queue.ack(queue.get()) == 2
         assert queue.active_size() == 0
         assert os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["name", "kind", "serializer"])
+def test_damaged_characters_in_the_registry_are_damage(column, tmp_path):
+    """They do not make it another kind, or a collection of another serializer."""
+    with SQLiteQueue(tmp_path, "\ufffd", durability="process", serializer="json") as queue:
+        queue.put(1)
+    assert [*collections(tmp_path)] == ["\ufffd"]
+    with SQLiteQueue(tmp_path, "\ufffd", durability="process", serializer="json") as queue:
+        assert queue.get_nowait() == 1
+    with closing(sqlite3.connect(tmp_path / "data.db")) as connection, connection:
+        connection.execute(f"UPDATE collections SET {column} = CAST(x'ff6f' AS TEXT)")
+    with pytest.raises(CorruptionError):
+        collections(tmp_path)
+    if column != "name":  # Otherwise there is none of that name.
+        with pytest.raises(CorruptionError):
+            SQLiteQueue(tmp_path, "\ufffd", durability="process", serializer="json")
