@@ -74,7 +74,7 @@ def _describe(execute: Execute, path: str, one: schema.Registered, now: Clock) -
 
 def _count(execute: Execute, path: str, one: schema.Registered) -> Counters | None:
     """Its counters; ``None``: they are damaged, or of a later version."""
-    newest = schema.VERSION if one.kind in (DICT, MESSAGES) else schema.RECORD_VERSION
+    newest = {DICT: schema.VERSION, MESSAGES: schema.MESSAGE_VERSION}.get(one.kind, schema.RECORD_VERSION)
     if not 1 <= one.version <= newest or one.kind not in _STATEMENTS:
         return None
     counters = Counters(_STATEMENTS[one.kind](one.number))

@@ -46,7 +46,7 @@ class MessageRow(NamedTuple):
     expires: float | None
     token: int | None
     delivered: int | None
-    meta_crc: int
+    meta_crc: int | None
     crc: int
     payload: bytes
 
@@ -105,6 +105,8 @@ class MessageRows:
     and the payload, so no altered message is delivered. What changes during the life of a message has no
     checksum, and only its type is checked.
 
+    A message that version 1 has put has no ``meta_crc``, and a ``crc`` without the columns that this covers.
+
     ``seal`` and ``unseal`` are set once, before the first write; no lock protects them.
 
     :param policy: what applies to messages that do not say it themselves.
@@ -152,7 +154,13 @@ class MessageRows:
 
     def is_meta_intact(self, row: MessageRow) -> bool:
         """Tell whether a step may rely on topic, group and key of a row, which may be a bare one."""
-        return row.number in _BY_NUMBER and self._meta_checksum_of(row) == row.meta_crc
+        meta = self._meta_checksum_of(row)
+        return meta is not None and row.number in _BY_NUMBER and row.meta_crc in (meta, None)
+
+    def _first_checksum(self, row: MessageRow) -> int:
+        """Return what version 1 has stored as ``crc``."""
+        crc = crc32(row.headers, crc32(row.payload, (row.id ^ self._seed) & _MASK))
+        return crc if row.options is None else crc32(row.options.encode(), crc)
 
     def sealed(self, id: int, entry: MessageEntry) -> bytes:
         """Return the payload as it is stored.
@@ -184,7 +192,12 @@ class MessageRows:
         return (
             meta is not None
             and type(row.payload) is type(row.headers) is bytes
-            and _checksum(meta, row.headers, row.payload) == row.crc
+            and row.crc
+            == (
+                self._first_checksum(row)
+                if row.meta_crc is None
+                else _checksum(meta, row.headers, row.payload)
+            )
             and type(row.attempts) is type(row.deliveries) is int
             and 0 <= row.attempts <= row.deliveries < _MASK
             and type(row.error) in _TEXT

@@ -85,6 +85,8 @@ class MessageStatements(NamedTuple):
 
     create: tuple[str, ...]
     """Make the tables and their indexes."""
+    upgrade: tuple[str, ...]
+    """Make tables of version 1 those of this version."""
     load: str
     """-> last_id, absent, claimed, delayed, done, expired, dead, finished, highest id, next due time."""
     save: str
@@ -205,14 +207,17 @@ _COUNTS = "ready, claimed, delayed, blocked, done, dead"
 _GATE = "paused, interval, burst, next, locker, lock, lock_until"
 
 
-def message_statements(number: int) -> MessageStatements:
-    """Return the statements of the message queue with this number."""
+def message_statements(number: int, has_meta_crc: bool = True) -> MessageStatements:
+    """Return the statements of the message queue with this number.
+
+    :param has_meta_crc: whether its table has the column; that of version 1, which is only read, does not.
+    """
     messages, topics, keys, groups = (f"{name}_{number}" for name in ("messages", "topics", "keys", "groups"))
     part = {
         name: f"FROM {messages} INDEXED BY {name}_{number} WHERE {condition}"
         for name, (_, condition) in _INDEXES.items()
     }
-    select = f"SELECT {_ROW}"
+    select = f"SELECT {_ROW if has_meta_crc else _ROW.replace('meta_crc', 'NULL')}"
     select_bare = select.replace("headers", "NULL").replace("payload", "NULL")
     due = f"{part['due']} AND due <= ? ORDER BY due, id LIMIT ?"
     held = f"{part['claimed']} AND holder = ? LIMIT ?"
@@ -252,6 +257,7 @@ def message_statements(number: int) -> MessageStatements:
             ) WITHOUT ROWID""",
             f"CREATE INDEX over_{number} ON {keys} (until) WHERE unfinished = 0",
         ),
+        upgrade=(f"ALTER TABLE {messages} ADD COLUMN meta_crc INTEGER",),
         load="SELECT last_id, absent, claimed, delayed, done, failed, dead, gone,"
         f" (SELECT max(id) FROM {messages}),"
         f" (SELECT min(due) FROM (SELECT min(due) AS due {part['due']}"

@@ -21,6 +21,7 @@ from persistcoll.engine.message_records import (
 )
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import CorruptionError, Empty, StaleClaimError
+from persistcoll.sqlite import schema
 from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute, corruption_error
@@ -73,7 +74,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     max_poll_interval = 0.01
 
     def __init__(self, collection: Collection, policy: MessagePolicy) -> None:
-        sql = message_statements(collection.collection_id)
+        sql = message_statements(collection.collection_id, collection.version >= schema.MESSAGE_VERSION)
         self._closing = threading.Lock()
         super().__init__(collection, sql)
         counters = cast(MessageCounters, self._counters)

@@ -224,12 +224,13 @@ def open_message_store(
 
     return _open(
         location,
-        schema.Registration(name, MESSAGES, serializer),
+        schema.Registration(name, MESSAGES, serializer, schema.MESSAGE_VERSION),
         executes_code,
         durability,
         clock,
         lambda number: message_statements(number).create,
         make,
+        lambda number: message_statements(number).upgrade,
     )
 
 

@@ -21,6 +21,7 @@ from persistcoll.sqlite.driver import Execute
 
 __all__ = [
     "APPLICATION_ID",
+    "MESSAGE_VERSION",
     "RECORD_VERSION",
     "TABLES",
     "VERSION",
@@ -40,9 +41,11 @@ __all__ = [
 APPLICATION_ID = 0x70636F6C
 """``pcol``: by this number ``file`` and this module recognize a database of persistcoll."""
 VERSION = 1
-"""Of the database, of a message queue in it, and of a dict."""
+"""Of the database, and of a dict in it."""
 RECORD_VERSION = 2
 """Of a queue in it. Version 1 keeps no reasons."""
+MESSAGE_VERSION = 2
+"""Of a message queue in it. Version 1 has one checksum, without what a put says beside the body."""
 
 _CREATE = (
     """CREATE TABLE store (

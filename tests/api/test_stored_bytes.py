@@ -20,6 +20,7 @@ import pytest
 
 from persistcoll import (
     AckStatus,
+    CorruptionError,
     DecodeError,
     Empty,
     FILOSQLiteAckQueue,
@@ -196,7 +197,7 @@ WITH_REASONS = {archive.name for archive in ARCHIVES[4:]}
 
 
 def versions(place: Path) -> dict[str, int]:
-    with closing(sqlite3.connect(place / "data.db")) as database:
+    with closing(sqlite3.connect(place if place.is_file() else place / "data.db")) as database:
         return dict(database.execute("SELECT name, version FROM collections"))
 
 
@@ -370,6 +371,26 @@ def test_messages(messages, variant):
         assert (stats.ready, stats.claimed, stats.delayed, stats.expired) == (5 + closed, 1 - closed, 3, 0)
         assert all(0 <= queue.find(id).enqueued_at - make.DATE < make.SOON for id in range(1, 14))
     expect_messages(messages)
+
+
+def test_messages_of_before_keep_their_checksum(messages, request):
+    """Those of version 1 have none over what their puts said beside the body; opening adds the column."""
+    newest = request.node.callspec.params["messages"].name in WITH_REASONS
+    assert set(versions(messages).values()) == {2 if newest else 1}
+    with MessageQueue[Any](messages, serializer="json") as queue:
+        new = queue.put("new")
+    assert versions(messages)["default"] == 2
+    with closing(sqlite3.connect(messages)) as database, database:
+        text = "SELECT number FROM collections WHERE name = 'default'"
+        ((number,),) = database.execute(text)
+        table = f"messages_{number}"
+        of_before = {crc for (crc,) in database.execute(f"SELECT meta_crc FROM {table} WHERE id < {new}")}
+        assert (None not in of_before) if newest else (of_before == {None})
+        ((now,),) = database.execute(f"SELECT meta_crc FROM {table} WHERE id = {new}")
+        assert now is not None
+        database.execute(f"UPDATE {table} SET payload = x'31' WHERE id = 1")
+    with MessageQueue[Any](messages, serializer="json") as queue, pytest.raises(CorruptionError):
+        queue.find(1)
 
 
 def test_sealed_messages(messages):
