@@ -379,10 +379,10 @@ def test_messages_of_before_keep_their_checksum(messages, request):
     assert set(versions(messages).values()) == {2 if newest else 1}
     with MessageQueue[Any](messages, serializer="json") as queue:
         new = queue.put("new")
-    assert versions(messages)["default"] == 2
+        name = queue.name
+    assert versions(messages)[name] == 2
     with closing(sqlite3.connect(messages)) as database, database:
-        text = "SELECT number FROM collections WHERE name = 'default'"
-        ((number,),) = database.execute(text)
+        ((number,),) = database.execute("SELECT number FROM collections WHERE name = ?", (name,))
         table = f"messages_{number}"
         of_before = {crc for (crc,) in database.execute(f"SELECT meta_crc FROM {table} WHERE id < {new}")}
         assert (None not in of_before) if newest else (of_before == {None})
