@@ -19,7 +19,14 @@ from typing import Any
 
 import pytest
 
-from persistcoll import ClaimError, CorruptionError, Empty, PersistcollError, StorageError
+from persistcoll import (
+    ClaimError,
+    CorruptionError,
+    Empty,
+    PersistcollError,
+    SerializerMismatchError,
+    StorageError,
+)
 from persistcoll.engine.message_records import DAMAGED, MessageEntry, MessagePolicy
 from persistcoll.engine.records import State
 from persistcoll.sqlite.message_statements import STATES
@@ -525,10 +532,13 @@ class Account:
         self.errors: list[PersistcollError] = []
 
     def attempt(self, call: Callable[[], Any]) -> Any:
-        """Return the result, or ``None`` for an error about damage; any other error fails the test."""
+        """Return the result, or ``None`` for an error about damage; any other error fails the test.
+
+        The damaged name of a serializer may be a name, too.
+        """
         try:
             return call()
-        except (StorageError, ClaimError) as error:
+        except (StorageError, ClaimError, SerializerMismatchError) as error:
             self.errors.append(error)
             return None
 

@@ -137,7 +137,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def filled(stores: Any, rng: random.Random) -> Any:
-    """Fill a store with messages in every state, put at two times in equal shares."""
+    """Fill a store with messages in every state, put at two times in equal shares.
+
+    Among the dead ones is one of the topic "a" at least, whatever the random choices are.
+    """
     store = opened(stores)
     for _ in range(2):
         entries = [
@@ -153,6 +156,7 @@ def filled(stores: Any, rng: random.Random) -> Any:
             )
             for number in range(40)
         ]
+        entries.append(MessageEntry(b"first", "a", priority=9))
         store.put(entries)
         claims: list[MessageClaim] = []
         store.claim(10, claims=claims)
