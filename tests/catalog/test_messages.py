@@ -71,7 +71,7 @@ def test_every_state_of_a_message(place: tuple[Path, dict[str, int]]) -> None:
     assert everything(path) == before
     info = found["messages"]
     assert info == CollectionInfo(
-        "messages", "messages", str(path / "data.db"), "json", 1, info.created, **expected
+        "messages", "messages", str(path / "data.db"), "json", 2, info.created, **expected
     )
 
 
