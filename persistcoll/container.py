@@ -29,7 +29,7 @@ else:
 
     T, K, V = map(TypeVar, "TKV")
 
-__all__ = ["Closable", "Container", "SQLiteContainer", "option"]
+__all__ = ["Closable", "Container", "DiskContainer", "SQLiteContainer", "option"]
 
 
 def option(name: str) -> Any:
@@ -56,11 +56,11 @@ class Closable:
 class Container(Closable):
     """An object that has a store open, until :meth:`close`. One that is never closed warns.
 
-    A pickle of it holds its path and its options. Unpickling, as ``multiprocessing`` does, opens the store
-    again. ``copy.copy`` and ``copy.deepcopy`` do the same in this process. They do not copy what is stored,
-    because a container that is a member of some object would then be copied to a path that nobody knows.
-    Items that this object has claimed and changes that it has not committed stay its own. A container in
-    memory cannot be opened a second time, so pickling and copying it raise :exc:`TypeError`.
+    A pickle of it holds the place of the store and its options. Unpickling, as ``multiprocessing`` does,
+    opens the store again. ``copy.copy`` and ``copy.deepcopy`` do the same in this process. They do not copy
+    what is stored, because a container that is a member of some object would then be copied to a place that
+    nobody knows. Items that this object has claimed and changes that it has not committed stay its own. A
+    container in memory cannot be opened a second time, so pickling and copying it raise :exc:`TypeError`.
 
     Subclasses: unpickling does not call the ``__init__`` of a subclass, which may have other parameters. It
     opens the store with the options that the library's constructor had, and then sets the attributes that the
@@ -72,14 +72,10 @@ class Container(Closable):
     twice.
     """
 
-    path: str = option("path")
     serializer: Any = option("serializer")
     durability: Durability = option("durability")
-    trust_directory: bool = option("trust_directory")
-    allow_network_fs: bool = option("allow_network_fs")
-    mode: int | None = option("mode")
-    read_only: bool = option("read_only")
     create: bool = option("create")
+    read_only: bool = False
 
     # True until the store is open, so that nothing is closed if the constructor raises before.
     _closed = True
@@ -128,13 +124,13 @@ class Container(Closable):
 
     @property
     def _location(self) -> str:
-        """The directory of the store, or the database's file."""
-        return self.path
+        """Where the store lies, without the name of a collection in it."""
+        raise NotImplementedError
 
     @property
     def _place(self) -> str:
         """Where the store lies, for ``repr`` and messages."""
-        return repr(self.path)
+        return repr(self._location)
 
     def __del__(self) -> None:
         if not self._closed:
@@ -152,11 +148,6 @@ class Container(Closable):
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.path == ":memory:":
-            raise TypeError(
-                f"{self!r} is in memory, so there is no second object on it: it can neither be copied nor be"
-                " passed to another process"
-            )
         return _opened_again, (type(self), self._present_options()), self.__getstate__() or None
 
     def _present_options(self) -> Options:
@@ -166,7 +157,21 @@ class Container(Closable):
         return f"<{type(self).__name__} {self._place}{' closed' if self._closed else ''}>"
 
 
-class SQLiteContainer(Container):
+class DiskContainer(Container):
+    """A container in a directory or a database file of this machine."""
+
+    path: str = option("path")
+    trust_directory: bool = option("trust_directory")
+    allow_network_fs: bool = option("allow_network_fs")
+    mode: int | None = option("mode")
+    read_only: bool = option("read_only")
+
+    @property
+    def _location(self) -> str:
+        return self.path
+
+
+class SQLiteContainer(DiskContainer):
     """A container in an SQLite database."""
 
     name: str = option("name")
@@ -227,6 +232,14 @@ class SQLiteContainer(Container):
     @property
     def _place(self) -> str:
         return f"{self.name!r} in {self._location!r}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path == ":memory:":
+            raise TypeError(
+                f"{self!r} is in memory, so there is no second object on it: it can neither be copied nor be"
+                " passed to another process"
+            )
+        return super().__reduce__()
 
 
 def _opened_again(kind: type[Container], options: Options) -> Container:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DirectoryOptions",
+    "DiskOptions",
     "FileQueueOptions",
     "LogOptions",
     "MessageQueueOptions",
@@ -51,18 +52,12 @@ _ALL = (1 << 63) - 1
 class Options:
     """The options of every container.
 
-    :ivar path: absolute, so that it means the same in another process.
     :ivar serializer: what stands for the serializer in a pickle; :func:`~persistcoll.serializers.resolve`
         accepts it.
     """
 
-    path: str
     serializer: Any
     durability: Durability
-    trust_directory: bool
-    allow_network_fs: bool
-    mode: int | None
-    read_only: bool
     create: bool
 
     @classmethod
@@ -72,12 +67,7 @@ class Options:
 
     def __post_init__(self) -> None:
         checked_choice("durability", self.durability, "power", "process")
-        vars(self).update(
-            serializer=picklable_reference(self.serializer),
-            mode=checked_mode(self.mode),
-            read_only=bool(self.read_only),
-            create=bool(self.create),
-        )
+        vars(self).update(serializer=picklable_reference(self.serializer), create=bool(self.create))
 
     def __deepcopy__(self, memo: object) -> Self:
         # Frozen, so no copy is needed. A serializer may refuse to be copied, as one with keys refuses to be
@@ -86,7 +76,25 @@ class Options:
 
 
 @dataclass(frozen=True)
-class DirectoryOptions(Options):
+class DiskOptions(Options):
+    """The options of a container in a directory or a database file of this machine.
+
+    :ivar path: absolute, so that it means the same in another process.
+    """
+
+    path: str
+    trust_directory: bool
+    allow_network_fs: bool
+    mode: int | None
+    read_only: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self).update(mode=checked_mode(self.mode), read_only=bool(self.read_only))
+
+
+@dataclass(frozen=True)
+class DirectoryOptions(DiskOptions):
     """The options of a container that has a directory of its own."""
 
     chunksize: int | None
@@ -132,7 +140,7 @@ class LogOptions(DirectoryOptions):
 
 
 @dataclass(frozen=True)
-class SQLiteOptions(Options):
+class SQLiteOptions(DiskOptions):
     """The options of a container in an SQLite database.
 
     :ivar location: where the database lies, as the caller of the constructor said.

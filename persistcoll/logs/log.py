@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar, overload
 
 from persistcoll.arguments import checked_count, checked_integer
-from persistcoll.container import Container, T, option
+from persistcoll.container import DiskContainer, T, option
 from persistcoll.disk.calls import Disk
 from persistcoll.engine.contracts import CursorState, LogStore
 from persistcoll.engine.event_count import EventCount
@@ -58,7 +58,7 @@ def _checked_name(name: Any) -> str:
     return name
 
 
-class Log(Container, Generic[T]):
+class Log(DiskContainer, Generic[T]):
     """A durable log of items in a directory of files.
 
     Items stay until they are trimmed, however many consumers have read them. Each has a *position*: the first

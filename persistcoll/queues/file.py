@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from persistcoll.container import T, option
+from persistcoll.container import DiskContainer, T, option
 from persistcoll.disk.calls import Disk
 from persistcoll.engine.blocking import deadline_after
 from persistcoll.engine.queue_core import QueueCore
@@ -41,7 +41,7 @@ def open_store(options: FileQueueOptions, disk: Disk | None = None) -> JournalQu
     return open_directory(options.path, wanted, options.read_only, make, disk)
 
 
-class Queue(BaseQueue[T]):
+class Queue(DiskContainer, BaseQueue[T]):
     """A first-in, first-out queue in a directory of files.
 
     Several processes may put at the same time. One process at a time may get: the one that got first, until
