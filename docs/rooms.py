@@ -20,7 +20,7 @@ FLOORS = {"cli": "command, tests", "persistcoll": "the package", "queues": "face
 # Of the rooms that others import, from below.
 COLOURS = (
     "#4c72b0 #dd8452 #8172b3 #55a868 #c44e52 #937860 #da8bc3 "
-    "#b5a13c #3f9fb5 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7f9f3f #5f6fd0 #9f2f5f"
+    "#b5a13c #3f9fb5 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7f9f3f #5f6fd0 #9f2f5f #2f5f8f"
 ).split()
 GREY = "#8c8c8c"
 

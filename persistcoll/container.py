@@ -29,7 +29,7 @@ else:
 
     T, K, V = map(TypeVar, "TKV")
 
-__all__ = ["Closable", "Container", "DiskContainer", "SQLiteContainer", "option"]
+__all__ = ["Closable", "Container", "DiskContainer", "SQLiteContainer", "ServerContainer", "option"]
 
 
 def option(name: str) -> Any:
@@ -240,6 +240,31 @@ class SQLiteContainer(DiskContainer):
                 " passed to another process"
             )
         return super().__reduce__()
+
+
+class ServerContainer(Container):
+    """A container on a database server.
+
+    A pickle of it has no password. Where it is unpickled, the password is ``PERSISTCOLL_PASSWORD``.
+    """
+
+    name: str = option("name")
+    schema: str | None = option("schema")
+    timeout: float = option("timeout")
+    patience: float = option("patience")
+
+    @property
+    def url(self) -> str:
+        """The server's address, without a password."""
+        return str(self._options.address)
+
+    @property
+    def _location(self) -> str:
+        return self.url
+
+    @property
+    def _place(self) -> str:
+        return f"{self.name!r} in {self.url}"
 
 
 def _opened_again(kind: type[Container], options: Options) -> Container:

@@ -16,6 +16,7 @@ from persistcoll.arguments import (
     checked_choice,
     checked_count,
     checked_finite_backoff,
+    checked_length,
     checked_limit,
     checked_mode,
     checked_seconds,
@@ -31,9 +32,11 @@ from persistcoll.serializers import picklable_reference
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from persistcoll.servers.address import Address
     from persistcoll.sqlite.open import DatabaseLocation
 
 __all__ = [
+    "AckOptions",
     "DirectoryOptions",
     "DiskOptions",
     "FileQueueOptions",
@@ -43,6 +46,9 @@ __all__ = [
     "SQLiteAckQueueOptions",
     "SQLiteOptions",
     "SQLiteQueueOptions",
+    "ServerAckQueueOptions",
+    "ServerOptions",
+    "ServerQueueOptions",
 ]
 
 _ALL = (1 << 63) - 1
@@ -191,8 +197,8 @@ class SQLiteQueueOptions(SQLiteOptions):
 
 
 @dataclass(frozen=True)
-class SQLiteAckQueueOptions(SQLiteQueueOptions):
-    """The options of a queue with acks in an SQLite database."""
+class AckOptions(Options):
+    """The options that every queue with acks has."""
 
     auto_resume: bool
     lease: float | None
@@ -221,6 +227,60 @@ class SQLiteAckQueueOptions(SQLiteQueueOptions):
         """How the store treats claimed records."""
         kept = _ALL if self.keep_acked is None else self.keep_acked
         return ClaimPolicy(self.lease, self.max_attempts, self.backoff, kept, self.auto_resume)
+
+
+@dataclass(frozen=True)
+class SQLiteAckQueueOptions(AckOptions, SQLiteQueueOptions):
+    """The options of a queue with acks in an SQLite database."""
+
+
+@dataclass(frozen=True)
+class ServerOptions(Options):
+    """The options of a container on a database server.
+
+    :ivar address: where the server is. A pickle has no password, and neither has a ``repr``.
+    :ivar schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
+    """
+
+    name: str
+    address: Address
+    schema: str | None
+    timeout: float
+    patience: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        schema = self.schema
+        if schema is not None:
+            if not isinstance(schema, str):
+                raise TypeError(f"'schema' must be a str, not {type(schema).__name__}")
+            if not schema or "\0" in schema:
+                raise ValueError("'schema' must be the name of a schema, or None")
+        vars(self).update(
+            timeout=checked_length("timeout", self.timeout), patience=checked_span("patience", self.patience)
+        )
+
+
+@dataclass(frozen=True)
+class ServerQueueOptions(ServerOptions):
+    """The options of a queue on a database server."""
+
+    auto_commit: bool
+    maxsize: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self).update(auto_commit=bool(self.auto_commit), maxsize=checked_count("maxsize", self.maxsize))
+
+    @property
+    def claim_policy(self) -> ClaimPolicy:
+        """How the store treats claimed records."""
+        return ClaimPolicy()
+
+
+@dataclass(frozen=True)
+class ServerAckQueueOptions(AckOptions, ServerQueueOptions):
+    """The options of a queue with acks on a database server."""
 
 
 @dataclass(frozen=True)

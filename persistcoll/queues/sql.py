@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any, Literal, TypeGuard, overload
+from typing import Any, Literal, Protocol, TypeGuard, TypeVar, overload
 
-from persistcoll.arguments import checked_integer
+from persistcoll.arguments import checked_integer, checked_priority
 from persistcoll.container import T, option
 from persistcoll.engine.contracts import QueueStore, RecordStore, Select
 from persistcoll.engine.queue_core import QueueCore
-from persistcoll.engine.records import FIFO, Discipline, Entry, Record, State
+from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, State
 from persistcoll.errors import DecodeError
 from persistcoll.queues.base import BaseQueue
-from persistcoll.serializers import canonical
-from persistcoll.serializers.base import decode_error
+from persistcoll.serializers import canonical, codec
+from persistcoll.serializers.base import Seal, Serializer, decode_error
 
-__all__ = ["PlainGets", "PlainPuts", "RecordQueueCore", "SQLQueue"]
+__all__ = [
+    "PlainGets",
+    "PlainPuts",
+    "PriorityPuts",
+    "RecordQueueCore",
+    "SQLQueue",
+    "UniquePuts",
+    "sealed",
+    "warn_of_auto_commit",
+]
+
+
+class _Sealable(Protocol):
+    """A store whose payloads can be sealed."""
+
+    @property
+    def store_id(self) -> bytes: ...
+
+    def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=_Sealable)
 
 _HIGHEST_ID = (1 << 63) - 1
 _SET_ASIDE = (
@@ -236,6 +260,67 @@ class PlainPuts(SQLQueue[T]):
         return list(self._blocking.put_many([self._entry(item) for item in items], block, timeout))
 
 
+class UniquePuts(PlainPuts[T]):
+    """A queue that holds no two equal items: ``put`` of a second one stores nothing."""
+
+    _discipline = UNIQUE
+    _kind = UNIQUE.name
+
+    def __contains__(self, item: object) -> bool:
+        """Tell whether an equal item is ready or delayed, or was got and not acked."""
+        return self._holds(item)
+
+
+class PriorityPuts(SQLQueue[T]):
+    """A queue whose items have priorities. It delivers the item with the lowest one first."""
+
+    _discipline = PRIORITY
+    _kind = PRIORITY.name
+    _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
+
+    def put(self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None) -> int:
+        """Store ``item`` and return its id. It is durable on return, as ``durability`` says.
+
+        Cost: that of :meth:`SQLiteQueue.put`.
+
+        :param priority: a whole number of 64 bits or a float; the lowest comes first.
+        :param block: wait for room while the queue is full.
+        :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :raise Full: there was no room.
+        :raise TypeError: ``priority`` is not a number.
+        :raise ValueError: ``priority`` is NaN or has more than 64 bits, or the timeout is negative.
+
+        It raises the other errors that :meth:`SQLiteQueue.put` raises as well.
+        """
+        entry = Entry(self._encode(item), checked_priority(priority))
+        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
+
+    def put_nowait(self, item: T, priority: float = 0) -> int:
+        """Call ``put(item, priority, block=False)``."""
+        return self.put(item, priority, False)
+
+    def put_many(
+        self, items: Iterable[T], priority: float = 0, block: bool = True, timeout: float | None = None
+    ) -> list[int]:
+        """Store all of ``items`` with one priority, in order, or none; return their ids.
+
+        Cost: that of one :meth:`put`, however many items there are.
+
+        :raise ValueError: there are more items than ``maxsize``.
+
+        It raises the other errors that :meth:`put` raises as well.
+        """
+        priority = checked_priority(priority)
+        entries = [Entry(self._encode(item), priority) for item in items]
+        return list(self._blocking.put_many(entries, block, timeout))
+
+    def _raw(self, record: Record, item: Any) -> dict[str, Any]:
+        return {**super()._raw(record, item), "priority": record.priority}
+
+    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
+        return {**super()._as_dict(state, record), "priority": record.priority}
+
+
 class PlainGets(SQLQueue[T]):
     """A queue whose items are acked by ``get`` itself or by ``task_done``."""
 
@@ -295,6 +380,23 @@ class PlainGets(SQLQueue[T]):
     def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any:
         """Call ``get(block=False)``."""
         return self.get(False, None, id, raw)
+
+
+def sealed(store: S, serializer: Serializer) -> S:
+    """Return the store of a queue, which from now on seals each payload as the serializer does."""
+    try:
+        bound = codec(serializer, store.store_id)
+        store.seal_with(bound.seal, bound.unseal)
+    except BaseException:  # No other code closes it.
+        store.close()
+        raise
+    return store
+
+
+def warn_of_auto_commit(auto_commit: bool) -> None:
+    """Warn the caller of a constructor that it gave ``auto_commit=False``, which changes nothing."""
+    if not auto_commit:
+        warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=3)
 
 
 def _key(item: Any) -> bytes:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
-import warnings
-from collections.abc import Iterable
 from typing import Any
 
-from persistcoll.arguments import checked_priority
 from persistcoll.container import SQLiteContainer, T
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.records import (
     LIFO,
-    PRIORITY,
-    UNIQUE,
     Backoff,
     Discipline,
     Durability,
-    Entry,
-    Record,
-    State,
 )
 from persistcoll.options import SQLiteAckQueueOptions, SQLiteQueueOptions
 from persistcoll.queues.ack import AckQueue
-from persistcoll.queues.sql import PlainGets, PlainPuts
-from persistcoll.serializers import codec, resolve
+from persistcoll.queues.sql import PlainGets, PlainPuts, PriorityPuts, UniquePuts, sealed, warn_of_auto_commit
+from persistcoll.serializers import resolve
 from persistcoll.sqlite.open import open_record_store
 
 __all__ = [
@@ -61,13 +53,7 @@ def open_store(options: SQLiteQueueOptions, kind: str, discipline: Discipline) -
         executes_code=serializer.executes_code,
         durability=options.durability,
     )
-    try:
-        bound = codec(serializer, store.store_id)
-        store.seal_with(bound.seal, bound.unseal)
-    except BaseException:  # No other code closes it.
-        store.close()
-        raise
-    return store
+    return sealed(store, serializer)
 
 
 class _PlainSQLiteQueue(SQLiteContainer, PlainGets[T]):
@@ -163,7 +149,7 @@ class FILOSQLiteQueue(SQLiteQueue[T]):
 LIFOSQLiteQueue = FILOSQLiteQueue
 
 
-class UniqueQ(SQLiteQueue[T]):
+class UniqueQ(UniquePuts[T], SQLiteQueue[T]):
     """A :class:`SQLiteQueue` that holds no two equal items: ``put`` of a second one stores nothing.
 
     Items are compared as Python compares them: dicts are equal whatever the order of their keys, and
@@ -182,15 +168,8 @@ class UniqueQ(SQLiteQueue[T]):
     1 True
     """
 
-    _discipline = UNIQUE
-    _kind = UNIQUE.name
 
-    def __contains__(self, item: object) -> bool:
-        """Tell whether an equal item is ready, or was got and not acked."""
-        return self._holds(item)
-
-
-class PriorityQueue(_PlainSQLiteQueue[T]):
+class PriorityQueue(PriorityPuts[T], _PlainSQLiteQueue[T]):
     """A queue in an SQLite database that delivers the item with the lowest priority first.
 
     Among equal priorities it delivers the oldest first. Parameters, errors and costs are those of a
@@ -207,52 +186,6 @@ class PriorityQueue(_PlainSQLiteQueue[T]):
     new password
     10
     """
-
-    _discipline = PRIORITY
-    _kind = PRIORITY.name
-    _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
-
-    def put(self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None) -> int:
-        """Store ``item`` and return its id. It is durable on return, as ``durability`` says.
-
-        Cost: that of :meth:`SQLiteQueue.put`.
-
-        :param priority: a whole number of 64 bits or a float; the lowest comes first.
-        :param block: wait for room while the queue is full.
-        :param timeout: seconds to wait at most; ``None`` waits for ever.
-        :raise Full: there was no room.
-        :raise TypeError: ``priority`` is not a number.
-        :raise ValueError: ``priority`` is NaN or has more than 64 bits, or the timeout is negative.
-
-        It raises the other errors that :meth:`SQLiteQueue.put` raises as well.
-        """
-        entry = Entry(self._encode(item), checked_priority(priority))
-        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
-
-    def put_nowait(self, item: T, priority: float = 0) -> int:
-        """Call ``put(item, priority, block=False)``."""
-        return self.put(item, priority, False)
-
-    def put_many(
-        self, items: Iterable[T], priority: float = 0, block: bool = True, timeout: float | None = None
-    ) -> list[int]:
-        """Store all of ``items`` with one priority, in order, or none; return their ids.
-
-        Cost: that of one :meth:`put`, however many items there are.
-
-        :raise ValueError: there are more items than ``maxsize``.
-
-        It raises the other errors that :meth:`put` raises as well.
-        """
-        priority = checked_priority(priority)
-        entries = [Entry(self._encode(item), priority) for item in items]
-        return list(self._blocking.put_many(entries, block, timeout))
-
-    def _raw(self, record: Record, item: Any) -> dict[str, Any]:
-        return {**super()._raw(record, item), "priority": record.priority}
-
-    def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
-        return {**super()._as_dict(state, record), "priority": record.priority}
 
 
 class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
@@ -324,8 +257,7 @@ class SQLiteAckQueue(SQLiteContainer, AckQueue[T]):
         read_only: bool = False,
         create: bool = True,
     ) -> None:
-        if not auto_commit:
-            warnings.warn("an ack queue has no use for auto_commit=False", stacklevel=2)
+        warn_of_auto_commit(auto_commit)
         self._open(SQLiteAckQueueOptions.of(locals()))
 
     def _open_store(self, options: SQLiteQueueOptions) -> RecordStore:
@@ -345,7 +277,7 @@ class FILOSQLiteAckQueue(SQLiteAckQueue[T]):
     _kind = "lifo ack"
 
 
-class UniqueAckQ(SQLiteAckQueue[T]):
+class UniqueAckQ(UniquePuts[T], SQLiteAckQueue[T]):
     """A :class:`SQLiteAckQueue` that holds no two equal items, as :class:`UniqueQ` does.
 
     An equal item may be put again after the first one was acked or set aside. Costs are those of
@@ -364,9 +296,4 @@ class UniqueAckQ(SQLiteAckQueue[T]):
     False 2
     """
 
-    _discipline = UNIQUE
     _kind = "unique ack"
-
-    def __contains__(self, item: object) -> bool:
-        """Tell whether an equal item is ready or delayed, or was got and not settled."""
-        return self._holds(item)

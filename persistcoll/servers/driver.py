@@ -105,6 +105,7 @@ class Driver(Protocol):
             that.
         :raise ConnectionLostError: the server cannot be reached now.
         :raise StorageError: the server refuses, or is too old.
+        :raise ImportError: the driver is not installed.
         """
 
     def caller_connection(self, connection: Any) -> Connection:

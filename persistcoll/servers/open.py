@@ -43,7 +43,8 @@ def open_record_store(
     :raise SerializerMismatchError: it was made with another serializer.
     :raise FormatVersionError: a later version made it.
     :raise BackendUnavailableError: the server cannot be reached.
-    :raise StorageError: the driver is not installed, or the server refuses or is too old.
+    :raise StorageError: the server refuses, or is too old.
+    :raise ImportError: the driver is not installed; the message names the extra that installs it.
     """
     if schema is not None and address.kind == MYSQL:
         raise ValueError("a database of MySQL has no schemas: leave 'schema' out")

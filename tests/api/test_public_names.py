@@ -10,7 +10,9 @@ import types
 import pytest
 
 import persistcoll
+from persistcoll.servers.address import MYSQL, POSTGRESQL
 from tests.api.tree import modules
+from tests.servers.places import Place
 
 # Importing __main__ would run the command.
 NAMES = [module.name for module in modules() if not module.name.endswith("__main__")]
@@ -85,9 +87,28 @@ def test_the_version_is_a_plain_string():
     assert isinstance(persistcoll.__version__, str)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The examples of these modules need a server.
+SERVERS = {"persistcoll.queues.postgres": POSTGRESQL, "persistcoll.queues.mysql": MYSQL}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SERVERS])
 def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    run_examples(name)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_examples_that_need_a_server_run(name, monkeypatch):
+    place = Place(SERVERS[name])
+    try:
+        for variable, value in place.environment.items():
+            monkeypatch.setenv(variable, value)
+        run_examples(name)
+    finally:
+        place.close()
+
+
+def run_examples(name: str) -> None:
     module = importlib.import_module(name)
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

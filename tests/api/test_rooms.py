@@ -26,7 +26,7 @@ RULES = {
     "servers": {"engine", "errors"},
     "serializers": {"errors"},
     "arguments": {"engine", "errors"},
-    "options": {"arguments", "disk", "engine", "errors", "serializers", "sqlite"},
+    "options": {"arguments", "disk", "engine", "errors", "serializers", "servers", "sqlite"},
     "container": {"engine", "errors", "options"},
     # It reads stores, and knows no face: what lies at a path can be told without any serializer.
     "catalog": {"disk", "engine", "errors", "journal", "sqlite"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -41,7 +41,7 @@ def _address(kind: str) -> Address:
 def _trouble(kind: str) -> str:
     try:
         driver_of(kind).connect(_address(kind), 5.0, True).close()
-    except (StorageError, ConnectionLostError) as error:
+    except (ImportError, StorageError, ConnectionLostError) as error:
         return str(error)
     return ""
 
@@ -107,10 +107,30 @@ class Place:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._server = need_server(kind)
-        self._connection: Connection = driver_of(kind).connect(self._server, 5.0, True)
+        self._connection: Connection
+        self.connect()
         self._names: list[str] = []
         self.name = self._make()
         self.address, self.schema = self._of(self.name)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which a program's collections are made in this place."""
+        variables = {"PERSISTCOLL_URL": self.address.shown}
+        if self.address.password is not None:
+            variables["PERSISTCOLL_PASSWORD"] = self.address.password
+        if self.schema is not None:
+            variables["PGOPTIONS"] = f"-csearch_path={self.schema}"
+        return variables
+
+    def connect(self) -> None:
+        """Connect again, after :meth:`disconnect`."""
+        # Nothing here needs to survive a power cut, so PostgreSQL need not wait for its device.
+        self._connection = driver_of(self.kind).connect(self._server, 5.0, False)
+
+    def disconnect(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
     def _of(self, name: str) -> tuple[Address, str | None]:
         if self.kind == MYSQL:
@@ -141,6 +161,21 @@ class Place:
         self.run(f"UPDATE {copy}.pc_holders SET beat = NULL")
         return self._of(copy)
 
+    def empty(self, names: Iterable[str]) -> None:
+        """Empty these collections, as if they had just been made."""
+        for name in names:
+            ((number,),) = self.run(
+                f"SELECT number FROM {self.name}.pc_collections WHERE name = %(name)s", name=name
+            )
+            if self.kind == MYSQL:
+                self.run(f"DELETE FROM {self.name}.pc_{number}")
+                self.run(f"ALTER TABLE {self.name}.pc_{number} AUTO_INCREMENT = 1")
+            else:
+                self.run(f"TRUNCATE {self.name}.pc_{number} RESTART IDENTITY")
+        self.run(f"UPDATE {self.name}.pc_collections SET puts = 0")
+        for table in ("pc_done", "pc_holders"):
+            self.run(f"DELETE FROM {self.name}.{table}")
+
     def _copy_table(self, table: str, copy: str) -> None:
         old, new = f"{self.name}.{table}", f"{copy}.{table}"
         id = {"pc_holders": "holder", "pc_collections": None, "pc_done": None}.get(table, "id")
@@ -168,4 +203,4 @@ class Place:
         """Remove everything."""
         for name in self._names:
             self.run(f"DROP DATABASE {name}" if self.kind == MYSQL else f"DROP SCHEMA {name} CASCADE")
-        self._connection.close()
+        self.disconnect()

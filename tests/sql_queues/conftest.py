@@ -1,10 +1,16 @@
-"""Queues that are closed when the test ends: in a file, in memory, and over the model store."""
+"""Queues that are closed when the test ends: in a file, in memory, over the model store, and on servers.
+
+On servers the tests of some modules run by default, each with one class on one server. With ``--all`` all
+tests run with each class on each server.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -22,8 +28,12 @@ from persistcoll.engine import event_count
 from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryRecordStore
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.queues import sqlite
+from persistcoll.queues.ack import AckQueue
+from persistcoll.servers.mysql.statements import MySQLDialect
+from persistcoll.servers.postgres.statements import PostgresDialect
 from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from persistcoll.sqlite.record_store import SQLiteRecordStore
+from tests.sql_queues.on_servers import SERVERS, TWINS, ServerOpener, ServerPlaces
 
 PLAIN: list[type[Any]] = [SQLiteQueue, FILOSQLiteQueue, UniqueQ, PriorityQueue]
 ACK: list[type[Any]] = [SQLiteAckQueue, FILOSQLiteAckQueue, UniqueAckQ]
@@ -57,6 +67,10 @@ class Opener:
         self.opened.append(kind(path, **{"durability": "process", **options}))
         return self.opened[-1]
 
+    def id(self, number: int) -> Any:
+        """Return what equals the id of that number."""
+        return number
+
     def open_record_store(self, place: DatabaseLocation, **wanted: Any) -> Any:
         """Stand for the containers' ``open_record_store``."""
         if self.backing != "model":
@@ -78,15 +92,80 @@ def _opener(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str) -> Ite
     opener.close()
 
 
-@pytest.fixture(params=["file", "memory", "model"])
-def open_queue(request, tmp_path, monkeypatch) -> Iterator[Opener]:
+@pytest.fixture(scope="session")
+def server_places() -> Iterator[ServerPlaces]:
+    places = ServerPlaces()
+    yield places
+    places.close()
+
+
+def _any_opener(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, backing: str, places: ServerPlaces
+) -> Iterator[Opener | ServerOpener]:
+    if backing not in SERVERS:
+        yield from _opener(tmp_path, monkeypatch, backing)
+        return
+    with places.place(backing) as place:
+        opener = ServerOpener(backing, place)
+        yield opener
+        opener.close()
+
+
+@pytest.fixture(params=["file", "memory", "model", *SERVERS])
+def open_queue(request, tmp_path, monkeypatch, server_places) -> Iterator[Opener | ServerOpener]:
     """Give the opener: ``open_queue(SQLiteQueue, **options)``."""
-    yield from _opener(tmp_path, monkeypatch, request.param)
+    yield from _any_opener(tmp_path, monkeypatch, request.param, server_places)
 
 
-@pytest.fixture(params=["file", "model"])
-def open_stored(request, tmp_path, monkeypatch) -> Iterator[Opener]:
+@pytest.fixture(params=["file", "model", *SERVERS])
+def open_stored(request, tmp_path, monkeypatch, server_places) -> Iterator[Opener | ServerOpener]:
     """Give an opener whose queues share their items with other objects."""
+    yield from _any_opener(tmp_path, monkeypatch, request.param, server_places)
+
+
+# They use most of what a queue does, in a few seconds.
+_ON_SERVERS = ("test_common", "test_ack", "test_lifecycle")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what no server runs, and without ``--all`` all but one of a test's cases, or all of them."""
+    by_test: dict[str, list[pytest.Item]] = {}
+    left_out: set[pytest.Item] = set()
+    for item in items:
+        server = _server_of(item)
+        if server is None:
+            continue
+        values = item.callspec.params.values()  # type: ignore[attr-defined]
+        # The clock of a server cannot be set; the laws of the stores have these cases with one that can be.
+        if (
+            "clock" in item.fixturenames  # type: ignore[attr-defined]
+            or "extremes" in item.nodeid
+            or any(value in PLAIN + ACK and value not in TWINS[server] for value in values)
+        ):
+            left_out.add(item)
+        else:
+            by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    if not (config.getoption("--all") or config.getoption("--stress")):
+        for name, cases in by_test.items():
+            left_out.update(cases)
+            if cases[0].path.stem in _ON_SERVERS:
+                left_out.remove(cases[crc32(name.encode()) % len(cases)])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _server_of(item: pytest.Item) -> str | None:
+    """Return the server on which a test of these runs."""
+    if Path(__file__).parent not in item.path.parents or not hasattr(item, "callspec"):
+        return None
+    params = item.callspec.params
+    return next(
+        (each for each in (params.get("open_queue"), params.get("open_stored")) if each in SERVERS), None
+    )
+
+
+@pytest.fixture(params=["file", "memory", "model"])
+def open_here(request, tmp_path, monkeypatch) -> Iterator[Opener]:
+    """Give an opener for what the queues on servers do not have."""
     yield from _opener(tmp_path, monkeypatch, request.param)
 
 
@@ -127,13 +206,13 @@ def clock() -> Clock:
 def no_polling(monkeypatch):
     """Turn polling off, so that only a wake-up helps."""
     monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
-    for table in (SQLiteRecordStore, ModelTable):
+    for table in (SQLiteRecordStore, ModelTable, PostgresDialect, MySQLDialect):
         monkeypatch.setattr(table, "max_poll_interval", 30.0)
 
 
 def done_with(queue: Any) -> None:
     """Ack what this thread got, for any class."""
-    if isinstance(queue, SQLiteAckQueue) or not queue.auto_commit:
+    if isinstance(queue, AckQueue) or not queue.auto_commit:
         queue.task_done()
 
 

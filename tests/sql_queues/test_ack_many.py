@@ -143,8 +143,8 @@ def test_where_the_disk_is_full_none_is_acked(queue, monkeypatch):
     assert queue.ack_many(items) == [1, 2, 3]
 
 
-def test_a_rollback_leaves_them_claimed(open_queue):
-    queue = open_queue(SQLiteAckQueue)
+def test_a_rollback_leaves_them_claimed(open_here):
+    queue = open_here(SQLiteAckQueue)
     queue.put_many("abc")
     items = queue.get_many(3)
 
@@ -235,8 +235,8 @@ def test_a_batch_whose_lease_ran_out(leased, clock):
     assert counts(leased) == (2, 1, 0, 0)
 
 
-def test_the_others_of_a_claim_that_ended_are_acked(open_queue):
-    queue = open_queue(UniqueAckQ)
+def test_the_others_of_a_claim_that_ended_are_acked(open_here):
+    queue = open_here(UniqueAckQ)
     queue.put_many("abcd")
 
     def block():

@@ -98,8 +98,8 @@ def test_a_delayed_item_needs_no_room(open_queue, clock):
     queue.put("g", False)
 
 
-def test_an_equal_one_is_refused_meanwhile(open_queue):
-    queue = open_queue(UniqueAckQ)
+def test_an_equal_one_is_refused_meanwhile(open_here):
+    queue = open_here(UniqueAckQ)
     assert queue.put({"a": 1, "b": 2}, delay=60) == 1
     assert {"b": 2, "a": 1} in queue
     assert queue.put({"b": 2, "a": 1}) is None

@@ -218,8 +218,8 @@ def test_only_what_is_set_aside(queue):
             queue.requeue(wrong)
 
 
-def test_an_equal_item_keeps_one_aside(open_queue):
-    queue = open_queue(UniqueAckQ, max_attempts=1)
+def test_an_equal_item_keeps_one_aside(open_here):
+    queue = open_here(UniqueAckQ, max_attempts=1)
     for settle in (queue.ack_failed, queue.nack, queue.ack_failed):
         queue.put({"url": "/"})
         settle(queue.get())
@@ -273,8 +273,8 @@ def test_a_full_queue_takes_it(open_queue):
     assert (queue.qsize(), queue.full()) == (2, True)
 
 
-def test_a_rollback_leaves_it_aside(open_queue):
-    queue = open_queue(UniqueAckQ)
+def test_a_rollback_leaves_it_aside(open_here):
+    queue = open_here(UniqueAckQ)
     queue.put("a")
     queue.ack_failed(queue.get(), reason="no")
 

@@ -1,4 +1,7 @@
-"""CPython's own tests of ``queue.Queue``, ``LifoQueue`` and ``PriorityQueue``, run on the SQLite queues."""
+"""CPython's own tests of ``queue.Queue``, ``LifoQueue`` and ``PriorityQueue``, run on queues in databases.
+
+On servers they run with ``--all``, because they wait for seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,17 @@ import tempfile
 import unittest
 from typing import Any
 
+import pytest
+
 from persistcoll import FILOSQLiteAckQueue, FILOSQLiteQueue, SQLiteAckQueue, SQLiteQueue
 from persistcoll import PriorityQueue as StoredPriorityQueue
+from persistcoll.queues.sql import PriorityPuts
 from tests.queues.test_stdlib import Mixin, need_the_mixin
+from tests.servers.places import Place
+from tests.sql_queues.on_servers import TWINS
 
 
-class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
+class _InADatabase(Mixin):  # type: ignore[misc]
     """The environment that the mixin expects: the module's names, and a class of the right name."""
 
     queue = queue
@@ -25,49 +33,68 @@ class _InATemporaryDirectory(Mixin):  # type: ignore[misc]
     def setUp(self) -> None:
         if hasattr(super(), "setUp"):
             super().setUp()
-        directory = tempfile.mkdtemp()
         numbers = itertools.count()
         opened: list[Any] = []
         base = self.base
-        options = {"auto_commit": False} if self.by_task_done else {}
+        options = {"durability": "process", **self.make_place()}
+        if self.by_task_done:
+            options["auto_commit"] = False
 
         def make(self: Any, maxsize: int = 0) -> None:
             # In one database, because they must not see each other.
-            name = f"queue {next(numbers)}"
-            base.__init__(self, directory, name=name, maxsize=maxsize, durability="process", **options)
+            base.__init__(self, name=f"queue {next(numbers)}", maxsize=maxsize, **options)
             opened.append(self)
 
+        def put_by_itself(self: Any, item: Any, block: bool = True, timeout: float | None = None) -> None:
+            # An item that is its own priority, as in queue.PriorityQueue.
+            priority = item if isinstance(item, (int, float)) else 0
+            base.put(self, item, priority, block, timeout)
+
         members: dict[str, Any] = {"__init__": make}
-        if base is StoredPriorityQueue:
+        if issubclass(base, PriorityPuts):
             members["put"] = put_by_itself
             members["put_nowait"] = lambda self, item: self.put(item, False)
         self.type2test = type(self.name, (base,), members)
         self.opened = opened
-        self.directory = directory
 
     def tearDown(self) -> None:
         for each in self.opened:
             each.close()
-        shutil.rmtree(self.directory)
+        self.remove_place()
         if hasattr(super(), "tearDown"):
             super().tearDown()
 
+    def make_place(self) -> dict[str, Any]:
+        """Make a place for the queues, and return the arguments that name it."""
+        self.directory = tempfile.mkdtemp()
+        return {"path": self.directory}
 
-def put_by_itself(self: Any, item: Any, block: bool = True, timeout: float | None = None) -> None:
-    """Put an item that is its own priority, as in ``queue.PriorityQueue``."""
-    priority = item if isinstance(item, (int, float)) else 0
-    StoredPriorityQueue.put(self, item, priority, block, timeout)
+    def remove_place(self) -> None:
+        """Remove the place."""
+        shutil.rmtree(self.directory)
 
 
-class TestFirstInFirstOut(_InATemporaryDirectory, unittest.TestCase):
+class _OnAServer(_InADatabase):
+    server: str
+
+    def make_place(self) -> dict[str, Any]:
+        self.place = Place(self.server)
+        address = self.place.address
+        return {"url": address.shown, "password": address.password, "schema": self.place.schema}
+
+    def remove_place(self) -> None:
+        self.place.close()
+
+
+class TestFirstInFirstOut(_InADatabase, unittest.TestCase):
     pass
 
 
-class TestFirstInFirstOutByTaskDone(_InATemporaryDirectory, unittest.TestCase):
+class TestFirstInFirstOutByTaskDone(_InADatabase, unittest.TestCase):
     by_task_done = True
 
 
-class TestLastInFirstOut(_InATemporaryDirectory, unittest.TestCase):
+class TestLastInFirstOut(_InADatabase, unittest.TestCase):
     base = FILOSQLiteQueue
     name = "LifoQueue"
 
@@ -76,7 +103,7 @@ class TestLastInFirstOutByTaskDone(TestLastInFirstOut):
     by_task_done = True
 
 
-class TestPriorities(_InATemporaryDirectory, unittest.TestCase):
+class TestPriorities(_InADatabase, unittest.TestCase):
     base = StoredPriorityQueue
     name = "PriorityQueue"
 
@@ -85,13 +112,33 @@ class TestPrioritiesByTaskDone(TestPriorities):
     by_task_done = True
 
 
-class TestAckQueue(_InATemporaryDirectory, unittest.TestCase):
+class TestAckQueue(_InADatabase, unittest.TestCase):
     base = SQLiteAckQueue
 
 
-class TestLastInFirstOutAckQueue(_InATemporaryDirectory, unittest.TestCase):
+class TestLastInFirstOutAckQueue(_InADatabase, unittest.TestCase):
     base = FILOSQLiteAckQueue
     name = "LifoQueue"
+
+
+def _on_servers() -> None:
+    """Make a class of tests for each class of queues on servers."""
+    names = {
+        "Queue": "Queue",
+        "LIFOQueue": "LifoQueue",
+        "PriorityQueue": "PriorityQueue",
+        "AckQueue": "Queue",
+    }
+    for server, twins in TWINS.items():
+        for twin in twins.values():
+            for ours, theirs in names.items():
+                if twin.__name__ in (f"Postgres{ours}", f"MySQL{ours}"):
+                    members = {"server": server, "base": twin, "name": theirs}
+                    made = type(f"Test{twin.__name__}", (_OnAServer, unittest.TestCase), members)
+                    globals()[made.__name__] = pytest.mark.long(made)
+
+
+_on_servers()
 
 
 def test_the_mixin_was_run():

@@ -101,7 +101,7 @@ def _pymysql() -> Any:
         import pymysql
         import pymysql.constants.SERVER_STATUS
     except ImportError as error:
-        raise StorageError(_MISSING) from error
+        raise ImportError(_MISSING, name="pymysql") from error
     return pymysql
 
 

@@ -59,7 +59,7 @@ class PostgresDriver:
                 )
             made = _PostgresConnection(connection)
             made.run_script(
-                f"SET lock_timeout = {round(timeout * 1000)};"
+                f"SET lock_timeout = {max(1, round(timeout * 1000))};"
                 f" SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION};"
                 " SET default_transaction_isolation = 'read committed';"
                 " SET default_transaction_read_only = off"
@@ -94,7 +94,7 @@ def _psycopg() -> Any:
     try:
         import psycopg
     except ImportError as error:
-        raise StorageError(_MISSING) from error
+        raise ImportError(_MISSING, name="psycopg") from error
     return psycopg
 
 
