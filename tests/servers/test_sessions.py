@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, Entry
-from persistcoll.errors import BackendUnavailableError, Empty, LockedError, StorageError
+from persistcoll.errors import BackendUnavailableError, Empty, LockedError
 from persistcoll.servers import sessions
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import TryAgainError
@@ -304,7 +304,7 @@ def test_a_driver_that_is_missing_names_the_extra(place, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pymysql" if place.kind == MYSQL else "psycopg", None)
-    with pytest.raises(StorageError, match=r"persistcoll\[(mysql|postgres)\]"):
+    with pytest.raises(ImportError, match=r"persistcoll\[(mysql|postgres)\]"):
         sessions.driver_of(place.kind).connect(place.address, 1.0, True)
 
 

@@ -1,0 +1,416 @@
+"""The queues on servers as a program meets them: how they are named, shown, pickled, refused and shared."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import persistcoll
+from persistcoll import (
+    BackendUnavailableError,
+    Empty,
+    Full,
+    SerializerMismatchError,
+    StorageError,
+    StoreKindError,
+    StoreMissingError,
+)
+from persistcoll.servers.address import MYSQL
+from tests.concurrency.workers import Remote, get_until_told, produce, wait_in
+from tests.servers.places import KINDS, Place
+
+SECRET = "hidden/p@ss:w%rd"
+# What is falsy is an item like any other.
+ITEMS = [0, "", {}, [], None, False, 0.0, b"", (), "x"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def place(request):
+    place = Place(request.param)
+    yield place
+    place.close()
+
+
+def of(place: Place, which: str = "Queue") -> type[Any]:
+    """Return the class of that name for the server."""
+    found: type[Any] = getattr(persistcoll, ("MySQL" if place.kind == MYSQL else "Postgres") + which)
+    return found
+
+
+def where(place: Place) -> dict[str, Any]:
+    """Return the arguments that name the place."""
+    address = place.address
+    return {"url": address.shown, "password": address.password, "schema": place.schema}
+
+
+def keywords(place: Place) -> dict[str, Any]:
+    """Return the same as keywords."""
+    address = place.address
+    ((host, port),) = address.hosts
+    names = {"host": host, "port": port, "user": address.user, "dbname": address.database}
+    return {**names, "password": address.password, "schema": place.schema}
+
+
+@pytest.fixture
+def opened(place, request):
+    """Open a queue of this test's own name, which is closed at the end."""
+    queues = []
+
+    def open_one(which="Queue", name=request.node.name, **options):
+        options = {"durability": "process", **where(place), **options}
+        queues.append(of(place, which)(name, **options))
+        return queues[-1]
+
+    yield open_one
+    for queue in queues:
+        queue.close()
+
+
+# Where the server is.
+
+
+def test_keywords_a_url_and_the_environment_name_the_same_server(place, monkeypatch):
+    given = keywords(place)
+    with of(place)("named", **where(place)) as queue:
+        queue.put("x")
+        with of(place)("named", **given) as same:
+            assert (same.name, same.url, same.schema) == ("named", queue.url, place.schema)
+            assert len(same) == 1
+        renamed = {{"password": "passwd", "dbname": "db_name"}.get(name, name): given[name] for name in given}
+        with of(place)(name="named", **renamed) as same:
+            assert len(same) == 1
+        for variable, value in place.environment.items():
+            monkeypatch.setenv(variable, value)
+        with of(place)("named") as same:
+            assert len(same) == 1
+        assert repr(queue) == f"<{of(place).__name__} 'named' in {place.address.shown}>"
+    assert place.run(f"SELECT 1 FROM {place.name}.pc_collections WHERE name = %(name)s", name="named")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"password": "a", "passwd": "b"}, "'password' and 'passwd' are the same"),
+        ({"dbname": "a", "db_name": "b"}, "'dbname' and 'db_name' are the same"),
+        ({"url": "redis://h/d"}, "looks like"),
+        ({"url": "postgresql://h/d"}, "needs a URL like mysql"),
+        ({"url": "mysql://h/d", "port": 1}, "'port' cannot be given beside it"),
+        ({}, "no server is named"),
+        ({"host": "h", "maxsize": -1}, "maxsize"),
+        ({"host": "h", "timeout": -1}, "timeout"),
+        ({"host": "h", "patience": 0}, "patience"),
+        ({"host": "h", "schema": ""}, "schema"),
+        ({"host": "h", "schema": "s"}, "no schemas"),
+        ({"host": "h", "durability": "none"}, "durability"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_without_a_server(arguments, match, monkeypatch):
+    for variable in ("URL", "HOST", "PORT", "DB", "USER", "PASSWORD"):
+        monkeypatch.delenv(f"PERSISTCOLL_{variable}", raising=False)
+    with pytest.raises(ValueError, match=match):
+        persistcoll.MySQLQueue("jobs", **arguments)
+
+
+# What is shown, and what is pickled.
+
+
+@pytest.fixture
+def user(place):
+    """Make a user who has a password, and everything in the place."""
+    name = f"user_{place.name[8:16]}"
+    if place.kind == MYSQL:
+        place.run(f"CREATE USER {name}@'%%' IDENTIFIED BY %(secret)s", secret=SECRET)
+        place.run(f"GRANT ALL ON {place.name}.* TO {name}@'%'")
+        yield name
+        place.run(f"DROP USER {name}@'%'")
+    else:
+        place.run(f"CREATE ROLE {name} LOGIN SUPERUSER")
+        yield name
+        place.run(f"DROP OWNED BY {name} CASCADE")
+        place.run(f"DROP ROLE {name}")
+
+
+def test_a_password_is_nowhere(place, user, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.delenv("PERSISTCOLL_PASSWORD", raising=False)
+    given = {**keywords(place), "user": user, "password": SECRET}
+    with of(place)("secret", **given) as queue:
+        queue.put("x")
+        pickled = pickle.dumps(queue)
+        shown = [repr(queue), str(queue), queue.url, repr(queue._options), repr(queue._store.__dict__)]
+        # The copies of this process have it: they connect.
+        for one in (copy.copy(queue), copy.deepcopy(queue)):
+            with one:
+                assert one.get() == "x"
+                one.put("x")
+        monkeypatch.setenv("PERSISTCOLL_PASSWORD", SECRET)
+        with pickle.loads(pickled) as again:
+            assert again.get() == "x"
+    for text in (*shown, caplog.text):
+        assert SECRET not in text
+    assert SECRET.encode() not in pickled
+    errors = []
+    for wrong in ({"dbname": "pc_test_nothing"}, {"port": 1, "timeout": 0.1}, {"user": "pc_test_nobody"}):
+        with pytest.raises(StorageError) as raised:
+            of(place)("secret", **{**given, **wrong})
+        errors.append("".join(traceback.format_exception(raised.value)))
+    assert SECRET not in "".join(errors)
+
+
+def test_a_copy_has_the_same_options(place, opened):
+    queue = opened("AckQueue", lease=7, max_attempts=3, backoff=2, maxsize=9, serializer="json", timeout=5)
+    queue.maxsize = 4
+    again = pickle.loads(pickle.dumps(queue))
+    with again:
+        assert type(again) is type(queue)
+        names = (
+            "name",
+            "url",
+            "schema",
+            "timeout",
+            "patience",
+            "lease",
+            "max_attempts",
+            "backoff",
+            "maxsize",
+        )
+        for name in (*names, "serializer", "durability", "create", "strict", "keep_acked"):
+            assert getattr(again, name) == getattr(queue, name), name
+        queue.put({"a": 1})
+        assert again.get() == {"a": 1}
+
+
+# Drivers that are missing, or not needed.
+
+
+def run_python(program: str) -> str:
+    here = os.path.dirname(os.path.dirname(persistcoll.__file__))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": here},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_no_driver_is_imported_before_it_is_needed():
+    program = (
+        "import sys, persistcoll; persistcoll.PostgresQueue; persistcoll.MySQLAckQueue;"
+        "print(sorted({'psycopg', 'pymysql', 'sqlite3'} & set(sys.modules)))"
+    )
+    assert run_python(program) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("driver", "which", "url", "extra"),
+    [
+        ("psycopg", "PostgresQueue", "postgresql://h/d", "persistcoll[postgres]"),
+        ("pymysql", "MySQLAckQueue", "mysql://h/d", "persistcoll[mysql]"),
+    ],
+)
+def test_a_missing_driver_names_the_extra(monkeypatch, driver, which, url, extra):
+    monkeypatch.setitem(sys.modules, driver, None)
+    with pytest.raises(ImportError) as raised:
+        getattr(persistcoll, which)("jobs", url)
+    assert extra in str(raised.value)
+    assert raised.value.name == driver
+
+
+# Refusals.
+
+
+def test_what_cannot_be_reached_is_named(place):
+    given = keywords(place)
+    for wrong in ({"port": 1}, {"host": "host.invalid"}):
+        begin = time.monotonic()
+        with pytest.raises(BackendUnavailableError) as raised:
+            of(place)("jobs", **{**given, **wrong}, timeout=0.2)
+        assert time.monotonic() - begin < 5
+        assert str(next(iter(wrong.values()))) in str(raised.value)
+    for wrong in ({"dbname": "pc_test_nothing"}, {"user": "pc_test_nobody"}):
+        with pytest.raises(StorageError) as refused:
+            of(place)("jobs", **{**given, **wrong})
+        assert next(iter(wrong.values())) in str(refused.value)
+        assert not isinstance(refused.value, BackendUnavailableError)
+
+
+def test_a_wrong_password_is_named(place, user):
+    if place.kind != MYSQL:
+        pytest.skip("this server trusts every local user")
+    with pytest.raises(StorageError, match="denied") as raised:
+        of(place)("jobs", **{**keywords(place), "user": user, "password": "wrong word"})
+    assert "wrong word" not in str(raised.value)
+
+
+def test_a_queue_opens_only_as_what_it_was_made(place, opened):
+    opened()
+    with pytest.raises(StoreKindError, match="'fifo'"):
+        opened("PriorityQueue")
+    with pytest.raises(SerializerMismatchError, match="pickle"):
+        opened(serializer="json")
+
+
+def test_a_missing_queue_is_not_made_without_create(place, opened):
+    with pytest.raises(StoreMissingError, match="CREATE TABLE"):
+        opened(create=False)
+    opened().put("x")
+    assert opened(create=False).get() == "x"
+
+
+# Items, and names.
+
+
+@pytest.mark.parametrize("which", ["Queue", "AckQueue"])
+def test_falsy_items_arrive(opened, which):
+    queue = opened(which)
+    queue.put_many(ITEMS)
+    got = [queue.get(block=False) for _ in ITEMS]
+    assert got == ITEMS
+    assert [type(item) for item in got] == [type(item) for item in ITEMS]
+    with pytest.raises(Empty):
+        queue.get(block=False)
+
+
+def test_names_are_told_apart(opened):
+    names = ["ä", "Ä", "a\u0308", "a", "A", "a ", "日本", "🎉", "it's %s; --", 'q"`\\']
+    for name in names:
+        opened(name=name).put(name)
+    for name in names:
+        again = opened(name=name)
+        assert (again.name, again.get(block=False), len(again)) == (name, name, 0)
+
+
+def test_priorities_that_no_server_orders_are_refused(opened):
+    queue = opened("PriorityQueue")
+    with pytest.raises(ValueError, match="float"):
+        queue.put("x", (1 << 63) - 1)
+    assert queue.empty()
+
+
+# Several processes.
+
+
+@pytest.fixture
+def remote(place, request):
+    """Start a process that has the queue of this test open."""
+    started = []
+
+    def start(which="Queue", **options):
+        options = {"name": request.node.name, "durability": "process", **where(place), **options}
+        started.append(Remote(of(place, which), **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def test_a_get_that_waits_is_woken_by_another_process(opened, remote):
+    queue, other = opened(), remote()
+    for item in (None, 0, "late"):
+        other.start(wait_in, "get", True, 20)
+        assert other.told() == "waits"
+        queue.put(item)
+        assert other.result()[0] == item
+
+
+def test_every_item_arrives_once_and_in_its_producers_order(opened, remote):
+    queue = opened(maxsize=20)
+    others = [remote(maxsize=20) for _ in range(2)]
+    for name, other in enumerate(others):
+        other.start(produce, name, 100)
+    for other in others:
+        assert other.told() == "ready"
+    for other in others:
+        other.say()
+    got: dict[int, list[int]] = {0: [], 1: []}
+    for _ in range(200):
+        name, number = queue.get(timeout=30)
+        got[name].append(number)
+        queue.task_done()
+    assert got == {0: [*range(100)], 1: [*range(100)]}
+    assert max(other.result() for other in others) <= 20
+    queue.join()
+
+
+def test_maxsize_keeps_other_processes_waiting(opened, remote):
+    queue, other = opened(maxsize=1), remote(maxsize=1)
+    queue.put("first")
+    with pytest.raises(Full):
+        queue.put("second", block=False)
+    other.start(wait_in, "put", "second", True, 20)
+    assert other.told() == "waits"
+    assert queue.get() == "first"
+    other.result()
+    assert queue.get() == "second"
+
+
+@pytest.mark.parametrize("which", ["Queue", "AckQueue"])
+def test_what_a_killed_process_had_got_is_delivered_again(opened, remote, which):
+    options: dict[str, Any] = {"patience": 1.0}
+    if which == "Queue":
+        options["auto_commit"] = False
+    queue, other = opened(which, **options), remote(which, **options)
+    queue.put_many("abcd")
+    other.start(get_until_told, 1, 2)
+    assert other.told() == (["a"], ["b", "c"])
+    assert queue.get(block=False) == "d"
+    other.kill()
+    assert [queue.get(timeout=20), queue.get(timeout=20)] == ["b", "c"]
+    assert queue.unfinished_tasks == 3
+
+
+def test_a_forked_child_uses_connections_of_its_own(opened, place):
+    queue = opened(auto_commit=False)
+    queue.put_many("abc")
+    assert queue.get() == "a"
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            queue.put(queue.get())  # closing releases "b" in its place
+            queue.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    queue.task_done()
+    assert queue.get_many(9) == ["b", "c", "b"]
+
+
+# The end.
+
+
+def test_a_closed_queue_says_so_and_has_released_its_items(opened):
+    queue = opened("AckQueue")
+    queue.put("x")
+    queue.get()
+    queue.close()
+    queue.close()
+    assert repr(queue).endswith(" closed>")
+    calls: list[Callable[[], object]] = [
+        lambda: queue.put("y"), queue.get, queue.qsize, queue.peek, queue.stats, lambda: queue.ack(id=1),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(persistcoll.ClosedError):
+            call()
+    assert opened("AckQueue").get(block=False) == "x"
+
+
+def test_a_queue_that_is_never_closed_warns(place):
+    queue = of(place)("unclosed", **where(place))
+    with pytest.warns(ResourceWarning, match="unclosed <"):
+        del queue
