@@ -258,6 +258,14 @@ class ServerContainer(Container):
         """The server's address, without a password."""
         return str(self._options.address)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._options.connection is not None:
+            raise TypeError(
+                f"{self!r} is a part of the transaction on a connection, so it can neither be copied nor be"
+                " passed to another process"
+            )
+        return super().__reduce__()
+
     @property
     def _location(self) -> str:
         return self.url

@@ -240,6 +240,7 @@ class ServerOptions(Options):
 
     :ivar address: where the server is. A pickle has no password, and neither has a ``repr``.
     :ivar schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
+    :ivar connection: the caller's, whose transaction every call is a part of; ``None``: there is none.
     """
 
     name: str
@@ -247,6 +248,7 @@ class ServerOptions(Options):
     schema: str | None
     timeout: float
     patience: float
+    connection: Any = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -452,6 +452,29 @@ class QueueCore(Core[QueueStore]):
                 raise ShutDown from None
             raise
 
+    # Holding: items are got in a transaction of the store's own that stays open.
+
+    def try_hold(self, hold: Callable[[], R]) -> R:
+        """Call ``hold``, which gets items in a transaction; raise ``Empty`` or ``ShutDown``."""
+        if self.is_immediate:
+            raise ShutDown
+        try:
+            return hold()
+        except Empty:
+            if self.is_shutdown:
+                raise ShutDown from None
+            raise
+
+    def hold_ended(self, done: bool) -> None:
+        """Wake waiters, because a transaction ended in which items were got.
+
+        :param done: it was committed. Otherwise the items are ready again.
+        """
+        if done:
+            self._removed()
+        else:
+            self.settled(None)
+
     # Settling.
 
     def settle(

@@ -90,6 +90,7 @@ class AckQueue(PlainPuts[T]):
         timeout: float | None = None,
         *,
         delay: float | datetime = 0,
+        connection: Any = None,
     ) -> int | None:
         """Store ``item``. It is durable on return, as ``durability`` of the queue says.
 
@@ -103,9 +104,10 @@ class AckQueue(PlainPuts[T]):
             zone.
         """
         if delay == 0:  # Nearly always.
-            return super().put(item, block, timeout)
+            return super().put(item, block, timeout, connection=connection)
         entry = self._entry(item, checked_delay(delay))
-        return self._blocking.put_many([entry], block, timeout)[0]  # type: ignore[no-any-return]
+        blocking, block = self._at(connection, block)
+        return blocking.put_many([entry], block, timeout)[0]  # type: ignore[no-any-return]
 
     def put_many(
         self,
@@ -114,6 +116,7 @@ class AckQueue(PlainPuts[T]):
         timeout: float | None = None,
         *,
         delay: float | datetime = 0,
+        connection: Any = None,
     ) -> list[int | None]:
         """Store all of ``items``, in order, or none, in one transaction.
 
@@ -127,7 +130,8 @@ class AckQueue(PlainPuts[T]):
         """
         seconds = checked_delay(delay)
         entries = [self._entry(item, seconds) for item in items]
-        return list(self._blocking.put_many(entries, block, timeout))
+        blocking, block = self._at(connection, block)
+        return list(blocking.put_many(entries, block, timeout))
 
     # Getting.
 

@@ -23,7 +23,8 @@ class MySQLQueue(PlainPuts[T], PlainServerQueue[T]):
     It does what :class:`PostgresQueue` does, with the same parameters, errors and costs, except for these
     differences: the URL is ``mysql://user:password@host:port/database``; a database has no schemas, so
     ``schema`` is left out; the server has one durability for all that it stores, so ``durability`` changes
-    nothing; and an item has half of the server's ``max_allowed_packet`` at most.
+    nothing; an item has half of the server's ``max_allowed_packet`` at most; and ``connection`` is one of
+    PyMySQL.
 
     It needs MySQL 8.0.1 or MariaDB 10.6 or later, and PyMySQL: ``pip install 'persistcoll[mysql]'``.
 

@@ -53,6 +53,10 @@ class PostgresQueue(PlainPuts[T], PlainServerQueue[T]):
         environment says it: ``PERSISTCOLL_URL``, or ``PERSISTCOLL_HOST``, ``PERSISTCOLL_PORT``,
         ``PERSISTCOLL_DB``, ``PERSISTCOLL_USER`` and ``PERSISTCOLL_PASSWORD``. A password is never shown, and
         a pickle of the queue has none: where it is unpickled, the password is ``PERSISTCOLL_PASSWORD``.
+    :param connection: a connection of psycopg 3, or what SQLAlchemy or Django wraps around one. Each call of
+        this object is then a part of the transaction that the caller has open on it: nothing is waited for,
+        and the caller commits. The queue itself is made and found on connections of its own. ``put``,
+        ``get``, ``get_many`` and ``receive`` take a connection for one call, too.
     :param schema: where the tables are; ``None``: where the server looks first.
     :param create: otherwise a missing queue is an error, whose message has the statements that make it.
     :param timeout: seconds to wait for a connection, and for a lock of another transaction.
@@ -74,8 +78,9 @@ class PostgresQueue(PlainPuts[T], PlainServerQueue[T]):
     :raise FormatVersionError: a later version made the queue.
     :raise StorageError: the server refuses the connection, is too old, or does not let this user make the
         queue; the message says which.
-    :raise TypeError: an argument is of a wrong type.
-    :raise ValueError: a number is negative, or the arguments do not name a server.
+    :raise TypeError: an argument is of a wrong type; or ``connection`` is none of psycopg 3.
+    :raise ValueError: a number is negative, or the arguments do not name a server; or ``connection`` is
+        given, and no transaction is open on it, or ``auto_commit`` is false.
     """
 
     _server = POSTGRESQL
@@ -137,7 +142,7 @@ class PostgresAckQueue(ServerAckQueue[T]):
     :meth:`ack` finishes an item, :meth:`nack` makes it ready again, :meth:`ack_failed` sets it aside. When a
     process dies, the items that it had claimed are delivered again after ``patience``. It is to
     :class:`PostgresQueue` what :class:`SQLiteAckQueue` is to :class:`SQLiteQueue`, and its parameters are
-    those of these two.
+    those of these two, except that only its puts take a ``connection``.
 
     >>> from persistcoll import PostgresAckQueue
     >>> with PostgresAckQueue("letters") as letters:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, ClassVar, cast
 
+from persistcoll.arguments import checked_number_of, checked_seconds
 from persistcoll.container import ServerContainer, T
-from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.records import Backoff, Discipline, Durability
 from persistcoll.options import ServerAckQueueOptions, ServerQueueOptions
 from persistcoll.queues.ack import AckQueue
@@ -14,11 +17,13 @@ from persistcoll.queues.sql import PlainGets, sealed, warn_of_auto_commit
 from persistcoll.serializers import resolve
 from persistcoll.servers.address import Address, address_of
 from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store
+from persistcoll.servers.record_store import ServerRecordStore
+from persistcoll.servers.sessions import HeldTransaction
 
 __all__ = ["PlainServerQueue", "ServerAckQueue", "open_store"]
 
 
-def open_store(options: ServerQueueOptions, kind: str, discipline: Discipline) -> RecordStore:
+def open_store(options: ServerQueueOptions, kind: str, discipline: Discipline) -> ServerRecordStore:
     """Return the store of a queue on a database server, without anything that waits.
 
     It raises what the queues raise.
@@ -49,6 +54,7 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
     """
 
     _server: ClassVar[str]
+    _store: ServerRecordStore
 
     def __init__(
         self,
@@ -62,6 +68,7 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
         passwd: str | None = None,
         dbname: str | None = None,
         db_name: str | None = None,
+        connection: Any = None,
         schema: str | None = None,
         create: bool = True,
         timeout: float = TIMEOUT,
@@ -72,10 +79,119 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
         durability: Durability = "power",
     ) -> None:
         address = _address(self._server, locals())
+        if connection is not None and not auto_commit:
+            raise ValueError("'auto_commit' must be True with 'connection': the caller's commit is the ack")
         self._open(ServerQueueOptions.of(locals()))
 
-    def _open_store(self, options: ServerQueueOptions) -> RecordStore:
-        return open_store(options, self._kind, self._discipline)
+    def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
+        store = open_store(options, self._kind, self._discipline)
+        if options.connection is None:
+            return store
+        try:
+            return store.joined(options.connection)
+        except BaseException:  # No other code closes it.
+            store.close()
+            raise
+
+    def _attach(self, store: Any) -> None:
+        super()._attach(store)
+        self._joins = self._options.connection is not None
+
+    def get_many(
+        self,
+        n: int,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        linger: float = 0.0,
+        connection: Any = None,
+    ) -> list[T]:
+        """Return 1 to ``n`` items, in order. Only the first one is waited for, unless ``linger`` says more.
+
+        Cost: that of one :meth:`get`.
+
+        :param linger: seconds to wait, when the first item is ready, until ``n`` of them are. All are claimed
+            at the end of this wait; meanwhile another consumer may get them.
+        :param connection: as for :meth:`get`.
+        :raise ValueError: ``n`` is below 1, or a time is negative.
+
+        It raises the other errors that :meth:`get` raises as well.
+        """
+        n, linger = checked_number_of("n", n), checked_seconds("linger", linger)
+        blocking, block = self._at(connection, block)
+        return blocking.get_many(n, self._decode, block, timeout, linger if block else 0.0)
+
+    def receive(
+        self, block: bool = True, timeout: float | None = None, *, connection: Any = None
+    ) -> AbstractContextManager[T]:
+        """Return a context manager that gets the next item in a transaction of its own.
+
+        The end of the block commits the transaction, and only then the item is gone. If the block raises, or
+        if the process dies in it, the server rolls the transaction back: the item is ready again at once.
+        Until the end no other consumer gets the item, and counts take it for ready. The block should take
+        seconds and not minutes, because the server cannot clean up its tables while a transaction is open.
+        ``task_done()`` must not be called for the item. The errors are those of :meth:`get`.
+
+        Cost: that of one :meth:`get`, and a connection for the time of the block.
+
+        :param connection: a connection with a transaction of the caller, of which the block becomes a part;
+            then nothing is waited for. If the block raises, also the rows are as before that it has changed
+            on this connection. The item is gone when the caller commits.
+        :raise BackendUnavailableError: the end of the block raises it if the connection was lost; the item is
+            ready again.
+        """
+        return self._first_of(self._received(1, block, timeout, 0.0, connection))
+
+    def receive_many(
+        self,
+        n: int,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        linger: float = 0.0,
+        connection: Any = None,
+    ) -> AbstractContextManager[list[T]]:
+        """Return a context manager that gets 1 to ``n`` items, as :meth:`receive` gets one.
+
+        Cost: that of one :meth:`receive`.
+
+        It raises the errors that :meth:`get_many` raises.
+        """
+        n, linger = checked_number_of("n", n), checked_seconds("linger", linger)
+        return self._received(n, block, timeout, linger, connection)
+
+    @contextmanager
+    def _first_of(self, received: AbstractContextManager[list[T]]) -> Iterator[T]:
+        with received as items:
+            yield items[0]
+
+    @contextmanager
+    def _received(
+        self, n: int, block: bool, timeout: float | None, linger: float, connection: Any
+    ) -> Iterator[list[T]]:
+        if connection is None:
+            connection = self._options.connection
+        if connection is not None:
+            blocking, _ = self._at(connection, False)
+            store = cast(ServerRecordStore, blocking.core.store)
+            with store.undone_if_it_raises():
+                yield blocking.get_many(n, self._decode, False, timeout)
+            return
+        held: list[HeldTransaction] = []
+        try:
+            hold = partial(self._hold, n, held)
+            pairs = self._blocking.hold_many(n, hold, block, timeout, linger)
+            yield [item for _, item in pairs]
+            held[0].end()
+        except BaseException as error:
+            for transaction in held:
+                transaction.roll_back(error)
+                self._core.hold_ended(False)
+            raise
+        self._core.hold_ended(True)
+
+    def _hold(self, n: int, held: list[HeldTransaction], deadline: float | None) -> list[tuple[int, T]]:
+        return self._store.hold(n, self._decode, held, deadline)
 
 
 class ServerAckQueue(ServerContainer, AckQueue[T]):
@@ -116,9 +232,9 @@ class ServerAckQueue(ServerContainer, AckQueue[T]):
     ) -> None:
         address = _address(self._server, locals())
         warn_of_auto_commit(auto_commit)
-        self._open(ServerAckQueueOptions.of(locals()))
+        self._open(ServerAckQueueOptions.of({**locals(), "connection": None}))
 
-    def _open_store(self, options: ServerQueueOptions) -> RecordStore:
+    def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
         return open_store(options, self._kind, self._discipline)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeGuard, TypeVar, overload
 
 from persistcoll.arguments import checked_integer, checked_priority
 from persistcoll.container import T, option
+from persistcoll.engine.blocking import BlockingQueue
 from persistcoll.engine.contracts import QueueStore, RecordStore, Select
 from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, State
@@ -95,6 +96,8 @@ class SQLQueue(BaseQueue[T]):
     _changing = (*BaseQueue._changing, "update", "shrink_disk_usage", "transaction")
 
     auto_commit: bool = option("auto_commit")
+    _joins = False
+    """Whether every call is a part of a transaction of the caller."""
 
     def _attach(self, store: Any) -> None:
         self._store: RecordStore = store
@@ -104,6 +107,12 @@ class SQLQueue(BaseQueue[T]):
 
     def _make_core(self, store: RecordStore) -> QueueCore:
         return RecordQueueCore(store, self._options.maxsize, self.auto_commit, self._payload_only)
+
+    def _at(self, connection: Any, block: bool) -> tuple[BlockingQueue, bool]:
+        """Return what a call uses, and whether it may wait: not within a transaction of the caller."""
+        if connection is None:
+            return self._blocking, block and not self._joins
+        return BlockingQueue(self._core.joined(connection)), False
 
     def update(self, item: T | dict[str, Any], id: int | dict[str, Any] | None = None) -> int | None:
         """Store another item in place of one that is ready, delayed or claimed.
@@ -218,7 +227,9 @@ class PlainPuts(SQLQueue[T]):
         payload = self._encode(item)
         return Entry(payload, key=_key(item) if self._discipline.unique else None, delay=delay)
 
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> int | None:
+    def put(
+        self, item: T, block: bool = True, timeout: float | None = None, *, connection: Any = None
+    ) -> int | None:
         """Store ``item``. It is durable on return, as ``durability`` of the queue says.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which takes most of the time, and which
@@ -226,6 +237,8 @@ class PlainPuts(SQLQueue[T]):
 
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :param connection: a connection of a database server with a transaction of the caller, of which this
+            becomes a part; then nothing is waited for. In SQLite :meth:`transaction` does that.
         :return: its id. Ids grow, and none is used twice. A unique queue returns ``None`` and stores nothing
             if an equal item is queued already.
         :raise Full: there was no room.
@@ -236,17 +249,24 @@ class PlainPuts(SQLQueue[T]):
         :raise LockedError: another program keeps the database locked, or a transaction in it is open, for
             longer than ``timeout``; where that is ``None``, for longer than the queue's own ``timeout``.
         :raise StorageError: the storage failed; the message says so if the outcome is unknown.
-        :raise ValueError: the timeout is negative.
+        :raise ValueError: the timeout is negative; or ``connection`` is given, and the queue joins no
+            transactions, or none is open on it.
         """
         entry = self._encode(item) if self._payload_only else self._entry(item)
-        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
+        blocking, block = self._at(connection, block)
+        return blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
-    def put_nowait(self, item: T) -> int | None:
+    def put_nowait(self, item: T, *, connection: Any = None) -> int | None:
         """Call ``put(item, block=False)``."""
-        return self.put(item, False)
+        return self.put(item, False, connection=connection)
 
     def put_many(
-        self, items: Iterable[T], block: bool = True, timeout: float | None = None
+        self,
+        items: Iterable[T],
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        connection: Any = None,
     ) -> list[int | None]:
         """Store all of ``items``, in order, or none, in one transaction.
 
@@ -257,7 +277,8 @@ class PlainPuts(SQLQueue[T]):
 
         It raises the other errors that :meth:`put` raises as well.
         """
-        return list(self._blocking.put_many([self._entry(item) for item in items], block, timeout))
+        blocking, block = self._at(connection, block)
+        return list(blocking.put_many([self._entry(item) for item in items], block, timeout))
 
 
 class UniquePuts(PlainPuts[T]):
@@ -278,7 +299,15 @@ class PriorityPuts(SQLQueue[T]):
     _kind = PRIORITY.name
     _raw_keys = frozenset(("pqid", "data", "timestamp", "priority"))
 
-    def put(self, item: T, priority: float = 0, block: bool = True, timeout: float | None = None) -> int:
+    def put(
+        self,
+        item: T,
+        priority: float = 0,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        connection: Any = None,
+    ) -> int:
         """Store ``item`` and return its id. It is durable on return, as ``durability`` says.
 
         Cost: that of :meth:`SQLiteQueue.put`.
@@ -286,6 +315,7 @@ class PriorityPuts(SQLQueue[T]):
         :param priority: a whole number of 64 bits or a float; the lowest comes first.
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
+        :param connection: as for :meth:`SQLiteQueue.put`.
         :raise Full: there was no room.
         :raise TypeError: ``priority`` is not a number.
         :raise ValueError: ``priority`` is NaN or has more than 64 bits, or the timeout is negative.
@@ -293,14 +323,21 @@ class PriorityPuts(SQLQueue[T]):
         It raises the other errors that :meth:`SQLiteQueue.put` raises as well.
         """
         entry = Entry(self._encode(item), checked_priority(priority))
-        return self._blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
+        blocking, block = self._at(connection, block)
+        return blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
-    def put_nowait(self, item: T, priority: float = 0) -> int:
+    def put_nowait(self, item: T, priority: float = 0, *, connection: Any = None) -> int:
         """Call ``put(item, priority, block=False)``."""
-        return self.put(item, priority, False)
+        return self.put(item, priority, False, connection=connection)
 
     def put_many(
-        self, items: Iterable[T], priority: float = 0, block: bool = True, timeout: float | None = None
+        self,
+        items: Iterable[T],
+        priority: float = 0,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        connection: Any = None,
     ) -> list[int]:
         """Store all of ``items`` with one priority, in order, or none; return their ids.
 
@@ -312,7 +349,8 @@ class PriorityPuts(SQLQueue[T]):
         """
         priority = checked_priority(priority)
         entries = [Entry(self._encode(item), priority) for item in items]
-        return list(self._blocking.put_many(entries, block, timeout))
+        blocking, block = self._at(connection, block)
+        return list(blocking.put_many(entries, block, timeout))
 
     def _raw(self, record: Record, item: Any) -> dict[str, Any]:
         return {**super()._raw(record, item), "priority": record.priority}
@@ -331,6 +369,8 @@ class PlainGets(SQLQueue[T]):
         timeout: float | None = None,
         id: int | dict[str, Any] | None = None,
         raw: Literal[False] = False,
+        *,
+        connection: Any = None,
     ) -> T: ...
     @overload
     def get(
@@ -339,6 +379,8 @@ class PlainGets(SQLQueue[T]):
         timeout: float | None = None,
         id: int | dict[str, Any] | None = None,
         raw: bool = False,
+        *,
+        connection: Any = None,
     ) -> Any: ...
     def get(
         self,
@@ -346,6 +388,8 @@ class PlainGets(SQLQueue[T]):
         timeout: float | None = None,
         id: int | dict[str, Any] | None = None,
         raw: bool = False,
+        *,
+        connection: Any = None,
     ) -> Any:
         """Return the next item, and claim it.
 
@@ -360,6 +404,7 @@ class PlainGets(SQLQueue[T]):
             its id.
         :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put}``; the time is
             in seconds since the epoch.
+        :param connection: as for :meth:`put`; ``get`` acks the item, which is gone if the caller commits.
         :raise Empty: no such item was ready.
         :raise ShutDown: :meth:`shutdown` was called, and no item is left.
         :raise DecodeError: the item cannot be deserialized. It stays stored; ``skip(error.id)`` removes it.
@@ -367,19 +412,31 @@ class PlainGets(SQLQueue[T]):
         :raise LockedError: another program keeps the database locked, or a transaction in it is open, for
             longer than ``timeout``; where that is ``None``, for longer than the queue's own ``timeout``.
         :raise TypeError: ``id`` is not a whole number.
-        :raise ValueError: the timeout is negative, or ``id`` cannot be an id.
+        :raise ValueError: the timeout is negative, or ``id`` cannot be an id; or ``connection`` is given, and
+            the queue joins no transactions, or none is open on it.
         """
         decode = self._decode_raw if raw else self._decode
         select = None if id is None else Select(self._checked_id(id))
-        return self._blocking.get(decode, block, timeout, select)
+        blocking, block = self._at(connection, block)
+        return blocking.get(decode, block, timeout, select)
 
     @overload
-    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: Literal[False] = False) -> T: ...
+    def get_nowait(
+        self,
+        id: int | dict[str, Any] | None = None,
+        raw: Literal[False] = False,
+        *,
+        connection: Any = None,
+    ) -> T: ...
     @overload
-    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any: ...
-    def get_nowait(self, id: int | dict[str, Any] | None = None, raw: bool = False) -> Any:
+    def get_nowait(
+        self, id: int | dict[str, Any] | None = None, raw: bool = False, *, connection: Any = None
+    ) -> Any: ...
+    def get_nowait(
+        self, id: int | dict[str, Any] | None = None, raw: bool = False, *, connection: Any = None
+    ) -> Any:
         """Call ``get(block=False)``."""
-        return self.get(False, None, id, raw)
+        return self.get(False, None, id, raw, connection=connection)
 
 
 def sealed(store: S, serializer: Serializer) -> S:

@@ -18,7 +18,7 @@ from persistcoll.errors import NotClaimedError, StaleClaimError
 from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
 from persistcoll.servers.schema import Collection
-from persistcoll.servers.sessions import Server, Session
+from persistcoll.servers.sessions import HeldTransaction, Server, Session
 from persistcoll.servers.statements import NUMBERS
 
 __all__ = ["ALL", "FINISHED", "LONGEST_SPAN", "ClaimingHandle"]
@@ -194,31 +194,73 @@ class ClaimingHandle(Handle):
         self, limit: int, decode: Callable[[Record], T], select: Select | None, deadline: float | None
     ) -> list[T]:
         self._check()
-        keeps = self._retry.keep_done > 0
-
-        def take(session: Session, promoted: bool) -> list[T]:
-            rows = self._lock(session, limit, select, promoted)
-            values: list[T] = []
-            self._decode(rows, decode, values)
-            if not values:
-                raise _NothingError
-            ids = [id for id, *_ in rows[: len(values)]]
-            if keeps:
-                session.run(self._sql.finish_ready, ids=ids, state=NUMBERS[State.DONE])
-            else:
-                session.run(self._sql.delete, ids=ids)
-            return values
 
         def attempt(promoted: bool) -> list[T]:
             try:
-                return self._transact(lambda session: take(session, promoted), deadline=deadline)
+                return self._transact(
+                    lambda session: self._take(session, limit, decode, select, promoted), deadline=deadline
+                )
             except _NothingError:
                 return []
 
         values = self._search(attempt, select)
-        if keeps:
+        if self._retry.keep_done:
             self._trim(len(values))
         return values
+
+    def _take(
+        self,
+        session: Session,
+        limit: int,
+        decode: Callable[[Record], T],
+        select: Select | None,
+        promoted: bool,
+    ) -> list[T]:
+        """Ack ready rows within a transaction, and return what ``decode`` returns for them.
+
+        :raise _NothingError: there are none.
+        """
+        rows = self._lock(session, limit, select, promoted)
+        values: list[T] = []
+        self._decode(rows, decode, values)
+        if not values:
+            raise _NothingError
+        ids = [id for id, *_ in rows[: len(values)]]
+        if self._retry.keep_done:
+            session.run(self._sql.finish_ready, ids=ids, state=NUMBERS[State.DONE])
+        else:
+            session.run(self._sql.delete, ids=ids)
+        return values
+
+    def hold(
+        self,
+        limit: int,
+        decode: Callable[[Record], T],
+        held: list[HeldTransaction],
+        deadline: float | None = None,
+    ) -> list[T]:
+        """Ack up to ``limit`` ready records in a transaction that stays open, and return them decoded.
+
+        Until the caller ends the transaction, no other call gets the records, and counts take them for ready.
+        If the process dies, the server rolls the transaction back.
+
+        :param held: the transaction is appended to this list.
+        :raise Empty: no record is ready.
+        """
+        self._check()
+
+        def attempt(promoted: bool) -> list[T]:
+            try:
+                return self._server.hold(
+                    lambda session: self._take(session, limit, decode, None, promoted),
+                    self._number,
+                    held,
+                    deadline,
+                )
+            except _NothingError:
+                return []
+
+        return self._search(attempt, None)
 
     # Settling.
 

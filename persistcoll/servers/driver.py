@@ -20,10 +20,12 @@ __all__ = [
     "MissingTableError",
     "Result",
     "TryAgainError",
+    "unwrapped",
 ]
 
 ABANDONED: list[Any] = []
 """What the connections of a parent hold in its forked child: kept, because it must not be collected there."""
+_MOST_WRAPPERS = 4
 
 
 class TryAgainError(Exception):
@@ -53,6 +55,21 @@ class Result:
     id: int
 
 
+def unwrapped(connection: Any, kind: type[Any]) -> Any:
+    """Return the connection of this kind that a framework's object wraps, or what is in it in its place.
+
+    A session or a connection of SQLAlchemy, its pool's connection, and a connection of Django wrap one.
+    """
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(connection, kind):
+            break
+        inner = getattr(connection, "driver_connection", None) or getattr(connection, "connection", None)
+        if inner is None:
+            break
+        connection = inner() if callable(inner) else inner
+    return connection
+
+
 class Connection(Protocol):
     """One connection, for one thread at a time. Every method may raise the errors of this module.
 
@@ -70,13 +87,14 @@ class Connection(Protocol):
         With parameters, be they none, the text names them as ``%(name)s``, and a percent sign is doubled.
         """
 
-    def begin(self, sync: bool, lock_timeout: float | None) -> None:
+    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         """Begin a transaction.
 
         :param sync: whether its commit waits until the transaction is on the device, where a session can
             choose that.
         :param lock_timeout: the seconds to wait for a lock; ``None``: as many as the connection was opened
             with.
+        :param idles: whether the client may send nothing for longer than a call takes.
         """
 
     def commit(self) -> None:

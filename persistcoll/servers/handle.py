@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.contracts import Select
@@ -63,6 +64,14 @@ class Handle:
         store = copy.copy(self)
         store._sessions = JoinedSessions(self._server, connection)
         return store
+
+    def undone_if_it_raises(self) -> AbstractContextManager[None]:
+        """Return a context manager for a joined store.
+
+        If its block raises, all is rolled back that was done in it on the caller's connection.
+        """
+        assert isinstance(self._sessions, JoinedSessions)
+        return self._sessions.undone_if_it_raises()
 
     @property
     def _is_joined(self) -> bool:
@@ -181,6 +190,9 @@ class Handle:
 
     def close(self) -> None:
         """End the claims of this store. Idempotent."""
+        if self._original is not self:
+            self._original.close()
+            return
         if self._holding.begin_close():
             return
         self._closed = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from persistcoll.errors import BackendUnavailableError, LockedError
+from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
 from persistcoll.servers.driver import ConnectionLostError, TryAgainError
 from persistcoll.servers.sessions import Server, Session
 
@@ -16,6 +18,8 @@ T = TypeVar("T")
 _SAVEPOINT = "SAVEPOINT persistcoll"
 _RELEASE = "RELEASE SAVEPOINT persistcoll"
 _UNDO = "ROLLBACK TO SAVEPOINT persistcoll"
+# Blocks may be within each other, and MySQL forgets a savepoint when another one gets its name.
+_blocks = itertools.count()
 
 
 class JoinedSessions:
@@ -27,14 +31,21 @@ class JoinedSessions:
 
     def __init__(self, server: Server, connection: Any) -> None:
         self._sql = server.sql
-        joined = server.driver.caller_connection(connection)
-        ((now,),) = joined.run(self._sql.clock).rows
-        self._session = Session(joined, int(now) // 3600)
+        self._driver = server.driver
+        self._connection = connection
+        self._session: Session | None = None
+        self._driver.caller_connection(connection)  # refuses it
 
     def repeat(self, work: Callable[[Session], T], deadline: float | None = None) -> T:
         """See :class:`~persistcoll.servers.sessions.Sessions`."""
-        session = self._session
+        # Each time, because the caller may have ended the transaction since.
+        connection = self._driver.caller_connection(self._connection)
         try:
+            session = self._session
+            if session is None:
+                ((now,),) = connection.run(self._sql.clock).rows
+                session = self._session = Session(connection, int(now) // 3600)
+            session.connection = connection
             session.connection.run(_SAVEPOINT)
             try:
                 value = work(session)
@@ -47,6 +58,21 @@ class JoinedSessions:
             raise LockedError(f"roll the transaction back and begin it again: {error}") from error
         except ConnectionLostError as error:
             raise BackendUnavailableError(f"the transaction's connection is lost: {error}") from error
+
+    @contextmanager
+    def undone_if_it_raises(self) -> Iterator[None]:
+        """Roll everything on the connection back that was done in the block, if the block raises."""
+        connection = self._driver.caller_connection(self._connection)
+        name = f"persistcoll_{next(_blocks)}"
+        connection.run(f"SAVEPOINT {name}")
+        try:
+            yield
+        except BaseException:
+            # A transaction that has failed, or whose connection is lost, is rolled back as a whole.
+            with suppress(StorageError, ConnectionLostError, TryAgainError):
+                connection.run(f"ROLLBACK TO SAVEPOINT {name}")
+            raise
+        connection.run(f"RELEASE SAVEPOINT {name}")
 
     def transact(
         self,

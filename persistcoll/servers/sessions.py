@@ -25,7 +25,7 @@ from persistcoll.servers.statements import SharedStatements, shared_statements
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
 
-__all__ = ["SERVERS", "Server", "Session", "Sessions", "driver_of"]
+__all__ = ["SERVERS", "HeldTransaction", "Server", "Session", "Sessions", "Transaction", "driver_of"]
 
 T = TypeVar("T")
 
@@ -78,6 +78,96 @@ class Session:
         """Note the next call, as a part of its transaction."""
         self.op += 1
         self.run(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
+
+
+class Transaction:
+    """A transaction on a session of its own. One thread at a time uses it.
+
+    :param is_noted: whether it happens once although an answer is lost.
+    """
+
+    def __init__(self, server: Server, is_noted: bool) -> None:
+        self._server = server
+        self._is_noted = is_noted
+        self._session: Session | None = None
+
+    def begin(
+        self, deadline: float | None, sync: bool, lock_timeout: float | None, idles: bool = False
+    ) -> None:
+        """Begin, as :meth:`~persistcoll.servers.driver.Connection.begin` does."""
+        self._session = self._server.acquire(deadline)
+        self._session.connection.begin(sync, lock_timeout, idles)
+
+    def run(self, work: Callable[[Session], T], number: int, puts: Callable[[T], int] | None) -> T:
+        """Return what ``work`` returns, and note the call in the collection of this number."""
+        assert self._session is not None
+        value = work(self._session)
+        if self._is_noted:
+            self._session.note(self._server.sql, number, 0 if puts is None else puts(value))
+        return value
+
+    def commit(self) -> None:
+        """Commit the transaction.
+
+        :raise ConnectionLostError: the connection is lost, and the transaction was not committed.
+        """
+        server, session = self._server, self._session
+        assert session is not None
+        try:
+            session.connection.commit()
+        except ConnectionLostError:
+            self._session = None
+            server._lost(session)
+            if self._is_noted and server._was_committed(session.client, session.op):
+                return
+            raise
+        self._session = None
+        server._finish(session, self._is_noted)
+
+    def roll_back(self, error: BaseException) -> None:
+        """Roll back because of this error. It does nothing after the end."""
+        session, self._session = self._session, None
+        if session is not None:
+            if isinstance(error, ConnectionLostError):
+                self._server._lost(session)
+            else:
+                self._server._roll_back(session, error)
+
+
+class HeldTransaction(Transaction):
+    """A transaction that stays open while the caller of a store does something.
+
+    :ivar is_idle: no statement is running, so none may still be answered.
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server, True)
+        self.is_idle = False
+
+    def end(self) -> None:
+        """Commit the transaction.
+
+        :raise BackendUnavailableError: the connection is lost, so nothing of the transaction happened.
+        :raise StorageError: it belongs to the process from which this one was forked; or the outcome is
+            unknown, which the message says.
+        """
+        self.is_idle = False
+        address = self._server.address
+        if self._session not in self._server._all:
+            self._session = None
+            raise StorageError(f"the transaction in {address} belongs to the process that began it")
+        try:
+            self.commit()
+        except ConnectionLostError as error:
+            raise BackendUnavailableError(
+                f"the connection to {address} was lost before the commit, so nothing of the transaction"
+                f" happened: {error}"
+            ) from error
+
+    def roll_back(self, error: BaseException) -> None:
+        if self._session in self._server._all:
+            super().roll_back(Exception() if self.is_idle else error)
+        self._session = None
 
 
 class Sessions(Protocol):
@@ -138,7 +228,8 @@ class Server:
         self.users = 0
         self._idle: list[Session] = []
         self._all: set[Session] = set()
-        self._mutex = threading.Lock()
+        # Re-entrant, because a destructor may end a transaction while its thread holds it.
+        self._mutex = threading.RLock()
         self.heartbeat: Heartbeat = Heartbeat(self)
         register_forkable(self)
 
@@ -213,7 +304,7 @@ class Server:
             self.discard(session)
 
     def _after_fork(self) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         for session in list(self._all):
             session.connection.abandon()
         self._all.clear()
@@ -259,25 +350,41 @@ class Server:
             lock_timeout = lock_timeout if lock_timeout < self.timeout else None
 
         def attempt() -> T:
-            session = self.acquire(deadline)
-            committing = False
+            transaction = Transaction(self, once)
             try:
-                session.connection.begin(sync, lock_timeout)
-                value = work(session)
-                if once:
-                    session.note(self.sql, number, 0 if puts is None else puts(value))
-                committing = True
-                session.connection.commit()
-            except ConnectionLostError:
-                self._lost(session)
-                if committing and once and self._was_committed(session.client, session.op):
-                    return value
-                raise
+                transaction.begin(deadline, sync, lock_timeout)
+                value = transaction.run(work, number, puts)
+                transaction.commit()
             except BaseException as error:
-                self._roll_back(session, error)
+                transaction.roll_back(error)
                 raise
-            self._finish(session, once)
             return value
+
+        return self._retried(attempt, deadline)
+
+    def hold(
+        self, work: Callable[[Session], T], number: int, held: list[HeldTransaction], deadline: float | None
+    ) -> T:
+        """Run ``work`` in a transaction that stays open, and return what it returns.
+
+        It is called again as :meth:`transact` calls it. The caller ends the transaction.
+
+        :param number: the collection.
+        :param held: the transaction is appended to this list before it begins.
+        """
+
+        def attempt() -> T:
+            transaction = HeldTransaction(self)
+            held.append(transaction)
+            try:
+                transaction.begin(deadline, True, None, idles=True)
+                value = transaction.run(work, number, None)
+                transaction.is_idle = True
+                return value
+            except BaseException as error:
+                transaction.roll_back(error)
+                held.pop()
+                raise
 
         return self._retried(attempt, deadline)
 

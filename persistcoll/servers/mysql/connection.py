@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import Address
-from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result
+from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, unwrapped
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
 
@@ -81,10 +81,7 @@ class MySQLDriver:
 
     def caller_connection(self, connection: Any) -> Connection:
         pymysql = _pymysql()
-        for name in ("driver_connection", "connection"):  # SQLAlchemy's and Django's wrappers
-            if not isinstance(connection, pymysql.connections.Connection):
-                connection = getattr(connection, name, connection)
-                connection = connection() if callable(connection) else connection
+        connection = unwrapped(connection, pymysql.connections.Connection)
         if not isinstance(connection, pymysql.connections.Connection):
             raise TypeError(
                 f"a transaction is joined on a connection of PyMySQL, not on {type(connection).__module__}."
@@ -142,7 +139,7 @@ class _MySQLConnection:
             number, message = _number_and_text(error)
             raise translate(number, message, "a statement") from error
 
-    def begin(self, sync: bool, lock_timeout: float | None) -> None:
+    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in
         # whole seconds.
         self.run("BEGIN")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import Address
-from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result
+from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, unwrapped
 from persistcoll.servers.postgres.errors import translate
 from persistcoll.servers.postgres.statements import PostgresDialect
 
@@ -24,6 +24,11 @@ _OLDEST = 130000
 _MAX_PAYLOAD = 1 << 29
 # Milliseconds. A transaction whose client is gone is rolled back, and what it locks is free again.
 _IDLE_IN_TRANSACTION = 30_000
+# A client may idle as long as its machine answers. One that does not answer for a minute is gone.
+_IDLES = (
+    "; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL tcp_keepalives_idle = 30"
+    "; SET LOCAL tcp_keepalives_interval = 10; SET LOCAL tcp_keepalives_count = 3"
+)
 
 
 class PostgresDriver:
@@ -72,10 +77,7 @@ class PostgresDriver:
 
     def caller_connection(self, connection: Any) -> Connection:
         psycopg = _psycopg()
-        for name in ("driver_connection", "connection"):  # SQLAlchemy's and Django's wrappers
-            if not isinstance(connection, psycopg.Connection):
-                connection = getattr(connection, name, connection)
-                connection = connection() if callable(connection) else connection
+        connection = unwrapped(connection, psycopg.Connection)
         if not isinstance(connection, psycopg.Connection):
             raise TypeError(
                 f"a transaction is joined on a connection of psycopg 3, not on {type(connection).__module__}."
@@ -138,12 +140,14 @@ class _PostgresConnection:
         is_lost = self._connection.closed or self._connection.broken
         return translate(getattr(error, "sqlstate", None), str(error), is_lost, "a statement")
 
-    def begin(self, sync: bool, lock_timeout: float | None) -> None:
+    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         text = "BEGIN"
         if not sync:
             text += "; SET LOCAL synchronous_commit = off"
         if lock_timeout is not None:
             text += f"; SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}"
+        if idles:
+            text += _IDLES
         self.run_script(text)
 
     def commit(self) -> None:

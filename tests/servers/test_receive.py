@@ -1,0 +1,475 @@
+"""``receive()`` on servers, which holds a transaction, and calls in a caller's transaction."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import persistcoll
+from persistcoll import BackendUnavailableError, Empty, ShutDown, SQLiteQueue, StorageError
+from persistcoll.engine import event_count
+from persistcoll.servers.address import MYSQL
+from persistcoll.servers.mysql.statements import MySQLDialect
+from persistcoll.servers.postgres import connection as postgres
+from persistcoll.servers.postgres.statements import PostgresDialect
+from tests.concurrency.workers import Remote
+from tests.queues.waits import until, waiting
+from tests.servers.losing import losing_connections
+from tests.servers.places import KINDS, CallerConnection, Place
+
+CLASSES = ["Queue", "LIFOQueue", "UniqueQueue", "PriorityQueue"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def place(request):
+    place = Place(request.param)
+    place.run(f"CREATE TABLE {place.name}.orders (id int PRIMARY KEY)")
+    yield place
+    place.close()
+
+
+def of(place: Place, which: str = "Queue") -> type[Any]:
+    """Return the class of that name for the server."""
+    found: type[Any] = getattr(persistcoll, ("MySQL" if place.kind == MYSQL else "Postgres") + which)
+    return found
+
+
+@pytest.fixture
+def opened(place, request):
+    """Open a queue of this test's own name, which is closed at the end."""
+    queues = []
+
+    def open_one(which="Queue", **options):
+        url, password = place.address.shown, place.address.password
+        options = {"schema": place.schema, "durability": "process", **options}
+        queues.append(of(place, which)(request.node.name, url, password=password, **options))
+        return queues[-1]
+
+    yield open_one
+    for queue in queues:
+        queue.close()
+
+
+def refused(queue: Any) -> bool:
+    """Tell whether nobody else gets an item."""
+    try:
+        queue.get(block=False)
+    except Empty:
+        return True
+    return False
+
+
+# A transaction of its own.
+
+
+@pytest.mark.parametrize("which", CLASSES)
+def test_the_end_of_the_block_removes_the_item(opened, which):
+    queue, other = opened(which), opened(which, timeout=9.0)
+    queue.put("a")
+    with queue.receive() as item:
+        assert item == "a"
+        assert refused(queue)
+        assert refused(other)
+        assert (len(queue), len(other), other.empty()) == (1, 1, False)
+    assert (len(queue), len(other), other.empty()) == (0, 0, True)
+    with pytest.raises(ValueError, match="too many"):
+        queue.task_done()
+    queue.join()
+    assert queue.stats().gets == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
+def test_an_error_gives_the_item_back_at_once(opened, error):
+    queue, other = opened(), opened(timeout=9.0)
+    queue.put_many("ab")
+
+    def block():
+        with queue.receive() as item:
+            assert item == "a"
+            assert other.get(block=False) == "b"
+            raise error
+
+    with pytest.raises(error):
+        block()
+    assert other.get(block=False) == "a"
+
+
+def test_several_items_are_received_together(opened):
+    queue = opened()
+    queue.put_many("abcde")
+    with queue.receive_many(3) as items:
+        assert items == ["a", "b", "c"]
+        assert queue.get(block=False) == "d"
+
+    def block() -> None:
+        with queue.receive_many(9) as items:
+            assert items == ["e"]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
+    assert queue.get_many(9) == ["e"]
+    with pytest.raises(Empty), queue.receive_many(2, block=False):
+        pass
+
+
+def hold_until_told(queue: Any, tell: Any) -> None:
+    """Receive an item, tell it, and hold it."""
+    with queue.receive() as item:
+        tell(item)
+        tell.wait()
+
+
+def test_a_killed_process_gives_the_item_back_at_once(opened, place, request):
+    queue = opened()
+    queue.put("a")
+    other = Remote(
+        of(place),
+        name=request.node.name,
+        url=place.address.shown,
+        password=place.address.password,
+        schema=place.schema,
+    )
+    other.start(hold_until_told)
+    assert other.told() == "a"
+    assert refused(queue)
+    other.kill()
+    begin = time.monotonic()
+    assert queue.get(timeout=20) == "a"
+    assert time.monotonic() - begin < queue.patience / 2
+
+
+@pytest.fixture
+def no_polling(monkeypatch):
+    """Turn polling off, so that only a wake-up helps."""
+    monkeypatch.setattr(event_count, "MIN_POLL_INTERVAL", 30.0)
+    for dialect in (PostgresDialect, MySQLDialect):
+        monkeypatch.setattr(dialect, "max_poll_interval", 30.0)
+
+
+def test_a_thread_that_waits_gets_what_another_gives_back(opened, no_polling):
+    queue = opened()
+    queue.put("a")
+    waiters = []
+
+    def block() -> None:
+        with queue.receive():
+            waiters.append(waiting(lambda: queue.get(timeout=20)))
+            until(lambda: queue._core.not_empty._wakes)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
+    assert waiters[0]() == "a"
+
+
+def test_join_and_put_wait_for_the_end_of_the_block(opened, no_polling):
+    queue = opened(maxsize=1)
+    queue.put("a")
+    with queue.receive():
+        finish = waiting(queue.join)
+        put = waiting(lambda: queue.put("b", timeout=20))
+        until(lambda: queue._core.all_done._wakes and queue._core.not_full._wakes)
+        assert not finish.done()
+    put()
+    assert queue.get() == "b"
+    queue.task_done()
+    finish()
+
+
+def test_a_block_may_last(opened, place, monkeypatch):
+    """The server ends other transactions of ours that do nothing for a while."""
+    monkeypatch.setattr(postgres, "_IDLE_IN_TRANSACTION", 100)
+    queue = opened(timeout=8.0)
+    queue.put("a")
+    with queue.receive() as item:
+        threading.Event().wait(0.3)
+    assert item == "a"
+    assert queue.empty()
+
+
+@pytest.mark.parametrize("where", ["before commit", "after commit"])
+def test_a_connection_that_is_lost_at_the_end(opened, where):
+    cut: list[str] = []
+    ready = False
+
+    def is_lost(place: str) -> bool:
+        if not ready or cut or place != where:
+            return False
+        cut.append(place)
+        return True
+
+    with losing_connections(is_lost):
+        queue = opened(timeout=7.0)
+        queue.put_many("ab")
+        if where == "after commit":
+            with queue.receive():
+                ready = True
+        else:
+            with pytest.raises(BackendUnavailableError, match="nothing of the transaction"), queue.receive():
+                ready = True
+        assert cut == [where]
+        assert queue.get_many(9) == (["b"] if where == "after commit" else ["a", "b"])
+
+
+def test_a_child_that_is_forked_in_the_block_ends_nothing(opened):
+    queue = opened()
+    queue.put_many("ab")
+    with queue.receive() as item:
+        assert item == "a"
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.write(write, queue.get(timeout=10).encode())
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert os.read(read, 9) == b"b"
+        os.close(read)
+        os.close(write)
+    assert queue.empty()
+
+
+def test_a_child_that_leaves_the_block_is_refused(opened):
+    queue = opened()
+    queue.put("a")
+
+    def block() -> None:
+        with queue.receive():
+            pid = os.fork()
+            if pid:
+                assert os.waitpid(pid, 0)[1] == 0
+
+    parent, status = os.getpid(), 1
+    try:
+        block()
+    except StorageError as error:
+        status = "belongs to the process" not in str(error)
+    finally:
+        if os.getpid() != parent:
+            os._exit(status)
+    assert queue.empty()
+
+
+def test_a_shut_down_queue_gives_what_it_has(opened):
+    queue = opened()
+    queue.put("a")
+    queue.shutdown()
+    with queue.receive() as item:
+        assert item == "a"
+    with pytest.raises(ShutDown), queue.receive():
+        pass
+    queue.shutdown(immediate=True)
+    with pytest.raises(ShutDown), queue.receive():
+        pass
+
+
+# A transaction of the caller.
+
+
+@pytest.fixture
+def caller(place):
+    """Connect as a program does."""
+    connection = CallerConnection(place).connection
+    yield connection
+    connection.rollback()
+    place.run(f"DELETE FROM {place.name}.orders")
+    connection.close()
+
+
+def order(place, caller, id):
+    with caller.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {place.name}.orders VALUES ({id})")
+
+
+def orders(place):
+    return [id for (id,) in place.run(f"SELECT id FROM {place.name}.orders ORDER BY id")]
+
+
+@pytest.mark.parametrize("which", [*CLASSES, "AckQueue"])
+def test_a_put_is_a_part_of_the_callers_transaction(opened, place, caller, which):
+    queue = opened(which)
+    for ends, there in ((caller.rollback, []), (caller.commit, ["a", "b", "c"])):
+        order(place, caller, 1)
+        queue.put("a", connection=caller)
+        queue.put_nowait("b", connection=caller) if which != "AckQueue" else queue.put("b", connection=caller)
+        queue.put_many(["c"], connection=caller)
+        assert queue.empty()
+        ends()
+        assert sorted(queue.items()) == there
+        assert orders(place) == [1] * bool(there)
+
+
+def test_a_get_is_a_part_of_the_callers_transaction(opened, place, caller):
+    queue = opened()
+    queue.put_many("abcd")
+    for ends, there in ((caller.rollback, list("abcd")), (caller.commit, ["d"])):
+        order(place, caller, 1)
+        assert queue.get(connection=caller) == "a"
+        assert queue.get_nowait(connection=caller) == "b"
+        assert queue.get_many(1, connection=caller) == ["c"]
+        ends()
+        assert list(queue.items()) == there
+    assert orders(place) == [1]
+    with pytest.raises(ValueError, match="too many"):
+        queue.task_done()
+
+
+def test_nothing_is_waited_for_in_a_callers_transaction(opened, caller):
+    queue = opened(maxsize=1)
+    with pytest.raises(Empty):
+        queue.get(connection=caller)
+    with pytest.raises(Empty), queue.receive(connection=caller):
+        pass
+    queue.put("a", connection=caller)
+    with pytest.raises(persistcoll.Full):
+        queue.put("b", connection=caller)
+    caller.commit()
+    assert list(queue.items()) == ["a"]
+
+
+def test_an_error_undoes_the_block_and_nothing_before_it(opened, place, caller):
+    queue = opened()
+    queue.put_many("abc")
+    order(place, caller, 1)
+
+    def block(wanted: list[str], id: int) -> None:
+        with queue.receive_many(len(wanted), connection=caller) as items:
+            assert items == wanted
+            order(place, caller, id)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block(["a"], 2)
+    with queue.receive(connection=caller) as item:
+        assert item == "a"
+        order(place, caller, 3)
+        with pytest.raises(ZeroDivisionError):
+            block(["b", "c"], 4)
+    assert orders(place) == []
+    caller.commit()
+    assert orders(place) == [1, 3]
+    assert list(queue.items()) == ["b", "c"]
+
+    def outer() -> None:
+        with queue.receive(connection=caller):
+            order(place, caller, 5)
+            with queue.receive(connection=caller):
+                order(place, caller, 6)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        outer()
+    caller.commit()
+    assert orders(place) == [1, 3]
+    assert list(queue.items()) == ["b", "c"]
+
+
+def test_the_constructor_takes_the_connection(opened, place, caller):
+    direct, queue = opened(timeout=9.0), opened(connection=caller)
+    queue.put_many("ab")
+    order(place, caller, 1)
+    assert (len(queue), len(direct)) == (2, 0)
+    caller.commit()
+    assert len(direct) == 2
+    assert queue.get() == "a"
+
+    def block() -> None:
+        with queue.receive():
+            order(place, caller, 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
+    with queue.receive() as item:
+        assert item == "b"
+    with pytest.raises(Empty):
+        queue.get()
+    caller.rollback()
+    assert list(direct.items()) == ["a", "b"]
+    assert queue.skip() is not None
+    caller.commit()
+    assert list(direct.items()) == ["b"]
+    with pytest.raises(TypeError, match="connection"):
+        pickle.dumps(queue)
+    queue.close()
+    with pytest.raises(persistcoll.ClosedError):
+        queue.put("c")
+    assert orders(place) == [1]
+    with pytest.raises(ValueError, match="auto_commit"):
+        opened(connection=caller, auto_commit=False)
+
+
+def wrappers(raw: Any) -> list[Any]:
+    """Return what frameworks give: SQLAlchemy's pool, connection and session, and Django's."""
+    pool = SimpleNamespace(driver_connection=raw)
+    connection = SimpleNamespace(connection=pool)
+    return [
+        raw,
+        pool,
+        connection,
+        SimpleNamespace(connection=lambda: connection),
+        SimpleNamespace(connection=raw),
+    ]
+
+
+def test_wrapped_connections_are_taken(opened, caller):
+    queue = opened()
+    for number, wrapper in enumerate(wrappers(caller)):
+        queue.put(number, connection=wrapper)
+    caller.commit()
+    assert queue.get_many(9) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_no_connection_of_the_driver_is_refused(opened, caller):
+    queue = opened()
+    foreign = type("connection", (), {"__module__": "psycopg2.extensions"})()
+    for wrong in (foreign, "connection", 1):
+        with pytest.raises(
+            TypeError, match=r"a connection of (psycopg 3|PyMySQL), not on (psycopg2|builtins)"
+        ):
+            queue.put("a", connection=wrong)
+    with pytest.raises(TypeError):
+        opened(connection=foreign)
+    with SQLiteQueue(":memory:") as here, pytest.raises(ValueError, match="joins no transactions"):
+        here.put("a", connection=caller)
+
+
+def test_without_a_transaction_it_is_refused(opened, place, caller):
+    queue = opened()
+    bound = opened(connection=caller)
+    if place.kind == MYSQL:
+        caller.autocommit(True)
+    else:
+        caller.autocommit = True
+    for call in (lambda: queue.put("a", connection=caller), bound.get):
+        with pytest.raises(ValueError, match="no transaction is open"):
+            call()
+    with pytest.raises(ValueError, match="no transaction is open"), queue.receive(connection=caller):
+        pass
+    with caller.cursor() as cursor:
+        cursor.execute("BEGIN")
+        queue.put("a", connection=caller)
+        cursor.execute("COMMIT")
+    assert queue.get(block=False) == "a"
+
+
+def test_a_failed_transaction_is_refused(opened, place, caller):
+    if place.kind == MYSQL:
+        pytest.skip("here an error fails a statement alone")
+    queue = opened()
+    with pytest.raises(Exception, match="nowhere"), caller.cursor() as cursor:
+        cursor.execute("SELECT * FROM nowhere")
+    with pytest.raises(ValueError, match="has failed"):
+        queue.put("a", connection=caller)
+    caller.rollback()
+    queue.put("a", connection=caller)
