@@ -21,6 +21,21 @@ def place(request) -> Iterator[Place]:
 
 
 @pytest.fixture
+def open_queue(place, request) -> Iterator[Callable[..., Any]]:
+    """Open queues of the test's own name in the place, by the public classes, and close them at the end."""
+    queues: list[Any] = []
+
+    def open_one(which: str = "Queue", name: str = request.node.name, **options: Any) -> Any:
+        options = {"durability": "process", **place.where, **options}
+        queues.append(place.class_of(which)(name, **options))
+        return queues[-1]
+
+    yield open_one
+    for queue in queues:
+        queue.close()
+
+
+@pytest.fixture
 def opened(place) -> Iterator[Callable[..., ServerRecordStore]]:
     """Open stores in the place, and close them at the end."""
     stores: list[ServerRecordStore] = []

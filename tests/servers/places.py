@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+import persistcoll
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import Connection, ConnectionLostError
@@ -112,6 +113,16 @@ class Place:
         self._names: list[str] = []
         self.name = self._make()
         self.address, self.schema = self._of(self.name)
+
+    def class_of(self, which: str = "Queue") -> type[Any]:
+        """Return the class of that name for this server: ``"LIFOQueue"`` and so on."""
+        found: type[Any] = getattr(persistcoll, ("MySQL" if self.kind == MYSQL else "Postgres") + which)
+        return found
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """The arguments that name this place."""
+        return {"url": self.address.shown, "password": self.address.password, "schema": self.schema}
 
     @property
     def environment(self) -> dict[str, str]:

@@ -41,18 +41,6 @@ def place(request):
     place.close()
 
 
-def of(place: Place, which: str = "Queue") -> type[Any]:
-    """Return the class of that name for the server."""
-    found: type[Any] = getattr(persistcoll, ("MySQL" if place.kind == MYSQL else "Postgres") + which)
-    return found
-
-
-def where(place: Place) -> dict[str, Any]:
-    """Return the arguments that name the place."""
-    address = place.address
-    return {"url": address.shown, "password": address.password, "schema": place.schema}
-
-
 def keywords(place: Place) -> dict[str, Any]:
     """Return the same as keywords."""
     address = place.address
@@ -61,39 +49,24 @@ def keywords(place: Place) -> dict[str, Any]:
     return {**names, "password": address.password, "schema": place.schema}
 
 
-@pytest.fixture
-def opened(place, request):
-    """Open a queue of this test's own name, which is closed at the end."""
-    queues = []
-
-    def open_one(which="Queue", name=request.node.name, **options):
-        options = {"durability": "process", **where(place), **options}
-        queues.append(of(place, which)(name, **options))
-        return queues[-1]
-
-    yield open_one
-    for queue in queues:
-        queue.close()
-
-
 # Where the server is.
 
 
 def test_keywords_a_url_and_the_environment_name_the_same_server(place, monkeypatch):
     given = keywords(place)
-    with of(place)("named", **where(place)) as queue:
+    with place.class_of()("named", **place.where) as queue:
         queue.put("x")
-        with of(place)("named", **given) as same:
+        with place.class_of()("named", **given) as same:
             assert (same.name, same.url, same.schema) == ("named", queue.url, place.schema)
             assert len(same) == 1
         renamed = {{"password": "passwd", "dbname": "db_name"}.get(name, name): given[name] for name in given}
-        with of(place)(name="named", **renamed) as same:
+        with place.class_of()(name="named", **renamed) as same:
             assert len(same) == 1
         for variable, value in place.environment.items():
             monkeypatch.setenv(variable, value)
-        with of(place)("named") as same:
+        with place.class_of()("named") as same:
             assert len(same) == 1
-        assert repr(queue) == f"<{of(place).__name__} 'named' in {place.address.shown}>"
+        assert repr(queue) == f"<{place.class_of().__name__} 'named' in {place.address.shown}>"
     assert place.run(f"SELECT 1 FROM {place.name}.pc_collections WHERE name = %(name)s", name="named")
 
 
@@ -145,7 +118,7 @@ def test_a_password_is_nowhere(place, user, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.delenv("PERSISTCOLL_PASSWORD", raising=False)
     given = {**keywords(place), "user": user, "password": SECRET}
-    with of(place)("secret", **given) as queue:
+    with place.class_of()("secret", **given) as queue:
         queue.put("x")
         pickled = pickle.dumps(queue)
         shown = [repr(queue), str(queue), queue.url, repr(queue._options), repr(queue._store.__dict__)]
@@ -163,13 +136,15 @@ def test_a_password_is_nowhere(place, user, monkeypatch, caplog):
     errors = []
     for wrong in ({"dbname": "pc_test_nothing"}, {"port": 1, "timeout": 0.1}, {"user": "pc_test_nobody"}):
         with pytest.raises(StorageError) as raised:
-            of(place)("secret", **{**given, **wrong})
+            place.class_of()("secret", **{**given, **wrong})
         errors.append("".join(traceback.format_exception(raised.value)))
     assert SECRET not in "".join(errors)
 
 
-def test_a_copy_has_the_same_options(place, opened):
-    queue = opened("AckQueue", lease=7, max_attempts=3, backoff=2, maxsize=9, serializer="json", timeout=5)
+def test_a_copy_has_the_same_options(place, open_queue):
+    queue = open_queue(
+        "AckQueue", lease=7, max_attempts=3, backoff=2, maxsize=9, serializer="json", timeout=5
+    )
     queue.maxsize = 4
     again = pickle.loads(pickle.dumps(queue))
     with again:
@@ -237,12 +212,12 @@ def test_what_cannot_be_reached_is_named(place):
     for wrong in ({"port": 1}, {"host": "host.invalid"}):
         begin = time.monotonic()
         with pytest.raises(BackendUnavailableError) as raised:
-            of(place)("jobs", **{**given, **wrong}, timeout=0.2)
+            place.class_of()("jobs", **{**given, **wrong}, timeout=0.2)
         assert time.monotonic() - begin < 5
         assert str(next(iter(wrong.values()))) in str(raised.value)
     for wrong in ({"dbname": "pc_test_nothing"}, {"user": "pc_test_nobody"}):
         with pytest.raises(StorageError) as refused:
-            of(place)("jobs", **{**given, **wrong})
+            place.class_of()("jobs", **{**given, **wrong})
         assert next(iter(wrong.values())) in str(refused.value)
         assert not isinstance(refused.value, BackendUnavailableError)
 
@@ -251,31 +226,31 @@ def test_a_wrong_password_is_named(place, user):
     if place.kind != MYSQL:
         pytest.skip("this server trusts every local user")
     with pytest.raises(StorageError, match="denied") as raised:
-        of(place)("jobs", **{**keywords(place), "user": user, "password": "wrong word"})
+        place.class_of()("jobs", **{**keywords(place), "user": user, "password": "wrong word"})
     assert "wrong word" not in str(raised.value)
 
 
-def test_a_queue_opens_only_as_what_it_was_made(place, opened):
-    opened()
+def test_a_queue_opens_only_as_what_it_was_made(place, open_queue):
+    open_queue()
     with pytest.raises(StoreKindError, match="'fifo'"):
-        opened("PriorityQueue")
+        open_queue("PriorityQueue")
     with pytest.raises(SerializerMismatchError, match="pickle"):
-        opened(serializer="json")
+        open_queue(serializer="json")
 
 
-def test_a_missing_queue_is_not_made_without_create(place, opened):
+def test_a_missing_queue_is_not_made_without_create(place, open_queue):
     with pytest.raises(StoreMissingError, match="CREATE TABLE"):
-        opened(create=False)
-    opened().put("x")
-    assert opened(create=False).get() == "x"
+        open_queue(create=False)
+    open_queue().put("x")
+    assert open_queue(create=False).get() == "x"
 
 
 # Items, and names.
 
 
 @pytest.mark.parametrize("which", ["Queue", "AckQueue"])
-def test_falsy_items_arrive(opened, which):
-    queue = opened(which)
+def test_falsy_items_arrive(open_queue, which):
+    queue = open_queue(which)
     queue.put_many(ITEMS)
     got = [queue.get(block=False) for _ in ITEMS]
     assert got == ITEMS
@@ -284,17 +259,17 @@ def test_falsy_items_arrive(opened, which):
         queue.get(block=False)
 
 
-def test_names_are_told_apart(opened):
+def test_names_are_told_apart(open_queue):
     names = ["ä", "Ä", "a\u0308", "a", "A", "a ", "日本", "🎉", "it's %s; --", 'q"`\\']
     for name in names:
-        opened(name=name).put(name)
+        open_queue(name=name).put(name)
     for name in names:
-        again = opened(name=name)
+        again = open_queue(name=name)
         assert (again.name, again.get(block=False), len(again)) == (name, name, 0)
 
 
-def test_priorities_that_no_server_orders_are_refused(opened):
-    queue = opened("PriorityQueue")
+def test_priorities_that_no_server_orders_are_refused(open_queue):
+    queue = open_queue("PriorityQueue")
     with pytest.raises(ValueError, match="float"):
         queue.put("x", (1 << 63) - 1)
     assert queue.empty()
@@ -309,8 +284,8 @@ def remote(place, request):
     started = []
 
     def start(which="Queue", **options):
-        options = {"name": request.node.name, "durability": "process", **where(place), **options}
-        started.append(Remote(of(place, which), **options))
+        options = {"name": request.node.name, "durability": "process", **place.where, **options}
+        started.append(Remote(place.class_of(which), **options))
         return started[-1]
 
     yield start
@@ -318,8 +293,8 @@ def remote(place, request):
         each.close()
 
 
-def test_a_get_that_waits_is_woken_by_another_process(opened, remote):
-    queue, other = opened(), remote()
+def test_a_get_that_waits_is_woken_by_another_process(open_queue, remote):
+    queue, other = open_queue(), remote()
     for item in (None, 0, "late"):
         other.start(wait_in, "get", True, 20)
         assert other.told() == "waits"
@@ -327,8 +302,8 @@ def test_a_get_that_waits_is_woken_by_another_process(opened, remote):
         assert other.result()[0] == item
 
 
-def test_every_item_arrives_once_and_in_its_producers_order(opened, remote):
-    queue = opened(maxsize=20)
+def test_every_item_arrives_once_and_in_its_producers_order(open_queue, remote):
+    queue = open_queue(maxsize=20)
     others = [remote(maxsize=20) for _ in range(2)]
     for name, other in enumerate(others):
         other.start(produce, name, 100)
@@ -346,8 +321,8 @@ def test_every_item_arrives_once_and_in_its_producers_order(opened, remote):
     queue.join()
 
 
-def test_maxsize_keeps_other_processes_waiting(opened, remote):
-    queue, other = opened(maxsize=1), remote(maxsize=1)
+def test_maxsize_keeps_other_processes_waiting(open_queue, remote):
+    queue, other = open_queue(maxsize=1), remote(maxsize=1)
     queue.put("first")
     with pytest.raises(Full):
         queue.put("second", block=False)
@@ -359,11 +334,11 @@ def test_maxsize_keeps_other_processes_waiting(opened, remote):
 
 
 @pytest.mark.parametrize("which", ["Queue", "AckQueue"])
-def test_what_a_killed_process_had_got_is_delivered_again(opened, remote, which):
+def test_what_a_killed_process_had_got_is_delivered_again(open_queue, remote, which):
     options: dict[str, Any] = {"patience": 1.0}
     if which == "Queue":
         options["auto_commit"] = False
-    queue, other = opened(which, **options), remote(which, **options)
+    queue, other = open_queue(which, **options), remote(which, **options)
     queue.put_many("abcd")
     other.start(get_until_told, 1, 2)
     assert other.told() == (["a"], ["b", "c"])
@@ -373,8 +348,8 @@ def test_what_a_killed_process_had_got_is_delivered_again(opened, remote, which)
     assert queue.unfinished_tasks == 3
 
 
-def test_a_forked_child_uses_connections_of_its_own(opened, place):
-    queue = opened(auto_commit=False)
+def test_a_forked_child_uses_connections_of_its_own(open_queue, place):
+    queue = open_queue(auto_commit=False)
     queue.put_many("abc")
     assert queue.get() == "a"
     pid = os.fork()
@@ -394,8 +369,8 @@ def test_a_forked_child_uses_connections_of_its_own(opened, place):
 # The end.
 
 
-def test_a_closed_queue_says_so_and_has_released_its_items(opened):
-    queue = opened("AckQueue")
+def test_a_closed_queue_says_so_and_has_released_its_items(open_queue):
+    queue = open_queue("AckQueue")
     queue.put("x")
     queue.get()
     queue.close()
@@ -407,10 +382,10 @@ def test_a_closed_queue_says_so_and_has_released_its_items(opened):
     for call in calls:
         with pytest.raises(persistcoll.ClosedError):
             call()
-    assert opened("AckQueue").get(block=False) == "x"
+    assert open_queue("AckQueue").get(block=False) == "x"
 
 
 def test_a_queue_that_is_never_closed_warns(place):
-    queue = of(place)("unclosed", **where(place))
+    queue = place.class_of()("unclosed", **place.where)
     with pytest.warns(ResourceWarning, match="unclosed <"):
         del queue

@@ -34,28 +34,6 @@ def place(request):
     place.close()
 
 
-def of(place: Place, which: str = "Queue") -> type[Any]:
-    """Return the class of that name for the server."""
-    found: type[Any] = getattr(persistcoll, ("MySQL" if place.kind == MYSQL else "Postgres") + which)
-    return found
-
-
-@pytest.fixture
-def opened(place, request):
-    """Open a queue of this test's own name, which is closed at the end."""
-    queues = []
-
-    def open_one(which="Queue", **options):
-        url, password = place.address.shown, place.address.password
-        options = {"schema": place.schema, "durability": "process", **options}
-        queues.append(of(place, which)(request.node.name, url, password=password, **options))
-        return queues[-1]
-
-    yield open_one
-    for queue in queues:
-        queue.close()
-
-
 def refused(queue: Any) -> bool:
     """Tell whether nobody else gets an item."""
     try:
@@ -69,8 +47,8 @@ def refused(queue: Any) -> bool:
 
 
 @pytest.mark.parametrize("which", CLASSES)
-def test_the_end_of_the_block_removes_the_item(opened, which):
-    queue, other = opened(which), opened(which, timeout=9.0)
+def test_the_end_of_the_block_removes_the_item(open_queue, which):
+    queue, other = open_queue(which), open_queue(which, timeout=9.0)
     queue.put("a")
     with queue.receive() as item:
         assert item == "a"
@@ -85,8 +63,8 @@ def test_the_end_of_the_block_removes_the_item(opened, which):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
-def test_an_error_gives_the_item_back_at_once(opened, error):
-    queue, other = opened(), opened(timeout=9.0)
+def test_an_error_gives_the_item_back_at_once(open_queue, error):
+    queue, other = open_queue(), open_queue(timeout=9.0)
     queue.put_many("ab")
 
     def block():
@@ -100,8 +78,8 @@ def test_an_error_gives_the_item_back_at_once(opened, error):
     assert other.get(block=False) == "a"
 
 
-def test_several_items_are_received_together(opened):
-    queue = opened()
+def test_several_items_are_received_together(open_queue):
+    queue = open_queue()
     queue.put_many("abcde")
     with queue.receive_many(3) as items:
         assert items == ["a", "b", "c"]
@@ -126,16 +104,10 @@ def hold_until_told(queue: Any, tell: Any) -> None:
         tell.wait()
 
 
-def test_a_killed_process_gives_the_item_back_at_once(opened, place, request):
-    queue = opened()
+def test_a_killed_process_gives_the_item_back_at_once(open_queue, place, request):
+    queue = open_queue()
     queue.put("a")
-    other = Remote(
-        of(place),
-        name=request.node.name,
-        url=place.address.shown,
-        password=place.address.password,
-        schema=place.schema,
-    )
+    other = Remote(place.class_of(), name=request.node.name, **place.where)
     other.start(hold_until_told)
     assert other.told() == "a"
     assert refused(queue)
@@ -153,8 +125,8 @@ def no_polling(monkeypatch):
         monkeypatch.setattr(dialect, "max_poll_interval", 30.0)
 
 
-def test_a_thread_that_waits_gets_what_another_gives_back(opened, no_polling):
-    queue = opened()
+def test_a_thread_that_waits_gets_what_another_gives_back(open_queue, no_polling):
+    queue = open_queue()
     queue.put("a")
     waiters = []
 
@@ -169,8 +141,8 @@ def test_a_thread_that_waits_gets_what_another_gives_back(opened, no_polling):
     assert waiters[0]() == "a"
 
 
-def test_join_and_put_wait_for_the_end_of_the_block(opened, no_polling):
-    queue = opened(maxsize=1)
+def test_join_and_put_wait_for_the_end_of_the_block(open_queue, no_polling):
+    queue = open_queue(maxsize=1)
     queue.put("a")
     with queue.receive():
         finish = waiting(queue.join)
@@ -183,10 +155,10 @@ def test_join_and_put_wait_for_the_end_of_the_block(opened, no_polling):
     finish()
 
 
-def test_a_block_may_last(opened, place, monkeypatch):
+def test_a_block_may_last(open_queue, place, monkeypatch):
     """The server ends other transactions of ours that do nothing for a while."""
     monkeypatch.setattr(postgres, "_IDLE_IN_TRANSACTION", 100)
-    queue = opened(timeout=8.0)
+    queue = open_queue(timeout=8.0)
     queue.put("a")
     with queue.receive() as item:
         threading.Event().wait(0.3)
@@ -195,7 +167,7 @@ def test_a_block_may_last(opened, place, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["before commit", "after commit"])
-def test_a_connection_that_is_lost_at_the_end(opened, where):
+def test_a_connection_that_is_lost_at_the_end(open_queue, where):
     cut: list[str] = []
     ready = False
 
@@ -206,7 +178,7 @@ def test_a_connection_that_is_lost_at_the_end(opened, where):
         return True
 
     with losing_connections(is_lost):
-        queue = opened(timeout=7.0)
+        queue = open_queue(timeout=7.0)
         queue.put_many("ab")
         if where == "after commit":
             with queue.receive():
@@ -218,8 +190,8 @@ def test_a_connection_that_is_lost_at_the_end(opened, where):
         assert queue.get_many(9) == (["b"] if where == "after commit" else ["a", "b"])
 
 
-def test_a_child_that_is_forked_in_the_block_ends_nothing(opened):
-    queue = opened()
+def test_a_child_that_is_forked_in_the_block_ends_nothing(open_queue):
+    queue = open_queue()
     queue.put_many("ab")
     with queue.receive() as item:
         assert item == "a"
@@ -239,8 +211,8 @@ def test_a_child_that_is_forked_in_the_block_ends_nothing(opened):
     assert queue.empty()
 
 
-def test_a_child_that_leaves_the_block_is_refused(opened):
-    queue = opened()
+def test_a_child_that_leaves_the_block_is_refused(open_queue):
+    queue = open_queue()
     queue.put("a")
 
     def block() -> None:
@@ -260,8 +232,8 @@ def test_a_child_that_leaves_the_block_is_refused(opened):
     assert queue.empty()
 
 
-def test_a_shut_down_queue_gives_what_it_has(opened):
-    queue = opened()
+def test_a_shut_down_queue_gives_what_it_has(open_queue):
+    queue = open_queue()
     queue.put("a")
     queue.shutdown()
     with queue.receive() as item:
@@ -296,8 +268,8 @@ def orders(place):
 
 
 @pytest.mark.parametrize("which", [*CLASSES, "AckQueue"])
-def test_a_put_is_a_part_of_the_callers_transaction(opened, place, caller, which):
-    queue = opened(which)
+def test_a_put_is_a_part_of_the_callers_transaction(open_queue, place, caller, which):
+    queue = open_queue(which)
     for ends, there in ((caller.rollback, []), (caller.commit, ["a", "b", "c"])):
         order(place, caller, 1)
         queue.put("a", connection=caller)
@@ -309,8 +281,8 @@ def test_a_put_is_a_part_of_the_callers_transaction(opened, place, caller, which
         assert orders(place) == [1] * bool(there)
 
 
-def test_a_get_is_a_part_of_the_callers_transaction(opened, place, caller):
-    queue = opened()
+def test_a_get_is_a_part_of_the_callers_transaction(open_queue, place, caller):
+    queue = open_queue()
     queue.put_many("abcd")
     for ends, there in ((caller.rollback, list("abcd")), (caller.commit, ["d"])):
         order(place, caller, 1)
@@ -324,8 +296,8 @@ def test_a_get_is_a_part_of_the_callers_transaction(opened, place, caller):
         queue.task_done()
 
 
-def test_nothing_is_waited_for_in_a_callers_transaction(opened, caller):
-    queue = opened(maxsize=1)
+def test_nothing_is_waited_for_in_a_callers_transaction(open_queue, caller):
+    queue = open_queue(maxsize=1)
     with pytest.raises(Empty):
         queue.get(connection=caller)
     with pytest.raises(Empty), queue.receive(connection=caller):
@@ -337,8 +309,8 @@ def test_nothing_is_waited_for_in_a_callers_transaction(opened, caller):
     assert list(queue.items()) == ["a"]
 
 
-def test_an_error_undoes_the_block_and_nothing_before_it(opened, place, caller):
-    queue = opened()
+def test_an_error_undoes_the_block_and_nothing_before_it(open_queue, place, caller):
+    queue = open_queue()
     queue.put_many("abc")
     order(place, caller, 1)
 
@@ -374,8 +346,8 @@ def test_an_error_undoes_the_block_and_nothing_before_it(opened, place, caller):
     assert list(queue.items()) == ["b", "c"]
 
 
-def test_the_constructor_takes_the_connection(opened, place, caller):
-    direct, queue = opened(timeout=9.0), opened(connection=caller)
+def test_the_constructor_takes_the_connection(open_queue, place, caller):
+    direct, queue = open_queue(timeout=9.0), open_queue(connection=caller)
     queue.put_many("ab")
     order(place, caller, 1)
     assert (len(queue), len(direct)) == (2, 0)
@@ -406,7 +378,7 @@ def test_the_constructor_takes_the_connection(opened, place, caller):
         queue.put("c")
     assert orders(place) == [1]
     with pytest.raises(ValueError, match="auto_commit"):
-        opened(connection=caller, auto_commit=False)
+        open_queue(connection=caller, auto_commit=False)
 
 
 def wrappers(raw: Any) -> list[Any]:
@@ -422,16 +394,16 @@ def wrappers(raw: Any) -> list[Any]:
     ]
 
 
-def test_wrapped_connections_are_taken(opened, caller):
-    queue = opened()
+def test_wrapped_connections_are_taken(open_queue, caller):
+    queue = open_queue()
     for number, wrapper in enumerate(wrappers(caller)):
         queue.put(number, connection=wrapper)
     caller.commit()
     assert queue.get_many(9) == [0, 1, 2, 3, 4]
 
 
-def test_what_is_no_connection_of_the_driver_is_refused(opened, caller):
-    queue = opened()
+def test_what_is_no_connection_of_the_driver_is_refused(open_queue, caller):
+    queue = open_queue()
     foreign = type("connection", (), {"__module__": "psycopg2.extensions"})()
     for wrong in (foreign, "connection", 1):
         with pytest.raises(
@@ -439,14 +411,14 @@ def test_what_is_no_connection_of_the_driver_is_refused(opened, caller):
         ):
             queue.put("a", connection=wrong)
     with pytest.raises(TypeError):
-        opened(connection=foreign)
+        open_queue(connection=foreign)
     with SQLiteQueue(":memory:") as here, pytest.raises(ValueError, match="joins no transactions"):
         here.put("a", connection=caller)
 
 
-def test_without_a_transaction_it_is_refused(opened, place, caller):
-    queue = opened()
-    bound = opened(connection=caller)
+def test_without_a_transaction_it_is_refused(open_queue, place, caller):
+    queue = open_queue()
+    bound = open_queue(connection=caller)
     if place.kind == MYSQL:
         caller.autocommit(True)
     else:
@@ -463,10 +435,10 @@ def test_without_a_transaction_it_is_refused(opened, place, caller):
     assert queue.get(block=False) == "a"
 
 
-def test_a_failed_transaction_is_refused(opened, place, caller):
+def test_a_failed_transaction_is_refused(open_queue, place, caller):
     if place.kind == MYSQL:
         pytest.skip("here an error fails a statement alone")
-    queue = opened()
+    queue = open_queue()
     with pytest.raises(Exception, match="nowhere"), caller.cursor() as cursor:
         cursor.execute("SELECT * FROM nowhere")
     with pytest.raises(ValueError, match="has failed"):

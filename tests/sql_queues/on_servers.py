@@ -85,10 +85,7 @@ class ServerOpener:
         self.opened.append(
             twin(
                 f"{twin.__name__} {serializer} {place}",
-                self.place.address.shown,
-                password=self.place.address.password,
-                schema=self.place.schema,
-                **{"durability": "process", **options},
+                **{"durability": "process", **self.place.where, **options},
             )
         )
         return self.opened[-1]

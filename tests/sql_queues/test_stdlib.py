@@ -79,8 +79,7 @@ class _OnAServer(_InADatabase):
 
     def make_place(self) -> dict[str, Any]:
         self.place = Place(self.server)
-        address = self.place.address
-        return {"url": address.shown, "password": address.password, "schema": self.place.schema}
+        return self.place.where
 
     def remove_place(self) -> None:
         self.place.close()
