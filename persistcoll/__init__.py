@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         PostgresQueue,
         PostgresUniqueQueue,
     )
+    from persistcoll.queues.server import ddl
     from persistcoll.queues.sqlite import (
         FIFOSQLiteAckQueue,
         FIFOSQLiteQueue,
@@ -149,6 +150,7 @@ __all__ = [
     "UniqueAckQ",
     "UniqueQ",
     "Worker",
+    "ddl",
 ]
 
 # A name is imported when it is first asked for, because most programs need one class, and not both SQLite and
@@ -192,6 +194,7 @@ _HOMES = {
     "UniqueAckQ": "persistcoll.queues.sqlite",
     "UniqueQ": "persistcoll.queues.sqlite",
     "Worker": "persistcoll.messages.worker",
+    "ddl": "persistcoll.queues.server",
     # Not of `__all__`: `from persistcoll import *` would hide the standard library's module of that name.
     "collections": "persistcoll.catalog",
 }

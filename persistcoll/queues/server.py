@@ -16,11 +16,11 @@ from persistcoll.queues.ack import AckQueue
 from persistcoll.queues.sql import PlainGets, sealed, warn_of_auto_commit
 from persistcoll.serializers import resolve
 from persistcoll.servers.address import Address, address_of
-from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store
+from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, record_store_script
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.sessions import HeldTransaction
 
-__all__ = ["PlainServerQueue", "ServerAckQueue", "open_store"]
+__all__ = ["PlainServerQueue", "ServerAckQueue", "ddl", "open_store"]
 
 
 def open_store(options: ServerQueueOptions, kind: str, discipline: Discipline) -> ServerRecordStore:
@@ -236,6 +236,48 @@ class ServerAckQueue(ServerContainer, AckQueue[T]):
 
     def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
         return open_store(options, self._kind, self._discipline)
+
+
+def ddl(
+    kind: type[PlainServerQueue[Any] | ServerAckQueue[Any]],
+    name: str = "default",
+    url: str | None = None,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    passwd: str | None = None,
+    dbname: str | None = None,
+    db_name: str | None = None,
+    schema: str | None = None,
+    serializer: Any = pickle,
+) -> str:
+    """Return the statements of SQL that make a queue, for a user with the right to make tables.
+
+    The program then opens the queue with ``create=False``, as a user who may only read and write rows. The
+    statements number the queue after those that are there, so run them before another queue is made.
+
+    >>> from persistcoll import PostgresQueue, ddl
+    >>> print(ddl(PostgresQueue, "jobs").partition(" ")[0])  # at PERSISTCOLL_URL
+    CREATE
+
+    :param kind: the class of the queue, such as :class:`PostgresQueue`.
+    :param serializer: that with which the queue will be opened.
+
+    The other parameters and the errors are those of :class:`PostgresQueue`.
+    """
+    checked: Any = kind
+    if not (isinstance(checked, type) and issubclass(checked, (PlainServerQueue, ServerAckQueue))):
+        raise TypeError(f"'kind' must be a class of queues on a server, not {kind!r}")
+    return record_store_script(
+        _address(kind._server, locals()),
+        name=name,
+        kind=kind._kind,
+        discipline=kind._discipline,
+        serializer=resolve(serializer).name,
+        schema=schema,
+    )
 
 
 def _address(kind: str, arguments: dict[str, Any]) -> Address:

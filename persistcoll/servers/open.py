@@ -5,10 +5,10 @@ from __future__ import annotations
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.record_store import ServerRecordStore
-from persistcoll.servers.schema import Wanted, checked_name, open_collection
+from persistcoll.servers.schema import Wanted, checked_name, creation_script, open_collection
 from persistcoll.servers.sessions import SERVERS
 
-__all__ = ["PATIENCE", "TIMEOUT", "open_record_store"]
+__all__ = ["PATIENCE", "TIMEOUT", "open_record_store", "record_store_script"]
 
 PATIENCE = 30.0
 """The seconds without a heartbeat after which a process is taken for dead."""
@@ -46,8 +46,7 @@ def open_record_store(
     :raise StorageError: the server refuses, or is too old.
     :raise ImportError: the driver is not installed; the message names the extra that installs it.
     """
-    if schema is not None and address.kind == MYSQL:
-        raise ValueError("a database of MySQL has no schemas: leave 'schema' out")
+    _refuse_schema(address, schema)
     wanted = Wanted(checked_name(name), kind, serializer, discipline)
     server = SERVERS.acquire(address, schema, timeout, patience, durability == "power")
     try:
@@ -63,3 +62,24 @@ def open_record_store(
             store.close()
             raise
     return store
+
+
+def record_store_script(
+    address: Address, *, name: str, kind: str, discipline: Discipline, serializer: str, schema: str | None
+) -> str:
+    """Return the statements with which a user makes the queue that :func:`open_record_store` opens.
+
+    It raises what that function raises, except that nothing is missing.
+    """
+    _refuse_schema(address, schema)
+    wanted = Wanted(checked_name(name), kind, serializer, discipline)
+    server = SERVERS.acquire(address, schema, TIMEOUT, PATIENCE, True)
+    try:
+        return creation_script(server, wanted)
+    finally:
+        SERVERS.release(server)
+
+
+def _refuse_schema(address: Address, schema: str | None) -> None:
+    if schema is not None and address.kind == MYSQL:
+        raise ValueError("a database of MySQL has no schemas: leave 'schema' out")

@@ -19,7 +19,7 @@ from persistcoll.servers.driver import MissingTableError
 from persistcoll.servers.sessions import Server, Session
 from persistcoll.servers.statements import record_statements
 
-__all__ = ["VERSION", "Collection", "Wanted", "checked_name", "open_collection"]
+__all__ = ["VERSION", "Collection", "Wanted", "checked_name", "creation_script", "open_collection"]
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def open_collection(server: Server, wanted: Wanted, create: bool) -> Collection:
     if not create:
         raise StoreMissingError(
             f"there is no {wanted.name!r} in {server.address}, and create=False forbids to make it; these"
-            f" statements do:\n{_script(server, wanted)}"
+            f" statements do:\n{creation_script(server, wanted)}"
         )
     try:
         return _create(server, wanted)
@@ -90,7 +90,7 @@ def open_collection(server: Server, wanted: Wanted, create: bool) -> Collection:
     except StorageError as error:
         raise type(error)(
             f"{wanted.name!r} cannot be made in {server.address}: {error}; a user who may run these"
-            f" statements can make it:\n{_script(server, wanted)}"
+            f" statements can make it:\n{creation_script(server, wanted)}"
         ) from error
 
 
@@ -165,7 +165,7 @@ def _of_collection(server: Server, wanted: Wanted, number: int) -> Sequence[str]
     )
 
 
-def _script(server: Server, wanted: Wanted) -> str:
+def creation_script(server: Server, wanted: Wanted) -> str:
     """Return the statements that make the collection, as a script for the server's own client."""
     sql = server.sql
 

@@ -88,7 +88,11 @@ def test_the_version_is_a_plain_string():
 
 
 # The examples of these modules need a server.
-SERVERS = {"persistcoll.queues.postgres": POSTGRESQL, "persistcoll.queues.mysql": MYSQL}
+SERVERS = {
+    "persistcoll.queues.mysql": MYSQL,
+    "persistcoll.queues.postgres": POSTGRESQL,
+    "persistcoll.queues.server": POSTGRESQL,
+}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SERVERS])

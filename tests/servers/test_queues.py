@@ -24,6 +24,7 @@ from persistcoll import (
     StorageError,
     StoreKindError,
     StoreMissingError,
+    ddl,
 )
 from persistcoll.servers.address import MYSQL
 from tests.concurrency.workers import Remote, get_until_told, produce, wait_in
@@ -243,6 +244,54 @@ def test_a_missing_queue_is_not_made_without_create(place, open_queue):
         open_queue(create=False)
     open_queue().put("x")
     assert open_queue(create=False).get() == "x"
+
+
+@pytest.mark.parametrize("which", ["Queue", "LIFOQueue", "UniqueQueue", "PriorityQueue", "AckQueue"])
+def test_the_statements_of_ddl_make_a_queue(place, open_queue, request, which):
+    kind, name = place.class_of(which), request.node.name
+    script = ddl(kind, name, serializer="json", **place.where)
+    if place.kind == MYSQL:
+        place.run(f"USE {place.name}")
+    for text in script.split(";\n"):
+        if text.strip():
+            place.run(text)
+    queue = open_queue(which, create=False, serializer="json")
+    queue.put_many("ab")
+    assert sorted([queue.get(), queue.get()]) == ["a", "b"]
+    wrong: Any
+    for wrong in (persistcoll.SQLiteQueue, "fifo"):
+        with pytest.raises(TypeError, match="class of queues on a server"):
+            ddl(wrong, **place.where)
+
+
+@pytest.fixture
+def writer(place, open_queue):
+    """Make a queue, and a user who may read and write its rows and make no tables."""
+    open_queue()
+    name = f"writer_{place.name[8:16]}"
+    rights = f"SELECT, INSERT, UPDATE, DELETE ON {'' if place.kind == MYSQL else 'ALL TABLES IN SCHEMA '}"
+    rights += f"{place.name}.*" if place.kind == MYSQL else place.name
+    user = f"{name}@'%'" if place.kind == MYSQL else name
+    place.run(f"CREATE USER {user} IDENTIFIED BY 'w'" if place.kind == MYSQL else f"CREATE ROLE {name} LOGIN")
+    if place.kind != MYSQL:
+        place.run(f"GRANT USAGE ON SCHEMA {place.name} TO {name}")
+        place.run(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {place.name} TO {name}")
+    place.run(f"GRANT {rights} TO {user}")
+    yield {**keywords(place), "user": name, "password": "w"}
+    if place.kind != MYSQL:
+        place.run(f"DROP OWNED BY {name}")
+    place.run(f"DROP USER {user}")
+
+
+def test_a_user_without_the_right_to_make_tables_can_work(place, writer, request):
+    with place.class_of()(request.node.name, create=False, **writer) as queue:
+        queue.put_many("abc")
+        assert queue.get() == "a"
+        with queue.receive() as item:
+            assert item == "b"
+        assert queue.clear() == 1
+    with pytest.raises(StorageError, match="CREATE TABLE"):
+        place.class_of()("another", **writer)
 
 
 # Items, and names.
