@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from persistcoll.servers.address import MYSQL, POSTGRESQL
 from tests.docs.snippets import SnippetError, blocks, run_page
+from tests.servers.places import Place
 
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -18,9 +21,34 @@ PAGES = sorted(
 )
 
 
+# A page says so which servers its blocks need; the addresses are in variables.
+NEEDS = re.compile(r"^\.\. needs: (.*)$", re.MULTILINE)
+VARIABLES = {POSTGRESQL: "POSTGRES_URL", MYSQL: "MYSQL_URL"}
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[[str], Place]]:
+    """Make places on servers, and remove them at the end."""
+    places: list[Place] = []
+
+    def make(kind: str) -> Place:
+        places.append(Place(kind))
+        return places[-1]
+
+    yield make
+    for place in places:
+        place.close()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(PROJECT).as_posix())
-def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch):
+def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch, servers):
     monkeypatch.chdir(tmp_path)
+    for needs in NEEDS.findall(page.read_text("utf-8")):
+        for kind in needs.split():
+            environment = servers(kind).environment
+            monkeypatch.setenv(VARIABLES[kind], environment.pop("PERSISTCOLL_URL"))
+            for variable, value in environment.items():
+                monkeypatch.setenv(variable, value)
     run_page(page, tmp_path)
 
 

@@ -129,7 +129,8 @@ class Place:
         """The variables with which a program's collections are made in this place."""
         variables = {"PERSISTCOLL_URL": self.address.shown}
         if self.address.password is not None:
-            variables["PERSISTCOLL_PASSWORD"] = self.address.password
+            # The second one is for connections that a program makes itself.
+            variables |= dict.fromkeys(("PERSISTCOLL_PASSWORD", "PGPASSWORD"), self.address.password)
         if self.schema is not None:
             variables["PGOPTIONS"] = f"-csearch_path={self.schema}"
         return variables
