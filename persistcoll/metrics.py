@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from persistcoll.arguments import checked_count
-from persistcoll.container import Container
+from persistcoll.container import Container, ServerContainer
 from persistcoll.engine.message_events import EventKind, MessageEvent
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import PersistcollError
@@ -68,7 +68,7 @@ def prometheus_text(*containers: Container, max_topics: int = 100) -> str:
     - of a message queue also ``expired_total``, ``topics``, and by ``topic`` the ``topic_items`` and the
       ``topic_oldest_age_seconds``; with an :class:`EventCounter` as its ``events`` the ``events_total``;
     - of a dict ``pairs``, of a log ``log_items``, ``puts_total`` and ``consumer_lag`` by ``consumer``;
-    - of each database and each directory of a queue ``store_bytes``.
+    - of each database, each directory and each queue on a server ``store_bytes``.
 
     Any thread may call it. Of several objects on one collection the first one is told. The numbers of one
     collection are exact, and those of its topics may be a moment newer.
@@ -137,7 +137,9 @@ def _samples(container: Any, labels: Labels, most: int) -> Iterator[_Sample]:
         return
     stats = container.stats()
     yield _Sample("up", labels, 1)
-    yield _Sample("store_bytes", labels[:1], stats.bytes)
+    # A file is one for all its collections, and on a server each has a table of its own.
+    place = labels if isinstance(container, ServerContainer) else labels[:1]
+    yield _Sample("store_bytes", place, stats.bytes)
     if isinstance(container, Mapping):
         yield _Sample("pairs", labels, stats.ready)
         return

@@ -239,7 +239,7 @@ class ServerAckQueue(ServerContainer, AckQueue[T]):
 
 
 def ddl(
-    kind: type[PlainServerQueue[Any] | ServerAckQueue[Any]],
+    kind: type[Any],
     name: str = "default",
     url: str | None = None,
     *,

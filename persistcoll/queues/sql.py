@@ -238,7 +238,7 @@ class PlainPuts(SQLQueue[T]):
         :param block: wait for room while the queue is full.
         :param timeout: seconds to wait at most; ``None`` waits for ever.
         :param connection: a connection of a database server with a transaction of the caller, of which this
-            becomes a part; then nothing is waited for. In SQLite :meth:`transaction` does that.
+            becomes a part; then nothing is waited for. In SQLite :meth:`SQLiteQueue.transaction` does that.
         :return: its id. Ids grow, and none is used twice. A unique queue returns ``None`` and stores nothing
             if an equal item is queued already.
         :raise Full: there was no room.

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from persistcoll import (
     StoreMissingError,
     ddl,
 )
+from persistcoll.metrics import prometheus_text
 from persistcoll.servers.address import MYSQL
 from tests.concurrency.workers import Remote, get_until_told, produce, wait_in
 from tests.servers.places import KINDS, Place
@@ -322,6 +324,18 @@ def test_priorities_that_no_server_orders_are_refused(open_queue):
     with pytest.raises(ValueError, match="float"):
         queue.put("x", (1 << 63) - 1)
     assert queue.empty()
+
+
+def test_metrics_tell_each_queue(place, open_queue):
+    queues = [open_queue(name="one"), open_queue("AckQueue", name="two")]
+    for queue in queues:
+        queue.put("x" * 100)
+    text = prometheus_text(*queues)
+    for name in ("one", "two"):
+        where = f'path="{place.address.shown}",name="{name}"'
+        assert f'persistcoll_items{{{where},state="ready"}} 1' in text
+        (size,) = re.findall(rf"persistcoll_store_bytes{{{re.escape(where)}}} (\d+)", text)
+        assert int(size) > 0
 
 
 # Several processes.
