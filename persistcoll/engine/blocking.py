@@ -250,20 +250,20 @@ class BlockingQueue:
                 self.core.undo(claims)
             raise
 
-    def hold_many(
+    def begin_pop_many(
         self,
         limit: int,
-        hold: Callable[[float | None], T],
+        begin: Callable[[float | None], T],
         block: bool,
         timeout: float | None,
         linger: float,
     ) -> T:
-        """Get items as :meth:`get_many` does, by ``hold``, in a transaction that the caller must end.
+        """Get items as :meth:`get_many` does, by ``begin``, in a transaction that the caller must end.
 
-        :param hold: called with the deadline.
+        :param begin: called with the deadline.
         """
         deadline = deadline_after(block, timeout)
-        attempt = partial(self.core.try_hold, partial(hold, deadline))
+        attempt = partial(self.core.try_begin_pop, partial(begin, deadline))
         return self._wait_for_batch(deadline, _Batch(limit, linger, block), attempt)
 
     def _attempt(self, attempt: Callable[[], T], block: bool, deadline: float | None) -> T:

@@ -452,20 +452,20 @@ class QueueCore(Core[QueueStore]):
                 raise ShutDown from None
             raise
 
-    # Holding: items are got in a transaction of the store's own that stays open.
+    # Popping in a transaction of the store's own, which stays open until the caller ends it.
 
-    def try_hold(self, hold: Callable[[], R]) -> R:
-        """Call ``hold``, which gets items in a transaction; raise ``Empty`` or ``ShutDown``."""
+    def try_begin_pop(self, begin: Callable[[], R]) -> R:
+        """Call ``begin``, which pops items in a transaction; raise ``Empty`` or ``ShutDown``."""
         if self.is_immediate:
             raise ShutDown
         try:
-            return hold()
+            return begin()
         except Empty:
             if self.is_shutdown:
                 raise ShutDown from None
             raise
 
-    def hold_ended(self, done: bool) -> None:
+    def pop_ended(self, done: bool) -> None:
         """Wake waiters, because a transaction ended in which items were got.
 
         :param done: it was committed. Otherwise the items are ready again.

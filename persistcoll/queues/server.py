@@ -18,7 +18,7 @@ from persistcoll.serializers import resolve
 from persistcoll.servers.address import Address, address_of
 from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, record_store_script
 from persistcoll.servers.record_store import ServerRecordStore
-from persistcoll.servers.sessions import HeldTransaction
+from persistcoll.servers.sessions import OpenTransaction
 
 __all__ = ["PlainServerQueue", "ServerAckQueue", "ddl", "open_store"]
 
@@ -177,21 +177,21 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
             with store.undone_if_it_raises():
                 yield blocking.get_many(n, self._decode, False, timeout)
             return
-        held: list[HeldTransaction] = []
+        begun: list[OpenTransaction] = []
         try:
-            hold = partial(self._hold, n, held)
-            pairs = self._blocking.hold_many(n, hold, block, timeout, linger)
+            begin = partial(self._begin_pop, n, begun)
+            pairs = self._blocking.begin_pop_many(n, begin, block, timeout, linger)
             yield [item for _, item in pairs]
-            held[0].end()
+            begun[0].end()
         except BaseException as error:
-            for transaction in held:
+            for transaction in begun:
                 transaction.roll_back(error)
-                self._core.hold_ended(False)
+                self._core.pop_ended(False)
             raise
-        self._core.hold_ended(True)
+        self._core.pop_ended(True)
 
-    def _hold(self, n: int, held: list[HeldTransaction], deadline: float | None) -> list[tuple[int, T]]:
-        return self._store.hold(n, self._decode, held, deadline)
+    def _begin_pop(self, n: int, begun: list[OpenTransaction], deadline: float | None) -> list[tuple[int, T]]:
+        return self._store.begin_pop(n, self._decode, begun, deadline)
 
 
 class ServerAckQueue(ServerContainer, AckQueue[T]):

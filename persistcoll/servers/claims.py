@@ -18,7 +18,7 @@ from persistcoll.errors import NotClaimedError, StaleClaimError
 from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
 from persistcoll.servers.schema import Collection
-from persistcoll.servers.sessions import HeldTransaction, Server, Session
+from persistcoll.servers.sessions import OpenTransaction, Server, Session
 from persistcoll.servers.statements import NUMBERS
 
 __all__ = ["ALL", "FINISHED", "LONGEST_SPAN", "ClaimingHandle"]
@@ -232,11 +232,11 @@ class ClaimingHandle(Handle):
             session.run(self._sql.delete, ids=ids)
         return values
 
-    def hold(
+    def begin_pop(
         self,
         limit: int,
         decode: Callable[[Record], T],
-        held: list[HeldTransaction],
+        begun: list[OpenTransaction],
         deadline: float | None = None,
     ) -> list[T]:
         """Ack up to ``limit`` ready records in a transaction that stays open, and return them decoded.
@@ -244,17 +244,17 @@ class ClaimingHandle(Handle):
         Until the caller ends the transaction, no other call gets the records, and counts take them for ready.
         If the process dies, the server rolls the transaction back.
 
-        :param held: the transaction is appended to this list.
+        :param begun: the transaction is appended to this list.
         :raise Empty: no record is ready.
         """
         self._check()
 
         def attempt(promoted: bool) -> list[T]:
             try:
-                return self._server.hold(
+                return self._server.begin(
                     lambda session: self._take(session, limit, decode, None, promoted),
                     self._number,
-                    held,
+                    begun,
                     deadline,
                 )
             except _NothingError:

@@ -25,7 +25,7 @@ from persistcoll.servers.statements import SharedStatements, shared_statements
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
 
-__all__ = ["SERVERS", "HeldTransaction", "Server", "Session", "Sessions", "Transaction", "driver_of"]
+__all__ = ["SERVERS", "OpenTransaction", "Server", "Session", "Sessions", "Transaction", "driver_of"]
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class Transaction:
                 self._server._roll_back(session, error)
 
 
-class HeldTransaction(Transaction):
+class OpenTransaction(Transaction):
     """A transaction that stays open while the caller of a store does something.
 
     :ivar is_idle: no statement is running, so none may still be answered.
@@ -362,20 +362,20 @@ class Server:
 
         return self._retried(attempt, deadline)
 
-    def hold(
-        self, work: Callable[[Session], T], number: int, held: list[HeldTransaction], deadline: float | None
+    def begin(
+        self, work: Callable[[Session], T], number: int, begun: list[OpenTransaction], deadline: float | None
     ) -> T:
         """Run ``work`` in a transaction that stays open, and return what it returns.
 
         It is called again as :meth:`transact` calls it. The caller ends the transaction.
 
         :param number: the collection.
-        :param held: the transaction is appended to this list before it begins.
+        :param begun: the transaction is appended to this list before it begins.
         """
 
         def attempt() -> T:
-            transaction = HeldTransaction(self)
-            held.append(transaction)
+            transaction = OpenTransaction(self)
+            begun.append(transaction)
             try:
                 transaction.begin(deadline, True, None, idles=True)
                 value = transaction.run(work, number, None)
@@ -383,7 +383,7 @@ class Server:
                 return value
             except BaseException as error:
                 transaction.roll_back(error)
-                held.pop()
+                begun.pop()
                 raise
 
         return self._retried(attempt, deadline)
