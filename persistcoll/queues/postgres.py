@@ -55,8 +55,9 @@ class PostgresQueue(PlainPuts[T], PlainServerQueue[T]):
         a pickle of the queue has none: where it is unpickled, the password is ``PERSISTCOLL_PASSWORD``.
     :param connection: a connection of psycopg 3, or what SQLAlchemy or Django wraps around one. Each call of
         this object is then a part of the transaction that the caller has open on it: nothing is waited for,
-        and the caller commits. The queue itself is made and found on connections of its own. ``put``,
-        ``get``, ``get_many`` and ``receive`` take a connection for one call, too.
+        and the caller commits. The queue itself is made and found on connections of its own, which lead to
+        the same server where no argument names one. ``put``, ``get``, ``get_many`` and ``receive`` take a
+        connection for one call, too. If the connection has a ``search_path`` of its own, give ``schema``.
     :param schema: where the tables are; ``None``: where the server looks first.
     :param create: otherwise a missing queue is an error, whose message has the statements that make it.
     :param timeout: seconds to wait for a connection, and for a lock of another transaction.

@@ -18,9 +18,13 @@ from persistcoll.serializers import resolve
 from persistcoll.servers.address import Address, address_of
 from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, record_store_script
 from persistcoll.servers.record_store import ServerRecordStore
-from persistcoll.servers.sessions import OpenTransaction
+from persistcoll.servers.sessions import OpenTransaction, driver_of
 
 __all__ = ["PlainServerQueue", "ServerAckQueue", "ddl", "open_store"]
+
+
+_WHERE = ("url", "host", "port", "user", "password", "passwd", "dbname", "db_name")
+"""The parameters that name a server."""
 
 
 def open_store(options: ServerQueueOptions, kind: str, discipline: Discipline) -> ServerRecordStore:
@@ -285,6 +289,9 @@ def _address(kind: str, arguments: dict[str, Any]) -> Address:
 
     :raise ValueError: an argument was given under both of its names.
     """
+    connection = arguments.get("connection")
+    if connection is not None and all(arguments[name] is None for name in _WHERE):
+        return driver_of(kind).address_of(connection)
     given = {name: arguments[name] for name in ("url", "host", "port", "user")}
     for name, first, second in (("password", "password", "passwd"), ("database", "dbname", "db_name")):
         if arguments[first] is not None and arguments[second] is not None:

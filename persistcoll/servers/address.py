@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
-__all__ = ["MYSQL", "POSTGRESQL", "Address", "address_of"]
+__all__ = ["MYSQL", "OPTIONS", "POSTGRESQL", "Address", "address_of"]
 
 POSTGRESQL = "postgresql"
 MYSQL = "mysql"
@@ -26,7 +26,7 @@ _SCHEMES = {
     "mariadb+pymysql": MYSQL,
 }
 _PORTS = {POSTGRESQL: 5432, MYSQL: 3306}
-_OPTIONS = {
+OPTIONS = {
     POSTGRESQL: frozenset(
         "channel_binding connect_timeout gssencmode keepalives keepalives_count keepalives_idle"
         " keepalives_interval load_balance_hosts passfile require_auth service sslcert sslcrl sslkey"
@@ -36,6 +36,7 @@ _OPTIONS = {
         "connect_timeout ssl_ca ssl_cert ssl_key ssl_verify_cert ssl_verify_identity unix_socket".split()
     ),
 }
+"""The options of a connection that an address may have, by the kind of the server."""
 _SECRET_OPTIONS = frozenset({"sslpassword"})
 _EXAMPLE = {
     POSTGRESQL: "postgresql://user@host:5432/database",
@@ -151,9 +152,9 @@ def _port(port: Any, kind: str) -> int:
 
 def _options(kind: str, pairs: Any) -> tuple[tuple[str, str], ...]:
     for name, _ in pairs:
-        if name not in _OPTIONS[kind]:
+        if name not in OPTIONS[kind]:
             raise ValueError(
-                f"{name!r} is no option of a connection; these are: {', '.join(sorted(_OPTIONS[kind]))}"
+                f"{name!r} is no option of a connection; these are: {', '.join(sorted(OPTIONS[kind]))}"
             )
     return tuple(sorted((name, str(value)) for name, value in pairs))
 

@@ -126,6 +126,13 @@ class Driver(Protocol):
         :raise ImportError: the driver is not installed.
         """
 
+    def address_of(self, connection: Any) -> Address:
+        """Return the address to which the caller's connection leads, with its password.
+
+        :raise TypeError: it is no connection of this driver.
+        :raise ValueError: the connection does not tell all of it.
+        """
+
     def caller_connection(self, connection: Any) -> Connection:
         """Return the caller's connection in the form that the algorithm uses.
 

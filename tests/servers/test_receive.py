@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import threading
 import time
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from persistcoll.servers.address import MYSQL
 from persistcoll.servers.mysql.statements import MySQLDialect
 from persistcoll.servers.postgres import connection as postgres
 from persistcoll.servers.postgres.statements import PostgresDialect
+from persistcoll.testing.children import run_threads
 from tests.concurrency.workers import Remote
 from tests.queues.waits import until, waiting
 from tests.servers.losing import losing_connections
@@ -379,6 +381,53 @@ def test_the_constructor_takes_the_connection(open_queue, place, caller):
     assert orders(place) == [1]
     with pytest.raises(ValueError, match="auto_commit"):
         open_queue(connection=caller, auto_commit=False)
+
+
+def test_a_connection_alone_names_the_server(place, open_queue, caller, request):
+    queue = open_queue()
+    with place.class_of()(request.node.name, connection=caller, schema=place.schema) as bound:
+        assert bound.url.startswith(queue.url)
+        bound.put("a")
+        assert queue.empty()
+        caller.commit()
+        with bound.receive() as item:
+            assert item == queue.peek() == "a"
+        caller.commit()
+    assert queue.empty()
+    with pytest.raises(TypeError, match="a connection of"):
+        place.class_of()(request.node.name, connection=object())
+    if place.kind == MYSQL:
+        caller._ssl_required = True  # as if the program had given it certificates
+        with pytest.raises(ValueError, match="certificates"):
+            place.class_of()(request.node.name, connection=caller)
+
+
+def test_what_is_stored_with_an_item_is_stored_once(place, open_queue):
+    """Consumers fail now and then, and commit a row with each item that they finish."""
+    queue, count = open_queue(), 60
+    queue.put_many(range(count))
+
+    def consume(number: int) -> None:
+        chance = random.Random(number)
+        connection = CallerConnection(place).connection
+        try:
+            while len(queue):
+                try:
+                    with queue.receive(connection=connection) as item:
+                        order(place, connection, item)
+                        if chance.random() < 0.3:
+                            raise ZeroDivisionError
+                except (Empty, ZeroDivisionError):
+                    pass
+                if chance.random() < 0.2:
+                    connection.rollback()
+                connection.commit()
+        finally:
+            connection.close()
+
+    run_threads(*[lambda number=number: consume(number) for number in range(4)])
+    assert orders(place) == list(range(count))
+    place.run(f"DELETE FROM {place.name}.orders")
 
 
 def wrappers(raw: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
-from persistcoll.servers.address import Address
+from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, unwrapped
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
@@ -79,18 +79,39 @@ class MySQLDriver:
                 connection.close()
             raise
 
+    def address_of(self, connection: Any) -> Address:
+        connection = _of_pymysql(connection)
+        # Since PyMySQL 1.2 each connection tries TLS, and only some were told to.
+        if getattr(connection, "_ssl_required", connection.ssl):
+            raise ValueError(
+                "a connection of PyMySQL does not tell its certificates: name the server by a URL beside it"
+            )
+        password = bytes(connection.password).decode("latin1") or None
+        socket = (("unix_socket", connection.unix_socket),) if connection.unix_socket else ()
+        user, database = (
+            each.decode() if isinstance(each, bytes) else each for each in (connection.user, connection.db)
+        )
+        return Address(MYSQL, ((connection.host, connection.port),), user, password, database, socket)
+
     def caller_connection(self, connection: Any) -> Connection:
         pymysql = _pymysql()
-        connection = unwrapped(connection, pymysql.connections.Connection)
-        if not isinstance(connection, pymysql.connections.Connection):
-            raise TypeError(
-                f"a transaction is joined on a connection of PyMySQL, not on {type(connection).__module__}."
-                f"{type(connection).__name__}"
-            )
+        connection = _of_pymysql(connection)
         in_transaction = connection.server_status & pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
         if connection.get_autocommit() and not in_transaction:
             raise ValueError("no transaction is open on this connection")
         return _MySQLConnection(connection)
+
+
+def _of_pymysql(connection: Any) -> Any:
+    """Return the connection of PyMySQL that a caller gave, or that is in what it gave."""
+    pymysql = _pymysql()
+    connection = unwrapped(connection, pymysql.connections.Connection)
+    if not isinstance(connection, pymysql.connections.Connection):
+        raise TypeError(
+            f"a transaction is joined on a connection of PyMySQL, not on {type(connection).__module__}."
+            f"{type(connection).__name__}"
+        )
+    return connection
 
 
 def _pymysql() -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
-from persistcoll.servers.address import Address
+from persistcoll.servers.address import OPTIONS, POSTGRESQL, Address
 from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, unwrapped
 from persistcoll.servers.postgres.errors import translate
 from persistcoll.servers.postgres.statements import PostgresDialect
@@ -75,14 +75,19 @@ class PostgresDriver:
             connection.close()
             raise
 
+    def address_of(self, connection: Any) -> Address:
+        info = _of_psycopg(connection).info
+        options = {
+            name: value for name, value in info.get_parameters().items() if name in OPTIONS[POSTGRESQL]
+        }
+        hosts = ((info.host, info.port),)
+        return Address(
+            POSTGRESQL, hosts, info.user, info.password or None, info.dbname, tuple(sorted(options.items()))
+        )
+
     def caller_connection(self, connection: Any) -> Connection:
         psycopg = _psycopg()
-        connection = unwrapped(connection, psycopg.Connection)
-        if not isinstance(connection, psycopg.Connection):
-            raise TypeError(
-                f"a transaction is joined on a connection of psycopg 3, not on {type(connection).__module__}."
-                f"{type(connection).__name__}"
-            )
+        connection = _of_psycopg(connection)
         status = psycopg.pq.TransactionStatus
         found = connection.info.transaction_status
         if found == status.INERROR:
@@ -90,6 +95,18 @@ class PostgresDriver:
         if connection.autocommit and found == status.IDLE:
             raise ValueError("no transaction is open on this connection")
         return _PostgresConnection(connection)
+
+
+def _of_psycopg(connection: Any) -> Any:
+    """Return the connection of psycopg that a caller gave, or that is in what it gave."""
+    psycopg = _psycopg()
+    connection = unwrapped(connection, psycopg.Connection)
+    if not isinstance(connection, psycopg.Connection):
+        raise TypeError(
+            f"a transaction is joined on a connection of psycopg 3, not on {type(connection).__module__}."
+            f"{type(connection).__name__}"
+        )
+    return connection
 
 
 def _psycopg() -> Any:
