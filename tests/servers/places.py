@@ -60,7 +60,7 @@ class CallerConnection:
     :ivar connection: the driver's.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Any) -> None:
         host, port = place.address.hosts[0]
         self.connection: Any
         if place.kind == MYSQL:

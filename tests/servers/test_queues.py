@@ -12,6 +12,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 import persistcoll
 from persistcoll import (
     BackendUnavailableError,
+    DecodeError,
     Empty,
     Full,
     SerializerMismatchError,
@@ -30,7 +33,8 @@ from persistcoll import (
 from persistcoll.metrics import prometheus_text
 from persistcoll.servers.address import MYSQL
 from tests.concurrency.workers import Remote, get_until_told, produce, wait_in
-from tests.servers.places import KINDS, Place
+from tests.servers.places import KINDS, CallerConnection, Place
+from tests.sql_queues.test_common import Picky
 
 SECRET = "hidden/p@ss:w%rd"
 # What is falsy is an item like any other.
@@ -130,6 +134,12 @@ def test_a_password_is_nowhere(place, user, monkeypatch, caplog):
             with one:
                 assert one.get() == "x"
                 one.put("x")
+        # So does a queue that has only a connection.
+        address = replace(place.address, user=user, password=SECRET)
+        caller = CallerConnection(SimpleNamespace(kind=place.kind, address=address))
+        with place.class_of()("secret", connection=caller.connection, schema=place.schema) as bound:
+            shown += [repr(bound), repr(bound._options)]
+        caller.close()
         monkeypatch.setenv("PERSISTCOLL_PASSWORD", SECRET)
         with pickle.loads(pickled) as again:
             assert again.get() == "x"
@@ -308,6 +318,36 @@ def test_falsy_items_arrive(open_queue, which):
     assert [type(item) for item in got] == [type(item) for item in ITEMS]
     with pytest.raises(Empty):
         queue.get(block=False)
+
+
+@pytest.mark.parametrize(
+    ("which", "puts", "gets"),
+    [
+        ("Queue", "abca", "abca"),
+        ("LIFOQueue", "abca", "acba"),
+        ("UniqueQueue", "abca", "abc"),
+        ("PriorityQueue", "caba", "aabc"),
+        ("AckQueue", "abca", "abca"),
+    ],
+)
+def test_each_class_has_its_order(open_queue, which, puts, gets):
+    queue = open_queue(which)
+    for item in puts:
+        queue.put(item, ord(item)) if which == "PriorityQueue" else queue.put(item)
+    assert [queue.get(block=False) for _ in gets] == list(gets)
+    assert queue.empty()
+
+
+def test_what_cannot_be_decoded_stays_when_it_is_received(open_queue):
+    queue = open_queue(serializer=Picky())
+    id = queue.put("poison")
+    queue.put("good")
+    with pytest.raises(DecodeError) as raised, queue.receive():
+        pass
+    assert (raised.value.id, len(queue)) == (id, 2)
+    assert queue.skip(id) == id
+    with queue.receive() as item:
+        assert item == "good"
 
 
 def test_names_are_told_apart(open_queue):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import persistcoll
-from persistcoll import BackendUnavailableError, Empty, ShutDown, SQLiteQueue, StorageError
+from persistcoll import BackendUnavailableError, Empty, LockedError, ShutDown, SQLiteQueue, StorageError
 from persistcoll.engine import event_count
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.mysql.statements import MySQLDialect
@@ -155,6 +155,17 @@ def test_join_and_put_wait_for_the_end_of_the_block(open_queue, no_polling):
     assert queue.get() == "b"
     queue.task_done()
     finish()
+
+
+@pytest.mark.parametrize("timeout", [0, 1])
+def test_an_equal_item_waits_for_the_end_of_the_block_and_no_longer_than_allowed(open_queue, timeout):
+    queue, other = open_queue("UniqueQueue"), open_queue("UniqueQueue", timeout=timeout)
+    queue.put("a")
+    with queue.receive():
+        with pytest.raises(LockedError):
+            waiting(lambda: other.put("a"))()
+        assert other.put("b") is not None
+    assert other.put("a") is not None
 
 
 def test_a_block_may_last(open_queue, place, monkeypatch):
