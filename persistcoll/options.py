@@ -43,6 +43,7 @@ __all__ = [
     "LogOptions",
     "MessageQueueOptions",
     "Options",
+    "QueueOptions",
     "SQLiteAckQueueOptions",
     "SQLiteOptions",
     "SQLiteQueueOptions",
@@ -181,9 +182,10 @@ class SQLiteOptions(DiskOptions):
 
 
 @dataclass(frozen=True)
-class SQLiteQueueOptions(SQLiteOptions):
-    """The options of a queue in an SQLite database."""
+class QueueOptions(Options):
+    """The options that every queue in a database has."""
 
+    auto_commit: bool
     maxsize: int
 
     def __post_init__(self) -> None:
@@ -194,6 +196,11 @@ class SQLiteQueueOptions(SQLiteOptions):
     def claim_policy(self) -> ClaimPolicy:
         """How the store treats claimed records."""
         return ClaimPolicy()
+
+
+@dataclass(frozen=True)
+class SQLiteQueueOptions(QueueOptions, SQLiteOptions):
+    """The options of a queue in an SQLite database."""
 
 
 @dataclass(frozen=True)
@@ -264,20 +271,8 @@ class ServerOptions(Options):
 
 
 @dataclass(frozen=True)
-class ServerQueueOptions(ServerOptions):
+class ServerQueueOptions(QueueOptions, ServerOptions):
     """The options of a queue on a database server."""
-
-    auto_commit: bool
-    maxsize: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        vars(self).update(auto_commit=bool(self.auto_commit), maxsize=checked_count("maxsize", self.maxsize))
-
-    @property
-    def claim_policy(self) -> ClaimPolicy:
-        """How the store treats claimed records."""
-        return ClaimPolicy()
 
 
 @dataclass(frozen=True)
