@@ -31,11 +31,10 @@ from persistcoll import (
 from persistcoll.disk.calls import Disk
 from persistcoll.journal import inspect as files
 from persistcoll.serializers import compressed, signed
-from persistcoll.sqlite import driver
 from persistcoll.sqlite.inspect import _STATEMENTS
 from persistcoll.sqlite.open import DICT, MESSAGES
 from tests.api.tree import modules
-from tests.catalog.kinds import CLASSES, COUNTS, IN_DATABASES, told_of
+from tests.catalog.kinds import CLASSES, COUNTS, IN_DATABASES, told_of, watch_looks
 from tests.permissions.kinds import PLAIN, add, die, in_child, take
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -413,17 +412,7 @@ def test_a_look_into_files_costs_the_same_at_any_backlog(tmp_path, monkeypatch):
 
 
 def test_a_look_into_a_database_costs_the_same_at_any_backlog(tmp_path, monkeypatch):
-    statements: list[str] = []
-    steps: list[int] = []
-    connect = driver.connect_read_only
-
-    def traced(path: str, timeout: float, immutable: bool) -> Any:
-        connection = connect(path, timeout, immutable)
-        connection.set_trace_callback(statements.append)
-        connection.set_progress_handler(lambda: steps.append(1), 1)  # each instruction
-        return connection
-
-    monkeypatch.setattr(driver, "connect_read_only", traced)
+    statements, steps = watch_looks(monkeypatch)
     costs = []
     for items in (10, 5000):
         path = tmp_path / str(items)

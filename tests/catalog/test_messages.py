@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from persistcoll import CollectionInfo, MessageQueue, PDict, SQLiteQueue, collections
-from persistcoll.sqlite import driver
-from tests.catalog.kinds import COUNTS, told_of
+from tests.catalog.kinds import COUNTS, told_of, watch_looks
 from tests.permissions.kinds import PLAIN, die, everything, in_child
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -117,15 +116,7 @@ def test_damaged_counters_cost_only_the_counts(tmp_path: Path) -> None:
 
 
 def test_a_look_costs_the_same_at_any_backlog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[int] = []
-    connect = driver.connect_read_only
-
-    def watched(path: str, timeout: float, immutable: bool) -> Any:
-        connection = connect(path, timeout, immutable)
-        connection.set_progress_handler(lambda: steps.append(1), 1)  # each instruction
-        return connection
-
-    monkeypatch.setattr(driver, "connect_read_only", watched)
+    _, steps = watch_looks(monkeypatch)
     costs = []
     for count in (10, 2000):
         path = tmp_path / str(count)

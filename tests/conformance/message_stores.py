@@ -18,9 +18,9 @@ from persistcoll.engine.memory.server_message_store import (
 )
 from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import Durability
-from persistcoll.sqlite.open import DatabaseLocation, open_message_store
 from persistcoll.testing import Capabilities
 from tests.conformance.record_stores import copy_database
+from tests.crash.messages import opened
 
 __all__ = ["MESSAGE_STORES", "MemoryMessageServerStores", "MemoryMessageStores", "SQLiteMessageStores"]
 
@@ -96,15 +96,7 @@ class SQLiteMessageStores:
         return self._opened(self._directory / "messages.db", name, policy)
 
     def _opened(self, path: Path, name: str, policy: MessagePolicy) -> MessageStore:
-        return open_message_store(
-            DatabaseLocation(path),
-            name=name,
-            policy=policy,
-            serializer="raw",
-            executes_code=False,
-            durability=self._durability,
-            clock=self.now,
-        )
+        return opened(path, policy, self._durability, name, clock=self.now)
 
     def crashed(self, name: str, policy: MessagePolicy) -> MessageStore:
         path = self._directory / f"copy-{next(self._copies)}.db"

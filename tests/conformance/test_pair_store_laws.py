@@ -14,6 +14,7 @@ from persistcoll.engine.contracts import Pair
 from persistcoll.errors import ClosedError
 from persistcoll.testing.laws.pair_store import PAIR_STORE_LAWS
 from tests.conformance.pair_stores import PAIR_STORES, MemoryPairStores
+from tests.conformance.wrong.moments import without_lock
 
 # A crash loses what is buffered, and a forked child does not have it. A close loses what is in memory.
 NOT_APPLICABLE = {"gathering": {"S2", "S10"}, "sqlite-memory": {"S2", "S8", "S9"}}
@@ -197,11 +198,8 @@ def _lets_other_threads_write(mapping: Any, original: Any) -> Any:
 
 
 def _lets_other_threads_look(mapping, original, key):
-    lock, mapping._state.lock = mapping._state.lock, nullcontext()
-    try:
+    with without_lock(mapping._state):
         return original(key)
-    finally:
-        mapping._state.lock = lock
 
 
 def _for_ever(mapping, original, items, expires=None):

@@ -12,6 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -318,9 +319,8 @@ def test_a_torn_tail_is_cut_kept_and_told_of(behind, policy, place, caplog, monk
 # Random damage.
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_bytes_in_any_file(data, files, place):
+def damaged_somewhere(files: dict[str, bytes], data: Any) -> dict[str, bytes]:
+    """Return these files with other bytes at up to three places that hypothesis chooses."""
     damaged = dict(files)
     for _ in range(data.draw(st.integers(1, 3))):
         name = data.draw(st.sampled_from(sorted(files)))
@@ -328,6 +328,13 @@ def test_any_bytes_in_any_file(data, files, place):
         at = data.draw(st.integers(0, len(content)))
         length = data.draw(st.integers(0, 40))
         damaged[name] = content[:at] + data.draw(st.binary(max_size=40)) + content[at + length :]
+    return damaged
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_bytes_in_any_file(data, files, place):
+    damaged = damaged_somewhere(files, data)
     # Without the tail mark the end of the last chunk looks like a put that was cut short.
     told = damaged["producer.lock"] == files["producer.lock"]
     judge(damaged, place, data.draw(st.sampled_from(POLICIES)), back=True, told=told)

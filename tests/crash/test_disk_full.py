@@ -113,6 +113,34 @@ def child(code: str, *arguments: str, command: list[str] | None = None) -> list[
     return done.stdout.splitlines()
 
 
+def traced(log: Path, calls: str, *more: str) -> list[str]:
+    """Return the words before those of a program that let strace write its system calls into ``log``."""
+    strace = shutil.which("strace")
+    assert strace is not None
+    return [strace, "-f", "-qq", "-s", "100", "-o", str(log), "-e", f"trace={calls}", *more]
+
+
+def failing(log: Path, call: str, error: str, when: object) -> list[str]:
+    """Return what :func:`traced` does, and let a system call fail.
+
+    :param when: its number; ``"7+"`` is the seventh and all that follow.
+    """
+    return traced(log, call, "-y", "-e", f"inject={call}:error={error}:when={when}")
+
+
+# The calls that a writer to a database makes, an error, and the durability.
+WRITERS_CALLS = [
+    ("fdatasync", "EIO", "power"),
+    ("pwrite64", "EIO", "power"),
+    ("pwrite64", "EIO", "process"),
+    ("pwrite64", "ENOSPC", "power"),
+    ("pwrite64", "ENOSPC", "process"),
+    ("flock", "EIO", "process"),
+]
+# The range of the number of the call that fails, unless (150, 600). The first ones are those of the opening.
+WHEN = {"fdatasync": (20, 60), "flock": (60, 200)}
+
+
 LIMITED = """
 import resource, signal, sys
 from persistcoll import Queue, StorageFullError
@@ -172,15 +200,10 @@ except StorageError as error:
 @pytest.mark.parametrize("call", ["fsync", "fdatasync"])
 def test_the_kernel_fails_the_nth_sync(call, when, tmp_path):
     fired = 0
-    strace = shutil.which("strace")
-    assert strace is not None
+    log = tmp_path / "strace.log"
     for nth in range(1, 30):
         path = tmp_path / f"{nth}" / "queue"
-        suffix = "+" if when == "forever" else ""
-        inject = f"inject={call}:error=EIO:when={nth}{suffix}"
-        log = tmp_path / "strace.log"
-        command = [strace, "-f", "-y", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject]
-        # strace wants the interpreter itself, not a version manager's script.
+        command = failing(log, call, "EIO", f"{nth}+" if when == "forever" else nth)
         said = child(FAULTY, str(path), command=command)
         typed = [line for line in said if line.startswith("typed")]
         injected = [line for line in log.read_text().splitlines() if "INJECTED" in line]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from persistcoll import CorruptionError, Empty, Log, PersistcollError, TrimmedError
 from tests.crash.accounts import number_of, numbered
 from tests.crash.log_accounts import opened
-from tests.crash.test_damage import DATA, POLICIES, spoiled
+from tests.crash.test_damage import DATA, POLICIES, damaged_somewhere, spoiled
 
 CHUNKS = ("q00001", "q00002", "q00003")
 TRIMMED, LAST = 4, 11
@@ -281,11 +281,4 @@ def test_an_index_of_another_chunk_or_store(files, place):
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_bytes_in_any_file(data, files, place):
-    damaged = dict(files)
-    for _ in range(data.draw(st.integers(1, 3))):
-        name = data.draw(st.sampled_from(sorted(files)))
-        content = damaged[name]
-        at = data.draw(st.integers(0, len(content)))
-        length = data.draw(st.integers(0, 40))
-        damaged[name] = content[:at] + data.draw(st.binary(max_size=40)) + content[at + length :]
-    judge(damaged, place, data.draw(st.sampled_from(POLICIES)), back=True)
+    judge(damaged_somewhere(files, data), place, data.draw(st.sampled_from(POLICIES)), back=True)

@@ -11,7 +11,6 @@ import re
 import shutil
 import sqlite3
 import struct
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,19 +18,12 @@ from typing import Any
 
 import pytest
 
-from persistcoll import (
-    ClaimError,
-    CorruptionError,
-    Empty,
-    PersistcollError,
-    SerializerMismatchError,
-    StorageError,
-)
+from persistcoll import CorruptionError, Empty
 from persistcoll.engine.message_records import DAMAGED, MessageEntry, MessagePolicy
 from persistcoll.engine.records import State
 from persistcoll.sqlite.message_statements import STATES
 from tests.crash.messages import is_consistent, opened
-from tests.crash.test_sqlite_damage import PAGE, REGIONS, Image, damaged, lay, no_cells, regions
+from tests.crash.test_sqlite_damage import PAGE, REGIONS, Image, Taken, damaged, lay, no_cells, regions
 
 POLICY = MessagePolicy(lease=None, backoff=None, max_attempts=3)
 COUNT = 250
@@ -523,24 +515,10 @@ def body(number: int) -> bytes:
     return b"message %d " % number + (b"y" * 3000 if number % 20 == 7 else b"")
 
 
-class Account:
+class Account(Taken):
     """What came out of a damaged queue."""
 
-    def __init__(self) -> None:
-        self.got: list[bytes] = []
-        self.dead = 0
-        self.errors: list[PersistcollError] = []
-
-    def attempt(self, call: Callable[[], Any]) -> Any:
-        """Return the result, or ``None`` for an error about damage; any other error fails the test.
-
-        The damaged name of a serializer may be a name, too.
-        """
-        try:
-            return call()
-        except (StorageError, ClaimError, SerializerMismatchError) as error:
-            self.errors.append(error)
-            return None
+    dead = 0
 
     def take_all(self, place: Path, busy: bool = False) -> None:
         """Claim and ack everything that can be had.

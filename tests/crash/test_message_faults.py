@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import shutil
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from persistcoll.testing.faults import FaultyDisk
 from tests.crash.images import image
 from tests.crash.message_accounts import Account, found
 from tests.crash.messages import POLICY, is_consistent, opened
-from tests.crash.test_disk_full import child
+from tests.crash.test_disk_full import WHEN, WRITERS_CALLS, child, failing
 from tests.crash.test_message_interrupts import OPERATIONS, MessageObserver, Scene
 from tests.crash.test_pdict_full import Narrow
 
@@ -99,7 +98,7 @@ def numbers(store: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def failing(store: Any) -> Any:
+def faulty_disk(store: Any) -> Any:
     """Give a disk whose calls can be made to fail, in the place of the store's."""
     disk = store._database.disk
     whole = copy.copy(disk)
@@ -127,7 +126,7 @@ def test_each_call_of_an_operation_fails(name, durability, times, memory_path):
     whole = Scene(memory_path / "d", "whole", durability)
     observer = MessageObserver(memory_path / "d" / "data.db")
     before = observer.everything(observer.number("whole"))
-    with failing(whole.store) as disk:
+    with faulty_disk(whole.store) as disk:
         operation(whole)
         counted = dict(disk.calls)
     after = observer.everything(observer.number("whole"))
@@ -137,7 +136,7 @@ def test_each_call_of_an_operation_fails(name, durability, times, memory_path):
         for at in range(1, count + 1):
             scene = Scene(memory_path / "d", next(names), durability)
             error = None
-            with failing(scene.store) as disk:
+            with faulty_disk(scene.store) as disk:
                 fault = disk.fail(call, at=at, times=times)
                 try:
                     operation(scene)
@@ -175,7 +174,7 @@ def test_after_a_failed_sync_all_is_refused_until_it_is_opened_again(name, memor
     store.put([MessageEntry(b"%d" % number) for number in range(3)])
     claims: list[MessageClaim] = []
     store.claim(claims=claims)
-    with failing(store) as disk:
+    with faulty_disk(store) as disk:
         disk.fail("sync")
         with pytest.raises(StorageError, match="unknown"):
             SYNCED[name](store, claims)
@@ -233,29 +232,14 @@ os._exit(0)
 @pytest.mark.parametrize("times", ["once", "for ever"])
 @pytest.mark.parametrize(
     ("call", "error", "durability"),
-    [
-        ("fdatasync", "EIO", "power"),
-        ("pwrite64", "EIO", "power"),
-        ("pwrite64", "EIO", "process"),
-        ("pwrite64", "ENOSPC", "power"),
-        ("pwrite64", "ENOSPC", "process"),
-        ("pread64", "EIO", "process"),
-        ("flock", "EIO", "process"),
-        ("fcntl", "EIO", "process"),
-    ],
+    [*WRITERS_CALLS, ("pread64", "EIO", "process"), ("fcntl", "EIO", "process")],
 )
 def test_any_call_of_the_system_fails(call, error, durability, times, rng, tmp_path):
-    strace = shutil.which("strace")
-    assert strace is not None
     path, log = tmp_path / "d", tmp_path / "log"
     opened(path, POLICY, durability).close()
     account = Account()
-    # The first calls are those of the start and of the opening.
-    first, last = {"fdatasync": (12, 60), "flock": (20, 200)}.get(call, (150, 600))
-    when = rng.randrange(first, last)
-    every = "" if times == "once" else "+"
-    inject = f"inject={call}:error={error}:when={when}{every}"
-    command = [strace, "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject]
+    when = rng.randrange(*WHEN.get(call, (150, 600)))
+    command = failing(log, call, error, when if times == "once" else f"{when}+")
     for line in child(FAULTY, str(path), durability, str(rng.getrandbits(32)), command=command):
         account.add(line)
     assert "INJECTED" in log.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from persistcoll import PDict, StorageFullError
 from tests.crash.dict_accounts import is_sound
 from tests.crash.images import Image, image
-from tests.crash.test_disk_full import child
+from tests.crash.test_disk_full import child, failing
 
 ROOM = 2 << 20  # bytes that are free at the beginning
 
@@ -163,9 +162,6 @@ print("right", len(stored))
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("when", ["15", "26"])
 def test_a_sync_that_fails_poisons_what_is_open(when, tmp_path):
-    strace = shutil.which("strace")
-    assert strace is not None
-    inject = f"inject=fdatasync:error=EIO:when={when}"
-    command = [strace, "-f", "-qq", "-o", str(tmp_path / "log"), "-e", "trace=fdatasync", "-e", inject]
+    command = failing(tmp_path / "log", "fdatasync", "EIO", when)
     (said,) = child(FAILING, str(tmp_path / "d"), command=command)
     assert said.startswith("right")

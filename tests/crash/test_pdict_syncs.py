@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 
-from tests.crash.test_disk_full import child
+from tests.crash.test_disk_full import child, traced
 
 PROGRAM = """
 import os, sys
@@ -65,10 +64,8 @@ READING = {
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("durability", ["power", "process"])
 def test_syncs_of_each_operation(durability, tmp_path):
-    strace = shutil.which("strace")
-    assert strace is not None
     log = tmp_path / "log"
-    command = [strace, "-f", "-qq", "-s", "100", "-o", str(log), "-e", "trace=fdatasync,fsync,write"]
+    command = traced(log, "fdatasync,fsync,write")
     child(PROGRAM, str(tmp_path / "d"), durability, command=command)
     syncs: dict[str, int] = {}
     name = None

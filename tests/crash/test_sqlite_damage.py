@@ -28,6 +28,7 @@ from persistcoll import (
     Empty,
     PersistcollError,
     PriorityQueue,
+    SerializerMismatchError,
     SQLiteAckQueue,
     SQLiteQueue,
     StorageError,
@@ -181,21 +182,29 @@ def lay(place: Path, data: bytes, lock: bytes, log: bytes | None = None) -> None
         (place / "data.db-wal").write_bytes(log)
 
 
-class Account:
-    """What came out of a damaged queue."""
+class Taken:
+    """What came out of a damaged collection, and the errors."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
-        self.skipped = 0
         self.errors: list[PersistcollError] = []
 
     def attempt(self, call: Callable[[], Any]) -> Any:
-        """Return the result, or ``None`` for an error about damage; any other error fails the test."""
+        """Return the result, or ``None`` for an error about damage; any other error fails the test.
+
+        The damaged name of a serializer may be a name, too.
+        """
         try:
             return call()
-        except (StorageError, ClaimError) as error:
+        except (StorageError, ClaimError, SerializerMismatchError) as error:
             self.errors.append(error)
             return None
+
+
+class Account(Taken):
+    """What came out of a damaged queue."""
+
+    skipped = 0
 
     def take_all(self, kind: str, place: Path, busy: bool = False) -> None:
         """Get everything that can be had.

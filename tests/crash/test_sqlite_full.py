@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from persistcoll import Empty, MessageQueue, SQLiteAckQueue, SQLiteQueue, StorageFullError
-from tests.crash.test_disk_full import child
-
-ROOT = Path(__file__).parents[2]
+from tests.crash.test_disk_full import child, failing, traced
 
 
 @pytest.fixture
@@ -139,15 +135,8 @@ print("right", len(written))
 @pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict", "MessageQueue"])
 def test_a_limit_of_a_files_size_is_a_want_of_room(kind, durability, tmp_path):
     """SQLite calls it an I/O error, after which no operation would succeed."""
-    run(LIMITED, tmp_path / "store", kind, durability)
-
-
-def run(program: str, *arguments: object) -> None:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("right")
+    (said,) = child(LIMITED, str(tmp_path / "store"), kind, durability)
+    assert said.startswith("right")
 
 
 def frames(database: Path) -> int:
@@ -156,8 +145,8 @@ def frames(database: Path) -> int:
     Another process reads it, because closing that file here would drop SQLite's locks.
     """
     program = "import sys; print(int.from_bytes(open(sys.argv[1], 'rb').read(20)[16:], sys.byteorder))"
-    command = [sys.executable, "-c", program, f"{database}-shm"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (count,) = child(program, f"{database}-shm")
+    return int(count)
 
 
 def fill_up(place: Path) -> Path:
@@ -237,16 +226,9 @@ print("right", len(put))
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("when", [12, 25])
 def test_a_sync_that_fails_poisons_what_is_open(when, tmp_path):
-    strace = shutil.which("strace")
-    assert strace is not None
-    inject = f"inject=fdatasync:error=EIO:when={when}"
-    command = [strace, "-f", "-qq", "-o", str(tmp_path / "log"), "-e", "trace=fdatasync", "-e", inject]
-    # strace wants the interpreter itself, not a version manager's script.
-    command += [os.path.realpath(sys.executable), "-c", FAILING, str(tmp_path / "queue")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("right")
+    command = failing(tmp_path / "log", "fdatasync", "EIO", when)
+    (said,) = child(FAILING, str(tmp_path / "queue"), command=command)
+    assert said.startswith("right")
 
 
 UNLOCKING = """
@@ -278,11 +260,8 @@ print("right", len(put))
 @pytest.mark.needs("strace")
 def test_an_unlock_that_fails_is_over_when_all_is_closed(tmp_path):
     """SQLite takes the lock for its own for as long as a connection is open, and tries for ten seconds."""
-    strace = shutil.which("strace")
-    assert strace is not None
     log = tmp_path / "log"
-    command = [strace, "-f", "-qq", "-o", str(log), "-e", "trace=fcntl"]
-    assert child(UNLOCKING, str(tmp_path / "whole"), "9", command=command) == ["right 9"]
+    assert child(UNLOCKING, str(tmp_path / "whole"), "9", command=traced(log, "fcntl")) == ["right 9"]
     calls = log.read_text().splitlines()
     # The lock of a place up to which a connection reads. The connection locks it alone to move it.
     moves = [
@@ -290,7 +269,7 @@ def test_an_unlock_that_fails_is_over_when_all_is_closed(tmp_path):
         for number, (before, call) in enumerate(itertools.pairwise(calls), start=2)
         if "F_WRLCK" in before and "F_UNLCK" in call and "l_start=124," in call
     ]
-    command += ["-e", f"inject=fcntl:error=EIO:when={moves[-6]}"]
+    command = failing(log, "fcntl", "EIO", moves[-6])
     (said,) = child(UNLOCKING, str(tmp_path / "failing"), "9", command=command)
     assert "F_UNLCK" in next(call for call in log.read_text().splitlines() if "INJECTED" in call)
     assert "right 0" < said < "right 9"

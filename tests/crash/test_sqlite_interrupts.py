@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class Observer:
         (number,) = self._execute("SELECT number FROM collections WHERE name = ?", (name,)).fetchone()
         return int(number)
 
-    def records(self, number: int) -> Counter[tuple[State, bytes]]:
+    def everything(self, number: int) -> Any:
+        """Return what is stored in the collection of this number."""
         found = [(State.READY, row[0]) for row in self._execute(f"SELECT payload FROM ready_{number}")]
         for holder, payload in self._execute(f"SELECT holder, payload FROM held_{number}"):
             found.append((HOLDERS.get(holder, State.CLAIMED), payload))
@@ -55,9 +57,6 @@ class Observer:
 
     def claims(self, number: int) -> set[tuple[int, int]]:
         return {*self._execute(f"SELECT id, attempts FROM held_{number} WHERE holder > 0")}
-
-    def pairs(self, number: int) -> dict[bytes, bytes]:
-        return dict(self._execute(f"SELECT key, value FROM pairs_{number} ORDER BY serial"))
 
     def expect_nothing_held(self) -> None:
         """Check that another process could write at once."""
@@ -88,7 +87,7 @@ class Scene:
         self, place: Path, name: str, discipline: Discipline, retry: ClaimPolicy, durability: Any
     ) -> None:
         self.name = name
-        self.table: Any = open_record_store(
+        self.store: Any = open_record_store(
             DatabaseLocation(place),
             name=name,
             kind="test",
@@ -99,48 +98,49 @@ class Scene:
             durability=durability,
         )
         self.claims: list[Any] = []
-        self.table.put([Entry(b"%d" % number, number, b"%d" % number) for number in range(8)])
-        self.table.fail([self.table.claim(lambda record: record.id)], "no")
+        self.store.put([Entry(b"%d" % number, number, b"%d" % number) for number in range(8)])
+        self.store.fail([self.store.claim(lambda record: record.id)], "no")
         for _ in range(3):
-            self.table.claim(bytes_of, claims=self.claims)
+            self.store.claim(bytes_of, claims=self.claims)
         self.ids = [id for id, _ in self.claims]
-        self.table.nack(self.ids[0], 1000.0)
+        self.store.nack(self.ids[0], 1000.0)
         del self.claims[0]
 
 
 Operation = Callable[[Scene], object]
 OPERATIONS: dict[str, Operation] = {
-    "append": lambda s: s.table.append(b"new"),
-    "put": lambda s: s.table.put([Entry(b"new", 1, b"new"), Entry(b"newer", 1, b"newer")]),
-    "get": lambda s: s.table.pop(bytes_of),
-    "get one": lambda s: s.table.pop(bytes_of, Select(s.ids[-1] + 2)),
-    "get many": lambda s: s.table.pop_many(3, bytes_of),
-    "claim": lambda s: s.table.claim(bytes_of, claims=s.claims),
-    "claim many": lambda s: s.table.claim_many(3, bytes_of, claims=s.claims),
-    "ack": lambda s: s.table.ack(s.ids[1:]),
-    "fail": lambda s: s.table.fail(s.ids[1:2]),
-    "give back": lambda s: s.table.nack(s.ids[1]),
-    "give several back": lambda s: s.table.nack_many(s.ids[1:], "busy"),
-    "requeue": lambda s: s.table.requeue(),
-    "put for later": lambda s: s.table.put([Entry(b"new", 1, b"new", 100.0), Entry(b"newer", 1, b"newer")]),
-    "give back later": lambda s: s.table.nack(s.ids[1], 100.0),
-    "give back behind all": lambda s: s.table.nack(s.ids[1], to_back=True),
-    "release": lambda s: s.table.release(s.claims),
-    "update": lambda s: s.table.update(s.ids[-1] + 1, b"another", b"another"),
-    "remove": lambda s: s.table.remove(),
-    "clear": lambda s: s.table.clear(),
-    "peek": lambda s: s.table.peek(bytes_of),
-    "records": lambda s: [*s.table.records()],
-    "scan": lambda s: [*s.table.scan()],
-    "count": lambda s: s.table.count(),
-    "stats": lambda s: s.table.stats(),
-    "change_token": lambda s: s.table.change_token(),
-    "reclaim": lambda s: s.table.reclaim(),
-    "shrink": lambda s: s.table.shrink(),
-    "close": lambda s: s.table.close(),
+    "append": lambda s: s.store.append(b"new"),
+    "put": lambda s: s.store.put([Entry(b"new", 1, b"new"), Entry(b"newer", 1, b"newer")]),
+    "get": lambda s: s.store.pop(bytes_of),
+    "get one": lambda s: s.store.pop(bytes_of, Select(s.ids[-1] + 2)),
+    "get many": lambda s: s.store.pop_many(3, bytes_of),
+    "claim": lambda s: s.store.claim(bytes_of, claims=s.claims),
+    "claim many": lambda s: s.store.claim_many(3, bytes_of, claims=s.claims),
+    "ack": lambda s: s.store.ack(s.ids[1:]),
+    "fail": lambda s: s.store.fail(s.ids[1:2]),
+    "give back": lambda s: s.store.nack(s.ids[1]),
+    "give several back": lambda s: s.store.nack_many(s.ids[1:], "busy"),
+    "requeue": lambda s: s.store.requeue(),
+    "put for later": lambda s: s.store.put([Entry(b"new", 1, b"new", 100.0), Entry(b"newer", 1, b"newer")]),
+    "give back later": lambda s: s.store.nack(s.ids[1], 100.0),
+    "give back behind all": lambda s: s.store.nack(s.ids[1], to_back=True),
+    "release": lambda s: s.store.release(s.claims),
+    "update": lambda s: s.store.update(s.ids[-1] + 1, b"another", b"another"),
+    "remove": lambda s: s.store.remove(),
+    "clear": lambda s: s.store.clear(),
+    "peek": lambda s: s.store.peek(bytes_of),
+    "records": lambda s: [*s.store.records()],
+    "scan": lambda s: [*s.store.scan()],
+    "count": lambda s: s.store.count(),
+    "stats": lambda s: s.store.stats(),
+    "change_token": lambda s: s.store.change_token(),
+    "reclaim": lambda s: s.store.reclaim(),
+    "shrink": lambda s: s.store.shrink(),
+    "close": lambda s: s.store.close(),
 }
 
 
+# The object that syncs the log closes its file by itself.
 CLOSING = tuple(
     f"{name}.py"
     for name in (
@@ -163,50 +163,68 @@ CLOSING = tuple(
 )
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_a_table(place, operation, discipline, retry, durability, steps):
-    with_keys = Scene(place, "uninterrupted", discipline, retry, durability)
-    observer = Observer(place / "data.db")
+    make = partial(Scene, place, discipline=discipline, retry=retry, durability=durability)
+    observed = partial(Observer, place / "data.db")
+    if operation is OPERATIONS["close"]:
+        interrupt_everywhere(make, operation, observed, files=CLOSING, **steps)
+    else:
+        interrupt_everywhere(make, operation, observed, expect_goes_on, **steps)
+
+
+def interrupt_everywhere(
+    make: Callable[[str], Any],
+    operation: Callable[[Any], object],
+    observe: Callable[[], Observer],
+    goes_on: Callable[[Any, Any, int, str], None] | None = None,
+    **places: Any,
+) -> None:
+    """Check at each place that the operation happens wholly or not at all, and that no lock stays held.
+
+    :param make: opens a store of this name, with the same content each time.
+    :param goes_on: checks that the interrupted store can be used.
+    """
+    uninterrupted = make("uninterrupted")
+    observer = observe()
     number = observer.number("uninterrupted")
-    before = observer.records(number)
-    operation(with_keys)
-    after = observer.records(number)
-    with_keys.table.close()
+    before = observer.everything(number)
+    operation(uninterrupted)
+    after = observer.everything(number)
+    uninterrupted.store.close()
     names = (f"interrupted {count}" for count in itertools.count())
 
-    def prepare() -> Scene:
-        scene = Scene(place, next(names), discipline, retry, durability)
-        assert observer.records(observer.number(scene.name)) == before
+    def prepare() -> Any:
+        scene = make(next(names))
+        assert observer.everything(observer.number(scene.name)) == before
         return scene
 
-    # The object that syncs the log closes its file by itself.
-    files = CLOSING if operation is OPERATIONS["close"] else ()
-    for scene, where in interruptions(prepare, operation, files=files, **steps):
+    for scene, where in interruptions(prepare, operation, **places):
         number = observer.number(scene.name)
-        found = observer.records(number)
+        found = observer.everything(number)
         assert found in ((before, after) if where else (after,)), where
         observer.expect_nothing_held()
-        if operation is not OPERATIONS["close"]:
-            expect_goes_on(scene, observer, number, where)
-        scene.table.close()
+        if goes_on is not None:
+            goes_on(scene, observer, number, where)
+        scene.store.close()
     observer.close()
 
 
 def expect_goes_on(scene: Scene, observer: Observer, number: int, where: str) -> None:
-    table = scene.table
-    found = Counter(state for state, _ in observer.records(number).elements())
-    stats = table.stats()
+    store = scene.store
+    found = Counter(state for state, _ in observer.everything(number).elements())
+    stats = store.stats()
     assert {state: getattr(stats, state.value) for state in State if found[state]} == found, where
     # The claims that the store remembers are those in the database.
     stored = observer.claims(number)
     assert stored <= {(id, attempts) for id, (attempts, _) in scene.claims}, where
-    assert {id: attempts for id, (attempts, _) in table._claims._held.items()} == dict(stored), where
-    assert table.release(scene.claims) == found[State.CLAIMED], where
+    assert {id: attempts for id, (attempts, _) in store._claims._held.items()} == dict(stored), where
+    assert store.release(scene.claims) == found[State.CLAIMED], where
     ready = found[State.READY] + found[State.CLAIMED]
-    assert table.count() == ready, where
-    assert table.append(b"last") > 0
+    assert store.count() == ready, where
+    assert store.append(b"last") > 0
     drained = []
     while True:
         try:
-            drained.append(table.pop(bytes_of))
+            drained.append(store.pop(bytes_of))
         except Empty:
             break
     assert len(drained) == ready + 1, where

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from tests.crash.test_disk_full import child, traced
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,16 +126,8 @@ count("last close", acked.close)
 
 def strace(path: Path, durability: str) -> dict[str, list[int]]:
     """Return for each mark the numbers of syncs that follow it."""
-    log, script = path / "log", path / "operations.py"
-    script.write_text(OPERATIONS)
-    program = shutil.which("strace")
-    assert program is not None
-    command = [program, "-f", "-qq", "-s", "100", "-o", str(log), "-e", "trace=fdatasync,fsync,write"]
-    # strace wants the interpreter itself, not a version manager's script.
-    command += [os.path.realpath(sys.executable), str(script), str(path / "queue"), durability]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
+    log = path / "log"
+    child(OPERATIONS, str(path / "queue"), durability, command=traced(log, "fdatasync,fsync,write"))
     found: dict[str, list[int]] = {"else": [0]}
     now = "else"
     for line in log.read_text().splitlines():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from persistcoll import StorageError, StorageFullError
 from tests.crash.dict_accounts import is_sound
 from tests.crash.images import image
-from tests.crash.test_disk_full import child
+from tests.crash.test_disk_full import WHEN, WRITERS_CALLS, child, failing
 from tests.crash.test_pdict_full import Narrow
 from tests.crash.test_sqlite_full import fill
 from tests.crash.transaction_accounts import MEMBERS, Workshop
@@ -178,24 +177,10 @@ print("right", failed)
 @pytest.mark.long
 @pytest.mark.needs("strace")
 @pytest.mark.parametrize("kind", ["fifo", "ack"])
-@pytest.mark.parametrize(
-    ("call", "error", "durability"),
-    [
-        ("fdatasync", "EIO", "power"),
-        ("pwrite64", "EIO", "power"),
-        ("pwrite64", "EIO", "process"),
-        ("pwrite64", "ENOSPC", "power"),
-        ("pwrite64", "ENOSPC", "process"),
-    ],
-)
+@pytest.mark.parametrize(("call", "error", "durability"), WRITERS_CALLS)
 def test_any_call_of_a_transaction_fails(call, error, durability, kind, rng, tmp_path):
-    strace = shutil.which("strace")
-    assert strace is not None
-    # The first calls are those of the opening.
-    when = rng.randrange(20, 60) if call == "fdatasync" else rng.randrange(150, 600)
-    inject = f"inject={call}:error={error}:when={when}"
     log = tmp_path / "log"
-    command = [strace, "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject]
+    command = failing(log, call, error, rng.randrange(*WHEN.get(call, (150, 600))))
     seed = str(rng.getrandbits(32))
     assert child(FAULTY, str(tmp_path / "d"), kind, durability, seed, command=command)
     assert "INJECTED" in log.read_text()

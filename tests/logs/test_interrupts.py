@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from persistcoll import Consumer, Empty, Log, StorageError
-from tests.interrupting import Interruption, handled, interruptions
-from tests.queues.waits import until, waiting
+from tests.interrupting import handled, interruptions
+from tests.queues.waits import interrupt_when, until, waiting
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -235,24 +233,7 @@ def test_a_signal_while_a_thread_is_served(prepare):
     other = waiting(consumer.get)
     until(lambda: opened.log._appended._wakes)
 
-    def raise_it(number, frame):
-        raise Interruption
-
-    before = signal.signal(signal.SIGUSR1, raise_it)
-    main = threading.get_ident()
-    try:
-
-        def interrupt():
-            until(lambda: len(opened.log._appended._wakes) == 2)
-            signal.pthread_kill(main, signal.SIGUSR1)
-
-        interrupter = threading.Thread(target=interrupt)
-        interrupter.start()
-        with pytest.raises(Interruption):
-            consumer.get()
-        interrupter.join()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    interrupt_when(lambda: len(opened.log._appended._wakes) == 2, consumer.get)
     opened.log.append("new")
     assert other() == "new"
     consumer.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +13,8 @@ import pytest
 from persistcoll import Empty, MessageQueue, State, StorageError
 from persistcoll.messages.message import Message
 from tests.interrupting import Interruption, handled, interruptions
-from tests.messages.waits import until_asleep
-from tests.queues.waits import waiting
+from tests.messages.waits import asleep, until_asleep
+from tests.queues.waits import interrupt_when, waiting
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -360,23 +358,6 @@ def test_an_interrupted_thread_keeps_no_other_one_waiting(queue):
     other = waiting(lambda: queue.get().body)
     until_asleep(queue, 1)
 
-    def raise_it(number: int, frame: Any) -> None:
-        raise Interruption
-
-    before = signal.signal(signal.SIGUSR1, raise_it)
-    main = threading.get_ident()
-    try:
-
-        def interrupt() -> None:
-            until_asleep(queue, 2)
-            signal.pthread_kill(main, signal.SIGUSR1)
-
-        interrupter = threading.Thread(target=interrupt)
-        interrupter.start()
-        with pytest.raises(Interruption):
-            queue.get()
-        interrupter.join()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    interrupt_when(lambda: asleep(queue) == 2, queue.get)
     queue.put("new")
     assert other() == "new"

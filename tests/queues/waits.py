@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import queue as standard
+import signal
 import threading
 import time
 
-__all__ = ["someone_waits", "until", "waiting"]
+import pytest
+
+from tests.interrupting import Interruption
+
+__all__ = ["interrupt_when", "someone_waits", "until", "waiting"]
 
 
 def waiting(call):
@@ -41,6 +46,28 @@ def until(fact, seconds=10.0):
     while not fact():
         assert time.monotonic() < deadline, "it did not come true"
         pause.wait(0.001)
+
+
+def interrupt_when(fact, call):
+    """Run ``call``, which waits, and interrupt it by a signal as soon as ``fact()`` is true."""
+
+    def raise_it(number, frame):
+        raise Interruption
+
+    def interrupt():
+        until(fact)
+        signal.pthread_kill(caller, signal.SIGUSR1)
+
+    caller = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    try:
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
+        with pytest.raises(Interruption):
+            call()
+        interrupter.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def someone_waits(queue):

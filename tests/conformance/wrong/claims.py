@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from persistcoll.engine.memory.record_store import MemoryRecordState, MemoryReco
 from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import NACKED, Entry, Record, State, Stats
 from persistcoll.errors import DuplicateError
+from tests.conformance.wrong.moments import time_stands_still
 from tests.conformance.wrong.registry import breaks
 
 # T3
@@ -133,113 +133,101 @@ class PutsBehindAllLater(MemoryRecordStore):
             self._state.add(row)
 
 
-class _TimeStandsStill(MemoryRecordStore):
-    """A store with calls that promote nothing by themselves."""
-
-    @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
-        clock, self._state.clock = self._state.clock, lambda: 0.0
-        try:
-            yield
-        finally:
-            self._state.clock = clock
-
-
 @breaks("T3")
-class CountsWithoutTime(_TimeStandsStill):
+class CountsWithoutTime(MemoryRecordStore):
     def count(self) -> int:
-        with self.still():
+        with time_stands_still(self._state):
             return super().count()
 
 
 @breaks("T3")
-class CountsClaimsWithoutTime(_TimeStandsStill):
+class CountsClaimsWithoutTime(MemoryRecordStore):
     def claimed(self) -> int:
-        with self.still():
+        with time_stands_still(self._state):
             return super().claimed()
 
 
 @breaks("T3")
-class ListsWithoutTime(_TimeStandsStill):
+class ListsWithoutTime(MemoryRecordStore):
     def records(self) -> Iterator[Record]:
-        with self.still():
+        with time_stands_still(self._state):
             return super().records()
 
 
 @breaks("T3")
-class LooksWithoutTime(_TimeStandsStill):
+class LooksWithoutTime(MemoryRecordStore):
     def peek(self, decode: Callable[[Record], Any]) -> Any:
-        with self.still():
+        with time_stands_still(self._state):
             return super().peek(decode)
 
 
 @breaks("T3")
-class ClearsWithoutTime(_TimeStandsStill):
+class ClearsWithoutTime(MemoryRecordStore):
     def clear(self) -> int:
-        with self.still():
+        with time_stands_still(self._state):
             return super().clear()
 
 
 @breaks("T3")
-class HoldsWithoutTime(_TimeStandsStill):
+class HoldsWithoutTime(MemoryRecordStore):
     def has_active_key(self, key: bytes) -> bool:
-        with self.still():
+        with time_stands_still(self._state):
             return super().has_active_key(key)
 
 
 @breaks("T3")
-class DiscardsWithoutTime(_TimeStandsStill):
+class DiscardsWithoutTime(MemoryRecordStore):
     def remove(self, id: int | None = None) -> int | None:
-        with self.still():
+        with time_stands_still(self._state):
             return super().remove(id)
 
 
 @breaks("T3")
-class ClaimsSomeWithoutTime(_TimeStandsStill):
+class ClaimsSomeWithoutTime(MemoryRecordStore):
     def claim_many(self, limit: int, decode: Any, **options: Any) -> list[Any]:
-        with self.still():
+        with time_stands_still(self._state):
             return super().claim_many(limit, decode)
 
 
 @breaks("T3")
-class PopsSomeWithoutTime(_TimeStandsStill):
+class PopsSomeWithoutTime(MemoryRecordStore):
     def pop_many(self, limit: int, decode: Any, **options: Any) -> list[Any]:
-        with self.still():
+        with time_stands_still(self._state):
             return super().pop_many(limit, decode)
 
 
 @breaks("T3")
-class PurgesWithoutTime(_TimeStandsStill):
+class PurgesWithoutTime(MemoryRecordStore):
     def purge(self, state: State, keep: int = 0, limit: int | None = None) -> int:
-        with self.still():
+        with time_stands_still(self._state):
             return super().purge(state, keep, limit)
 
 
 @breaks("T3")
-class RequeuesWithoutTime(_TimeStandsStill):
+class RequeuesWithoutTime(MemoryRecordStore):
     def requeue(self, id: int | None = None) -> int:
-        with self.still():
+        with time_stands_still(self._state):
             return super().requeue(id)
 
 
 @breaks("T3")
-class TellsWithoutTime(_TimeStandsStill):
+class TellsWithoutTime(MemoryRecordStore):
     def stats(self) -> Stats:
-        with self.still():
+        with time_stands_still(self._state):
             return super().stats()
 
 
 @breaks("T3")
-class WaitsWithoutTime(_TimeStandsStill):
+class WaitsWithoutTime(MemoryRecordStore):
     def change_token(self) -> object:
-        with self.still():
+        with time_stands_still(self._state):
             return super().change_token()
 
 
 @breaks("S6")
-class PutsWithoutTime(_TimeStandsStill):
+class PutsWithoutTime(MemoryRecordStore):
     def put(self, entries: Sequence[Entry], capacity: int = 0, **options: Any) -> list[int | None]:
-        with self.still():
+        with time_stands_still(self._state):
             return super().put(entries, capacity)
 
 

@@ -13,6 +13,7 @@ from persistcoll.engine.memory.rows import Row
 from persistcoll.engine.records import NACKED, Record, State
 from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
+from tests.conformance.wrong.moments import without_lock
 from tests.conformance.wrong.registry import breaks
 
 # T1
@@ -370,11 +371,8 @@ class LetsOtherThreadsWrite(MemoryRecordStore):
 @breaks("T6")
 class LetsOtherThreadsLook(MemoryRecordStore):
     def records(self) -> Iterator[Record]:
-        lock, self._state.lock = self._state.lock, nullcontext()  # type: ignore[assignment]
-        try:
+        with without_lock(self._state):
             return super().records()
-        finally:
-            self._state.lock = lock
 
 
 @breaks("T6")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from persistcoll.engine.memory.server_message_store import MemoryMessageServerSt
 from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import DuplicateError, StaleClaimError
+from tests.conformance.wrong.moments import time_stands_still
 from tests.conformance.wrong_messages.registry import breaks
 
 # Q15
@@ -193,36 +194,24 @@ class PutsTheSmallOnes(MemoryMessageServerStore):
 # Q16
 
 
-class _TimeStandsStill(MemoryMessageStore):
-    """A store with calls that promote nothing by themselves."""
-
-    @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
-        clock, self._state.clock = self._state.clock, lambda: 0.0
-        try:
-            yield
-        finally:
-            self._state.clock = clock
-
-
 @breaks("Q16")
-class CountsWithoutTime(_TimeStandsStill):
+class CountsWithoutTime(MemoryMessageStore):
     def count(self, topic: str | None = None) -> int:
-        with self.still():
+        with time_stands_still(self._state):
             return super().count(topic)
 
 
 @breaks("Q16")
-class ListsTopicsWithoutTime(_TimeStandsStill):
+class ListsTopicsWithoutTime(MemoryMessageStore):
     def topics(self) -> dict[str, int]:
-        with self.still():
+        with time_stands_still(self._state):
             return super().topics()
 
 
 @breaks("Q16")
-class HasUnfinishedWithoutTime(_TimeStandsStill):
+class HasUnfinishedWithoutTime(MemoryMessageStore):
     def has_unfinished(self) -> bool:
-        with self.still():
+        with time_stands_still(self._state):
             return super().has_unfinished()
 
 

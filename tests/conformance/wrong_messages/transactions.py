@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+from unittest.mock import patch
 
 from persistcoll.engine.memory.message_rows import MemoryMessageState, MessageRow
 from persistcoll.engine.memory.message_store import MemoryMessageStore
@@ -17,6 +18,7 @@ from persistcoll.engine.message_records import (
 from persistcoll.engine.records import State
 from persistcoll.engine.transaction_hooks import TransactionHooks
 from persistcoll.errors import StaleClaimError
+from tests.conformance.wrong.moments import without_lock
 from tests.conformance.wrong_messages.registry import breaks
 
 if TYPE_CHECKING:
@@ -246,11 +248,8 @@ class LetsOtherTasksIn(MemoryMessageStore):
 
 def _let_in(name: str) -> Callable[..., Any]:
     def method(self: MemoryMessageStore, *arguments: Any) -> Any:
-        refuse, self._state.refuse_other_task = self._state.refuse_other_task, lambda: None  # type: ignore[method-assign]
-        try:
+        with patch.object(self._state, "refuse_other_task", lambda: None):
             return getattr(MemoryMessageStore, name)(self, *arguments)
-        finally:
-            self._state.refuse_other_task = refuse  # type: ignore[method-assign]
 
     return method
 
@@ -268,13 +267,8 @@ class LetsOtherTasksPause(MemoryMessageStore):
 @breaks("T6")
 class LetsOtherThreadsLook(MemoryMessageStore):
     def scan(self, *states: State, topic: str | None = None) -> Iterator[MessageRecord]:
-        if self._state.lock.acquire(blocking=False):
-            try:
-                return super().scan(*states, topic=topic)
-            finally:
-                self._state.lock.release()
-        rows = self._state.select(*(states or State), topic=topic)
-        return iter([self._record(row) for row in rows])
+        with without_lock(self._state):
+            return super().scan(*states, topic=topic)
 
 
 @breaks("T6")
