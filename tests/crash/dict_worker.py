@@ -10,7 +10,7 @@ from typing import Any
 
 from persistcoll import PDict
 from tests.crash.dict_accounts import ACCOUNTS, Author, Op, do
-from tests.crash.workers import serve
+from tests.crash.workers import say_early, serve
 
 __all__ = ["LIES"]
 
@@ -38,7 +38,7 @@ class _Torn:
 
 def _early(say: Callable[[str], object], d: Any, op: Op) -> None:
     if op[0] in ("set", "assign", "update", "edit"):
-        say("ok None")
+        say_early(say, "ok None")
         do(d, op)
     else:
         say(f"ok {do(d, op)!r}")

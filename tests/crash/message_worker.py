@@ -10,7 +10,7 @@ from typing import Any
 from tests.crash.dict_accounts import Op
 from tests.crash.message_accounts import Author, Hands
 from tests.crash.messages import opened
-from tests.crash.workers import serve
+from tests.crash.workers import say_early, serve
 
 __all__ = ["work"]
 
@@ -41,7 +41,7 @@ def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
         say(f"ask {op!r}")
         if lie == "early" and op[0] == "put" and not any("key" in more for _, more in op[1]):
             first = hands.store.stats().puts + 1
-            say(f"ok {[*range(first, first + len(op[1]))]}")
+            say_early(say, f"ok {[*range(first, first + len(op[1]))]}")
             hands.do(op)
         else:
             say(f"ok {hands.do(op)!r}")

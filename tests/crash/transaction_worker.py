@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.crash.dict_accounts import Op, look
 from tests.crash.transaction_accounts import Workshop, do, invent
-from tests.crash.workers import serve
+from tests.crash.workers import say_early, serve
 
 __all__ = ["work"]
 
@@ -53,7 +53,7 @@ def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
             op = (verb, of, True, *given)
         say(f"ask {op!r}")
         if lie == "early":
-            say(f"ok {_expected(shop, op)!r}")
+            say_early(say, f"ok {_expected(shop, op)!r}")
             do(shop, op)
         elif lie == "kept" and not well:
             do(shop, (verb, of, True, *given))

@@ -28,9 +28,15 @@ from persistcoll import Empty, Queue
 from persistcoll.disk.calls import Disk
 from tests.crash.accounts import Scribe, number_of
 
-__all__ = ["Life", "Server", "serve"]
+__all__ = ["Life", "Server", "say_early", "serve"]
 
 _DEADLINE = 60.0
+
+
+def say_early(say: Callable[[str], object], what: str) -> None:
+    """Answer before the work, as a defect, and let so much time pass that many a cut comes in between."""
+    say(what)
+    time.sleep(0.01)
 
 
 def work(say: Callable[[str], object], order: dict[str, Any]) -> None:
