@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -161,6 +162,21 @@ class Place:
     def run(self, text: str, **parameters: Any) -> Sequence[Any]:
         """Run a statement, and return its rows."""
         return self._connection.run(text, parameters or None).rows
+
+    @contextmanager
+    def mysql_user(self, name: str, password: str, rights: str) -> Iterator[None]:
+        """Make a user of MySQL with these rights on this place.
+
+        A server may have an anonymous local user, which lets nobody in here who may come from anywhere. So
+        there is a local user of that name, too.
+        """
+        users = [f"{name}@'%%'", f"{name}@localhost"]
+        for user in users:
+            self.run(f"CREATE USER {user} IDENTIFIED BY %(password)s", password=password)
+            self.run(f"GRANT {rights} ON {self.name}.* TO {user.replace('%%', '%')}")
+        yield
+        for user in users:
+            self.run(f"DROP USER {user.replace('%%', '%')}")
 
     def copy(self, name: str) -> tuple[Address, str | None]:
         """Copy a collection as it is committed, and return where the copy is. Its holders are dead."""

@@ -110,10 +110,8 @@ def user(place):
     """Make a user who has a password, and everything in the place."""
     name = f"user_{place.name[8:16]}"
     if place.kind == MYSQL:
-        place.run(f"CREATE USER {name}@'%%' IDENTIFIED BY %(secret)s", secret=SECRET)
-        place.run(f"GRANT ALL ON {place.name}.* TO {name}@'%'")
-        yield name
-        place.run(f"DROP USER {name}@'%'")
+        with place.mysql_user(name, SECRET, "ALL"):
+            yield name
     else:
         place.run(f"CREATE ROLE {name} LOGIN SUPERUSER")
         yield name
@@ -281,18 +279,18 @@ def writer(place, open_queue):
     """Make a queue, and a user who may read and write its rows and make no tables."""
     open_queue()
     name = f"writer_{place.name[8:16]}"
-    rights = f"SELECT, INSERT, UPDATE, DELETE ON {'' if place.kind == MYSQL else 'ALL TABLES IN SCHEMA '}"
-    rights += f"{place.name}.*" if place.kind == MYSQL else place.name
-    user = f"{name}@'%'" if place.kind == MYSQL else name
-    place.run(f"CREATE USER {user} IDENTIFIED BY 'w'" if place.kind == MYSQL else f"CREATE ROLE {name} LOGIN")
-    if place.kind != MYSQL:
+    rights, arguments = "SELECT, INSERT, UPDATE, DELETE", {**keywords(place), "user": name, "password": "w"}
+    if place.kind == MYSQL:
+        with place.mysql_user(name, "w", rights):
+            yield arguments
+    else:
+        place.run(f"CREATE ROLE {name} LOGIN")
         place.run(f"GRANT USAGE ON SCHEMA {place.name} TO {name}")
         place.run(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {place.name} TO {name}")
-    place.run(f"GRANT {rights} TO {user}")
-    yield {**keywords(place), "user": name, "password": "w"}
-    if place.kind != MYSQL:
+        place.run(f"GRANT {rights} ON ALL TABLES IN SCHEMA {place.name} TO {name}")
+        yield arguments
         place.run(f"DROP OWNED BY {name}")
-    place.run(f"DROP USER {user}")
+        place.run(f"DROP USER {name}")
 
 
 def test_a_user_without_the_right_to_make_tables_can_work(place, writer, request):

@@ -138,13 +138,8 @@ def reader(place):
     """Make a user who may only read."""
     name = f"reader_{place.name[8:16]}"
     if place.kind == MYSQL:
-        users = [f"{name}@'%'", f"{name}@localhost"]
-        for user in users:
-            place.run(f"CREATE USER {user} IDENTIFIED BY 'hidden'")
-            place.run(f"GRANT SELECT ON {place.name}.* TO {user}")
-        yield replace(place.address, user=name, password="hidden")
-        for user in users:
-            place.run(f"DROP USER {user}")
+        with place.mysql_user(name, "hidden", "SELECT"):
+            yield replace(place.address, user=name, password="hidden")
     else:
         place.run(f"CREATE ROLE {name} LOGIN PASSWORD 'hidden'")
         place.run(f"GRANT USAGE ON SCHEMA {place.name} TO {name}")
