@@ -167,8 +167,8 @@ class Place:
     def mysql_user(self, name: str, password: str, rights: str) -> Iterator[None]:
         """Make a user of MySQL with these rights on this place.
 
-        A server may have an anonymous local user, which lets nobody in here who may come from anywhere. So
-        there is a local user of that name, too.
+        A server may have an anonymous local user. It takes that one for each connection from this machine,
+        unless the name is that of a local user. So there is a local user of that name, too.
         """
         users = [f"{name}@'%%'", f"{name}@localhost"]
         for user in users:
