@@ -72,6 +72,8 @@ if TYPE_CHECKING:
         PostgresUniqueQueue,
     )
     from persistcoll.queues.server import ddl
+    from persistcoll.queues.shortcuts import get as get
+    from persistcoll.queues.shortcuts import put as put
     from persistcoll.queues.sqlite import (
         FIFOSQLiteAckQueue,
         FIFOSQLiteQueue,
@@ -195,8 +197,11 @@ _HOMES = {
     "UniqueQ": "persistcoll.queues.sqlite",
     "Worker": "persistcoll.messages.worker",
     "ddl": "persistcoll.queues.server",
-    # Not of `__all__`: `from persistcoll import *` would hide the standard library's module of that name.
+    # These are not of `__all__`: `from persistcoll import *` would hide the standard library's module of the
+    # first name, and a program's own functions of the other two.
     "collections": "persistcoll.catalog",
+    "get": "persistcoll.queues.shortcuts",
+    "put": "persistcoll.queues.shortcuts",
 }
 
 

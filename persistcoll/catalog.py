@@ -1,4 +1,4 @@
-"""What lies at a path: which collections, of which kind, made with which serializer, and how much is in them.
+"""What lies at a path or in a database on a server: its collections, and of each the kind and the counts.
 
 Nothing is opened for it. It makes, changes and locks nothing, and asks for no serializer: it works for a user
 who may only read, on a file system that is mounted read-only, and beside whatever uses the collections.
@@ -13,7 +13,7 @@ from typing import Any
 
 from persistcoll.disk.path_checks import absolute, checked_path, existing
 from persistcoll.engine.records import CollectionInfo
-from persistcoll.errors import BackendUnavailableError, StoreKindError, StoreMissingError
+from persistcoll.errors import StoreKindError, StoreMissingError
 from persistcoll.journal import inspect as files
 from persistcoll.sqlite import inspect as databases
 from persistcoll.sqlite.database_file import MEMORY
@@ -21,11 +21,13 @@ from persistcoll.sqlite.open import DEFAULT_NAME
 
 __all__ = ["collections"]
 
-_SERVER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SERVER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def collections(target: str | bytes | os.PathLike[Any]) -> dict[str | None, CollectionInfo]:
-    """Say what lies at a path, by name, and change nothing there.
+def collections(
+    target: str | bytes | os.PathLike[Any], *, schema: str | None = None
+) -> dict[str | None, CollectionInfo]:
+    """Say what lies at a path or in a database on a server, by name, and change nothing there.
 
     >>> from persistcoll import PDict, SQLiteQueue, collections
     >>> with SQLiteQueue("office", name="mails") as mails, PDict("office", name="ages") as ages:
@@ -37,16 +39,21 @@ def collections(target: str | bytes | os.PathLike[Any]) -> dict[str | None, Coll
     mails fifo pickle 2
     ages dict pickle 1
 
-    No serializer is needed, and nothing that is stored is decoded. No file is made, written or locked against
-    others.
+    No serializer is needed, and nothing that is stored is decoded. No file and no table is made, written or
+    locked against others. Any thread and any process may call it at any time. The counts of one collection
+    are of one moment.
 
     Cost: a look into the registry and 1 statement for each collection of a database; of a queue in files at
-    most 1 chunk is read. It does not grow with what is stored.
+    most 1 chunk is read. It does not grow with what is stored, except on a server, which counts rows.
 
     :param target: the directory of a queue in files, a directory with a database ``data.db`` in it, or a
         file, which is taken for a database whatever its name. Where a directory holds both, both are told.
+        Or the URL of a database on a server, as :class:`PostgresQueue` and :class:`MySQLQueue` take it;
+        ``PERSISTCOLL_PASSWORD`` is the password of a URL without one.
+    :param schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
     :return: in the order in which they were made. The queue in files has no name: its key is ``None``.
-    :raise StoreMissingError: nothing is there: no such path, an empty directory, an empty file.
+    :raise StoreMissingError: nothing is there: no such path, an empty directory, an empty file, a database on
+        a server in which no collection was ever made.
     :raise StoreKindError: something else is there; the message says what, where that can be told.
     :raise FormatVersionError: a later version made what is there. A single collection of a later version in a
         database that this one reads is told, without its counts.
@@ -54,26 +61,39 @@ def collections(target: str | bytes | os.PathLike[Any]) -> dict[str | None, Coll
         counts.
     :raise LockedError: another program has locked the database against readers.
     :raise StorageError: it cannot be read; or a log without its index lies beside the database, which only
-        opening can read.
-    :raise BackendUnavailableError: ``target`` is the address of a server.
-    :raise ValueError: ``target`` is ``":memory:"``, is empty, or cannot be a path.
+        opening can read; or the server refuses the connection or the statement, or is too old.
+    :raise BackendUnavailableError: the server cannot be reached within 10 seconds.
+    :raise ImportError: the driver for the server is not installed.
+    :raise ValueError: ``target`` is ``":memory:"``, is empty, or cannot be a path, or is a URL that names no
+        server of a known kind; or ``schema`` is given, and the target has none.
     """
     given = checked_path("target", target)
-    server = _SERVER.match(given)
-    if server is not None:  # without the address, which may have a password in it
-        raise BackendUnavailableError(
-            f"'target' is the address of a server ({server[1]}://), and this version looks at paths only"
-        )
+    if _SERVER.match(given):
+        found = _on_server(given, schema)
+    elif schema is not None:
+        raise ValueError("a path has no schemas: leave 'schema' out")
+    else:
+        found = _at_path(given)
+    return {one.name: one for one in found}
+
+
+def _on_server(url: str, schema: str | None) -> list[CollectionInfo]:
+    # Imported here, because most programs have no server.
+    from persistcoll.servers import inspect as servers
+    from persistcoll.servers.address import address_of
+
+    return servers.inspect(address_of(None, url), schema)
+
+
+def _at_path(given: str) -> list[CollectionInfo]:
     if given == MEMORY:
         raise ValueError(
             f"there is nothing to look at in {MEMORY!r}: only its own object knows what is in it"
         )
     path = absolute(given)
     if stat.S_ISDIR(existing(path, "look at").st_mode):
-        found = _in_directory(path)
-    else:
-        found = databases.inspect(absolute(path, os.path.realpath))
-    return {one.name: one for one in found}
+        return _in_directory(path)
+    return databases.inspect(absolute(path, os.path.realpath))
 
 
 def _in_directory(path: str) -> list[CollectionInfo]:

@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "OnCorruption",
     "Record",
+    "Registered",
     "Retain",
     "State",
     "Stats",
@@ -240,6 +241,20 @@ class Stats:
     """Messages that were removed because their ``ttl`` was over."""
 
 
+class Registered(NamedTuple):
+    """A collection as the registry of a database describes it."""
+
+    number: int
+    """Its tables are named by it."""
+    name: str
+    kind: str
+    serializer: str
+    version: int
+    """Of its format."""
+    created: float
+    """Seconds since the epoch."""
+
+
 @dataclass(frozen=True)
 class CollectionInfo:
     """What a store says of one collection in it. A count is ``None`` where it cannot be told.
@@ -256,7 +271,7 @@ class CollectionInfo:
     name: str | None
     """In its database; ``None`` for a queue or a log in files, which has a directory of its own."""
     path: str
-    """The queue's directory, or the database's file: absolute."""
+    """The queue's directory, or the database's file: absolute. On a server its URL, without a password."""
     serializer: str
     """The name of the serializer that it was made with."""
     version: int

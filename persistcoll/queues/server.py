@@ -20,10 +20,10 @@ from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, recor
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.sessions import OpenTransaction, driver_of
 
-__all__ = ["PlainServerQueue", "ServerAckQueue", "ddl", "open_store"]
+__all__ = ["WHERE", "PlainServerQueue", "ServerAckQueue", "address_in", "ddl", "open_store"]
 
 
-_WHERE = ("url", "host", "port", "user", "password", "passwd", "dbname", "db_name")
+WHERE = ("url", "host", "port", "user", "password", "passwd", "dbname", "db_name")
 """The parameters that name a server."""
 
 
@@ -82,7 +82,7 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
         maxsize: int = 0,
         durability: Durability = "power",
     ) -> None:
-        address = _address(self._server, locals())
+        address = address_in(self._server, locals())
         if connection is not None and not auto_commit:
             raise ValueError("'auto_commit' must be True with 'connection': the caller's commit is the ack")
         self._open(ServerQueueOptions.of(locals()))
@@ -234,7 +234,7 @@ class ServerAckQueue(ServerContainer, AckQueue[T]):
         maxsize: int = 0,
         durability: Durability = "power",
     ) -> None:
-        address = _address(self._server, locals())
+        address = address_in(self._server, locals())
         warn_of_auto_commit(auto_commit)
         self._open(ServerAckQueueOptions.of({**locals(), "connection": None}))
 
@@ -275,7 +275,7 @@ def ddl(
     if not (isinstance(checked, type) and issubclass(checked, (PlainServerQueue, ServerAckQueue))):
         raise TypeError(f"'kind' must be a class of queues on a server, not {kind!r}")
     return record_store_script(
-        _address(kind._server, locals()),
+        address_in(kind._server, locals()),
         name=name,
         kind=kind._kind,
         discipline=kind._discipline,
@@ -284,13 +284,16 @@ def ddl(
     )
 
 
-def _address(kind: str, arguments: dict[str, Any]) -> Address:
-    """Return the address that the arguments of a constructor name.
+def address_in(kind: str | None, arguments: dict[str, Any]) -> Address:
+    """Return the address that the arguments of a constructor name, all of ``WHERE`` among them.
 
+    :param kind: that of the server; ``None``: what the arguments say, and then ``connection`` is none of
+        them.
     :raise ValueError: an argument was given under both of its names.
     """
     connection = arguments.get("connection")
-    if connection is not None and all(arguments[name] is None for name in _WHERE):
+    if connection is not None and all(arguments[name] is None for name in WHERE):
+        assert kind is not None
         return driver_of(kind).address_of(connection)
     given = {name: arguments[name] for name in ("url", "host", "port", "user")}
     for name, first, second in (("password", "password", "passwd"), ("database", "dbname", "db_name")):

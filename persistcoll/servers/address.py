@@ -180,7 +180,8 @@ def address_of(
     >>> address_of("mysql", host="db", user="ann", password="secret", database="shop", environment={})
     <mysql://ann@db/shop>
 
-    :param kind: what the server must be; ``None``: what the URL says.
+    :param kind: what the server must be; ``None``: what the URL says. Without a URL it is MySQL if the port
+        is 3306, and otherwise PostgreSQL.
     :raise TypeError: an argument has the wrong type.
     :raise ValueError: the arguments contradict each other or the class, or do not name a server.
     """
@@ -206,8 +207,6 @@ def address_of(
                 address.kind, address.hosts, address.user, secret, address.database, address.options
             )
         return address
-    if kind is None:
-        raise ValueError("no server is named: give a URL, or set PERSISTCOLL_URL")
     of = {
         name: given[name] if given[name] is not None else environment.get(f"PERSISTCOLL_{variable}")
         for name, variable in (
@@ -218,9 +217,10 @@ def address_of(
         )
     }
     if of["host"] is None:
-        raise ValueError(
-            f"no server is named: give a URL like {_EXAMPLE[kind]}, or 'host', or set PERSISTCOLL_URL"
-        )
-    number = _port(port if port is not None else environment.get("PERSISTCOLL_PORT"), kind)
+        like = " or ".join(_EXAMPLE.values()) if kind is None else _EXAMPLE[kind]
+        raise ValueError(f"no server is named: give a URL like {like}, or 'host', or set PERSISTCOLL_URL")
+    number = _port(port if port is not None else environment.get("PERSISTCOLL_PORT"), kind or POSTGRESQL)
+    if kind is None:
+        kind = MYSQL if number == _PORTS[MYSQL] else POSTGRESQL
     hosts = tuple((each.strip(), number) for each in of["host"].split(","))
     return Address(kind, hosts, of["user"], of["password"], of["database"])

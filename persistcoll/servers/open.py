@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.schema import Wanted, checked_name, creation_script, open_collection
-from persistcoll.servers.sessions import SERVERS
+from persistcoll.servers.sessions import SERVERS, Server
 
-__all__ = ["PATIENCE", "TIMEOUT", "open_record_store", "record_store_script"]
+__all__ = ["PATIENCE", "TIMEOUT", "open_record_store", "record_store_script", "server_at"]
 
 PATIENCE = 30.0
 """The seconds without a heartbeat after which a process is taken for dead."""
@@ -71,11 +74,21 @@ def record_store_script(
 
     It raises what that function raises, except that nothing is missing.
     """
-    _refuse_schema(address, schema)
     wanted = Wanted(checked_name(name), kind, serializer, discipline)
+    with server_at(address, schema) as server:
+        return creation_script(server, wanted)
+
+
+@contextmanager
+def server_at(address: Address, schema: str | None) -> Iterator[Server]:
+    """Return a context manager that gives the server at this address, with no collection open.
+
+    :raise ValueError: the server has no schemas, and one is named.
+    """
+    _refuse_schema(address, schema)
     server = SERVERS.acquire(address, schema, TIMEOUT, PATIENCE, True)
     try:
-        return creation_script(server, wanted)
+        yield server
     finally:
         SERVERS.release(server)
 

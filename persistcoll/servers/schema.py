@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-from persistcoll.engine.records import Discipline
+from persistcoll.engine.records import Discipline, Registered
 from persistcoll.errors import (
     FormatVersionError,
     LockedError,
@@ -19,7 +19,15 @@ from persistcoll.servers.driver import MissingTableError
 from persistcoll.servers.sessions import Server, Session
 from persistcoll.servers.statements import record_statements
 
-__all__ = ["VERSION", "Collection", "Wanted", "checked_name", "creation_script", "open_collection"]
+__all__ = [
+    "VERSION",
+    "Collection",
+    "Wanted",
+    "checked_name",
+    "creation_script",
+    "open_collection",
+    "registered",
+]
 
 T = TypeVar("T")
 
@@ -39,7 +47,7 @@ class Wanted(NamedTuple):
 
 
 class Collection(NamedTuple):
-    """A collection that is registered."""
+    """A collection that is open."""
 
     number: int
     store_id: bytes
@@ -62,6 +70,22 @@ def checked_name(name: object) -> str:
     if "\0" in name:
         raise ValueError("'name' cannot be stored: it has a NUL")
     return name
+
+
+def registered(server: Server) -> list[Registered]:
+    """Return what is registered, in the order of creation.
+
+    :raise StoreMissingError: no collection has ever been made there.
+    """
+    try:
+        rows = server.repeat(lambda session: session.run(server.sql.select_collections).rows)
+    except MissingTableError as error:
+        schema = "" if server.schema is None else f" in the schema {server.schema!r}"
+        raise StoreMissingError(f"there are no collections in {server.address}{schema}") from error
+    return [
+        Registered(number, _text(name), _text(kind), _text(serializer), version, created)
+        for number, name, kind, serializer, version, created in rows
+    ]
 
 
 def open_collection(server: Server, wanted: Wanted, create: bool) -> Collection:
@@ -102,7 +126,7 @@ def _find(session: Session, server: Server, wanted: Wanted) -> Collection | None
     if not rows:
         return None
     ((number, kind, serializer, version, store),) = rows
-    kind, serializer = (each.decode() if isinstance(each, bytes) else each for each in (kind, serializer))
+    kind, serializer = _text(kind), _text(serializer)
     if version > VERSION:
         raise FormatVersionError(
             f"{wanted.name!r} in {server.address} has format {version}, and this version knows {VERSION}"
@@ -185,6 +209,10 @@ def creation_script(server: Server, wanted: Wanted) -> str:
     texts = (*sql.create, *_of_collection(server, wanted, number)[1:], sql.insert_collection)
     statements = [text % values for text in texts]
     return "".join(f"{text};\n" for text in statements)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _literal(text: str) -> str:

@@ -52,6 +52,8 @@ class SharedStatements(NamedTuple):
     """name -> lets others create; ``None``: the end of the transaction does."""
     find_collection: str
     """name -> number, kind, serializer, version, store id."""
+    select_collections: str
+    """-> number, name, kind, serializer, version, time of each collection, in the order of creation."""
     next_number: str
     """-> the number of the next collection."""
     insert_collection: str
@@ -265,6 +267,8 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         unlock_creation=dialect.unlock_creation,
         find_collection=f"SELECT number, kind, serializer, version, store FROM {collections}"
         " WHERE name = %(name)s",
+        select_collections=f"SELECT number, name, kind, serializer, version, {dialect.epoch('created')}"
+        f" FROM {collections} ORDER BY number",
         next_number=f"SELECT coalesce(max(number), 0) + 1 FROM {collections}",
         insert_collection=f"INSERT INTO {collections}"
         " (number, name, kind, serializer, version, store, created)"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo
+from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo, Registered
 from persistcoll.errors import CorruptionError
 from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.clock import Clock
@@ -55,7 +55,7 @@ def inspect(path: str) -> list[CollectionInfo]:
     return database.read_snapshot(read)
 
 
-def _describe(execute: Execute, path: str, one: schema.Registered, now: Clock) -> CollectionInfo:
+def _describe(execute: Execute, path: str, one: Registered, now: Clock) -> CollectionInfo:
     counters = _count(execute, path, one)
     described = CollectionInfo(one.kind, one.name, path, one.serializer, one.version, one.created)
     if counters is None:
@@ -72,7 +72,7 @@ def _describe(execute: Execute, path: str, one: schema.Registered, now: Clock) -
     return replace(described, unfinished=unfinished, **counts)
 
 
-def _count(execute: Execute, path: str, one: schema.Registered) -> Counters | None:
+def _count(execute: Execute, path: str, one: Registered) -> Counters | None:
     """Its counters; ``None``: they are damaged, or of a later version."""
     newest = {DICT: schema.VERSION, MESSAGES: schema.MESSAGE_VERSION}.get(one.kind, schema.RECORD_VERSION)
     if not 1 <= one.version <= newest or one.kind not in _STATEMENTS:

@@ -8,6 +8,7 @@ import uuid
 from typing import NamedTuple
 
 from persistcoll.disk.calls import boot_id
+from persistcoll.engine.records import Registered
 from persistcoll.errors import (
     CorruptionError,
     FormatVersionError,
@@ -25,7 +26,6 @@ __all__ = [
     "RECORD_VERSION",
     "TABLES",
     "VERSION",
-    "Registered",
     "Registration",
     "clock",
     "collections",
@@ -69,17 +69,6 @@ TABLES = frozenset({"store", "collections", "counters", "holders"})
 """The tables that every database of persistcoll has."""
 
 _DAMAGED = "{!r} is damaged: its registry of names is"
-
-
-class Registered(NamedTuple):
-    """A collection that is in the registry."""
-
-    number: int
-    name: str
-    kind: str
-    serializer: str
-    version: int
-    created: float
 
 
 class Registration(NamedTuple):

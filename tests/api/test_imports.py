@@ -76,7 +76,7 @@ def test_opening_a_queue_imports_no_more_of_them(tmp_path):
 
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize(
-    "name", [*persistcoll.__all__, "collections", "errors", "serializers", "__version__"]
+    "name", [*persistcoll.__all__, "collections", "errors", "get", "put", "serializers", "__version__"]
 )
 def test_every_name_is_found_by_itself(name):
     """Each name is imported in a Python that has imported nothing else of the package."""
@@ -84,7 +84,7 @@ def test_every_name_is_found_by_itself(name):
 
 
 def test_a_name_is_the_same_object_each_time_and_is_found_without_a_search():
-    for name in (*persistcoll.__all__, "collections"):
+    for name in (*persistcoll.__all__, "collections", "get", "put"):
         first = getattr(persistcoll, name)
         assert vars(persistcoll)[name] is first
 

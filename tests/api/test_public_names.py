@@ -92,6 +92,7 @@ SERVERS = {
     "persistcoll.queues.mysql": MYSQL,
     "persistcoll.queues.postgres": POSTGRESQL,
     "persistcoll.queues.server": POSTGRESQL,
+    "persistcoll.queues.shortcuts": POSTGRESQL,
 }
 
 

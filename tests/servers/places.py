@@ -126,6 +126,19 @@ class Place:
         return {"url": self.address.shown, "password": self.address.password, "schema": self.schema}
 
     @property
+    def keywords(self) -> dict[str, Any]:
+        """The same as keywords."""
+        ((host, port),) = self.address.hosts
+        return {
+            "host": host,
+            "port": port,
+            "user": self.address.user,
+            "password": self.address.password,
+            "dbname": self.address.database,
+            "schema": self.schema,
+        }
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables with which a program's collections are made in this place."""
         variables = {"PERSISTCOLL_URL": self.address.shown}

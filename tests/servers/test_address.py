@@ -117,7 +117,7 @@ def test_the_environment_says_what_the_arguments_leave_open():
         ({"kind": MYSQL, "url": "mysql://h/d", "user": "u"}, "'user' cannot be given beside it"),
         ({"kind": MYSQL}, "no server is named"),
         ({"kind": None}, "no server is named"),
-        ({"kind": None, "host": "h"}, "no server is named"),
+        ({"kind": None, "port": 3306}, "no server is named"),
         ({"kind": MYSQL, "host": "h", "port": 1 << 16}, "port"),
         ({"kind": MYSQL, "host": "h", "port": True}, "port"),
     ],
@@ -125,6 +125,14 @@ def test_the_environment_says_what_the_arguments_leave_open():
 def test_what_names_no_server_is_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         address_of(**arguments, environment={})
+
+
+@pytest.mark.parametrize(("port", "kind"), [(None, POSTGRESQL), (3306, MYSQL), (3307, POSTGRESQL)])
+def test_without_a_url_the_port_tells_the_kind(port, kind):
+    found = address_of(None, host="h", port=port, environment={})
+    assert found == Address(kind, (("h", port or 5432),))
+    if port is not None:
+        assert address_of(None, host="h", environment={"PERSISTCOLL_PORT": str(port)}) == found
 
 
 def test_an_argument_beside_the_url_of_the_environment_is_refused():

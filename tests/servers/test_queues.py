@@ -48,19 +48,11 @@ def place(request):
     place.close()
 
 
-def keywords(place: Place) -> dict[str, Any]:
-    """Return the same as keywords."""
-    address = place.address
-    ((host, port),) = address.hosts
-    names = {"host": host, "port": port, "user": address.user, "dbname": address.database}
-    return {**names, "password": address.password, "schema": place.schema}
-
-
 # Where the server is.
 
 
 def test_keywords_a_url_and_the_environment_name_the_same_server(place, monkeypatch):
-    given = keywords(place)
+    given = place.keywords
     with place.class_of()("named", **place.where) as queue:
         queue.put("x")
         with place.class_of()("named", **given) as same:
@@ -122,7 +114,7 @@ def user(place):
 def test_a_password_is_nowhere(place, user, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.delenv("PERSISTCOLL_PASSWORD", raising=False)
-    given = {**keywords(place), "user": user, "password": SECRET}
+    given = {**place.keywords, "user": user, "password": SECRET}
     with place.class_of()("secret", **given) as queue:
         queue.put("x")
         pickled = pickle.dumps(queue)
@@ -219,7 +211,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch, driver, which, url, extra
 
 
 def test_what_cannot_be_reached_is_named(place):
-    given = keywords(place)
+    given = place.keywords
     for wrong in ({"port": 1}, {"host": "host.invalid"}):
         begin = time.monotonic()
         with pytest.raises(BackendUnavailableError) as raised:
@@ -237,7 +229,7 @@ def test_a_wrong_password_is_named(place, user):
     if place.kind != MYSQL:
         pytest.skip("this server trusts every local user")
     with pytest.raises(StorageError, match="denied") as raised:
-        place.class_of()("jobs", **{**keywords(place), "user": user, "password": "wrong word"})
+        place.class_of()("jobs", **{**place.keywords, "user": user, "password": "wrong word"})
     assert "wrong word" not in str(raised.value)
 
 
@@ -279,7 +271,7 @@ def writer(place, open_queue):
     """Make a queue, and a user who may read and write its rows and make no tables."""
     open_queue()
     name = f"writer_{place.name[8:16]}"
-    rights, arguments = "SELECT, INSERT, UPDATE, DELETE", {**keywords(place), "user": name, "password": "w"}
+    rights, arguments = "SELECT, INSERT, UPDATE, DELETE", {**place.keywords, "user": name, "password": "w"}
     if place.kind == MYSQL:
         with place.mysql_user(name, "w", rights):
             yield arguments
