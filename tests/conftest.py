@@ -21,10 +21,23 @@ from tests import leaks
 from tests.crash.accounts import memory_directory
 from tests.needs import missing
 
+TESTS = Path(__file__).parent
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 # Without --stress a test tries one of so many places of an operation.
 PLACES = 23
+
+# Of the cases of each test in these directories one in so many runs, unless the test is marked otherwise.
+SAMPLED = {
+    "catalog": 2,
+    "concurrency": 3,
+    "conformance": 2,
+    "crash": 3,
+    "logs": 2,
+    "permissions": 3,
+    "servers": 2,
+    "sql_queues": 2,
+}
 
 _SEED = pytest.StashKey[int]()
 _LEFT_OUT = pytest.StashKey[set[str]]()  # names of tests
@@ -50,6 +63,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--all", action="store_true", help="run the longest tests, too, and all of them on the disk"
     )
+    group.addoption(
+        "--rest", action="store_true", help="run what a run with this --seed and without --all leaves out"
+    )
     group.addoption("--stress", action="store_true", help="run the long forms: 2,000 examples, stress tests")
     group.addoption("--seed", type=int, default=None, help="repeat the random choices of an earlier run")
 
@@ -74,12 +90,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _choose_directory(config: pytest.Config) -> None:
-    """Let the tests write to memory, unless the user or ``--all`` has said otherwise.
+    """Let the tests write to memory, unless the user, ``--all`` or ``--rest`` has said otherwise.
 
     On a disk half of the suite's time is syncs (tests/sql_queues: 105 seconds, 49 in memory).
     """
     directory = memory_directory()
-    if directory is not None and not (config.getoption("--all") or config.getoption("--stress")):
+    on_disk = any(config.getoption(name) for name in ("--all", "--rest", "--stress"))
+    if directory is not None and not on_disk:
         os.environ.setdefault("TMPDIR", directory)
         tempfile.tempdir = None  # so that tempfile reads the variable again
 
@@ -140,9 +157,12 @@ def steps(request: pytest.FixtureRequest, rng: random.Random) -> dict[str, int]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    # This runs before pytest reads -m, so that `-m "not root"` sees the marker.
+    # This runs before pytest reads -m, so that `-m "not root"` sees the markers.
     if any("root" in mark.args for mark in item.iter_markers("needs")):
         item.add_marker("root")
+    share = SAMPLED.get(item.path.relative_to(TESTS).parts[0])
+    if share is not None and item.get_closest_marker("sampled") is None:
+        item.add_marker(pytest.mark.sampled(share))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -150,14 +170,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     left_out = {item for item in items if item.get_closest_marker("stress")}
     if not config.getoption("--all"):
-        longest = {item for item in items if item.get_closest_marker("long")} | _left_out_of_samples(
-            items, config.stash[_SEED]
-        )
-        left_out |= longest
-        kept = {_name(item) for item in items if item not in left_out}
-        config.stash[_LEFT_OUT].update(
-            _name(item) + (" (some cases)" if _name(item) in kept else "") for item in longest
-        )
+        longest = {item for item in items if item.get_closest_marker("long")}
+        cases = _left_out_of_samples(items, config.stash[_SEED]) - longest
+        if config.getoption("--rest"):
+            left_out |= {*items} - longest - cases
+        else:
+            left_out |= longest | cases
+            config.stash[_LEFT_OUT].update(map(_name, longest))
+            if cases:
+                config.stash[_LEFT_OUT].add(
+                    f"{len(cases)} cases of tests that have many, other ones in each run"
+                )
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
