@@ -60,7 +60,7 @@ def test_log_store(size, durability, request):
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"chunksize-{size}")
 def test_log_store_at_length(size, durability, request):
-    run(file_machine(size, durability), request, 200)
+    run(file_machine(size, durability), request, 100)
 
 
 BROKEN = [

@@ -21,7 +21,7 @@ SIZES = [None, 1, *(pytest.param(size, marks=pytest.mark.long) for size in (2, 3
 
 
 def run(machine, request, examples, **options):
-    """Run ``examples`` sequences, of 30 steps each; 2,000 with --stress."""
+    """Run ``examples`` sequences, of 30 steps each, others in each run; 2,000 with --stress."""
     chosen = 2000 if request.config.getoption("--stress") else examples
     settings = hypothesis.settings(
         max_examples=chosen,
@@ -59,7 +59,7 @@ def test_store(size, request):
 
 @pytest.mark.long
 def test_store_at_length(request):
-    run(file_machine(None), request, 2000)
+    run(file_machine(None), request, 800)
 
 
 @pytest.mark.long
@@ -91,4 +91,4 @@ def test_queue(size, autosave, request):
 
 @pytest.mark.long
 def test_queue_at_length(request):
-    run(queue_machine(None, False), request, 2000)
+    run(queue_machine(None, False), request, 800)

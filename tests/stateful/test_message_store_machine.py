@@ -54,12 +54,12 @@ def test_the_model(request):
 
 @pytest.mark.long
 def test_the_model_at_length(request):
-    run(machine(MemoryMessageStores), request, 600)
+    run(machine(MemoryMessageStores), request, 250)
 
 
 @pytest.mark.long
 def test_a_server_whose_answers_are_lost(request):
-    run(machine(SettableServers), request, 100)
+    run(machine(SettableServers), request, 50)
 
 
 def sqlite_machine(durability: Durability):
@@ -82,7 +82,7 @@ def test_sqlite(request):
 @pytest.mark.long
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_sqlite_at_length(durability, request):
-    run(sqlite_machine(durability), request, 400)
+    run(sqlite_machine(durability), request, 150)
 
 
 @pytest.mark.long
@@ -94,7 +94,7 @@ def test_sqlite_with_small_bounds(request, monkeypatch):
     monkeypatch.setattr(message_removal, "_PAGE", 1)
     monkeypatch.setattr(message_store, "_PAGE", 1)
     monkeypatch.setattr(message_choice, "_PASSED", 1)
-    run(sqlite_machine("process"), request, 200)
+    run(sqlite_machine("process"), request, 100)
 
 
 # One of each part of the life of messages. The machine is slower than the laws, but tries what no law names.

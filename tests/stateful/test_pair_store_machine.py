@@ -67,7 +67,7 @@ def test_gathering(request):
 
 @pytest.mark.long
 def test_gathering_for_long(request):
-    run(GatheringMachine, request, 500)
+    run(GatheringMachine, request, 200)
 
 
 def test_pair_store(request):
@@ -76,7 +76,7 @@ def test_pair_store(request):
 
 @pytest.mark.long
 def test_pair_store_for_long(request):
-    run(SQLiteMachine, request, 500)
+    run(SQLiteMachine, request, 200)
 
 
 class Model(DictMachine):
@@ -126,7 +126,7 @@ def test_dict(machine, request):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "examples"),
-    [(Two, 200), (Gathering, 150), (Processes, 20)],
+    [(Two, 80), (Gathering, 80), (Processes, 8)],
     ids=["two", "gathering", "processes"],
 )
 def test_dict_for_long(machine, examples, request):

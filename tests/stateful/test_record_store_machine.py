@@ -115,7 +115,7 @@ def test_sqlite(request):
 @pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"durability": "power"}, {"sealed": True}], ids=str)
 def test_sqlite_at_length(options, request):
-    run(record_store_machine(lambda directory: SQLiteRecordStores(directory, **options)), request, 400)
+    run(record_store_machine(lambda directory: SQLiteRecordStores(directory, **options)), request, 150)
 
 
 @pytest.mark.long
@@ -123,7 +123,7 @@ def test_sqlite_in_two_processes(store_process, request):
     run(
         record_store_machine(lambda directory: SQLiteRecordStores(directory, store_process=store_process)),
         request,
-        200,
+        80,
     )
 
 
@@ -139,7 +139,7 @@ def test_a_server(kind, request):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_at_length(kind, request):
     need_server(kind)
-    run(record_store_machine(lambda directory: ServerRecordStores(kind, True)), request, 40)
+    run(record_store_machine(lambda directory: ServerRecordStores(kind, True)), request, 20)
 
 
 @pytest.mark.long

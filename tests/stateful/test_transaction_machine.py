@@ -274,4 +274,4 @@ def test_transactions(request):
 
 @pytest.mark.long
 def test_transactions_at_length(request):
-    run(TransactionMachine, request, 400)
+    run(TransactionMachine, request, 200)
