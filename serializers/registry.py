@@ -14,12 +14,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from persistcoll.errors import SerializerError
 from persistcoll.serializers.base import Codec, Seal, Sealed, Serializer
 
-__all__ = ["ModuleReference", "codec", "picklable_reference", "resolve"]
+__all__ = ["ModuleReference", "codec", "picklable_reference", "resolve", "sealed"]
+
+
+class _Sealable(Protocol):
+    """A store whose payloads can be sealed."""
+
+    @property
+    def store_id(self) -> bytes: ...
+
+    def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None: ...
+
+    def close(self) -> None: ...
+
+
+S = TypeVar("S", bound=_Sealable)
 
 _ROOM = "persistcoll.serializers"
 _BUILT_IN = ("cbor", "json", "msgpack", "pickle", "raw")
@@ -167,6 +181,17 @@ def codec(serializer: object, store_id: bytes) -> Codec:
     return Codec(
         resolved.name, resolved.executes_code, layer.dumps, layer.loads, _chain(seals), _chain(unseals)
     )
+
+
+def sealed(store: S, serializer: Serializer) -> S:
+    """Return the store of a queue, which from now on seals each payload as the serializer does."""
+    try:
+        bound = codec(serializer, store.store_id)
+        store.seal_with(bound.seal, bound.unseal)
+    except BaseException:  # No other code closes it.
+        store.close()
+        raise
+    return store
 
 
 def _chain(steps: list[Seal]) -> Seal | None:

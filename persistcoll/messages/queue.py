@@ -24,8 +24,9 @@ from persistcoll.messages.claiming import Claiming, Wanted
 from persistcoll.messages.fields import checked_lease, checked_number_of, checked_topics, entry_of
 from persistcoll.messages.message import Message, OutgoingMessage
 from persistcoll.options import MessageQueueOptions
-from persistcoll.serializers import codec, resolve
+from persistcoll.serializers import resolve
 from persistcoll.serializers.base import encode
+from persistcoll.serializers.registry import sealed
 from persistcoll.sqlite.open import open_message_store
 
 __all__ = ["MessageQueue", "open_store"]
@@ -47,13 +48,7 @@ def open_store(options: MessageQueueOptions) -> MessageStore:
         durability=options.durability,
         observer=options.observer,
     )
-    try:
-        bound = codec(serializer, store.store_id)
-        store.seal_with(bound.seal, bound.unseal)
-    except BaseException:  # No other code closes it.
-        store.close()
-        raise
-    return store
+    return sealed(store, serializer)
 
 
 class MessageQueue(BaseMessageQueue[T]):

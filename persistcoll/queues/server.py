@@ -13,8 +13,9 @@ from persistcoll.container import ServerContainer, T
 from persistcoll.engine.records import Backoff, Discipline, Durability
 from persistcoll.options import ServerAckQueueOptions, ServerQueueOptions
 from persistcoll.queues.ack import AckQueue
-from persistcoll.queues.sql import PlainGets, sealed, warn_of_auto_commit
+from persistcoll.queues.sql import PlainGets, warn_of_auto_commit
 from persistcoll.serializers import resolve
+from persistcoll.serializers.registry import sealed
 from persistcoll.servers.address import Address, address_of
 from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, record_store_script
 from persistcoll.servers.record_store import ServerRecordStore

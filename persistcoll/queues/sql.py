@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, TypeGuard, TypeVar, overload
+from typing import Any, Literal, TypeGuard, overload
 
 from persistcoll.arguments import checked_integer, checked_priority
 from persistcoll.container import T, option
@@ -15,8 +15,8 @@ from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, Discipline, Entry, Record, State
 from persistcoll.errors import DecodeError
 from persistcoll.queues.base import BaseQueue
-from persistcoll.serializers import canonical, codec
-from persistcoll.serializers.base import Seal, Serializer, decode_error
+from persistcoll.serializers import canonical
+from persistcoll.serializers.base import decode_error
 
 __all__ = [
     "PlainGets",
@@ -25,23 +25,9 @@ __all__ = [
     "RecordQueueCore",
     "SQLQueue",
     "UniquePuts",
-    "sealed",
     "warn_of_auto_commit",
 ]
 
-
-class _Sealable(Protocol):
-    """A store whose payloads can be sealed."""
-
-    @property
-    def store_id(self) -> bytes: ...
-
-    def seal_with(self, seal: Seal | None, unseal: Seal | None) -> None: ...
-
-    def close(self) -> None: ...
-
-
-S = TypeVar("S", bound=_Sealable)
 
 _HIGHEST_ID = (1 << 63) - 1
 _SET_ASIDE = (
@@ -437,17 +423,6 @@ class PlainGets(SQLQueue[T]):
     ) -> Any:
         """Call ``get(block=False)``."""
         return self.get(False, None, id, raw, connection=connection)
-
-
-def sealed(store: S, serializer: Serializer) -> S:
-    """Return the store of a queue, which from now on seals each payload as the serializer does."""
-    try:
-        bound = codec(serializer, store.store_id)
-        store.seal_with(bound.seal, bound.unseal)
-    except BaseException:  # No other code closes it.
-        store.close()
-        raise
-    return store
 
 
 def warn_of_auto_commit(auto_commit: bool) -> None:

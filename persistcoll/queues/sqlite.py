@@ -16,8 +16,9 @@ from persistcoll.engine.records import (
 )
 from persistcoll.options import SQLiteAckQueueOptions, SQLiteQueueOptions
 from persistcoll.queues.ack import AckQueue
-from persistcoll.queues.sql import PlainGets, PlainPuts, PriorityPuts, UniquePuts, sealed, warn_of_auto_commit
+from persistcoll.queues.sql import PlainGets, PlainPuts, PriorityPuts, UniquePuts, warn_of_auto_commit
 from persistcoll.serializers import resolve
+from persistcoll.serializers.registry import sealed
 from persistcoll.sqlite.open import open_record_store
 
 __all__ = [
