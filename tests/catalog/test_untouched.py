@@ -87,7 +87,6 @@ with CLASSES[sys.argv[1]](sys.argv[2], **PLAIN) as container:
 # Nothing is changed.
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("how", ["closed", "open", "open elsewhere", "crashed", "open after a crash"])
 def test_nothing_is_changed(kind, how, tmp_path):
@@ -115,7 +114,6 @@ def test_nothing_is_changed(kind, how, tmp_path):
             assert open_below(tmp_path) == opened == []
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("how", ["closed", "crashed", "open"])
@@ -278,7 +276,6 @@ def test_locks_of_others_are_not_waited_for(kind, tmp_path):
         assert ready(path) == [3]
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", IN_DATABASES)
 def test_a_transaction_of_another_process_is_not_waited_for(kind, tmp_path):
     path = tmp_path / "s"
@@ -332,7 +329,6 @@ with CLASSES[sys.argv[1]](sys.argv[2], **options, **PLAIN) as container:
 """
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("how", ["closed", "open", "crashed"])
 def test_a_writer_without_patience_is_not_kept_waiting(kind, how, tmp_path, monkeypatch):
@@ -394,7 +390,6 @@ input()
 """
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["queue", "fifo", "priority", "dict"])
 def test_beside_a_process_that_opens_writes_and_closes(kind, tmp_path):
     """Two come and two go at a time, so there is never an odd number."""

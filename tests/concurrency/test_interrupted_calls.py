@@ -45,7 +45,6 @@ def error(rng):
     return rng.choice([Interruption, Late])
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
 def test_a_queue(kind, durability, name, error, memory_path, steps):
@@ -115,7 +114,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_dict(name, durability, error, memory_path, steps):
@@ -221,7 +219,6 @@ def test_opening_and_closing(kind, durability, error, memory_path, steps):
         assert not open_below(path), where
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_opening_and_closing_a_dict(durability, error, memory_path, steps):
     numbers = itertools.count()

@@ -49,7 +49,6 @@ class Handler:
             self.got.append(queue.get(block=False))
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", QUEUE_CALLS)
 @pytest.mark.parametrize(("kind", "durability"), LEVELS)
@@ -125,7 +124,6 @@ def test_a_dict(operation, durability, memory_path, steps):
         ages.close()
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("operation", ["put", "get", "qsize", "items"])

@@ -26,7 +26,6 @@ def clock(monkeypatch):
         monkeypatch.setattr(module, "_now", module._now)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("law", "name"), CASES)
 def test_law(law, name, tmp_path):
     stores = LOG_STORES[name](tmp_path)

@@ -143,7 +143,6 @@ def spoiled(content: bytes, at: int, rng) -> bytes:
     return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CHUNKS)
 def test_a_flipped_bit_anywhere_in_a_chunk(name, policy, files, place, rng):
@@ -164,7 +163,6 @@ def test_a_flipped_bit_anywhere_in_a_chunk(name, policy, files, place, rng):
             assert seen.delivered == WAITING[: len(seen.delivered)], "what is behind the damage was delivered"
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["cursor", "producer.lock", "consumer.lock"])
 def test_a_flipped_bit_in_what_can_be_rebuilt(name, policy, files, place, rng):

@@ -175,7 +175,6 @@ def test_toy_that_keeps_the_rules_has_no_violation(model, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     ("broken", "found_in"),

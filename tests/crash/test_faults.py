@@ -119,7 +119,6 @@ def calls_of(tmp_path, durability: str = "power") -> Counter[str]:
     return disk.calls
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("times", [1, "forever"])
 @pytest.mark.parametrize(
     ("call", "durability"),

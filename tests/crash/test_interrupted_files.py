@@ -169,7 +169,6 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_of_the_consumer(name, durability, memory_path, steps):
@@ -213,7 +212,6 @@ def test_interrupted_process_does_not_keep_others_from_consuming(memory_path, st
     )
 
 
-@pytest.mark.sampled(2)
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_changes_of_chunk(durability, memory_path, steps):
     def operation(trial: Trial) -> None:

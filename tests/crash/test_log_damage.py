@@ -157,7 +157,6 @@ def test_the_undamaged_log(files, place):
         assert not seen.errors
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", CHUNKS)
 def test_a_flipped_bit_in_a_chunk(name, policy, files, place, rng):
@@ -201,7 +200,6 @@ def test_a_flipped_bit_in_what_can_be_rebuilt(name, policy, files, place, rng):
         assert name == "a.cursor" or [n for n in seen.delivered["a"] if n > 4] == LEFT[2:]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", SOFT)
 def test_what_can_be_rebuilt_is_cut_or_missing(name, policy, files, place):

@@ -320,7 +320,6 @@ def test_whatever_a_power_cut_leaves_is_right(work, chunksize, model, durability
     assert found.states > 20
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("work", ["trims", "rewinds", "forgets"])
 def test_in_the_strict_model(work, durability, seed):

@@ -86,7 +86,6 @@ def cut_again_and_again(server, rng, directory, kind, options, cuts, durability,
     return seen
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 @pytest.mark.parametrize("cuts", [8, pytest.param(30, marks=pytest.mark.long)])
 def test_what_returned_survives_a_power_cut(cuts, kind, options, server, rng, tmp_path):

@@ -608,7 +608,6 @@ def try_damages(
     return noticed
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("region", REGIONS)
 def test_each_kind_of_page(image, region, rng, path):
     try_damages(image[0], image[1], region, rng, path, 8)

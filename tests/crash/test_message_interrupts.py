@@ -129,7 +129,6 @@ OPERATIONS: dict[str, Operation] = {
 MESSAGE_CLOSING = (*CLOSING, "message_store.py", "message_life.py", "holding.py")
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 def test_messages(place, operation, durability, steps):

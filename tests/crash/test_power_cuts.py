@@ -78,13 +78,11 @@ def cut_again_and_again(server, rng, directory, kind, options, cuts, durability,
     return seen
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_what_returned_survives_a_power_cut(kind, options, server, rng, tmp_path):
     assert cut_again_and_again(server, rng, tmp_path, kind, options, 30, "power") > 30
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=IDS)
 def test_at_process_a_power_cut_leaves_a_prefix(kind, options, server, rng, tmp_path):
     cut_again_and_again(server, rng, tmp_path, kind, options, 10, "process")

@@ -236,7 +236,6 @@ def autosave(scribe: Scribe) -> None:
     scribe.take()
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("chunksize", [2, 100])
@@ -245,7 +244,6 @@ def test_autosave_acknowledges_in_get(chunksize, model, durability, seed):
     assert not found.violations, str(found)
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("model", MODELS)
 def test_closing_and_opening_again(model, durability, seed):

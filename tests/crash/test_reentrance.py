@@ -82,7 +82,6 @@ def handled(path, call: str, outer: str, name: str, durability) -> bool:
         return bool(fault.fired)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("outer", ["put", "get", "task_done", "clear"])
 @pytest.mark.parametrize("name", CALLS)
 def test_call_from_a_handler_that_comes_after_a_system_call(name, outer, durability, memory_path):

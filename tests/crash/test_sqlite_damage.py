@@ -285,7 +285,6 @@ CASES = [
 ]
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("kind", "region"), CASES)
 def test_each_kind_of_page(images, kind, region, rng, tmp_path):
     noticed = try_damages(images[kind], region, rng, tmp_path / "q", 10)

@@ -288,7 +288,6 @@ def test_a_parent_that_dies_leaves_its_items_though_its_child_lives(queue, kind)
             os.close(fd)
 
 
-@pytest.mark.sampled(2)
 def test_many_forks_beside_busy_threads(queue, rng):
     """Threads put and get all the time, and each child does too."""
     stop = threading.Event()

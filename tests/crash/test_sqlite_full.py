@@ -129,7 +129,6 @@ print("right", len(written))
 """
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 @pytest.mark.parametrize("durability", ["power", "process"])
 @pytest.mark.parametrize("kind", ["SQLiteQueue", "SQLiteAckQueue", "PDict", "MessageQueue"])

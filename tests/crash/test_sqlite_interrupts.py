@@ -150,7 +150,6 @@ CLOSING = tuple(
 )
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("durability", ["process", "power"])
 @pytest.mark.parametrize(
     ("discipline", "retry"),

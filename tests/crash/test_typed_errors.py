@@ -427,7 +427,6 @@ def trials(kind: Kind, place: Path, operation: str, choose: Callable[[list[Fault
     return len(chosen)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.skipif(os.name != "posix", reason="looks at descriptors and locks")
 @pytest.mark.parametrize("kind", KINDS, ids=KIND_NAMES)
 def test_any_call_fails_in_any_operation(kind, place, rng):

@@ -208,7 +208,6 @@ HANDLERS: dict[str, Callable[[Opened], object]] = {
 }
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("handler", HANDLERS)
 @pytest.mark.parametrize("call", CALLS[:-1], ids=lambda call: call.__name__)
 def test_a_signal_handler_within_a_call(prepare, call, handler):

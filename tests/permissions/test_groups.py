@@ -124,7 +124,6 @@ def test_everything_in_both_directions(kind, first, shared):
     _check_shared(shared)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_the_same_time(kind, shared):
     asked, answer = os.pipe(), os.pipe()
@@ -163,7 +162,6 @@ def test_at_the_same_time(kind, shared):
     _check_shared(shared)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_mode_the_second_is_refused_at_once(kind, shared):
     def refused() -> None:
@@ -192,7 +190,6 @@ def test_a_group_that_may_read_only_is_refused_at_once(kind, shared):
     assert modes(shared) == before
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_pickle_is_refused(kind, shared):
     def refused() -> None:

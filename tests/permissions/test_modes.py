@@ -30,7 +30,6 @@ def _check(found: dict[str, int], mode: int) -> None:
     }
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("bits", UMASKS, ids=oct)
 @pytest.mark.parametrize("mode", [None, 0o600, 0o640, 0o660, 0o666], ids=lambda mode: mode and oct(mode))
 @pytest.mark.parametrize("kind", KINDS)

@@ -74,7 +74,6 @@ def test_after_a_clean_close_nothing_is_written(kind, tmp_path):
         assert everything(tmp_path / "s") == before
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_an_open_one_nothing_is_written(kind, tmp_path):
     left = fill(kind, tmp_path / "s")
@@ -478,7 +477,6 @@ def test_a_file_system_that_becomes_read_only_while_it_is_open(kind, mounted):
         assert len(contents(container)) == 5
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("crashed", [False, True], ids=["open", "crashed"])
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,7 +38,6 @@ def full_scans(place, text):
     return scans + [row for row in rows if "filesort" in str(row[-1])]
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("discipline", [FIFO, LIFO, PRIORITY, UNIQUE], ids=lambda each: each.name)
 def test_no_statement_that_runs_often_reads_all_rows(place, discipline):
     store = open_record_store(

@@ -55,7 +55,6 @@ def test_nothing_is_lost_and_nothing_happens_twice(opened, seed):
     assert (told.puts, told.gets) == (len(wanted), len(wanted))
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "losses",
     [

@@ -381,7 +381,6 @@ def run(library: str, text: str) -> list[Any]:
     return values
 
 
-@pytest.mark.sampled(3)
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_documented_examples_give_the_documented_results(name, library, tmp_path, monkeypatch):
@@ -392,7 +391,6 @@ def test_the_documented_examples_give_the_documented_results(name, library, tmp_
     assert run(library, text) == expected
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_the_differences_are_as_the_page_says(name, library, tmp_path, monkeypatch):
