@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -99,7 +100,7 @@ class Claiming(Generic[T]):
             self._fill(core, wanted, claims, messages, claimed_at + linger)
             # A message whose lease ended in the wait may be claimed again, and its second claim is the one.
             messages = list({message.id: message for message in messages}.values())
-            if _is_old(messages, claimed_at):
+            if time.monotonic() > _old_from(messages, claimed_at):
                 lost = self.extend(messages)
                 messages = [message for message in messages if message.id not in lost]
             if messages:
@@ -199,7 +200,7 @@ class Claiming(Generic[T]):
         # from both and the yield is no call, because a signal handler could raise there.
         unused: list[MessageClaim] = []
         messages: list[Message[T]] = []
-        claimed_at = 0.0
+        old_from = math.inf
         try:
             try:
                 while not core.is_shutdown:
@@ -209,13 +210,13 @@ class Claiming(Generic[T]):
                     if not messages:
                         messages = self.claim(core, wanted, unused, True, None)
                         unused[:] = [message._claim for message in messages]
-                        claimed_at = time.monotonic()
+                        old_from = _old_from(messages, time.monotonic())
                         continue
-                    if _is_old(messages, claimed_at):
+                    if time.monotonic() > old_from:
                         lost = self.extend(messages)
                         kept = [message for message in messages if message.id not in lost]
                         messages, unused[:] = kept, [message._claim for message in kept]
-                        claimed_at = time.monotonic()
+                        old_from = _old_from(messages, time.monotonic())
                         continue
                     message, holds = messages[0], not wanted.prefetch or self.begin(messages[0])
                     del messages[0], unused[0]
@@ -264,7 +265,7 @@ def _count(core: MessageCore, topics: Topics) -> int:
     return core.store.count() if topics is None else sum(map(core.store.count, topics))
 
 
-def _is_old(messages: Sequence[Message[Any]], claimed_at: float) -> bool:
-    """Tell whether a part of the shortest of the leases has passed."""
+def _old_from(messages: Sequence[Message[Any]], claimed_at: float) -> float:
+    """Return the time at which a part of the shortest of the leases has passed."""
     leases = [message._record.lease for message in messages if message._record.lease is not None]
-    return bool(leases) and time.monotonic() - claimed_at > min(leases) * _EXTEND_AFTER
+    return claimed_at + min(leases, default=math.inf) * _EXTEND_AFTER

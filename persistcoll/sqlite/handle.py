@@ -121,13 +121,16 @@ class Handle(Generic[S]):
         """Write what need not survive a power cut. ``timeout`` is as of ``write`` of the database."""
         return self._database.write(run, False, timeout=timeout)
 
-    def _refresh_counters(self, execute: Execute) -> Counters:
-        """Return the true counters, after what is due was done. Call it within a transaction."""
+    def _refresh_counters(self, execute: Execute, now: float | None = None) -> Counters:
+        """Return the true counters, after what is due was done. Call it within a transaction.
+
+        :param now: the time of the call, if the caller knows it.
+        """
         counters = self._counters
         if counters.epoch != self._database.epoch:
             counters.load(execute)
             counters.epoch = self._database.epoch
-        if counters.next_due_at is not None and counters.next_due_at <= self._now():
+        if counters.next_due_at is not None and counters.next_due_at <= (self._now() if now is None else now):
             self._database.begin()
             self._release_due(execute, counters)
             self._database.mark_dirty(counters)

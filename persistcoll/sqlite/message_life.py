@@ -213,6 +213,23 @@ class MessageLife:
         if self._counters.is_doubtful:
             self._counters.recount(execute, self.now)
 
+    def ack(self, execute: Execute, rows: Sequence[MessageRow]) -> None:
+        """Make claimed messages done, and remove together those that need no step of their own."""
+        together: list[MessageRow] = []
+        for row in rows:
+            if row.key is not None or row.group is not None or self._policy.keep_done:
+                self.finish(execute, row, State.DONE)
+                continue
+            together.append(row)
+            if self.events is not None:
+                self.note(EventKind.ACKED, row.topic, row.id, row.attempts)
+        self._delete(execute, together, CLAIMED)
+
+    def _delete(self, execute: Execute, rows: Sequence[MessageRow], state: int) -> None:
+        """Delete rows that are in this state and need no step of their own."""
+        self._database.executemany(self._sql.delete, [(row.id,) for row in rows])
+        self._count(execute, [(row.topic,) for row in rows], state, None)
+
     def finish(
         self,
         execute: Execute,
@@ -315,8 +332,7 @@ class MessageLife:
                 self.finish(execute, row, None)
             else:
                 together.append(row)
-        self._database.executemany(self._sql.delete, [(row.id,) for row in together])
-        self._count(execute, [(row.topic,) for row in together], STATES[state], None)
+        self._delete(execute, together, STATES[state])
 
     def enter_group(self, execute: Execute, topic: str, group: str | None) -> bool:
         """Count a message in its group; return whether another one of it is unfinished."""

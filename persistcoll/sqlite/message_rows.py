@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.message_statements import STATES
 from persistcoll.sqlite.rows import Seal, refuse_too_large
 
-__all__ = ["MessageRow", "MessageRows", "due_of", "is_ahead", "is_past", "read_rows"]
+__all__ = ["MessageRow", "MessageRows", "due_of", "is_ahead", "is_past", "random_token", "read_rows"]
 
 _MASK = 0xFFFFFFFF
 _NONE = type(None)
@@ -291,3 +292,8 @@ def _own(row: MessageRow, name: str) -> Any:
         return json.loads(row.options).get(name, ...)
     except (TypeError, ValueError, AttributeError):
         return ...
+
+
+def random_token() -> int:
+    """Return 62 random bits. A forked child draws others than its parent."""
+    return int.from_bytes(os.urandom(8), "big") >> 2

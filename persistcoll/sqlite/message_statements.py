@@ -106,7 +106,7 @@ class MessageStatements(NamedTuple):
     claim: str
     """holder, token, until, due, delivered, id -> claimed."""
     deliver: str
-    """id -> delivered."""
+    """id, token, time -> delivered, if that is its claim, which has not ended by then."""
     extend: str
     """until, due, id -> the claim ends then."""
     settle: str
@@ -231,6 +231,7 @@ def message_statements(number: int, has_meta_crc: bool = True) -> MessageStateme
         ordered = f"ORDER BY {place}{'' if place == 'id' else ', id'} LIMIT ?"
         return PageStatements(f"{found} {ordered}", f"{found} AND {onward} {ordered}")
 
+    of_claim = "WHERE id = ? AND token = ? AND state = 1 AND (until IS NULL OR until > ?)"
     return MessageStatements(
         create=(
             f"""CREATE TABLE {messages} (
@@ -268,13 +269,12 @@ def message_statements(number: int, has_meta_crc: bool = True) -> MessageStateme
         insert=f"INSERT INTO {messages} ({inserted}) VALUES ({', '.join('?' * 20)})",
         select=f"{select} FROM {messages} WHERE id = ?",
         select_bare=f"{select_bare} FROM {messages} WHERE id = ?",
-        select_claimed=f"{select_bare} FROM {messages}"
-        " WHERE id = ? AND token = ? AND state = 1 AND (until IS NULL OR until > ?)",
+        select_claimed=f"{select_bare} FROM {messages} {of_claim}",
         select_ready=f"{select} {part['ready']} ORDER BY place, id LIMIT ?",
         select_ready_of=f"{select} {part['ready_of']} AND topic = ? ORDER BY place, id LIMIT ?",
         claim=f"UPDATE {messages} SET state = 1, holder = ?, token = ?, until = ?, due = ?, delivered = ?,"
         " attempts = attempts + 1, deliveries = deliveries + 1 WHERE id = ?",
-        deliver=f"UPDATE {messages} SET delivered = 1 WHERE id = ?",
+        deliver=f"UPDATE {messages} SET delivered = 1 {of_claim}",
         extend=f"UPDATE {messages} SET until = ?, due = ? WHERE id = ?",
         settle=f"UPDATE {messages} SET state = ?, until = ?, due = ?, finished = ?, attempts = ?, error = ?,"
         " holder = NULL, token = NULL, delivered = NULL WHERE id = ?",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +28,11 @@ from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.holding import Holding
 from persistcoll.sqlite.message_choice import MessageChoice
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
+from persistcoll.sqlite.message_gates import MessageGates
 from persistcoll.sqlite.message_life import MessageLife
 from persistcoll.sqlite.message_removal import MessageRemoval
 from persistcoll.sqlite.message_repair import MessageRepair
-from persistcoll.sqlite.message_rows import MessageRow, MessageRows
+from persistcoll.sqlite.message_rows import MessageRow, MessageRows, random_token
 from persistcoll.sqlite.message_statements import (
     CLAIMED,
     READY,
@@ -53,11 +53,6 @@ _BEHIND = object()
 _KEYS_OVER = 16
 _PAGE = 64  # rows, with their bodies
 _NO_STATE = -1
-
-
-def _random_token() -> int:
-    """Return 62 random bits. A forked child draws others than its parent."""
-    return int.from_bytes(os.urandom(8), "big") >> 2
 
 
 class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], MessageStore):
@@ -81,6 +76,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         self._rows = MessageRows(self._database.path, self.store_id, policy)
         self._life = MessageLife(self._database, sql, counters, self._rows, policy)
         self._removal = MessageRemoval(sql, self._rows, self._life)
+        self._gates = MessageGates(self._database, counters, self._life)
         self._repair = MessageRepair(self._database, sql, counters, self._life, self._now)
         self._holding = Holding(self, self._life.end_claims)
         self._choice = MessageChoice(sql, self._rows, self._life, self._holding)
@@ -110,9 +106,10 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def _refresh(self, execute: Execute) -> MessageCounters:
         """Return the true counters, after what is due was done, and note the time of this call."""
-        self._life.begin(self._now())
+        now = self._now()
+        self._life.begin(now)
         self._ended = 0
-        return cast(MessageCounters, self._refresh_counters(execute))
+        return cast(MessageCounters, self._refresh_counters(execute, now))
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
         self._life.begin(self._now())
@@ -132,10 +129,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             else:
                 rows.append(row)
         if stale:
-            what = (
-                f"claim of message {stale[0]} has" if len(stale) == 1 else f"claims of messages {stale} have"
-            )
-            raise StaleClaimError(f"the {what} ended", stale)
+            raise _stale(stale)
         return rows
 
     def _of_claim(self, execute: Execute, claim: MessageClaim) -> MessageRow | None:
@@ -146,12 +140,21 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         self, claims: Sequence[MessageClaim], sync: bool, step: Callable[[Execute, MessageRow], object]
     ) -> None:
         """Do a step with each message of these claims, all or none."""
+
+        def settle(execute: Execute, rows: list[MessageRow]) -> None:
+            for row in rows:
+                step(execute, row)
+
+        self._settle_together(claims, sync, settle)
+
+    def _settle_together(
+        self, claims: Sequence[MessageClaim], sync: bool, settle: Callable[[Execute, list[MessageRow]], None]
+    ) -> None:
         self._check()
 
         def run(execute: Execute) -> None:
             self._refresh(execute)
-            for row in self._claimed(execute, claims):
-                step(execute, row)
+            settle(execute, self._claimed(execute, claims))
             self._life.mend(execute)
 
         if claims:
@@ -296,7 +299,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         prefetch: bool,
     ) -> list[MessageRecord]:
         now = self._life.now
-        holder, token = self._holding.ensure(execute), _random_token()
+        holder, token = self._holding.ensure(execute), random_token()
         for name, count in Counter(row.topic for row in rows).items():
             counters.move(execute, name, READY, CLAIMED, count)
             if name in counters.gated:
@@ -305,25 +308,44 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 counters.gate(topic)
         delivered = int(not prefetch)
         records: list[MessageRecord] = []
+        changes: list[tuple[Any, ...]] = []
         for row in rows:
             seconds = self._rows.lease(row, lease)
             until = None if seconds is None else now + seconds
-            execute(self._sql.claim, (holder, token, until, until, delivered, row.id))
+            changes.append((holder, token, until, until, delivered, row.id))
             if self._life.events is not None:
                 self._life.note(EventKind.CLAIMED, row.topic, row.id, row.attempts + 1)
             if until is not None:
                 counters.lower_next_due(until)
             records.append(self._rows.delivery(row, token, until, seconds))
+        self._database.executemany(self._sql.claim, changes)
         self._database.mark_dirty(counters)
         return records
 
     # Settling.
 
     def deliver(self, claims: Sequence[MessageClaim]) -> None:
-        self._settle(claims, False, lambda execute, row: execute(self._sql.deliver, (row.id,)))
+        if len(claims) != 1:
+            self._settle(claims, False, self._deliver)
+            return
+        (claim,) = claims
+        self._check()
+
+        # A consumer calls this for each message, so it is one statement, and a transaction of its own.
+        def run(execute: Execute) -> None:
+            self._refresh(execute)
+            if not self._deliver(execute, claim):
+                raise _stale([claim.id])
+
+        self._transact(run, False, True, timeout=self._timeout)
+
+    def _deliver(self, execute: Execute, claim: MessageClaim | MessageRow) -> bool:
+        """Note that a claim is delivered, and tell whether it has not ended."""
+        parameters = claim.id, claim.token, self._life.now
+        return execute(self._sql.deliver, parameters).rowcount > 0
 
     def ack(self, claims: Sequence[MessageClaim]) -> None:
-        self._settle(claims, True, lambda execute, row: self._life.finish(execute, row, State.DONE))
+        self._settle_together(claims, True, self._life.ack)
 
     def nack(
         self, claims: Sequence[MessageClaim], delay: float | None = None, error: str | None = None
@@ -486,86 +508,41 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     # Topics.
 
-    def _topic(self, execute: Execute, name: str) -> Topic:
-        return self._refresh(execute).topic(execute, name)
-
-    def _gate(self, topic: Topic) -> None:
-        counters = cast(MessageCounters, self._counters)
-        counters.gate(topic)
-        self._database.mark_dirty(counters)
+    def _change_topic(self, name: str, change: Callable[[Topic], T], sync: bool = True) -> T:
+        return self._change(lambda execute: change(self._refresh(execute).topic(execute, name)), sync)
 
     def set_rate(self, topic: str, interval: float | None, burst: int = 1) -> None:
-        def run(execute: Execute) -> None:
-            found, now = self._topic(execute, topic), self._life.now
-            if (found.interval, found.burst) == (interval, burst) or found.interval is interval is None:
-                return
-            if interval is not None:
-                # Only the first rate of a topic begins with a whole burst.
-                whole = now - (burst - 1) * interval
-                opens = whole if found.interval is None else min(found.opens, now + interval)
-                found.burst, found.next = burst, opens + (burst - 1) * interval
-            found.interval = interval
-            self._gate(found)
-
-        self._change(run)
+        self._change_topic(topic, lambda found: self._gates.set_rate(found, interval, burst))
 
     def pause(self, topic: str) -> None:
-        self._change(partial(self._pause, topic, True))
+        self._change_topic(topic, lambda found: self._gates.pause(found, True))
 
     def resume(self, topic: str) -> None:
-        self._change(partial(self._pause, topic, False))
-
-    def _pause(self, name: str, pauses: bool, execute: Execute) -> None:
-        topic = self._topic(execute, name)
-        topic.paused = pauses
-        self._gate(topic)
+        self._change_topic(topic, lambda found: self._gates.pause(found, False))
 
     def lock_topic(
         self, topic: str | None, lease: float | None, *, locks: list[TopicClaim] | None = None
     ) -> TopicClaim | None:
         def run(execute: Execute) -> TopicClaim | object | None:
-            counters, now = self._refresh(execute), self._life.now
+            counters = self._refresh(execute)
             if topic is None and self._life.is_behind:
                 return _BEHIND
             self._holding.reclaim_if_due(execute)
             name = self._choice.fullest(execute, counters) if topic is None else topic
-            if name is None or (found := counters.topic(execute, name)).is_locked(now):
+            if name is None or (found := counters.topic(execute, name)).is_locked(self._life.now):
                 return None
-            found.locker, found.lock = self._holding.ensure(execute), _random_token()
-            found.lock_until = None if lease is None else now + lease
-            self._gate(found)
-            return TopicClaim(name, found.lock)
+            return self._gates.lock(found, self._holding.ensure(execute), lease)
 
         after = None if locks is None else partial(_note_lock, locks)
         while (result := self._change(run, False, after)) is _BEHIND:
             pass
         return cast("TopicClaim | None", result)
 
-    def _lock(self, execute: Execute, lock: TopicClaim) -> Topic | None:
-        """Return the topic of a lock, or ``None`` if the lock has ended."""
-        topic = self._topic(execute, lock.topic)
-        return topic if topic.lock == lock.token and topic.is_locked(self._life.now) else None
-
     def extend_lock(self, lock: TopicClaim, seconds: float | None) -> None:
-        def run(execute: Execute) -> None:
-            topic = self._lock(execute, lock)
-            if topic is None:
-                raise StaleClaimError(f"the lock of topic {lock.topic!r} has ended")
-            topic.lock_until = None if seconds is None else self._life.now + seconds
-            self._gate(topic)
-
-        self._change(run, False)
+        self._change_topic(lock.topic, lambda found: self._gates.extend(found, lock, seconds), False)
 
     def unlock_topic(self, lock: TopicClaim) -> bool:
-        def run(execute: Execute) -> bool:
-            topic = self._lock(execute, lock)
-            if topic is None:
-                return False
-            topic.unlock()
-            self._gate(topic)
-            return True
-
-        return self._change(run, False)
+        return self._change_topic(lock.topic, lambda found: self._gates.unlock(found, lock), False)
 
     # Upkeep.
 
@@ -585,6 +562,11 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     def checkpoint(self) -> None:
         self._check()
         self._database.checkpoint(self._timeout)
+
+
+def _stale(ids: Sequence[int]) -> StaleClaimError:
+    what = f"claim of message {ids[0]} has" if len(ids) == 1 else f"claims of messages {ids} have"
+    return StaleClaimError(f"the {what} ended", ids)
 
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None) -> None:

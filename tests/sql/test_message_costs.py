@@ -166,7 +166,7 @@ OPERATIONS: dict[str, tuple[Callable[[Opened], object], Callable[[Opened], objec
     "deliver": (
         lambda it: None,
         lambda it: it.deliver(),
-        "begin select update commit", 0,
+        "update", 0,
     ),
     "find": (
         lambda it: None,

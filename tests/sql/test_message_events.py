@@ -301,10 +301,10 @@ def test_nothing_is_told_of_a_call_that_a_signal_handler_ends_half_way(store, to
     with monkeypatch.context() as patch:
         patch.setattr(store._life, "finish", handled)
         with pytest.raises(ZeroDivisionError):
-            store.ack(claims)
+            store.fail(claims)
     assert told == []
-    store.ack(claims)
-    assert told.kinds == ["acked", "acked"]
+    store.fail(claims)
+    assert told.kinds == ["dead", "dead"]
 
 
 def test_an_interrupt_out_of_the_observer_comes_after_the_change(tmp_path):
