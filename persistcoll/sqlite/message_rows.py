@@ -93,8 +93,9 @@ def due_of(state: State, until: float | None, expires: float | None) -> float | 
         return until
     if state not in (State.READY, State.DELAYED, State.BLOCKED):
         return None
-    delay = until if state is State.DELAYED else None
-    return min((each for each in (delay, expires) if each is not None), default=None)
+    if state is not State.DELAYED or until is None:
+        return expires
+    return until if expires is None else min(until, expires)
 
 
 class MessageRows:

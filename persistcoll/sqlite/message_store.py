@@ -206,10 +206,9 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
                 for id, entry in zip(ids, entries, strict=True)
                 if id is not None
             ]
-            put: Counter[tuple[str, int]] = Counter()
-            for id, entry, payload in new:
-                put[entry.topic, self._put(execute, counters, id, entry, payload)] += 1
-            for (topic, state), count in put.items():
+            rows = [self._put(execute, counters, *each) for each in new]
+            self._database.executemany(self._sql.insert, rows)
+            for (topic, state), count in Counter((row[2], row[1]) for row in rows).items():
                 counters.move(execute, topic, None, state, count)
             if new:
                 counters.last_id = new[-1][0]
@@ -237,22 +236,20 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def _put(
         self, execute: Execute, counters: MessageCounters, id: int, entry: MessageEntry, payload: bytes
-    ) -> int:
-        """Insert a message, and return the number of its state."""
+    ) -> tuple[Any, ...]:
+        """Put a message into its group, make its key active, and return the row to insert."""
         life = self._life
         is_blocked = life.enter_group(execute, entry.topic, entry.group)
         row = self._rows.new(id, entry, payload, is_blocked, life.now)
-        execute(self._sql.insert, row)
         if entry.key is not None:
             if entry.key_window:
                 execute(self._sql.delete_keys_over, (life.now, _KEYS_OVER))
             execute(self._sql.save_key, (entry.key, id, life.now + entry.key_window, 1))
         if life.events is not None:
             life.note(EventKind.PUT, entry.topic, id, 0)
-        state, due = row[1], row[-1]
-        if due is not None:
-            counters.lower_next_due(due)
-        return int(state)
+        if row[-1] is not None:
+            counters.lower_next_due(row[-1])
+        return row
 
     # Claiming.
 

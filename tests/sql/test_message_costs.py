@@ -101,7 +101,7 @@ OPERATIONS: dict[str, tuple[Callable[[Opened], object], Callable[[Opened], objec
     "put of a key with a window": (
         lambda it: None,
         lambda it: it.put(topic="a", key=b"key", key_window=9.0),
-        "begin select insert*2 delete update commit", 1,
+        "begin select delete insert*2 update commit", 1,
     ),
     "put into a group": (
         lambda it: None,
