@@ -28,6 +28,13 @@ from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
 from benchmarks.power import power
 from benchmarks.process import batches, single
 from benchmarks.processes import processes
+from benchmarks.servers import (
+    mysql_batches,
+    mysql_single,
+    postgres_batches,
+    postgres_single,
+    postgres_threads,
+)
 from benchmarks.sql_backlog import sql_backlog
 from benchmarks.sql_power import sql_power, sql_processes, sql_threads
 from benchmarks.sql_process import sql_acknowledged, sql_batches, sql_orders, sql_single
@@ -70,6 +77,11 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         messages_batches,
         messages_threads,
         messages_backlog,
+        postgres_single,
+        postgres_batches,
+        postgres_threads,
+        mysql_single,
+        mysql_batches,
     )
 }
 

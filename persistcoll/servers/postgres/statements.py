@@ -27,7 +27,7 @@ class PostgresDialect(Dialect):
     max_poll_interval = 0.05
     lock_creation = (
         "SELECT 1 FROM (SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))) AS locked"
-        " WHERE %(seconds)s > 0"
+        " WHERE %(seconds)s::float8 > 0"
     )
     unlock_creation = None
     uptime = f"SELECT extract(epoch FROM {now} - pg_postmaster_start_time())::float8"
