@@ -1,8 +1,8 @@
 """The database servers that tests use: where they are, and places in them that are removed afterwards.
 
 ``PERSISTCOLL_TEST_POSTGRES_URL`` and ``PERSISTCOLL_TEST_MYSQL_URL`` name them; otherwise they are on this
-machine. Where no server answers, a test is skipped with the reason; it fails where the environment variable
-``CI`` says that everything must be there.
+machine, where the tests start one if none answers. Where its programs are missing, too, a test is skipped
+with the reason; it fails where the environment variable ``CI`` says that everything must be there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from persistcoll.errors import StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import Connection, ConnectionLostError
 from persistcoll.servers.sessions import driver_of
+from tests.servers import own_server
 
 __all__ = ["KINDS", "CallerConnection", "Place", "need_server"]
 
@@ -34,25 +35,29 @@ _URLS = {
 _numbers = itertools.count()
 
 
-def _address(kind: str) -> Address:
-    variable, local = _URLS[kind]
-    return Address.parse(os.environ.get(variable, local))
-
-
 @cache
-def _trouble(kind: str) -> str:
+def _find(kind: str) -> tuple[Address, str]:
+    """Return the server's address, and why it cannot be used, if so."""
+    variable, local = _URLS[kind]
+    address = Address.parse(os.environ.get(variable, local))
     try:
-        driver_of(kind).connect(_address(kind), 5.0, True).close()
+        driver_of(kind).connect(address, 5.0, True).close()
     except (ImportError, StorageError, ConnectionLostError) as error:
-        return str(error)
-    return ""
+        if isinstance(error, ConnectionLostError) and variable not in os.environ:
+            lacking = own_server.lacking_programs(kind)
+            if not lacking:
+                return own_server.lend(kind), ""
+            return address, f"{error}; and {', '.join(lacking)} to start one"
+        return address, str(error)
+    return address, ""
 
 
 def need_server(kind: str) -> Address:
-    """Return the server's address; skip the test (in CI: fail it) if none answers."""
-    if trouble := _trouble(kind):
+    """Return the server's address; skip the test (in CI: fail it) if none answers and none can be started."""
+    address, trouble = _find(kind)
+    if trouble:
         pytest.skip(f"needs a server of {kind} ({_URLS[kind][0]} names one): {trouble}")
-    return _address(kind)
+    return address
 
 
 class CallerConnection:
