@@ -60,7 +60,8 @@ class PostgresQueue(PlainPuts[T], PlainServerQueue[T]):
         connection for one call, too. If the connection has a ``search_path`` of its own, give ``schema``.
     :param schema: where the tables are; ``None``: where the server looks first.
     :param create: otherwise a missing queue is an error, whose message has the statements that make it.
-    :param timeout: seconds to wait for a connection, and for a lock of another transaction.
+    :param timeout: seconds to wait for a connection, and for a lock of another transaction. An answer counts
+        as lost after six times as long, and not before 5 seconds.
     :param patience: seconds without a sign of life after which a process is taken for dead, so that what it
         had got is delivered again. A process that stands still for longer loses its claims.
     :param auto_commit: ``get`` acks the item at once, so a crash loses an item that was got and is not

@@ -295,12 +295,23 @@ class ClaimingHandle(Handle):
         def settle(session: Session) -> bool:
             nonlocal tries
             tries += 1
-            return self._settle(session, id, fence, end)
+            return self._settle(session, id, fence, end) or (
+                tries > 1 and self._was_settled(session, id, fence, end)
+            )
 
-        # After a lost answer, a claim that is not active any more was ended by the first try.
-        if not self._sessions.repeat(settle) and tries == 1:
+        if not self._sessions.repeat(settle):
             raise _stale([id])
         self._forget(id, held)
+
+    def _was_settled(self, session: Session, id: int, fence: int, end: _End) -> bool:
+        """Tell whether a try whose answer was lost has ended the claim, which is not active any more.
+
+        A crash of the server may have undone the claim instead, because its commit is asynchronous.
+        """
+        if end.state not in FINISHED:
+            return True  # In either case the record is ready again.
+        found = session.run(self._sql.find_fence, id=id).rows
+        return not found or found[0][0] == fence
 
     def _settle_all(self, ids: Sequence[int], end_of: Callable[[_Held], _End]) -> None:
         """End the claims of these records, all or none.

@@ -20,12 +20,14 @@ __all__ = [
     "MissingTableError",
     "Result",
     "TryAgainError",
+    "answer_timeout",
     "unwrapped",
 ]
 
 ABANDONED: list[Any] = []
 """What the connections of a parent hold in its forked child: kept, because it must not be collected there."""
 _MOST_WRAPPERS = 4
+_TIMEOUTS_PER_ANSWER, _SHORTEST_ANSWER_TIMEOUT = 6.0, 5.0
 
 
 class TryAgainError(Exception):
@@ -53,6 +55,14 @@ class Result:
     rows: list[Any]
     count: int
     id: int
+
+
+def answer_timeout(timeout: float) -> float:
+    """Return the seconds after which an answer counts as lost, which a network may swallow without a trace.
+
+    :param timeout: those to wait for a connection, and for a lock.
+    """
+    return max(_SHORTEST_ANSWER_TIMEOUT, _TIMEOUTS_PER_ANSWER * timeout)
 
 
 def unwrapped(connection: Any, kind: type[Any]) -> Any:
@@ -118,7 +128,8 @@ class Driver(Protocol):
     def connect(self, address: Address, timeout: float, power: bool) -> Connection:
         """Connect, with the settings that the algorithm needs.
 
-        :param timeout: seconds to wait for the connection, and later for a lock.
+        :param timeout: seconds to wait for the connection, and later for a lock; for an answer
+            :func:`answer_timeout`.
         :param power: whether what is committed survives a power cut of the server, where a session can choose
             that.
         :raise ConnectionLostError: the server cannot be reached now.

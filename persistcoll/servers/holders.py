@@ -7,6 +7,7 @@ all of its holders at once. A session lock of the server would end with its conn
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ __all__ = ["Heartbeat", "Holder", "Holding"]
 _BEATS = 3
 """Heartbeats in the time after which a holder without them is dead."""
 _PAGE = 256  # rows that are changed at a time
+_HOLDER_BITS = 62
 
 
 class Holder:
@@ -62,9 +64,13 @@ class Heartbeat:
         info = f"pid {os.getpid()} on {socket.gethostname()}"[:255]
 
         def insert(session: Session) -> int:
-            return session.run(self._server.sql.insert_holder, number=collection, info=info).id
+            # A number that the server counts may be given out again after a crash: two holders would be one.
+            holder = secrets.randbits(_HOLDER_BITS)
+            session.run(self._server.sql.insert_holder, holder=holder, number=collection, info=info)
+            return holder
 
-        holder = Holder(self._server.transact(insert, sync=False, once=False))
+        # On the device, because a holder that is not there after a crash would lose later claims.
+        holder = Holder(self._server.transact(insert, once=False))
         with self._mutex:
             self._holders[holder.number] = holder
             if self._thread is None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
-from persistcoll.servers.driver import ConnectionLostError, TryAgainError
+from persistcoll.servers.driver import Connection, ConnectionLostError, TryAgainError
 from persistcoll.servers.sessions import Server, Session
 
 __all__ = ["JoinedSessions"]
@@ -50,7 +50,7 @@ class JoinedSessions:
             try:
                 value = work(session)
             except BaseException:
-                session.connection.run(_UNDO)
+                _undo(connection, _UNDO)
                 raise
             session.connection.run(_RELEASE)
             return value
@@ -68,9 +68,7 @@ class JoinedSessions:
         try:
             yield
         except BaseException:
-            # A transaction that has failed, or whose connection is lost, is rolled back as a whole.
-            with suppress(StorageError, ConnectionLostError, TryAgainError):
-                connection.run(f"ROLLBACK TO SAVEPOINT {name}")
+            _undo(connection, f"ROLLBACK TO SAVEPOINT {name}")
             raise
         connection.run(f"RELEASE SAVEPOINT {name}")
 
@@ -93,3 +91,10 @@ class JoinedSessions:
             return value
 
         return self.repeat(counted)
+
+
+def _undo(connection: Connection, text: str) -> None:
+    # A transaction that has failed, or whose connection is lost, is rolled back as a whole. After a deadlock
+    # MySQL has done that, and knows the savepoint no more.
+    with suppress(StorageError, ConnectionLostError, TryAgainError):
+        connection.run(text)

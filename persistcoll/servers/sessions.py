@@ -32,9 +32,11 @@ T = TypeVar("T")
 _MOST_IDLE = 8  # connections
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two tries
 _UNKNOWN_AFTER = 60.0  # seconds after which the outcome of a commit is called unknown
-# Seconds that a call waits for a lock at least. Ordinary writers hold one for a moment, so a call that must
-# not wait for a caller's transaction would otherwise fail without one.
+# Seconds that a call waits for a lock at least, and may begin again. Ordinary writers hold one for a moment,
+# so a call that must not wait for a caller's transaction would otherwise fail without one.
 _SHORTEST_LOCK_TIMEOUT = 1.0
+# A call whose deadline is over begins again as well: its connection may be one that the server has closed.
+_LEAST_TRIES = 4
 _OPS_BETWEEN_SWEEPS = 256
 # A session's number begins with the hour, so that the notes of sessions that ended long ago are one range.
 _HOUR_BITS = 40
@@ -393,21 +395,29 @@ class Server:
         if noted and session.op % _OPS_BETWEEN_SWEEPS == 0:
             try:
                 self._sweep(session)
-            except (ConnectionLostError, TryAgainError, StorageError):
-                return  # what is noted stays until the next time
+            except BaseException as error:
+                self._roll_back(session, error)
+                if isinstance(error, (ConnectionLostError, TryAgainError, StorageError)):
+                    return  # what is noted stays until the next time
+                raise
         self.release(session)
 
     def _retried(self, attempt: Callable[[], T], deadline: float | None) -> T:
         until = self._until(deadline)
-        for pause in _pauses():
+        last = time.monotonic() + max(_SHORTEST_LOCK_TIMEOUT, self.timeout)
+        for tries, pause in enumerate(_pauses(), 1):
+            cause: Exception
+            failure: StorageError
             try:
                 return attempt()
             except TryAgainError as error:
-                if time.monotonic() + pause >= max(until, time.monotonic() + _FIRST_PAUSE):
-                    raise LockedError(f"other transactions always came first: {error}") from error
+                cause, failure = error, LockedError(f"other transactions always came first: {error}")
             except ConnectionLostError as error:
-                if time.monotonic() + pause >= until:
-                    raise BackendUnavailableError(f"{self.address} cannot be reached: {error}") from error
+                cause = error
+                failure = BackendUnavailableError(f"{self.address} cannot be reached: {error}")
+            following = time.monotonic() + pause
+            if following >= until and (tries >= _LEAST_TRIES or following >= last):
+                raise failure from cause
             time.sleep(pause)
         raise AssertionError
 
@@ -455,12 +465,8 @@ class Server:
         rows = session.run(self.sql.select_old_clients, client=old, limit=_SWEPT_CLIENTS).rows
         for client, op in ((session.client, session.op), *((client, _EVERY_OP) for (client,) in rows)):
             session.connection.begin(False, None)
-            try:
-                self._sweep_client(session, client, op)
-                session.connection.commit()
-            except BaseException as error:
-                self._roll_back(session, error)
-                raise
+            self._sweep_client(session, client, op)
+            session.connection.commit()
 
     def _sweep_client(self, session: Session, client: int, op: int) -> None:
         puts: Counter[int] = Counter()

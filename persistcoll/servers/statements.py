@@ -73,7 +73,7 @@ class SharedStatements(NamedTuple):
     delete_done: str
     """client, op -> deletes the notes of this session before ``op``."""
     insert_holder: str
-    """number, info -> a new holder of that collection; its number."""
+    """holder, number, info -> that number is a holder of claims in that collection."""
     beat: str
     """holders -> heard of now."""
     count_holders: str
@@ -122,7 +122,7 @@ class RecordStatements(NamedTuple):
     unclaim: str
     """ids, fence -> makes these rows ready, as if this claim had not been made."""
     release_fence: str
-    """holder, fence -> makes ready what a claim with a lost answer has claimed."""
+    """holder, fence -> makes ready what a claim with a lost answer has claimed, as ``unclaim`` does."""
     finish_ready: str
     """ids, state -> makes these ready rows done, with an attempt."""
     delete: str
@@ -133,6 +133,8 @@ class RecordStatements(NamedTuple):
     that reason or keeps its own."""
     delete_claim: str
     """id, fence -> ends a claim and deletes the row."""
+    find_fence: str
+    """id -> the fence of the claim that was the last one to be settled, or is active."""
     draw_id: tuple[str, ...]
     """id -> a new id, higher than all others: the rows or the id of the first; the others tidy up."""
     renumber: str
@@ -195,7 +197,6 @@ class Dialect(Protocol):
     :ivar unlock_creation: ``SharedStatements.unlock_creation``.
     :ivar uptime: ``SharedStatements.uptime``.
     :ivar unless_noted: the end of an insert of a note that leaves a note that is there.
-    :ivar gives_holder: the end of an insert of a holder, which gives its number.
     """
 
     now: str
@@ -205,7 +206,6 @@ class Dialect(Protocol):
     unlock_creation: str | None
     uptime: str
     unless_noted: str
-    gives_holder: str
 
     def table(self, schema: str | None, name: str) -> str:
         """Return the name of a table."""
@@ -282,8 +282,8 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         lock_done=f"SELECT number, puts FROM {done} {settled} FOR UPDATE",
         add_puts=f"UPDATE {collections} SET puts = puts + %(puts)s WHERE number = %(number)s",
         delete_done=f"DELETE FROM {done} {settled}",
-        insert_holder=f"INSERT INTO {holders} (number, beat, info)"
-        f" VALUES (%(number)s, {now}, %(info)s) {dialect.gives_holder}",
+        insert_holder=f"INSERT INTO {holders} (holder, number, beat, info)"
+        f" VALUES (%(holder)s, %(number)s, {now}, %(info)s)",
         beat=f"UPDATE {holders} SET beat = {now} {living}",
         count_holders=f"SELECT count(*) FROM {holders} {living}",
         select_dead=f"SELECT holder FROM {holders} WHERE number = %(number)s"
@@ -309,7 +309,7 @@ def record_statements(
     is_due_set, now = dialect.is_due_set, dialect.now
     lock = "FOR UPDATE SKIP LOCKED"
     free = "due = NULL, holder = NULL, fence = NULL"
-    is_claim = f"id = %(id)s AND fence = %(fence)s AND (due IS NULL OR due > {now})"
+    is_claim = f"id = %(id)s AND state = {_CLAIMED} AND fence = %(fence)s AND (due IS NULL OR due > {now})"
     is_held = f"state = {_CLAIMED} AND holder IS NOT NULL"
     is_delayed = f"state = {_DELAYED} AND {is_due_set}"
     next_due = f"SELECT due FROM {table} WHERE {is_due_set} ORDER BY due LIMIT 1"
@@ -344,15 +344,16 @@ def record_statements(
         f" due = {dialect.later('lease')}, attempts = attempts + 1 WHERE {of_ids}",
         unclaim=f"UPDATE {table} SET state = {_READY}, attempts = attempts - 1, {free}"
         f" WHERE {of_ids} AND fence = %(fence)s",
-        release_fence=f"UPDATE {table} SET state = {_READY}, {free}"
+        release_fence=f"UPDATE {table} SET state = {_READY}, attempts = attempts - 1, {free}"
         f" WHERE holder = %(holder)s AND fence = %(fence)s",
         finish_ready=f"UPDATE {table} SET state = %(state)s, attempts = attempts + 1, dedup = NULL"
         f" WHERE {of_ids}",
         delete=f"DELETE FROM {table} WHERE {of_ids}",
         settle=f"UPDATE {table} SET dedup = CASE WHEN %(frees)s THEN NULL ELSE dedup END, state = %(state)s,"
-        f" due = {dialect.later('seconds')}, holder = NULL, fence = NULL,"
+        f" due = {dialect.later('seconds')}, holder = NULL,"
         f" reason = CASE WHEN %(tells)s THEN %(reason)s ELSE reason END WHERE {is_claim}",
         delete_claim=f"DELETE FROM {table} WHERE {is_claim}",
+        find_fence=f"SELECT fence FROM {table} WHERE id = %(id)s",
         draw_id=dialect.draw_id(table),
         renumber=f"UPDATE {table} SET id = %(new)s WHERE id = %(id)s",
         lock_due=f"SELECT id FROM {table} WHERE {is_due_set} AND due <= {now} ORDER BY due"

@@ -25,13 +25,16 @@ from persistcoll.servers.driver import Connection, ConnectionLostError
 from persistcoll.servers.sessions import driver_of
 from tests.servers import own_server
 
-__all__ = ["KINDS", "CallerConnection", "Place", "need_server"]
+__all__ = ["CLASSES", "KINDS", "CallerConnection", "Place", "need_server"]
 
 KINDS = (POSTGRESQL, MYSQL)
+CLASSES = {POSTGRESQL: "Postgres", MYSQL: "MySQL"}
+"""What the names of the classes of each kind begin with."""
 _URLS = {
     POSTGRESQL: ("PERSISTCOLL_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test"),
     MYSQL: ("PERSISTCOLL_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
 }
+_SHARED = ("pc_collections", "pc_done", "pc_holders")
 _numbers = itertools.count()
 
 
@@ -122,7 +125,7 @@ class Place:
 
     def class_of(self, which: str = "Queue") -> type[Any]:
         """Return the class of that name for this server: ``"LIFOQueue"`` and so on."""
-        found: type[Any] = getattr(persistcoll, ("MySQL" if self.kind == MYSQL else "Postgres") + which)
+        found: type[Any] = getattr(persistcoll, CLASSES[self.kind] + which)
         return found
 
     @property
@@ -202,7 +205,7 @@ class Place:
             f"SELECT number FROM {self.name}.pc_collections WHERE name = %(name)s", name=name
         )
         copy = self._make()
-        for table in ("pc_collections", "pc_done", "pc_holders", f"pc_{number}"):
+        for table in (*_SHARED, f"pc_{number}"):
             self._copy_table(table, copy)
         self.run(f"UPDATE {copy}.pc_holders SET beat = NULL")
         return self._of(copy)
@@ -224,13 +227,12 @@ class Place:
 
     def _copy_table(self, table: str, copy: str) -> None:
         old, new = f"{self.name}.{table}", f"{copy}.{table}"
-        id = {"pc_holders": "holder", "pc_collections": None, "pc_done": None}.get(table, "id")
         if self.kind == MYSQL:
             self.run(f"CREATE TABLE {new} LIKE {old}")
         else:
             self.run(f"CREATE TABLE {new} (LIKE {old} INCLUDING ALL)")
         self.run(f"INSERT INTO {new} SELECT * FROM {old}")
-        if id is None:
+        if table in _SHARED:
             return
         if self.kind == MYSQL:
             ((following,),) = self.run(
@@ -241,8 +243,8 @@ class Place:
             )
             self.run(f"ALTER TABLE {new} AUTO_INCREMENT = {following}")
         else:
-            ((sequence,),) = self.run(f"SELECT pg_get_serial_sequence('{old}', '{id}')")
-            following = f"pg_get_serial_sequence('{new}', '{id}')"
+            ((sequence,),) = self.run(f"SELECT pg_get_serial_sequence('{old}', 'id')")
+            following = f"pg_get_serial_sequence('{new}', 'id')"
             self.run(f"SELECT setval({following}, last_value, is_called) FROM {sequence}")
 
     def close(self) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.errors import StorageError
+from persistcoll.errors import EncodeError, StorageError
 from persistcoll.servers.address import MYSQL, Address
-from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, unwrapped
+from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, answer_timeout, unwrapped
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
 
@@ -25,8 +25,10 @@ _MISSING = "the driver of MySQL is not installed: pip install 'persistcoll[mysql
 _OLDEST = {"MySQL": (8, 0, 1), "MariaDB": (10, 6, 0)}
 # Bytes of a packet that a statement needs beside the payload.
 _STATEMENT = 4096
-# Seconds. No statement takes longer: the longest wait of each is that for a lock.
-_READ_TIMEOUT = 60
+# Seconds. A transaction whose client is gone is rolled back, and what it locks is free again. MySQL has a
+# timeout only for a session, whatever it idles in.
+_IDLE_IN_TRANSACTION = 30
+_IDLES = {"idle_transaction_timeout": 0, "wait_timeout": 31_536_000}
 
 
 class MySQLDriver:
@@ -40,16 +42,17 @@ class MySQLDriver:
         for name in ("ssl_verify_cert", "ssl_verify_identity"):
             if name in options:
                 options[name] = options[name].lower() in ("1", "true", "yes", "on")
+        connect_timeout = int(options.pop("connect_timeout", max(2, round(timeout))))
         settings = {
-            "connect_timeout": int(options.pop("connect_timeout", max(2, round(timeout)))),
+            "connect_timeout": connect_timeout,
             **options,
             "user": address.user,
             "password": address.password or "",
             "database": address.database,
             "charset": "utf8mb4",
             "autocommit": True,
-            "read_timeout": _READ_TIMEOUT + round(timeout),
-            "write_timeout": _READ_TIMEOUT,
+            "read_timeout": connect_timeout,
+            "write_timeout": connect_timeout,
             # The sql_mode of the server may change what a backslash, a double quote or a || means.
             "init_command": "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
         }
@@ -67,9 +70,15 @@ class MySQLDriver:
             raise failure
         try:
             made = _MySQLConnection(connection)
-            _refuse_old(made, address)
+            is_mariadb = _refuse_old(made, address) == "MariaDB"
+            made.idle_timeout = "idle_transaction_timeout" if is_mariadb else "wait_timeout"
             made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            made.run(f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))}")
+            made.run(
+                f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))},"
+                f" SESSION {made.idle_timeout} = {_IDLE_IN_TRANSACTION}"
+            )
+            # Until here the timeouts were those of connecting, because a server may be silent then, too.
+            connection._read_timeout = connection._write_timeout = answer_timeout(timeout)
             ((packet,),) = made.run("SELECT @@max_allowed_packet").rows
             # Escapes make a payload at most twice as long.
             made.max_payload = (int(packet) - _STATEMENT) // 2
@@ -130,7 +139,11 @@ def _number_and_text(error: Exception) -> tuple[int | None, str]:
     return None, str(error)
 
 
-def _refuse_old(connection: _MySQLConnection, address: Address) -> None:
+def _refuse_old(connection: _MySQLConnection, address: Address) -> str:
+    """Return ``"MySQL"`` or ``"MariaDB"``.
+
+    :raise StorageError: the server is too old.
+    """
     ((text,),) = connection.run("SELECT version()").rows
     name = "MariaDB" if "mariadb" in text.lower() else "MySQL"
     found = re.search(r"(\d+)\.(\d+)\.(\d+)", text.removeprefix("5.5.5-"))
@@ -138,18 +151,30 @@ def _refuse_old(connection: _MySQLConnection, address: Address) -> None:
     if version < _OLDEST[name]:
         needed = ", ".join(f"{each} {'.'.join(map(str, least))}" for each, least in _OLDEST.items())
         raise StorageError(f"{address} is {name} {text}, and persistcoll needs {needed} or later")
+    return name
 
 
 class _MySQLConnection:
-    """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL."""
+    """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL.
+
+    :ivar idle_timeout: the server's variable.
+    """
 
     max_payload = 0
+    idle_timeout = ""
+    _idles = False
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._error: type[Exception] = _pymysql().MySQLError
 
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
+        payload = parameters.get("payload", b"") if parameters else b""
+        if 0 < self.max_payload < len(payload):  # The server would close the connection.
+            raise EncodeError(
+                f"an item of {len(payload)} bytes is too large: the server takes {self.max_payload}, because"
+                " its 'max_allowed_packet' is lower than it was"
+            )
         try:
             # The class is named, because a caller's connection may have another one.
             with self._connection.cursor(_pymysql().cursors.Cursor) as cursor:
@@ -163,6 +188,10 @@ class _MySQLConnection:
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in
         # whole seconds.
+        if idles != self._idles:
+            seconds = _IDLES[self.idle_timeout] if idles else _IDLE_IN_TRANSACTION
+            self.run(f"SET SESSION {self.idle_timeout} = {seconds}")
+            self._idles = idles
         self.run("BEGIN")
 
     def commit(self) -> None:

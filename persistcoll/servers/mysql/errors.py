@@ -18,6 +18,11 @@ __all__ = ["translate"]
 # 0: PyMySQL's own, for a closed connection.
 _LOST = {
     0,
+    # Too many connections.
+    1040,
+    1203,
+    1226,
+    # The server ends, or ends the session.
     1053,
     1077,
     1079,
@@ -36,7 +41,6 @@ _LOST = {
     2055,
     4031,
 }
-_BUSY = {1040, 1203, 1226}  # too many connections
 _FULL = {3, 1021, 1114}
 _STANDBY = {1290, 1792, 1836}  # it only reads
 _DAMAGED = {126, 127, 1034, 1035, 1712}
@@ -51,8 +55,6 @@ def translate(number: int | None, message: str, doing: str) -> Exception:
     # 1020: MariaDB's snapshot isolation.
     if number in (1213, 1020):
         return TryAgainError(what)
-    if number in _BUSY:
-        return BackendUnavailableError(what)
     if number in _LOST:
         return ConnectionLostError(what)
     if number == 1146:

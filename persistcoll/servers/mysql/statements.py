@@ -22,12 +22,12 @@ class MySQLDialect(Dialect):
     is_due_set = "due > 0"
     # A poll is two statements: that of the change token, and a look.
     max_poll_interval = 0.1
-    lock_creation = "SELECT GET_LOCK(%(name)s, %(seconds)s)"
-    unlock_creation = "SELECT RELEASE_LOCK(%(name)s)"
+    # MySQL takes 64 characters, and the name of a database alone may have as many.
+    lock_creation = "SELECT GET_LOCK(SHA1(%(name)s), %(seconds)s)"
+    unlock_creation = "SELECT RELEASE_LOCK(SHA1(%(name)s))"
     uptime = "SHOW GLOBAL STATUS LIKE 'Uptime'"
     # INSERT IGNORE would hide other errors.
     unless_noted = "ON DUPLICATE KEY UPDATE op = op"
-    gives_holder = ""
 
     def table(self, schema: str | None, name: str) -> str:
         return name if schema is None else "`" + schema.replace("`", "``").replace("%", "%%") + f"`.{name}"
@@ -63,7 +63,7 @@ class MySQLDialect(Dialect):
                 f" number BIGINT NOT NULL, puts BIGINT NOT NULL, PRIMARY KEY (client, op)) {_ENGINE}"
             ),
             (
-                f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT AUTO_INCREMENT PRIMARY KEY,"
+                f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT PRIMARY KEY,"
                 f" number BIGINT NOT NULL, beat BIGINT, info VARBINARY(255) NOT NULL) {_ENGINE}"
             ),
         )

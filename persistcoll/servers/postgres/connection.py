@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import OPTIONS, POSTGRESQL, Address
-from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, unwrapped
+from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, answer_timeout, unwrapped
 from persistcoll.servers.postgres.errors import translate
 from persistcoll.servers.postgres.protocol import compiled, encoded, rows_of
 from persistcoll.servers.postgres.statements import PostgresDialect
@@ -24,11 +24,10 @@ _MISSING = "the driver of PostgreSQL is not installed: pip install 'persistcoll[
 _OLDEST = 130000
 # Bytes. A message to the server has less than 1 GiB, and an answer with the row as well.
 _MAX_PAYLOAD = 1 << 29
+# Texts of refusals after which a server takes connections again.
+_PASSING = ("the database system is", "too many", "connection slots", "terminating connection")
 # Milliseconds. A transaction whose client is gone is rolled back, and what it locks is free again.
 _IDLE_IN_TRANSACTION = 30_000
-# Seconds to wait for an answer, beside those for a lock. Otherwise a call would wait for ever where something
-# between the machines swallows what they send.
-_ANSWER_TIMEOUT = 60.0
 _MOST_PREPARED = 256  # statements of a session
 # The numbers of results: a statement without and with rows, and an empty one.
 _GOOD = (0, 1, 2)
@@ -70,7 +69,7 @@ class PostgresDriver:
                     f"{address} is PostgreSQL {connection.info.server_version // 10000}, and persistcoll"
                     f" needs PostgreSQL {_OLDEST // 10000} or later"
                 )
-            made = _OwnConnection(connection, _ANSWER_TIMEOUT + timeout)
+            made = _OwnConnection(connection, answer_timeout(timeout))
             made.run_script(
                 f"SET lock_timeout = {max(1, round(timeout * 1000))};"
                 f" SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION};"
@@ -130,7 +129,7 @@ def _refusal(error: Any, doing: str) -> Exception:
     # A refusal has no SQLSTATE in psycopg's errors, whose texts are in the language of the server: only a
     # connection that was made and refused has a text that begins so.
     text = str(error)
-    if "FATAL" in text and not any(word in text for word in ("starting up", "shutting down", "too many")):
+    if "FATAL" in text and not any(passing in text for passing in _PASSING):
         return StorageError(f"{doing} failed: {text.strip()}")
     return ConnectionLostError(f"{doing} failed: {text.strip()}")
 
@@ -158,9 +157,13 @@ class _Connection:
         return translate(getattr(error, "sqlstate", None), str(error), is_lost, "a statement")
 
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
-        raise AssertionError("the caller begins and ends the transaction")
+        raise AssertionError("the caller begins the transaction")
 
-    commit = rollback = begin
+    def commit(self) -> None:
+        raise AssertionError("the caller commits")
+
+    def rollback(self) -> None:
+        raise AssertionError("the caller rolls back")
 
     def close(self) -> None:
         self._connection.close()
@@ -179,7 +182,7 @@ class _OwnConnection(_Connection):
 
     A statement that runs a second time is prepared.
 
-    ``_uses`` and ``_waiter`` belong to the thread that uses the connection.
+    ``_uses``, ``_waiter`` and ``_events`` belong to the thread that uses the connection.
 
     :param timeout: seconds to wait for an answer.
     """
@@ -190,8 +193,9 @@ class _OwnConnection(_Connection):
         self._libpq = connection.pgconn
         self._uses: dict[bytes, int] = {}
         self._waiter = selectors.DefaultSelector()
+        self._events = selectors.EVENT_READ
         try:
-            self._waiter.register(self._libpq.socket, selectors.EVENT_READ)
+            self._waiter.register(self._libpq.socket, self._events)
         except BaseException:
             self._waiter.close()
             raise
@@ -238,11 +242,13 @@ class _OwnConnection(_Connection):
         results = []
         try:
             send()
+            while (
+                libpq.flush()
+            ):  # the connection does not block, and takes as much as its buffer has room for
+                self._wait(selectors.EVENT_READ | selectors.EVENT_WRITE)
             while True:
                 while libpq.is_busy():
-                    if not self._waiter.select(self._timeout):
-                        raise ConnectionLostError(f"no answer came for {self._timeout:.0f} s")
-                    libpq.consume_input()
+                    self._wait(selectors.EVENT_READ)
                 result = libpq.get_result()
                 if result is None:
                     break
@@ -253,6 +259,17 @@ class _OwnConnection(_Connection):
             if result.status not in _GOOD:
                 raise self._refused(result)
         return results[-1]
+
+    def _wait(self, events: int) -> None:
+        """Wait until the connection is ready for one of these events, and read what has come."""
+        if events != self._events:
+            self._waiter.modify(self._libpq.socket, events)
+            self._events = events
+        ready = self._waiter.select(self._timeout)
+        if not ready:
+            raise ConnectionLostError("no answer has come")
+        if any(found & selectors.EVENT_READ for _, found in ready):
+            self._libpq.consume_input()
 
     def _refused(self, result: Any) -> Exception:
         psycopg = _psycopg()

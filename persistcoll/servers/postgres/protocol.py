@@ -1,7 +1,7 @@
 """Statements in the form in which libpq sends them, and its answers as rows of Python's objects.
 
-A cursor of psycopg takes as long for a statement as the server does. Less is enough for the few types that the
-statements of the stores have.
+A cursor of psycopg takes as long for a statement as the server does. Less is enough for the few types that
+the statements of the stores have.
 """
 
 from __future__ import annotations

@@ -1,0 +1,164 @@
+"""Processes that put into a queue with acks and work on it, and the account of what they did.
+
+They note what they begin and what has happened, and are killed in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import persistcoll
+from persistcoll import AckStatus, Empty, StaleClaimError, StorageError
+from persistcoll.testing.children import run_threads
+from tests.concurrency.message_workers import Notes
+
+__all__ = ["PATIENCE", "THREADS", "Account", "opened", "put", "work"]
+
+PATIENCE = 1.5  # seconds
+THREADS = 2
+NAME = "letters"
+_MOST_IN_A_BATCH = 4
+
+
+def opened(server: str, where: dict[str, Any]) -> Any:
+    """Open the queue, which keeps all that is settled.
+
+    :param server: what the names of its classes begin with.
+    """
+    kind = getattr(persistcoll, f"{server}AckQueue")
+    return kind(NAME, **where, serializer="json", keep_acked=None, patience=PATIENCE, timeout=30)
+
+
+def put(server: str, where: dict[str, Any], notes: str, first: int, last: int, seed: int) -> None:
+    """Put these numbers, the first one first, alone or several at once."""
+    rng, number = random.Random(seed), first
+    written = Notes(f"{notes}/put-{os.getpid()}")
+    with opened(server, where) as queue:
+        while number <= last:
+            numbers = list(range(number, min(last, number + rng.choice((0, 0, 0, 1, 5))) + 1))
+            written.add("asked", numbers)
+            ids = [queue.put(number)] if len(numbers) == 1 else queue.put_many(numbers)
+            written.add("put", numbers, ids)
+            number = numbers[-1] + 1
+    written.close()
+
+
+def work(server: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> None:
+    """Work with several threads on one object until the event is set."""
+    with opened(server, where) as queue:
+        threads = [
+            _Worker(queue, f"{notes}/work-{os.getpid()}-{number}", random.Random(f"{seed} {number}"), end)
+            for number in range(THREADS)
+        ]
+        run_threads(*(thread.run for thread in threads), timeout=600)
+
+
+class _Worker:
+    def __init__(self, queue: Any, notes: str, rng: random.Random, end: Any) -> None:
+        self.queue = queue
+        self.notes = Notes(notes)
+        self.rng = rng
+        self.end = end
+
+    def run(self) -> None:
+        while not self.end.is_set():
+            try:
+                if self.rng.random() < 0.3:
+                    got = [self.queue.get(timeout=0.5, raw=True)]
+                else:
+                    got = self.queue.get_many(self.rng.randint(1, _MOST_IN_A_BATCH), timeout=0.5)
+            except (Empty, StorageError):
+                continue
+            numbers = [item["data"] if isinstance(item, dict) else item for item in got]
+            self.notes.add("got", numbers)
+            if len(got) > 1 and self.rng.random() < 0.5:
+                self.settle("acked", numbers, self.queue.ack_many, got)
+            else:
+                for item, number in zip(got, numbers, strict=True):
+                    self.settle(*self.chosen(number, item))
+        self.notes.close()
+
+    def chosen(self, number: int, item: Any) -> tuple[str, list[int], Any, Any]:
+        name, verb = self.rng.choices(
+            (("acked", self.queue.ack), ("nacked", self.queue.nack), ("failed", self.queue.ack_failed)),
+            (80, 12, 8),
+        )[0]
+        return name, [number], verb, item
+
+    def settle(self, name: str, numbers: list[int], verb: Any, item: Any) -> None:
+        while True:
+            try:
+                verb(item)
+            except StaleClaimError as error:
+                # Of several, none was acked.
+                self.notes.add("stale" if len(numbers) == 1 else "some stale", numbers, str(error))
+                if len(numbers) > 1:
+                    for number, each in zip(numbers, item, strict=True):
+                        self.settle("nacked", [number], self.queue.nack, each)
+            except StorageError as error:
+                self.notes.add("later", numbers, str(error))
+                threading.Event().wait(0.05)
+                continue
+            else:
+                self.notes.add(name, numbers)
+            return
+
+
+class Account:
+    """What the notes and the rows of the queue say at the end."""
+
+    def __init__(self, notes: Path) -> None:
+        self.asked: list[int] = []
+        self.put: dict[int, int] = {}  # ids
+        # Of each number, how often it was got and so on, and how often a thread that died had it.
+        self.counts: dict[str, Counter[int]] = {
+            name: Counter() for name in ("got", "acked", "nacked", "failed", "stale", "held")
+        }
+        for path in sorted(notes.iterdir()):
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            self._add_puts(lines) if path.name.startswith("put") else self._add_work(lines)
+
+    def _add_puts(self, lines: list[Any]) -> None:
+        for verb, numbers, *ids, _ in lines:
+            if verb == "asked":
+                self.asked += numbers
+            else:
+                self.put.update(zip(numbers, ids[0], strict=True))
+
+    def _add_work(self, lines: list[Any]) -> None:
+        holds: Counter[int] = Counter()
+        for verb, numbers, *_ in lines:
+            if verb in self.counts:
+                self.counts[verb].update(numbers)
+                holds.update(dict.fromkeys(numbers, 1 if verb == "got" else -1))
+        assert not -holds, f"settled and not got: {-holds}"
+        self.counts["held"] += holds
+
+    def check(self, rows: list[dict[str, Any]]) -> None:
+        """Check what the queue has in the end: all is finished, once, and as the workers were told."""
+        states = {row["data"]: row["status"] for row in rows}
+        assert len(states) == len(rows), "put twice"
+        assert {row["data"]: row["id"] for row in rows}.items() >= self.put.items(), "put, and not there"
+        assert states.keys() <= set(self.asked), "never put"
+        assert {*states.values()} <= {AckStatus.acked, AckStatus.ack_failed}, "unfinished"
+        for number, state in states.items():
+            self._check_one(number, state)
+
+    def _check_one(self, number: int, state: str) -> None:
+        each = {name: count[number] for name, count in self.counts.items()}
+        what = f"{number}: {each}, in the end {state}"
+        told = each["acked"] + each["failed"]
+        assert told <= 1, what
+        assert told or each["held"], what  # What a thread that died had may have been settled by it.
+        if each["acked"]:
+            assert state == AckStatus.acked, what
+        if each["failed"]:
+            assert state == AckStatus.ack_failed, what
+        # Each delivery but the last ended before the next one: by a nack, a death, or a notice to its thread.
+        assert each["got"] == told + each["nacked"] + each["stale"] + each["held"], what

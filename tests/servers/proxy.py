@@ -1,0 +1,141 @@
+"""A proxy of TCP between clients and a database server, which loses answers."""
+
+from __future__ import annotations
+
+import random
+import re
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from persistcoll.servers.address import MYSQL, Address
+
+__all__ = ["Proxy"]
+
+_BYTES = 1 << 18
+_QUESTIONS_PER_ANSWER = 5
+# What ends a transaction. An answer of PostgreSQL names the statement; one of MySQL does not, so there the
+# question counts: it begins with its length and the number of the command.
+_COMMITTED = re.compile(rb"C\0\0\0.(COMMIT|UPDATE|DELETE|INSERT)", re.DOTALL)
+_COMMITS = re.compile(rb"...\0\x03(COMMIT|UPDATE|DELETE|INSERT)", re.DOTALL)
+
+
+class _Pair:
+    """A connection of a client, and that to the server which belongs to it."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.client = client
+        self.server = server
+        self.commits = False  # The client has sent what ends a transaction, and no answer has come.
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
+class Proxy:
+    """A proxy to a server, with a thread of its own.
+
+    The attributes may be set at any time.
+
+    :ivar address: the server's, by way of the proxy.
+    :ivar losses: the probability with which the connection is cut in place of an answer that says that
+        something is committed, and a fifth of that in place of any question.
+    :ivar lost: how often an answer was lost.
+    :ivar silent: what the server answers is thrown away, and the connections stay open.
+    :ivar deaf: what clients send is thrown away, and the connections stay open.
+    """
+
+    def __init__(self, server: Address, losses: float = 0.0, seed: int = 0) -> None:
+        self.losses = losses
+        self.lost = 0
+        self.silent = self.deaf = False
+        self._server = server.hosts[0]
+        self._is_mysql = server.kind == MYSQL
+        self._chance = random.Random(seed)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self.address = replace(server, hosts=(("127.0.0.1", self._listener.getsockname()[1]),))
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._stop, self._stopper = socket.socketpair()
+        self._selector.register(self._stop, selectors.EVENT_READ)
+        self._pairs: set[_Pair] = set()
+        self._thread = threading.Thread(target=self._run, name="proxy")
+        self._thread.start()
+
+    @contextmanager
+    def swallowing(self, what: str) -> Iterator[None]:
+        """Throw away ``"questions"`` or ``"answers"`` in the block."""
+        name = {"questions": "deaf", "answers": "silent"}[what]
+        setattr(self, name, True)
+        try:
+            yield
+        finally:
+            setattr(self, name, False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._stopper.send(b"x")
+        self._thread.join()
+        for end in (self._listener, self._stop, self._stopper):
+            end.close()
+        for pair in self._pairs:
+            pair.close()
+        self._selector.close()
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._stop:
+                    return
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.data in self._pairs:
+                    self._pass_on(key.data, key.fileobj is key.data.client)
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            client, _ = self._listener.accept()
+            try:
+                server = socket.create_connection(self._server)
+            except OSError:
+                client.close()
+                return
+            pair = _Pair(client, server)
+            for each in (client, server):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                each.setblocking(True)
+                self._selector.register(each, selectors.EVENT_READ, pair)
+            self._pairs.add(pair)
+
+    def _pass_on(self, pair: _Pair, from_client: bool) -> None:
+        source, target = (pair.client, pair.server) if from_client else (pair.server, pair.client)
+        try:
+            data = source.recv(_BYTES)
+            if not data or self._is_lost(pair, data, from_client):
+                self._cut(pair)
+            elif not (self.deaf if from_client else self.silent):
+                target.sendall(data)
+        except OSError:
+            self._cut(pair)
+
+    def _is_lost(self, pair: _Pair, data: bytes, from_client: bool) -> bool:
+        if from_client and self._chance.random() < self.losses / _QUESTIONS_PER_ANSWER:
+            return True
+        if self._is_mysql:
+            commits, pair.commits = pair.commits, from_client and _COMMITS.match(data) is not None
+        else:
+            commits = not from_client and _COMMITTED.search(data) is not None
+        lost = commits and not from_client and self._chance.random() < self.losses
+        self.lost += lost
+        return lost
+
+    def _cut(self, pair: _Pair) -> None:
+        self._pairs.discard(pair)
+        for each in (pair.client, pair.server):
+            self._selector.unregister(each)
+        pair.close()
