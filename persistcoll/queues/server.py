@@ -17,7 +17,7 @@ from persistcoll.queues.sql import PlainGets, warn_of_auto_commit
 from persistcoll.serializers import resolve
 from persistcoll.serializers.registry import sealed
 from persistcoll.servers.address import Address, address_of
-from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, record_store_script
+from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, store_script, wanted_records
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.sessions import OpenTransaction, driver_of
 
@@ -275,14 +275,8 @@ def ddl(
     checked: Any = kind
     if not (isinstance(checked, type) and issubclass(checked, (PlainServerQueue, ServerAckQueue))):
         raise TypeError(f"'kind' must be a class of queues on a server, not {kind!r}")
-    return record_store_script(
-        address_in(kind._server, locals()),
-        name=name,
-        kind=kind._kind,
-        discipline=kind._discipline,
-        serializer=resolve(serializer).name,
-        schema=schema,
-    )
+    wanted = wanted_records(name, kind._kind, kind._discipline, resolve(serializer).name)
+    return store_script(address_in(kind._server, locals()), schema, wanted)
 
 
 def address_in(kind: str | None, arguments: dict[str, Any]) -> Address:

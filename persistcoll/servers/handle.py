@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from persistcoll.servers.statements import record_statements
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BEFORE_ALL", "PAGE", "Handle"]
+__all__ = ["BEFORE_ALL", "PAGE", "BaseHandle", "Handle"]
 
 R = TypeVar("R", bound=list[Any])
 T = TypeVar("T")
@@ -31,26 +32,18 @@ BEFORE_ALL = -1 << 62
 """An id below all others."""
 
 
-class Handle:
-    """What the stores of a collection have in common. Any thread may call any method.
+class BaseHandle:
+    """An open collection: where its statements run. Any thread may call any method.
 
-    ``_closed`` only ever becomes true. ``_last_look_was_empty`` is a hint that any thread reads and sets
-    without a lock.
+    ``_closed`` only ever becomes true.
     """
 
-    def __init__(
-        self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
-    ) -> None:
+    def __init__(self, server: Server, collection: Collection) -> None:
         self._server = server
         self._sessions: Sessions = server
         self._number, self.store_id = collection
-        self._discipline = discipline
-        self._retry = retry
-        self._sql = record_statements(server.driver.dialect, server.schema, self._number, discipline)
-        self.max_poll_interval = server.driver.dialect.max_poll_interval
-        self._holding = Holding(server, self._number, self._sql, retry)
-        self._last_look_was_empty = False
         self._closed = False
+        self._closing = threading.Lock()  # who closes the store acquires it, for ever
         self._original = self
         """The store of which this one is joined to a transaction; otherwise itself."""
 
@@ -89,6 +82,38 @@ class Handle:
     def _query(self, text: str, **parameters: Any) -> list[Any]:
         """Return the rows of a statement that only reads."""
         return self._sessions.repeat(lambda session: session.run(text, **parameters).rows)
+
+    def close(self) -> None:
+        """Close the store. Idempotent."""
+        if self._original is not self:
+            self._original.close()
+        elif self._closing.acquire(blocking=False):
+            self._closed = True
+            try:
+                self._end()
+            finally:
+                SERVERS.release(self._server)
+
+    def _end(self) -> None:
+        """End what this store has on the server."""
+
+
+class Handle(BaseHandle):
+    """What the stores of records have in common. Any thread may call any method.
+
+    ``_last_look_was_empty`` is a hint that any thread reads and sets without a lock.
+    """
+
+    def __init__(
+        self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
+    ) -> None:
+        super().__init__(server, collection)
+        self._discipline = discipline
+        self._retry = retry
+        self._sql = record_statements(server.driver.dialect, server.schema, self._number, discipline)
+        self.max_poll_interval = server.driver.dialect.max_poll_interval
+        self._holding = Holding(server, self._number, self._sql, retry)
+        self._last_look_was_empty = False
 
     # What is due.
 
@@ -188,18 +213,8 @@ class Handle:
         """Be no holder in a forked child. The server's connections follow forks by themselves."""
         self._holding.forget()
 
-    def close(self) -> None:
-        """End the claims of this store. Idempotent."""
-        if self._original is not self:
-            self._original.close()
-            return
-        if self._holding.begin_close():
-            return
-        self._closed = True
-        try:
-            self._holding.end()
-        finally:
-            SERVERS.release(self._server)
+    def _end(self) -> None:
+        self._holding.end()
 
 
 def _empty(seconds: float | None) -> Empty:

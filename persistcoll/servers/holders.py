@@ -129,7 +129,7 @@ class Heartbeat:
 class Holding:
     """One store as a holder of claims, and what it knows of the other holders of its collection.
 
-    ``_mutex`` guards ``_holder`` and ``_closed``. Each step on ``_lost`` is atomic.
+    ``_mutex`` guards ``_holder``. Each step on ``_lost`` is atomic.
 
     :param number: the collection's.
     """
@@ -139,7 +139,6 @@ class Holding:
         self._number = number
         self._sql = sql
         self._retry = retry
-        self._closed = False
         self._last_check = time.monotonic()
         self.forget()
 
@@ -246,12 +245,6 @@ class Holding:
         return len(ids)
 
     # The end.
-
-    def begin_close(self) -> bool:
-        """Note that the store closes, and return whether it has been noted before."""
-        with self._mutex:
-            was_closed, self._closed = self._closed, True
-            return was_closed
 
     def end(self) -> None:
         """End this store's claims, and be no holder. It may be called again."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.record_store import ServerRecordStore
-from persistcoll.servers.schema import Wanted, checked_name, creation_script, open_collection
+from persistcoll.servers.schema import Collection, Wanted, checked_name, creation_script, open_collection
 from persistcoll.servers.sessions import SERVERS, Server
+from persistcoll.servers.statements import record_statements
 
-__all__ = ["PATIENCE", "TIMEOUT", "open_record_store", "record_store_script", "server_at"]
+__all__ = ["PATIENCE", "TIMEOUT", "open_record_store", "server_at", "store_script", "wanted_records"]
+
+S = TypeVar("S")
 
 PATIENCE = 30.0
 """The seconds without a heartbeat after which a process is taken for dead."""
@@ -50,14 +54,13 @@ def open_record_store(
     :raise ImportError: the driver is not installed; the message names the extra that installs it.
     """
     _refuse_schema(address, schema)
-    wanted = Wanted(checked_name(name), kind, serializer, discipline)
-    server = SERVERS.acquire(address, schema, timeout, patience, durability == "power")
-    try:
-        collection = open_collection(server, wanted, create)
-        store = ServerRecordStore(server, collection, discipline, retry)
-    except BaseException:
-        SERVERS.release(server)
-        raise
+    wanted = wanted_records(name, kind, discipline, serializer)
+    store = _open(
+        SERVERS.acquire(address, schema, timeout, patience, durability == "power"),
+        wanted,
+        create,
+        lambda server, collection: ServerRecordStore(server, collection, discipline, retry),
+    )
     if retry.auto_reclaim:
         try:
             store.reclaim()
@@ -67,14 +70,30 @@ def open_record_store(
     return store
 
 
-def record_store_script(
-    address: Address, *, name: str, kind: str, discipline: Discipline, serializer: str, schema: str | None
-) -> str:
-    """Return the statements with which a user makes the queue that :func:`open_record_store` opens.
+def wanted_records(name: str, kind: str, discipline: Discipline, serializer: str) -> Wanted:
+    """Return the queue that :func:`open_record_store` opens with these arguments."""
+    return Wanted(
+        checked_name(name),
+        kind,
+        serializer,
+        lambda dialect, schema, number: record_statements(dialect, schema, number, discipline).create,
+    )
 
-    It raises what that function raises, except that nothing is missing.
+
+def _open(server: Server, wanted: Wanted, create: bool, make: Callable[[Server, Collection], S]) -> S:
+    """Return the store that ``make`` makes of the collection; without one the server is released."""
+    try:
+        return make(server, open_collection(server, wanted, create))
+    except BaseException:
+        SERVERS.release(server)
+        raise
+
+
+def store_script(address: Address, schema: str | None, wanted: Wanted) -> str:
+    """Return the statements with which a user makes this collection.
+
+    It raises what opening it raises, except that nothing is missing.
     """
-    wanted = Wanted(checked_name(name), kind, serializer, discipline)
     with server_at(address, schema) as server:
         return creation_script(server, wanted)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from persistcoll.engine.records import Discipline, Registered
+from persistcoll.engine.records import Registered
 from persistcoll.errors import (
     FormatVersionError,
     LockedError,
@@ -17,7 +17,7 @@ from persistcoll.errors import (
 )
 from persistcoll.servers.driver import MissingTableError
 from persistcoll.servers.sessions import Server, Session
-from persistcoll.servers.statements import record_statements
+from persistcoll.servers.statements import Dialect
 
 __all__ = [
     "VERSION",
@@ -43,7 +43,8 @@ class Wanted(NamedTuple):
     name: str
     kind: str
     serializer: str
-    discipline: Discipline
+    tables: Callable[[Dialect, str | None, int], Sequence[str]]
+    """Given a dialect, a schema and a number, returns the statements that make the tables."""
 
 
 class Collection(NamedTuple):
@@ -185,7 +186,7 @@ def _of_collection(server: Server, wanted: Wanted, number: int) -> Sequence[str]
     # What is left of a creation that was cut short is not registered, so nothing was ever put into it.
     return (
         f"DROP TABLE IF EXISTS {table}",
-        *record_statements(server.driver.dialect, server.schema, number, wanted.discipline).create,
+        *wanted.tables(server.driver.dialect, server.schema, number),
     )
 
 
