@@ -43,7 +43,7 @@ class BaseHandle:
         self._sessions: Sessions = server
         self._number, self.store_id = collection
         self._closed = False
-        self._closing = threading.Lock()  # who closes the store acquires it, for ever
+        self._closing = threading.Lock()  # the thread that closes the store never releases it
         self._original = self
         """The store of which this one is joined to a transaction; otherwise itself."""
 

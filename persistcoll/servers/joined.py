@@ -11,7 +11,7 @@ from persistcoll.errors import BackendUnavailableError, LockedError, StorageErro
 from persistcoll.servers.driver import Connection, ConnectionLostError, TryAgainError
 from persistcoll.servers.sessions import Server, Session
 
-__all__ = ["JoinedSessions"]
+__all__ = ["JoinedSessions", "undone_alone"]
 
 T = TypeVar("T")
 
@@ -20,6 +20,18 @@ _RELEASE = "RELEASE SAVEPOINT persistcoll"
 _UNDO = "ROLLBACK TO SAVEPOINT persistcoll"
 # Blocks may be within each other, and MySQL forgets a savepoint when another one gets its name.
 _blocks = itertools.count()
+
+
+def undone_alone(session: Session, work: Callable[[Session], T]) -> T:
+    """Return what ``work`` returns. If it raises, it is undone, and the transaction can go on."""
+    session.connection.run(_SAVEPOINT)
+    try:
+        value = work(session)
+    except BaseException:
+        _undo(session.connection, _UNDO)
+        raise
+    session.connection.run(_RELEASE)
+    return value
 
 
 class JoinedSessions:
@@ -46,14 +58,7 @@ class JoinedSessions:
                 ((now,),) = connection.run(self._sql.clock).rows
                 session = self._session = Session(connection, int(now) // 3600)
             session.connection = connection
-            session.connection.run(_SAVEPOINT)
-            try:
-                value = work(session)
-            except BaseException:
-                _undo(connection, _UNDO)
-                raise
-            session.connection.run(_RELEASE)
-            return value
+            return undone_alone(session, work)
         except TryAgainError as error:
             raise LockedError(f"roll the transaction back and begin it again: {error}") from error
         except ConnectionLostError as error:

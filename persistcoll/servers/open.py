@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.servers.address import MYSQL, Address
+from persistcoll.servers.pair_statements import create_pairs
+from persistcoll.servers.pair_store import ServerPairStore
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.schema import Collection, Wanted, checked_name, creation_script, open_collection
 from persistcoll.servers.sessions import SERVERS, Server
 from persistcoll.servers.statements import record_statements
 
-__all__ = ["PATIENCE", "TIMEOUT", "open_record_store", "server_at", "store_script", "wanted_records"]
+__all__ = [
+    "DICT",
+    "PATIENCE",
+    "TIMEOUT",
+    "open_pair_store",
+    "open_record_store",
+    "server_at",
+    "store_script",
+    "wanted_pairs",
+    "wanted_records",
+]
 
 S = TypeVar("S")
 
+DICT = "dict"
+"""The kind of a dict in the registry."""
 PATIENCE = 30.0
 """The seconds without a heartbeat after which a process is taken for dead."""
 TIMEOUT = 10.0
@@ -68,6 +83,40 @@ def open_record_store(
             store.close()
             raise
     return store
+
+
+def open_pair_store(
+    address: Address,
+    *,
+    name: str,
+    serializer: str,
+    durability: Durability = "power",
+    schema: str | None = None,
+    create: bool = True,
+    timeout: float = TIMEOUT,
+    format_key: Callable[[bytes], str] = repr,
+    clock: Callable[[], float] = time.monotonic,
+) -> ServerPairStore:
+    """Open the dict of this name, and make it first if it is missing.
+
+    Parameters and exceptions are those of :func:`open_record_store`.
+
+    :param format_key: formats a key for messages.
+    :param clock: returns the time in seconds, by which pairs expire that have been read.
+    """
+    _refuse_schema(address, schema)
+    wanted = wanted_pairs(name, serializer)
+    return _open(
+        SERVERS.acquire(address, schema, timeout, PATIENCE, durability == "power"),
+        wanted,
+        create,
+        lambda server, collection: ServerPairStore(server, collection, format_key, clock),
+    )
+
+
+def wanted_pairs(name: str, serializer: str) -> Wanted:
+    """Return the dict that :func:`open_pair_store` opens with these arguments."""
+    return Wanted(checked_name(name), DICT, serializer, create_pairs)
 
 
 def wanted_records(name: str, kind: str, discipline: Discipline, serializer: str) -> Wanted:

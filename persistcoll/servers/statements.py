@@ -197,6 +197,8 @@ class Dialect(Protocol):
     :ivar unlock_creation: ``SharedStatements.unlock_creation``.
     :ivar uptime: ``SharedStatements.uptime``.
     :ivar unless_noted: the end of an insert of a note that leaves a note that is there.
+    :ivar unless_key: the end of an insert of a pair that may leave a pair of this key as it is.
+    :ivar replace_pair: the end of an insert of a pair that replaces the value and the end of the one there.
     """
 
     now: str
@@ -206,6 +208,8 @@ class Dialect(Protocol):
     unlock_creation: str | None
     uptime: str
     unless_noted: str
+    unless_key: str
+    replace_pair: str
 
     def table(self, schema: str | None, name: str) -> str:
         """Return the name of a table."""
@@ -222,8 +226,11 @@ class Dialect(Protocol):
     def epoch(self, time: str) -> str:
         """Return a time as seconds since the epoch, as a float."""
 
-    def among(self, ids: str) -> str:
-        """Return the condition's end for one of the ids in that parameter: ``IN …``."""
+    def among(self, values: str, kind: str = "bigint") -> str:
+        """Return the condition's end for one of the values in that parameter: ``IN …``.
+
+        :param kind: the type of a value, as PostgreSQL names it.
+        """
 
     def hexadecimal(self, data: bytes) -> str:
         """Return a literal of these bytes."""
@@ -233,6 +240,9 @@ class Dialect(Protocol):
 
     def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
         """Return the statements that make the table of a queue."""
+
+    def create_pairs(self, table: str) -> tuple[str, ...]:
+        """Return the statements that make the table of a dict."""
 
     def insert(self, table: str, unique: bool) -> str:
         """Return ``RecordStatements.insert``."""
@@ -245,6 +255,18 @@ class Dialect(Protocol):
 
     def draw_id(self, table: str) -> tuple[str, ...]:
         """Return ``RecordStatements.draw_id``."""
+
+    def lock_shared(self, collections: str, number: int, store_id: bytes) -> str:
+        """Return ``PairStatements.lock_shared``.
+
+        :param collections: the table in which the collection is registered.
+        """
+
+    def lock_alone(self, collections: str, number: int, store_id: bytes) -> str:
+        """Return ``PairStatements.lock_alone``."""
+
+    def upsert_pairs(self, table: str) -> str | None:
+        """Return ``PairStatements.upsert_many``."""
 
     def size(self, table: str) -> str:
         """Return the bytes that a table occupies."""

@@ -6,16 +6,25 @@ import itertools
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from persistcoll.dicts.write_buffer import WriteBuffer
 from persistcoll.engine.contracts import PairStore
 from persistcoll.engine.memory.pair_store import MemoryPairState, MemoryPairStore
 from persistcoll.engine.records import Durability
+from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.sqlite.open import DatabaseLocation, open_pair_store
 from persistcoll.testing.harness import Capabilities
 from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
+from tests.conformance.server_pair_stores import ServerPairStores
 
-__all__ = ["PAIR_STORES", "BufferedPairStores", "MemoryPairStores", "SQLitePairStores"]
+__all__ = ["PAIR_STORES", "BufferedPairStores", "MemoryPairStores", "PairStores", "SQLitePairStores"]
+
+
+class PairStores(PairStoreFactory, Protocol):
+    """A factory that is closed after its stores."""
+
+    def close(self) -> None: ...
 
 
 class MemoryPairStores:
@@ -38,6 +47,9 @@ class MemoryPairStores:
 
     def crashed(self, name: str) -> PairStore:
         return MemoryPairStore(self._states[name].copy())
+
+    def close(self) -> None:
+        pass
 
 
 class BufferedPairStores(MemoryPairStores):
@@ -101,6 +113,9 @@ class SQLitePairStores:
                 subprocess.run(["cp", file, f"{copy}{end}"], check=True)
         return self._open(copy, name)
 
+    def close(self) -> None:
+        pass
+
 
 class SQLiteMemoryPairStores(MemoryPairStores):
     """Pair stores in a database in memory, which ends when it is closed, so only one is open at a time."""
@@ -118,11 +133,15 @@ class SQLiteMemoryPairStores(MemoryPairStores):
         )
 
 
-PAIR_STORES: dict[str, Callable[[Path], PairStoreFactory]] = {
+PAIR_STORES: dict[str, Callable[[Path], PairStores]] = {
     "memory": lambda directory: MemoryPairStores(),
     "gathering": lambda directory: BufferedPairStores(),
     "sqlite-process": SQLitePairStores,
     "sqlite-power": lambda directory: SQLitePairStores(directory, "power"),
     "sqlite-memory": lambda directory: SQLiteMemoryPairStores(),
+    "postgresql": lambda directory: ServerPairStores(POSTGRESQL, True),
+    "postgresql-own-clock": lambda directory: ServerPairStores(POSTGRESQL, False),
+    "mysql": lambda directory: ServerPairStores(MYSQL, True),
+    "mysql-own-clock": lambda directory: ServerPairStores(MYSQL, False),
 }
 """By the name in the tests' ids."""

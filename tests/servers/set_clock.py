@@ -39,9 +39,13 @@ class _Driver:
 
 
 class SetClock:
-    """The clock of the stores that are opened in a place, with :meth:`used`. It stands still."""
+    """The clock of the stores that are opened in a place, with :meth:`used`. It stands still.
+
+    :ivar passed: the seconds by which it was moved.
+    """
 
     def __init__(self, place: Place) -> None:
+        self.passed = 0.0
         self._place = place
         self._is_mysql = place.kind == MYSQL
         self._dialect = (_MySQLDialect if self._is_mysql else _PostgresDialect)(place.name)
@@ -62,6 +66,7 @@ class SetClock:
 
     def advance(self, seconds: float) -> None:
         """Move the clock, and let the holders of this process be heard of."""
+        self.passed += seconds
         step = f"{round(seconds * 1e6)}" if self._is_mysql else f"interval '{seconds} seconds'"
         self._place.run(f"UPDATE {self._place.name}.clock SET now = now + {step}")
         for server in list(sessions.SERVERS._servers.values()):

@@ -15,8 +15,10 @@ from persistcoll.dicts.pdict import PDict
 from persistcoll.testing.laws.pair_store_harness import contents
 from persistcoll.testing.machines.pair_store import PairStoreMachine
 from tests.conformance.pair_stores import BufferedPairStores, MemoryPairStores, SQLitePairStores
+from tests.conformance.server_pair_stores import ServerPairStores
 from tests.pdict.conftest import InMemory
 from tests.pdict.subprocess_dict import RemoteDict
+from tests.servers.places import KINDS, need_server
 from tests.stateful.dict_machine import DictMachine
 from tests.stateful.test_machines import PLACE, run
 
@@ -57,6 +59,18 @@ class SQLiteMachine(PairStoreMachine):
         shutil.rmtree(self.directory)
 
 
+class ServerMachine(PairStoreMachine):
+    kind: ClassVar[str]
+
+    def mappings(self):
+        self.stores = ServerPairStores(self.kind, True)
+        return self.stores
+
+    def teardown(self):
+        super().teardown()
+        self.stores.close()
+
+
 def test_the_model_is_a_pair_store(request):
     run(MemoryMachine, request, 30)
 
@@ -77,6 +91,23 @@ def test_pair_store(request):
 @pytest.mark.long
 def test_pair_store_for_long(request):
     run(SQLiteMachine, request, 200)
+
+
+def on_server(kind):
+    return type("Machine", (ServerMachine,), {"kind": kind})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pair_store_on_a_server(kind, request):
+    need_server(kind)
+    run(on_server(kind), request, 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+def test_pair_store_on_a_server_for_long(kind, request):
+    need_server(kind)
+    run(on_server(kind), request, 30)
 
 
 class Model(DictMachine):

@@ -57,7 +57,8 @@ class PairStore(Protocol):
         returns a new value and a result. The new value ``None`` removes the key, and the same object as
         before leaves it unchanged. If ``change`` raises, the store changes nothing. ``change`` must not call
         this store, because the store may hold a lock. A stored key keeps its expiry, and a new key never
-        expires.
+        expires. A store on a server calls ``change`` again, with what is stored then, if a connection was
+        lost, or if another caller has set a missing key meanwhile.
 
         :return: the result of ``change``.
         """

@@ -28,6 +28,11 @@ class MySQLDialect(Dialect):
     uptime = "SHOW GLOBAL STATUS LIKE 'Uptime'"
     # INSERT IGNORE would hide other errors.
     unless_noted = "ON DUPLICATE KEY UPDATE op = op"
+    unless_key = ""
+    replace_pair = (
+        "ON DUPLICATE KEY UPDATE crc = VALUES(crc), size = VALUES(size), value = VALUES(value),"
+        " due = VALUES(due)"
+    )
 
     def table(self, schema: str | None, name: str) -> str:
         return name if schema is None else "`" + schema.replace("`", "``").replace("%", "%%") + f"`.{name}"
@@ -44,8 +49,8 @@ class MySQLDialect(Dialect):
     def epoch(self, time: str) -> str:
         return f"{time} / 1e6"
 
-    def among(self, ids: str) -> str:
-        return f"IN %({ids})s"
+    def among(self, values: str, kind: str = "bigint") -> str:
+        return f"IN %({values})s"
 
     def hexadecimal(self, data: bytes) -> str:
         return f"x'{data.hex()}'"
@@ -84,6 +89,17 @@ class MySQLDialect(Dialect):
             ),
         )
 
+    def create_pairs(self, table: str) -> tuple[str, ...]:
+        # Other formats of rows take shorter keys.
+        return (
+            (
+                f"CREATE TABLE {table} (id BIGINT AUTO_INCREMENT PRIMARY KEY,"
+                " item_key VARBINARY(2000) NOT NULL, name BLOB NOT NULL, due BIGINT, crc BIGINT NOT NULL,"
+                " size BIGINT NOT NULL, value LONGBLOB NOT NULL, UNIQUE KEY (item_key), KEY (due))"
+                f" {_ENGINE}, ROW_FORMAT = DYNAMIC"
+            ),
+        )
+
     def insert(self, table: str, unique: bool) -> str:
         conflict = " ON DUPLICATE KEY UPDATE place = place" if unique else ""
         return (
@@ -104,6 +120,15 @@ class MySQLDialect(Dialect):
             f"INSERT INTO {table} (state, mark, crc, payload, created) VALUES (-1, 0, 0, '', 0)",
             f"DELETE FROM {table} WHERE id = %(id)s",
         )
+
+    def lock_shared(self, collections: str, number: int, store_id: bytes) -> str:
+        return f"SELECT 1 FROM {collections} WHERE number = {number} LOCK IN SHARE MODE"
+
+    def lock_alone(self, collections: str, number: int, store_id: bytes) -> str:
+        return f"SELECT 1 FROM {collections} WHERE number = {number} FOR UPDATE"
+
+    def upsert_pairs(self, table: str) -> str | None:
+        return None
 
     def size(self, table: str) -> str:
         schema, _, name = table.rpartition(".")
