@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import datetime
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
     "checked_text",
     "checked_ttl",
     "error_text",
+    "names_server",
     "seconds_since_epoch",
 ]
 
@@ -40,9 +42,19 @@ HIGHEST_INTEGER = (1 << 63) - 1
 """The highest whole number that every database stores."""
 LONGEST = 1e10
 """Seconds, about 317 years: a clock to which more is added loses fractions of a second."""
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LONGEST_NAME = 255  # bytes of UTF-8
 _LONGEST_TEXT = 10_000  # characters
 _MOST = 1 << 31
+
+
+def names_server(place: object) -> bool:
+    """Tell whether a place is the URL of a server, and not a path.
+
+    >>> [names_server(place) for place in ("mysql://ann@db/shop", "a/b", "C:/a", b"a")]
+    [True, False, False, False]
+    """
+    return isinstance(place, str) and _URL.match(place) is not None
 
 
 def checked_choice(name: str, value: object, *choices: str) -> None:

@@ -7,10 +7,10 @@ who may only read, on a file system that is mounted read-only, and beside whatev
 from __future__ import annotations
 
 import os
-import re
 import stat
 from typing import Any
 
+from persistcoll.arguments import names_server
 from persistcoll.disk.path_checks import absolute, checked_path, existing
 from persistcoll.engine.records import CollectionInfo
 from persistcoll.errors import StoreKindError, StoreMissingError
@@ -20,8 +20,6 @@ from persistcoll.sqlite.database_file import MEMORY
 from persistcoll.sqlite.open import DEFAULT_NAME
 
 __all__ = ["collections"]
-
-_SERVER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def collections(
@@ -68,7 +66,7 @@ def collections(
         server of a known kind; or ``schema`` is given, and the target has none.
     """
     given = checked_path("target", target)
-    if _SERVER.match(given):
+    if names_server(given):
         found = _on_server(given, schema)
     elif schema is not None:
         raise ValueError("a path has no schemas: leave 'schema' out")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistcoll.engine.forks import read_only_error, register_forkable, warn_unclosed
 from persistcoll.engine.records import Durability
-from persistcoll.options import Options
+from persistcoll.options import Options, ServerOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar
@@ -29,7 +29,15 @@ else:
 
     T, K, V = map(TypeVar, "TKV")
 
-__all__ = ["Closable", "Container", "DiskContainer", "SQLiteContainer", "ServerContainer", "option"]
+__all__ = [
+    "Closable",
+    "Container",
+    "DatabaseContainer",
+    "DiskContainer",
+    "SQLiteContainer",
+    "ServerContainer",
+    "option",
+]
 
 
 def option(name: str) -> Any:
@@ -148,7 +156,11 @@ class Container(Closable):
         return {name: value for name, value in vars(self).items() if name not in self._own}
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._refuse_copies()
         return _opened_again, (type(self), self._present_options()), self.__getstate__() or None
+
+    def _refuse_copies(self) -> None:
+        """Raise ``TypeError`` if there can be no second object on the same store."""
 
     def _present_options(self) -> Options:
         return self._options  # type: ignore[no-any-return]
@@ -233,13 +245,12 @@ class SQLiteContainer(DiskContainer):
     def _place(self) -> str:
         return f"{self.name!r} in {self._location!r}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def _refuse_copies(self) -> None:
         if self.path == ":memory:":
             raise TypeError(
                 f"{self!r} is in memory, so there is no second object on it: it can neither be copied nor be"
                 " passed to another process"
             )
-        return super().__reduce__()
 
 
 class ServerContainer(Container):
@@ -258,13 +269,20 @@ class ServerContainer(Container):
         """The server's address, without a password."""
         return str(self._options.address)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def _refuse_copies(self) -> None:
         if self._options.connection is not None:
             raise TypeError(
                 f"{self!r} is a part of the transaction on a connection, so it can neither be copied nor be"
                 " passed to another process"
             )
-        return super().__reduce__()
+
+    def _joined(self, store: Any, connection: Any) -> Any:
+        """Return the store, as a part of the transaction on the caller's connection if there is one."""
+        try:
+            return store if connection is None else store.joined(connection)
+        except BaseException:  # No other code closes it.
+            store.close()
+            raise
 
     @property
     def _location(self) -> str:
@@ -273,6 +291,26 @@ class ServerContainer(Container):
     @property
     def _place(self) -> str:
         return f"{self.name!r} in {self.url}"
+
+
+class DatabaseContainer(SQLiteContainer, ServerContainer):
+    """A container in an SQLite database, or on a server if the place is a URL. Its options say which."""
+
+    @property
+    def _database(self) -> type[Container]:
+        """The class whose attributes the options have."""
+        return ServerContainer if isinstance(self._options, ServerOptions) else SQLiteContainer
+
+    @property
+    def _location(self) -> str:
+        return str(self._database._location.fget(self))  # type: ignore[attr-defined]
+
+    @property
+    def _place(self) -> str:
+        return str(self._database._place.fget(self))  # type: ignore[attr-defined]
+
+    def _refuse_copies(self) -> None:
+        self._database._refuse_copies(self)
 
 
 def _opened_again(kind: type[Container], options: Options) -> Container:

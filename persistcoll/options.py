@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from persistcoll.arguments import (
     checked_backoff,
@@ -48,6 +48,7 @@ __all__ = [
     "SQLiteOptions",
     "SQLiteQueueOptions",
     "ServerAckQueueOptions",
+    "ServerDictOptions",
     "ServerOptions",
     "ServerQueueOptions",
 ]
@@ -250,6 +251,8 @@ class ServerOptions(Options):
     :ivar connection: the caller's, whose transaction every call is a part of; ``None``: there is none.
     """
 
+    read_only: ClassVar[bool] = False
+
     name: str
     address: Address
     schema: str | None
@@ -268,6 +271,19 @@ class ServerOptions(Options):
         vars(self).update(
             timeout=checked_length("timeout", self.timeout), patience=checked_span("patience", self.patience)
         )
+
+
+@dataclass(frozen=True)
+class ServerDictOptions(ServerOptions):
+    """The options of a dict on a database server."""
+
+    auto_commit: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        vars(self).update(auto_commit=bool(self.auto_commit))
+        if self.connection is not None and not self.auto_commit:
+            raise ValueError("'auto_commit' must be True with 'connection': the caller's commit is the last")
 
 
 @dataclass(frozen=True)

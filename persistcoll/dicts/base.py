@@ -59,14 +59,18 @@ class BaseDict(Container, MutableMapping[K, V]):
         # With read_only no buffer is needed, because the store refuses each change.
         self._buffer = None if self._options.auto_commit or self.read_only else WriteBuffer(store)
         self._store: contracts.PairStore = self._buffer or store
+        self._longest_key = store.max_key or _LONGEST_KEY
+        self._largest_value = store.max_value or _LARGEST_VALUE
 
     # Between objects and bytes.
 
     def _encode_key(self, key: object) -> tuple[bytes, bytes]:
         """Return the bytes that a key is stored under, and the original key as bytes."""
         stored = key_bytes(key)
-        if len(stored) > _LONGEST_KEY:
-            raise EncodeError(f"a key of {len(stored)} bytes is too large; at most {_LONGEST_KEY} are stored")
+        if len(stored) > self._longest_key:
+            raise EncodeError(
+                f"a key of {len(stored)} bytes is too large; at most {self._longest_key} are stored"
+            )
         return stored, original_key(key)
 
     def _encode(self, stored: bytes, value: object) -> bytes:
@@ -77,9 +81,9 @@ class BaseDict(Container, MutableMapping[K, V]):
                 data = codec.seal(data, _record_id(stored))
         except Exception as cause:
             raise encode_error(codec, value, cause) from cause
-        if len(data) > _LARGEST_VALUE:
+        if len(data) > self._largest_value:
             raise EncodeError(
-                f"a value of {len(data)} bytes is too large; at most {_LARGEST_VALUE} are stored"
+                f"a value of {len(data)} bytes is too large; at most {self._largest_value} are stored"
             )
         return data
 

@@ -1,19 +1,19 @@
-"""The dict in an SQLite database: its options, and what it has beyond ``dict``'s methods."""
+"""The dict in a database: its options, and what it has beyond ``dict``'s methods."""
 
 from __future__ import annotations
 
 import numbers
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from persistcoll.arguments import checked_ttl
-from persistcoll.container import K, SQLiteContainer, V
+from persistcoll.arguments import checked_ttl, names_server
+from persistcoll.container import DatabaseContainer, K, V
 from persistcoll.dicts.base import MISSING, BaseDict
 from persistcoll.engine.records import Durability, Stats
-from persistcoll.options import SQLiteOptions
+from persistcoll.options import ServerDictOptions, SQLiteOptions
 from persistcoll.serializers import resolve
 from persistcoll.serializers.dict_keys import format_key, str_range
 from persistcoll.sqlite.open import open_pair_store
@@ -21,8 +21,29 @@ from persistcoll.sqlite.pair_store import SQLitePairStore
 
 if TYPE_CHECKING:
     from persistcoll.dicts.base import Pairs
+    from persistcoll.engine.contracts import PairStore
 
 __all__ = ["PDict", "open_store"]
+
+
+_OF_FILES = ("db_file_name", "trust_directory", "allow_network_fs", "mode", "read_only")
+_OF_SERVERS = ("password", "schema", "connection")
+"""The parameters that apply to one of the two places."""
+
+
+def _refuse(arguments: dict[str, Any], names: Iterable[str], what_for: str) -> None:
+    for name in names:
+        if arguments[name] not in (None, False):
+            raise ValueError(f"{name!r} is for {what_for}")
+
+
+def _server_options(arguments: dict[str, Any]) -> ServerDictOptions:
+    # Imported here, because most programs have no server.
+    from persistcoll.servers.address import address_of
+    from persistcoll.servers.open import PATIENCE
+
+    address = address_of(None, arguments["path"], password=arguments["password"])
+    return ServerDictOptions.of({**arguments, "address": address, "patience": PATIENCE})
 
 
 def open_store(options: SQLiteOptions) -> SQLitePairStore:
@@ -41,11 +62,12 @@ def open_store(options: SQLiteOptions) -> SQLitePairStore:
     )
 
 
-class PDict(SQLiteContainer, BaseDict[K, V]):
-    """A :class:`dict` in an SQLite database: what is assigned is stored when the assignment returns.
+class PDict(DatabaseContainer, BaseDict[K, V]):
+    """A :class:`dict` in a database: what is assigned is stored when the assignment returns.
 
     It has every method of a dict. Keys stay in the order in which they were added. Any number of threads and
-    processes may use it at the same time.
+    processes may use it at the same time. The database is a file of SQLite, or on a server of PostgreSQL or
+    MySQL, which processes on several machines share.
 
     Cost: a method that writes costs 1 transaction, and at ``"power"`` also 1 sync of the device, which
     threads that write at the same time share. A method that reads neither writes nor syncs. Opening takes the
@@ -95,11 +117,34 @@ class PDict(SQLiteContainer, BaseDict[K, V]):
         mode: int | None = None,
         read_only: bool = False,
         create: bool = True,
+        password: str | None = None,
+        schema: str | None = None,
+        connection: Any = None,
     ) -> None:
-        self._open(SQLiteOptions.of(locals()))
+        arguments = locals()
+        if names_server(path):
+            _refuse(arguments, _OF_FILES, "a dict in a file, and not on a server")
+            self._open(_server_options(arguments))
+        else:
+            _refuse(arguments, _OF_SERVERS, "a dict on a server, and not in a file")
+            self._open(SQLiteOptions.of(arguments))
 
-    def _open_store(self, options: SQLiteOptions) -> SQLitePairStore:
-        return open_store(options)
+    def _open_store(self, options: SQLiteOptions | ServerDictOptions) -> PairStore:
+        if isinstance(options, SQLiteOptions):
+            return open_store(options)
+        from persistcoll.servers.open import open_pair_store
+
+        store = open_pair_store(
+            options.address,
+            name=options.name,
+            serializer=resolve(options.serializer).name,
+            durability=options.durability,
+            schema=options.schema,
+            create=options.create,
+            timeout=options.timeout,
+            format_key=format_key,
+        )
+        return cast("PairStore", self._joined(store, options.connection))
 
     @property
     def auto_commit(self) -> bool:

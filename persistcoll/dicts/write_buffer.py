@@ -77,6 +77,7 @@ class WriteBuffer(PairStore):
 
     def __init__(self, store: PairStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self.max_key, self.max_value = store.max_key, store.max_value
         self._clock = clock
         self._closed = False
         self._in_transaction = False

@@ -90,13 +90,7 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
 
     def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
         store = open_store(options, self._kind, self._discipline)
-        if options.connection is None:
-            return store
-        try:
-            return store.joined(options.connection)
-        except BaseException:  # No other code closes it.
-            store.close()
-            raise
+        return cast(ServerRecordStore, self._joined(store, options.connection))
 
     def _attach(self, store: Any) -> None:
         super()._attach(store)

@@ -13,7 +13,7 @@ from persistcoll.servers.blocks import Blocks
 from persistcoll.servers.claims import LONGEST_SPAN
 from persistcoll.servers.handle import BEFORE_ALL, BaseHandle
 from persistcoll.servers.pair_statements import PageStatements, pair_statements
-from persistcoll.servers.pairs import PairPages, PairRows
+from persistcoll.servers.pairs import LONGEST_KEY, PairPages, PairRows
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session, Sessions
 
@@ -36,6 +36,8 @@ class ServerPairStore(BaseHandle, PairStore):
     :param clock: returns the time in seconds, by which pairs expire that have been read.
     """
 
+    max_key = LONGEST_KEY
+
     def __init__(
         self,
         server: Server,
@@ -45,7 +47,8 @@ class ServerPairStore(BaseHandle, PairStore):
     ) -> None:
         super().__init__(server, collection)
         self._sql = pair_statements(server.driver.dialect, server.schema, self._number, self.store_id)
-        self._rows = PairRows(self.store_id, str(server.address), server.max_payload, format_key)
+        self.max_value = server.max_payload
+        self._rows = PairRows(self.store_id, str(server.address), self.max_value, format_key)
         self._clock = clock
         self._blocks = Blocks(server, self._number)
 

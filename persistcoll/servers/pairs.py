@@ -23,16 +23,16 @@ class PairRows:
 
     :param store_id: the dict's. It is a part of each checksum, as the key is.
     :param place: names the dict's server in messages.
-    :param max_payload: the greatest number of bytes of a value.
+    :param max_value: the greatest number of bytes of a value.
     :param format_key: formats a key for messages.
     """
 
     def __init__(
-        self, store_id: bytes, place: str, max_payload: int, format_key: Callable[[bytes], str]
+        self, store_id: bytes, place: str, max_value: int, format_key: Callable[[bytes], str]
     ) -> None:
         self._seed = crc32(store_id)
         self._place = place
-        self._max_payload = max_payload
+        self._max_value = max_value
         self._format_key = format_key
 
     def columns(self, key: bytes, value: bytes) -> dict[str, Any]:
@@ -40,9 +40,9 @@ class PairRows:
 
         :raise EncodeError: it is too large.
         """
-        if len(value) > self._max_payload:
+        if len(value) > self._max_value:
             raise EncodeError(
-                f"a value of {len(value)} bytes is too large: {self._place} takes {self._max_payload}"
+                f"a value of {len(value)} bytes is too large: {self._place} takes {self._max_value}"
             )
         return {"crc": self._checksum(key, value), "size": len(value), "value": value}
 
@@ -52,9 +52,7 @@ class PairRows:
         :raise EncodeError: it is too long.
         """
         if len(key) > LONGEST_KEY:
-            raise EncodeError(
-                f"a key of {len(key)} bytes is too large; on a server at most {LONGEST_KEY} are stored"
-            )
+            raise EncodeError(f"a key of {len(key)} bytes is too large: {self._place} takes {LONGEST_KEY}")
         return key
 
     def _checksum(self, key: bytes, value: bytes) -> int:

@@ -29,7 +29,7 @@ RULES = {
     "options": {"arguments", "disk", "engine", "errors", "serializers", "servers", "sqlite"},
     "container": {"engine", "errors", "options"},
     # It reads stores, and knows no face: what lies at a path can be told without any serializer.
-    "catalog": {"disk", "engine", "errors", "journal", "servers", "sqlite"},
+    "catalog": {"arguments", "disk", "engine", "errors", "journal", "servers", "sqlite"},
     # It asks any container, and imports no face, because a program has seldom all of them.
     "metrics": {"arguments", "container", "engine", "errors"},
 }

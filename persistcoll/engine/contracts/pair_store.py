@@ -29,7 +29,14 @@ class PairStore(Protocol):
     """Keep pairs of bytes, as a dict does. Each call is one short atomic operation, from any thread.
 
     An expired key is not stored any more. If it is set again, it is a new key.
+
+    :ivar max_key: the greatest size of a key in bytes; above it, a call that may store the key raises
+        ``EncodeError``. ``None``: no limit.
+    :ivar max_value: the same of a value.
     """
+
+    max_key: int | None = None
+    max_value: int | None = None
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of ``key``, or ``None`` if it is not stored."""
