@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +22,7 @@ from persistcoll.servers.statements import record_statements
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BEFORE_ALL", "PAGE", "BaseHandle", "Handle"]
+__all__ = ["BEFORE_ALL", "PAGE", "BaseHandle", "DueHandle", "Handle", "empty"]
 
 R = TypeVar("R", bound=list[Any])
 T = TypeVar("T")
@@ -98,27 +99,22 @@ class BaseHandle:
         """End what this store has on the server."""
 
 
-class Handle(BaseHandle):
-    """What the stores of records have in common. Any thread may call any method.
+class DueHandle(BaseHandle, ABC):
+    """What the stores have in common in which something becomes due. It is done before each look.
 
-    ``_last_look_was_empty`` is a hint that any thread reads and sets without a lock.
+    :ivar _sql: the statements of the collection.
     """
 
-    def __init__(
-        self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
-    ) -> None:
+    _sql: Any
+
+    def __init__(self, server: Server, collection: Collection) -> None:
         super().__init__(server, collection)
-        self._discipline = discipline
-        self._retry = retry
-        self._sql = record_statements(server.driver.dialect, server.schema, self._number, discipline)
         self.max_poll_interval = server.driver.dialect.max_poll_interval
-        self._holding = Holding(server, self._number, self._sql, retry)
-        self._last_look_was_empty = False
 
     # What is due.
 
     def _look(self) -> tuple[bool, float | None]:
-        """Return whether a record is ready, and in how many seconds the next one is due, if one will be.
+        """Return whether something is ready, and in how many seconds the next thing is due, if one will be.
 
         What is due by now is done before.
         """
@@ -128,55 +124,15 @@ class Handle(BaseHandle):
             ready, due = self._query(self._sql.look)[0]
         return bool(ready), due
 
+    @abstractmethod
     def _promote(self) -> None:
-        """Make ready, or dead, what is delayed or leased until now."""
-        while self._sessions.transact(self._promote_page, sync=False, once=False) == PAGE:
-            pass
-
-    def _promote_page(self, session: Session) -> int:
-        return self._holding.come_back(session, LEASE_RAN_OUT, self._sql.lock_due)
+        """Do what is due."""
 
     def _read(self, text: str, **parameters: Any) -> list[Any]:
         """Return the rows of a statement that only reads, after what is due was done."""
         self._check()
         self._look()
         return self._query(text, **parameters)
-
-    def _search(self, attempt: Callable[[bool], R], select: Select | None) -> R:
-        """Return what ``attempt`` finds; if it finds nothing, again after what is due was done.
-
-        :param attempt: called with whether that was done. Otherwise it finds nothing while something is due.
-        :raise Empty: nothing is found.
-        """
-        if select is None and self._last_look_was_empty:
-            # Only read, so that polling an empty queue locks nothing.
-            self._last_look_was_empty = False
-            ready, due = self._look()
-            if not ready and not self._holding.may_reclaim():
-                self._last_look_was_empty = True
-                raise _empty(due)
-        if self._holding.may_reclaim():  # otherwise a queue that is never empty would keep what the dead have
-            self._reclaim(False)
-        found = attempt(False)
-        if found:
-            return found
-        _, due = self._look()
-        found = attempt(True)
-        if not found:
-            self._last_look_was_empty = select is None
-            raise _empty(due)
-        return found
-
-    # Holders.
-
-    def reclaim(self) -> int:
-        """Make the records of dead holders ready again, or dead if they have no attempts left."""
-        self._check()
-        self._look()
-        return self._reclaim(True)
-
-    def _reclaim(self, thorough: bool) -> int:
-        return self._holding.reclaim(self._sessions, thorough)
 
     # Reading.
 
@@ -205,6 +161,74 @@ class Handle(BaseHandle):
         # A waiter asks again later, so this call does not wait for a server that cannot be reached.
         now = time.monotonic()
         (token,) = self._sessions.repeat(lambda session: session.run(self._sql.token).rows, now)
+        return token
+
+
+class Handle(DueHandle):
+    """What the stores of records have in common. Any thread may call any method.
+
+    ``_last_look_was_empty`` is a hint that any thread reads and sets without a lock.
+    """
+
+    def __init__(
+        self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
+    ) -> None:
+        super().__init__(server, collection)
+        self._discipline = discipline
+        self._retry = retry
+        self._sql = record_statements(server.driver.dialect, server.schema, self._number, discipline)
+        self._holding = Holding(server, self._number, self._sql, retry)
+        self._last_look_was_empty = False
+
+    # What is due.
+
+    def _promote(self) -> None:
+        """Make ready, or dead, what is delayed or leased until now."""
+        while self._sessions.transact(self._promote_page, sync=False, once=False) == PAGE:
+            pass
+
+    def _promote_page(self, session: Session) -> int:
+        return self._holding.come_back(session, LEASE_RAN_OUT, self._sql.lock_due)
+
+    def _search(self, attempt: Callable[[bool], R], select: Select | None) -> R:
+        """Return what ``attempt`` finds; if it finds nothing, again after what is due was done.
+
+        :param attempt: called with whether that was done. Otherwise it finds nothing while something is due.
+        :raise Empty: nothing is found.
+        """
+        if select is None and self._last_look_was_empty:
+            # Only read, so that polling an empty queue locks nothing.
+            self._last_look_was_empty = False
+            ready, due = self._look()
+            if not ready and not self._holding.may_reclaim():
+                self._last_look_was_empty = True
+                raise empty(due)
+        if self._holding.may_reclaim():  # otherwise a queue that is never empty would keep what the dead have
+            self._reclaim(False)
+        found = attempt(False)
+        if found:
+            return found
+        _, due = self._look()
+        found = attempt(True)
+        if not found:
+            self._last_look_was_empty = select is None
+            raise empty(due)
+        return found
+
+    # Holders.
+
+    def reclaim(self) -> int:
+        """Make the records of dead holders ready again, or dead if they have no attempts left."""
+        self._check()
+        self._look()
+        return self._reclaim(True)
+
+    def _reclaim(self, thorough: bool) -> int:
+        return self._holding.reclaim(self._sessions, thorough)
+
+    def change_token(self) -> object:
+        token = super().change_token()
+        assert isinstance(token, tuple)
         return *token, self._holding.check_due()
 
     # Life and death.
@@ -217,7 +241,7 @@ class Handle(BaseHandle):
         self._holding.end()
 
 
-def _empty(seconds: float | None) -> Empty:
+def empty(seconds: float | None) -> Empty:
     """Return an ``Empty`` that says when a record becomes ready by itself, if that is known."""
     error = Empty()
     if seconds is not None:

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from persistcoll.engine.message_events import Observer
+from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import ClaimPolicy, Discipline, Durability
 from persistcoll.servers.address import MYSQL, Address
+from persistcoll.servers.message_statements import message_statements
+from persistcoll.servers.message_store import ServerMessageStore
 from persistcoll.servers.pair_statements import create_pairs
 from persistcoll.servers.pair_store import ServerPairStore
 from persistcoll.servers.record_store import ServerRecordStore
@@ -18,12 +22,15 @@ from persistcoll.servers.statements import record_statements
 
 __all__ = [
     "DICT",
+    "MESSAGES",
     "PATIENCE",
     "TIMEOUT",
+    "open_message_store",
     "open_pair_store",
     "open_record_store",
     "server_at",
     "store_script",
+    "wanted_messages",
     "wanted_pairs",
     "wanted_records",
 ]
@@ -32,6 +39,8 @@ S = TypeVar("S")
 
 DICT = "dict"
 """The kind of a dict in the registry."""
+MESSAGES = "messages"
+"""The kind of a message queue in the registry."""
 PATIENCE = 30.0
 """The seconds without a heartbeat after which a process is taken for dead."""
 TIMEOUT = 10.0
@@ -111,6 +120,47 @@ def open_pair_store(
         wanted,
         create,
         lambda server, collection: ServerPairStore(server, collection, format_key, clock),
+    )
+
+
+def open_message_store(
+    address: Address,
+    *,
+    name: str,
+    policy: MessagePolicy,
+    serializer: str,
+    durability: Durability = "power",
+    schema: str | None = None,
+    create: bool = True,
+    timeout: float = TIMEOUT,
+    observer: Observer | None = None,
+) -> ServerMessageStore:
+    """Open the message queue of this name, and make it first if it is missing.
+
+    Parameters and exceptions are those of :func:`open_record_store`.
+
+    :param policy: how it treats messages that do not say it themselves. It has a lease.
+    :param observer: as that of ``MessageStore.observe``.
+    :raise ValueError: the policy has no lease.
+    """
+    _refuse_schema(address, schema)
+    store = _open(
+        SERVERS.acquire(address, schema, timeout, PATIENCE, durability == "power"),
+        wanted_messages(name, serializer),
+        create,
+        lambda server, collection: ServerMessageStore(server, collection, policy),
+    )
+    store.observe(observer)
+    return store
+
+
+def wanted_messages(name: str, serializer: str) -> Wanted:
+    """Return the message queue that :func:`open_message_store` opens with these arguments."""
+    return Wanted(
+        checked_name(name),
+        MESSAGES,
+        serializer,
+        lambda dialect, schema, number: message_statements(dialect, schema, number).create,
     )
 
 

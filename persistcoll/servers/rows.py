@@ -10,15 +10,15 @@ from zlib import crc32
 from persistcoll.engine.records import Record
 from persistcoll.errors import CorruptionError, EncodeError
 
-__all__ = ["Rows", "Seal"]
+__all__ = ["Rows", "Seal", "SealedRows"]
 
 Seal = Callable[[bytes, int], bytes]
 _MASK = 0xFFFFFFFF
 _MARK_BITS = 62
 
 
-class Rows:
-    """Writes and reads the rows of one collection.
+class SealedRows:
+    """Seals what one collection stores, and computes its checksums.
 
     The client does not know a row's id before it sends the payload. So seal and checksum are bound to a
     random number of the row, its mark.
@@ -40,8 +40,8 @@ class Rows:
         self._place = place
         self._max_payload = max_payload
 
-    def columns(self, payload: bytes) -> dict[str, Any]:
-        """Return a new mark, and the checksum and the payload that are bound to it, by column.
+    def _sealed(self, payload: bytes) -> tuple[int, bytes]:
+        """Return a new mark, and the payload that is sealed with it.
 
         :raise EncodeError: the payload is too large.
         """
@@ -52,10 +52,22 @@ class Rows:
             raise EncodeError(
                 f"an item of {len(payload)} bytes is too large: {self._place} takes {self._max_payload}"
             )
-        return {"mark": mark, "crc": self._checksum(mark, payload), "payload": payload}
+        return mark, payload
 
     def _checksum(self, mark: int, payload: bytes) -> int:
         return crc32(payload, (mark ^ self._seed) & _MASK)
+
+
+class Rows(SealedRows):
+    """Writes and reads the rows of a collection of records."""
+
+    def columns(self, payload: bytes) -> dict[str, Any]:
+        """Return a new mark, and the checksum and the payload that are bound to it, by column.
+
+        :raise EncodeError: the payload is too large.
+        """
+        mark, payload = self._sealed(payload)
+        return {"mark": mark, "crc": self._checksum(mark, payload), "payload": payload}
 
     def record(self, row: Any, attempt: int = 0) -> Record:
         """Return the record of a row.

@@ -10,9 +10,12 @@ indexes hold nothing of other collections. Every look at the head of a queue, an
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from persistcoll.engine.records import LEASE_RAN_OUT, Discipline, State
+
+if TYPE_CHECKING:
+    from persistcoll.servers.message_statements import MessageDialect
 
 __all__ = [
     "NUMBERS",
@@ -273,6 +276,9 @@ class Dialect(Protocol):
 
     def token(self, table: str) -> str:
         """Return ``RecordStatements.token``."""
+
+    def messages(self) -> MessageDialect:
+        """Return what it says in its own way of messages."""
 
 
 def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:

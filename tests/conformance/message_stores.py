@@ -18,8 +18,10 @@ from persistcoll.engine.memory.server_message_store import (
 )
 from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import Durability
+from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.testing import Capabilities
 from tests.conformance.record_stores import copy_database
+from tests.conformance.server_message_stores import ServerMessageStores
 from tests.crash.messages import opened
 
 __all__ = ["MESSAGE_STORES", "MemoryMessageServerStores", "MemoryMessageStores", "SQLiteMessageStores"]
@@ -47,6 +49,9 @@ class MemoryMessageStores:
 
     def now(self) -> float:
         return self._now
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class MemoryMessageServerStores:
@@ -80,6 +85,9 @@ class MemoryMessageServerStores:
     def now(self) -> float:
         return MemoryMessageServerState().clock()
 
+    def close(self) -> None:
+        """Do nothing."""
+
 
 class SQLiteMessageStores:
     """Message stores in one SQLite file. A copy of it stands for what a dead process leaves."""
@@ -109,10 +117,17 @@ class SQLiteMessageStores:
     def now(self) -> float:
         return self._now
 
+    def close(self) -> None:
+        """Do nothing."""
+
 
 MESSAGE_STORES: dict[str, Callable[[Path], Any]] = {
     "memory": lambda directory: MemoryMessageStores(),
     "memory-server": lambda directory: MemoryMessageServerStores(),
     "sqlite-process": SQLiteMessageStores,
     "sqlite-power": lambda directory: SQLiteMessageStores(directory, "power"),
+    "postgresql": lambda directory: ServerMessageStores(POSTGRESQL, True),
+    "postgresql-own-clock": lambda directory: ServerMessageStores(POSTGRESQL, False),
+    "mysql": lambda directory: ServerMessageStores(MYSQL, True),
+    "mysql-own-clock": lambda directory: ServerMessageStores(MYSQL, False),
 }

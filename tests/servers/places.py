@@ -35,6 +35,7 @@ _URLS = {
     MYSQL: ("PERSISTCOLL_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
 }
 _SHARED = ("pc_collections", "pc_done", "pc_holders")
+_WITHOUT_IDS = (*_SHARED, "pc_keys", "pc_groups", "pc_topics")
 _numbers = itertools.count()
 
 
@@ -134,6 +135,11 @@ class Place:
         return {"url": self.address.shown, "password": self.address.password, "schema": self.schema}
 
     @property
+    def epoch(self) -> str:
+        """The server's time in seconds since the epoch, as SQL."""
+        return "unix_timestamp(now(6))" if self.kind == MYSQL else "extract(epoch FROM now())::float8"
+
+    @property
     def keywords(self) -> dict[str, Any]:
         """The same as keywords."""
         ((host, port),) = self.address.hosts
@@ -205,7 +211,7 @@ class Place:
             f"SELECT number FROM {self.name}.pc_collections WHERE name = %(name)s", name=name
         )
         copy = self._make()
-        for table in (*_SHARED, f"pc_{number}"):
+        for table in (*_SHARED, *self._message_tables(), f"pc_{number}"):
             self._copy_table(table, copy)
         self.run(f"UPDATE {copy}.pc_holders SET beat = NULL")
         return self._of(copy)
@@ -225,6 +231,14 @@ class Place:
         for table in ("pc_done", "pc_holders"):
             self.run(f"DELETE FROM {self.name}.{table}")
 
+    def _message_tables(self) -> list[str]:
+        """Return the tables that message queues share, if there are any."""
+        rows = self.run(
+            "SELECT concat(table_name, '') FROM information_schema.tables WHERE table_schema = %(schema)s",
+            schema=self.name,
+        )
+        return [name for (name,) in rows if name in ("pc_keys", "pc_groups", "pc_topics", "pc_expired")]
+
     def _copy_table(self, table: str, copy: str) -> None:
         old, new = f"{self.name}.{table}", f"{copy}.{table}"
         if self.kind == MYSQL:
@@ -232,7 +246,7 @@ class Place:
         else:
             self.run(f"CREATE TABLE {new} (LIKE {old} INCLUDING ALL)")
         self.run(f"INSERT INTO {new} SELECT * FROM {old}")
-        if table in _SHARED:
+        if table in _WITHOUT_IDS:
             return
         if self.kind == MYSQL:
             ((following,),) = self.run(

@@ -50,7 +50,8 @@ class SetClock:
         self._is_mysql = place.kind == MYSQL
         self._dialect = (_MySQLDialect if self._is_mysql else _PostgresDialect)(place.name)
         place.run(f"CREATE TABLE {place.name}.clock (now {'BIGINT' if self._is_mysql else 'timestamptz'})")
-        now = f"{time.time_ns() // 1000}" if self._is_mysql else "now()"
+        # A float represents whole seconds and their quarters exactly.
+        now = f"{int(time.time()) * 1000000}" if self._is_mysql else "date_trunc('second', now())"
         place.run(f"INSERT INTO {place.name}.clock VALUES ({now})")
 
     @contextmanager
@@ -71,3 +72,9 @@ class SetClock:
         self._place.run(f"UPDATE {self._place.name}.clock SET now = now + {step}")
         for server in list(sessions.SERVERS._servers.values()):
             server.heartbeat.beat()
+
+    def now(self) -> float:
+        """Return the time in seconds since the epoch."""
+        now = "now / 1e6" if self._is_mysql else "extract(epoch FROM now)::float8"
+        ((seconds,),) = self._place.run(f"SELECT {now} FROM {self._place.name}.clock")
+        return float(seconds)

@@ -20,7 +20,9 @@ from tests.conformance.message_stores import (
     MemoryMessageStores,
     SQLiteMessageStores,
 )
+from tests.conformance.server_message_stores import ServerMessageStores
 from tests.conformance.wrong_messages import WRONG
+from tests.servers.places import KINDS, need_server
 from tests.stateful.test_machines import PLACE, run
 
 
@@ -83,6 +85,34 @@ def test_sqlite(request):
 @pytest.mark.parametrize("durability", ["process", "power"])
 def test_sqlite_at_length(durability, request):
     run(sqlite_machine(durability), request, 150)
+
+
+def server_machine(kind: str):
+    class Machine(MessageStoreMachine):
+        def stores(self):
+            self.made = ServerMessageStores(kind, True)
+            return self.made
+
+        def teardown(self):
+            super().teardown()
+            self.made.close()
+
+    return Machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server(kind, request):
+    need_server(kind)
+    run(server_machine(kind), request, 5)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_at_length(kind, request):
+    need_server(kind)
+    run(server_machine(kind), request, 30)
 
 
 @pytest.mark.long

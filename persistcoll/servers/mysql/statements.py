@@ -7,6 +7,8 @@ types mean.
 from __future__ import annotations
 
 from persistcoll.engine.records import Discipline
+from persistcoll.servers.message_statements import MessageDialect
+from persistcoll.servers.mysql.message_statements import MySQLMessages
 from persistcoll.servers.statements import Dialect
 
 __all__ = ["MySQLDialect"]
@@ -142,3 +144,6 @@ class MySQLDialect(Dialect):
         # Nothing that is cheap tells of a commit. So every poll looks, by a statement that only reads; this
         # one raises if the server cannot be reached.
         return "SELECT UUID()"
+
+    def messages(self) -> MessageDialect:
+        return MySQLMessages(self)

@@ -20,6 +20,7 @@ _TEXT, _BINARY = 0, 1
 _BYTEA = 17  # the number of the type
 _ARRAY = struct.Struct(">iiIii")
 _LENGTH = struct.Struct(">i")
+_NULL = _LENGTH.pack(-1)
 _FLOAT = struct.Struct(">d").unpack
 _NUMERIC = struct.Struct(">hhHH")
 _DIGITS = 10_000  # a digit of a numeric is below this
@@ -70,10 +71,10 @@ def encoded(value: Any) -> tuple[bytes | None, int]:
     return f"{{{','.join(texts)}}}".encode(), _TEXT
 
 
-def _bytes_array(values: Sequence[bytes]) -> bytes:
-    parts = [_ARRAY.pack(1, 0, _BYTEA, len(values), 1)]
+def _bytes_array(values: Sequence[bytes | None]) -> bytes:
+    parts = [_ARRAY.pack(1, None in values, _BYTEA, len(values), 1)]
     for each in values:
-        parts += _LENGTH.pack(len(each)), each
+        parts += (_NULL,) if each is None else (_LENGTH.pack(len(each)), each)
     return b"".join(parts)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from persistcoll.engine.records import Discipline
+from persistcoll.servers.message_statements import MessageDialect
+from persistcoll.servers.postgres.message_statements import PostgresMessages
 from persistcoll.servers.statements import Dialect
 
 __all__ = ["PostgresDialect"]
@@ -176,3 +178,6 @@ class PostgresDialect(Dialect):
             "SELECT pg_current_snapshot()::text, (SELECT due::text FROM (SELECT due FROM"
             f" {table} WHERE due IS NOT NULL ORDER BY due LIMIT 1) AS head WHERE due <= {self.now})"
         )
+
+    def messages(self) -> MessageDialect:
+        return PostgresMessages(self, _VACUUM)

@@ -224,7 +224,8 @@ class MessageStoreMachine(StepMachine):
     def _told(self, record: MessageRecord, began: float = 0.0) -> _Told:
         """Return the fields that are compared. Times are relative to the machine's clock."""
         times = [None if time is None else time - began for time in (record.until, record.finished)]
-        return (*record._replace(time=record.time - began, until=None, finished=None, claim=None), *times)
+        told = record._replace(until=None, finished=None, claim=None, own_mark=None)
+        return (*told._replace(time=record.time - began), *times)
 
     def _both(self, what: str, handle: int, call: Callable[[MessageStore], Any]) -> Any:
         """Do the same with the tested store and the model, and compare the results."""

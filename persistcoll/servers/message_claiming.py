@@ -1,0 +1,360 @@
+"""Claim messages on a server, and what an open message queue knows of its claims."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from types import EllipsisType
+from typing import Any, NamedTuple, TypeVar
+
+from persistcoll.engine.contracts import StoreCapabilities
+from persistcoll.engine.message_events import EventKind, MessageEvent, Observer
+from persistcoll.engine.message_records import HOLDER_CLOSED, MessageClaim, MessagePolicy, MessageRecord
+from persistcoll.engine.records import State
+from persistcoll.errors import StorageError
+from persistcoll.servers.handle import PAGE, DueHandle, empty
+from persistcoll.servers.message_choice import MessageChoice
+from persistcoll.servers.message_life import MessageLife
+from persistcoll.servers.message_rows import LONGEST_SPAN, NO_LEASE, MessageRow, MessageRows, later
+from persistcoll.servers.message_statements import CLAIMED, message_statements
+from persistcoll.servers.message_topics import Gate, change_gate, unlocked
+from persistcoll.servers.schema import Collection
+from persistcoll.servers.sessions import Server, Session
+
+__all__ = ["ClaimingMessages", "Holder"]
+
+T = TypeVar("T")
+
+_MOST = 1 << 31  # messages of one claim
+_NUMBER_BITS = 62
+# How many finished messages this store adds before it trims, and how many numbers of expired messages before
+# it sums them up: one costs as much as many.
+_BATCH = 32
+
+
+class _Wanted(NamedTuple):
+    """What a claim asks for."""
+
+    limit: int
+    topics: tuple[bytes, ...] | None
+    lease: float | None
+    """``None``: as the message or else the policy says."""
+    deadline: float | None
+
+
+class Holder:
+    """One store object as the holder of claims and of locks. Each step on ``lost`` is atomic.
+
+    :ivar number: a random one, which no other object has.
+    :ivar holds: whether it may hold anything.
+    :ivar lost: the tokens of claims of which it is not known whether they were made.
+    """
+
+    def __init__(self) -> None:
+        self.number = secrets.randbits(_NUMBER_BITS)
+        self.holds = False
+        self.lost: deque[int] = deque()
+
+
+class ClaimingMessages(DueHandle):
+    """A collection of messages that are claimed, and whose claims end.
+
+    ``_last_look_was_empty``, ``_observer`` and the counts of what is to be tidied are read and set by any
+    thread without a lock; a count that is lost only postpones that.
+    """
+
+    def __init__(self, server: Server, collection: Collection, policy: MessagePolicy) -> None:
+        if policy.lease is None:
+            raise ValueError(NO_LEASE)
+        super().__init__(server, collection)
+        self._policy = policy._replace(lease=min(policy.lease, LONGEST_SPAN))
+        self._sql = message_statements(server.driver.dialect, server.schema, self._number)
+        most = server.max_payload
+        self._rows = MessageRows(self.store_id, str(server.address), most, self._policy)
+        self.capabilities = StoreCapabilities(
+            total_order=False,
+            death_noticed_after=math.inf,
+            joins_transactions=True,
+            counts_delivered=False,
+            max_payload=most,
+        )
+        self._observer: Observer | None = None
+        self._holder = Holder()
+        self._last_look_was_empty = False
+        self._untrimmed = dict.fromkeys((State.DONE, State.DEAD), 0)
+        self._unsummed = 0
+
+    # How a change runs.
+
+    def _life(self, session: Session) -> MessageLife:
+        is_joined, tells = self._is_joined, self._observer is not None and not self._is_joined
+        clock = self._server.sql.clock
+        return MessageLife(session, self._sql, self._rows, self._policy, clock, is_joined, tells)
+
+    def _change(self, step: Callable[[MessageLife], T], **options: Any) -> T:
+        """Run a step in a transaction, and tell the observer what it has done."""
+
+        def run(session: Session) -> tuple[T, MessageLife]:
+            life = self._life(session)
+            return step(life), life
+
+        puts = options.pop("puts", None)
+        if puts is not None:
+            options["puts"] = lambda result: puts(result[0])
+        value, life = self._transact(run, **options)
+        self._tell(life.events)
+        if not self._is_joined:
+            self._tidy(life)
+        return value
+
+    def _tell(self, events: Sequence[MessageEvent]) -> None:
+        if events and self._observer is not None:
+            self._observer(events)
+
+    def _tidy(self, life: MessageLife) -> None:
+        """Remove finished messages beyond those to keep, and sum up what has expired, now and then."""
+        for state, count in life.finished.items():
+            keep = self._policy.keep_done if state is State.DONE else self._policy.keep_dead
+            self._untrimmed[state] += count
+            if keep is not None and self._untrimmed[state] >= _BATCH:
+                self._untrimmed[state] = 0
+                self._change(partial(_trim, state, keep), once=False)
+        self._unsummed += life.has_expired
+        if self._unsummed >= _BATCH:
+            self._unsummed = 0
+            self._change(MessageLife.sum_up, once=False)
+
+    def _promote(self) -> None:
+        self._end_due()
+
+    def _end_due(self) -> int:
+        """Do what is due, and return how many claims ended."""
+        total = 0
+        while True:
+            changed, ended = self._change(MessageLife.promote, sync=False, once=False)
+            total += ended
+            if changed < PAGE:
+                return total
+
+    # Claiming.
+
+    def _claim(
+        self,
+        limit: int,
+        topics: Sequence[str] | None,
+        lease: float | EllipsisType | None,
+        claims: list[MessageClaim] | None,
+        deadline: float | None,
+    ) -> list[MessageRecord]:
+        self._check()
+        if lease is None:
+            raise ValueError(NO_LEASE)
+        seconds = None if isinstance(lease, EllipsisType) else min(lease, LONGEST_SPAN)
+        names = None if topics is None else tuple(topic.encode() for topic in dict.fromkeys(topics))
+        wanted = _Wanted(min(limit, _MOST), names, seconds, deadline)
+        holder = self._holder
+        if not self._is_joined:
+            self._release_lost()
+        holder.holds = True
+        unsure: list[int] = []  # the tokens of claims that may have been made, and that nobody knows of
+        try:
+            rows, token = self._search(wanted, unsure)
+            records = [self._rows.delivery(row, token, self._rows.lease(row, seconds)) for row in rows]
+            if claims is not None:
+                claims.extend(MessageClaim(row.id, token) for row in rows)
+            unsure.remove(token)
+        except BaseException as error:
+            if not self._is_joined:  # its savepoint undoes it
+                holder.lost.extend(unsure)
+            if not (self._is_joined or isinstance(error, Exception)):
+                with suppress(Exception):  # otherwise the next claim does it
+                    self._release_lost()
+            raise
+        holder.lost.extend(unsure)
+        if self._original._closed:  # close() sets it before it ends the claims
+            self._end_own()
+            self._check()
+        if self._observer is not None and not self._is_joined:
+            now = rows[0].now
+            self._tell(
+                [MessageEvent(EventKind.CLAIMED, row.topic, now, row.id, 1, row.attempts) for row in rows]
+            )
+        return records
+
+    def _search(self, wanted: _Wanted, unsure: list[int]) -> tuple[list[MessageRow], int]:
+        """Claim messages, and return them with the token of their claims.
+
+        :param unsure: the token of each try is appended, and removed if it has claimed nothing.
+        :raise Empty: no message can be claimed.
+        """
+        while True:
+            if self._last_look_was_empty:
+                # Only read, so that polling an empty queue locks nothing.
+                self._last_look_was_empty = False
+                ready, due = self._look()
+                if not ready:
+                    self._last_look_was_empty = True
+                    raise empty(due)
+            rows = self._claim_at_once(wanted, unsure)
+            if not rows:
+                ready, due = self._look()
+                if not ready:
+                    self._last_look_was_empty = True
+                    raise empty(self._again(due))
+                rows = self._claim_chosen(wanted, due, unsure)
+            intact = [row for row in rows if self._rows.is_intact(row)]
+            if len(intact) < len(rows):
+                self._kill([row.id for row in rows if not self._rows.is_intact(row)], unsure[-1])
+            if intact:
+                return intact, unsure[-1]
+            unsure.pop()
+
+    def _again(self, due: float | None, *others: float) -> float | None:
+        """Return in how many seconds to look again.
+
+        :param due: when the next thing is due; 0 or less: another transaction has locked it.
+        """
+        times = [*others, *(() if due is None else (due if due > 0 else self.max_poll_interval,))]
+        return min(times, default=None)
+
+    def _claim_at_once(self, wanted: _Wanted, unsure: list[int]) -> list[MessageRow]:
+        """Claim the next messages in few trips, unless something is due or a topic has a gate."""
+        one_topic = wanted.topics is not None
+        if self._is_joined or (one_topic and len(wanted.topics or ()) != 1):
+            return []
+        where = {"topic": wanted.topics[0]} if wanted.topics else {}
+        text = self._sql.claim_next_of if one_topic else self._sql.claim_next
+
+        def at_once(session: Session) -> list[MessageRow]:
+            unsure.append(secrets.randbits(_NUMBER_BITS))
+            found = session.run(text, limit=wanted.limit, **where, **self._claimant(wanted, unsure[-1])).rows
+            return [MessageRow.of(row) for row in found]
+
+        def in_steps(session: Session) -> list[MessageRow]:
+            unsure.append(secrets.randbits(_NUMBER_BITS))
+            lock = self._sql.lock_next_of if one_topic else self._sql.lock_next
+            rows = self._life(session).read(lock, limit=wanted.limit, promoted=False, **where)
+            return self._claim_rows(session, rows, wanted, unsure[-1])
+
+        if text is None:
+            rows = self._sessions.transact(in_steps, sync=False, once=False, deadline=wanted.deadline)
+        else:
+            rows = self._sessions.repeat(at_once, wanted.deadline)
+            rows.sort(key=lambda row: (row.place, row.id))
+        if not rows:
+            unsure.pop()
+        return rows
+
+    def _claimant(self, wanted: _Wanted, token: int) -> dict[str, Any]:
+        lease = {"lease": wanted.lease, "policy_lease": self._policy.lease}
+        return {"holder": self._holder.number, "token": token, **lease}
+
+    def _claim_rows(
+        self, session: Session, rows: list[MessageRow], wanted: _Wanted, token: int
+    ) -> list[MessageRow]:
+        """Claim locked rows, and return them as they are then."""
+        if not rows:
+            return []
+        now = rows[0].now
+        ids = [row.id for row in rows]
+        session.run(self._sql.claim, ids=ids, now=now, **self._claimant(wanted, token))
+        return [
+            row._replace(
+                number=CLAIMED,
+                attempts=row.attempts + 1,
+                deliveries=row.deliveries + 1,
+                until=later(now, self._rows.lease(row, wanted.lease)),
+                now=now,
+            )
+            for row in rows
+        ]
+
+    def _claim_chosen(self, wanted: _Wanted, due: float | None, unsure: list[int]) -> list[MessageRow]:
+        """Claim the next messages of the topics that deliver now, after what was due was done.
+
+        :raise Empty: there are none.
+        """
+
+        def choose(session: Session) -> tuple[list[MessageRow], MessageChoice]:
+            unsure.append(secrets.randbits(_NUMBER_BITS))
+            life = self._life(session)
+            choice = MessageChoice(life, self._holder.number)
+            rows = choice.lock(wanted.limit, wanted.topics)
+            choice.use([row for row in rows if self._rows.is_intact(row)])
+            return self._claim_rows(session, rows, wanted, unsure[-1]), choice
+
+        rows, choice = self._sessions.transact(choose, sync=False, once=False, deadline=wanted.deadline)
+        if not rows:
+            unsure.pop()
+            soon = [self.max_poll_interval] if choice.has_passed else []
+            raise empty(self._again(due, *choice.openings, *soon))
+        return rows
+
+    def _kill(self, ids: list[int], token: int) -> None:
+        """Make damaged messages dead that were just claimed."""
+
+        def kill(life: MessageLife) -> None:
+            rows = [row for row in life.read(self._sql.lock_bare_rows, ids=ids) if row.token == token]
+            life.kill_damaged(rows)
+
+        self._change(kill)
+
+    # The ends of claims.
+
+    def _release_lost(self) -> None:
+        """Release what claims have claimed whose answers were lost."""
+        holder = self._holder
+        while holder.lost:
+            try:
+                token = holder.lost.popleft()
+            except IndexError:  # another thread was faster
+                return
+
+            def release(life: MessageLife, token: int = token) -> None:
+                rows = life.read(self._sql.lock_lost, holder=holder.number, token=token, limit=_MOST)
+                life.release(rows, waits=False)
+
+            try:
+                self._change(release, sync=False, once=False)
+            except BaseException:
+                holder.lost.append(token)
+                raise
+
+    def _end_own(self) -> None:
+        """End the claims and the locks of this object. What is locked by another transaction ends later."""
+        number = self._holder.number
+
+        def end(life: MessageLife) -> int:
+            return life.lose(life.read(self._sql.lock_held, holder=number, limit=PAGE), HOLDER_CLOSED)
+
+        def unlock(session: Session) -> None:
+            for row in session.run(self._sql.select_gates).rows:
+                gate = Gate.of(row)
+                if gate.locker == number:
+                    change_gate(session, self._sql, gate.topic, self._ended, waits=False)
+
+        if self._holder.holds:
+            while self._change(end, sync=False, once=False) == PAGE:
+                pass
+            self._server.transact(unlock, sync=False, once=False)
+
+    def _ended(self, gate: Gate) -> Gate | None:
+        return unlocked(gate) if gate.locker == self._holder.number else None
+
+    # Life and death.
+
+    def after_fork_in_child(self) -> None:
+        """Hold nothing in a forked child. The server's connections follow forks by themselves."""
+        self._holder = Holder()
+
+    def _end(self) -> None:
+        with suppress(StorageError):  # then they end with their leases
+            self._end_own()
+
+
+def _trim(state: State, keep: int, life: MessageLife) -> None:
+    life.trim(state, keep)

@@ -1,0 +1,64 @@
+"""Message stores on the servers of PostgreSQL and MySQL."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+
+from persistcoll.engine.contracts import MessageStore
+from persistcoll.engine.message_records import MessagePolicy
+from persistcoll.servers.address import Address
+from persistcoll.servers.open import open_message_store
+from persistcoll.testing import Capabilities
+from tests.servers.places import CallerConnection, Place
+from tests.servers.set_clock import SetClock
+
+__all__ = ["ServerMessageStores"]
+
+
+class ServerMessageStores:
+    """Message stores in a place of their own on a server.
+
+    A copy of their tables stands for what a dead process leaves.
+
+    :param sets_clock: the stores have a clock that the factory sets, in place of the server's.
+    """
+
+    def __init__(self, kind: str, sets_clock: bool) -> None:
+        self.capabilities = Capabilities(joins=True, real_time=not sets_clock, law_second=0.04)
+        self.place = Place(kind)
+        self._clock = SetClock(self.place) if sets_clock else None
+        self._connections: list[CallerConnection] = []
+
+    def open(self, name: str, policy: MessagePolicy) -> MessageStore:
+        return self._open(self.place.address, self.place.schema, name, policy)
+
+    def crashed(self, name: str, policy: MessagePolicy) -> MessageStore:
+        return self._open(*self.place.copy(name), name, policy)
+
+    def _open(self, address: Address, schema: str | None, name: str, policy: MessagePolicy) -> MessageStore:
+        with nullcontext() if self._clock is None else self._clock.used():
+            return open_message_store(
+                address, name=name, policy=policy, serializer="raw", durability="process", schema=schema
+            )
+
+    def connect(self, name: str) -> CallerConnection:
+        self._connections.append(CallerConnection(self.place))
+        return self._connections[-1]
+
+    def advance(self, seconds: float) -> None:
+        if self._clock is None:
+            time.sleep(seconds)
+        else:
+            self._clock.advance(seconds)
+
+    def now(self) -> float:
+        if self._clock is None:
+            ((now,),) = self.place.run(f"SELECT {self.place.epoch}")
+            return float(now)
+        return self._clock.now()
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        self.place.close()
