@@ -229,7 +229,7 @@ PEERS: Mapping[str, Mapping[str, tuple[Callable[[], bool], Opened]]] = {
 
 @contextmanager
 def _bare_postgres(name: str) -> Iterator[Verbs]:
-    """Give an INSERT, and a transaction of DELETE … SKIP LOCKED, on a table with its primary key alone."""
+    """Give an INSERT, and a transaction of DELETE with SKIP LOCKED, on a table with its primary key alone."""
     import psycopg
 
     with psycopg.connect(addresses(POSTGRESQL), autocommit=True) as connection:
@@ -244,8 +244,8 @@ def _bare_postgres(name: str) -> Iterator[Verbs]:
         def take() -> None:
             execute("BEGIN")
             found = execute(
-                f"DELETE FROM {name} WHERE id = (SELECT id FROM {name} ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)"
-                " RETURNING id, data"
+                f"DELETE FROM {name} WHERE id ="
+                f" (SELECT id FROM {name} ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id, data"
             ).fetchone()
             assert found is not None
             execute("COMMIT")
@@ -256,7 +256,7 @@ def _bare_postgres(name: str) -> Iterator[Verbs]:
 
 @contextmanager
 def _bare_mysql(name: str) -> Iterator[Verbs]:
-    """Give an INSERT, and a transaction of SELECT … SKIP LOCKED and DELETE."""
+    """Give an INSERT, and a transaction of SELECT with SKIP LOCKED, and DELETE."""
     with _mysql_connection() as connection:
         cursor = connection.cursor()
         execute = cursor.execute

@@ -91,8 +91,8 @@ def _single(kind: str, sizes: Sizes, figures: list[Figure], compared: str) -> Sc
     return Scenario(
         name=f"{'postgres' if kind == POSTGRESQL else 'mysql'}_single",
         compared=(
-            f"{OURS[kind][0]} and {OURS_WITH_ACK[kind][0]}: {count:,} puts of a dict of 100 bytes, then a take"
-            f" of each, one thread, each waits for the device. Beside {compared}"
+            f"{OURS[kind][0]} and {OURS_WITH_ACK[kind][0]}: {count:,} puts of a dict of 100 bytes, then a"
+            f" take of each, one thread, each waits for the device. Beside {compared}"
         ),
         contenders=contenders,
         figures=[
@@ -201,8 +201,8 @@ def _batches(kind: str, sizes: Sizes, peers: list[str]) -> Scenario:
     return Scenario(
         name=f"{'postgres' if kind == POSTGRESQL else 'mysql'}_batches",
         compared=(
-            f"{OURS_WITH_ACK[kind][0]}: put_many of {_TEN}, get_many and ack_many of {_TEN}, one thread, beside"
-            f" peers, which take one at a time; and put_many of {_THOUSAND:,}."
+            f"{OURS_WITH_ACK[kind][0]}: put_many of {_TEN}, get_many and ack_many of {_TEN}, one thread,"
+            f" beside peers, which take one at a time; and put_many of {_THOUSAND:,}."
         ),
         contenders=contenders,
         figures=figures,
@@ -247,7 +247,10 @@ def postgres_threads(sizes: Sizes, root: str) -> Scenario:
         contenders.append(Contender("tpq", "power", partial(_by_threads, found["tpq"], each)))
     return Scenario(
         name="postgres_threads",
-        compared=f"PostgresQueue: put, then take, by {_THREADS} threads at once, beside tpq. Time for an item of all.",
+        compared=(
+            f"PostgresQueue: put, then take, by {_THREADS} threads at once, beside tpq. The time for an item"
+            " of all."
+        ),
         contenders=contenders if is_there(POSTGRESQL) else [],
         figures=[ratio("put + take: tpq's / ours", _sum("tpq"), _sum("ours"), at_least=2.0)],
         missing=[] if "tpq" in found else ["tpq"],

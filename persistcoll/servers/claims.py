@@ -135,7 +135,7 @@ class ClaimingHandle(Handle):
             unsure.append(next(self._fences))
             rows = self._lock(session, limit, select, promoted)
             if rows:
-                session.run(self._sql.claim, ids=[id for id, *_ in rows], fence=unsure[-1], **policy)
+                session.defer(self._sql.claim, ids=[id for id, *_ in rows], fence=unsure[-1], **policy)
             return rows
 
         # The one statement makes the commit of its transaction asynchronous, which is not a caller's wish.
@@ -227,9 +227,9 @@ class ClaimingHandle(Handle):
             raise _NothingError
         ids = [id for id, *_ in rows[: len(values)]]
         if self._retry.keep_done:
-            session.run(self._sql.finish_ready, ids=ids, state=NUMBERS[State.DONE])
+            session.defer(self._sql.finish_ready, ids=ids, state=NUMBERS[State.DONE])
         else:
-            session.run(self._sql.delete, ids=ids)
+            session.defer(self._sql.delete, ids=ids)
         return values
 
     def begin_pop(

@@ -16,6 +16,7 @@ __all__ = [
     "ABANDONED",
     "Connection",
     "ConnectionLostError",
+    "Deferred",
     "Driver",
     "MissingTableError",
     "Result",
@@ -55,6 +56,18 @@ class Result:
     rows: list[Any]
     count: int
     id: int
+
+
+class Deferred:
+    """A statement that is sent together with the next one.
+
+    :ivar result: what it did; ``None`` until it was sent.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self, result: Result | None = None) -> None:
+        self.result = result
 
 
 def answer_timeout(timeout: float) -> float:
@@ -97,8 +110,17 @@ class Connection(Protocol):
         With parameters, be they none, the text names them as ``%(name)s``, and a percent sign is doubled.
         """
 
+    def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
+        """Run one statement at the latest when the next one runs, or with the commit; that raises its error.
+
+        On a caller's connection it runs at once.
+        """
+
+    def flush(self) -> None:
+        """Run now what is deferred."""
+
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
-        """Begin a transaction.
+        """Begin a transaction, at the latest when the next statement runs.
 
         :param sync: whether its commit waits until the transaction is on the device, where a session can
             choose that.

@@ -13,14 +13,22 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from persistcoll.engine.forks import register_forkable
 from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
-from persistcoll.servers.driver import Connection, ConnectionLostError, Driver, Result, TryAgainError
-from persistcoll.servers.statements import SharedStatements, shared_statements
+from persistcoll.servers.driver import (
+    Connection,
+    ConnectionLostError,
+    Deferred,
+    Driver,
+    Result,
+    TryAgainError,
+    answer_timeout,
+)
+from persistcoll.servers.statements import shared_statements
 
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
@@ -31,7 +39,6 @@ T = TypeVar("T")
 
 _MOST_IDLE = 8  # connections
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two tries
-_UNKNOWN_AFTER = 60.0  # seconds after which the outcome of a commit is called unknown
 # Seconds that a call waits for a lock at least, and may begin again. Ordinary writers hold one for a moment,
 # so a call that must not wait for a caller's transaction would otherwise fail without one.
 _SHORTEST_LOCK_TIMEOUT = 1.0
@@ -76,10 +83,17 @@ class Session:
         """Run one statement with these parameters."""
         return self.connection.run(text, parameters)
 
-    def note(self, sql: SharedStatements, number: int, puts: int) -> None:
-        """Note the next call, as a part of its transaction."""
+    def defer(self, text: str, **parameters: Any) -> Deferred:
+        """Run one statement together with the next one, or with the commit."""
+        return self.connection.defer(text, parameters)
+
+    def note(self, text: str, number: int, puts: int) -> None:
+        """Note the next call, as a part of its transaction.
+
+        :param text: one of those that insert a note.
+        """
         self.op += 1
-        self.run(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
+        self.defer(text, client=self.client, op=self.op, number=number, puts=puts)
 
 
 class Transaction:
@@ -92,6 +106,7 @@ class Transaction:
         self._server = server
         self._is_noted = is_noted
         self._session: Session | None = None
+        self._inserted: Deferred | None = None
 
     def begin(
         self, deadline: float | None, sync: bool, lock_timeout: float | None, idles: bool = False
@@ -105,8 +120,26 @@ class Transaction:
         assert self._session is not None
         value = work(self._session)
         if self._is_noted:
-            self._session.note(self._server.sql, number, 0 if puts is None else puts(value))
+            self._session.note(self._server.sql.insert_done, number, 0 if puts is None else puts(value))
         return value
+
+    def flush(self) -> None:
+        """Run now what waits for the commit."""
+        assert self._session is not None
+        self._session.connection.flush()
+
+    def insert(self, text: str, parameters: Mapping[str, Any], number: int) -> None:
+        """Insert one row, and note the call as a put and with the id of the row. See :attr:`id`."""
+        assert self._session is not None
+        self._inserted = self._session.defer(text, **parameters)
+        self._session.note(self._server.sql.insert_done_with_id, number, 1)
+
+    @property
+    def id(self) -> int:
+        """After the commit, the id of the row that :meth:`insert` has inserted."""
+        assert self._inserted is not None
+        assert self._inserted.result is not None
+        return self._inserted.result.id
 
     def commit(self) -> None:
         """Commit the transaction.
@@ -120,9 +153,12 @@ class Transaction:
         except ConnectionLostError:
             self._session = None
             server._lost(session)
-            if self._is_noted and server._was_committed(session.client, session.op):
-                return
-            raise
+            noted = server._find_note(session.client, session.op) if self._is_noted else None
+            if noted is None:
+                raise
+            if self._inserted is not None:
+                self._inserted.result = Result([], 1, noted)
+            return
         self._session = None
         server._finish(session, self._is_noted)
 
@@ -364,6 +400,30 @@ class Server:
 
         return self._retried(attempt, deadline)
 
+    def insert(
+        self, text: str, parameters: Mapping[str, Any], number: int, deadline: float | None = None
+    ) -> int:
+        """Insert one row in a transaction, once, and return its id; it counts as one put.
+
+        It takes one trip.
+
+        :param text: the statement, which waits for no other transaction.
+        :param number: the collection.
+        """
+
+        def attempt() -> int:
+            transaction = Transaction(self, True)
+            try:
+                transaction.begin(deadline, True, None)
+                transaction.insert(text, parameters, number)
+                transaction.commit()
+            except BaseException as error:
+                transaction.roll_back(error)
+                raise
+            return transaction.id
+
+        return self._retried(attempt, deadline)
+
     def begin(
         self, work: Callable[[Session], T], number: int, begun: list[OpenTransaction], deadline: float | None
     ) -> T:
@@ -381,6 +441,7 @@ class Server:
             try:
                 transaction.begin(deadline, True, None, idles=True)
                 value = transaction.run(work, number, None)
+                transaction.flush()
                 transaction.is_idle = True
                 return value
             except BaseException as error:
@@ -433,9 +494,12 @@ class Server:
                 return
         self.discard(session)
 
-    def _was_committed(self, client: int, op: int) -> bool:
-        """Tell whether the call with this number was committed. If not, it never will be."""
-        until = time.monotonic() + _UNKNOWN_AFTER
+    def _find_note(self, client: int, op: int) -> int | None:
+        """Return the id in the note of a call that was committed, or 0 if it has none.
+
+        :return: ``None``: the call was not committed, and never will be.
+        """
+        until = time.monotonic() + answer_timeout(self.timeout)
         failure: Exception | None = None
         for pause in _pauses():
             try:
@@ -443,20 +507,20 @@ class Server:
                 try:
                     call = {"client": client, "op": op}
                     session.run(self.sql.insert_done, number=_NEVER_COMMITTED, puts=0, **call)
-                    ((number,),) = session.run(self.sql.find_done, **call).rows
+                    ((number, id),) = session.run(self.sql.find_done, **call).rows
                 except BaseException:
                     self._lost(session)
                     raise
                 self.release(session)
-                return bool(number != _NEVER_COMMITTED)
+                return None if number == _NEVER_COMMITTED else int(id or 0)
             except (ConnectionLostError, BackendUnavailableError, LockedError, TryAgainError) as error:
                 failure = error
             if time.monotonic() + pause >= until:
                 break
             time.sleep(pause)
-        raise StorageError(
+        raise BackendUnavailableError(
             f"the answer of {self.address} to a commit was lost, and the outcome is unknown: it happened if"
-            f" there is a row with client {client} and op {op} in pc_done"
+            f" there is a row with client {client} and op {op} in pc_done; since then: {failure}"
         ) from failure
 
     def _sweep(self, session: Session) -> None:

@@ -65,8 +65,10 @@ class SharedStatements(NamedTuple):
     """number -> locked until the end of the transaction."""
     insert_done: str
     """client, op, number, puts -> a note of this call, unless there is one."""
+    insert_done_with_id: str
+    """client, op, number, puts -> the same, with the id of the row that this session has inserted last."""
     find_done: str
-    """client, op -> the number in the note of this call."""
+    """client, op -> the number in the note of this call, and the id."""
     select_old_clients: str
     """client, limit -> the first sessions that have notes, below that one."""
     lock_done: str
@@ -199,6 +201,7 @@ class Dialect(Protocol):
     :ivar lock_creation: ``SharedStatements.lock_creation``.
     :ivar unlock_creation: ``SharedStatements.unlock_creation``.
     :ivar uptime: ``SharedStatements.uptime``.
+    :ivar inserted_id: the id that the server gave the row that this session has inserted last.
     :ivar unless_noted: the end of an insert of a note that leaves a note that is there.
     :ivar unless_key: the end of an insert of a pair that may leave a pair of this key as it is.
     :ivar replace_pair: the end of an insert of a pair that replaces the value and the end of the one there.
@@ -210,6 +213,7 @@ class Dialect(Protocol):
     lock_creation: str
     unlock_creation: str | None
     uptime: str
+    inserted_id: str
     unless_noted: str
     unless_key: str
     replace_pair: str
@@ -304,7 +308,9 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
         insert_done=f"INSERT INTO {done} (client, op, number, puts)"
         f" VALUES (%(client)s, %(op)s, %(number)s, %(puts)s) {dialect.unless_noted}",
-        find_done=f"SELECT number FROM {done} WHERE client = %(client)s AND op = %(op)s",
+        insert_done_with_id=f"INSERT INTO {done} (client, op, number, puts, result)"
+        f" VALUES (%(client)s, %(op)s, %(number)s, %(puts)s, {dialect.inserted_id}) {dialect.unless_noted}",
+        find_done=f"SELECT number, result FROM {done} WHERE client = %(client)s AND op = %(op)s",
         select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
         " LIMIT %(limit)s",
         lock_done=f"SELECT number, puts FROM {done} {settled} FOR UPDATE",
@@ -337,7 +343,11 @@ def record_statements(
     is_due_set, now = dialect.is_due_set, dialect.now
     lock = "FOR UPDATE SKIP LOCKED"
     free = "due = NULL, holder = NULL, fence = NULL"
-    is_claim = f"id = %(id)s AND state = {_CLAIMED} AND fence = %(fence)s AND (due IS NULL OR due > {now})"
+    # The sum keeps MySQL from the index of the states. There a caller's transaction at REPEATABLE READ would
+    # lock the gap into which others claim.
+    is_claim = (
+        f"id = %(id)s AND state + 0 = {_CLAIMED} AND fence = %(fence)s AND (due IS NULL OR due > {now})"
+    )
     is_held = f"state = {_CLAIMED} AND holder IS NOT NULL"
     is_delayed = f"state = {_DELAYED} AND {is_due_set}"
     next_due = f"SELECT due FROM {table} WHERE {is_due_set} ORDER BY due LIMIT 1"

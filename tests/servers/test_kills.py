@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -64,9 +62,8 @@ class Crew:
         self.processes[number] = process
 
     def kill(self, number: int) -> None:
-        """Kill a process with SIGKILL, and start it again."""
-        process = self.processes[number]
-        os.kill(process.pid, signal.SIGKILL)
+        """Kill a process with SIGKILL, unless it has ended by itself, and start it again."""
+        self.processes[number].kill()
         self.join(number)
         if number == 0:
             self.next = max(ack_workers.Account(self.notes).asked, default=0) + 1

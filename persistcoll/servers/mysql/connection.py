@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import EncodeError, StorageError
 from persistcoll.servers.address import MYSQL, Address
-from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, answer_timeout, unwrapped
+from persistcoll.servers.driver import (
+    ABANDONED,
+    ConnectionLostError,
+    Deferred,
+    Result,
+    answer_timeout,
+    unwrapped,
+)
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
+from persistcoll.servers.pipelining import PipeliningConnection, Step
 
 if TYPE_CHECKING:
     from persistcoll.servers.driver import Connection
@@ -51,6 +59,8 @@ class MySQLDriver:
             "database": address.database,
             "charset": "utf8mb4",
             "autocommit": True,
+            # Only the texts of this library are joined, and the driver escapes each value in them.
+            "client_flag": pymysql.constants.CLIENT.MULTI_STATEMENTS,
             "read_timeout": connect_timeout,
             "write_timeout": connect_timeout,
             # The sql_mode of the server may change what a backslash, a double quote or a || means.
@@ -69,7 +79,7 @@ class MySQLDriver:
         else:
             raise failure
         try:
-            made = _MySQLConnection(connection)
+            made = _OwnConnection(connection)
             is_mariadb = _refuse_old(made, address) == "MariaDB"
             made.idle_timeout = "idle_transaction_timeout" if is_mariadb else "wait_timeout"
             made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
@@ -108,7 +118,7 @@ class MySQLDriver:
         in_transaction = connection.server_status & pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
         if connection.get_autocommit() and not in_transaction:
             raise ValueError("no transaction is open on this connection")
-        return _MySQLConnection(connection)
+        return _Connection(connection)
 
 
 def _of_pymysql(connection: Any) -> Any:
@@ -139,7 +149,7 @@ def _number_and_text(error: Exception) -> tuple[int | None, str]:
     return None, str(error)
 
 
-def _refuse_old(connection: _MySQLConnection, address: Address) -> str:
+def _refuse_old(connection: _Connection, address: Address) -> str:
     """Return ``"MySQL"`` or ``"MariaDB"``.
 
     :raise StorageError: the server is too old.
@@ -154,51 +164,57 @@ def _refuse_old(connection: _MySQLConnection, address: Address) -> str:
     return name
 
 
-class _MySQLConnection:
-    """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL.
-
-    :ivar idle_timeout: the server's variable.
-    """
+class _Connection:
+    """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL: a caller's."""
 
     max_payload = 0
-    idle_timeout = ""
-    _idles = False
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._error: type[Exception] = _pymysql().MySQLError
 
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
-        payload = parameters.get("payload", b"") if parameters else b""
-        if 0 < self.max_payload < len(payload):  # The server would close the connection.
-            raise EncodeError(
-                f"an item of {len(payload)} bytes is too large: the server takes {self.max_payload}, because"
-                " its 'max_allowed_packet' is lower than it was"
-            )
+        return self._execute([Step(text, parameters)])[0]
+
+    def _execute(self, steps: Sequence[Step]) -> list[Result]:
+        """Run statements in one packet, and return their results."""
         try:
+            for step in steps:
+                self._refuse_too_large(step)
             # The class is named, because a caller's connection may have another one.
             with self._connection.cursor(_pymysql().cursors.Cursor) as cursor:
-                cursor.execute(text, parameters)
-                rows = list(cursor.fetchall()) if cursor.description else []
-                return Result(rows, cursor.rowcount, cursor.lastrowid or 0)
+                cursor.execute("; ".join([cursor.mogrify(step.text, step.parameters) for step in steps]))
+                results = [_result(cursor)]
+                while cursor.nextset():
+                    results.append(_result(cursor))
+                return results
         except self._error as error:
             number, message = _number_and_text(error)
             raise translate(number, message, "a statement") from error
 
+    def _refuse_too_large(self, step: Step) -> None:
+        payload = step.parameters.get("payload", b"") if step.parameters else b""
+        if 0 < self.max_payload < len(payload):  # The server would close the connection.
+            self._connection.ping(reconnect=False)  # One that it has closed may have had another limit.
+            raise EncodeError(
+                f"an item of {len(payload)} bytes is too large: the server takes {self.max_payload}, because"
+                " its 'max_allowed_packet' is lower than it was"
+            )
+
+    def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
+        return Deferred(self.run(text, parameters))
+
+    def flush(self) -> None:
+        pass
+
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
-        # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in
-        # whole seconds.
-        if idles != self._idles:
-            seconds = _IDLES[self.idle_timeout] if idles else _IDLE_IN_TRANSACTION
-            self.run(f"SET SESSION {self.idle_timeout} = {seconds}")
-            self._idles = idles
-        self.run("BEGIN")
+        raise AssertionError("the caller begins the transaction")
 
     def commit(self) -> None:
-        self.run("COMMIT")
+        raise AssertionError("the caller commits")
 
     def rollback(self) -> None:
-        self.run("ROLLBACK")
+        raise AssertionError("the caller rolls back")
 
     def close(self) -> None:
         with suppress(self._error):
@@ -213,3 +229,34 @@ class _MySQLConnection:
         ABANDONED.append(reader)
         if channel is not None:
             os.close(channel.detach())
+
+
+class _OwnConnection(PipeliningConnection, _Connection):
+    """A session of this library's own.
+
+    :ivar idle_timeout: the server's variable.
+    """
+
+    idle_timeout = ""
+    _idles = False
+
+    def __init__(self, connection: Any) -> None:
+        _Connection.__init__(self, connection)
+        super().__init__()
+
+    def _send(self, steps: Sequence[Step]) -> list[Result]:
+        return self._execute(steps)
+
+    def _beginning(self, sync: bool, lock_timeout: float | None, idles: bool) -> Sequence[str]:
+        # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in
+        # whole seconds.
+        if idles == self._idles:
+            return ["BEGIN"]
+        self._idles = idles
+        seconds = _IDLES[self.idle_timeout] if idles else _IDLE_IN_TRANSACTION
+        return [f"SET SESSION {self.idle_timeout} = {seconds}", "BEGIN"]
+
+
+def _result(cursor: Any) -> Result:
+    rows = list(cursor.fetchall()) if cursor.description else []
+    return Result(rows, cursor.rowcount, cursor.lastrowid or 0)

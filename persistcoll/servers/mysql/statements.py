@@ -28,6 +28,7 @@ class MySQLDialect(Dialect):
     lock_creation = "SELECT GET_LOCK(SHA1(%(name)s), %(seconds)s)"
     unlock_creation = "SELECT RELEASE_LOCK(SHA1(%(name)s))"
     uptime = "SHOW GLOBAL STATUS LIKE 'Uptime'"
+    inserted_id = "LAST_INSERT_ID()"
     # INSERT IGNORE would hide other errors.
     unless_noted = "ON DUPLICATE KEY UPDATE op = op"
     unless_key = ""
@@ -67,7 +68,8 @@ class MySQLDialect(Dialect):
             ),
             (
                 f"CREATE TABLE IF NOT EXISTS {done} (client BIGINT NOT NULL, op BIGINT NOT NULL,"
-                f" number BIGINT NOT NULL, puts BIGINT NOT NULL, PRIMARY KEY (client, op)) {_ENGINE}"
+                f" number BIGINT NOT NULL, puts BIGINT NOT NULL, result BIGINT,"
+                f" PRIMARY KEY (client, op)) {_ENGINE}"
             ),
             (
                 f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT PRIMARY KEY,"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import selectors
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import OPTIONS, POSTGRESQL, Address
-from persistcoll.servers.driver import ABANDONED, ConnectionLostError, Result, answer_timeout, unwrapped
+from persistcoll.servers.driver import (
+    ABANDONED,
+    ConnectionLostError,
+    Deferred,
+    Result,
+    answer_timeout,
+    unwrapped,
+)
+from persistcoll.servers.pipelining import PipeliningConnection, Step
 from persistcoll.servers.postgres.errors import translate
 from persistcoll.servers.postgres.protocol import compiled, encoded, rows_of
 from persistcoll.servers.postgres.statements import PostgresDialect
@@ -33,8 +42,10 @@ _MOST_PREPARED = 256  # statements of a session
 _GOOD = (0, 1, 2)
 # A client may idle as long as its machine answers. One that does not answer for a minute is gone.
 _IDLES = (
-    "; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL tcp_keepalives_idle = 30"
-    "; SET LOCAL tcp_keepalives_interval = 10; SET LOCAL tcp_keepalives_count = 3"
+    "SET LOCAL idle_in_transaction_session_timeout = 0",
+    "SET LOCAL tcp_keepalives_idle = 30",
+    "SET LOCAL tcp_keepalives_interval = 10",
+    "SET LOCAL tcp_keepalives_count = 3",
 )
 
 
@@ -156,6 +167,12 @@ class _Connection:
         is_lost = self._connection.closed or self._connection.broken
         return translate(getattr(error, "sqlstate", None), str(error), is_lost, "a statement")
 
+    def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
+        return Deferred(self.run(text, parameters))
+
+    def flush(self) -> None:
+        pass
+
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         raise AssertionError("the caller begins the transaction")
 
@@ -177,21 +194,24 @@ class _Connection:
             pass
 
 
-class _OwnConnection(_Connection):
+class _OwnConnection(PipeliningConnection, _Connection):
     """A session of this library's own, by libpq: a statement takes half the time that it takes by a cursor.
 
     A statement that runs a second time is prepared.
 
-    ``_uses``, ``_waiter`` and ``_events`` belong to the thread that uses the connection.
+    ``_used`` and ``_prepared`` have the names of statements. They, ``_waiter`` and ``_events`` belong to the
+    thread that uses the connection.
 
     :param timeout: seconds to wait for an answer.
     """
 
     def __init__(self, connection: Any, timeout: float) -> None:
-        super().__init__(connection)
+        _Connection.__init__(self, connection)
+        super().__init__()
         self._timeout = timeout
         self._libpq = connection.pgconn
-        self._uses: dict[bytes, int] = {}
+        self._used: set[bytes] = set()
+        self._prepared: set[bytes] = set()
         self._waiter = selectors.DefaultSelector()
         self._events = selectors.EVENT_READ
         try:
@@ -200,65 +220,97 @@ class _OwnConnection(_Connection):
             self._waiter.close()
             raise
 
-    def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
+    def _send(self, steps: Sequence[Step]) -> list[Result]:
+        calls: list[Callable[[], None]] = []
+        places: list[int] = []  # of the statements among the calls, of which some prepare one
+        prepared: dict[int, bytes] = {}
+        for step in steps:
+            for name, call in self._calls(step):
+                if name is not None:
+                    prepared[len(calls)] = name
+                calls.append(call)
+            places.append(len(calls) - 1)
+        results = self._answers(calls)
+        # After a statement that fails, the server prepares none of those that follow.
+        self._prepared.update(name for place, name in prepared.items() if _is_good(results[place:]))
+        self._check(results)
+        return [_result(results[place]) for place in places]
+
+    def _calls(self, step: Step) -> Iterator[tuple[bytes | None, Callable[[], None]]]:
+        """Give the calls of libpq that send a statement, and the name of what each one prepares."""
         libpq = self._libpq
-        if parameters is None:
-            result = self._answer(lambda: libpq.send_query_params(text.encode(), None, result_format=1))
-            return _result(result)
-        name, data, names = compiled(text)
-        values = [encoded(parameters[each]) for each in names]
+        if step.parameters is None:
+            text = step.text.encode()
+            yield None, partial(libpq.send_query_params, text, None, result_format=1)
+            return
+        name, data, names = compiled(step.text)
+        values = [encoded(step.parameters[each]) for each in names]
         arguments = [value for value, _ in values]
         formats = [is_binary for _, is_binary in values]
-        uses = self._uses.get(name, 0)
-        if uses == 1:
-            self._prepare(name, data)
-        self._uses[name] = uses + 1
-
-        def send() -> None:
-            if uses:
-                libpq.send_query_prepared(name, arguments, formats, result_format=1)
-            else:
-                libpq.send_query_params(data, arguments, param_formats=formats, result_format=1)
-
-        return _result(self._answer(send))
-
-    def _prepare(self, name: bytes, data: bytes) -> None:
-        if len(self._uses) > _MOST_PREPARED:
-            self.run_script("DEALLOCATE ALL")
-            self._uses = {name: 1}
-        self._answer(lambda: self._libpq.send_prepare(name, data))
+        if name not in self._prepared:
+            if name not in self._used:
+                self._used.add(name)
+                yield None, partial(libpq.send_query_params, data, arguments, None, formats, 1)
+                return
+            if len(self._used) > _MOST_PREPARED:
+                self._used.clear()
+                self._prepared.clear()
+                yield None, partial(libpq.send_query_params, b"DEALLOCATE ALL", None)
+            yield name, partial(libpq.send_prepare, name, data)
+        yield None, partial(libpq.send_query_prepared, name, arguments, formats, 1)
 
     def run_script(self, text: str) -> None:
         """Run several statements without parameters, in one trip."""
-        self._answer(lambda: self._libpq.send_query(text.encode()))
+        self._check(self._answers([lambda: self._libpq.send_query(text.encode())]))
 
-    def _answer(self, send: Callable[[], None]) -> Any:
-        """Send something, and return the last result of the answer.
+    def _answers(self, calls: Sequence[Callable[[], None]]) -> list[Any]:
+        """Make these calls of libpq in one trip, and return the last result of each.
 
-        An interrupt comes while it waits. Then the caller closes the connection, because the answer may still
+        An interrupt comes while it waits. Then the caller closes the connection, because answers may still
         come.
         """
         libpq = self._libpq
-        results = []
+        results: list[Any] = []
         try:
-            send()
-            while (
-                libpq.flush()
-            ):  # the connection does not block, and takes as much as its buffer has room for
-                self._wait(selectors.EVENT_READ | selectors.EVENT_WRITE)
-            while True:
-                while libpq.is_busy():
-                    self._wait(selectors.EVENT_READ)
-                result = libpq.get_result()
-                if result is None:
-                    break
-                results.append(result)
+            if len(calls) == 1 or not _psycopg().Pipeline.is_supported():
+                for call in calls:
+                    call()
+                    results.append(self._answer())
+                    if not _is_good(results[-1:]):
+                        break
+            else:
+                libpq.enter_pipeline_mode()
+                for call in calls:
+                    call()
+                libpq.pipeline_sync()
+                results += [self._answer() for _ in calls]
+                self._next_result()  # that of the sync
+                libpq.exit_pipeline_mode()
         except self._error as error:
             raise self._translated(error) from error
+        return results
+
+    def _check(self, results: Sequence[Any]) -> None:
+        """Raise the first error among these results."""
         for result in results:
             if result.status not in _GOOD:
                 raise self._refused(result)
-        return results[-1]
+
+    def _answer(self) -> Any:
+        """Return the last result of one call, or the first that is an error."""
+        last = None
+        while (result := self._next_result()) is not None:
+            if last is None or last.status in _GOOD:
+                last = result
+        return last
+
+    def _next_result(self) -> Any:
+        libpq = self._libpq
+        while libpq.flush():  # it sends without blocking as much as the socket takes
+            self._wait(selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while libpq.is_busy():
+            self._wait(selectors.EVENT_READ)
+        return libpq.get_result()
 
     def _wait(self, events: int) -> None:
         """Wait until the connection is ready for one of these events, and read what has come."""
@@ -284,21 +336,13 @@ class _OwnConnection(_Connection):
             found.__cause__ = psycopg.DatabaseError(message)
         return found
 
-    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
-        text = "BEGIN"
+    def _beginning(self, sync: bool, lock_timeout: float | None, idles: bool) -> Sequence[str]:
+        texts = ["BEGIN"]
         if not sync:
-            text += "; SET LOCAL synchronous_commit = off"
+            texts.append("SET LOCAL synchronous_commit = off")
         if lock_timeout is not None:
-            text += f"; SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}"
-        if idles:
-            text += _IDLES
-        self.run_script(text)
-
-    def commit(self) -> None:
-        self.run_script("COMMIT")
-
-    def rollback(self) -> None:
-        self.run_script("ROLLBACK")
+            texts.append(f"SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}")
+        return [*texts, *_IDLES] if idles else texts
 
     def close(self) -> None:
         self._waiter.close()
@@ -307,6 +351,11 @@ class _OwnConnection(_Connection):
     def abandon(self) -> None:
         self._waiter.close()
         super().abandon()
+
+
+def _is_good(results: Sequence[Any]) -> bool:
+    """Tell whether the first of these results is there, and no error."""
+    return bool(results) and results[0].status in _GOOD
 
 
 def _result(found: Any) -> Result:

@@ -37,6 +37,7 @@ class PostgresDialect(Dialect):
     )
     unlock_creation = None
     uptime = f"SELECT extract(epoch FROM {now} - pg_postmaster_start_time())::float8"
+    inserted_id = "lastval()"
     unless_noted = "ON CONFLICT DO NOTHING"
     unless_key = "ON CONFLICT (item_key) DO NOTHING"
     replace_pair = (
@@ -77,7 +78,7 @@ class PostgresDialect(Dialect):
             ),
             (
                 f"CREATE TABLE IF NOT EXISTS {done} (client bigint NOT NULL, op bigint NOT NULL,"
-                " number bigint NOT NULL, puts bigint NOT NULL, PRIMARY KEY (client, op))"
+                " number bigint NOT NULL, puts bigint NOT NULL, result bigint, PRIMARY KEY (client, op))"
             ),
             (
                 f"CREATE TABLE IF NOT EXISTS {holders} (holder bigint PRIMARY KEY,"
