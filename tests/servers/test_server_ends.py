@@ -1,0 +1,321 @@
+"""Queues whose server is killed, full or a standby: what they raise, and that they work on afterwards.
+
+Each test has a server of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+import persistcoll
+from persistcoll.errors import BackendUnavailableError, StaleClaimError, StorageError
+from persistcoll.servers.address import MYSQL, POSTGRESQL
+from tests.queues.waits import waiting
+from tests.servers.losing import losing_connections
+from tests.servers.own_server import OwnServer
+from tests.servers.places import CLASSES, KINDS
+
+MIB = 1 << 20
+PATIENCE = 60.0
+
+
+@pytest.fixture(params=KINDS)
+def server(request) -> Iterator[OwnServer]:
+    server = OwnServer(request.param)
+    yield server
+    server.close()
+
+
+def opened(server: OwnServer, which: str = "AckQueue", **options: Any) -> Any:
+    options = {"serializer": "json", "patience": PATIENCE, "timeout": 20.0, **options}
+    options = {"name": "jobs", "url": server.address.shown, **options}
+    return getattr(persistcoll, CLASSES[server.kind] + which)(**options)
+
+
+# The server is killed in a call, and is there again.
+
+
+CALLS: dict[str, Callable[[Any, list[str]], object]] = {
+    "put": lambda queue, got: queue.put("new"),
+    "put_many": lambda queue, got: queue.put_many(["new", "newer"]),
+    "get": lambda queue, got: queue.get(timeout=20),
+    "get at once": lambda queue, got: queue.get(block=False),
+    "get_many": lambda queue, got: queue.get_many(2),
+    "ack": lambda queue, got: queue.ack(got[0]),
+    "ack_many": lambda queue, got: queue.ack_many(got),
+    "nack": lambda queue, got: queue.nack(got[0]),
+    "nack to the back": lambda queue, got: queue.nack(got[0], to_back=True),
+    "ack_failed": lambda queue, got: queue.ack_failed(got[0]),
+    "requeue": lambda queue, got: queue.requeue("all"),
+    "resume_unack_tasks": lambda queue, got: queue.resume_unack_tasks(),
+    "qsize": lambda queue, got: queue.qsize(),
+    "peek": lambda queue, got: queue.peek(),
+    "stats": lambda queue, got: queue.stats(),
+    "clear": lambda queue, got: queue.clear(),
+    "clear_acked_data": lambda queue, got: queue.clear_acked_data(keep_latest=None),
+    "close": lambda queue, got: queue.close(),
+}
+# Ready, claimed, done, failed: after four were put, two were got, and a fifth one failed.
+AFTER = {
+    "put": (3, 2, 0, 1),
+    "put_many": (4, 2, 0, 1),
+    "get": (1, 3, 0, 1),
+    "get at once": (1, 3, 0, 1),
+    "get_many": (0, 4, 0, 1),
+    "ack": (2, 1, 1, 1),
+    "ack_many": (2, 0, 2, 1),
+    "nack": (3, 1, 0, 1),
+    "nack to the back": (3, 1, 0, 1),
+    "ack_failed": (2, 1, 0, 2),
+    "requeue": (3, 2, 0, 0),
+    "clear": (0, 2, 0, 1),
+    "close": (4, 0, 0, 1),
+}
+UNCHANGED = (2, 2, 0, 1)
+# A crash may undo what these have done: on PostgreSQL their commits are asynchronous.
+UNDONE = ("get", "get at once", "get_many", "close")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.sampled(12)
+def test_a_kill_in_a_call_undoes_nothing_and_repeats_nothing(server, call):
+    """The server is killed at each step of the call in turn: before it gets a statement, and after it."""
+    step = kills_at = 0
+
+    def kill(where: str) -> bool:
+        nonlocal step
+        step += 1
+        if step == kills_at:
+            server.kill()
+            server.start()
+        return False
+
+    with losing_connections(kill):
+        while kills_at <= step:
+            with opened(server, name=f"jobs {kills_at}") as queue:
+                got = prepare(queue)
+                step, kills_at = 0, kills_at + 1
+                CALLS[call](queue, got)
+                taken, at, kills_at = step, kills_at, 0
+                with opened(server, name=queue.name) as other:
+                    told = other.stats()
+                    found = told.ready, told.claimed, told.done, told.failed
+                    if call not in UNDONE or found != UNCHANGED:
+                        assert found == AFTER.get(call, UNCHANGED), f"killed at {at} of {taken}: {found}"
+                    if call != "close":  # It works on.
+                        assert queue.put("last") is not None
+                        while queue.get(timeout=20) != "last":
+                            pass
+            step, kills_at = taken, at
+
+
+def prepare(queue: Any) -> list[str]:
+    """Put some, let one fail, and get two; the last put waits for the device, and for all before it."""
+    queue.put_many(["failed", "a", "b", "c"])
+    queue.ack_failed(queue.get())
+    got: list[str] = queue.get_many(2)
+    queue.put("d")
+    return got
+
+
+# The server is killed between calls.
+
+
+@pytest.mark.parametrize("call", ["ack", "ack_many", "nack", "ack_failed"])
+@pytest.mark.sampled(4)
+def test_a_claim_that_a_crash_has_undone_is_stale(call):
+    """Its commit is asynchronous. The item is ready again, and its ack must not tell success."""
+    server = OwnServer(POSTGRESQL, "wal_writer_delay=10s")
+    try:
+        with opened(server) as queue:
+            queue.put_many(["first", "a", "b"])
+            queue.ack(queue.get())  # It is a holder, which is on the device.
+            got = queue.get_many(2)
+            server.kill()
+            server.start()
+            if call == "nack":
+                CALLS[call](queue, got)  # What it says is true anyway.
+            else:
+                with pytest.raises(StaleClaimError):
+                    CALLS[call](queue, got)
+            assert queue.get_many(9) == ["a", "b"]
+            assert queue.ack_many(ids=[2, 3]) == [2, 3]
+            assert queue.acked_count() == 3
+    finally:
+        server.close()
+
+
+def test_a_holder_survives_a_crash(server):
+    with opened(server) as queue, opened(server) as other:
+        queue.put_many(["a", "b"])
+        first = queue.get()
+        queue.put("c")  # The claim is on the device, too.
+        server.kill()
+        server.start()
+        assert other.resume_unack_tasks() == 0
+        second = other.get()
+        holders = {row for (row,) in server.run("SELECT holder FROM pc_holders")}
+        assert len(holders) == 2
+        assert queue.ack(first) == 1
+        assert other.ack(second) == 2
+
+
+def test_a_get_that_waits_survives_a_crash(server):
+    with opened(server) as queue, opened(server) as other:
+        got = waiting(lambda: queue.get(timeout=60))
+        for _ in range(2):
+            server.kill()
+            server.start()
+        other.put("late")
+        assert got() == "late"
+
+
+AWAY: dict[str, Callable[[Any, list[str]], object]] = {
+    **CALLS,
+    "empty": lambda queue, got: queue.empty(),
+    "open": lambda queue, got: type(queue)("other", queue.url, timeout=0.1),
+}
+
+
+def test_while_the_server_is_away_each_call_says_so(server):
+    queue = opened(server, timeout=0.1)
+    got = prepare(queue)
+    queue.put("e")
+    server.kill()
+    for name, call in AWAY.items():
+        if name == "close":
+            continue
+        with pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1"):
+            call(queue, got)
+    server.start()
+    # No call has done anything, and what this object has got is still its own.
+    told = queue.stats()
+    assert (told.ready, told.claimed, told.failed) == (3, 2, 1)
+    assert queue.ack_many(got) == [2, 3]
+    assert queue.get_many(9) == ["c", "d", "e"]
+    queue.put("f")  # What was got is on the device, too.
+    server.kill()
+    begin = time.monotonic()
+    queue.close()
+    assert time.monotonic() - begin < 10
+    server.start()
+    with opened(server) as other:
+        assert other.unack_count() == 3  # until patience is over
+
+
+def test_a_received_item_comes_back_after_a_crash(server):
+    with opened(server, "Queue") as queue:
+        queue.put_many(["a", "b"])
+        block = queue.receive()
+        assert block.__enter__() == "a"
+        server.kill()
+        server.start()
+        with pytest.raises(BackendUnavailableError, match="nothing of the transaction"):
+            block.__exit__(None, None, None)
+        with queue.receive() as item:
+            assert item == "a"
+        assert queue.get() == "b"
+        assert queue.empty()
+
+
+# A server that ends connections by itself.
+
+
+def test_connections_that_were_idle_for_too_long_are_replaced():
+    for server in (OwnServer(POSTGRESQL, "idle_session_timeout=200"), OwnServer(MYSQL, "wait-timeout=1")):
+        try:
+            with opened(server) as queue:
+                queue.put_many("abc")
+                for call in (lambda: queue.get(block=False), lambda: queue.put("d", block=False)):
+                    assert queue._store._server._idle
+                    threading.Event().wait(1.3 if server.kind == MYSQL else 0.4)
+                    call()
+                assert queue.active_size() == 4
+        finally:
+            server.close()
+
+
+# A standby, which only reads.
+
+
+def standby(server: OwnServer) -> tuple[dict[str, str], Callable[[], object]]:
+    """Let the server only read, and return what names it, and a function that promotes it."""
+    if server.kind == MYSQL:
+        server.run("CREATE USER ann@'%' IDENTIFIED BY 'a'")
+        server.run("CREATE USER ann@localhost IDENTIFIED BY 'a'")
+        server.run("GRANT ALL ON test.* TO ann@'%'")
+        server.run("GRANT ALL ON test.* TO ann@localhost")
+        server.run("SET GLOBAL read_only = 1")
+        ((_, port),) = server.address.hosts
+        where = {"url": f"mysql://ann@127.0.0.1:{port}/test", "password": "a"}
+        return where, lambda: server.run("SET GLOBAL read_only = 0")
+    server.stop()
+    (server.data / "standby.signal").touch()
+    server.start()
+    return {}, lambda: server.run("SELECT pg_promote()")
+
+
+def test_a_standby_is_read_and_refuses_the_rest(server):
+    with opened(server) as queue:
+        queue.put_many("abc")
+    where, promote = standby(server)
+    with opened(server, auto_resume=False, timeout=1.0, **where) as queue:
+        assert queue.qsize() == 3
+        assert queue.peek() == "a"
+        assert [row["data"] for row in queue.queue()] == ["a", "b", "c"]
+        for call in (lambda: queue.put("d"), queue.get, queue.clear, queue.resume_unack_tasks):
+            with pytest.raises(BackendUnavailableError, match="name one that may be written to"):
+                call()
+        with pytest.raises(BackendUnavailableError, match="name one that may be written to"):
+            opened(server, name="another", timeout=1.0, **where)
+        promote()
+        queue.put("d")
+        assert queue.get_many(9) == ["a", "b", "c", "d"]
+
+
+# A full disk.
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(("kind", "size"), [(POSTGRESQL, 110), (MYSQL, 140)])
+def test_a_full_disk_is_told_and_loses_nothing(kind, size):
+    directory = tempfile.mkdtemp(prefix="full_")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=755", "tmpfs", directory], check=True)
+    server = None
+    try:
+        small = ("max_wal_size=32MB", "wal_recycle=off") if kind == POSTGRESQL else ()
+        server = OwnServer(kind, *small, directory=directory)
+        fill(server, directory)
+    finally:
+        if server is not None:
+            server.close()
+        subprocess.run(["umount", directory], check=True)
+        os.rmdir(directory)
+
+
+def fill(server: OwnServer, directory: str) -> None:
+    """Put until the disk is full, make room, and get everything."""
+    put = 0
+    with opened(server, "Queue", serializer="raw", timeout=3.0) as queue:
+        with suppress(StorageError):
+            while True:
+                queue.put(b"%d " % put + os.urandom(MIB))
+                put += 1
+        subprocess.run(["mount", "-o", "remount,size=600m", directory], check=True)
+        if server.kind == MYSQL:  # It ends if it has no room.
+            server.kill()
+            server.start()
+        queue.put(b"last ")
+        numbers = [queue.get(block=False).split(b" ", 1)[0] for _ in range(len(queue))]
+        assert numbers[:put] == [b"%d" % number for number in range(put)]
+        assert numbers[-1] == b"last"
+        assert len(numbers) in (put + 1, put + 2)
