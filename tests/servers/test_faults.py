@@ -58,7 +58,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("what", ["questions", "answers"])
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 def test_a_call_without_an_answer_ends(open_queue, far, proxy, monkeypatch, call, what):
     monkeypatch.setattr(driver, "_SHORTEST_ANSWER_TIMEOUT", 0.5)
     queue = open_queue("AckQueue", timeout=0.1, patience=60, **far)
