@@ -1,4 +1,4 @@
-"""Processes that put into a queue with acks and work on it, and the account of what they did.
+"""Processes that put into a queue and work on it, and the account of what they did.
 
 They note what they begin and what has happened, and are killed in between.
 """
@@ -10,15 +10,18 @@ import os
 import random
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import persistcoll
 from persistcoll import AckStatus, Empty, StaleClaimError, StorageError
+from persistcoll.servers.address import Address
 from persistcoll.testing.children import run_threads
 from tests.concurrency.message_workers import Notes
 
-__all__ = ["PATIENCE", "THREADS", "Account", "opened", "put", "work"]
+__all__ = ["PATIENCE", "THREADS", "Account", "book", "opened", "put", "work"]
 
 PATIENCE = 1.5  # seconds
 THREADS = 2
@@ -26,20 +29,19 @@ NAME = "letters"
 _MOST_IN_A_BATCH = 4
 
 
-def opened(server: str, where: dict[str, Any]) -> Any:
-    """Open the queue, which keeps all that is settled.
+def opened(kind: str, where: dict[str, Any]) -> Any:
+    """Open the queue of this class. One with acks keeps all that is settled."""
+    options = {"keep_acked": None} if kind.endswith("AckQueue") else {}
+    return getattr(persistcoll, kind)(
+        NAME, **where, **options, serializer="json", patience=PATIENCE, timeout=30
+    )
 
-    :param server: what the names of its classes begin with.
-    """
-    kind = getattr(persistcoll, f"{server}AckQueue")
-    return kind(NAME, **where, serializer="json", keep_acked=None, patience=PATIENCE, timeout=30)
 
-
-def put(server: str, where: dict[str, Any], notes: str, first: int, last: int, seed: int) -> None:
+def put(kind: str, where: dict[str, Any], notes: str, first: int, last: int, seed: int) -> None:
     """Put these numbers, the first one first, alone or several at once."""
     rng, number = random.Random(seed), first
     written = Notes(f"{notes}/put-{os.getpid()}")
-    with opened(server, where) as queue:
+    with opened(kind, where) as queue:
         while number <= last:
             numbers = list(range(number, min(last, number + rng.choice((0, 0, 0, 1, 5))) + 1))
             written.add("asked", numbers)
@@ -49,9 +51,37 @@ def put(server: str, where: dict[str, Any], notes: str, first: int, last: int, s
     written.close()
 
 
-def work(server: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> None:
+def book(kind: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> None:
+    """Book what is got in a table, in the transaction that gets it, until the event is set."""
+    with opened(kind, where) as queue:
+        run_threads(*[partial(_book, queue, Address.parse(where["url"]), end)] * THREADS, timeout=600)
+
+
+def _book(queue: Any, address: Address, end: Any) -> None:
+    from tests.servers.places import CallerConnection  # It imports pytest, which takes a while.
+
+    caller = None
+    while not end.is_set():
+        try:
+            if caller is None:
+                caller = CallerConnection(SimpleNamespace(kind=address.kind, address=address))
+            connection = caller.connection
+            with queue.receive(block=False, connection=connection) as number, connection.cursor() as cursor:
+                cursor.execute(f"INSERT INTO booked VALUES ({number})")
+            caller.commit()
+        except Exception as error:  # What has become of the transaction is not known: all of it or nothing.
+            if caller is not None:
+                caller.close()
+            caller = None
+            if isinstance(error, Empty):
+                threading.Event().wait(0.02)
+    if caller is not None:
+        caller.close()
+
+
+def work(kind: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> None:
     """Work with several threads on one object until the event is set."""
-    with opened(server, where) as queue:
+    with opened(kind, where) as queue:
         threads = [
             _Worker(queue, f"{notes}/work-{os.getpid()}-{number}", random.Random(f"{seed} {number}"), end)
             for number in range(THREADS)
@@ -139,6 +169,12 @@ class Account:
                 holds.update(dict.fromkeys(numbers, 1 if verb == "got" else -1))
         assert not -holds, f"settled and not got: {-holds}"
         self.counts["held"] += holds
+
+    def check_booked(self, booked: list[int]) -> None:
+        """Check that what was put is booked once, and nothing else is."""
+        assert len(set(booked)) == len(booked), f"twice: {Counter(booked) - Counter(set(booked))}"
+        assert self.put.keys() <= set(booked), f"lost: {self.put.keys() - set(booked)}"
+        assert set(booked) <= set(self.asked), "never put"
 
     def check(self, rows: list[dict[str, Any]]) -> None:
         """Check what the queue has in the end: all is finished, once, and as the workers were told."""

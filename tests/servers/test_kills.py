@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,24 @@ def proxy(server, seed) -> Iterator[Proxy]:
 
 
 class Crew:
-    """The processes of the test: one that puts, and others that work."""
+    """The processes of the test: one that puts, and others that work.
 
-    def __init__(self, server: OwnServer, proxy: Proxy, notes: Path, items: int, rng: random.Random) -> None:
-        self.kind, self.where = CLASSES[server.kind], {"url": proxy.address.shown}
-        self.notes, self.items, self.rng = notes, items, rng
+    :param which: the class of the queue.
+    :param target: what those do that work.
+    """
+
+    def __init__(
+        self,
+        server: OwnServer,
+        proxy: Proxy,
+        notes: Path,
+        which: str,
+        target: Callable[..., None],
+        items: int,
+        rng: random.Random,
+    ) -> None:
+        self.kind, self.where = CLASSES[server.kind] + which, {"url": proxy.address.shown}
+        self.notes, self.target, self.items, self.rng = notes, target, items, rng
         self.end = CONTEXT.Event()
         self.next = 1
         self.processes: dict[int, Any] = {}
@@ -50,14 +63,14 @@ class Crew:
 
     def begin(self, number: int) -> None:
         """Start the process of that number; 0 puts."""
-        arguments = (self.kind, self.where, str(self.notes))
         seed = self.rng.getrandbits(32)
+        target: Callable[..., None] = self.target
+        arguments: tuple[Any, ...] = (seed, self.end)
         if number == 0:
-            process = CONTEXT.Process(
-                target=ack_workers.put, args=(*arguments, self.next, self.items, seed), daemon=True
-            )
-        else:
-            process = CONTEXT.Process(target=ack_workers.work, args=(*arguments, seed, self.end), daemon=True)
+            target, arguments = ack_workers.put, (self.next, self.items, seed)
+        process = CONTEXT.Process(
+            target=target, args=(self.kind, self.where, str(self.notes), *arguments), daemon=True
+        )
         process.start()
         self.processes[number] = process
 
@@ -93,13 +106,16 @@ class Crew:
             self.join(number)
 
 
-def run(server: OwnServer, proxy: Proxy, crew: Crew, steps: list[str]) -> None:
-    """Take these steps while the processes are at work, and wait until all is finished."""
+def run(server: OwnServer, crew: Crew, steps: list[str]) -> Any:
+    """Take these steps while the processes are at work, and wait until all is finished.
+
+    :return: what the queue holds then.
+    """
     pause, until = threading.Event(), time.monotonic() + SECONDS
     with ack_workers.opened(crew.kind, {"url": server.address.shown}) as queue:
         for at, step in enumerate(steps, 1):
             # Evenly spread over the work, whatever its speed.
-            while queue.stats().done < crew.items * at / (len(steps) + 2):
+            while queue.stats().gets < crew.items * at / (len(steps) + 2):
                 crew.check(until)
                 pause.wait(0.02)
             if step == "server":
@@ -108,32 +124,49 @@ def run(server: OwnServer, proxy: Proxy, crew: Crew, steps: list[str]) -> None:
             else:
                 crew.kill(0 if step == "putter" else crew.rng.randint(1, PROCESSES))
         assert crew.join(0) == 0
-        while queue.active_size():
+        while queue.unfinished_tasks:
             crew.check(until)
             pause.wait(0.02)
         crew.end.set()
         assert [crew.join(number) for number in range(1, PROCESSES + 1)] == [0] * PROCESSES
-        rows = queue.queue()
-    ack_workers.Account(crew.notes).check(rows)
+        return queue.queue()
+
+
+@pytest.fixture
+def crew(server, proxy, tmp_path, rng) -> Iterator[Callable[..., Crew]]:
+    """Start the processes."""
+    crews: list[Crew] = []
+
+    def start(which: str, target: Callable[..., None], items: int) -> Crew:
+        crews.append(Crew(server, proxy, tmp_path, which, target, items, rng))
+        return crews[-1]
+
+    yield start
+    for each in crews:
+        each.close()
+
+
+SHORT = pytest.param(60, ["worker", "server", "putter"], id="some")
+LONG = pytest.param(
+    700, ["worker"] * 10 + ["putter"] * 4 + ["server"] * 6, id="many", marks=pytest.mark.long
+)
+
+
+@pytest.mark.parametrize(("items", "steps"), [SHORT, LONG])
+def test_every_item_is_settled_once(server, proxy, crew, rng, items, steps):
+    started = crew("AckQueue", ack_workers.work, items)
+    rows = run(server, started, rng.sample(steps, len(steps)))
+    ack_workers.Account(started.notes).check(rows)
     assert proxy.lost
 
 
-def account_of(server: OwnServer, proxy: Proxy, notes: Path, items: int, steps: list[str], rng) -> None:
-    crew = Crew(server, proxy, notes, items, rng)
-    try:
-        run(server, proxy, crew, steps)
-    finally:
-        crew.close()
-
-
-def test_every_item_is_settled_once(server, proxy, tmp_path, rng):
-    steps = ["worker", "server", "putter"]
-    rng.shuffle(steps)
-    account_of(server, proxy, tmp_path, 80, steps, rng)
-
-
-@pytest.mark.long
-def test_every_one_of_many_items_is_settled_once(server, proxy, tmp_path, rng):
-    steps = ["worker"] * 10 + ["putter"] * 4 + ["server"] * 6
-    rng.shuffle(steps)
-    account_of(server, proxy, tmp_path, 1400, steps, rng)
+@pytest.mark.parametrize(("items", "steps"), [SHORT, LONG])
+def test_what_is_booked_in_the_transaction_that_gets_it_is_booked_once(
+    server, proxy, crew, rng, items, steps
+):
+    server.run("CREATE TABLE booked (number int)")
+    started = crew("Queue", ack_workers.book, items)
+    rows = run(server, started, rng.sample(steps, len(steps)))
+    assert rows == []
+    ack_workers.Account(started.notes).check_booked([n for (n,) in server.run("SELECT number FROM booked")])
+    assert proxy.lost
