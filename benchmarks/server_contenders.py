@@ -104,10 +104,8 @@ def _procrastinate(name: str) -> Iterator[Verbs]:
     connector = procrastinate.SyncPsycopgConnector(
         conninfo=addresses(POSTGRESQL), kwargs={"options": f"-csearch_path={name}"}
     )
-    app = procrastinate.App(connector=connector)
-
-    @app.task(name="job", queue="bench")
-    def job(item: Any) -> None: ...
+    app: Any = procrastinate.App(connector=connector)
+    job = app.task(name="job", queue="bench")(lambda item: None)
 
     with app.open():
         with suppress(procrastinate.exceptions.ConnectorException):
