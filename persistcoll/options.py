@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from persistcoll.arguments import (
     checked_backoff,
@@ -22,6 +22,7 @@ from persistcoll.arguments import (
     checked_seconds,
     checked_short_name,
     checked_span,
+    names_server,
 )
 from persistcoll.disk.path_checks import absolute, checked_path
 from persistcoll.engine.message_events import MessageEvent, Observer, observer_of
@@ -41,6 +42,7 @@ __all__ = [
     "DiskOptions",
     "FileQueueOptions",
     "LogOptions",
+    "MessageOptions",
     "MessageQueueOptions",
     "Options",
     "QueueOptions",
@@ -49,9 +51,14 @@ __all__ = [
     "SQLiteQueueOptions",
     "ServerAckQueueOptions",
     "ServerDictOptions",
+    "ServerMessageQueueOptions",
     "ServerOptions",
     "ServerQueueOptions",
+    "database_options",
 ]
+
+F = TypeVar("F", bound="Options")
+S = TypeVar("S", bound="Options")
 
 _ALL = (1 << 63) - 1
 
@@ -297,9 +304,10 @@ class ServerAckQueueOptions(AckOptions, ServerQueueOptions):
 
 
 @dataclass(frozen=True)
-class MessageQueueOptions(SQLiteOptions):
-    """The options of a message queue."""
+class MessageOptions(Options):
+    """The options that every message queue has."""
 
+    name: str
     lease: float | None
     max_attempts: int | None
     backoff: Backoff | None
@@ -314,7 +322,6 @@ class MessageQueueOptions(SQLiteOptions):
             raise TypeError(f"'events' must be callable, not {type(self.events).__name__}")
         vars(self).update(
             name=checked_short_name("name", self.name),
-            auto_commit=True,
             lease=None if lease is None else checked_span("lease", lease),
             max_attempts=None if most is None else checked_limit("max_attempts", most, 1),
             backoff=checked_finite_backoff(self.backoff),
@@ -331,3 +338,47 @@ class MessageQueueOptions(SQLiteOptions):
     def observer(self) -> Observer | None:
         """What the store tells of its messages; ``None``: nobody is told."""
         return None if self.events is None else observer_of(self.events)
+
+
+@dataclass(frozen=True)
+class MessageQueueOptions(MessageOptions, SQLiteOptions):
+    """The options of a message queue in an SQLite database."""
+
+
+@dataclass(frozen=True)
+class ServerMessageQueueOptions(MessageOptions, ServerOptions):
+    """The options of a message queue on a database server."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lease is None:
+            raise ValueError("'lease' is needed on a server, which notices no death of a consumer")
+
+
+_OF_FILES = ("db_file_name", "trust_directory", "allow_network_fs", "mode", "read_only")
+_OF_SERVERS = ("password", "schema", "connection")
+"""The parameters that apply to one of the two places."""
+
+
+def database_options(arguments: Mapping[str, Any], in_file: type[F], on_server: type[S], what: str) -> F | S:
+    """Make the options of a container in an SQLite database, or on a server if the ``path`` is a URL.
+
+    :param arguments: the ``locals()`` of its constructor.
+    :param what: names the container in messages.
+    :raise ValueError: an argument applies to the other place, or the URL names no server.
+    """
+    path = arguments["path"]
+    is_server = names_server(path)
+    place, other = ("on a server", "in a file") if is_server else ("in a file", "on a server")
+    for name in _OF_FILES if is_server else _OF_SERVERS:
+        if arguments.get(name) not in (None, False):
+            raise ValueError(f"{name!r} is for {what} {other}, and not {place}")
+    if not is_server:
+        return in_file.of(arguments)
+    # Imported here, because most programs have no server.
+    from persistcoll.servers.address import address_of
+    from persistcoll.servers.open import PATIENCE
+
+    address = address_of(None, path, password=arguments["password"])
+    given = {"patience": PATIENCE, "connection": None, **arguments, "address": address}
+    return on_server.of(given)

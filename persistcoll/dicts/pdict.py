@@ -5,15 +5,15 @@ from __future__ import annotations
 import numbers
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from persistcoll.arguments import checked_ttl, names_server
+from persistcoll.arguments import checked_ttl
 from persistcoll.container import DatabaseContainer, K, V
 from persistcoll.dicts.base import MISSING, BaseDict
 from persistcoll.engine.records import Durability, Stats
-from persistcoll.options import ServerDictOptions, SQLiteOptions
+from persistcoll.options import ServerDictOptions, SQLiteOptions, database_options
 from persistcoll.serializers import resolve
 from persistcoll.serializers.dict_keys import format_key, str_range
 from persistcoll.sqlite.open import open_pair_store
@@ -24,26 +24,6 @@ if TYPE_CHECKING:
     from persistcoll.engine.contracts import PairStore
 
 __all__ = ["PDict", "open_store"]
-
-
-_OF_FILES = ("db_file_name", "trust_directory", "allow_network_fs", "mode", "read_only")
-_OF_SERVERS = ("password", "schema", "connection")
-"""The parameters that apply to one of the two places."""
-
-
-def _refuse(arguments: dict[str, Any], names: Iterable[str], what_for: str) -> None:
-    for name in names:
-        if arguments[name] not in (None, False):
-            raise ValueError(f"{name!r} is for {what_for}")
-
-
-def _server_options(arguments: dict[str, Any]) -> ServerDictOptions:
-    # Imported here, because most programs have no server.
-    from persistcoll.servers.address import address_of
-    from persistcoll.servers.open import PATIENCE
-
-    address = address_of(None, arguments["path"], password=arguments["password"])
-    return ServerDictOptions.of({**arguments, "address": address, "patience": PATIENCE})
 
 
 def open_store(options: SQLiteOptions) -> SQLitePairStore:
@@ -121,13 +101,7 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
         schema: str | None = None,
         connection: Any = None,
     ) -> None:
-        arguments = locals()
-        if names_server(path):
-            _refuse(arguments, _OF_FILES, "a dict in a file, and not on a server")
-            self._open(_server_options(arguments))
-        else:
-            _refuse(arguments, _OF_SERVERS, "a dict on a server, and not in a file")
-            self._open(SQLiteOptions.of(arguments))
+        self._open(database_options(locals(), SQLiteOptions, ServerDictOptions, "a dict"))
 
     def _open_store(self, options: SQLiteOptions | ServerDictOptions) -> PairStore:
         if isinstance(options, SQLiteOptions):

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Generic
 
 from persistcoll.arguments import checked_short_name
-from persistcoll.container import SQLiteContainer, T
+from persistcoll.container import DatabaseContainer, T
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_core import MessageCore
 from persistcoll.engine.message_records import MessageRecord, TopicClaim
@@ -27,6 +27,7 @@ from persistcoll.messages.fields import (
 )
 from persistcoll.messages.message import MessageInfo
 from persistcoll.messages.topic_lock import TopicLock
+from persistcoll.options import ServerOptions
 from persistcoll.serializers import codec
 from persistcoll.serializers.base import record_decoder
 
@@ -35,7 +36,7 @@ __all__ = ["BaseMessageQueue"]
 _WAY_ON = "cancel({id}) removes it while no consumer has it"
 
 
-class BaseMessageQueue(SQLiteContainer, Generic[T]):
+class BaseMessageQueue(DatabaseContainer, Generic[T]):
     """A queue of messages whose bodies are of type ``T``, without putting and getting them."""
 
     _changing: tuple[str, ...] = (
@@ -283,12 +284,22 @@ class BaseMessageQueue(SQLiteContainer, Generic[T]):
         """Return unused space to the file system.
 
         Cost: the whole database is written anew, and all other writers wait meanwhile.
+
+        :raise ValueError: the queue is on a server, which does it by itself.
         """
+        self._refuse_on_server("vacuum()")
         self._store.shrink()
 
     def checkpoint(self) -> None:
         """Copy the log of the database into the database's file. SQLite does it by itself now and then.
 
         Cost: what has not been copied yet is written once more. At either level of durability also 2 syncs.
+
+        :raise ValueError: the queue is on a server, which does it by itself.
         """
+        self._refuse_on_server("checkpoint()")
         self._store.checkpoint()
+
+    def _refuse_on_server(self, method: str) -> None:
+        if isinstance(self._options, ServerOptions):
+            raise ValueError(f"{method} is for a queue in a file; a server does it by itself")

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import datetime
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persistcoll.arguments import checked_seconds
 from persistcoll.container import T, option
@@ -23,11 +23,14 @@ from persistcoll.messages.base import BaseMessageQueue
 from persistcoll.messages.claiming import Claiming, Wanted
 from persistcoll.messages.fields import checked_lease, checked_number_of, checked_topics, entry_of
 from persistcoll.messages.message import Message, OutgoingMessage
-from persistcoll.options import MessageQueueOptions
+from persistcoll.options import MessageQueueOptions, ServerMessageQueueOptions, database_options
 from persistcoll.serializers import resolve
 from persistcoll.serializers.base import encode
 from persistcoll.serializers.registry import sealed
 from persistcoll.sqlite.open import open_message_store
+
+if TYPE_CHECKING:
+    from persistcoll.servers.message_store import ServerMessageStore
 
 __all__ = ["MessageQueue", "open_store"]
 
@@ -36,9 +39,11 @@ class _Unfinished(Exception):
     """Raised within a wait while there are unfinished messages."""
 
 
-def open_store(options: MessageQueueOptions) -> MessageStore:
+def open_store(options: MessageQueueOptions | ServerMessageQueueOptions) -> MessageStore:
     """Return the store of a message queue, without anything that waits. It raises what the queue raises."""
     serializer = resolve(options.serializer)
+    if isinstance(options, ServerMessageQueueOptions):
+        return sealed(_open_on_server(options, serializer.name), serializer)
     store = open_message_store(
         options.location,
         name=options.name,
@@ -51,8 +56,27 @@ def open_store(options: MessageQueueOptions) -> MessageStore:
     return sealed(store, serializer)
 
 
+def _open_on_server(options: ServerMessageQueueOptions, serializer: str) -> ServerMessageStore:
+    from persistcoll.servers import open as servers  # most programs have no server
+
+    return servers.open_message_store(
+        options.address,
+        name=options.name,
+        policy=options.policy,
+        serializer=serializer,
+        durability=options.durability,
+        schema=options.schema,
+        create=options.create,
+        timeout=options.timeout,
+        observer=options.observer,
+    )
+
+
 class MessageQueue(BaseMessageQueue[T]):
     """A queue of messages with topics, priorities, delays, leases, retries and dead letters, in a database.
+
+    The database is a file of SQLite, or on a server of PostgreSQL or MySQL, which processes on several
+    machines share.
 
     A consumer gets a :class:`Message` and settles it. If it does not, because its process dies or works for
     longer than the *lease*, the message is delivered again. After ``max_attempts`` deliveries it is a *dead
@@ -87,7 +111,13 @@ class MessageQueue(BaseMessageQueue[T]):
     ...             jobs.shutdown()
     resize a.png
 
-    :param target: where the database lies, as the ``path`` of a :class:`SQLiteQueue`.
+    On a server a message comes back with its lease, and nothing notices earlier that its consumer died. So
+    everything there has a lease, also a lock of a topic. There is no :meth:`transaction`: pass a connection
+    of your own to the methods that take one. :doc:`/how-to/servers` says what else differs.
+
+    :param target: where the database is: the directory or the file of one in SQLite, as the ``path`` of a
+        :class:`SQLiteQueue`; or the URL of one on a server, as for :class:`PostgresQueue` and
+        :class:`MySQLQueue`.
     :param name: queues with different names share a database and do not see each other's messages. At most
         255 bytes of UTF-8.
     :param lease: seconds after which a claim ends by itself; ``None``: it lasts until its process dies or its
@@ -104,22 +134,29 @@ class MessageQueue(BaseMessageQueue[T]):
         :meth:`transaction` it is called after the end, and not at all after a rollback. What it raises is
         logged (logger ``persistcoll``). :doc:`/how-to/monitoring` shows what it is for.
 
+    :param password: of the server's user, if the URL has none. It is never shown, and a pickle of the queue
+        has none: where it is unpickled, the password is ``PERSISTCOLL_PASSWORD``.
+    :param schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
+
     ``serializer``, ``durability``, ``timeout``, ``db_file_name``, ``trust_directory``, ``allow_network_fs``,
-    ``mode``, ``read_only`` and ``create`` are those of :class:`SQLiteQueue`. All objects of one queue should
+    ``mode``, ``read_only`` and ``create`` are those of :class:`SQLiteQueue`. On a server ``serializer``,
+    ``durability``, ``timeout`` and ``create`` are those of :class:`PostgresQueue`; the others apply to files,
+    and ``password`` and ``schema`` to servers. All objects of one queue should
     have the same ``lease``, ``max_attempts``, ``backoff``, ``keep_done`` and ``keep_dead``, because each
     object applies its own.
 
     :raise TypeError: an option is of a wrong type.
-    :raise ValueError: a number is negative or not finite, or ``lease`` is 0.
+    :raise ValueError: a number is negative or not finite, or ``lease`` is 0, or ``None`` on a server; or an
+        option applies to the other place.
 
-    It raises the other errors that :class:`SQLiteQueue` raises as well.
+    It raises the other errors that :class:`SQLiteQueue` raises as well, and on a server those that
+    :class:`PostgresQueue` raises.
     """
 
     _changing = (
         *BaseMessageQueue._changing, "put", "put_many", "get", "get_many", "consume", "ack_many",
     )  # fmt: skip
 
-    target: str = option("path")
     lease: float | None = option("lease")
     max_attempts: int | None = option("max_attempts")
     backoff: Backoff | None = option("backoff")
@@ -147,12 +184,26 @@ class MessageQueue(BaseMessageQueue[T]):
         mode: int | None = None,
         read_only: bool = False,
         create: bool = True,
+        password: str | None = None,
+        schema: str | None = None,
     ) -> None:
         given = {**locals(), "path": target, "multithreading": True, "auto_commit": True}
-        self._open(MessageQueueOptions.of(given))
+        options = database_options(given, MessageQueueOptions, ServerMessageQueueOptions, "a message queue")
+        self._open(options)
 
-    def _open_store(self, options: MessageQueueOptions) -> MessageStore:
+    def _open_store(self, options: MessageQueueOptions | ServerMessageQueueOptions) -> MessageStore:
         return open_store(options)
+
+    @classmethod
+    def _wanted(cls, name: str, serializer: str) -> Any:
+        from persistcoll.servers.open import wanted_messages
+
+        return wanted_messages(name, serializer)
+
+    @property
+    def target(self) -> str:
+        """Where the queue is: the path of its database, or the URL of its server without a password."""
+        return self.url if isinstance(self._options, ServerMessageQueueOptions) else self.path
 
     def _attach(self, store: Any) -> None:
         super()._attach(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from types import EllipsisType
 from typing import Any
@@ -42,6 +43,12 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         ``unseal`` undoes it.
         """
         self._rows.seal, self._rows.unseal = seal, unseal
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        raise ValueError(
+            "a queue on a server has no transactions of its own; begin one on a connection of yours, and pass"
+            " it as 'connection'"
+        )
 
     def observe(self, observer: Observer | None) -> None:
         self._observer = observer
