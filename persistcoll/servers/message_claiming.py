@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,8 +31,7 @@ T = TypeVar("T")
 
 _MOST = 1 << 31  # messages of one claim
 _NUMBER_BITS = 62
-# How many finished messages this store adds before it trims, and how many numbers of expired messages before
-# it sums them up: one costs as much as many.
+# How many things this store leaves to be tidied before it does so, because one costs as much as many.
 _BATCH = 32
 
 
@@ -85,8 +84,7 @@ class ClaimingMessages(DueHandle):
         self._observer: Observer | None = None
         self._holder = Holder()
         self._last_look_was_empty = False
-        self._untrimmed = dict.fromkeys((State.DONE, State.DEAD), 0)
-        self._unsummed = 0
+        self._untidy: Counter[object] = Counter()
 
     # How a change runs.
 
@@ -116,17 +114,23 @@ class ClaimingMessages(DueHandle):
             self._observer(events)
 
     def _tidy(self, life: MessageLife) -> None:
-        """Remove finished messages beyond those to keep, and sum up what has expired, now and then."""
+        """Remove, now and then, what is not needed any more after many transactions like this one."""
+        keeps = {State.DONE: self._policy.keep_done, State.DEAD: self._policy.keep_dead}
         for state, count in life.finished.items():
-            keep = self._policy.keep_done if state is State.DONE else self._policy.keep_dead
-            self._untrimmed[state] += count
-            if keep is not None and self._untrimmed[state] >= _BATCH:
-                self._untrimmed[state] = 0
-                self._change(partial(_trim, state, keep), once=False)
-        self._unsummed += life.has_expired
-        if self._unsummed >= _BATCH:
-            self._unsummed = 0
+            if (keep := keeps[state]) is not None and self._is_enough(state, count):
+                self._change(partial(MessageLife.trim, state=state, keep=keep), once=False)
+        if self._is_enough("expired", life.has_expired):
             self._change(MessageLife.sum_up, once=False)
+        if self._is_enough("keys", life.has_kept_keys):
+            self._change(MessageLife.forget_keys, once=False)
+
+    def _is_enough(self, what: object, count: int) -> bool:
+        """Tell whether there is enough to be tidied, after so many more."""
+        self._untidy[what] += count
+        if self._untidy[what] < _BATCH:
+            return False
+        self._untidy[what] = 0
+        return True
 
     def _promote(self) -> None:
         self._end_due()
@@ -354,7 +358,3 @@ class ClaimingMessages(DueHandle):
     def _end(self) -> None:
         with suppress(StorageError):  # then they end with their leases
             self._end_own()
-
-
-def _trim(state: State, keep: int, life: MessageLife) -> None:
-    life.trim(state, keep)

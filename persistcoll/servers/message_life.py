@@ -55,6 +55,7 @@ class MessageLife:
     :ivar events: what the transaction does to messages.
     :ivar finished: how many messages of each final state it adds.
     :ivar has_expired: whether it has removed messages after their ttl.
+    :ivar has_kept_keys: whether keys stay active for the rest of their windows.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class MessageLife:
         self.events: list[MessageEvent] = []
         self.finished: Counter[State] = Counter()
         self.has_expired = False
+        self.has_kept_keys = False
         self._keys: dict[bytes, _Key] = {}
         self._groups: dict[bytes, int] = {}
         # Blocked messages that have become heads in this transaction, after it has read their rows.
@@ -224,6 +226,7 @@ class MessageLife:
             (kept if window and found.in_window else freed).append(row.key)
         if kept:
             self.session.run(self.sql.keep_keys, keys=kept)
+            self.has_kept_keys = True
         if freed:
             self.session.run(self.sql.delete_keys, keys=freed)
 
@@ -450,6 +453,12 @@ class MessageLife:
         for (last,) in self.session.run(self.sql.oldest, state=number, keep=keep).rows:
             while found := self.session.run(self.sql.lock_oldest, state=number, id=last, limit=PAGE).rows:
                 self.session.run(self.sql.delete, ids=[id for (id,) in found])
+
+    def forget_keys(self) -> None:
+        """Remove keys whose windows are over."""
+        rows = self.session.run(self.sql.lock_old_keys, limit=PAGE).rows
+        if rows:
+            self.session.run(self.sql.delete_keys, keys=[bytes(key) for (key,) in rows])
 
     def sum_up(self) -> None:
         """Sum up numbers of messages that have expired."""
