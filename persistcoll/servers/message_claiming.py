@@ -231,7 +231,9 @@ class ClaimingMessages(DueHandle):
         if self._is_joined or (one_topic and len(wanted.topics or ()) != 1):
             return []
         where = {"topic": wanted.topics[0]} if wanted.topics else {}
-        text = self._sql.claim_next_of if one_topic else self._sql.claim_next
+        sql = self._sql
+        several = sql.claim_next_of if one_topic else sql.claim_next
+        text = several if wanted.limit > 1 else sql.claim_one_of if one_topic else sql.claim_one
 
         def at_once(session: Session) -> list[MessageRow]:
             unsure.append(secrets.randbits(_NUMBER_BITS))

@@ -400,7 +400,7 @@ class MessageLife:
     def redrive_all(self, topic: str | None) -> int:
         """Redrive all dead messages (of a topic), and return how many."""
         count = 0
-        for rows in self._pages((DEAD,), topic, None):
+        for rows in self._pages(self.sql.lock_dead_page, topic, None):
             count += sum(self.redrive(row) for row in self.lock_beside(rows, False))
         return count
 
@@ -419,8 +419,8 @@ class MessageLife:
 
     def purge(self, topic: str | None, dead: bool, before: float | None) -> int:
         """Remove the unclaimed messages, or the dead ones, that were put before a time; return how many."""
-        count = 0
-        for rows in self._pages((DEAD,) if dead else (READY, DELAYED, BLOCKED), topic, before):
+        count, text = 0, self.sql.lock_dead_page if dead else self.sql.lock_page
+        for rows in self._pages(text, topic, before):
             free = self.lock_beside(rows, False)
             self.finish(free, None)
             for row in free:
@@ -428,13 +428,10 @@ class MessageLife:
             count += len(free)
         return count
 
-    def _pages(
-        self, states: Sequence[int], topic: str | None, before: float | None
-    ) -> Iterator[list[MessageRow]]:
+    def _pages(self, text: str, topic: str | None, before: float | None) -> Iterator[list[MessageRow]]:
         name = None if topic is None else topic.encode()
-        where = {"states": list(states), "topic": name, "before": before}
         low = BEFORE_ALL
-        while rows := self.lock_any(self.sql.lock_page, low=low, limit=PAGE, **where):
+        while rows := self.lock_any(text, topic=name, before=before, low=low, limit=PAGE):
             yield rows
             low = rows[-1].id
 

@@ -78,6 +78,10 @@ class MessageStatements(NamedTuple):
     they are then; none while something is due or a topic has a gate. ``None``: this server cannot."""
     claim_next_of: str | None
     """topic, too -> the same with one topic."""
+    claim_one: str | None
+    """the parameters of ``claim_next`` -> the same with one row."""
+    claim_one_of: str | None
+    """those of ``claim_next_of`` -> the same with one row."""
     lock_next: str
     """limit, promoted -> locks and returns the next rows that no other transaction has locked; without
     ``promoted`` none while something is due or a topic has a gate."""
@@ -106,8 +110,10 @@ class MessageStatements(NamedTuple):
     lock_rows: str
     """ids -> locks and returns those of these rows that no other transaction has locked, by id."""
     lock_page: str
-    """states, topic or null, before or null, low, limit -> locks and returns bare rows in these states that
-    were put before that time and have ids above ``low``, by id."""
+    """topic or null, before or null, low, limit -> locks and returns bare rows that are ready, delayed or
+    blocked, were put before that time and have ids above ``low``, by id."""
+    lock_dead_page: str
+    """the same -> the same of dead rows."""
     make_ready: str
     """ids, returned, tells, error -> makes these rows ready, with so many attempts less; ``tells`` says
     whether they get that error."""
@@ -179,6 +185,8 @@ class MessageStatements(NamedTuple):
     """id -> that row."""
     scan_page: str
     """states, topic or null, low, high, limit -> rows in these states, by id."""
+    scan_dead_page: str
+    """topic or null, low, high, limit -> dead rows, by id."""
     last_id: str
     """-> the highest id, or null."""
     oldest: str
@@ -227,6 +235,12 @@ class MessageDialect(Protocol):
     def name(self, name: str) -> str:
         """Return that parameter, which is bytes or null."""
 
+    def hint(self, index: str) -> str:
+        """Return what follows the table's name where that index is the right one.
+
+        :param index: ``by_state``: the one on state and id.
+        """
+
     def create(self, tables: Tables) -> tuple[str, ...]:
         """Return ``MessageStatements.create``."""
 
@@ -236,12 +250,13 @@ class MessageDialect(Protocol):
     def insert_many(self, table: str) -> str | None:
         """Return ``MessageStatements.insert_many``."""
 
-    def claim_next(self, table: str, row: str, claim: str, which: str, may: str) -> str | None:
+    def claim_next(self, table: str, row: str, claim: str, which: str, may: str, one: bool) -> str | None:
         """Return ``MessageStatements.claim_next``.
 
         :param claim: what is set in each row, with the time of the statement.
         :param which: the condition of the rows.
         :param may: the condition without which none is claimed.
+        :param one: whether one row is claimed, and not ``limit``.
         """
 
     def take_key(self, table: str, number: int) -> tuple[str, ...]:
@@ -285,7 +300,7 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     order = "ORDER BY place, id"
     next_due = f"SELECT due FROM {table} WHERE {is_due_set} ORDER BY due LIMIT 1"
     none_due = f"NOT EXISTS (SELECT 1 FROM ({next_due}) AS head WHERE head.due <= {now})"
-    no_gate = f"NOT EXISTS (SELECT 1 FROM {gates} WHERE number = {number})"
+    no_gate = f"(SELECT number FROM {gates} WHERE number = {number} ORDER BY number, topic LIMIT 1) IS NULL"
     no_gate_of = f"NOT EXISTS (SELECT 1 FROM {gates} WHERE number = {number} AND {of_topic})"
     may, may_of = (f"{none_due} AND {each}" for each in (no_gate, no_gate_of))
     lease = f"coalesce({own.seconds('lease')}, lease, {own.seconds('policy_lease')})"
@@ -309,6 +324,9 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     is_any_held = f"(SELECT holder FROM {table} WHERE holder IS NOT NULL ORDER BY holder LIMIT 1) IS NOT NULL"
     is_ahead = f"until > {now}"
     maybe_topic = f"({own.name('topic')} IS NULL OR {of_topic})"
+    in_range = f"id > %(low)s AND id <= %(high)s AND {maybe_topic}"
+    is_before = f"({own.seconds('before')} IS NULL OR created < {own.at('before')})"
+    put_before = f"id > %(low)s AND {maybe_topic} AND {is_before}"
     of_keys = f"number = {number} AND item_key {own.among('keys')}"
     of_names = f"number = {number} AND name {own.among('names')}"
     of_gate = f"number = {number} AND {of_topic}"
@@ -325,8 +343,10 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         insert=own.insert(table),
         insert_many=own.insert_many(table),
         look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
-        claim_next=own.claim_next(table, row, claim_at(now), is_ready, may),
-        claim_next_of=own.claim_next(table, row, claim_at(now), f"{is_ready} AND {of_topic}", may_of),
+        claim_next=own.claim_next(table, row, claim_at(now), is_ready, may, False),
+        claim_next_of=own.claim_next(table, row, claim_at(now), f"{is_ready} AND {of_topic}", may_of, False),
+        claim_one=own.claim_next(table, row, claim_at(now), is_ready, may, True),
+        claim_one_of=own.claim_next(table, row, claim_at(now), f"{is_ready} AND {of_topic}", may_of, True),
         lock_next=f"SELECT {row} FROM {table} WHERE {is_ready} AND (%(promoted)s OR ({may})) {order}"
         f" LIMIT %(limit)s {lock}",
         lock_next_of=f"SELECT {row} FROM {table} WHERE {is_ready} AND {of_topic}"
@@ -345,14 +365,15 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         lock_due=f"SELECT {bare} FROM {table} WHERE {is_due_set} AND due <= {now} ORDER BY due"
         f" LIMIT %(limit)s {lock}",
         lock_held=f"SELECT {bare} FROM {table} WHERE holder = %(holder)s ORDER BY id LIMIT %(limit)s {lock}",
-        lock_lost=f"SELECT {bare} FROM {table} WHERE holder = %(holder)s AND token = %(token)s ORDER BY id"
+        lock_lost=f"SELECT {bare} FROM {table} WHERE holder = %(holder)s AND token = %(token)s"
         f" LIMIT %(limit)s {lock}",
         select_bare=f"SELECT {bare} FROM {table} WHERE id = %(id)s",
         lock_bare=f"SELECT {bare} FROM {table} WHERE id = %(id)s FOR UPDATE",
         lock_rows=f"SELECT {row} FROM {table} WHERE {of_ids} ORDER BY id {lock}",
-        lock_page=f"SELECT {bare} FROM {table} WHERE id > %(low)s AND state {dialect.among('states')}"
-        f" AND {maybe_topic} AND ({own.seconds('before')} IS NULL OR created < {own.at('before')})"
-        f" ORDER BY id LIMIT %(limit)s {lock}",
+        lock_page=f"SELECT {bare} FROM {table} WHERE state IN ({READY}, {DELAYED}, {BLOCKED})"
+        f" AND {put_before} ORDER BY id LIMIT %(limit)s {lock}",
+        lock_dead_page=f"SELECT {bare} FROM {table} {own.hint('by_state')} WHERE state = {DEAD}"
+        f" AND {put_before} ORDER BY state, id LIMIT %(limit)s {lock}",
         make_ready=f"UPDATE {table} SET state = {READY}, due = expires, until = NULL,"
         f" attempts = attempts - %(returned)s, {new_error}, {free} WHERE {of_ids}",
         make_delayed=f"UPDATE {table} SET state = {DELAYED}, until = {own.at('until')},"
@@ -401,12 +422,15 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         select_next=f"SELECT {row} FROM {table} WHERE {is_ready} {order} LIMIT 1",
         select_next_of=f"SELECT {row} FROM {table} WHERE {is_ready} AND {of_topic} {order} LIMIT 1",
         select=f"SELECT {row} FROM {table} WHERE id = %(id)s",
-        scan_page=f"SELECT {row} FROM {table} WHERE id > %(low)s AND id <= %(high)s"
-        f" AND state {dialect.among('states')} AND {maybe_topic} ORDER BY id LIMIT %(limit)s",
+        scan_page=f"SELECT {row} FROM {table} WHERE state {dialect.among('states')} AND {in_range}"
+        " ORDER BY id LIMIT %(limit)s",
+        scan_dead_page=f"SELECT {row} FROM {table} {own.hint('by_state')} WHERE state = {DEAD} AND {in_range}"
+        " ORDER BY state, id LIMIT %(limit)s",
         last_id=f"SELECT max(id) FROM {table}",
-        oldest=f"SELECT id FROM {table} WHERE state = %(state)s ORDER BY id DESC LIMIT 1 OFFSET %(keep)s",
-        lock_oldest=f"SELECT id FROM {table} WHERE state = %(state)s AND id <= %(id)s ORDER BY state, id"
-        f" LIMIT %(limit)s {lock}",
+        oldest=f"SELECT id FROM {table} {own.hint('by_state')} WHERE state = %(state)s"
+        " ORDER BY id DESC LIMIT 1 OFFSET %(keep)s",
+        lock_oldest=f"SELECT id FROM {table} {own.hint('by_state')} WHERE state = %(state)s AND id <= %(id)s"
+        f" ORDER BY state, id LIMIT %(limit)s {lock}",
         topics=f"SELECT topic, sum(CASE WHEN {is_ready} THEN 1 ELSE 0 END) FROM {table} GROUP BY topic",
         count_ready=f"SELECT count(*) FROM {table} WHERE {is_ready}",
         count_ready_of=f"SELECT count(*) FROM {table} WHERE {is_ready} AND {of_topic}",

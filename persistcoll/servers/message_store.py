@@ -207,9 +207,12 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         return (text, {}) if topic is None else (of_topic, {"topic": topic.encode()})
 
     def scan(self, *states: State, topic: str | None = None) -> Iterator[MessageRecord]:
-        numbers = [NUMBERS[state] for state in states or State]
         name = None if topic is None else topic.encode()
-        pages = self._pages(self._sql.scan_page, 0, states=numbers, topic=name)
+        if set(states) == {State.DEAD}:
+            pages = self._pages(self._sql.scan_dead_page, 0, topic=name)
+        else:
+            numbers = [NUMBERS[state] for state in states or State]
+            pages = self._pages(self._sql.scan_page, 0, states=numbers, topic=name)
         return (self._rows.record(MessageRow.of(row)) for page in pages for row in page)
 
     def topics(self) -> dict[str, int]:

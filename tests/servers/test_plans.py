@@ -26,14 +26,14 @@ OFTEN = (
 )  # fmt: skip
 
 
-def full_scans(place, text):
+def full_scans(place, text, parameters=PARAMETERS):
     """Return what a plan does that grows with the table: scans of all rows, and sorts."""
     if place.kind == POSTGRESQL:
         place.run(f"SET search_path = {place.name}")
-        lines = [line for (line,) in place.run(f"EXPLAIN {text}", **PARAMETERS)]
+        lines = [line for (line,) in place.run(f"EXPLAIN {text}", **parameters)]
         return [line for line in lines if "Seq Scan on pc_" in line or "Sort" in line]
     place.run(f"USE {place.name}")
-    rows = place.run(f"EXPLAIN {text}", **PARAMETERS)
+    rows = place.run(f"EXPLAIN {text}", **parameters)
     scans = [row for row in rows if row[3] == "ALL" and str(row[2]).startswith("pc_")]
     return scans + [row for row in rows if "filesort" in str(row[-1])]
 

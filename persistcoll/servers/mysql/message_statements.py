@@ -37,6 +37,9 @@ class MySQLMessages(MessageDialect):
     def name(self, name: str) -> str:
         return f"%({name})s"
 
+    def hint(self, index: str) -> str:
+        return f"FORCE INDEX ({index})"
+
     def create(self, tables: Tables) -> tuple[str, ...]:
         messages, keys, groups, topics, expired = tables
         return (
@@ -66,8 +69,9 @@ class MySQLMessages(MessageDialect):
                 " deliveries BIGINT NOT NULL DEFAULT 0, created BIGINT NOT NULL, finished BIGINT,"
                 f" item_key VARBINARY({_LONGEST_KEY}), grp VARBINARY(255), headers LONGBLOB NOT NULL,"
                 " error LONGBLOB, lease DOUBLE, max_attempts INT, backoff BLOB, mark BIGINT NOT NULL,"
-                " crc BIGINT NOT NULL, payload LONGBLOB NOT NULL, KEY (state, id), KEY (state, place, id),"
-                " KEY (state, topic, place, id), KEY (due), KEY (holder), KEY (state, topic, grp, id))"
+                " crc BIGINT NOT NULL, payload LONGBLOB NOT NULL, KEY by_state (state, id),"
+                " KEY (state, place, id), KEY (state, topic, place, id), KEY (due), KEY (holder),"
+                " KEY (state, topic, grp, id))"
                 f" {_ENGINE}"
             ),
         )
@@ -83,7 +87,7 @@ class MySQLMessages(MessageDialect):
     def insert_many(self, table: str) -> str | None:
         return None
 
-    def claim_next(self, table: str, row: str, claim: str, which: str, may: str) -> str | None:
+    def claim_next(self, table: str, row: str, claim: str, which: str, may: str, one: bool) -> str | None:
         return None
 
     # An update computes each value from the columns that it has changed already, from left to right.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistcoll.servers.message_statements import MessageDialect, Tables
+from persistcoll.servers.message_statements import SKIPPING, MessageDialect, Tables
 from persistcoll.servers.statements import Dialect
 
 __all__ = ["PostgresMessages"]
@@ -51,6 +51,9 @@ class PostgresMessages(MessageDialect):
 
     def name(self, name: str) -> str:
         return f"%({name})s::bytea"
+
+    def hint(self, index: str) -> str:
+        return ""
 
     def create(self, tables: Tables) -> tuple[str, ...]:
         messages, keys, groups, topics, expired = tables
@@ -120,12 +123,14 @@ class PostgresMessages(MessageDialect):
             f"INSERT INTO {table} ({columns}) SELECT {values} FROM {given} AS entries ({names}) RETURNING id"
         )
 
-    def claim_next(self, table: str, row: str, claim: str, which: str, may: str) -> str | None:
-        # The ARRAY is computed once; a sub-select with IN might be run again for each row, and claim more.
+    def claim_next(self, table: str, row: str, claim: str, which: str, may: str, one: bool) -> str | None:
+        # The sub-select runs once; with IN it might run again for each row, and claim more. The one with "="
+        # is planned by an index also while the table is small; that plan may be kept when it has grown.
         # In a claim that a crash of the server undoes, nothing is lost: the message is ready.
+        limit, ids = ("1", "= {}") if one else ("%(limit)s", "= ANY (ARRAY{})")
+        select = f"(SELECT id FROM {table} WHERE {which} ORDER BY place, id LIMIT {limit} {SKIPPING})"
         return (
-            f"UPDATE {table} SET {claim} WHERE id = ANY (ARRAY(SELECT id FROM {table} WHERE {which}"
-            f" ORDER BY place, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) AND {may}"
+            f"UPDATE {table} SET {claim} WHERE id {ids.format(select)} AND {may}"
             f" RETURNING {row}, set_config('synchronous_commit', 'off', true)"
         )
 
