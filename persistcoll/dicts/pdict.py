@@ -65,16 +65,31 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
     (``1``, ``1.0`` and ``True``). Values are whatever the serializer takes. ``d[key]`` returns a copy of the
     stored value: assign it again after a change, or use :meth:`edit`.
 
+    On a server a call is a few round trips, ``len()`` counts rows, a key has at most 2,000 bytes, and a value
+    must fit into a packet of MySQL. A :meth:`transaction` there is one of this dict alone, and its block is
+    given ``None``. Other writers wait for its end, ``timeout`` seconds at most.
+
+    :param path: where the database is: the directory or the file of one in SQLite, as for
+        :class:`SQLiteQueue`; or the URL of one on a server, as for :class:`PostgresQueue` and
+        :class:`MySQLQueue`.
     :param auto_commit: each change is stored at once. Otherwise changes are buffered in memory, where this
         object alone sees them, until :meth:`task_done` or the end of a ``with`` block stores all of them or
         none. ``close()`` before that drops them. If another writer changes the same keys meanwhile, the last
         commit wins.
 
+    :param password: of the server's user, if the URL has none. It is never shown, and a pickle of the dict
+        has none: where it is unpickled, the password is ``PERSISTCOLL_PASSWORD``.
+    :param schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
+    :param connection: a connection to the server. Each call is then a part of the transaction that the caller
+        has open on it, and the caller commits; see :class:`PostgresQueue`. Until then a
+        :meth:`transaction` of another caller waits.
+
     The other parameters are those of :class:`SQLiteQueue`, and so are the exceptions that opening raises.
-    What is said there of items holds for values.
+    What is said there of items holds for values. On a server ``serializer``, ``durability``, ``timeout`` and
+    ``create`` are those of :class:`PostgresQueue`; the others apply to files.
 
     Methods that take a key raise :exc:`TypeError` for a key of another type, and
-    :exc:`~persistcoll.EncodeError` (a :exc:`ValueError`) for NaN and for a key of more than 64 KiB. Methods
+    :exc:`~persistcoll.EncodeError` (a :exc:`ValueError`) for NaN and for a key that is too large. Methods
     that read a value raise :exc:`~persistcoll.DecodeError` and :exc:`~persistcoll.CorruptionError`. Methods
     that write raise :exc:`~persistcoll.EncodeError`, :exc:`~persistcoll.StorageFullError` and other
     :exc:`~persistcoll.StorageError`. All of them raise :exc:`~persistcoll.ClosedError`. A change that raised
@@ -120,6 +135,12 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
         )
         return cast("PairStore", self._joined(store, options.connection))
 
+    @classmethod
+    def _wanted(cls, name: str, serializer: str) -> Any:
+        from persistcoll.servers.open import wanted_pairs
+
+        return wanted_pairs(name, serializer)
+
     @property
     def auto_commit(self) -> bool:
         """Whether each change is stored at once."""
@@ -132,7 +153,8 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
 
         After ``ttl`` seconds the key has expired and is not there any more. An assignment without a ``ttl``
         makes it live for ever; :meth:`incr`, :meth:`edit` and :meth:`setdefault` leave its expiry as it is.
-        Time is that of the machine since it was booted, so setting the clock makes nothing expire early.
+        Time is that of the machine since it was booted, so setting the clock makes nothing expire early. On a
+        server it is the server's clock.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync of the device, which threads that write at the same
         time share; at ``"process"`` none.

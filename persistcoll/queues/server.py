@@ -19,9 +19,10 @@ from persistcoll.serializers.registry import sealed
 from persistcoll.servers.address import Address, address_of
 from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, store_script, wanted_records
 from persistcoll.servers.record_store import ServerRecordStore
+from persistcoll.servers.schema import Wanted
 from persistcoll.servers.sessions import OpenTransaction, driver_of
 
-__all__ = ["WHERE", "PlainServerQueue", "ServerAckQueue", "address_in", "ddl", "open_store"]
+__all__ = ["WHERE", "PlainServerQueue", "ServerAckQueue", "ServerQueue", "address_in", "ddl", "open_store"]
 
 
 WHERE = ("url", "host", "port", "user", "password", "passwd", "dbname", "db_name")
@@ -52,13 +53,24 @@ def open_store(options: ServerQueueOptions, kind: str, discipline: Discipline) -
     return sealed(store, serializer)
 
 
-class PlainServerQueue(ServerContainer, PlainGets[T]):
-    """How the queues are made whose items ``get`` or ``task_done`` acks.
+class ServerQueue(ServerContainer):
+    """What :func:`ddl` needs of every queue on a server.
 
     :cvar _server: the kind of the server.
     """
 
     _server: ClassVar[str]
+    _kind: str
+    _discipline: Discipline
+
+    @classmethod
+    def _wanted(cls, name: str, serializer: str) -> Wanted:
+        return wanted_records(name, cls._kind, cls._discipline, serializer)
+
+
+class PlainServerQueue(ServerQueue, PlainGets[T]):
+    """How the queues are made whose items ``get`` or ``task_done`` acks."""
+
     _store: ServerRecordStore
 
     def __init__(
@@ -193,14 +205,10 @@ class PlainServerQueue(ServerContainer, PlainGets[T]):
         return self._store.begin_pop(n, self._decode, begun, deadline)
 
 
-class ServerAckQueue(ServerContainer, AckQueue[T]):
-    """How the queues are made whose items are settled one by one.
-
-    :cvar _server: the kind of the server.
-    """
+class ServerAckQueue(ServerQueue, AckQueue[T]):
+    """How the queues are made whose items are settled one by one."""
 
     _kind = "fifo ack"
-    _server: ClassVar[str]
 
     def __init__(
         self,
@@ -252,25 +260,28 @@ def ddl(
     schema: str | None = None,
     serializer: Any = pickle,
 ) -> str:
-    """Return the statements of SQL that make a queue, for a user with the right to make tables.
+    """Return the statements of SQL that make a collection, for a user with the right to make tables.
 
-    The program then opens the queue with ``create=False``, as a user who may only read and write rows. The
-    statements number the queue after those that are there, so run them before another queue is made.
+    The program then opens it with ``create=False``, as a user who may only read and write rows. The
+    statements number the collection after those that are there, so run them before another one is made.
 
     >>> from persistcoll import PostgresQueue, ddl
     >>> print(ddl(PostgresQueue, "jobs").partition(" ")[0])  # at PERSISTCOLL_URL
     CREATE
 
-    :param kind: the class of the queue, such as :class:`PostgresQueue`.
-    :param serializer: that with which the queue will be opened.
+    :param kind: the class of the collection: that of a queue, such as :class:`PostgresQueue`, or
+        :class:`PDict`.
+    :param serializer: that with which the collection will be opened.
 
     The other parameters and the errors are those of :class:`PostgresQueue`.
     """
     checked: Any = kind
-    if not (isinstance(checked, type) and issubclass(checked, (PlainServerQueue, ServerAckQueue))):
-        raise TypeError(f"'kind' must be a class of queues on a server, not {kind!r}")
-    wanted = wanted_records(name, kind._kind, kind._discipline, resolve(serializer).name)
-    return store_script(address_in(kind._server, locals()), schema, wanted)
+    # A face does not import another one.
+    wanted = getattr(checked, "_wanted", None)
+    if not isinstance(checked, type) or wanted is None:
+        raise TypeError(f"'kind' must be a class of collections on a server, not {kind!r}")
+    address = address_in(getattr(kind, "_server", None), locals())
+    return store_script(address, schema, wanted(name, resolve(serializer).name))
 
 
 def address_in(kind: str | None, arguments: dict[str, Any]) -> Address:

@@ -10,15 +10,16 @@ from dataclasses import replace
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo, Registered
 from persistcoll.servers.address import Address
 from persistcoll.servers.driver import MissingTableError
-from persistcoll.servers.open import server_at
+from persistcoll.servers.open import DICT, server_at
+from persistcoll.servers.pair_statements import pair_statements
 from persistcoll.servers.schema import VERSION, registered
 from persistcoll.servers.sessions import Server
 from persistcoll.servers.statements import record_statements
 
 __all__ = ["inspect"]
 
-_KINDS = {discipline.name + ack for discipline in (FIFO, LIFO, PRIORITY, UNIQUE) for ack in ("", " ack")}
-"""The kinds of which this version can count what they hold."""
+_QUEUES = {discipline.name + ack for discipline in (FIFO, LIFO, PRIORITY, UNIQUE) for ack in ("", " ack")}
+"""The kinds of queues of which this version can count what they hold."""
 _STATES = ("ready", "claimed", "delayed", "done", "failed", "dead")
 """The states in the order of ``RecordStatements.stats``."""
 
@@ -41,14 +42,17 @@ def _describe(server: Server, one: Registered) -> CollectionInfo:
     described = CollectionInfo(
         one.kind, one.name, str(server.address), one.serializer, one.version, one.created
     )
-    if not 1 <= one.version <= VERSION or one.kind not in _KINDS:
+    if not 1 <= one.version <= VERSION or one.kind not in {DICT, *_QUEUES}:
         return described
-    # The discipline only orders, and what is counted has no order.
-    text = record_statements(server.driver.dialect, server.schema, one.number, FIFO).stats
+    where = server.driver.dialect, server.schema, one.number
+    if one.kind == DICT:
+        text = pair_statements(*where, b"").count_pairs  # which locks nothing
+    else:
+        text = record_statements(*where, FIFO).stats  # whose counts have no order
     try:
         (row,) = server.repeat(lambda session: session.run(text).rows)
     except MissingTableError:
         return described
-    counts = dict(zip(_STATES, row, strict=False))
+    counts = dict.fromkeys(_STATES, 0) | dict(zip(_STATES, row, strict=False))
     unfinished = counts["ready"] + counts["claimed"] + counts["delayed"]
     return replace(described, unfinished=unfinished, blocked=0, **counts)

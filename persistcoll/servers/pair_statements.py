@@ -15,10 +15,15 @@ __all__ = ["PageStatements", "PairStatements", "create_pairs", "pair_statements"
 
 
 class PageStatements(NamedTuple):
-    """The statements that read a range of pairs in one order: low, high, limit -> rows."""
+    """The statements that read pairs in one order from a bound on: bound, limit -> rows.
+
+    The bound is an id or a key. In the order of ids or keys it is among what is read, in the reversed order
+    it is not. There is no second bound, because PostgreSQL takes a range of a table that it has not analyzed
+    for a small one, and sorts all of it for each page.
+    """
 
     sizes: str
-    """-> the sizes of the first values."""
+    """-> id, key, size of the value."""
     pairs: str
     """-> id, key, original key, seconds until it expires, crc, value."""
     keys: str
@@ -38,8 +43,10 @@ class PairStatements(NamedTuple):
     """key -> a row if the key is stored."""
     get_many: str
     """keys -> key, crc, value of those that are stored."""
+    find_keys: str
+    """keys -> id and whether it has expired, of those that are stored or expired."""
     lock_keys: str
-    """keys -> locks those that are stored or expired, in their order; id, whether it has expired."""
+    """keys -> the same, and locks them in their order."""
     lock_pair: str
     """key -> locks that pair; id, whether it has expired, crc, value."""
     insert: str
@@ -55,6 +62,8 @@ class PairStatements(NamedTuple):
     """key -> counts 1 if it was stored."""
     delete: str
     """ids -> deletes these rows."""
+    delete_if_expired: str
+    """ids -> deletes those of these rows whose time is over."""
     lock_expired: str
     """limit -> locks and returns the ids of pairs whose time is over."""
     delete_expired: str
@@ -66,9 +75,9 @@ class PairStatements(NamedTuple):
     last_id: str
     """-> the highest id, or null."""
     by_id: dict[bool, PageStatements]
-    """By whether the order is reversed: the pages of ids above ``low`` and below ``high``."""
+    """By whether the order is reversed: what reads pairs in the order of their ids."""
     by_key: dict[bool, PageStatements]
-    """The same: the pages of keys from ``low`` on and below ``high``."""
+    """The same in the order of their keys."""
     count_pairs: str
     """-> how many pairs there are."""
     stats: str
@@ -96,19 +105,21 @@ def pair_statements(dialect: Dialect, schema: str | None, number: int, store_id:
     columns = "item_key, name, crc, size, value"
     pair = "id, item_key, name"
     left = dialect.until("due")
+    is_over = f"{dialect.is_due_set} AND due <= {now}"
+    find_keys = f"SELECT id, due <= {now} FROM {table} WHERE {among_keys} ORDER BY item_key"
     number_of = f"SELECT count(*) FROM {table} WHERE {live}"
 
-    def pages(within: str, order: str) -> dict[bool, PageStatements]:
+    def pages(order: str) -> dict[bool, PageStatements]:
         def select(what: str, reverse: bool) -> str:
-            direction = "DESC" if reverse else "ASC"
+            begin, direction = ("<", "DESC") if reverse else (">=", "ASC")
             return (
-                f"SELECT {what} FROM {table} WHERE {within} AND {live} ORDER BY {order} {direction}"
-                " LIMIT %(limit)s"
+                f"SELECT {what} FROM {table} WHERE {order} {begin} %(bound)s AND {live}"
+                f" ORDER BY {order} {direction} LIMIT %(limit)s"
             )
 
         return {
             reverse: PageStatements(
-                sizes=select("size", reverse),
+                sizes=select("id, item_key, size", reverse),
                 pairs=select(f"{pair}, {left}, crc, value", reverse),
                 keys=select(f"{pair}, {left}", reverse),
             )
@@ -121,7 +132,8 @@ def pair_statements(dialect: Dialect, schema: str | None, number: int, store_id:
         get=f"SELECT crc, value FROM {table} WHERE {of_key} AND {live}",
         contains=f"SELECT 1 FROM {table} WHERE {of_key} AND {live}",
         get_many=f"SELECT item_key, crc, value FROM {table} WHERE {among_keys} AND {live}",
-        lock_keys=f"SELECT id, due <= {now} FROM {table} WHERE {among_keys} ORDER BY item_key FOR UPDATE",
+        find_keys=find_keys,
+        lock_keys=f"{find_keys} FOR UPDATE",
         lock_pair=f"SELECT id, due <= {now}, crc, value FROM {table} WHERE {of_key} FOR UPDATE",
         insert=f"INSERT INTO {table} ({columns})"
         f" VALUES (%(key)s, %(name)s, %(crc)s, %(size)s, %(value)s) {dialect.unless_key}",
@@ -132,9 +144,10 @@ def pair_statements(dialect: Dialect, schema: str | None, number: int, store_id:
         update=f"UPDATE {table} SET crc = %(crc)s, size = %(size)s, value = %(value)s WHERE id = %(id)s",
         remove=f"DELETE FROM {table} WHERE {of_key} AND {live}",
         delete=f"DELETE FROM {table} WHERE id {dialect.among('ids')}",
-        lock_expired=f"SELECT id FROM {table} WHERE {dialect.is_due_set} AND due <= {now} ORDER BY due"
-        " LIMIT %(limit)s FOR UPDATE SKIP LOCKED",
-        delete_expired=f"DELETE FROM {table} WHERE {dialect.is_due_set} AND due <= {now}",
+        delete_if_expired=f"DELETE FROM {table} WHERE id {dialect.among('ids')} AND {is_over}",
+        lock_expired=f"SELECT id FROM {table} WHERE {is_over} ORDER BY due LIMIT %(limit)s"
+        " FOR UPDATE SKIP LOCKED",
+        delete_expired=f"DELETE FROM {table} WHERE {is_over}",
         delete_all=f"DELETE FROM {table}",
         select_end={
             last: f"SELECT {pair}, crc, value FROM {table} WHERE {live}"
@@ -142,8 +155,8 @@ def pair_statements(dialect: Dialect, schema: str | None, number: int, store_id:
             for last in (False, True)
         },
         last_id=f"SELECT max(id) FROM {table}",
-        by_id=pages("id > %(low)s AND id < %(high)s", "id"),
-        by_key=pages("item_key >= %(low)s AND item_key < %(high)s", "item_key"),
+        by_id=pages("id"),
+        by_key=pages("item_key"),
         count_pairs=number_of,
         stats=f"SELECT ({number_of}), {dialect.size(table)}",
         token=dialect.token(table),

@@ -100,8 +100,9 @@ class ServerPairStore(BaseHandle, PairStore):
         self._rows.checked_key(key)
 
         def run(session: Session) -> T:
+            is_there = self._may_lock(session, key)
             while True:
-                id, present = self._locked(session, key)
+                id, present = self._locked(session, key) if is_there else (None, None)
                 value, result = change(present)
                 if value is present:
                     return result
@@ -110,10 +111,18 @@ class ServerPairStore(BaseHandle, PairStore):
                 elif id is not None:
                     session.run(self._sql.update, id=id, **self._rows.columns(key, value))
                 elif not self._insert(session, key, original_key, value):
+                    is_there = True
                     continue
                 return result
 
         return self._write(run)
+
+    def _may_lock(self, session: Session, key: bytes) -> bool:
+        """Tell whether a lock of this key keeps nobody from setting others.
+
+        That of a missing key would, to the end of the caller's transaction, at MySQL's REPEATABLE READ.
+        """
+        return not self._is_joined or bool(session.run(self._sql.contains, key=key).rows)
 
     def _locked(self, session: Session, key: bytes) -> tuple[int | None, bytes | None]:
         """Lock a pair, and return its id and value. An expired one is deleted."""
@@ -133,7 +142,11 @@ class ServerPairStore(BaseHandle, PairStore):
 
     def remove(self, key: bytes) -> bool:
         self._check()
-        return self._write(lambda session: session.run(self._sql.remove, key=key).count > 0)
+
+        def run(session: Session) -> bool:
+            return self._may_lock(session, key) and session.run(self._sql.remove, key=key).count > 0
+
+        return self._write(run)
 
     # Several keys.
 
@@ -155,10 +168,11 @@ class ServerPairStore(BaseHandle, PairStore):
         def run(session: Session) -> None:
             if seconds is not None and not self._is_joined:
                 self._sweep(session)
-            # In one order, so that two calls do not wait for each other. And a pair that another transaction
-            # deletes is gone before the new one gets its id, so that no iteration gives both.
-            rows = session.run(self._sql.lock_keys, keys=sorted(pairs)).rows
-            self._delete(session, [id for id, is_expired in rows if is_expired])
+            # Locked in one order, so that two calls do not wait for each other. And a pair that another
+            # transaction deletes is gone before the new one gets its id, so that no iteration gives both.
+            find = self._sql.find_keys if self._is_joined else self._sql.lock_keys
+            rows = session.run(find, keys=sorted(pairs)).rows
+            self._delete(session, self._sql.delete_if_expired, [id for id, is_expired in rows if is_expired])
             self._upsert(session, list(pairs.values()), seconds)
 
         if pairs:
@@ -166,11 +180,11 @@ class ServerPairStore(BaseHandle, PairStore):
 
     def _sweep(self, session: Session) -> None:
         rows = session.run(self._sql.lock_expired, limit=_SWEPT).rows
-        self._delete(session, [id for (id,) in rows])
+        self._delete(session, self._sql.delete, [id for (id,) in rows])
 
-    def _delete(self, session: Session, ids: list[int]) -> None:
+    def _delete(self, session: Session, text: str, ids: list[int]) -> None:
         if ids:
-            session.run(self._sql.delete, ids=ids)
+            session.run(text, ids=ids)
 
     def _upsert(self, session: Session, pairs: list[dict[str, Any]], seconds: float | None) -> None:
         many = self._sql.upsert_many

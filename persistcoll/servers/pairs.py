@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any
 from zlib import crc32
 
@@ -88,8 +89,8 @@ class PairPages(Iterator[Pair]):
     transaction is open. Only one thread may use it.
 
     :param query: given a statement and its parameters, returns the rows.
-    :param within: the limits of the range.
-    :param by_key: it is a range of keys, of which the lower one is in it; otherwise of ids.
+    :param within: the range, from the first one on and below the second one.
+    :param by_key: it is a range of keys; otherwise of ids.
     :param clock: returns the time in seconds, by which pairs expire that have been read.
     """
 
@@ -129,30 +130,34 @@ class PairPages(Iterator[Pair]):
                 raise StopIteration
             # It ends here if the read fails, because the next read of the same range would fail as well.
             self._is_last = True
-            page = self._next_page()
-            self._page = iter(page)
+            self._page = iter(self._next_page())
 
     def _next_page(self) -> list[Any]:
-        within = {"low": self._low, "high": self._high}
         limit = _PAGE
         if self._values:
-            limit = _first([size for (size,) in self._query(self._sql.sizes, limit=_PAGE, **within)])
+            limit = _first([size for _, _, size in self._read(self._sql.sizes, _PAGE)])
+            if not limit:
+                return []
         # Before the statement, because the server computes from its begin what is left of each pair's time.
         self._read_at = self._clock()
-        text = self._sql.pairs if self._values else self._sql.keys
-        page = self._query(text, limit=limit, **within) if limit else []
-        if limit and len(page) == limit:
-            id, key, *_ = page[-1]
-            self._advance(bytes(key) if self._by_key else id)
+        page = self._read(self._sql.pairs if self._values else self._sql.keys, limit)
+        if len(page) == limit:
+            last = self._position(page[-1])
+            if self._reverse:
+                self._high = last
+            else:
+                self._low = last + b"\0" if self._by_key else last + 1
             self._is_last = False
         return page
 
-    def _advance(self, last: Any) -> None:
-        """Leave out of the range what came until that key or id."""
-        if self._reverse:
-            self._high = last
-        else:
-            self._low = last + b"\0" if self._by_key else last
+    def _read(self, text: str, limit: int) -> list[Any]:
+        """Return the next rows of the range."""
+        rows = self._query(text, bound=self._high if self._reverse else self._low, limit=limit)
+        return list(takewhile(lambda row: self._low <= self._position(row) < self._high, rows))
+
+    def _position(self, row: Any) -> Any:
+        id, key, *_ = row
+        return bytes(key) if self._by_key else id
 
 
 def _first(sizes: list[int]) -> int:

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from persistcoll import BackendUnavailableError, CollectionInfo, StorageError, StoreMissingError, collections
+from persistcoll import (
+    BackendUnavailableError,
+    CollectionInfo,
+    PDict,
+    StorageError,
+    StoreMissingError,
+    collections,
+)
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.sessions import SERVERS
 from tests.catalog.kinds import COUNTS, told_of
@@ -97,6 +104,21 @@ def test_the_counts_are_those_of_the_container(place, opened):
     assert counts == told_of(queue)
     assert counts == dict(zip(COUNTS, (6, 5, 1, 0, 2, 3, 4, 0), strict=True))
     assert (found["delayed"].ready, found["delayed"].delayed, found["delayed"].unfinished) == (0, 1, 1)
+
+
+def test_a_dict_is_told_without_what_has_expired(place):
+    with PDict(
+        place.address.shown, "ages", password=place.address.password, schema=place.schema, **PLAIN
+    ) as ages:
+        ages.update(ann=41, bob=17)
+        ages.set("gone", 1, ttl=0.001)
+        time.sleep(0.01)
+        before = tables(place)
+        found = look(place)["ages"]
+        assert tables(place) == before
+        assert (found.kind, found.serializer) == ("dict", "json")
+        assert {name: getattr(found, name) for name in COUNTS} == told_of(ages)
+        assert (found.ready, found.unfinished, found.claimed) == (2, 2, 0)
 
 
 def later(place: Place) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, ClaimPolicy, Entry
 from persistcoll.servers.address import MYSQL, POSTGRESQL
-from persistcoll.servers.open import open_record_store
+from persistcoll.servers.handle import PAGE
+from persistcoll.servers.open import open_pair_store, open_record_store
 
 ROWS = 3000
 PARAMETERS = {
@@ -18,6 +19,14 @@ PARAMETERS = {
     "most": 1, "state": 4, "frees": False, "seconds": None, "new": 99999, "key": b"k", "mark": 1, "crc": 1,
     "payload": b"", "low": 5, "high": 90, "keep": 3, "tells": True, "reason": b"why",
 }  # fmt: skip
+PAIR_PARAMETERS = {
+    **PARAMETERS, "key": b"key 5", "keys": [b"key 5", b"key 6", b"key 7"], "name": b"", "size": 1,
+    "value": b"x", "seconds": None,
+}  # fmt: skip
+OF_PAIRS = (
+    "get", "contains", "get_many", "find_keys", "lock_keys", "lock_pair", "update", "remove", "delete",
+    "delete_if_expired", "lock_expired", "last_id", "token",
+)  # fmt: skip
 OFTEN = (
     "look", "claim_next", "lock_next", "lock_by_id", "lock_after", "claim", "unclaim", "finish_ready",
     "delete", "settle", "delete_claim", "renumber", "lock_due", "lock_held", "come_back", "lock_ready",
@@ -26,7 +35,7 @@ OFTEN = (
 )  # fmt: skip
 
 
-def full_scans(place, text, parameters=PARAMETERS):
+def full_scans(place, text, parameters):
     """Return what a plan does that grows with the table: scans of all rows, and sorts."""
     if place.kind == POSTGRESQL:
         place.run(f"SET search_path = {place.name}")
@@ -59,7 +68,7 @@ def test_no_statement_that_runs_often_reads_all_rows(place, discipline):
             text = getattr(store._sql, name)
             if text is None or (name == "has_key" and not discipline.unique):
                 continue
-            found = full_scans(place, text)
+            found = full_scans(place, text, PARAMETERS)
             # A table of MySQL without rows is read by any means.
             if found and (place.kind == POSTGRESQL or when != "empty"):
                 wrong[name, when] = found
@@ -76,3 +85,50 @@ def test_no_statement_that_runs_often_reads_all_rows(place, discipline):
     look("analyzed while full")
     store.close()
     assert wrong == {}
+
+
+def pages_of_pairs(sql):
+    """Return the statements with which a dict is read page by page, by name, and their parameters."""
+    for order, bound in (("by_id", 700), ("by_key", b"key 5")):
+        for reverse, page in getattr(sql, order).items():
+            for what, text in page._asdict().items():
+                yield f"{order} {what} {reverse}", text, {"bound": bound, "limit": PAGE}
+
+
+def test_no_statement_of_a_dict_reads_all_rows(place):
+    store = open_pair_store(
+        place.address, name="d", serializer="raw", durability="process", schema=place.schema
+    )
+    table = f"{place.name}.pc_1"
+    analyze = f"ANALYZE TABLE {table}" if place.kind == MYSQL else f"ANALYZE {table}"
+    wrong = {}
+    # PostgreSQL sorts a small table rather than read it by an index.
+    rows = 20_000 if place.kind == POSTGRESQL else ROWS
+
+    def look(when):
+        texts = {name: getattr(store._sql, name) for name in OF_PAIRS}
+        texts |= {f"end {last}": text for last, text in store._sql.select_end.items()}
+        for name, text in texts.items():
+            found = full_scans(place, text, PAIR_PARAMETERS)
+            # The keys that a call names are sorted, however many pairs there are.
+            wrong[name, when] = [each for each in found if "keys" not in name or "Sort" not in str(each)]
+        # A page of an empty table is sorted, because that is all of it.
+        for name, text, parameters in pages_of_pairs(store._sql) if store.count() else ():
+            wrong[name, when] = full_scans(place, text, parameters)
+
+    def fill():
+        store.set_many([(b"key %d" % number, b"", b"x" * 50) for number in range(rows)])
+        store.set_many([(b"until %d" % number, b"", b"x" * 50) for number in range(ROWS // 3)], 3600.0)
+
+    if place.kind == POSTGRESQL:
+        look("never analyzed, empty")
+    fill()
+    look("never analyzed")
+    place.run(f"TRUNCATE TABLE {table}")
+    place.run(analyze)
+    fill()
+    look("analyzed while empty")
+    place.run(analyze)
+    look("analyzed while full")
+    store.close()
+    assert {name: found for name, found in wrong.items() if found} == {}
