@@ -5,12 +5,15 @@ Each statement reads, and is a transaction of its own: nothing is made, locked o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo, Registered
 from persistcoll.servers.address import Address
 from persistcoll.servers.driver import MissingTableError
-from persistcoll.servers.open import DICT, server_at
+from persistcoll.servers.message_statements import MESSAGE_STATES, message_statements
+from persistcoll.servers.open import DICT, MESSAGES, server_at
 from persistcoll.servers.pair_statements import pair_statements
 from persistcoll.servers.schema import VERSION, registered
 from persistcoll.servers.sessions import Server
@@ -22,6 +25,7 @@ _QUEUES = {discipline.name + ack for discipline in (FIFO, LIFO, PRIORITY, UNIQUE
 """The kinds of queues of which this version can count what they hold."""
 _STATES = ("ready", "claimed", "delayed", "done", "failed", "dead")
 """The states in the order of ``RecordStatements.stats``."""
+_NONE = dict.fromkeys((*_STATES, "blocked"), 0)
 
 
 def inspect(address: Address, schema: str | None) -> list[CollectionInfo]:
@@ -42,17 +46,20 @@ def _describe(server: Server, one: Registered) -> CollectionInfo:
     described = CollectionInfo(
         one.kind, one.name, str(server.address), one.serializer, one.version, one.created
     )
-    if not 1 <= one.version <= VERSION or one.kind not in {DICT, *_QUEUES}:
+    if not 1 <= one.version <= VERSION or one.kind not in {DICT, MESSAGES, *_QUEUES}:
         return described
     where = server.driver.dialect, server.schema, one.number
+    states: Sequence[str] = _STATES
     if one.kind == DICT:
         text = pair_statements(*where, b"").count_pairs  # which locks nothing
+    elif one.kind == MESSAGES:
+        text, states = message_statements(*where).stats, MESSAGE_STATES
     else:
         text = record_statements(*where, FIFO).stats  # whose counts have no order
     try:
         (row,) = server.repeat(lambda session: session.run(text).rows)
     except MissingTableError:
         return described
-    counts = dict.fromkeys(_STATES, 0) | dict(zip(_STATES, row, strict=False))
-    unfinished = counts["ready"] + counts["claimed"] + counts["delayed"]
-    return replace(described, unfinished=unfinished, blocked=0, **counts)
+    counts: dict[str, Any] = _NONE | {state: int(count) for state, count in zip(states, row, strict=False)}
+    unfinished = sum(counts[state] for state in ("ready", "claimed", "delayed", "blocked"))
+    return replace(described, unfinished=unfinished, **counts)

@@ -22,6 +22,7 @@ __all__ = [
     "DEAD",
     "DELAYED",
     "DONE",
+    "MESSAGE_STATES",
     "READY",
     "SKIPPING",
     "MessageDialect",
@@ -34,6 +35,8 @@ READY, CLAIMED, DELAYED, BLOCKED, DONE, DEAD = (
     NUMBERS[state]
     for state in (State.READY, State.CLAIMED, State.DELAYED, State.BLOCKED, State.DONE, State.DEAD)
 )
+MESSAGE_STATES = ("ready", "claimed", "delayed", "blocked", "done", "dead")
+"""The states in the order of ``MessageStatements.stats``."""
 SKIPPING = "FOR UPDATE SKIP LOCKED"
 """The end of each statement that locks what no other transaction has locked."""
 _BARE = 13

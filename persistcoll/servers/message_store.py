@@ -16,6 +16,7 @@ from persistcoll.errors import Empty, StaleClaimError
 from persistcoll.servers.message_claiming import ClaimingMessages
 from persistcoll.servers.message_life import MessageLife
 from persistcoll.servers.message_rows import LONGEST_SPAN, NO_LEASE, MessageRow, later
+from persistcoll.servers.message_statements import MESSAGE_STATES
 from persistcoll.servers.message_topics import (
     Gate,
     change_gate,
@@ -29,9 +30,6 @@ from persistcoll.servers.sessions import Session
 from persistcoll.servers.statements import NUMBERS
 
 __all__ = ["ServerMessageStore"]
-
-_STATES = ("ready", "claimed", "delayed", "blocked", "done", "dead")
-"""The states in the order of ``MessageStatements.stats``."""
 
 
 class ServerMessageStore(ClaimingMessages, MessageStore):
@@ -235,8 +233,8 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
     def stats(self, topic: str | None = None) -> Stats:
         text, where = self._of(topic, self._sql.stats, self._sql.stats_of)
         ((*numbers,),) = self._read(text, **where)
-        width = len(_STATES)
-        counts = {name: int(number) for name, number in zip(_STATES, numbers, strict=False)}
+        width = len(MESSAGE_STATES)
+        counts = {name: int(number) for name, number in zip(MESSAGE_STATES, numbers, strict=False)}
         age = None if numbers[width] is None else max(0.0, float(numbers[width]))
         if topic is not None:
             return Stats(**counts, oldest_age=age)

@@ -58,12 +58,13 @@ def look(place: Place) -> dict[str | None, CollectionInfo]:
 def tables(place: Place) -> dict[str, Any]:
     """Everything in the place: the rows of each table, with PostgreSQL's version of each row."""
     names = place.run(
-        "SELECT table_name FROM information_schema.tables WHERE table_schema = %(schema)s", schema=place.name
+        "SELECT concat(table_name, '') FROM information_schema.tables WHERE table_schema = %(schema)s",
+        schema=place.name,
     )
     texts = sorted(name.decode() if isinstance(name, bytes) else name for (name,) in names)
-    version = "" if place.kind == MYSQL else "xmin::text, ctid::text, "
+    columns = "t.*" if place.kind == MYSQL else "xmin::text, ctid::text, t::text"
     return {
-        text: sorted(map(repr, place.run(f"SELECT {version}t.* FROM {place.name}.{text} AS t")))
+        text: sorted(map(repr, place.run(f"SELECT {columns} FROM {place.name}.{text} AS t")))
         for text in texts
     }
 

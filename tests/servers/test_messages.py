@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import persistcoll
 from persistcoll import (
     Backoff,
     DuplicateError,
@@ -22,6 +23,7 @@ from persistcoll import (
     StoreKindError,
     StoreMissingError,
     Worker,
+    ddl,
 )
 from persistcoll.engine.message_events import EventKind
 from persistcoll.engine.records import State
@@ -284,3 +286,34 @@ def test_signed_bodies_are_checked(place, open_messages):
     jobs = open_messages("jobs", serializer=serializer)
     jobs.put_many(["a", "b"])
     assert [message.body for message in jobs.get_many(2)] == ["a", "b"]
+
+
+def test_the_statements_of_ddl_make_the_queue(place, open_messages):
+    statements = ddl(
+        MessageQueue, "jobs", place.address.shown, password=place.address.password, schema=place.schema
+    )
+    for text in statements.split(";\n"):
+        if text.strip():
+            place.run(f"USE {place.name}") if place.kind == MYSQL else None
+            place.run(text)
+    jobs = open_messages("jobs", create=False)
+    jobs.put("a", group="g", key="k")
+    assert jobs.get().body == "a"
+
+
+def test_what_a_queue_holds_is_told_without_opening_it(place, open_messages, monkeypatch):
+    jobs = open_messages("jobs", serializer="json", keep_done=5)
+    jobs.put_many([1, 2], group="g")
+    jobs.put_many([3, 4, 5, 6])
+    jobs.put(7, delay=3600)
+    one, three, four = jobs.get_many(3)
+    three.ack()
+    four.fail()
+    if place.address.password is not None:
+        monkeypatch.setenv("PERSISTCOLL_PASSWORD", place.address.password)
+    found = persistcoll.collections(place.address.shown, schema=place.schema)["jobs"]
+    assert (found.kind, found.serializer) == ("messages", "json")
+    counts = [getattr(found, state) for state in ("ready", "claimed", "delayed", "blocked", "done", "dead")]
+    assert counts == [2, 1, 1, 1, 1, 1]
+    assert found.unfinished == 5
+    one.ack()
