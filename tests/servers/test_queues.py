@@ -262,7 +262,7 @@ def test_the_statements_of_ddl_make_a_queue(place, open_queue, request, which):
     assert sorted([queue.get(), queue.get()]) == ["a", "b"]
     wrong: Any
     for wrong in (persistcoll.SQLiteQueue, "fifo"):
-        with pytest.raises(TypeError, match="class of queues on a server"):
+        with pytest.raises(TypeError, match="class of collections on a server"):
             ddl(wrong, **place.where)
 
 
