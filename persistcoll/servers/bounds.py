@@ -35,7 +35,7 @@ class Bound:
 
         The statements that follow see what the transaction before has committed.
         """
-        session.run(self._lock, number=self._number)
+        session.defer(self._lock, number=self._number)
 
     def check(self, session: Session, capacity: int) -> None:
         """Raise ``Full`` if there is more than the queue takes."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from persistcoll.engine.contracts import Claim, Select
 from persistcoll.engine.records import NACKED, ClaimPolicy, Discipline, Record, State
 from persistcoll.errors import NotClaimedError, StaleClaimError
+from persistcoll.servers.driver import Deferred
 from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
 from persistcoll.servers.schema import Collection
@@ -272,9 +273,21 @@ class ClaimingHandle(Handle):
 
     def _settle(self, session: Session, id: int, fence: int, end: _End) -> bool:
         """End a claim, and return whether it was active."""
+        ended = self._send_end(session, id, fence, end)
+        session.flush()
+        return ended.count > 0
+
+    def _settle_each(self, session: Session, ends: Sequence[tuple[Claim, _End]]) -> list[Claim]:
+        """End claims, and return those that were active."""
+        sent = [(claim, self._send_end(session, *claim, end)) for claim, end in ends]
+        session.flush()
+        return [claim for claim, ended in sent if ended.count]
+
+    def _send_end(self, session: Session, id: int, fence: int, end: _End) -> Deferred:
+        """Have a claim ended by a statement that counts 1 if the claim was active."""
         state, seconds, tells, reason = end
         if state is State.DONE and not self._retry.keep_done:
-            return session.run(self._sql.delete_claim, id=id, fence=fence).count > 0
+            return session.defer(self._sql.delete_claim, id=id, fence=fence)
         parameters = {
             "state": NUMBERS[state],
             "frees": state in FINISHED,
@@ -282,7 +295,7 @@ class ClaimingHandle(Handle):
             "tells": tells,
             "reason": None if reason is None else reason.encode(errors="backslashreplace"),
         }
-        return session.run(self._sql.settle, id=id, fence=fence, **parameters).count > 0
+        return session.defer(self._sql.settle, id=id, fence=fence, **parameters)
 
     def _settle_one(self, id: int, held: _Held, end: _End) -> None:
         """End a claim in one statement.
@@ -324,9 +337,10 @@ class ClaimingHandle(Handle):
         ends = [(id, each, end_of(each)) for id, each in sorted(held.items())]
 
         def settle(session: Session) -> None:
-            lost = [id for id, (fence, _), end in ends if not self._settle(session, id, fence, end)]
-            if lost:
-                raise _stale(lost)
+            claims = [((id, fence), end) for id, (fence, _), end in ends]
+            settled = self._settle_each(session, claims)
+            if len(settled) < len(claims):
+                raise _stale([id for (id, fence), _ in claims if (id, fence) not in settled])
 
         if len(ends) == 1:
             self._settle_one(*ends[0])
@@ -383,8 +397,8 @@ class ClaimingHandle(Handle):
             first, *others = self._sql.draw_id
             new = session.run(first).id
             for text in others:
-                session.run(text, id=new)
-            session.run(self._sql.renumber, id=id, new=new)
+                session.defer(text, id=new)
+            session.defer(self._sql.renumber, id=id, new=new)
             return new
 
         new = self._transact(move)
@@ -395,9 +409,7 @@ class ClaimingHandle(Handle):
         self._check()
 
         def end(session: Session) -> list[Claim]:
-            return [
-                (id, fence) for id, fence in sorted(claims) if self._settle(session, id, fence, _RELEASED)
-            ]
+            return self._settle_each(session, [(claim, _RELEASED) for claim in sorted(claims)])
 
         released = self._transact(end, sync=False) if claims else []
         for id, fence in released:
@@ -424,7 +436,7 @@ class ClaimingHandle(Handle):
                 found = session.run(self._sql.lock_oldest, state=number, id=rows[0][0], limit=page).rows
                 if not found:
                     break
-                session.run(self._sql.delete, ids=[id for (id,) in found])
+                session.defer(self._sql.delete, ids=[id for (id,) in found])
                 total += len(found)
             return total
 

@@ -69,6 +69,18 @@ class Deferred:
     def __init__(self, result: Result | None = None) -> None:
         self.result = result
 
+    @property
+    def count(self) -> int:
+        """How many rows it has changed. It was sent."""
+        assert self.result is not None
+        return self.result.count
+
+    @property
+    def id(self) -> int:
+        """The id of the row that it has inserted. It was sent."""
+        assert self.result is not None
+        return self.result.id
+
 
 def answer_timeout(timeout: float) -> float:
     """Return the seconds after which an answer counts as lost, which a network may swallow without a trace.

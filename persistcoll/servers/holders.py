@@ -175,7 +175,7 @@ class Holding:
             holder, fence = lost
 
             def release(session: Session, holder: int = holder, fence: int = fence) -> None:
-                session.run(self._sql.release_fence, holder=holder, fence=fence)
+                session.defer(self._sql.release_fence, holder=holder, fence=fence)
 
             try:
                 self._server.repeat(release)
@@ -224,7 +224,7 @@ class Holding:
         What another transaction has locked stays, and the holder with it.
         """
         count = self._all_come_back(session, reason, self._sql.lock_held, holder=holder)
-        session.run(self._sql.forget_holder, holder=holder)
+        session.defer(self._sql.forget_holder, holder=holder)
         return count
 
     def _all_come_back(self, session: Session, reason: str, lock: str, **where: Any) -> int:
@@ -241,7 +241,7 @@ class Holding:
         ids = [id for (id,) in session.run(lock, limit=_PAGE, **where).rows]
         if ids:
             why = reason.encode()
-            session.run(self._sql.come_back, ids=ids, most=self._retry.max_attempts, reason=why)
+            session.defer(self._sql.come_back, ids=ids, most=self._retry.max_attempts, reason=why)
         return len(ids)
 
     # The end.

@@ -66,7 +66,7 @@ class ServerPairStore(BaseHandle, PairStore):
         lock = self._sql.lock_alone if alone else self._sql.lock_shared
 
         def locked(session: Session) -> T:
-            session.run(lock)
+            session.defer(lock)
             return work(session)
 
         return self._where().transact(locked, number=self._number)
@@ -107,9 +107,9 @@ class ServerPairStore(BaseHandle, PairStore):
                 if value is present:
                     return result
                 if value is None:
-                    session.run(self._sql.delete, ids=[id])
+                    session.defer(self._sql.delete, ids=[id])
                 elif id is not None:
-                    session.run(self._sql.update, id=id, **self._rows.columns(key, value))
+                    session.defer(self._sql.update, id=id, **self._rows.columns(key, value))
                 elif not self._insert(session, key, original_key, value):
                     is_there = True
                     continue
@@ -129,7 +129,7 @@ class ServerPairStore(BaseHandle, PairStore):
         for id, is_expired, crc, value in session.run(self._sql.lock_pair, key=key).rows:
             if not is_expired:
                 return id, self._rows.verify(key, crc, value)
-            session.run(self._sql.delete, ids=[id])
+            session.defer(self._sql.delete, ids=[id])
         return None, None
 
     def _insert(self, session: Session, key: bytes, name: bytes, value: bytes) -> bool:
@@ -184,16 +184,16 @@ class ServerPairStore(BaseHandle, PairStore):
 
     def _delete(self, session: Session, text: str, ids: list[int]) -> None:
         if ids:
-            session.run(text, ids=ids)
+            session.defer(text, ids=ids)
 
     def _upsert(self, session: Session, pairs: list[dict[str, Any]], seconds: float | None) -> None:
         many = self._sql.upsert_many
         if many is None or len(pairs) == 1:
             for pair in pairs:
-                session.run(self._sql.upsert, seconds=seconds, **pair)
+                session.defer(self._sql.upsert, seconds=seconds, **pair)
             return
         columns = {f"{name}s": [pair[name] for pair in pairs] for name in pairs[0]}
-        session.run(many, seconds=seconds, **columns)
+        session.defer(many, seconds=seconds, **columns)
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         self._check()
@@ -204,7 +204,7 @@ class ServerPairStore(BaseHandle, PairStore):
                 raise KeyError("the dict is empty")
             ((id, *pair),) = rows
             result = decode(self._rows.pair(*pair))
-            session.run(self._sql.delete, ids=[id])
+            session.defer(self._sql.delete, ids=[id])
             return result
 
         # Alone, so that no other transaction sets or removes what is the first or last pair.
@@ -214,7 +214,7 @@ class ServerPairStore(BaseHandle, PairStore):
         self._check()
 
         def run(session: Session) -> int:
-            session.run(self._sql.delete_expired)
+            session.defer(self._sql.delete_expired)
             return session.run(self._sql.delete_all).count
 
         return self._write(run, alone=True)

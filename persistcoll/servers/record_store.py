@@ -114,13 +114,17 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             names = ("place", "mark", "crc", "payload", "state", "delay")
             columns = {f"{name}s": [row[name] for row in rows] for name in names}
             return sorted(id for (id,) in session.run(many, **columns).rows)
+        if not self._discipline.unique:
+            inserted = [session.defer(self._sql.insert, **row) for row in rows]
+            session.flush()
+            return [each.id for each in inserted]
         ids: list[int | None] = []
         for row in rows:
             result = session.run(self._sql.insert, **row)
             # A record that is dead by now, because its lease is over, has no active key.
-            if not result.count and self._promote_page(session):
+            if not result.id and self._promote_page(session):
                 result = session.run(self._sql.insert, **row)
-            ids.append(result.id if result.count else None)
+            ids.append(result.id or None)
         return ids
 
     # Claiming.
@@ -202,7 +206,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
                 ids.append(id)
                 keys.update(() if key is None else (key,))
         if ids:
-            session.run(self._sql.requeue, ids=ids)
+            session.defer(self._sql.requeue, ids=ids)
         return len(ids)
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
@@ -223,7 +227,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             if not rows:
                 return None
             ((found, *_),) = rows
-            session.run(self._sql.delete, ids=[found])
+            session.defer(self._sql.delete, ids=[found])
             return cast(int, found)
 
         return self._transact(remove)
@@ -235,7 +239,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         def clear(session: Session) -> int:
             total = 0
             while ids := [id for (id,) in session.run(self._sql.lock_ready, limit=PAGE).rows]:
-                session.run(self._sql.delete, ids=ids)
+                session.defer(self._sql.delete, ids=ids)
                 total += len(ids)
             return total
 

@@ -87,6 +87,10 @@ class Session:
         """Run one statement together with the next one, or with the commit."""
         return self.connection.defer(text, parameters)
 
+    def flush(self) -> None:
+        """Run now what is deferred."""
+        self.connection.flush()
+
     def note(self, text: str, number: int, puts: int) -> None:
         """Note the next call, as a part of its transaction.
 
@@ -126,7 +130,7 @@ class Transaction:
     def flush(self) -> None:
         """Run now what waits for the commit."""
         assert self._session is not None
-        self._session.connection.flush()
+        self._session.flush()
 
     def insert(self, text: str, parameters: Mapping[str, Any], number: int) -> None:
         """Insert one row, and note the call as a put and with the id of the row. See :attr:`id`."""
@@ -138,8 +142,7 @@ class Transaction:
     def id(self) -> int:
         """After the commit, the id of the row that :meth:`insert` has inserted."""
         assert self._inserted is not None
-        assert self._inserted.result is not None
-        return self._inserted.result.id
+        return self._inserted.id
 
     def commit(self) -> None:
         """Commit the transaction.

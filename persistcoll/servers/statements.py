@@ -106,7 +106,7 @@ class RecordStatements(NamedTuple):
     """Make the table and its indexes."""
     insert: str
     """place, key, mark, crc, payload, delay, state -> a ready row, or one that is delayed by so many seconds;
-    counts 0 if the key is active."""
+    its id, or 0 if the key is active."""
     insert_many: str | None
     """places, marks, crcs, payloads, delays, states -> such rows without keys; their ids. ``None``: one by
     one."""

@@ -147,9 +147,7 @@ def crew(server, proxy, tmp_path, rng) -> Iterator[Callable[..., Crew]]:
 
 
 SHORT = pytest.param(60, ["worker", "server", "putter"], id="some")
-LONG = pytest.param(
-    700, ["worker"] * 10 + ["putter"] * 4 + ["server"] * 6, id="many", marks=pytest.mark.long
-)
+LONG = pytest.param(700, ["worker"] * 10 + ["putter"] * 4 + ["server"] * 6, id="many", marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize(("items", "steps"), [SHORT, LONG])

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -347,6 +348,28 @@ def test_names_are_told_apart(open_queue):
     for name in names:
         again = open_queue(name=name)
         assert (again.name, again.get(block=False), len(again)) == (name, name, 0)
+
+
+def test_an_equal_item_is_refused_where_a_connection_counts_what_it_found(place, open_queue):
+    queue = open_queue("UniqueQueue")
+    if place.kind == MYSQL:
+        pymysql = pytest.importorskip("pymysql")
+        host, port = place.address.hosts[0]
+        connection: Any = pymysql.connect(
+            host=host,
+            port=port,
+            user=place.address.user,
+            password=place.address.password or "",
+            database=place.address.database,
+            client_flag=pymysql.constants.CLIENT.FOUND_ROWS,
+        )
+    else:
+        connection = CallerConnection(place).connection
+    with closing(connection):
+        assert [queue.put("a", connection=connection), queue.put("b", connection=connection)] == [1, 2]
+        assert queue.put("a", connection=connection) is None
+        connection.commit()
+    assert queue.qsize() == 2
 
 
 def test_priorities_that_no_server_orders_are_refused(open_queue):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -177,20 +177,36 @@ class _Connection:
         return self._execute([Step(text, parameters)])[0]
 
     def _execute(self, steps: Sequence[Step]) -> list[Result]:
-        """Run statements in one packet, and return their results."""
+        """Run statements, as many in each packet as the server takes, and return their results."""
         try:
             for step in steps:
                 self._refuse_too_large(step)
             # The class is named, because a caller's connection may have another one.
             with self._connection.cursor(_pymysql().cursors.Cursor) as cursor:
-                cursor.execute("; ".join([cursor.mogrify(step.text, step.parameters) for step in steps]))
-                results = [_result(cursor)]
-                while cursor.nextset():
+                results = []
+                for packet in self._packets([cursor.mogrify(step.text, step.parameters) for step in steps]):
+                    cursor.execute(packet)
                     results.append(_result(cursor))
+                    while cursor.nextset():
+                        results.append(_result(cursor))
                 return results
         except self._error as error:
             number, message = _number_and_text(error)
             raise translate(number, message, "a statement") from error
+
+    def _packets(self, texts: Sequence[str]) -> Iterator[str]:
+        """Join texts to packets that are not too large, unless one text alone is."""
+        packet: list[str] = []
+        size = 0
+        for text in texts:
+            # A character of a text has at most 4 bytes, and one of binary data 1.
+            length = len(text) if text.isascii() else 4 * len(text)
+            if packet and size + length > self.max_payload:
+                yield "; ".join(packet)
+                packet, size = [], 0
+            packet.append(text)
+            size += length
+        yield "; ".join(packet)
 
     def _refuse_too_large(self, step: Step) -> None:
         payload = step.parameters.get("payload", b"") if step.parameters else b""

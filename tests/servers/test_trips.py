@@ -1,0 +1,79 @@
+"""How many trips to the server each operation takes: a trip costs as much as a statement, or more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from persistcoll import PDict
+from persistcoll.servers.address import POSTGRESQL
+from persistcoll.servers.mysql import connection as mysql
+from persistcoll.servers.postgres import connection as postgres
+
+
+@pytest.fixture
+def trips(monkeypatch) -> list[list[str]]:
+    """Return a list of trips, each of them the first words of its statements."""
+    made: list[list[str]] = []
+    for kind in (mysql._OwnConnection, postgres._OwnConnection):
+
+        def send(self, steps, original=kind._send):
+            made.append([step.text.split()[0] for step in steps])
+            return original(self, steps)
+
+        monkeypatch.setattr(kind, "_send", send)
+    return made
+
+
+Made = dict[str, tuple[str, Callable[[Any], object], int, int]]
+"""The class, a call, and the trips to PostgreSQL and to MySQL."""
+
+QUEUES: Made = {
+    "put": ("Queue", lambda queue: queue.put("x"), 1, 1),
+    "put_many": ("Queue", lambda queue: queue.put_many("xyz"), 2, 2),
+    "get": ("Queue", lambda queue: queue.get(), 2, 2),
+    "get_many": ("Queue", lambda queue: queue.get_many(3), 2, 2),
+    "empty": ("Queue", lambda queue: queue.empty(), 1, 1),
+    "qsize": ("Queue", lambda queue: queue.qsize(), 2, 2),
+    "put of what is unique": ("UniqueQueue", lambda queue: queue.put(queue.qsize()), 4, 4),
+    "claim": ("AckQueue", lambda queue: queue.get(), 1, 2),
+    "claim of several": ("AckQueue", lambda queue: queue.get_many(3), 1, 2),
+    "claim and ack": ("AckQueue", lambda queue: (queue.get(), queue.task_done()), 2, 3),
+    "claim and ack of several": ("AckQueue", lambda queue: queue.ack_many(queue.get_many(3)), 3, 4),
+    "claim and nack": ("AckQueue", lambda queue: queue.nack(queue.get()), 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", QUEUES)
+def test_the_trips_of_a_queue(place, open_queue, trips, name):
+    which, call, on_postgres, on_mysql = QUEUES[name]
+    queue = open_queue(which)
+    queue.put_many(f"{number}" for number in range(40))
+    for _ in range(3):  # the first makes the holder, and the second prepares statements
+        call(queue)
+    trips.clear()
+    call(queue)
+    assert len(trips) == (on_postgres if place.kind == POSTGRESQL else on_mysql), trips
+
+
+DICTS: dict[str, tuple[Callable[[Any], object], int]] = {
+    "set": (lambda pairs: pairs.__setitem__("a", 1), 2),
+    "get": (lambda pairs: pairs["a"], 1),
+    "incr": (lambda pairs: pairs.incr("n"), 2),
+    "set_many": (lambda pairs: pairs.set_many({"a": 1, "b": 2}), 2),
+    "pop": (lambda pairs: pairs.pop("b", None), 2),
+}
+
+
+@pytest.mark.parametrize("name", DICTS)
+def test_the_trips_of_a_dict(place, trips, request, name):
+    call, most = DICTS[name]
+    with PDict(place.where["url"], name=request.node.name, schema=place.schema) as pairs:
+        pairs["a"] = 0
+        for _ in range(3):
+            call(pairs)
+        trips.clear()
+        call(pairs)
+        assert len(trips) == most, trips
