@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from persistcoll import metrics as metrics
     from persistcoll import serializers as serializers
     from persistcoll.catalog import collections as collections
+    from persistcoll.catalog import drop
     from persistcoll.dicts.pdict import PDict
     from persistcoll.engine.message_events import EventKind, MessageEvent
     from persistcoll.engine.records import Backoff, CollectionInfo, Retain, State, Stats
@@ -153,6 +154,7 @@ __all__ = [
     "UniqueQ",
     "Worker",
     "ddl",
+    "drop",
 ]
 
 # A name is imported when it is first asked for, because most programs need one class, and not both SQLite and
@@ -197,6 +199,7 @@ _HOMES = {
     "UniqueQ": "persistcoll.queues.sqlite",
     "Worker": "persistcoll.messages.worker",
     "ddl": "persistcoll.queues.server",
+    "drop": "persistcoll.catalog",
     # These are not of `__all__`: `from persistcoll import *` would hide the standard library's module of the
     # first name, and a program's own functions of the other two.
     "collections": "persistcoll.catalog",

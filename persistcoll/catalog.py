@@ -19,7 +19,7 @@ from persistcoll.sqlite import inspect as databases
 from persistcoll.sqlite.database_file import MEMORY
 from persistcoll.sqlite.open import DEFAULT_NAME
 
-__all__ = ["collections"]
+__all__ = ["collections", "drop"]
 
 
 def collections(
@@ -73,6 +73,55 @@ def collections(
     else:
         found = _at_path(given)
     return {one.name: one for one in found}
+
+
+def drop(target: str, name: str, *, schema: str | None = None) -> None:
+    """Remove a collection from a database on a server, with everything in it. It cannot be undone.
+
+    >>> import os
+    >>> from persistcoll import PostgresQueue, collections, drop
+    >>> with PostgresQueue("old jobs") as queue:  # at PERSISTCOLL_URL
+    ...     queue.put("never done")
+    1
+    >>> drop(os.environ["PERSISTCOLL_URL"], "old jobs")
+    >>> "old jobs" in collections(os.environ["PERSISTCOLL_URL"])
+    False
+
+    It needs the right to drop tables. Any thread and any process may call it at any time. An object that has
+    the collection open raises :exc:`StoreMissingError` from its next call on, and never uses the tables of
+    another collection, not even if one of the same name is made.
+
+    Cost: a few statements, and for a message queue the removal of the rows of its keys, groups and topics.
+
+    :param target: the URL of the database, as for :func:`collections`. A collection in files is removed with
+        its directory or with the files of its database, and not by this function.
+    :param schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
+    :raise StoreMissingError: there is no collection of this name.
+    :raise LockedError: a process that lives has claimed items or messages of it, and the message says which;
+        or another transaction uses it for longer than 10 seconds. On PostgreSQL nothing has changed then. On
+        MySQL the second case comes when the collection is not registered any more, which the message says,
+        and the next call of this function removes the rest.
+    :raise FormatVersionError: a later version made it.
+    :raise StorageError: the server refuses the connection or a statement, or is too old.
+    :raise BackendUnavailableError: the server cannot be reached within 10 seconds.
+    :raise ImportError: the driver for the server is not installed.
+    :raise TypeError: an argument is no str.
+    :raise ValueError: ``target`` is no URL of a server, or ``name`` is none of a collection.
+    """
+    if not isinstance(target, str):
+        raise TypeError(f"'target' must be a str, not {type(target).__name__}")
+    if not names_server(target):
+        raise ValueError(
+            "drop() removes collections from servers, and 'target' is no URL; what is in files goes with its"
+            " directory or file"
+        )
+    # Imported here, because most programs have no server.
+    from persistcoll.servers.address import address_of
+    from persistcoll.servers.drop import drop_collection
+    from persistcoll.servers.open import server_at
+
+    with server_at(address_of(None, target), schema) as server:
+        drop_collection(server, name)
 
 
 def _on_server(url: str, schema: str | None) -> list[CollectionInfo]:

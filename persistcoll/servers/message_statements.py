@@ -29,6 +29,7 @@ __all__ = [
     "MessageStatements",
     "Tables",
     "message_statements",
+    "tables_of",
 ]
 
 READY, CLAIMED, DELAYED, BLOCKED, DONE, DEAD = (
@@ -272,7 +273,7 @@ class MessageDialect(Protocol):
         """Return ``MessageStatements.make_gate``."""
 
 
-def _tables_of(dialect: Dialect, schema: str | None, number: int) -> Tables:
+def tables_of(dialect: Dialect, schema: str | None, number: int) -> Tables:
     """Return the names of the tables of the queue with this number."""
     names = (str(number), "keys", "groups", "topics", "expired")
     return Tables(*(dialect.table(schema, f"pc_{name}") for name in names))
@@ -280,7 +281,7 @@ def _tables_of(dialect: Dialect, schema: str | None, number: int) -> Tables:
 
 def message_statements(dialect: Dialect, schema: str | None, number: int) -> MessageStatements:
     """Return the statements of the message queue with this number."""
-    own, tables = dialect.messages(), _tables_of(dialect, schema, number)
+    own, tables = dialect.messages(), tables_of(dialect, schema, number)
     table, keys, groups, gates, expired = tables
     done, collections = (dialect.table(schema, f"pc_{name}") for name in ("done", "collections"))
     now, epoch = dialect.now, dialect.epoch

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from persistcoll.engine.records import Registered
@@ -24,9 +25,11 @@ __all__ = [
     "Collection",
     "Wanted",
     "checked_name",
+    "creating",
     "creation_script",
     "open_collection",
     "registered",
+    "text_of",
 ]
 
 T = TypeVar("T")
@@ -84,7 +87,7 @@ def registered(server: Server) -> list[Registered]:
         schema = "" if server.schema is None else f" in the schema {server.schema!r}"
         raise StoreMissingError(f"there are no collections in {server.address}{schema}") from error
     return [
-        Registered(number, _text(name), _text(kind), _text(serializer), version, created)
+        Registered(number, text_of(name), text_of(kind), text_of(serializer), version, created)
         for number, name, kind, serializer, version, created in rows
     ]
 
@@ -127,7 +130,7 @@ def _find(session: Session, server: Server, wanted: Wanted) -> Collection | None
     if not rows:
         return None
     ((number, kind, serializer, version, store),) = rows
-    kind, serializer = _text(kind), _text(serializer)
+    kind, serializer = text_of(kind), text_of(serializer)
     if version > VERSION:
         raise FormatVersionError(
             f"{wanted.name!r} in {server.address} has format {version}, and this version knows {VERSION}"
@@ -144,16 +147,28 @@ def _find(session: Session, server: Server, wanted: Wanted) -> Collection | None
     return Collection(number, bytes(store))
 
 
-def _create(server: Server, wanted: Wanted) -> Collection:
-    # One lock for all collections of the database, because the shared tables are made under it, too.
-    lock = f"persistcoll {server.address.database} {server.schema}"
+@contextmanager
+def creating(session: Session, server: Server) -> Iterator[None]:
+    """Return a context manager in which no other session makes or drops a collection of the database.
 
+    :raise LockedError: others do so for too long.
+    """
+    # One lock for all collections of the database, because the shared tables are made under it, too.
+    sql, lock = server.sql, f"persistcoll {server.address.database} {server.schema}"
+    (got,) = session.run(sql.lock_creation, name=lock, seconds=_CREATION_TIMEOUT).rows[0]
+    if got != 1:
+        raise LockedError(f"other programs make collections in {server.address} for too long")
+    try:
+        yield
+    finally:
+        if sql.unlock_creation is not None:
+            session.run(sql.unlock_creation, name=lock)
+
+
+def _create(server: Server, wanted: Wanted) -> Collection:
     def make(session: Session) -> Collection:
         sql = server.sql
-        (got,) = session.run(sql.lock_creation, name=lock, seconds=_CREATION_TIMEOUT).rows[0]
-        if got != 1:
-            raise LockedError(f"other programs make collections in {server.address} for too long")
-        try:
+        with creating(session, server):
             for text in sql.create:
                 session.run(text)
             found = _find(session, server, wanted)
@@ -174,9 +189,6 @@ def _create(server: Server, wanted: Wanted) -> Collection:
                 store=store,
             )
             return Collection(number, store)
-        finally:
-            if sql.unlock_creation is not None:
-                session.run(sql.unlock_creation, name=lock)
 
     return server.transact(make, once=False)
 
@@ -212,7 +224,8 @@ def creation_script(server: Server, wanted: Wanted) -> str:
     return "".join(f"{text};\n" for text in statements)
 
 
-def _text(value: str | bytes) -> str:
+def text_of(value: str | bytes) -> str:
+    """Return the text of a column, which MySQL gives as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 

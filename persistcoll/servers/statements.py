@@ -58,7 +58,7 @@ class SharedStatements(NamedTuple):
     select_collections: str
     """-> number, name, kind, serializer, version, time of each collection, in the order of creation."""
     next_number: str
-    """-> the number of the next collection."""
+    """-> the number of the next collection, which none has had."""
     insert_collection: str
     """number, name, kind, serializer, version, store -> registered."""
     lock_collection: str
@@ -88,6 +88,20 @@ class SharedStatements(NamedTuple):
     than the patience only those that said so (patience ``None``)."""
     close_holder: str
     """holder -> dead from now on."""
+    select_living: str
+    """number, patience -> the infos of those holders of that collection that ``select_dead`` leaves out."""
+    delete_collection: str
+    """number -> not registered any more."""
+    delete_holders: str
+    """number -> deletes the holders of that collection."""
+    insert_dropped: str
+    """number, name, kind -> noted as a collection that is dropped."""
+    select_dropped: str
+    """-> number, name, kind of those whose tables may still be there."""
+    finish_dropped: str
+    """number -> noted as one whose tables are not there any more."""
+    delete_dropped: str
+    """number -> deletes the notes of those below it whose tables are not there any more."""
     clock: str
     """-> the time in seconds since the epoch."""
     uptime: str
@@ -242,7 +256,15 @@ class Dialect(Protocol):
     def hexadecimal(self, data: bytes) -> str:
         """Return a literal of these bytes."""
 
-    def create_shared(self, schema: str | None, collections: str, done: str, holders: str) -> tuple[str, ...]:
+    def lock_table(self, table: str) -> str | None:
+        """Return the statement that waits until no other transaction uses a table, and locks it.
+
+        ``None``: a transaction cannot do that.
+        """
+
+    def create_shared(
+        self, schema: str | None, collections: str, done: str, holders: str, dropped: str
+    ) -> tuple[str, ...]:
         """Return ``SharedStatements.create``, of tables with these names."""
 
     def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
@@ -287,21 +309,22 @@ class Dialect(Protocol):
 
 def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
     """Return the statements on the shared tables."""
-    collections, done, holders = (
-        dialect.table(schema, f"pc_{name}") for name in ("collections", "done", "holders")
+    collections, done, holders, dropped = (
+        dialect.table(schema, f"pc_{name}") for name in ("collections", "done", "holders", "dropped")
     )
     now = dialect.now
     settled = "WHERE client = %(client)s AND op < %(op)s"
     living = f"WHERE holder {dialect.among('holders')} AND beat IS NOT NULL"
     return SharedStatements(
-        create=dialect.create_shared(schema, collections, done, holders),
+        create=dialect.create_shared(schema, collections, done, holders, dropped),
         lock_creation=dialect.lock_creation,
         unlock_creation=dialect.unlock_creation,
         find_collection=f"SELECT number, kind, serializer, version, store FROM {collections}"
         " WHERE name = %(name)s",
         select_collections=f"SELECT number, name, kind, serializer, version, {dialect.epoch('created')}"
         f" FROM {collections} ORDER BY number",
-        next_number=f"SELECT coalesce(max(number), 0) + 1 FROM {collections}",
+        next_number=f"SELECT greatest(coalesce(max(number), 0), (SELECT coalesce(max(number), 0)"
+        f" FROM {dropped})) + 1 FROM {collections}",
         insert_collection=f"INSERT INTO {collections}"
         " (number, name, kind, serializer, version, store, created)"
         f" VALUES (%(number)s, %(name)s, %(kind)s, %(serializer)s, %(version)s, %(store)s, {now})",
@@ -323,6 +346,14 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         select_dead=f"SELECT holder FROM {holders} WHERE number = %(number)s"
         f" AND (beat IS NULL OR beat <= {dialect.ago('patience')}) ORDER BY holder FOR UPDATE SKIP LOCKED",
         close_holder=f"UPDATE {holders} SET beat = NULL WHERE holder = %(holder)s",
+        select_living=f"SELECT info FROM {holders} WHERE number = %(number)s AND beat IS NOT NULL"
+        f" AND (beat <= {dialect.ago('patience')}) IS NOT TRUE",
+        delete_collection=f"DELETE FROM {collections} WHERE number = %(number)s",
+        delete_holders=f"DELETE FROM {holders} WHERE number = %(number)s",
+        insert_dropped=f"INSERT INTO {dropped} (number, name, kind) VALUES (%(number)s, %(name)s, %(kind)s)",
+        select_dropped=f"SELECT number, name, kind FROM {dropped} WHERE kind <> '' ORDER BY number",
+        finish_dropped=f"UPDATE {dropped} SET kind = '' WHERE number = %(number)s",
+        delete_dropped=f"DELETE FROM {dropped} WHERE number < %(number)s AND kind = ''",
         clock=f"SELECT {dialect.epoch(now)}",
         uptime=dialect.uptime,
     )

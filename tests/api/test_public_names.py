@@ -89,6 +89,7 @@ def test_the_version_is_a_plain_string():
 
 # The examples of these modules need a server.
 SERVERS = {
+    "persistcoll.catalog": POSTGRESQL,
     "persistcoll.queues.mysql": MYSQL,
     "persistcoll.queues.postgres": POSTGRESQL,
     "persistcoll.queues.server": POSTGRESQL,
@@ -103,7 +104,8 @@ def test_examples_in_docstrings_run(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_examples_that_need_a_server_run(name, monkeypatch):
+def test_examples_that_need_a_server_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     place = Place(SERVERS[name])
     try:
         for variable, value in place.environment.items():

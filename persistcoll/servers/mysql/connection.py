@@ -85,6 +85,7 @@ class MySQLDriver:
             made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             made.run(
                 f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))},"
+                f" SESSION lock_wait_timeout = {max(1, round(timeout))},"
                 f" SESSION {made.idle_timeout} = {_IDLE_IN_TRANSACTION}"
             )
             # Until here the timeouts were those of connecting, because a server may be silent then, too.

@@ -58,7 +58,12 @@ class MySQLDialect(Dialect):
     def hexadecimal(self, data: bytes) -> str:
         return f"x'{data.hex()}'"
 
-    def create_shared(self, schema: str | None, collections: str, done: str, holders: str) -> tuple[str, ...]:
+    def lock_table(self, table: str) -> str | None:
+        return None
+
+    def create_shared(
+        self, schema: str | None, collections: str, done: str, holders: str, dropped: str
+    ) -> tuple[str, ...]:
         return (
             (
                 f"CREATE TABLE IF NOT EXISTS {collections} (number BIGINT PRIMARY KEY,"
@@ -74,6 +79,10 @@ class MySQLDialect(Dialect):
             (
                 f"CREATE TABLE IF NOT EXISTS {holders} (holder BIGINT PRIMARY KEY,"
                 f" number BIGINT NOT NULL, beat BIGINT, info VARBINARY(255) NOT NULL) {_ENGINE}"
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {dropped} (number BIGINT PRIMARY KEY,"
+                f" name VARBINARY(255) NOT NULL, kind VARBINARY(255) NOT NULL) {_ENGINE}"
             ),
         )
 

@@ -66,7 +66,12 @@ class PostgresDialect(Dialect):
     def hexadecimal(self, data: bytes) -> str:
         return f"'\\x{data.hex()}'"
 
-    def create_shared(self, schema: str | None, collections: str, done: str, holders: str) -> tuple[str, ...]:
+    def lock_table(self, table: str) -> str | None:
+        return f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
+
+    def create_shared(
+        self, schema: str | None, collections: str, done: str, holders: str, dropped: str
+    ) -> tuple[str, ...]:
         schemas = () if schema is None else (f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",)
         return (
             *schemas,
@@ -84,6 +89,10 @@ class PostgresDialect(Dialect):
                 f"CREATE TABLE IF NOT EXISTS {holders} (holder bigint PRIMARY KEY,"
                 " number bigint NOT NULL, beat timestamptz, info text NOT NULL)"
                 " WITH (fillfactor = 50)"
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {dropped} (number bigint PRIMARY KEY,"
+                ' name text COLLATE "C" NOT NULL, kind text NOT NULL)'
             ),
         )
 
