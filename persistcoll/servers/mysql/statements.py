@@ -114,8 +114,8 @@ class MySQLDialect(Dialect):
         )
 
     def insert(self, table: str, unique: bool) -> str:
-        # The id is 0 where a row is there. A count would be 1, too, on connections that count the rows that were
-        # found, as Django's do.
+        # The id is 0 where a row is there. A count would be 1 then, too, on connections that count the rows
+        # that were found, as Django's do.
         conflict = " ON DUPLICATE KEY UPDATE place = place + LAST_INSERT_ID(0)" if unique else ""
         return (
             f"INSERT INTO {table} (place, dedup, item_key, mark, crc, payload, state, due, created)"

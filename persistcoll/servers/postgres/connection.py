@@ -223,21 +223,26 @@ class _OwnConnection(PipeliningConnection, _Connection):
     def _send(self, steps: Sequence[Step]) -> list[Result]:
         calls: list[Callable[[], None]] = []
         places: list[int] = []  # of the statements among the calls, of which some prepare one
-        prepared: dict[int, bytes] = {}
+        prepared: dict[bytes, int] = {}
         for step in steps:
-            for name, call in self._calls(step):
+            for name, call in self._calls(step, prepared):
                 if name is not None:
-                    prepared[len(calls)] = name
+                    prepared[name] = len(calls)
                 calls.append(call)
             places.append(len(calls) - 1)
         results = self._answers(calls)
         # After a statement that fails, the server prepares none of those that follow.
-        self._prepared.update(name for place, name in prepared.items() if _is_good(results[place:]))
+        self._prepared.update(name for name, place in prepared.items() if _is_good(results[place:]))
         self._check(results)
         return [_result(results[place]) for place in places]
 
-    def _calls(self, step: Step) -> Iterator[tuple[bytes | None, Callable[[], None]]]:
-        """Give the calls of libpq that send a statement, and the name of what each one prepares."""
+    def _calls(
+        self, step: Step, prepared: Mapping[bytes, int]
+    ) -> Iterator[tuple[bytes | None, Callable[[], None]]]:
+        """Give the calls of libpq that send a statement, and the name of what each one prepares.
+
+        :param prepared: has the names of what the calls before prepare.
+        """
         libpq = self._libpq
         if step.parameters is None:
             text = step.text.encode()
@@ -247,15 +252,12 @@ class _OwnConnection(PipeliningConnection, _Connection):
         values = [encoded(step.parameters[each]) for each in names]
         arguments = [value for value, _ in values]
         formats = [is_binary for _, is_binary in values]
-        if name not in self._prepared:
+        if name not in self._prepared and name not in prepared:
             if name not in self._used:
-                self._used.add(name)
+                if len(self._used) < _MOST_PREPARED:
+                    self._used.add(name)
                 yield None, partial(libpq.send_query_params, data, arguments, None, formats, 1)
                 return
-            if len(self._used) > _MOST_PREPARED:
-                self._used.clear()
-                self._prepared.clear()
-                yield None, partial(libpq.send_query_params, b"DEALLOCATE ALL", None)
             yield name, partial(libpq.send_prepare, name, data)
         yield None, partial(libpq.send_query_prepared, name, arguments, formats, 1)
 
