@@ -19,6 +19,7 @@ __all__ = [
     "Deferred",
     "Driver",
     "MissingTableError",
+    "NotCommittedError",
     "Result",
     "TryAgainError",
     "answer_timeout",
@@ -37,6 +38,10 @@ class TryAgainError(Exception):
 
 class ConnectionLostError(Exception):
     """The connection is lost, and with it the answer to what was sent last."""
+
+
+class NotCommittedError(ConnectionLostError):
+    """The connection is lost, and the server, asked since, has not committed and never will."""
 
 
 class MissingTableError(StoreMissingError):

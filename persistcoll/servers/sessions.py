@@ -24,6 +24,7 @@ from persistcoll.servers.driver import (
     ConnectionLostError,
     Deferred,
     Driver,
+    NotCommittedError,
     Result,
     TryAgainError,
     answer_timeout,
@@ -147,18 +148,21 @@ class Transaction:
     def commit(self) -> None:
         """Commit the transaction.
 
-        :raise ConnectionLostError: the connection is lost, and the transaction was not committed.
+        :raise ConnectionLostError: the connection is lost, and the transaction was not committed; if it was
+            noted, the error is a ``NotCommittedError``.
         """
         server, session = self._server, self._session
         assert session is not None
         try:
             session.connection.commit()
-        except ConnectionLostError:
+        except ConnectionLostError as error:
             self._session = None
             server._lost(session)
-            noted = server._find_note(session.client, session.op) if self._is_noted else None
-            if noted is None:
+            if not self._is_noted:
                 raise
+            noted = server._find_note(session.client, session.op)
+            if noted is None:
+                raise NotCommittedError(str(error)) from error
             if self._inserted is not None:
                 self._inserted.result = Result([], 1, noted)
             return
@@ -480,7 +484,9 @@ class Server:
                 cause = error
                 failure = BackendUnavailableError(f"{self.address} cannot be reached: {error}")
             following = time.monotonic() + pause
-            if following >= until and (tries >= _LEAST_TRIES or following >= last):
+            # To find the outcome of a commit may take longer than all, and then the server can be reached.
+            is_late = following >= last and not isinstance(cause, NotCommittedError)
+            if following >= until and (tries >= _LEAST_TRIES or is_late):
                 raise failure from cause
             time.sleep(pause)
         raise AssertionError

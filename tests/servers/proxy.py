@@ -21,6 +21,7 @@ _QUESTIONS_PER_ANSWER = 5
 # question counts: it begins with its length and the number of the command.
 _COMMITTED = re.compile(rb"C\0\0\0.(COMMIT|UPDATE|DELETE|INSERT)", re.DOTALL)
 _COMMITS = re.compile(rb"...\0\x03(COMMIT|UPDATE|DELETE|INSERT)", re.DOTALL)
+_COMMIT = re.compile(rb"(Q\0\0\0.|...\0\x03)COMMIT", re.DOTALL)
 
 
 class _Pair:
@@ -47,12 +48,15 @@ class Proxy:
     :ivar lost: how often an answer was lost.
     :ivar silent: what the server answers is thrown away, and the connections stay open.
     :ivar deaf: what clients send is thrown away, and the connections stay open.
+    :ivar strands: so many of the next commits do not arrive. Their clients lose the connection, and the
+        server does not learn of that.
     """
 
     def __init__(self, server: Address, losses: float = 0.0, seed: int = 0) -> None:
         self.losses = losses
         self.lost = 0
         self.silent = self.deaf = False
+        self.strands = 0
         self._server = server.hosts[0]
         self._is_mysql = server.kind == MYSQL
         self._chance = random.Random(seed)
@@ -64,6 +68,7 @@ class Proxy:
         self._stop, self._stopper = socket.socketpair()
         self._selector.register(self._stop, selectors.EVENT_READ)
         self._pairs: set[_Pair] = set()
+        self._stranded: list[_Pair] = []
         self._thread = threading.Thread(target=self._run, name="proxy")
         self._thread.start()
 
@@ -83,7 +88,7 @@ class Proxy:
         self._thread.join()
         for end in (self._listener, self._stop, self._stopper):
             end.close()
-        for pair in self._pairs:
+        for pair in (*self._pairs, *self._stranded):
             pair.close()
         self._selector.close()
 
@@ -116,7 +121,12 @@ class Proxy:
         source, target = (pair.client, pair.server) if from_client else (pair.server, pair.client)
         try:
             data = source.recv(_BYTES)
-            if not data or self._is_lost(pair, data, from_client):
+            if from_client and self.strands and _COMMIT.match(data):
+                self.strands -= 1
+                self._forget(pair)
+                pair.client.close()
+                self._stranded.append(pair)
+            elif not data or self._is_lost(pair, data, from_client):
                 self._cut(pair)
             elif not (self.deaf if from_client else self.silent):
                 target.sendall(data)
@@ -135,7 +145,10 @@ class Proxy:
         return lost
 
     def _cut(self, pair: _Pair) -> None:
+        self._forget(pair)
+        pair.close()
+
+    def _forget(self, pair: _Pair) -> None:
         self._pairs.discard(pair)
         for each in (pair.client, pair.server):
             self._selector.unregister(each)
-        pair.close()

@@ -79,6 +79,20 @@ def test_a_call_without_an_answer_ends(open_queue, far, proxy, monkeypatch, call
 
 
 @pytest.mark.parametrize("what", ["questions", "answers"])
+def test_a_close_without_an_answer_ends(open_queue, far, proxy, monkeypatch, what):
+    monkeypatch.setattr(driver, "_SHORTEST_ANSWER_TIMEOUT", 0.5)
+    queue = open_queue("AckQueue", timeout=0.1, patience=1.5, **far)
+    queue.put("a")
+    queue.get()  # From now on it sends heartbeats.
+    begin = time.monotonic()
+    with proxy.swallowing(what):
+        queue.close()
+    assert time.monotonic() - begin < 10
+    # Its claims end when its heartbeats have been missing for long enough.
+    assert open_queue("AckQueue", patience=1.5).get(timeout=20) == "a"
+
+
+@pytest.mark.parametrize("what", ["questions", "answers"])
 def test_a_server_that_is_silent_from_the_beginning_is_named(place, far, proxy, what):
     with proxy.swallowing(what), pytest.raises(BackendUnavailableError, match=r"127\.0\.0\.1"):
         place.class_of()("jobs", **far, timeout=0.1)
@@ -129,6 +143,21 @@ def test_a_transaction_whose_client_is_gone_locks_nothing_for_long(opened, monke
     with pytest.raises(driver.ConnectionLostError):
         session.connection.commit()
     store._server.discard(session)
+
+
+def test_a_commit_that_never_arrives_is_found_out(open_queue, far, proxy, monkeypatch):
+    """The server knows nothing of the loss, and keeps the transaction open with all of its locks."""
+    monkeypatch.setattr(mysql, "_IDLE_IN_TRANSACTION", 1)
+    monkeypatch.setattr(postgres, "_IDLE_IN_TRANSACTION", 1000)
+    queue = open_queue(timeout=1.0, **far)
+    proxy.strands = 1
+    queue.put("a")
+    assert proxy.strands == 0
+    assert (queue.qsize(), queue.stats().puts) == (1, 1)
+    proxy.strands = 1
+    assert queue.get() == "a"
+    assert proxy.strands == 0
+    assert (queue.qsize(), queue.stats().gets) == (0, 1)
 
 
 def test_a_transaction_may_idle_where_it_is_told_to(opened, monkeypatch):

@@ -127,6 +127,34 @@ def prepare(queue: Any) -> list[str]:
     return got
 
 
+@pytest.mark.long
+def test_a_kill_while_a_queue_is_made_leaves_nothing_half_made(server):
+    step = kills_at = 0
+
+    def kill(where: str) -> bool:
+        nonlocal step
+        step += 1
+        if step == kills_at:
+            server.kill()
+            server.start()
+        return False
+
+    with losing_connections(kill):
+        while kills_at <= step:
+            step, kills_at = 0, kills_at + 1
+            with opened(server, name=f"jobs {kills_at}") as queue:
+                taken, at, kills_at = step, kills_at, 0
+                queue.put(at)
+                assert queue.get() == at
+            step, kills_at = taken, at
+    names = [name for (name,) in server.run("SELECT name FROM pc_collections ORDER BY number")]
+    assert [name.decode() if isinstance(name, bytes) else name for name in names] == [
+        f"jobs {number}" for number in range(1, at + 1)
+    ]
+    tables = server.run("SELECT count(*) FROM information_schema.tables WHERE table_name LIKE 'pc\\_%'")
+    assert tables == [(3 + at,)]
+
+
 # The server is killed between calls.
 
 
@@ -242,6 +270,22 @@ def test_connections_that_were_idle_for_too_long_are_replaced():
                 assert queue.active_size() == 4
         finally:
             server.close()
+
+
+def test_an_item_of_16_mib_is_an_item_where_packets_may_be_so_large():
+    server = OwnServer(MYSQL, "max-allowed-packet=64M")
+    try:
+        with opened(server, serializer="raw") as queue:
+            item = os.urandom(16 * MIB)
+            queue.put(item)
+            got = queue.get()
+            assert got == item
+            queue.nack(got)
+            server.kill()
+            server.start()
+            assert queue.get() == item
+    finally:
+        server.close()
 
 
 # A standby, which only reads.
