@@ -21,7 +21,7 @@ _QUESTIONS_PER_ANSWER = 5
 # question counts: it begins with its length and the number of the command.
 _COMMITTED = re.compile(rb"C\0\0\0.(COMMIT|UPDATE|DELETE|INSERT)", re.DOTALL)
 _COMMITS = re.compile(rb"...\0\x03(COMMIT|UPDATE|DELETE|INSERT)", re.DOTALL)
-_COMMIT = re.compile(rb"(Q\0\0\0.|...\0\x03)COMMIT", re.DOTALL)
+_COMMIT = re.compile(rb"COMMIT(\0|$)")  # The last one of the statements that are sent together.
 
 
 class _Pair:
@@ -121,7 +121,7 @@ class Proxy:
         source, target = (pair.client, pair.server) if from_client else (pair.server, pair.client)
         try:
             data = source.recv(_BYTES)
-            if from_client and self.strands and _COMMIT.match(data):
+            if from_client and self.strands and _COMMIT.search(data):
                 self.strands -= 1
                 self._forget(pair)
                 pair.client.close()
