@@ -206,7 +206,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
                 ids.append(id)
                 keys.update(() if key is None else (key,))
         if ids:
-            session.defer(self._sql.requeue, ids=ids)
+            session.run(self._sql.requeue, ids=ids)  # now, because the callers expect its error
         return len(ids)
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:

@@ -366,6 +366,7 @@ class Server:
         session = self.acquire(deadline)
         try:
             value = work(session)
+            session.flush()
         except ConnectionLostError:
             self._lost(session)
             raise

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from persistcoll.engine.records import Entry
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.driver import Connection
@@ -77,6 +78,19 @@ def test_a_transaction_of_which_nothing_was_sent_needs_no_trip(place, connection
         connection.begin(True, None)
         end()
     connection.flush()
+
+
+def test_what_is_deferred_has_run_when_a_call_returns(place, opened):
+    store = opened()
+    store.put([Entry(b"x")])
+
+    def work(session):
+        session.defer(f"UPDATE {place.name}.pc_1 SET attempts = %(attempts)s", attempts=7)
+
+    store._server.repeat(work)
+    assert place.run(f"SELECT attempts FROM {place.name}.pc_1") == [(7,)]
+    store._server.transact(work, once=False)
+    assert place.run(f"SELECT attempts FROM {place.name}.pc_1") == [(7,)]
 
 
 def test_a_packet_is_not_larger_than_the_server_takes(place, connection):
