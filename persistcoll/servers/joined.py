@@ -92,7 +92,7 @@ class JoinedSessions:
         def counted(session: Session) -> T:
             value = work(session)
             if puts is not None:
-                session.note(self._sql.insert_done, number, puts(value))
+                session.note(self._sql, number, puts(value))
             return value
 
         return self.repeat(counted)

@@ -72,7 +72,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             self._bound.refuse_full(self._sessions, capacity, needing_room, self._discipline.unique)
 
         if len(rows) == 1 and not (capacity or self._discipline.unique or self._is_joined):
-            return [self._server.insert(self._sql.insert, rows[0], self._number, deadline)]
+            return [self._server.insert(self._sql.insert_noted, rows[0], self._number, deadline)]
 
         def insert(session: Session) -> list[int | None]:
             if capacity and needing_room:

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from persistcoll.engine.forks import register_forkable
@@ -29,7 +29,7 @@ from persistcoll.servers.driver import (
     TryAgainError,
     answer_timeout,
 )
-from persistcoll.servers.statements import shared_statements
+from persistcoll.servers.statements import SharedStatements, shared_statements
 
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
@@ -92,13 +92,10 @@ class Session:
         """Run now what is deferred."""
         self.connection.flush()
 
-    def note(self, text: str, number: int, puts: int) -> None:
-        """Note the next call, as a part of its transaction.
-
-        :param text: one of those that insert a note.
-        """
+    def note(self, sql: SharedStatements, number: int, puts: int) -> None:
+        """Note the next call, as a part of its transaction."""
         self.op += 1
-        self.defer(text, client=self.client, op=self.op, number=number, puts=puts)
+        self.defer(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
 
 
 class Transaction:
@@ -111,7 +108,6 @@ class Transaction:
         self._server = server
         self._is_noted = is_noted
         self._session: Session | None = None
-        self._inserted: Deferred | None = None
 
     def begin(
         self, deadline: float | None, sync: bool, lock_timeout: float | None, idles: bool = False
@@ -125,7 +121,7 @@ class Transaction:
         assert self._session is not None
         value = work(self._session)
         if self._is_noted:
-            self._session.note(self._server.sql.insert_done, number, 0 if puts is None else puts(value))
+            self._session.note(self._server.sql, number, 0 if puts is None else puts(value))
         return value
 
     def flush(self) -> None:
@@ -133,28 +129,17 @@ class Transaction:
         assert self._session is not None
         self._session.flush()
 
-    def insert(self, text: str, parameters: Mapping[str, Any], number: int) -> None:
-        """Insert one row, and note the call as a put and with the id of the row. See :attr:`id`."""
-        assert self._session is not None
-        self._inserted = self._session.defer(text, **parameters)
-        self._session.note(self._server.sql.insert_done_with_id, number, 1)
-
-    @property
-    def id(self) -> int:
-        """After the commit, the id of the row that :meth:`insert` has inserted."""
-        assert self._inserted is not None
-        return self._inserted.id
-
-    def commit(self) -> None:
+    def commit(self) -> int:
         """Commit the transaction.
 
+        :return: the id in the note, if the answer was lost and the note has one; otherwise 0.
         :raise ConnectionLostError: the connection is lost, and the transaction was not committed; if it was
             noted, the error is a ``NotCommittedError``.
         """
         server, session = self._server, self._session
         assert session is not None
         try:
-            session.connection.commit()
+            self._send_commit(session)
         except ConnectionLostError as error:
             self._session = None
             server._lost(session)
@@ -163,11 +148,13 @@ class Transaction:
             noted = server._find_note(session.client, session.op)
             if noted is None:
                 raise NotCommittedError(str(error)) from error
-            if self._inserted is not None:
-                self._inserted.result = Result([], 1, noted)
-            return
+            return noted
         self._session = None
         server._finish(session, self._is_noted)
+        return 0
+
+    def _send_commit(self, session: Session) -> None:
+        session.connection.commit()
 
     def roll_back(self, error: BaseException) -> None:
         """Roll back because of this error. It does nothing after the end."""
@@ -177,6 +164,26 @@ class Transaction:
                 self._server._lost(session)
             else:
                 self._server._roll_back(session, error)
+
+
+class _Insertion(Transaction):
+    """Statements that insert one row and note it, and that are a transaction of their own."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server, True)
+
+    def insert(
+        self, texts: Sequence[str], parameters: Mapping[str, Any], number: int, deadline: float | None
+    ) -> int:
+        """Run the statements, and return the id of the row."""
+        self._session = session = self._server.acquire(deadline)
+        session.op += 1
+        call = {"client": session.client, "op": session.op, "number": number, "puts": 1}
+        sent = [session.defer(text, **parameters, **call) for text in texts]
+        return self.commit() or next(each.id for each in sent if each.id)
+
+    def _send_commit(self, session: Session) -> None:
+        session.flush()
 
 
 class OpenTransaction(Transaction):
@@ -409,26 +416,21 @@ class Server:
         return self._retried(attempt, deadline)
 
     def insert(
-        self, text: str, parameters: Mapping[str, Any], number: int, deadline: float | None = None
+        self, texts: Sequence[str], parameters: Mapping[str, Any], number: int, deadline: float | None
     ) -> int:
-        """Insert one row in a transaction, once, and return its id; it counts as one put.
+        """Insert one row in a transaction, once and in one trip, and return its id.
 
-        It takes one trip.
-
-        :param text: the statement, which waits for no other transaction.
+        :param texts: statements that also note the call, and that wait for no other transaction.
         :param number: the collection.
         """
 
         def attempt() -> int:
-            transaction = Transaction(self, True)
+            insertion = _Insertion(self)
             try:
-                transaction.begin(deadline, True, None)
-                transaction.insert(text, parameters, number)
-                transaction.commit()
+                return insertion.insert(texts, parameters, number, deadline)
             except BaseException as error:
-                transaction.roll_back(error)
+                insertion.roll_back(error)
                 raise
-            return transaction.id
 
         return self._retried(attempt, deadline)
 

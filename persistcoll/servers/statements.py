@@ -65,8 +65,6 @@ class SharedStatements(NamedTuple):
     """number -> locked until the end of the transaction."""
     insert_done: str
     """client, op, number, puts -> a note of this call, unless there is one."""
-    insert_done_with_id: str
-    """client, op, number, puts -> the same, with the id of the row that this session has inserted last."""
     find_done: str
     """client, op -> the number in the note of this call, and the id."""
     select_old_clients: str
@@ -121,6 +119,9 @@ class RecordStatements(NamedTuple):
     insert: str
     """place, key, mark, crc, payload, delay, state -> a ready row, or one that is delayed by so many seconds;
     its id, or 0 if the key is active."""
+    insert_noted: tuple[str, ...]
+    """the same and client, op, number, puts -> a row, and a note of the call with its id, in a transaction of
+    their own; one of the statements gives the id. The key is not active."""
     insert_many: str | None
     """places, marks, crcs, payloads, delays, states -> such rows without keys; their ids. ``None``: one by
     one."""
@@ -215,7 +216,6 @@ class Dialect(Protocol):
     :ivar lock_creation: ``SharedStatements.lock_creation``.
     :ivar unlock_creation: ``SharedStatements.unlock_creation``.
     :ivar uptime: ``SharedStatements.uptime``.
-    :ivar inserted_id: the id that the server gave the row that this session has inserted last.
     :ivar unless_noted: the end of an insert of a note that leaves a note that is there.
     :ivar unless_key: the end of an insert of a pair that may leave a pair of this key as it is.
     :ivar replace_pair: the end of an insert of a pair that replaces the value and the end of the one there.
@@ -227,7 +227,6 @@ class Dialect(Protocol):
     lock_creation: str
     unlock_creation: str | None
     uptime: str
-    inserted_id: str
     unless_noted: str
     unless_key: str
     replace_pair: str
@@ -275,6 +274,12 @@ class Dialect(Protocol):
 
     def insert(self, table: str, unique: bool) -> str:
         """Return ``RecordStatements.insert``."""
+
+    def insert_noted(self, table: str, done: str) -> tuple[str, ...]:
+        """Return ``RecordStatements.insert_noted``.
+
+        :param done: the table of notes.
+        """
 
     def insert_many(self, table: str) -> str | None:
         """Return ``RecordStatements.insert_many``."""
@@ -331,8 +336,6 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
         insert_done=f"INSERT INTO {done} (client, op, number, puts)"
         f" VALUES (%(client)s, %(op)s, %(number)s, %(puts)s) {dialect.unless_noted}",
-        insert_done_with_id=f"INSERT INTO {done} (client, op, number, puts, result)"
-        f" VALUES (%(client)s, %(op)s, %(number)s, %(puts)s, {dialect.inserted_id}) {dialect.unless_noted}",
         find_done=f"SELECT number, result FROM {done} WHERE client = %(client)s AND op = %(op)s",
         select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
         " LIMIT %(limit)s",
@@ -383,7 +386,7 @@ def record_statements(
     is_delayed = f"state = {_DELAYED} AND {is_due_set}"
     next_due = f"SELECT due FROM {table} WHERE {is_due_set} ORDER BY due LIMIT 1"
     # A claim that would overlook what is due finds nothing, and its caller does what is due first.
-    may = f"(%(promoted)s OR NOT EXISTS (SELECT 1 FROM ({next_due}) AS head WHERE head.due <= {now}))"
+    may = f"(%(promoted)s OR (({next_due}) <= {now}) IS NOT TRUE)"
     # Of an update MySQL computes each value from the columns that it has changed already, from left to right.
     exhausted = f"state = {_CLAIMED} AND attempts >= %(most)s"
     # Not EXISTS: PostgreSQL removes ORDER BY and LIMIT there, and then trusts its statistics.
@@ -401,6 +404,7 @@ def record_statements(
     return RecordStatements(
         create=dialect.create_records(table, discipline),
         insert=dialect.insert(table, discipline.unique),
+        insert_noted=dialect.insert_noted(table, done),
         insert_many=None if discipline.unique else dialect.insert_many(table),
         look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
         claim_next=dialect.claim_next(table, row, order, may),

@@ -28,7 +28,6 @@ class MySQLDialect(Dialect):
     lock_creation = "SELECT GET_LOCK(SHA1(%(name)s), %(seconds)s)"
     unlock_creation = "SELECT RELEASE_LOCK(SHA1(%(name)s))"
     uptime = "SHOW GLOBAL STATUS LIKE 'Uptime'"
-    inserted_id = "LAST_INSERT_ID()"
     # INSERT IGNORE would hide other errors.
     unless_noted = "ON DUPLICATE KEY UPDATE op = op"
     unless_key = ""
@@ -121,6 +120,17 @@ class MySQLDialect(Dialect):
             f"INSERT INTO {table} (place, dedup, item_key, mark, crc, payload, state, due, created)"
             " VALUES (%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s,"
             f" {self.later('delay')}, {self.now}){conflict}"
+        )
+
+    def insert_noted(self, table: str, done: str) -> tuple[str, ...]:
+        return (
+            "BEGIN",
+            self.insert(table, False),
+            (
+                f"INSERT INTO {done} (client, op, number, puts, result)"
+                " VALUES (%(client)s, %(op)s, %(number)s, %(puts)s, LAST_INSERT_ID())"
+            ),
+            "COMMIT",
         )
 
     def insert_many(self, table: str) -> str | None:

@@ -37,7 +37,6 @@ class PostgresDialect(Dialect):
     )
     unlock_creation = None
     uptime = f"SELECT extract(epoch FROM {now} - pg_postmaster_start_time())::float8"
-    inserted_id = "lastval()"
     unless_noted = "ON CONFLICT DO NOTHING"
     unless_key = "ON CONFLICT (item_key) DO NOTHING"
     replace_pair = (
@@ -136,6 +135,15 @@ class PostgresDialect(Dialect):
             f"INSERT INTO {table} (place, dedup, item_key, mark, crc, payload, state, due)"
             " VALUES (%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s,"
             f" {self.later('delay')}) {conflict}RETURNING id"
+        )
+
+    def insert_noted(self, table: str, done: str) -> tuple[str, ...]:
+        return (
+            (
+                f"WITH new AS ({self.insert(table, False)}), note AS (INSERT INTO {done}"
+                " (client, op, number, puts, result)"
+                " SELECT %(client)s, %(op)s, %(number)s, %(puts)s, id FROM new) SELECT id FROM new"
+            ),
         )
 
     def insert_many(self, table: str) -> str | None:
