@@ -152,6 +152,9 @@ class Connection(Protocol):
     def rollback(self) -> None:
         """Roll the transaction back."""
 
+    def is_closed(self) -> bool:
+        """Tell whether the server has closed a connection that idles, or sends what nobody has asked for."""
+
     def close(self) -> None:
         """Close the connection. It never raises."""
 

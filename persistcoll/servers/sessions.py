@@ -297,9 +297,15 @@ class Server:
 
         :raise BackendUnavailableError: the server cannot be reached before the deadline.
         """
-        with self._mutex:
-            if self._idle:
-                return self._idle.pop()
+        while True:
+            with self._mutex:
+                session = self._idle.pop() if self._idle else None
+            if session is None:
+                break
+            # Otherwise a put, which is sent with its commit, would not know whether it has happened.
+            if not session.connection.is_closed():
+                return session
+            self._lost(session)
         until = self._until(deadline)
         for pause in _pauses():
             try:
@@ -530,7 +536,8 @@ class Server:
             if time.monotonic() + pause >= until:
                 break
             time.sleep(pause)
-        raise BackendUnavailableError(
+        # Not BackendUnavailableError, by which a caller would believe that nothing happened.
+        raise StorageError(
             f"the answer of {self.address} to a commit was lost, and the outcome is unknown: it happened if"
             f" there is a row with client {client} and op {op} in pc_done; since then: {failure}"
         ) from failure

@@ -13,7 +13,8 @@ from persistcoll.servers.driver import Connection, ConnectionLostError, Driver
 
 __all__ = ["losing_connections"]
 
-_METHODS = ("run", "begin", "commit", "rollback")
+# What is called, and what it is called in the places that are lost. A flush commits a put of one item.
+_METHODS = {"run": "run", "begin": "begin", "commit": "commit", "flush": "commit", "rollback": "rollback"}
 
 
 class _Losing:
@@ -29,9 +30,9 @@ class _Losing:
             return method
 
         def call(*arguments: Any) -> Any:
-            self._lose(f"before {name}")
+            self._lose(f"before {_METHODS[name]}")
             result = method(*arguments)
-            self._lose(f"after {name}")
+            self._lose(f"after {_METHODS[name]}")
             return result
 
         return call

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from persistcoll.engine.records import ClaimPolicy, Entry
-from persistcoll.errors import BackendUnavailableError, Empty, EncodeError, LockedError
+from persistcoll.errors import BackendUnavailableError, Empty, EncodeError, LockedError, StorageError
 from persistcoll.servers import driver, sessions
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.servers.mysql import connection as mysql
@@ -65,8 +65,10 @@ def test_a_call_without_an_answer_ends(open_queue, far, proxy, monkeypatch, call
     queue.put_many("abcd")
     assert queue.get_many(2) == ["a", "b"]
     begin = time.monotonic()
-    with proxy.swallowing(what), pytest.raises(BackendUnavailableError, match=r"no answer|timed out|timeout"):
+    error = StorageError if call == "put" else BackendUnavailableError  # a put is sent with its commit
+    with proxy.swallowing(what), pytest.raises(error, match=r"no answer|timed out|timeout") as raised:
         CALLS[call](queue)
+    assert ("the outcome is unknown" in str(raised.value)) == (call == "put")
     assert time.monotonic() - begin < 10
     # The server has noticed that the connection is closed, and has rolled the transaction back.
     there = open_queue("AckQueue", patience=60)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import selectors
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -232,6 +233,11 @@ class _Connection:
 
     def rollback(self) -> None:
         raise AssertionError("the caller rolls back")
+
+    def is_closed(self) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._connection._sock, selectors.EVENT_READ)
+            return bool(selector.select(0))
 
     def close(self) -> None:
         with suppress(self._error):

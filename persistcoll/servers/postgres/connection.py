@@ -182,6 +182,9 @@ class _Connection:
     def rollback(self) -> None:
         raise AssertionError("the caller rolls back")
 
+    def is_closed(self) -> bool:
+        return bool(self._connection.closed)
+
     def close(self) -> None:
         self._connection.close()
 
@@ -345,6 +348,12 @@ class _OwnConnection(PipeliningConnection, _Connection):
         if lock_timeout is not None:
             texts.append(f"SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}")
         return [*texts, *_IDLES] if idles else texts
+
+    def is_closed(self) -> bool:
+        if self._events != selectors.EVENT_READ:
+            self._events = selectors.EVENT_READ
+            self._waiter.modify(self._libpq.socket, self._events)
+        return bool(self._waiter.select(0))
 
     def close(self) -> None:
         self._waiter.close()
