@@ -164,13 +164,13 @@ class ClaimingMessages(DueHandle):
         if not self._is_joined:
             self._release_lost()
         holder.holds = True
-        unsure: list[int] = []  # the tokens of claims that may have been made, and that nobody knows of
+        unsure: list[Any] = []  # the tokens of claims that may have been made, and that nobody knows of
         try:
-            rows, token = self._search(wanted, unsure)
-            records = [self._rows.delivery(row, token, self._rows.lease(row, seconds)) for row in rows]
+            rows = self._search(wanted, unsure)
+            records = [self._rows.delivery(row, self._rows.lease(row, seconds)) for row in rows]
             if claims is not None:
-                claims.extend(MessageClaim(row.id, token) for row in rows)
-            unsure.remove(token)
+                claims.extend(record.claim for record in records if record.claim is not None)
+            unsure.remove(rows[0].token)
         except BaseException as error:
             if not self._is_joined:  # its savepoint undoes it
                 holder.lost.extend(unsure)
@@ -189,8 +189,8 @@ class ClaimingMessages(DueHandle):
             )
         return records
 
-    def _search(self, wanted: _Wanted, unsure: list[int]) -> tuple[list[MessageRow], int]:
-        """Claim messages, and return them with the token of their claims.
+    def _search(self, wanted: _Wanted, unsure: list[Any]) -> list[MessageRow]:
+        """Claim messages, and return their rows.
 
         :param unsure: the token of each try is appended, and removed if it has claimed nothing.
         :raise Empty: no message can be claimed.
@@ -199,23 +199,28 @@ class ClaimingMessages(DueHandle):
             if self._last_look_was_empty:
                 # Only read, so that polling an empty queue locks nothing.
                 self._last_look_was_empty = False
-                ready, due = self._look()
-                if not ready:
-                    self._last_look_was_empty = True
-                    raise empty(due)
+                self._refuse_none_ready()
             rows = self._claim_at_once(wanted, unsure)
             if not rows:
-                ready, due = self._look()
-                if not ready:
-                    self._last_look_was_empty = True
-                    raise empty(self._again(due))
+                due = self._refuse_none_ready()
                 rows = self._claim_chosen(wanted, due, unsure)
             intact = [row for row in rows if self._rows.is_intact(row)]
             if len(intact) < len(rows):
-                self._kill([row.id for row in rows if not self._rows.is_intact(row)], unsure[-1])
+                self._kill([row for row in rows if not self._rows.is_intact(row)])
             if intact:
-                return intact, unsure[-1]
-            unsure.pop()
+                return intact
+            unsure.remove(rows[0].token)
+
+    def _refuse_none_ready(self) -> float | None:
+        """Return in how many seconds the next thing is due.
+
+        :raise Empty: no message is ready.
+        """
+        ready, due = self._look()
+        if not ready:
+            self._last_look_was_empty = True
+            raise empty(self._again(due))
+        return due
 
     def _again(self, due: float | None, *others: float) -> float | None:
         """Return in how many seconds to look again.
@@ -236,76 +241,92 @@ class ClaimingMessages(DueHandle):
         text = several if wanted.limit > 1 else sql.claim_one_of if one_topic else sql.claim_one
 
         def at_once(session: Session) -> list[MessageRow]:
-            unsure.append(secrets.randbits(_NUMBER_BITS))
-            found = session.run(text, limit=wanted.limit, **where, **self._claimant(wanted, unsure[-1])).rows
-            return [MessageRow.of(row) for row in found]
+            if rows := self._claimed_before(session, unsure):
+                return rows
+            claimant = self._claimant(wanted, unsure)
+            rows = self._life(session).read(text, limit=wanted.limit, **where, **claimant)
+            return self._or_nothing(rows, unsure)
 
         def in_steps(session: Session) -> list[MessageRow]:
-            unsure.append(secrets.randbits(_NUMBER_BITS))
-            lock = self._sql.lock_next_of if one_topic else self._sql.lock_next
+            if rows := self._claimed_before(session, unsure):
+                return rows
+            lock = sql.lock_next_of if one_topic else sql.lock_next
             rows = self._life(session).read(lock, limit=wanted.limit, promoted=False, **where)
-            return self._claim_rows(session, rows, wanted, unsure[-1])
+            return self._claim_rows(session, rows, wanted, unsure)
 
         if text is None:
-            rows = self._sessions.transact(in_steps, sync=False, once=False, deadline=wanted.deadline)
-        else:
-            rows = self._sessions.repeat(at_once, wanted.deadline)
-            rows.sort(key=lambda row: (row.place, row.id))
+            return self._sessions.transact(in_steps, sync=False, once=False, deadline=wanted.deadline)
+        rows = self._sessions.repeat(at_once, wanted.deadline)
+        return sorted(rows, key=lambda row: (row.place, row.id))
+
+    def _claimed_before(self, session: Session, unsure: list[Any]) -> list[MessageRow]:
+        """Return what an earlier try of the call has claimed whose answer was lost, in its order."""
+        for token in unsure:
+            rows = self._life(session).read(self._sql.select_claimed, holder=self._holder.number, token=token)
+            if rows:
+                return sorted(rows, key=lambda row: (row.place, row.id))
+        return []
+
+    def _or_nothing(self, rows: list[MessageRow], unsure: list[Any]) -> list[MessageRow]:
+        """Return these rows. If there are none, the last try has claimed nothing for certain."""
         if not rows:
             unsure.pop()
         return rows
 
-    def _claimant(self, wanted: _Wanted, token: int) -> dict[str, Any]:
+    def _claimant(self, wanted: _Wanted, unsure: list[Any]) -> dict[str, Any]:
+        """Return the parameters of a claim with a new token."""
+        unsure.append(secrets.randbits(_NUMBER_BITS))
         lease = {"lease": wanted.lease, "policy_lease": self._policy.lease}
-        return {"holder": self._holder.number, "token": token, **lease}
+        return {"holder": self._holder.number, "token": unsure[-1], **lease}
 
     def _claim_rows(
-        self, session: Session, rows: list[MessageRow], wanted: _Wanted, token: int
+        self, session: Session, rows: list[MessageRow], wanted: _Wanted, unsure: list[Any]
     ) -> list[MessageRow]:
         """Claim locked rows, and return them as they are then."""
         if not rows:
             return []
         now = rows[0].now
-        ids = [row.id for row in rows]
-        session.run(self._sql.claim, ids=ids, now=now, **self._claimant(wanted, token))
+        claimant = self._claimant(wanted, unsure)
+        session.run(self._sql.claim, ids=[row.id for row in rows], now=now, **claimant)
         return [
             row._replace(
                 number=CLAIMED,
                 attempts=row.attempts + 1,
                 deliveries=row.deliveries + 1,
                 until=later(now, self._rows.lease(row, wanted.lease)),
+                token=claimant["token"],
                 now=now,
             )
             for row in rows
         ]
 
-    def _claim_chosen(self, wanted: _Wanted, due: float | None, unsure: list[int]) -> list[MessageRow]:
+    def _claim_chosen(self, wanted: _Wanted, due: float | None, unsure: list[Any]) -> list[MessageRow]:
         """Claim the next messages of the topics that deliver now, after what was due was done.
 
         :raise Empty: there are none.
         """
 
         def choose(session: Session) -> tuple[list[MessageRow], MessageChoice]:
-            unsure.append(secrets.randbits(_NUMBER_BITS))
-            life = self._life(session)
-            choice = MessageChoice(life, self._holder.number)
+            choice = MessageChoice(self._life(session), self._holder.number)
+            if rows := self._claimed_before(session, unsure):
+                return rows, choice
             rows = choice.lock(wanted.limit, wanted.topics)
             choice.use([row for row in rows if self._rows.is_intact(row)])
-            return self._claim_rows(session, rows, wanted, unsure[-1]), choice
+            return self._claim_rows(session, rows, wanted, unsure), choice
 
         rows, choice = self._sessions.transact(choose, sync=False, once=False, deadline=wanted.deadline)
         if not rows:
-            unsure.pop()
             soon = [self.max_poll_interval] if choice.has_passed else []
             raise empty(self._again(due, *choice.openings, *soon))
         return rows
 
-    def _kill(self, ids: list[int], token: int) -> None:
+    def _kill(self, damaged: list[MessageRow]) -> None:
         """Make damaged messages dead that were just claimed."""
+        ids, token = [row.id for row in damaged], damaged[0].token
 
         def kill(life: MessageLife) -> None:
-            rows = [row for row in life.read(self._sql.lock_bare_rows, ids=ids) if row.token == token]
-            life.kill_damaged(rows)
+            rows = life.read(self._sql.lock_bare_rows, ids=ids)
+            life.kill_damaged([row for row in rows if row.token == token])
 
         self._change(kill)
 

@@ -181,9 +181,10 @@ class MessageRows(SealedRows):
             own_mark=row.mark,
         )
 
-    def delivery(self, row: MessageRow, token: int, lease: float) -> MessageRecord:
+    def delivery(self, row: MessageRow, lease: float) -> MessageRecord:
         """Return the message of a row that :meth:`is_intact` and was claimed."""
-        return self._record(row)._replace(claim=MessageClaim(row.id, token), lease=lease)
+        assert row.token is not None
+        return self._record(row)._replace(claim=MessageClaim(row.id, row.token), lease=lease)
 
     # What the message says itself, or else the policy.
 

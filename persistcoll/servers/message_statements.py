@@ -107,6 +107,8 @@ class MessageStatements(NamedTuple):
     """holder, limit -> locks and returns bare rows that it has claimed."""
     lock_lost: str
     """holder, token -> the same of one of its claims."""
+    select_claimed: str
+    """holder, token -> the rows of one of its claims."""
     select_bare: str
     """id -> that bare row."""
     lock_bare: str
@@ -371,6 +373,7 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         lock_held=f"SELECT {bare} FROM {table} WHERE holder = %(holder)s ORDER BY id LIMIT %(limit)s {lock}",
         lock_lost=f"SELECT {bare} FROM {table} WHERE holder = %(holder)s AND token = %(token)s"
         f" LIMIT %(limit)s {lock}",
+        select_claimed=f"SELECT {row} FROM {table} WHERE holder = %(holder)s AND token = %(token)s",
         select_bare=f"SELECT {bare} FROM {table} WHERE id = %(id)s",
         lock_bare=f"SELECT {bare} FROM {table} WHERE id = %(id)s FOR UPDATE",
         lock_rows=f"SELECT {row} FROM {table} WHERE {of_ids} ORDER BY id {lock}",

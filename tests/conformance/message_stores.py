@@ -127,7 +127,9 @@ MESSAGE_STORES: dict[str, Callable[[Path], Any]] = {
     "sqlite-process": SQLiteMessageStores,
     "sqlite-power": lambda directory: SQLiteMessageStores(directory, "power"),
     "postgresql": lambda directory: ServerMessageStores(POSTGRESQL, True),
+    "postgresql-lossy": lambda directory: ServerMessageStores(POSTGRESQL, True, 0.002),
     "postgresql-own-clock": lambda directory: ServerMessageStores(POSTGRESQL, False),
     "mysql": lambda directory: ServerMessageStores(MYSQL, True),
+    "mysql-lossy": lambda directory: ServerMessageStores(MYSQL, True, 0.0005),
     "mysql-own-clock": lambda directory: ServerMessageStores(MYSQL, False),
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.servers.address import Address
 from persistcoll.servers.open import open_message_store
 from persistcoll.testing import Capabilities
+from tests.servers.losing import losing_connections
 from tests.servers.places import CallerConnection, Place
 from tests.servers.set_clock import SetClock
 
@@ -22,12 +23,14 @@ class ServerMessageStores:
     A copy of their tables stands for what a dead process leaves.
 
     :param sets_clock: the stores have a clock that the factory sets, in place of the server's.
+    :param loss: the probability that a connection is lost before a statement, and that it is lost after one.
     """
 
-    def __init__(self, kind: str, sets_clock: bool) -> None:
+    def __init__(self, kind: str, sets_clock: bool, loss: float = 0.0) -> None:
         self.capabilities = Capabilities(joins=True, real_time=not sets_clock, law_second=0.04)
         self.place = Place(kind)
         self._clock = SetClock(self.place) if sets_clock else None
+        self._loss = loss
         self._connections: list[CallerConnection] = []
 
     def open(self, name: str, policy: MessagePolicy) -> MessageStore:
@@ -37,7 +40,11 @@ class ServerMessageStores:
         return self._open(*self.place.copy(name), name, policy)
 
     def _open(self, address: Address, schema: str | None, name: str, policy: MessagePolicy) -> MessageStore:
-        with nullcontext() if self._clock is None else self._clock.used():
+        with ExitStack() as stack:
+            if self._clock is not None:
+                stack.enter_context(self._clock.used())
+            if self._loss:
+                stack.enter_context(losing_connections(self._loss))
             return open_message_store(
                 address, name=name, policy=policy, serializer="raw", durability="process", schema=schema
             )

@@ -12,7 +12,7 @@ import pytest
 
 from persistcoll.engine.message_records import DAMAGED, MessageClaim, MessageEntry, MessagePolicy
 from persistcoll.engine.records import State
-from persistcoll.errors import CorruptionError, Empty, LockedError, StaleClaimError
+from persistcoll.errors import BackendUnavailableError, CorruptionError, Empty, LockedError, StaleClaimError
 from persistcoll.servers import message_claiming
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.message_store import ServerMessageStore
@@ -87,7 +87,7 @@ def test_nothing_is_lost_and_nothing_happens_twice(place, opened, seed):
     assert (rows_in(place, "pc_keys"), rows_in(place, "pc_groups")) == (0, 0)
 
 
-def test_a_claim_whose_answer_was_lost_counts_no_attempt(place, opened):
+def test_a_claim_whose_answer_was_lost_is_found_by_the_next_try(place, opened):
     last = "after commit" if place.kind == MYSQL else "after run"
     lost: list[str] = []
 
@@ -99,11 +99,32 @@ def test_a_claim_whose_answer_was_lost_counts_no_attempt(place, opened):
 
     with losing_connections(lose_once):
         store = opened(POLICY._replace(max_attempts=1))
-        store.put([MessageEntry(b"a")])
+        store.put([MessageEntry(b"a"), MessageEntry(b"b")])
         lost.append("arm")
-        with pytest.raises(Empty):
-            store.claim()  # the second try finds nothing
+        (record,) = store.claim()
         assert len(lost) == 2
+        assert (record.payload, record.attempts, record.deliveries) == (b"a", 1, 1)
+        assert not store._holder.lost
+        store.ack([record.claim])
+        assert [record.payload for record in store.claim()] == [b"b"]
+
+
+def test_a_claim_that_raised_is_released_before_the_next_one(place, opened):
+    away: list[bool] = []
+
+    def lose(where: str) -> bool:
+        if where == ("after commit" if place.kind == MYSQL else "after run") and away == [False]:
+            away.append(True)
+        return len(away) > 1
+
+    with losing_connections(lose):
+        store = opened(timeout=0.1)
+        store.put([MessageEntry(b"a")])
+        away.append(False)
+        with pytest.raises(BackendUnavailableError):
+            store.claim()
+        away.clear()
+        assert len(store._holder.lost) == 1
         (record,) = store.claim()
         assert (record.payload, record.attempts, record.deliveries) == (b"a", 1, 2)
 
