@@ -287,7 +287,7 @@ class ClaimingMessages(DueHandle):
             return []
         now = rows[0].now
         claimant = self._claimant(wanted, unsure)
-        session.run(self._sql.claim, ids=[row.id for row in rows], now=now, **claimant)
+        session.defer(self._sql.claim, ids=[row.id for row in rows], now=now, **claimant)
         return [
             row._replace(
                 number=CLAIMED,

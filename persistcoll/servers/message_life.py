@@ -146,9 +146,15 @@ class MessageLife:
 
     def _take_key(self, key: bytes, mark: int, window: float) -> bool:
         """Make a key active for the message with this mark, and return whether it is."""
-        for text in self.sql.take_key:
-            rows = self.session.run(text, key=key, mark=mark, window=window).rows
+        rows = self._run_last(self.sql.take_key, key=key, mark=mark, window=window)
         return bool(rows) and rows[0][0] == mark
+
+    def _run_last(self, texts: Sequence[str], **parameters: Any) -> list[Any]:
+        """Run statements, and return the rows of the last one."""
+        *before, last = texts
+        for text in before:
+            self.session.defer(text, **parameters)
+        return self.session.run(last, **parameters).rows
 
     def _enter_groups(self, columns: Sequence[dict[str, Any]], entries: Sequence[MessageEntry]) -> None:
         """Count messages in their groups; each one that is not the head is blocked from now on."""
@@ -164,9 +170,7 @@ class MessageLife:
 
     def _enter_group(self, name: bytes, count: int) -> int:
         """Count messages in a group, and return how many it has."""
-        for text in self.sql.enter_group:
-            rows = self.session.run(text, name=name, count=count).rows
-        return int(rows[0][0])
+        return int(self._run_last(self.sql.enter_group, name=name, count=count)[0][0])
 
     def _insert(self, columns: Sequence[dict[str, Any]]) -> list[int]:
         rows = [{**row, "due": _due(row)} for row in columns]
@@ -174,7 +178,9 @@ class MessageLife:
         if many is not None and len(rows) > 1:
             lists = {f"{name}s": [row[name] for row in rows] for name in _COLUMNS}
             return sorted(id for (id,) in self.session.run(many, **lists).rows)
-        return [self.session.run(self.sql.insert, **row).id for row in rows]
+        inserted = [self.session.defer(self.sql.insert, **row) for row in rows]
+        self.session.flush()
+        return [each.id for each in inserted]
 
     # Keys and groups.
 
@@ -225,10 +231,10 @@ class MessageLife:
                 continue
             (kept if window and found.in_window else freed).append(row.key)
         if kept:
-            self.session.run(self.sql.keep_keys, keys=kept)
+            self.session.defer(self.sql.keep_keys, keys=kept)
             self.has_kept_keys = True
         if freed:
-            self.session.run(self.sql.delete_keys, keys=freed)
+            self.session.defer(self.sql.delete_keys, keys=freed)
 
     def _leave_groups(self, rows: Sequence[MessageRow]) -> None:
         """Count messages out of their groups. If one of them was the head, the next one becomes the head."""
@@ -243,17 +249,17 @@ class MessageLife:
             if not members:
                 ended.append(name)
                 continue
-            self.session.run(self.sql.set_group, name=name, count=members)
+            self.session.defer(self.sql.set_group, name=name, count=members)
             if not all(row.is_blocked and row.id not in self._heads for row in left[name]):
                 one = left[name][0]
                 group = {"topic": one.topic.encode(), "grp": (one.group or "").encode()}
                 heads += [id for (id,) in self.session.run(self.sql.lock_follower, **group).rows]
         if ended:
-            self.session.run(self.sql.delete_groups, names=ended)
+            self.session.defer(self.sql.delete_groups, names=ended)
             for name in ended:
                 del self._groups[name]
         if heads:
-            self.session.run(self.sql.become_head, ids=heads)
+            self.session.defer(self.sql.become_head, ids=heads)
             self._heads.update(heads)
 
     # Ends of claims.
@@ -277,10 +283,10 @@ class MessageLife:
             return
         ids = [row.id for row in rows]
         if state is None or not self._keeps(state):
-            self.session.run(self.sql.delete, ids=ids)
+            self.session.defer(self.sql.delete, ids=ids)
         else:
             parameters = {"state": NUMBERS[state], "returned": returned, **_told(error)}
-            self.session.run(self.sql.finish, ids=ids, **parameters)
+            self.session.defer(self.sql.finish, ids=ids, **parameters)
             self.finished[state] += len(ids)
         self._free_keys(rows, window)
         self._leave_groups(rows)
@@ -297,7 +303,7 @@ class MessageLife:
         """Remove messages because their ttls are over."""
         if rows:
             self.finish(rows, None)
-            self.session.run(self.sql.add_expired, count=len(rows))
+            self.session.defer(self.sql.add_expired, count=len(rows))
             self.has_expired = True
             for row in rows:
                 self._note(EventKind.EXPIRED, row)
@@ -338,9 +344,9 @@ class MessageLife:
         ids, told = [row.id for row in rows], _told(error)
         if delay > 0:
             until = later(rows[0].now, min(delay, LONGEST_SPAN))
-            self.session.run(self.sql.make_delayed, ids=ids, until=until, **told)
+            self.session.defer(self.sql.make_delayed, ids=ids, until=until, **told)
         else:
-            self.session.run(self.sql.make_ready, ids=ids, returned=returned, **told)
+            self.session.defer(self.sql.make_ready, ids=ids, returned=returned, **told)
         for row in rows:
             self._note(kind, row, row.attempts - returned, error)
 
@@ -373,7 +379,7 @@ class MessageLife:
         ended = self.lose(claimed, LEASE_RAN_OUT)
         self._expire(over)
         if ready:
-            self.session.run(self.sql.make_ready, ids=ready, returned=0, **_told(None))
+            self.session.defer(self.sql.make_ready, ids=ready, returned=0, **_told(None))
         return ended + len(over) + len(ready), ended
 
     # Dead letters and removal.
@@ -383,7 +389,7 @@ class MessageLife:
         if row.key is not None and not self._take_key(row.key, row.mark, 0.0):
             return False
         is_blocked = row.group is not None and self._enter_group(row.group_name, 1) > 1
-        self.session.run(self.sql.redrive, ids=[row.id], state=BLOCKED if is_blocked else READY)
+        self.session.defer(self.sql.redrive, ids=[row.id], state=BLOCKED if is_blocked else READY)
         self._note(EventKind.REDRIVEN, row, 0)
         return True
 
@@ -439,7 +445,7 @@ class MessageLife:
         """Make a key inactive, and return whether it was active."""
         rows = self.session.run(self.sql.lock_keys, keys=[key]).rows
         if rows:
-            self.session.run(self.sql.delete_keys, keys=[key])
+            self.session.defer(self.sql.delete_keys, keys=[key])
         return any(is_active for *_, is_active in rows)
 
     # Tidying.
@@ -449,20 +455,20 @@ class MessageLife:
         number = NUMBERS[state]
         for (last,) in self.session.run(self.sql.oldest, state=number, keep=keep).rows:
             while found := self.session.run(self.sql.lock_oldest, state=number, id=last, limit=PAGE).rows:
-                self.session.run(self.sql.delete, ids=[id for (id,) in found])
+                self.session.defer(self.sql.delete, ids=[id for (id,) in found])
 
     def forget_keys(self) -> None:
         """Remove keys whose windows are over."""
         rows = self.session.run(self.sql.lock_old_keys, limit=PAGE).rows
         if rows:
-            self.session.run(self.sql.delete_keys, keys=[bytes(key) for (key,) in rows])
+            self.session.defer(self.sql.delete_keys, keys=[bytes(key) for (key,) in rows])
 
     def sum_up(self) -> None:
         """Sum up numbers of messages that have expired."""
         rows = self.session.run(self.sql.lock_expired, limit=PAGE).rows
         if rows:
-            self.session.run(self.sql.delete_expired, ids=[id for id, _ in rows])
-            self.session.run(self.sql.add_expired, count=sum(count for _, count in rows))
+            self.session.defer(self.sql.delete_expired, ids=[id for id, _ in rows])
+            self.session.defer(self.sql.add_expired, count=sum(count for _, count in rows))
 
 
 def _due(row: dict[str, Any]) -> float | None:

@@ -73,8 +73,10 @@ class MessageStatements(NamedTuple):
     """Make the tables, those that are shared where they are missing."""
     insert: str
     """the columns of a new row, of which ``delay``, ``ttl`` and ``due`` are seconds from now -> its id."""
+    insert_noted: tuple[str, ...]
+    """the columns of a new row, client, op, number, puts -> its id, and a note of the call."""
     insert_many: str | None
-    """the same columns as lists -> the ids. ``None``: one by one."""
+    """the columns as lists -> the ids. ``None``: one by one."""
     look: str
     """-> whether a row is ready, and in how many seconds the next row is due."""
     claim_next: str | None
@@ -347,6 +349,7 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     return MessageStatements(
         create=own.create(tables),
         insert=own.insert(table),
+        insert_noted=dialect.insert_noted(own.insert(table), done),
         insert_many=own.insert_many(table),
         look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
         claim_next=own.claim_next(table, row, claim_at(now), is_ready, may, False),

@@ -58,9 +58,16 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         if not entries:
             return []
         columns = [self._rows.new(entry) for entry in entries]
+        if len(entries) == 1 and self._is_plain(entries[0]):
+            return [self._server.insert(self._sql.insert_noted, columns[0], self._number, deadline)]
         if any(entry.key is not None for entry in entries):
             self._look()  # The key of a message whose ttl or last lease is over is free.
         return self._change(lambda life: life.put(entries, columns), puts=_count, deadline=deadline)
+
+    def _is_plain(self, entry: MessageEntry) -> bool:
+        """Tell whether a put is one statement, of which nobody is told."""
+        has_others = entry.key is not None or entry.group is not None
+        return not (has_others or self._is_joined or self._observer is not None)
 
     # Claiming.
 
@@ -155,7 +162,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
                 ((now,),) = life.session.run(self._server.sql.clock).rows
                 return later(now, span)
             until = later(rows[0].now, span)
-            life.session.run(self._sql.extend, ids=[row.id for row in rows], until=until)
+            life.session.defer(self._sql.extend, ids=[row.id for row in rows], until=until)
             return until
 
         return self._change(extend, sync=False)

@@ -86,9 +86,9 @@ class Gate(NamedTuple):
         """Store the gate, which this transaction has locked."""
         topic, paused, interval, burst, following, locker, token, until, _ = self
         if self.is_open:
-            session.run(sql.delete_gate, topic=topic)
+            session.defer(sql.delete_gate, topic=topic)
             return
-        session.run(
+        session.defer(
             sql.write_gate,
             topic=topic,
             paused=paused,
@@ -117,7 +117,7 @@ def change_gate(
     :param waits: for another transaction. Otherwise nothing is done if one has locked the gate.
     """
     if makes:
-        session.run(sql.make_gate, topic=topic)
+        session.defer(sql.make_gate, topic=topic)
     rows = session.run(sql.lock_gate if waits else sql.lock_free_gate, topic=topic).rows
     for row in rows:
         found = Gate.of(row)

@@ -275,9 +275,10 @@ class Dialect(Protocol):
     def insert(self, table: str, unique: bool) -> str:
         """Return ``RecordStatements.insert``."""
 
-    def insert_noted(self, table: str, done: str) -> tuple[str, ...]:
-        """Return ``RecordStatements.insert_noted``.
+    def insert_noted(self, insert: str, done: str) -> tuple[str, ...]:
+        """Return the statements that insert one row, and note the call: ``RecordStatements.insert_noted``.
 
+        :param insert: the statement that inserts the row.
         :param done: the table of notes.
         """
 
@@ -404,7 +405,7 @@ def record_statements(
     return RecordStatements(
         create=dialect.create_records(table, discipline),
         insert=dialect.insert(table, discipline.unique),
-        insert_noted=dialect.insert_noted(table, done),
+        insert_noted=dialect.insert_noted(dialect.insert(table, False), done),
         insert_many=None if discipline.unique else dialect.insert_many(table),
         look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
         claim_next=dialect.claim_next(table, row, order, may),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from persistcoll import PDict
+from persistcoll import MessageQueue, PDict
 from persistcoll.servers.address import POSTGRESQL
 from persistcoll.servers.mysql import connection as mysql
 from persistcoll.servers.postgres import connection as postgres
@@ -77,3 +77,41 @@ def test_the_trips_of_a_dict(place, trips, request, name):
         trips.clear()
         call(pairs)
         assert len(trips) == most, trips
+
+
+MESSAGES: dict[str, tuple[Callable[[Any], object], int, int]] = {
+    "put": (lambda queue: queue.put("x"), 1, 1),
+    "put_many": (lambda queue: queue.put_many("xyz"), 2, 2),
+    "put with a key": (lambda queue: queue.put("x", key=str(queue.stats().puts)), 6, 6),
+    "put into a group": (lambda queue: queue.put("x", group="g"), 3, 3),
+    "get": (lambda queue: queue.get(), 1, 2),
+    "get of a topic": (lambda queue: queue.get("default"), 1, 2),
+    "get_many": (lambda queue: queue.get_many(3), 1, 2),
+    "get and ack": (lambda queue: queue.get().ack(), 2, 3),
+    "get and nack": (lambda queue: queue.get().nack(), 3, 4),
+    "get and ack of several": (lambda queue: queue.ack_many(queue.get_many(3)), 3, 4),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_the_trips_of_a_message_queue(place, trips, request, name):
+    call, on_postgres, on_mysql = MESSAGES[name]
+    with MessageQueue(place.where["url"], name=request.node.name, schema=place.schema) as queue:
+        queue.put_many(f"{number}" for number in range(40))
+        for _ in range(3):
+            call(queue)
+        trips.clear()
+        call(queue)
+        assert len(trips) == (on_postgres if place.kind == POSTGRESQL else on_mysql), trips
+
+
+def test_a_statement_runs_several_times_in_one_trip(place, opened):
+    store = opened()
+
+    def add(session):
+        made = [session.defer("SELECT %(x)s + 1", x=number) for number in range(5)]
+        session.flush()
+        return [each.result.rows[0][0] for each in made]
+
+    for _ in range(2):
+        assert store._server.transact(add) == [1, 2, 3, 4, 5]

@@ -122,10 +122,10 @@ class MySQLDialect(Dialect):
             f" {self.later('delay')}, {self.now}){conflict}"
         )
 
-    def insert_noted(self, table: str, done: str) -> tuple[str, ...]:
+    def insert_noted(self, insert: str, done: str) -> tuple[str, ...]:
         return (
             "BEGIN",
-            self.insert(table, False),
+            insert,
             (
                 f"INSERT INTO {done} (client, op, number, puts, result)"
                 " VALUES (%(client)s, %(op)s, %(number)s, %(puts)s, LAST_INSERT_ID())"

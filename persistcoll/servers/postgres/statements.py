@@ -137,10 +137,10 @@ class PostgresDialect(Dialect):
             f" {self.later('delay')}) {conflict}RETURNING id"
         )
 
-    def insert_noted(self, table: str, done: str) -> tuple[str, ...]:
+    def insert_noted(self, insert: str, done: str) -> tuple[str, ...]:
         return (
             (
-                f"WITH new AS ({self.insert(table, False)}), note AS (INSERT INTO {done}"
+                f"WITH new AS ({insert}), note AS (INSERT INTO {done}"
                 " (client, op, number, puts, result)"
                 " SELECT %(client)s, %(op)s, %(number)s, %(puts)s, id FROM new) SELECT id FROM new"
             ),
