@@ -16,7 +16,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import persistcoll
-from persistcoll import AckStatus, Empty, StaleClaimError, StorageError
+from persistcoll import (
+    AckStatus,
+    Empty,
+    Message,
+    MessageQueue,
+    OutgoingMessage,
+    StaleClaimError,
+    StorageError,
+)
+from persistcoll.engine.records import State
 from persistcoll.servers.address import Address
 from persistcoll.testing.children import run_threads
 from tests.concurrency.message_workers import Notes
@@ -31,6 +40,8 @@ _MOST_IN_A_BATCH = 4
 
 def opened(kind: str, where: dict[str, Any]) -> Any:
     """Open the queue of this class. One with acks keeps all that is settled."""
+    if kind == "MessageQueue":
+        return Messages(where["url"])
     options = {"keep_acked": None} if kind.endswith("AckQueue") else {}
     return getattr(persistcoll, kind)(
         NAME, **where, **options, serializer="json", patience=PATIENCE, timeout=30
@@ -89,6 +100,70 @@ def work(kind: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> N
         run_threads(*(thread.run for thread in threads), timeout=600)
 
 
+class Messages:
+    """A message queue with the methods of a queue with acks. Each number has a key and a group."""
+
+    def __init__(self, url: str) -> None:
+        self._queue: MessageQueue[Any] = MessageQueue(
+            url,
+            NAME,
+            lease=PATIENCE,
+            max_attempts=None,
+            backoff=None,
+            keep_done=10**9,
+            serializer="json",
+            timeout=30,
+        )
+        self.stats, self.ack_many = self._queue.stats, self._queue.ack_many
+
+    def __enter__(self) -> Messages:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._queue.close()
+
+    def put(self, number: int) -> Any:
+        return self.put_many([number])[0]
+
+    def put_many(self, numbers: list[int]) -> list[Any]:
+        return self._queue.put_many(
+            [OutgoingMessage(number, key=f"{number}", group=f"{number % 7}") for number in numbers]
+        )
+
+    def get(self, timeout: float, raw: bool) -> Message[Any]:
+        return self._queue.get(timeout=timeout)
+
+    def get_many(self, n: int, timeout: float) -> list[Message[Any]]:
+        return self._queue.get_many(n, timeout=timeout)
+
+    def ack(self, message: Message[Any]) -> None:
+        message.ack()
+
+    def nack(self, message: Message[Any]) -> None:
+        message.nack()
+
+    def ack_failed(self, message: Message[Any]) -> None:
+        message.fail()
+
+    @property
+    def unfinished_tasks(self) -> bool:
+        return self._queue._store.has_unfinished()
+
+    def queue(self) -> list[dict[str, Any]]:
+        states = {State.DONE: AckStatus.acked, State.DEAD: AckStatus.ack_failed}
+        return [
+            {"data": json.loads(record.payload), "status": states.get(record.state), "id": record.id}
+            for record in self._queue._store.scan()
+        ]
+
+
+def _number(item: Any) -> Any:
+    """Return the number of what was got: an item, a dict about one, or a message."""
+    if isinstance(item, Message):
+        return item.body
+    return item["data"] if isinstance(item, dict) else item
+
+
 class _Worker:
     def __init__(self, queue: Any, notes: str, rng: random.Random, end: Any) -> None:
         self.queue = queue
@@ -105,7 +180,7 @@ class _Worker:
                     got = self.queue.get_many(self.rng.randint(1, _MOST_IN_A_BATCH), timeout=0.5)
             except (Empty, StorageError):
                 continue
-            numbers = [item["data"] if isinstance(item, dict) else item for item in got]
+            numbers = [_number(item) for item in got]
             self.notes.add("got", numbers)
             if len(got) > 1 and self.rng.random() < 0.5:
                 self.settle("acked", numbers, self.queue.ack_many, got)

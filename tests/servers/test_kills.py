@@ -53,7 +53,8 @@ class Crew:
         items: int,
         rng: random.Random,
     ) -> None:
-        self.kind, self.where = CLASSES[server.kind] + which, {"url": proxy.address.shown}
+        self.kind = which if which == "MessageQueue" else CLASSES[server.kind] + which
+        self.where = {"url": proxy.address.shown}
         self.notes, self.target, self.items, self.rng = notes, target, items, rng
         self.end = CONTEXT.Event()
         self.next = 1
@@ -150,9 +151,10 @@ SHORT = pytest.param(60, ["worker", "server", "putter"], id="some")
 LONG = pytest.param(700, ["worker"] * 10 + ["putter"] * 4 + ["server"] * 6, id="many", marks=pytest.mark.long)
 
 
+@pytest.mark.parametrize("which", ["AckQueue", "MessageQueue"])
 @pytest.mark.parametrize(("items", "steps"), [SHORT, LONG])
-def test_every_item_is_settled_once(server, proxy, crew, rng, items, steps):
-    started = crew("AckQueue", ack_workers.work, items)
+def test_every_item_is_settled_once(server, proxy, crew, rng, items, steps, which):
+    started = crew(which, ack_workers.work, items)
     rows = run(server, started, rng.sample(steps, len(steps)))
     ack_workers.Account(started.notes).check(rows)
     assert proxy.lost
