@@ -228,9 +228,6 @@ class MessageDialect(Protocol):
 
     general: Dialect
 
-    def among(self, names: str) -> str:
-        """Return the condition's end for one of the bytes in that parameter: ``IN …``."""
-
     def plus(self, time: str, seconds: str) -> str:
         """Return the time so many seconds after ``time``; null if ``seconds`` is."""
 
@@ -335,8 +332,8 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     in_range = f"id > %(low)s AND id <= %(high)s AND {maybe_topic}"
     is_before = f"({own.seconds('before')} IS NULL OR created < {own.at('before')})"
     put_before = f"id > %(low)s AND {maybe_topic} AND {is_before}"
-    of_keys = f"number = {number} AND item_key {own.among('keys')}"
-    of_names = f"number = {number} AND name {own.among('names')}"
+    of_keys = f"number = {number} AND item_key {dialect.among('keys', 'bytea')}"
+    of_names = f"number = {number} AND name {dialect.among('names', 'bytea')}"
     of_gate = f"number = {number} AND {of_topic}"
     a_key = f"item_key, mark, {is_ahead}, due IS NULL OR due > {now}"
     gate = f"topic, is_paused, rate_interval, burst, rate_next, locker, lock_token, lock_until, {epoch(now)}"

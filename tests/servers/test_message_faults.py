@@ -129,6 +129,21 @@ def test_a_claim_that_raised_is_released_before_the_next_one(place, opened):
         assert (record.payload, record.attempts, record.deliveries) == (b"a", 1, 2)
 
 
+def test_an_interrupted_claim_is_released_at_once(opened, monkeypatch):
+    store, other = opened(), opened()
+    store.put([MessageEntry(b"a")])
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._rows, "delivery", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.claim()
+    (record,) = other.claim()
+    assert (record.payload, record.attempts, record.deliveries) == (b"a", 1, 2)
+
+
 # What other transactions have locked.
 
 

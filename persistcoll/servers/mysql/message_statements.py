@@ -22,9 +22,6 @@ class MySQLMessages(MessageDialect):
     def __init__(self, general: Dialect) -> None:
         self.general = general
 
-    def among(self, names: str) -> str:
-        return f"IN %({names})s"
-
     def plus(self, time: str, seconds: str) -> str:
         return f"{time} + CAST({seconds} * 1000000 AS SIGNED)"
 

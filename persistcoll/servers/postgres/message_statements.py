@@ -37,9 +37,6 @@ class PostgresMessages(MessageDialect):
         self.general = general
         self._table_options = table_options
 
-    def among(self, names: str) -> str:
-        return f"= ANY (%({names})s::bytea[])"
-
     def plus(self, time: str, seconds: str) -> str:
         return f"{time} + {seconds} * interval '1 second'"
 
