@@ -137,12 +137,11 @@ class ClaimingMessages(DueHandle):
 
     def _end_due(self) -> int:
         """Do what is due, and return how many claims ended."""
-        total = 0
-        while True:
-            changed, ended = self._change(MessageLife.promote, sync=False, once=False)
+        total, is_more = 0, True
+        while is_more:
+            is_more, ended = self._change(MessageLife.promote, sync=False, once=False)
             total += ended
-            if changed < PAGE:
-                return total
+        return total
 
     # Claiming.
 
@@ -355,8 +354,9 @@ class ClaimingMessages(DueHandle):
         """End the claims and the locks of this object. What is locked by another transaction ends later."""
         number = self._holder.number
 
-        def end(life: MessageLife) -> int:
-            return life.lose(life.read(self._sql.lock_held, holder=number, limit=PAGE), HOLDER_CLOSED)
+        def end(life: MessageLife) -> bool:
+            rows = life.read(self._sql.lock_held, holder=number, limit=PAGE)
+            return life.lose(rows, HOLDER_CLOSED) > 0 and len(rows) == PAGE
 
         def unlock(session: Session) -> None:
             for row in session.run(self._sql.select_gates).rows:
@@ -365,7 +365,7 @@ class ClaimingMessages(DueHandle):
                     change_gate(session, self._sql, gate.topic, self._ended, waits=False)
 
         if self._holder.holds:
-            while self._change(end, sync=False, once=False) == PAGE:
+            while self._change(end, sync=False, once=False):
                 pass
             self._server.transact(unlock, sync=False, once=False)
 

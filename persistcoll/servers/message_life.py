@@ -370,8 +370,8 @@ class MessageLife:
 
     # What happens by itself.
 
-    def promote(self) -> tuple[int, int]:
-        """Do a page of what is due; return how many messages it changed, and how many claims it ended."""
+    def promote(self) -> tuple[bool, int]:
+        """Do a page of what is due; return whether more may be due, and how many claims it ended."""
         rows = self.lock_any(self.sql.lock_due, limit=PAGE)
         claimed = [row for row in rows if row.number == CLAIMED]
         over = self.lock_beside([row for row in rows if row.number != CLAIMED and row.is_over], False)
@@ -380,7 +380,8 @@ class MessageLife:
         self._expire(over)
         if ready:
             self.session.defer(self.sql.make_ready, ids=ready, returned=0, **_told(None))
-        return ended + len(over) + len(ready), ended
+        # What stays, because another transaction has locked its key or group, is due in the next page, too.
+        return len(rows) == PAGE and bool(ended or over or ready), ended
 
     # Dead letters and removal.
 

@@ -8,6 +8,9 @@ import pytest
 
 import persistcoll.engine.contracts
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
+from persistcoll.servers import handle, message_claiming
+from persistcoll.servers import message_choice as servers_message_choice
+from persistcoll.servers import message_life as servers_message_life
 from persistcoll.sqlite import message_choice, message_life, message_removal, message_store
 from persistcoll.testing.laws.message_store import MESSAGE_STORE_LAWS
 from tests.conformance.message_stores import (
@@ -54,6 +57,21 @@ def test_law_with_small_bounds(number, tmp_path, monkeypatch):
     monkeypatch.setattr(message_store, "_PAGE", 1)
     monkeypatch.setattr(message_choice, "_PASSED", 1)
     MESSAGE_STORE_LAWS[number](MESSAGE_STORES["sqlite-process"](tmp_path))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("server", ["postgresql", "mysql"])
+@pytest.mark.parametrize("number", [number for number in MESSAGE_STORE_LAWS if number.startswith("Q")])
+def test_law_on_a_server_with_small_bounds(number, server, tmp_path, monkeypatch):
+    """A page has one message, and each transaction tidies."""
+    for module in (handle, message_claiming, servers_message_life, servers_message_choice):
+        monkeypatch.setattr(module, "PAGE", 1)
+    monkeypatch.setattr(message_claiming, "_BATCH", 1)
+    stores = MESSAGE_STORES[server](tmp_path)
+    try:
+        MESSAGE_STORE_LAWS[number](stores)
+    finally:
+        stores.close()
 
 
 def test_there_is_a_function_for_every_law():
