@@ -198,10 +198,10 @@ class ClaimingMessages(DueHandle):
             if self._last_look_was_empty:
                 # Only read, so that polling an empty queue locks nothing.
                 self._last_look_was_empty = False
-                self._refuse_none_ready()
+                self._refuse_none_ready(wanted)
             rows = self._claim_at_once(wanted, unsure)
             if not rows:
-                due = self._refuse_none_ready()
+                due = self._refuse_none_ready(wanted)
                 rows = self._claim_chosen(wanted, due, unsure)
             intact = [row for row in rows if self._rows.is_intact(row)]
             if len(intact) < len(rows):
@@ -210,12 +210,15 @@ class ClaimingMessages(DueHandle):
                 return intact
             unsure.remove(rows[0].token)
 
-    def _refuse_none_ready(self) -> float | None:
+    def _refuse_none_ready(self, wanted: _Wanted) -> float | None:
         """Return in how many seconds the next thing is due.
 
-        :raise Empty: no message is ready.
+        :raise Empty: no message of the topics is ready.
         """
         ready, due = self._look()
+        if ready and wanted.topics is not None:
+            of_topic = self._sql.is_ready_of
+            ready = any(self._query(of_topic, topic=topic)[0][0] for topic in wanted.topics)
         if not ready:
             self._last_look_was_empty = True
             raise empty(self._again(due))

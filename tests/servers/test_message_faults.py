@@ -316,3 +316,38 @@ def test_a_claim_that_never_was_ends_nothing(opened):
         store.ack([record.claim, MessageClaim(id, 7)])
     assert list(raised.value.ids) == [id]
     store.ack([record.claim])
+
+
+def test_a_callers_transaction_keeps_nobody_waiting_who_uses_other_messages(place, opened, caller):
+    """Also on MySQL, whose transactions lock gaps between rows where they read them to lock."""
+    store = opened(timeout=1.0)
+    store.put([MessageEntry(b"mine", topic="mine"), MessageEntry(b"theirs", topic="theirs")])
+    store.put([MessageEntry(b"removed", topic="removed"), MessageEntry(b"late", topic="late", delay=0.01)])
+    store.put([MessageEntry(name, topic="group", group="g") for name in (b"head", b"next")])
+    time.sleep(0.02)  # a delay of the server's clock
+    joined = store.joined(caller)
+    assert [record.payload for record in joined.claim(1, ["mine"])] == [b"mine"]
+    with pytest.raises(Empty):
+        joined.claim(5, ["unknown"])
+    assert joined.purge("removed") == 1
+    assert joined.redrive_all() == 0
+    joined.put([MessageEntry(b"new", topic="new", delay=60.0, key=b"new", group="new")])
+    joined.nack([record.claim for record in joined.claim(1, ["group"])], 30.0)
+    begin = time.monotonic()
+    topics = ("a", "group", "mine", "new", "theirs", "unknown", "z")
+    for delay, ttl in ((0.0, None), (30.0, 90.0), (90.0, None)):
+        store.put([MessageEntry(b"x", topic=topic, delay=delay, ttl=ttl) for topic in topics])
+        store.put([MessageEntry(b"x", topic=topic, group="other", delay=delay) for topic in topics])
+        store.put([MessageEntry(b"x", topic=topic, key=f"{topic} {delay}".encode()) for topic in topics])
+    records = store.claim(8, lease=45.0)
+    store.nack([record.claim for record in records[:4]], 60.0)
+    store.extend([record.claim for record in records[4:]], 15.0)
+    store.fail([record.claim for record in records[4:]])
+    assert store.redrive_all() == 4
+    assert store.purge("a") == 9
+    assert time.monotonic() - begin < 10.0
+    caller.commit()
+    found = {record.topic: record.state for record in store.scan() if record.payload not in (b"x", b"next")}
+    assert found["mine"] is State.CLAIMED
+    assert found["new"] is found["group"] is State.DELAYED
+    assert "removed" not in found
