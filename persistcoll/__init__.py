@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from persistcoll.messages.queue import MessageQueue
     from persistcoll.messages.topic_lock import TopicLock
     from persistcoll.messages.worker import Worker
-    from persistcoll.queues.ack import AckStatus
+    from persistcoll.queues.ack_status import AckStatus
     from persistcoll.queues.file import Queue
     from persistcoll.queues.mysql import (
         MySQLAckQueue,
@@ -160,7 +160,7 @@ __all__ = [
 # A name is imported when it is first asked for, because most programs need one class, and not both SQLite and
 # the file queues. Names of `__all__` that are missing here are in persistcoll.errors.
 _HOMES = {
-    "AckStatus": "persistcoll.queues.ack",
+    "AckStatus": "persistcoll.queues.ack_status",
     "Backoff": "persistcoll.engine.records",
     "CollectionInfo": "persistcoll.engine.records",
     "Consumer": "persistcoll.logs.consumer",

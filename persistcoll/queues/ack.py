@@ -7,19 +7,28 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
-from persistcoll.arguments import checked_count, checked_delay, checked_text
+from persistcoll.arguments import (
+    checked_count,
+    checked_delay,
+    checked_number_of,
+    checked_seconds,
+    checked_text,
+)
 from persistcoll.container import T, option
 from persistcoll.engine.contracts import Claim, RecordStore, Select
 from persistcoll.engine.queue_core import Decode
 from persistcoll.engine.records import NACKED, Backoff, Record, State
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import ClaimError, ClosedError, Empty, NotClaimedError, StaleClaimError
+from persistcoll.queues.ack_status import AckStatus, status_of
 from persistcoll.queues.deliveries import AckQueueCore, Deliveries, Delivery, lost_of
 from persistcoll.queues.sql import PlainPuts, SQLQueue
 
-__all__ = ["AckQueue", "AckStatus"]
+__all__ = ["AckQueue"]
 
 R = TypeVar("R")
+_Verb = Callable[[RecordStore, list[int]], list[int] | None]
+"""Settles the claims of these records, and returns their ids if they may be new."""
 
 
 class _Unset:
@@ -30,31 +39,6 @@ class _Unset:
 
 
 _UNSET: Any = _Unset()
-
-
-class AckStatus:
-    """The values that ``"status"`` may have in what :meth:`SQLiteAckQueue.queue` returns."""
-
-    inited = "0"
-    """The item is ready and was never got."""
-    ready = "1"
-    """The item is ready or delayed, and was got before."""
-    unack = "2"
-    """A consumer has got the item and not settled it."""
-    acked = "5"
-    """The item was acked, and is kept."""
-    ack_failed = "9"
-    """The item is set aside: by ``ack_failed``, or because it was got ``max_attempts`` times."""
-
-
-_STATUS = {
-    State.READY: AckStatus.ready,
-    State.DELAYED: AckStatus.ready,
-    State.CLAIMED: AckStatus.unack,
-    State.DONE: AckStatus.acked,
-    State.FAILED: AckStatus.ack_failed,
-    State.DEAD: AckStatus.ack_failed,
-}
 
 
 class AckQueue(PlainPuts[T]):
@@ -78,7 +62,7 @@ class AckQueue(PlainPuts[T]):
     _core: AckQueueCore
 
     def _make_core(self, store: RecordStore) -> AckQueueCore:
-        self._deliveries = Deliveries(store)
+        self._deliveries = Deliveries(store, self._joins)
         return AckQueueCore(store, self._options.maxsize, self._payload_only, self._deliveries)
 
     # Putting.
@@ -143,6 +127,8 @@ class AckQueue(PlainPuts[T]):
         id: int | dict[str, Any] | None = None,
         next_in_order: bool = False,
         raw: Literal[False] = False,
+        *,
+        connection: Any = None,
     ) -> T: ...
     @overload
     def get(
@@ -152,6 +138,8 @@ class AckQueue(PlainPuts[T]):
         id: int | dict[str, Any] | None = None,
         next_in_order: bool = False,
         raw: bool = False,
+        *,
+        connection: Any = None,
     ) -> Any: ...
     def get(
         self,
@@ -160,6 +148,8 @@ class AckQueue(PlainPuts[T]):
         id: int | dict[str, Any] | None = None,
         next_in_order: bool = False,
         raw: bool = False,
+        *,
+        connection: Any = None,
     ) -> Any:
         """Return the next item, and claim it. It stays stored until it is settled.
 
@@ -174,8 +164,12 @@ class AckQueue(PlainPuts[T]):
         :param raw: return ``{"pqid": its id, "data": the item, "timestamp": when it was put, "attempts": how
             often it was got, "status": AckStatus.unack, "reason": why it was not acked before}``; the time is
             in seconds since the epoch.
+        :param connection: as for :meth:`put`. The claim is made if the caller commits; until then others skip
+            the item. To settle it in the same transaction, pass the connection to :meth:`ack`, too. No
+            :meth:`task_done` counts it.
         :raise ValueError: the timeout is negative, ``id`` cannot be an id, or ``next_in_order`` was given
-            without an ``id``.
+            without an ``id``; or ``connection`` is given, and the queue joins no transactions, or none is
+            open on it.
 
         It raises the other errors that :meth:`SQLiteQueue.get` raises as well.
         """
@@ -186,8 +180,9 @@ class AckQueue(PlainPuts[T]):
             select = Select(self._checked_id(id), next_in_order)
         elif next_in_order:
             raise ValueError("'next_in_order' needs the 'id' that comes before")
+        blocking, block = self._at(connection, block)
         try:
-            return self._blocking.get(self._deliver_raw if raw else self._deliver, block, timeout, select)
+            return blocking.get(self._deliver_raw if raw else self._deliver, block, timeout, select)
         except Empty:
             raise self._nothing_waits() from None
 
@@ -197,23 +192,41 @@ class AckQueue(PlainPuts[T]):
         id: int | dict[str, Any] | None = None,
         raw: Literal[False] = False,
         next_in_order: bool = False,
+        *,
+        connection: Any = None,
     ) -> T: ...
     @overload
     def get_nowait(
-        self, id: int | dict[str, Any] | None = None, raw: bool = False, next_in_order: bool = False
+        self,
+        id: int | dict[str, Any] | None = None,
+        raw: bool = False,
+        next_in_order: bool = False,
+        *,
+        connection: Any = None,
     ) -> Any: ...
     def get_nowait(
-        self, id: int | dict[str, Any] | None = None, raw: bool = False, next_in_order: bool = False
+        self,
+        id: int | dict[str, Any] | None = None,
+        raw: bool = False,
+        next_in_order: bool = False,
+        *,
+        connection: Any = None,
     ) -> Any:
         """Call ``get(block=False)``."""
-        return self.get(False, None, id, next_in_order, raw)
+        return self.get(False, None, id, next_in_order, raw, connection=connection)
 
     @property
     def _decode_claimed(self) -> Decode[Any]:
         return self._deliver
 
     def get_many(
-        self, n: int, block: bool = True, timeout: float | None = None, *, linger: float = 0.0
+        self,
+        n: int,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        linger: float = 0.0,
+        connection: Any = None,
     ) -> list[T]:
         """Return 1 to ``n`` items, in order. Only the first one is waited for, unless ``linger`` says more.
 
@@ -221,12 +234,15 @@ class AckQueue(PlainPuts[T]):
 
         :param linger: seconds to wait, when the first item is ready, until ``n`` of them are. All are claimed
             at the end of this wait, so no lease runs before; meanwhile another consumer may get them.
+        :param connection: as for :meth:`get`.
         :raise ValueError: ``n`` is below 1, or a time is negative.
 
         It raises the other errors that :meth:`get` raises as well.
         """
+        n, linger = checked_number_of("n", n), checked_seconds("linger", linger)
+        blocking, block = self._at(connection, block)
         try:
-            return super().get_many(n, block, timeout, linger=linger)
+            return blocking.get_many(n, self._deliver, block, timeout, linger if block else 0.0)
         except Empty:
             raise self._nothing_waits() from None
 
@@ -272,7 +288,13 @@ class AckQueue(PlainPuts[T]):
 
     # Settling.
 
-    def ack(self, item: T | dict[str, Any] = _UNSET, id: int | dict[str, Any] | None = None) -> int | None:
+    def ack(
+        self,
+        item: T | dict[str, Any] = _UNSET,
+        id: int | dict[str, Any] | None = None,
+        *,
+        connection: Any = None,
+    ) -> int | None:
         """Ack an item: its work is done, and it is never delivered again.
 
         Cost: 1 transaction. At ``"power"`` also 1 sync, which threads that write at the same time share; at
@@ -280,21 +302,27 @@ class AckQueue(PlainPuts[T]):
 
         :param item: the object that ``get`` returned; or what ``get(raw=True)`` returned, or a copy of that.
         :param id: the item's id, in place of the item.
+        :param connection: a connection of a database server with a transaction of the caller, of which this
+            becomes a part: if the caller rolls it back, the item is claimed as before, and can be settled
+            again. Until the transaction ends, a call that settles the item without the connection waits for
+            it. In SQLite :meth:`SQLiteQueue.transaction` does that.
         :return: its id; ``None`` if this object has not delivered the item, or the item was settled before.
         :raise NotClaimedError: with ``strict``, in place of returning ``None``.
         :raise StaleClaimError: the claim was lost because its lease ran out; another consumer may have the
             item.
         :raise ValueError: both the item and its id were given, or neither. An item that is ``None`` counts as
-            not given if there is an id.
+            not given if there is an id; or ``connection`` is given, and the queue joins no transactions, or
+            none is open on it.
         :raise TypeError: ``id`` is not a whole number.
         """
-        return self._settle(((item, id),), self._ack, 0)[0]
+        return self._settle(((item, id),), lambda store, ids: store.ack(ids), 0, connection)[0]
 
     def ack_many(
         self,
         items: Iterable[T | dict[str, Any]] = _UNSET,
         *,
         ids: Iterable[int | dict[str, Any]] | None = None,
+        connection: Any = None,
     ) -> list[int | None]:
         """Ack several items in one transaction: all of them, or none.
 
@@ -302,6 +330,7 @@ class AckQueue(PlainPuts[T]):
 
         :param items: the items, each as :meth:`ack` takes it.
         :param ids: their ids, in place of the items.
+        :param connection: as for :meth:`ack`.
         :return: for each of them what :meth:`ack` would return; so an item that is unknown, or that is named
             a second time, is a ``None`` and keeps none of the others from being acked.
         :raise NotClaimedError: with ``strict``, if one of them is unknown; then none is acked.
@@ -309,13 +338,13 @@ class AckQueue(PlainPuts[T]):
         :raise ValueError: both the items and their ids were given, or neither.
         :raise TypeError: an id is not a whole number.
         """
-        if ids is None:
-            if items is _UNSET:
-                raise ValueError("give the items, or their ids")
-            return self._settle([(item, None) for item in items], self._ack, 0)
-        if items is not _UNSET:
+        if ids is None and items is _UNSET:
+            raise ValueError("give the items, or their ids")
+        if ids is not None and items is not _UNSET:
             raise ValueError("give the items or their ids, not both")
-        return self._settle([(_UNSET, self._checked_id(id)) for id in ids], self._ack, 0)
+        by_id = [(_UNSET, self._checked_id(id)) for id in ids or ()]
+        wanted = by_id if ids is not None else [(item, None) for item in items]
+        return self._settle(wanted, lambda store, ids: store.ack(ids), 0, connection)
 
     def ack_failed(
         self,
@@ -323,6 +352,7 @@ class AckQueue(PlainPuts[T]):
         id: int | dict[str, Any] | None = None,
         *,
         reason: str | None = None,
+        connection: Any = None,
     ) -> int | None:
         """Set an item aside.
 
@@ -335,7 +365,7 @@ class AckQueue(PlainPuts[T]):
         :param reason: why, for :meth:`queue` and the raw form; of a longer text the first 10,000 characters.
         """
         reason = checked_text("reason", reason)
-        return self._settle(((item, id),), partial(self._fail, reason=reason), 0)[0]
+        return self._settle(((item, id),), lambda store, ids: store.fail(ids, reason), 0, connection)[0]
 
     def nack(
         self,
@@ -345,6 +375,7 @@ class AckQueue(PlainPuts[T]):
         delay: float | datetime | None = None,
         to_back: bool = False,
         reason: str | None = None,
+        connection: Any = None,
     ) -> int | None:
         """End the claim on an item, so that the item is delivered again.
 
@@ -364,21 +395,13 @@ class AckQueue(PlainPuts[T]):
         seconds = None if delay is None else checked_delay(delay)
         reason = checked_text("reason", reason) or NACKED
 
-        def nack(ids: list[int]) -> list[int]:
-            return [self._store.nack(id, seconds, to_back, reason) for id in ids]
+        def nack(store: RecordStore, ids: list[int]) -> list[int]:
+            return [store.nack(id, seconds, to_back, reason) for id in ids]
 
-        return self._settle(((item, id),), nack, 1)[0]
-
-    def _ack(self, ids: list[int]) -> list[int]:
-        self._store.ack(ids)
-        return ids
-
-    def _fail(self, ids: list[int], reason: str | None) -> list[int]:
-        self._store.fail(ids, reason)
-        return ids
+        return self._settle(((item, id),), nack, 1, connection)[0]
 
     def _settle(
-        self, wanted: Sequence[tuple[Any, Any]], verb: Callable[[list[int]], list[int]], ready: int
+        self, wanted: Sequence[tuple[Any, Any]], verb: _Verb, ready: int, connection: Any
     ) -> list[int | None]:
         """Settle items, all or none, and return for each what the verb returns, or ``None``.
 
@@ -387,16 +410,30 @@ class AckQueue(PlainPuts[T]):
         """
         if OPEN:
             self._store.await_transaction()
-        while (results := self._try_to_settle(wanted, verb, ready)) is None:
-            pass
+        store = self._store if connection is None else self._store.joined(connection)
+        settle = partial(
+            self._deliveries.settle, verb=lambda ids: verb(store, ids) or ids, within=connection is not None
+        )
+        before: list[Delivery] = []
+        try:
+            while (results := self._try_to_settle(wanted, settle, ready, before)) is None:
+                pass
+        finally:
+            self._deliveries.put_all_back(before)
         return results
 
     def _try_to_settle(
-        self, wanted: Sequence[tuple[Any, Any]], verb: Callable[[list[int]], list[int]], ready: int
+        self,
+        wanted: Sequence[tuple[Any, Any]],
+        settle: Callable[[list[Delivery]], list[int]],
+        ready: int,
+        before: list[Delivery],
     ) -> list[int | None] | None:
-        """Do what :meth:`_settle` does; return ``None`` if another thread settled one at the same time.
+        """Do what :meth:`_settle` does; return ``None`` if one of them was settled before.
 
         That one is not found again.
+
+        :param before: gets those that a transaction of the caller has settled, which may be rolled back.
         """
         found: list[Delivery] = []
         try:
@@ -404,29 +441,27 @@ class AckQueue(PlainPuts[T]):
             if self.strict and not all(held):
                 raise self._not_held(wanted[held.index(False)][1])
         except BaseException:
-            self._put_back(found)
+            self._deliveries.put_all_back(found)
             raise
         if not found:
             return [None] * len(held)
         try:
-            settled = iter(self._deliveries.settle(found, verb))
+            settled = iter(settle(found))
             results = [next(settled) if each else None for each in held]
             for delivery in found:
                 self._blocking.settled_elsewhere(delivery, ready)
             return results
         except ClaimError as error:
-            for delivery in lost_of(found, error):
+            lost = lost_of(found, error)
+            before.extend(delivery for delivery in lost if delivery.settled_within)
+            for delivery in lost:
                 self._core.forget_claim(delivery, self._blocking.consumer.own)
             if isinstance(error, StaleClaimError):
                 raise
             return None
         except BaseException:  # Perhaps out of a signal handler.
-            self._put_back(found)
+            self._deliveries.put_all_back(found)
             raise
-
-    def _put_back(self, found: Sequence[Delivery]) -> None:
-        for delivery in reversed(found):
-            self._deliveries.put_back(delivery)
 
     def _not_held(self, id: Any) -> NotClaimedError:
         which = "that item" if id is None else f"item {self._checked_id(id)}"
@@ -518,12 +553,9 @@ class AckQueue(PlainPuts[T]):
         return self._store.unfinished()
 
     def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
-        status = _STATUS[state]
-        if state is State.READY and not record.attempts:
-            status = AckStatus.inited
         return {
             **super()._as_dict(state, record),
-            "status": status,
+            "status": status_of(state, record),
             "attempts": record.attempts,
             "reason": record.reason,
         }

@@ -13,14 +13,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.contracts import QueueStore, RecordStore
 from persistcoll.engine.in_flight import ClaimList, Consumer, IndexedClaimList
 from persistcoll.engine.records import NACKED, Record
 from persistcoll.engine.transaction_hooks import OPEN
-from persistcoll.errors import ClaimError, StaleClaimError
+from persistcoll.errors import ClaimError, NotClaimedError, StaleClaimError
 from persistcoll.queues.sql import RecordQueueCore
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["AckQueueCore", "Deliveries", "Delivery", "lost_of"]
 
@@ -29,6 +32,8 @@ T = TypeVar("T")
 # How many stale deliveries are remembered. Settling one of these raises StaleClaimError. Settling an older
 # one is like settling an item that was never delivered.
 _MAX_STALE = 1000
+# After how many calls within callers' transactions the store is asked which of their claims have ended.
+_MANY_WITHIN = 1000
 _serials = itertools.count()
 
 
@@ -36,15 +41,18 @@ class Delivery:
     """One item as it was given to a consumer.
 
     ``_mutex`` of its :class:`Deliveries` guards ``consumer`` and ``stale``. ``settled`` becomes true by one
-    assignment without a lock, and false again if a caller's transaction is rolled back.
+    assignment without a lock, and false again if a caller's transaction is rolled back. ``settled_within``
+    only becomes true.
 
     :ivar raw: the raw form of the item, if the consumer was given that.
     :ivar consumer: the consumer that got it.
     :ivar stale: the claim was lost, or the item was delivered again since.
     :ivar settled: it was settled, so nothing is left to do.
+    :ivar settled_within: it was settled in the transaction of a caller's connection. Nothing tells whether
+        that was committed, so the claim may be active. If the store says that it has ended, this was why.
     """
 
-    __slots__ = ("consumer", "id", "item", "raw", "serial", "settled", "stale", "time")
+    __slots__ = ("consumer", "id", "item", "raw", "serial", "settled", "settled_within", "stale", "time")
 
     def __init__(self, record: Record, item: Any, raw: dict[str, Any] | None) -> None:
         self.serial = next(_serials)
@@ -55,6 +63,7 @@ class Delivery:
         self.consumer: Consumer | None = None
         self.stale = False
         self.settled = False
+        self.settled_within = False
 
     def __lt__(self, other: Delivery) -> bool:
         """Order deliveries by age, because the core searches for the oldest claim of any consumer."""
@@ -64,13 +73,16 @@ class Delivery:
 class Deliveries:
     """The deliveries of one queue that are not settled.
 
-    Any thread may call any method. ``_mutex`` guards ``_by_id``, ``_by_identity`` and ``_stale``.
+    Any thread may call any method. ``_mutex`` guards ``_by_id``, ``_by_identity``, ``_stale``, ``_within``
+    and ``_most_within``.
 
     :param table: the store in which the items are claimed.
+    :param joins: whether that is joined to the transaction of a caller's connection.
     """
 
-    def __init__(self, table: RecordStore) -> None:
+    def __init__(self, table: RecordStore, joins: bool = False) -> None:
         self._table = table
+        self._joins = joins
         self.clear()
 
     def clear(self) -> None:
@@ -84,6 +96,9 @@ class Deliveries:
         # A delivery keeps its objects alive, so no other object gets the identity of one meanwhile.
         self._by_identity: dict[int, Delivery | list[Delivery]] = {}
         self._stale: deque[Delivery] = deque()
+        # Claimed or settled in the transactions of callers' connections.
+        self._within: set[Delivery] = set()
+        self._most_within = _MANY_WITHIN
 
     # Delivering.
 
@@ -116,9 +131,12 @@ class Deliveries:
         delivery.stale = True
         self._stale.append(delivery)
 
-    def add(self, deliveries: Sequence[Delivery], consumer: Consumer) -> Sequence[Delivery]:
+    def add(
+        self, deliveries: Sequence[Delivery], consumer: Consumer, within: bool = False
+    ) -> Sequence[Delivery]:
         """Enter deliveries of claimed items that this consumer is given.
 
+        :param within: the claims are a part of the transaction of a caller's connection.
         :return: stale deliveries that are not remembered any longer.
         """
         with self._mutex:
@@ -128,6 +146,8 @@ class Deliveries:
                 if other is not delivery:
                     self._keep_newer(delivery, other)
                 self._index(delivery)
+            if within or self._joins:
+                self._within.update(deliveries)
             return self._forget() if len(self._stale) > _MAX_STALE else ()
 
     def _keep_newer(self, delivery: Delivery, other: Delivery) -> None:
@@ -220,6 +240,13 @@ class Deliveries:
             self._unindex(delivery)
             self._index(delivery, first=True)
 
+    def put_all_back(self, deliveries: Sequence[Delivery], lost: Sequence[Delivery] = ()) -> None:
+        """Add deliveries again, as :meth:`put_back` does, but not those that are lost."""
+        # The first one comes to the front last.
+        for delivery in reversed(deliveries):
+            if delivery not in lost:
+                self.put_back(delivery)
+
     def forget(self, delivery: Delivery) -> None:
         """Remove a delivery that no consumer got after all."""
         with self._mutex:
@@ -227,19 +254,25 @@ class Deliveries:
 
     # Settling.
 
-    def settle(self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], T]) -> T:
+    def settle(
+        self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], T], within: bool = False
+    ) -> T:
         """Call ``verb`` with the ids of deliveries that were found; those it does not settle are added again.
 
         A stale delivery is refused each time, and with it all others. A claim that was lost, or that another
         thread settled at the same time, is named by ``ids`` of the error, and its delivery is not found any
         more.
 
+        :param within: ``verb`` is a part of the transaction of a caller's connection. What it settles is
+            added again, too, because that may be rolled back.
         :raise StaleClaimError: claims were lost.
-        :raise NotClaimedError: another thread settled one at the same time.
+        :raise NotClaimedError: another thread settled one at the same time; or it was settled before, in the
+            transaction of a caller's connection.
         """
+        within = within or self._joins
         stale = [delivery for delivery in deliveries if delivery.stale]
         if stale:
-            self._put_others_back(deliveries, stale)
+            self.put_all_back(deliveries, stale)
             raise StaleClaimError(
                 f"item {stale[0].id} was delivered again since, because its lease ran out; its present holder"
                 " settles it, and a longer lease= prevents that",
@@ -251,25 +284,53 @@ class Deliveries:
             result = verb([delivery.id for delivery in deliveries])
         except ClaimError as error:
             lost = lost_of(deliveries, error)
+            if ended := [delivery for delivery in lost if delivery.settled_within]:
+                for delivery in ended:
+                    delivery.settled = not within  # the transaction may be the one that has settled it
+                self.put_all_back(deliveries, ended)
+                raise NotClaimedError("it was settled before", [each.id for each in ended]) from error
             if isinstance(error, StaleClaimError):
                 with self._mutex:
                     for delivery in lost:
                         self._mark_stale(delivery)
                         self._index(delivery)
-            self._put_others_back(deliveries, lost)
+            self.put_all_back(deliveries, lost)
             raise
         except BaseException:
-            self._put_others_back(deliveries, ())
+            self.put_all_back(deliveries)
             raise
         for delivery in deliveries:
-            delivery.settled = True
+            if within:
+                delivery.settled_within = True
+            else:
+                delivery.settled = True
+        if within:
+            self.put_all_back(deliveries)
+            with self._mutex:
+                self._within.update(deliveries)
         return result
 
-    def _put_others_back(self, deliveries: Sequence[Delivery], lost: Sequence[Delivery]) -> None:
-        # The first one comes to the front last.
-        for delivery in reversed(deliveries):
-            if delivery not in lost:
-                self.put_back(delivery)
+    def forget_ended(self, ended: Callable[[set[int], set[int]], set[int]]) -> None:
+        """Forget what callers' transactions have settled, now and then: nothing tells that they committed.
+
+        :param ended: returns the ids of the claims that have ended. Its arguments are the ids of those that
+            transactions have settled, and of those that they have only claimed.
+        """
+        if len(self._within) < self._most_within:
+            return
+        with self._mutex:
+            self._within = {each for each in self._within if not (each.settled or each.stale)}
+            within = list(self._within)
+        gone = ended(
+            {each.id for each in within if each.settled_within},
+            {each.id for each in within if not each.settled_within},
+        )
+        with self._mutex:
+            for delivery in within:
+                if delivery.id in gone:
+                    self._within.discard(delivery)
+                    self._remove(delivery)
+            self._most_within = len(self._within) + _MANY_WITHIN
 
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Ack claims of a consumer in one step, except those that are settled already."""
@@ -281,11 +342,19 @@ class Deliveries:
 
     def _settle_held(self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], object]) -> None:
         held = [delivery for delivery in deliveries if not delivery.settled]
-        if held:
+        while held:
             with self._mutex:
                 for delivery in held:
                     self._remove(delivery)
-            self.settle(held, verb)
+            try:
+                self.settle(held, verb)
+                return
+            except NotClaimedError as error:
+                # What a caller's transaction has settled is settled, unless that was rolled back.
+                before = [each for each in lost_of(held, error) if each.settled_within]
+                if not before:
+                    raise
+                held = [each for each in held if each not in before]
 
 
 def lost_of(deliveries: Sequence[Delivery], error: ClaimError) -> Sequence[Delivery]:
@@ -308,7 +377,18 @@ class AckQueueCore(RecordQueueCore):
 
     def __init__(self, store: RecordStore, maxsize: int, payload_only: bool, deliveries: Deliveries) -> None:
         self._deliveries = deliveries
+        self._is_joined = False
         super().__init__(store, maxsize, False, payload_only)
+
+    def joined(self, connection: Any) -> Self:
+        """Return a core whose calls are part of the transaction that the caller has open on ``connection``.
+
+        It changes nothing in this core. An item that it gets is claimed, and found among the deliveries of
+        this core; but no consumer holds it.
+        """
+        core = super().joined(connection)
+        core.autosave, core._is_joined = False, True
+        return core
 
     def _bind(self, store: QueueStore) -> None:
         super()._bind(store)
@@ -324,7 +404,7 @@ class AckQueueCore(RecordQueueCore):
         return IndexedClaimList()
 
     def _hand_over(self, items: list[Delivery], consumer: Consumer) -> list[Any]:
-        for forgotten in self._deliveries.add(items, consumer):
+        for forgotten in self._deliveries.add(items, consumer, self._is_joined):
             self.in_flight.forget(forgotten)
         return [each.item if each.raw is None else each.raw for each in items]
 

@@ -144,7 +144,14 @@ class PostgresAckQueue(ServerAckQueue[T]):
     :meth:`ack` finishes an item, :meth:`nack` makes it ready again, :meth:`ack_failed` sets it aside. When a
     process dies, the items that it had claimed are delivered again after ``patience``. It is to
     :class:`PostgresQueue` what :class:`SQLiteAckQueue` is to :class:`SQLiteQueue`, and its parameters are
-    those of these two, except that only its puts take a ``connection``.
+    those of these two.
+
+    The methods that get and settle items take a ``connection``, too. Nothing tells this object whether the
+    caller's transaction is committed. So after a rollback an item that was settled in it is claimed as
+    before, except that :meth:`task_done` does not count it. An item that was got in it is ready again, and
+    settling it raises a :exc:`StaleClaimError`. Close the queue after the end of the transaction: a claim
+    that is committed later lasts until a process opens the queue or calls :meth:`resume_unack_tasks`. With a
+    ``connection`` of its own, the object ends its claims in the transaction when it is closed.
 
     >>> from persistcoll import PostgresAckQueue
     >>> with PostgresAckQueue("letters") as letters:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from persistcoll.arguments import checked_number_of, checked_seconds
 from persistcoll.container import ServerContainer, T
+from persistcoll.engine.contracts import Claim
 from persistcoll.engine.records import Backoff, Discipline, Durability
+from persistcoll.errors import StorageError
 from persistcoll.options import ServerAckQueueOptions, ServerQueueOptions
 from persistcoll.queues.ack import AckQueue
 from persistcoll.queues.sql import PlainGets, warn_of_auto_commit
@@ -24,6 +26,7 @@ from persistcoll.servers.sessions import OpenTransaction, driver_of
 
 __all__ = ["WHERE", "PlainServerQueue", "ServerAckQueue", "ServerQueue", "address_in", "ddl", "open_store"]
 
+R = TypeVar("R")
 
 WHERE = ("url", "host", "port", "user", "password", "passwd", "dbname", "db_name")
 """The parameters that name a server."""
@@ -67,6 +70,14 @@ class ServerQueue(ServerContainer):
     def _wanted(cls, name: str, serializer: str) -> Wanted:
         return wanted_records(name, cls._kind, cls._discipline, serializer)
 
+    def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
+        store = open_store(options, self._kind, self._discipline)
+        return cast(ServerRecordStore, self._joined(store, options.connection))
+
+    def _attach(self, store: Any) -> None:
+        self._joins = self._options.connection is not None
+        super()._attach(store)
+
 
 class PlainServerQueue(ServerQueue, PlainGets[T]):
     """How the queues are made whose items ``get`` or ``task_done`` acks."""
@@ -99,14 +110,6 @@ class PlainServerQueue(ServerQueue, PlainGets[T]):
         if connection is not None and not auto_commit:
             raise ValueError("'auto_commit' must be True with 'connection': the caller's commit is the ack")
         self._open(ServerQueueOptions.of(locals()))
-
-    def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
-        store = open_store(options, self._kind, self._discipline)
-        return cast(ServerRecordStore, self._joined(store, options.connection))
-
-    def _attach(self, store: Any) -> None:
-        super()._attach(store)
-        self._joins = self._options.connection is not None
 
     def get_many(
         self,
@@ -209,6 +212,7 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
     """How the queues are made whose items are settled one by one."""
 
     _kind = "fifo ack"
+    _store: ServerRecordStore
 
     def __init__(
         self,
@@ -222,6 +226,7 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
         passwd: str | None = None,
         dbname: str | None = None,
         db_name: str | None = None,
+        connection: Any = None,
         schema: str | None = None,
         create: bool = True,
         timeout: float = TIMEOUT,
@@ -239,10 +244,33 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
     ) -> None:
         address = address_in(self._server, locals())
         warn_of_auto_commit(auto_commit)
-        self._open(ServerAckQueueOptions.of({**locals(), "connection": None}))
+        self._open(ServerAckQueueOptions.of(locals()))
 
-    def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
-        return open_store(options, self._kind, self._discipline)
+    def _settle(
+        self, wanted: Sequence[tuple[Any, Any]], verb: Any, ready: int, connection: Any
+    ) -> list[int | None]:
+        results = super()._settle(wanted, verb, ready, connection)
+        if connection is not None or self._joins:
+            self._forget_ended()
+        return results
+
+    def _forget_ended(self) -> None:
+        with suppress(StorageError):  # then a later call does it
+            self._deliveries.forget_ended(self._store.forget_ended)
+
+    @contextmanager
+    def _receive(self, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]]) -> Iterator[R]:
+        if not self._joins:
+            with super()._receive(claim) as received:
+                yield received
+            return
+        # The savepoint undoes the claim, too, so there is nothing to settle if the block raises.
+        with self._store.undone_if_it_raises():
+            claims: list[Claim] = []
+            tokens, received = self._claim(claim, claims)
+            yield received
+            self._core.settle(tokens, claims, done=True)
+        self._forget_ended()
 
 
 def ddl(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from persistcoll.engine.contracts import Claim, Select
 from persistcoll.engine.records import NACKED, ClaimPolicy, Discipline, Record, State
-from persistcoll.errors import NotClaimedError, StaleClaimError
+from persistcoll.errors import NotClaimedError, StaleClaimError, StorageError
 from persistcoll.servers.driver import Deferred
 from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
@@ -30,6 +30,7 @@ ALL = 1 << 62
 """More rows than there are."""
 FINISHED = (State.DONE, State.FAILED, State.DEAD)
 """The states of records whose keys are not active."""
+_FINISHED_NUMBERS = {NUMBERS[state] for state in FINISHED}
 LONGEST_SPAN = 1e10
 """Seconds; a server's times end some time after that."""
 # How many done rows this store may add before it trims: trimming one costs as much as many.
@@ -352,11 +353,40 @@ class ClaimingHandle(Handle):
     def _forget(self, id: int, held: _Held) -> None:
         """Forget a claim that is settled, unless the caller's transaction may be rolled back."""
         if not self._is_joined:
-            try:
-                if self._held[id] == held:  # no call until `del`, so no other thread runs in between
-                    del self._held[id]
-            except KeyError:
-                pass
+            self._drop(id, held)
+
+    def _drop(self, id: int, held: _Held) -> None:
+        try:
+            if self._held[id] == held:  # no call until `del`, so no other thread runs in between
+                del self._held[id]
+        except KeyError:
+            pass
+
+    def forget_ended(self, settled: set[int], made: set[int]) -> set[int]:
+        """Forget claims that have ended, and return the ids of their records.
+
+        A claim that is not committed is not seen here.
+
+        :param settled: records whose claims callers' transactions have settled. They have ended unless they
+            are seen, because what made them is committed, or was in the transaction that has settled them.
+        :param made: records that callers' transactions have only claimed.
+        """
+        held = {id: self._held.get(id) for id in (*settled, *made)}
+
+        def look(session: Session) -> dict[int, tuple[int, int | None]]:
+            rows = session.run(self._sql.select_fences, ids=sorted(held)).rows
+            return {id: (state, fence) for id, state, fence in rows}
+
+        found = self._server.repeat(look)
+        ended = set()
+        for id, each in held.items():
+            state, fence = found.get(id, (None, None))
+            is_seen = each is not None and state == NUMBERS[State.CLAIMED] and fence == each[0]
+            if not is_seen and (id in settled or state is None or state in _FINISHED_NUMBERS):
+                ended.add(id)
+                if each is not None:
+                    self._drop(id, each)
+        return ended
 
     def ack(self, ids: Sequence[int]) -> None:
         self._settle_all(ids, lambda held: _ACKED)
@@ -451,7 +481,13 @@ class ClaimingHandle(Handle):
         self._fences = itertools.count(secrets.randbits(_FENCE_BITS))
 
     def close(self) -> None:
-        """End the claims of this store. Idempotent."""
+        """End the claims of this store. Idempotent.
+
+        Those that a joined store has made it ends in the transaction, which may not be committed yet.
+        """
+        if self._held and self._is_joined and self._retry.auto_reclaim and not self._original._closed:
+            with suppress(StorageError, ValueError, TypeError):  # the connection cannot be used any more
+                self._sessions.repeat(self._holding.end_own)
         super().close()
         self._held.clear()
 

@@ -29,6 +29,7 @@ __all__ = [
 ABANDONED: list[Any] = []
 """What the connections of a parent hold in its forked child: kept, because it must not be collected there."""
 _MOST_WRAPPERS = 4
+_NO_WRAPPER = object()
 _TIMEOUTS_PER_ANSWER, _SHORTEST_ANSWER_TIMEOUT = 6.0, 5.0
 
 
@@ -99,14 +100,27 @@ def unwrapped(connection: Any, kind: type[Any]) -> Any:
     """Return the connection of this kind that a framework's object wraps, or what is in it in its place.
 
     A session or a connection of SQLAlchemy, its pool's connection, and a connection of Django wrap one.
+
+    :raise ValueError: it wraps none any more, or not yet.
     """
     for _ in range(_MOST_WRAPPERS):
         if isinstance(connection, kind):
             break
-        inner = getattr(connection, "driver_connection", None) or getattr(connection, "connection", None)
-        if inner is None:
+        inner = getattr(connection, "driver_connection", _NO_WRAPPER)
+        if inner is _NO_WRAPPER:
+            inner = getattr(connection, "connection", _NO_WRAPPER)
+        if inner is _NO_WRAPPER:
             break
-        connection = inner() if callable(inner) else inner
+        if inner is None:
+            raise ValueError("no transaction is open on this connection: it is closed")
+        if callable(inner):
+            connection = inner()
+            continue
+        # SQLAlchemy's connection begins a transaction at its first statement. Without that, what is done on
+        # the connection in it would be rolled back in its commit().
+        if hasattr(connection, "in_transaction") and not connection.in_transaction():
+            connection.begin()
+        connection = inner
     return connection
 
 

@@ -224,8 +224,14 @@ class Holding:
         What another transaction has locked stays, and the holder with it.
         """
         count = self._all_come_back(session, reason, self._sql.lock_held, holder=holder)
-        session.defer(self._sql.forget_holder, holder=holder)
+        if not session.run(self._sql.has_claims, holder=holder).rows:
+            session.defer(self._sql.forget_holder, holder=holder)
         return count
+
+    def end_own(self, session: Session) -> None:
+        """End the claims of this store that the session sees."""
+        if self._holder is not None:
+            self._all_come_back(session, HOLDER_CLOSED, self._sql.lock_held, holder=self._holder.number)
 
     def _all_come_back(self, session: Session, reason: str, lock: str, **where: Any) -> int:
         total = 0

@@ -52,30 +52,28 @@ class JoinedSessions:
         """See :class:`~persistcoll.servers.sessions.Sessions`."""
         # Each time, because the caller may have ended the transaction since.
         connection = self._driver.caller_connection(self._connection)
-        try:
+        with _for_the_caller():
             session = self._session
             if session is None:
                 ((now,),) = connection.run(self._sql.clock).rows
                 session = self._session = Session(connection, int(now) // 3600)
             session.connection = connection
             return undone_alone(session, work)
-        except TryAgainError as error:
-            raise LockedError(f"roll the transaction back and begin it again: {error}") from error
-        except ConnectionLostError as error:
-            raise BackendUnavailableError(f"the transaction's connection is lost: {error}") from error
 
     @contextmanager
     def undone_if_it_raises(self) -> Iterator[None]:
         """Roll everything on the connection back that was done in the block, if the block raises."""
         connection = self._driver.caller_connection(self._connection)
         name = f"persistcoll_{next(_blocks)}"
-        connection.run(f"SAVEPOINT {name}")
+        with _for_the_caller():
+            connection.run(f"SAVEPOINT {name}")
         try:
             yield
         except BaseException:
             _undo(connection, f"ROLLBACK TO SAVEPOINT {name}")
             raise
-        connection.run(f"RELEASE SAVEPOINT {name}")
+        with _for_the_caller():
+            connection.run(f"RELEASE SAVEPOINT {name}")
 
     def transact(
         self,
@@ -96,6 +94,17 @@ class JoinedSessions:
             return value
 
         return self.repeat(counted)
+
+
+@contextmanager
+def _for_the_caller() -> Iterator[None]:
+    """Raise the errors that a caller knows in place of those of :mod:`persistcoll.servers.driver`."""
+    try:
+        yield
+    except TryAgainError as error:
+        raise LockedError(f"roll the transaction back and begin it again: {error}") from error
+    except ConnectionLostError as error:
+        raise BackendUnavailableError(f"the transaction's connection is lost: {error}") from error
 
 
 def _undo(connection: Connection, text: str) -> None:

@@ -155,6 +155,8 @@ class RecordStatements(NamedTuple):
     """id, fence -> ends a claim and deletes the row."""
     find_fence: str
     """id -> the fence of the claim that was the last one to be settled, or is active."""
+    select_fences: str
+    """ids -> id, state and fence, as in ``find_fence``, of these rows."""
     draw_id: tuple[str, ...]
     """id -> a new id, higher than all others: the rows or the id of the first; the others tidy up."""
     renumber: str
@@ -168,8 +170,10 @@ class RecordStatements(NamedTuple):
     come_back: str
     """ids, most, reason -> makes these rows ready, or dead if they are claimed and have no attempts left.
     Those that are claimed get that reason, or ``LEASE_RAN_OUT`` if their lease is over."""
+    has_claims: str
+    """holder -> a row if it has claimed something."""
     forget_holder: str
-    """holder -> deletes a holder that has claimed nothing."""
+    """holder -> deletes it."""
     lock_ready: str
     """limit -> locks and returns the ids of ready rows that no other transaction has locked."""
     lock_aside: str
@@ -428,6 +432,7 @@ def record_statements(
         f" reason = CASE WHEN %(tells)s THEN %(reason)s ELSE reason END WHERE {is_claim}",
         delete_claim=f"DELETE FROM {table} WHERE {is_claim}",
         find_fence=f"SELECT fence FROM {table} WHERE id = %(id)s",
+        select_fences=f"SELECT id, state, fence FROM {table} WHERE {of_ids}",
         draw_id=dialect.draw_id(table),
         renumber=f"UPDATE {table} SET id = %(new)s WHERE id = %(id)s",
         lock_due=f"SELECT id FROM {table} WHERE {is_due_set} AND due <= {now} ORDER BY due"
@@ -440,8 +445,9 @@ def record_statements(
         f" WHEN due <= {now} THEN {dialect.hexadecimal(LEASE_RAN_OUT.encode())} ELSE %(reason)s END,"
         f" dedup = CASE WHEN {exhausted} THEN NULL ELSE dedup END,"
         f" state = CASE WHEN {exhausted} THEN {_DEAD} ELSE {_READY} END, {free} WHERE {of_ids}",
-        forget_holder=f"DELETE FROM {holders} WHERE holder = %(holder)s"
-        f" AND NOT EXISTS (SELECT 1 FROM {table} WHERE {table}.holder = %(holder)s)",
+        # Not in one statement, because MySQL would wait there for the locks of a caller's transaction.
+        has_claims=f"SELECT 1 FROM {table} WHERE holder = %(holder)s LIMIT 1",
+        forget_holder=f"DELETE FROM {holders} WHERE holder = %(holder)s",
         lock_ready=f"SELECT id FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT %(limit)s {lock}",
         lock_aside=f"{aside} WHERE state = %(state)s AND id > %(low)s ORDER BY state, id"
         f" LIMIT %(limit)s {lock}",

@@ -97,9 +97,9 @@ def test_two_threads_that_settle_the_same_object_settle_two(queue, monkeypatch):
     both = threading.Barrier(2)
     settle = Deliveries.settle
 
-    def together_settle(self, delivery, verb):
+    def together_settle(self, delivery, verb, **options):
         both.wait(10)  # both threads have found their claim
-        return settle(self, delivery, verb)
+        return settle(self, delivery, verb, **options)
 
     monkeypatch.setattr(Deliveries, "settle", together_settle)
     queue.get_many(2)

@@ -30,8 +30,8 @@ class Book(Deliveries):
         super().__init__(table)
         self.consumer = ThreadConsumer(InFlight())
 
-    def add(self, deliveries, consumer=None):
-        return super().add(deliveries, consumer or self.consumer.own)
+    def add(self, deliveries, consumer=None, within=False):
+        return super().add(deliveries, consumer or self.consumer.own, within)
 
     def found(self, item):
         into: list[Delivery] = []
