@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import isroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from persistcoll.errors import StoreMissingError
@@ -113,12 +114,13 @@ def unwrapped(connection: Any, kind: type[Any]) -> Any:
             break
         if inner is None:
             raise ValueError("no transaction is open on this connection: it is closed")
-        if callable(inner):
+        if isroutine(inner):  # a connection of sqlite3 can be called, too
             connection = inner()
             continue
         # SQLAlchemy's connection begins a transaction at its first statement. Without that, what is done on
         # the connection in it would be rolled back in its commit().
-        if hasattr(connection, "in_transaction") and not connection.in_transaction():
+        in_transaction = getattr(connection, "in_transaction", None)
+        if isroutine(in_transaction) and not in_transaction():
             connection.begin()
         connection = inner
     return connection

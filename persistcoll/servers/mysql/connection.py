@@ -115,19 +115,21 @@ class MySQLDriver:
         return Address(MYSQL, ((connection.host, connection.port),), user, password, database, socket)
 
     def caller_connection(self, connection: Any) -> Connection:
-        pymysql = _pymysql()
         connection = _of_pymysql(connection)
-        in_transaction = connection.server_status & pymysql.constants.SERVER_STATUS.SERVER_STATUS_IN_TRANS
-        if connection.get_autocommit() and not in_transaction:
+        # Not as an attribute of the package: where PyMySQL stands for MySQLdb, as with Django, that may have
+        # other modules as attributes.
+        from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
+
+        if connection.get_autocommit() and not connection.server_status & SERVER_STATUS_IN_TRANS:
             raise ValueError("no transaction is open on this connection")
         return _Connection(connection)
 
 
 def _of_pymysql(connection: Any) -> Any:
     """Return the connection of PyMySQL that a caller gave, or that is in what it gave."""
-    pymysql = _pymysql()
-    connection = unwrapped(connection, pymysql.connections.Connection)
-    if not isinstance(connection, pymysql.connections.Connection):
+    kind = _pymysql().Connection
+    connection = unwrapped(connection, kind)
+    if not isinstance(connection, kind):
         raise TypeError(
             f"a transaction is joined on a connection of PyMySQL, not on {type(connection).__module__}."
             f"{type(connection).__name__}"
@@ -138,7 +140,6 @@ def _of_pymysql(connection: Any) -> Any:
 def _pymysql() -> Any:
     try:
         import pymysql
-        import pymysql.constants.SERVER_STATUS
     except ImportError as error:
         raise ImportError(_MISSING, name="pymysql") from error
     return pymysql

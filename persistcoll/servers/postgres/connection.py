@@ -156,8 +156,9 @@ class _Connection:
 
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
         try:
-            with self._connection.cursor(binary=True, row_factory=_tuple_row) as cursor:
-                cursor.execute(text, parameters)
+            # Not by `cursor()`, whose class is the caller's choice. Those of Django have no binary results.
+            with _psycopg().Cursor(self._connection, row_factory=_tuple_row) as cursor:
+                cursor.execute(text, parameters, binary=True)
                 rows = cursor.fetchall() if cursor.description else []
                 return Result(rows, cursor.rowcount, rows[0][0] if len(rows) == 1 else 0)
         except self._error as error:
