@@ -10,6 +10,7 @@ import pytest
 
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 from tests.docs.snippets import SnippetError, blocks, run_page
+from tests.needs import need
 from tests.servers.places import Place
 
 PROJECT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ PAGES = sorted(
 )
 
 
-# A page says so which servers its blocks need; the addresses are in variables.
+# A page says so which servers and packages its blocks need; the addresses are in variables.
 NEEDS = re.compile(r"^\.\. needs: (.*)$", re.MULTILINE)
 VARIABLES = {POSTGRESQL: "POSTGRES_URL", MYSQL: "MYSQL_URL"}
 
@@ -45,6 +46,9 @@ def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch, servers):
     monkeypatch.chdir(tmp_path)
     for needs in NEEDS.findall(page.read_text("utf-8")):
         for kind in needs.split():
+            if kind.startswith("import:"):
+                need(kind)
+                continue
             environment = servers(kind).environment
             monkeypatch.setenv(VARIABLES[kind], environment.pop("PERSISTCOLL_URL"))
             for variable, value in environment.items():
