@@ -22,7 +22,8 @@ from persistcoll.servers.address import Address, address_of
 from persistcoll.servers.open import PATIENCE, TIMEOUT, open_record_store, store_script, wanted_records
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.schema import Wanted
-from persistcoll.servers.sessions import OpenTransaction, driver_of
+from persistcoll.servers.sessions import driver_of
+from persistcoll.servers.transactions import OpenTransaction
 
 __all__ = ["WHERE", "PlainServerQueue", "ServerAckQueue", "ServerQueue", "address_in", "ddl", "open_store"]
 

@@ -17,7 +17,8 @@ from persistcoll.engine.tasks import current_task
 from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
 from persistcoll.servers.driver import ConnectionLostError, TryAgainError
 from persistcoll.servers.joined import undone_alone
-from persistcoll.servers.sessions import OpenTransaction, Server, Session
+from persistcoll.servers.sessions import Server, Session
+from persistcoll.servers.transactions import OpenTransaction
 
 __all__ = ["Blocks"]
 

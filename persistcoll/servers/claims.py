@@ -19,8 +19,9 @@ from persistcoll.servers.driver import Deferred
 from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
 from persistcoll.servers.schema import Collection
-from persistcoll.servers.sessions import OpenTransaction, Server, Session
+from persistcoll.servers.sessions import Server, Session
 from persistcoll.servers.statements import NUMBERS
+from persistcoll.servers.transactions import OpenTransaction
 
 __all__ = ["ALL", "FINISHED", "LONGEST_SPAN", "ClaimingHandle"]
 

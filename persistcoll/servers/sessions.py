@@ -30,11 +30,12 @@ from persistcoll.servers.driver import (
     answer_timeout,
 )
 from persistcoll.servers.statements import SharedStatements, shared_statements
+from persistcoll.servers.transactions import Insertion, OpenTransaction, Transaction
 
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
 
-__all__ = ["SERVERS", "OpenTransaction", "Server", "Session", "Sessions", "Transaction", "driver_of"]
+__all__ = ["SERVERS", "Server", "Session", "Sessions", "driver_of"]
 
 T = TypeVar("T")
 
@@ -96,130 +97,6 @@ class Session:
         """Note the next call, as a part of its transaction."""
         self.op += 1
         self.defer(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
-
-
-class Transaction:
-    """A transaction on a session of its own. One thread at a time uses it.
-
-    :param is_noted: whether it happens once although an answer is lost.
-    """
-
-    def __init__(self, server: Server, is_noted: bool) -> None:
-        self._server = server
-        self._is_noted = is_noted
-        self._session: Session | None = None
-
-    def begin(
-        self, deadline: float | None, sync: bool, lock_timeout: float | None, idles: bool = False
-    ) -> None:
-        """Begin, as :meth:`~persistcoll.servers.driver.Connection.begin` does."""
-        self._session = self._server.acquire(deadline)
-        self._session.connection.begin(sync, lock_timeout, idles)
-
-    def run(self, work: Callable[[Session], T], number: int, puts: Callable[[T], int] | None) -> T:
-        """Return what ``work`` returns, and note the call in the collection of this number."""
-        assert self._session is not None
-        value = work(self._session)
-        if self._is_noted:
-            self._session.note(self._server.sql, number, 0 if puts is None else puts(value))
-        return value
-
-    def flush(self) -> None:
-        """Run now what waits for the commit."""
-        assert self._session is not None
-        self._session.flush()
-
-    def commit(self) -> int:
-        """Commit the transaction.
-
-        :return: the id in the note, if the answer was lost and the note has one; otherwise 0.
-        :raise ConnectionLostError: the connection is lost, and the transaction was not committed; if it was
-            noted, the error is a ``NotCommittedError``.
-        """
-        server, session = self._server, self._session
-        assert session is not None
-        try:
-            self._send_commit(session)
-        except ConnectionLostError as error:
-            self._session = None
-            server._lost(session)
-            if not self._is_noted:
-                raise
-            noted = server._find_note(session.client, session.op)
-            if noted is None:
-                raise NotCommittedError(str(error)) from error
-            return noted
-        self._session = None
-        server._finish(session, self._is_noted)
-        return 0
-
-    def _send_commit(self, session: Session) -> None:
-        session.connection.commit()
-
-    def roll_back(self, error: BaseException) -> None:
-        """Roll back because of this error. It does nothing after the end."""
-        session, self._session = self._session, None
-        if session is not None:
-            if isinstance(error, ConnectionLostError):
-                self._server._lost(session)
-            else:
-                self._server._roll_back(session, error)
-
-
-class _Insertion(Transaction):
-    """Statements that insert one row and note it, and that are a transaction of their own."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server, True)
-
-    def insert(
-        self, texts: Sequence[str], parameters: Mapping[str, Any], number: int, deadline: float | None
-    ) -> int:
-        """Run the statements, and return the id of the row."""
-        self._session = session = self._server.acquire(deadline)
-        session.op += 1
-        call = {"client": session.client, "op": session.op, "number": number, "puts": 1}
-        sent = [session.defer(text, **parameters, **call) for text in texts]
-        return self.commit() or next(each.id for each in sent if each.id)
-
-    def _send_commit(self, session: Session) -> None:
-        session.flush()
-
-
-class OpenTransaction(Transaction):
-    """A transaction that stays open while the caller of a store does something.
-
-    :ivar is_idle: no statement is running, so none may still be answered.
-    """
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(server, True)
-        self.is_idle = False
-
-    def end(self) -> None:
-        """Commit the transaction.
-
-        :raise BackendUnavailableError: the connection is lost, so nothing of the transaction happened.
-        :raise StorageError: it belongs to the process from which this one was forked; or the outcome is
-            unknown, which the message says.
-        """
-        self.is_idle = False
-        address = self._server.address
-        if self._session not in self._server._all:
-            self._session = None
-            raise StorageError(f"the transaction in {address} belongs to the process that began it")
-        try:
-            self.commit()
-        except ConnectionLostError as error:
-            raise BackendUnavailableError(
-                f"the connection to {address} was lost before the commit, so nothing of the transaction"
-                f" happened: {error}"
-            ) from error
-
-    def roll_back(self, error: BaseException) -> None:
-        if self._session in self._server._all:
-            super().roll_back(Exception() if self.is_idle else error)
-        self._session = None
 
 
 class Sessions(Protocol):
@@ -431,7 +308,7 @@ class Server:
         """
 
         def attempt() -> int:
-            insertion = _Insertion(self)
+            insertion = Insertion(self)
             try:
                 return insertion.insert(texts, parameters, number, deadline)
             except BaseException as error:

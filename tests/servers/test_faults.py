@@ -153,13 +153,13 @@ def test_a_commit_that_never_arrives_is_found_out(open_queue, far, proxy, monkey
     monkeypatch.setattr(postgres, "_IDLE_IN_TRANSACTION", 1000)
     queue = open_queue(timeout=1.0, **far)
     proxy.strands = 1
-    queue.put("a")
+    queue.put_many("ab")
     assert proxy.strands == 0
-    assert (queue.qsize(), queue.stats().puts) == (1, 1)
+    assert (queue.qsize(), queue.stats().puts) == (2, 2)
     proxy.strands = 1
-    assert queue.get() == "a"
+    assert queue.get() in ("a", "b")  # the transaction that is lost may still hold the first
     assert proxy.strands == 0
-    assert (queue.qsize(), queue.stats().gets) == (0, 1)
+    assert (queue.qsize(), queue.stats().gets) == (1, 1)
 
 
 def test_a_transaction_may_idle_where_it_is_told_to(opened, monkeypatch):

@@ -236,6 +236,8 @@ class _Connection:
         raise AssertionError("the caller rolls back")
 
     def is_closed(self) -> bool:
+        if not self._connection.open:
+            return True
         with selectors.DefaultSelector() as selector:
             selector.register(self._connection._sock, selectors.EVENT_READ)
             return bool(selector.select(0))
