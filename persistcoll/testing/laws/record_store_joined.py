@@ -26,13 +26,15 @@ def _payload(record: Record) -> bytes:
 def part_of_the_callers_transaction(harness: RecordStoreHarness) -> None:
     """All changes of a joined store are part of the caller's transaction.
 
-    After its commit all see them, before it nothing else does, and after a rollback they did not happen.
+    After its commit all see them, before it nothing else does, and after a rollback they did not happen. Then
+    a claim that was made in it settles nothing.
     """
     policy = ClaimPolicy()
     table = harness.open(FIFO, policy)
     other = harness.another(table, FIFO, policy)
     for commits in (False, True):
         _joined(harness, table, other, commits)
+        _claimed(harness, table, other, commits)
 
 
 def _joined(harness: RecordStoreHarness, table: RecordStore, other: RecordStore, commits: bool) -> None:
@@ -71,6 +73,40 @@ def _joined(harness: RecordStoreHarness, table: RecordStore, other: RecordStore,
         table.nack(given)
     contents(table)
     table.clear()
+    for id in [record.id for _, record in other.scan()]:
+        other.ack([id])
+
+
+def _claimed(harness: RecordStoreHarness, table: RecordStore, other: RecordStore, commits: bool) -> None:
+    """Check that a claim which a joined store makes, and its end, are part of the transaction."""
+    connection = harness.connect(table)
+    table.append_many([b"a", b"b", b"c"])
+    before = contents(table)
+    connection.begin()
+    joined = table.joined(connection)
+    settled = joined.claim(id_of)
+    (kept,) = joined.claim_many(1, id_of)
+    check(joined.claimed() == 2, f"a transaction that claimed two records counts {joined.claimed()}")
+    joined.ack([settled])
+    check((joined.claimed(), payloads(joined)) == (1, [b"c"]), "a joined ack() of a joined claim() left it")
+    for each in (table, other):
+        check(contents(each) == before, f"before the commit there is {contents(each)}, not {before}")
+    check(other.claim(_payload) == b"c", "what a transaction claimed is claimed by another one, or locks all")
+    if commits:
+        connection.commit()
+        ended = [settled]
+    else:
+        connection.rollback()
+        ended = [settled, kept]
+    left = table.claimed(), payloads(table)
+    wanted = (2, []) if commits else (1, [b"a", b"b"])
+    check(left == wanted, f"claimed, ready: {left}, not {wanted}")
+    for id in ended:
+        with refuses(StaleClaimError, "ack() of a claim that has ended", table, other):
+            table.ack([id])
+    if commits:
+        table.ack([kept])
+    other.clear()
     for id in [record.id for _, record in other.scan()]:
         other.ack([id])
 

@@ -99,6 +99,15 @@ class ForgetsWhatItSettledJoined(MemoryServerStore):
 
 
 @breaks("T5")
+class ClaimsBesideTheTransaction(MemoryServerStore):
+    """A claim of a joined store is there after a rollback."""
+
+    def _call(self, name: str, arguments: Any, options: Any) -> Any:
+        store = self._original if name == "claim" else self
+        return MemoryServerStore._call(store, name, arguments, options)
+
+
+@breaks("T5")
 class LocksNothing(MemoryServerStore):
     """Other stores claim what an open transaction has popped."""
 
