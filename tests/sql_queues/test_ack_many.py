@@ -167,12 +167,12 @@ def test_one_that_another_thread_settles_at_the_same_time_is_none(queue, monkeyp
     settle = Deliveries.settle
     finish: list[None] = []
 
-    def late(self, deliveries, verb):
+    def late(self, deliveries, verb, **options):
         if not finish:
             finish.append(None)
             claim = next(each for each in deliveries if each.item is b)
             waiting(lambda: self.ack([claim]))()
-        return settle(self, deliveries, verb)
+        return settle(self, deliveries, verb, **options)
 
     monkeypatch.setattr(Deliveries, "settle", late)
     assert queue.ack_many([a, b, c]) == [1, None, 3]
