@@ -332,22 +332,27 @@ class Deliveries:
                     self._remove(delivery)
             self._most_within = len(self._within) + _MANY_WITHIN
 
-    def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Ack claims of a consumer in one step, except those that are settled already."""
-        self._settle_held(deliveries, self._table.ack)
+    def ack(self, deliveries: Sequence[Delivery], joined: RecordStore | None = None) -> None:
+        """Ack claims of a consumer in one step, except those that are settled already.
+
+        :param joined: the store for that, if it is joined to the transaction of a caller's connection.
+        """
+        self._settle_held(deliveries, (joined or self._table).ack, joined is not None)
 
     def nack(self, deliveries: Sequence[Delivery], reason: str) -> None:
         """Nack claims of a consumer in one step, except those that are settled already."""
-        self._settle_held(deliveries, partial(self._table.nack_many, reason=reason))
+        self._settle_held(deliveries, partial(self._table.nack_many, reason=reason), False)
 
-    def _settle_held(self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], object]) -> None:
+    def _settle_held(
+        self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], object], within: bool
+    ) -> None:
         held = [delivery for delivery in deliveries if not delivery.settled]
         while held:
             with self._mutex:
                 for delivery in held:
                     self._remove(delivery)
             try:
-                self.settle(held, verb)
+                self.settle(held, verb, within=within)
                 return
             except NotClaimedError as error:
                 # What a caller's transaction has settled is settled, unless that was rolled back.
@@ -388,6 +393,7 @@ class AckQueueCore(RecordQueueCore):
         """
         core = super().joined(connection)
         core.autosave, core._is_joined = False, True
+        core._ack = partial(core._deliveries.ack, joined=core.store)
         return core
 
     def _bind(self, store: QueueStore) -> None:

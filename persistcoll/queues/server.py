@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from persistcoll.arguments import checked_number_of, checked_seconds
 from persistcoll.container import ServerContainer, T
 from persistcoll.engine.contracts import Claim
+from persistcoll.engine.queue_core import QueueCore
 from persistcoll.engine.records import Backoff, Discipline, Durability
 from persistcoll.errors import StorageError
 from persistcoll.options import ServerAckQueueOptions, ServerQueueOptions
@@ -259,18 +260,69 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
         with suppress(StorageError):  # then a later call does it
             self._deliveries.forget_ended(self._store.forget_ended)
 
+    def receive(
+        self, block: bool = True, timeout: float | None = None, *, connection: Any = None
+    ) -> AbstractContextManager[T]:
+        """Return a context manager that gets the next item.
+
+        When the block ends well, the queue acks the item. When the block raises, the queue nacks it, so that
+        it is delivered again. ``task_done()`` must not be called for it, because the end of the block settles
+        it. The errors are those of :meth:`get`.
+
+        Cost: that of one :meth:`get` and one :meth:`ack`.
+
+        :param connection: a connection with a transaction of the caller, of which the block becomes a part;
+            then nothing is waited for. If the block raises, or if the claim was lost meanwhile, all is as
+            before it that it has done on this connection, and no attempt counts. The item is acked if the
+            caller commits.
+        """
+        if connection is None:
+            return super().receive(block, timeout)
+        blocking, _ = self._at(connection, False)
+        claim: Any = partial(blocking.claim, self._deliver, False, None)
+        return self._received(blocking.core, claim)
+
+    def receive_many(
+        self,
+        n: int,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        linger: float = 0.0,
+        connection: Any = None,
+    ) -> AbstractContextManager[list[T]]:
+        """Return a context manager that gets 1 to ``n`` items, as :meth:`receive` gets one.
+
+        The end of the block acks all of them in one step. If claims were lost meanwhile, it acks the other
+        items, and raises a :exc:`StaleClaimError` whose ``ids`` name the lost ones.
+
+        Cost: that of one :meth:`receive`, however many items there are.
+
+        It raises the errors that :meth:`get_many` raises.
+        """
+        if connection is None:
+            return super().receive_many(n, block, timeout, linger=linger)
+        n, _ = checked_number_of("n", n), checked_seconds("linger", linger)
+        blocking, _ = self._at(connection, False)
+        claim: Any = partial(blocking.claim_many, n, self._deliver, False, None, 0.0)
+        return self._received(blocking.core, claim)
+
     @contextmanager
     def _receive(self, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]]) -> Iterator[R]:
-        if not self._joins:
-            with super()._receive(claim) as received:
-                yield received
-            return
+        block = self._received(self._core, claim) if self._joins else super()._receive(claim)
+        with block as received:
+            yield received
+
+    @contextmanager
+    def _received(
+        self, core: QueueCore, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]]
+    ) -> Iterator[R]:
         # The savepoint undoes the claim, too, so there is nothing to settle if the block raises.
-        with self._store.undone_if_it_raises():
+        with cast(ServerRecordStore, core.store).undone_if_it_raises():
             claims: list[Claim] = []
             tokens, received = self._claim(claim, claims)
             yield received
-            self._core.settle(tokens, claims, done=True)
+            core.settle(tokens, claims, done=True)
         self._forget_ended()
 
 

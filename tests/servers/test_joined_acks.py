@@ -191,6 +191,34 @@ def test_the_constructor_takes_the_connection(queue, open_queue, caller):
     assert queue.get(block=False) == "d"
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_a_block_is_a_part_of_the_callers_transaction(queue, caller, many):
+    queue.put_many("abc")
+
+    def receive(fails: bool = False) -> None:
+        block = queue.receive_many(2, connection=caller) if many else queue.receive(connection=caller)
+        with block as got:
+            assert got == (["a", "b"] if many else "a")
+            queue.put("never" if fails else "then", connection=caller)
+            if fails:
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        receive(True)
+    receive()
+    assert counts(queue) == (3, 0, 0, 0)
+    caller.rollback()
+    assert counts(queue) == (3, 0, 0, 0)
+    receive()
+    caller.commit()
+    assert counts(queue) == ((2, 0, 2, 0) if many else (3, 0, 1, 0))
+    assert queue.get_many(9)[-1] == "then"
+    assert {each["attempts"] for each in queue.queue()} == {1}
+    queue.clear()
+    with pytest.raises(Empty), queue.receive(connection=caller):
+        pass
+
+
 def test_the_end_of_receive_and_task_done_know_what_was_settled_in_a_transaction(queue, caller):
     queue.put_many("abcd")
     with queue.receive() as item:
