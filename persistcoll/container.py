@@ -90,6 +90,11 @@ class Container(Closable):
     _options: Any
     _own: frozenset[str]
 
+    @property
+    def _is_on_server(self) -> bool:
+        """Whether the store is on a database server; a class may have both kinds."""
+        return isinstance(self._options, ServerOptions)
+
     def _open(self, options: Any, opener: Callable[[Any], Any] | None = None) -> None:
         """Open the store: all that a constructor does.
 
@@ -299,7 +304,7 @@ class DatabaseContainer(SQLiteContainer, ServerContainer):
     @property
     def _database(self) -> type[Container]:
         """The class whose attributes the options have."""
-        return ServerContainer if isinstance(self._options, ServerOptions) else SQLiteContainer
+        return ServerContainer if self._is_on_server else SQLiteContainer
 
     @property
     def _location(self) -> str:

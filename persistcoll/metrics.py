@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from persistcoll.arguments import checked_count
-from persistcoll.container import Container, ServerContainer
+from persistcoll.container import Container
 from persistcoll.engine.message_events import EventKind, MessageEvent
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import PersistcollError
@@ -138,7 +138,7 @@ def _samples(container: Any, labels: Labels, most: int) -> Iterator[_Sample]:
     stats = container.stats()
     yield _Sample("up", labels, 1)
     # A file is one for all its collections, and on a server each has a table of its own.
-    place = labels if isinstance(container, ServerContainer) else labels[:1]
+    place = labels if container._is_on_server else labels[:1]
     yield _Sample("store_bytes", place, stats.bytes)
     if isinstance(container, Mapping):
         yield _Sample("pairs", labels, stats.ready)

@@ -27,7 +27,6 @@ from persistcoll.messages.fields import (
 )
 from persistcoll.messages.message import MessageInfo
 from persistcoll.messages.topic_lock import TopicLock
-from persistcoll.options import ServerOptions
 from persistcoll.serializers import codec
 from persistcoll.serializers.base import record_decoder
 
@@ -301,5 +300,5 @@ class BaseMessageQueue(DatabaseContainer, Generic[T]):
         self._store.checkpoint()
 
     def _refuse_on_server(self, method: str) -> None:
-        if isinstance(self._options, ServerOptions):
+        if self._is_on_server:
             raise ValueError(f"{method} is for a queue in a file; a server does it by itself")
