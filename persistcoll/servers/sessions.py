@@ -401,7 +401,7 @@ class Server:
                 session = self.acquire()
                 try:
                     call = {"client": client, "op": op}
-                    session.run(self.sql.insert_done, number=_NEVER_COMMITTED, puts=0, **call)
+                    session.run(self.sql.give_up, number=_NEVER_COMMITTED, **call)
                     ((number, id),) = session.run(self.sql.find_done, **call).rows
                 except BaseException:
                     self._lost(session)

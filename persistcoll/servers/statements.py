@@ -64,7 +64,10 @@ class SharedStatements(NamedTuple):
     lock_collection: str
     """number -> locked until the end of the transaction."""
     insert_done: str
-    """client, op, number, puts -> a note of this call, unless there is one."""
+    """client, op, number, puts -> a note of this call. It fails if there is one, because a commit that comes
+    after it was given up must do nothing."""
+    give_up: str
+    """client, op, number -> a note of this call, unless there is one."""
     find_done: str
     """client, op -> the number in the note of this call, and the id."""
     select_old_clients: str
@@ -340,7 +343,9 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         f" VALUES (%(number)s, %(name)s, %(kind)s, %(serializer)s, %(version)s, %(store)s, {now})",
         lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
         insert_done=f"INSERT INTO {done} (client, op, number, puts)"
-        f" VALUES (%(client)s, %(op)s, %(number)s, %(puts)s) {dialect.unless_noted}",
+        " VALUES (%(client)s, %(op)s, %(number)s, %(puts)s)",
+        give_up=f"INSERT INTO {done} (client, op, number, puts)"
+        f" VALUES (%(client)s, %(op)s, %(number)s, 0) {dialect.unless_noted}",
         find_done=f"SELECT number, result FROM {done} WHERE client = %(client)s AND op = %(op)s",
         select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
         " LIMIT %(limit)s",

@@ -10,11 +10,12 @@ from contextlib import suppress
 import pytest
 
 from persistcoll.engine.records import FIFO, UNIQUE, ClaimPolicy, Entry
-from persistcoll.errors import BackendUnavailableError, Empty, LockedError
+from persistcoll.errors import BackendUnavailableError, DuplicateError, Empty, LockedError
 from persistcoll.servers import sessions
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import TryAgainError
 from persistcoll.servers.open import open_record_store
+from persistcoll.servers.transactions import Transaction
 from persistcoll.testing.children import in_forked_child, run_threads
 from tests.servers.losing import losing_connections
 from tests.servers.places import CallerConnection
@@ -97,6 +98,22 @@ def test_a_lost_answer_to_a_commit_is_asked_for(opened, losses):
         assert not any(left.values())
     assert store.count() == 0
     assert (store.stats().puts, store.stats().gets) == (1, 1)
+
+
+def test_a_commit_that_arrives_after_it_was_given_up_does_nothing(opened):
+    """A proxy may keep it for as long as it takes to find that it has not happened."""
+    store = opened()
+    transaction = Transaction(store._server, True)
+    transaction.begin(None, True, None)
+    row = store._row(Entry(b"x"))
+    transaction.run(lambda session: session.run(store._sql.insert, **row), store._number, lambda _: 1)
+    session = transaction._session
+    assert session is not None
+    assert store._server._find_note(session.client, session.op) is None
+    with pytest.raises(DuplicateError):
+        transaction.commit()
+    transaction.roll_back(DuplicateError())
+    assert store.count() == 0
 
 
 def test_a_claim_whose_answer_was_lost_comes_back(opened):
