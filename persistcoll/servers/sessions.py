@@ -260,11 +260,9 @@ class Server:
         except ConnectionLostError:
             self._lost(session)
             raise
-        except Exception:
-            self.release(session)
-            raise
-        except BaseException:  # the answer of a statement may still come
-            self.discard(session)
+        except BaseException as error:
+            # What is deferred and was not sent must not go with the session's next statement.
+            self._roll_back(session, error)
             raise
         self.release(session)
         return value

@@ -93,6 +93,21 @@ def test_what_is_deferred_has_run_when_a_call_returns(place, opened):
     assert place.run(f"SELECT attempts FROM {place.name}.pc_1") == [(7,)]
 
 
+def test_what_is_deferred_in_a_call_that_raises_never_runs(place, opened):
+    store = opened()
+    store.put([Entry(b"x")])
+
+    def work(session):
+        session.defer(f"UPDATE {place.name}.pc_1 SET attempts = %(attempts)s", attempts=7)
+        raise ZeroDivisionError
+
+    for call in (store._server.repeat, store._server.transact):
+        with pytest.raises(ZeroDivisionError):
+            call(work)
+        assert store.count() == 1
+    assert place.run(f"SELECT attempts FROM {place.name}.pc_1") == [(0,)]
+
+
 def test_a_packet_is_not_larger_than_the_server_takes(place, connection):
     if place.kind != MYSQL:
         pytest.skip("the statements of one trip are separate messages")
