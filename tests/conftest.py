@@ -31,11 +31,11 @@ PLACES = 23
 SAMPLED = {
     "catalog": 2,
     "concurrency": 3,
-    "conformance": 4,
+    "conformance": 6,
     "crash": 3,
     "logs": 2,
     "permissions": 3,
-    "servers": 5,
+    "servers": 8,
     "sql_queues": 2,
 }
 

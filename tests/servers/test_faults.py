@@ -108,7 +108,11 @@ import persistcoll, sys
 queue = persistcoll.{place.class_of().__name__}({request.node.name!r}, **{far!r})
 print("ready", flush=True)
 try:
-    queue.get()
+    while True:
+        try:
+            queue.get()
+        except persistcoll.StorageError as error:  # the network, and not the interrupt
+            print(error, file=sys.stderr)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 sys.stdin.read()
