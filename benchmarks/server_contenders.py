@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import secrets
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
@@ -199,15 +200,17 @@ def _persist_queue(name: str) -> Iterator[Verbs]:
 
     address = Address.parse(addresses(MYSQL))
     ((host, port),) = address.hosts
-    queue = persistqueue.MySQLQueue(
-        host=host,
-        user=address.user or "root",
-        passwd=address.password or "",
-        db_name=address.database or "test",
-        name=name,
-        port=port or 3306,
-    )
-    yield Verbs(lambda: queue.put(ITEM), queue.get)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # It names the password as PyMySQL did once.
+        queue = persistqueue.MySQLQueue(
+            host=host,
+            user=address.user or "root",
+            passwd=address.password or "",
+            db_name=address.database or "test",
+            name=name,
+            port=port or 3306,
+        )
+        yield Verbs(lambda: queue.put(ITEM), queue.get)
     with _mysql_connection() as connection:
         connection.cursor().execute(f"DROP TABLE IF EXISTS {queue._table_name}")
 
