@@ -104,7 +104,8 @@ def test_a_server_that_is_silent_from_the_beginning_is_named(place, far, proxy, 
 def test_an_interrupt_ends_a_get_that_waits(place, open_queue, request, far, proxy, what):
     open_queue()
     program = f"""
-import persistcoll, sys
+import persistcoll, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start this with the signal ignored
 queue = persistcoll.{place.class_of().__name__}({request.node.name!r}, **{far!r})
 print("ready", flush=True)
 try:
