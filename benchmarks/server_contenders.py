@@ -21,14 +21,25 @@ from persistcoll import MySQLAckQueue, MySQLQueue, PostgresAckQueue, PostgresQue
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 
-__all__ = ["BARE", "OURS", "OURS_WITH_ACK", "PEERS", "Opened", "Verbs", "addresses", "fresh", "is_there"]
+__all__ = [
+    "BARE",
+    "OURS",
+    "OURS_WITH_ACK",
+    "PEERS",
+    "PICKLED",
+    "Opened",
+    "Verbs",
+    "addresses",
+    "fresh",
+    "is_there",
+]
 
 _URLS = {
     POSTGRESQL: ("PERSISTCOLL_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test"),
     MYSQL: ("PERSISTCOLL_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
 }
 _BODY = json.dumps(ITEM)
-_PICKLED = pickle.dumps(ITEM, 5)
+PICKLED = pickle.dumps(ITEM, 5)
 
 
 class Verbs(NamedTuple):
@@ -190,7 +201,7 @@ def _squeal(name: str) -> Iterator[Verbs]:
             assert message is not None
             message.ack()
 
-        yield Verbs(lambda: queue.put(_PICKLED, 1), take)
+        yield Verbs(lambda: queue.put(PICKLED, 1), take)
         queue.destroy()
 
 
@@ -240,7 +251,7 @@ def _bare_postgres(name: str) -> Iterator[Verbs]:
         execute = connection.cursor(binary=True).execute
 
         def put() -> None:
-            execute(f"INSERT INTO {name} (data) VALUES (%s) RETURNING id", [_PICKLED]).fetchone()
+            execute(f"INSERT INTO {name} (data) VALUES (%s) RETURNING id", [PICKLED]).fetchone()
 
         def take() -> None:
             execute("BEGIN")
@@ -265,7 +276,7 @@ def _bare_mysql(name: str) -> Iterator[Verbs]:
         execute(f"CREATE TABLE {name} (id bigint AUTO_INCREMENT PRIMARY KEY, data LONGBLOB) ENGINE=InnoDB")
 
         def put() -> None:
-            execute(f"INSERT INTO {name} (data) VALUES (_binary %s)", (_PICKLED,))
+            execute(f"INSERT INTO {name} (data) VALUES (_binary %s)", (PICKLED,))
             connection.commit()
 
         def take() -> None:

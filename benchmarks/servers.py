@@ -15,6 +15,7 @@ from benchmarks.server_contenders import (
     OURS,
     OURS_WITH_ACK,
     PEERS,
+    PICKLED,
     Opened,
     Verbs,
     addresses,
@@ -159,13 +160,10 @@ def _in_batches(kind: str, count: int, directory: str) -> Mapping[str, float]:
 
 
 def _copy(directory: str) -> Mapping[str, float]:
-    """Copy 1,000 rows at a time into a table with the indexes of a queue's table."""
-    import pickle
-
+    """Copy 1,000 rows at a time into a table with its primary key alone."""
     import psycopg
 
     name = fresh()
-    data = pickle.dumps(ITEM, 5)
     with psycopg.connect(addresses(POSTGRESQL), autocommit=True) as connection:
         connection.execute(
             f"CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, data bytea)"
@@ -178,7 +176,7 @@ def _copy(directory: str) -> Mapping[str, float]:
             ):
                 copy.set_types(["bytea"])
                 for _ in range(_THOUSAND):
-                    copy.write_row((data,))
+                    copy.write_row((PICKLED,))
         numbers = {"put_many of 1,000": marks.lap(5 * _THOUSAND)}
         connection.execute(f"DROP TABLE {name}")
     return numbers

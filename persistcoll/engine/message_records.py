@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import NamedTuple
 
 from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, LEASE_RAN_OUT, Backoff, State
+from persistcoll.errors import StaleClaimError
 
 __all__ = [
     "DAMAGED",
@@ -17,10 +19,17 @@ __all__ = [
     "MessagePolicy",
     "MessageRecord",
     "TopicClaim",
+    "stale_claims",
 ]
 
 DAMAGED = "its body is damaged"
 """The ``error`` of a message that a store itself made dead because it cannot be delivered."""
+
+
+def stale_claims(ids: Sequence[int]) -> StaleClaimError:
+    """Return the error that names the messages whose claims have ended."""
+    one = f"the claim of message {ids[0]} has ended"
+    return StaleClaimError(one if len(ids) == 1 else f"the claims of messages {list(ids)} have ended", ids)
 
 
 class MessageClaim(NamedTuple):

@@ -20,10 +20,10 @@ from persistcoll.servers.handle import PAGE, Handle
 from persistcoll.servers.rows import Rows
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
-from persistcoll.servers.statements import NUMBERS
+from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 from persistcoll.servers.transactions import OpenTransaction
 
-__all__ = ["ALL", "FINISHED", "LONGEST_SPAN", "ClaimingHandle"]
+__all__ = ["ALL", "FINISHED", "ClaimingHandle"]
 
 T = TypeVar("T")
 
@@ -32,8 +32,6 @@ ALL = 1 << 62
 FINISHED = (State.DONE, State.FAILED, State.DEAD)
 """The states of records whose keys are not active."""
 _FINISHED_NUMBERS = {NUMBERS[state] for state in FINISHED}
-LONGEST_SPAN = 1e10
-"""Seconds; a server's times end some time after that."""
 # How many done rows this store may add before it trims: trimming one costs as much as many.
 _TRIM_BATCH = 32
 _FENCE_BITS = 61
@@ -325,8 +323,8 @@ class ClaimingHandle(Handle):
         """
         if end.state not in FINISHED:
             return True  # In either case the record is ready again.
-        found = session.run(self._sql.find_fence, id=id).rows
-        return not found or found[0][0] == fence
+        found = session.run(self._sql.select_fences, ids=[id]).rows
+        return not found or found[0][2] == fence
 
     def _settle_all(self, ids: Sequence[int], end_of: Callable[[_Held], _End]) -> None:
         """End the claims of these records, all or none.

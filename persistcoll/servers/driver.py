@@ -21,6 +21,7 @@ __all__ = [
     "Driver",
     "MissingTableError",
     "NotCommittedError",
+    "OwnConnection",
     "Result",
     "TryAgainError",
     "answer_timeout",
@@ -152,6 +153,10 @@ class Connection(Protocol):
     def flush(self) -> None:
         """Run now what is deferred."""
 
+
+class OwnConnection(Connection, Protocol):
+    """A connection of this library's own, which begins and ends its transactions."""
+
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         """Begin a transaction, at the latest when the next statement runs.
 
@@ -183,7 +188,7 @@ class Driver(Protocol):
 
     dialect: Dialect
 
-    def connect(self, address: Address, timeout: float, power: bool) -> Connection:
+    def connect(self, address: Address, timeout: float, power: bool) -> OwnConnection:
         """Connect, with the settings that the algorithm needs.
 
         :param timeout: seconds to wait for the connection, and later for a lock; for an answer

@@ -22,7 +22,7 @@ from persistcoll.servers.statements import record_statements
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BEFORE_ALL", "PAGE", "BaseHandle", "DueHandle", "Handle", "empty"]
+__all__ = ["BEFORE_ALL", "PAGE", "BaseHandle", "DueHandle", "Handle", "count_stored", "empty"]
 
 R = TypeVar("R", bound=list[Any])
 T = TypeVar("T")
@@ -239,6 +239,11 @@ class Handle(DueHandle):
 
     def _end(self) -> None:
         self._holding.end()
+
+
+def count_stored(ids: list[int | None]) -> int:
+    """Return how many of the entries of a put were stored."""
+    return len(ids) - ids.count(None)
 
 
 def empty(seconds: float | None) -> Empty:

@@ -12,8 +12,9 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, ClaimPolicy
 from persistcoll.errors import StorageError
@@ -22,12 +23,28 @@ from persistcoll.servers.statements import RecordStatements
 if TYPE_CHECKING:
     from persistcoll.servers.sessions import Server, Session, Sessions
 
-__all__ = ["Heartbeat", "Holder", "Holding"]
+__all__ = ["Heartbeat", "Holder", "Holding", "release_each"]
+
+L = TypeVar("L")
 
 _BEATS = 3
 """Heartbeats in the time after which a holder without them is dead."""
 _PAGE = 256  # rows that are changed at a time
 _HOLDER_BITS = 62
+
+
+def release_each(lost: deque[L], release: Callable[[L], object]) -> None:
+    """Release claims, and remove each one from ``lost`` that is released. Any thread may do so."""
+    while lost:
+        try:
+            claim = lost.popleft()
+        except IndexError:  # another thread was faster
+            return
+        try:
+            release(claim)
+        except BaseException:
+            lost.append(claim)
+            raise
 
 
 class Holder:
@@ -167,21 +184,13 @@ class Holding:
 
     def release_lost(self) -> None:
         """Release what claims have claimed whose answers were lost."""
-        while self._lost:
-            try:
-                lost = self._lost.popleft()
-            except IndexError:  # another thread was faster
-                return
+
+        def release(lost: tuple[int, int]) -> None:
             holder, fence = lost
+            text = self._sql.release_fence
+            self._server.repeat(lambda session: session.run(text, holder=holder, fence=fence))
 
-            def release(session: Session, holder: int = holder, fence: int = fence) -> None:
-                session.defer(self._sql.release_fence, holder=holder, fence=fence)
-
-            try:
-                self._server.repeat(release)
-            except BaseException:
-                self._lost.append(lost)
-                raise
+        release_each(self._lost, release)
 
     # The other holders.
 

@@ -17,13 +17,15 @@ from persistcoll.engine.message_records import HOLDER_CLOSED, MessageClaim, Mess
 from persistcoll.engine.records import State
 from persistcoll.errors import StorageError
 from persistcoll.servers.handle import PAGE, DueHandle, empty
+from persistcoll.servers.holders import release_each
 from persistcoll.servers.message_choice import MessageChoice
 from persistcoll.servers.message_life import MessageLife
-from persistcoll.servers.message_rows import LONGEST_SPAN, NO_LEASE, MessageRow, MessageRows, later
+from persistcoll.servers.message_rows import NO_LEASE, MessageRow, MessageRows, later
 from persistcoll.servers.message_statements import CLAIMED, message_statements
 from persistcoll.servers.message_topics import Gate, change_gate, unlocked
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
+from persistcoll.servers.statements import LONGEST_SPAN
 
 __all__ = ["ClaimingMessages", "Holder"]
 
@@ -337,21 +339,16 @@ class ClaimingMessages(DueHandle):
     def _release_lost(self) -> None:
         """Release what claims have claimed whose answers were lost."""
         holder = self._holder
-        while holder.lost:
-            try:
-                token = holder.lost.popleft()
-            except IndexError:  # another thread was faster
-                return
 
-            def release(life: MessageLife, token: int = token) -> None:
-                rows = life.read(self._sql.lock_lost, holder=holder.number, token=token, limit=_MOST)
-                life.release(rows, waits=False)
+        def release(token: int) -> None:
+            lost = {"holder": holder.number, "token": token, "limit": _MOST}
+            self._change(
+                lambda life: life.release(life.read(self._sql.lock_lost, **lost), waits=False),
+                sync=False,
+                once=False,
+            )
 
-            try:
-                self._change(release, sync=False, once=False)
-            except BaseException:
-                holder.lost.append(token)
-                raise
+        release_each(holder.lost, release)
 
     def _end_own(self) -> None:
         """End the claims and the locks of this object. What is locked by another transaction ends later."""

@@ -15,7 +15,7 @@ from persistcoll.engine.message_records import DAMAGED, LEASE_RAN_OUT, MessageEn
 from persistcoll.engine.records import State
 from persistcoll.errors import DuplicateError
 from persistcoll.servers.handle import BEFORE_ALL, PAGE
-from persistcoll.servers.message_rows import LONGEST_SPAN, MessageRow, MessageRows, group_name, later
+from persistcoll.servers.message_rows import MessageRow, MessageRows, group_name, later
 from persistcoll.servers.message_statements import (
     BLOCKED,
     CLAIMED,
@@ -26,7 +26,7 @@ from persistcoll.servers.message_statements import (
     MessageStatements,
 )
 from persistcoll.servers.sessions import Session
-from persistcoll.servers.statements import NUMBERS
+from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
 __all__ = ["MessageLife"]
 
@@ -84,6 +84,11 @@ class MessageLife:
         # Blocked messages that have become heads in this transaction, after it has read their rows.
         self._heads: set[int] = set()
 
+    def now(self) -> float:
+        """Return the server's time."""
+        ((now,),) = self.session.run(self._clock).rows
+        return float(now)
+
     def read(self, text: str, **parameters: Any) -> list[MessageRow]:
         """Return the rows that a statement finds."""
         return [MessageRow.of(row) for row in self.session.run(text, **parameters).rows]
@@ -123,7 +128,7 @@ class MessageLife:
         for index, id in zip(chosen, self._insert([columns[index] for index in chosen]), strict=True):
             ids[index] = id
         if self._tells and chosen:
-            ((now,),) = self.session.run(self._clock).rows
+            now = self.now()
             self.events += [
                 MessageEvent(EventKind.PUT, entries[index].topic, now, ids[index], 1, 0) for index in chosen
             ]

@@ -12,12 +12,10 @@ from persistcoll.engine.records import Backoff
 from persistcoll.errors import CorruptionError
 from persistcoll.servers.message_statements import BLOCKED, DELAYED, READY
 from persistcoll.servers.rows import SealedRows
-from persistcoll.servers.statements import NUMBERS
+from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
-__all__ = ["LONGEST_SPAN", "NO_LEASE", "UNLIMITED", "MessageRow", "MessageRows", "group_name", "later"]
+__all__ = ["NO_LEASE", "UNLIMITED", "MessageRow", "MessageRows", "group_name", "later"]
 
-LONGEST_SPAN = 1e10
-"""Seconds; a server's times end some time after that."""
 UNLIMITED = 2**31 - 1
 """More attempts than there are."""
 NO_LEASE = "a lease is needed, because a queue on a server notices no death of a consumer"

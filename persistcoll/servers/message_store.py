@@ -10,12 +10,19 @@ from typing import Any
 
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_events import Observer
-from persistcoll.engine.message_records import MessageClaim, MessageEntry, MessageRecord, TopicClaim
+from persistcoll.engine.message_records import (
+    MessageClaim,
+    MessageEntry,
+    MessageRecord,
+    TopicClaim,
+    stale_claims,
+)
 from persistcoll.engine.records import State, Stats
 from persistcoll.errors import Empty, StaleClaimError
+from persistcoll.servers.handle import count_stored
 from persistcoll.servers.message_claiming import ClaimingMessages
 from persistcoll.servers.message_life import MessageLife
-from persistcoll.servers.message_rows import LONGEST_SPAN, NO_LEASE, MessageRow, later
+from persistcoll.servers.message_rows import NO_LEASE, MessageRow, later
 from persistcoll.servers.message_statements import MESSAGE_STATES
 from persistcoll.servers.message_topics import (
     Gate,
@@ -27,7 +34,7 @@ from persistcoll.servers.message_topics import (
 )
 from persistcoll.servers.rows import Seal
 from persistcoll.servers.sessions import Session
-from persistcoll.servers.statements import NUMBERS
+from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
 __all__ = ["ServerMessageStore"]
 
@@ -62,7 +69,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
             return [self._server.insert(self._sql.insert_noted, columns[0], self._number, deadline)]
         if any(entry.key is not None for entry in entries):
             self._look()  # The key of a message whose ttl or last lease is over is free.
-        return self._change(lambda life: life.put(entries, columns), puts=_count, deadline=deadline)
+        return self._change(lambda life: life.put(entries, columns), puts=count_stored, deadline=deadline)
 
     def _is_plain(self, entry: MessageEntry) -> bool:
         """Tell whether a put is one statement, of which nobody is told."""
@@ -96,7 +103,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         # Of two claims of one message at most one is the present one.
         stale += [claim.id for claim in dict.fromkeys(claims) if claim.id in found and _is_other(claim, rows)]
         if stale:
-            raise _stale(stale)
+            raise stale_claims(stale)
         return rows
 
     def _settle(
@@ -116,7 +123,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         self._check()
         alone = len(claims) == 1 and not self._policy.keep_done and self._observer is None
         if not (alone and self._ack_at_once(claims[0])):
-            self._settle(claims, _ack)
+            self._settle(claims, partial(_finish, state=State.DONE))
 
     def _ack_at_once(self, claim: MessageClaim) -> bool:
         """Delete a message that has neither key nor group, in one statement; return whether it is gone."""
@@ -144,11 +151,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         return self._change(lambda life: len(life.release(_of_claims(life, claims))), sync=False)
 
     def fail(self, claims: Sequence[MessageClaim], error: str | None = None) -> None:
-        def fail(life: MessageLife, rows: list[MessageRow]) -> None:
-            life.lock_beside(rows, True)
-            life.finish(rows, State.DEAD, error)
-
-        self._settle(claims, fail)
+        self._settle(claims, partial(_finish, state=State.DEAD, error=error))
 
     def extend(self, claims: Sequence[MessageClaim], seconds: float | None) -> float | None:
         self._check()
@@ -159,8 +162,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         def extend(life: MessageLife) -> float:
             rows = self._claimed(life, claims)
             if not rows:
-                ((now,),) = life.session.run(self._server.sql.clock).rows
-                return later(now, span)
+                return later(life.now(), span)
             until = later(rows[0].now, span)
             life.session.defer(self._sql.extend, ids=[row.id for row in rows], until=until)
             return until
@@ -318,9 +320,9 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         self._check()
 
 
-def _ack(life: MessageLife, rows: list[MessageRow]) -> None:
+def _finish(life: MessageLife, rows: list[MessageRow], state: State, error: str | None = None) -> None:
     life.lock_beside(rows, True)
-    life.finish(rows, State.DONE)
+    life.finish(rows, state, error)
 
 
 def _of_claims(life: MessageLife, claims: Sequence[MessageClaim]) -> list[MessageRow]:
@@ -339,13 +341,3 @@ def _of_claims(life: MessageLife, claims: Sequence[MessageClaim]) -> list[Messag
 
 def _is_other(claim: MessageClaim, rows: Sequence[MessageRow]) -> bool:
     return all(row.token != claim.token for row in rows if row.id == claim.id)
-
-
-def _stale(ids: list[int]) -> StaleClaimError:
-    one = f"the claim of message {ids[0]} has ended"
-    return StaleClaimError(one if len(ids) == 1 else f"the claims of messages {ids} have ended", ids)
-
-
-def _count(ids: list[int | None]) -> int:
-    """Return how many of these messages were stored."""
-    return len(ids) - ids.count(None)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from persistcoll.engine.message_records import TopicClaim
 from persistcoll.servers.driver import TryAgainError
-from persistcoll.servers.message_rows import LONGEST_SPAN, NO_LEASE
+from persistcoll.servers.message_rows import NO_LEASE
 from persistcoll.servers.message_statements import MessageStatements
 from persistcoll.servers.sessions import Session
+from persistcoll.servers.statements import LONGEST_SPAN
 
 __all__ = ["Gate", "change_gate", "change_lock", "lease_end", "lock_topic", "unlocked", "with_rate"]
 

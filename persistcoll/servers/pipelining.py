@@ -6,13 +6,14 @@ nobody needs the result at once, travel with the statement that follows, or with
 
 from __future__ import annotations
 
+import selectors
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from persistcoll.servers.driver import Deferred, Result
 
-__all__ = ["PipeliningConnection", "Step"]
+__all__ = ["DirectConnection", "PipeliningConnection", "Step"]
 
 
 class Step(NamedTuple):
@@ -23,15 +24,49 @@ class Step(NamedTuple):
     deferred: Deferred | None = None
 
 
+class DirectConnection(ABC):
+    """What callers' connections have in common: each statement runs at once."""
+
+    @abstractmethod
+    def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result: ...
+
+    def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
+        return Deferred(self.run(text, parameters))
+
+    def flush(self) -> None:
+        return  # nothing waits
+
+
 class PipeliningConnection(ABC):
     """What the connections of this library's own have in common, for one thread at a time.
 
-    ``_waiting`` belongs to the thread that uses the connection.
+    All fields belong to the thread that uses the connection.
+
+    :param channel: the number of the socket.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channel: int) -> None:
         self._waiting: list[Step] = []
         self._has_begun = False
+        self._events = selectors.EVENT_READ
+        self._waiter = selectors.DefaultSelector()
+        try:
+            self._waiter.register(channel, self._events)
+        except BaseException:
+            self._waiter.close()
+            raise
+        self._channel = channel
+
+    def _ready(self, events: int, timeout: float) -> int:
+        """Return for which of these events the socket is ready, or will be within so many seconds."""
+        if events != self._events:
+            self._waiter.modify(self._channel, events)
+            self._events = events
+        ready = self._waiter.select(timeout)
+        return ready[0][1] if ready else 0
+
+    def is_closed(self) -> bool:
+        return bool(self._ready(selectors.EVENT_READ, 0.0))
 
     @abstractmethod
     def _send(self, steps: Sequence[Step]) -> list[Result]:

@@ -9,13 +9,13 @@ from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabi
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import DuplicateError, Empty
 from persistcoll.servers.bounds import Bound
-from persistcoll.servers.claims import ALL, FINISHED, LONGEST_SPAN, ClaimingHandle
+from persistcoll.servers.claims import ALL, FINISHED, ClaimingHandle
 from persistcoll.servers.driver import TryAgainError
-from persistcoll.servers.handle import BEFORE_ALL, PAGE
+from persistcoll.servers.handle import BEFORE_ALL, PAGE, count_stored
 from persistcoll.servers.rows import Seal
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
-from persistcoll.servers.statements import NUMBERS
+from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
 __all__ = ["ServerRecordStore"]
 
@@ -84,7 +84,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
                 self._bound.check(session, capacity)
             return ids
 
-        return self._transact(insert, puts=_count, deadline=deadline)
+        return self._transact(insert, puts=count_stored, deadline=deadline)
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         place = float(entry.priority)
@@ -306,8 +306,3 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             gets=int(puts) - ready - claimed - delayed,
             bytes=int(size or 0),
         )
-
-
-def _count(ids: list[int | None]) -> int:
-    """Return how many of these rows were stored."""
-    return len(ids) - ids.count(None)

@@ -25,6 +25,7 @@ from persistcoll.servers.driver import (
     Deferred,
     Driver,
     NotCommittedError,
+    OwnConnection,
     Result,
     TryAgainError,
     answer_timeout,
@@ -35,7 +36,7 @@ from persistcoll.servers.transactions import Insertion, OpenTransaction, Transac
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
 
-__all__ = ["SERVERS", "Server", "Session", "Sessions", "driver_of"]
+__all__ = ["SERVERS", "OwnSession", "Server", "Session", "Sessions", "driver_of"]
 
 T = TypeVar("T")
 
@@ -99,6 +100,12 @@ class Session:
         self.defer(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
 
 
+class OwnSession(Session):
+    """A session on a connection of this library's own."""
+
+    connection: OwnConnection
+
+
 class Sessions(Protocol):
     """Where a store runs its statements: on a server's sessions, or on a caller's connection."""
 
@@ -155,8 +162,8 @@ class Server:
         self.driver = driver_of(address.kind)
         self.sql = shared_statements(self.driver.dialect, schema)
         self.users = 0
-        self._idle: list[Session] = []
-        self._all: set[Session] = set()
+        self._idle: list[OwnSession] = []
+        self._all: set[OwnSession] = set()
         # Re-entrant, because a destructor may end a transaction while its thread holds it.
         self._mutex = threading.RLock()
         self.heartbeat: Heartbeat = Heartbeat(self)
@@ -169,7 +176,7 @@ class Server:
 
     # Connections.
 
-    def acquire(self, deadline: float | None = None) -> Session:
+    def acquire(self, deadline: float | None = None) -> OwnSession:
         """Return an idle session, or a new one.
 
         :raise BackendUnavailableError: the server cannot be reached before the deadline.
@@ -197,11 +204,11 @@ class Server:
         until = time.monotonic() + self.timeout
         return until if deadline is None else min(until, deadline)
 
-    def _connect(self, until: float) -> Session:
+    def _connect(self, until: float) -> OwnSession:
         connection = self.driver.connect(self.address, self.timeout, self.power)
         try:
             ((now,),) = connection.run(self.sql.clock).rows
-            session = Session(connection, int(now) // 3600)
+            session = OwnSession(connection, int(now) // 3600)
             with self._mutex:
                 self._all.add(session)
             return session
@@ -209,7 +216,7 @@ class Server:
             connection.close()
             raise
 
-    def release(self, session: Session) -> None:
+    def release(self, session: OwnSession) -> None:
         """Let others use this session, which has no transaction open."""
         with self._mutex:
             if self.users and len(self._idle) < _MOST_IDLE and session in self._all:
@@ -217,13 +224,13 @@ class Server:
                 return
         self.discard(session)
 
-    def discard(self, session: Session) -> None:
+    def discard(self, session: OwnSession) -> None:
         """Close this session."""
         with self._mutex:
             self._all.discard(session)
         session.connection.close()
 
-    def _lost(self, session: Session) -> None:
+    def _lost(self, session: OwnSession) -> None:
         """Close a session whose connection is lost, and all that are idle, which probably are as well."""
         with self._mutex:
             idle, self._idle = self._idle, []
@@ -342,7 +349,7 @@ class Server:
 
         return self._retried(attempt, deadline)
 
-    def _finish(self, session: Session, noted: bool) -> None:
+    def _finish(self, session: OwnSession, noted: bool) -> None:
         """Release a session after a commit, and now and then remove its notes first."""
         if noted and session.op % _OPS_BETWEEN_SWEEPS == 0:
             try:
@@ -375,7 +382,7 @@ class Server:
             time.sleep(pause)
         raise AssertionError
 
-    def _roll_back(self, session: Session, error: BaseException) -> None:
+    def _roll_back(self, session: OwnSession, error: BaseException) -> None:
         # After an interrupt the answer of a statement may still come.
         if isinstance(error, Exception):
             try:
@@ -417,7 +424,7 @@ class Server:
             f" there is a row with client {client} and op {op} in pc_done; since then: {failure}"
         ) from failure
 
-    def _sweep(self, session: Session) -> None:
+    def _sweep(self, session: OwnSession) -> None:
         """Remove the notes of this session's earlier calls, and of some sessions that ended long ago."""
         old = (session.hour - _KEPT_HOURS) << _HOUR_BITS
         rows = session.run(self.sql.select_old_clients, client=old, limit=_SWEPT_CLIENTS).rows

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from persistcoll.servers.message_statements import MessageDialect
 
 __all__ = [
+    "LONGEST_SPAN",
     "NUMBERS",
     "Dialect",
     "RecordStatements",
@@ -26,6 +27,8 @@ __all__ = [
     "shared_statements",
 ]
 
+LONGEST_SPAN = 1e10
+"""Seconds; a server's times end some time after that."""
 NUMBERS = {
     State.READY: 0,
     State.CLAIMED: 1,
@@ -156,10 +159,8 @@ class RecordStatements(NamedTuple):
     that reason or keeps its own."""
     delete_claim: str
     """id, fence -> ends a claim and deletes the row."""
-    find_fence: str
-    """id -> the fence of the claim that was the last one to be settled, or is active."""
     select_fences: str
-    """ids -> id, state and fence, as in ``find_fence``, of these rows."""
+    """ids -> id, state, and fence of these rows: that of the claim that is active, or was settled last."""
     draw_id: tuple[str, ...]
     """id -> a new id, higher than all others: the rows or the id of the first; the others tidy up."""
     renumber: str
@@ -436,7 +437,6 @@ def record_statements(
         f" due = {dialect.later('seconds')}, holder = NULL,"
         f" reason = CASE WHEN %(tells)s THEN %(reason)s ELSE reason END WHERE {is_claim}",
         delete_claim=f"DELETE FROM {table} WHERE {is_claim}",
-        find_fence=f"SELECT fence FROM {table} WHERE id = %(id)s",
         select_fences=f"SELECT id, state, fence FROM {table} WHERE {of_ids}",
         draw_id=dialect.draw_id(table),
         renumber=f"UPDATE {table} SET id = %(new)s WHERE id = %(id)s",

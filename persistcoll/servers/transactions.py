@@ -9,7 +9,7 @@ from persistcoll.errors import BackendUnavailableError, StorageError
 from persistcoll.servers.driver import ConnectionLostError, NotCommittedError
 
 if TYPE_CHECKING:
-    from persistcoll.servers.sessions import Server, Session
+    from persistcoll.servers.sessions import OwnSession, Server, Session
 
 __all__ = ["Insertion", "OpenTransaction", "Transaction"]
 
@@ -25,7 +25,7 @@ class Transaction:
     def __init__(self, server: Server, is_noted: bool) -> None:
         self._server = server
         self._is_noted = is_noted
-        self._session: Session | None = None
+        self._session: OwnSession | None = None
 
     def begin(
         self, deadline: float | None, sync: bool, lock_timeout: float | None, idles: bool = False
@@ -71,7 +71,7 @@ class Transaction:
         server._finish(session, self._is_noted)
         return 0
 
-    def _send_commit(self, session: Session) -> None:
+    def _send_commit(self, session: OwnSession) -> None:
         session.connection.commit()
 
     def roll_back(self, error: BaseException) -> None:
@@ -100,7 +100,7 @@ class Insertion(Transaction):
         sent = [session.defer(text, **parameters, **call) for text in texts]
         return self.commit() or next(each.id for each in sent if each.id)
 
-    def _send_commit(self, session: Session) -> None:
+    def _send_commit(self, session: OwnSession) -> None:
         session.flush()
 
 

@@ -17,9 +17,10 @@ from persistcoll.engine.message_records import (
     MessagePolicy,
     MessageRecord,
     TopicClaim,
+    stale_claims,
 )
 from persistcoll.engine.records import State, Stats
-from persistcoll.errors import CorruptionError, Empty, StaleClaimError
+from persistcoll.errors import CorruptionError, Empty
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.claiming import ClaimingHandle
 from persistcoll.sqlite.counters import Counters
@@ -129,7 +130,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
             else:
                 rows.append(row)
         if stale:
-            raise _stale(stale)
+            raise stale_claims(stale)
         return rows
 
     def _of_claim(self, execute: Execute, claim: MessageClaim) -> MessageRow | None:
@@ -332,7 +333,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
         def run(execute: Execute) -> None:
             self._refresh(execute)
             if not self._deliver(execute, claim):
-                raise _stale([claim.id])
+                raise stale_claims([claim.id])
 
         self._transact(run, False, True, timeout=self._timeout)
 
@@ -559,11 +560,6 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
     def checkpoint(self) -> None:
         self._check()
         self._database.checkpoint(self._timeout)
-
-
-def _stale(ids: Sequence[int]) -> StaleClaimError:
-    what = f"claim of message {ids[0]} has" if len(ids) == 1 else f"claims of messages {ids} have"
-    return StaleClaimError(f"the {what} ended", ids)
 
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from persistcoll.servers import sessions
-from persistcoll.servers.driver import Connection, ConnectionLostError, Driver
+from persistcoll.servers.driver import ConnectionLostError, Driver, OwnConnection
 
 __all__ = ["losing_connections"]
 
@@ -20,7 +20,7 @@ _METHODS = {"run": "run", "begin": "begin", "commit": "commit", "flush": "commit
 class _Losing:
     """A connection that ``is_lost`` ends."""
 
-    def __init__(self, connection: Connection, is_lost: Callable[[str], bool]) -> None:
+    def __init__(self, connection: OwnConnection, is_lost: Callable[[str], bool]) -> None:
         self._connection = connection
         self._is_lost = is_lost
 

@@ -21,7 +21,7 @@ import pytest
 import persistcoll
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
-from persistcoll.servers.driver import Connection, ConnectionLostError
+from persistcoll.servers.driver import ConnectionLostError, OwnConnection
 from persistcoll.servers.sessions import driver_of
 from tests.servers import own_server
 
@@ -118,7 +118,7 @@ class Place:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._server = need_server(kind)
-        self._connection: Connection
+        self._connection: OwnConnection
         self.connect()
         self._names: list[str] = []
         self.name = self._make()

@@ -9,7 +9,7 @@ import pytest
 from persistcoll.engine.records import Entry
 from persistcoll.errors import StorageError
 from persistcoll.servers.address import MYSQL
-from persistcoll.servers.driver import Connection
+from persistcoll.servers.driver import OwnConnection
 from persistcoll.servers.mysql import connection as mysql
 from persistcoll.servers.postgres import connection as postgres
 from persistcoll.servers.sessions import driver_of
@@ -18,7 +18,7 @@ NEXT = "SELECT %(number)s + 1"
 
 
 @pytest.fixture
-def connection(place) -> Iterator[Connection]:
+def connection(place) -> Iterator[OwnConnection]:
     connection = driver_of(place.kind).connect(place.address, 10.0, True)
     yield connection
     connection.close()

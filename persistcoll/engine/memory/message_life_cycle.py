@@ -24,9 +24,10 @@ from persistcoll.engine.message_records import (
     MessageEntry,
     MessagePolicy,
     MessageRecord,
+    stale_claims,
 )
 from persistcoll.engine.records import State
-from persistcoll.errors import ClosedError, StaleClaimError
+from persistcoll.errors import ClosedError
 
 __all__ = ["NO_LEASE", "MessageLifeCycle"]
 
@@ -353,10 +354,7 @@ class MessageLifeCycle:
         rows = [self._of_claim(claim) for claim in claims]
         stale = [claim.id for claim, row in zip(claims, rows, strict=True) if row is None]
         if stale:
-            one = f"the claim of message {stale[0]} has ended"
-            raise StaleClaimError(
-                one if len(stale) == 1 else f"the claims of messages {stale} have ended", stale
-            )
+            raise stale_claims(stale)
         return [row for row in rows if row is not None]
 
     def _of_claim(self, claim: MessageClaim) -> MessageRow | None:

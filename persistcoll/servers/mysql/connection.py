@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import selectors
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,16 @@ from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.driver import (
     ABANDONED,
     ConnectionLostError,
-    Deferred,
     Result,
     answer_timeout,
     unwrapped,
 )
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
-from persistcoll.servers.pipelining import PipeliningConnection, Step
+from persistcoll.servers.pipelining import DirectConnection, PipeliningConnection, Step
 
 if TYPE_CHECKING:
-    from persistcoll.servers.driver import Connection
+    from persistcoll.servers.driver import Connection, OwnConnection
     from persistcoll.servers.statements import Dialect
 
 __all__ = ["MySQLDriver"]
@@ -45,7 +43,7 @@ class MySQLDriver:
 
     dialect: Dialect = MySQLDialect()
 
-    def connect(self, address: Address, timeout: float, power: bool) -> Connection:
+    def connect(self, address: Address, timeout: float, power: bool) -> OwnConnection:
         pymysql = _pymysql()
         options: dict[str, Any] = dict(address.options)
         for name in ("ssl_verify_cert", "ssl_verify_identity"):
@@ -167,7 +165,7 @@ def _refuse_old(connection: _Connection, address: Address) -> str:
     return name
 
 
-class _Connection:
+class _Connection(DirectConnection):
     """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL: a caller's."""
 
     max_payload = 0
@@ -220,42 +218,6 @@ class _Connection:
                 " its 'max_allowed_packet' is lower than it was"
             )
 
-    def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
-        return Deferred(self.run(text, parameters))
-
-    def flush(self) -> None:
-        pass
-
-    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
-        raise AssertionError("the caller begins the transaction")
-
-    def commit(self) -> None:
-        raise AssertionError("the caller commits")
-
-    def rollback(self) -> None:
-        raise AssertionError("the caller rolls back")
-
-    def is_closed(self) -> bool:
-        if not self._connection.open:
-            return True
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._connection._sock, selectors.EVENT_READ)
-            return bool(selector.select(0))
-
-    def close(self) -> None:
-        with suppress(self._error):
-            self._connection.close()
-
-    def abandon(self) -> None:
-        # If another thread was reading when the process forked, the lock of the reader is held for ever in
-        # the child. So the reader is neither closed nor collected.
-        connection = self._connection
-        reader, connection._rfile = connection._rfile, None
-        channel, connection._sock = connection._sock, None
-        ABANDONED.append(reader)
-        if channel is not None:
-            os.close(channel.detach())
-
 
 class _OwnConnection(PipeliningConnection, _Connection):
     """A session of this library's own.
@@ -268,7 +230,7 @@ class _OwnConnection(PipeliningConnection, _Connection):
 
     def __init__(self, connection: Any) -> None:
         _Connection.__init__(self, connection)
-        super().__init__()
+        super().__init__(connection._sock.fileno())
 
     def _send(self, steps: Sequence[Step]) -> list[Result]:
         return self._execute(steps)
@@ -281,6 +243,25 @@ class _OwnConnection(PipeliningConnection, _Connection):
         self._idles = idles
         seconds = _IDLES[self.idle_timeout] if idles else _IDLE_IN_TRANSACTION
         return [f"SET SESSION {self.idle_timeout} = {seconds}", "BEGIN"]
+
+    def is_closed(self) -> bool:
+        return not self._connection.open or super().is_closed()
+
+    def close(self) -> None:
+        self._waiter.close()
+        with suppress(self._error):
+            self._connection.close()
+
+    def abandon(self) -> None:
+        self._waiter.close()
+        # If another thread was reading when the process forked, the lock of the reader is held for ever in
+        # the child. So the reader is neither closed nor collected.
+        connection = self._connection
+        reader, connection._rfile = connection._rfile, None
+        channel, connection._sock = connection._sock, None
+        ABANDONED.append(reader)
+        if channel is not None:
+            os.close(channel.detach())
 
 
 def _result(cursor: Any) -> Result:

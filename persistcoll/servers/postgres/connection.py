@@ -13,18 +13,17 @@ from persistcoll.servers.address import OPTIONS, POSTGRESQL, Address
 from persistcoll.servers.driver import (
     ABANDONED,
     ConnectionLostError,
-    Deferred,
     Result,
     answer_timeout,
     unwrapped,
 )
-from persistcoll.servers.pipelining import PipeliningConnection, Step
+from persistcoll.servers.pipelining import DirectConnection, PipeliningConnection, Step
 from persistcoll.servers.postgres.errors import translate
 from persistcoll.servers.postgres.protocol import compiled, encoded, rows_of
 from persistcoll.servers.postgres.statements import PostgresDialect
 
 if TYPE_CHECKING:
-    from persistcoll.servers.driver import Connection
+    from persistcoll.servers.driver import Connection, OwnConnection
     from persistcoll.servers.statements import Dialect
 
 __all__ = ["PostgresDriver"]
@@ -54,7 +53,7 @@ class PostgresDriver:
 
     dialect: Dialect = PostgresDialect()
 
-    def connect(self, address: Address, timeout: float, power: bool) -> Connection:
+    def connect(self, address: Address, timeout: float, power: bool) -> OwnConnection:
         psycopg = _psycopg()
         settings: dict[str, Any] = {
             "connect_timeout": max(2, round(timeout)),
@@ -145,7 +144,7 @@ def _refusal(error: Any, doing: str) -> Exception:
     return ConnectionLostError(f"{doing} failed: {text.strip()}")
 
 
-class _Connection:
+class _Connection(DirectConnection):
     """A :class:`~persistcoll.servers.driver.Connection` by cursors of psycopg: a caller's."""
 
     max_payload = _MAX_PAYLOAD
@@ -168,61 +167,26 @@ class _Connection:
         is_lost = self._connection.closed or self._connection.broken
         return translate(getattr(error, "sqlstate", None), str(error), is_lost, "a statement")
 
-    def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
-        return Deferred(self.run(text, parameters))
-
-    def flush(self) -> None:
-        pass
-
-    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
-        raise AssertionError("the caller begins the transaction")
-
-    def commit(self) -> None:
-        raise AssertionError("the caller commits")
-
-    def rollback(self) -> None:
-        raise AssertionError("the caller rolls back")
-
-    def is_closed(self) -> bool:
-        return bool(self._connection.closed)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def abandon(self) -> None:
-        # The destructor of a connection of psycopg warns that it was not closed.
-        ABANDONED.append(self._connection)
-        try:
-            os.close(self._connection.fileno())
-        except (OSError, self._error):
-            pass
-
 
 class _OwnConnection(PipeliningConnection, _Connection):
     """A session of this library's own, by libpq: a statement takes half the time that it takes by a cursor.
 
     A statement that runs a second time is prepared.
 
-    ``_used`` and ``_prepared`` have the names of statements. They, ``_waiter`` and ``_events`` belong to the
-    thread that uses the connection.
+    ``_used`` and ``_prepared`` have the names of statements. They belong to the thread that uses the
+    connection.
 
     :param timeout: seconds to wait for an answer.
     """
 
     def __init__(self, connection: Any, timeout: float) -> None:
         _Connection.__init__(self, connection)
-        super().__init__()
-        self._timeout = timeout
         self._libpq = connection.pgconn
+        super().__init__(self._libpq.socket)
+        self._timeout = timeout
+        self._pipelines = _psycopg().Pipeline.is_supported()
         self._used: set[bytes] = set()
         self._prepared: set[bytes] = set()
-        self._waiter = selectors.DefaultSelector()
-        self._events = selectors.EVENT_READ
-        try:
-            self._waiter.register(self._libpq.socket, self._events)
-        except BaseException:
-            self._waiter.close()
-            raise
 
     def _send(self, steps: Sequence[Step]) -> list[Result]:
         calls: list[Callable[[], None]] = []
@@ -278,7 +242,7 @@ class _OwnConnection(PipeliningConnection, _Connection):
         libpq = self._libpq
         results: list[Any] = []
         try:
-            if len(calls) == 1 or not _psycopg().Pipeline.is_supported():
+            if len(calls) == 1 or not self._pipelines:
                 for call in calls:
                     call()
                     results.append(self._answer())
@@ -320,13 +284,10 @@ class _OwnConnection(PipeliningConnection, _Connection):
 
     def _wait(self, events: int) -> None:
         """Wait until the connection is ready for one of these events, and read what has come."""
-        if events != self._events:
-            self._waiter.modify(self._libpq.socket, events)
-            self._events = events
-        ready = self._waiter.select(self._timeout)
+        ready = self._ready(events, self._timeout)
         if not ready:
             raise ConnectionLostError("no answer has come")
-        if any(found & selectors.EVENT_READ for _, found in ready):
+        if ready & selectors.EVENT_READ:
             self._libpq.consume_input()
 
     def _refused(self, result: Any) -> Exception:
@@ -350,19 +311,18 @@ class _OwnConnection(PipeliningConnection, _Connection):
             texts.append(f"SET LOCAL lock_timeout = {max(1, round(lock_timeout * 1000))}")
         return [*texts, *_IDLES] if idles else texts
 
-    def is_closed(self) -> bool:
-        if self._events != selectors.EVENT_READ:
-            self._events = selectors.EVENT_READ
-            self._waiter.modify(self._libpq.socket, self._events)
-        return bool(self._waiter.select(0))
-
     def close(self) -> None:
         self._waiter.close()
-        super().close()
+        self._connection.close()
 
     def abandon(self) -> None:
         self._waiter.close()
-        super().abandon()
+        # The destructor of a connection of psycopg warns that it was not closed.
+        ABANDONED.append(self._connection)
+        try:
+            os.close(self._connection.fileno())
+        except (OSError, self._error):
+            pass
 
 
 def _is_good(results: Sequence[Any]) -> bool:
