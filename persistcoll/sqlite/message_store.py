@@ -105,15 +105,18 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     # Within a transaction.
 
-    def _refresh(self, execute: Execute) -> MessageCounters:
-        """Return the true counters, after what is due was done, and note the time of this call."""
-        now = self._now()
+    def _refresh_counters(self, execute: Execute, now: float | None = None) -> Counters:
+        # Every transaction begins here, close()'s too: otherwise its steps would use an earlier call's time.
+        now = self._now() if now is None else now
         self._life.begin(now)
         self._ended = 0
-        return cast(MessageCounters, self._refresh_counters(execute, now))
+        return super()._refresh_counters(execute, now)
+
+    def _refresh(self, execute: Execute) -> MessageCounters:
+        """Return the true counters, after what is due was done, and note the time of this call."""
+        return cast(MessageCounters, self._refresh_counters(execute))
 
     def _release_due(self, execute: Execute, counters: Counters) -> None:
-        self._life.begin(self._now())
         self._ended = self._life.release_due(execute)
 
     def _claimed(self, execute: Execute, claims: Sequence[MessageClaim]) -> list[MessageRow]:

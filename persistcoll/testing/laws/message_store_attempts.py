@@ -39,6 +39,7 @@ def attempts_are_counted(harness: MessageStoreHarness) -> None:
     _counted(harness)
     _limits(harness)
     _last_attempts(harness)
+    _finished_now(harness)
     _lower_limit(harness)
     _prefetched(harness)
     _delivered(harness)
@@ -150,6 +151,26 @@ def _dies_again(store: MessageStore, id: int, limit: int) -> None:
         store.nack(claims_of(store.claim()))
         state = State.DEAD if attempt == limit else State.READY
         _stands(store, id, f"redriven, after nack() {attempt}", state, attempt, limit + attempt)
+
+
+def _finished_now(harness: MessageStoreHarness) -> None:
+    """Check that a dead message is finished at the time when its claim ended, whatever ended it."""
+    policy = PLAIN._replace(max_attempts=1)
+    store = harness.open("finished", policy)
+    holder = harness.another(store, "finished", policy)
+    ways: dict[str, _End] = {**_ENDS, "fail()": lambda store, claim: store.fail([claim])}
+    if harness.capabilities.handles:
+        ways["the end of its holder"] = lambda store, _: store.close()
+    for how, end in ways.items():
+        [id] = put(store, harness.entry(topic=how))
+        claim = _claim(holder, how)
+        harness.advance(3.0)
+        before = store.now()
+        end(holder, claim)
+        finished, after = _stands(store, id, how, State.DEAD, 1, 1).finished, store.now()
+        # A column of a time has whole microseconds on some servers.
+        is_between = finished is not None and before - 1e-3 <= finished <= after + 1e-3
+        check(is_between, f"dead by {how} between {before} and {after}, and finished at {finished}")
 
 
 def _last_attempts(harness: MessageStoreHarness) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from persistcoll.engine.memory.message_rows import MessageRow
 from persistcoll.engine.memory.message_store import MemoryMessageStore
 from persistcoll.engine.memory.server_message_store import MemoryMessageServerStore
-from persistcoll.engine.message_records import LEASE_RAN_OUT, MessageClaim, MessageRecord
+from persistcoll.engine.message_records import HOLDER_CLOSED, LEASE_RAN_OUT, MessageClaim, MessageRecord
 from persistcoll.engine.records import Backoff, State
 from tests.conformance.wrong_messages.registry import breaks
 
@@ -68,6 +68,14 @@ class ClosingTakesTheAttemptBack(MemoryMessageStore):
     def _lose(self, row: MessageRow, error: str) -> None:
         row.delivered = row.delivered and error == LEASE_RAN_OUT
         super()._lose(row, error)
+
+
+@breaks("Q8")
+class ClosesInThePast(MemoryMessageStore):
+    def _lose(self, row: MessageRow, error: str) -> None:
+        super()._lose(row, error)
+        if error == HOLDER_CLOSED and row.finished is not None:
+            row.finished -= 1.0
 
 
 @breaks("Q8")
