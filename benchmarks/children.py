@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-__all__ = ["answer", "memory_of_child", "resident", "running"]
+__all__ = ["answer", "memory_of_child", "resident", "running", "together"]
 
 _PATIENCE = 120.0
 _context = multiprocessing.get_context("spawn")
@@ -48,6 +48,15 @@ def answer(connection: Connection) -> Any:
     if not connection.poll(_PATIENCE):
         raise TimeoutError("a child process does not answer")
     return connection.recv()
+
+
+def together(connections: Sequence[Connection]) -> list[Any]:
+    """Let processes go on at the same time, when each of them is ready, and return what they send then."""
+    for connection in connections:
+        answer(connection)
+    for connection in connections:
+        connection.send("go")
+    return [answer(connection) for connection in connections]
 
 
 def memory_of_child(work: Callable[..., Any], *arguments: Any) -> float | None:

@@ -149,6 +149,7 @@ class Scenario:
 
     :ivar compared: what is compared with what, and what is durable.
     :ivar prepare: run once before the first round, for example to build a backlog; returns facts to report.
+    :ivar finish: run once at the end, to remove what is not below the directory.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Scenario:
     unit: str = "us"
     prepare: Callable[[], Mapping[str, Any]] | None = None
     missing: Sequence[str] = field(default_factory=tuple)
+    finish: Callable[[], None] | None = None
     """Packages that are not installed, whose contenders are left out."""
 
 

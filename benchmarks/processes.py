@@ -9,7 +9,7 @@ from functools import partial
 from itertools import repeat
 from multiprocessing.connection import Connection
 
-from benchmarks.children import answer, running
+from benchmarks.children import running, together
 from benchmarks.contenders import ITEM, Opening
 from benchmarks.model import Contender, Figure, Scenario, Sizes
 from persistcoll import Queue
@@ -61,11 +61,7 @@ def puts_of_processes(
     with opening(path) as queue:
         prepare(path)
         with running(_produce, [(opening, path, each)] * count) as connections:
-            for connection in connections:
-                answer(connection)
-            for connection in connections:
-                connection.send("go")
-            spans = [answer(connection) for connection in connections]
+            spans = together(connections)
         if queue.qsize() != count * each:
             raise AssertionError(f"{queue.qsize()} of {count * each} items are there")
     seconds = max(end for _, end, _ in spans) - min(begin for begin, _, _ in spans)

@@ -28,10 +28,19 @@ from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
 from benchmarks.power import power
 from benchmarks.process import batches, single
 from benchmarks.processes import processes
+from benchmarks.server_backlog import (
+    mysql_backlog,
+    mysql_processes,
+    postgres_backlog,
+    postgres_processes,
+)
+from benchmarks.server_wakeups import mysql_wakeups, postgres_wakeups
 from benchmarks.servers import (
     mysql_batches,
+    mysql_bounded,
     mysql_single,
     postgres_batches,
+    postgres_bounded,
     postgres_single,
     postgres_threads,
 )
@@ -80,8 +89,16 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         postgres_single,
         postgres_batches,
         postgres_threads,
+        postgres_bounded,
+        postgres_backlog,
+        postgres_processes,
         mysql_single,
         mysql_batches,
+        mysql_bounded,
+        mysql_backlog,
+        mysql_processes,
+        postgres_wakeups,
+        mysql_wakeups,
     )
 }
 
@@ -125,13 +142,17 @@ def run_scenario(
     with tempfile.TemporaryDirectory(prefix="persistcoll-bench-", dir=directory) as root:
         scenario = make(sizes, root)
         prepared: Mapping[str, Any] = {}
-        if scenario.prepare is not None:
-            progress(f"{scenario.name}: preparing")
-            prepared = scenario.prepare()
         rounds = []
-        for number in range(1, sizes.rounds + 1):
-            progress(f"{scenario.name}: round {number} of {sizes.rounds}")
-            rounds.append(_round(scenario, root))
+        try:
+            if scenario.prepare is not None:
+                progress(f"{scenario.name}: preparing")
+                prepared = scenario.prepare()
+            for number in range(1, sizes.rounds + 1):
+                progress(f"{scenario.name}: round {number} of {sizes.rounds}")
+                rounds.append(_round(scenario, root))
+        finally:
+            if scenario.finish is not None:
+                scenario.finish()
     return {**_summarized(scenario, rounds, prepared), "seconds": round(time.monotonic() - begin, 1)}
 
 

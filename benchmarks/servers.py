@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -24,11 +25,21 @@ from benchmarks.server_contenders import (
 )
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 
-__all__ = ["mysql_batches", "mysql_single", "postgres_batches", "postgres_single", "postgres_threads"]
+__all__ = [
+    "mysql_batches",
+    "mysql_bounded",
+    "mysql_single",
+    "postgres_batches",
+    "postgres_bounded",
+    "postgres_single",
+    "postgres_threads",
+]
 
 _TEN = 10
 _THOUSAND = 1_000
 _THREADS = 8
+_TAKERS = 2
+_MAXSIZE = 10_000
 
 
 @contextmanager
@@ -139,16 +150,22 @@ def mysql_single(sizes: Sizes, root: str) -> Scenario:
     )
 
 
-def _in_batches(kind: str, count: int, directory: str) -> Mapping[str, float]:
-    with OURS_WITH_ACK[kind][1](fresh(), url=addresses(kind)) as queue:
+def _in_batches(kind: str, count: int, with_ack: bool, directory: str) -> Mapping[str, float]:
+    with (OURS_WITH_ACK if with_ack else OURS)[kind][1](fresh(), url=addresses(kind)) as queue:
+
+        def take() -> None:
+            items = queue.get_many(_TEN)
+            if with_ack:
+                queue.ack_many(items)
+
         queue.put_many([ITEM] * _TEN)
-        queue.ack_many(queue.get_many(_TEN))
+        take()
         marks = Marks()
         for _ in range(0, count, _TEN):
             queue.put_many([ITEM] * _TEN)
         numbers = {"put": marks.lap(count)}
         for _ in range(0, count, _TEN):
-            queue.ack_many(queue.get_many(_TEN))
+            take()
         numbers["take"] = marks.lap(count)
         rows = [ITEM] * _THOUSAND
         marks = Marks()
@@ -182,16 +199,18 @@ def _copy(directory: str) -> Mapping[str, float]:
     return numbers
 
 
-def _batches(kind: str, sizes: Sizes, peers: list[str]) -> Scenario:
+def _batches(kind: str, sizes: Sizes, peers: Mapping[str, str]) -> Scenario:
+    """Measure batches beside peers, and each peer with what does the same as it."""
     count = sizes.slow
     contenders, missing = _contenders(kind, count)
-    contenders = [each for each in contenders if each.name in (*peers, "ours with ack")]
+    contenders = [each for each in contenders if each.name in peers]
     figures = [
-        ratio(f"put + take: {peer}'s / ours by ten", _sum(peer), _sum("by ten"), at_least=4.0)
-        for peer in peers
+        ratio(f"put + take: {peer}'s / ours {alike}", _sum(peer), _sum(alike), at_least=4.0)
+        for peer, alike in peers.items()
     ]
-    if contenders:
-        contenders.append(Contender("by ten", "power", partial(_in_batches, kind, count)))
+    if is_there(kind):
+        for name, with_ack in (("by ten", False), ("by ten with ack", True)):
+            contenders.append(Contender(name, "power", partial(_in_batches, kind, count, with_ack)))
         if kind == POSTGRESQL:
             contenders.append(Contender("COPY", "power", _copy))
             theirs, ours = (f"{name}: put_many of 1,000" for name in ("COPY", "by ten"))
@@ -199,8 +218,8 @@ def _batches(kind: str, sizes: Sizes, peers: list[str]) -> Scenario:
     return Scenario(
         name=f"{'postgres' if kind == POSTGRESQL else 'mysql'}_batches",
         compared=(
-            f"{OURS_WITH_ACK[kind][0]}: put_many of {_TEN}, get_many and ack_many of {_TEN}, one thread,"
-            f" beside peers, which take one at a time; and put_many of {_THOUSAND:,}."
+            f"{OURS[kind][0]} (put_many and get_many of {_TEN}) and {OURS_WITH_ACK[kind][0]} (ack_many, too),"
+            f" one thread, beside peers, which take one at a time; and put_many of {_THOUSAND:,}."
         ),
         contenders=contenders,
         figures=figures,
@@ -210,12 +229,12 @@ def _batches(kind: str, sizes: Sizes, peers: list[str]) -> Scenario:
 
 def postgres_batches(sizes: Sizes, root: str) -> Scenario:
     """Measure batches on PostgreSQL."""
-    return _batches(POSTGRESQL, sizes, ["tpq"])
+    return _batches(POSTGRESQL, sizes, {"tpq": "by ten"})
 
 
 def mysql_batches(sizes: Sizes, root: str) -> Scenario:
     """Measure batches on MySQL or MariaDB."""
-    return _batches(MYSQL, sizes, ["persist-queue MySQLQueue", "squeal"])
+    return _batches(MYSQL, sizes, {"persist-queue MySQLQueue": "by ten", "squeal": "by ten with ack"})
 
 
 def _by_threads(opened: Callable[[str], Any], each: int, directory: str) -> Mapping[str, float]:
@@ -253,3 +272,67 @@ def postgres_threads(sizes: Sizes, root: str) -> Scenario:
         figures=[ratio("put + take: tpq's / ours", _sum("tpq"), _sum("ours"), at_least=2.0)],
         missing=[] if "tpq" in found else ["tpq"],
     )
+
+
+def _bounded(kind: str, each: int, waiting: int, maxsize: int, directory: str) -> Mapping[str, float]:
+    """Put in several threads at once while others take as much, so that about as many items wait."""
+    name = fresh()
+    with ExitStack() as stack:
+        queues = [
+            stack.enter_context(OURS[kind][1](name, url=addresses(kind), maxsize=maxsize))
+            for _ in range(_THREADS + _TAKERS)
+        ]
+        queues[0].put_many([ITEM] * waiting)
+        put_by_now = threading.Semaphore(0)
+
+        def put(queue: Any) -> None:
+            for _ in repeat(None, each):
+                queue.put(ITEM)
+                put_by_now.release()
+
+        def take(queue: Any) -> None:
+            for _ in range(each * _THREADS // _TAKERS // _TEN):
+                for _ in repeat(None, _TEN):
+                    put_by_now.acquire()
+                queue.get_many(_TEN)
+
+        calls = [partial(put, queue) for queue in queues[:_THREADS]]
+        calls += [partial(take, queue) for queue in queues[_THREADS:]]
+        seconds = seconds_together(calls)
+        queues[0].clear()
+    return {"put": seconds * 1e6 / (each * _THREADS)}
+
+
+def _with_bounds(kind: str, sizes: Sizes) -> Scenario:
+    each = max(1, sizes.slow // _THREADS)
+    contenders, figures = [], []
+    for waiting in (max(1, sizes.slow // 3), 6 * sizes.slow):
+        bounded, unbounded = f"maxsize={_MAXSIZE:,}, {waiting:,} waiting", f"{waiting:,} waiting"
+        for name, maxsize in ((bounded, _MAXSIZE), (unbounded, 0)):
+            run = partial(_bounded, kind, each, waiting, maxsize)
+            contenders.append(Contender(name, "power", run))
+        figures.append(
+            ratio(
+                f"put, {waiting:,} waiting: bounded / unbounded", [f"{bounded}: put"], [f"{unbounded}: put"]
+            )
+        )
+    return Scenario(
+        name=f"{'postgres' if kind == POSTGRESQL else 'mysql'}_bounded",
+        compared=(
+            f"{OURS[kind][0]}: {_THREADS} threads put, and {_TAKERS} take as much, with"
+            f" maxsize={_MAXSIZE:,} and without one. The time for a put of all."
+        ),
+        contenders=contenders if is_there(kind) else [],
+        figures=figures,
+        missing=[] if is_there(kind) else [kind],
+    )
+
+
+def postgres_bounded(sizes: Sizes, root: str) -> Scenario:
+    """Measure puts with a bound on PostgreSQL."""
+    return _with_bounds(POSTGRESQL, sizes)
+
+
+def mysql_bounded(sizes: Sizes, root: str) -> Scenario:
+    """Measure puts with a bound on MySQL or MariaDB."""
+    return _with_bounds(MYSQL, sizes)

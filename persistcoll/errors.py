@@ -29,6 +29,9 @@ Each exception is also the standard library's exception of the same meaning, so 
 :class:`queue.ShutDown` where the standard library has it (Python 3.13 and later).
 
 A message says what happened, where, and what to do next. It never quotes an item or a password.
+
+``ServerWarning`` (:class:`UserWarning`) is not in the tree, because nothing has failed: it goes to
+:mod:`warnings`.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ __all__ = [
     "SerializerError",
     "SerializerMismatchError",
     "SerializerMissingError",
+    "ServerWarning",
     "ShutDown",
     "StaleClaimError",
     "StorageError",
@@ -179,6 +183,15 @@ class FormatVersionError(StorageError):
 
 class BackendUnavailableError(StorageError):
     """The database server cannot be reached."""
+
+
+class ServerWarning(UserWarning):
+    """A database server is set, or used, so that it endangers what a collection promises.
+
+    The message names the server and says what to do. A process is told once for each address and
+    ``durability``, when it first opens a collection there. If a filter makes an exception of it, the
+    collection is not opened, and the next opening raises it again.
+    """
 
 
 class ClaimError(PersistcollError, LookupError):

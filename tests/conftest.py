@@ -16,6 +16,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import Phase
 
 from tests import leaks
 from tests.crash.accounts import memory_directory
@@ -27,16 +28,20 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 # Without --stress a test tries one of so many places of an operation.
 PLACES = 23
 
+MEASURED = "measured"
+"""The property of a test that the end of the run shows: what it has measured and does not check."""
+
 # Of the cases of each test in these directories one in so many runs, unless the test is marked otherwise.
 SAMPLED = {
     "catalog": 2,
+    "clusters": 10,
     "concurrency": 3,
-    "conformance": 6,
+    "conformance": 10,
     "crash": 3,
     "logs": 2,
     "permissions": 3,
-    "servers": 8,
-    "sql_queues": 2,
+    "servers": 14,
+    "sql_queues": 3,
 }
 
 _SEED = pytest.StashKey[int]()
@@ -44,14 +49,20 @@ _LEFT_OUT = pytest.StashKey[set[str]]()  # names of tests
 _FAILED = pytest.StashKey[bool]()
 
 # No deadline, because the duration of a sync depends on the device. The blob repeats a failure without
-# hypothesis's database.
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+# hypothesis's database. No explanation, because before Python 3.12 it traces every line of each further run.
+_FOUND_BY = (Phase.explicit, Phase.reuse, Phase.generate, Phase.target)
+hypothesis.settings.register_profile(
+    "default", deadline=None, print_blob=True, phases=(*_FOUND_BY, Phase.shrink)
+)
 hypothesis.settings.register_profile(
     "ci",
     parent=hypothesis.settings.get_profile("default"),
     # Hypothesis fixes its choices where it sees CI. A new seed for every run finds more, and it is printed.
     derandomize=False,
     database=None,
+    # A state machine is shrunk for up to five minutes, then the test's time is over, which hides the failure.
+    # The seed repeats it where there is time.
+    phases=_FOUND_BY,
 )
 hypothesis.settings.register_profile(
     "stress", parent=hypothesis.settings.get_profile("default"), max_examples=2000
@@ -225,6 +236,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("left out, because they take longest; --all runs them, too")
         for name in sorted(left_out):
             terminalreporter.line(name)
+    measured = [
+        (report.nodeid, value)
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == MEASURED
+    ]
+    if measured:
+        terminalreporter.section("measured")
+        for test, value in measured:
+            terminalreporter.line(f"{test}: {value}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

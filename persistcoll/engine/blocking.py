@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from persistcoll.engine.arguments import checked_timeout
-from persistcoll.engine.contracts import Claim, Select
+from persistcoll.engine.contracts import Awaited, Claim, Select
 from persistcoll.engine.event_count import EventCount, ask
 from persistcoll.engine.forks import in_operation
 from persistcoll.engine.in_flight import ThreadConsumer
@@ -62,7 +62,7 @@ def wait(
 
     The exception may have an attribute ``next_at``: when an item becomes ready by itself.
 
-    :param change_token: that of the store.
+    :param change_token: what the store's ``watch`` returns.
     """
     waiter = event.listen()
     try:
@@ -115,6 +115,7 @@ class BlockingQueue:
         attempt: Callable[[], T],
         retry_on: type[Exception],
         deadline: float | None,
+        awaited: Awaited = Awaited.READY,
     ) -> T:
         """Call :func:`wait`.
 
@@ -124,7 +125,7 @@ class BlockingQueue:
         store = self.core.store
         if OPEN and store.open_transaction() is not None:
             return attempt()
-        return wait(store.change_token, event, attempt, retry_on, deadline)
+        return wait(store.watch(awaited), event, attempt, retry_on, deadline)
 
     # put
 
@@ -153,7 +154,7 @@ class BlockingQueue:
         return self._wait_for_room(partial(self.core.try_put_many, entries, deadline), deadline)
 
     def _wait_for_room(self, attempt: Callable[[], T], deadline: float | None) -> T:
-        return self._wait(self.core.not_full, attempt, Full, deadline)
+        return self._wait(self.core.not_full, attempt, Full, deadline, Awaited.LEFT)
 
     # get
 
@@ -348,7 +349,7 @@ class BlockingQueue:
                 raise _Unfinished
 
         try:
-            self._wait(self.core.all_done, attempt, _Unfinished, None)
+            self._wait(self.core.all_done, attempt, _Unfinished, None, Awaited.LEFT)
         except _Unfinished:
             raise StorageError(
                 "join() would wait for ever, because nothing can be finished by others before this"

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple
 
 from persistcoll.container import T
 from persistcoll.engine.blocking import wait
+from persistcoll.engine.contracts import Awaited
 from persistcoll.engine.event_count import EventCount
 from persistcoll.engine.message_core import MessageCore, Topics
 from persistcoll.engine.message_records import MessageClaim, MessageRecord
@@ -132,7 +133,7 @@ class Claiming(Generic[T]):
 
         event = core.available(wanted.topics, alone=True)
         with suppress(Empty, ShutDown):
-            wait(core.store.change_token, event, attempt, Empty, until)
+            wait(core.store.watch(Awaited.READY), event, attempt, Empty, until)
         if len(messages) < wanted.limit:
             with suppress(Empty, ShutDown):
                 claim_the_rest()
@@ -145,7 +146,7 @@ class Claiming(Generic[T]):
         :param event: that of the core for the topics of the attempt.
         """
         try:
-            return wait(self._core.store.change_token, event, attempt, Empty, deadline)
+            return wait(self._core.store.watch(Awaited.READY), event, attempt, Empty, deadline)
         except (Empty, ShutDown):
             raise
         except BaseException:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from persistcoll.arguments import checked_seconds
 from persistcoll.container import T, option
 from persistcoll.engine.blocking import deadline_after, wait
-from persistcoll.engine.contracts import MessageStore
+from persistcoll.engine.contracts import Awaited, MessageStore
 from persistcoll.engine.message_core import MessageCore
 from persistcoll.engine.message_events import MessageEvent
 from persistcoll.engine.message_records import MessageClaim, MessageEntry
@@ -471,7 +471,7 @@ class MessageQueue(BaseMessageQueue[T]):
                     " transaction ends; leave its block first"
                 )
             return
-        wait(self._store.change_token, self._core.all_done, attempt, _Unfinished, None)
+        wait(self._store.watch(Awaited.LEFT), self._core.all_done, attempt, _Unfinished, None)
 
     def shutdown(self, immediate: bool = False) -> None:
         """Refuse every ``put``, and every ``get`` once no message is ready; end every ``consume``.

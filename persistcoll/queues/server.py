@@ -202,6 +202,7 @@ class PlainServerQueue(ServerQueue, PlainGets[T]):
         except BaseException as error:
             for transaction in begun:
                 transaction.roll_back(error)
+                self._store.pop_undone()
                 self._core.pop_ended(False)
             raise
         self._core.pop_ended(True)

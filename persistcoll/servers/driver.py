@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isroutine
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +11,7 @@ from persistcoll.errors import StoreMissingError
 
 if TYPE_CHECKING:
     from persistcoll.servers.address import Address
-    from persistcoll.servers.statements import Dialect
+    from persistcoll.servers.dialect import Dialect
 
 __all__ = [
     "ABANDONED",
@@ -84,6 +84,12 @@ class Deferred:
         return self.result.count
 
     @property
+    def rows(self) -> list[Any]:
+        """The rows that it has returned. It was sent."""
+        assert self.result is not None
+        return self.result.rows
+
+    @property
     def id(self) -> int:
         """The id of the row that it has inserted. It was sent."""
         assert self.result is not None
@@ -134,9 +140,13 @@ class Connection(Protocol):
     transaction each statement is one.
 
     :ivar max_payload: the greatest number of bytes of a payload.
+    :ivar is_cluster: other servers have the same tables and commit as well. Locks are this server's alone,
+        and the commit of a transaction fails that has changed a row which another server has changed. It is
+        not known of a caller's connection.
     """
 
     max_payload: int
+    is_cluster: bool
 
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
         """Run one statement.
@@ -150,12 +160,26 @@ class Connection(Protocol):
         On a caller's connection it runs at once.
         """
 
+    def defer_rows(self, text: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[Deferred]:
+        """Defer an insert of all these rows, as few statements as the server takes.
+
+        :param rows: one at least.
+        :param text: the insert, in the form that the dialect has for several rows.
+        :return: the statements. The rows of their results are the ids, unless a row was there already.
+        """
+
     def flush(self) -> None:
         """Run now what is deferred."""
 
 
 class OwnConnection(Connection, Protocol):
-    """A connection of this library's own, which begins and ends its transactions."""
+    """A connection of this library's own, which begins and ends its transactions.
+
+    :ivar keeps_session: whether all transactions of the connection have one session of the server, which no
+        other client uses meanwhile.
+    """
+
+    keeps_session: bool
 
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         """Begin a transaction, at the latest when the next statement runs.
@@ -172,6 +196,12 @@ class OwnConnection(Connection, Protocol):
 
     def rollback(self) -> None:
         """Roll the transaction back."""
+
+    def notifications(self) -> Sequence[str]:
+        """Return the channels on which others have notified this connection since, without waiting.
+
+        :raise ConnectionLostError: the connection is lost.
+        """
 
     def is_closed(self) -> bool:
         """Tell whether the server has closed a connection that idles, or sends what nobody has asked for."""

@@ -15,7 +15,7 @@ from persistcoll.servers.driver import MissingTableError
 from persistcoll.servers.joined import undone_alone
 from persistcoll.servers.message_statements import tables_of
 from persistcoll.servers.open import MESSAGES
-from persistcoll.servers.schema import VERSION, checked_name, creating, text_of
+from persistcoll.servers.schema import VERSION, checked_name, creating, table_of, text_of
 from persistcoll.servers.sessions import Server, Session
 
 __all__ = ["drop_collection"]
@@ -64,7 +64,7 @@ def _unregister(session: Session, server: Server, name: str) -> bool:
                 f"{name!r} in {server.address} has format {version}, and this version knows {VERSION}"
             )
         _refuse_living(session, server, name, number)
-        lock = server.driver.dialect.lock_table(_table(server, number))
+        lock = server.driver.dialect.lock_table(table_of(server, number))
         if lock is not None:
             # Until no transaction uses it, because what is registered no more cannot be used any more.
             with suppress(MissingTableError):
@@ -88,14 +88,11 @@ def _refuse_living(session: Session, server: Server, name: str, number: int) -> 
 
 def _remove(session: Session, server: Server, number: int, kind: str | bytes) -> None:
     sql = server.sql
-    session.run(f"DROP TABLE IF EXISTS {_table(server, number)}")
+    session.run(f"DROP TABLE IF EXISTS {table_of(server, number)}")
     session.run(sql.delete_holders, number=number)
+    session.run(sql.delete_credits, number=number)
     if text_of(kind) == MESSAGES:
         for table in tables_of(server.driver.dialect, server.schema, number)[1:]:
             session.run(f"DELETE FROM {table} WHERE number = %(number)s", number=number)
     session.run(sql.finish_dropped, number=number)
     session.run(sql.delete_dropped, number=number)
-
-
-def _table(server: Server, number: int) -> str:
-    return server.driver.dialect.table(server.schema, f"pc_{number}")

@@ -6,13 +6,15 @@ import copy
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from persistcoll.engine.contracts import Select
+from persistcoll.engine.contracts import Awaited, Select
 from persistcoll.engine.records import LEASE_RAN_OUT, ClaimPolicy, Discipline
 from persistcoll.errors import ClosedError, Empty
+from persistcoll.servers.heads import FullLooks, Heads, finds_ready
 from persistcoll.servers.holders import Holding
 from persistcoll.servers.joined import JoinedSessions
 from persistcoll.servers.schema import Collection
@@ -22,13 +24,15 @@ from persistcoll.servers.statements import record_statements
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BEFORE_ALL", "PAGE", "BaseHandle", "DueHandle", "Handle", "count_stored", "empty"]
+__all__ = ["ALL", "BEFORE_ALL", "PAGE", "BaseHandle", "DueHandle", "Handle", "count_stored", "empty"]
 
 R = TypeVar("R", bound=list[Any])
 T = TypeVar("T")
 
 PAGE = 256
 """Rows that are read or changed at a time."""
+ALL = 1 << 62
+"""More rows than there are."""
 BEFORE_ALL = -1 << 62
 """An id below all others."""
 
@@ -103,6 +107,7 @@ class DueHandle(BaseHandle, ABC):
     """What the stores have in common in which something becomes due. It is done before each look.
 
     :ivar _sql: the statements of the collection.
+    :ivar _heads: where this object's looks begin, other than those in callers' transactions.
     """
 
     _sql: Any
@@ -110,6 +115,16 @@ class DueHandle(BaseHandle, ABC):
     def __init__(self, server: Server, collection: Collection) -> None:
         super().__init__(server, collection)
         self.max_poll_interval = server.driver.dialect.max_poll_interval
+        self._heads = Heads()
+        wakes = server.wakes
+        self._channels = (
+            {} if wakes is None else {awaited: wakes.channel(self.store_id, awaited) for awaited in Awaited}
+        )
+
+    def joined(self, connection: Any) -> Self:
+        store = super().joined(connection)
+        store._heads = FullLooks()
+        return store
 
     # What is due.
 
@@ -118,10 +133,20 @@ class DueHandle(BaseHandle, ABC):
 
         What is due by now is done before.
         """
-        ready, due = self._query(self._sql.look)[0]
+        ready, due = self._look_once()
         if due is not None and due <= 0:
             self._promote()
-            ready, due = self._query(self._sql.look)[0]
+            ready, due = self._look_once()
+        return ready, due
+
+    def _look_once(self, deadline: float | None = None) -> tuple[bool, float | None]:
+        run = partial(self._heads.look, sql=self._sql, name="look", finds=finds_ready)
+        look = self._sessions.repeat(run, deadline)
+        ready, due = look.result.rows[0]
+        if due is None or due > 0:
+            self._heads.nothing_due(look)
+        if due is None and not look.is_full:  # from the floor it is not seen what will be due
+            due = self.max_poll_interval
         return bool(ready), due
 
     @abstractmethod
@@ -139,14 +164,17 @@ class DueHandle(BaseHandle, ABC):
     def _pages(self, text: str, id_at: int, **where: Any) -> Iterator[list[Any]]:
         """Return the rows that there are at the time of the call, page after page.
 
-        :param text: takes low, high and limit, and returns rows by id.
+        :param text: takes low and limit, and returns rows by id.
         :param id_at: the column of the id.
         """
         ((last,),) = self._read(self._sql.last_id)
 
         def page(low: int) -> list[Any]:
             self._check()
-            return self._query(text, low=low, high=last, limit=PAGE, **where)
+            # The end is no bound of the statement. With two, PostgreSQL takes the rows of a table that it has
+            # not analyzed for so few that it sorts them.
+            rows = self._query(text, low=low, limit=PAGE, **where)
+            return [row for row in rows if row[id_at] <= last]
 
         def pages(rows: list[Any]) -> Iterator[list[Any]]:
             while rows:
@@ -155,13 +183,68 @@ class DueHandle(BaseHandle, ABC):
 
         return pages([] if last is None else page(BEFORE_ALL))
 
+    # Waiting.
+
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if something has changed since."""
+        return *self._poll(self._sql.token), self._check_of_holders()
+
+    def _poll(self, text: str) -> Any:
+        """Return the row of a statement that a waiter runs now and then."""
         self._check()
         # A waiter asks again later, so this call does not wait for a server that cannot be reached.
         now = time.monotonic()
-        (token,) = self._sessions.repeat(lambda session: session.run(self._sql.token).rows, now)
-        return token
+        (row,) = self._sessions.repeat(lambda session: session.run(text).rows, now)
+        return row
+
+    def _check_of_holders(self) -> float | None:
+        """Return when it was checked last whether holders live, if it is time to do so again."""
+        return None
+
+    def watch(self, awaited: Awaited) -> Callable[[], object]:
+        """Return the change token of one wait."""
+        wakes = self._server.wakes
+        if wakes is not None:
+            return wakes.watch(self._channels[awaited], self.change_token)
+        return self._token_until_ready if awaited is Awaited.READY else self.change_token
+
+    def _token_until_ready(self) -> object:
+        """Return the same token while nothing is ready or due, and otherwise a new one at each call.
+
+        What is ready need not be what the waiter waits for, or enough of it. So it looks then at each poll.
+        """
+        self._check()
+        ready, due = self._look_once(time.monotonic())
+        is_any = ready or (due is not None and due <= 0)
+        return object() if is_any else (None, self._check_of_holders())
+
+    def _insert_noted(
+        self, texts: tuple[str, ...], row: dict[str, Any], deadline: float | None, **options: Any
+    ) -> int:
+        """Insert one row in a transaction of its own, in one trip, and return its id.
+
+        :param texts: as those of :meth:`~persistcoll.servers.sessions.Server.insert`, which has the options.
+        """
+        server, number, wakes = self._server, self._number, self._server.wakes
+        channel = self._channels.get(Awaited.READY, "")
+        notification = () if wakes is None else wakes.notification(channel)
+        if wakes is None or not notification:
+            return server.insert(texts, row, number, deadline, **options)
+        notified = {**row, "channel": channel}
+        id = server.insert((*texts, *notification), notified, number, deadline, **options)
+        if id:
+            wakes.has_notified({channel})
+        return id
+
+    def _notify(self, session: Session, *awaited: Awaited) -> None:
+        """Notify processes in which a thread waits for this, when the transaction is committed."""
+        wakes = self._server.wakes
+        if wakes is not None:
+            for each in awaited:
+                channel = self._channels[each]
+                for text in wakes.notification(channel, self._is_joined):
+                    session.defer(text, channel=channel)
+                    session.notified.add(channel)
 
 
 class Handle(DueHandle):
@@ -177,7 +260,7 @@ class Handle(DueHandle):
         self._discipline = discipline
         self._retry = retry
         self._sql = record_statements(server.driver.dialect, server.schema, self._number, discipline)
-        self._holding = Holding(server, self._number, self._sql, retry)
+        self._holding = Holding(server, self._number, self._sql, retry, self._came_back, self._notify)
         self._last_look_was_empty = False
 
     # What is due.
@@ -189,6 +272,16 @@ class Handle(DueHandle):
 
     def _promote_page(self, session: Session) -> int:
         return self._holding.come_back(session, LEASE_RAN_OUT, self._sql.lock_due)
+
+    def _came_back(self, ids: Sequence[int]) -> None:
+        """Lower the floor, because this object has made these records ready.
+
+        :param ids: if there are none, it is not known which.
+        """
+        if self._discipline.by_priority or not ids:
+            self._heads.forget_floors()
+        else:
+            self._heads.lower(0.0, min(ids))
 
     def _search(self, attempt: Callable[[bool], R], select: Select | None) -> R:
         """Return what ``attempt`` finds; if it finds nothing, again after what is due was done.
@@ -226,10 +319,8 @@ class Handle(DueHandle):
     def _reclaim(self, thorough: bool) -> int:
         return self._holding.reclaim(self._sessions, thorough)
 
-    def change_token(self) -> object:
-        token = super().change_token()
-        assert isinstance(token, tuple)
-        return *token, self._holding.check_due()
+    def _check_of_holders(self) -> float | None:
+        return self._holding.check_due()
 
     # Life and death.
 

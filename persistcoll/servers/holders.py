@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from persistcoll.engine.contracts import Awaited
 from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, ClaimPolicy
 from persistcoll.errors import StorageError
 from persistcoll.servers.statements import RecordStatements
@@ -149,13 +150,26 @@ class Holding:
     ``_mutex`` guards ``_holder``. Each step on ``_lost`` is atomic.
 
     :param number: the collection's.
+    :param came_back: called with the ids of records that this store makes ready, or dead; without ids if they
+        are not known.
+    :param notify: notifies waiters in other processes.
     """
 
-    def __init__(self, server: Server, number: int, sql: RecordStatements, retry: ClaimPolicy) -> None:
+    def __init__(
+        self,
+        server: Server,
+        number: int,
+        sql: RecordStatements,
+        retry: ClaimPolicy,
+        came_back: Callable[[list[int]], None],
+        notify: Callable[..., None],
+    ) -> None:
         self._server = server
         self._number = number
         self._sql = sql
         self._retry = retry
+        self._came_back = came_back
+        self._notify = notify
         self._last_check = time.monotonic()
         self.forget()
 
@@ -187,8 +201,13 @@ class Holding:
 
         def release(lost: tuple[int, int]) -> None:
             holder, fence = lost
-            text = self._sql.release_fence
-            self._server.repeat(lambda session: session.run(text, holder=holder, fence=fence))
+
+            def run(session: Session) -> None:
+                self._notify(session, Awaited.READY)
+                session.run(self._sql.release_fence, holder=holder, fence=fence)
+
+            self._server.repeat(run)
+            self._came_back([])
 
         release_each(self._lost, release)
 
@@ -257,6 +276,8 @@ class Holding:
         if ids:
             why = reason.encode()
             session.defer(self._sql.come_back, ids=ids, most=self._retry.max_attempts, reason=why)
+            self._came_back(ids)
+            self._notify(session, Awaited.READY, Awaited.LEFT)
         return len(ids)
 
     # The end.

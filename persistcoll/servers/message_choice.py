@@ -52,7 +52,7 @@ class MessageChoice:
             if gate.is_open and not self._life.is_joined:
                 change_gate(session, sql, gate.topic, lambda found: found, waits=False)
         if topics is None and not self._gates and not self._life.is_joined:
-            rows = self._life.read(sql.lock_next, limit=limit, promoted=True)
+            rows = self._life.next("lock_next", None, limit, promoted=True)
             self.has_passed = not rows
             return rows
         heads = self._heads(topics, limit)
@@ -80,7 +80,7 @@ class MessageChoice:
             found = session.run(sql.heads).rows
         else:
             for topic in topics:
-                found += session.run(sql.heads_of, topic=topic, limit=1).rows
+                found += self._life.look("heads_of", topic, limit=1)
         heads: list[_Head] = []
         for topic, place, id in found:
             name = bytes(topic)
@@ -95,12 +95,10 @@ class MessageChoice:
         first = heads[:limit]  # No other topic has one of them.
         if len(first) == 1:
             return Counter({head.topic: self._free(head.topic, limit) for head in first})
-        session, text = self._life.session, self._life.sql.heads_of
         each = [
             [_Head(place, id, bytes(topic)) for topic, place, id in rows]
             for rows in (
-                session.run(text, topic=head.topic, limit=self._free(head.topic, limit)).rows
-                for head in first
+                self._life.look("heads_of", head.topic, limit=self._free(head.topic, limit)) for head in first
             )
         ]
         merged = heapq.merge(*each)
@@ -117,7 +115,7 @@ class MessageChoice:
             gate = self._locked[topic] = Gate.of(rows[0])
             count = gate.free(self._holder, count)
         if not self._life.is_joined:
-            return self._life.read(sql.lock_next_of, topic=topic, limit=count, promoted=True) if count else []
+            return self._life.next("lock_next_of", topic, count, promoted=True) if count else []
         # See MessageLife.lock_any.
         ids = [id for _, _, id in session.run(sql.heads_of, topic=topic, limit=count + PAGE).rows]
         found: list[MessageRow] = []

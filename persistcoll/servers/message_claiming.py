@@ -11,12 +11,13 @@ from functools import partial
 from types import EllipsisType
 from typing import Any, NamedTuple, TypeVar
 
-from persistcoll.engine.contracts import StoreCapabilities
+from persistcoll.engine.contracts import Awaited, StoreCapabilities
 from persistcoll.engine.message_events import EventKind, MessageEvent, Observer
 from persistcoll.engine.message_records import HOLDER_CLOSED, MessageClaim, MessagePolicy, MessageRecord
 from persistcoll.engine.records import State
 from persistcoll.errors import StorageError
 from persistcoll.servers.handle import PAGE, DueHandle, empty
+from persistcoll.servers.heads import finds_ready
 from persistcoll.servers.holders import release_each
 from persistcoll.servers.message_choice import MessageChoice
 from persistcoll.servers.message_life import MessageLife
@@ -93,19 +94,23 @@ class ClaimingMessages(DueHandle):
     def _life(self, session: Session) -> MessageLife:
         is_joined, tells = self._is_joined, self._observer is not None and not self._is_joined
         clock = self._server.sql.clock
-        return MessageLife(session, self._sql, self._rows, self._policy, clock, is_joined, tells)
+        return MessageLife(session, self._sql, self._rows, self._policy, clock, self._heads, is_joined, tells)
 
     def _change(self, step: Callable[[MessageLife], T], **options: Any) -> T:
         """Run a step in a transaction, and tell the observer what it has done."""
 
         def run(session: Session) -> tuple[T, MessageLife]:
             life = self._life(session)
-            return step(life), life
+            value = step(life)
+            self._notify(session, *life.awaited)
+            return value, life
 
         puts = options.pop("puts", None)
         if puts is not None:
             options["puts"] = lambda result: puts(result[0])
         value, life = self._transact(run, **options)
+        for place, id, topic in life.came_back:
+            self._heads.lower(place, id, topic)
         self._tell(life.events)
         if not self._is_joined:
             self._tidy(life)
@@ -219,12 +224,17 @@ class ClaimingMessages(DueHandle):
         """
         ready, due = self._look()
         if ready and wanted.topics is not None:
-            of_topic = self._sql.is_ready_of
-            ready = any(self._query(of_topic, topic=topic)[0][0] for topic in wanted.topics)
+            ready = any(map(self._is_ready, wanted.topics))
         if not ready:
             self._last_look_was_empty = True
             raise empty(self._again(due))
         return due
+
+    def _is_ready(self, topic: bytes) -> bool:
+        """Tell whether a message of that topic is ready."""
+        name = "is_ready_of"
+        look = partial(self._heads.look, sql=self._sql, name=name, topic=topic, finds=finds_ready)
+        return finds_ready(self._sessions.repeat(look).result)
 
     def _again(self, due: float | None, *others: float) -> float | None:
         """Return in how many seconds to look again.
@@ -239,29 +249,26 @@ class ClaimingMessages(DueHandle):
         one_topic = wanted.topics is not None
         if self._is_joined or (one_topic and len(wanted.topics or ()) != 1):
             return []
-        where = {"topic": wanted.topics[0]} if wanted.topics else {}
-        sql = self._sql
-        several = sql.claim_next_of if one_topic else sql.claim_next
-        text = several if wanted.limit > 1 else sql.claim_one_of if one_topic else sql.claim_one
+        topic = wanted.topics[0] if wanted.topics else None
+        of = "_of" if one_topic else ""
+        name = f"claim_{'next' if wanted.limit > 1 else 'one'}{of}"
 
         def at_once(session: Session) -> list[MessageRow]:
             if rows := self._claimed_before(session, unsure):
                 return rows
             claimant = self._claimant(wanted, unsure)
-            rows = self._life(session).read(text, limit=wanted.limit, **where, **claimant)
+            rows = self._life(session).next(name, topic, wanted.limit, **claimant)
             return self._or_nothing(rows, unsure)
 
         def in_steps(session: Session) -> list[MessageRow]:
             if rows := self._claimed_before(session, unsure):
                 return rows
-            lock = sql.lock_next_of if one_topic else sql.lock_next
-            rows = self._life(session).read(lock, limit=wanted.limit, promoted=False, **where)
+            rows = self._life(session).next(f"lock_next{of}", topic, wanted.limit, promoted=False)
             return self._claim_rows(session, rows, wanted, unsure)
 
-        if text is None:
+        if getattr(self._sql, name) is None:
             return self._sessions.transact(in_steps, sync=False, once=False, deadline=wanted.deadline)
-        rows = self._sessions.repeat(at_once, wanted.deadline)
-        return sorted(rows, key=lambda row: (row.place, row.id))
+        return self._sessions.repeat(at_once, wanted.deadline)
 
     def _claimed_before(self, session: Session, unsure: list[Any]) -> list[MessageRow]:
         """Return what an earlier try of the call has claimed whose answer was lost, in its order."""
@@ -363,6 +370,7 @@ class ClaimingMessages(DueHandle):
                 gate = Gate.of(row)
                 if gate.locker == number:
                     change_gate(session, self._sql, gate.topic, self._ended, waits=False)
+            self._notify(session, Awaited.READY)
 
         if self._holder.holds:
             while self._change(end, sync=False, once=False):

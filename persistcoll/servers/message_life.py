@@ -10,11 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from persistcoll.engine.contracts import Awaited
 from persistcoll.engine.message_events import EventKind, MessageEvent
 from persistcoll.engine.message_records import DAMAGED, LEASE_RAN_OUT, MessageEntry, MessagePolicy
 from persistcoll.engine.records import State
 from persistcoll.errors import DuplicateError
 from persistcoll.servers.handle import BEFORE_ALL, PAGE
+from persistcoll.servers.heads import Heads
 from persistcoll.servers.message_rows import MessageRow, MessageRows, group_name, later
 from persistcoll.servers.message_statements import (
     BLOCKED,
@@ -30,10 +32,6 @@ from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
 __all__ = ["MessageLife"]
 
-_COLUMNS = (
-    "state", "topic", "place", "item_key", "grp", "headers", "lease", "max_attempts", "backoff", "ttl",
-    "delay", "due", "mark", "crc", "payload",
-)  # fmt: skip
 _UNFINISHED = (READY, CLAIMED, DELAYED, BLOCKED)
 
 
@@ -50,12 +48,15 @@ class MessageLife:
 
     Before a message with a key or in a group is finished, :meth:`lock_beside` locks these.
 
+    :param heads: where looks at the next messages begin.
     :param is_joined: whether the transaction is a caller's.
     :param tells: whether anybody is told of events.
+    :ivar awaited: what others may wait for that the transaction does.
     :ivar events: what the transaction does to messages.
     :ivar finished: how many messages of each final state it adds.
     :ivar has_expired: whether it has removed messages after their ttl.
     :ivar has_kept_keys: whether keys stay active for the rest of their windows.
+    :ivar came_back: place, id and topic of the messages that it has made ready.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class MessageLife:
         rows: MessageRows,
         policy: MessagePolicy,
         shared_clock: str,
+        heads: Heads,
         is_joined: bool,
         tells: bool,
     ) -> None:
@@ -73,12 +75,15 @@ class MessageLife:
         self.rows = rows
         self._policy = policy
         self._clock = shared_clock
+        self._looks = heads
         self.is_joined = is_joined
         self._tells = tells
+        self.awaited: set[Awaited] = set()
         self.events: list[MessageEvent] = []
         self.finished: Counter[State] = Counter()
         self.has_expired = False
         self.has_kept_keys = False
+        self.came_back: list[tuple[float, int, bytes]] = []
         self._keys: dict[bytes, _Key] = {}
         self._groups: dict[bytes, int] = {}
         # Blocked messages that have become heads in this transaction, after it has read their rows.
@@ -92,6 +97,23 @@ class MessageLife:
     def read(self, text: str, **parameters: Any) -> list[MessageRow]:
         """Return the rows that a statement finds."""
         return [MessageRow.of(row) for row in self.session.run(text, **parameters).rows]
+
+    def look(self, name: str, topic: bytes | None = None, **parameters: Any) -> list[Any]:
+        """Return the rows that the statement with that name finds at the head of all topics, or of one."""
+        return self._looks.look(self.session, self.sql, name, topic, **parameters).result.rows
+
+    def next(self, name: str, topic: bytes | None, limit: int, **parameters: Any) -> list[MessageRow]:
+        """Claim or lock the next rows by the statement with that name, and return them in their order.
+
+        :param topic: ``None``: the rows of all topics.
+        """
+        look = self._looks.look(self.session, self.sql, name, topic, limit=limit, **parameters)
+        rows = sorted((MessageRow.of(row) for row in look.result.rows), key=lambda row: (row.place, row.id))
+        if rows:
+            self._looks.claimed(look, rows[0].place, rows[0].id, topic)
+            if not parameters.get("promoted"):
+                self._looks.nothing_due(look)
+        return rows
 
     def lock_any(self, text: str, **parameters: Any) -> list[MessageRow]:
         """Lock and return the rows that a statement finds and that no other transaction has locked.
@@ -117,6 +139,10 @@ class MessageLife:
         if self._tells:
             self.events.append(MessageEvent(kind, row.topic, row.now, row.id, 1, attempts, error))
 
+    def _note_ready(self, rows: Sequence[MessageRow]) -> None:
+        self.awaited.add(Awaited.READY)
+        self.came_back += [(row.place, row.id, row.topic.encode()) for row in rows]
+
     # Putting.
 
     def put(self, entries: Sequence[MessageEntry], columns: Sequence[dict[str, Any]]) -> list[int | None]:
@@ -127,6 +153,8 @@ class MessageLife:
         ids: list[int | None] = [None] * len(entries)
         for index, id in zip(chosen, self._insert([columns[index] for index in chosen]), strict=True):
             ids[index] = id
+            if columns[index]["state"] == READY:
+                self.came_back.append((columns[index]["place"], id, columns[index]["topic"]))
         if self._tells and chosen:
             now = self.now()
             self.events += [
@@ -178,14 +206,10 @@ class MessageLife:
         return int(self._run_last(self.sql.enter_group, name=name, count=count)[0][0])
 
     def _insert(self, columns: Sequence[dict[str, Any]]) -> list[int]:
+        if columns:
+            self.awaited.add(Awaited.READY)
         rows = [{**row, "due": _due(row)} for row in columns]
-        many = self.sql.insert_many
-        if many is not None and len(rows) > 1:
-            lists = {f"{name}s": [row[name] for row in rows] for name in _COLUMNS}
-            return sorted(id for (id,) in self.session.run(many, **lists).rows)
-        inserted = [self.session.defer(self.sql.insert, **row) for row in rows]
-        self.session.flush()
-        return [each.id for each in inserted]
+        return self.session.insert_rows(self.sql.insert_many, rows)
 
     # Keys and groups.
 
@@ -248,7 +272,7 @@ class MessageLife:
             if row.group is not None and row.number in _UNFINISHED:
                 left[row.group_name].append(row)
         ended: list[bytes] = []
-        heads: list[int] = []
+        heads: list[tuple[int, float, bytes]] = []
         for name in sorted(left):
             members = self._groups[name] = self._groups[name] - len(left[name])
             if not members:
@@ -258,14 +282,18 @@ class MessageLife:
             if not all(row.is_blocked and row.id not in self._heads for row in left[name]):
                 one = left[name][0]
                 group = {"topic": one.topic.encode(), "grp": (one.group or "").encode()}
-                heads += [id for (id,) in self.session.run(self.sql.lock_follower, **group).rows]
+                found = self.session.run(self.sql.lock_follower, **group).rows
+                heads += [(id, place, group["topic"]) for id, place in found]
         if ended:
             self.session.defer(self.sql.delete_groups, names=ended)
             for name in ended:
                 del self._groups[name]
         if heads:
-            self.session.defer(self.sql.become_head, ids=heads)
-            self._heads.update(heads)
+            ids = [id for id, *_ in heads]
+            self.session.defer(self.sql.become_head, ids=ids)
+            self._heads.update(ids)
+            self.came_back += [(place, id, topic) for id, place, topic in heads]
+            self.awaited.add(Awaited.READY)
 
     # Ends of claims.
 
@@ -286,6 +314,7 @@ class MessageLife:
         """
         if not rows:
             return
+        self.awaited.add(Awaited.LEFT)
         ids = [row.id for row in rows]
         if state is None or not self._keeps(state):
             self.session.defer(self.sql.delete, ids=ids)
@@ -346,12 +375,14 @@ class MessageLife:
     ) -> None:
         if not rows:
             return
+        self.awaited.add(Awaited.READY)
         ids, told = [row.id for row in rows], _told(error)
         if delay > 0:
             until = later(rows[0].now, min(delay, LONGEST_SPAN))
             self.session.defer(self.sql.make_delayed, ids=ids, until=until, **told)
         else:
             self.session.defer(self.sql.make_ready, ids=ids, returned=returned, **told)
+            self._note_ready(rows)
         for row in rows:
             self._note(kind, row, row.attempts - returned, error)
 
@@ -380,11 +411,13 @@ class MessageLife:
         rows = self.lock_any(self.sql.lock_due, limit=PAGE)
         claimed = [row for row in rows if row.number == CLAIMED]
         over = self.lock_beside([row for row in rows if row.number != CLAIMED and row.is_over], False)
-        ready = [row.id for row in rows if row.number != CLAIMED and not row.is_over]
+        ready = [row for row in rows if row.number != CLAIMED and not row.is_over]
         ended = self.lose(claimed, LEASE_RAN_OUT)
         self._expire(over)
         if ready:
-            self.session.defer(self.sql.make_ready, ids=ready, returned=0, **_told(None))
+            ids = [row.id for row in ready]
+            self.session.defer(self.sql.make_ready, ids=ids, returned=0, **_told(None))
+            self._note_ready(ready)
         # What stays, because another transaction has locked its key or group, is due in the next page, too.
         return len(rows) == PAGE and bool(ended or over or ready), ended
 
@@ -396,6 +429,7 @@ class MessageLife:
             return False
         is_blocked = row.group is not None and self._enter_group(row.group_name, 1) > 1
         self.session.defer(self.sql.redrive, ids=[row.id], state=BLOCKED if is_blocked else READY)
+        self._note_ready([row])
         self._note(EventKind.REDRIVEN, row, 0)
         return True
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from persistcoll.engine.records import State
-from persistcoll.servers.statements import NUMBERS, Dialect
+from persistcoll.servers.dialect import Dialect
+from persistcoll.servers.statements import NUMBERS, newly_due_of
 
 __all__ = [
     "BLOCKED",
@@ -40,7 +41,7 @@ MESSAGE_STATES = ("ready", "claimed", "delayed", "blocked", "done", "dead")
 """The states in the order of ``MessageStatements.stats``."""
 SKIPPING = "FOR UPDATE SKIP LOCKED"
 """The end of each statement that locks what no other transaction has locked."""
-_BARE = 13
+_BARE = 14
 """The number of columns of a bare row."""
 _COLUMNS = (
     "id", "state", "topic", "attempts", "until", "is_over", "item_key", "grp", "mark", "max_attempts",
@@ -63,7 +64,7 @@ class MessageStatements(NamedTuple):
     """The statements of one message queue.
 
     A *bare* row is: id, state, topic, attempts, until, whether its ttl is over, key, group, mark, the most
-    attempts, back-off, token, the server's time. A *row* goes on with: place, time of the put, deliveries,
+    attempts, back-off, token, the server's time, place. A *row* goes on with: time of the put, deliveries,
     time of the end, headers, error, lease, checksum, payload. ``until`` is the end of a delay or a lease, and
     ``due`` the time at which something happens to the row by itself. A time that a statement takes or returns
     is in seconds since the epoch. A key is that of the message with its mark.
@@ -71,12 +72,11 @@ class MessageStatements(NamedTuple):
 
     create: tuple[str, ...]
     """Make the tables, those that are shared where they are missing."""
-    insert: str
-    """the columns of a new row, of which ``delay``, ``ttl`` and ``due`` are seconds from now -> its id."""
     insert_noted: tuple[str, ...]
-    """the columns of a new row, client, op, number, puts -> its id, and a note of the call."""
-    insert_many: str | None
-    """the columns as lists -> the ids. ``None``: one by one."""
+    """the columns of a new row, of which ``delay``, ``ttl`` and ``due`` are seconds from now, client, op,
+    number, puts -> its id, and a note of the call."""
+    insert_many: str
+    """the columns of each new row -> the ids."""
     look: str
     """-> whether a row is ready, and in how many seconds the next row is due."""
     claim_next: str | None
@@ -192,9 +192,9 @@ class MessageStatements(NamedTuple):
     select: str
     """id -> that row."""
     scan_page: str
-    """states, topic or null, low, high, limit -> rows in these states, by id."""
+    """states, topic or null, low, limit -> rows in these states with ids above ``low``, by id."""
     scan_dead_page: str
-    """topic or null, low, high, limit -> dead rows, by id."""
+    """topic or null, low, limit -> dead rows with ids above ``low``, by id."""
     last_id: str
     """-> the highest id, or null."""
     oldest: str
@@ -218,6 +218,9 @@ class MessageStatements(NamedTuple):
     """topic -> the first seven of a topic."""
     token: str
     """-> what differs once a transaction was committed since, or something is due."""
+    from_floor: dict[str, str]
+    """As that of ``RecordStatements``: ``look``, those that claim or lock the next rows, ``heads_of``, and
+    ``is_ready_of``."""
 
 
 class MessageDialect(Protocol):
@@ -240,26 +243,20 @@ class MessageDialect(Protocol):
     def name(self, name: str) -> str:
         """Return that parameter, which is bytes or null."""
 
-    def hint(self, index: str) -> str:
-        """Return what follows the table's name where that index is the right one.
-
-        :param index: ``by_state``: the one on state and id.
-        """
-
     def create(self, tables: Tables) -> tuple[str, ...]:
         """Return ``MessageStatements.create``."""
 
     def insert(self, table: str) -> str:
         """Return ``MessageStatements.insert``."""
 
-    def insert_many(self, table: str) -> str | None:
+    def insert_many(self, table: str) -> str:
         """Return ``MessageStatements.insert_many``."""
 
     def claim_next(self, table: str, row: str, claim: str, which: str, may: str, one: bool) -> str | None:
         """Return ``MessageStatements.claim_next``.
 
         :param claim: what is set in each row, with the time of the statement.
-        :param which: the condition of the rows.
+        :param which: the table and the condition of the rows.
         :param may: the condition without which none is claimed.
         :param one: whether one row is claimed, and not ``limit``.
         """
@@ -286,7 +283,7 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     table, keys, groups, gates, expired = tables
     done, collections = (dialect.table(schema, f"pc_{name}") for name in ("done", "collections"))
     now, epoch = dialect.now, dialect.epoch
-    is_due_set = dialect.is_due_set
+    is_due_set, of_state = dialect.is_due_set, dialect.hint("by_state")
     special = {
         "until": epoch("until"),
         "is_over": f"expires <= {now}",
@@ -297,8 +294,10 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     columns = [special.get(name, name) for name in _COLUMNS]
     row, bare = ", ".join(columns), ", ".join(columns[:_BARE])
     of_ids = f"id {dialect.among('ids')}"
+    by_id = f"{table} {dialect.hint('PRIMARY')}"
     of_topic = "topic = %(topic)s"
     is_ready = f"state = {READY}"
+    next_of_all, next_of_one = (f"{table} WHERE {each}" for each in (is_ready, f"{is_ready} AND {of_topic}"))
     lock = SKIPPING
     free = "holder = NULL, token = NULL"
     new_error = "error = CASE WHEN %(tells)s THEN %(error)s ELSE error END"
@@ -308,6 +307,11 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
     no_gate = f"(SELECT number FROM {gates} WHERE number = {number} ORDER BY number, topic LIMIT 1) IS NULL"
     no_gate_of = f"NOT EXISTS (SELECT 1 FROM {gates} WHERE number = {number} AND {of_topic})"
     may, may_of = (f"{none_due} AND {each}" for each in (no_gate, no_gate_of))
+    newly_due = newly_due_of(dialect, table)
+    may_newly, may_newly_of = (f"({newly_due}) IS NULL AND {each}" for each in (no_gate, no_gate_of))
+    floor = dialect.at_floor
+    at_floor = f"{table} {dialect.hint('by_place')} WHERE {is_ready} AND {floor}"
+    at_floor_of = f"{table} {dialect.hint('by_topic')} WHERE {is_ready} AND {of_topic} AND {floor}"
     lease = f"coalesce({own.seconds('lease')}, lease, {own.seconds('policy_lease')})"
 
     def claim_at(time: str) -> str:
@@ -323,13 +327,38 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
             " ORDER BY m.place, m.id LIMIT 1)"
         )
 
-    # Not EXISTS: PostgreSQL removes ORDER BY and LIMIT there, and then trusts its statistics.
-    is_any_ready = f"(SELECT id FROM {table} WHERE {is_ready} {order} LIMIT 1) IS NOT NULL"
-    is_ready_of = f"(SELECT id FROM {table} WHERE {is_ready} AND {of_topic} {order} LIMIT 1) IS NOT NULL"
+    def is_any_of(which: str) -> str:
+        # Not EXISTS: PostgreSQL removes ORDER BY and LIMIT there, and then trusts its statistics.
+        return f"(SELECT id FROM {which} {order} LIMIT 1) IS NOT NULL"
+
+    def look(which: str, due: str) -> str:
+        return f"SELECT {is_any_of(which)}, (SELECT {dialect.until('head.due')} FROM ({due}) AS head)"
+
+    def lock_next(which: str, may: str) -> str:
+        return f"SELECT {row} FROM {which} AND (%(promoted)s OR ({may})) {order} LIMIT %(limit)s {lock}"
+
+    def claim_next(which: str, may: str, one: bool) -> str | None:
+        return own.claim_next(table, row, claim_at(now), which, may, one)
+
+    def heads_of(which: str) -> str:
+        return f"SELECT topic, place, id FROM {which} {order} LIMIT %(limit)s"
+
+    from_floor = {
+        "look": look(at_floor, newly_due),
+        "claim_next": claim_next(at_floor, may_newly, False),
+        "claim_next_of": claim_next(at_floor_of, may_newly_of, False),
+        "claim_one": claim_next(at_floor, may_newly, True),
+        "claim_one_of": claim_next(at_floor_of, may_newly_of, True),
+        "lock_next": lock_next(at_floor, may_newly),
+        "lock_next_of": lock_next(at_floor_of, may_newly_of),
+        "heads_of": heads_of(at_floor_of),
+        "is_ready_of": f"SELECT {is_any_of(at_floor_of)}",
+    }
+    is_any_ready = is_any_of(next_of_all)
     is_any_held = f"(SELECT holder FROM {table} WHERE holder IS NOT NULL ORDER BY holder LIMIT 1) IS NOT NULL"
     is_ahead = f"until > {now}"
     maybe_topic = f"({own.name('topic')} IS NULL OR {of_topic})"
-    in_range = f"id > %(low)s AND id <= %(high)s AND {maybe_topic}"
+    in_range = f"id > %(low)s AND {maybe_topic}"
     is_before = f"({own.seconds('before')} IS NULL OR created < {own.at('before')})"
     put_before = f"id > %(low)s AND {maybe_topic} AND {is_before}"
     of_keys = f"number = {number} AND item_key {dialect.among('keys', 'bytea')}"
@@ -345,26 +374,22 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
 
     return MessageStatements(
         create=own.create(tables),
-        insert=own.insert(table),
         insert_noted=dialect.insert_noted(own.insert(table), done),
         insert_many=own.insert_many(table),
-        look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
-        claim_next=own.claim_next(table, row, claim_at(now), is_ready, may, False),
-        claim_next_of=own.claim_next(table, row, claim_at(now), f"{is_ready} AND {of_topic}", may_of, False),
-        claim_one=own.claim_next(table, row, claim_at(now), is_ready, may, True),
-        claim_one_of=own.claim_next(table, row, claim_at(now), f"{is_ready} AND {of_topic}", may_of, True),
-        lock_next=f"SELECT {row} FROM {table} WHERE {is_ready} AND (%(promoted)s OR ({may})) {order}"
-        f" LIMIT %(limit)s {lock}",
-        lock_next_of=f"SELECT {row} FROM {table} WHERE {is_ready} AND {of_topic}"
-        f" AND (%(promoted)s OR ({may_of})) {order} LIMIT %(limit)s {lock}",
-        claim=f"UPDATE {table} SET {claim_at(own.at('now'))} WHERE {of_ids}",
+        look=look(next_of_all, next_due),
+        claim_next=claim_next(next_of_all, may, False),
+        claim_next_of=claim_next(next_of_one, may_of, False),
+        claim_one=claim_next(next_of_all, may, True),
+        claim_one_of=claim_next(next_of_one, may_of, True),
+        lock_next=lock_next(next_of_all, may),
+        lock_next_of=lock_next(next_of_one, may_of),
+        claim=f"UPDATE {by_id} SET {claim_at(own.at('now'))} WHERE {of_ids}",
         heads="WITH RECURSIVE names (topic) AS ("
         f"SELECT (SELECT topic FROM {table} WHERE {is_ready} ORDER BY topic LIMIT 1) UNION ALL"
         f" SELECT (SELECT m.topic FROM {table} AS m WHERE m.{is_ready} AND m.topic > names.topic"
         " ORDER BY m.topic LIMIT 1) FROM names WHERE names.topic IS NOT NULL)"
         f" SELECT topic, {head('place')}, {head('id')} FROM names WHERE topic IS NOT NULL",
-        heads_of=f"SELECT topic, place, id FROM {table} WHERE {is_ready} AND {of_topic} {order}"
-        " LIMIT %(limit)s",
+        heads_of=heads_of(next_of_one),
         lock_bare_rows=f"SELECT {bare} FROM {table} WHERE {of_ids} ORDER BY id FOR UPDATE",
         delete_claim=f"DELETE FROM {table} WHERE id = %(id)s AND token = %(token)s AND {is_ahead}"
         " AND item_key IS NULL AND grp IS NULL",
@@ -379,39 +404,41 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         lock_rows=f"SELECT {row} FROM {table} WHERE {of_ids} ORDER BY id {lock}",
         lock_page=f"SELECT {bare} FROM {table} WHERE state IN ({READY}, {DELAYED}, {BLOCKED})"
         f" AND {put_before} ORDER BY id LIMIT %(limit)s {lock}",
-        lock_dead_page=f"SELECT {bare} FROM {table} {own.hint('by_state')} WHERE state = {DEAD}"
+        lock_dead_page=f"SELECT {bare} FROM {table} {of_state} WHERE state = {DEAD}"
         f" AND {put_before} ORDER BY state, id LIMIT %(limit)s {lock}",
-        make_ready=f"UPDATE {table} SET state = {READY}, due = expires, until = NULL,"
+        make_ready=f"UPDATE {by_id} SET state = {READY}, due = expires, until = NULL,"
         f" attempts = attempts - %(returned)s, {new_error}, {free} WHERE {of_ids}",
-        make_delayed=f"UPDATE {table} SET state = {DELAYED}, until = {own.at('until')},"
+        make_delayed=f"UPDATE {by_id} SET state = {DELAYED}, until = {own.at('until')},"
         f" due = CASE WHEN expires < {own.at('until')} THEN expires ELSE {own.at('until')} END,"
         f" {new_error}, {free} WHERE {of_ids}",
-        finish=f"UPDATE {table} SET state = %(state)s, due = NULL, until = NULL, finished = {now},"
+        finish=f"UPDATE {by_id} SET state = %(state)s, due = NULL, until = NULL, finished = {now},"
         f" attempts = attempts - %(returned)s, {new_error}, {free} WHERE {of_ids}",
-        delete=f"DELETE FROM {table} WHERE {of_ids}",
-        extend=f"UPDATE {table} SET until = {own.at('until')}, due = {own.at('until')} WHERE {of_ids}",
-        redrive=f"UPDATE {table} SET state = %(state)s, attempts = 0, until = NULL, finished = NULL,"
+        delete=dialect.delete_several(table, of_ids, "mark"),
+        extend=f"UPDATE {by_id} SET until = {own.at('until')}, due = {own.at('until')} WHERE {of_ids}",
+        redrive=f"UPDATE {by_id} SET state = %(state)s, attempts = 0, until = NULL, finished = NULL,"
         f" expires = {own.plus(now, 'ttl')}, due = {own.plus(now, 'ttl')} WHERE {of_ids}",
-        lock_follower=f"SELECT id FROM {table} WHERE state = {BLOCKED} AND {of_topic} AND grp = %(grp)s"
-        " ORDER BY id LIMIT 1 FOR UPDATE",
+        lock_follower=f"SELECT id, place FROM {table} WHERE state = {BLOCKED} AND {of_topic}"
+        " AND grp = %(grp)s ORDER BY id LIMIT 1 FOR UPDATE",
         # Of an update MySQL computes each value from the columns that it has changed already.
-        become_head=f"UPDATE {table} SET state = CASE WHEN {is_ahead} THEN {DELAYED} ELSE {READY} END,"
+        become_head=f"UPDATE {by_id} SET state = CASE WHEN {is_ahead} THEN {DELAYED} ELSE {READY} END,"
         f" due = CASE WHEN {is_ahead} AND (expires IS NULL OR until < expires) THEN until ELSE expires END,"
         f" until = CASE WHEN {is_ahead} THEN until ELSE NULL END WHERE {of_ids}",
         take_key=own.take_key(keys, number),
-        lock_keys=f"SELECT {a_key} FROM {keys} WHERE {of_keys} ORDER BY item_key FOR UPDATE",
+        lock_keys=f"SELECT {a_key} FROM {keys} {dialect.hint('PRIMARY')} WHERE {of_keys}"
+        " ORDER BY item_key FOR UPDATE",
         lock_free_keys=f"SELECT {a_key} FROM {keys} WHERE {of_keys} ORDER BY item_key {lock}",
         select_keys=f"SELECT item_key FROM {keys} WHERE {of_keys}",
-        keep_keys=f"UPDATE {keys} SET due = until WHERE {of_keys}",
-        delete_keys=f"DELETE FROM {keys} WHERE {of_keys}",
+        keep_keys=f"UPDATE {keys} {dialect.hint('PRIMARY')} SET due = until WHERE {of_keys}",
+        delete_keys=dialect.delete_several(keys, of_keys, "mark"),
         lock_old_keys=f"SELECT item_key FROM {keys} WHERE number = {number} AND due <= {now}"
         f" ORDER BY number, due LIMIT %(limit)s {lock}",
         enter_group=own.enter_group(groups, number),
-        lock_groups=f"SELECT name, members FROM {groups} WHERE {of_names} ORDER BY name FOR UPDATE",
+        lock_groups=f"SELECT name, members FROM {groups} {dialect.hint('PRIMARY')} WHERE {of_names}"
+        " ORDER BY name FOR UPDATE",
         lock_free_groups=f"SELECT name, members FROM {groups} WHERE {of_names} ORDER BY name {lock}",
         select_groups=f"SELECT name FROM {groups} WHERE {of_names}",
         set_group=f"UPDATE {groups} SET members = %(count)s WHERE number = {number} AND name = %(name)s",
-        delete_groups=f"DELETE FROM {groups} WHERE {of_names}",
+        delete_groups=dialect.delete_several(groups, of_names, "members"),
         select_gates=f"SELECT {gate} FROM {gates} WHERE number = {number}",
         make_gate=own.make_gate(gates, number),
         lock_gate=f"SELECT {gate} FROM {gates} WHERE {of_gate} FOR UPDATE",
@@ -425,23 +452,23 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         add_expired=f"INSERT INTO {expired} (number, messages) VALUES ({number}, %(count)s)",
         lock_expired=f"SELECT id, messages FROM {expired} WHERE number = {number} ORDER BY number, id"
         f" LIMIT %(limit)s {lock}",
-        delete_expired=f"DELETE FROM {expired} WHERE {of_ids}",
+        delete_expired=dialect.delete_several(expired, of_ids, "messages"),
         select_next=f"SELECT {row} FROM {table} WHERE {is_ready} {order} LIMIT 1",
         select_next_of=f"SELECT {row} FROM {table} WHERE {is_ready} AND {of_topic} {order} LIMIT 1",
         select=f"SELECT {row} FROM {table} WHERE id = %(id)s",
         scan_page=f"SELECT {row} FROM {table} WHERE state {dialect.among('states')} AND {in_range}"
         " ORDER BY id LIMIT %(limit)s",
-        scan_dead_page=f"SELECT {row} FROM {table} {own.hint('by_state')} WHERE state = {DEAD} AND {in_range}"
+        scan_dead_page=f"SELECT {row} FROM {table} {of_state} WHERE state = {DEAD} AND {in_range}"
         " ORDER BY state, id LIMIT %(limit)s",
         last_id=f"SELECT max(id) FROM {table}",
-        oldest=f"SELECT id FROM {table} {own.hint('by_state')} WHERE state = %(state)s"
+        oldest=f"SELECT id FROM {table} {of_state} WHERE state = %(state)s"
         " ORDER BY id DESC LIMIT 1 OFFSET %(keep)s",
-        lock_oldest=f"SELECT id FROM {table} {own.hint('by_state')} WHERE state = %(state)s AND id <= %(id)s"
+        lock_oldest=f"SELECT id FROM {table} {of_state} WHERE state = %(state)s AND id <= %(id)s"
         f" ORDER BY state, id LIMIT %(limit)s {lock}",
         topics=f"SELECT topic, sum(CASE WHEN {is_ready} THEN 1 ELSE 0 END) FROM {table} GROUP BY topic",
         count_ready=f"SELECT count(*) FROM {table} WHERE {is_ready}",
         count_ready_of=f"SELECT count(*) FROM {table} WHERE {is_ready} AND {of_topic}",
-        is_ready_of=f"SELECT {is_ready_of}",
+        is_ready_of=f"SELECT {is_any_of(next_of_one)}",
         # Before each blocked row there is the head of its group.
         has_unfinished=f"SELECT {is_any_ready} OR {is_any_held} OR ({next_due}) IS NOT NULL",
         stats=f"SELECT {numbers}, ({age} ORDER BY id LIMIT 1),"
@@ -451,4 +478,5 @@ def message_statements(dialect: Dialect, schema: str | None, number: int) -> Mes
         stats_of=f"SELECT {numbers}, ({age} AND {of_topic} ORDER BY id LIMIT 1) FROM {table}"
         f" WHERE {of_topic}",
         token=dialect.token(table),
+        from_floor={name: text for name, text in from_floor.items() if text is not None},
     )

@@ -8,7 +8,7 @@ from functools import partial
 from types import EllipsisType
 from typing import Any
 
-from persistcoll.engine.contracts import MessageStore
+from persistcoll.engine.contracts import Awaited, MessageStore
 from persistcoll.engine.message_events import Observer
 from persistcoll.engine.message_records import (
     MessageClaim,
@@ -66,7 +66,9 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
             return []
         columns = [self._rows.new(entry) for entry in entries]
         if len(entries) == 1 and self._is_plain(entries[0]):
-            return [self._server.insert(self._sql.insert_noted, columns[0], self._number, deadline)]
+            id = self._insert_noted(self._sql.insert_noted, columns[0], deadline)
+            self._heads.lower(columns[0]["place"], id, columns[0]["topic"])
+            return [id]
         if any(entry.key is not None for entry in entries):
             self._look()  # The key of a message whose ttl or last lease is over is free.
         return self._change(lambda life: life.put(entries, columns), puts=count_stored, deadline=deadline)
@@ -132,6 +134,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         def delete(session: Session) -> bool:
             nonlocal tries
             tries += 1
+            self._notify(session, Awaited.LEFT)
             return session.run(self._sql.delete_claim, id=claim.id, token=claim.token).count > 0
 
         if self._sessions.repeat(delete):
@@ -164,6 +167,8 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
             if not rows:
                 return later(life.now(), span)
             until = later(rows[0].now, span)
+            if any(row.until is not None and until < row.until for row in rows):
+                life.awaited.add(Awaited.READY)
             life.session.defer(self._sql.extend, ids=[row.id for row in rows], until=until)
             return until
 
@@ -234,7 +239,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         ready, _ = self._look()
         if topic is None or not ready:
             return not ready
-        return not self._query(self._sql.is_ready_of, topic=topic.encode())[0][0]
+        return not self._is_ready(topic.encode())
 
     def has_unfinished(self) -> bool:
         return bool(self._read(self._sql.has_unfinished)[0][0])
@@ -256,7 +261,12 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
     def _change_gate(self, topic: str, change: Callable[[Gate], Gate | None], makes: bool) -> None:
         self._check()
         name = topic.encode()
-        self._transact(lambda session: change_gate(session, self._sql, name, change, makes=makes))
+
+        def run(session: Session) -> None:
+            change_gate(session, self._sql, name, change, makes=makes)
+            self._notify(session, Awaited.READY)
+
+        self._transact(run)
 
     def set_rate(self, topic: str, interval: float | None, burst: int = 1) -> None:
         self._change_gate(topic, with_rate(interval, burst), interval is not None)
@@ -305,7 +315,12 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
 
     def unlock_topic(self, lock: TopicClaim) -> bool:
         self._check()
-        return bool(self._transact(lambda session: change_lock(session, self._sql, lock, None), sync=False))
+
+        def unlock(session: Session) -> bool:
+            self._notify(session, Awaited.READY)
+            return change_lock(session, self._sql, lock, None)
+
+        return bool(self._transact(unlock, sync=False))
 
     # Upkeep.
 

@@ -18,6 +18,7 @@ from persistcoll.servers.pair_store import ServerPairStore
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.schema import Collection, Wanted, checked_name, creation_script, open_collection
 from persistcoll.servers.sessions import SERVERS, Server
+from persistcoll.servers.settings import warn_of_settings
 from persistcoll.servers.statements import record_statements
 
 __all__ = [
@@ -84,6 +85,7 @@ def open_record_store(
         wanted,
         create,
         lambda server, collection: ServerRecordStore(server, collection, discipline, retry),
+        retry.lease,
     )
     if retry.auto_reclaim:
         try:
@@ -149,6 +151,7 @@ def open_message_store(
         wanted_messages(name, serializer),
         create,
         lambda server, collection: ServerMessageStore(server, collection, policy),
+        policy.lease,
     )
     store.observe(observer)
     return store
@@ -179,10 +182,21 @@ def wanted_records(name: str, kind: str, discipline: Discipline, serializer: str
     )
 
 
-def _open(server: Server, wanted: Wanted, create: bool, make: Callable[[Server, Collection], S]) -> S:
-    """Return the store that ``make`` makes of the collection; without one the server is released."""
+def _open(
+    server: Server,
+    wanted: Wanted,
+    create: bool,
+    make: Callable[[Server, Collection], S],
+    lease: float | None = None,
+) -> S:
+    """Return the store that ``make`` makes of the collection; without one the server is released.
+
+    :param lease: that of the collection, if it has one.
+    """
     try:
-        return make(server, open_collection(server, wanted, create))
+        collection = open_collection(server, wanted, create)
+        warn_of_settings(server, lease)
+        return make(server, collection)
     except BaseException:
         SERVERS.release(server)
         raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from persistcoll.servers.statements import Dialect
+from persistcoll.servers.dialect import Dialect
 
 __all__ = ["PageStatements", "PairStatements", "create_pairs", "pair_statements"]
 
@@ -53,9 +53,8 @@ class PairStatements(NamedTuple):
     """key, name, crc, size, value -> a new pair; raises or counts 0 if the key is there."""
     upsert: str
     """key, name, crc, size, value, seconds -> stored: a new pair, or a new value and end of the one there."""
-    upsert_many: str | None
-    """keys, names, crcs, sizes, values, seconds -> the same of several, in their order. ``None``: one by
-    one."""
+    upsert_many: str
+    """the same of each row -> the same of several, in their order."""
     update: str
     """id, crc, size, value -> a new value."""
     remove: str
@@ -107,6 +106,11 @@ def pair_statements(dialect: Dialect, schema: str | None, number: int, store_id:
     left = dialect.until("due")
     is_over = f"{dialect.is_due_set} AND due <= {now}"
     find_keys = f"SELECT id, due <= {now} FROM {table} WHERE {among_keys} ORDER BY item_key"
+    upsert = (
+        f"INSERT INTO {table} ({columns}, due)"
+        f" VALUES (%(key)s, %(name)s, %(crc)s, %(size)s, %(value)s, {dialect.later('seconds')})"
+        f" {dialect.replace_pair}"
+    )
     number_of = f"SELECT count(*) FROM {table} WHERE {live}"
 
     def pages(order: str) -> dict[bool, PageStatements]:
@@ -137,10 +141,8 @@ def pair_statements(dialect: Dialect, schema: str | None, number: int, store_id:
         lock_pair=f"SELECT id, due <= {now}, crc, value FROM {table} WHERE {of_key} FOR UPDATE",
         insert=f"INSERT INTO {table} ({columns})"
         f" VALUES (%(key)s, %(name)s, %(crc)s, %(size)s, %(value)s) {dialect.unless_key}",
-        upsert=f"INSERT INTO {table} ({columns}, due)"
-        f" VALUES (%(key)s, %(name)s, %(crc)s, %(size)s, %(value)s, {dialect.later('seconds')})"
-        f" {dialect.replace_pair}",
-        upsert_many=dialect.upsert_pairs(table),
+        upsert=upsert,
+        upsert_many=dialect.upsert_pairs(table, upsert),
         update=f"UPDATE {table} SET crc = %(crc)s, size = %(size)s, value = %(value)s WHERE id = %(id)s",
         remove=f"DELETE FROM {table} WHERE {of_key} AND {live}",
         delete=f"DELETE FROM {table} WHERE id {dialect.among('ids')}",

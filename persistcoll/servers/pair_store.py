@@ -187,13 +187,11 @@ class ServerPairStore(BaseHandle, PairStore):
             session.defer(text, ids=ids)
 
     def _upsert(self, session: Session, pairs: list[dict[str, Any]], seconds: float | None) -> None:
-        many = self._sql.upsert_many
-        if many is None or len(pairs) == 1:
-            for pair in pairs:
-                session.defer(self._sql.upsert, seconds=seconds, **pair)
-            return
-        columns = {f"{name}s": [pair[name] for pair in pairs] for name in pairs[0]}
-        session.defer(many, seconds=seconds, **columns)
+        rows = [{**pair, "seconds": seconds} for pair in pairs]
+        if len(rows) == 1:
+            session.defer(self._sql.upsert, **rows[0])
+        else:
+            session.connection.defer_rows(self._sql.upsert_many, rows)
 
     def pop(self, decode: Callable[[Pair], T], last: bool = True) -> T:
         self._check()

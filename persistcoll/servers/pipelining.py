@@ -17,15 +17,21 @@ __all__ = ["DirectConnection", "PipeliningConnection", "Step"]
 
 
 class Step(NamedTuple):
-    """A statement, its parameters, and the object that gets its result."""
+    """A statement, its parameters, and the object that gets its result.
+
+    :ivar rows: how many rows it inserts, if its result must have their ids.
+    """
 
     text: str
     parameters: Mapping[str, Any] | None = None
     deferred: Deferred | None = None
+    rows: int = 0
 
 
 class DirectConnection(ABC):
     """What callers' connections have in common: each statement runs at once."""
+
+    is_cluster = False
 
     @abstractmethod
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result: ...
@@ -44,6 +50,8 @@ class PipeliningConnection(ABC):
 
     :param channel: the number of the socket.
     """
+
+    keeps_session = True
 
     def __init__(self, channel: int) -> None:
         self._waiting: list[Step] = []
@@ -68,6 +76,9 @@ class PipeliningConnection(ABC):
     def is_closed(self) -> bool:
         return bool(self._ready(selectors.EVENT_READ, 0.0))
 
+    def notifications(self) -> Sequence[str]:
+        return ()  # unless the server passes any on
+
     @abstractmethod
     def _send(self, steps: Sequence[Step]) -> list[Result]:
         """Run these statements in one trip, and return their results. The first that fails is the last."""
@@ -81,8 +92,11 @@ class PipeliningConnection(ABC):
         self._has_begun = False
 
     def defer(self, text: str, parameters: Mapping[str, Any]) -> Deferred:
+        return self._defer(Step(text, parameters))
+
+    def _defer(self, step: Step) -> Deferred:
         deferred = Deferred()
-        self._waiting.append(Step(text, parameters, deferred))
+        self._waiting.append(step._replace(deferred=deferred))
         return deferred
 
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:

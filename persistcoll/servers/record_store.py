@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar, cast
 
-from persistcoll.engine.contracts import Claim, RecordStore, Select, StoreCapabilities
+from persistcoll.engine.contracts import Awaited, Claim, RecordStore, Select, StoreCapabilities
 from persistcoll.engine.records import ClaimPolicy, Discipline, Entry, Record, State, Stats
 from persistcoll.errors import DuplicateError, Empty
-from persistcoll.servers.bounds import Bound
-from persistcoll.servers.claims import ALL, FINISHED, ClaimingHandle
-from persistcoll.servers.driver import TryAgainError
-from persistcoll.servers.handle import BEFORE_ALL, PAGE, count_stored
+from persistcoll.servers.bounds import Bound, NoCreditError, Put, put_of
+from persistcoll.servers.claims import ClaimingHandle
+from persistcoll.servers.driver import Deferred, TryAgainError
+from persistcoll.servers.handle import ALL, BEFORE_ALL, PAGE, count_stored
 from persistcoll.servers.rows import Seal
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
+from persistcoll.servers.settling import FINISHED
 from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
 __all__ = ["ServerRecordStore"]
@@ -23,6 +26,7 @@ T = TypeVar("T")
 
 _LONGEST_KEY = 255  # bytes
 _STATES = {number: state for state, number in NUMBERS.items()}
+_READY, _DELAYED = NUMBERS[State.READY], NUMBERS[State.DELAYED]
 
 
 class ServerRecordStore(ClaimingHandle, RecordStore):
@@ -32,7 +36,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         self, server: Server, collection: Collection, discipline: Discipline, retry: ClaimPolicy
     ) -> None:
         super().__init__(server, collection, discipline, retry)
-        self._bound = Bound(server, self._number, self._sql)
+        self._bound = Bound(server, self._number, self._sql, self._promote_page)
         self.capabilities = StoreCapabilities(
             total_order=False,
             decodes_once=False,
@@ -71,33 +75,78 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             self._look()
             self._bound.refuse_full(self._sessions, capacity, needing_room, self._discipline.unique)
 
-        if len(rows) == 1 and not (capacity or self._discipline.unique or self._is_joined):
-            return [self._server.insert(self._sql.insert_noted, rows[0], self._number, deadline)]
+        is_alone = len(rows) == 1 and not (self._discipline.unique or self._is_joined)
+        id = self._put_alone(rows[0], capacity, deadline) if is_alone else 0
+        ids: list[int | None] = [id] if id else self._put_in_steps(rows, capacity, deadline)
+        self._lower(rows, ids)
+        return ids
+
+    def _put_alone(self, row: dict[str, Any], capacity: int, deadline: float | None) -> int:
+        """Insert one row in one trip, and return its id, or 0 if the session has no credit."""
+        if not capacity:
+            return self._insert_noted(self._sql.insert_noted, row, deadline)
+        bounded = {**row, "capacity": capacity}
+        return self._insert_noted(self._sql.insert_by_credit, bounded, deadline, by_credit=True)
+
+    def _put_in_steps(
+        self, rows: list[dict[str, Any]], capacity: int, deadline: float | None
+    ) -> list[int | None]:
+        """Insert rows in a transaction, and return their ids; ``None`` for a row whose key is active."""
 
         def insert(session: Session) -> list[int | None]:
-            if capacity and needing_room:
-                self._bound.lock(session)
+            return self._insert(session, rows)
+
+        def insert_bounded(session: Session) -> list[int | None]:
+            if session.expects_credits(self._number, len(rows)):
+                return self._insert_by_credit(session, rows, capacity)
+            return insert_in_turn(session)
+
+        def insert_in_turn(session: Session) -> list[int | None]:
+            return self._insert_in_turn(session, rows, capacity)
+
+        def insert_reserved(session: Session) -> list[int | None]:
             ids = self._insert(session, rows)
-            new = [row for row, id in zip(rows, ids, strict=True) if id is not None]
-            if capacity and any(row["delay"] is None for row in new):
-                self._promote_page(session)
-                self._bound.check(session, capacity)
+            self._bound.reserve(session, put_of(rows, ids, capacity), deadline)
             return ids
 
-        return self._transact(insert, puts=count_stored, deadline=deadline)
+        def transact(put: Callable[[Session], list[int | None]]) -> list[int | None]:
+            return self._transact(partial(self._notifying, put), puts=count_stored, deadline=deadline)
+
+        if self._is_joined or not capacity:
+            return transact(insert_reserved if capacity else insert)
+        with suppress(NoCreditError):
+            return transact(insert_bounded)
+        return transact(insert_in_turn)
+
+    def _notifying(self, put: Callable[[Session], list[int | None]], session: Session) -> list[int | None]:
+        """Return what ``put`` returns, and notify waiters if it has stored something."""
+        ids = put(session)
+        if count_stored(ids):
+            self._notify(session, Awaited.READY)
+        return ids
+
+    def _lower(self, rows: list[dict[str, Any]], ids: list[int | None]) -> None:
+        """Lower the floor to what this object has put."""
+        by_priority = self._discipline.by_priority
+        ready = [
+            (row["place"] if by_priority else 0.0, id)
+            for row, id in zip(rows, ids, strict=True)
+            if id is not None and row["delay"] is None
+        ]
+        if ready:
+            self._heads.lower(*min(ready))
 
     def _row(self, entry: Entry) -> dict[str, Any]:
         place = float(entry.priority)
         if place != entry.priority:
             raise ValueError(f"a server stores priorities as floats, and {entry.priority} is none")
         is_delayed = entry.delay > 0
-        return {
-            "place": place,
-            "key": self._checked_key(entry.key),
-            "state": NUMBERS[State.DELAYED if is_delayed else State.READY],
-            "delay": min(entry.delay, LONGEST_SPAN) if is_delayed else None,
-            **self._rows.columns(entry.payload),
-        }
+        row = self._rows.columns(entry.payload)
+        row["place"] = place
+        row["key"] = self._checked_key(entry.key)
+        row["state"] = _DELAYED if is_delayed else _READY
+        row["delay"] = min(entry.delay, LONGEST_SPAN) if is_delayed else None
+        return row
 
     def _checked_key(self, key: bytes | None) -> bytes | None:
         """Return the key to store: none, if keys need not be unique."""
@@ -107,24 +156,56 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             raise ValueError(f"a key has at most {_LONGEST_KEY} bytes on a server, not {len(key)}")
         return key
 
-    def _insert(self, session: Session, rows: list[dict[str, Any]]) -> list[int | None]:
-        """Insert ready and delayed rows, and return their ids; ``None`` for a row whose key is active."""
+    def _insert_by_credit(
+        self, session: Session, rows: list[dict[str, Any]], capacity: int
+    ) -> list[int | None]:
+        """Insert rows by credits of the session.
+
+        :raise NoCreditError: another session has revoked them.
+        """
+        taken: list[Deferred] = []
+        ids = self._insert(
+            session, rows, lambda: taken.append(self._bound.use_credits(session, len(rows), capacity))
+        )
+        self._bound.settle_credits(session, taken[0], len(rows), put_of(rows, ids, capacity))
+        return ids
+
+    def _insert_in_turn(
+        self, session: Session, rows: list[dict[str, Any]], capacity: int
+    ) -> list[int | None]:
+        """Insert rows under the lock of the collection, and get credits for later ones.
+
+        :raise Full: there is no room.
+        """
+        counted: list[Deferred] = []
+        most = Put(len(rows), 0, capacity)
+        ids = self._insert(session, rows, lambda: counted.append(self._bound.lock_and_count(session, most)))
+        put = put_of(rows, ids, capacity)
+        if put.total:
+            # What was due, and is not now, was counted.
+            self._bound.admit(session, put, None if None in ids else counted[0])
+        return ids
+
+    def _insert(
+        self, session: Session, rows: list[dict[str, Any]], defer: Callable[[], object] = lambda: None
+    ) -> list[int | None]:
+        """Insert ready and delayed rows, and return their ids; ``None`` for a row whose key is active.
+
+        :param defer: defers statements that run after the inserts, in the same trip.
+        """
         many = self._sql.insert_many
-        if many is not None and len(rows) > 1:
-            names = ("place", "mark", "crc", "payload", "state", "delay")
-            columns = {f"{name}s": [row[name] for row in rows] for name in names}
-            return sorted(id for (id,) in session.run(many, **columns).rows)
-        if not self._discipline.unique:
-            inserted = [session.defer(self._sql.insert, **row) for row in rows]
-            session.flush()
-            return [each.id for each in inserted]
-        ids: list[int | None] = []
-        for row in rows:
-            result = session.run(self._sql.insert, **row)
+        if many is not None:
+            ids: list[int | None] = []
+            ids.extend(session.insert_rows(many, rows, defer))
+            return ids
+        sent = [session.defer(self._sql.insert, **row) for row in rows]
+        defer()
+        session.flush()
+        ids = [each.id or None for each in sent]
+        for index, row in enumerate(rows):
             # A record that is dead by now, because its lease is over, has no active key.
-            if not result.id and self._promote_page(session):
-                result = session.run(self._sql.insert, **row)
-            ids.append(result.id or None)
+            if ids[index] is None and self._promote_page(session):
+                ids[index] = session.run(self._sql.insert, **row).id or None
         return ids
 
     # Claiming.
@@ -207,6 +288,11 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
                 keys.update(() if key is None else (key,))
         if ids:
             session.run(self._sql.requeue, ids=ids)  # now, because the callers expect its error
+            # They take up room that may have been granted.
+            self._bound.lock(session)
+            self._bound.revoke(session)
+            self._came_back(ids)
+            self._notify(session, Awaited.READY)
         return len(ids)
 
     def update(self, id: int, payload: bytes, key: bytes | None = None) -> bool:
@@ -228,6 +314,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
                 return None
             ((found, *_),) = rows
             session.defer(self._sql.delete, ids=[found])
+            self._notify(session, Awaited.LEFT)
             return cast(int, found)
 
         return self._transact(remove)
@@ -241,6 +328,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
             while ids := [id for (id,) in session.run(self._sql.lock_ready, limit=PAGE).rows]:
                 session.defer(self._sql.delete, ids=ids)
                 total += len(ids)
+            self._notify(session, Awaited.LEFT)
             return total
 
         return self._transact(clear)

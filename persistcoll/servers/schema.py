@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from persistcoll.engine.records import Registered
 from persistcoll.errors import (
+    DuplicateError,
     FormatVersionError,
     LockedError,
     SerializerMismatchError,
@@ -16,9 +17,9 @@ from persistcoll.errors import (
     StoreKindError,
     StoreMissingError,
 )
-from persistcoll.servers.driver import MissingTableError
+from persistcoll.servers.dialect import Dialect
+from persistcoll.servers.driver import MissingTableError, TryAgainError
 from persistcoll.servers.sessions import Server, Session
-from persistcoll.servers.statements import Dialect
 
 __all__ = [
     "VERSION",
@@ -29,6 +30,7 @@ __all__ = [
     "creation_script",
     "open_collection",
     "registered",
+    "table_of",
     "text_of",
 ]
 
@@ -112,7 +114,11 @@ def open_collection(server: Server, wanted: Wanted, create: bool) -> Collection:
             f" statements do:\n{creation_script(server, wanted)}"
         )
     try:
-        return _create(server, wanted)
+        made = _create(server, wanted)
+        if not _skips_locked(server, made.number):
+            _undo_creation(server, made.number)
+            raise StorageError("it accepts SKIP LOCKED, which every collection needs, and does not do it")
+        return made
     except (StoreKindError, SerializerMismatchError, FormatVersionError, LockedError):
         raise
     except StorageError as error:
@@ -174,30 +180,81 @@ def _create(server: Server, wanted: Wanted) -> Collection:
             found = _find(session, server, wanted)
             if found is not None:
                 return found
-            ((number,),) = session.run(sql.next_number).rows
+            number = _new_number(session, server)
             for text in _of_collection(server, wanted, number):
                 session.run(text)
             store = secrets.token_bytes(16)
-            # The last statement: where a server commits after each, what is registered is whole.
-            session.run(
-                sql.insert_collection,
-                number=number,
-                name=wanted.name,
-                kind=wanted.kind,
-                serializer=wanted.serializer,
-                version=VERSION,
-                store=store,
-            )
+            try:
+                # The last statement: where a server commits after each, what is registered is whole.
+                session.run(
+                    sql.insert_collection,
+                    number=number,
+                    name=wanted.name,
+                    kind=wanted.kind,
+                    serializer=wanted.serializer,
+                    version=VERSION,
+                    store=store,
+                )
+            except DuplicateError as error:
+                session.run(f"DROP TABLE {table_of(server, number)}")
+                raise TryAgainError(f"another node has made {wanted.name!r} meanwhile") from error
             return Collection(number, store)
 
     return server.transact(make, once=False)
 
 
+def _new_number(session: Session, server: Server) -> int:
+    """Return a number that no collection has, and that no other node of a cluster gives to one."""
+    ((number,),) = session.run(server.sql.next_number).rows
+    if session.connection.is_cluster:
+        # The lock of creation is that of one node. A number that is noted as used is nobody else's.
+        try:
+            session.run(server.sql.insert_dropped, number=number, name="", kind="")
+        except DuplicateError as error:
+            raise TryAgainError(f"another node has taken the number {number} meanwhile") from error
+    return int(number)
+
+
+def _skips_locked(server: Server, number: int) -> bool:
+    """Tell whether ``SKIP LOCKED`` leaves out what another transaction has locked, and does not wait.
+
+    There are servers that accept these words without a meaning. So it is tried out, but only on a collection
+    that is new: on another one the lock would stand in the way of its users.
+    """
+    sql = server.sql
+
+    def find(session: Session) -> bool:
+        return bool(session.run(sql.lock_free_collection, number=number).rows)
+
+    def find_locked(session: Session) -> bool:
+        session.run(sql.lock_collection, number=number)
+        return server.transact(find, once=False)
+
+    if server.is_cluster:  # Its nodes lock nothing for each other, and the two sessions may be of two nodes.
+        return True
+    try:
+        return not server.transact(find_locked, once=False)
+    except LockedError:
+        return False
+
+
+def _undo_creation(server: Server, number: int) -> None:
+    def undo(session: Session) -> None:
+        session.run(server.sql.delete_collection, number=number)
+        session.run(f"DROP TABLE IF EXISTS {table_of(server, number)}")
+
+    server.transact(undo, once=False)
+
+
+def table_of(server: Server, number: int) -> str:
+    """Return the name of the collection's own table."""
+    return server.driver.dialect.table(server.schema, f"pc_{number}")
+
+
 def _of_collection(server: Server, wanted: Wanted, number: int) -> Sequence[str]:
-    table = server.driver.dialect.table(server.schema, f"pc_{number}")
     # What is left of a creation that was cut short is not registered, so nothing was ever put into it.
     return (
-        f"DROP TABLE IF EXISTS {table}",
+        f"DROP TABLE IF EXISTS {table_of(server, number)}",
         *wanted.tables(server.driver.dialect, server.schema, number),
     )
 

@@ -3,13 +3,15 @@
 A call that changes something sends with its transaction a note: its session's number and the number of the
 call. If the answer to the commit is lost, another session adds a note of its own under these numbers, and
 reads which one is there. If it is its own, the transaction was not committed and never will be, so the call
-begins again.
+begins again. It reads with a lock, because a transaction that has locked ends only when the standbys have all
+that was committed before: otherwise a failover could undo what was reported as done.
 """
 
 from __future__ import annotations
 
 import random
 import secrets
+import sys
 import threading
 import time
 from collections import Counter
@@ -32,6 +34,7 @@ from persistcoll.servers.driver import (
 )
 from persistcoll.servers.statements import SharedStatements, shared_statements
 from persistcoll.servers.transactions import Insertion, OpenTransaction, Transaction
+from persistcoll.servers.wakes import Wakes
 
 if TYPE_CHECKING:
     from persistcoll.servers.holders import Heartbeat
@@ -47,6 +50,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two tries
 _SHORTEST_LOCK_TIMEOUT = 1.0
 # A call whose deadline is over begins again as well: its connection may be one that the server has closed.
 _LEAST_TRIES = 4
+# Seconds between two tries where the nodes of a cluster take the same rows, and all but one begin again.
+_LONGEST_CONFLICT_PAUSE = 0.1
 _OPS_BETWEEN_SWEEPS = 256
 # A session's number begins with the hour, so that the notes of sessions that ended long ago are one range.
 _HOUR_BITS = 40
@@ -74,6 +79,8 @@ class Session:
     """One connection, with the numbers of its calls. One thread uses it at a time.
 
     :ivar client: the session's number; no other session has it.
+    :ivar notified: the channels that the call notifies, which is under way.
+    :ivar credits: by the number of a collection, how many credits the session has there at most.
     """
 
     def __init__(self, connection: Connection, hour: int) -> None:
@@ -81,6 +88,8 @@ class Session:
         self.hour = hour
         self.client = hour << _HOUR_BITS | secrets.randbits(_HOUR_BITS)
         self.op = 0
+        self.notified: set[str] = set()
+        self.credits: dict[int, int] = {}
 
     def run(self, text: str, **parameters: Any) -> Result:
         """Run one statement with these parameters."""
@@ -90,14 +99,43 @@ class Session:
         """Run one statement together with the next one, or with the commit."""
         return self.connection.defer(text, parameters)
 
+    def insert_rows(
+        self, text: str, rows: Sequence[Mapping[str, Any]], defer: Callable[[], object] = lambda: None
+    ) -> list[int]:
+        """Insert all these rows now, and return their ids in this order.
+
+        :param text: as for :meth:`~persistcoll.servers.driver.Connection.defer_rows`.
+        :param defer: defers statements that run after the insert, in the same trip.
+        """
+        sent = self.connection.defer_rows(text, rows) if rows else ()
+        defer()
+        self.flush()
+        # An insert gives ids that rise, and returns them in any order.
+        return sorted(id for each in sent for (id,) in each.rows)
+
     def flush(self) -> None:
         """Run now what is deferred."""
         self.connection.flush()
 
-    def note(self, sql: SharedStatements, number: int, puts: int) -> None:
-        """Note the next call, as a part of its transaction."""
+    def call(self, number: int, puts: int) -> dict[str, Any]:
+        """Return the parameters of the note of a new call, which is a part of the call's transaction.
+
+        :param number: the collection.
+        """
         self.op += 1
-        self.defer(sql.insert_done, client=self.client, op=self.op, number=number, puts=puts)
+        return {"client": self.client, "op": self.op, "number": number, "puts": puts}
+
+    def note(self, sql: SharedStatements, number: int, puts: int) -> None:
+        """Note a new call."""
+        self.defer(sql.insert_done, **self.call(number, puts))
+
+    def expects_credits(self, number: int, count: int) -> bool:
+        """Tell whether the session may have so many credits in that collection, and count them as taken."""
+        left = self.credits.get(number, 0) - count
+        if left < 0:
+            return False
+        self.credits[number] = left
+        return True
 
 
 class OwnSession(Session):
@@ -128,7 +166,7 @@ class Sessions(Protocol):
         """Run ``work`` in a transaction, and return what it returns after the commit.
 
         ``work`` is called again if the server rolled the transaction back because of another one, or if the
-        connection was lost before the commit.
+        connection was lost before the commit. It may note the call by a statement of its own.
 
         :param number: the collection.
         :param puts: given the value, returns how many puts the transaction counts.
@@ -147,6 +185,8 @@ class Server:
     :param patience: the seconds without a heartbeat after which a holder is dead.
     :param power: whether what is committed survives a power cut of the server, where a session can choose
         that.
+    :ivar wakes: how its processes wake each other; ``None``: it passes no notifications on.
+    :ivar is_cluster: as that of the last connection.
     """
 
     def __init__(
@@ -162,11 +202,14 @@ class Server:
         self.driver = driver_of(address.kind)
         self.sql = shared_statements(self.driver.dialect, schema)
         self.users = 0
+        self.is_cluster = False
         self._idle: list[OwnSession] = []
         self._all: set[OwnSession] = set()
         # Re-entrant, because a destructor may end a transaction while its thread holds it.
         self._mutex = threading.RLock()
         self.heartbeat: Heartbeat = Heartbeat(self)
+        wakes = self.driver.dialect.wakes(schema)
+        self.wakes = None if wakes is None else Wakes(self, wakes)
         register_forkable(self)
 
     @property
@@ -209,6 +252,7 @@ class Server:
         try:
             ((now,),) = connection.run(self.sql.clock).rows
             session = OwnSession(connection, int(now) // 3600)
+            self.is_cluster = connection.is_cluster
             with self._mutex:
                 self._all.add(session)
             return session
@@ -218,6 +262,9 @@ class Server:
 
     def release(self, session: OwnSession) -> None:
         """Let others use this session, which has no transaction open."""
+        if session.notified and self.wakes is not None:
+            self.wakes.has_notified(session.notified)
+        session.notified.clear()
         with self._mutex:
             if self.users and len(self._idle) < _MOST_IDLE and session in self._all:
                 self._idle.append(session)
@@ -240,6 +287,8 @@ class Server:
     def close(self) -> None:
         """Close all idle connections."""
         self.heartbeat.stop()
+        if self.wakes is not None:
+            self.wakes.close()
         with self._mutex:
             idle, self._idle = self._idle, []
         for session in idle:
@@ -252,6 +301,8 @@ class Server:
         self._all.clear()
         self._idle.clear()
         self.heartbeat.forget()
+        if self.wakes is not None:
+            self.wakes.forget()
 
     # Work.
 
@@ -304,16 +355,22 @@ class Server:
         return self._retried(attempt, deadline)
 
     def insert(
-        self, texts: Sequence[str], parameters: Mapping[str, Any], number: int, deadline: float | None
+        self,
+        texts: Sequence[str],
+        parameters: Mapping[str, Any],
+        number: int,
+        deadline: float | None,
+        by_credit: bool = False,
     ) -> int:
         """Insert one row in a transaction, once and in one trip, and return its id.
 
-        :param texts: statements that also note the call, and that wait for no other transaction.
+        :param texts: statements that also note the call, and that wait for no caller's transaction.
         :param number: the collection.
+        :param by_credit: whether they take a credit of the session. If it has none, the result is 0.
         """
 
         def attempt() -> int:
-            insertion = Insertion(self)
+            insertion = Insertion(self, by_credit)
             try:
                 return insertion.insert(texts, parameters, number, deadline)
             except BaseException as error:
@@ -367,22 +424,27 @@ class Server:
         for tries, pause in enumerate(_pauses(), 1):
             cause: Exception
             failure: StorageError
+            longest, least = _LONGEST_PAUSE, _LEAST_TRIES
             try:
                 return attempt()
             except TryAgainError as error:
                 cause, failure = error, LockedError(f"other transactions always came first: {error}")
+                if self.is_cluster:  # Its nodes lock no rows for each other, so these come first often.
+                    longest, least = _LONGEST_CONFLICT_PAUSE, sys.maxsize
             except ConnectionLostError as error:
                 cause = error
                 failure = BackendUnavailableError(f"{self.address} cannot be reached: {error}")
-            following = time.monotonic() + pause
+            wait = min(pause, longest * random.uniform(0.5, 1.5))
+            following = time.monotonic() + wait
             # To find the outcome of a commit may take longer than all, and then the server can be reached.
             is_late = following >= last and not isinstance(cause, NotCommittedError)
-            if following >= until and (tries >= _LEAST_TRIES or is_late):
+            if following >= until and (tries >= least or is_late):
                 raise failure from cause
-            time.sleep(pause)
+            time.sleep(wait)
         raise AssertionError
 
     def _roll_back(self, session: OwnSession, error: BaseException) -> None:
+        session.notified.clear()
         # After an interrupt the answer of a statement may still come.
         if isinstance(error, Exception):
             try:

@@ -1,4 +1,4 @@
-"""The statements of a collection of records, and what a dialect of SQL adds to them.
+"""The statements of a collection of records, and those on the tables that all collections share.
 
 The texts name their parameters as ``%(name)s``. Names of tables are made of a collection's number, never of
 its name, so a name is never a part of a statement.
@@ -10,19 +10,17 @@ indexes hold nothing of other collections. Every look at the head of a queue, an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 from persistcoll.engine.records import LEASE_RAN_OUT, Discipline, State
-
-if TYPE_CHECKING:
-    from persistcoll.servers.message_statements import MessageDialect
+from persistcoll.servers.dialect import Dialect
 
 __all__ = [
     "LONGEST_SPAN",
     "NUMBERS",
-    "Dialect",
     "RecordStatements",
     "SharedStatements",
+    "newly_due_of",
     "record_statements",
     "shared_statements",
 ]
@@ -66,6 +64,8 @@ class SharedStatements(NamedTuple):
     """number, name, kind, serializer, version, store -> registered."""
     lock_collection: str
     """number -> locked until the end of the transaction."""
+    lock_free_collection: str
+    """number -> the same, and a row, unless another transaction has locked it."""
     insert_done: str
     """client, op, number, puts -> a note of this call. It fails if there is one, because a commit that comes
     after it was given up must do nothing."""
@@ -106,6 +106,26 @@ class SharedStatements(NamedTuple):
     """number -> noted as one whose tables are not there any more."""
     delete_dropped: str
     """number -> deletes the notes of those below it whose tables are not there any more."""
+    grant_credits: str
+    """number, client, capacity, credits -> so many credits more for this session, under that bound."""
+    use_credits: str
+    """number, client, capacity, credits -> takes so many of the session's credits, if it has them under a
+    bound that is not higher; counts 1 if it does."""
+    return_credits: str
+    """number, client, credits -> so many credits more for this session, which has taken them."""
+    select_credits: str
+    """number -> the sessions that have credits, without reservations."""
+    lock_free_credits: str
+    """number -> locks and returns the sessions and reservations whose credits no open transaction takes."""
+    revoke_credits: str
+    """number, client -> deletes the credits of this session, and waits for a transaction that takes some; or
+    deletes this reservation."""
+    take_reservation: str
+    """number, client -> deletes it, in a caller's transaction; counts 1 if it was there."""
+    has_reservation: str
+    """number, client -> a row if it is there."""
+    delete_credits: str
+    """number -> deletes all credits and reservations of that collection."""
     clock: str
     """-> the time in seconds since the epoch."""
     uptime: str
@@ -128,15 +148,25 @@ class RecordStatements(NamedTuple):
     insert_noted: tuple[str, ...]
     """the same and client, op, number, puts -> a row, and a note of the call with its id, in a transaction of
     their own; one of the statements gives the id. The key is not active."""
+    insert_by_credit: tuple[str, ...]
+    """the same and capacity -> the same, if the session has a credit under a bound that is not higher; it is
+    taken in the same transaction."""
     insert_many: str | None
-    """places, marks, crcs, payloads, delays, states -> such rows without keys; their ids. ``None``: one by
-    one."""
+    """place, mark, crc, payload, delay, state of each row -> such rows; their ids. ``None``: one by one,
+    because a key may be active."""
     look: str
     """-> whether a row is ready, and in how many seconds the next row is due."""
     claim_next: str | None
     """holder, fence, lease, limit, promoted -> claims the next rows in one statement, and returns them with
-    the attempts before. ``None``: this server cannot. Without ``promoted`` this statement and the next three
+    the attempts before. ``None``: this server cannot. Without ``promoted`` this statement and the next six
     find nothing while something is due."""
+    claim_one: str | None
+    """the same but limit -> the same with one row."""
+    take_next: str | None
+    """limit, promoted, client, op, number, puts -> deletes the next rows and notes the call in one statement,
+    and returns the rows. ``None``: this server cannot."""
+    take_one: str | None
+    """the same but limit -> the same with one row."""
     lock_next: str
     """limit, promoted -> locks and returns the next rows that no other transaction has locked."""
     lock_by_id: str
@@ -157,8 +187,12 @@ class RecordStatements(NamedTuple):
     """id, fence, state, frees, seconds, tells, reason -> ends a claim: puts the row in that state, which ends
     so many seconds from now; ``frees`` says whether its key ceases to be active, ``tells`` whether it gets
     that reason or keeps its own."""
+    settle_many: str
+    """ids, fence and the others of ``settle`` -> the same with the claims of these rows with that fence."""
     delete_claim: str
     """id, fence -> ends a claim and deletes the row."""
+    delete_claims: str
+    """ids, fence -> the same with the claims of these rows with that fence."""
     select_fences: str
     """ids -> id, state, and fence of these rows: that of the claim that is active, or was settled last."""
     draw_id: tuple[str, ...]
@@ -192,9 +226,9 @@ class RecordStatements(NamedTuple):
     select_next: str
     """-> the next row."""
     select_page: str
-    """low, high, limit -> ready rows with ids above ``low`` up to ``high``, by id."""
+    """low, limit -> ready rows with ids above ``low``, by id."""
     scan_page: str
-    """low, high, states, limit -> state and row of the rows in these states, by id."""
+    """low, states, limit -> state and row of the rows in these states with ids above ``low``, by id."""
     last_id: str
     """-> the highest id, or null."""
     oldest: str
@@ -207,130 +241,37 @@ class RecordStatements(NamedTuple):
     """limit -> how many rows are ready, counted up to the limit."""
     counts: str
     """-> ready, claimed, delayed rows."""
+    room: str
+    """limit -> ready, claimed, delayed rows, and those that are due, each counted up to the limit; the sum
+    of credits and reservations, that of reservations, and the lowest bound under which there are some."""
     has_unfinished: str
     """-> whether a row is ready, claimed or delayed."""
     stats: str
     """-> ready, claimed, delayed, done, failed, dead rows, the age of the oldest ready one, puts, bytes."""
     token: str
     """-> what differs once a transaction was committed since, or something is due."""
-
-
-class Dialect(Protocol):
-    """What one kind of SQL says in its own way. A method takes and returns pieces of statements.
-
-    :ivar now: the server's time at the begin of the statement.
-    :ivar is_due_set: the condition for a row that has an end.
-    :ivar max_poll_interval: that of the stores: the seconds between two polls of a waiter, at the longest.
-    :ivar lock_creation: ``SharedStatements.lock_creation``.
-    :ivar unlock_creation: ``SharedStatements.unlock_creation``.
-    :ivar uptime: ``SharedStatements.uptime``.
-    :ivar unless_noted: the end of an insert of a note that leaves a note that is there.
-    :ivar unless_key: the end of an insert of a pair that may leave a pair of this key as it is.
-    :ivar replace_pair: the end of an insert of a pair that replaces the value and the end of the one there.
-    """
-
-    now: str
-    is_due_set: str
-    max_poll_interval: float
-    lock_creation: str
-    unlock_creation: str | None
-    uptime: str
-    unless_noted: str
-    unless_key: str
-    replace_pair: str
-
-    def table(self, schema: str | None, name: str) -> str:
-        """Return the name of a table."""
-
-    def later(self, seconds: str) -> str:
-        """Return the time so many seconds from now; null if ``seconds`` is."""
-
-    def ago(self, seconds: str) -> str:
-        """Return the time so many seconds before now; null if ``seconds`` is."""
-
-    def until(self, time: str) -> str:
-        """Return the seconds from now until a time, as a float."""
-
-    def epoch(self, time: str) -> str:
-        """Return a time as seconds since the epoch, as a float."""
-
-    def among(self, values: str, kind: str = "bigint") -> str:
-        """Return the condition's end for one of the values in that parameter: ``IN …``.
-
-        :param kind: the type of a value, as PostgreSQL names it.
-        """
-
-    def hexadecimal(self, data: bytes) -> str:
-        """Return a literal of these bytes."""
-
-    def lock_table(self, table: str) -> str | None:
-        """Return the statement that waits until no other transaction uses a table, and locks it.
-
-        ``None``: a transaction cannot do that.
-        """
-
-    def create_shared(
-        self, schema: str | None, collections: str, done: str, holders: str, dropped: str
-    ) -> tuple[str, ...]:
-        """Return ``SharedStatements.create``, of tables with these names."""
-
-    def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
-        """Return the statements that make the table of a queue."""
-
-    def create_pairs(self, table: str) -> tuple[str, ...]:
-        """Return the statements that make the table of a dict."""
-
-    def insert(self, table: str, unique: bool) -> str:
-        """Return ``RecordStatements.insert``."""
-
-    def insert_noted(self, insert: str, done: str) -> tuple[str, ...]:
-        """Return the statements that insert one row, and note the call: ``RecordStatements.insert_noted``.
-
-        :param insert: the statement that inserts the row.
-        :param done: the table of notes.
-        """
-
-    def insert_many(self, table: str) -> str | None:
-        """Return ``RecordStatements.insert_many``."""
-
-    def claim_next(self, table: str, row: str, order: str, may: str) -> str | None:
-        """Return ``RecordStatements.claim_next``."""
-
-    def draw_id(self, table: str) -> tuple[str, ...]:
-        """Return ``RecordStatements.draw_id``."""
-
-    def lock_shared(self, collections: str, number: int, store_id: bytes) -> str:
-        """Return ``PairStatements.lock_shared``.
-
-        :param collections: the table in which the collection is registered.
-        """
-
-    def lock_alone(self, collections: str, number: int, store_id: bytes) -> str:
-        """Return ``PairStatements.lock_alone``."""
-
-    def upsert_pairs(self, table: str) -> str | None:
-        """Return ``PairStatements.upsert_many``."""
-
-    def size(self, table: str) -> str:
-        """Return the bytes that a table occupies."""
-
-    def token(self, table: str) -> str:
-        """Return ``RecordStatements.token``."""
-
-    def messages(self) -> MessageDialect:
-        """Return what it says in its own way of messages."""
+    from_floor: dict[str, str]
+    """``look``, ``lock_next``, and those that claim or take at once, from a floor: floor_place, floor_id,
+    age, too -> the same, without the rows before the floor and without what was due so many seconds ago;
+    ``look`` tells of nothing that will be due."""
 
 
 def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
     """Return the statements on the shared tables."""
-    collections, done, holders, dropped = (
-        dialect.table(schema, f"pc_{name}") for name in ("collections", "done", "holders", "dropped")
+    collections, done, holders, dropped, granted = (
+        dialect.table(schema, f"pc_{name}")
+        for name in ("collections", "done", "holders", "dropped", "credits")
     )
     now = dialect.now
     settled = "WHERE client = %(client)s AND op < %(op)s"
+    wakes = dialect.wakes(schema)
     living = f"WHERE holder {dialect.among('holders')} AND beat IS NOT NULL"
+    of_session = "number = %(number)s AND client = %(client)s"
     return SharedStatements(
-        create=dialect.create_shared(schema, collections, done, holders, dropped),
+        create=(
+            *dialect.create_shared(schema, collections, done, holders, dropped, granted),
+            *(() if wakes is None else wakes.create),
+        ),
         lock_creation=dialect.lock_creation,
         unlock_creation=dialect.unlock_creation,
         find_collection=f"SELECT number, kind, serializer, version, store FROM {collections}"
@@ -343,11 +284,13 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         " (number, name, kind, serializer, version, store, created)"
         f" VALUES (%(number)s, %(name)s, %(kind)s, %(serializer)s, %(version)s, %(store)s, {now})",
         lock_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE",
+        lock_free_collection=f"SELECT 1 FROM {collections} WHERE number = %(number)s FOR UPDATE SKIP LOCKED",
         insert_done=f"INSERT INTO {done} (client, op, number, puts)"
         " VALUES (%(client)s, %(op)s, %(number)s, %(puts)s)",
         give_up=f"INSERT INTO {done} (client, op, number, puts)"
         f" VALUES (%(client)s, %(op)s, %(number)s, 0) {dialect.unless_noted}",
-        find_done=f"SELECT number, result FROM {done} WHERE client = %(client)s AND op = %(op)s",
+        # With a lock, so that it ends when the standbys have what it has found.
+        find_done=f"SELECT number, result FROM {done} WHERE client = %(client)s AND op = %(op)s FOR UPDATE",
         select_old_clients=f"SELECT DISTINCT client FROM {done} WHERE client < %(client)s ORDER BY client"
         " LIMIT %(limit)s",
         lock_done=f"SELECT number, puts FROM {done} {settled} FOR UPDATE",
@@ -368,6 +311,17 @@ def shared_statements(dialect: Dialect, schema: str | None) -> SharedStatements:
         select_dropped=f"SELECT number, name, kind FROM {dropped} WHERE kind <> '' ORDER BY number",
         finish_dropped=f"UPDATE {dropped} SET kind = '' WHERE number = %(number)s",
         delete_dropped=f"DELETE FROM {dropped} WHERE number < %(number)s AND kind = ''",
+        grant_credits=dialect.grant_credits(granted),
+        use_credits=f"UPDATE {granted} SET credits = credits - %(credits)s WHERE {of_session}"
+        " AND credits >= %(credits)s AND capacity <= %(capacity)s",
+        return_credits=f"UPDATE {granted} SET credits = credits + %(credits)s WHERE {of_session}",
+        select_credits=f"SELECT client FROM {granted} WHERE number = %(number)s AND client >= 0",
+        lock_free_credits=f"SELECT client FROM {granted} WHERE number = %(number)s FOR UPDATE SKIP LOCKED",
+        # Of one row each: to delete several, MySQL may read and lock others, too, be it that after the last.
+        revoke_credits=f"DELETE FROM {granted} WHERE {of_session}",
+        take_reservation=f"{dialect.despite_snapshot}DELETE FROM {granted} WHERE {of_session}",
+        has_reservation=f"SELECT 1 FROM {granted} WHERE {of_session}",
+        delete_credits=f"DELETE FROM {granted} WHERE number = %(number)s",
         clock=f"SELECT {dialect.epoch(now)}",
         uptime=dialect.uptime,
     )
@@ -378,26 +332,36 @@ def record_statements(
 ) -> RecordStatements:
     """Return the statements of the queue with this number."""
     table = dialect.table(schema, f"pc_{number}")
-    holders, done, collections = (
-        dialect.table(schema, f"pc_{name}") for name in ("holders", "done", "collections")
+    holders, done, collections, granted = (
+        dialect.table(schema, f"pc_{name}") for name in ("holders", "done", "collections", "credits")
     )
     direction, beyond = ("DESC", "<") if discipline.newest_first else ("ASC", ">")
     order = f"place, id {direction}" if discipline.by_priority else f"id {direction}"
     row = f"id, place, attempts, {dialect.epoch('created')}, mark, crc, payload, reason"
     of_ids = f"id {dialect.among('ids')}"
+    by_id = f"{table} {dialect.hint('PRIMARY')}"
     is_due_set, now = dialect.is_due_set, dialect.now
     lock = "FOR UPDATE SKIP LOCKED"
     free = "due = NULL, holder = NULL, fence = NULL"
     # The sum keeps MySQL from the index of the states. There a caller's transaction at REPEATABLE READ would
     # lock the gap into which others claim.
-    is_claim = (
-        f"id = %(id)s AND state + 0 = {_CLAIMED} AND fence = %(fence)s AND (due IS NULL OR due > {now})"
+    is_claim = f"state + 0 = {_CLAIMED} AND fence = %(fence)s AND (due IS NULL OR due > {now})"
+    settle = (
+        f"UPDATE {by_id} SET dedup = CASE WHEN %(frees)s THEN NULL ELSE dedup END, state = %(state)s,"
+        f" due = {dialect.later('seconds')}, holder = NULL,"
+        " reason = CASE WHEN %(tells)s THEN %(reason)s ELSE reason END"
     )
     is_held = f"state = {_CLAIMED} AND holder IS NOT NULL"
     is_delayed = f"state = {_DELAYED} AND {is_due_set}"
     next_due = f"SELECT due FROM {table} WHERE {is_due_set} ORDER BY due LIMIT 1"
     # A claim that would overlook what is due finds nothing, and its caller does what is due first.
     may = f"(%(promoted)s OR (({next_due}) <= {now}) IS NOT TRUE)"
+    ready = f"{table} WHERE state = {_READY}"
+    index, floor = "by_state", "id >= %(floor_id)s"
+    if discipline.by_priority:
+        index, floor = "by_place", dialect.at_floor
+    at_floor = f"{table} {dialect.hint(index)} WHERE state = {_READY} AND {floor}"
+    newly_due = newly_due_of(dialect, table)
     # Of an update MySQL computes each value from the columns that it has changed already, from left to right.
     exhausted = f"state = {_CLAIMED} AND attempts >= %(most)s"
     # Not EXISTS: PostgreSQL removes ORDER BY and LIMIT there, and then trusts its statistics.
@@ -412,31 +376,67 @@ def record_statements(
     def number_of(condition: str) -> str:
         return f"(SELECT count(*) FROM {table} WHERE {condition})"
 
+    def up_to_limit(condition: str, order: str, among: str = "") -> str:
+        return (
+            f"(SELECT count(*) FROM (SELECT id, state FROM {table} WHERE {condition} ORDER BY {order}"
+            f" LIMIT %(limit)s) AS counted{among})"
+        )
+
+    def of_credits(value: str, condition: str = "") -> str:
+        return f"(SELECT {value} FROM {granted} WHERE number = {number}{condition})"
+
+    is_ready = f"state = {_READY}"
+
+    def look(which: str, due: str) -> str:
+        is_any = f"(SELECT id FROM {which} ORDER BY {order} LIMIT 1) IS NOT NULL"
+        return f"SELECT {is_any}, (SELECT {dialect.until('head.due')} FROM ({due}) AS head)"
+
+    def lock_next(which: str, may: str) -> str:
+        return f"SELECT {row} FROM {which} AND {may} ORDER BY {order} LIMIT %(limit)s {lock}"
+
+    def at_once(which: str, may: str) -> dict[str, str | None]:
+        return {
+            "claim_next": dialect.claim_next(table, row, which, order, may, False),
+            "claim_one": dialect.claim_next(table, row, which, order, may, True),
+            "take_next": dialect.take_next(table, row, which, order, may, done, False),
+            "take_one": dialect.take_next(table, row, which, order, may, done, True),
+        }
+
+    from_floor = {}
+    if not discipline.newest_first:  # what is put there takes the place of what is not there any more
+        may_newly = f"(%(promoted)s OR ({newly_due}) IS NULL)"
+        from_floor = {"look": look(at_floor, newly_due), "lock_next": lock_next(at_floor, may_newly)}
+        from_floor |= {name: text for name, text in at_once(at_floor, may_newly).items() if text is not None}
+    full = at_once(ready, may)
+
     return RecordStatements(
         create=dialect.create_records(table, discipline),
         insert=dialect.insert(table, discipline.unique),
         insert_noted=dialect.insert_noted(dialect.insert(table, False), done),
+        insert_by_credit=dialect.insert_by_credit(table, done, granted),
         insert_many=None if discipline.unique else dialect.insert_many(table),
-        look=f"SELECT {is_any_ready}, (SELECT {dialect.until('head.due')} FROM ({next_due}) AS head)",
-        claim_next=dialect.claim_next(table, row, order, may),
-        lock_next=f"SELECT {row} FROM {table} WHERE state = {_READY} AND {may} ORDER BY {order}"
-        f" LIMIT %(limit)s {lock}",
+        look=look(ready, next_due),
+        claim_next=full["claim_next"],
+        claim_one=full["claim_one"],
+        take_next=full["take_next"],
+        take_one=full["take_one"],
+        lock_next=lock_next(ready, may),
         lock_by_id=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id = %(id)s AND {may} {lock}",
         lock_after=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id {beyond} %(id)s AND {may}"
         f" ORDER BY id {direction} LIMIT 1 {lock}",
-        claim=f"UPDATE {table} SET state = {_CLAIMED}, holder = %(holder)s, fence = %(fence)s,"
+        claim=f"UPDATE {by_id} SET state = {_CLAIMED}, holder = %(holder)s, fence = %(fence)s,"
         f" due = {dialect.later('lease')}, attempts = attempts + 1 WHERE {of_ids}",
-        unclaim=f"UPDATE {table} SET state = {_READY}, attempts = attempts - 1, {free}"
+        unclaim=f"UPDATE {by_id} SET state = {_READY}, attempts = attempts - 1, {free}"
         f" WHERE {of_ids} AND fence = %(fence)s",
         release_fence=f"UPDATE {table} SET state = {_READY}, attempts = attempts - 1, {free}"
         f" WHERE holder = %(holder)s AND fence = %(fence)s",
-        finish_ready=f"UPDATE {table} SET state = %(state)s, attempts = attempts + 1, dedup = NULL"
+        finish_ready=f"UPDATE {by_id} SET state = %(state)s, attempts = attempts + 1, dedup = NULL"
         f" WHERE {of_ids}",
-        delete=f"DELETE FROM {table} WHERE {of_ids}",
-        settle=f"UPDATE {table} SET dedup = CASE WHEN %(frees)s THEN NULL ELSE dedup END, state = %(state)s,"
-        f" due = {dialect.later('seconds')}, holder = NULL,"
-        f" reason = CASE WHEN %(tells)s THEN %(reason)s ELSE reason END WHERE {is_claim}",
-        delete_claim=f"DELETE FROM {table} WHERE {is_claim}",
+        delete=dialect.delete_several(table, of_ids, "mark"),
+        settle=f"{settle} WHERE id = %(id)s AND {is_claim}",
+        settle_many=f"{settle} WHERE {of_ids} AND {is_claim}",
+        delete_claim=f"DELETE FROM {table} WHERE id = %(id)s AND {is_claim}",
+        delete_claims=dialect.delete_several(table, f"{of_ids} AND {is_claim}", "mark"),
         select_fences=f"SELECT id, state, fence FROM {table} WHERE {of_ids}",
         draw_id=dialect.draw_id(table),
         renumber=f"UPDATE {table} SET id = %(new)s WHERE id = %(id)s",
@@ -446,7 +446,7 @@ def record_statements(
         lock_ownerless=f"SELECT id FROM {table} WHERE holder IS NOT NULL"
         f" AND NOT EXISTS (SELECT 1 FROM {holders} AS h WHERE h.holder = {table}.holder)"
         f" ORDER BY holder, id LIMIT %(limit)s {lock}",
-        come_back=f"UPDATE {table} SET reason = CASE WHEN state <> {_CLAIMED} THEN reason"
+        come_back=f"UPDATE {by_id} SET reason = CASE WHEN state <> {_CLAIMED} THEN reason"
         f" WHEN due <= {now} THEN {dialect.hexadecimal(LEASE_RAN_OUT.encode())} ELSE %(reason)s END,"
         f" dedup = CASE WHEN {exhausted} THEN NULL ELSE dedup END,"
         f" state = CASE WHEN {exhausted} THEN {_DEAD} ELSE {_READY} END, {free} WHERE {of_ids}",
@@ -457,22 +457,35 @@ def record_statements(
         lock_aside=f"{aside} WHERE state = %(state)s AND id > %(low)s ORDER BY state, id"
         f" LIMIT %(limit)s {lock}",
         lock_aside_by_id=f"{aside} WHERE id = %(id)s AND state IN ({_FAILED}, {_DEAD}) FOR UPDATE",
-        requeue=f"UPDATE {table} SET state = {_READY}, attempts = 0, dedup = item_key WHERE {of_ids}",
+        requeue=f"UPDATE {by_id} SET state = {_READY}, attempts = 0, dedup = item_key WHERE {of_ids}",
         update=f"UPDATE {table} SET dedup = %(key)s, item_key = %(key)s, mark = %(mark)s, crc = %(crc)s,"
         f" payload = %(payload)s WHERE id = %(id)s AND state IN ({_READY}, {_CLAIMED}, {_DELAYED})",
         select_next=f"SELECT {row} FROM {table} WHERE state = {_READY} ORDER BY {order} LIMIT 1",
-        select_page=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id > %(low)s AND id <= %(high)s"
+        select_page=f"SELECT {row} FROM {table} WHERE state = {_READY} AND id > %(low)s"
         " ORDER BY id LIMIT %(limit)s",
-        scan_page=f"SELECT state, {row} FROM {table} WHERE id > %(low)s AND id <= %(high)s"
+        scan_page=f"SELECT state, {row} FROM {table} WHERE id > %(low)s"
         f" AND state {dialect.among('states')} ORDER BY id LIMIT %(limit)s",
         last_id=f"SELECT max(id) FROM {table}",
         oldest=f"SELECT id FROM {table} WHERE state = %(state)s ORDER BY id DESC LIMIT 1 OFFSET %(keep)s",
         lock_oldest=f"SELECT id FROM {table} WHERE state = %(state)s AND id <= %(id)s ORDER BY state, id"
         f" LIMIT %(limit)s {lock}",
         has_key=f"SELECT EXISTS (SELECT 1 FROM {table} WHERE dedup = %(key)s)",
-        count_ready=f"SELECT count(*) FROM (SELECT id FROM {table} WHERE state = {_READY}"
-        f" ORDER BY {order} LIMIT %(limit)s) AS ready",
+        count_ready=f"SELECT {up_to_limit(is_ready, order)}",
         counts=f"SELECT {number_of(f'state = {_READY}')}, {number_of(is_held)}, {number_of(is_delayed)}",
+        room="SELECT "
+        + ", ".join(
+            (
+                up_to_limit(is_ready, order),
+                up_to_limit("holder IS NOT NULL", "holder"),
+                # No index has delayed rows alone. If the limit cuts some off, these and the claimed ones
+                # together reach it.
+                up_to_limit(is_due_set, "due", f" WHERE state = {_DELAYED}"),
+                up_to_limit(f"{is_due_set} AND due <= {now}", "due"),
+                of_credits("coalesce(sum(credits), 0)"),
+                of_credits("coalesce(sum(credits), 0)", " AND client < 0"),
+                of_credits("min(capacity)", " AND credits > 0"),
+            )
+        ),
         has_unfinished=f"SELECT {is_any_ready} OR {is_any_held} OR ({next_due}) IS NOT NULL",
         stats="SELECT "
         + ", ".join(
@@ -488,4 +501,13 @@ def record_statements(
         f", (SELECT puts FROM {collections} WHERE number = {number})"
         f" + (SELECT coalesce(sum(puts), 0) FROM {done} WHERE number = {number}), {dialect.size(table)}",
         token=dialect.token(table),
+        from_floor=from_floor,
+    )
+
+
+def newly_due_of(dialect: Dialect, table: str) -> str:
+    """Return the query of the first end that was later than so many seconds ago and is past."""
+    return (
+        f"SELECT due FROM {table} WHERE due > {dialect.ago('age')} AND due <= {dialect.now}"
+        " ORDER BY due LIMIT 1"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from persistcoll.errors import BackendUnavailableError, StorageError
-from persistcoll.servers.driver import ConnectionLostError, NotCommittedError
+from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
+from persistcoll.servers.driver import ConnectionLostError, NotCommittedError, TryAgainError
 
 if TYPE_CHECKING:
     from persistcoll.servers.sessions import OwnSession, Server, Session
@@ -32,14 +32,22 @@ class Transaction:
     ) -> None:
         """Begin, as :meth:`~persistcoll.servers.driver.Connection.begin` does."""
         self._session = self._server.acquire(deadline)
+        # Another node may not have yet what this one commits after the connection is lost. There only the
+        # question for a note keeps the commit from coming after all.
+        self._is_noted = self._is_noted or self._session.connection.is_cluster
         self._session.connection.begin(sync, lock_timeout, idles)
 
     def run(self, work: Callable[[Session], T], number: int, puts: Callable[[T], int] | None) -> T:
-        """Return what ``work`` returns, and note the call in the collection of this number."""
-        assert self._session is not None
-        value = work(self._session)
-        if self._is_noted:
-            self._session.note(self._server.sql, number, 0 if puts is None else puts(value))
+        """Return what ``work`` returns, and note the call in the collection of this number.
+
+        ``work`` may have done that by a statement of its own.
+        """
+        session = self._session
+        assert session is not None
+        last = session.op
+        value = work(session)
+        if self._is_noted and session.op == last:
+            session.note(self._server.sql, number, 0 if puts is None else puts(value))
         return value
 
     def flush(self) -> None:
@@ -56,16 +64,27 @@ class Transaction:
         """
         server, session = self._server, self._session
         assert session is not None
+        call = session.client, session.op
         try:
             self._send_commit(session)
         except ConnectionLostError as error:
             self._session = None
             server._lost(session)
-            if not self._is_noted:
+            if not self._is_noted or isinstance(error, NotCommittedError):
                 raise
-            noted = server._find_note(session.client, session.op)
+            noted = server._find_note(*call)
             if noted is None:
                 raise NotCommittedError(str(error)) from error
+            return noted
+        except TryAgainError as error:
+            # A node that is cut off while another one's transaction ends this one says the same. Then the
+            # others may have committed it.
+            if not session.connection.is_cluster:
+                raise
+            self.roll_back(error)
+            noted = server._find_note(*call)
+            if noted is None:
+                raise
             return noted
         self._session = None
         server._finish(session, self._is_noted)
@@ -85,20 +104,30 @@ class Transaction:
 
 
 class Insertion(Transaction):
-    """Statements that insert one row and note it, and that are a transaction of their own."""
+    """Statements that insert one row and note it, and that are a transaction of their own.
 
-    def __init__(self, server: Server) -> None:
+    :param by_credit: whether they take a credit of the session, and do nothing if it has none.
+    """
+
+    def __init__(self, server: Server, by_credit: bool) -> None:
         super().__init__(server, True)
+        self._by_credit = by_credit
 
     def insert(
         self, texts: Sequence[str], parameters: Mapping[str, Any], number: int, deadline: float | None
     ) -> int:
-        """Run the statements, and return the id of the row."""
+        """Run the statements, and return the id of the row, or 0 if the session has no credit."""
         self._session = session = self._server.acquire(deadline)
-        session.op += 1
-        call = {"client": session.client, "op": session.op, "number": number, "puts": 1}
-        sent = [session.defer(text, **parameters, **call) for text in texts]
-        return self.commit() or next(each.id for each in sent if each.id)
+        if self._by_credit and not session.expects_credits(number, 1):
+            self._session = None
+            self._server.release(session)
+            return 0
+        parameters = {**parameters, **session.call(number, 1)}
+        sent = [session.defer(text, **parameters) for text in texts]
+        id = self.commit() or next((each.id for each in sent if each.id), 0)
+        if not id:
+            session.credits.pop(number, None)  # another session has revoked them
+        return id
 
     def _send_commit(self, session: OwnSession) -> None:
         session.flush()
@@ -118,6 +147,7 @@ class OpenTransaction(Transaction):
         """Commit the transaction.
 
         :raise BackendUnavailableError: the connection is lost, so nothing of the transaction happened.
+        :raise LockedError: another transaction came first, so nothing of this one happened.
         :raise StorageError: it belongs to the process from which this one was forked; or the outcome is
             unknown, which the message says.
         """
@@ -132,6 +162,11 @@ class OpenTransaction(Transaction):
             raise BackendUnavailableError(
                 f"the connection to {address} was lost before the commit, so nothing of the transaction"
                 f" happened: {error}"
+            ) from error
+        except TryAgainError as error:
+            self.roll_back(error)
+            raise LockedError(
+                f"another transaction in {address} came first, so nothing of this one happened: {error}"
             ) from error
 
     def roll_back(self, error: BaseException) -> None:

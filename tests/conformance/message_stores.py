@@ -20,6 +20,7 @@ from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.engine.records import Durability
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.testing import Capabilities
+from tests.clusters.pooler import PooledPlace
 from tests.conformance.record_stores import copy_database
 from tests.conformance.server_message_stores import ServerMessageStores
 from tests.crash.messages import opened
@@ -129,7 +130,10 @@ MESSAGE_STORES: dict[str, Callable[[Path], Any]] = {
     "postgresql": lambda directory: ServerMessageStores(POSTGRESQL, True),
     "postgresql-lossy": lambda directory: ServerMessageStores(POSTGRESQL, True, 0.002),
     "postgresql-own-clock": lambda directory: ServerMessageStores(POSTGRESQL, False),
+    "postgresql-pooled": lambda directory: ServerMessageStores(POSTGRESQL, True, place=PooledPlace()),
+    "postgresql-from-floor": lambda directory: ServerMessageStores(POSTGRESQL, True, starts_at_floor=True),
     "mysql": lambda directory: ServerMessageStores(MYSQL, True),
     "mysql-lossy": lambda directory: ServerMessageStores(MYSQL, True, 0.0005),
     "mysql-own-clock": lambda directory: ServerMessageStores(MYSQL, False),
+    "mysql-from-floor": lambda directory: ServerMessageStores(MYSQL, True, starts_at_floor=True),
 }

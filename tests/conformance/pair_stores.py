@@ -16,6 +16,7 @@ from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.sqlite.open import DatabaseLocation, open_pair_store
 from persistcoll.testing.harness import Capabilities
 from persistcoll.testing.laws.pair_store_harness import PairStoreFactory
+from tests.clusters.pooler import PooledPlace
 from tests.conformance.server_pair_stores import ServerPairStores
 
 __all__ = ["PAIR_STORES", "BufferedPairStores", "MemoryPairStores", "PairStores", "SQLitePairStores"]
@@ -141,6 +142,7 @@ PAIR_STORES: dict[str, Callable[[Path], PairStores]] = {
     "sqlite-memory": lambda directory: SQLiteMemoryPairStores(),
     "postgresql": lambda directory: ServerPairStores(POSTGRESQL, True),
     "postgresql-own-clock": lambda directory: ServerPairStores(POSTGRESQL, False),
+    "postgresql-pooled": lambda directory: ServerPairStores(POSTGRESQL, True, place=PooledPlace()),
     "mysql": lambda directory: ServerPairStores(MYSQL, True),
     "mysql-own-clock": lambda directory: ServerPairStores(MYSQL, False),
 }

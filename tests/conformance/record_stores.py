@@ -25,6 +25,7 @@ from persistcoll.sqlite.open import DatabaseLocation, open_record_store
 from persistcoll.sqlite.record_store import SQLiteRecordStore
 from persistcoll.sqlite.registry import DATABASES
 from persistcoll.testing import Capabilities, RecordStoreFactory
+from tests.clusters.pooler import PooledPlace
 from tests.conformance.server_record_stores import ServerRecordStores
 from tests.conformance.subprocess_record_stores import StoreProcess
 
@@ -267,7 +268,16 @@ RECORD_STORES: dict[str, Callable[[Path, StoreProcess], RecordStores]] = {
     "sqlite-memory": lambda directory, store_process: SQLiteMemoryRecordStores(),
     "postgresql": lambda directory, store_process: ServerRecordStores(POSTGRESQL, True),
     "postgresql-own-clock": lambda directory, store_process: ServerRecordStores(POSTGRESQL, False),
+    "postgresql-pooled": lambda directory, store_process: ServerRecordStores(
+        POSTGRESQL, True, place=PooledPlace()
+    ),
+    "postgresql-from-floor": lambda directory, store_process: ServerRecordStores(
+        POSTGRESQL, True, starts_at_floor=True
+    ),
     "mysql": lambda directory, store_process: ServerRecordStores(MYSQL, True),
     "mysql-own-clock": lambda directory, store_process: ServerRecordStores(MYSQL, False),
+    "mysql-from-floor": lambda directory, store_process: ServerRecordStores(
+        MYSQL, True, starts_at_floor=True
+    ),
 }
 """By the name in the tests' ids."""

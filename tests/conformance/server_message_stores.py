@@ -10,6 +10,7 @@ from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.servers.address import Address
 from persistcoll.servers.open import open_message_store
 from persistcoll.testing import Capabilities
+from tests.servers.floors import from_floor
 from tests.servers.losing import losing_connections
 from tests.servers.places import CallerConnection, Place
 from tests.servers.set_clock import SetClock
@@ -23,14 +24,24 @@ class ServerMessageStores:
     A copy of their tables stands for what a dead process leaves.
 
     :param sets_clock: the stores have a clock that the factory sets, in place of the server's.
+    :param starts_at_floor: every look begins at the last claim of its store.
     :param loss: the probability that a connection is lost before a statement, and that it is lost after one.
+    :param place: an empty one, which is closed with the stores; otherwise one is made.
     """
 
-    def __init__(self, kind: str, sets_clock: bool, loss: float = 0.0) -> None:
+    def __init__(
+        self,
+        kind: str,
+        sets_clock: bool,
+        loss: float = 0.0,
+        starts_at_floor: bool = False,
+        place: Place | None = None,
+    ) -> None:
         self.capabilities = Capabilities(joins=True, real_time=not sets_clock, law_second=0.04)
-        self.place = Place(kind)
+        self.place = Place(kind) if place is None else place
         self._clock = SetClock(self.place) if sets_clock else None
         self._loss = loss
+        self._starts_at_floor = starts_at_floor
         self._connections: list[CallerConnection] = []
 
     def open(self, name: str, policy: MessagePolicy) -> MessageStore:
@@ -45,9 +56,10 @@ class ServerMessageStores:
                 stack.enter_context(self._clock.used())
             if self._loss:
                 stack.enter_context(losing_connections(self._loss))
-            return open_message_store(
+            store = open_message_store(
                 address, name=name, policy=policy, serializer="raw", durability="process", schema=schema
             )
+        return from_floor(store, self._clock) if self._starts_at_floor else store
 
     def connect(self, name: str) -> CallerConnection:
         self._connections.append(CallerConnection(self.place))

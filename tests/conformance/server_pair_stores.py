@@ -21,11 +21,12 @@ class ServerPairStores:
     A copy of their tables stands for what a dead process leaves.
 
     :param sets_clock: the stores have a clock that the factory sets, in place of the server's.
+    :param place: an empty one, which is closed with the stores; otherwise one is made.
     """
 
-    def __init__(self, kind: str, sets_clock: bool) -> None:
+    def __init__(self, kind: str, sets_clock: bool, place: Place | None = None) -> None:
         self.capabilities = Capabilities(real_time=not sets_clock, law_second=0.04)
-        self.place = Place(kind)
+        self.place = Place(kind) if place is None else place
         self._clock = SetClock(self.place) if sets_clock else None
 
     def _now(self) -> float:

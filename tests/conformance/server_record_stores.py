@@ -10,6 +10,7 @@ from persistcoll.engine.records import ClaimPolicy, Discipline
 from persistcoll.servers.address import Address
 from persistcoll.servers.open import open_record_store
 from persistcoll.testing import Capabilities
+from tests.servers.floors import from_floor
 from tests.servers.places import CallerConnection, Place
 from tests.servers.set_clock import SetClock
 
@@ -25,12 +26,17 @@ class ServerRecordStores:
     A copy of their tables stands for what a dead process leaves.
 
     :param sets_clock: the stores have a clock that the factory sets, in place of the server's.
+    :param starts_at_floor: every look begins at the last claim of its store.
+    :param place: an empty one, which is closed with the stores; otherwise one is made.
     """
 
-    def __init__(self, kind: str, sets_clock: bool) -> None:
+    def __init__(
+        self, kind: str, sets_clock: bool, starts_at_floor: bool = False, place: Place | None = None
+    ) -> None:
         self.capabilities = Capabilities(joins=True, real_time=not sets_clock, law_second=0.04)
-        self.place = Place(kind)
+        self.place = Place(kind) if place is None else place
         self._clock = SetClock(self.place) if sets_clock else None
+        self._starts_at_floor = starts_at_floor
         self._connections: list[CallerConnection] = []
 
     def open(self, name: str, discipline: Discipline, retry: ClaimPolicy) -> RecordStore:
@@ -43,7 +49,7 @@ class ServerRecordStores:
         self, address: Address, schema: str | None, name: str, discipline: Discipline, retry: ClaimPolicy
     ) -> RecordStore:
         with nullcontext() if self._clock is None else self._clock.used():
-            return open_record_store(
+            store = open_record_store(
                 address,
                 name=name,
                 kind=discipline.name,
@@ -54,6 +60,7 @@ class ServerRecordStores:
                 schema=schema,
                 patience=_PATIENCE,
             )
+        return from_floor(store, self._clock) if self._starts_at_floor else store
 
     def connect(self, name: str) -> CallerConnection:
         self._connections.append(CallerConnection(self.place))

@@ -71,11 +71,11 @@ def test_a_waiter_is_woken_by_what_another_process_puts(state):
     waiter, other = opened(state), opened(state)
     finish = waiting(lambda: waiter.get(pair, True, 20))
     until(lambda: waiter.core.not_empty.listeners)
-    other.put(b"1", False, None)
+    id = other.put(b"1", False, None)
     assert finish() == b"1"
     finish = waiting(waiter.join)
     until(lambda: waiter.core.all_done.listeners)
-    waiter.core.store.ack([1])
+    waiter.core.store.ack([id])
     finish()
 
 

@@ -5,6 +5,7 @@ They note what they begin and what has happened, and are killed in between.
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from persistcoll.servers.address import Address
 from persistcoll.testing.children import run_threads
 from tests.concurrency.message_workers import Notes
 
-__all__ = ["PATIENCE", "THREADS", "Account", "book", "opened", "put", "work"]
+__all__ = ["PATIENCE", "THREADS", "Account", "book", "opened", "put", "recovery_times", "work"]
 
 PATIENCE = 1.5  # seconds
 THREADS = 2
@@ -48,34 +49,51 @@ def opened(kind: str, where: dict[str, Any]) -> Any:
     )
 
 
-def put(kind: str, where: dict[str, Any], notes: str, first: int, last: int, seed: int) -> None:
-    """Put these numbers, the first one first, alone or several at once."""
+def put(
+    kind: str,
+    where: dict[str, Any],
+    notes: str,
+    seed: int,
+    stop: Any,
+    pace: float,
+    first: int,
+    last: int,
+) -> None:
+    """Put these numbers, the first one first, alone or several at once, until the mark is set."""
     rng, number = random.Random(seed), first
     written = Notes(f"{notes}/put-{os.getpid()}")
     with opened(kind, where) as queue:
-        while number <= last:
+        while number <= last and not stop.is_set():
             numbers = list(range(number, min(last, number + rng.choice((0, 0, 0, 1, 5))) + 1))
             written.add("asked", numbers)
             ids = [queue.put(number)] if len(numbers) == 1 else queue.put_many(numbers)
             written.add("put", numbers, ids)
             number = numbers[-1] + 1
+            threading.Event().wait(pace)
     written.close()
 
 
-def book(kind: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> None:
-    """Book what is got in a table, in the transaction that gets it, until the event is set."""
+def book(
+    kind: str, where: dict[str, Any], notes: str, seed: int, end: Any, pace: float, **driver_options: Any
+) -> None:
+    """Book what is got in a table, in the transaction that gets it, until the mark is set.
+
+    :param driver_options: of the connections that have these transactions.
+    """
+    address = Address.parse(where["url"])
+    place = SimpleNamespace(kind=address.kind, address=address, driver_options=driver_options)
     with opened(kind, where) as queue:
-        run_threads(*[partial(_book, queue, Address.parse(where["url"]), end)] * THREADS, timeout=600)
+        run_threads(*[partial(_book, queue, place, end)] * THREADS, timeout=600)
 
 
-def _book(queue: Any, address: Address, end: Any) -> None:
+def _book(queue: Any, place: Any, end: Any) -> None:
     from tests.servers.places import CallerConnection  # It imports pytest, which takes a while.
 
     caller = None
     while not end.is_set():
         try:
             if caller is None:
-                caller = CallerConnection(SimpleNamespace(kind=address.kind, address=address))
+                caller = CallerConnection(place)
             connection = caller.connection
             with queue.receive(block=False, connection=connection) as number, connection.cursor() as cursor:
                 cursor.execute(f"INSERT INTO booked VALUES ({number})")
@@ -90,11 +108,13 @@ def _book(queue: Any, address: Address, end: Any) -> None:
         caller.close()
 
 
-def work(kind: str, where: dict[str, Any], notes: str, seed: int, end: Any) -> None:
-    """Work with several threads on one object until the event is set."""
+def work(kind: str, where: dict[str, Any], notes: str, seed: int, end: Any, pace: float) -> None:
+    """Work with several threads on one object until the mark is set."""
     with opened(kind, where) as queue:
         threads = [
-            _Worker(queue, f"{notes}/work-{os.getpid()}-{number}", random.Random(f"{seed} {number}"), end)
+            _Worker(
+                queue, f"{notes}/work-{os.getpid()}-{number}", random.Random(f"{seed} {number}"), end, pace
+            )
             for number in range(THREADS)
         ]
         run_threads(*(thread.run for thread in threads), timeout=600)
@@ -165,11 +185,11 @@ def _number(item: Any) -> Any:
 
 
 class _Worker:
-    def __init__(self, queue: Any, notes: str, rng: random.Random, end: Any) -> None:
+    def __init__(self, queue: Any, notes: str, rng: random.Random, end: Any, pace: float) -> None:
         self.queue = queue
         self.notes = Notes(notes)
         self.rng = rng
-        self.end = end
+        self.end, self.pace = end, pace
 
     def run(self) -> None:
         while not self.end.is_set():
@@ -187,6 +207,7 @@ class _Worker:
             else:
                 for item, number in zip(got, numbers, strict=True):
                     self.settle(*self.chosen(number, item))
+            threading.Event().wait(self.pace)
         self.notes.close()
 
     def chosen(self, number: int, item: Any) -> tuple[str, list[int], Any, Any]:
@@ -213,6 +234,17 @@ class _Worker:
             else:
                 self.notes.add(name, numbers)
             return
+
+
+def recovery_times(notes: Path, failures: list[float]) -> list[float]:
+    """Return the seconds from each failure to the first thing that was put or settled after it, if any was.
+
+    :param failures: by ``time.monotonic``.
+    """
+    lines = [json.loads(line) for path in notes.iterdir() for line in path.read_text().splitlines()]
+    successes = sorted(line[-1] for line in lines if line[0] in ("put", "acked", "nacked", "failed"))
+    following = [successes[bisect.bisect(successes, failed) :] for failed in failures]
+    return [times[0] - failed for times, failed in zip(following, failures, strict=True) if times]
 
 
 class Account:

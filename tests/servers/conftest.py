@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from persistcoll.engine.records import FIFO, ClaimPolicy, Discipline
+from persistcoll.servers.mysql import connection as mysql
 from persistcoll.servers.open import open_record_store
+from persistcoll.servers.postgres import connection as postgres
 from persistcoll.servers.record_store import ServerRecordStore
-from tests.servers.places import KINDS, Place
+from tests.servers.places import KINDS, CallerConnection, Place
+from tests.servers.proxy import Proxy
 
 
 @pytest.fixture(params=KINDS)
@@ -18,6 +21,27 @@ def place(request) -> Iterator[Place]:
     place = Place(request.param)
     yield place
     place.close()
+
+
+@pytest.fixture
+def caller(place) -> Iterator[CallerConnection]:
+    """Connect to the place as a program does."""
+    with CallerConnection(place) as caller:
+        yield caller
+
+
+@pytest.fixture
+def trips(monkeypatch) -> list[list[str]]:
+    """Return a list of the trips of own connections to the servers, each of them its statements."""
+    made: list[list[str]] = []
+    for kind in (mysql._OwnConnection, postgres._OwnConnection):
+
+        def send(self, steps, original=kind._send):
+            made.append([step.text for step in steps])
+            return original(self, steps)
+
+        monkeypatch.setattr(kind, "_send", send)
+    return made
 
 
 @pytest.fixture
@@ -57,3 +81,16 @@ def opened(place) -> Iterator[Callable[..., ServerRecordStore]]:
     yield open_store
     for store in stores:
         store.close()
+
+
+@pytest.fixture
+def proxy(place) -> Iterator[Proxy]:
+    proxy = Proxy(place.address)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def far(place, proxy) -> dict[str, Any]:
+    """Name the place by way of the proxy."""
+    return {**place.where, "url": proxy.address.shown}

@@ -17,8 +17,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -27,7 +29,16 @@ from persistcoll.servers.address import MYSQL, POSTGRESQL, Address
 from persistcoll.servers.driver import ConnectionLostError
 from persistcoll.servers.sessions import driver_of
 
-__all__ = ["OwnServer", "lacking_programs", "lend"]
+__all__ = [
+    "OwnServer",
+    "free_port",
+    "lacking_programs",
+    "lend",
+    "lend_by",
+    "lend_until_its_end",
+    "program_of",
+    "user_for",
+]
 
 _SECONDS = 60.0  # far more than a start lasts
 _PATH = os.pathsep.join(
@@ -44,29 +55,47 @@ _USERS = {POSTGRESQL: ("postgres", "nobody"), MYSQL: ("mysql", "nobody")}
 
 def lacking_programs(kind: str) -> list[str]:
     """Return which programs of this kind of server are missing on this machine."""
-    return [name for name in _PROGRAMS[kind] if _program(name) is None]
+    return [name for name in _PROGRAMS[kind] if program_of(name) is None]
 
 
-def _program(name: str) -> str | None:
+def program_of(name: str) -> str | None:
+    """Return the path of a server's program, which may lie where a user's PATH does not lead."""
     return shutil.which(name, path=_PATH)
 
 
 def lend(kind: str) -> Address:
-    """Start a server that stops by itself when this process has ended, and return its address.
+    """Start a server that stops by itself when this process has ended, and return its address."""
+    return lend_by("tests.servers.own_server", kind)
+
+
+def lend_by(module: str, *arguments: str, password: str | None = None) -> Address:
+    """Start a server by a module that calls :func:`lend_until_its_end`, and return its address.
 
     It is no child of this process, which may fork, and whose tests look for children that were forgotten.
+
+    :param password: for the module, in the variable ``PGPASSWORD``.
     """
-    command = [sys.executable, "-m", "tests.servers.own_server", kind, str(os.getpid())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith(kind), done.stdout + done.stderr
-    return Address.parse(done.stdout.strip())
+    command = [sys.executable, "-m", module, *arguments, str(os.getpid())]
+    known = {} if password is None else {"PGPASSWORD": password}
+    done = subprocess.run(command, env={**os.environ, **known}, capture_output=True, text=True, check=False)
+    assert "://" in done.stdout, done.stdout + done.stderr
+    return replace(Address.parse(done.stdout.strip()), password=password)
 
 
-def _lend_until_its_end(kind: str, pid: int) -> None:
+class Lent(Protocol):
+    """What is lent."""
+
+    address: Address
+
+    def close(self) -> None: ...
+
+
+def lend_until_its_end(make: Callable[[], Lent], pid: int) -> None:
+    """Make a server, write its address to the standard output, and close it when that process has ended."""
     process = os.pidfd_open(pid)
     if os.fork():
         return  # The server is a child of nobody, therefore.
-    server = OwnServer(kind)
+    server = make()
     try:
         print(server.address.shown, flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -81,30 +110,37 @@ class OwnServer:
 
     :param options: of the server: ``("max-allowed-packet=1M",)``.
     :param directory: an empty one that is used in place of a new one.
+    :param port: one that is used in place of any free one.
     :ivar address: a superuser's.
     """
 
-    def __init__(self, kind: str, *options: str, directory: str | None = None) -> None:
+    def __init__(
+        self, kind: str, *options: str, directory: str | None = None, port: int | None = None
+    ) -> None:
         if lacking := lacking_programs(kind):
             pytest.skip("needs " + ", ".join(lacking))
         self.kind = kind
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self._user = _user_for(kind)
+        self._user = user_for(kind)
         self._made = None if directory is not None else tempfile.mkdtemp(prefix="server_")
         self._directory = Path(directory or self._made or "")
-        port = _free_port()
+        port = free_port() if port is None else port
         user = "root" if kind == MYSQL else "postgres"
         self.address = Address(kind, (("127.0.0.1", port),), user, None, "test")
         try:
             if self._user is not None:
                 shutil.chown(self._directory, self._user, pwd.getpwnam(self._user).pw_gid)
-            self._initialize()
-            self.start()
-            self.run("CREATE DATABASE test", "mysql" if kind == MYSQL else "postgres")
+            self._make()
         except BaseException:
             self.close()
             raise
+
+    def _make(self) -> None:
+        """Make its data and its database, and start it."""
+        self._initialize()
+        self.start()
+        self.run("CREATE DATABASE test", "mysql" if self.kind == MYSQL else "postgres")
 
     @property
     def data(self) -> Path:
@@ -116,7 +152,7 @@ class OwnServer:
 
         :param options: for this start alone.
         """
-        program = _program(_PROGRAMS[self.kind][1])
+        program = program_of(_PROGRAMS[self.kind][1])
         assert program is not None
         ((_, port),) = self.address.hosts
         here = self._directory
@@ -198,14 +234,21 @@ class OwnServer:
 
     def close(self) -> None:
         """Stop it, and remove its directory."""
-        if self._process is None and self.kind == POSTGRESQL and (self.data / "postmaster.pid").exists():
-            self.start()  # Only a stop in order removes its shared memory.
+        if self._process is None and self.kind == POSTGRESQL:
+            self._remove_shared_memory()
         self.stop()
         if self._made is not None:
             shutil.rmtree(self._made)
 
+    def _remove_shared_memory(self) -> None:
+        """Remove what a killed server leaves until it starts again."""
+        lock = self.data / "postmaster.pid"
+        if lock.exists():
+            key_and_id = lock.read_text().splitlines()[6]
+            subprocess.run(["ipcrm", "-m", key_and_id.split()[1]], check=True)
+
     def _initialize(self) -> None:
-        program = _program(_PROGRAMS[self.kind][0])
+        program = program_of(_PROGRAMS[self.kind][0])
         assert program is not None
         if self.kind == MYSQL:
             command = [
@@ -217,13 +260,16 @@ class OwnServer:
                 program, f"--pgdata={self.data}", "--username=postgres", "--auth=trust", "--encoding=UTF8",
                 "--no-locale", "--no-sync",
             ]  # fmt: skip
+        self._run_program(command)
+
+    def _run_program(self, command: list[str]) -> None:
         done = subprocess.run(
             command, cwd=self._directory, user=self._user, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _user_for(kind: str) -> str | None:
+def user_for(kind: str) -> str | None:
     """Return the user as whom to run the server; ``None``: as the present one."""
     if os.geteuid() != 0:
         return None
@@ -235,7 +281,8 @@ def _user_for(kind: str) -> str | None:
     pytest.skip(f"needs the user {' or '.join(_USERS[kind])}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that no program listens at now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -262,4 +309,4 @@ def _is_alive(pid: int) -> bool:
 
 
 if __name__ == "__main__":
-    _lend_until_its_end(sys.argv[1], int(sys.argv[2]))
+    lend_until_its_end(lambda: OwnServer(sys.argv[1]), int(sys.argv[2]))

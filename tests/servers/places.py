@@ -34,8 +34,9 @@ _URLS = {
     POSTGRESQL: ("PERSISTCOLL_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/test"),
     MYSQL: ("PERSISTCOLL_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test"),
 }
-_SHARED = ("pc_collections", "pc_done", "pc_holders")
-_WITHOUT_IDS = (*_SHARED, "pc_keys", "pc_groups", "pc_topics")
+_SHARED = ("pc_collections", "pc_done", "pc_holders", "pc_credits")
+_OTHERS = ("pc_keys", "pc_groups", "pc_topics", "pc_expired", "pc_waiters")
+_WITHOUT_IDS = (*_SHARED, "pc_keys", "pc_groups", "pc_topics", "pc_waiters")
 _numbers = itertools.count()
 
 
@@ -67,6 +68,7 @@ def need_server(kind: str) -> Address:
 class CallerConnection:
     """A connection of a program's own, wrapped as frameworks do it.
 
+    :param place: where: its ``kind``, its ``address``, and perhaps its ``driver_options``.
     :ivar connection: the driver's.
     """
 
@@ -90,7 +92,16 @@ class CallerConnection:
                 user=place.address.user,
                 password=place.address.password,
                 dbname=place.address.database,
+                **getattr(place, "driver_options", {}),
             )
+
+    def __enter__(self) -> CallerConnection:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Roll the transaction back, and close the connection."""
+        self.rollback()
+        self.close()
 
     def begin(self) -> None:
         """Begin a transaction, as the drivers do it by themselves at the first statement."""
@@ -211,7 +222,7 @@ class Place:
             f"SELECT number FROM {self.name}.pc_collections WHERE name = %(name)s", name=name
         )
         copy = self._make()
-        for table in (*_SHARED, *self._message_tables(), f"pc_{number}"):
+        for table in (*_SHARED, *self._other_tables(), f"pc_{number}"):
             self._copy_table(table, copy)
         self.run(f"UPDATE {copy}.pc_holders SET beat = NULL")
         return self._of(copy)
@@ -228,16 +239,16 @@ class Place:
             else:
                 self.run(f"TRUNCATE {self.name}.pc_{number} RESTART IDENTITY")
         self.run(f"UPDATE {self.name}.pc_collections SET puts = 0")
-        for table in ("pc_done", "pc_holders"):
+        for table in ("pc_done", "pc_holders", "pc_credits"):
             self.run(f"DELETE FROM {self.name}.{table}")
 
-    def _message_tables(self) -> list[str]:
-        """Return the tables that message queues share, if there are any."""
+    def _other_tables(self) -> list[str]:
+        """Return the other shared tables: those of message queues, and that of waiters, if there are any."""
         rows = self.run(
             "SELECT concat(table_name, '') FROM information_schema.tables WHERE table_schema = %(schema)s",
             schema=self.name,
         )
-        return [name for (name,) in rows if name in ("pc_keys", "pc_groups", "pc_topics", "pc_expired")]
+        return [name for (name,) in rows if name in _OTHERS]
 
     def _copy_table(self, table: str, copy: str) -> None:
         old, new = f"{self.name}.{table}", f"{copy}.{table}"

@@ -10,10 +10,10 @@ from unittest import mock
 
 from persistcoll.servers import sessions
 from persistcoll.servers.address import MYSQL
+from persistcoll.servers.dialect import Dialect
 from persistcoll.servers.driver import Driver
 from persistcoll.servers.mysql.statements import MySQLDialect
 from persistcoll.servers.postgres.statements import PostgresDialect
-from persistcoll.servers.statements import Dialect
 from tests.servers.places import Place
 
 __all__ = ["SetClock"]

@@ -55,13 +55,6 @@ def open_dict(place) -> Iterator[Callable[..., Dict]]:
 
 
 @pytest.fixture
-def caller(place) -> Iterator[CallerConnection]:
-    connection = CallerConnection(place)
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
 def store(place) -> Iterator[ServerPairStore]:
     store = open_pair_store(
         place.address, name="d", serializer="raw", durability="process", schema=place.schema

@@ -20,12 +20,9 @@ from tests.servers.places import CallerConnection
 
 
 @pytest.fixture
-def caller(place):
-    """Connect as a program does."""
-    connection = CallerConnection(place).connection
-    yield connection
-    connection.rollback()
-    connection.close()
+def caller(caller):
+    """Return the driver's own connection."""
+    return caller.connection
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from persistcoll.servers.message_store import ServerMessageStore
 from persistcoll.servers.open import open_message_store
 from persistcoll.testing.children import run_threads
 from tests.servers.losing import losing_connections
-from tests.servers.places import CallerConnection
 
 POLICY = MessagePolicy(lease=3600.0, max_attempts=None, backoff=None)
 
@@ -145,14 +144,6 @@ def test_an_interrupted_claim_is_released_at_once(opened, monkeypatch):
 
 
 # What other transactions have locked.
-
-
-@pytest.fixture
-def caller(place):
-    connection = CallerConnection(place)
-    yield connection
-    connection.rollback()
-    connection.close()
 
 
 def test_a_call_on_any_messages_passes_over_what_another_transaction_changes(place, opened, caller):

@@ -6,18 +6,23 @@ plans are looked at three times: never analyzed, analyzed while empty, and analy
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, ClaimPolicy, Entry
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.servers.handle import PAGE
 from persistcoll.servers.open import open_pair_store, open_record_store
+from persistcoll.servers.postgres.connection import RANDOM_PAGE_COST
+from persistcoll.servers.postgres.protocol import compiled
 
 ROWS = 3000
 PARAMETERS = {
     "limit": 1, "promoted": False, "holder": 1, "fence": 1, "lease": 1.0, "id": 5, "ids": [5, 6, 7],
-    "most": 1, "state": 4, "frees": False, "seconds": None, "new": 99999, "key": b"k", "mark": 1, "crc": 1,
-    "payload": b"", "low": 5, "high": 90, "keep": 3, "tells": True, "reason": b"why",
+    "client": 1, "op": 1, "number": 1, "puts": 0, "most": 1, "state": 4, "frees": False, "seconds": None,
+    "new": 99999, "key": b"k", "mark": 1, "crc": 1, "payload": b"", "low": 5, "keep": 3,
+    "tells": True, "reason": b"why", "floor_place": 0.0, "floor_id": 1, "age": 1.0,
 }  # fmt: skip
 PAIR_PARAMETERS = {
     **PARAMETERS, "key": b"key 5", "keys": [b"key 5", b"key 6", b"key 7"], "name": b"", "size": 1,
@@ -28,11 +33,30 @@ OF_PAIRS = (
     "delete_if_expired", "lock_expired", "last_id", "token",
 )  # fmt: skip
 OFTEN = (
-    "look", "claim_next", "lock_next", "lock_by_id", "lock_after", "claim", "unclaim", "finish_ready",
-    "delete", "settle", "delete_claim", "renumber", "lock_due", "lock_held", "come_back", "lock_ready",
-    "lock_aside", "lock_aside_by_id", "requeue", "update", "select_next", "select_page", "last_id",
-    "lock_oldest", "has_key", "count_ready", "has_unfinished", "token",
+    "look", "claim_next", "claim_one", "take_next", "take_one", "lock_next", "lock_by_id", "lock_after",
+    "claim", "unclaim", "finish_ready", "delete", "settle", "settle_many", "delete_claim", "delete_claims",
+    "renumber", "lock_due", "lock_held", "come_back", "lock_ready", "lock_aside", "lock_aside_by_id",
+    "requeue", "update", "select_next", "select_page", "last_id", "lock_oldest", "has_key", "count_ready",
+    "has_unfinished", "token", "room",
 )  # fmt: skip
+
+
+def plan_for_any(place, text):
+    """Return the lines of the plan that a session may keep for all parameters.
+
+    It plans anew each time where the state that is looked for is a parameter, because that decides whether it
+    may use the index of the states.
+    """
+    _, prepared, names = compiled(text)
+    if "WHERE state = %(state)s" in text:
+        return []
+    place.run("SET plan_cache_mode = force_generic_plan")
+    place.run(f"SET random_page_cost = {RANDOM_PAGE_COST}")
+    place.run(f"PREPARE looked_at AS {prepared.decode()}")
+    nulls = f"({', '.join(['NULL'] * len(names))})" if names else ""
+    lines = [line for (line,) in place.run(f"EXPLAIN EXECUTE looked_at{nulls}")]
+    place.run("DEALLOCATE looked_at")
+    return lines
 
 
 def full_scans(place, text, parameters):
@@ -40,11 +64,24 @@ def full_scans(place, text, parameters):
     if place.kind == POSTGRESQL:
         place.run(f"SET search_path = {place.name}")
         lines = [line for (line,) in place.run(f"EXPLAIN {text}", **parameters)]
+        lines += plan_for_any(place, text)
         return [line for line in lines if "Seq Scan on pc_" in line or "Sort" in line]
     place.run(f"USE {place.name}")
     rows = place.run(f"EXPLAIN {text}", **parameters)
     scans = [row for row in rows if row[3] == "ALL" and str(row[2]).startswith("pc_")]
     return scans + [row for row in rows if "filesort" in str(row[-1])]
+
+
+def other_indexes(place, text):
+    """Return the part of a plan of a look from the floor that searches for ready rows by a wrong index.
+
+    By that of the ids it would read the claimed and finished rows that are not before the floor.
+    """
+    if place.kind == MYSQL:
+        rows = place.run(f"EXPLAIN {text}", **PARAMETERS)
+        return [row for row in rows if str(row[5]) == "PRIMARY"]
+    lines = [line for (line,) in place.run(f"EXPLAIN {text}", **PARAMETERS)]
+    return [line for line, after in pairwise(lines) if "pc_1_pkey" in line and ">=" in after]
 
 
 @pytest.mark.parametrize("discipline", [FIFO, LIFO, PRIORITY, UNIQUE], ids=lambda each: each.name)
@@ -64,11 +101,13 @@ def test_no_statement_that_runs_often_reads_all_rows(place, discipline):
     wrong = {}
 
     def look(when):
-        for name in OFTEN:
-            text = getattr(store._sql, name)
+        texts = {name: getattr(store._sql, name) for name in OFTEN}
+        for name, text in [*texts.items(), *store._sql.from_floor.items()]:
             if text is None or (name == "has_key" and not discipline.unique):
                 continue
             found = full_scans(place, text, PARAMETERS)
+            if text not in texts.values():
+                found += other_indexes(place, text)
             # A table of MySQL without rows is read by any means.
             if found and (place.kind == POSTGRESQL or when != "empty"):
                 wrong[name, when] = found
@@ -85,6 +124,20 @@ def test_no_statement_that_runs_often_reads_all_rows(place, discipline):
     look("analyzed while full")
     store.close()
     assert wrong == {}
+
+
+def test_pages_of_many_rows_are_read_by_an_index_before_any_statistics(place, opened):
+    if place.kind == MYSQL:
+        pytest.skip("it looks at the index itself before it makes a plan")
+    store = opened()
+    table = f"{place.name}.pc_1"
+    place.run(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
+    place.run(f"INSERT INTO {table} (mark, crc, payload) SELECT 1, 1, 'x' FROM generate_series(1, 200000)")
+    parameters = {"low": 5, "limit": PAGE, "states": [0, 1, 2]}
+    place.run(f"SET search_path = {place.name}")
+    for text in (store._sql.select_page, store._sql.scan_page):
+        lines = [line for (line,) in place.run(f"EXPLAIN {text}", **parameters)]
+        assert not [line for line in lines if "Seq Scan" in line or "Sort" in line], lines
 
 
 def pages_of_pairs(sql):

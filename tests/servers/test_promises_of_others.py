@@ -15,17 +15,9 @@ from persistcoll.errors import DecodeError
 from persistcoll.servers.address import MYSQL
 from persistcoll.testing.children import run_threads
 from tests.queues.waits import until, waiting
-from tests.servers.places import CallerConnection
 from tests.sql_queues.test_common import Picky
 
 LEASE = 0.3  # seconds
-
-
-@pytest.fixture
-def caller(place):
-    caller = CallerConnection(place)
-    yield caller
-    caller.close()
 
 
 # Items in open transactions.

@@ -15,9 +15,11 @@ from persistcoll.errors import (
     StoreKindError,
     StoreMissingError,
 )
+from persistcoll.servers import sessions
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.open import open_record_store
 from persistcoll.servers.record_store import ServerRecordStore
+from persistcoll.servers.statements import shared_statements
 from persistcoll.testing.children import run_threads
 
 
@@ -73,6 +75,27 @@ def test_a_collection_opens_only_as_what_it_was_made(place):
     place.run(f"UPDATE {place.name}.pc_collections SET version = 99")
     with pytest.raises(FormatVersionError, match="99"):
         opened(place)
+
+
+@pytest.mark.parametrize("ending", ["FOR UPDATE", ""], ids=["waits", "locks nothing"])
+def test_a_server_that_does_not_skip_what_is_locked_is_refused(place, ending, monkeypatch):
+    shared = shared_statements
+
+    def without_skipping(*arguments):
+        statements = shared(*arguments)
+        text = statements.lock_free_collection.replace("FOR UPDATE SKIP LOCKED", ending)
+        return statements._replace(lock_free_collection=text)
+
+    monkeypatch.setattr(sessions, "shared_statements", without_skipping)
+    with pytest.raises(StorageError, match="SKIP LOCKED"):
+        opened(place, timeout=1.0)
+    monkeypatch.undo()
+    with pytest.raises(StoreMissingError):
+        opened(place, create=False)
+    store = opened(place)
+    store.append(b"x")
+    assert store.count() == 1
+    store.close()
 
 
 @pytest.mark.parametrize("name", ["", "a" * 255, "ä" * 127, "A", "a", "a ", "%s", "'\"`\\;--"])

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 import persistcoll
-from persistcoll.errors import BackendUnavailableError, StaleClaimError, StorageError
+from persistcoll.errors import BackendUnavailableError, ServerWarning, StaleClaimError, StorageError
 from persistcoll.servers.address import MYSQL, POSTGRESQL
 from tests.queues.waits import waiting
+from tests.servers.calls import AFTER, CALLS, UNCHANGED, prepare
 from tests.servers.losing import losing_connections
 from tests.servers.own_server import OwnServer
 from tests.servers.places import CLASSES, KINDS
@@ -45,43 +46,6 @@ def opened(server: OwnServer, which: str = "AckQueue", **options: Any) -> Any:
 # The server is killed in a call, and is there again.
 
 
-CALLS: dict[str, Callable[[Any, list[str]], object]] = {
-    "put": lambda queue, got: queue.put("new"),
-    "put_many": lambda queue, got: queue.put_many(["new", "newer"]),
-    "get": lambda queue, got: queue.get(timeout=20),
-    "get at once": lambda queue, got: queue.get(block=False),
-    "get_many": lambda queue, got: queue.get_many(2),
-    "ack": lambda queue, got: queue.ack(got[0]),
-    "ack_many": lambda queue, got: queue.ack_many(got),
-    "nack": lambda queue, got: queue.nack(got[0]),
-    "nack to the back": lambda queue, got: queue.nack(got[0], to_back=True),
-    "ack_failed": lambda queue, got: queue.ack_failed(got[0]),
-    "requeue": lambda queue, got: queue.requeue("all"),
-    "resume_unack_tasks": lambda queue, got: queue.resume_unack_tasks(),
-    "qsize": lambda queue, got: queue.qsize(),
-    "peek": lambda queue, got: queue.peek(),
-    "stats": lambda queue, got: queue.stats(),
-    "clear": lambda queue, got: queue.clear(),
-    "clear_acked_data": lambda queue, got: queue.clear_acked_data(keep_latest=None),
-    "close": lambda queue, got: queue.close(),
-}
-# Ready, claimed, done, failed: after four were put, two were got, and a fifth one failed.
-AFTER = {
-    "put": (3, 2, 0, 1),
-    "put_many": (4, 2, 0, 1),
-    "get": (1, 3, 0, 1),
-    "get at once": (1, 3, 0, 1),
-    "get_many": (0, 4, 0, 1),
-    "ack": (2, 1, 1, 1),
-    "ack_many": (2, 0, 2, 1),
-    "nack": (3, 1, 0, 1),
-    "nack to the back": (3, 1, 0, 1),
-    "ack_failed": (2, 1, 0, 2),
-    "requeue": (3, 2, 0, 0),
-    "clear": (0, 2, 0, 1),
-    "close": (4, 0, 0, 1),
-}
-UNCHANGED = (2, 2, 0, 1)
 # A crash may undo what these have done: on PostgreSQL their commits are asynchronous.
 UNDONE = ("get", "get at once", "get_many", "close")
 
@@ -138,15 +102,6 @@ def test_a_kill_in_a_call_undoes_nothing_and_repeats_nothing(server, call):
                             pass
 
 
-def prepare(queue: Any) -> list[str]:
-    """Put some, let one fail, and get two; the last put waits for the device, and for all before it."""
-    queue.put_many(["failed", "a", "b", "c"])
-    queue.ack_failed(queue.get())
-    got: list[str] = queue.get_many(2)
-    queue.put("d")
-    return got
-
-
 @pytest.mark.long
 def test_a_kill_while_a_queue_is_made_leaves_nothing_half_made(server):
     kill = KillAt(server)
@@ -162,7 +117,9 @@ def test_a_kill_while_a_queue_is_made_leaves_nothing_half_made(server):
         f"jobs {number}" for number in range(1, kill.at + 1)
     ]
     tables = server.run("SELECT count(*) FROM information_schema.tables WHERE table_name LIKE 'pc\\_%'")
-    assert tables == [(4 + kill.at,)]  # those that all collections share: collections, done, dropped, holders
+    # Those that all collections share: collections, credits, done, dropped, holders, and there waiters.
+    shared = 6 if server.kind == POSTGRESQL else 5
+    assert tables == [(shared + kill.at,)]
 
 
 # The server is killed between calls.
@@ -275,12 +232,14 @@ def test_a_received_item_comes_back_after_a_crash(server):
 def test_connections_that_were_idle_for_too_long_are_replaced():
     for server in (OwnServer(POSTGRESQL, "idle_session_timeout=200"), OwnServer(MYSQL, "wait-timeout=1")):
         try:
-            with opened(server) as queue:
+            with pytest.warns(ServerWarning, match="timeout"):
+                queue = opened(server)
+            with queue:
                 queue.put_many("abc")
-                for call in (lambda: queue.get(block=False), lambda: queue.put("d", block=False)):
+                for call in (lambda queue: queue.get(block=False), lambda queue: queue.put("d", False)):
                     assert queue._store._server._idle
                     threading.Event().wait(1.3 if server.kind == MYSQL else 0.4)
-                    call()
+                    call(queue)
                 assert queue.active_size() == 4
         finally:
             server.close()

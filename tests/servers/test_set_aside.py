@@ -16,13 +16,6 @@ from tests.servers.places import CallerConnection
 EQUAL = Entry(b"k", key=b"k")
 
 
-@pytest.fixture
-def caller(place):
-    caller = CallerConnection(place)
-    yield caller
-    caller.close()
-
-
 def id_of(record):
     return record.id
 

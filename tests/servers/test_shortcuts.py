@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import persistcoll
 from persistcoll import DecodeError, Empty, SerializerMismatchError, StoreKindError, StoreMissingError
+from persistcoll.engine.contracts import Awaited
 from persistcoll.servers.address import _PORTS, MYSQL, POSTGRESQL
 from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.sessions import SERVERS, Server
@@ -95,13 +97,13 @@ def test_get_waits_where_it_is_told_to(place, open_queue, monkeypatch):
     with pytest.raises(ValueError, match="timeout"):
         persistcoll.get("jobs", True, -1, **place.where)
     waits = threading.Event()
-    change_token = ServerRecordStore.change_token
+    watch = ServerRecordStore.watch
 
-    def watched(self: ServerRecordStore) -> object:
+    def watched(self: ServerRecordStore, awaited: Awaited) -> Callable[[], object]:
         waits.set()
-        return change_token(self)
+        return watch(self, awaited)
 
-    monkeypatch.setattr(ServerRecordStore, "change_token", watched)
+    monkeypatch.setattr(ServerRecordStore, "watch", watched)
     got: list[Any] = []
     waiter = threading.Thread(target=lambda: got.append(persistcoll.get("jobs", block=True, **place.where)))
     waiter.start()

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from persistcoll import MessageQueue, PDict
+from persistcoll import Full, MessageQueue, PDict
 from persistcoll.servers.address import POSTGRESQL
-from persistcoll.servers.mysql import connection as mysql
-from persistcoll.servers.postgres import connection as postgres
-
-
-@pytest.fixture
-def trips(monkeypatch) -> list[list[str]]:
-    """Return a list of trips, each of them the first words of its statements."""
-    made: list[list[str]] = []
-    for kind in (mysql._OwnConnection, postgres._OwnConnection):
-
-        def send(self, steps, original=kind._send):
-            made.append([step.text.split()[0] for step in steps])
-            return original(self, steps)
-
-        monkeypatch.setattr(kind, "_send", send)
-    return made
-
 
 Made = dict[str, tuple[str, Callable[[Any], object], int, int]]
 """The class, a call, and the trips to PostgreSQL and to MySQL."""
@@ -56,6 +41,36 @@ def test_the_trips_of_a_queue(place, open_queue, trips, name):
     trips.clear()
     call(queue)
     assert len(trips) == (on_postgres if place.kind == POSTGRESQL else on_mysql), trips
+
+
+# The first has credits, the second is so small that it grants none, and the third is full.
+BOUNDED: dict[str, tuple[str, int, Callable[[Any], object], int]] = {
+    "put by a credit": ("Queue", 1000, lambda queue: queue.put("x"), 1),
+    "put_many by credits": ("Queue", 1000, lambda queue: queue.put_many("xyz"), 2),
+    "put of what is unique by a credit": ("UniqueQueue", 1000, lambda queue: queue.put(str(uuid4())), 2),
+    "put where little room is left": ("Queue", 44, lambda queue: queue.put("x"), 2),
+    "put of what is unique where little room is left": (
+        "UniqueQueue", 44, lambda queue: queue.put(str(uuid4())), 2,
+    ),
+    "put where no room is left": ("Queue", 40, lambda queue: suppressed(Full, queue.put_nowait, "x"), 2),
+}  # fmt: skip
+
+
+def suppressed(error: type[Exception], call: Callable[..., object], *arguments: object) -> None:
+    with suppress(error):
+        call(*arguments)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_the_trips_of_a_queue_with_a_bound(open_queue, trips, name):
+    which, maxsize, call, most = BOUNDED[name]
+    queue = open_queue(which, maxsize=maxsize)
+    queue.put_many(f"{number}" for number in range(40))
+    for _ in range(3):
+        call(queue)
+    trips.clear()
+    call(queue)
+    assert len(trips) == most, trips
 
 
 DICTS: dict[str, tuple[Callable[[Any], object], int]] = {

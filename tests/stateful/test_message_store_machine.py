@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -87,10 +88,10 @@ def test_sqlite_at_length(durability, request):
     run(sqlite_machine(durability), request, 150)
 
 
-def server_machine(kind: str):
+def server_machine(kind: str, **options: Any):
     class Machine(MessageStoreMachine):
         def stores(self):
-            self.made = ServerMessageStores(kind, True)
+            self.made = ServerMessageStores(kind, True, **options)
             return self.made
 
         def teardown(self):
@@ -109,10 +110,11 @@ def test_a_server(kind, request):
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.parametrize("starts_at_floor", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_server_at_length(kind, request):
+def test_a_server_at_length(kind, starts_at_floor, request):
     need_server(kind)
-    run(server_machine(kind), request, 30)
+    run(server_machine(kind, starts_at_floor=starts_at_floor), request, 30)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import hypothesis
@@ -136,10 +137,12 @@ def test_a_server(kind, request):
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.parametrize("starts_at_floor", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_server_at_length(kind, request):
+def test_a_server_at_length(kind, starts_at_floor, request):
     need_server(kind)
-    run(record_store_machine(lambda directory: ServerRecordStores(kind, True)), request, 20)
+    make = partial(ServerRecordStores, kind, True, starts_at_floor)
+    run(record_store_machine(lambda directory: make()), request, 20)
 
 
 @pytest.mark.long

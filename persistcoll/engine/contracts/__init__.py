@@ -89,10 +89,11 @@ from persistcoll.engine.contracts.message_store import MessageStore
 from persistcoll.engine.contracts.pair_store import Pair, PairStore
 from persistcoll.engine.contracts.queue_store import Claim, QueueStore, Select
 from persistcoll.engine.contracts.record_store import RecordStore
-from persistcoll.engine.contracts.store import MAX_POLL_INTERVAL, Store
+from persistcoll.engine.contracts.store import MAX_POLL_INTERVAL, Awaited, Store
 
 __all__ = [
     "MAX_POLL_INTERVAL",
+    "Awaited",
     "Claim",
     "CursorState",
     "LogBounds",

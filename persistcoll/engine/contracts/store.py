@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from persistcoll.engine.contracts.capabilities import StoreCapabilities
@@ -11,10 +13,19 @@ from persistcoll.engine.transaction_hooks import TransactionHooks
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["MAX_POLL_INTERVAL", "Store"]
+__all__ = ["MAX_POLL_INTERVAL", "Awaited", "Store"]
 
 MAX_POLL_INTERVAL = 0.005
 """The seconds between two calls of ``change_token``, for a store in which the call is cheap."""
+
+
+class Awaited(Enum):
+    """What ends a wait."""
+
+    READY = "ready"
+    """An item becomes ready, or will become ready at another time than before."""
+    LEFT = "left"
+    """An item is not ready any more, or not unfinished."""
 
 
 class Store(Protocol):
@@ -48,6 +59,14 @@ class Store(Protocol):
 
         :raise BackendUnavailableError: the store cannot be reached now. A waiter calls again.
         """
+
+    def watch(self, awaited: Awaited) -> Callable[[], object]:
+        """Return the change token of one wait: a function that is called in place of :meth:`change_token`.
+
+        What it returns need not differ after a change that is not awaited, or while the store notices changes
+        in a cheaper way. ``None``: the store cannot be reached now.
+        """
+        return self.change_token
 
     def transaction(self) -> AbstractContextManager[Any]:
         """Return a context manager for a transaction of this task (of this thread, if it runs none).

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.errors import EncodeError, StorageError
+from persistcoll.errors import EncodeError, LockedError, StorageError
 from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.driver import (
     ABANDONED,
     ConnectionLostError,
+    Deferred,
     Result,
+    TryAgainError,
     answer_timeout,
     unwrapped,
 )
 from persistcoll.servers.mysql.errors import translate
 from persistcoll.servers.mysql.statements import MySQLDialect
+from persistcoll.servers.mysql.texts import around_values, packets, rendered
 from persistcoll.servers.pipelining import DirectConnection, PipeliningConnection, Step
 
 if TYPE_CHECKING:
+    from persistcoll.servers.dialect import Dialect
     from persistcoll.servers.driver import Connection, OwnConnection
-    from persistcoll.servers.statements import Dialect
 
 __all__ = ["MySQLDriver"]
 
@@ -35,6 +38,11 @@ _STATEMENT = 4096
 # Seconds. A transaction whose client is gone is rolled back, and what it locks is free again. MySQL has a
 # timeout only for a session, whatever it idles in.
 _IDLE_IN_TRANSACTION = 30
+# A node of a Galera cluster that is cut off refuses it, as any statement but SHOW and SET.
+_IS_READY = "DO 0"
+# Before a statement that reads, begins a transaction, updates or deletes, a node waits until it has what all
+# others have committed. Otherwise the session after a lost one, on another node, would miss its own claims.
+_SYNC_WAIT = 1 | 2
 _IDLES = {"idle_transaction_timeout": 0, "wait_timeout": 31_536_000}
 
 
@@ -68,35 +76,10 @@ class MySQLDriver:
         failure = Exception()
         for host, port in address.hosts:
             try:
-                connection = pymysql.connect(host=host, port=port, **settings)
-                break
-            except pymysql.MySQLError as error:
-                number, text = _number_and_text(error)
-                failure = translate(number, text, f"connecting to {address}")
-                if not isinstance(failure, ConnectionLostError):
-                    raise failure from error
-        else:
-            raise failure
-        try:
-            made = _OwnConnection(connection)
-            is_mariadb = _refuse_old(made, address) == "MariaDB"
-            made.idle_timeout = "idle_transaction_timeout" if is_mariadb else "wait_timeout"
-            made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            made.run(
-                f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))},"
-                f" SESSION lock_wait_timeout = {max(1, round(timeout))},"
-                f" SESSION {made.idle_timeout} = {_IDLE_IN_TRANSACTION}"
-            )
-            # Until here the timeouts were those of connecting, because a server may be silent then, too.
-            connection._read_timeout = connection._write_timeout = answer_timeout(timeout)
-            ((packet,),) = made.run("SELECT @@max_allowed_packet").rows
-            # Escapes make a payload at most twice as long.
-            made.max_payload = (int(packet) - _STATEMENT) // 2
-            return made
-        except BaseException:
-            with suppress(pymysql.MySQLError):
-                connection.close()
-            raise
+                return _opened({**settings, "host": host, "port": port}, address, timeout)
+            except ConnectionLostError as error:
+                failure = error
+        raise failure
 
     def address_of(self, connection: Any) -> Address:
         connection = _of_pymysql(connection)
@@ -114,13 +97,56 @@ class MySQLDriver:
 
     def caller_connection(self, connection: Any) -> Connection:
         connection = _of_pymysql(connection)
-        # Not as an attribute of the package: where PyMySQL stands for MySQLdb, as with Django, that may have
-        # other modules as attributes.
-        from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
-
-        if connection.get_autocommit() and not connection.server_status & SERVER_STATUS_IN_TRANS:
+        if connection.get_autocommit() and not _is_in_transaction(connection):
             raise ValueError("no transaction is open on this connection")
         return _Connection(connection)
+
+
+def _opened(settings: Mapping[str, Any], address: Address, timeout: float) -> _OwnConnection:
+    """Return a session on the host that the settings name.
+
+    :raise ConnectionLostError: the host cannot be reached, or is a node of a cluster that is cut off.
+    """
+    pymysql = _pymysql()
+    try:
+        connection = pymysql.connect(**settings)
+    except pymysql.MySQLError as error:
+        number, text = _number_and_text(error)
+        raise translate(number, text, f"connecting to {address}") from error
+    try:
+        made = _OwnConnection(connection)
+        made.run(_IS_READY)
+        is_mariadb = _refuse_old(made, address) == "MariaDB"
+        made.idle_timeout = "idle_transaction_timeout" if is_mariadb else "wait_timeout"
+        if is_mariadb:  # otherwise it makes a table of a long list, and reads all rows for it
+            made.run("SET SESSION in_predicate_conversion_threshold = 0")
+        made.is_cluster = made.run("SHOW VARIABLES LIKE 'wsrep_on'").rows == [("wsrep_on", "ON")]
+        made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        made.run(
+            f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))},"
+            f" SESSION lock_wait_timeout = {max(1, round(timeout))},"
+            f" SESSION {made.idle_timeout} = {_IDLE_IN_TRANSACTION}"
+        )
+        # Until here the timeouts were those of connecting, because a server may be silent then, too.
+        connection._read_timeout = connection._write_timeout = answer_timeout(timeout)
+        ((packet, made._id_step),) = made.run("SELECT @@max_allowed_packet, @@auto_increment_increment").rows
+        # Escapes make a payload at most twice as long.
+        made.max_payload = (int(packet) - _STATEMENT) // 2
+        if made.is_cluster:
+            made.run(f"SET SESSION wsrep_sync_wait = {_SYNC_WAIT}")
+        return made
+    except BaseException:
+        with suppress(pymysql.MySQLError):
+            connection.close()
+        raise
+
+
+def _is_in_transaction(connection: Any) -> bool:
+    # Not as an attribute of the package: where PyMySQL stands for MySQLdb, as with Django, that may have
+    # other modules as attributes.
+    from pymysql.constants.SERVER_STATUS import SERVER_STATUS_IN_TRANS
+
+    return bool(connection.server_status & SERVER_STATUS_IN_TRANS)
 
 
 def _of_pymysql(connection: Any) -> Any:
@@ -169,6 +195,7 @@ class _Connection(DirectConnection):
     """A :class:`~persistcoll.servers.driver.Connection` by PyMySQL: a caller's."""
 
     max_payload = 0
+    _id_step = 1  # from one id that the server draws to the next
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -177,40 +204,50 @@ class _Connection(DirectConnection):
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
         return self._execute([Step(text, parameters)])[0]
 
+    def defer_rows(self, text: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[Deferred]:
+        return [Deferred(self._execute([Step(text, row, rows=1)])[0]) for row in rows]
+
+    def _cursor(self) -> Any:
+        # The class is named, because a caller's connection may have another one.
+        return self._connection.cursor(_pymysql().cursors.Cursor)
+
+    def _with_ids(self, result: Result, count: int) -> Result:
+        """Add the ids of the rows to the result of an insert of so many."""
+        # The server draws them at once, because it sees in the statement how many it needs. So they are one
+        # range, also while others insert.
+        step = self._id_step
+        ids = range(result.id, result.id + count * step, step)
+        return Result([(id,) for id in ids], result.count, result.id)
+
     def _execute(self, steps: Sequence[Step]) -> list[Result]:
-        """Run statements, as many in each packet as the server takes, and return their results."""
+        """Run statements, as many in each packet as the server may get, and return their results."""
         try:
             for step in steps:
-                self._refuse_too_large(step)
-            # The class is named, because a caller's connection may have another one.
-            with self._connection.cursor(_pymysql().cursors.Cursor) as cursor:
+                self._refuse_too_large(step.parameters or {})
+            with self._cursor() as cursor:
                 results = []
-                for packet in self._packets([cursor.mogrify(step.text, step.parameters) for step in steps]):
+                texts = [
+                    step.text if step.parameters is None else rendered(cursor, step.text, step.parameters)
+                    for step in steps
+                ]
+                # A node of MariaDB's Galera rolls a transaction back for another node's also between two
+                # statements of a packet, and runs the second one without it, and without an error.
+                most = 0 if self.is_cluster else self.max_payload
+                for packet, _ in packets(texts, "; ", most):
                     cursor.execute(packet)
                     results.append(_result(cursor))
                     while cursor.nextset():
                         results.append(_result(cursor))
-                return results
+                return [
+                    self._with_ids(result, step.rows) if step.rows else result
+                    for result, step in zip(results, steps, strict=True)
+                ]
         except self._error as error:
             number, message = _number_and_text(error)
             raise translate(number, message, "a statement") from error
 
-    def _packets(self, texts: Sequence[str]) -> Iterator[str]:
-        """Join texts to packets that are not too large, unless one text alone is."""
-        packet: list[str] = []
-        size = 0
-        for text in texts:
-            # A character of a text has at most 4 bytes, and one of binary data 1.
-            length = len(text) if text.isascii() else 4 * len(text)
-            if packet and size + length > self.max_payload:
-                yield "; ".join(packet)
-                packet, size = [], 0
-            packet.append(text)
-            size += length
-        yield "; ".join(packet)
-
-    def _refuse_too_large(self, step: Step) -> None:
-        payload = step.parameters.get("payload", b"") if step.parameters else b""
+    def _refuse_too_large(self, parameters: Mapping[str, Any]) -> None:
+        payload = parameters.get("payload", b"")
         if 0 < self.max_payload < len(payload):  # The server would close the connection.
             self._connection.ping(reconnect=False)  # One that it has closed may have had another limit.
             raise EncodeError(
@@ -233,7 +270,27 @@ class _OwnConnection(PipeliningConnection, _Connection):
         super().__init__(connection._sock.fileno())
 
     def _send(self, steps: Sequence[Step]) -> list[Result]:
-        return self._execute(steps)
+        try:
+            return self._execute(steps)
+        except LockedError as error:
+            # A node that waits for what others have committed says the same, if that does not come.
+            if self.is_cluster and not _is_in_transaction(self._connection):
+                raise TryAgainError(str(error)) from error
+            raise
+
+    def defer_rows(self, text: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[Deferred]:
+        for row in rows:
+            self._refuse_too_large(row)
+        if self.is_cluster:
+            # A node that joins or leaves changes the step of the ids, also that of sessions that are open.
+            return [self._defer(Step(text, row, rows=1)) for row in rows]
+        before, values, after = around_values(text)
+        with self._cursor() as cursor:
+            texts = [rendered(cursor, values, row) for row in rows]
+        return [
+            self._defer(Step(f"{before}{some}{after}", rows=count))
+            for some, count in packets(texts, ", ", self.max_payload)
+        ]
 
     def _beginning(self, sync: bool, lock_timeout: float | None, idles: bool) -> Sequence[str]:
         # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in

@@ -22,6 +22,10 @@ _LOST = {
     1040,
     1203,
     1226,
+    # A node of a Galera cluster is cut off, or was cut off while it committed: then the others may have what
+    # it could not commit.
+    1047,
+    1180,
     # The server ends, or ends the session.
     1053,
     1077,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from persistcoll.servers.dialect import Dialect
 from persistcoll.servers.message_statements import MessageDialect, Tables
-from persistcoll.servers.statements import Dialect
 
 __all__ = ["MySQLMessages"]
 
@@ -33,9 +33,6 @@ class MySQLMessages(MessageDialect):
 
     def name(self, name: str) -> str:
         return f"%({name})s"
-
-    def hint(self, index: str) -> str:
-        return f"FORCE INDEX ({index})"
 
     def create(self, tables: Tables) -> tuple[str, ...]:
         messages, keys, groups, topics, expired = tables
@@ -67,8 +64,8 @@ class MySQLMessages(MessageDialect):
                 f" item_key VARBINARY({_LONGEST_KEY}), grp VARBINARY(255), headers LONGBLOB NOT NULL,"
                 " error LONGBLOB, lease DOUBLE, max_attempts INT, backoff BLOB, mark BIGINT NOT NULL,"
                 " crc BIGINT NOT NULL, payload LONGBLOB NOT NULL, KEY by_state (state, id),"
-                " KEY (state, place, id), KEY (state, topic, place, id), KEY (due), KEY (holder),"
-                " KEY (state, topic, grp, id))"
+                " KEY by_place (state, place, id), KEY by_topic (state, topic, place, id), KEY (due),"
+                " KEY (holder), KEY (state, topic, grp, id))"
                 f" {_ENGINE}"
             ),
         )
@@ -81,8 +78,8 @@ class MySQLMessages(MessageDialect):
             f" VALUES ({given}, {times}, {now})"
         )
 
-    def insert_many(self, table: str) -> str | None:
-        return None
+    def insert_many(self, table: str) -> str:
+        return self.insert(table)
 
     def claim_next(self, table: str, row: str, claim: str, which: str, may: str, one: bool) -> str | None:
         return None

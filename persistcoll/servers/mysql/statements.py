@@ -7,27 +7,47 @@ types mean.
 from __future__ import annotations
 
 from persistcoll.engine.records import Discipline
+from persistcoll.servers.dialect import Dialect
 from persistcoll.servers.message_statements import MessageDialect
 from persistcoll.servers.mysql.message_statements import MySQLMessages
-from persistcoll.servers.statements import Dialect
+from persistcoll.servers.wakes import WakeStatements
 
 __all__ = ["MySQLDialect"]
 
 _ENGINE = "ENGINE = InnoDB"
+_COLUMNS = "place, dedup, item_key, mark, crc, payload, state, due, created"
 
 
 class MySQLDialect(Dialect):
-    """See :class:`~persistcoll.servers.statements.Dialect`."""
+    """See :class:`~persistcoll.servers.dialect.Dialect`."""
 
     now = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
     # The index has a null for each row without an end; this condition begins after them.
     is_due_set = "due > 0"
-    # A poll is two statements: that of the change token, and a look.
-    max_poll_interval = 0.1
+    # A poll is a statement.
+    max_poll_interval = 0.04
     # MySQL takes 64 characters, and the name of a database alone may have as many.
     lock_creation = "SELECT GET_LOCK(SHA1(%(name)s), %(seconds)s)"
     unlock_creation = "SELECT RELEASE_LOCK(SHA1(%(name)s))"
     uptime = "SHOW GLOBAL STATUS LIKE 'Uptime'"
+    # The values for new sessions: those of this library set one of them. It is no error that a server has not
+    # all of them.
+    select_settings = (
+        "SHOW GLOBAL VARIABLES WHERE variable_name IN ('binlog_format', 'default_storage_engine',"
+        " 'idle_transaction_timeout', 'innodb_doublewrite', 'innodb_flush_log_at_trx_commit', 'log_bin',"
+        " 'sync_binlog', 'wait_timeout')"
+    )
+    # A begin is in the time zone of the server, and NOW() in that of the session. No thread has a prepared
+    # transaction whose session has ended.
+    select_old_transaction = (
+        "SELECT seconds, ending FROM (SELECT TIMESTAMPDIFF(SECOND, trx_started,"
+        " CONVERT_TZ(NOW(), @@time_zone, 'SYSTEM')) AS seconds, IF(trx_mysql_thread_id = 0,"
+        " 'XA ROLLBACK of what XA RECOVER lists', CONCAT('KILL ', trx_mysql_thread_id)) AS ending"
+        " FROM information_schema.innodb_trx) AS old WHERE seconds > %(seconds)s"
+        " ORDER BY seconds DESC LIMIT 1"
+    )
+    # MariaDB rolls a transaction back that does so, by default since this version.
+    despite_snapshot = "/*M!110602 SET STATEMENT innodb_snapshot_isolation = OFF FOR */ "
     # INSERT IGNORE would hide other errors.
     unless_noted = "ON DUPLICATE KEY UPDATE op = op"
     unless_key = ""
@@ -35,6 +55,8 @@ class MySQLDialect(Dialect):
         "ON DUPLICATE KEY UPDATE crc = VALUES(crc), size = VALUES(size), value = VALUES(value),"
         " due = VALUES(due)"
     )
+    # Of a comparison of rows it makes no range of an index.
+    at_floor = "(place > %(floor_place)s OR (place = %(floor_place)s AND id >= %(floor_id)s))"
 
     def table(self, schema: str | None, name: str) -> str:
         return name if schema is None else "`" + schema.replace("`", "``").replace("%", "%%") + f"`.{name}"
@@ -61,7 +83,7 @@ class MySQLDialect(Dialect):
         return None
 
     def create_shared(
-        self, schema: str | None, collections: str, done: str, holders: str, dropped: str
+        self, schema: str | None, collections: str, done: str, holders: str, dropped: str, granted: str
     ) -> tuple[str, ...]:
         return (
             (
@@ -83,12 +105,17 @@ class MySQLDialect(Dialect):
                 f"CREATE TABLE IF NOT EXISTS {dropped} (number BIGINT PRIMARY KEY,"
                 f" name VARBINARY(255) NOT NULL, kind VARBINARY(255) NOT NULL) {_ENGINE}"
             ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {granted} (number BIGINT NOT NULL, client BIGINT NOT NULL,"
+                " capacity BIGINT NOT NULL, credits BIGINT NOT NULL, PRIMARY KEY (number, client))"
+                f" {_ENGINE}"
+            ),
         )
 
     def create_records(self, table: str, discipline: Discipline) -> tuple[str, ...]:
-        keys = ["KEY (state, id)", "KEY (due)", "KEY (holder)"]
+        keys = ["KEY by_state (state, id)", "KEY (due)", "KEY (holder)"]
         if discipline.by_priority:
-            keys.append("KEY (state, place, id)")
+            keys.append("KEY by_place (state, place, id)")
         if discipline.unique:
             keys.append("UNIQUE KEY (dedup)")
         return (
@@ -116,10 +143,12 @@ class MySQLDialect(Dialect):
         # The id is 0 where a row is there. A count would be 1 then, too, on connections that count the rows
         # that were found, as Django's do.
         conflict = " ON DUPLICATE KEY UPDATE place = place + LAST_INSERT_ID(0)" if unique else ""
+        return f"INSERT INTO {table} ({_COLUMNS}) VALUES ({self._values()}){conflict}"
+
+    def _values(self) -> str:
         return (
-            f"INSERT INTO {table} (place, dedup, item_key, mark, crc, payload, state, due, created)"
-            " VALUES (%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s,"
-            f" {self.later('delay')}, {self.now}){conflict}"
+            "%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s,"
+            f" {self.later('delay')}, {self.now}"
         )
 
     def insert_noted(self, insert: str, done: str) -> tuple[str, ...]:
@@ -133,10 +162,39 @@ class MySQLDialect(Dialect):
             "COMMIT",
         )
 
-    def insert_many(self, table: str) -> str | None:
+    def insert_by_credit(self, table: str, done: str, granted: str) -> tuple[str, ...]:
+        # Each statement does something if the one before it has.
+        return (
+            "BEGIN",
+            (
+                f"UPDATE {granted} SET credits = credits - 1 WHERE number = %(number)s"
+                " AND client = %(client)s AND credits >= 1 AND capacity <= %(capacity)s"
+            ),
+            f"INSERT INTO {table} ({_COLUMNS}) SELECT {self._values()} FROM DUAL WHERE ROW_COUNT() > 0",
+            (
+                f"INSERT INTO {done} (client, op, number, puts, result)"
+                " SELECT %(client)s, %(op)s, %(number)s, %(puts)s, LAST_INSERT_ID() FROM DUAL"
+                " WHERE ROW_COUNT() > 0"
+            ),
+            "COMMIT",
+        )
+
+    def grant_credits(self, granted: str) -> str:
+        return (
+            f"INSERT INTO {granted} (number, client, capacity, credits)"
+            " VALUES (%(number)s, %(client)s, %(capacity)s, %(credits)s)"
+            " ON DUPLICATE KEY UPDATE credits = credits + VALUES(credits), capacity = VALUES(capacity)"
+        )
+
+    def insert_many(self, table: str) -> str:
+        return self.insert(table, False)
+
+    def claim_next(self, table: str, row: str, which: str, order: str, may: str, one: bool) -> str | None:
         return None
 
-    def claim_next(self, table: str, row: str, order: str, may: str) -> str | None:
+    def take_next(
+        self, table: str, row: str, which: str, order: str, may: str, done: str, one: bool
+    ) -> str | None:
         return None
 
     def draw_id(self, table: str) -> tuple[str, ...]:
@@ -152,8 +210,16 @@ class MySQLDialect(Dialect):
     def lock_alone(self, collections: str, number: int, store_id: bytes) -> str:
         return f"SELECT 1 FROM {collections} WHERE number = {number} FOR UPDATE"
 
-    def upsert_pairs(self, table: str) -> str | None:
-        return None
+    def upsert_pairs(self, table: str, upsert: str) -> str:
+        return upsert
+
+    def hint(self, index: str) -> str:
+        return f"FORCE INDEX ({index})"
+
+    def delete_several(self, table: str, where: str, column: str) -> str:
+        # For a list that has most rows it would read all. Only the form for several tables takes a hint; and
+        # MariaDB follows the hint only if a column is needed that is not in the index.
+        return f"DELETE {table} FROM {table} {self.hint('PRIMARY')} WHERE {where} AND {column} IS NOT NULL"
 
     def size(self, table: str) -> str:
         schema, _, name = table.rpartition(".")
@@ -164,9 +230,12 @@ class MySQLDialect(Dialect):
         )
 
     def token(self, table: str) -> str:
-        # Nothing that is cheap tells of a commit. So every poll looks, by a statement that only reads; this
-        # one raises if the server cannot be reached.
+        # Nothing that is cheap tells of a commit. So every poll of a wait for room, or for the end of all
+        # items, looks; this statement raises if the server cannot be reached.
         return "SELECT UUID()"
+
+    def wakes(self, schema: str | None) -> WakeStatements | None:
+        return None
 
     def messages(self) -> MessageDialect:
         return MySQLMessages(self)

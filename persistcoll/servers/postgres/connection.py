@@ -13,6 +13,8 @@ from persistcoll.servers.address import OPTIONS, POSTGRESQL, Address
 from persistcoll.servers.driver import (
     ABANDONED,
     ConnectionLostError,
+    Deferred,
+    NotCommittedError,
     Result,
     answer_timeout,
     unwrapped,
@@ -23,19 +25,35 @@ from persistcoll.servers.postgres.protocol import compiled, encoded, rows_of
 from persistcoll.servers.postgres.statements import PostgresDialect
 
 if TYPE_CHECKING:
+    from persistcoll.servers.dialect import Dialect
     from persistcoll.servers.driver import Connection, OwnConnection
-    from persistcoll.servers.statements import Dialect
 
-__all__ = ["PostgresDriver"]
+__all__ = ["RANDOM_PAGE_COST", "PostgresDriver"]
 
 _MISSING = "the driver of PostgreSQL is not installed: pip install 'persistcoll[postgres]'"
 _OLDEST = 130000
 # Bytes. A message to the server has less than 1 GiB, and an answer with the row as well.
 _MAX_PAYLOAD = 1 << 29
 # Texts of refusals after which a server takes connections again.
-_PASSING = ("the database system is", "too many", "connection slots", "terminating connection")
+_PASSING = (
+    "the database system is",
+    "too many",
+    "connection slots",
+    "terminating connection",
+    # Those of PgBouncer.
+    "no more connections",
+    "server login has been failing",
+    "query_wait_timeout",
+)
 # Milliseconds. A transaction whose client is gone is rolled back, and what it locks is free again.
 _IDLE_IN_TRANSACTION = 30_000
+# A session may keep the plan of a statement while the table grows. At the server's default of 4.0 the plan
+# for an empty table reads all of it, if its rows are wide.
+RANDOM_PAGE_COST = 1.1
+# How a transaction begins on a session that has no settings of its own. A standby refuses READ WRITE, by this
+# code.
+_BEGIN_UNSET = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_REFUSES_TO_WRITE = "0A000"
 _MOST_PREPARED = 256  # statements of a session
 # The numbers of results: a statement without and with rows, and an empty one.
 _GOOD = (0, 1, 2)
@@ -49,23 +67,32 @@ _IDLES = (
 
 
 class PostgresDriver:
-    """PostgreSQL 13 or later, by psycopg 3."""
+    """PostgreSQL 13 or later, by psycopg 3.
+
+    ``_last`` is the host to which the last connection was made, of whatever thread.
+    """
 
     dialect: Dialect = PostgresDialect()
+    _last: tuple[str, int] | None = None
 
     def connect(self, address: Address, timeout: float, power: bool) -> OwnConnection:
         psycopg = _psycopg()
+        # A host that does not answer would cost each connection its part of the timeout.
+        hosts = sorted(address.hosts, key=lambda each: each != self._last)
         settings: dict[str, Any] = {
-            "connect_timeout": max(2, round(timeout)),
+            "connect_timeout": max(2, round(timeout / len(hosts))),
             "application_name": "persistcoll",
             "keepalives_idle": 30,
             "keepalives_interval": 10,
             "keepalives_count": 3,
             "tcp_user_timeout": 40_000,
             **dict(address.options),
-            "host": ",".join(host for host, _ in address.hosts),
-            "port": ",".join(str(port) for _, port in address.hosts),
+            "host": ",".join(host for host, _ in hosts),
+            "port": ",".join(str(port) for _, port in hosts),
         }
+        if len(hosts) > 1:
+            # Otherwise the first host that answers is taken, though it may have become a standby.
+            settings.setdefault("target_session_attrs", "read-write")
         known = {"user": address.user, "password": address.password, "dbname": address.database}
         settings |= {name: value for name, value in known.items() if value is not None}
         doing = f"connecting to {address}"
@@ -80,13 +107,8 @@ class PostgresDriver:
                     f" needs PostgreSQL {_OLDEST // 10000} or later"
                 )
             made = _OwnConnection(connection, answer_timeout(timeout))
-            made.run_script(
-                f"SET lock_timeout = {max(1, round(timeout * 1000))};"
-                f" SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION};"
-                " SET default_transaction_isolation = 'read committed';"
-                " SET default_transaction_read_only = off"
-                + ("" if power else "; SET synchronous_commit = off")
-            )
+            made.use_settings(_settings(timeout, power))
+            self._last = connection.info.host, connection.info.port
             return made
         except BaseException:
             connection.close()
@@ -112,6 +134,21 @@ class PostgresDriver:
         if connection.autocommit and found == status.IDLE:
             raise ValueError("no transaction is open on this connection")
         return _Connection(connection)
+
+
+def _settings(timeout: float, power: bool) -> dict[str, str]:
+    """Return what each transaction of a connection has set, whatever the server's own defaults are."""
+    settings = {
+        "lock_timeout": f"{max(1, round(timeout * 1000))}",
+        "idle_in_transaction_session_timeout": f"{_IDLE_IN_TRANSACTION}",
+        "random_page_cost": f"{RANDOM_PAGE_COST}",
+    }
+    return settings if power else {**settings, "synchronous_commit": "off"}
+
+
+def _set(settings: Mapping[str, str], is_local: bool) -> str:
+    """Return a list of expressions that set this, for the transaction or for the session."""
+    return ", ".join(f"set_config('{name}', '{value}', {is_local})" for name, value in settings.items())
 
 
 def _of_psycopg(connection: Any) -> Any:
@@ -163,6 +200,10 @@ class _Connection(DirectConnection):
         except self._error as error:
             raise self._translated(error) from error
 
+    def defer_rows(self, text: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[Deferred]:
+        names = compiled(text).parameters
+        return [self.defer(text, {name: [row[name] for row in rows] for name in names})]
+
     def _translated(self, error: Exception) -> Exception:
         is_lost = self._connection.closed or self._connection.broken
         return translate(getattr(error, "sqlstate", None), str(error), is_lost, "a statement")
@@ -173,11 +214,17 @@ class _OwnConnection(PipeliningConnection, _Connection):
 
     A statement that runs a second time is prepared.
 
-    ``_used`` and ``_prepared`` have the names of statements. They belong to the thread that uses the
-    connection.
+    A pooler may give each transaction another session of the server, which other clients use before and
+    after. Then nothing that outlasts a transaction is set or prepared there, and each transaction begins with
+    all settings. A statement of its own becomes a transaction for that, in the same trip.
+
+    ``_used`` and ``_prepared`` have the names of statements, and ``_is_open`` is set between the begin and
+    the end of a transaction. They belong to the thread that uses the connection.
 
     :param timeout: seconds to wait for an answer.
     """
+
+    _begin: Sequence[str] = ("BEGIN",)
 
     def __init__(self, connection: Any, timeout: float) -> None:
         _Connection.__init__(self, connection)
@@ -187,8 +234,54 @@ class _OwnConnection(PipeliningConnection, _Connection):
         self._pipelines = _psycopg().Pipeline.is_supported()
         self._used: set[bytes] = set()
         self._prepared: set[bytes] = set()
+        self._is_open = False
+
+    def use_settings(self, settings: Mapping[str, str]) -> None:
+        """Set this for the session, or for each transaction if the session is not the connection's own."""
+        # A pooler makes up the process that it names to its clients, because it passes on a cancellation to
+        # the one that runs their statement then.
+        is_own = f"pg_backend_pid() = {self._libpq.backend_pid}"
+        defaults = {
+            "default_transaction_isolation": "read committed",
+            "default_transaction_read_only": "off",
+        }
+        in_session = _set({**settings, **defaults}, False)
+        ((self.keeps_session, _, is_standby),) = self.run(
+            f"SELECT {is_own}, CASE WHEN {is_own} THEN concat({in_session}) END, pg_is_in_recovery()"
+        ).rows
+        if not self.keeps_session:
+            begin = _BEGIN_UNSET if is_standby else f"{_BEGIN_UNSET} READ WRITE"
+            self._begin = (begin, f"SELECT {_set(settings, True)}")
+
+    def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
+        super().begin(sync, lock_timeout, idles)
+        self._is_open = True
+
+    def commit(self) -> None:
+        super().commit()
+        self._is_open = False
+
+    def rollback(self) -> None:
+        if self._is_open or self.keeps_session:
+            super().rollback()
+        else:
+            self._waiting.clear()
+        self._is_open = False
 
     def _send(self, steps: Sequence[Step]) -> list[Result]:
+        if self.keeps_session or self._is_open:
+            return self._send_in_order(steps)
+        before = [Step(text) for text in self._begin]
+        try:
+            results = self._send_in_order([*before, *steps, Step("COMMIT")])
+        except ConnectionLostError:
+            raise
+        except Exception:
+            self._send_in_order([Step("ROLLBACK")])
+            raise
+        return results[len(before) : -1]
+
+    def _send_in_order(self, steps: Sequence[Step]) -> list[Result]:
         calls: list[Callable[[], None]] = []
         places: list[int] = []  # of the statements among the calls, of which some prepare one
         prepared: dict[bytes, int] = {}
@@ -201,8 +294,15 @@ class _OwnConnection(PipeliningConnection, _Connection):
         results = self._answers(calls)
         # After a statement that fails, the server prepares none of those that follow.
         self._prepared.update(name for name, place in prepared.items() if _is_good(results[place:]))
+        if steps[0].text == self._begin[0]:
+            self._check_begin(results[0])
         self._check(results)
         return [_result(results[place]) for place in places]
+
+    def _check_begin(self, result: Any) -> None:
+        """Raise an error if the server behind a pooler has become a standby since the connection was made."""
+        if result.status not in _GOOD and _code_of(result) == _REFUSES_TO_WRITE:
+            raise NotCommittedError(f"a transaction has not begun: {result.get_error_message().strip()}")
 
     def _calls(
         self, step: Step, prepared: Mapping[bytes, int]
@@ -222,16 +322,12 @@ class _OwnConnection(PipeliningConnection, _Connection):
         formats = [is_binary for _, is_binary in values]
         if name not in self._prepared and name not in prepared:
             if name not in self._used:
-                if len(self._used) < _MOST_PREPARED:
+                if self.keeps_session and len(self._used) < _MOST_PREPARED:
                     self._used.add(name)
                 yield None, partial(libpq.send_query_params, data, arguments, None, formats, 1)
                 return
             yield name, partial(libpq.send_prepare, name, data)
         yield None, partial(libpq.send_query_prepared, name, arguments, formats, 1)
-
-    def run_script(self, text: str) -> None:
-        """Run several statements without parameters, in one trip."""
-        self._check(self._answers([lambda: self._libpq.send_query(text.encode())]))
 
     def _answers(self, calls: Sequence[Callable[[], None]]) -> list[Any]:
         """Make these calls of libpq in one trip, and return the last result of each.
@@ -259,6 +355,17 @@ class _OwnConnection(PipeliningConnection, _Connection):
         except self._error as error:
             raise self._translated(error) from error
         return results
+
+    def notifications(self) -> Sequence[str]:
+        libpq = self._libpq
+        channels: list[str] = []
+        try:
+            libpq.consume_input()
+            while (found := libpq.notifies()) is not None:
+                channels.append(found.relname.decode())
+        except self._error as error:
+            raise self._translated(error) from error
+        return channels
 
     def _check(self, results: Sequence[Any]) -> None:
         """Raise the first error among these results."""
@@ -292,8 +399,7 @@ class _OwnConnection(PipeliningConnection, _Connection):
 
     def _refused(self, result: Any) -> Exception:
         psycopg = _psycopg()
-        code = result.error_field(psycopg.pq.DiagnosticField.SQLSTATE)
-        code = None if code is None else code.decode()
+        code = _code_of(result)
         message = result.get_error_message()
         is_lost = self._libpq.status != psycopg.pq.ConnStatus.OK
         found = translate(code, message, is_lost, "a statement")
@@ -304,7 +410,7 @@ class _OwnConnection(PipeliningConnection, _Connection):
         return found
 
     def _beginning(self, sync: bool, lock_timeout: float | None, idles: bool) -> Sequence[str]:
-        texts = ["BEGIN"]
+        texts = list(self._begin)
         if not sync:
             texts.append("SET LOCAL synchronous_commit = off")
         if lock_timeout is not None:
@@ -323,6 +429,11 @@ class _OwnConnection(PipeliningConnection, _Connection):
             os.close(self._connection.fileno())
         except (OSError, self._error):
             pass
+
+
+def _code_of(result: Any) -> str | None:
+    code = result.error_field(_psycopg().pq.DiagnosticField.SQLSTATE)
+    return None if code is None else code.decode()
 
 
 def _is_good(results: Sequence[Any]) -> bool:

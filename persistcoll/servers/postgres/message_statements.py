@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from persistcoll.servers.dialect import Dialect
 from persistcoll.servers.message_statements import SKIPPING, MessageDialect, Tables
-from persistcoll.servers.statements import Dialect
 
 __all__ = ["PostgresMessages"]
 
@@ -48,9 +48,6 @@ class PostgresMessages(MessageDialect):
 
     def name(self, name: str) -> str:
         return f"%({name})s::bytea"
-
-    def hint(self, index: str) -> str:
-        return ""
 
     def create(self, tables: Tables) -> tuple[str, ...]:
         messages, keys, groups, topics, expired = tables
@@ -109,9 +106,9 @@ class PostgresMessages(MessageDialect):
         given = ", ".join(f"%({name})s::{kind}" for name, kind in _NEW)
         return self._insert(table, columns, values, f"(VALUES ({given}))")
 
-    def insert_many(self, table: str) -> str | None:
+    def insert_many(self, table: str) -> str:
         columns, values = self._columns()
-        given = ", ".join(f"%({name}s)s::{kind}[]" for name, kind in _NEW)
+        given = ", ".join(f"%({name})s::{kind}[]" for name, kind in _NEW)
         return self._insert(table, columns, values, f"unnest({given})")
 
     def _insert(self, table: str, columns: str, values: str, given: str) -> str:
@@ -125,7 +122,7 @@ class PostgresMessages(MessageDialect):
         # is planned by an index also while the table is small; that plan may be kept when it has grown.
         # In a claim that a crash of the server undoes, nothing is lost: the message is ready.
         limit, ids = ("1", "= {}") if one else ("%(limit)s", "= ANY (ARRAY{})")
-        select = f"(SELECT id FROM {table} WHERE {which} ORDER BY place, id LIMIT {limit} {SKIPPING})"
+        select = f"(SELECT id FROM {which} ORDER BY place, id LIMIT {limit} {SKIPPING})"
         return (
             f"UPDATE {table} SET {claim} WHERE id {ids.format(select)} AND {may}"
             f" RETURNING {row}, set_config('synchronous_commit', 'off', true)"

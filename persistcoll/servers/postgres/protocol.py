@@ -65,10 +65,10 @@ def encoded(value: Any) -> tuple[bytes | None, int]:
         return (b"t" if value else b"f"), _TEXT
     if isinstance(value, (int, float)):
         return repr(value).encode(), _TEXT
-    if any(isinstance(each, bytes) for each in value):
+    if isinstance(next((each for each in value if each is not None), None), bytes):
         return _bytes_array(value), _BINARY
-    texts = ("NULL" if each is None else repr(each) for each in value)
-    return f"{{{','.join(texts)}}}".encode(), _TEXT
+    # The text of the whole list: that of each number would take as long as the server takes for a row.
+    return f"{{{str(list(value))[1:-1].replace('None', 'NULL')}}}".encode(), _TEXT
 
 
 def _bytes_array(values: Sequence[bytes | None]) -> bytes:
@@ -112,6 +112,10 @@ def rows_of(result: Any) -> list[tuple[Any, ...]]:
     columns = range(result.nfields)
     decoders = [_DECODERS[result.ftype(column)] for column in columns]
     get = result.get_value
+    if len(decoders) == 1:  # in half the time: the ids of a large batch
+        (decode,) = decoders
+        values = [get(row, 0) for row in range(result.ntuples)]
+        return [(None if data is None else decode(data),) for data in values]
     return [
         tuple(
             [

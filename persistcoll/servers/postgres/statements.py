@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from persistcoll.engine.records import Discipline
+from persistcoll.servers.dialect import Dialect
 from persistcoll.servers.message_statements import MessageDialect
 from persistcoll.servers.postgres.message_statements import PostgresMessages
-from persistcoll.servers.statements import Dialect
+from persistcoll.servers.wakes import WakeStatements
 
 __all__ = ["PostgresDialect"]
 
@@ -16,9 +17,30 @@ _VACUUM = (
     " autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.1)"
 )
 
+_COLUMNS = "place, dedup, item_key, mark, crc, payload, state, due"
+
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""').replace("%", "%%") + '"'
+
+
+def _first(which: str, order: str, one: bool) -> str:
+    """Return the condition's end for the id of one of the first of these rows that nobody has locked.
+
+    With a literal limit the server keeps its plan; with a parameter it would plan each time, because it
+    expects a tenth of the rows.
+    """
+    limit, ids = ("1", "= {}") if one else ("%(limit)s", "= ANY (ARRAY{})")
+    # The sub-select runs once; with IN it might run again for each row, and lock more.
+    return ids.format(f"(SELECT id FROM {which} ORDER BY {order} LIMIT {limit} FOR UPDATE SKIP LOCKED)")
+
+
+def _note(done: str) -> str:
+    """Return the end of a statement that has inserted a row, ``new``: notes the call, and returns the id."""
+    return (
+        f"note AS (INSERT INTO {done} (client, op, number, puts, result)"
+        " SELECT %(client)s, %(op)s, %(number)s, %(puts)s, id FROM new) SELECT id FROM new"
+    )
 
 
 def _lock_number(store_id: bytes) -> int:
@@ -26,23 +48,42 @@ def _lock_number(store_id: bytes) -> int:
 
 
 class PostgresDialect(Dialect):
-    """See :class:`~persistcoll.servers.statements.Dialect`."""
+    """See :class:`~persistcoll.servers.dialect.Dialect`."""
 
     now = "statement_timestamp()"
     is_due_set = "due IS NOT NULL"
-    max_poll_interval = 0.05
+    # A poll reads the socket of the connection that listens, and now and then asks the server.
+    max_poll_interval = 0.02
     lock_creation = (
         "SELECT 1 FROM (SELECT pg_advisory_xact_lock(hashtextextended(%(name)s, 0))) AS locked"
         " WHERE %(seconds)s::float8 > 0"
     )
     unlock_creation = None
     uptime = f"SELECT extract(epoch FROM {now} - pg_postmaster_start_time())::float8"
+    select_settings = (
+        "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes',"
+        " 'synchronous_commit', 'synchronous_standby_names', 'in_hot_standby', 'idle_session_timeout')"
+    )
+    # The vacuum does not wait for a transaction that has changed nothing and reads nothing now. Of other
+    # users' processes a user sees these columns only with the rights of pg_read_all_stats.
+    select_old_transaction = (
+        "SELECT extract(epoch FROM statement_timestamp() - begun)::float8 AS seconds, ending FROM ("
+        "SELECT xact_start AS begun, format('SELECT pg_terminate_backend(%%s)', pid) AS ending"
+        " FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type <> 'autovacuum worker' AND (backend_xid IS NOT NULL OR backend_xmin IS NOT NULL)"
+        " UNION ALL SELECT prepared, format('ROLLBACK PREPARED %%L', gid) FROM pg_prepared_xacts"
+        " WHERE database = current_database()) AS old"
+        " WHERE begun < statement_timestamp() - %(seconds)s::float8 * interval '1 second'"
+        " ORDER BY begun LIMIT 1"
+    )
+    despite_snapshot = ""
     unless_noted = "ON CONFLICT DO NOTHING"
     unless_key = "ON CONFLICT (item_key) DO NOTHING"
     replace_pair = (
         "ON CONFLICT (item_key) DO UPDATE SET crc = excluded.crc, size = excluded.size,"
         " value = excluded.value, due = excluded.due"
     )
+    at_floor = "(place, id) >= (%(floor_place)s::float8, %(floor_id)s::bigint)"
 
     def table(self, schema: str | None, name: str) -> str:
         return name if schema is None else f"{_quoted(schema)}.{name}"
@@ -69,7 +110,7 @@ class PostgresDialect(Dialect):
         return f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
 
     def create_shared(
-        self, schema: str | None, collections: str, done: str, holders: str, dropped: str
+        self, schema: str | None, collections: str, done: str, holders: str, dropped: str, granted: str
     ) -> tuple[str, ...]:
         schemas = () if schema is None else (f"CREATE SCHEMA IF NOT EXISTS {_quoted(schema)}",)
         return (
@@ -92,6 +133,11 @@ class PostgresDialect(Dialect):
             (
                 f"CREATE TABLE IF NOT EXISTS {dropped} (number bigint PRIMARY KEY,"
                 ' name text COLLATE "C" NOT NULL, kind text NOT NULL)'
+            ),
+            (
+                f"CREATE TABLE IF NOT EXISTS {granted} (number bigint NOT NULL, client bigint NOT NULL,"
+                " capacity bigint NOT NULL, credits bigint NOT NULL, PRIMARY KEY (number, client))"
+                " WITH (fillfactor = 50)"
             ),
         )
 
@@ -131,39 +177,59 @@ class PostgresDialect(Dialect):
 
     def insert(self, table: str, unique: bool) -> str:
         conflict = "ON CONFLICT (dedup) WHERE dedup IS NOT NULL DO NOTHING " if unique else ""
+        return f"INSERT INTO {table} ({_COLUMNS}) VALUES ({self._values()}) {conflict}RETURNING id"
+
+    def _values(self) -> str:
         return (
-            f"INSERT INTO {table} (place, dedup, item_key, mark, crc, payload, state, due)"
-            " VALUES (%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s,"
-            f" {self.later('delay')}) {conflict}RETURNING id"
+            f"%(place)s, %(key)s, %(key)s, %(mark)s, %(crc)s, %(payload)s, %(state)s, {self.later('delay')}"
         )
 
     def insert_noted(self, insert: str, done: str) -> tuple[str, ...]:
+        return (f"WITH new AS ({insert}), {_note(done)}",)
+
+    def insert_by_credit(self, table: str, done: str, granted: str) -> tuple[str, ...]:
         return (
             (
-                f"WITH new AS ({insert}), note AS (INSERT INTO {done}"
-                " (client, op, number, puts, result)"
-                " SELECT %(client)s, %(op)s, %(number)s, %(puts)s, id FROM new) SELECT id FROM new"
+                f"WITH credit AS (UPDATE {granted} SET credits = credits - 1"
+                " WHERE number = %(number)s AND client = %(client)s AND credits >= 1"
+                " AND capacity <= %(capacity)s RETURNING 1),"
+                f" new AS (INSERT INTO {table} ({_COLUMNS}) SELECT {self._values()} FROM credit"
+                f" RETURNING id), {_note(done)}"
             ),
         )
 
-    def insert_many(self, table: str) -> str | None:
+    def grant_credits(self, granted: str) -> str:
         return (
-            f"INSERT INTO {table} (place, mark, crc, payload, state, due) SELECT place, mark, crc, payload,"
-            f" state, {self.now} + delay * interval '1 second' FROM unnest(%(places)s::float8[],"
-            " %(marks)s::bigint[], %(crcs)s::bigint[], %(payloads)s::bytea[], %(states)s::smallint[],"
-            " %(delays)s::float8[]) AS entries (place, mark, crc, payload, state, delay) RETURNING id"
+            f"INSERT INTO {granted} AS held (number, client, capacity, credits)"
+            " VALUES (%(number)s, %(client)s, %(capacity)s, %(credits)s) ON CONFLICT (number, client)"
+            " DO UPDATE SET credits = held.credits + excluded.credits, capacity = excluded.capacity"
         )
 
-    def claim_next(self, table: str, row: str, order: str, may: str) -> str | None:
-        # The ARRAY is computed once; a sub-select with IN might be run again for each row, and claim more.
+    def insert_many(self, table: str) -> str:
+        return (
+            f"INSERT INTO {table} (place, mark, crc, payload, state, due) SELECT place, mark, crc, payload,"
+            f" state, {self.now} + delay * interval '1 second' FROM unnest(%(place)s::float8[],"
+            " %(mark)s::bigint[], %(crc)s::bigint[], %(payload)s::bytea[], %(state)s::smallint[],"
+            " %(delay)s::float8[]) AS entries (place, mark, crc, payload, state, delay) RETURNING id"
+        )
+
+    def claim_next(self, table: str, row: str, which: str, order: str, may: str, one: bool) -> str | None:
         # In a claim that a crash of the server undoes, nothing is lost: the record is ready.
         before = row.replace("attempts", "attempts - 1", 1)
         return (
             f"UPDATE {table} SET state = 1, holder = %(holder)s, fence = %(fence)s,"
             f" due = {self.later('lease')}, attempts = attempts + 1"
-            f" WHERE id = ANY (ARRAY(SELECT id FROM {table} WHERE state = 0"
-            f" ORDER BY {order} LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) AND {may}"
+            f" WHERE id {_first(which, order, one)} AND {may}"
             f" RETURNING {before}, set_config('synchronous_commit', 'off', true)"
+        )
+
+    def take_next(
+        self, table: str, row: str, which: str, order: str, may: str, done: str, one: bool
+    ) -> str | None:
+        return (
+            f"WITH taken AS (DELETE FROM {table} WHERE id {_first(which, order, one)} AND {may}"
+            f" RETURNING {row}), note AS (INSERT INTO {done} (client, op, number, puts)"
+            " SELECT %(client)s, %(op)s, %(number)s, %(puts)s FROM taken LIMIT 1) SELECT * FROM taken"
         )
 
     def draw_id(self, table: str) -> tuple[str, ...]:
@@ -178,13 +244,20 @@ class PostgresDialect(Dialect):
     def lock_alone(self, collections: str, number: int, store_id: bytes) -> str:
         return f"SELECT pg_advisory_xact_lock({_lock_number(store_id)})"
 
-    def upsert_pairs(self, table: str) -> str | None:
+    def upsert_pairs(self, table: str, upsert: str) -> str:
         columns = "item_key, name, crc, size, value"
         return (
-            f"INSERT INTO {table} ({columns}, due) SELECT {columns}, {self.later('seconds')}"
-            " FROM unnest(%(keys)s::bytea[], %(names)s::bytea[], %(crcs)s::bigint[], %(sizes)s::bigint[],"
-            f" %(values)s::bytea[]) AS pairs ({columns}) {self.replace_pair}"
+            f"INSERT INTO {table} ({columns}, due)"
+            f" SELECT {columns}, {self.now} + seconds * interval '1 second' FROM unnest(%(key)s::bytea[],"
+            " %(name)s::bytea[], %(crc)s::bigint[], %(size)s::bigint[], %(value)s::bytea[],"
+            f" %(seconds)s::float8[]) AS pairs ({columns}, seconds) {self.replace_pair}"
         )
+
+    def hint(self, index: str) -> str:
+        return ""
+
+    def delete_several(self, table: str, where: str, column: str) -> str:
+        return f"DELETE FROM {table} WHERE {where}"
 
     def size(self, table: str) -> str:
         name = table.replace("'", "''")
@@ -195,6 +268,27 @@ class PostgresDialect(Dialect):
         return (
             "SELECT pg_current_snapshot()::text, (SELECT due::text FROM (SELECT due FROM"
             f" {table} WHERE due IS NOT NULL ORDER BY due LIMIT 1) AS head WHERE due <= {self.now})"
+        )
+
+    def wakes(self, schema: str | None) -> WakeStatements | None:
+        waiters = self.table(schema, "pc_waiters")
+        of_channel = f"FROM {waiters} WHERE channel = %(channel)s AND until"
+        notify = "pg_notify(%(channel)s, '')"
+        return WakeStatements(
+            create=(
+                (
+                    f'CREATE TABLE IF NOT EXISTS {waiters} (channel text COLLATE "C" NOT NULL,'
+                    " process bigint NOT NULL, until timestamptz NOT NULL, PRIMARY KEY (channel, process))"
+                    " WITH (fillfactor = 50)"
+                ),
+            ),
+            listen="LISTEN ",
+            register=f"INSERT INTO {waiters} (channel, process, until) VALUES (%(channel)s, %(process)s,"
+            f" {self.later('seconds')}) ON CONFLICT (channel, process) DO UPDATE SET until = excluded.until",
+            delete_old=f"DELETE FROM {waiters} WHERE channel = %(channel)s AND process = ANY (ARRAY("
+            f"SELECT process {of_channel} <= {self.now} FOR UPDATE SKIP LOCKED))",
+            notify_waiting=f"SELECT {notify} WHERE EXISTS (SELECT {of_channel} > {self.now})",
+            notify=f"SELECT {notify}",
         )
 
     def messages(self) -> MessageDialect:
