@@ -1,7 +1,8 @@
 """What lies at a path or in a database on a server: its collections, and of each the kind and the counts.
 
-Nothing is opened for it. It makes, changes and locks nothing, and asks for no serializer: it works for a user
-who may only read, on a file system that is mounted read-only, and beside whatever uses the collections.
+Nothing is opened for a look. It makes, changes and locks nothing, and asks for no serializer: it works for a
+user who may only read, on a file system that is mounted read-only, and beside whatever uses the collections.
+Only ``drop`` changes something.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from persistcoll.errors import StoreKindError, StoreMissingError
 from persistcoll.journal import inspect as files
 from persistcoll.sqlite import inspect as databases
 from persistcoll.sqlite.database_file import MEMORY
+from persistcoll.sqlite.drop import drop_collection as drop_from_database
 from persistcoll.sqlite.open import DEFAULT_NAME
 
 __all__ = ["collections", "drop"]
@@ -68,59 +70,62 @@ def collections(
     given = checked_path("target", target)
     if names_server(given):
         found = _on_server(given, schema)
-    elif schema is not None:
-        raise ValueError("a path has no schemas: leave 'schema' out")
     else:
+        _refuse_schema(schema)
         found = _at_path(given)
     return {one.name: one for one in found}
 
 
-def drop(target: str, name: str, *, schema: str | None = None) -> None:
-    """Remove a collection from a database on a server, with everything in it. It cannot be undone.
+def drop(target: str | bytes | os.PathLike[Any], name: str, *, schema: str | None = None) -> None:
+    """Remove a collection from a database, with everything in it. It cannot be undone.
 
-    >>> import os
-    >>> from persistcoll import PostgresQueue, collections, drop
-    >>> with PostgresQueue("old jobs") as queue:  # at PERSISTCOLL_URL
+    >>> from persistcoll import SQLiteQueue, collections, drop
+    >>> with SQLiteQueue("attic", name="old jobs") as queue:
     ...     queue.put("never done")
     1
-    >>> drop(os.environ["PERSISTCOLL_URL"], "old jobs")
-    >>> "old jobs" in collections(os.environ["PERSISTCOLL_URL"])
-    False
+    >>> drop("attic", "old jobs")
+    >>> collections("attic")
+    {}
 
-    It needs the right to drop tables. Any thread and any process may call it at any time. An object that has
-    the collection open raises :exc:`StoreMissingError` from its next call on, and never uses the tables of
-    another collection, not even if one of the same name is made.
+    On a server it needs the right to drop tables. Any thread and any process may call it at any time. An
+    object that has the collection open raises :exc:`StoreMissingError` from its next call on, and never uses
+    the tables of another collection, not even if one of the same name is made.
 
-    Cost: a few statements, and for a message queue the removal of the rows of its keys, groups and topics.
+    Cost: in a file one transaction that grows with the pages of the collection, and one sync; the file does
+    not shrink until ``shrink_disk_usage()``. On a server a few statements, and for a message queue the
+    removal of the rows of its keys, groups and topics.
 
-    :param target: the URL of the database, as for :func:`collections`. A collection in files is removed with
-        its directory or with the files of its database, and not by this function.
+    :param target: a database file, the directory of a database ``data.db``, or the URL of a database on a
+        server, as for :func:`collections`. A queue in files and a log go with their directories.
     :param schema: where the tables are, on PostgreSQL; ``None``: where the server looks first.
     :raise StoreMissingError: there is no collection of this name.
-    :raise LockedError: a process that lives has claimed items or messages of it, and the message says which;
-        or another transaction uses it for longer than 10 seconds. On PostgreSQL nothing has changed then. On
-        MySQL the second case comes when the collection is not registered any more, which the message says,
-        and the next call of this function removes the rest.
+    :raise LockedError: a process that lives has claimed items or messages of it; or another transaction is
+        open for longer than 10 seconds. In a file and on PostgreSQL nothing has changed then. On MySQL the
+        second case comes when the collection is not registered any more, which the message says, and the
+        next call of this function removes the rest.
     :raise FormatVersionError: a later version made it.
-    :raise StorageError: the server refuses the connection or a statement, or is too old.
+    :raise StorageError: the file cannot be written; or the server refuses the connection or a statement, or
+        is too old.
     :raise BackendUnavailableError: the server cannot be reached within 10 seconds.
     :raise ImportError: the driver for the server is not installed.
-    :raise TypeError: an argument is no str.
-    :raise ValueError: ``target`` is no URL of a server, or ``name`` is none of a collection.
+    :raise TypeError: ``target`` is no path, or ``name`` is no str.
+    :raise ValueError: ``name`` is none of a collection; ``target`` is ``":memory:"``; or ``schema`` is given,
+        and the target has none.
     """
-    if not isinstance(target, str):
-        raise TypeError(f"'target' must be a str, not {type(target).__name__}")
-    if not names_server(target):
-        raise ValueError(
-            "drop() removes collections from servers, and 'target' is no URL; what is in files goes with its"
-            " directory or file"
-        )
+    given = checked_path("target", target)
+    if not isinstance(name, str):
+        raise TypeError(f"'name' must be a str, not {type(name).__name__}")
+    if not names_server(given):
+        _refuse_schema(schema)
+        path = _database_at(given)
+        drop_from_database(path, name)
+        return
     # Imported here, because most programs have no server.
     from persistcoll.servers.address import address_of
     from persistcoll.servers.drop import drop_collection
     from persistcoll.servers.open import server_at
 
-    with server_at(address_of(None, target), schema) as server:
+    with server_at(address_of(None, given), schema) as server:
         drop_collection(server, name)
 
 
@@ -130,6 +135,21 @@ def _on_server(url: str, schema: str | None) -> list[CollectionInfo]:
     from persistcoll.servers.address import address_of
 
     return servers.inspect(address_of(None, url), schema)
+
+
+def _refuse_schema(schema: str | None) -> None:
+    if schema is not None:
+        raise ValueError("a path has no schemas: leave 'schema' out")
+
+
+def _database_at(given: str) -> str:
+    """Return the path of the database that is there, or in that directory."""
+    if given == MEMORY:
+        raise ValueError(f"what is in {MEMORY!r} goes with its object")
+    path = absolute(given)
+    if stat.S_ISDIR(existing(path, "drop from").st_mode):
+        path = os.path.join(path, DEFAULT_NAME)
+    return path
 
 
 def _at_path(given: str) -> list[CollectionInfo]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from operator import attrgetter
 from types import TracebackType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from persistcoll.engine.forks import read_only_error, register_forkable, warn_unclosed
 from persistcoll.engine.records import Durability
+from persistcoll.errors import PersistcollError
 from persistcoll.options import Options, ServerOptions
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ class Container(Closable):
     create: bool = option("create")
     read_only: bool = False
 
+    # What ``_length`` counts.
+    _unit = "ready"
     # True until the store is open, so that nothing is closed if the constructor raises before.
     _closed = True
     _options: Any
@@ -128,7 +131,7 @@ class Container(Closable):
         They are replaced on the object and not in the class, so that a container that may be written to pays
         nothing for it.
         """
-        description = f"{type(self).__name__} {self._place}"
+        description = self._description
 
         def refuse(*arguments: object, **options: object) -> NoReturn:
             raise read_only_error(description)
@@ -145,11 +148,16 @@ class Container(Closable):
         """Where the store lies, for ``repr`` and messages."""
         return repr(self._location)
 
+    @property
+    def _description(self) -> str:
+        """What the container is, for messages. Unlike ``repr`` it never reads the store."""
+        return f"{type(self).__name__} {self._place}"
+
     def __del__(self) -> None:
         if not self._closed:
             try:
                 if not self._inherited:  # A forked child did not open it, so it does not warn.
-                    warn_unclosed(self)
+                    warn_unclosed(self, f"<{self._description}>")
             finally:  # A warning may be an error.
                 self.close()
 
@@ -171,7 +179,21 @@ class Container(Closable):
         return self._options  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._place}{' closed' if self._closed else ''}>"
+        """Say the class, the place and the length, or that it is closed.
+
+        No length is said where it cannot be read now, nor on a server, because a debugger must not wait for
+        the network.
+        """
+        if self._closed:
+            return f"<{self._description} closed>"
+        length = ""
+        if not self._is_on_server:
+            with suppress(PersistcollError, OSError):
+                length = f", {self._length():,} {self._unit}"
+        return f"<{self._description}{length}>"
+
+    def _length(self) -> int:
+        raise NotImplementedError
 
 
 class DiskContainer(Container):
@@ -253,8 +275,8 @@ class SQLiteContainer(DiskContainer):
     def _refuse_copies(self) -> None:
         if self.path == ":memory:":
             raise TypeError(
-                f"{self!r} is in memory, so there is no second object on it: it can neither be copied nor be"
-                " passed to another process"
+                f"{self._description} is in memory, so there is no second object on it: it can neither be"
+                " copied nor be passed to another process"
             )
 
 
@@ -277,8 +299,8 @@ class ServerContainer(Container):
     def _refuse_copies(self) -> None:
         if self._options.connection is not None:
             raise TypeError(
-                f"{self!r} is a part of the transaction on a connection, so it can neither be copied nor be"
-                " passed to another process"
+                f"{self._description} is a part of the transaction on a connection, so it can neither be"
+                " copied nor be passed to another process"
             )
 
     def _joined(self, store: Any, connection: Any) -> Any:

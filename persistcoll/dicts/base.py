@@ -9,6 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import blake2b
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -38,6 +39,7 @@ T = TypeVar("T")
 MISSING: Any = object()
 """Stands for an argument that was not given, because ``None`` may be a value."""
 
+_COMPLETIONS = 1000  # keys; more would not be read by a person
 _LONGEST_KEY = 1 << 16
 _LARGEST_VALUE = 1_000_000_000 - (1 << 20)  # SQLite's own limit, with room for the key
 
@@ -51,6 +53,8 @@ class BaseDict(Container, MutableMapping[K, V]):
     threads that write at the same time share. A method that reads neither writes nor syncs. Without
     ``auto_commit`` only :meth:`task_done` writes.
     """
+
+    _unit = "keys"
 
     def _attach(self, store: Any) -> None:
         self._codec = codec(self.serializer, store.store_id)
@@ -191,11 +195,17 @@ class BaseDict(Container, MutableMapping[K, V]):
     def __len__(self) -> int:
         return self._store.count()
 
+    _length = __len__
+
     def __iter__(self) -> Iterator[K]:
         return map(self._decode_key, self._store.pairs(values=False))
 
     def __reversed__(self) -> Iterator[K]:
         return map(self._decode_key, self._store.pairs(reverse=True, values=False))
+
+    def _ipython_key_completions_(self) -> list[K]:
+        """Return the first keys, for IPython to complete ``d["``."""
+        return list(islice(self, _COMPLETIONS))
 
     def keys(self) -> PDictKeys[K]:
         """Return a live view of the keys, with dict's set operations.

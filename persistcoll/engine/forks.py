@@ -322,6 +322,6 @@ def read_only_error(what: str) -> StorageError:
     )
 
 
-def warn_unclosed(container: object) -> None:
+def warn_unclosed(container: object, description: str) -> None:
     """Warn of a container that its destructor finds open."""
-    warnings.warn(f"unclosed {container!r}", ResourceWarning, stacklevel=3, source=container)
+    warnings.warn(f"unclosed {description}", ResourceWarning, stacklevel=3, source=container)

@@ -109,6 +109,8 @@ class Log(DiskContainer, Generic[T]):
     :raise CorruptionError: the end of the log is damaged in a way that no crash explains.
     """
 
+    _unit = "records"
+
     chunksize: int | None = option("chunksize")
     retain: Retain | None = option("retain")
     on_corruption: OnCorruption = option("on_corruption")
@@ -192,6 +194,8 @@ class Log(DiskContainer, Generic[T]):
     def __len__(self) -> int:
         """Count the items. Cost: it does not grow with the number of items."""
         return self._store.bounds().records
+
+    _length = __len__
 
     def __iter__(self) -> Iterator[T]:
         """Iterate over all items. What is appended before the iteration ends is a part of it."""

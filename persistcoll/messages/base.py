@@ -190,6 +190,8 @@ class BaseMessageQueue(DatabaseContainer, Generic[T]):
     def __len__(self) -> int:
         return self._store.count()
 
+    _length = __len__
+
     def __bool__(self) -> bool:
         # As with queue.Queue, an empty queue is true: a queue is a thing and not a sequence.
         return True

@@ -189,7 +189,7 @@ class Worker(Generic[T]):
         self._failures = 0  # How many calls of the store have failed, one after the other.
 
     def __repr__(self) -> str:
-        return f"<Worker of {self._queue!r}>"
+        return f"<Worker of {self._queue._description}>"
 
     # For its users.
 

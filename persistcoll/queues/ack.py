@@ -264,8 +264,9 @@ class AckQueue(PlainPuts[T]):
         if not held:
             return Empty()
         return Empty(
-            f"nothing is ready in {self!r}, and {held} claimed (unack_count()) by this object, or by another"
-            " one that is open, here or in another process; nack() or close() there makes them ready"
+            f"nothing is ready in {self._description}, and {held} claimed (unack_count()) by this object, or"
+            " by another one that is open, here or in another process; nack() or close() there makes them"
+            " ready"
         )
 
     def _deliver(self, record: Record) -> tuple[Delivery, Delivery]:
@@ -471,15 +472,15 @@ class AckQueue(PlainPuts[T]):
             else "skip() removes an item that is ready"
         )
         return NotClaimedError(
-            f"{which} is not claimed by {self!r}: it was settled already, its claim was lost, or another"
-            f" object claimed it; {remedy}",
+            f"{which} is not claimed by {self._description}: it was settled already, its claim was lost, or"
+            f" another object claimed it; {remedy}",
             () if id is None else (self._checked_id(id),),
         )
 
     def _find(self, item: Any, id: Any, found: list[Delivery]) -> bool:
         """Find the delivery of an item, append it to ``found``, and tell whether there is one."""
         if self._closed:
-            raise ClosedError(f"{self!r} is closed")
+            raise ClosedError(f"{self._description} is closed")
         before = len(found)
         if id is not None:
             if item is not _UNSET and item is not None:

@@ -244,6 +244,8 @@ class BaseQueue(Container, Generic[T]):
     def __len__(self) -> int:
         return self._core.qsize()
 
+    _length = __len__
+
     def __bool__(self) -> bool:
         # As with queue.Queue, an empty queue is true: a queue is a thing and not a sequence.
         return True

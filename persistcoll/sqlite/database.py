@@ -6,9 +6,8 @@ the file's :class:`~persistcoll.sqlite.writer_lock.WriterLock`.
 
 A write that has to survive a power cut is committed first, without a sync. Then one of the threads that wait
 syncs the write-ahead log for all of them, and holds no lock meanwhile: other threads and processes go on
-writing. With SQLite's own ``synchronous=FULL`` a writer keeps all other writers waiting while it syncs.
-Measured with 8 processes, compared with 1: with ``synchronous=FULL`` 0.7 times as many writes and a longest
-wait of 33 to 49 ms, this way 1.1 to 1.3 times as many and 12 to 19 ms.
+writing. With SQLite's own ``synchronous=FULL`` a writer keeps all others waiting while it syncs: 8 processes
+make 0.7 times as many writes as 1 and wait 33 to 49 ms at most, this way 1.1 to 1.3 times and 12 to 19 ms.
 
 This module is long because one lock protects nearly all of it, and the order of the calls under that lock
 keeps an operation that an interrupt ends from leaving a wrong state.
@@ -43,6 +42,7 @@ from persistcoll.sqlite import driver
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
 from persistcoll.sqlite.driver import Connection, Execute, leak
+from persistcoll.sqlite.dropped import dropped_error
 from persistcoll.sqlite.owned_lock import OwnedLock, release_all
 from persistcoll.sqlite.readers import DatabasePoison, ReaderPool
 from persistcoll.sqlite.transaction import REENTRANT, OpenTransaction, Transaction
@@ -153,7 +153,9 @@ class Database:
             self._use(self.source.open())
 
     def _failure(self, error: Exception, doing: str) -> StorageError:
-        failure = driver.translate(error, doing, self.path)
+        execute = self._execute if self._lock.is_owned() else None
+        dropped = dropped_error(error, self.path, self._readers, execute)
+        failure = dropped or driver.translate(error, doing, self.path)
         failure.__cause__ = error
         if failure.errno == errno.EIO:
             self._poison.set(failure)
@@ -214,17 +216,16 @@ class Database:
     ) -> T:
         """Execute ``run`` in a transaction, commit it, and return what ``run`` returned.
 
-        Other processes may see the change before it is durable. Within a :meth:`transaction` of this thread
-        ``run`` becomes a part of it.
+        Others may see the change before it is durable. Within a :meth:`transaction` of this thread ``run``
+        becomes a part of it.
 
         Cost: one transaction, 12 us for a ``put`` alone; with ``sync`` one sync of the log, which concurrent
         callers share.
 
-        :param run: as of :class:`~persistcoll.sqlite.write_requests.WriteRequest`.
+        :param run, after: as of :class:`~persistcoll.sqlite.write_requests.WriteRequest`.
         :param sync: whether the change is to be on the device when this returns.
         :param single_change: whether ``run`` makes one change at most and executes nothing after it, or calls
             :meth:`begin` first. SQLite makes one change a transaction of its own, which costs 1.2 us less.
-        :param after: as of :class:`~persistcoll.sqlite.write_requests.WriteRequest`.
         :param deadline: until when to wait for the end of another caller's :meth:`transaction`, by
             ``time.monotonic()``; ``None``: for ``timeout`` seconds.
         :param timeout: seconds; ``None``: what the database was opened with.
@@ -282,7 +283,7 @@ class Database:
     def _draw_ticket(self) -> int:
         """Return the ticket for the sync of all that is committed. Call it with the lock held.
 
-        It covers what other processes committed as well, because an operation that changed nothing may report
+        It covers what other processes committed, too, because an operation that changed nothing may report
         a change of theirs that is not synced yet. In memory there is nothing to sync.
         """
         seen = self._connection.total_changes, self.epoch
@@ -547,8 +548,7 @@ class Database:
     ) -> T:
         """Return what ``query`` reads of what is committed; this thread's own transaction does not show.
 
-        A database that a fork has closed stays closed: ``read_alone`` reads, and no thread opens it
-        meanwhile.
+        A database that a fork has closed stays closed: ``read_alone`` reads.
         """
         if self._opened is None and not self._lock.is_owned():
             with self._lock.mutex:
@@ -601,8 +601,8 @@ class Database:
         """Return a value that differs from an earlier one if another thread or process has written since."""
         if not SAME[0]:
             follow_fork()
-        # Within its own transaction a thread is the only writer. It must not wait for the watcher, because
-        # the thread that uses the watcher may be waiting for the end of this transaction.
+        # Within its own transaction a thread is the only writer, and must not wait for the watcher, whose
+        # thread may be waiting for the end of this transaction.
         is_alone = self._lock.is_owned() or self._transaction.owner == threading.get_ident()
         if is_alone or self.path == MEMORY:
             return self.epoch

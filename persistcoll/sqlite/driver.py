@@ -9,6 +9,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import sqlite3
 import sys
 import weakref
@@ -51,6 +52,7 @@ __all__ = [
     "corruption_error",
     "end_statement",
     "leak",
+    "missing_collection",
     "prepare",
     "translate",
 ]
@@ -106,6 +108,7 @@ _DAMAGED = (
 # Damaged text becomes another text, which no checksum passes. By an error instead, a statement would give
 # neither the row nor its id.
 _TEXT = partial(str, encoding="utf-8", errors="replace")
+_NO_TABLE = re.compile(r"no such table: (?:main\.)?[a-z]+_(\d+)")
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
 # SQLITE_PROTOCOL, after a hundred tries to begin a transaction. SQLite ignores the error of an unlock, and
 # then takes the lock for held until all connections of the process are closed.
@@ -334,6 +337,12 @@ def corruption_error(what: str) -> Exception:
     return sqlite3.DatabaseError(f"malformed: {what}")
 
 
+def missing_collection(error: Exception) -> int | None:
+    """Return the number of the collection whose table an error misses; ``None``: it says something else."""
+    found = _NO_TABLE.fullmatch(str(error))
+    return None if found is None else int(found[1])
+
+
 def translate(error: Exception, doing: str, path: str) -> StorageError:
     """Return the error to raise for one of ``sqlite3``'s. The caller sets that as its cause."""
     text = str(error)
@@ -341,7 +350,9 @@ def translate(error: Exception, doing: str, path: str) -> StorageError:
     if not text or isinstance(error, UnicodeDecodeError):
         return CorruptionError(f"{doing} {path!r} failed: the database's schema is damaged", path)
     if any(words in text for words in _BUSY):
-        return LockedError(f"{doing} {path!r}: another program keeps the database locked")
+        return LockedError(  # SQLite does not tell whose lock it is
+            f"{doing} {path!r}: another program, or another connection in this one, keeps the database locked"
+        )
     if _NO_LOCK in text:
         return LockedError(
             f"{doing} {path!r}: SQLite tried for ten seconds to lock its index of the log; nothing was done."

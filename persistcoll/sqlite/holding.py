@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from persistcoll.engine.forks import in_operation
-from persistcoll.errors import ClosedError, LockedError, StorageError
+from persistcoll.errors import ClosedError, LockedError, StorageError, StoreMissingError
 from persistcoll.sqlite import schema
 from persistcoll.sqlite.database import Database
 from persistcoll.sqlite.driver import Execute
@@ -184,6 +184,8 @@ class Holding:
             return
         try:
             self._write(run, self._timeout)
+        except StoreMissingError:
+            pass  # the collection was dropped, and no living holder had a claim
         except BaseException as error:
             holder.close()  # its claims can be reclaimed, if the database is still there
             # After a failed sync the error has told the caller to close this.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, CollectionInfo, Registered
 from persistcoll.errors import CorruptionError
@@ -20,20 +21,29 @@ from persistcoll.sqlite.message_statements import MessageStatements, message_sta
 from persistcoll.sqlite.open import DICT, MESSAGES, to_inspect
 from persistcoll.sqlite.statements import PairStatements, RecordStatements, pair_statements, record_statements
 
-__all__ = ["inspect"]
+__all__ = ["Statements", "inspect", "statements_of"]
 
 _TIMEOUT = 1.0  # seconds; only a program that locks out readers makes a look wait
 _STATES = ("ready", "claimed", "delayed", "done", "failed", "dead")
-_STATEMENTS: dict[str, Callable[[int], RecordStatements | PairStatements | MessageStatements]] = {
+Statements: TypeAlias = "RecordStatements | PairStatements | MessageStatements"
+_STATEMENTS: dict[str, Callable[[int], Statements]] = {
     **{
-        discipline.name + ack: partial(record_statements, discipline=FIFO)
+        discipline.name + ack: partial(record_statements, discipline=discipline)
         for discipline in (FIFO, LIFO, PRIORITY, UNIQUE)
         for ack in ("", " ack")
     },
     MESSAGES: message_statements,
     DICT: pair_statements,
 }
-"""The kinds of which this version can count what they hold."""
+"""The kinds that this version knows."""
+
+
+def statements_of(one: Registered) -> Statements | None:
+    """Return the statements of this collection; ``None``: this version does not know its kind or version."""
+    newest = {DICT: schema.VERSION, MESSAGES: schema.MESSAGE_VERSION}.get(one.kind, schema.RECORD_VERSION)
+    if not 1 <= one.version <= newest or one.kind not in _STATEMENTS:
+        return None
+    return _STATEMENTS[one.kind](one.number)
 
 
 def inspect(path: str) -> list[CollectionInfo]:
@@ -74,10 +84,10 @@ def _describe(execute: Execute, path: str, one: Registered, now: Clock) -> Colle
 
 def _count(execute: Execute, path: str, one: Registered) -> Counters | None:
     """Its counters; ``None``: they are damaged, or of a later version."""
-    newest = {DICT: schema.VERSION, MESSAGES: schema.MESSAGE_VERSION}.get(one.kind, schema.RECORD_VERSION)
-    if not 1 <= one.version <= newest or one.kind not in _STATEMENTS:
+    sql = statements_of(one)
+    if sql is None:
         return None
-    counters = Counters(_STATEMENTS[one.kind](one.number))
+    counters = Counters(sql)
     try:
         counters.load(execute)
     except driver.ERRORS as error:

@@ -28,6 +28,7 @@ from persistcoll.sqlite import driver, schema
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, DatabaseFile
 from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.dropped import dropped_error
 from persistcoll.sqlite.statements import PairStatements
 
 __all__ = ["ReadOnlyDatabase"]
@@ -126,7 +127,8 @@ class ReadOnlyDatabase:
         try:
             return cast(T, self._read_through(self.path, query, self._read_alone))
         except driver.ERRORS as error:
-            raise driver.translate(error, "reading", self.path) from error
+            dropped = dropped_error(error, self.path, self)
+            raise dropped or driver.translate(error, "reading", self.path) from error
 
     read = read_snapshot
 

@@ -22,6 +22,7 @@ from persistcoll.sqlite.driver import Execute
 
 __all__ = [
     "APPLICATION_ID",
+    "IS_REGISTERED",
     "MESSAGE_VERSION",
     "RECORD_VERSION",
     "TABLES",
@@ -30,12 +31,14 @@ __all__ = [
     "clock",
     "collections",
     "create",
+    "dropped",
     "find",
     "next_holder",
     "no_collection",
     "register",
     "set_version",
     "store_id",
+    "unregister",
 ]
 
 APPLICATION_ID = 0x70636F6C
@@ -67,6 +70,9 @@ _CREATE = (
 
 TABLES = frozenset({"store", "collections", "counters", "holders"})
 """The tables that every database of persistcoll has."""
+
+IS_REGISTERED = "SELECT 1 FROM collections WHERE number = ?"
+"""Number -> a row if there is such a collection."""
 
 _DAMAGED = "{!r} is damaged: its registry of names is"
 
@@ -207,13 +213,21 @@ def register(
         return found
     if refusal is not None:
         raise refusal
+    # Above the numbers of the collections that were dropped, whose counters stay.
+    (number,) = execute("SELECT coalesce(max(number), 0) + 1 FROM counters").fetchone()
     execute(
-        "INSERT INTO collections (name, kind, serializer, version, created) VALUES (?, ?, ?, ?, ?)",
-        (wanted.name, wanted.kind, wanted.serializer, wanted.version, time.time()),
+        "INSERT INTO collections (number, name, kind, serializer, version, created)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (number, wanted.name, wanted.kind, wanted.serializer, wanted.version, time.time()),
     )
-    (number,) = execute("SELECT number FROM collections WHERE name = ?", (wanted.name,)).fetchone()
     execute("INSERT INTO counters VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0)", (number,))
     return number, None
+
+
+def unregister(execute: Execute, number: int) -> None:
+    """Register the collection no more, within a transaction. Its counters keep its number from reuse."""
+    execute("DELETE FROM collections WHERE number = ?", (number,))
+    execute("DELETE FROM holders WHERE collection = ?", (number,))
 
 
 def set_version(execute: Execute, number: int, version: int) -> None:
@@ -224,6 +238,13 @@ def set_version(execute: Execute, number: int, version: int) -> None:
 def no_collection(name: str, path: str, purpose: str) -> StoreMissingError:
     """Return the error for a collection that does not exist."""
     return StoreMissingError(f"there is nothing to {purpose}: {path!r} holds no {name!r}", errno.ENOENT)
+
+
+def dropped(path: str) -> StoreMissingError:
+    """Return the error for a collection that was dropped while an object had it open."""
+    return StoreMissingError(
+        f"this collection was dropped from {path!r} while it was open; nothing was done", errno.ENOENT
+    )
 
 
 def next_holder(execute: Execute) -> int:

@@ -89,7 +89,6 @@ def test_the_version_is_a_plain_string():
 
 # The examples of these modules need a server.
 SERVERS = {
-    "persistcoll.catalog": POSTGRESQL,
     "persistcoll.queues.mysql": MYSQL,
     "persistcoll.queues.postgres": POSTGRESQL,
     "persistcoll.queues.server": POSTGRESQL,

@@ -510,7 +510,7 @@ def test_attributes_are_what_was_given_and_cannot_be_set(open_log, tmp_path):
     log = open_log(chunksize=7, retain=retain, on_corruption="skip", serializer="json")
     assert (log.chunksize, log.retain, log.on_corruption) == (7, retain, "skip")
     assert (log.serializer, log.durability, log.read_only, log.create) == ("json", "process", False, True)
-    assert repr(log) == f"<Log {str(tmp_path / 'log')!r}>"
+    assert repr(log) == f"<Log {str(tmp_path / 'log')!r}, 0 records>"
     for name in ("path", "chunksize", "retain", "first", "last"):
         with pytest.raises(AttributeError):
             setattr(log, name, 5)

@@ -325,7 +325,7 @@ def test_what_is_in_memory_is_not_copied(states):
 
 
 def test_its_repr(queue):
-    assert repr(queue) == f"<MessageQueue 'messages' in {queue.path!r}>"
+    assert repr(queue) == f"<MessageQueue 'messages' in {queue.path!r}, 0 ready>"
     queue.close()
     assert repr(queue).endswith(" closed>")
 
