@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from persistcoll import PDict, Queue, SQLiteQueue
+from persistcoll import Queue
 from persistcoll.cli import main
+from persistcoll.cli.demo import power_cut
 from persistcoll.cli.demo import run as demo_run
 from persistcoll.cli.demo.lines import Check, count_words
 from persistcoll.cli.demo.workers import Store
 from tests.api.tree import PACKAGE
 from tests.cli.broken_stores import KINDS, break_stores, kill_at_the_last_line
 from tests.cli.running import environment, persistcoll
+from tests.crash.unsynced_disk import UnsyncedDisk
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -112,11 +116,35 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
 
 
 @each_queue
-def test_it_is_to_survive_a_power_cut(small, tmp_path, kind):
-    arguments = ("demo", small, "--queue", kind, "--durability", "power", "--kills", "1")
+def test_a_level_may_be_chosen(small, tmp_path, kind):
+    arguments = ("demo", small, "--queue", kind, "--durability", "process", "--kills", "1")
     done = persistcoll(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "'power'" in done.stderr
+    assert "durability 'process'" in done.stderr
+
+
+def test_the_power_is_cut_at_the_end(small, capsys):
+    assert main(["demo", str(small), "--kills", "0"]) == 0
+    found = re.findall(r"durability '(\w+)', (\d+) different disks +at worst (.*)", capsys.readouterr().out)
+    assert [(level, worst) for level, _, worst in found] == [
+        ("power", "put and lost: 0, acknowledged and back: 0, wrong: 0"),
+        ("process", "put and lost: 4, acknowledged and back: 4, wrong: 0"),
+    ]
+    assert all(int(disks) > 100 for _, disks, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("sync", "problem"), [("q0*", "put and lost: "), ("cursor", "acknowledged and back: ")]
+)
+def test_the_power_cut_finds_that_a_sync_is_missing(small, monkeypatch, capsys, sync, problem):
+    def opened(path: str, _disk: Any = None, **options: Any) -> Any:
+        return Queue(path, **options, _disk=_disk and UnsyncedDisk(_disk, sync=sync))
+
+    monkeypatch.setattr(power_cut, "Queue", opened)
+    assert main(["demo", str(small), "--kills", "0"]) == 4
+    output = capsys.readouterr()
+    assert f"a promise was broken: {problem}" in output.err
+    assert "Every line" not in output.out
 
 
 def test_the_defaults_are_the_file_queue_and_the_standard_library(tmp_path):
@@ -147,24 +175,6 @@ def test_the_temporary_directory_is_removed(small, tmp_path):
     done = persistcoll("demo", small, "--kills", "1", cwd=tmp_path, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
     assert list(temporary.iterdir()) == []
-
-
-@pytest.mark.parametrize(("kind", "exists"), [("file", False), ("file", True), ("sqlite", False)])
-def test_a_directory_is_kept(small, tmp_path, kind, exists):
-    kept = tmp_path / "kept"
-    if exists:
-        kept.mkdir(mode=0o700)
-    arguments = ("demo", small, "--queue", kind, "--kills", "1", "--directory", "kept")
-    done = persistcoll(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert str(kept) in done.stdout
-    with Queue(kept / "queue") if kind == "file" else SQLiteQueue(kept, "lines") as queue:
-        assert queue.empty()
-        assert queue.stats().puts == LINES
-    counts: PDict[str | int, int] = PDict(kept, "counts")
-    with counts:
-        words = {word: number for word, number in counts.items() if isinstance(word, str)}
-    assert words == {"line": 160, "def": 80, "return": 80, "": 80}
 
 
 def test_modules_in_the_working_directory_are_no_concern_of_the_demo(small, tmp_path):
@@ -285,10 +295,6 @@ def test_a_file_that_changes_meanwhile_is_no_fault_of_the_queue(small, monkeypat
         (["empty", "--durability", "none"], 2, "--durability"),
         (["empty", "--queue", "postgresql"], 2, "--queue"),
         (["empty", "another"], 2, "another"),
-        (["small.txt", "--directory", "folder"], 2, "'folder' is not empty"),
-        (["small.txt", "--directory", "empty"], 2, "'empty' is not a directory"),
-        (["small.txt", "--directory", "empty/below"], 3, "empty/below"),
-        (["small.txt", "--queue", "sqlite", "--directory", "empty/below"], 3, "empty/below"),
     ],
 )
 def test_bad_input(small, tmp_path, monkeypatch, capsys, arguments, status, message):

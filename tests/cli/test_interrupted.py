@@ -26,6 +26,12 @@ def queue():
     return "file"
 
 
+def heed_signals() -> None:
+    # A shell that runs the tests in the background ignores SIGINT, nohup SIGHUP, and that is inherited.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def running(queue, tmp_path):
     """A demo in full swing: it has killed a consumer and started the next one."""
@@ -39,8 +45,7 @@ def running(queue, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell that runs the tests in the background has SIGINT ignored, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=heed_signals,  # noqa: PLW1509
     )
     with child:
         assert child.stderr is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import secrets
 import signal
@@ -15,14 +14,16 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
-from persistcoll.cli.command import DAMAGED, DONE, STORAGE, USAGE, CommandError, print_error
+from persistcoll.cli.command import DAMAGED, DONE, STORAGE, CommandError, print_error
 from persistcoll.cli.demo.lines import PRODUCERS, Check, Source
+from persistcoll.cli.demo.power_cut import cut_power
 from persistcoll.cli.demo.workers import QUEUES, Store, Worker, consume, produce
 
 __all__ = ["Run", "run"]
 
 # Longer than any disk takes for a batch; a queue that does not hand out what it holds must not hang the demo.
-PATIENCE_SECONDS, PROGRESS_SECONDS = 60.0, 2.0
+PATIENCE_SECONDS, PROGRESS_SECONDS = 60.0, 0.25
+BAR = 40  # characters, for a backlog of all lines
 # About as long as a consumer takes to acknowledge some lines, to get the next ones and to count them.
 LONGEST_DELAY = 0.01
 
@@ -34,7 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     seed = secrets.randbelow(10_000) if arguments.seed is None else arguments.seed
     queue_name, consumers = QUEUES[arguments.queue]
     check = Check(expected, consumers)
-    with _graceful_signals() as signals, _directory(arguments.directory) as directory:
+    with (
+        _graceful_signals() as signals,
+        tempfile.TemporaryDirectory(prefix="persistcoll-demo-", ignore_cleanup_errors=True) as directory,
+    ):
         store = Store(arguments.queue, directory, arguments.durability)
         way = f"{PRODUCERS} producers -> {queue_name} -> {consumers} consumer{'s' * (consumers > 1)} -> PDict"
         print(f"{len(expected):,} lines of {source.description}", file=sys.stderr)
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         right.update((number % PRODUCERS, number) for number in range(len(expected))[-PRODUCERS:])
     wrong = sum(counts.get(key) != right.get(key) for key in counts.keys() | right.keys())
     faults = check.faults | {"still in the queue at the end": left, "counted wrongly": wrong}
-    problems = [f"{name}: {number:,}" for name, number in faults.items() if number]
+    problems = _problems(faults)
     if problems and source.expected() != (expected, words):
         raise CommandError(f"{source.description} changed while it was read: run it again", STORAGE)
     rows = [
@@ -66,12 +70,30 @@ def run(arguments: argparse.Namespace) -> int:
     rows += [(name, f"{number:,}  {'WRONG' if number else 'ok'}") for name, number in faults.items()]
     for name, value in rows:
         print(f"  {name:<44}  {value}")
-    if arguments.directory is not None:
-        print(f"The queue and the counts are kept in {directory!r}.")
+    problems += _cut_power()
     if problems:
         return print_error("a promise was broken: " + "; ".join(problems), DAMAGED)
     print("Every line that was put came out, in order and unaltered, and was counted once.")
     return DONE
+
+
+def _problems(faults: dict[str, int]) -> list[str]:
+    return [f"{name}: {number:,}" for name, number in faults.items() if number]
+
+
+def _cut_power() -> list[str]:
+    """Cut the power in a simulation at both levels, say what came through, and return what is wrong."""
+    print("The power fails after each write and sync of 12 puts and 6 acknowledgements, in a simulation that")
+    print("keeps, loses, tears or zeros each write that was not synced. Then the queue is opened:")
+    problems: list[str] = []
+    for durability in ("power", "process"):
+        found = cut_power(durability)
+        faults = {"put and lost": found.lost, "acknowledged and back": found.again, "wrong": found.wrong}
+        worst = ", ".join(f"{name}: {number}" for name, number in faults.items())
+        print(f"  {f'durability {durability!r}, {found.disks} different disks':<44}  at worst {worst}")
+        # At "process" a power cut may lose what was not synced yet; even then nothing is invented.
+        problems += _problems(faults if durability == "power" else {"wrong": found.wrong})
+    return problems
 
 
 @contextmanager
@@ -91,20 +113,6 @@ def _graceful_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _directory(wanted: str | None) -> Iterator[str]:
-    """Give the directory of queue and counts; a temporary one is gone afterwards."""
-    if wanted is None:
-        with tempfile.TemporaryDirectory(prefix="persistcoll-demo-", ignore_cleanup_errors=True) as made:
-            yield made
-    elif os.path.lexists(wanted) and not os.path.isdir(wanted):
-        raise CommandError(f"{wanted!r} is not a directory", USAGE)
-    elif os.path.isdir(wanted) and os.listdir(wanted):
-        raise CommandError(f"{wanted!r} is not empty: name a directory that is, or a new one", USAGE)
-    else:
-        yield os.path.abspath(wanted)
-
-
 class Run:
     """The processes, and what they deliver.
 
@@ -114,7 +122,8 @@ class Run:
     def __init__(self, store: Store, check: Check, kills: int, chance: random.Random) -> None:
         self.kills = self._put = 0
         self._store, self._check, self._chance = store, check, chance
-        points = sorted(chance.randint(1, check.faults["lost"]) for _ in range(kills))
+        self._lines = check.faults["lost"]
+        points = sorted(chance.randint(1, self._lines) for _ in range(kills))
         self._kill_points = [*points, sys.maxsize]  # the last one never comes
         self._workers: list[Worker] = []
         self._moved_at = time.monotonic()
@@ -138,11 +147,16 @@ class Run:
                     raise CommandError(f"nothing moved for {PATIENCE_SECONDS:.0f} seconds", STORAGE)
                 if time.monotonic() > shown_at + PROGRESS_SECONDS:
                     shown_at = time.monotonic()
-                    print(f"  put {self._put:,}   got {self._check.lines_out:,}", file=sys.stderr)
+                    self._show()
         finally:
             for worker in self._workers:
                 worker.kill()
                 worker.join()
+
+    def _show(self) -> None:
+        backlog = self._put - self._check.lines_out
+        bar = "#" * (backlog * BAR // self._lines)
+        print(f"  put {self._put:>9,}   got {self._check.lines_out:>9,}   backlog {bar}", file=sys.stderr)
 
     def _start(self, slot: int, work: Callable[..., None], *arguments: object) -> None:
         self._workers.append(Worker(slot, work, self._store, *arguments))

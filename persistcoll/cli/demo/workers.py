@@ -22,8 +22,6 @@ __all__ = ["QUEUES", "Store", "Worker", "consume", "produce"]
 
 # What carries the lines, and how many processes get at the same time: from files only one can.
 QUEUES = {"file": ("Queue", 1), "sqlite": ("SQLiteQueue", 2)}
-# The queue holds so many lines at most, so that all processes are at work for the whole time.
-BACKLOG = 20_000
 # So many lines are put together, and got, counted and acknowledged together.
 PREFETCH = 500
 
@@ -36,12 +34,12 @@ class Store:
     path: str
     durability: Durability
 
-    def queue(self, maxsize: int = 0) -> Queue[Delivery] | SQLiteQueue[Delivery]:
+    def queue(self) -> Queue[Delivery] | SQLiteQueue[Delivery]:
         """Open the queue, whose items stay until they are acknowledged."""
         if self.kind == "file":
-            return Queue(os.path.join(self.path, "queue"), maxsize, durability=self.durability)
+            return Queue(os.path.join(self.path, "queue"), durability=self.durability)
         # In the database of the counts, so that a transaction takes in both.
-        return SQLiteQueue(self.path, "lines", auto_commit=False, maxsize=maxsize, durability=self.durability)
+        return SQLiteQueue(self.path, "lines", auto_commit=False, durability=self.durability)
 
     def counts(self) -> PDict[str | int, int]:
         """Open the dict: how many lines begin with each word, and how far each producer's are counted."""
@@ -51,7 +49,7 @@ class Store:
 def produce(parent: Connection, store: Store, source: Source, producer: int) -> None:
     """Put the producer's lines with their numbers, and report how many."""
     lines = islice(enumerate(source.lines()), producer, None, PRODUCERS)
-    with store.queue(BACKLOG) as queue:
+    with store.queue() as queue:
         while batch := list(islice(lines, PREFETCH)):
             queue.put_many(batch)
             parent.send(len(batch))
@@ -86,8 +84,8 @@ def consume(parent: Connection, store: Store) -> None:
                     _count(counts, lines)
                 parent.send(lines)
                 all_put = parent.recv()  # the parent answers, or kills this process
-                for _ in lines:
-                    queue.task_done()
+                if lines:
+                    queue.task_done(len(lines))
 
 
 def _count_new(counts: PDict[str | int, int], lines: Sequence[Delivery]) -> None:
