@@ -122,6 +122,29 @@ def _page_of(target: str) -> str | None:
     return None
 
 
+_PRIVATE_PARAMETER = re.compile(r", _\w+=[^,()]*(?=[,)])")
+_PRIVATE_DEFAULT = re.compile(r"=_\w+")
+# Only the library makes objects of these classes.
+_MADE_BY_LIBRARY = {
+    "persistcoll.CollectionInfo",
+    "persistcoll.Consumer",
+    "persistcoll.Message",
+    "persistcoll.MessageEvent",
+    "persistcoll.MessageInfo",
+    "persistcoll.Stats",
+    "persistcoll.TopicLock",
+}
+
+
+def public_signature(app, what, name, obj, options, signature, return_annotation):
+    """Leave out of a signature what no program passes: private parameters, and names of private defaults."""
+    if name in _MADE_BY_LIBRARY:
+        return "", None
+    if not signature:
+        return None
+    return _PRIVATE_DEFAULT.sub("=...", _PRIVATE_PARAMETER.sub("", signature)), return_annotation
+
+
 def changelog(app, docname, source):
     """Show CHANGELOG.md as the page ``reference/changelog``, with its headings, links and literals."""
     if docname != "reference/changelog":
@@ -155,5 +178,6 @@ def setup(app):
     app.connect("missing-reference", link_to_standard_library)
     app.connect("missing-reference", link_to_home)  # second: there is a Stats.bytes
     app.connect("source-read", changelog)
+    app.connect("autodoc-process-signature", public_signature)
     app.add_directive("rooms", Rooms)
     return {"parallel_read_safe": True}

@@ -210,7 +210,7 @@ class EventCounter:
             self._then(event)
 
     def counts(self) -> dict[EventKind, int]:
-        """Return to how many messages each kind of event has happened."""
+        """Return to how many messages each kind of event has happened. Cost: no write and no sync."""
         counts, own = dict.fromkeys(EventKind, 0), os.getpid()
         for (process, _, kind), count in list(self._counts.items()):
             if process == own:
@@ -244,6 +244,8 @@ def log_events(logger: logging.Logger | None = None) -> Callable[[MessageEvent],
     released is for debugging, and the other events are information. A record names the topic, the id, the
     attempts and the error, and never the body, the headers or the key. The error of a block that raised is
     the type and the text of the program's own exception.
+
+    Cost: for each event 1 call of the logger, and nothing if the logger is not enabled for its level.
 
     >>> import logging, sys
     >>> logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(name)s: %(message)s", force=True)

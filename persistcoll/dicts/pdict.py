@@ -167,7 +167,9 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
     def incr(self, key: K, by: Any = 1) -> Any:
         """Add ``by`` to a number, which is 0 if it is not there, and return the sum.
 
-        No two callers undo each other's addition. The cost is that of :meth:`set`.
+        No two callers undo each other's addition.
+
+        Cost: that of :meth:`set`.
 
         :raise TypeError: ``by`` or the value is no number.
         """
@@ -189,7 +191,9 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
         """Return a context manager that gives a value to change in place, and stores it at the end.
 
         The block is a :meth:`transaction`. Other writers wait for its end, so it should be short. If the
-        block raises, nothing is stored. The cost is that of :meth:`set`.
+        block raises, nothing is stored.
+
+        Cost: that of :meth:`set`.
 
         >>> from persistcoll import PDict
         >>> with PDict("people") as people:
@@ -215,7 +219,10 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
     # Many.
 
     def set_many(self, items: Pairs[K, V], ttl: float | None = None) -> None:
-        """Call :meth:`update` with a mapping or an iterable of pairs, and a ``ttl`` as :meth:`set`."""
+        """Call :meth:`update` with a mapping or an iterable of pairs, and a ``ttl`` as :meth:`set`.
+
+        Cost: that of one :meth:`set`, however many pairs there are.
+        """
         expires = checked_ttl(ttl)
         self._store_all(self._encode_items(items), expires)
 
@@ -248,5 +255,8 @@ class PDict(DatabaseContainer, BaseDict[K, V]):
         return map(self._decode_item, self._store.scan(low, high, reverse))
 
     def stats(self) -> Stats:
-        """Return how many pairs there are as ``ready``, and what the file occupies as ``bytes``."""
+        """Return how many pairs there are as ``ready``, and what the file occupies as ``bytes``.
+
+        Cost: no write and no sync. On a server it counts rows.
+        """
         return self._store.stats()

@@ -147,7 +147,7 @@ class Backoff:
             raise ValueError("'jitter' of a Backoff must not be above 1")
 
     def delay(self, attempts: int) -> float:
-        """Return how many seconds to wait after so many attempts."""
+        """Return how many seconds to wait after so many attempts. Cost: no write and no sync."""
         if not self.base:  # Otherwise a power that no float holds would make the limit of it.
             return 0.0
         try:

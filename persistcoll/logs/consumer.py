@@ -151,7 +151,10 @@ class Consumer(Closable, Generic[T]):
         return self._iterate(block=False)
 
     def follow(self) -> Iterator[T]:
-        """Iterate as ``for item in consumer`` does, and wait at the end of the log for further items."""
+        """Iterate as ``for item in consumer`` does, and wait at the end of the log for further items.
+
+        Cost: for each item that of one :meth:`get` and one :meth:`commit`.
+        """
         return self._iterate(block=True)
 
     def _iterate(self, block: bool) -> Generator[T, None, None]:
@@ -230,7 +233,10 @@ class Consumer(Closable, Generic[T]):
     # Closing.
 
     def close(self) -> None:
-        """Let others open the consumer. It commits nothing. Idempotent."""
+        """Let others open the consumer. It commits nothing. Idempotent.
+
+        Cost: at most 1 write and 1 sync, at either level of durability.
+        """
         self._core.close()
 
     def __del__(self) -> None:

@@ -388,7 +388,10 @@ class Log(DiskContainer, Generic[T]):
     # Closing.
 
     def close(self) -> None:
-        """Close the log and the consumers that this object has opened. It commits nothing. Idempotent."""
+        """Close the log and the consumers that this object has opened. It commits nothing. Idempotent.
+
+        Cost: at most 1 write and 1 sync, and as much for each open consumer, at either level of durability.
+        """
         self._closed = True
         self._store.close()
         self._appended.notify(None)

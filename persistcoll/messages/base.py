@@ -242,7 +242,10 @@ class BaseMessageQueue(DatabaseContainer, Generic[T]):
         self._store.pause(checked_short_name("topic", topic))
 
     def resume(self, topic: str) -> None:
-        """Deliver messages of this topic again. The cost is that of :meth:`pause`."""
+        """Deliver messages of this topic again.
+
+        Cost: that of :meth:`pause`.
+        """
         name = checked_short_name("topic", topic)
         self._core.change(lambda store: store.resume(name), name)
 

@@ -205,7 +205,7 @@ class Message(Generic[T]):
         return self._leased_until
 
     def raw(self) -> bytes:
-        """Return the body as it is stored."""
+        """Return the body as it is stored. Cost: no write and no sync."""
         return self._record.payload
 
     @property
@@ -246,7 +246,7 @@ class Message(Generic[T]):
     ) -> None:
         """Return the message to its place, or make it dead if it has no attempts left.
 
-        Cost and errors: those of :meth:`ack`.
+        Cost: that of :meth:`ack`. Errors: those of :meth:`ack`.
 
         :param delay: seconds until it may be delivered again, or an aware ``datetime``; ``None``: as its
             back-off says.
@@ -273,7 +273,7 @@ class Message(Generic[T]):
     def fail(self, error: str | None = None, *, connection: Any = None) -> None:
         """Make the message a dead letter now, whatever attempts it has left.
 
-        Cost and errors: those of :meth:`ack`.
+        Cost: that of :meth:`ack`. Errors: those of :meth:`ack`.
 
         :param error: becomes ``last_error``, up to 10,000 characters; ``None``: it stays as it is.
         :raise TypeError: ``error`` is no str.

@@ -480,6 +480,8 @@ class MessageQueue(BaseMessageQueue[T]):
         releases what it has only prefetched. Messages that consumers have got may be settled. Only this
         object is shut down: nothing stored is removed, and other objects and processes do not notice.
 
+        Cost: no write and no sync.
+
         :param immediate: refuse every ``get`` at once.
         """
         self._core.shutdown(immediate)
@@ -494,6 +496,9 @@ class MessageQueue(BaseMessageQueue[T]):
 
         Messages that were got and not settled are delivered again, and the delivery counts as an attempt.
         Locks of topics end.
+
+        Cost: 1 transaction without a sync if something is claimed or locked. In a file the last object on it
+        makes a checkpoint with 2 syncs.
         """
         self._closed = True
         self._core.close()

@@ -210,6 +210,8 @@ class Worker(Generic[T]):
         with longer and longer pauses of up to 5 seconds. Every other error of the storage ends the worker, as
         an exception of a handler that ends it does.
 
+        Cost: that of the class, for each message.
+
         :raise RuntimeError: the worker has run already.
         :raise ClosedError: the queue was closed.
         :raise StorageError: the storage failed for good; or it was called in the block of
@@ -244,6 +246,8 @@ class Worker(Generic[T]):
 
         Any thread may call it, also a handler and a signal handler, at any time and several times. A worker
         that was stopped before it runs gets no message.
+
+        Cost: no write and no sync.
         """
         self._stops = True
         self._wake()

@@ -212,7 +212,7 @@ class AckQueue(PlainPuts[T]):
         *,
         connection: Any = None,
     ) -> Any:
-        """Call ``get(block=False)``."""
+        """Call ``get(block=False)``. Cost: that of :meth:`get`."""
         return self.get(False, None, id, next_in_order, raw, connection=connection)
 
     @property
@@ -530,27 +530,24 @@ class AckQueue(PlainPuts[T]):
     # Inspection and removal.
 
     def unack_count(self) -> int:
-        """Return how many items are claimed and not settled, by any process.
-
-        Cost: no write and no sync. The other counts cost the same.
-        """
+        """Return how many items are claimed and not settled, by any process. Cost: no write and no sync."""
         return self._store.claimed()
 
     def acked_count(self) -> int:
-        """Return how many acked items are kept."""
+        """Return how many acked items are kept. Cost: no write and no sync."""
         return self._store.stats().done
 
     def ready_count(self) -> int:
-        """Return how many items are ready; the same as :meth:`qsize` before any :meth:`shutdown`."""
+        """Return how many items are ready, after :meth:`shutdown` too. Cost: no write and no sync."""
         return self._store.count()
 
     def ack_failed_count(self) -> int:
-        """Return how many items are set aside: by :meth:`ack_failed`, or after ``max_attempts``."""
+        """Return how many items are set aside, failed or dead. Cost: no write and no sync."""
         stats = self._store.stats()
         return stats.failed + stats.dead
 
     def active_size(self) -> int:
-        """Return how many items are not finished: ready, delayed or claimed."""
+        """Return how many items are not finished: ready, delayed or claimed. Cost: no write and no sync."""
         return self._store.unfinished()
 
     def _as_dict(self, state: State, record: Record) -> dict[str, Any]:
@@ -589,6 +586,8 @@ class AckQueue(PlainPuts[T]):
 
         Items that this object claimed and did not settle become ready; with ``auto_resume=False`` they stay
         claimed until :meth:`resume_unack_tasks` is called.
+
+        Cost: that of :meth:`SQLiteQueue.close`.
         """
         super().close()
         self._deliveries.clear()

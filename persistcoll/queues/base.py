@@ -176,6 +176,8 @@ class BaseQueue(Container, Generic[T]):
         Waiting threads are woken and raise ``ShutDown``. Only this object is shut down: nothing stored is
         removed, and other objects and processes do not notice.
 
+        Cost: no write and no sync.
+
         :param immediate: refuse every ``get`` at once, as if the queue were empty.
         """
         self._core.shutdown(immediate)
@@ -282,6 +284,10 @@ class BaseQueue(Container, Generic[T]):
         """Close the queue's files and release its locks. Idempotent.
 
         Items that were got and not acked stay stored, and are delivered again.
+
+        Cost: in files at most 2 writes and 2 syncs, at either level of durability. In a database 1
+        transaction without a sync if something is claimed; the last object on the file makes a checkpoint
+        with 2 syncs. On a server a few round trips at most.
         """
         self._closed = True
         self._core.close()

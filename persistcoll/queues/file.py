@@ -161,7 +161,7 @@ class Queue(DiskContainer, BaseQueue[T]):
         self._blocking.wait_and_put(payload, deadline)
 
     def put_nowait(self, item: T) -> None:
-        """Call ``put(item, block=False)``."""
+        """Call ``put(item, block=False)``. Cost: that of :meth:`put`."""
         self.put(item, False)
 
     def put_many(self, items: Iterable[T], block: bool = True, timeout: float | None = None) -> None:
@@ -204,5 +204,5 @@ class Queue(DiskContainer, BaseQueue[T]):
         return self._blocking.wait_and_get(self._decode, None, deadline)  # type: ignore[no-any-return]
 
     def get_nowait(self) -> T:
-        """Call ``get(block=False)``."""
+        """Call ``get(block=False)``. Cost: that of :meth:`get`."""
         return self._try_get(self._decode, self._blocking.consumer.own, None, 0.0)  # type: ignore[no-any-return]

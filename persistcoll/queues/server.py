@@ -347,6 +347,8 @@ def ddl(
     The program then opens it with ``create=False``, as a user who may only read and write rows. The
     statements number the collection after those that are there, so run them before another one is made.
 
+    Cost: nothing is written. The server is asked which collections there are.
+
     >>> from persistcoll import PostgresQueue, ddl
     >>> print(ddl(PostgresQueue, "jobs").partition(" ")[0])  # at PERSISTCOLL_URL
     CREATE

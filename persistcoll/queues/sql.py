@@ -243,7 +243,7 @@ class PlainPuts(SQLQueue[T]):
         return blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T, *, connection: Any = None) -> int | None:
-        """Call ``put(item, block=False)``."""
+        """Call ``put(item, block=False)``. Cost: that of :meth:`put`."""
         return self.put(item, False, connection=connection)
 
     def put_many(
@@ -313,7 +313,7 @@ class PriorityPuts(SQLQueue[T]):
         return blocking.put(entry, block, timeout)  # type: ignore[no-any-return]
 
     def put_nowait(self, item: T, priority: float = 0, *, connection: Any = None) -> int:
-        """Call ``put(item, priority, block=False)``."""
+        """Call ``put(item, priority, block=False)``. Cost: that of :meth:`put`."""
         return self.put(item, priority, False, connection=connection)
 
     def put_many(
@@ -421,7 +421,7 @@ class PlainGets(SQLQueue[T]):
     def get_nowait(
         self, id: int | dict[str, Any] | None = None, raw: bool = False, *, connection: Any = None
     ) -> Any:
-        """Call ``get(block=False)``."""
+        """Call ``get(block=False)``. Cost: that of :meth:`get`."""
         return self.get(False, None, id, raw, connection=connection)
 
 

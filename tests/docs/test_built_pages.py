@@ -1,4 +1,4 @@
-"""No built page shows the reader an error of docutils, of Sphinx or of the theme.
+"""No built page shows an error of docutils, of Sphinx or of the theme, or a name that no program uses.
 
 A warning fails the build itself. There remain boxes that no builder warns of: the theme draws one over a page
 that lists its own contents.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -76,16 +77,63 @@ def test_what_is_none_passes(shown):
     assert boxes(f"<main><p>Text.</p>{shown}</main>") == []
 
 
-@pytest.mark.skipif(not DOCS.is_dir(), reason="the pages lie in a checkout")
-@pytest.mark.skipif(
-    importlib.util.find_spec("sphinx") is None,
-    reason="Sphinx is of the extra docs; the documentation step of .ci/run has it",
-)
-def test_no_page_shows_an_error(tmp_path):
-    html = Path(os.environ.get("PERSISTCOLL_HTML") or tmp_path)
-    if html == tmp_path:
-        build = [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html"]
-        subprocess.run([*build, str(DOCS), str(html)], check=True)
+class _Signatures(HTMLParser):
+    """Collects the texts of the signatures, parameters and types of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self._inside = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "dt":
+            self._inside += 1
+            self.found.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside -= tag == "dt"
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.found[-1] += data
+
+
+def private(text: str) -> list[str]:
+    """Return the private names in the signatures of a page."""
+    parser = _Signatures()
+    parser.feed(text)
+    return [name for each in parser.found for name in re.findall(r"(?<![A-Za-z0-9_])_[A-Za-z]\w*", each)]
+
+
+def test_a_private_name_is_found():
+    signature = '<dt class="sig">Queue(<em><span>path</span></em>, <em>_disk=None</em>, x=_UNSET, a_b)</dt>'
+    assert private(f"<dl>{signature}<dd>of _this not, and __init__</dd></dl>") == ["_disk", "_UNSET"]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """Return the directory of the built pages."""
+    if not DOCS.is_dir():
+        pytest.skip("the pages lie in a checkout")
+    if importlib.util.find_spec("sphinx") is None:
+        pytest.skip("Sphinx is of the extra docs; the documentation step of .ci/run has it")
+    if built := os.environ.get("PERSISTCOLL_HTML"):
+        return Path(built)
+    made = tmp_path_factory.mktemp("html")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "-n", "--keep-going", "-b", "html"]
+    subprocess.run([*build, str(DOCS), str(made)], check=True)
+    return made
+
+
+def test_no_signature_shows_a_private_name(html):
+    pages = sorted((html / "reference" / "api").glob("*.html"))
+    assert {page.name: private(page.read_text("utf-8")) for page in pages} == {
+        page.name: [] for page in pages
+    }
+    assert pages
+
+
+def test_no_page_shows_an_error(html):
     shown = {
         page.relative_to(html).as_posix(): found
         for page in html.rglob("*.html")

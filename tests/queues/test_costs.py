@@ -56,6 +56,22 @@ def test_a_call_costs_what_its_help_says(durability, autosave, tmp_path):
             assert counted == (writes, syncs if durability == "power" else 0), name
 
 
+@pytest.mark.parametrize("done", [0, 1, 2])
+@pytest.mark.parametrize("durability", ["power", "process"])
+def test_a_close_costs_at_most_what_its_help_says(durability, done, tmp_path):
+    disk = FaultyDisk()
+    with Queue(tmp_path / "q", durability=durability, _disk=disk) as queue:
+        queue.put_many(range(5))
+        queue.get_many(2)
+        for _ in range(done):
+            queue.task_done()
+        disk.calls.clear()
+        queue.close()
+        assert disk.calls["write"] + disk.calls["pwrite"] <= 2
+        assert disk.calls["sync"] == (2 if durability == "process" else 1)
+        assert not disk.calls["sync_directory"]
+
+
 @pytest.mark.parametrize("kind", [SQLiteQueue, PriorityQueue, SQLiteAckQueue])
 @pytest.mark.parametrize(
     "name",
