@@ -13,6 +13,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -110,6 +111,50 @@ def test_a_private_name_is_found():
     assert private(f"<dl>{signature}<dd>of _this not, and __init__</dd></dl>") == ["_disk", "_UNSET"]
 
 
+class _Links(HTMLParser):
+    """Collects where a page leads to, and the places in it that others may lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.places: set[str] = {"", "top"}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.places |= {name for key in ("id", "name") if (name := given.get(key))}
+        if link := given.get("href" if tag in ("a", "link") else "src"):
+            self.links.add(link)
+
+
+def dead_links(html: Path) -> list[tuple[str, str]]:
+    """Return each page with a link to a file or a place in one that is not there."""
+    pages = {}
+    for path in html.rglob("*.html"):
+        pages[path.resolve()] = parser = _Links()
+        parser.feed(path.read_text("utf-8"))
+    found = []
+    for path, parser in pages.items():
+        for link in parser.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            place = unquote(parts.fragment)
+            if not target.exists() or (target in pages and place not in pages[target].places):
+                found.append((path.name, link))
+    return sorted(found)
+
+
+def test_a_dead_link_is_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#here">b</a><a href="b.html#there">b</a><a href="#x">x</a>'
+    )
+    (tmp_path / "b.html").write_text(
+        '<p id="here"><a href="a.html">a</a><img src="c.png"><a href="https://d">d</a>'
+    )
+    assert dead_links(tmp_path) == [("a.html", "#x"), ("a.html", "b.html#there"), ("b.html", "c.png")]
+
+
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
     """Return the directory of the built pages."""
@@ -131,6 +176,10 @@ def test_no_signature_shows_a_private_name(html):
         page.name: [] for page in pages
     }
     assert pages
+
+
+def test_every_link_leads_somewhere(html):
+    assert dead_links(html) == []
 
 
 def test_no_page_shows_an_error(html):

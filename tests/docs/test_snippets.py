@@ -56,14 +56,6 @@ def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch, servers):
     run_page(page, tmp_path)
 
 
-@pytest.mark.skipif(not PAGES, reason="the pages lie in a checkout")
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_the_links_of_a_page_at_the_root_lead_somewhere(name):
-    text = (PROJECT / name).read_text("utf-8")
-    local = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
-    assert [link for link in local if not (PROJECT / link).is_file()] == []
-
-
 def page(tmp_path: Path, name: str, text: str) -> Path:
     path = tmp_path / name
     path.write_text(text, "utf-8")
