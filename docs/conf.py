@@ -36,11 +36,15 @@ nitpick_ignore_regex = [
     ("py:class", "Durability|OnCorruption"),  # aliases whose values the text beside them lists
     ("py:class", "ModuleType"),
     ("py:class", r"persistcoll\.testing\.laws\.\w+_harness\.\w*Harness"),  # what laws work with
+    ("py:class", r"persistcoll\.engine\.(memory|transaction_hooks)\..*|ServerState"),  # what they return
+    (
+        "py:class",
+        r"persistcoll\.dicts\.views\..*|Pairs|persistcoll\.container\.Container",
+    ),  # as their names say
 ]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 autoclass_content = "both"
 python_use_unqualified_type_names = True
@@ -145,6 +149,20 @@ def public_signature(app, what, name, obj, options, signature, return_annotation
     return _PRIVATE_DEFAULT.sub("=...", _PRIVATE_PARAMETER.sub("", signature)), return_annotation
 
 
+def public_types(app, domain, objtype, contentnode):
+    """Leave the types of the same parameters out, and that of a function which returns nothing."""
+    signature = contentnode.parent[0]
+    name = f"{signature.get('module')}.{signature.get('fullname')}"
+    types = app.env.temp_data.get("annotations", {}).get(name, {})
+    for parameter, annotation in list(types.items()):
+        if (
+            name in _MADE_BY_LIBRARY
+            or parameter.startswith("_")
+            or (parameter, annotation) == ("return", "None")
+        ):
+            del types[parameter]
+
+
 def changelog(app, docname, source):
     """Show CHANGELOG.md as the page ``reference/changelog``, with its headings, links and literals."""
     if docname != "reference/changelog":
@@ -179,5 +197,6 @@ def setup(app):
     app.connect("missing-reference", link_to_home)  # second: there is a Stats.bytes
     app.connect("source-read", changelog)
     app.connect("autodoc-process-signature", public_signature)
+    app.connect("object-description-transform", public_types, priority=400)  # before the types are shown
     app.add_directive("rooms", Rooms)
     return {"parallel_read_safe": True}

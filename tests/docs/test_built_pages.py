@@ -79,7 +79,7 @@ def test_what_is_none_passes(shown):
 
 
 class _Signatures(HTMLParser):
-    """Collects the texts of the signatures, parameters and types of a page."""
+    """Collects the texts of the signatures of a page, and the names in its lists of parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,12 +87,12 @@ class _Signatures(HTMLParser):
         self._inside = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "dt":
+        if tag in ("dt", "strong"):
             self._inside += 1
             self.found.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        self._inside -= tag == "dt"
+        self._inside -= tag in ("dt", "strong")
 
     def handle_data(self, data: str) -> None:
         if self._inside:
@@ -108,7 +108,8 @@ def private(text: str) -> list[str]:
 
 def test_a_private_name_is_found():
     signature = '<dt class="sig">Queue(<em><span>path</span></em>, <em>_disk=None</em>, x=_UNSET, a_b)</dt>'
-    assert private(f"<dl>{signature}<dd>of _this not, and __init__</dd></dl>") == ["_disk", "_UNSET"]
+    listed = "<dd>of _this not, and __init__ <strong>_private</strong> (<em>int</em>)</dd>"
+    assert private(f"<dl>{signature}{listed}</dl>") == ["_disk", "_UNSET", "_private"]
 
 
 class _Links(HTMLParser):
