@@ -16,8 +16,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))
 
 import persistcoll  # noqa: E402
-from docs import rooms  # noqa: E402
-from tests.api.tree import modules  # noqa: E402
+from docs.pictures import PICTURES  # noqa: E402
 
 project = "persistcoll"
 author = "persistcoll developers"
@@ -182,13 +181,21 @@ def changelog(app, docname, source):
     app.env.note_dependency(str(DOCS.parent / "CHANGELOG.md"))
 
 
-class Rooms(Directive):
-    """Draw which room imports which."""
+class Picture(Directive):
+    """Draw a picture of ``docs/pictures``, whose name is the argument."""
+
+    required_arguments = 1
 
     def run(self):
         """Return the picture; the page is read anew at each build, because any module may change it."""
         self.state.document.settings.env.note_reread()
-        return [nodes.raw("", rooms.svg(*rooms.read(modules())), format="html")]
+        name = self.arguments[0]
+        if name not in PICTURES:
+            raise self.error(f"there is no picture {name!r}")
+        drawing = PICTURES[name]()
+        style = f"overflow-x: auto; max-width: {max(drawing.width, 560):g}px; margin: 1.2em auto"
+        box = f'<div role="region" aria-label="{drawing.title}" tabindex="0" style="{style}">'
+        return [nodes.raw("", f"{box}\n{drawing.svg(in_page=True)}\n</div>", format="html")]
 
 
 def setup(app):
@@ -198,5 +205,5 @@ def setup(app):
     app.connect("source-read", changelog)
     app.connect("autodoc-process-signature", public_signature)
     app.connect("object-description-transform", public_types, priority=400)  # before the types are shown
-    app.add_directive("rooms", Rooms)
+    app.add_directive("picture", Picture)
     return {"parallel_read_safe": True}

@@ -1,17 +1,18 @@
-"""Draws which room imports which, from the imports themselves: ``python -m docs.rooms > rooms.svg``.
+"""Which room imports which, from the imports themselves.
 
-The page of the architecture holds this picture, drawn anew at each build. A room stands above all rooms that
-it imports. All arrows to a room have its colour and join, and those that pass a floor run down at the right.
+A room stands above all rooms that it imports. All arrows to a room have its colour and join, and those that
+pass a floor run down at the right.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from html import escape
 
+from docs.pictures.drawing import GREY, Drawing
 from tests.api.tree import Module, modules
+
+__all__ = ["draw", "draw_found", "lay_out", "read"]
 
 Arrow = tuple[str, str]
 
@@ -19,13 +20,12 @@ Arrow = tuple[str, str]
 FLOORS = {"cli": "command, tests", "persistcoll": "the package", "queues": "faces", "journal": "stores"}
 # Of the rooms that others import, from below.
 COLOURS = (
-    "#4c72b0 #dd8452 #8172b3 #55a868 #c44e52 #937860 #da8bc3 "
-    "#b5a13c #3f9fb5 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7f9f3f #5f6fd0 #9f2f5f #2f5f8f"
+    "#4c72b0 #d17c4e #8172b3 #52a263 #c44e52 #937860 #c279b1 "
+    "#a59134 #3e9db3 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7d9d3e #5f6fd0 #ab3b6b #386898"
 ).split()
-GREY = "#8c8c8c"
 
-BOX_WIDTH, BOX_HEIGHT, SPACE = 118, 44, 26
-LABELS = 96
+BOX_WIDTH, BOX_HEIGHT, SPACE = 118, 44, 20
+LABELS = 108
 TRACK, MARGIN = 9, 14
 
 
@@ -143,43 +143,33 @@ def lay_out(sizes: dict[str, int], arrows: set[Arrow]) -> Picture:
     return Picture(right + TRACK * 1.5 * len(lanes) + MARGIN, y, boxes, lines, labels)
 
 
-def svg(sizes: dict[str, int], arrows: set[Arrow]) -> str:
-    """Return the picture as SVG, in the colour of the text around it."""
+def _describe(rooms: Iterable[str], arrows: set[Arrow]) -> str:
+    each = ((room, sorted(target for source, target in arrows if source == room)) for room in rooms)
+    return " ".join(f"{room} imports {', '.join(targets) or 'nothing'}." for room, targets in each)
+
+
+def draw_found(sizes: dict[str, int], arrows: set[Arrow]) -> Drawing:
+    """Return the picture of these rooms and arrows."""
     picture = lay_out(sizes, arrows)
     order = sorted(sizes, key=lambda room: (-picture.boxes[room][1], room))
     imported = [room for room in order if any(target == room for _, target in arrows)]
     colour = {room: COLOURS[index % len(COLOURS)] for index, room in enumerate(imported)}
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {picture.width:g} {picture.height:g}"',
-        ' role="img" font-family="sans-serif" fill="currentColor" style="max-width: 100%; height: auto">',
-        "<title>Which room imports which</title>",
-    ]
+    drawing = Drawing("rooms", "Which room imports which", _describe(order, arrows), picture.width)
     for (source, target), line in sorted(picture.lines.items()):
-        points = " ".join(f"{x:g},{y:g}" for x, y in line)
-        out.append(
-            f'<polyline data-from="{source}" data-to="{target}" points="{points}" fill="none"'
-            f' stroke="{colour[target]}" stroke-width="1.6" stroke-linejoin="round"/>'
-        )
+        drawing.line(line, colour[target], data_from=source, data_to=target)
     for room in order:
         x, y = picture.boxes[room]
-        own = colour.get(room, GREY)
         size = "a module" if sizes[room] == 1 else f"{sizes[room]} modules"
-        middle = x + BOX_WIDTH / 2
-        out += [
-            f'<g data-room="{room}">',
-            f'<rect x="{x:g}" y="{y:g}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="5"',
-            f' fill="{own}" fill-opacity="0.2" stroke="{own}" stroke-width="1.6"/>',
-            f'<text x="{middle:g}" y="{y + 19:g}" text-anchor="middle" font-size="14"',
-            f' font-weight="bold">{escape(room)}</text>',
-            f'<text x="{middle:g}" y="{y + 35:g}" text-anchor="middle" font-size="11">{size}</text>',
-        ]
+        own = colour.get(room, GREY)
+        drawing.box(x, y, BOX_WIDTH, BOX_HEIGHT, [room, size], own, bold=True, data_room=room)
         if room in imported:
-            out.append(f'<path d="M{middle - 4.5:g} {y - 8:g}h9L{middle:g} {y:g}z" fill="{own}"/>')
-        out.append("</g>")
+            middle = x + BOX_WIDTH / 2
+            drawing.head([(middle, y - 9), (middle, y)], own)
     for name, y in picture.labels:
-        out.append(f'<text x="0" y="{y + 4:g}" font-size="12" font-style="italic">{escape(name)}</text>')
-    return "\n".join([*out, "</svg>"])
+        drawing.text(4, y + 4, name, italic=True, size=13)
+    return drawing
 
 
-if __name__ == "__main__":
-    sys.stdout.write(svg(*read(modules())) + "\n")
+def draw() -> Drawing:
+    """Return the picture of the package."""
+    return draw_found(*read(modules()))

@@ -1,0 +1,31 @@
+"""The pictures of the documentation, each drawn by a function from the code or the results that it shows.
+
+A build of the documents draws them anew. Those that the README shows are files in ``svg``, which
+``python -m docs.pictures`` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from docs.pictures import durability, message_life, plots, queue_files, redelivery, rooms, servers, wake_up
+from docs.pictures.drawing import Drawing
+
+__all__ = ["PICTURES", "STORED"]
+
+PICTURES: dict[str, Callable[[], Drawing]] = {
+    "backlog": plots.backlog,
+    "batches": plots.batches,
+    "durability": durability.draw,
+    "message_life": message_life.draw,
+    "queue_files": queue_files.draw,
+    "redelivery": redelivery.draw,
+    "rooms": rooms.draw,
+    "servers": servers.draw,
+    "speed": plots.speed,
+    "threads": plots.threads,
+    "wake_up": wake_up.draw,
+}
+
+STORED = ("durability", "redelivery", "speed")
+"""The names of those that the README shows."""
