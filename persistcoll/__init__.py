@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from persistcoll import errors as errors
+    from persistcoll import logging as logging
     from persistcoll import metrics as metrics
     from persistcoll import serializers as serializers
     from persistcoll.catalog import collections as collections
@@ -213,7 +214,7 @@ _HOMES = {
 if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
     def __getattr__(name: str) -> Any:
-        if name in ("errors", "metrics", "serializers"):
+        if name in ("errors", "logging", "metrics", "serializers"):
             return import_module(f"persistcoll.{name}")
         if name not in __all__ and name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -223,4 +224,4 @@ if not TYPE_CHECKING:  # Otherwise a type checker would accept any name.
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_HOMES, "errors", "metrics", "serializers"})
+    return sorted({*globals(), *__all__, *_HOMES, "errors", "logging", "metrics", "serializers"})

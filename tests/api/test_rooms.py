@@ -32,6 +32,7 @@ RULES = {
     "catalog": {"arguments", "disk", "engine", "errors", "journal", "servers", "sqlite"},
     # It asks any container, and imports no face, because a program has seldom all of them.
     "metrics": {"arguments", "container", "engine", "errors"},
+    "logging": {"engine", "errors", "queues"},
 }
 # Third parties and the command line use these packages; no other package imports them.
 ROOFS = {"testing", "cli"}
