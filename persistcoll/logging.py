@@ -118,13 +118,15 @@ class QueueListener(StandardListener):
     def start(self) -> None:
         """Start the thread that handles records. As in the standard library it keeps no process alive.
 
-        A listener that was stopped may be started again.
+        A listener that was stopped may be started again, and so may one in a forked child, which has no
+        thread of its parent's.
 
         :raise RuntimeError: its thread runs already.
         """
         if self._thread is not None and self._thread.is_alive():
             raise RuntimeError("the listener has been started already; stop() it first")
-        self._stopping.clear()
+        # A new one, because a fork may have left the lock of the other one locked.
+        self._stopping = threading.Event()
         self._failures = 0
         self._thread = threading.Thread(target=self._run, name="persistcoll-listener", daemon=True)
         self._thread.start()

@@ -31,6 +31,7 @@ from persistcoll.engine.records import Backoff
 from persistcoll.logging import QueueListener
 from persistcoll.serializers import json
 from persistcoll.servers.address import MYSQL, POSTGRESQL
+from persistcoll.testing.children import check, in_forked_child
 from tests.logging_listener.listened import Failing, Keeper, Waiting, die_while_handling, logger_of
 from tests.queues.waits import someone_waits, until
 from tests.servers.places import Place
@@ -343,6 +344,27 @@ def test_a_killed_process_leaves_its_record_to_the_next_one(tmp_path):
         with QueueListener(queue, handler):
             pass
     assert handler.messages == ["record 2", "record 3"]
+
+
+def test_a_forked_child_starts_the_listener_again(tmp_path):
+    handler = Waiting()
+    with SQLiteQueue(tmp_path / "records.db") as queue, QueueListener(queue, handler) as listener:
+
+        def child():
+            own = Keeper()
+            listener.handlers = (own,)
+            listener.start()
+            listener.stop()
+            check(own.messages == ["a vase"], f"the child's handler has {own.messages}")
+
+        logger = logger_of(queue)
+        logger.info("a lamp")
+        assert handler.begun.wait(10)
+        logger.info("a vase")
+        in_forked_child(child)
+        handler.go_on.set()
+        listener.stop()
+    assert handler.messages == ["a lamp"]
 
 
 def test_a_second_listener_on_the_file_queue_stands_by(tmp_path, quick):
