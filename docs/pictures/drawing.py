@@ -7,6 +7,7 @@ are strong enough on both, and no picture says anything by colour alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -271,7 +272,7 @@ class Drawing:
         :param in_page: it becomes an element of a page, as wide as its place there. Otherwise it is a file,
             whose paper is painted, because a page may be dark where the reader's system is light.
         """
-        width, height = self.width, round(self.height)
+        width, height = math.ceil(self.width), math.ceil(self.height)
         ids = f"{self.name}-title", f"{self.name}-description"
         style = "color:var(--pc-ink)"
         sizes = {}

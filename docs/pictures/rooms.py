@@ -17,11 +17,11 @@ __all__ = ["draw", "draw_found", "lay_out", "read"]
 Arrow = tuple[str, str]
 
 # What a floor is called, if it has one of these rooms.
-FLOORS = {"cli": "command, tests", "persistcoll": "the package", "queues": "faces", "journal": "stores"}
+FLOORS = {"cli": "command, tests", "persistcoll": "the package", "dicts": "faces", "journal": "stores"}
 # Of the rooms that others import, from below.
 COLOURS = (
     "#4c72b0 #d17c4e #8172b3 #52a263 #c44e52 #937860 #c279b1 "
-    "#a59134 #3e9db3 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7d9d3e #5f6fd0 #ab3b6b #386898 #7a7a3a"
+    "#a59134 #3e9db3 #2f8f6f #a05ab5 #8c8c8c #c07f6f #7d9d3e #5f6fd0 #ab3b6b #386898 #7a7a3a #d05a86 #6a8796"
 ).split()
 
 BOX_WIDTH, BOX_HEIGHT, SPACE = 118, 44, 20
