@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from persistcoll.disk.calls import LINKS, TRY_EXCLUSIVE, UNLOCK, Disk, OpenFile, read_fully, storage_error
 from persistcoll.errors import LockedError
@@ -37,6 +38,10 @@ def is_poisoned(disk: Disk, fd: int) -> bool:
     """Tell whether :func:`note_poisoned` was called for this lock's file, and no holder came since."""
     data = read_fully(disk, fd, _STATE.size, 0)
     return len(data) == _STATE.size and bool(_STATE.unpack(data)[1])
+
+
+_ACQUIRED: WeakSet[HolderLock] = WeakSet()
+"""The locks that objects of this process have acquired, and perhaps released again."""
 
 
 class HolderLock:
@@ -92,12 +97,13 @@ class HolderLock:
                 raise self._locked(pid)
             time.sleep(0.001)
         self._pid = os.getpid()
+        _ACQUIRED.add(self)
         last_pid = self._state_pid()
         self.was_used = last_pid is not None
         return last_pid == 0
 
     def _locked(self, pid: int | None) -> LockedError:
-        if pid == os.getpid():
+        if self._is_held_here():
             return LockedError(
                 f"this process ({pid}) {self._what} already, through another object; close that one, or use"
                 " it in all threads",
@@ -106,6 +112,14 @@ class HolderLock:
         return LockedError(
             f"process {pid} {self._what}, and one process at a time may: until it closes that or ends", pid
         )
+
+    def _is_held_here(self) -> bool:
+        # By the files, because a process in another container may have the number of this one.
+        for lock in list(_ACQUIRED):
+            with contextlib.suppress(OSError):  # another thread closed it meanwhile
+                if lock.held and lock._pid == os.getpid() and os.path.sameopenfile(lock._fd, self._fd):
+                    return True
+        return False
 
     def _try(self) -> bool:
         # Otherwise a thread that tests the lock could acquire the lock of the same open file, and drop this

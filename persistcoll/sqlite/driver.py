@@ -75,8 +75,8 @@ BEGIN, BEGIN_READING = "BEGIN IMMEDIATE", "BEGIN"
 COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 DATA_VERSION = "PRAGMA data_version"
-# In a file, because VACUUM would otherwise copy the whole database into memory.
 CHECKPOINT = ("PRAGMA wal_checkpoint(TRUNCATE)",)
+# In a file, because VACUUM would otherwise copy the whole database into memory.
 SHRINK = ("PRAGMA temp_store=FILE", "VACUUM", "PRAGMA temp_store=MEMORY", *CHECKPOINT)
 _FULL, NORMAL = "PRAGMA synchronous=FULL", "PRAGMA synchronous=NORMAL"
 

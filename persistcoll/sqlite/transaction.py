@@ -165,7 +165,7 @@ class OpenTransaction:
 
     def obstacle(self) -> TransactionOpen:
         """Return the exception that says that this transaction is open."""
-        return TransactionOpen(os.getpid(), self.since)
+        return TransactionOpen(os.getpid(), self.since, True)
 
     def warn_overdue(self) -> None:
         """Call :meth:`Transaction.warn_overdue` of the open transaction, if there is one."""

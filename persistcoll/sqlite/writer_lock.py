@@ -74,17 +74,19 @@ class TransactionOpen(Exception):
 
     :param pid: of the process that has it open.
     :param since: when it began, by :func:`~persistcoll.sqlite.clock.steady`.
+    :param is_own: whether that is this process. The numbers do not tell: two containers may share a file.
     """
 
-    def __init__(self, pid: int, since: float) -> None:
+    def __init__(self, pid: int, since: float, is_own: bool) -> None:
         super().__init__(pid, since)
         self.pid = pid
         self.since = since
+        self.is_own = is_own
 
     def refusal(self, path: str) -> LockedError:
         """Return the error for a call that waits no longer."""
         age = max(0.0, steady() - self.since)
-        where = "another thread of this process" if self.pid == os.getpid() else "another process"
+        where = "another thread of this process" if self.is_own else "another process"
         return LockedError(
             f"{path!r}: {where} ({self.pid}) has had a transaction open for {age:.1f} s; nothing was done;"
             " call again when it has ended",
@@ -294,7 +296,7 @@ class WriterLock:
             current = pid and self._read(self._fd, _TOKEN_SIZE, _TOKEN_AT) == token
         except OSError as error:
             raise storage_error(error, "locking", self.path) from error
-        return TransactionOpen(pid, since) if current else None
+        return TransactionOpen(pid, since, False) if current else None
 
     def _note(self, transaction: bool) -> None:
         self._noted = True

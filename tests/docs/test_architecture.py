@@ -56,7 +56,7 @@ def test_the_picture_has_no_arrow_that_the_rules_forbid():
     assert {
         (source, target) for source, target in drawn if target not in RULES.get(source or "", {target})
     } == set()
-    assert {(source, target) for source, target in drawn if target in ROOFS} == set()
+    assert {(source, target) for source, target in drawn if target in ROOFS} <= {("cli", "testing")}
 
 
 def test_an_arrow_goes_from_a_room_down_to_the_one_that_it_imports():

@@ -231,6 +231,25 @@ def test_a_second_consumer_is_told_which_process_is_the_first(open_queue):
     assert [second.get() for _ in range(3)] == [2, 3, 4]
 
 
+def test_a_process_of_the_same_number_in_another_container_is_another_process(open_queue, tmp_path):
+    def child():
+        # As the process of that number in another process namespace has left it.
+        with open(tmp_path / "q" / "consumer.lock", "r+b") as file:
+            file.write(os.getpid().to_bytes(8, "little"))
+        with open_queue() as queue, pytest.raises(LockedError, match=f"^process {os.getpid()} ") as caught:
+            queue.get(block=False)
+        assert caught.value.pid == os.getpid()
+
+    with open_queue() as queue:
+        queue.put_many([1, 2])
+        assert queue.get() == 1
+        in_forked_child(child)
+    with open_queue() as queue, open_queue() as other:
+        assert queue.get() == 1
+        with pytest.raises(LockedError, match=r"^this process .* already, through another object"):
+            other.get(block=False)
+
+
 def test_a_forked_child_puts_and_does_not_get(open_queue):
     queue = open_queue(maxsize=10)
     queue.put_many(range(3))
