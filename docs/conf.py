@@ -33,7 +33,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(.*\.)?_?[A-Z]([a-z]*_(co|contra))?"),  # type variables: T, T_co
     ("py:.*", r"hypothesis\..*"),
     ("py:class", "Durability|OnCorruption"),  # aliases whose values the text beside them lists
-    ("py:class", "ModuleType"),
+    ("py:class", "ModuleType|ellipsis"),
     ("py:class", "BaseQueue"),  # what all classes of queues are; the pages name those
     ("py:class", r"persistcoll\.testing\.laws\.\w+_harness\.\w*Harness"),  # what laws work with
     ("py:class", r"persistcoll\.engine\.(memory|transaction_hooks)\..*|ServerState"),  # what they return

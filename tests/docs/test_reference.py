@@ -11,6 +11,7 @@ import pytest
 
 import persistcoll
 from persistcoll import metrics
+from tests.docs.snippets import blocks
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "api"
 needs_pages = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the pages lie in a checkout")
@@ -74,6 +75,36 @@ def without_cost(things: dict[str, object]) -> list[str]:
 def test_every_public_method_says_what_it_costs():
     found = {name: getattr(persistcoll, name) for name in NAMES}
     assert without_cost(found | {name: getattr(metrics, name) for name in metrics.__all__}) == []
+
+
+# Of the other pages each function has an example of its own, and the classes on servers are those of SQLite.
+GLANCES = ["file-queue", "sqlite-queues", "ack-queues", "messages", "dict", "log"]
+
+
+def without_example(page: Path) -> list[str]:
+    """Give the methods of the classes on a page that neither its code nor their docstrings show."""
+    code = "".join(block.text for block in blocks(page) if block.language == "python")
+    found = []
+    for match in _DIRECTIVE.finditer(page.read_text("utf-8") + "\n"):
+        kind = getattr(persistcoll, match["name"].removeprefix("persistcoll."))
+        found += [
+            f"{kind.__name__}.{name}"
+            for name, text in methods(kind).items()
+            if f".{name}(" not in code and ">>> " not in text
+        ]
+    return found
+
+
+@needs_pages
+@pytest.mark.parametrize("name", GLANCES)
+def test_every_method_has_an_example(name):
+    assert without_example(REFERENCE / f"{name}.rst") == []
+
+
+def test_a_method_without_an_example_is_found(tmp_path):
+    page = tmp_path / "page.rst"
+    page.write_text(".. code-block:: python\n\n   lock.extend(3)\n\n.. autoclass:: persistcoll.TopicLock\n")
+    assert without_example(page) == ["TopicLock.release"]
 
 
 def test_a_method_without_its_cost_is_found():
