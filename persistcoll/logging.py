@@ -96,7 +96,7 @@ class QueueListener(StandardListener):
         if not isinstance(queue, BaseQueue):
             raise TypeError(f"'queue' must be a queue of persistcoll, not {type(queue).__name__}")
         if queue.read_only:
-            raise read_only_error(repr(queue))
+            raise read_only_error(queue._description)
         super().__init__(cast(Any, queue), *handlers, respect_handler_level=respect_handler_level)
         self._records = queue
         self._thread: threading.Thread | None = None
@@ -205,6 +205,6 @@ class QueueListener(StandardListener):
         if self._failures == 1 and logging.raiseExceptions and sys.stderr is not None:
             # To log it would put a record into the queue that fails.
             with suppress(OSError):
-                sys.stderr.write(f"--- a listener of {self._records!r} tries again ---\n")
+                sys.stderr.write(f"--- a listener of {self._records._description} tries again ---\n")
                 traceback.print_exception(error)
         return not self._stopping.wait(_PAUSES.delay(self._failures))

@@ -514,4 +514,4 @@ def test_a_transaction_is_no_place_to_run(tmp_path):
 
 
 def test_its_repr(queue):
-    assert repr(Worker(queue, print)) == f"<Worker of {queue!r}>"
+    assert repr(Worker(queue, print)) == f"<Worker of MessageQueue 'messages' in {queue.path!r}>"

@@ -436,4 +436,4 @@ def test_the_arguments_can_be_read(open_file, kind, tmp_path):
     assert queue.multithreading is True
     assert queue.auto_commit is True
     assert (tmp_path / "q" / "x.db").is_file()
-    assert repr(queue) == f"<{kind.__name__} 'n' in {str(tmp_path / 'q' / 'x.db')!r}>"
+    assert repr(queue) == f"<{kind.__name__} 'n' in {str(tmp_path / 'q' / 'x.db')!r}, 0 ready>"

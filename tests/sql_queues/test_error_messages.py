@@ -51,7 +51,7 @@ def test_strict_raises_where_none_was_returned(kind, verb, open_queue):
         {"id": raw},
     ):
         assert say_none(**nothing) is None
-        with pytest.raises(NotClaimedError, match=r"is not claimed by <.*'.+' in .*; ") as caught:
+        with pytest.raises(NotClaimedError, match=r"is not claimed by .*'.+' in .*; ") as caught:
             settle(**nothing)
         assert "never got" not in str(caught.value)
     for wrong, error in (({}, ValueError), ({"item": "a", "id": 1}, ValueError), ({"id": "1"}, TypeError)):
