@@ -16,6 +16,9 @@ _PACKAGES = (
     "queuelib",
     "diskcache",
     "sqlitedict",
+    "litequeue",
+    "huey",
+    "redis",
     "msgpack",
     "cbor2",
 )

@@ -8,29 +8,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks import sql_contenders
 from benchmarks.contenders import BATCH, Marks, have, seconds_together
 from benchmarks.model import Contender, Scenario, Sizes, ratio
+from benchmarks.peers import BODY, Verbs, cycle, huey, litequeue
 from benchmarks.sql_floors import lengthen_log
 from persistcoll import MessageQueue
 
 __all__ = ["messages", "messages_backlog", "messages_batches", "messages_threads"]
 
-_BODY = "x" * 100
 _PREFETCH = 32
 _TOPICS = 10
 # How many times the messages of one thread, by the number of threads.
 _CONSUMED = {1: 1, 8: 2}
-
-
-class _Verbs(NamedTuple):
-    """What a queue calls putting, getting and finishing a message."""
-
-    put: Callable[[str], object]
-    get: Callable[[], Any]
-    ack: Callable[[Any], object]
 
 
 def _open(directory: str, **options: Any) -> MessageQueue[str]:
@@ -38,85 +30,53 @@ def _open(directory: str, **options: Any) -> MessageQueue[str]:
 
 
 @contextmanager
-def _ours(directory: str) -> Iterator[_Verbs]:
+def _ours(directory: str) -> Iterator[Verbs]:
     with _open(directory) as queue:
-        yield _Verbs(queue.put, queue.get, lambda message: message.ack())
+        yield Verbs(queue.put, queue.get, lambda message: message.ack())
 
 
 @contextmanager
-def _ack_queue(directory: str) -> Iterator[_Verbs]:
+def _ack_queue(directory: str) -> Iterator[Verbs]:
     with sql_contenders.our_ack_queue(directory, serializer="json", durability="process") as queue:
-        yield _Verbs(queue.put, queue.get, queue.ack)
+        yield Verbs(queue.put, queue.get, queue.ack)
 
 
 @contextmanager
-def _litequeue(directory: str) -> Iterator[_Verbs]:
-    from litequeue import LiteQueue
-
-    queue = LiteQueue(os.path.join(directory, "queue.db"))
-    yield _Verbs(queue.put, queue.pop, lambda message: queue.done(message.message_id))
-    queue.conn.close()
-
-
-@contextmanager
-def _sqqueue(directory: str) -> Iterator[_Verbs]:
+def _sqqueue(directory: str) -> Iterator[Verbs]:
     from sqqueue import SQLiteQueue
 
     # It logs each operation, as JSON, to the standard error.
     logging.getLogger("sqqueue").setLevel(logging.ERROR)
     queue = SQLiteQueue(os.path.join(directory, "queue.db"))
-    yield _Verbs(queue.enqueue, queue.dequeue, lambda found: queue.complete(found.value[0]))
+    yield Verbs(queue.enqueue, queue.dequeue, lambda found: queue.complete(found.value[0]))
 
 
 @contextmanager
-def _huey(directory: str) -> Iterator[_Verbs]:
-    from huey.storage import SqliteStorage
-
-    # Its connections sync each commit with fsync=True, and with synchronous=OFF otherwise.
-    storage = SqliteStorage(filename=os.path.join(directory, "queue.db"))
-    yield _Verbs(lambda body: storage.enqueue(body.encode()), storage.dequeue, lambda found: None)
-    storage.close()
-
-
-@contextmanager
-def _persist_queue(directory: str) -> Iterator[_Verbs]:
+def _persist_queue(directory: str) -> Iterator[Verbs]:
     with sql_contenders.persist_queue("SQLiteAckQueue", directory, "NORMAL") as queue:
-        yield _Verbs(queue.put, queue.get, queue.ack)
+        yield Verbs(queue.put, queue.get, queue.ack)
 
 
 _PEERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "litequeue": ("litequeue", _litequeue),
+    "litequeue": ("litequeue", partial(litequeue, "NORMAL")),
     "sqqueue": ("sqqueue", _sqqueue),
-    "huey SqliteStorage": ("huey", _huey),
+    "huey SqliteStorage": ("huey", partial(huey, False)),
     "persist-queue SQLiteAckQueue": ("persistqueue", _persist_queue),
 }
-
-
-def _cycle(opened: Callable[[str], Any], count: int, directory: str) -> Mapping[str, float]:
-    """Put all messages, then get and ack each."""
-    with opened(directory) as verbs:
-        marks = Marks()
-        for _ in repeat(None, count):
-            verbs.put(_BODY)
-        numbers = {"put": marks.lap(count)}
-        for _ in repeat(None, count):
-            verbs.ack(verbs.get())
-        numbers["get + ack"] = marks.lap(count)
-    return numbers
 
 
 def messages(sizes: Sizes, root: str) -> Scenario:
     """Measure put, get and ack of a text of 100 bytes."""
     count = sizes.slow
     found = [
-        Contender("ours", "process", partial(_cycle, _ours, count)),
-        Contender("our SQLiteAckQueue", "process", partial(_cycle, _ack_queue, count)),
+        Contender("ours", "process", partial(cycle, _ours, count)),
+        Contender("our SQLiteAckQueue", "process", partial(cycle, _ack_queue, count)),
     ]
     phases = ("put", "get + ack")
     figures = []
     for name, (module, opened) in _PEERS.items():
         if have(module):
-            found.append(Contender(name, "process", partial(_cycle, opened, count)))
+            found.append(Contender(name, "process", partial(cycle, opened, count)))
         least = {"sqqueue": 20.0, "litequeue": 1.0}.get(name)
         theirs, ours = ([f"{each}: {phase}" for phase in phases] for each in (name, "ours"))
         figures.append(ratio(f"put + get + ack: {name}'s / ours", theirs, ours, at_least=least))
@@ -149,7 +109,7 @@ def messages_batches(sizes: Sizes, root: str) -> Scenario:
         with _open(at) as queue:
             marks = Marks()
             for _ in range(0, count, BATCH):
-                queue.put_many([_BODY] * BATCH)
+                queue.put_many([BODY] * BATCH)
             numbers = {"put_many": marks.lap(count)}
             consumed = queue.consume(prefetch=_PREFETCH)
             left = count
@@ -158,7 +118,7 @@ def messages_batches(sizes: Sizes, root: str) -> Scenario:
                 queue.ack_many(batch)
                 left -= len(batch)
             numbers["consume + ack_many"] = marks.lap(count)
-            queue.put_many([_BODY] * count)
+            queue.put_many([BODY] * count)
             marks = Marks()
             for _ in range(0, count, BATCH):
                 queue.ack_many(queue.get_many(BATCH))
@@ -172,7 +132,7 @@ def messages_batches(sizes: Sizes, root: str) -> Scenario:
             f" ack_many of {_PREFETCH}, and get_many with ack_many of {BATCH}, beside one message at a time."
         ),
         contenders=[
-            Contender("singly", "process", partial(_cycle, _ours, count)),
+            Contender("singly", "process", partial(cycle, _ours, count)),
             Contender("together", "process", together),
         ],
         figures=[
@@ -197,7 +157,7 @@ def messages_threads(sizes: Sizes, root: str) -> Scenario:
         path = os.path.join(at, "queue")
         with MessageQueue(path, serializer="json") as queue:
             lengthen_log(path)
-            queue.put_many([_BODY] * (threads * each))
+            queue.put_many([BODY] * (threads * each))
 
             def work() -> None:
                 for _ in repeat(None, each):
@@ -246,14 +206,14 @@ def messages_backlog(sizes: Sizes, root: str) -> Scenario:
             with opened(size) as queue:
                 part = size // 4
                 for topic in range(_TOPICS):
-                    bodies, options = [_BODY] * (part // _TOPICS), {"topic": f"topic {topic}"}
+                    bodies, options = [BODY] * (part // _TOPICS), {"topic": f"topic {topic}"}
                     for finish in ("ack", "fail"):
                         queue.put_many(bodies, **options)
                         while queue.qsize():
                             for message in queue.get_many(1_000):
                                 getattr(message, finish)()
                 for topic in range(_TOPICS):
-                    bodies, options = [_BODY] * (part // _TOPICS), {"topic": f"topic {topic}"}
+                    bodies, options = [BODY] * (part // _TOPICS), {"topic": f"topic {topic}"}
                     queue.put_many(bodies, delay=10**6, **options)
                     queue.put_many(bodies, **options)
         return {}
@@ -263,13 +223,13 @@ def messages_backlog(sizes: Sizes, root: str) -> Scenario:
         with opened(size) as queue:
             marks = Marks()
             for index in range(count):
-                queue.put(_BODY, topic=f"topic {index % _TOPICS}")
+                queue.put(BODY, topic=f"topic {index % _TOPICS}")
             numbers = {"put": marks.lap(count)}
             for index in range(count):
                 queue.get(f"topic {index % _TOPICS}").ack()
             numbers["get of a topic + ack"] = marks.lap(count)
             for index in range(count):
-                queue.put(_BODY, topic=f"topic {index % _TOPICS}")
+                queue.put(BODY, topic=f"topic {index % _TOPICS}")
             marks = Marks()
             for _ in range(count):
                 queue.get().ack()

@@ -25,6 +25,7 @@ from benchmarks.log_reads import log_reads
 from benchmarks.machine import describe
 from benchmarks.messages import messages, messages_backlog, messages_batches, messages_threads
 from benchmarks.model import Figure, Numbers, Scenario, Sizes, Summary
+from benchmarks.neighbours import neighbours
 from benchmarks.power import power
 from benchmarks.process import batches, single
 from benchmarks.processes import processes
@@ -82,6 +83,7 @@ SCENARIOS: Mapping[str, Callable[[Sizes, str], Scenario]] = {
         log_reads,
         log_backlog,
         log_consumers,
+        neighbours,
         messages,
         messages_batches,
         messages_threads,

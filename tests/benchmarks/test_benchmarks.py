@@ -23,6 +23,7 @@ SUMMARY = {"median", "lower_quartile", "upper_quartile", "least", "greatest"}
 # Where these libraries are not installed, the figures say so.
 PEERS: dict[str, tuple[str, ...]] = {
     "messages": ("huey", "litequeue", "persistqueue", "sqqueue"),
+    "neighbours": ("persistqueue", "diskcache", "litequeue", "huey", "redis"),
     "single": ("persistqueue",),
     "batches": ("queuelib",),
     "power": ("persistqueue",),
