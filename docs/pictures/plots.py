@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from docs.pictures.drawing import BLUE, GREY, Drawing
 
-__all__ = ["RESULTS", "backlog", "batches", "speed", "threads"]
+__all__ = ["NEIGHBOURS", "RESULTS", "backlog", "batches", "neighbours", "speed", "threads"]
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "cpython-3.11.json"
+_STORED = Path(__file__).parents[2] / "benchmarks" / "results"
+RESULTS, NEIGHBOURS = _STORED / "cpython-3.11.json", _STORED / "cpython-3.11-neighbours.json"
 
 _WIDTH, _LEFT, _ROW, _BAR = 420, 118, 22, 14
 _VALUES = 58  # room for a number after its bar
@@ -50,17 +51,17 @@ class Panel(NamedTuple):
 
 
 @cache
-def results() -> Any:
-    """Return what the last whole run has stored."""
-    return json.loads(RESULTS.read_text("utf-8"))
+def results(path: Path = RESULTS) -> Any:
+    """Return what a run has stored: the last whole one, if nothing else is said."""
+    return json.loads(path.read_text("utf-8"))
 
 
-def measured(scenario: str, contender: str, operation: str, survives: str) -> Number:
+def measured(scenario: str, contender: str, operation: str, survives: str, path: Path = RESULTS) -> Number:
     """Return a number of a contender.
 
     :raise ValueError: it was measured at another durability.
     """
-    found = results()["scenarios"][scenario]
+    found = results(path)["scenarios"][scenario]
     if found["contenders"][contender] != survives or found["unit"] != "us":
         raise ValueError(f"{scenario}: {contender} survives {found['contenders'][contender]}, not {survives}")
     number = found["numbers"][f"{contender}: {operation}"]
@@ -126,6 +127,44 @@ def speed() -> Drawing:
         "microseconds an item; less is better",
         panels,
         shared=True,
+    )
+
+
+def neighbours() -> Drawing:
+    """Return one item at a time beside several neighbours, at both levels of durability."""
+    contenders = {
+        "persistcoll Queue": "Queue",
+        "persistcoll SQLiteAckQueue": "SQLiteAckQueue",
+        "persist-queue SQLiteAckQueue": "persist-queue",
+        "diskcache Deque": "diskcache",
+        "litequeue": "litequeue",
+        "huey SqliteStorage": "huey",
+        "Redis list": "Redis",
+    }
+    titles = {
+        "process": 'Survives kill -9: durability="process"',
+        "power": 'Survives a power cut: durability="power"',
+    }
+
+    def bars(level: str) -> list[Bar]:
+        return [
+            Bar(
+                label,
+                measured("neighbours", f"{name}, {level}", "all", level, NEIGHBOURS),
+                name.startswith("persistcoll"),
+            )
+            for name, label in contenders.items()
+        ]
+
+    groups = {
+        level: Group("put, get and ack; diskcache and huey have no ack", bars(level)) for level in titles
+    }
+    return _plot(
+        "neighbours",
+        "What an item costs, beside others",
+        "microseconds an item; less is better",
+        [Panel(title, [groups[level]]) for level, title in titles.items()],
+        path=NEIGHBOURS,
     )
 
 
@@ -224,12 +263,15 @@ def _describe(unit: str, panels: Sequence[Panel]) -> str:
     return f"Medians, in {unit}. {' '.join(parts)}"
 
 
-def _plot(name: str, title: str, unit: str, panels: Sequence[Panel], shared: bool = False) -> Drawing:
+def _plot(
+    name: str, title: str, unit: str, panels: Sequence[Panel], shared: bool = False, path: Path = RESULTS
+) -> Drawing:
     """Draw panels below each other.
 
     :param shared: whether their axes are the same.
+    :param path: of the results.
     """
-    machine, rounds = results()["machine"], results()["sizes"]["rounds"]
+    machine, rounds = results(path)["machine"], results(path)["sizes"]["rounds"]
     drawing = Drawing(name, title, _describe(unit, panels), _WIDTH)
     drawing.text(8, 22, title, size=15, bold=True)
     y = drawing.paragraph(8, 42, _WIDTH - 16, f"{unit[0].upper()}{unit[1:]}") - 14
