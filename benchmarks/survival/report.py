@@ -34,7 +34,8 @@ def matrix(result: Result) -> str:
     lines = [".. list-table::", "   :header-rows: 1", ""]
     rows = [["", *faults]]
     for name, found in result["outcomes"].items():
-        rows.append([name, *(found[fault]["verdict"] for fault in faults)])
+        # A bare "-" would begin a list.
+        rows.append([name, *(found[fault]["verdict"].replace("-", "no server") for fault in faults)])
     for row in rows:
         lines += [f"   {'* -' if not at else '  -'} {cell}".rstrip() for at, cell in enumerate(row)]
     return "\n".join(lines) + "\n"
