@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from persistcoll.engine.contracts import MessageStore
 from persistcoll.engine.message_records import MessagePolicy
 from persistcoll.servers.address import Address
+from persistcoll.servers.heads import Heads
 from persistcoll.servers.open import open_message_store
 from persistcoll.testing import Capabilities
-from tests.servers.floors import from_floor
+from tests.servers.floors import FromLastClaim, from_floor
 from tests.servers.losing import losing_connections
 from tests.servers.places import CallerConnection, Place
 from tests.servers.set_clock import SetClock
@@ -59,7 +60,7 @@ class ServerMessageStores:
             store = open_message_store(
                 address, name=name, policy=policy, serializer="raw", durability="process", schema=schema
             )
-        return from_floor(store, self._clock) if self._starts_at_floor else store
+        return from_floor(store, self._clock, FromLastClaim if self._starts_at_floor else Heads)
 
     def connect(self, name: str) -> CallerConnection:
         self._connections.append(CallerConnection(self.place))

@@ -8,9 +8,10 @@ from contextlib import nullcontext
 from persistcoll.engine.contracts import RecordStore
 from persistcoll.engine.records import ClaimPolicy, Discipline
 from persistcoll.servers.address import Address
+from persistcoll.servers.heads import Heads
 from persistcoll.servers.open import open_record_store
 from persistcoll.testing import Capabilities
-from tests.servers.floors import from_floor
+from tests.servers.floors import FromLastClaim, from_floor
 from tests.servers.places import CallerConnection, Place
 from tests.servers.set_clock import SetClock
 
@@ -60,7 +61,7 @@ class ServerRecordStores:
                 schema=schema,
                 patience=_PATIENCE,
             )
-        return from_floor(store, self._clock) if self._starts_at_floor else store
+        return from_floor(store, self._clock, FromLastClaim if self._starts_at_floor else Heads)
 
     def connect(self, name: str) -> CallerConnection:
         self._connections.append(CallerConnection(self.place))

@@ -48,11 +48,13 @@ class FromLastClaim(FromFloor, AtLastClaim):
     """Each look begins at the last claim of its object, if there is one."""
 
 
-def from_floor(store: T, clock: SetClock | None = None) -> T:
+def from_floor(store: T, clock: SetClock | None = None, heads: type[Heads] = FromLastClaim) -> T:
     """Let the looks of a store begin at its last claim.
 
-    :param clock: that of the server.
+    :param clock: that of the server. The heads have to follow it: otherwise a look from the floor, to which
+        they change on a busy machine, would not see what the set clock has made due.
+    :param heads: ``Heads``: only follow the clock.
     """
     changed: Any = store
-    changed._heads = FromLastClaim(lambda: time.monotonic() + (0.0 if clock is None else clock.passed))
+    changed._heads = heads(lambda: time.monotonic() + (0.0 if clock is None else clock.passed))
     return store
