@@ -7,6 +7,7 @@ Only ``drop`` changes something.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Any
@@ -147,9 +148,16 @@ def _database_at(given: str) -> str:
     if given == MEMORY:
         raise ValueError(f"what is in {MEMORY!r} goes with its object")
     path = absolute(given)
-    if stat.S_ISDIR(existing(path, "drop from").st_mode):
-        path = os.path.join(path, DEFAULT_NAME)
-    return path
+    if not stat.S_ISDIR(existing(path, "drop from").st_mode):
+        return path
+    database = os.path.join(path, DEFAULT_NAME)
+    if not os.path.lexists(database):
+        raise StoreMissingError(
+            f"there is no database {DEFAULT_NAME!r} in {path!r}; a queue in files and a log go with their"
+            " directory",
+            errno.ENOENT,
+        )
+    return database
 
 
 def _at_path(given: str) -> list[CollectionInfo]:

@@ -59,6 +59,7 @@ __all__ = [
 
 F = TypeVar("F", bound="Options")
 S = TypeVar("S", bound="Options")
+T = TypeVar("T")
 
 _ALL = (1 << 63) - 1
 
@@ -108,6 +109,16 @@ class DiskOptions(Options):
         vars(self).update(mode=checked_mode(self.mode), read_only=bool(self.read_only))
 
 
+def _not_a_url(path: T) -> T:
+    """Return the path. A URL would be taken for a directory, which would be made in silence."""
+    if names_server(path):
+        raise ValueError(
+            "'path' is a URL, and this class takes a path; PostgresQueue, MySQLQueue, MessageQueue and PDict"
+            " take the URL of a server"
+        )
+    return path
+
+
 @dataclass(frozen=True)
 class DirectoryOptions(DiskOptions):
     """The options of a container that has a directory of its own."""
@@ -116,7 +127,7 @@ class DirectoryOptions(DiskOptions):
     on_corruption: OnCorruption
 
     def __post_init__(self) -> None:
-        path = absolute(checked_path("path", self.path))
+        path = absolute(checked_path("path", _not_a_url(self.path)))
         super().__post_init__()
         checked_choice("on_corruption", self.on_corruption, "raise", "stop", "skip")
         chunksize = self.chunksize
@@ -174,6 +185,7 @@ class SQLiteOptions(DiskOptions):
         from persistcoll.sqlite.open import DatabaseLocation  # Here, because the file queues need no SQLite.
 
         super().__post_init__()
+        _not_a_url(self.path)
         timeout = checked_seconds("timeout", self.timeout)
         location = DatabaseLocation(
             self.path, self.db_file_name, timeout, self.trust_directory, self.allow_network_fs, self.mode,

@@ -18,6 +18,7 @@ PICTURES: dict[str, Callable[[], Drawing]] = {
     "batches": plots.batches,
     "durability": durability.draw,
     "message_life": message_life.draw,
+    "neighbours": plots.neighbours,
     "queue_files": queue_files.draw,
     "redelivery": redelivery.draw,
     "rooms": rooms.draw,
@@ -27,5 +28,5 @@ PICTURES: dict[str, Callable[[], Drawing]] = {
     "wake_up": wake_up.draw,
 }
 
-STORED = ("durability", "redelivery", "speed")
+STORED = ("durability", "neighbours", "redelivery")
 """The names of those that the README shows."""

@@ -133,8 +133,8 @@ def speed() -> Drawing:
 def neighbours() -> Drawing:
     """Return one item at a time beside several neighbours, at both levels of durability."""
     contenders = {
-        "persistcoll Queue": "Queue",
-        "persistcoll SQLiteAckQueue": "SQLiteAckQueue",
+        "persistcoll Queue": "our Queue",
+        "persistcoll SQLiteAckQueue": "our acks",
         "persist-queue SQLiteAckQueue": "persist-queue",
         "diskcache Deque": "diskcache",
         "litequeue": "litequeue",
@@ -156,14 +156,12 @@ def neighbours() -> Drawing:
             for name, label in contenders.items()
         ]
 
-    groups = {
-        level: Group("put, get and ack; diskcache and huey have no ack", bars(level)) for level in titles
-    }
+    what = "put, get and ack, ours of Queue and SQLiteAckQueue; diskcache and huey have no ack"
     return _plot(
         "neighbours",
         "What an item costs, beside others",
         "microseconds an item; less is better",
-        [Panel(title, [groups[level]]) for level, title in titles.items()],
+        [Panel(title, [Group(what, bars(level))]) for level, title in titles.items()],
         path=NEIGHBOURS,
     )
 

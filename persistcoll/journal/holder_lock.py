@@ -110,7 +110,7 @@ class HolderLock:
                 pid,
             )
         return LockedError(
-            f"process {pid} {self._what}, and one process at a time may: until it closes that or ends", pid
+            f"process {pid} {self._what}, and one process at a time may, until it closes that or ends", pid
         )
 
     def _is_held_here(self) -> bool:

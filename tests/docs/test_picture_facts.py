@@ -282,6 +282,7 @@ def test_the_patience_of_the_servers_is_that_of_the_classes():
         ("speed", "single", "ours: in turn", "321"),
         ("speed", "single", "persist-queue Queue: in turn", "321"),
         ("speed", "power", "append + fdatasync: put", "321"),
+        ("neighbours", "neighbours", "litequeue, power: all", "321"),
         ("batches", "batches", "queuelib: get", "321"),
         ("backlog", "backlog", "10,000,000 waiting: qsize", "321"),
         ("backlog", "sql_backlog", "SQLiteAckQueue, 1,000,000: ack", "321"),
@@ -289,12 +290,13 @@ def test_the_patience_of_the_servers_is_that_of_the_classes():
     ],
 )
 def test_a_plot_shows_what_is_stored(monkeypatch, name, scenario, number, shown):
-    other = copy.deepcopy(plots.results())
+    path = plots.NEIGHBOURS if name == "neighbours" else plots.RESULTS
+    other = copy.deepcopy(plots.results(path))
     found = other["scenarios"][scenario]["numbers"][number]
     found.update(median=321.0, lower_quartile=320.0, upper_quartile=322.0)
     before = Counter(words(name))
     assert shown not in before
-    monkeypatch.setattr(plots, "results", lambda: other)
+    monkeypatch.setattr(plots, "results", lambda path: other)
     assert Counter(words(name))[shown] == 1
 
 

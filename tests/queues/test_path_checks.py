@@ -19,10 +19,12 @@ import pytest
 
 from persistcoll import (
     FormatVersionError,
+    Log,
     PDict,
     Queue,
     SerializerMismatchError,
     SQLiteAckQueue,
+    SQLiteQueue,
     StorageError,
     StoreKindError,
 )
@@ -224,3 +226,13 @@ def test_an_old_file_without_the_right_to_write_is_unwritable(tmp_path, monkeypa
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(time, "time", lambda: 2**40)
     assert is_unwritable(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("url", ["postgresql://user:hidden@db/jobs", "redis://db", "sqlite:///jobs.db"])
+@pytest.mark.parametrize("kind", [Queue, Log, SQLiteQueue, SQLiteAckQueue])
+def test_a_url_is_no_path(tmp_path, monkeypatch, kind, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="'path' is a URL, and this class takes a path") as caught:
+        kind(url)
+    assert "hidden" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
