@@ -251,7 +251,8 @@ def refuse_if_others_may_write(paths: Iterable[str], serializer: str, mode: int 
             raise storage_error(error, "opening", name) from error
         found = f"mode {status.st_mode & 0o777:o}, owner {status.st_uid}"
         if status.st_mode & 0o022:
-            why, remedy = f"others may write {name!r} ({found})", "chmod go-w"
+            remedy = "use a directory of its own, chmod go-w"
+            why = f"others may write {name!r} ({found})"
         elif status.st_uid not in _trusted_owners():
             # This refuses root as well, because the user's code would run with root's rights.
             user = f"this process is user {os.geteuid()}"
