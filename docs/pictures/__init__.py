@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from docs.pictures import durability, message_life, plots, queue_files, redelivery, rooms, servers, wake_up
+from docs.pictures import (
+    durability,
+    message_life,
+    plots,
+    queue_files,
+    redelivery,
+    rooms,
+    servers,
+    transaction,
+    wake_up,
+)
 from docs.pictures.drawing import Drawing
 
 __all__ = ["PICTURES", "STORED"]
@@ -25,6 +35,7 @@ PICTURES: dict[str, Callable[[], Drawing]] = {
     "servers": servers.draw,
     "speed": plots.speed,
     "threads": plots.threads,
+    "transaction": transaction.draw,
     "wake_up": wake_up.draw,
 }
 

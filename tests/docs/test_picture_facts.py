@@ -24,7 +24,7 @@ if not (PROJECT / "docs" / "pictures").is_dir():
 
 from docs.pictures import PICTURES, plots, queue_files, wake_up
 from docs.pictures.message_life import TRANSITIONS, Place, Transition
-from persistcoll import PostgresAckQueue, Queue
+from persistcoll import PDict, PostgresAckQueue, Queue, SQLiteAckQueue
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL
 from persistcoll.engine.event_count import MIN_POLL_INTERVAL
 from persistcoll.engine.memory.message_store import MemoryMessageState, MemoryMessageStore
@@ -76,6 +76,27 @@ def test_an_item_of_a_killed_consumer_is_delivered_again(tmp_path):
         q.task_done()
     with Queue(tmp_path / "q") as q:
         assert q.qsize() == 0
+
+
+def test_a_consumer_that_is_killed_in_a_transaction_leaves_nothing_of_it(tmp_path):
+    """This is what ``transaction`` shows."""
+    code = (
+        "import os, sys; from persistcoll import PDict, SQLiteAckQueue\n"
+        "orders, sold = SQLiteAckQueue(sys.argv[1], name='orders'), PDict(sys.argv[1], name='sold')\n"
+        "order = orders.get(); print(order, flush=True)\n"
+        "with orders.transaction(): sold.incr(order); orders.ack(order); os.kill(os.getpid(), 9)"
+    )
+    shop = tmp_path / "shop.db"
+    with SQLiteAckQueue(shop, name="orders") as orders, PDict(shop, name="sold") as sold:
+        orders.put("lamp")
+        first = subprocess.run([sys.executable, "-c", code, str(shop)], capture_output=True, text=True)
+        assert (first.stdout, first.returncode) == ("lamp\n", -signal.SIGKILL)
+        assert (dict(sold), orders.acked_count()) == ({}, 0)
+        order = orders.get(timeout=30)
+        with orders.transaction():
+            sold.incr(order)
+            orders.ack(order)
+        assert (dict(sold), orders.acked_count(), orders.unack_count()) == ({"lamp": 1}, 1, 0)
 
 
 @pytest.mark.parametrize(("durability", "synced"), [("process", False), ("power", True)])
