@@ -52,6 +52,10 @@ python_use_unqualified_type_names = True
 html_theme = "furo"
 html_title = f"persistcoll {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["persistcoll.css"]
+# The partner of the theme's light style. The theme's dark one underlines modules, as if they were links.
+pygments_dark_style = "a11y-high-contrast-dark"
 
 _LIBRARY = "https://docs.python.org/3/library"
 _BUILTIN_TYPES = {
@@ -182,6 +186,17 @@ def changelog(app, docname, source):
     app.env.note_dependency(str(DOCS.parent / "CHANGELOG.md"))
 
 
+_NAME_OF_TEST = re.compile(r'(?<=<span class="pre">)[\w/]*test_[\w/]+')
+
+
+def breakable_tests(app, pagename, templatename, context, doctree):
+    """Let a browser break the long names of tests, which otherwise push columns of tables off the page."""
+    if "body" in context:
+        context["body"] = _NAME_OF_TEST.sub(
+            lambda match: re.sub("[/_]", r"\g<0><wbr>", match[0]), context["body"]
+        )
+
+
 class Picture(Directive):
     """Draw a picture of ``docs/pictures``, whose name is the argument."""
 
@@ -195,7 +210,7 @@ class Picture(Directive):
             raise self.error(f"there is no picture {name!r}")
         drawing = PICTURES[name]()
         style = f"overflow-x: auto; max-width: {max(drawing.width, 560):g}px; margin: 1.2em auto"
-        box = f'<div role="region" aria-label="{drawing.title}" tabindex="0" style="{style}">'
+        box = f'<div class="picture" role="region" aria-label="{drawing.title}" tabindex="0" style="{style}">'
         return [nodes.raw("", f"{box}\n{drawing.svg(in_page=True)}\n</div>", format="html")]
 
 
@@ -206,5 +221,6 @@ def setup(app):
     app.connect("source-read", changelog)
     app.connect("autodoc-process-signature", public_signature)
     app.connect("object-description-transform", public_types, priority=400)  # before the types are shown
+    app.connect("html-page-context", breakable_tests)
     app.add_directive("picture", Picture)
     return {"parallel_read_safe": True}
