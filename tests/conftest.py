@@ -36,12 +36,12 @@ SAMPLED = {
     "catalog": 2,
     "clusters": 10,
     "concurrency": 3,
-    "conformance": 10,
-    "crash": 3,
+    "conformance": 13,
+    "crash": 4,
     "logs": 2,
     "permissions": 3,
-    "servers": 14,
-    "sql_queues": 3,
+    "servers": 18,
+    "sql_queues": 4,
 }
 
 _SEED = pytest.StashKey[int]()

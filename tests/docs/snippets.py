@@ -237,10 +237,12 @@ def _console(block: Block, directory: Path) -> str:
 def _command(block: Block, words: list[str], directory: Path) -> str:
     # The tested persistcoll, wherever it lies.
     path = os.pathsep.join([str(Path(persistcoll.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    # The options of this suite are none of a suite that a page shows.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     done = subprocess.run(
         words,
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "PYTHONIOENCODING": "utf-8"},
+        env={**environment, "PYTHONPATH": path.rstrip(os.pathsep), "PYTHONIOENCODING": "utf-8"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
