@@ -143,8 +143,8 @@ def neighbours(sizes: Sizes, root: str) -> Scenario:
             f"put, get and ack of a text of {len(BODY)} bytes, one thread: {counts['process']:,} puts, then"
             " get and ack of each; a third as many at the level that survives a power cut. There SQLite's"
             " connections are set to FULL, huey has fsync=True, and Redis syncs its log at each command"
-            " (appendfsync always). At the other level Redis never does, so only a power cut may take what"
-            " returned. diskcache's popleft and huey's dequeue remove, so they have no ack. Redis: RPUSH,"
+            " (appendfsync always). At the other level they are NORMAL, those of huey OFF, and Redis never"
+            " syncs, so only a power cut may take what returned. diskcache's popleft and huey's dequeue remove, so they have no ack. Redis: RPUSH,"
             " LMOVE, LREM over a socket, to a server of its own."
         ),
         contenders=found,

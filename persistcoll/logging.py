@@ -135,8 +135,8 @@ class QueueListener(StandardListener):
         """End the thread, and wait for its end. It does nothing if the listener does not run.
 
         :param drain: handle the records that are ready now before that, as the standard library does, but end
-            at the first failure. Otherwise only the record that is being handled is finished. What is left
-            stays stored for the next listener.
+            at the first failure. Otherwise it handles no more than the record that it is at, or that comes at
+            this moment. What is left stays stored for the next listener.
         """
         thread = self._thread
         if thread is None:

@@ -115,7 +115,7 @@ class Drawing:
 
     @property
     def least_width(self) -> float:
-        """Return it."""
+        """The width in pixels from which on its smallest letters can be read."""
         return min(_COLUMN, round(self.width * _LEAST / self._smallest))
 
     def _reach(self, *points: Point) -> None:

@@ -56,7 +56,10 @@ def _drop(execute: Execute, database: Database, name: str) -> None:
         )
     for (holder,) in execute(HOLDERS, (found.number,)).fetchall():
         if not is_dead(database.disk, path, holder) and _has_claims(execute, sql, holder):
-            raise LockedError(f"{name!r} in {path!r} has claims of a process that lives; nothing was done")
+            raise LockedError(
+                f"{name!r} in {path!r} has claims of an object that is open, here or in another process;"
+                " settle them or close it; nothing was done"
+            )
     for text in sql.create:
         for table in _TABLE.findall(text):
             execute(f"DROP TABLE {table}")

@@ -120,7 +120,7 @@ def test_claims_of_the_living_are_kept_and_those_of_the_dead_are_not(tmp_path, k
     with made(path, name="jobs") as queue:
         fill(queue)
         message = queue.get()
-        with pytest.raises(LockedError, match="has claims of a process that lives; nothing was done"):
+        with pytest.raises(LockedError, match="has claims of an object that is open"):
             drop(path, "jobs")
         assert collections(path)["jobs"].claimed == 1
         message.ack() if kind == "messages" else queue.ack(message)
