@@ -115,7 +115,7 @@ class Database:
         self._committing = False
         self._whole_changes = 0  # the changes of the connection up to here may be committed as they are
         self._opened: DatabaseConnection | None = None
-        self._watched: dict[str, tuple[int, int]] = {}  # files of holders, besides those of every database
+        self._watched: dict[str, tuple[int, int]] = {}  # those of every database, and the files of holders
         self._is_quiesced = False
         self._held: list[threading.Lock] = []
 
@@ -128,7 +128,8 @@ class Database:
         self._execute: Execute = cursor.execute
         self.executemany = cursor.executemany
         self._writer_lock = opened.lock
-        self._watch()
+        self._watched.update(opened.files)
+        opened.lock.watch(self._watched)
         self.store_id, self.now = opened.store_id, opened.clock
         self._execute(driver.NORMAL)
         self._wal_sync.switch(opened.log, self.path + LOG, 0)
@@ -164,21 +165,10 @@ class Database:
     def watch(self, path: str, fd: int) -> None:
         """Check from now on that ``path`` stays the file that ``fd`` has open. Call it with the lock held."""
         self._watched[path] = identity_of(fd)
-        self._watch()
 
     def ignore(self, path: str) -> None:
         """Stop watching ``path``. Idempotent, and may be called again after an interrupt."""
         self._watched.pop(path, None)
-        self._watch()
-
-    def _watch(self) -> None:
-        opened = self._opened
-        watched: dict[str, Any] | None = None
-        # Another thread may take a file out meanwhile, without the lock. Watching it on would make a false
-        # StoreReplacedError of its removal, so the files are set until they are those of `_watched`.
-        while opened is not None and watched != (files := {**opened.files, **self._watched}):
-            opened.lock.watch(files)
-            watched = files
 
     def check_files(self) -> None:
         """Raise ``StoreReplacedError`` if a file was removed or replaced, and refuse every later call.
@@ -739,6 +729,8 @@ class Database:
                     # database closed and take its commit for synced.
                     self._wal_sync.finish()
             finally:
+                # SQLite removes the log. A thread that checks the files meanwhile must not miss it.
+                self._opened.lock.watch({})
                 self._opened.close()
         except Exception:
             self._opened = None

@@ -54,6 +54,9 @@ class Holder:
         try:
             self._file = open_lasting(disk, self._path)
             disk.flock(self._file.fd, TRY_EXCLUSIVE)
+            if not self._is_own(self._file.fd):
+                # Another thread has removed it since it was opened: the last holder of this number closes.
+                raise BlockingIOError
             database.watch(self._path, self._file.fd)
         except BlockingIOError:
             self.close()

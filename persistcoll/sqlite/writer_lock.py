@@ -129,7 +129,7 @@ class WriterLock:
     """The lock file of one database, opened by one connection.
 
     It has no lock of its own. Its owner calls it under the lock that protects the connection, except
-    :meth:`check` and :meth:`watch`: ``_files`` is replaced as a whole and never changed, and a wrong
+    :meth:`check`: other threads change the mapping ``_files`` meanwhile by atomic calls, and a wrong
     ``_checked_folder`` only costs another check.
 
     :ivar closed: whether :meth:`close` has begun.
@@ -207,7 +207,7 @@ class WriterLock:
     def watch(self, files: Mapping[str, tuple[int, int]]) -> None:
         """Check from now on that each of these paths stays that file, once in each turn.
 
-        :param files: all that are to be checked. The mapping must not change, because other threads read it.
+        :param files: all that are to be checked. The caller takes a file out before it removes that file.
         """
         self._files = files
         self._checked_folder = None
@@ -228,7 +228,7 @@ class WriterLock:
             pass  # the checks of the files raise the error
         if folder is not None and folder == self._checked_folder:
             return
-        for path, identity in self._files.items():
+        for path, identity in list(self._files.items()):
             try:
                 if identity_of(path) == identity:
                     continue
@@ -237,6 +237,8 @@ class WriterLock:
                 what = "removed"
             except OSError as error:
                 raise storage_error(error, "looking at", path) from error
+            if self._files.get(path) != identity:  # another thread has taken it out since, and removed it
+                continue
             raise StoreReplacedError(
                 f"{path!r} was {what} while it was open; others would not find what is written now,"
                 " or see that this process has items in flight",

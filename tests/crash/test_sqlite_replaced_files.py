@@ -21,6 +21,8 @@ from persistcoll import (
     SQLiteQueue,
     StoreReplacedError,
 )
+from persistcoll.sqlite import writer_lock
+from persistcoll.sqlite.database_file import DatabaseConnection
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -252,3 +254,46 @@ def test_a_get_that_is_refused_takes_nothing(tmp_path):
             queue.get(block=False)
     with SQLiteQueue(tmp_path / "elsewhere") as queue:
         assert list(queue.items()) == ["a", "b"]
+
+
+def test_a_holder_that_closes_during_a_check_is_not_missed(tmp_path, monkeypatch):
+    looks: list[Any] = []
+
+    def look(path: Any) -> tuple[int, int]:
+        if str(path).endswith(".holder-1"):
+            looks.append(path)
+            claiming.close()
+        return identity_of(path)
+
+    identity_of = writer_lock.identity_of
+    with SQLiteQueue(tmp_path, name="others") as others, SQLiteAckQueue(tmp_path, name="jobs") as claiming:
+        claiming.put(1)
+        claiming.get()
+        with monkeypatch.context() as patch:
+            patch.setattr(writer_lock, "identity_of", look)
+            vars(others._store)["_database"].check_files()
+        assert looks
+        others.put(2)
+        assert len(others) == 1
+
+
+def test_a_check_during_a_fork_does_not_miss_the_log(tmp_path, monkeypatch):
+    there: list[bool] = []
+
+    def close_and_check(self: DatabaseConnection) -> None:
+        close(self)
+        there.append((tmp_path / "data.db-wal").exists())
+        vars(queue._store)["_database"].check_files()
+
+    close = DatabaseConnection.close
+    with SQLiteQueue(tmp_path) as queue:
+        queue.put(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(DatabaseConnection, "close", close_and_check)
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+        assert there == [False]
+        queue.put(2)
+        assert len(queue) == 2

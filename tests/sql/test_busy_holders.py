@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from persistcoll import SQLiteQueue
 from persistcoll.engine.message_records import MessageEntry, MessagePolicy
 from persistcoll.engine.records import FIFO, ClaimPolicy
 from persistcoll.errors import StorageError
@@ -162,3 +163,19 @@ def test_a_refused_claim_keeps_what_the_look_has_ended(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             busy.store.claim(lambda record: 1 // 0)
         assert (busy.store.claimed(), busy.store.count()) == (1, 2)
+
+
+def test_a_file_that_its_last_holder_removes_meanwhile_is_not_taken(tmp_path, monkeypatch):
+    def opened(disk: Any, path: str) -> Any:
+        file = open_lasting(disk, path)
+        Path(path).unlink()  # Its number is free again after a rollback, and another thread closes it.
+        return file
+
+    open_lasting = holders.open_lasting
+    with SQLiteQueue(tmp_path) as queue:
+        database = vars(queue._store)["_database"]
+        with monkeypatch.context() as patch:
+            patch.setattr(holders, "open_lasting", opened)
+            with pytest.raises(BlockingIOError):
+                holders.Holder(database, 7)
+        queue.put(1)
