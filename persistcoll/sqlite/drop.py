@@ -60,10 +60,13 @@ def _drop(execute: Execute, database: Database, name: str) -> None:
                 f"{name!r} in {path!r} has claims of an object that is open, here or in another process;"
                 " settle them or close it; nothing was done"
             )
+    # First, because a DROP TABLE counts as no change, and the database commits after an error of a signal
+    # handler that comes before the first change.
+    schema.unregister(execute, found.number)
     for text in sql.create:
         for table in _TABLE.findall(text):
             execute(f"DROP TABLE {table}")
-    schema.unregister(execute, found.number)
+    database.forget_changes(found.number)
     # The objects of this process on it must not use what they remember of it.
     database.epoch += 1
 

@@ -140,9 +140,9 @@ def _commit(database: Database, batch: Batch, on_block: Callable[[], None] | Non
             try:
                 request.value = request.run(database._execute)
             except Exception as error:
-                if not database.is_refusal(error):
+                request.failure = database.refusal(error)
+                if request.failure is None:
                     raise
-                request.failure = error
         if on_block is not None:
             on_block()
         database._commit()

@@ -21,11 +21,15 @@ from persistcoll import (
     collections,
     drop,
 )
+from persistcoll.sqlite import drop as dropping
+from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.write_requests import WriteRequest, run_batch
 from tests.catalog.kinds import CLASSES, IN_DATABASES
 from tests.concurrency.workers import Remote
 
 KINDS: dict[str, Any] = {**{kind: CLASSES[kind] for kind in IN_DATABASES}, "messages": MessageQueue}
 CLAIMING = ["fifo ack", "lifo ack", "unique ack", "messages"]
+NONE = type(None)
 OF_ALL = {"collections", "counters", "holders", "store"}
 
 
@@ -164,6 +168,77 @@ def test_within_a_transaction_it_is_a_part_of_it(tmp_path):
         assert contents(queue) == ["a"]
         queue.put("b")
         assert len(queue) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_same_transaction_has_changed_goes_with_it(tmp_path, kind):
+    path = tmp_path / "data.db"
+    with KINDS[kind](path, name="jobs") as jobs, PDict(path, name="kept") as kept:
+        with kept.transaction():
+            fill(jobs)
+            drop(path, "jobs")
+            kept["a"] = 1
+        assert dict(kept) == {"a": 1}
+        assert list(collections(path)) == ["kept"]
+
+
+class Interrupt(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_of_a_signal_handler_leaves_all_of_it(tmp_path, kind, monkeypatch):
+    path = tmp_path / "data.db"
+
+    class AfterTheFirstTable:
+        calls = 0
+
+        def findall(self, text: str) -> list[str]:
+            found = table.findall(text)
+            self.calls += bool(found)
+            if self.calls == 2 or not found:
+                raise Interrupt
+            return found
+
+    table = dropping._TABLE
+    with KINDS[kind](path, name="jobs") as jobs:
+        fill(jobs)
+        before = tables(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(dropping, "_TABLE", AfterTheFirstTable())
+            with pytest.raises(Interrupt):
+                drop(path, "jobs")
+        assert tables(path) == before
+        assert contents(jobs)
+        drop(path, "jobs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_others_in_the_same_batch_are_not_disturbed(tmp_path, kind, monkeypatch):
+    path = tmp_path / "data.db"
+    requests: list[Any] = []
+    collecting = False
+
+    def collect(self: Any, run: Any, sync: bool, single: bool = False, after: Any = None, **rest: Any) -> Any:
+        if not collecting:
+            return write(self, run, sync, single, after, **rest)
+        requests.append(WriteRequest(run, sync, after))
+        raise Interrupt
+
+    write = Database.write
+    monkeypatch.setattr(Database, "write", collect)
+    with KINDS[kind](path, name="jobs") as jobs, SQLiteQueue(path, name="kept") as kept:
+        fill(jobs)
+        database: Database = vars(kept._store)["_database"]
+        collecting = True
+        for call in [lambda: drop(path, "jobs"), lambda: fill(jobs), lambda: kept.put("a")]:
+            with pytest.raises(Interrupt):
+                call()
+        collecting = False
+        run_batch(database, requests, lambda: None)
+        assert [type(request.failure) for request in requests] == [NONE, StoreMissingError, NONE]
+        assert contents(kept) == ["a"]
+        assert list(collections(path)) == ["kept"]
 
 
 def test_what_is_missing_or_unknown_is_said(tmp_path):
