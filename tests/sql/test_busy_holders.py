@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from persistcoll import SQLiteQueue
+from persistcoll.disk.calls import open_lasting
 from persistcoll.engine.message_records import MessageEntry, MessagePolicy
 from persistcoll.engine.records import FIFO, ClaimPolicy
 from persistcoll.errors import StorageError
@@ -171,7 +172,6 @@ def test_a_file_that_its_last_holder_removes_meanwhile_is_not_taken(tmp_path, mo
         Path(path).unlink()  # Its number is free again after a rollback, and another thread closes it.
         return file
 
-    open_lasting = holders.open_lasting
     with SQLiteQueue(tmp_path) as queue:
         database = vars(queue._store)["_database"]
         with monkeypatch.context() as patch:
