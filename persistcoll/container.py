@@ -182,15 +182,22 @@ class Container(Closable):
         """Say the class, the place and the length, or that it is closed.
 
         No length is said where it cannot be read now, nor on a server, because a debugger must not wait for
-        the network.
+        the network or for a transaction.
         """
+        if "_options" not in vars(self):  # The constructor has not opened it yet, or a subclass's has failed.
+            return f"<{type(self).__name__} not open>"
         if self._closed:
             return f"<{self._description} closed>"
         length = ""
-        if not self._is_on_server:
+        if self._counts_at_once:
             with suppress(PersistcollError, OSError):
                 length = f", {self._length():,} {self._unit}"
         return f"<{self._description}{length}>"
+
+    @property
+    def _counts_at_once(self) -> bool:
+        """Whether ``_length`` waits for nobody."""
+        return not self._is_on_server
 
     def _length(self) -> int:
         raise NotImplementedError
@@ -257,7 +264,11 @@ class SQLiteContainer(DiskContainer):
             says so if the outcome is unknown.
         """
         # Each container calls its store so.
-        return self._store.transaction()  # type: ignore[attr-defined, no-any-return]
+        return self._store.transaction()  # type: ignore[attr-defined]
+
+    @property
+    def _counts_at_once(self) -> bool:
+        return super()._counts_at_once and not self._store.is_held_up()  # type: ignore[attr-defined]
 
     @property
     def db_file_name(self) -> str:

@@ -12,6 +12,7 @@ from persistcoll.sqlite import driver
 from persistcoll.sqlite.clock import Clock
 from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database import Database
+from persistcoll.sqlite.database_file import MEMORY
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.message_statements import MessageStatements
 from persistcoll.sqlite.statements import PairStatements, RecordStatements
@@ -112,6 +113,11 @@ class Handle(Generic[S]):
     def open_transaction(self) -> TransactionHooks | None:
         """Return the hooks of the transaction that this task has open in the database."""
         return self._database.open_transaction()
+
+    def is_held_up(self) -> bool:
+        """Tell whether reading waits for another caller's transaction, as it only does in memory."""
+        database = self._database
+        return database.path == MEMORY and database.in_transaction and database.open_transaction() is None
 
     def _write(self, run: Callable[[Execute], T]) -> T:
         """Write with the durability of this handle. The most frequent operations call the database."""

@@ -42,16 +42,30 @@ def test_repr_says_class_place_and_length(tmp_path, kind):
     assert repr(container).endswith(" closed>")
 
 
-def test_repr_says_no_length_that_it_cannot_have(tmp_path):
-    with PDict(":memory:", timeout=0.01) as d:
+@pytest.mark.parametrize("kind", [SQLiteQueue, MessageQueue, PDict])
+def test_repr_waits_for_no_transaction(kind):
+    with kind(":memory:", timeout=1000) as container:
         shown: list[str] = []
-        with d.transaction():
-            d["a"] = 1
-            assert repr(d).endswith(", 1 keys>")
-            other = threading.Thread(target=lambda: shown.append(repr(d)))
+        with container.transaction():
+            fill(container, 1)
+            assert ", 1 " in repr(container)
+            other = threading.Thread(target=lambda: shown.append(repr(container)))
             other.start()
-            other.join()
-        assert shown == ["<PDict 'default' in ':memory:'>"]
+            other.join(20)
+            assert shown == [f"<{kind.__name__} {container.name!r} in ':memory:'>"]
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_repr_of_what_is_not_open(kind):
+    made = []
+
+    def fail(self: Any) -> None:
+        made.append(self)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        type("Failing", (LOCAL[kind],), {"__init__": fail})()
+    assert repr(made[0]) == "<Failing not open>"
 
 
 def test_the_warning_of_an_unclosed_container_reads_nothing(tmp_path, monkeypatch):

@@ -113,6 +113,10 @@ class PairStore(Protocol):
         """Return the hooks of the transaction that the next call of this task is a part of, or ``None``."""
         return None
 
+    def is_held_up(self) -> bool:
+        """Tell whether reading waits for the end of another caller's transaction."""
+        return False
+
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if another process changed something since."""
 

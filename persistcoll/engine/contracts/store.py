@@ -85,6 +85,10 @@ class Store(Protocol):
         """Return the hooks of the transaction that the next call of this task is a part of, or ``None``."""
         return None
 
+    def is_held_up(self) -> bool:
+        """Tell whether reading waits for the end of another caller's transaction."""
+        return False
+
     def await_transaction(self) -> None:
         """Return when no other caller's transaction is open.
 
