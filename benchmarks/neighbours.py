@@ -144,8 +144,8 @@ def neighbours(sizes: Sizes, root: str) -> Scenario:
             " get and ack of each; a third as many at the level that survives a power cut. There SQLite's"
             " connections are set to FULL, huey has fsync=True, and Redis syncs its log at each command"
             " (appendfsync always). At the other level they are NORMAL, those of huey OFF, and Redis never"
-            " syncs, so only a power cut may take what returned. diskcache's popleft and huey's dequeue remove,"
-            " so they have no ack. Redis: RPUSH, LMOVE, LREM over a socket, to a server of its own."
+            " syncs, so only a power cut may take what returned. diskcache's popleft and huey's dequeue"
+            " remove, so they have no ack. Redis: RPUSH, LMOVE, LREM over a socket, to a server of its own."
         ),
         contenders=found,
         figures=[beside(name, level) for name in here if "persistcoll" not in name for level in counts],

@@ -264,7 +264,7 @@ class SQLiteContainer(DiskContainer):
             says so if the outcome is unknown.
         """
         # Each container calls its store so.
-        return self._store.transaction()  # type: ignore[attr-defined]
+        return self._store.transaction()  # type: ignore[attr-defined, no-any-return]
 
     @property
     def _counts_at_once(self) -> bool:

@@ -346,20 +346,6 @@ class Database:
         changed = self._connection.total_changes != self._whole_changes
         return not changed and not isinstance(error, driver.ERRORS)
 
-    def refusal(self, error: Exception) -> Exception | None:
-        """Return the error of a request that leaves the others of its batch to go on, or ``None``.
-
-        A request to a dropped collection is one, because it changes nothing and SQLite rolls nothing back.
-        """
-        if self._connection.total_changes != self._whole_changes:
-            return None
-        if not isinstance(error, driver.ERRORS):
-            return error
-        dropped = dropped_error(error, self.path, self._readers, self._execute)
-        if dropped is not None:
-            dropped.__cause__ = error
-        return dropped
-
     def await_transaction(self, timeout: float) -> None:
         """Return when no other caller's transaction is open, or raise ``LockedError`` after the timeout."""
         owner = self._transaction.owner
@@ -371,12 +357,6 @@ class Database:
     def mark_dirty(self, counters: Counters) -> None:
         """Have ``counters`` written by the commit of this transaction, within :meth:`write`."""
         self._dirty[counters] = None
-
-    def forget_changes(self, number: int) -> None:
-        """Have the counters of a collection not written, because it is dropped within this :meth:`write`."""
-        counters = self.counters_by_number.get(number)
-        if counters is not None:
-            self._dirty.pop(counters, None)
 
     def _begin(self, single_change: bool = False, transaction: bool = False) -> None:
         """Take the writer lock, and begin a transaction unless one change needs none.

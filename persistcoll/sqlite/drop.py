@@ -66,7 +66,9 @@ def _drop(execute: Execute, database: Database, name: str) -> None:
     for text in sql.create:
         for table in _TABLE.findall(text):
             execute(f"DROP TABLE {table}")
-    database.forget_changes(found.number)
+    counters = database.counters_by_number.get(found.number)
+    if counters is not None:  # what was put in the same transaction is not counted any more
+        database._dirty.pop(counters, None)
     # The objects of this process on it must not use what they remember of it.
     database.epoch += 1
 

@@ -9,6 +9,7 @@ from persistcoll.engine.combining import Request
 from persistcoll.errors import StorageError
 from persistcoll.sqlite import driver
 from persistcoll.sqlite.driver import Execute
+from persistcoll.sqlite.dropped import dropped_error
 from persistcoll.sqlite.transaction import REENTRANT
 from persistcoll.sqlite.writer_lock import TransactionOpen
 
@@ -140,7 +141,7 @@ def _commit(database: Database, batch: Batch, on_block: Callable[[], None] | Non
             try:
                 request.value = request.run(database._execute)
             except Exception as error:
-                request.failure = database.refusal(error)
+                request.failure = _refusal(database, error)
                 if request.failure is None:
                     raise
         if on_block is not None:
@@ -163,6 +164,21 @@ def _commit(database: Database, batch: Batch, on_block: Callable[[], None] | Non
             for request in batch:
                 request.failure = None
         raise
+
+
+def _refusal(database: Database, error: Exception) -> Exception | None:
+    """Return the error of a request that leaves the others of its batch to go on, or ``None``.
+
+    A request to a dropped collection is one, because it changes nothing and SQLite rolls nothing back.
+    """
+    if database._connection.total_changes != database._whole_changes:
+        return None
+    if not isinstance(error, driver.ERRORS):
+        return error
+    dropped = dropped_error(error, database.path, database._readers, database._execute)
+    if dropped is not None:
+        dropped.__cause__ = error
+    return dropped
 
 
 def _tell(batch: Batch) -> None:
