@@ -134,6 +134,8 @@ class QueueListener(StandardListener):
     def stop(self, drain: bool = True) -> None:
         """End the thread, and wait for its end. It does nothing if the listener does not run.
 
+        A handler may call it, too. Then it returns at once, and the thread ends later.
+
         :param drain: handle the records that are ready now before that, as the standard library does, but end
             at the first failure. Otherwise it handles no more than the record that it is at, or that comes at
             this moment. What is left stays stored for the next listener.
@@ -147,8 +149,9 @@ class QueueListener(StandardListener):
             self._left = 0
         self._stopping.set()
         self._records._core.not_empty.notify(None)
-        thread.join()
-        self._thread = None
+        if thread is not threading.current_thread():
+            thread.join()
+            self._thread = None
 
     def prepare(self, record: Any) -> LogRecord:
         """Return the record for the handlers: of a dict a new record, anything else as it is."""

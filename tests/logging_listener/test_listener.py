@@ -293,6 +293,26 @@ def test_a_stop_that_drains_nothing_finishes_one_record(queue):
     assert (handler.messages, queue.qsize()) == (["a lamp"], 1)
 
 
+def test_a_handler_stops_its_listener(reopen, capsys):
+    class Stopping(Keeper):
+        def handle(self, record: logging.LogRecord) -> bool:
+            listener.stop()
+            return super().handle(record)
+
+    with reopen() as queue:
+        logger = logger_of(queue)
+        logger.warning("first")
+        logger.warning("second")
+        handler = Stopping()
+        listener = QueueListener(queue, handler)
+        listener.start()
+        until(lambda: not (listener._thread and listener._thread.is_alive()))
+        listener.stop()
+        assert handler.messages == ["first", "second"]
+        assert queue.qsize() == 0
+        assert not capsys.readouterr().err
+
+
 def test_a_stop_tries_a_handler_that_fails_once(queue):
     handler = Failing(float("inf"))
     logger = logger_of(queue)
