@@ -171,10 +171,10 @@ def _refusal(database: Database, error: Exception) -> Exception | None:
 
     A request to a dropped collection is one, because it changes nothing and SQLite rolls nothing back.
     """
+    if database.is_refusal(error):
+        return error
     if database._connection.total_changes != database._whole_changes:
         return None
-    if not isinstance(error, driver.ERRORS):
-        return error
     dropped = dropped_error(error, database.path, database._readers, database._execute)
     if dropped is not None:
         dropped.__cause__ = error
