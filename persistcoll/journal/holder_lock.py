@@ -117,7 +117,8 @@ class HolderLock:
         # By the files, because a process in another container may have the number of this one.
         for lock in list(_ACQUIRED):
             with contextlib.suppress(OSError):  # another thread closed it meanwhile
-                if lock.held and lock._pid == os.getpid() and os.path.sameopenfile(lock._fd, self._fd):
+                is_ours = lock.held and lock.is_open and lock._pid == os.getpid()
+                if is_ours and os.path.sameopenfile(lock._fd, self._fd):
                     return True
         return False
 

@@ -23,7 +23,8 @@ from persistcoll import (
     Queue,
     SerializerError,
 )
-from persistcoll.disk.calls import TRY_SHARED, Disk
+from persistcoll.disk.calls import TRY_EXCLUSIVE, TRY_SHARED, Disk, OpenFile
+from persistcoll.journal.holder_lock import HolderLock
 from persistcoll.testing.children import in_forked_child, run_threads
 from tests.queues.waits import someone_waits, until, waiting
 
@@ -248,6 +249,24 @@ def test_a_process_of_the_same_number_in_another_container_is_another_process(op
         assert queue.get() == 1
         with pytest.raises(LockedError, match=r"^this process .* already, through another object"):
             other.get(block=False)
+
+
+def test_a_closed_lock_whose_descriptor_is_used_again_holds_nothing(tmp_path):
+    def lock() -> HolderLock:
+        file = OpenFile(Disk(), str(tmp_path / "lock"), os.O_RDWR | os.O_CREAT)
+        return HolderLock(Disk(), file, str(tmp_path / "lock"), threading.RLock(), "consumes")
+
+    first = lock()
+    first.acquire()
+    first.write_pid()
+    first.close(clean=False)
+    second = lock()
+    assert second._fd == first._fd
+    with open(tmp_path / "lock", "r+b") as file:  # as another process does
+        Disk().flock(file.fileno(), TRY_EXCLUSIVE)
+        with pytest.raises(LockedError, match=r"^process \d+ consumes"):
+            second.acquire()
+    second.close()
 
 
 def test_a_forked_child_puts_and_does_not_get(open_queue):
