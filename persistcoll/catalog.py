@@ -90,8 +90,8 @@ def drop(target: str | bytes | os.PathLike[Any], name: str, *, schema: str | Non
 
     On a server it needs the right to drop tables. Any thread and any process may call it at any time. An
     object that has the collection open raises :exc:`StoreMissingError` from its next call on that reads or
-    writes what is stored, and never uses the tables of another collection, not even if one of the same name is
-    made.
+    writes what is stored, and never uses the tables of another collection, not even if one of the same
+    name is made.
 
     Cost: in a file one transaction that grows with the pages of the collection, and one sync; the file does
     not shrink until ``shrink_disk_usage()``. On a server a few statements, and for a message queue the

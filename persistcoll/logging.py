@@ -17,7 +17,7 @@ from persistcoll.engine.blocking import wait
 from persistcoll.engine.contracts import Awaited
 from persistcoll.engine.forks import read_only_error
 from persistcoll.engine.records import Backoff
-from persistcoll.errors import ClosedError, Empty, PersistcollError, ShutDown
+from persistcoll.errors import ClosedError, Empty, PersistcollError, ShutDown, StoreMissingError
 from persistcoll.queues.base import BaseQueue
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class QueueListener(StandardListener):
     fail first, because the others then get the record once. In an ack queue the attempts count, so
     ``max_attempts`` sets a record aside that always fails. In other queues it is tried again for ever, and
     the records after it wait. The same pauses follow an error of the queue, such as a full disk or another
-    process that consumes. The first of several failures in a row is shown on ``sys.stderr``, as the standard
+    process that consumes; if the queue was dropped, the thread ends. The first of several failures in a row is shown on ``sys.stderr``, as the standard
     library shows an error of a handler: if :data:`logging.raiseExceptions` is true.
 
     The handlers of the standard library do not raise: they show an error of theirs and drop the record. Give
@@ -179,9 +179,9 @@ class QueueListener(StandardListener):
                 if record is not None:
                     self.handle(record)
         except Exception as error:
-            if is_received or not isinstance(error, (_Stopped, ClosedError, ShutDown)):
-                return self._failed(error)
-            return False
+            if not is_received and isinstance(error, (_Stopped, ClosedError, ShutDown)):
+                return False
+            return self._failed(error, not is_received and isinstance(error, StoreMissingError))
         self._failures = 0
         return True
 
@@ -202,12 +202,16 @@ class QueueListener(StandardListener):
                 raise _Stopped from None
             raise
 
-    def _failed(self, error: Exception) -> bool:
-        """Show the first of several failures, and pause; tell whether to go on."""
+    def _failed(self, error: Exception, is_gone: bool) -> bool:
+        """Show the first of several failures, and pause; tell whether to go on.
+
+        :param is_gone: whether the queue was dropped or removed, so that no later try can succeed.
+        """
         self._failures += 1
         if self._failures == 1 and logging.raiseExceptions and sys.stderr is not None:
             # To log it would put a record into the queue that fails.
             with suppress(OSError):
-                sys.stderr.write(f"--- a listener of {self._records._description} tries again ---\n")
+                what = "ends" if is_gone else "tries again"
+                sys.stderr.write(f"--- a listener of {self._records._description} {what} ---\n")
                 traceback.print_exception(error)
-        return not self._stopping.wait(_PAUSES.delay(self._failures))
+        return not is_gone and not self._stopping.wait(_PAUSES.delay(self._failures))

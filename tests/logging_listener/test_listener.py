@@ -26,6 +26,7 @@ from persistcoll import (
     SQLiteAckQueue,
     SQLiteQueue,
     StorageError,
+    drop,
 )
 from persistcoll.engine.records import Backoff
 from persistcoll.logging import QueueListener
@@ -114,6 +115,21 @@ def test_stored_stop_marks_are_acked_and_end_nothing(reopen):
             listener.stop()
             assert (queue.qsize(), queue.unfinished_tasks) == (0, 0)  # Our stop has left no mark either.
         assert handler.messages == ["a lamp", "a vase"]
+
+
+def test_the_thread_ends_when_its_queue_is_dropped(tmp_path, capsys):
+    with SQLiteAckQueue(tmp_path, name="records") as queue:
+        listener = QueueListener(queue, Keeper())
+        listener.start()
+        drop(tmp_path, "records")
+        thread = listener._thread
+        assert thread is not None
+        thread.join(30)
+        assert not thread.is_alive()
+        listener.stop()
+    shown = capsys.readouterr().err
+    assert "data.db' ends ---" in shown
+    assert "was dropped from" in shown
 
 
 def test_a_handler_that_raises_gets_the_record_again(reopen, quick, capsys):
