@@ -45,8 +45,9 @@ class QueueListener(StandardListener):
     fail first, because the others then get the record once. In an ack queue the attempts count, so
     ``max_attempts`` sets a record aside that always fails. In other queues it is tried again for ever, and
     the records after it wait. The same pauses follow an error of the queue, such as a full disk or another
-    process that consumes; if the queue was dropped, the thread ends. The first of several failures in a row is shown on ``sys.stderr``, as the standard
-    library shows an error of a handler: if :data:`logging.raiseExceptions` is true.
+    process that consumes; if the queue was dropped, the thread ends. The first of several failures in a row
+    is shown on ``sys.stderr``, as the standard library shows an error of a handler: if
+    :data:`logging.raiseExceptions` is true.
 
     The handlers of the standard library do not raise: they show an error of theirs and drop the record. Give
     one that must not do that a ``handleError(self, record)`` whose only statement is ``raise``. That is not
