@@ -174,6 +174,7 @@ def test_every_change_of_a_store_is_tried() -> None:
     looks = {
         "find", "peek", "scan", "topics", "count", "is_empty", "has_unfinished", "stats", "change_token",
         "close", "after_fork_in_child", "seal_with", "joined", "await_transaction", "open_transaction",
+        "is_held_up",
         "observe", "now", "watch",
     }  # fmt: skip
     methods = {

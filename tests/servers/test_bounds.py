@@ -591,22 +591,6 @@ def test_a_caller_may_put_as_many_as_it_has_got(place, opened, caller):
     assert store.count() == 2
 
 
-def someone_waits_for_a_lock(place):
-    """Tell whether a transaction of this place waits for a lock of another one."""
-    if place.kind == MYSQL:
-        text = (
-            "SELECT count(*) FROM information_schema.innodb_trx JOIN information_schema.processlist"
-            " ON id = trx_mysql_thread_id WHERE trx_state = 'LOCK WAIT' AND db = %(name)s"
-        )
-        # The server shows what is new only to one that has not asked for a tenth of a second.
-        threading.Event().wait(0.15)
-        return place.run(text, name=place.name)[0][0] > 0
-    text = (
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND strpos(query, %(name)s) > 0"
-    )
-    return place.run(text, name=place.name)[0][0] > 0
-
-
 @pytest.mark.parametrize("capacity", [6, 40], ids=["in turn", "by a credit"])
 def test_a_put_that_waits_for_a_key_holds_up_nobody(place, opened, caller, capacity):
     """Otherwise it would wait for the caller's transaction, which needs what the put has locked."""
@@ -615,7 +599,7 @@ def test_a_put_that_waits_for_a_key_holds_up_nobody(place, opened, caller, capac
     joined = store.joined(caller)
     assert joined.put([Entry(b"k", key=b"k")], capacity) != [None]
     put = waiting(lambda: store.put([Entry(b"k", key=b"k")], capacity))
-    until(lambda: someone_waits_for_a_lock(place))
+    until(place.someone_waits_for_a_lock)
     rest = [Entry(b"x", key=b"%d" % number) for number in range(capacity - 2)]
     assert None not in joined.put(rest, capacity)
     assert not put.done()

@@ -20,15 +20,6 @@ def id_of(record):
     return record.id
 
 
-def someone_waits_for_a_lock(place):
-    if place.kind == MYSQL:  # of all programs; innodb_trx would be renewed only every 0.1 s
-        ((_, count),) = place.run("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
-    else:
-        text = "wait_event_type = 'Lock' AND position(%(name)s in query) > 0"
-        ((count,),) = place.run(f"SELECT count(*) FROM pg_stat_activity WHERE {text}", name=place.name)
-    return int(count) > 0
-
-
 @pytest.mark.parametrize("which", ["all", "one"])
 @pytest.mark.parametrize("end", ["commit", "rollback"])
 def test_a_requeue_waits_for_an_equal_item_that_is_not_committed(place, opened, caller, which, end):
@@ -38,7 +29,7 @@ def test_a_requeue_waits_for_an_equal_item_that_is_not_committed(place, opened, 
     caller.begin()
     assert store.joined(caller.connection).put([EQUAL]) != [None]
     finish = waiting(lambda: store.requeue(id if which == "one" else None))
-    until(lambda: someone_waits_for_a_lock(place))
+    until(place.someone_waits_for_a_lock)
     assert not finish.done()
     getattr(caller, end)()
     if end == "rollback":
@@ -79,7 +70,7 @@ def test_a_callers_transaction_that_an_equal_item_precedes_is_to_begin_again(pla
         caller.begin()
         joined = store.joined(caller.connection)
         finish = waiting(joined.requeue)
-        until(lambda: someone_waits_for_a_lock(place))
+        until(place.someone_waits_for_a_lock)
         other.commit()
     with pytest.raises(LockedError, match="begin it again"):
         finish()
