@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -141,8 +141,15 @@ def test_a_server(kind, request):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_at_length(kind, starts_at_floor, request):
     need_server(kind)
-    make = partial(ServerRecordStores, kind, True, starts_at_floor)
-    run(record_store_machine(lambda directory: make()), request, 20)
+
+    def make(directory):
+        stores = ServerRecordStores(kind, True, starts_at_floor)
+        if starts_at_floor:
+            # A look from the floor finds late what another object has put or returned in front of it.
+            stores.capabilities = replace(stores.capabilities, handles=False)
+        return stores
+
+    run(record_store_machine(make), request, 20)
 
 
 @pytest.mark.long
