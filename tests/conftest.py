@@ -33,13 +33,13 @@ MEASURED = "measured"
 
 # Of the cases of each test in these directories one in so many runs, unless the test is marked otherwise.
 SAMPLED = {
-    "catalog": 2,
+    "catalog": 3,
     "clusters": 10,
     "concurrency": 3,
     "conformance": 13,
     "crash": 4,
-    "logs": 2,
-    "permissions": 3,
+    "logs": 3,
+    "permissions": 4,
     "servers": 18,
     "sql_queues": 4,
 }
