@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from persistcoll import Queue
@@ -41,11 +43,10 @@ def cut_power(durability: Durability) -> Outcome:
 
     What the operating system had not synced is kept, lost, torn or zeros, each write by itself.
     """
-    logging.getLogger("persistcoll").addHandler(logging.NullHandler())  # each repair is logged
     disks = lost = again = wrong = 0
     # In memory where that is possible, because a simulation needs no disk.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="persistcoll-demo-", dir=memory) as directory:
+    with _quiet(), tempfile.TemporaryDirectory(prefix="persistcoll-demo-", dir=memory) as directory:
         disk = CrashDisk(os.path.join(directory, "disk"))
         _use(disk, durability)
         for state in disk.states("strict", limit=_LIMIT):
@@ -59,6 +60,17 @@ def cut_power(durability: Durability) -> Outcome:
             again = max(again, len({*range(acked)} & {*found}))
             wrong += found != sorted({*found} & {*range(_ITEMS)})
     return Outcome(disks, lost, again, wrong)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the log of the repairs, of which there is one on nearly every disk, from the terminal."""
+    logger, handler = logging.getLogger("persistcoll"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _contents(path: str) -> list[int]:
