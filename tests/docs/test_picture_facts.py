@@ -22,9 +22,9 @@ from tests.api.tree import PROJECT
 if not (PROJECT / "docs" / "pictures").is_dir():
     pytest.skip("docs/ lies in a checkout only", allow_module_level=True)
 
-from docs.pictures import PICTURES, plots, queue_files, wake_up
+from docs.pictures import PICTURES, log_consumers, plots, queue_files, wake_up
 from docs.pictures.message_life import TRANSITIONS, Place, Transition
-from persistcoll import PDict, PostgresAckQueue, Queue, SQLiteAckQueue
+from persistcoll import Log, MessageQueue, PDict, PostgresAckQueue, Queue, SQLiteAckQueue
 from persistcoll.engine.contracts import MAX_POLL_INTERVAL
 from persistcoll.engine.event_count import MIN_POLL_INTERVAL
 from persistcoll.engine.memory.message_store import MemoryMessageState, MemoryMessageStore
@@ -97,6 +97,64 @@ def test_a_consumer_that_is_killed_in_a_transaction_leaves_nothing_of_it(tmp_pat
             sold.incr(order)
             orders.ack(order)
         assert (dict(sold), orders.acked_count(), orders.unack_count()) == ({"lamp": 1}, 1, 0)
+
+
+def test_a_group_keeps_its_order_with_two_workers(tmp_path):
+    """This is what ``ordered_group`` shows."""
+    path = tmp_path / "bank.db"
+    with MessageQueue(path) as first, MessageQueue(path) as second:
+        for group, event in (("ann", "open"), ("ann", "deposit"), ("bob", "open")):
+            first.put(event, group=group)
+        assert (first.stats().ready, first.stats().blocked) == (2, 1)
+        held = first.get()
+        other = second.get()
+        assert [(each.group, each.body) for each in (held, other)] == [("ann", "open"), ("bob", "open")]
+        with pytest.raises(Empty):
+            second.get(timeout=0)
+        held.ack()
+        last = second.get()
+        assert (last.group, last.body) == ("ann", "deposit")
+
+
+def test_a_row_and_the_message_about_it_commit_together(tmp_path):
+    """This is what ``outbox`` shows."""
+    with MessageQueue(tmp_path / "shop.db") as queue:
+        with queue.transaction() as connection:
+            connection.execute("CREATE TABLE orders (number)")
+            connection.execute("CREATE TABLE invoices (number)")
+        with queue.transaction() as connection:
+            connection.execute("INSERT INTO orders VALUES (1)")
+            queue.put(1)
+        with suppress(ZeroDivisionError), queue.transaction() as connection:
+            connection.execute("INSERT INTO orders VALUES (2)")
+            queue.put(2)
+            raise ZeroDivisionError
+        message = queue.get()
+        with queue.transaction() as connection:
+            connection.execute("INSERT INTO invoices VALUES (?)", (message.body,))
+            message.ack()
+        with queue.transaction() as connection:
+            rows = connection.execute("SELECT * FROM orders, invoices").fetchall()
+        assert (rows, queue.qsize(), queue.stats().claimed) == ([(1, 1)], 0, 0)
+
+
+def test_each_consumer_of_a_log_has_a_position(tmp_path):
+    """This is what ``log_consumers`` shows."""
+    with Log(tmp_path / "log") as log:
+        assert log.extend(range(1, log_consumers.COUNT + 1))[-1] == log_consumers.COUNT
+        for name, committed in log_consumers.COMMITTED.items():
+            read = log_consumers.READ[name]
+            with log.consumer(name) as consumer:
+                for position in range(1, read + 1):
+                    assert consumer.get() == position
+                    if position == committed:
+                        consumer.commit()
+                assert consumer.get() == read + 1
+            with log.consumer(name) as consumer:  # as after a crash, because closing commits nothing
+                assert consumer.get() == committed + 1
+            assert any(f"get gives {read + 1}" in text for text in words("log_consumers"))
+        assert len(log) == log_consumers.COUNT
+        assert f"after a crash {committed + 1} again" in " ".join(words("log_consumers"))
 
 
 @pytest.mark.parametrize(("durability", "synced"), [("process", False), ("power", True)])
