@@ -57,7 +57,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile(
     "ci",
     parent=hypothesis.settings.get_profile("default"),
-    # Hypothesis fixes its choices where it sees CI. A new seed for every run finds more, and it is printed.
+    # Hypothesis fixes its choices where it sees CI. Another seed for each change finds more. It is printed.
     derandomize=False,
     database=None,
     # A state machine is shrunk for up to five minutes, then the test's time is over, which hides the failure.
