@@ -100,10 +100,8 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         :raise StaleClaimError: one of them has ended.
         """
         rows = _of_claims(life, claims)
-        found = {row.id for row in rows}
-        stale = [claim.id for claim in dict.fromkeys(claims) if claim.id not in found]
-        # Of two claims of one message at most one is the present one.
-        stale += [claim.id for claim in dict.fromkeys(claims) if claim.id in found and _is_other(claim, rows)]
+        active = {(row.id, row.token) for row in rows}
+        stale = [claim.id for claim in dict.fromkeys(claims) if claim not in active]
         if stale:
             raise stale_claims(stale)
         return rows
@@ -342,17 +340,8 @@ def _finish(life: MessageLife, rows: list[MessageRow], state: State, error: str 
 
 def _of_claims(life: MessageLife, claims: Sequence[MessageClaim]) -> list[MessageRow]:
     """Lock and return the rows of those of these claims that have not ended."""
-    tokens = set(claims)
+    wanted = set(claims)
     rows = life.read(life.sql.lock_bare_rows, ids=sorted({claim.id for claim in claims})) if claims else []
     return [
-        row
-        for row in rows
-        if row.token is not None
-        and MessageClaim(row.id, row.token) in tokens
-        and row.until is not None
-        and row.until > row.now
+        row for row in rows if (row.id, row.token) in wanted and row.until is not None and row.until > row.now
     ]
-
-
-def _is_other(claim: MessageClaim, rows: Sequence[MessageRow]) -> bool:
-    return all(row.token != claim.token for row in rows if row.id == claim.id)

@@ -182,7 +182,8 @@ class SettlingHandle(Handle):
 
         def refuse_stale(settled: list[Claim]) -> None:
             if len(settled) < len(ends):
-                raise _stale([id for id, (fence, _), _ in ends if (id, fence) not in settled])
+                active = set(settled)
+                raise _stale([id for id, (fence, _), _ in ends if (id, fence) not in active])
 
         if len(ends) == 1:
             self._settle_one(*ends[0])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from persistcoll import (
 from persistcoll.engine.message_events import EventKind
 from persistcoll.engine.records import State
 from persistcoll.serializers import signed
+from persistcoll.servers import message_store
 from persistcoll.servers.address import MYSQL
 from tests.servers.places import CallerConnection
 
@@ -71,6 +74,32 @@ def test_a_batch_is_put_and_got_in_order(open_messages):
     with pytest.raises(StaleClaimError) as raised:
         jobs.ack_many(messages)
     assert sorted(raised.value.ids) == sorted(message.id for message in messages)
+
+
+def test_each_ack_of_a_batch_costs_the_same_however_many_there_are(open_messages):
+    jobs = open_messages()
+    jobs.put_many(range(350))
+
+    def instructions(n: int) -> int:
+        """Return how many instructions of Python the store executes to ack so many messages."""
+        messages, count = jobs.get_many(n), 0
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal count
+            frame.f_trace_opcodes = frame.f_code.co_filename == message_store.__file__
+            count += event == "opcode"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            jobs.ack_many(messages)
+        finally:
+            sys.settrace(before)
+        return count
+
+    few, more, most = (instructions(n) for n in (50, 100, 200))
+    assert most - more < 3 * (more - few)  # linear: 2; quadratic: nearly 4
 
 
 def test_a_message_that_fails_is_delivered_again_and_dies(open_messages):
