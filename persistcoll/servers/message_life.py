@@ -17,7 +17,7 @@ from persistcoll.engine.records import State
 from persistcoll.errors import DuplicateError
 from persistcoll.servers.handle import BEFORE_ALL, PAGE
 from persistcoll.servers.heads import Heads
-from persistcoll.servers.message_rows import MessageRow, MessageRows, group_name, later
+from persistcoll.servers.message_rows import MessageRow, MessageRows, due_in, group_name, later
 from persistcoll.servers.message_statements import (
     BLOCKED,
     CLAIMED,
@@ -208,7 +208,7 @@ class MessageLife:
     def _insert(self, columns: Sequence[dict[str, Any]]) -> list[int]:
         if columns:
             self.awaited.add(Awaited.READY)
-        rows = [{**row, "due": _due(row)} for row in columns]
+        rows = [{**row, "due": due_in(row)} for row in columns]
         return self.session.insert_rows(self.sql.insert_many, rows)
 
     # Keys and groups.
@@ -509,12 +509,6 @@ class MessageLife:
         if rows:
             self.session.defer(self.sql.delete_expired, ids=[id for id, _ in rows])
             self.session.defer(self.sql.add_expired, count=sum(count for _, count in rows))
-
-
-def _due(row: dict[str, Any]) -> float | None:
-    """Return in how many seconds something happens by itself to a row that is being put."""
-    delay = row["delay"] if row["state"] == DELAYED else None
-    return min((each for each in (delay, row["ttl"]) if each is not None), default=None)
 
 
 def _told(error: str | None) -> dict[str, Any]:

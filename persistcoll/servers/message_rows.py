@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from types import EllipsisType
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -14,7 +15,7 @@ from persistcoll.servers.message_statements import BLOCKED, DELAYED, READY
 from persistcoll.servers.rows import SealedRows
 from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
-__all__ = ["NO_LEASE", "UNLIMITED", "MessageRow", "MessageRows", "group_name", "later"]
+__all__ = ["NO_LEASE", "UNLIMITED", "MessageRow", "MessageRows", "due_in", "group_name", "later"]
 
 UNLIMITED = 2**31 - 1
 """More attempts than there are."""
@@ -24,7 +25,7 @@ _LONGEST_KEY = 1024  # bytes
 
 
 class MessageRow(NamedTuple):
-    """The row of a message. A bare one ends with ``now``."""
+    """The row of a message. A bare one ends with ``place``."""
 
     id: int
     number: int
@@ -55,14 +56,14 @@ class MessageRow(NamedTuple):
     @classmethod
     def of(cls, values: Any) -> MessageRow:
         """Return the row that a statement found."""
-        row = cls(*values[: len(cls._fields)])
-        group, key = row[7], row[6]
-        return row._replace(
-            topic=bytes(values[2]).decode(),
-            is_over=bool(values[5]),
-            key=None if key is None else bytes(key),
-            group=None if group is None else bytes(values[7]).decode(),
+        found: Any = cls(*values[: len(cls._fields)])  # topic, key and group are bytes
+        row: MessageRow = found._replace(
+            topic=bytes(found.topic).decode(),
+            is_over=bool(found.is_over),
+            key=None if found.key is None else bytes(found.key),
+            group=None if found.group is None else bytes(found.group).decode(),
         )
+        return row
 
     @property
     def is_blocked(self) -> bool:
@@ -80,6 +81,12 @@ def group_name(topic: str, group: str) -> bytes:
     """Return the name of a group among all groups of a queue."""
     name = topic.encode()
     return len(name).to_bytes(2, "big") + name + group.encode()
+
+
+def due_in(row: Mapping[str, Any]) -> float | None:
+    """Return in how many seconds something happens by itself to a row that is being put."""
+    delay = row["delay"] if row["state"] == DELAYED else None
+    return min((each for each in (delay, row["ttl"]) if each is not None), default=None)
 
 
 def later(time: float, seconds: float) -> float:
@@ -121,8 +128,7 @@ class MessageRows(SealedRows):
             raise ValueError(NO_LEASE)
         mark, payload = self._sealed(entry.payload)
         delay, ttl = (None if each is None else min(each, LONGEST_SPAN) for each in (entry.delay, entry.ttl))
-        ends = [each for each in (delay or None, ttl) if each is not None]
-        return {
+        row: dict[str, Any] = {
             "state": DELAYED if delay else READY,
             "topic": entry.topic.encode(),
             "place": place,
@@ -134,11 +140,12 @@ class MessageRows(SealedRows):
             "backoff": _backoff(entry.backoff),
             "ttl": ttl,
             "delay": delay or None,
-            "due": min(ends, default=None),
             "mark": mark,
             "crc": self._checksum_of(mark, entry.topic, entry.key, entry.group, entry.headers, payload),
             "payload": payload,
         }
+        row["due"] = due_in(row)
+        return row
 
     def is_intact(self, row: MessageRow) -> bool:
         """Tell whether a row has its checksum."""

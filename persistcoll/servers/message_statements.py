@@ -108,7 +108,7 @@ class MessageStatements(NamedTuple):
     lock_held: str
     """holder, limit -> locks and returns bare rows that it has claimed."""
     lock_lost: str
-    """holder, token -> the same of one of its claims."""
+    """holder, token, limit -> the same of one of its claims."""
     select_claimed: str
     """holder, token -> the rows of one of its claims."""
     select_bare: str
@@ -136,7 +136,7 @@ class MessageStatements(NamedTuple):
     redrive: str
     """ids, state -> puts these dead rows into that state, with no attempts and a new ttl."""
     lock_follower: str
-    """topic, grp -> locks and returns the id of the first blocked row of a group."""
+    """topic, grp -> locks and returns id and place of the first blocked row of a group."""
     become_head: str
     """ids -> makes these blocked rows ready, or delayed if their delays are not over."""
     take_key: tuple[str, ...]
@@ -247,7 +247,7 @@ class MessageDialect(Protocol):
         """Return ``MessageStatements.create``."""
 
     def insert(self, table: str) -> str:
-        """Return ``MessageStatements.insert``."""
+        """Return the statement that inserts one row, with the parameters of ``insert_noted``."""
 
     def insert_many(self, table: str) -> str:
         """Return ``MessageStatements.insert_many``."""
