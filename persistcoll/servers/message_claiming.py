@@ -28,7 +28,7 @@ from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
 from persistcoll.servers.statements import LONGEST_SPAN
 
-__all__ = ["ClaimingMessages", "Holder"]
+__all__ = ["ClaimingMessages"]
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class _Wanted(NamedTuple):
     deadline: float | None
 
 
-class Holder:
+class _Holder:
     """One store object as the holder of claims and of locks. Each step on ``lost`` is atomic.
 
     :ivar number: a random one, which no other object has.
@@ -85,7 +85,7 @@ class ClaimingMessages(DueHandle):
             max_payload=most,
         )
         self._observer: Observer | None = None
-        self._holder = Holder()
+        self._holder = _Holder()
         self._last_look_was_empty = False
         self._untidy: Counter[object] = Counter()
 
@@ -246,11 +246,10 @@ class ClaimingMessages(DueHandle):
 
     def _claim_at_once(self, wanted: _Wanted, unsure: list[int]) -> list[MessageRow]:
         """Claim the next messages in few trips, unless something is due or a topic has a gate."""
-        one_topic = wanted.topics is not None
-        if self._is_joined or (one_topic and len(wanted.topics or ()) != 1):
+        topics = wanted.topics
+        if self._is_joined or (topics is not None and len(topics) != 1):
             return []
-        topic = wanted.topics[0] if wanted.topics else None
-        of = "_of" if one_topic else ""
+        topic, of = (None, "") if topics is None else (topics[0], "_of")
         name = f"claim_{'next' if wanted.limit > 1 else 'one'}{of}"
 
         def at_once(session: Session) -> list[MessageRow]:
@@ -384,7 +383,7 @@ class ClaimingMessages(DueHandle):
 
     def after_fork_in_child(self) -> None:
         """Hold nothing in a forked child. The server's connections follow forks by themselves."""
-        self._holder = Holder()
+        self._holder = _Holder()
 
     def _end(self) -> None:
         with suppress(StorageError):  # then they end with their leases

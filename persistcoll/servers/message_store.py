@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import EllipsisType
-from typing import Any
+from typing import Any, TypeVar
 
 from persistcoll.engine.contracts import Awaited, MessageStore
 from persistcoll.engine.message_events import Observer
@@ -37,6 +37,8 @@ from persistcoll.servers.sessions import Session
 from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
 
 __all__ = ["ServerMessageStore"]
+
+T = TypeVar("T")
 
 
 class ServerMessageStore(ClaimingMessages, MessageStore):
@@ -174,30 +176,30 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
 
     # Dead letters and removal.
 
-    def _after_look(self, step: Callable[[MessageLife], Any]) -> Any:
+    def _after_look(self, step: Callable[[MessageLife], T]) -> T:
         """Run a step in a transaction, after what is due was done."""
         self._check()
         self._look()
         return self._change(step)
 
     def redrive(self, id: int) -> bool:
-        return bool(self._after_look(lambda life: life.redrive_one(id)))
+        return self._after_look(lambda life: life.redrive_one(id))
 
     def redrive_all(self, topic: str | None = None) -> int:
-        return int(self._after_look(lambda life: life.redrive_all(topic)))
+        return self._after_look(lambda life: life.redrive_all(topic))
 
     def cancel(self, id: int) -> bool:
-        return bool(self._after_look(lambda life: life.cancel(id)))
+        return self._after_look(lambda life: life.cancel(id))
 
     def purge(self, topic: str | None = None, *, dead: bool = False, before: float | None = None) -> int:
-        return int(self._after_look(lambda life: life.purge(topic, dead, before)))
+        return self._after_look(lambda life: life.purge(topic, dead, before))
 
     def now(self) -> float:
         self._check()
         return float(self._query(self._server.sql.clock)[0][0])
 
     def release_key(self, key: bytes) -> bool:
-        return bool(self._after_look(lambda life: life.release_key(key)))
+        return self._after_look(lambda life: life.release_key(key))
 
     # Reading.
 
@@ -281,13 +283,13 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
         self._check()
         if topic is None:
             self._look()
+        holder = self._holder
+        holder.holds = True
 
         def lock(session: Session) -> TopicClaim | None:
             name = self._fullest(session) if topic is None else topic.encode()
-            return None if name is None else lock_topic(session, self._sql, name, holder, lease)
+            return None if name is None else lock_topic(session, self._sql, name, holder.number, lease)
 
-        self._holder.holds = True
-        holder = self._holder.number
         made = self._transact(lock, sync=False)
         if made is not None and locks is not None:
             locks.append(made)
@@ -318,7 +320,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
             self._notify(session, Awaited.READY)
             return change_lock(session, self._sql, lock, None)
 
-        return bool(self._transact(unlock, sync=False))
+        return self._transact(unlock, sync=False)
 
     # Upkeep.
 

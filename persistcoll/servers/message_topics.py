@@ -133,10 +133,10 @@ def with_rate(interval: float | None, burst: int) -> Callable[[Gate], Gate | Non
     """Return what changes the rate of a gate. See ``MessageStore.set_rate``."""
 
     def change(gate: Gate) -> Gate | None:
-        if gate.interval is interval is None or (gate.interval, gate.burst) == (interval, burst):
-            return None
         if interval is None:
-            return gate._replace(interval=None, burst=None, next=None)
+            return None if gate.interval is None else gate._replace(interval=None, burst=None, next=None)
+        if (gate.interval, gate.burst) == (interval, burst):
+            return None
         # Only the first rate of a topic begins with a whole burst.
         whole = gate.now - (burst - 1) * interval
         opens = whole if gate.interval is None else min(gate.opens, gate.now + interval)
