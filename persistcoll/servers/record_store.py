@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, TypeVar, cast
 
 from persistcoll.engine.contracts import Awaited, Claim, RecordStore, Select, StoreCapabilities
@@ -93,37 +92,22 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
     ) -> list[int | None]:
         """Insert rows in a transaction, and return their ids; ``None`` for a row whose key is active."""
 
-        def insert(session: Session) -> list[int | None]:
-            return self._insert(session, rows)
+        def transact(insert: Callable[..., list[int | None]], *bound: Any) -> list[int | None]:
+            def run(session: Session) -> list[int | None]:
+                ids = insert(session, rows, *bound)
+                if count_stored(ids):
+                    self._notify(session, Awaited.READY)
+                return ids
 
-        def insert_bounded(session: Session) -> list[int | None]:
-            if session.expects_credits(self._number, len(rows)):
-                return self._insert_by_credit(session, rows, capacity)
-            return insert_in_turn(session)
+            return self._transact(run, puts=count_stored, deadline=deadline)
 
-        def insert_in_turn(session: Session) -> list[int | None]:
-            return self._insert_in_turn(session, rows, capacity)
-
-        def insert_reserved(session: Session) -> list[int | None]:
-            ids = self._insert(session, rows)
-            self._bound.reserve(session, put_of(rows, ids, capacity), deadline)
-            return ids
-
-        def transact(put: Callable[[Session], list[int | None]]) -> list[int | None]:
-            return self._transact(partial(self._notifying, put), puts=count_stored, deadline=deadline)
-
-        if self._is_joined or not capacity:
-            return transact(insert_reserved if capacity else insert)
+        if not capacity:
+            return transact(self._insert)
+        if self._is_joined:
+            return transact(self._insert_reserved, capacity, deadline)
         with suppress(NoCreditError):
-            return transact(insert_bounded)
-        return transact(insert_in_turn)
-
-    def _notifying(self, put: Callable[[Session], list[int | None]], session: Session) -> list[int | None]:
-        """Return what ``put`` returns, and notify waiters if it has stored something."""
-        ids = put(session)
-        if count_stored(ids):
-            self._notify(session, Awaited.READY)
-        return ids
+            return transact(self._insert_by_credit, capacity)
+        return transact(self._insert_in_turn, capacity)
 
     def _lower(self, rows: list[dict[str, Any]], ids: list[int | None]) -> None:
         """Lower the floor to what this object has put."""
@@ -159,10 +143,12 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
     def _insert_by_credit(
         self, session: Session, rows: list[dict[str, Any]], capacity: int
     ) -> list[int | None]:
-        """Insert rows by credits of the session.
+        """Insert rows by credits of the session, or under the lock if it has too few.
 
         :raise NoCreditError: another session has revoked them.
         """
+        if not session.expects_credits(self._number, len(rows)):
+            return self._insert_in_turn(session, rows, capacity)
         taken: list[Deferred] = []
         ids = self._insert(
             session, rows, lambda: taken.append(self._bound.use_credits(session, len(rows), capacity))
@@ -184,6 +170,17 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         if put.total:
             # What was due, and is not now, was counted.
             self._bound.admit(session, put, None if None in ids else counted[0])
+        return ids
+
+    def _insert_reserved(
+        self, session: Session, rows: list[dict[str, Any]], capacity: int, deadline: float | None
+    ) -> list[int | None]:
+        """Insert rows in a caller's transaction.
+
+        :raise Full: there is no room.
+        """
+        ids = self._insert(session, rows)
+        self._bound.reserve(session, put_of(rows, ids, capacity), deadline)
         return ids
 
     def _insert(
@@ -285,7 +282,8 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         for id, key, active in rows:
             if active is None and key not in keys:
                 ids.append(id)
-                keys.update(() if key is None else (key,))
+                if key is not None:
+                    keys.add(key)
         if ids:
             session.run(self._sql.requeue, ids=ids)  # now, because the callers expect its error
             # They take up room that may have been granted.
@@ -309,7 +307,7 @@ class ServerRecordStore(ClaimingHandle, RecordStore):
         self._look()
 
         def remove(session: Session) -> int | None:
-            rows = self._lock(session, 1, None if id is None else Select(id), True)
+            rows = self._lock(session, 1, None if id is None else Select(id), promoted=True)
             if not rows:
                 return None
             ((found, *_),) = rows
