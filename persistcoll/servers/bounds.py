@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 
 from persistcoll.errors import Full
 from persistcoll.servers.driver import Deferred
-from persistcoll.servers.handle import ALL
 from persistcoll.servers.sessions import Server, Session, Sessions
-from persistcoll.servers.statements import RecordStatements
+from persistcoll.servers.statements import ALL, RecordStatements
 
 __all__ = ["Bound", "NoCreditError", "Put", "put_of"]
 

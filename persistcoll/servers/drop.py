@@ -10,12 +10,13 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 
-from persistcoll.errors import FormatVersionError, LockedError, StorageError, StoreMissingError
+from persistcoll.errors import LockedError, StorageError, StoreMissingError
 from persistcoll.servers.driver import MissingTableError
+from persistcoll.servers.holders import patience_with
 from persistcoll.servers.joined import undone_alone
 from persistcoll.servers.message_statements import tables_of
 from persistcoll.servers.open import MESSAGES
-from persistcoll.servers.schema import VERSION, checked_name, creating, table_of, text_of
+from persistcoll.servers.schema import checked_name, creating, refuse_later, table_of, text_of
 from persistcoll.servers.sessions import Server, Session
 
 __all__ = ["drop_collection"]
@@ -59,10 +60,7 @@ def _unregister(session: Session, server: Server, name: str) -> bool:
         if not rows:
             return False
         ((number, kind, _, version, _),) = rows
-        if version > VERSION:
-            raise FormatVersionError(
-                f"{name!r} in {server.address} has format {version}, and this version knows {VERSION}"
-            )
+        refuse_later(server, name, version)
         _refuse_living(session, server, name, number)
         lock = server.driver.dialect.lock_table(table_of(server, number))
         if lock is not None:
@@ -77,9 +75,7 @@ def _unregister(session: Session, server: Server, name: str) -> bool:
 
 
 def _refuse_living(session: Session, server: Server, name: str, number: int) -> None:
-    ((*_, uptime),) = session.run(server.sql.uptime).rows
-    # While the server was down no heartbeat could come.
-    patience = server.patience if float(uptime) > server.patience else None
+    patience = patience_with(session, server)
     rows = session.run(server.sql.select_living, number=number, patience=patience).rows
     if rows:
         who = ", ".join(sorted({text_of(info) for (info,) in rows}))

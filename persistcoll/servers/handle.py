@@ -19,22 +19,15 @@ from persistcoll.servers.holders import Holding
 from persistcoll.servers.joined import JoinedSessions
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import SERVERS, Server, Session, Sessions
-from persistcoll.servers.statements import record_statements
+from persistcoll.servers.statements import BEFORE_ALL, PAGE, record_statements
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ALL", "BEFORE_ALL", "PAGE", "BaseHandle", "DueHandle", "Handle", "count_stored", "empty"]
+__all__ = ["BaseHandle", "DueHandle", "Handle", "count_stored", "empty"]
 
 R = TypeVar("R", bound=list[Any])
 T = TypeVar("T")
-
-PAGE = 256
-"""Rows that are read or changed at a time."""
-ALL = 1 << 62
-"""More rows than there are."""
-BEFORE_ALL = -1 << 62
-"""An id below all others."""
 
 
 class BaseHandle:

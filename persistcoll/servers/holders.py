@@ -14,24 +14,33 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from persistcoll.engine.contracts import Awaited
 from persistcoll.engine.records import HOLDER_CLOSED, HOLDER_DIED, ClaimPolicy
 from persistcoll.errors import StorageError
-from persistcoll.servers.statements import RecordStatements
+from persistcoll.servers.statements import PAGE, RecordStatements
 
 if TYPE_CHECKING:
     from persistcoll.servers.sessions import Server, Session, Sessions
 
-__all__ = ["Heartbeat", "Holder", "Holding", "release_each"]
+__all__ = ["Heartbeat", "Holder", "Holding", "patience_with", "release_each"]
 
 L = TypeVar("L")
 
 _BEATS = 3
 """Heartbeats in the time after which a holder without them is dead."""
-_PAGE = 256  # rows that are changed at a time
 _HOLDER_BITS = 62
+
+
+def patience_with(session: Session, server: Server) -> float | None:
+    """Return the seconds without a heartbeat after which a holder is dead.
+
+    :return: ``None``: no heartbeat is missing, because none could come while the server was down.
+    """
+    ((*_, uptime),) = session.run(server.sql.uptime).rows
+    return server.patience if float(uptime) > server.patience else None
 
 
 def release_each(lost: deque[L], release: Callable[[L], object]) -> None:
@@ -232,9 +241,7 @@ class Holding:
         self._last_check = time.monotonic()
         server = self._server
         own = self._holder
-        uptime = float(sessions.repeat(lambda session: session.run(server.sql.uptime).rows)[0][-1])
-        # While the server was down no heartbeat could come.
-        patience = server.patience if uptime > server.patience else None
+        patience = sessions.repeat(partial(patience_with, server=server))
 
         def end(session: Session) -> int:
             dead = session.run(server.sql.select_dead, number=self._number, patience=patience).rows
@@ -272,7 +279,7 @@ class Holding:
 
         :param reason: why their claims end, if their leases are not over.
         """
-        ids = [id for (id,) in session.run(lock, limit=_PAGE, **where).rows]
+        ids = [id for (id,) in session.run(lock, limit=PAGE, **where).rows]
         if ids:
             why = reason.encode()
             session.defer(self._sql.come_back, ids=ids, most=self._retry.max_attempts, reason=why)

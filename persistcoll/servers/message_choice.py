@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from persistcoll.servers.handle import PAGE
 from persistcoll.servers.message_life import MessageLife
 from persistcoll.servers.message_rows import MessageRow
 from persistcoll.servers.message_statements import READY
 from persistcoll.servers.message_topics import Gate, change_gate
+from persistcoll.servers.statements import PAGE
 
 __all__ = ["MessageChoice"]
 

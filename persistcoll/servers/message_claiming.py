@@ -16,7 +16,7 @@ from persistcoll.engine.message_events import EventKind, MessageEvent, Observer
 from persistcoll.engine.message_records import HOLDER_CLOSED, MessageClaim, MessagePolicy, MessageRecord
 from persistcoll.engine.records import State
 from persistcoll.errors import StorageError
-from persistcoll.servers.handle import PAGE, DueHandle, empty
+from persistcoll.servers.handle import DueHandle, empty
 from persistcoll.servers.heads import finds_ready
 from persistcoll.servers.holders import release_each
 from persistcoll.servers.message_choice import MessageChoice
@@ -26,7 +26,7 @@ from persistcoll.servers.message_statements import CLAIMED, message_statements
 from persistcoll.servers.message_topics import Gate, change_gate, unlocked
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
-from persistcoll.servers.statements import LONGEST_SPAN
+from persistcoll.servers.statements import LONGEST_SPAN, PAGE
 
 __all__ = ["ClaimingMessages"]
 

@@ -15,7 +15,6 @@ from persistcoll.engine.message_events import EventKind, MessageEvent
 from persistcoll.engine.message_records import DAMAGED, LEASE_RAN_OUT, MessageEntry, MessagePolicy
 from persistcoll.engine.records import State
 from persistcoll.errors import DuplicateError
-from persistcoll.servers.handle import BEFORE_ALL, PAGE
 from persistcoll.servers.heads import Heads
 from persistcoll.servers.message_rows import MessageRow, MessageRows, due_in, group_name, later
 from persistcoll.servers.message_statements import (
@@ -28,7 +27,7 @@ from persistcoll.servers.message_statements import (
     MessageStatements,
 )
 from persistcoll.servers.sessions import Session
-from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
+from persistcoll.servers.statements import BEFORE_ALL, LONGEST_SPAN, NUMBERS, PAGE
 
 __all__ = ["MessageLife"]
 

@@ -10,12 +10,12 @@ from persistcoll.engine.contracts import Pair, PairStore
 from persistcoll.engine.records import Stats
 from persistcoll.errors import DuplicateError
 from persistcoll.servers.blocks import Blocks
-from persistcoll.servers.handle import BEFORE_ALL, BaseHandle
+from persistcoll.servers.handle import BaseHandle
 from persistcoll.servers.pair_statements import PageStatements, pair_statements
 from persistcoll.servers.pairs import LONGEST_KEY, PairPages, PairRows
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session, Sessions
-from persistcoll.servers.statements import LONGEST_SPAN
+from persistcoll.servers.statements import BEFORE_ALL, LONGEST_SPAN
 
 __all__ = ["ServerPairStore"]
 

@@ -10,12 +10,12 @@ from zlib import crc32
 from persistcoll.engine.contracts import Pair
 from persistcoll.errors import CorruptionError, EncodeError
 from persistcoll.servers.pair_statements import PageStatements
+from persistcoll.servers.statements import PAGE
 
 __all__ = ["LONGEST_KEY", "PairPages", "PairRows"]
 
 LONGEST_KEY = 2000
 """Bytes. An entry of an index ends at 2,704 in PostgreSQL, and at 3,072 in InnoDB."""
-_PAGE = 256  # pairs that an iteration reads at a time
 _PAGE_BYTES = 1 << 22  # a page ends earlier when its values have this many bytes
 
 
@@ -133,9 +133,9 @@ class PairPages(Iterator[Pair]):
             self._page = iter(self._next_page())
 
     def _next_page(self) -> list[Any]:
-        limit = _PAGE
+        limit = PAGE
         if self._values:
-            limit = _first([size for _, _, size in self._read(self._sql.sizes, _PAGE)])
+            limit = _first([size for _, _, size in self._read(self._sql.sizes, PAGE)])
             if not limit:
                 return []
         # Before the statement, because the server computes from its begin what is left of each pair's time.

@@ -12,12 +12,12 @@ from persistcoll.errors import DuplicateError, Empty
 from persistcoll.servers.bounds import Bound, NoCreditError, Put, put_of
 from persistcoll.servers.claims import ClaimingHandle
 from persistcoll.servers.driver import Deferred, TryAgainError
-from persistcoll.servers.handle import ALL, BEFORE_ALL, PAGE, count_stored
+from persistcoll.servers.handle import count_stored
 from persistcoll.servers.rows import Seal
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
 from persistcoll.servers.settling import FINISHED
-from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
+from persistcoll.servers.statements import ALL, BEFORE_ALL, LONGEST_SPAN, NUMBERS, PAGE
 
 __all__ = ["ServerRecordStore"]
 

@@ -29,6 +29,7 @@ __all__ = [
     "creating",
     "creation_script",
     "open_collection",
+    "refuse_later",
     "registered",
     "table_of",
     "text_of",
@@ -137,10 +138,7 @@ def _find(session: Session, server: Server, wanted: Wanted) -> Collection | None
         return None
     ((number, kind, serializer, version, store),) = rows
     kind, serializer = text_of(kind), text_of(serializer)
-    if version > VERSION:
-        raise FormatVersionError(
-            f"{wanted.name!r} in {server.address} has format {version}, and this version knows {VERSION}"
-        )
+    refuse_later(server, wanted.name, version)
     if kind != wanted.kind:
         raise StoreKindError(
             f"{wanted.name!r} in {server.address} is a collection of the kind {kind!r}, not {wanted.kind!r}"
@@ -151,6 +149,14 @@ def _find(session: Session, server: Server, wanted: Wanted) -> Collection | None
             f" {wanted.serializer!r}"
         )
     return Collection(number, bytes(store))
+
+
+def refuse_later(server: Server, name: str, version: int) -> None:
+    """Raise ``FormatVersionError`` if a later version has made the collection of this name."""
+    if version > VERSION:
+        raise FormatVersionError(
+            f"{name!r} in {server.address} has format {version}, and this version knows {VERSION}"
+        )
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from persistcoll.engine.contracts import Awaited, Claim
 from persistcoll.engine.records import NACKED, ClaimPolicy, Discipline, State
 from persistcoll.errors import NotClaimedError, StaleClaimError, StorageError
 from persistcoll.servers.driver import Deferred
-from persistcoll.servers.handle import ALL, PAGE, Handle
+from persistcoll.servers.handle import Handle
 from persistcoll.servers.schema import Collection
 from persistcoll.servers.sessions import Server, Session
-from persistcoll.servers.statements import LONGEST_SPAN, NUMBERS
+from persistcoll.servers.statements import ALL, LONGEST_SPAN, NUMBERS, PAGE
 
 __all__ = ["FINISHED", "SettlingHandle"]
 

@@ -16,8 +16,11 @@ from persistcoll.engine.records import LEASE_RAN_OUT, Discipline, State
 from persistcoll.servers.dialect import Dialect
 
 __all__ = [
+    "ALL",
+    "BEFORE_ALL",
     "LONGEST_SPAN",
     "NUMBERS",
+    "PAGE",
     "RecordStatements",
     "SharedStatements",
     "newly_due_of",
@@ -25,6 +28,12 @@ __all__ = [
     "shared_statements",
 ]
 
+PAGE = 256
+"""Rows that are read or changed at a time."""
+ALL = 1 << 62
+"""More rows than there are."""
+BEFORE_ALL = -1 << 62
+"""An id below all others."""
 LONGEST_SPAN = 1e10
 """Seconds; a server's times end some time after that."""
 NUMBERS = {

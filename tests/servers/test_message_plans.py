@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from persistcoll.engine.message_records import MessageEntry, MessagePolicy
 from persistcoll.servers.address import MYSQL, POSTGRESQL
-from persistcoll.servers.handle import PAGE
 from persistcoll.servers.open import open_message_store
+from persistcoll.servers.statements import PAGE
 from persistcoll.testing.laws.message_store_harness import claims_of
 from tests.servers.test_plans import full_scans
 

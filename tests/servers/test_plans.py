@@ -12,10 +12,10 @@ import pytest
 
 from persistcoll.engine.records import FIFO, LIFO, PRIORITY, UNIQUE, ClaimPolicy, Entry
 from persistcoll.servers.address import MYSQL, POSTGRESQL
-from persistcoll.servers.handle import PAGE
 from persistcoll.servers.open import open_pair_store, open_record_store
 from persistcoll.servers.postgres.connection import RANDOM_PAGE_COST
 from persistcoll.servers.postgres.protocol import compiled
+from persistcoll.servers.statements import PAGE
 
 ROWS = 3000
 PARAMETERS = {

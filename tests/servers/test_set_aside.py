@@ -9,7 +9,7 @@ import pytest
 from persistcoll.engine.records import UNIQUE, ClaimPolicy, Entry, State
 from persistcoll.errors import DuplicateError, LockedError
 from persistcoll.servers.address import MYSQL
-from persistcoll.servers.handle import PAGE
+from persistcoll.servers.statements import PAGE
 from tests.queues.waits import until, waiting
 from tests.servers.places import CallerConnection
 
