@@ -22,7 +22,6 @@ from persistcoll.arguments import (
     checked_short_name,
     checked_span,
     checked_text,
-    error_text,
     seconds_since_epoch,
 )
 from persistcoll.engine.contracts import MessageStore
@@ -31,17 +30,14 @@ from persistcoll.engine.message_records import MessageEntry, MessageRecord
 
 __all__ = [
     "checked_concurrency",
-    "checked_delay",
     "checked_id",
     "checked_lease",
-    "checked_number_of",
     "checked_rate",
     "checked_time",
     "checked_topic",
     "checked_topics",
     "encoded_key",
     "entry_of",
-    "error_text",
     "headers_of",
     "key_of",
     "text_of",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Generic, TypeVar
 
+from persistcoll.arguments import error_text
 from persistcoll.container import T
 from persistcoll.engine.records import Backoff
 from persistcoll.errors import (
@@ -18,7 +19,6 @@ from persistcoll.errors import (
     StorageFullError,
 )
 from persistcoll.messages.claiming import Claiming
-from persistcoll.messages.fields import error_text
 from persistcoll.messages.message import Message
 
 __all__ = ["PAUSES", "TEMPORARY", "Handling"]

@@ -9,20 +9,14 @@ from datetime import datetime
 from types import EllipsisType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn
 
-from persistcoll.arguments import checked_span
+from persistcoll.arguments import checked_delay, checked_span, error_text
 from persistcoll.container import T
 from persistcoll.engine.message_core import MessageCore, Wakes
 from persistcoll.engine.message_records import MessageClaim, MessageRecord
 from persistcoll.engine.records import Backoff, State
 from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import DecodeError, NotClaimedError, StaleClaimError
-from persistcoll.messages.fields import (
-    checked_delay,
-    error_text,
-    headers_of,
-    key_of,
-    text_of,
-)
+from persistcoll.messages.fields import headers_of, key_of, text_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -9,7 +9,7 @@ from datetime import datetime
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.arguments import checked_seconds
+from persistcoll.arguments import checked_number_of, checked_seconds
 from persistcoll.container import T, option
 from persistcoll.engine.blocking import deadline_after, wait
 from persistcoll.engine.contracts import Awaited, MessageStore
@@ -21,7 +21,7 @@ from persistcoll.engine.transaction_hooks import OPEN
 from persistcoll.errors import StorageError
 from persistcoll.messages.base import BaseMessageQueue
 from persistcoll.messages.claiming import Claiming, Wanted
-from persistcoll.messages.fields import checked_lease, checked_number_of, checked_topics, entry_of
+from persistcoll.messages.fields import checked_lease, checked_topics, entry_of
 from persistcoll.messages.message import Message, OutgoingMessage
 from persistcoll.options import MessageQueueOptions, ServerMessageQueueOptions, database_options
 from persistcoll.serializers import resolve
