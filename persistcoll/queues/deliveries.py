@@ -76,12 +76,12 @@ class Deliveries:
     Any thread may call any method. ``_mutex`` guards ``_by_id``, ``_by_identity``, ``_stale``, ``_within``
     and ``_most_within``.
 
-    :param table: the store in which the items are claimed.
+    :param store: that in which the items are claimed.
     :param joins: whether that is joined to the transaction of a caller's connection.
     """
 
-    def __init__(self, table: RecordStore, joins: bool = False) -> None:
-        self._table = table
+    def __init__(self, store: RecordStore, joins: bool = False) -> None:
+        self._store = store
         self._joins = joins
         self.clear()
 
@@ -113,7 +113,7 @@ class Deliveries:
 
     def _reinstate_on_rollback(self, delivery: Delivery) -> None:
         """Have a delivery that is neither stale nor settled found again, if a transaction is rolled back."""
-        if OPEN and (transaction := self._table.open_transaction()) is not None:
+        if OPEN and (transaction := self._store.open_transaction()) is not None:
             transaction.on_rollback(partial(self._reinstate, delivery))
 
     def _reinstate(self, delivery: Delivery) -> None:
@@ -337,11 +337,11 @@ class Deliveries:
 
         :param joined: the store for that, if it is joined to the transaction of a caller's connection.
         """
-        self._settle_held(deliveries, (joined or self._table).ack, joined is not None)
+        self._settle_held(deliveries, (joined or self._store).ack, joined is not None)
 
     def nack(self, deliveries: Sequence[Delivery], reason: str) -> None:
         """Nack claims of a consumer in one step, except those that are settled already."""
-        self._settle_held(deliveries, partial(self._table.nack_many, reason=reason), False)
+        self._settle_held(deliveries, partial(self._store.nack_many, reason=reason), False)
 
     def _settle_held(
         self, deliveries: Sequence[Delivery], verb: Callable[[list[int]], object], within: bool

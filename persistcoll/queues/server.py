@@ -72,6 +72,13 @@ class ServerQueue(ServerContainer):
     def _wanted(cls, name: str, serializer: str) -> Wanted:
         return wanted_records(name, cls._kind, cls._discipline, serializer)
 
+    def _open_at(self, kind: type[ServerQueueOptions], arguments: dict[str, Any]) -> None:
+        """Open the queue with options of this kind.
+
+        :param arguments: the ``locals()`` of the constructor.
+        """
+        self._open(kind.of({**arguments, "address": address_in(self._server, arguments)}))
+
     def _open_store(self, options: ServerQueueOptions) -> ServerRecordStore:
         store = open_store(options, self._kind, self._discipline)
         return cast(ServerRecordStore, self._joined(store, options.connection))
@@ -108,10 +115,9 @@ class PlainServerQueue(ServerQueue, PlainGets[T]):
         maxsize: int = 0,
         durability: Durability = "power",
     ) -> None:
-        address = address_in(self._server, locals())
         if connection is not None and not auto_commit:
             raise ValueError("'auto_commit' must be True with 'connection': the caller's commit is the ack")
-        self._open(ServerQueueOptions.of(locals()))
+        self._open_at(ServerQueueOptions, locals())
 
     def get_many(
         self,
@@ -245,9 +251,8 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
         maxsize: int = 0,
         durability: Durability = "power",
     ) -> None:
-        address = address_in(self._server, locals())
         warn_of_auto_commit(auto_commit)
-        self._open(ServerAckQueueOptions.of(locals()))
+        self._open_at(ServerAckQueueOptions, locals())
 
     def _settle(
         self, wanted: Sequence[tuple[Any, Any]], verb: Any, ready: int, connection: Any
