@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -203,9 +203,7 @@ def address_of(
             raise ValueError(f"this class needs a URL like {_EXAMPLE[kind]}, and was given {address}")
         secret = password if password is not None else environment.get("PERSISTCOLL_PASSWORD")
         if address.password is None and secret is not None:
-            address = Address(
-                address.kind, address.hosts, address.user, secret, address.database, address.options
-            )
+            address = replace(address, password=secret)
         return address
     of = {
         name: given[name] if given[name] is not None else environment.get(f"PERSISTCOLL_{variable}")

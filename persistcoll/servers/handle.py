@@ -180,7 +180,7 @@ class DueHandle(BaseHandle, ABC):
 
     def change_token(self) -> object:
         """Return an object that differs from an earlier one if something has changed since."""
-        return *self._poll(self._sql.token), self._check_of_holders()
+        return *self._poll(self._sql.token), self._liveness_check_due()
 
     def _poll(self, text: str) -> Any:
         """Return the row of a statement that a waiter runs now and then."""
@@ -190,8 +190,8 @@ class DueHandle(BaseHandle, ABC):
         (row,) = self._sessions.repeat(lambda session: session.run(text).rows, now)
         return row
 
-    def _check_of_holders(self) -> float | None:
-        """Return when it was checked last whether holders live, if it is time to do so again."""
+    def _liveness_check_due(self) -> float | None:
+        """Return a part of the change token that differs once the holders are to be checked again."""
         return None
 
     def watch(self, awaited: Awaited) -> Callable[[], object]:
@@ -209,7 +209,7 @@ class DueHandle(BaseHandle, ABC):
         self._check()
         ready, due = self._look_once(time.monotonic())
         is_any = ready or (due is not None and due <= 0)
-        return object() if is_any else (None, self._check_of_holders())
+        return object() if is_any else (None, self._liveness_check_due())
 
     def _insert_noted(
         self, texts: tuple[str, ...], row: dict[str, Any], deadline: float | None, **options: Any
@@ -290,7 +290,7 @@ class Handle(DueHandle):
                 self._last_look_was_empty = True
                 raise empty(due)
         if self._holding.may_reclaim():  # otherwise a queue that is never empty would keep what the dead have
-            self._reclaim(False)
+            self._reclaim(thorough=False)
         found = attempt(False)
         if found:
             return found
@@ -307,13 +307,13 @@ class Handle(DueHandle):
         """Make the records of dead holders ready again, or dead if they have no attempts left."""
         self._check()
         self._look()
-        return self._reclaim(True)
+        return self._reclaim(thorough=True)
 
-    def _reclaim(self, thorough: bool) -> int:
+    def _reclaim(self, *, thorough: bool) -> int:
         return self._holding.reclaim(self._sessions, thorough)
 
-    def _check_of_holders(self) -> float | None:
-        return self._holding.check_due()
+    def _liveness_check_due(self) -> float | None:
+        return self._holding.liveness_check_due()
 
     # Life and death.
 

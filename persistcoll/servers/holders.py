@@ -227,7 +227,7 @@ class Holding:
         passed = time.monotonic() - self._last_check
         return self._retry.auto_reclaim and passed >= self._server.patience / _BEATS
 
-    def check_due(self) -> float | None:
+    def liveness_check_due(self) -> float | None:
         """Return when the holders were checked last, if :meth:`may_reclaim`; otherwise ``None``."""
         return self._last_check if self.may_reclaim() else None
 

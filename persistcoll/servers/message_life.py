@@ -212,7 +212,7 @@ class MessageLife:
 
     # Keys and groups.
 
-    def lock_beside(self, rows: Sequence[MessageRow], waits: bool) -> list[MessageRow]:
+    def lock_beside(self, rows: Sequence[MessageRow], *, waits: bool) -> list[MessageRow]:
         """Lock the keys and the groups of messages, and return the messages of which both are locked.
 
         :param waits: for other transactions, so that all are locked. Otherwise a message is left out of which
@@ -225,7 +225,7 @@ class MessageLife:
             text = sql.lock_keys if waits else sql.lock_free_keys
             for key, mark, in_window, _ in self.session.run(text, keys=keys).rows:
                 self._keys[bytes(key)] = _Key(mark, bool(in_window))
-        self.lock_groups(sorted(names), waits)
+        self.lock_groups(sorted(names), waits=waits)
         if waits:
             return list(rows)
         busy_keys = self._busy(sql.select_keys, keys=[key for key in keys if key not in self._keys])
@@ -236,8 +236,8 @@ class MessageLife:
             if row.key not in busy_keys and (row.group is None or row.group_name not in busy_names)
         ]
 
-    def lock_groups(self, names: list[bytes], waits: bool) -> None:
-        """Lock groups."""
+    def lock_groups(self, names: list[bytes], *, waits: bool) -> None:
+        """Lock groups, as :meth:`lock_beside` does."""
         if names:
             text = self.sql.lock_groups if waits else self.sql.lock_free_groups
             for name, members in self.session.run(text, names=names).rows:
@@ -346,7 +346,7 @@ class MessageLife:
         spent = [row for row in rows if self.rows.is_spent(row)]
         back = [row for row in rows if not self.rows.is_spent(row)]
         over = [row for row in back if row.is_over]
-        self.lock_beside([*spent, *over], True)
+        self.lock_beside([*spent, *over], waits=True)
         self.finish(spent, State.DEAD, error)
         self._expire(over)
         by_delay: dict[float, list[MessageRow]] = defaultdict(list)
@@ -358,7 +358,7 @@ class MessageLife:
 
     def release(self, rows: Sequence[MessageRow], waits: bool = True) -> list[MessageRow]:
         """Return messages to their places at once, and take back the attempts; return which these are."""
-        over = self.lock_beside([row for row in rows if row.is_over], waits)
+        over = self.lock_beside([row for row in rows if row.is_over], waits=waits)
         back = [row for row in rows if not row.is_over]
         self._expire(over)
         self._return(back, EventKind.RELEASED, returned=1)
@@ -390,9 +390,9 @@ class MessageLife:
 
         What is locked by another transaction, or whose key or group is, stays.
         """
-        spent = self.lock_beside([row for row in rows if self.rows.is_spent(row)], False)
+        spent = self.lock_beside([row for row in rows if self.rows.is_spent(row)], waits=False)
         back = [row for row in rows if not self.rows.is_spent(row)]
-        over = self.lock_beside([row for row in back if row.is_over], False)
+        over = self.lock_beside([row for row in back if row.is_over], waits=False)
         ready = [row for row in back if not row.is_over]
         self.finish(spent, State.DEAD, error)
         self._expire(over)
@@ -401,7 +401,7 @@ class MessageLife:
 
     def kill_damaged(self, rows: Sequence[MessageRow]) -> None:
         """Make messages dead that were claimed although they are damaged. It takes back the attempts."""
-        self.finish(self.lock_beside(rows, False), State.DEAD, DAMAGED, returned=1)
+        self.finish(self.lock_beside(rows, waits=False), State.DEAD, DAMAGED, returned=1)
 
     # What happens by itself.
 
@@ -409,7 +409,7 @@ class MessageLife:
         """Do a page of what is due; return whether more may be due, and how many claims it ended."""
         rows = self.lock_any(self.sql.lock_due, limit=PAGE)
         claimed = [row for row in rows if row.number == CLAIMED]
-        over = self.lock_beside([row for row in rows if row.number != CLAIMED and row.is_over], False)
+        over = self.lock_beside([row for row in rows if row.number != CLAIMED and row.is_over], waits=False)
         ready = [row for row in rows if row.number != CLAIMED and not row.is_over]
         ended = self.lose(claimed, LEASE_RAN_OUT)
         self._expire(over)
@@ -446,17 +446,17 @@ class MessageLife:
         """Redrive all dead messages (of a topic), and return how many."""
         count = 0
         for rows in self._pages(self.sql.lock_dead_page, topic, None):
-            count += sum(self.redrive(row) for row in self.lock_beside(rows, False))
+            count += sum(self.redrive(row) for row in self.lock_beside(rows, waits=False))
         return count
 
     def cancel(self, id: int) -> bool:
         """Remove a message that nobody has claimed; return whether there is one."""
         for row in self.read(self.sql.select_bare, id=id):
             if row.is_blocked:  # The transaction that finishes its head locks the group first.
-                self.lock_groups([row.group_name], True)
+                self.lock_groups([row.group_name], waits=True)
         rows = self.read(self.sql.lock_bare, id=id)
         rows = [row for row in rows if row.number in (READY, DELAYED, BLOCKED, DEAD)]
-        self.lock_beside(rows, True)
+        self.lock_beside(rows, waits=True)
         self.finish(rows, None, window=False)
         for row in rows:
             self._note(EventKind.CANCELLED, row)
@@ -466,7 +466,7 @@ class MessageLife:
         """Remove the unclaimed messages, or the dead ones, that were put before a time; return how many."""
         count, text = 0, self.sql.lock_dead_page if dead else self.sql.lock_page
         for rows in self._pages(text, topic, before):
-            free = self.lock_beside(rows, False)
+            free = self.lock_beside(rows, waits=False)
             self.finish(free, None)
             for row in free:
                 self._note(EventKind.PURGED, row)

@@ -336,7 +336,7 @@ class ServerMessageStore(ClaimingMessages, MessageStore):
 
 
 def _finish(life: MessageLife, rows: list[MessageRow], state: State, error: str | None = None) -> None:
-    life.lock_beside(rows, True)
+    life.lock_beside(rows, waits=True)
     life.finish(rows, state, error)
 
 

@@ -116,7 +116,7 @@ def _opened(settings: Mapping[str, Any], address: Address, timeout: float) -> _O
     try:
         made = _OwnConnection(connection)
         made.run(_IS_READY)
-        is_mariadb = _refuse_old(made, address) == "MariaDB"
+        is_mariadb = _checked_product(made, address) == "MariaDB"
         made.idle_timeout = "idle_transaction_timeout" if is_mariadb else "wait_timeout"
         if is_mariadb:  # otherwise it makes a table of a long list, and reads all rows for it
             made.run("SET SESSION in_predicate_conversion_threshold = 0")
@@ -176,8 +176,8 @@ def _number_and_text(error: Exception) -> tuple[int | None, str]:
     return None, str(error)
 
 
-def _refuse_old(connection: _Connection, address: Address) -> str:
-    """Return ``"MySQL"`` or ``"MariaDB"``.
+def _checked_product(connection: _Connection, address: Address) -> str:
+    """Return ``"MySQL"`` or ``"MariaDB"``, which the server is.
 
     :raise StorageError: the server is too old.
     """

@@ -30,7 +30,7 @@ def around_values(text: str) -> tuple[str, str, str]:
     """Split an insert of one row: what is before its values, these in parentheses, and what is after."""
     begin = text.index(_VALUES) + len(_VALUES)
     depth, end = 0, begin
-    while not end > begin or depth:
+    while end == begin or depth:
         depth += {"(": 1, ")": -1}.get(text[end], 0)
         end += 1
     return text[:begin].replace("%%", "%"), text[begin:end], text[end:].replace("%%", "%")
