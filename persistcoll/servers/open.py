@@ -78,14 +78,16 @@ def open_record_store(
     :raise StorageError: the server refuses, or is too old.
     :raise ImportError: the driver is not installed; the message names the extra that installs it.
     """
-    _refuse_schema(address, schema)
-    wanted = wanted_records(name, kind, discipline, serializer)
     store = _open(
-        SERVERS.acquire(address, schema, timeout, patience, durability == "power"),
-        wanted,
-        create,
+        address,
+        schema,
+        wanted_records(name, kind, discipline, serializer),
         lambda server, collection: ServerRecordStore(server, collection, discipline, retry),
-        retry.lease,
+        create=create,
+        timeout=timeout,
+        durability=durability,
+        patience=patience,
+        lease=retry.lease,
     )
     if retry.auto_reclaim:
         try:
@@ -115,13 +117,14 @@ def open_pair_store(
     :param format_key: formats a key for messages.
     :param clock: returns the time in seconds, by which pairs expire that have been read.
     """
-    _refuse_schema(address, schema)
-    wanted = wanted_pairs(name, serializer)
     return _open(
-        SERVERS.acquire(address, schema, timeout, PATIENCE, durability == "power"),
-        wanted,
-        create,
+        address,
+        schema,
+        wanted_pairs(name, serializer),
         lambda server, collection: ServerPairStore(server, collection, format_key, clock),
+        create=create,
+        timeout=timeout,
+        durability=durability,
     )
 
 
@@ -145,13 +148,15 @@ def open_message_store(
     :param observer: as that of ``MessageStore.observe``.
     :raise ValueError: the policy has no lease.
     """
-    _refuse_schema(address, schema)
     store = _open(
-        SERVERS.acquire(address, schema, timeout, PATIENCE, durability == "power"),
+        address,
+        schema,
         wanted_messages(name, serializer),
-        create,
         lambda server, collection: ServerMessageStore(server, collection, policy),
-        policy.lease,
+        create=create,
+        timeout=timeout,
+        durability=durability,
+        lease=policy.lease,
     )
     store.observe(observer)
     return store
@@ -183,16 +188,23 @@ def wanted_records(name: str, kind: str, discipline: Discipline, serializer: str
 
 
 def _open(
-    server: Server,
+    address: Address,
+    schema: str | None,
     wanted: Wanted,
-    create: bool,
     make: Callable[[Server, Collection], S],
+    *,
+    create: bool,
+    timeout: float,
+    durability: Durability,
+    patience: float = PATIENCE,
     lease: float | None = None,
 ) -> S:
     """Return the store that ``make`` makes of the collection; without one the server is released.
 
     :param lease: that of the collection, if it has one.
     """
+    _refuse_schema(address, schema)
+    server = SERVERS.acquire(address, schema, timeout, patience, durability == "power")
     try:
         collection = open_collection(server, wanted, create)
         warn_of_settings(server, lease)

@@ -32,6 +32,7 @@ from persistcoll.engine.records import State
 from persistcoll.serializers import signed
 from persistcoll.servers import message_store
 from persistcoll.servers.address import MYSQL
+from persistcoll.servers.sessions import SERVERS
 from tests.servers.places import CallerConnection
 
 
@@ -61,6 +62,14 @@ def test_a_message_is_put_delivered_and_acked(open_messages):
     message.ack()
     assert (jobs.find(id), len(jobs), jobs.topics()) == (None, 0, {})
     assert jobs.put("again", key="seven") is not None
+
+
+@pytest.mark.parametrize("kind", [persistcoll.PDict, MessageQueue])
+def test_a_name_that_is_refused_leaves_no_server_in_use(place, kind):
+    before = dict(SERVERS._servers)
+    with pytest.raises(ValueError, match="it has a NUL"):
+        kind(place.address.shown, "a\0b", password=place.address.password, schema=place.schema)
+    assert SERVERS._servers == before
 
 
 def test_a_batch_is_put_and_got_in_order(open_messages):
