@@ -84,11 +84,6 @@ class CursorView:
         """Whether there was a cursor at the last refresh."""
         return self._cursor.exists
 
-    @property
-    def acknowledged_at_least(self) -> int:
-        """How many ids were acked at the last refresh. A count that is out of date is too small."""
-        return self._cursor.acknowledged.count
-
     def acknowledged(self) -> Acknowledged:
         """Refresh the cursor and return the set of acked ids.
 
