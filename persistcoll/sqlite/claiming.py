@@ -12,6 +12,7 @@ from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Handle, S
 from persistcoll.sqlite.holding import Holding
+from persistcoll.sqlite.maintenance import shrink
 
 __all__ = ["ClaimingHandle"]
 
@@ -67,7 +68,7 @@ class ClaimingHandle(Handle[S], Generic[S, C]):
     def shrink(self) -> None:
         """Return unused space to the file system."""
         self._check()
-        self._database.shrink(self._timeout)
+        shrink(self._database, self._timeout)
 
     def _forget_claims(self) -> None:
         """Forget what this process remembers of the claims, because they end or are the parent's."""

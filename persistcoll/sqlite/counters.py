@@ -66,6 +66,20 @@ class Counters:
         self.last_id = last_id if highest is None else max(last_id, highest)
         self.ready = self.last_id - absent
 
+    def at(self, epoch: int, execute: Execute) -> Counters:
+        """Return these counters, read again unless they are of that epoch of the database."""
+        if self.epoch != epoch:
+            self.load(execute)
+            self.epoch = epoch
+        return self
+
+    def without_due(self, epoch: int, execute: Execute) -> Counters:
+        """Return these counters as if nothing were due, because only a writer can change what is due."""
+        if self.epoch < 0:
+            self.at(epoch, execute)
+        self.next_due_at = None
+        return self
+
     def save(self, execute: Execute) -> None:
         """Write the counters, within a transaction."""
         assert self.sql is not None

@@ -468,7 +468,7 @@ class Database:
                 if self._transaction.owner == threading.get_ident():
                     self._transaction.refuse_other_task(self.path)
                     return self._transaction.join(
-                        self, lambda execute: query(execute, self._load(counters, execute))
+                        self, lambda execute: query(execute, counters.at(self.epoch, execute))
                     )
         return self._consult_separately(counters, query)
 
@@ -478,11 +478,11 @@ class Database:
             if not self._writer_lock.unchanged():
                 self.epoch += 1
             if not snapshot:
-                return query(execute, self._load(counters, execute))
+                return query(execute, counters.at(self.epoch, execute))
             try:
                 execute(driver.BEGIN_READING)
                 # Another process may have written since the lock file was read.
-                return query(execute, self._load(counters.new(), execute))
+                return query(execute, counters.new().at(self.epoch, execute))
             finally:
                 if self._connection.in_transaction:
                     execute(driver.ROLLBACK)
@@ -492,28 +492,14 @@ class Database:
     def _consult_separately(self, counters: Counters, query: Callable[[Execute, Counters], T]) -> T:
         if self.path != MEMORY:
             return self.read_snapshot(
-                lambda execute: query(execute, self._without_due(counters.new(), execute))
+                lambda execute: query(execute, counters.new().without_due(self.epoch, execute))
             )
         if not self._lock.is_owned():
             self._wait_out(time.monotonic() + self.source.timeout)
             return self.consult(counters, query)
         # In memory there is no other connection, and the common cursor may be in the middle of an answer.
         execute = self._new_cursor().execute
-        return query(execute, self._without_due(copy(counters), execute))
-
-    def _without_due(self, counters: Counters, execute: Execute) -> Counters:
-        """Return the counters as if nothing were due, because only a writer can change what is due."""
-        if counters.epoch < 0:
-            self._load(counters, execute)
-        counters.next_due_at = None
-        return counters
-
-    def _load(self, counters: Counters, execute: Execute) -> Counters:
-        """Return the counters, read again if they may be wrong."""
-        if counters.epoch != self.epoch:
-            counters.load(execute)
-            counters.epoch = self.epoch
-        return counters
+        return query(execute, copy(counters).without_due(self.epoch, execute))
 
     def read(self, query: Callable[[Execute], T]) -> T:
         """Return what ``query`` reads from what is committed; one statement reads one snapshot."""
@@ -603,60 +589,6 @@ class Database:
             return self._watcher.change_token()
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
-
-    def shrink(self, timeout: float | None = None) -> None:
-        """Return unused space to the file system; other writers wait meanwhile.
-
-        Cost: SQLite copies the whole database (``VACUUM``), and copies the log into it.
-
-        :param timeout: seconds to wait for another caller's transaction; ``None``: as of :meth:`write`.
-        :raise LockedError: it did not end in time.
-        """
-        self._maintain(driver.SHRINK, "shrunk", timeout)
-
-    def checkpoint(self, timeout: float | None = None) -> None:
-        """Copy the log into the database, and empty it; other writers wait meanwhile.
-
-        Cost: it grows with the log, and it is two syncs. ``timeout`` is as of :meth:`shrink`.
-        """
-        self._maintain(driver.CHECKPOINT, "checkpointed", timeout)
-
-    def _maintain(self, texts: Sequence[str], done: str, timeout: float | None) -> None:
-        """Execute statements that no transaction may contain."""
-        if not SAME[0]:
-            follow_fork()
-        if self._transaction.owner == threading.get_ident():
-            self._transaction.refuse_other_task(self.path)
-            raise StorageError(f"{self.path!r} cannot be {done} within a transaction; nothing was done")
-        if self._lock.is_owned():
-            raise StorageError(REENTRANT.format(self.path))
-        deadline = time.monotonic() + (self.source.timeout if timeout is None else timeout)
-        while True:
-            with self._lock.mutex:
-                try:
-                    self._execute_outside(texts)
-                    return
-                except TransactionOpen:
-                    pass
-                except StorageError:
-                    raise
-                except OSError as error:  # the writer lock cannot be released
-                    raise self._poison.unlock_failed(self.path, error) from error
-            self._wait_out(deadline)
-
-    def _execute_outside(self, texts: Sequence[str]) -> None:
-        if self._transaction.owner is not None:
-            raise self._transaction.obstacle()
-        self._check()
-        try:
-            self._writer_lock.acquire()
-            self.epoch += 1
-            for text in texts:
-                self._execute(text)
-        except driver.ERRORS as error:
-            raise self._failure(error, "shrinking") from error
-        finally:
-            self._writer_lock.release()
 
     # Lifecycle.
 
