@@ -242,9 +242,10 @@ class Deliveries:
 
     def put_all_back(self, deliveries: Sequence[Delivery], lost: Sequence[Delivery] = ()) -> None:
         """Add deliveries again, as :meth:`put_back` does, but not those that are lost."""
+        left_out = set(lost)
         # The first one comes to the front last.
         for delivery in reversed(deliveries):
-            if delivery not in lost:
+            if delivery not in left_out:
                 self.put_back(delivery)
 
     def forget(self, delivery: Delivery) -> None:
@@ -356,7 +357,7 @@ class Deliveries:
                 return
             except NotClaimedError as error:
                 # What a caller's transaction has settled is settled, unless that was rolled back.
-                before = [each for each in lost_of(held, error) if each.settled_within]
+                before = {each for each in lost_of(held, error) if each.settled_within}
                 if not before:
                     raise
                 held = [each for each in held if each not in before]
@@ -364,7 +365,8 @@ class Deliveries:
 
 def lost_of(deliveries: Sequence[Delivery], error: ClaimError) -> Sequence[Delivery]:
     """Return those of the deliveries that could not be settled, as the error says; at least one."""
-    lost = [delivery for delivery in deliveries if delivery.id in error.ids]
+    ids = set(error.ids)
+    lost = [delivery for delivery in deliveries if delivery.id in ids]
     return lost or deliveries
 
 

@@ -15,7 +15,7 @@ from persistcoll import (
     StorageFullError,
     UniqueAckQ,
 )
-from persistcoll.queues.deliveries import Deliveries
+from persistcoll.queues.deliveries import Deliveries, Delivery
 from tests.queues.waits import until, waiting
 
 LEASE = 10.0
@@ -91,6 +91,25 @@ def test_strict_refuses_all_if_one_is_unknown(open_queue):
     with pytest.raises(NotClaimedError, match="item 3"):
         queue.ack_many(ids=[1, 3])
     assert queue.ack(a) == 1
+
+
+def test_lost_claims_are_not_searched_for_each_other(leased, clock, monkeypatch):
+    comparisons = 0
+
+    def compare(one, other):
+        nonlocal comparisons
+        comparisons += 1
+        return one is other
+
+    monkeypatch.setattr(Delivery, "__eq__", compare)
+    monkeypatch.setattr(Delivery, "__hash__", object.__hash__)
+    ids = leased.put_many(range(100))
+    leased.get_many(100)
+    clock.now += LEASE + 1
+    with pytest.raises(StaleClaimError) as raised:
+        leased.ack_many(ids=ids)
+    assert sorted(raised.value.ids) == ids
+    assert comparisons < 500  # a search for each one would make thousands
 
 
 def test_one_lost_claim_and_none_is_acked(leased, clock):
