@@ -59,7 +59,7 @@ class BaseMessageQueue(DatabaseContainer, Generic[T]):
 
         It reads them page by page as it goes on. One that is redriven or removed meanwhile may be left out.
 
-        Cost: no write and no sync. It needs memory for 64 of them.
+        Cost: no write and no sync. It needs memory for 64 of them, on a server for 256.
         """
         return map(self._info, self._store.scan(State.DEAD, topic=checked_topic(topic)))
 

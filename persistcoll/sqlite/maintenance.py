@@ -27,7 +27,7 @@ def shrink(database: Database, timeout: float) -> None:
     :param timeout: seconds to wait for another caller's transaction.
     :raise LockedError: it did not end in time.
     """
-    _maintain(database, driver.SHRINK, "shrunk", timeout)
+    _maintain(database, driver.SHRINK, "shrinking", "shrunk", timeout)
 
 
 def checkpoint(database: Database, timeout: float) -> None:
@@ -35,10 +35,10 @@ def checkpoint(database: Database, timeout: float) -> None:
 
     Cost: it grows with the log, and it is two syncs.
     """
-    _maintain(database, driver.CHECKPOINT, "checkpointed", timeout)
+    _maintain(database, driver.CHECKPOINT, "checkpointing", "checkpointed", timeout)
 
 
-def _maintain(database: Database, texts: Sequence[str], done: str, timeout: float) -> None:
+def _maintain(database: Database, texts: Sequence[str], doing: str, done: str, timeout: float) -> None:
     if not SAME[0]:
         follow_fork()
     if database._transaction.owner == threading.get_ident():
@@ -50,7 +50,7 @@ def _maintain(database: Database, texts: Sequence[str], done: str, timeout: floa
     while True:
         with database._lock.mutex:
             try:
-                _execute(database, texts)
+                _execute(database, texts, doing)
                 return
             except TransactionOpen:
                 pass
@@ -61,7 +61,7 @@ def _maintain(database: Database, texts: Sequence[str], done: str, timeout: floa
         database._wait_out(deadline)
 
 
-def _execute(database: Database, texts: Sequence[str]) -> None:
+def _execute(database: Database, texts: Sequence[str], doing: str) -> None:
     """Execute statements under the writer lock. Call it with the lock of the database held."""
     if database._transaction.owner is not None:
         raise database._transaction.obstacle()
@@ -72,6 +72,6 @@ def _execute(database: Database, texts: Sequence[str]) -> None:
         for text in texts:
             database._execute(text)
     except driver.ERRORS as error:
-        raise database._failure(error, "shrinking") from error
+        raise database._failure(error, doing) from error
     finally:
         database._writer_lock.release()

@@ -11,7 +11,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from persistcoll import Backoff, Empty, MessageQueue, NotClaimedError, OutgoingMessage, State
+from persistcoll import Backoff, Empty, MessageQueue, NotClaimedError, OutgoingMessage, State, StorageError
+from persistcoll.sqlite import driver
 from tests.messages.test_messages import VERBS
 from tests.sql_queues.test_clock import JUMPS, Machine
 
@@ -278,3 +279,14 @@ def test_a_delay_until_a_time_is_by_the_systems_clock_of_the_put(monkeypatch, tm
             queue.get(block=False)
         machine.wait(1)
         assert [message.body for message in queue.get_many(2, block=False)] == ["x", "y"]
+
+
+# Upkeep.
+
+
+@pytest.mark.parametrize(("method", "texts"), [("vacuum", "SHRINK"), ("checkpoint", "CHECKPOINT")])
+def test_an_error_of_the_upkeep_says_what_failed(queue, monkeypatch, method, texts):
+    monkeypatch.setattr(driver, texts, ("SELECT * FROM missing",))
+    doing = {"vacuum": "shrinking", "checkpoint": "checkpointing"}[method]
+    with pytest.raises(StorageError, match=f"^{doing} "):
+        getattr(queue, method)()
