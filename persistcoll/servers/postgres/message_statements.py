@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from persistcoll.servers.dialect import Dialect
-from persistcoll.servers.message_statements import SKIPPING, MessageDialect, Tables
+from persistcoll.servers.message_statements import MessageDialect, Tables
+from persistcoll.servers.postgres.pieces import VACUUM, first_free
 
 __all__ = ["PostgresMessages"]
 
@@ -28,14 +29,10 @@ _NEW = (
 
 
 class PostgresMessages(MessageDialect):
-    """See :class:`~persistcoll.servers.message_statements.MessageDialect`.
+    """See :class:`~persistcoll.servers.message_statements.MessageDialect`."""
 
-    :param table_options: the end of the statement that makes the table of a collection.
-    """
-
-    def __init__(self, general: Dialect, table_options: str) -> None:
+    def __init__(self, general: Dialect) -> None:
         self.general = general
-        self._table_options = table_options
 
     def plus(self, time: str, seconds: str) -> str:
         return f"{time} + {seconds} * interval '1 second'"
@@ -88,7 +85,7 @@ class PostgresMessages(MessageDialect):
                 " attempts int NOT NULL DEFAULT 0, deliveries bigint NOT NULL DEFAULT 0,"
                 " created timestamptz NOT NULL, finished timestamptz, item_key bytea, grp bytea,"
                 " headers bytea NOT NULL, error bytea, lease float8, max_attempts int, backoff bytea,"
-                f" mark bigint NOT NULL, crc bigint NOT NULL, payload bytea NOT NULL) {self._table_options}"
+                f" mark bigint NOT NULL, crc bigint NOT NULL, payload bytea NOT NULL) {VACUUM}"
             ),
             *(f"CREATE INDEX ON {messages} {index}" for index in indexes),
         )
@@ -118,13 +115,9 @@ class PostgresMessages(MessageDialect):
         )
 
     def claim_next(self, table: str, row: str, claim: str, which: str, may: str, one: bool) -> str | None:
-        # The sub-select runs once; with IN it might run again for each row, and claim more. The one with "="
-        # is planned by an index also while the table is small; that plan may be kept when it has grown.
         # In a claim that a crash of the server undoes, nothing is lost: the message is ready.
-        limit, ids = ("1", "= {}") if one else ("%(limit)s", "= ANY (ARRAY{})")
-        select = f"(SELECT id FROM {which} ORDER BY place, id LIMIT {limit} {SKIPPING})"
         return (
-            f"UPDATE {table} SET {claim} WHERE id {ids.format(select)} AND {may}"
+            f"UPDATE {table} SET {claim} WHERE id {first_free(which, 'place, id', one)} AND {may}"
             f" RETURNING {row}, set_config('synchronous_commit', 'off', true)"
         )
 
