@@ -195,7 +195,6 @@ class ClaimingHandle(SettlingHandle):
         self, limit: int, decode: Callable[[Record], T], select: Select | None, deadline: float | None
     ) -> list[T]:
         self._check()
-
         transact = partial(self._transact, deadline=deadline)
         values = self._search(partial(self._taken, transact, limit, decode, select), select)
         if self._retry.keep_done:

@@ -78,8 +78,10 @@ def driver_of(kind: str) -> Driver:
 class Session:
     """One connection, with the numbers of its calls. One thread uses it at a time.
 
-    :ivar client: the session's number; no other session has it.
-    :ivar notified: the channels that the call notifies, which is under way.
+    :ivar hour: when the session began, by the server's clock: hours since the epoch.
+    :ivar client: the session's number, which begins with the hour; no other session has it.
+    :ivar op: the number of its last call that has a note.
+    :ivar notified: the channels that the present call notifies with its commit.
     :ivar credits: by the number of a collection, how many credits the session has there at most.
     """
 
@@ -118,15 +120,16 @@ class Session:
         self.connection.flush()
 
     def call(self, number: int, puts: int) -> dict[str, Any]:
-        """Return the parameters of the note of a new call, which is a part of the call's transaction.
+        """Begin a new call, and return the parameters of its note, which is a part of its transaction.
 
         :param number: the collection.
+        :param puts: how many puts the transaction counts.
         """
         self.op += 1
         return {"client": self.client, "op": self.op, "number": number, "puts": puts}
 
     def note(self, sql: SharedStatements, number: int, puts: int) -> None:
-        """Note a new call."""
+        """Begin a new call, and note it. The parameters are those of :meth:`call`."""
         self.defer(sql.insert_done, **self.call(number, puts))
 
     def expects_credits(self, number: int, count: int) -> bool:
@@ -244,6 +247,7 @@ class Server:
         raise AssertionError
 
     def _until(self, deadline: float | None) -> float:
+        """Return the time up to which a call tries: the deadline, or earlier if the timeout is over."""
         until = time.monotonic() + self.timeout
         return until if deadline is None else min(until, deadline)
 
@@ -419,18 +423,23 @@ class Server:
         self.release(session)
 
     def _retried(self, attempt: Callable[[], T], deadline: float | None) -> T:
+        """Return what ``attempt`` returns; call it again if another transaction or a lost connection ends it.
+
+        :raise LockedError: other transactions came first up to the deadline.
+        :raise BackendUnavailableError: the connection was lost again and again up to the deadline.
+        """
         until = self._until(deadline)
         last = time.monotonic() + max(_SHORTEST_LOCK_TIMEOUT, self.timeout)
         for tries, pause in enumerate(_pauses(), 1):
             cause: Exception
             failure: StorageError
-            longest, least = _LONGEST_PAUSE, _LEAST_TRIES
+            longest, least_tries = _LONGEST_PAUSE, _LEAST_TRIES
             try:
                 return attempt()
             except TryAgainError as error:
                 cause, failure = error, LockedError(f"other transactions always came first: {error}")
                 if self.is_cluster:  # Its nodes lock no rows for each other, so these come first often.
-                    longest, least = _LONGEST_CONFLICT_PAUSE, sys.maxsize
+                    longest, least_tries = _LONGEST_CONFLICT_PAUSE, sys.maxsize
             except ConnectionLostError as error:
                 cause = error
                 failure = BackendUnavailableError(f"{self.address} cannot be reached: {error}")
@@ -438,12 +447,13 @@ class Server:
             following = time.monotonic() + wait
             # To find the outcome of a commit may take longer than all, and then the server can be reached.
             is_late = following >= last and not isinstance(cause, NotCommittedError)
-            if following >= until and (tries >= least or is_late):
+            if following >= until and (tries >= least_tries or is_late):
                 raise failure from cause
             time.sleep(wait)
         raise AssertionError
 
     def _roll_back(self, session: OwnSession, error: BaseException) -> None:
+        """Roll the transaction of a session back because of this error, and release or close the session."""
         session.notified.clear()
         # After an interrupt the answer of a statement may still come.
         if isinstance(error, Exception):

@@ -283,7 +283,6 @@ class SettlingHandle(Handle):
 
     def release(self, claims: Sequence[Claim]) -> int:
         self._check()
-
         ends = [(claim, _RELEASED) for claim in sorted(claims)]
         released = self._settle_many(ends, sync=False) if claims else []
         for id, fence in released:

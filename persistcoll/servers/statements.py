@@ -205,7 +205,8 @@ class RecordStatements(NamedTuple):
     select_fences: str
     """ids -> id, state, and fence of these rows: that of the claim that is active, or was settled last."""
     draw_id: tuple[str, ...]
-    """id -> a new id, higher than all others: the rows or the id of the first; the others tidy up."""
+    """The first one gives a new id, higher than all others, as the id of its result; id -> the others delete
+    what it has inserted for that."""
     renumber: str
     """id, new -> gives a row another id."""
     lock_due: str
