@@ -191,6 +191,7 @@ class PlainServerQueue(ServerQueue, PlainGets[T]):
     def _received(
         self, n: int, block: bool, timeout: float | None, linger: float, connection: Any
     ) -> Iterator[list[T]]:
+        """Give items that are got in a transaction; the end of the block commits one of its own."""
         if connection is None:
             connection = self._options.connection
         if connection is not None:
@@ -286,7 +287,7 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
             return super().receive(block, timeout)
         blocking, _ = self._at(connection, False)
         claim: Any = partial(blocking.claim, self._deliver, False, None)
-        return self._received(blocking.core, claim)
+        return self._receive_within(blocking.core, claim)
 
     def receive_many(
         self,
@@ -311,18 +312,19 @@ class ServerAckQueue(ServerQueue, AckQueue[T]):
         n, _ = checked_number_of("n", n), checked_seconds("linger", linger)
         blocking, _ = self._at(connection, False)
         claim: Any = partial(blocking.claim_many, n, self._deliver, False, None, 0.0)
-        return self._received(blocking.core, claim)
+        return self._receive_within(blocking.core, claim)
 
     @contextmanager
     def _receive(self, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]]) -> Iterator[R]:
-        block = self._received(self._core, claim) if self._joins else super()._receive(claim)
+        block = self._receive_within(self._core, claim) if self._joins else super()._receive(claim)
         with block as received:
             yield received
 
     @contextmanager
-    def _received(
+    def _receive_within(
         self, core: QueueCore, claim: Callable[[list[Claim]], tuple[Sequence[Any], R]]
     ) -> Iterator[R]:
+        """Give claimed items as a part of a caller's transaction; the end of the block acks them in it."""
         # The savepoint undoes the claim, too, so there is nothing to settle if the block raises.
         with cast(ServerRecordStore, core.store).undone_if_it_raises():
             claims: list[Claim] = []
