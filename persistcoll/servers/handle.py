@@ -18,7 +18,7 @@ from persistcoll.servers.heads import FullLooks, Heads, finds_ready
 from persistcoll.servers.holders import Holding
 from persistcoll.servers.joined import JoinedSessions
 from persistcoll.servers.schema import Collection
-from persistcoll.servers.sessions import SERVERS, Server, Session, Sessions
+from persistcoll.servers.sessions import SERVERS, OwnSession, Server, Session, Sessions
 from persistcoll.servers.statements import BEFORE_ALL, PAGE, record_statements
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class DueHandle(BaseHandle, ABC):
         if wakes is not None:
             for each in awaited:
                 channel = self._channels[each]
-                for text in wakes.notification(channel, self._is_joined):
+                for text in wakes.notification(channel, always=not isinstance(session, OwnSession)):
                     session.defer(text, channel=channel)
                     session.notified.add(channel)
 

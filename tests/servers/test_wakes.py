@@ -272,6 +272,24 @@ def test_a_callers_commit_wakes_however_soon_after_another_put(place, polls_neve
     caller.close()
 
 
+def test_what_comes_back_in_a_callers_transaction_wakes_however_soon_after_a_put(
+    place, polls_never, open_one, monkeypatch
+):
+    monkeypatch.setattr(wakes, "_NOTIFY_EVERY", NEVER)
+    caller = CallerConnection(place)
+    mine, other = open_one("AckQueue"), open_one("AckQueue", 9.0)
+    joined = open_one("AckQueue", 9.0, connection=caller.connection)
+    other.put("x")
+    assert joined.get() == "x"
+    caller.commit()
+    finish = asleep(mine, lambda: mine.get(timeout=SECONDS))
+    joined.close()
+    assert not finish.done()
+    caller.commit()
+    assert finish() == "x"
+    caller.close()
+
+
 def test_another_process_wakes(polls_never, open_one):
     mine = open_one("Queue")
     finish = asleep(mine, lambda: mine.get(timeout=SECONDS))
