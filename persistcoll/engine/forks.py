@@ -29,6 +29,7 @@ __all__ = [
     "fork_was_seen",
     "in_operation",
     "notice_unseen_fork",
+    "operations_here",
     "owned",
     "read_only_error",
     "register_forkable",
@@ -164,6 +165,11 @@ def in_operation() -> bool:
     that one may be waiting for this thread.
     """
     return any(container.used_here() for container in _living(_used))
+
+
+def operations_here() -> list[Used]:
+    """Return everything that :func:`register_used` knows and this thread is within an operation of."""
+    return [container for container in _living(_used) if container.used_here()]
 
 
 def acquire_tracked(lock: threading.Lock, timeout: float, held: list[threading.Lock]) -> bool:

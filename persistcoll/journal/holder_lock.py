@@ -104,13 +104,15 @@ class HolderLock:
 
     def _locked(self, pid: int | None) -> LockedError:
         if self._is_held_here():
+            pid = os.getpid()  # the holder may not have written it yet
             return LockedError(
                 f"this process ({pid}) {self._what} already, through another object; close that one, or use"
                 " it in all threads",
                 pid,
             )
+        holder = "another process" if pid is None else f"process {pid}"
         return LockedError(
-            f"process {pid} {self._what}, and one process at a time may, until it closes that or ends", pid
+            f"{holder} {self._what}, and one process at a time may, until it closes that or ends", pid
         )
 
     def _is_held_here(self) -> bool:

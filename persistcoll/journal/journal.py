@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from persistcoll.disk.calls import (
-    EXCLUSIVE,
     LINKS,
     SIZE,
+    TRY_EXCLUSIVE,
     UNLOCK,
     UNSEEN_CALLS,
     UNSEEN_SECONDS,
@@ -90,7 +90,7 @@ class Journal:
         self._sync = sync
         self._seal = seal
         self._mutex = mutex
-        self._within = owned(mutex)
+        self._within = lock.within = owned(mutex)
         self._status = location.disk.status
         self._size = location.disk.size
         self._flock = location.disk.flock
@@ -173,7 +173,10 @@ class Journal:
             # The hot path of "process": the bare system calls, without any call that can be avoided.
             try:
                 try:
-                    self._flock(self._lock.fd, EXCLUSIVE)
+                    try:
+                        self._flock(self._lock.fd, TRY_EXCLUSIVE)
+                    except BlockingIOError:
+                        self._lock.wait()
                     if self._size(tail.fd, 0, os.SEEK_END) != tail.end or tail.sealed:
                         tail.catch_up(repair=True)
                     now = _now()

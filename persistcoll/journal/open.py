@@ -91,6 +91,12 @@ class Opening:
     ) -> None:
         if error is not None:
             self._fail(error)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        # The lock is released. From now on the journal's mutex tells which thread holds it.
+        self.producer_lock.opener = None
 
     def _fail(self, error: BaseException) -> None:
         self.undo.close()
@@ -152,6 +158,9 @@ class ReadOnlyOpening(Opening):
         file = OpenFile(self.disk, os.path.join(path, name), os.O_RDONLY)
         self.lock_files = {name: self.undo.enter_context(file)}
         self.release = _nothing
+
+    def _finish(self) -> None:
+        """Do nothing, because there is no producer lock."""
 
     def begin(self) -> StoreInfo:
         """Return the content of ``info``."""

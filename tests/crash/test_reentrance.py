@@ -137,6 +137,73 @@ def test_destructor_within_an_operation_of_another_queue_on_the_directory(
         assert list(queue.items()) == ["forgotten", "other"]
 
 
+def put_by(queue):
+    queue.put("handler")
+
+
+def put_by_a_new_one(queue):
+    with Queue(queue.path) as third:
+        third.put("handler")
+
+
+OUTER = {
+    "put": lambda queue, path: queue.put("program"),
+    "open": lambda queue, path: Queue(path, chunksize=3).close(),
+    "close": lambda queue, path: queue.close(),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.parametrize("put", [put_by, put_by_a_new_one])
+@pytest.mark.parametrize("outer", OUTER)
+def test_a_handler_uses_another_object_on_the_directory(outer, put, durability, memory_path, steps):
+    """The lock between processes is one between the objects of a process, too."""
+    numbers = itertools.count()
+    outcome: list[bool] = []
+
+    def prepare():
+        path = memory_path / str(next(numbers))
+        return [Queue(path, chunksize=3, durability=durability) for _ in range(2)]
+
+    def handler(queues):
+        assert queues[1].qsize() == len(list(queues[1].items()))
+        try:
+            put(queues[1])
+            outcome.append(True)
+        except StorageError:
+            outcome.append(False)
+
+    for (queue, other), where in within_a_call(
+        prepare, lambda queues: OUTER[outer](queues[0], queues[0].path), handler, **steps
+    ):
+        stored = ["handler"] if outcome and outcome.pop() else []
+        expected = stored + (["program"] if outer == "put" else [])
+        assert sorted(other.items()) == expected, where
+        other.put("goes on")
+        queue.close()
+        other.close()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_destructor_while_its_thread_opens_the_directory(memory_path, no_collector, steps):
+    numbers = itertools.count()
+    last = []
+
+    def prepare():
+        last.append(memory_path / str(next(numbers)))
+        forgotten = Queue(last[-1], durability="process")
+        forgotten.put("forgotten")
+        return [forgotten]
+
+    def open_another(forgotten):
+        with Queue(last[-1], durability="process") as queue:
+            assert queue.get() == "forgotten"
+
+    assert sum(1 for _ in within_a_call(prepare, open_another, list.clear, **steps))
+
+
 def test_a_file_is_closed_once_however_it_is_closed_within_its_closing(memory_path):
     path = str(memory_path / "file")
     before = len(os.listdir("/proc/self/fd"))
