@@ -141,6 +141,10 @@ class ConsumerCore:
                     self._release(id)
                 self._claimed.pop(id, None)
             self._ended.popleft()
+        # An interrupt of a commit may have come after the position was stored. What is committed does not
+        # come again, and no later commit stops before it.
+        if self._released and self._released[0] <= (position := self.cursor.position):
+            self._released = [id for id in self._released if id > position]
 
     def _release(self, id: int) -> None:
         if id not in self._released:
