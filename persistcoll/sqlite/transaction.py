@@ -227,8 +227,8 @@ class Transaction(AbstractContextManager[driver.Connection]):
         while True:
             with database._lock.mutex:
                 try:
-                    database._check()
                     database._committing = False
+                    database._check()
                     database._begin(transaction=True)
                     database._connection.lend()
                     self._overdue = time.monotonic() + self._timeout
@@ -236,6 +236,12 @@ class Transaction(AbstractContextManager[driver.Connection]):
                     return
                 except TransactionOpen:
                     pass
+                except BaseException:
+                    # Before another thread has the lock, because it would find a transaction without an
+                    # owner, and begin its own within it.
+                    if database._opened is not None:
+                        self._roll_back(database)
+                    raise
             database._wait_out(deadline)
 
     def __exit__(

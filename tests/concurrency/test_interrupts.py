@@ -16,8 +16,10 @@ import pytest
 from persistcoll import PDict
 from persistcoll.engine.combining import Combiner, Request
 from persistcoll.errors import StorageError
+from persistcoll.sqlite.transaction import Transaction
 from persistcoll.testing.children import in_forked_child
 from tests.concurrency.test_finalizers import at_point
+from tests.interrupting import interruptions
 from tests.queues.waits import until, waiting
 
 pytestmark = [
@@ -202,3 +204,29 @@ def test_a_fork(tmp_path, monkeypatch, rng):
         in_forked_child(decode)
     assert number > 50
     assert set(reported) == {KeyboardInterrupt}
+
+
+def test_another_thread_writes_as_soon_as_a_transaction_has_failed_to_begin(memory_path, monkeypatch):
+    """The other thread finds no transaction that the interrupted one has begun, and is not refused."""
+    end = Transaction._end
+    counted = 0
+
+    def end_after_another_thread(self: Transaction) -> None:
+        nonlocal counted
+        try:
+            if ages._store._database._transaction.owner is None and self._held:  # type: ignore[attr-defined]
+                counted += 1
+                waiting(lambda: ages.incr("ann"))()
+                waiting(lambda: ages.__setitem__("bob", counted))()
+        finally:
+            end(self)
+
+    def transact(ages: PDict[str, int]) -> None:
+        with ages.transaction():
+            pass
+
+    monkeypatch.setattr(Transaction, "_end", end_after_another_thread)
+    with PDict[str, int](memory_path / "ages", durability="process") as ages:
+        for _, where in interruptions(lambda: ages, transact, files={"transaction.py", "database.py"}):
+            assert (ages.get("ann", 0), ages.get("bob", 0)) == (counted, counted), where
+    assert counted
