@@ -182,31 +182,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = {item for item in items if item.get_closest_marker("stress")}
     if not config.getoption("--all"):
         longest = {item for item in items if item.get_closest_marker("long")}
-        cases = _left_out_of_samples(items, config.stash[_SEED]) - longest
+        cases = _left_out(items, "sampled", config.stash[_SEED]) - longest
+        undrawn = _left_out(items, "drawn", config.stash[_SEED])
         if config.getoption("--rest"):
-            left_out |= {*items} - longest - cases
+            left_out |= {*items} - longest - cases | undrawn
         else:
-            left_out |= longest | cases
+            left_out |= longest | cases | undrawn
             config.stash[_LEFT_OUT].update(map(_name, longest))
             if cases:
                 config.stash[_LEFT_OUT].add(
-                    f"{len(cases)} cases of tests that have many, other ones in each run"
+                    f"{len(cases | undrawn)} cases of tests that have many, other ones in each run"
                 )
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 
 
-def _left_out_of_samples(items: list[pytest.Item], seed: int) -> set[pytest.Item]:
-    """Return the cases of sampled tests that this run leaves out: the same in each worker of a run."""
+def _left_out(items: list[pytest.Item], mark_name: str, seed: int) -> set[pytest.Item]:
+    """Return the cases of tests marked so that this run leaves out: the same in each worker of a run."""
     cases: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        mark = item.get_closest_marker("sampled")
+        mark = item.get_closest_marker(mark_name)
         if mark is not None:
             cases.setdefault((_name(item), *mark.args), []).append(item)
     left_out: set[pytest.Item] = set()
     for (name, share), each in cases.items():
-        first = random.Random(f"{seed} {name}").randrange(min(share, len(each)))
+        first = random.Random(f"{seed} {mark_name} {name}").randrange(min(share, len(each)))
         left_out.update(each)
         left_out.difference_update(each[first::share])
     return left_out

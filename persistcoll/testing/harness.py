@@ -107,7 +107,7 @@ class _Harness(Protocol):
 
 
 B = TypeVar("B", bound=_Harness)
-_TRIES = 4
+_TRIES = 5
 
 
 @dataclass(frozen=True)

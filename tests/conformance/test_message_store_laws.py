@@ -13,6 +13,7 @@ from persistcoll.servers import message_choice as servers_message_choice
 from persistcoll.servers import message_life as servers_message_life
 from persistcoll.sqlite import message_choice, message_life, message_removal, message_store
 from persistcoll.testing.laws.message_store import MESSAGE_STORE_LAWS
+from tests.conformance.marks import marks_of
 from tests.conformance.message_stores import (
     MESSAGE_STORES,
     MemoryMessageServerStores,
@@ -29,7 +30,7 @@ IN_ORDER = {"Q1", "Q2", "Q3", "Q10"}
 OWN_CLOCK = {"S10", "Q3", "Q6", "Q12"}
 
 CASES = [
-    pytest.param(law, name, id=f"{number}-{name}", marks=[pytest.mark.long] * (name in SLOW))
+    pytest.param(law, name, id=f"{number}-{name}", marks=marks_of(name, name in SLOW))
     for number, law in MESSAGE_STORE_LAWS.items()
     for name in MESSAGE_STORES
     if number in OWN_CLOCK or not name.endswith("own-clock")

@@ -13,6 +13,7 @@ import persistcoll.engine.contracts
 from persistcoll.engine.contracts import Pair
 from persistcoll.errors import ClosedError
 from persistcoll.testing.laws.pair_store import PAIR_STORE_LAWS
+from tests.conformance.marks import marks_of
 from tests.conformance.pair_stores import PAIR_STORES, MemoryPairStores
 from tests.conformance.wrong.moments import without_lock
 
@@ -21,7 +22,7 @@ from tests.conformance.wrong.moments import without_lock
 NOT_APPLICABLE = {"gathering": {"S2", "S10"}, "sqlite-memory": {"S2", "S8", "S9"}}
 NOT_APPLICABLE |= {f"{server}-own-clock": {*PAIR_STORE_LAWS} - {"M3"} for server in ("postgresql", "mysql")}
 CASES = [
-    pytest.param(law, name, id=f"{number}-{name}")
+    pytest.param(law, name, id=f"{number}-{name}", marks=marks_of(name))
     for number, law in PAIR_STORE_LAWS.items()
     for name in PAIR_STORES
     if number not in NOT_APPLICABLE.get(name, ())

@@ -9,6 +9,7 @@ import pytest
 import persistcoll.engine.contracts
 from persistcoll.engine.records import FIFO, PRIORITY, UNIQUE, ClaimPolicy
 from persistcoll.testing import LAWS, RECORD_STORE_LAWS, FifoStores
+from tests.conformance.marks import marks_of
 from tests.conformance.record_stores import RECORD_STORES, MemoryRecordStores
 from tests.conformance.wrong import WRONG
 
@@ -33,7 +34,7 @@ SLOW |= {
 
 def cases(laws):
     return [
-        pytest.param(law, table, id=f"{number}-{table}", marks=[pytest.mark.long] * ((number, table) in SLOW))
+        pytest.param(law, table, id=f"{number}-{table}", marks=marks_of(table, (number, table) in SLOW))
         for number, law in laws.items()
         for table in RECORD_STORES
         if number not in NOT_APPLICABLE.get(table, ())
