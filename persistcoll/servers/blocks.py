@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from persistcoll.engine.forks import REENTRANT
 from persistcoll.engine.tasks import current_task
 from persistcoll.errors import BackendUnavailableError, LockedError, StorageError
 from persistcoll.servers.driver import ConnectionLostError, TryAgainError
@@ -30,6 +31,8 @@ class _Block:
 
     Each piece of work is whole or undone, by a savepoint.
 
+    :ivar is_busy: an operation is under way, or the end of the transaction. A signal handler or a destructor
+        that comes in then must send nothing on the session, because it would read the answers of that.
     :ivar is_over: the transaction has ended. Any thread may end it, because the destructor of a block that
         nobody left may run anywhere.
     :ivar failure: why the transaction has ended before the block.
@@ -38,6 +41,7 @@ class _Block:
     def __init__(self, transaction: OpenTransaction, session: Session) -> None:
         self._transaction = transaction
         self._session = session
+        self.is_busy = False
         self.is_over = False
         self.failure: StorageError | None = None
         # Weak, because the frames of a forgotten task hold its transaction.
@@ -52,6 +56,15 @@ class _Block:
         """See :class:`~persistcoll.servers.sessions.Sessions`."""
         if self.failure is not None:
             raise self.failure
+        if self.is_busy:
+            raise StorageError(REENTRANT)
+        self.is_busy = True
+        try:
+            return self._repeat(work)
+        finally:
+            self.is_busy = False
+
+    def _repeat(self, work: Callable[[Session], T]) -> T:
         self._transaction.is_idle = False
         try:
             value = undone_alone(self._session, work)
@@ -107,6 +120,14 @@ class Blocks:
             raise LockedError("another task of this thread has a transaction open; nothing was done")
         return block
 
+    def readable(self) -> _Block | None:
+        """Return what :meth:`current` returns, but ``None`` within an operation of that transaction.
+
+        A signal handler or a destructor reads elsewhere then, and sees what is committed.
+        """
+        block = self.current()
+        return None if block is None or block.is_busy else block
+
     @contextmanager
     def begin(self, lock: str) -> Iterator[None]:
         """Return a context manager for a transaction of this task.
@@ -128,8 +149,11 @@ class Blocks:
             failure = blocks[0].failure
             if failure is not None:
                 raise failure
+            blocks[0].is_busy = True
             begun[0].end()
         except BaseException as error:
+            for block in blocks:
+                block.is_busy = True
             for transaction in begun:
                 transaction.roll_back(error)
             raise

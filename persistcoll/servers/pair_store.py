@@ -59,7 +59,8 @@ class ServerPairStore(BaseHandle, PairStore):
 
     def _query(self, text: str, **parameters: Any) -> list[Any]:
         self._check()
-        return self._where().repeat(lambda session: session.run(text, **parameters).rows)
+        where = self._sessions if self._is_joined else self._blocks.readable() or self._sessions
+        return where.repeat(lambda session: session.run(text, **parameters).rows)
 
     def _write(self, work: Callable[[Session], T], alone: bool = False) -> T:
         """Run ``work`` in a transaction that happens once, in which others write as well unless ``alone``."""

@@ -7,7 +7,7 @@ import pickle
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -31,6 +31,7 @@ from persistcoll.servers.open import open_pair_store
 from persistcoll.servers.pair_store import ServerPairStore
 from persistcoll.servers.sessions import Server
 from persistcoll.testing.children import begin_in_threads, in_forked_child, run_threads
+from tests.interrupting import handled
 from tests.pdict.subprocess_dict import RemoteDict
 from tests.pdict.test_processes import all_at_once, count, move
 from tests.servers.losing import losing_connections
@@ -218,6 +219,47 @@ def test_an_interrupt_within_a_transaction_ends_it(open_dict):
     with pytest.raises(StorageError, match="interrupted"):
         change()
     assert dict(d.items()) == {"a": 1}
+
+
+@pytest.mark.timeout(120)
+def test_a_handler_within_a_transaction_leaves_its_answers_alone(open_dict):
+    """What comes in where the session waits for an answer reads elsewhere, and writes nothing."""
+    d = open_dict(timeout=2.0)
+    seen: set[object] = set()
+
+    def handler(number: int) -> None:
+        try:
+            d.incr("handled")
+        except LockedError:
+            raise AssertionError("the handler waited for its own thread") from None
+        except StorageError:
+            whole = {"number": number, "twice": 2 * number}
+            assert dict(d) in ({"number": number - 1}, whole, {**whole, "handled": 1}), "what is committed"
+            seen.add("refused")
+        else:
+            seen.add("done")
+
+    def change(number: int) -> None:
+        with transaction:
+            d["number"] = number
+            d["twice"] = 2 * d["number"]
+
+    numbers = itertools.count()
+    transaction: Any = None
+
+    def prepare() -> int:
+        nonlocal transaction
+        d.clear()
+        number = next(numbers)
+        d["number"] = number - 1
+        transaction = ExitStack()
+        transaction.enter_context(d.transaction())
+        return number
+
+    for number, where in handled(prepare, change, handler, step=17):
+        assert (d["number"], d["twice"]) == (number, 2 * number), where
+        assert d.get("handled", 0) in (0, 1), where
+    assert seen == {"refused", "done"}
 
 
 def test_a_failed_statement_leaves_the_rest_of_a_transaction(open_dict):
