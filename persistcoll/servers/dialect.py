@@ -69,7 +69,10 @@ class Dialect(Protocol):
         """
 
     def hexadecimal(self, data: bytes) -> str:
-        """Return a literal of these bytes."""
+        """Return a literal of these bytes, whatever the settings of a session are."""
+
+    def literal(self, text: str) -> str:
+        """Return a literal of this text, whatever the settings of a session are."""
 
     def lock_table(self, table: str) -> str | None:
         """Return the statement that waits until no other transaction uses a table, and locks it.

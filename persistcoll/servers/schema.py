@@ -172,9 +172,18 @@ def creating(session: Session, server: Server) -> Iterator[None]:
         raise LockedError(f"other programs make collections in {server.address} for too long")
     try:
         yield
-    finally:
-        if sql.unlock_creation is not None:
-            session.run(sql.unlock_creation, name=lock)
+    except BaseException as error:
+        # After an interrupt the answer of a statement may still come. Whoever ends the transaction closes
+        # the session then, which frees the lock, too.
+        if isinstance(error, Exception):
+            _unlock(session, server, lock)
+        raise
+    _unlock(session, server, lock)
+
+
+def _unlock(session: Session, server: Server, lock: str) -> None:
+    if server.sql.unlock_creation is not None:
+        session.run(server.sql.unlock_creation, name=lock)
 
 
 def _create(server: Server, wanted: Wanted) -> Collection:
@@ -280,7 +289,7 @@ def creation_script(server: Server, wanted: Wanted) -> str:
         "number": str(number),
         "version": str(VERSION),
         "store": server.driver.dialect.hexadecimal(secrets.token_bytes(16)),
-        **{name: _literal(getattr(wanted, name)) for name in ("name", "kind", "serializer")},
+        **{name: server.driver.dialect.literal(getattr(wanted, name)) for name in ("name", "kind", "serializer")},
     }
     texts = (*sql.create, *_of_collection(server, wanted, number)[1:], sql.insert_collection)
     statements = [text % values for text in texts]
@@ -290,7 +299,3 @@ def creation_script(server: Server, wanted: Wanted) -> str:
 def text_of(value: str | bytes) -> str:
     """Return the text of a column, which MySQL gives as bytes."""
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -267,6 +270,32 @@ def test_a_transaction_that_uses_it_is_waited_for(place, open_queue, monkeypatch
     assert names(place) == ([] if place.kind == MYSQL else ["jobs"])
     removed(place)
     assert (names(place), "pc_1" in tables(place)) == ([], False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no timers on Windows")
+def test_an_interrupt_while_it_waits_comes_at_once(place, caller):
+    """The session that waits for an answer is asked nothing more, not even to unlock."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with PDict(place.address.shown, "jobs", schema=place.schema) as d:
+        d["a"] = 1
+    with PDict(place.address.shown, "jobs", connection=caller.connection, schema=place.schema) as d:
+        d["a"] = 2
+    before = signal.signal(signal.SIGALRM, interrupt)
+    began = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            removed(place)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 5.0
+    caller.rollback()
+    assert names(place) == ["jobs"]
+    removed(place)
 
 
 def test_a_table_that_somebody_dropped_is_no_obstacle(place, open_queue):

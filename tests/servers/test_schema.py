@@ -22,6 +22,8 @@ from persistcoll.servers.record_store import ServerRecordStore
 from persistcoll.servers.statements import shared_statements
 from persistcoll.testing.children import run_threads
 
+_STRANGE = "it's %s, \\' ä \\"
+
 
 def opened(place, name="jobs", discipline=FIFO, **options):
     options = {"serializer": "raw", "durability": "process", "schema": place.schema, **options}
@@ -54,14 +56,14 @@ def test_many_may_make_the_same_collections_at_once(place):
 @pytest.mark.parametrize("discipline", [FIFO, LIFO, PRIORITY, UNIQUE], ids=lambda each: each.name)
 def test_without_create_the_error_has_statements_that_make_it(place, discipline):
     with pytest.raises(StoreMissingError, match="create=False") as raised:
-        opened(place, "it's %s", discipline, create=False)
+        opened(place, _STRANGE, discipline, create=False)
     script = str(raised.value).partition("\n")[2]
     for text in re.split(r";\n", script):
         if text.strip():
             if place.kind == MYSQL:
                 place.run(f"USE {place.name}")
             place.run(text)
-    store = opened(place, "it's %s", discipline, create=False)
+    store = opened(place, _STRANGE, discipline, create=False)
     assert store.put([Entry(b"x", key=b"k")]) == [1]
     store.close()
 

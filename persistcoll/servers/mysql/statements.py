@@ -79,6 +79,12 @@ class MySQLDialect(Dialect):
     def hexadecimal(self, data: bytes) -> str:
         return f"x'{data.hex()}'"
 
+    def literal(self, text: str) -> str:
+        # The sql_mode says what a backslash means, and the character set what any other byte does.
+        if not text.isascii() or "\\" in text:
+            return self.hexadecimal(text.encode())
+        return "'" + text.replace("'", "''") + "'"
+
     def lock_table(self, table: str) -> str | None:
         return None
 

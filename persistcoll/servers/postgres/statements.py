@@ -87,7 +87,12 @@ class PostgresDialect(Dialect):
         return f"= ANY (%({values})s::{kind}[])"
 
     def hexadecimal(self, data: bytes) -> str:
-        return f"'\\x{data.hex()}'"
+        return f"decode('{data.hex()}', 'hex')"
+
+    def literal(self, text: str) -> str:
+        quoted = "'" + text.replace("'", "''") + "'"
+        # Otherwise standard_conforming_strings says what a backslash means.
+        return " E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
 
     def lock_table(self, table: str) -> str | None:
         return f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
