@@ -505,3 +505,36 @@ def test_a_queue_that_is_never_closed_warns(place):
     queue = place.class_of()("unclosed", **place.where)
     with pytest.warns(ResourceWarning, match="unclosed <"):
         del queue
+
+
+_ENDS_OPEN = """
+import persistcoll, sys
+class_name, name, schema = sys.argv[1:]
+if class_name == "MessageQueue":
+    jobs = persistcoll.MessageQueue(sys.stdin.read(), name, schema=schema or None)
+else:
+    jobs = getattr(persistcoll, class_name)(name, sys.stdin.read(), schema=schema or None)
+jobs.put("job")
+def work():
+    return jobs.get()
+item = work()
+"""
+
+
+@pytest.mark.parametrize("which", ["AckQueue", "MessageQueue"])
+def test_a_program_that_ends_with_an_open_queue_returns_what_it_has_got(place, which, monkeypatch):
+    """The interpreter destroys the queue at its end, when nothing can be imported any more."""
+    name = f"ends with {which}"
+    class_name = which if which == "MessageQueue" else place.class_of(which).__name__
+    if place.address.password is not None:
+        monkeypatch.setenv("PERSISTCOLL_PASSWORD", place.address.password)
+    command = [sys.executable, "-c", _ENDS_OPEN, class_name, name, place.schema or ""]
+    url = place.address.shown
+    done = subprocess.run(command, input=url, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
+    if which == "MessageQueue":
+        with persistcoll.MessageQueue(url, name, schema=place.schema) as jobs:
+            assert jobs.get(block=False).body == "job"
+    else:
+        with place.class_of(which)(name, url, schema=place.schema) as jobs:
+            assert jobs.get(block=False) == "job"

@@ -200,6 +200,9 @@ class _Connection(DirectConnection):
     def __init__(self, connection: Any) -> None:
         self._connection = connection
         self._error: type[Exception] = _pymysql().MySQLError
+        # Kept, because an object that is closed at the end of the interpreter can import nothing. The class
+        # is named, because a caller's connection may have another one.
+        self._cursor_class = _pymysql().cursors.Cursor
 
     def run(self, text: str, parameters: Mapping[str, Any] | None = None) -> Result:
         return self._execute([Step(text, parameters)])[0]
@@ -208,8 +211,7 @@ class _Connection(DirectConnection):
         return [Deferred(self._execute([Step(text, row, rows=1)])[0]) for row in rows]
 
     def _cursor(self) -> Any:
-        # The class is named, because a caller's connection may have another one.
-        return self._connection.cursor(_pymysql().cursors.Cursor)
+        return self._connection.cursor(self._cursor_class)
 
     def _with_ids(self, result: Result, count: int) -> Result:
         """Add the ids of the rows to the result of an insert of so many."""
