@@ -173,8 +173,8 @@ def creating(session: Session, server: Server) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # After an interrupt the answer of a statement may still come. Whoever ends the transaction closes
-        # the session then, which frees the lock, too.
+        # After an interrupt the answer of a statement may still come. The session is closed then at the end
+        # of the transaction, which frees the lock, too.
         if isinstance(error, Exception):
             _unlock(session, server, lock)
         raise
@@ -285,11 +285,12 @@ def creation_script(server: Server, wanted: Wanted) -> str:
             return 1
 
     number = server.repeat(next_number)
+    dialect = server.driver.dialect
     values = {
         "number": str(number),
         "version": str(VERSION),
-        "store": server.driver.dialect.hexadecimal(secrets.token_bytes(16)),
-        **{name: server.driver.dialect.literal(getattr(wanted, name)) for name in ("name", "kind", "serializer")},
+        "store": dialect.hexadecimal(secrets.token_bytes(16)),
+        **{name: dialect.literal(getattr(wanted, name)) for name in ("name", "kind", "serializer")},
     }
     texts = (*sql.create, *_of_collection(server, wanted, number)[1:], sql.insert_collection)
     statements = [text % values for text in texts]

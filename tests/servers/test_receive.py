@@ -495,6 +495,65 @@ def test_without_a_transaction_it_is_refused(open_queue, place, caller):
     assert queue.get(block=False) == "a"
 
 
+def test_a_connection_that_is_not_connected_is_said_to_be(open_queue, place):
+    queue = open_queue()
+    caller = CallerConnection(place).connection
+    if place.kind == MYSQL:
+        later = type(caller)(user="nobody", defer_connect=True)
+        with pytest.raises(BackendUnavailableError, match="not connected"):
+            queue.put("a", connection=later)
+    caller.close()
+    with pytest.raises(BackendUnavailableError, match="closed"):
+        queue.put("a", connection=caller)
+
+
+def test_a_read_only_transaction_is_said_to_be(open_queue, place, caller):
+    queue = open_queue()
+    with caller.cursor() as cursor:
+        cursor.execute("START TRANSACTION READ ONLY" if place.kind == MYSQL else "SET TRANSACTION READ ONLY")
+    with pytest.raises(BackendUnavailableError, match="the transaction is read-only"):
+        queue.put("a", connection=caller)
+    caller.rollback()
+
+
+def test_a_pipeline_of_the_caller_gives_each_call_its_answer(open_queue, place, caller):
+    if place.kind == MYSQL:
+        pytest.skip("PyMySQL has none")
+    queue, acks = open_queue(), open_queue("AckQueue", "pipelined acks")
+    with caller.pipeline(), caller.transaction():
+        one = caller.execute("SELECT 1")
+        ids = queue.put_many(["a", "b"], connection=caller)
+        assert len(ids) == 2
+        assert queue.get(connection=caller) == "a"
+        acks.put("c", connection=caller)
+        item = acks.get(connection=caller)
+        assert acks.ack(item, connection=caller) is not None
+        with pytest.raises(Empty):
+            acks.get(connection=caller)
+        assert one.fetchone() == (1,)
+    caller.commit()
+    assert (queue.get_many(9), acks.stats().done) == (["b"], 1)
+
+
+def test_an_old_meaning_of_backslashes_changes_no_bytes(open_queue, place, caller):
+    """On PostgreSQL standard_conforming_strings may be off, and on MySQL the sql_mode says it."""
+    with caller.cursor() as cursor:
+        if place.kind == MYSQL:
+            cursor.execute("SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'")
+        else:
+            cursor.execute("SET standard_conforming_strings = off")
+    items = [b"\\x00'\\", "\\'", bytes(range(256))]
+    queue, unique = open_queue(), open_queue("UniqueQueue", "backslashes")
+    queue.put_many(items, connection=caller)
+    for item in items:
+        queue.put(item, connection=caller)
+        assert unique.put(item, connection=caller) is not None
+        assert unique.put(item, connection=caller) is None
+    caller.commit()
+    assert queue.get_many(9) == items * 2
+    assert unique.get_many(9) == items
+
+
 def test_a_failed_transaction_is_refused(open_queue, place, caller):
     if place.kind == MYSQL:
         pytest.skip("here an error fails a statement alone")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from persistcoll.errors import EncodeError, LockedError, StorageError
+from persistcoll.errors import BackendUnavailableError, EncodeError, LockedError, StorageError
 from persistcoll.servers.address import MYSQL, Address
 from persistcoll.servers.driver import (
     ABANDONED,
@@ -97,6 +97,8 @@ class MySQLDriver:
 
     def caller_connection(self, connection: Any) -> Connection:
         connection = _of_pymysql(connection)
+        if not connection.open:
+            raise BackendUnavailableError("the connection is closed, or was not connected yet")
         if connection.get_autocommit() and not _is_in_transaction(connection):
             raise ValueError("no transaction is open on this connection")
         return _Connection(connection)

@@ -72,7 +72,9 @@ def translate(number: int | None, message: str, doing: str) -> Exception:
     if number == 1153:
         return EncodeError(f"{what}: raise the server's 'max_allowed_packet'")
     if number in _STANDBY:
-        return BackendUnavailableError(f"{what} (the server only reads; name one that may be written to)")
+        return BackendUnavailableError(
+            f"{what} (the transaction is read-only, or the server is: name one that may be written to)"
+        )
     if number in _DAMAGED:
         return CorruptionError(what)
     return StorageError(what)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -194,11 +195,18 @@ class _Connection(DirectConnection):
         try:
             # Not by `cursor()`, whose class is the caller's choice. Those of Django have no binary results.
             with _psycopg().Cursor(self._connection, row_factory=_tuple_row) as cursor:
-                cursor.execute(text, parameters, binary=True)
+                with self._answered():
+                    cursor.execute(_with_binary_lists(text, parameters or {}), parameters, binary=True)
                 rows = cursor.fetchall() if cursor.description else []
                 return Result(rows, cursor.rowcount, rows[0][0] if len(rows) == 1 else 0)
         except self._error as error:
             raise self._translated(error) from error
+
+    def _answered(self) -> AbstractContextManager[Any]:
+        """Return a context manager at whose end the answer to its statement is there."""
+        # In a caller's pipeline it comes with a sync, which the end of an inner one sends.
+        in_pipeline = self._connection.pgconn.pipeline_status
+        return self._connection.pipeline() if in_pipeline else nullcontext()
 
     def defer_rows(self, text: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[Deferred]:
         names = compiled(text).parameters
@@ -444,6 +452,18 @@ def _is_good(results: Sequence[Any]) -> bool:
 def _result(found: Any) -> Result:
     rows = rows_of(found)
     return Result(rows, found.command_tuples or 0, rows[0][0] if len(rows) == 1 else 0)
+
+
+def _with_binary_lists(text: str, parameters: Mapping[str, Any]) -> str:
+    """Return a text in which lists of bytes are binary.
+
+    In the text of a list psycopg doubles backslashes where standard_conforming_strings is off, and the server
+    takes them as they are: it would store other bytes.
+    """
+    for name, value in parameters.items():
+        if isinstance(value, list) and any(isinstance(each, bytes) for each in value):
+            text = text.replace(f"%({name})s", f"%({name})b")
+    return text
 
 
 def _tuple_row(cursor: Any) -> Any:

@@ -45,7 +45,9 @@ def translate(code: str | None, message: str, is_lost: bool, doing: str) -> Exce
     if code == "54000":
         return EncodeError(what)
     if code == "25006":
-        return BackendUnavailableError(f"{what} (the server is a standby; name one that may be written to)")
+        return BackendUnavailableError(
+            f"{what} (the transaction is read-only, or the server a standby: name one that may be written to)"
+        )
     if code in _DAMAGED:
         return CorruptionError(what)
     return StorageError(what)
