@@ -112,6 +112,17 @@ def test_every_name_is_its_own(place, name):
         each.close()
 
 
+def test_the_encoding_of_the_environment_changes_no_name(place, monkeypatch):
+    """PostgreSQL's client takes it from PGCLIENTENCODING, or otherwise from the database."""
+    store = opened(place, "ä")
+    store.append(b"x")
+    store.close()
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    again = opened(place, "ä", create=False)
+    assert again.count() == 1
+    again.close()
+
+
 @pytest.mark.parametrize("name", ["a" * 256, "ä" * 128, "\0", "\udc80"])
 def test_a_name_that_no_server_stores_is_refused(place, name):
     with pytest.raises(ValueError, match="'name'"):

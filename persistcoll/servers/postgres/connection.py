@@ -88,6 +88,8 @@ class PostgresDriver:
             "keepalives_count": 3,
             "tcp_user_timeout": 40_000,
             **dict(address.options),
+            # That of the texts that are sent, whatever the database and PGCLIENTENCODING say.
+            "client_encoding": "UTF8",
             "host": ",".join(host for host, _ in hosts),
             "port": ",".join(str(port) for _, port in hosts),
         }
