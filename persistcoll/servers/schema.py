@@ -190,14 +190,12 @@ def _create(server: Server, wanted: Wanted) -> Collection:
     def make(session: Session) -> Collection:
         sql = server.sql
         with creating(session, server):
-            for text in sql.create:
-                session.run(text)
+            _make_tables(session, sql.create)
             found = _find(session, server, wanted)
             if found is not None:
                 return found
             number = _new_number(session, server)
-            for text in _of_collection(server, wanted, number):
-                session.run(text)
+            _make_tables(session, _of_collection(server, wanted, number))
             store = secrets.token_bytes(16)
             try:
                 # The last statement: where a server commits after each, what is registered is whole.
@@ -216,6 +214,18 @@ def _create(server: Server, wanted: Wanted) -> Collection:
             return Collection(number, store)
 
     return server.transact(make, once=False)
+
+
+def _make_tables(session: Session, texts: Sequence[str]) -> None:
+    """Run these statements.
+
+    :raise TryAgainError: another client runs the statements of :func:`creation_script`, and was faster.
+    """
+    try:
+        for text in texts:
+            session.run(text)
+    except DuplicateError as error:  # in the catalog of PostgreSQL
+        raise TryAgainError("others have made tables meanwhile") from error
 
 
 def _new_number(session: Session, server: Server) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -129,6 +130,32 @@ def test_a_name_that_no_server_stores_is_refused(place, name):
         opened(place, name)
     with pytest.raises(TypeError, match="'name'"):
         opened(place, 7)
+
+
+def test_the_statements_of_a_script_may_run_meanwhile(place, caller):
+    """They run without a lock, and the catalog of PostgreSQL refuses the second of two equal tables."""
+    if place.kind == MYSQL:
+        pytest.skip("MySQL commits after each of them")
+    opened(place, "other").close()
+    with pytest.raises(StoreMissingError) as raised:
+        opened(place, "jobs", create=False)
+    texts = re.split(r";\n", str(raised.value).partition("\n")[2])
+    made: list[ServerRecordStore] = []
+
+    def commit_later():
+        time.sleep(0.5)
+        caller.commit()
+
+    with caller.connection.cursor() as cursor:
+        for text in texts:
+            if text.strip():
+                cursor.execute(text)
+    run_threads(lambda: made.append(opened(place, "third")), commit_later)
+    jobs = opened(place, "jobs", create=False)
+    assert len({jobs.store_id, made[0].store_id}) == 2
+    for store in (jobs, *made):
+        assert store.append(b"x") == 1
+        store.close()
 
 
 def test_what_is_left_of_a_creation_that_was_cut_short_does_no_harm(place):
