@@ -14,7 +14,7 @@ from persistcoll.servers.address import MYSQL
 from tests.servers.own_server import OwnServer
 from tests.servers.places import KINDS
 
-ONLY_READS = r"(the server is a standby|the server only reads); name"
+ONLY_READS = r"the transaction is read-only, or the server (is|a standby): name one that may be written to"
 
 
 @pytest.fixture(params=KINDS)
