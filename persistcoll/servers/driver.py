@@ -237,9 +237,16 @@ class Driver(Protocol):
         :raise ValueError: the connection does not tell all of it.
         """
 
+    def driver_connection(self, connection: Any) -> Any:
+        """Return the driver's connection that the caller gave, or that is in what it gave.
+
+        :raise TypeError: it is no connection of this driver.
+        :raise ValueError: there is none in it any more, or not yet.
+        """
+
     def caller_connection(self, connection: Any) -> Connection:
         """Return the caller's connection in the form that the algorithm uses.
 
-        :raise TypeError: it is no connection of this driver.
+        :param connection: what :meth:`driver_connection` returned.
         :raise ValueError: no transaction is open on it, or the open one has failed.
         """

@@ -25,6 +25,7 @@ from persistcoll import (
     StoreMissingError,
     ddl,
 )
+from persistcoll.engine.forks import REENTRANT
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.driver import TryAgainError
 from persistcoll.servers.open import open_pair_store
@@ -347,6 +348,43 @@ def test_each_call_joins_the_transaction_of_a_connection(open_dict, place, calle
     assert len(d) == 0
     with pytest.raises(TypeError, match="part of the transaction"):
         pickle.dumps(joined)
+
+
+@pytest.mark.timeout(120)
+def test_a_handler_leaves_the_answers_on_a_callers_connection_alone(open_dict, open_queue, caller):
+    """Within an operation on the connection, an object that joins it is refused, whichever it is."""
+    d = open_dict(connection=caller.connection)
+    other, queue = open_dict(name="other", connection=caller.connection), open_queue()
+    numbers = itertools.count()
+    seen: set[tuple[str, str]] = set()
+
+    def handler(number: int) -> None:
+        calls: dict[str, Callable[[], object]] = {
+            "the same": lambda: d.get("number"),
+            "another": lambda: other.incr("handled"),
+            "a call": lambda: queue.put(number, connection=caller.connection),
+        }
+        for name, call in calls.items():
+            try:
+                call()
+            except StorageError as error:
+                seen.add((name, str(error)))
+            else:
+                seen.add((name, "done"))
+
+    def change(number: int) -> None:
+        with d.transaction():
+            d["number"] = number
+            d["twice"] = 2 * d["number"]
+        with suppress(ZeroDivisionError), d.transaction():
+            d["number"] = 0
+            raise ZeroDivisionError
+        caller.commit()
+
+    for number, where in handled(lambda: next(numbers), change, handler, step=17):
+        assert dict(d) == {"number": number, "twice": 2 * number}, where
+        caller.rollback()
+    assert seen == {(name, how) for name in ("the same", "another", "a call") for how in (REENTRANT, "done")}
 
 
 def test_a_transaction_waits_for_a_connection_that_has_written(open_dict, caller):

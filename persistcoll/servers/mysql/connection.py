@@ -95,8 +95,10 @@ class MySQLDriver:
         )
         return Address(MYSQL, ((connection.host, connection.port),), user, password, database, socket)
 
+    def driver_connection(self, connection: Any) -> Any:
+        return _of_pymysql(connection)
+
     def caller_connection(self, connection: Any) -> Connection:
-        connection = _of_pymysql(connection)
         if not connection.open:
             raise BackendUnavailableError("the connection is closed, or was not connected yet")
         if connection.get_autocommit() and not _is_in_transaction(connection):

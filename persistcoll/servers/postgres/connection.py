@@ -127,9 +127,11 @@ class PostgresDriver:
             POSTGRESQL, hosts, info.user, info.password or None, info.dbname, tuple(sorted(options.items()))
         )
 
+    def driver_connection(self, connection: Any) -> Any:
+        return _of_psycopg(connection)
+
     def caller_connection(self, connection: Any) -> Connection:
         psycopg = _psycopg()
-        connection = _of_psycopg(connection)
         status = psycopg.pq.TransactionStatus
         found = connection.info.transaction_status
         if found == status.INERROR:
