@@ -295,7 +295,7 @@ def test_a_connection_that_is_lost_is_an_error_of_this_library(open_queue, engin
     try:
         queue.ack(item, connection=caller)
         caller.driver_connection.close()
-        with pytest.raises(StorageError, match="the transaction's connection is lost"):
+        with pytest.raises(StorageError, match=r"connection is (lost|closed)"):
             queue.ack(item, connection=caller)
     finally:
         caller.invalidate()
@@ -357,6 +357,6 @@ def test_a_closed_connection_of_the_driver_is_refused(open_queue, place, which):
             lambda: mails.get(connection=caller),
             lambda: d.update(ann=1),
         ):
-            with pytest.raises(StorageError, match="the transaction's connection is lost"):
+            with pytest.raises(StorageError, match=r"connection is (lost|closed)"):
                 call()
     assert list(queue.items()) == ["a"]
