@@ -274,11 +274,12 @@ def test_each_statement_has_the_settings_of_a_session_of_its_own(server, behind)
     """Whether it is a transaction, or one of several in one."""
     names = (
         "lock_timeout", "idle_in_transaction_session_timeout", "random_page_cost", "synchronous_commit",
-        "transaction_isolation", "transaction_read_only",
+        "transaction_isolation", "transaction_read_only", "array_nulls",
     )  # fmt: skip
     text = "SELECT " + ", ".join(f"current_setting('{name}')" for name in names)
     server.run("ALTER ROLE postgres SET default_transaction_isolation = 'serializable'")
     server.run("ALTER ROLE postgres SET default_transaction_read_only = on")
+    server.run("ALTER ROLE postgres SET array_nulls = off")
     found = []
     for address in (server.address, behind.address):
         with closing(driver_of(POSTGRESQL).connect(address, 3.0, False)) as connection:
@@ -286,7 +287,7 @@ def test_each_statement_has_the_settings_of_a_session_of_its_own(server, behind)
             connection.begin(True, None)
             found.append(connection.run(text).rows)
             connection.rollback()
-    assert found == [[("3s", "30s", "1.1", "off", "read committed", "off")]] * 4
+    assert found == [[("3s", "30s", "1.1", "off", "read committed", "off", "on")]] * 4
 
 
 def test_a_call_takes_as_many_trips_as_without_a_pooler(open_one, monkeypatch):

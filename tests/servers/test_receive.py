@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 import persistcoll
-from persistcoll import BackendUnavailableError, Empty, LockedError, ShutDown, SQLiteQueue, StorageError
+from persistcoll import (
+    BackendUnavailableError,
+    Empty,
+    LockedError,
+    OutgoingMessage,
+    ShutDown,
+    SQLiteQueue,
+    StorageError,
+)
 from persistcoll.engine import event_count
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.mysql.statements import MySQLDialect
@@ -552,6 +560,34 @@ def test_an_old_meaning_of_backslashes_changes_no_bytes(open_queue, place, calle
     caller.commit()
     assert queue.get_many(9) == items * 2
     assert unique.get_many(9) == items
+
+
+def test_nulls_are_sent_whatever_the_session_takes_for_one(open_queue, place, caller, monkeypatch):
+    """On PostgreSQL array_nulls may be off."""
+    if place.kind == MYSQL:
+        pytest.skip("MySQL has no arrays")
+    monkeypatch.setenv("PGOPTIONS", "-c array_nulls=off")
+    with caller.cursor() as cursor:
+        cursor.execute("SET array_nulls = off")
+    queue = open_queue(timeout=21.0)  # on connections of its own
+    url, options = place.where["url"], {"schema": place.schema, "timeout": 21.0}
+    jobs = persistcoll.MessageQueue(url, "jobs", password=place.address.password, **options)
+    dicts = [
+        persistcoll.PDict(url, "pairs", password=place.address.password, connection=connection, **options)
+        for connection in (None, caller)
+    ]
+    some = [OutgoingMessage("d", topic="t", key="k", delay=0), OutgoingMessage("e")]
+    with jobs, dicts[0], dicts[1]:
+        for connection, pairs in zip((None, caller), dicts, strict=True):
+            queue.put_many("ab", connection=connection)
+            queue.put("c", connection=connection)
+            jobs.put_many(some, connection=connection)
+            jobs.put("f", connection=connection)
+            pairs.set_many({"a": 1, "b": pairs.get("b", 0) + 1})
+        caller.commit()
+        assert queue.get_many(9) == list("abc") * 2
+        assert sorted(message.body for message in jobs.get_many(9)) == list("deeff")
+        assert dict(dicts[0]) == {"a": 1, "b": 2}
 
 
 def test_a_failed_transaction_is_refused(open_queue, place, caller):

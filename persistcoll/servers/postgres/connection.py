@@ -147,6 +147,8 @@ def _settings(timeout: float, power: bool) -> dict[str, str]:
         "lock_timeout": f"{max(1, round(timeout * 1000))}",
         "idle_in_transaction_session_timeout": f"{_IDLE_IN_TRANSACTION}",
         "random_page_cost": f"{RANDOM_PAGE_COST}",
+        # Otherwise a NULL in the text of an array is a word.
+        "array_nulls": "on",
     }
     return settings if power else {**settings, "synchronous_commit": "off"}
 
@@ -200,7 +202,7 @@ class _Connection(DirectConnection):
             # Not by `cursor()`, whose class is the caller's choice. Those of Django have no binary results.
             with _psycopg().Cursor(self._connection, row_factory=_tuple_row) as cursor:
                 with self._answered():
-                    cursor.execute(_with_binary_lists(text, parameters or {}), parameters, binary=True)
+                    cursor.execute(*_with_safe_lists(text, parameters), binary=True)
                 rows = cursor.fetchall() if cursor.description else []
                 return Result(rows, cursor.rowcount, rows[0][0] if len(rows) == 1 else 0)
         except self._error as error:
@@ -458,16 +460,23 @@ def _result(found: Any) -> Result:
     return Result(rows, found.command_tuples or 0, rows[0][0] if len(rows) == 1 else 0)
 
 
-def _with_binary_lists(text: str, parameters: Mapping[str, Any]) -> str:
-    """Return a text in which lists of bytes are binary.
+def _with_safe_lists(text: str, parameters: Mapping[str, Any] | None) -> tuple[str, Mapping[str, Any] | None]:
+    """Return a statement whose lists mean the same in every session: those with bytes or nulls are binary.
 
     In the text of a list psycopg doubles backslashes where standard_conforming_strings is off, and the server
-    takes them as they are: it would store other bytes.
+    takes them as they are: it would store other bytes. Where array_nulls is off, a NULL in it is a word.
     """
-    for name, value in parameters.items():
-        if isinstance(value, list) and any(isinstance(each, bytes) for each in value):
+    counts: dict[str, int] = {}
+    for name, value in (parameters or {}).items():
+        if not isinstance(value, list) or not value:
+            continue
+        if all(each is None for each in value):
+            # psycopg sends that as a text in any case, because the type is unknown to it.
+            counts[name] = len(value)
+            text = text.replace(f"%({name})s", f"array_fill(NULL::text, ARRAY[%({name})s::int])")
+        elif any(each is None or isinstance(each, bytes) for each in value):
             text = text.replace(f"%({name})s", f"%({name})b")
-    return text
+    return text, {**parameters, **counts} if parameters and counts else parameters
 
 
 def _tuple_row(cursor: Any) -> Any:
