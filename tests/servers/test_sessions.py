@@ -213,6 +213,18 @@ def test_what_another_transaction_has_locked_is_waited_for_and_refused(place, op
     caller.close()
 
 
+@pytest.mark.parametrize("place", [POSTGRESQL], indirect=True)
+def test_a_timeout_of_statements_is_not_told_as_a_lock(place, opened, monkeypatch):
+    monkeypatch.setenv("PGOPTIONS", "-c statement_timeout=300")
+    store = opened(timeout=21.0)  # on connections of its own
+    with CallerConnection(place) as caller:
+        with caller.connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {place.name}.pc_1")
+        with pytest.raises(LockedError, match="cancelled, by a statement_timeout") as raised:
+            store.put([Entry(b"x")])
+    assert "for a lock" not in str(raised.value)
+
+
 def test_an_idle_connection_that_the_server_has_ended_is_replaced(place, opened):
     store = opened()
     store.append(b"one")

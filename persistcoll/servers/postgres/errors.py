@@ -36,7 +36,13 @@ def translate(code: str | None, message: str, is_lost: bool, doing: str) -> Exce
         return ConnectionLostError(what)
     if code == "42P01":
         return MissingTableError(what)
-    if code in ("55P03", "57014"):
+    if code == "57014":
+        # The text is in the language of the server, so it cannot say which of the two it was.
+        return LockedError(
+            f"{doing} was cancelled, by a statement_timeout that is set on the server, for the database, the"
+            f" role or the session, or by a request such as pg_cancel_backend(): {message.strip()}"
+        )
+    if code == "55P03":
         return LockedError(f"{doing} waited too long for a lock of another transaction: {message.strip()}")
     if code == "23505":
         return DuplicateError("an item that equals the new one is queued already")
