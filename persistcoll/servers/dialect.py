@@ -164,6 +164,9 @@ class Dialect(Protocol):
         :param column: one that is never null, and is in no index.
         """
 
+    def exists(self, table: str) -> str:
+        """Return a statement that tells whether there is a table of this name."""
+
     def size(self, table: str) -> str:
         """Return the bytes that a table occupies."""
 

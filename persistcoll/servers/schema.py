@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from persistcoll.engine.records import Registered
@@ -195,7 +195,7 @@ def _create(server: Server, wanted: Wanted) -> Collection:
             if found is not None:
                 return found
             number = _new_number(session, server)
-            _make_tables(session, _of_collection(server, wanted, number))
+            _make_tables(session, wanted.tables(server.driver.dialect, server.schema, number))
             store = secrets.token_bytes(16)
             try:
                 # The last statement: where a server commits after each, what is registered is whole.
@@ -209,8 +209,10 @@ def _create(server: Server, wanted: Wanted) -> Collection:
                     store=store,
                 )
             except DuplicateError as error:
-                session.run(f"DROP TABLE {table_of(server, number)}")
-                raise TryAgainError(f"another node has made {wanted.name!r} meanwhile") from error
+                # PostgreSQL has rolled the table back, and runs nothing more in this transaction.
+                with suppress(StorageError):
+                    session.run(f"DROP TABLE {table_of(server, number)}")
+                raise TryAgainError(f"others have made {wanted.name!r} meanwhile") from error
             return Collection(number, store)
 
     return server.transact(make, once=False)
@@ -230,14 +232,27 @@ def _make_tables(session: Session, texts: Sequence[str]) -> None:
 
 def _new_number(session: Session, server: Server) -> int:
     """Return a number that no collection has, and that no other node of a cluster gives to one."""
-    ((number,),) = session.run(server.sql.next_number).rows
+    number = _free_number(session, server)
     if session.connection.is_cluster:
         # The lock of creation is that of one node. A number that is noted as used is nobody else's.
         try:
             session.run(server.sql.insert_dropped, number=number, name="", kind="")
         except DuplicateError as error:
             raise TryAgainError(f"another node has taken the number {number} meanwhile") from error
-    return int(number)
+    return number
+
+
+def _free_number(session: Session, server: Server) -> int:
+    """Return a number that no collection has, nor a table that is not registered.
+
+    Such a table may be one of :func:`creation_script`, which registers it later. That is why nobody drops it,
+    though it may also be left of a creation that was cut short.
+    """
+    ((number,),) = session.run(server.sql.next_number).rows
+    number = int(number)
+    while session.run(server.driver.dialect.exists(table_of(server, number))).rows[0][0]:
+        number += 1
+    return number
 
 
 def _skips_locked(server: Server, number: int) -> bool:
@@ -276,21 +291,13 @@ def table_of(server: Server, number: int) -> str:
     return server.driver.dialect.table(server.schema, f"pc_{number}")
 
 
-def _of_collection(server: Server, wanted: Wanted, number: int) -> Sequence[str]:
-    # What is left of a creation that was cut short is not registered, so nothing was ever put into it.
-    return (
-        f"DROP TABLE IF EXISTS {table_of(server, number)}",
-        *wanted.tables(server.driver.dialect, server.schema, number),
-    )
-
-
 def creation_script(server: Server, wanted: Wanted) -> str:
     """Return the statements that make the collection, as a script for the server's own client."""
     sql = server.sql
 
     def next_number(session: Session) -> int:
         try:
-            return int(session.run(sql.next_number).rows[0][0])
+            return _free_number(session, server)
         except MissingTableError:
             return 1
 
@@ -302,7 +309,7 @@ def creation_script(server: Server, wanted: Wanted) -> str:
         "store": dialect.hexadecimal(secrets.token_bytes(16)),
         **{name: dialect.literal(getattr(wanted, name)) for name in ("name", "kind", "serializer")},
     }
-    texts = (*sql.create, *_of_collection(server, wanted, number)[1:], sql.insert_collection)
+    texts = (*sql.create, *wanted.tables(dialect, server.schema, number), sql.insert_collection)
     statements = [text % values for text in texts]
     return "".join(f"{text};\n" for text in statements)
 

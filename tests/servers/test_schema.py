@@ -16,10 +16,11 @@ from persistcoll.errors import (
     StoreKindError,
     StoreMissingError,
 )
-from persistcoll.servers import sessions
+from persistcoll.servers import schema, sessions
 from persistcoll.servers.address import MYSQL
 from persistcoll.servers.open import open_record_store
 from persistcoll.servers.record_store import ServerRecordStore
+from persistcoll.servers.sessions import driver_of
 from persistcoll.servers.statements import shared_statements
 from persistcoll.testing.children import run_threads
 
@@ -36,6 +37,14 @@ def opened(place, name="jobs", discipline=FIFO, **options):
         retry=ClaimPolicy(),
         **options,
     )
+
+
+def script_of(place, name):
+    """Return the statements that make a collection which is missing."""
+    with pytest.raises(StoreMissingError) as raised:
+        opened(place, name, create=False)
+    texts = re.split(r";\n", str(raised.value).partition("\n")[2])
+    return [text for text in texts if text.strip()]
 
 
 def test_many_may_make_the_same_collections_at_once(place):
@@ -134,12 +143,8 @@ def test_a_name_that_no_server_stores_is_refused(place, name):
 
 def test_the_statements_of_a_script_may_run_meanwhile(place, caller):
     """They run without a lock, and the catalog of PostgreSQL refuses the second of two equal tables."""
-    if place.kind == MYSQL:
-        pytest.skip("MySQL commits after each of them")
     opened(place, "other").close()
-    with pytest.raises(StoreMissingError) as raised:
-        opened(place, "jobs", create=False)
-    texts = re.split(r";\n", str(raised.value).partition("\n")[2])
+    texts = script_of(place, "jobs")
     made: list[ServerRecordStore] = []
 
     def commit_later():
@@ -148,14 +153,71 @@ def test_the_statements_of_a_script_may_run_meanwhile(place, caller):
 
     with caller.connection.cursor() as cursor:
         for text in texts:
-            if text.strip():
-                cursor.execute(text)
+            cursor.execute(text)
     run_threads(lambda: made.append(opened(place, "third")), commit_later)
     jobs = opened(place, "jobs", create=False)
     assert len({jobs.store_id, made[0].store_id}) == 2
     for store in (jobs, *made):
         assert store.append(b"x") == 1
         store.close()
+
+
+def test_a_table_that_a_script_registers_later_is_not_dropped(place, caller):
+    """MySQL commits after each statement, and so does the client of PostgreSQL."""
+    *tables, insert = script_of(place, "jobs")
+    with caller.connection.cursor() as cursor:
+        for text in tables:
+            cursor.execute(text)
+        caller.commit()
+        third = opened(place, "third")
+        later = script_of(place, "fourth")
+        cursor.execute(insert)
+        for text in later:
+            cursor.execute(text)
+    caller.commit()
+    stores = [third, *(opened(place, name, create=False) for name in ("jobs", "fourth"))]
+    for store in stores:
+        assert store.append(b"x") == 1
+        assert store.count() == 1
+        store.close()
+
+
+def test_a_table_that_another_session_makes_meanwhile_is_left_alone(place, monkeypatch):
+    opened(place, "first").close()
+    kind = type(driver_of(place.kind).dialect)
+    exists, asked = kind.exists, []
+
+    def exists_after(self, table):
+        asked.append(table)
+        return "SELECT 1 = 0" if len(asked) == 1 else exists(self, table)
+
+    monkeypatch.setattr(kind, "exists", exists_after)
+    place.run(f"CREATE TABLE {place.name}.pc_2 (x int)")
+    store = opened(place, "second")
+    assert store.append(b"x") == 1
+    store.close()
+    assert place.run(f"SELECT x FROM {place.name}.pc_2") == []
+
+
+def test_a_script_may_register_the_same_name_meanwhile(place, monkeypatch):
+    opened(place, "first").close()
+    free_number = schema._free_number
+
+    def register(session, server):
+        number = free_number(session, server)
+        one, seven = f"{place.name}.pc_1", f"{place.name}.pc_7"
+        place.run(f"CREATE TABLE {seven} " + (f"LIKE {one}" if place.kind == MYSQL else f"(LIKE {one})"))
+        same = "kind, serializer, version, store, created"
+        place.run(
+            f"INSERT INTO {place.name}.pc_collections (number, name, {same})"
+            f" SELECT 7, 'second', {same} FROM {place.name}.pc_collections"
+        )
+        return number
+
+    monkeypatch.setattr(schema, "_free_number", register)
+    opened(place, "second").close()
+    with pytest.raises(StoreMissingError):
+        place.run(f"SELECT 1 FROM {place.name}.pc_2")
 
 
 def test_what_is_left_of_a_creation_that_was_cut_short_does_no_harm(place):

@@ -56,8 +56,8 @@ def translate(number: int | None, message: str, doing: str) -> Exception:
     :param number: the server's or the client's error number; ``None``: there is none.
     """
     what = f"{doing} failed: {message.strip()}"
-    # 1020: MariaDB's snapshot isolation.
-    if number in (1213, 1020):
+    # 1020: MariaDB's snapshot isolation. 1050: another session has made the table meanwhile.
+    if number in (1213, 1020, 1050):
         return TryAgainError(what)
     if number in _LOST:
         return ConnectionLostError(what)

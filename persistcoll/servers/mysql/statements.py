@@ -227,13 +227,17 @@ class MySQLDialect(Dialect):
         # MariaDB follows the hint only if a column is needed that is not in the index.
         return f"DELETE {table} FROM {table} {self.hint('PRIMARY')} WHERE {where} AND {column} IS NOT NULL"
 
+    def exists(self, table: str) -> str:
+        return f"SELECT count(*) {self._in_catalog(table)}"
+
     def size(self, table: str) -> str:
+        return f"(SELECT data_length + index_length {self._in_catalog(table)})"
+
+    def _in_catalog(self, table: str) -> str:
+        """Return the end of a select of what the server knows of a table."""
         schema, _, name = table.rpartition(".")
         of = "DATABASE()" if not schema else "'" + schema[1:-1].replace("``", "`").replace("'", "''") + "'"
-        return (
-            "(SELECT data_length + index_length FROM information_schema.tables"
-            f" WHERE table_schema = {of} AND table_name = '{name}')"
-        )
+        return f"FROM information_schema.tables WHERE table_schema = {of} AND table_name = '{name}'"
 
     def token(self, table: str) -> str:
         # Nothing that is cheap tells of a commit. So every poll of a wait for room, or for the end of all

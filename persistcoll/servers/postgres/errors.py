@@ -36,6 +36,8 @@ def translate(code: str | None, message: str, is_lost: bool, doing: str) -> Exce
         return ConnectionLostError(what)
     if code == "42P01":
         return MissingTableError(what)
+    if code == "42P07":
+        return TryAgainError(what)  # another session has made the table meanwhile
     if code == "57014":
         # The text is in the language of the server, so it cannot say which of the two it was.
         return LockedError(

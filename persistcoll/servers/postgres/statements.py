@@ -247,6 +247,10 @@ class PostgresDialect(Dialect):
     def delete_several(self, table: str, where: str, column: str) -> str:
         return f"DELETE FROM {table} WHERE {where}"
 
+    def exists(self, table: str) -> str:
+        name = table.replace("'", "''")
+        return f"SELECT to_regclass('{name}') IS NOT NULL"
+
     def size(self, table: str) -> str:
         name = table.replace("'", "''")
         return f"pg_total_relation_size('{name}')"
