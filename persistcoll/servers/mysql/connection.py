@@ -100,7 +100,9 @@ class MySQLDriver:
 
     def caller_connection(self, connection: Any) -> Connection:
         if not connection.open:
-            raise BackendUnavailableError("the connection is closed, or was not connected yet")
+            raise BackendUnavailableError(
+                "the transaction's connection is lost: it is closed, or was not connected yet"
+            )
         if connection.get_autocommit() and not _is_in_transaction(connection):
             raise ValueError("no transaction is open on this connection")
         return _Connection(connection)
