@@ -42,7 +42,7 @@ _REGISTERED, _RENEWED = 60.0, 30.0  # seconds that a registration lasts, and aft
 _UNUSED = 60.0  # seconds without a wait after which nobody listens
 _LISTEN_AGAIN = 10.0  # seconds after a failure
 _CONNECT_AGAIN = 600.0  # seconds after a connection that cannot listen
-_PATIENCE = 1.0  # seconds that closing waits for a thread that is about to listen
+_PATIENCE = 1.0  # seconds that closing waits for a thread that is about to listen, or to connect
 _PROCESS_BITS = 62
 
 
@@ -91,6 +91,7 @@ class Wakes:
         if self._connection is not None:
             self._connection.abandon()
         self._connection = None
+        self._thread: threading.Thread | None = None
         self._process, self._own = 0, ""
         self._registered: dict[str, float] = {}
         self._is_heard = False
@@ -177,7 +178,11 @@ class Wakes:
         if is_fresh or now < self._listen_at or not self._mutex.acquire(blocking=False):
             return
         try:
-            if not self._is_closed:
+            if self._is_closed:
+                return
+            if self._connection is None:
+                self._begin_to_connect(now)
+            else:
                 self._listen(channel, now)
         except (ConnectionLostError, TryAgainError, StorageError):  # The poll goes on, and more often.
             self._listen_at = now + _LISTEN_AGAIN
@@ -188,22 +193,48 @@ class Wakes:
         finally:
             self._mutex.release()
 
-    def _listen(self, channel: str, now: float) -> None:
+    def _begin_to_connect(self, now: float) -> None:
+        """Let a thread connect, because a server may answer on its connections and take no new ones.
+
+        The caller holds the mutex. Its wait polls meanwhile, and ends at its deadline.
+        """
+        self._thread = threading.Thread(target=self._connect, name="persistcoll-wakes", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # The system or the end of the interpreter allows no more threads.
+            self._listen_at = now + _LISTEN_AGAIN
+        else:
+            self._listen_at = math.inf  # until the thread, which waits for the mutex, has set it
+
+    def _connect(self) -> None:
         server = self._server
-        if self._connection is None:
+        connection: OwnConnection | None = None
+        pause = _LISTEN_AGAIN
+        try:
             connection = server.driver.connect(server.address, server.timeout, False)
-            if not connection.keeps_session:  # Otherwise a session of all clients would listen.
+            # Otherwise a session of all clients would listen.
+            pause = 0.0 if connection.keeps_session else _CONNECT_AGAIN
+        except (ConnectionLostError, TryAgainError, StorageError):
+            pass  # The waiters poll, and one of them begins again later.
+        finally:
+            with self._mutex:
+                self._read_at = time.monotonic()
+                self._listen_at = self._read_at + pause
+                if not (pause or self._is_closed or self._connection):
+                    self._connection, connection = connection, None
+                    self._process = secrets.randbits(_PROCESS_BITS)
+                    self._own = f"pc_{self._process:x}"
+            if connection is not None:
                 connection.close()
-                self._listen_at = now + _CONNECT_AGAIN
-                return
-            self._connection = connection
-            self._read_at = now
-            self._process = secrets.randbits(_PROCESS_BITS)
-            self._own = f"pc_{self._process:x}"
-            self._connection.run(self._sql.listen + self._own)
+
+    def _listen(self, channel: str, now: float) -> None:
+        connection = self._connection
+        assert connection is not None
+        if not self._registered:
+            connection.run(self._sql.listen + self._own)
         if channel not in self._registered:
             # First, because a process that finds the registration notifies at once.
-            self._connection.run(self._sql.listen + channel)
+            connection.run(self._sql.listen + channel)
         self._is_heard = False
 
         def register(session: Session) -> None:
@@ -212,7 +243,7 @@ class Wakes:
             session.defer(sql.register, channel=channel, process=self._process, seconds=_REGISTERED)
             session.defer(sql.notify, channel=self._own)
 
-        server.transact(register, sync=False, once=False, deadline=now)
+        self._server.transact(register, sync=False, once=False, deadline=now)
         self._registered[channel] = now
 
     def _stop(self) -> None:
@@ -225,7 +256,10 @@ class Wakes:
             connection.close()
 
     def close(self) -> None:
-        """Listen no more, for good."""
+        """Listen no more, for good.
+
+        A thread that connects still closes what it gets.
+        """
         is_held = self._mutex.acquire(timeout=_PATIENCE)
         try:
             self._is_closed = True
@@ -233,6 +267,9 @@ class Wakes:
         finally:
             if is_held:
                 self._mutex.release()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_PATIENCE)
 
 
 class _Watch:
@@ -269,11 +306,13 @@ class _Watch:
 
     def _ask(self, now: float) -> None:
         """Poll the server."""
-        wakes, interval = self._wakes, self._interval
-        if interval > _LISTEN_FROM:
+        wakes = self._wakes
+        if self._interval > _LISTEN_FROM:
             wakes.listen(self._channel)
+        # A waiter whose connection was lost is notified of nothing until a thread has connected again.
+        interval = min(self._interval, wakes.longest_poll(self._channel))
         self._next = now + interval
-        self._interval = min(2 * interval, wakes.longest_poll(self._channel))
+        self._interval = 2 * interval
         try:
             self._polled = self._poll()
         except BackendUnavailableError:

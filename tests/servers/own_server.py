@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,6 +221,16 @@ class OwnServer:
         pause = threading.Event()
         while any(_is_alive(pid) for pid in pids):
             pause.wait(0.002)
+
+    @contextmanager
+    def taking_no_connections(self) -> Iterator[None]:
+        """Let PostgreSQL take no new connections meanwhile, and answer on those that are open."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop it in order, without waiting for its clients."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from persistcoll import Empty, MessageQueue
+from persistcoll import Empty, MessageQueue, PostgresQueue
 from persistcoll.engine.contracts import Awaited
 from persistcoll.errors import BackendUnavailableError, ClosedError
 from persistcoll.servers import wakes
@@ -25,6 +25,7 @@ from persistcoll.servers.address import MYSQL, POSTGRESQL
 from persistcoll.servers.wakes import Wakes
 from persistcoll.testing.children import in_forked_child
 from tests.queues.waits import until, waiting
+from tests.servers.own_server import OwnServer
 from tests.servers.places import CallerConnection, Place
 from tests.servers.test_plans import full_scans
 
@@ -88,8 +89,16 @@ def of(queue: Any) -> Wakes:
     return found
 
 
+def connect(queue: Any) -> None:
+    """Connect as a wait does that polls again and again, so that one that polls once listens at once."""
+    if of(queue)._connection is None:
+        of(queue).listen("pc_none")
+        until(lambda: of(queue)._connection)
+
+
 def asleep(queue: Any, call: Callable[[], Any]) -> Any:
     """Begin a call that waits, and return when it sleeps and is notified: a function for the result."""
+    connect(queue)
     finish = waiting(call)
     until(lambda: is_asleep(queue) and of(queue)._is_heard)
     assert not finish.done()
@@ -471,8 +480,7 @@ def test_two_schemas_do_not_hear_each_other(polls_never, open_one, place):
     mine, elsewhere = open_one("Queue"), Place(POSTGRESQL)
     finish = asleep(mine, lambda: mine.get(timeout=SECONDS))
     with elsewhere.class_of()("q", **elsewhere.where) as other:
-        theirs = waiting(lambda: other.get(timeout=SECONDS))
-        until(lambda: is_asleep(other) and of(other)._is_heard)
+        theirs = asleep(other, lambda: other.get(timeout=SECONDS))
         mine.put("x")
         assert finish() == "x"
         assert not sum(of(other)._heard.values())
@@ -491,6 +499,7 @@ def test_a_registration_is_renewed_and_old_ones_are_removed(place, polls_never, 
     place.run(old, channel="pc_other", process=1)
     caller = CallerConnection(place)
     caller.connection.execute(f"SELECT FROM {table} WHERE process = 2 FOR UPDATE")
+    connect(mine)
     of(mine).listen(channel)
     rows = place.run(f"SELECT channel, process FROM {table} ORDER BY channel, process")
     caller.close()
@@ -529,10 +538,56 @@ def test_a_lost_connection_makes_a_waiter_look_and_it_listens_again(
         end_listener(place, mine)
         assert finish() == "x"
     finish = asleep(mine, lambda: mine.get(timeout=SECONDS))
+    monkeypatch.setattr(wakes, "_LONGEST_POLL_ALONE", 0.01)
     end_listener(place, mine)
     until(lambda: of(mine)._losses == 2 and of(mine)._is_heard)
     other.put("y")
     assert finish() == "y"
+
+
+def test_a_wait_polls_and_ends_while_the_server_takes_no_new_connections():
+    server = OwnServer(POSTGRESQL)
+    mine, other = (PostgresQueue("q", server.address.shown, timeout=seconds) for seconds in (10.0, 9.0))
+    for queue in (mine, other):
+        queue.put("w")
+        assert queue.get() == "w"
+    with server.taking_no_connections():
+        start = time.monotonic()
+        with pytest.raises(Empty):
+            mine.get(timeout=0.5)
+        finish = waiting(lambda: mine.get(timeout=SECONDS))
+        until(lambda: is_asleep(mine))
+        other.put("x")
+        assert finish() == "x"
+        assert time.monotonic() - start < 4, "it waited for a connection"
+    finish = waiting(lambda: mine.get(timeout=SECONDS))
+    until(lambda: of(mine)._is_heard)
+    other.put("y")
+    assert finish() == "y"
+    for queue in (mine, other):
+        queue.close()
+    server.close()
+
+
+def test_a_connection_that_comes_after_the_end_is_closed(place, open_one, monkeypatch):
+    mine = open_one("Queue")
+    driver, let = mine._store._server.driver, threading.Event()
+    connect, made = driver.connect, []
+
+    def connect_late(*arguments):
+        let.wait(SECONDS)
+        made.append(connect(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(driver, "connect", connect_late)
+    monkeypatch.setattr(wakes, "_PATIENCE", 0.01)
+    of(mine).listen("pc_x")
+    thread: Any = of(mine)._thread
+    mine.close()
+    let.set()
+    thread.join(SECONDS)
+    assert [connection._connection.closed for connection in made] == [True]
+    assert of(mine)._connection is None
 
 
 @pytest.mark.parametrize("listen", ["LISTEN no ", "SELECT 1 -- "], ids=["refused", "not passed on"])
