@@ -116,12 +116,16 @@ class PipeliningConnection(ABC):
                 step.deferred.result = result
         return results
 
+    def _end(self, text: str) -> None:
+        """Run what is deferred and the statement that ends the transaction."""
+        self.run(text)
+
     def commit(self) -> None:
         if self._has_begun or any(step.deferred is not None for step in self._waiting):
-            self.run("COMMIT")
+            self._end("COMMIT")
         self._waiting.clear()
 
     def rollback(self) -> None:
         self._waiting.clear()
         if self._has_begun:
-            self.run("ROLLBACK")
+            self._end("ROLLBACK")

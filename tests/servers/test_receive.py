@@ -176,6 +176,21 @@ def test_an_equal_item_waits_for_the_end_of_the_block_and_no_longer_than_allowed
     assert other.put("a") is not None
 
 
+def test_an_equal_item_waits_no_longer_than_the_calls_own_timeout(open_queue):
+    queue, other = open_queue("UniqueQueue"), open_queue("UniqueQueue", timeout=9.0)
+    queue.put("a")
+    with queue.receive():
+        start = time.monotonic()
+        with pytest.raises(LockedError):
+            waiting(lambda: other.put("a", timeout=1))()
+        assert time.monotonic() - start < 4
+        # The next call on the same session has no timeout of its own.
+        finish = waiting(lambda: other.put("a"))
+        threading.Event().wait(2.5)
+        assert not finish.done()
+    assert finish() is not None
+
+
 def test_a_block_may_last(open_queue, place, monkeypatch):
     """The server ends other transactions of ours that do nothing for a while."""
     monkeypatch.setattr(postgres, "_IDLE_IN_TRANSACTION", 100)

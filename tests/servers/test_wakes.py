@@ -365,8 +365,9 @@ def test_where_nobody_is_notified_a_poll_is_a_statement(open_one, trips):
     trips.clear()
     with suppress(Empty):
         mine.get(timeout=1)
-    looks = texts_of(trips).count(mine._store._sql.look)
-    assert len(texts_of(trips)) <= looks + 6, trips
+    asked = [text for text in texts_of(trips) if not text.startswith("SET ")]
+    looks = asked.count(mine._store._sql.look)
+    assert len(asked) <= looks + 6, trips
     assert looks <= 1 / mine._store.max_poll_interval + 20
 
 

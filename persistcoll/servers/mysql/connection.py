@@ -44,6 +44,7 @@ _IS_READY = "DO 0"
 # others have committed. Otherwise the session after a lost one, on another node, would miss its own claims.
 _SYNC_WAIT = 1 | 2
 _IDLES = {"idle_transaction_timeout": 0, "wait_timeout": 31_536_000}
+_SET_LOCK_TIMEOUT = "SET SESSION innodb_lock_wait_timeout = {}"
 
 
 class MySQLDriver:
@@ -128,9 +129,10 @@ def _opened(settings: Mapping[str, Any], address: Address, timeout: float) -> _O
             made.run("SET SESSION in_predicate_conversion_threshold = 0")
         made.is_cluster = made.run("SHOW VARIABLES LIKE 'wsrep_on'").rows == [("wsrep_on", "ON")]
         made.run("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        made.lock_timeout = _whole_seconds(timeout)
         made.run(
-            f"SET SESSION innodb_lock_wait_timeout = {max(1, round(timeout))},"
-            f" SESSION lock_wait_timeout = {max(1, round(timeout))},"
+            f"SET SESSION innodb_lock_wait_timeout = {made.lock_timeout},"
+            f" SESSION lock_wait_timeout = {made.lock_timeout},"
             f" SESSION {made.idle_timeout} = {_IDLE_IN_TRANSACTION}"
         )
         # Until here the timeouts were those of connecting, because a server may be silent then, too.
@@ -145,6 +147,11 @@ def _opened(settings: Mapping[str, Any], address: Address, timeout: float) -> _O
         with suppress(pymysql.MySQLError):
             connection.close()
         raise
+
+
+def _whole_seconds(timeout: float) -> int:
+    """Return a timeout as the server takes it."""
+    return max(1, round(timeout))
 
 
 def _is_in_transaction(connection: Any) -> bool:
@@ -268,10 +275,13 @@ class _OwnConnection(PipeliningConnection, _Connection):
     """A session of this library's own.
 
     :ivar idle_timeout: the server's variable.
+    :ivar lock_timeout: the seconds that statements wait for a lock where a transaction has no others.
     """
 
     idle_timeout = ""
+    lock_timeout = 1
     _idles = False
+    _has_lock_timeout = False  # the transaction, of its own
 
     def __init__(self, connection: Any) -> None:
         _Connection.__init__(self, connection)
@@ -301,13 +311,25 @@ class _OwnConnection(PipeliningConnection, _Connection):
         ]
 
     def _beginning(self, sync: bool, lock_timeout: float | None, idles: bool) -> Sequence[str]:
-        # No session of MySQL chooses how durable its commits are, and each has one timeout for locks, in
-        # whole seconds.
-        if idles == self._idles:
-            return ["BEGIN"]
-        self._idles = idles
-        seconds = _IDLES[self.idle_timeout] if idles else _IDLE_IN_TRANSACTION
-        return [f"SET SESSION {self.idle_timeout} = {seconds}", "BEGIN"]
+        # No session of MySQL chooses how durable its commits are.
+        texts = ["BEGIN"]
+        if idles != self._idles:
+            self._idles = idles
+            seconds = _IDLES[self.idle_timeout] if idles else _IDLE_IN_TRANSACTION
+            texts.insert(0, f"SET SESSION {self.idle_timeout} = {seconds}")
+        self._has_lock_timeout = lock_timeout is not None
+        if lock_timeout is not None:
+            texts.insert(0, _SET_LOCK_TIMEOUT.format(_whole_seconds(lock_timeout)))
+        return texts
+
+    def _end(self, text: str) -> None:
+        if not self._has_lock_timeout:
+            super()._end(text)
+            return
+        # The server has no timeout of one transaction. The next statements of the session may wait longer.
+        self._waiting.append(Step(text))
+        self.run(_SET_LOCK_TIMEOUT.format(self.lock_timeout))
+        self._has_lock_timeout = False
 
     def is_closed(self) -> bool:
         return not self._connection.open or super().is_closed()
