@@ -12,7 +12,6 @@ from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute
 from persistcoll.sqlite.handle import Handle, S
 from persistcoll.sqlite.holding import Holding
-from persistcoll.sqlite.maintenance import shrink
 
 __all__ = ["ClaimingHandle"]
 
@@ -68,7 +67,7 @@ class ClaimingHandle(Handle[S], Generic[S, C]):
     def shrink(self) -> None:
         """Return unused space to the file system."""
         self._check()
-        shrink(self._database, self._timeout)
+        self._database.shrink(self._timeout)
 
     def _forget_claims(self) -> None:
         """Forget what this process remembers of the claims, because they end or are the parent's."""

@@ -43,6 +43,7 @@ from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.database_file import LOG, MEMORY, DatabaseConnection, DatabaseFile
 from persistcoll.sqlite.driver import Connection, Execute, leak
 from persistcoll.sqlite.dropped import dropped_error
+from persistcoll.sqlite.maintenance import maintain
 from persistcoll.sqlite.owned_lock import OwnedLock, release_all
 from persistcoll.sqlite.readers import DatabasePoison, ReaderPool
 from persistcoll.sqlite.transaction import REENTRANT, OpenTransaction, Transaction
@@ -589,6 +590,25 @@ class Database:
             return self._watcher.change_token()
         except driver.ERRORS as error:
             raise self._failure(error, "reading") from error
+
+    # Maintenance.
+
+    def shrink(self, timeout: float) -> None:
+        """Return unused space to the file system; other writers wait meanwhile.
+
+        Cost: SQLite copies the whole database (``VACUUM``), and copies the log into it.
+
+        :param timeout: seconds to wait for another caller's transaction.
+        :raise LockedError: it did not end in time.
+        """
+        maintain(self, driver.SHRINK, "shrinking", "shrunk", timeout)
+
+    def checkpoint(self, timeout: float) -> None:
+        """Copy the log into the database, and empty it. The rest is as of :meth:`shrink`.
+
+        Cost: it grows with the log, and it is two syncs.
+        """
+        maintain(self, driver.CHECKPOINT, "checkpointing", "checkpointed", timeout)
 
     # Lifecycle.
 

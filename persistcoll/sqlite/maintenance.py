@@ -16,29 +16,17 @@ from persistcoll.sqlite.writer_lock import TransactionOpen
 if TYPE_CHECKING:
     from persistcoll.sqlite.database import Database
 
-__all__ = ["checkpoint", "shrink"]
+__all__ = ["maintain"]
 
 
-def shrink(database: Database, timeout: float) -> None:
-    """Return unused space to the file system.
+def maintain(database: Database, texts: Sequence[str], doing: str, done: str, timeout: float) -> None:
+    """Execute statements that no transaction may contain.
 
-    Cost: SQLite copies the whole database (``VACUUM``), and copies the log into it.
-
+    :param doing: a word for errors, such as ``"shrinking"``.
+    :param done: the same, such as ``"shrunk"``.
     :param timeout: seconds to wait for another caller's transaction.
     :raise LockedError: it did not end in time.
     """
-    _maintain(database, driver.SHRINK, "shrinking", "shrunk", timeout)
-
-
-def checkpoint(database: Database, timeout: float) -> None:
-    """Copy the log into the database, and empty it. Parameters and errors are those of :func:`shrink`.
-
-    Cost: it grows with the log, and it is two syncs.
-    """
-    _maintain(database, driver.CHECKPOINT, "checkpointing", "checkpointed", timeout)
-
-
-def _maintain(database: Database, texts: Sequence[str], doing: str, done: str, timeout: float) -> None:
     if not SAME[0]:
         follow_fork()
     if database._transaction.owner == threading.get_ident():

@@ -27,7 +27,6 @@ from persistcoll.sqlite.counters import Counters
 from persistcoll.sqlite.driver import Execute, corruption_error
 from persistcoll.sqlite.handle import Collection
 from persistcoll.sqlite.holding import Holding
-from persistcoll.sqlite.maintenance import checkpoint
 from persistcoll.sqlite.message_choice import MessageChoice
 from persistcoll.sqlite.message_counters import MessageCounters, Topic
 from persistcoll.sqlite.message_gates import MessageGates
@@ -563,7 +562,7 @@ class SQLiteMessageStore(ClaimingHandle[MessageStatements, MessageCounters], Mes
 
     def checkpoint(self) -> None:
         self._check()
-        checkpoint(self._database, self._timeout)
+        self._database.checkpoint(self._timeout)
 
 
 def _note_claims(claims: list[MessageClaim], records: list[MessageRecord] | None) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from persistcoll.engine.message_records import MessageEntry, MessagePolicy
 from persistcoll.engine.records import Durability
-from persistcoll.sqlite.maintenance import checkpoint
 from tests.conformance.message_stores import SQLiteMessageStores
 from tests.sql.test_costs import Meter
 from tests.sql.test_syncs import Syncs
@@ -55,7 +54,7 @@ class Opened:
 
     def pages(self, call: Callable[[], object]) -> int:
         """Return how many pages a call writes into the log, which has just been emptied."""
-        checkpoint(self.store._database, 1.0)
+        self.store._database.checkpoint(1.0)
         before = self.written()
         call()
         return self.written() - before
