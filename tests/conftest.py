@@ -37,10 +37,10 @@ SAMPLED = {
     "clusters": 10,
     "concurrency": 3,
     "conformance": 13,
-    "crash": 4,
+    "crash": 5,
     "logs": 3,
     "permissions": 4,
-    "servers": 18,
+    "servers": 20,
     "sql_queues": 4,
 }
 

@@ -350,6 +350,7 @@ def test_each_call_joins_the_transaction_of_a_connection(open_dict, place, calle
         pickle.dumps(joined)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 def test_a_handler_leaves_the_answers_on_a_callers_connection_alone(open_dict, open_queue, caller):
     """Within an operation on the connection, an object that joins it is refused, whichever it is."""
