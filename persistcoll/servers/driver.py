@@ -177,9 +177,11 @@ class OwnConnection(Connection, Protocol):
 
     :ivar keeps_session: whether all transactions of the connection have one session of the server, which no
         other client uses meanwhile.
+    :ivar is_answered: no answer of the server can still come, because the last trip came to its end.
     """
 
     keeps_session: bool
+    is_answered: bool
 
     def begin(self, sync: bool, lock_timeout: float | None, idles: bool = False) -> None:
         """Begin a transaction, at the latest when the next statement runs.

@@ -56,6 +56,7 @@ class PipeliningConnection(ABC):
     def __init__(self, channel: int) -> None:
         self._waiting: list[Step] = []
         self._has_begun = False
+        self.is_answered = True
         self._events = selectors.EVENT_READ
         self._waiter = selectors.DefaultSelector()
         try:
@@ -110,7 +111,9 @@ class PipeliningConnection(ABC):
     def _send_waiting(self) -> list[Result]:
         steps, self._waiting = self._waiting, []
         self._has_begun = True
+        self.is_answered = False
         results = self._send(steps)
+        self.is_answered = True
         for step, result in zip(steps, results, strict=True):
             if step.deferred is not None:
                 step.deferred.result = result

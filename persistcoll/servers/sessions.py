@@ -455,12 +455,16 @@ class Server:
     def _roll_back(self, session: OwnSession, error: BaseException) -> None:
         """Roll the transaction of a session back because of this error, and release or close the session."""
         session.notified.clear()
-        # After an interrupt the answer of a statement may still come.
-        if isinstance(error, Exception):
+        # After an interrupt the answer of a statement may still come. Otherwise the session is not closed,
+        # because the server frees what it has locked only when it has noticed that.
+        if isinstance(error, Exception) or session.connection.is_answered:
             try:
                 session.connection.rollback()
             except Exception:
                 pass
+            except BaseException:
+                self.discard(session)
+                raise
             else:
                 self.release(session)
                 return
