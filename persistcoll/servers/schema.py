@@ -167,14 +167,16 @@ def creating(session: Session, server: Server) -> Iterator[None]:
     """
     # One lock for all collections of the database, because the shared tables are made under it, too.
     sql, lock = server.sql, f"persistcoll {server.address.database} {server.schema}"
+    session.holds_lock = sql.unlock_creation is not None
     (got,) = session.run(sql.lock_creation, name=lock, seconds=_CREATION_TIMEOUT).rows[0]
     if got != 1:
+        session.holds_lock = False
         raise LockedError(f"other programs make collections in {server.address} for too long")
     try:
         yield
     except BaseException as error:
-        # After an interrupt the answer of a statement may still come. The session is closed then at the end
-        # of the transaction, which frees the lock, too.
+        # After an interrupt the answer of a statement may still come. A session that holds the lock is closed
+        # at the end of the transaction, which frees the lock, too.
         if isinstance(error, Exception):
             _unlock(session, server, lock)
         raise
@@ -184,6 +186,7 @@ def creating(session: Session, server: Server) -> Iterator[None]:
 def _unlock(session: Session, server: Server, lock: str) -> None:
     if server.sql.unlock_creation is not None:
         session.run(server.sql.unlock_creation, name=lock)
+        session.holds_lock = False
 
 
 def _create(server: Server, wanted: Wanted) -> Collection:

@@ -83,6 +83,7 @@ class Session:
     :ivar op: the number of its last call that has a note.
     :ivar notified: the channels that the present call notifies with its commit.
     :ivar credits: by the number of a collection, how many credits the session has there at most.
+    :ivar holds_lock: the session may hold a lock that no rollback frees.
     """
 
     def __init__(self, connection: Connection, hour: int) -> None:
@@ -92,6 +93,7 @@ class Session:
         self.op = 0
         self.notified: set[str] = set()
         self.credits: dict[int, int] = {}
+        self.holds_lock = False
 
     def run(self, text: str, **parameters: Any) -> Result:
         """Run one statement with these parameters."""
@@ -457,7 +459,8 @@ class Server:
         session.notified.clear()
         # After an interrupt the answer of a statement may still come. Otherwise the session is not closed,
         # because the server frees what it has locked only when it has noticed that.
-        if isinstance(error, Exception) or session.connection.is_answered:
+        is_usable = isinstance(error, Exception) or session.connection.is_answered
+        if is_usable and not session.holds_lock:
             try:
                 session.connection.rollback()
             except Exception:

@@ -47,6 +47,22 @@ def script_of(place, name):
     return [text for text in texts if text.strip()]
 
 
+def test_an_interrupt_between_two_statements_frees_the_lock_of_creation(place, monkeypatch):
+    """The session that held it is not used again, because no rollback frees that lock on MySQL."""
+
+    def interrupted(session, texts):
+        raise KeyboardInterrupt
+
+    first = opened(place, "first")  # keeps the sessions of its server open
+    monkeypatch.setattr(schema, "_make_tables", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        opened(place, "interrupted")
+    monkeypatch.undo()
+    monkeypatch.setattr(schema, "_CREATION_TIMEOUT", 1.0)
+    opened(place, "second", timeout=5.0).close()  # by sessions of another server object
+    first.close()
+
+
 def test_many_may_make_the_same_collections_at_once(place):
     stores: list[ServerRecordStore] = []
 
